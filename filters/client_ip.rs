@@ -1,0 +1,229 @@
+//! # client_ip
+//!
+//! Finds the client's address, which everything else is judged by. Header fields are believed only
+//! when the peer is one of `trusted_proxies`; from anybody else they are ignored. Either way they are
+//! removed, and the upstream gets one clean `X-Forwarded-For`, `X-Real-IP` and `X-Forwarded-Proto`.
+//!
+//! ```yaml
+//! client_ip:
+//!   sources: [cf-connecting-ip, x-forwarded-for]
+//! ```
+//!
+//! The sources are tried in order; the first one that yields an address decides:
+//!
+//! - `cf-connecting-ip`: only when the peer is a Cloudflare address, or a trusted proxy listed under
+//!   `trusted_proxies.behind_cloudflare`; and then only if the last hop it names in `X-Forwarded-For`
+//!   is Cloudflare's or listed there too, so that nobody who reaches that proxy past Cloudflare is believed.
+//! - `x-real-ip`: one field with one address.
+//! - `x-forwarded-for`, `forwarded` (RFC 7239): walked from the right past trusted addresses; the first
+//!   one that is not trusted is the client. What stands left of it was written by the client and is not
+//!   looked at. An entry on the way that is no address ends the walk: the last trusted address before it
+//!   is as far as can be known.
+//!
+//! If no source yields an address, the client is the peer. At most 64 entries from the right are walked.
+//! In shadow mode the address found is logged, and the peer's address stays in force.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::sync::Arc;
+
+use crate::contract::{
+    ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx,
+    parse_address,
+};
+
+/// The longest walk, in entries from the right. Real chains have fewer than ten.
+const HOPS_MAX: usize = 64;
+
+/// Every field by which somebody may claim an address. None of them reaches the upstream as it came.
+const CLAIMS: [&str; 14] = [
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "cf-pseudo-ipv4",
+    "client-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-forwarded-for",
+    "x-original-forwarded-for",
+    "x-real-ip",
+    "x-envoy-external-address",
+];
+
+/// Where the address may be read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// Cloudflare's own field.
+    CfConnectingIp,
+    /// nginx's habit.
+    XRealIp,
+    /// The list everybody appends to.
+    XForwardedFor,
+    /// RFC 7239.
+    Forwarded,
+}
+
+impl Source {
+    fn name(self) -> &'static str {
+        match self {
+            Source::CfConnectingIp => "cf-connecting-ip",
+            Source::XRealIp => "x-real-ip",
+            Source::XForwardedFor => "x-forwarded-for",
+            Source::Forwarded => "forwarded",
+        }
+    }
+}
+
+/// `client_ip`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Tried in this order. Default: `cf-connecting-ip`, `x-forwarded-for`.
+    pub sources: Vec<Source>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { sources: vec![Source::CfConnectingIp, Source::XForwardedFor] }
+    }
+}
+
+/// The compiled filter.
+pub struct ClientIp {
+    sources: Vec<Source>,
+    trusted: Arc<TrustedProxies>,
+}
+
+impl ClientIp {
+    /// Who is it really: the whole decision, without an exchange around it.
+    pub fn find(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
+        if self.trusted.trusts(peer) {
+            for source in &self.sources {
+                let found = match source {
+                    Source::CfConnectingIp => self.from_cloudflare(peer, headers),
+                    Source::XRealIp => single(headers, "x-real-ip"),
+                    Source::XForwardedFor => self.walk(entries_from_right(headers, "x-forwarded-for").map(parse_address)),
+                    Source::Forwarded => self.walk(entries_from_right(headers, "forwarded").map(forwarded_for)),
+                };
+                if let Some(address) = found {
+                    return ClientAddress { address, source: source.name() };
+                }
+            }
+        }
+        ClientAddress { address: peer, source: "peer" }
+    }
+
+    fn from_cloudflare(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        let hop = match entries_from_right(headers, "x-forwarded-for").next() {
+            // A hop that cannot be read may be anybody.
+            Some(entry) => Some(parse_address(entry)?),
+            None => None,
+        };
+        let trusted = self.trusted.speaks_for_cloudflare(peer, hop);
+        trusted.then(|| single(headers, "cf-connecting-ip")).flatten()
+    }
+
+    /// The first address from the right that is not trusted; or the leftmost trusted one, if all are.
+    fn walk(&self, entries: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
+        let mut last_trusted = None;
+        for entry in entries.take(HOPS_MAX) {
+            match entry {
+                Some(address) if self.trusted.trusts(address) => last_trusted = Some(address),
+                Some(address) => return Some(address),
+                None => break,
+            }
+        }
+        last_trusted
+    }
+}
+
+/// The one address of a field that must stand once.
+fn single(headers: &HeaderMap, name: &'static str) -> Option<IpAddr> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => parse_address(value.to_str().ok()?),
+        _ => None,
+    }
+}
+
+/// The entries of a list, last line first, last entry first. Text that is not ASCII is an entry that
+/// is no address.
+fn entries_from_right<'h>(headers: &'h HeaderMap, name: &'static str) -> impl Iterator<Item = &'h str> {
+    let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
+    lines.into_iter().rev().flat_map(|line| line.to_str().unwrap_or("?").rsplit(','))
+}
+
+/// The address of the `for=` parameter of one `Forwarded` element.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut found = None;
+    for pair in element.split(';') {
+        let (name, value) = pair.split_once('=')?;
+        if name.trim().eq_ignore_ascii_case("for") {
+            if found.is_some() {
+                return None;
+            }
+            found = Some(parse_address(value)?);
+        }
+    }
+    found
+}
+
+impl Filter for ClientIp {
+    const NAME: &'static str = "client_ip";
+    const HOOKS: Hooks = Hooks { request: true, upstream_request: true, ..Hooks::NONE };
+    const SOURCE: &'static str = include_str!("client_ip.rs");
+    type Config = Config;
+    type State = ();
+
+    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+        if config.sources.is_empty() {
+            return Err(Invalid::new("name at least one source").at("sources"));
+        }
+        Ok(Self { sources: config.sources, trusted: Arc::clone(&site.trusted) })
+    }
+
+    async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
+        let found = self.find(cx.peer, cx.headers());
+        if cx.shadow {
+            let detail = format!("would take {} from {}", found.address, found.source);
+            return Ok(Reply::new(Problem::BadRequest, "shadow", "found", "").detail(detail).into());
+        }
+        cx.facts.put(found);
+        Ok(Flow::Continue)
+    }
+
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, (): &mut ()) -> Result<()> {
+        for name in CLAIMS {
+            cx.upstream.remove_header(name);
+        }
+        // Only a trusted proxy knows how the client came; without one the client came to us in clear.
+        let scheme = cx.request.headers.get("x-forwarded-proto").filter(|_| self.trusted.trusts(cx.peer));
+        let scheme = match scheme.map(HeaderValue::as_bytes) {
+            Some(b"https") => HeaderValue::from_static("https"),
+            _ => HeaderValue::from_static("http"),
+        };
+        let address = cx.facts.client().unwrap_or(cx.peer);
+        let text = crate::contract::header_value(&address.to_string())?;
+        let set = |upstream: &mut pingora_http::RequestHeader, name: &'static str, value: HeaderValue| {
+            upstream.insert_header(HeaderName::from_static(name), value).map_err(crate::contract::failure)
+        };
+        set(cx.upstream, "x-forwarded-for", text.clone())?;
+        set(cx.upstream, "x-real-ip", text)?;
+        set(cx.upstream, "x-forwarded-proto", scheme)?;
+        if let Some(host) = cx.request.headers.get(header::HOST) {
+            set(cx.upstream, "x-forwarded-host", host.clone())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "client_ip_tests.rs"]
+mod tests;

@@ -1,0 +1,110 @@
+//! The address walk's table of cases. Each row names the attack or the accident it stands for.
+
+use super::*;
+use crate::contract::{Resolve, TrustConfig};
+
+struct NoFiles;
+impl Resolve for NoFiles {
+    fn file(&self, path: &str) -> Result<String, Invalid> {
+        Err(Invalid::new(format!("no file {path}")))
+    }
+}
+
+/// 127/8 is our Caddy, which stands behind Cloudflare; 10.1/16 is another proxy; 104.16/13 is Cloudflare.
+fn filter(sources: &[Source]) -> ClientIp {
+    let config = TrustConfig {
+        networks: vec!["loopback".into(), "cloudflare".into(), "10.1.0.0/16".into()],
+        behind_cloudflare: vec!["loopback".into()],
+        cloudflare_file: None,
+    };
+    let trusted = TrustedProxies::compile(&config, &NoFiles).unwrap();
+    ClientIp { sources: sources.to_vec(), trusted: Arc::new(trusted) }
+}
+
+const CADDY: &str = "127.0.0.1";
+const EDGE: &str = "104.16.0.9";
+const STRANGER: &str = "203.0.113.66";
+
+#[test]
+fn the_table_of_attacks() {
+    use Source::{CfConnectingIp as Cf, Forwarded as Fwd, XForwardedFor as Xff, XRealIp as Real};
+    let long_list = format!("{}203.0.113.1", "198.51.100.9, ".repeat(10_000));
+    let long_trusted = format!("203.0.113.1{}", ", 10.1.0.1".repeat(10_000));
+    type Case<'a> = (&'a str, &'a [Source], &'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
+    #[rustfmt::skip]
+    let cases: &[Case<'_>] = &[
+        // what, sources, peer, fields, address, source
+        ("no field at all", &[Cf, Xff], CADDY, &[], CADDY, "peer"),
+        ("an honest hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("a forged field from a stranger", &[Cf, Real, Xff, Fwd], STRANGER, &[("x-forwarded-for", "192.0.2.1"), ("x-real-ip", "192.0.2.1"), ("cf-connecting-ip", "192.0.2.1"), ("forwarded", "for=192.0.2.1")], STRANGER, "peer"),
+        ("a forged entry on the left", &[Xff], CADDY, &[("x-forwarded-for", "192.0.2.1, 203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("a forged trusted address on the left", &[Xff], CADDY, &[("x-forwarded-for", "127.0.0.1, 203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("two trusted hops", &[Xff], CADDY, &[("x-forwarded-for", "192.0.2.1, 203.0.113.1, 10.1.2.3")], "203.0.113.1", "x-forwarded-for"),
+        ("forged line before the honest one", &[Xff], CADDY, &[("x-forwarded-for", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("a line of its own for each hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1"), ("x-forwarded-for", "10.1.2.3")], "203.0.113.1", "x-forwarded-for"),
+        ("only trusted addresses", &[Xff], CADDY, &[("x-forwarded-for", "10.1.0.7, 10.1.2.3")], "10.1.0.7", "x-forwarded-for"),
+        ("garbage rightmost", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, evil")], CADDY, "peer"),
+        ("garbage behind a trusted hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, evil, 10.1.2.3")], "10.1.2.3", "x-forwarded-for"),
+        ("an empty entry rightmost", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1,")], CADDY, "peer"),
+        ("an empty field", &[Xff], CADDY, &[("x-forwarded-for", "")], CADDY, "peer"),
+        ("`unknown`", &[Xff], CADDY, &[("x-forwarded-for", "unknown")], CADDY, "peer"),
+        ("bytes that are not ASCII", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, é")], CADDY, "peer"),
+        ("a port", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1:5555")], "203.0.113.1", "x-forwarded-for"),
+        ("IPv6", &[Xff], CADDY, &[("x-forwarded-for", "2001:db8::1")], "2001:db8::1", "x-forwarded-for"),
+        ("IPv6 in brackets with a port", &[Xff], CADDY, &[("x-forwarded-for", "[2001:db8::1]:443")], "2001:db8::1", "x-forwarded-for"),
+        ("a zone id", &[Xff], CADDY, &[("x-forwarded-for", "fe80::1%eth0")], "fe80::1", "x-forwarded-for"),
+        ("IPv4-mapped IPv6 is IPv4", &[Xff], CADDY, &[("x-forwarded-for", "::ffff:203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("a mapped trusted hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, ::ffff:10.1.2.3")], "203.0.113.1", "x-forwarded-for"),
+        ("octal digits", &[Xff], CADDY, &[("x-forwarded-for", "0177.0.0.1")], CADDY, "peer"),
+        ("a short form", &[Xff], CADDY, &[("x-forwarded-for", "127.1")], CADDY, "peer"),
+        ("10,000 forged entries", &[Xff], CADDY, &[("x-forwarded-for", &long_list)], "203.0.113.1", "x-forwarded-for"),
+        ("10,000 trusted entries: the walk is bounded", &[Xff], CADDY, &[("x-forwarded-for", &long_trusted)], "10.1.0.1", "x-forwarded-for"),
+        ("Cloudflare's word from Cloudflare", &[Cf, Xff], EDGE, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", "192.0.2.1")], "203.0.113.1", "cf-connecting-ip"),
+        ("Cloudflare's word through Caddy", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", EDGE)], "203.0.113.1", "cf-connecting-ip"),
+        ("Caddy reached past Cloudflare, with Cloudflare's field forged", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", STRANGER)], STRANGER, "x-forwarded-for"),
+        ("the same, with the hop garbled", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "evil")], CADDY, "peer"),
+        ("a tunnel on this machine", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", "127.0.0.1")], "203.0.113.1", "cf-connecting-ip"),
+        ("Cloudflare's field from a proxy that is not behind it", &[Cf, Xff], "10.1.0.1", &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("Cloudflare's field twice", &[Cf], EDGE, &[("cf-connecting-ip", "192.0.2.1"), ("cf-connecting-ip", "203.0.113.1")], EDGE, "peer"),
+        ("Cloudflare's field with a list", &[Cf], EDGE, &[("cf-connecting-ip", "192.0.2.1, 203.0.113.1")], EDGE, "peer"),
+        ("Cloudflare's field not configured", &[Xff], EDGE, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("X-Real-IP", &[Real], CADDY, &[("x-real-ip", "203.0.113.1")], "203.0.113.1", "x-real-ip"),
+        ("X-Real-IP twice", &[Real], CADDY, &[("x-real-ip", "192.0.2.1"), ("x-real-ip", "203.0.113.1")], CADDY, "peer"),
+        ("the order is the configured one", &[Xff, Real], CADDY, &[("x-real-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
+        ("the second source, when the first is silent", &[Cf, Real], "10.1.0.1", &[("x-real-ip", "203.0.113.1")], "203.0.113.1", "x-real-ip"),
+        ("Forwarded", &[Fwd], CADDY, &[("forwarded", "for=203.0.113.1;proto=https;by=10.1.0.1")], "203.0.113.1", "forwarded"),
+        ("Forwarded, forged on the left", &[Fwd], CADDY, &[("forwarded", "for=192.0.2.1, for=203.0.113.1, for=10.1.2.3")], "203.0.113.1", "forwarded"),
+        ("Forwarded, quoted IPv6 with port", &[Fwd], CADDY, &[("forwarded", "For=\"[2001:db8::1]:4711\"")], "2001:db8::1", "forwarded"),
+        ("Forwarded, obfuscated", &[Fwd], CADDY, &[("forwarded", "for=_hidden")], CADDY, "peer"),
+        ("Forwarded, two for= in one element", &[Fwd], CADDY, &[("forwarded", "for=192.0.2.1;for=203.0.113.1")], CADDY, "peer"),
+        ("Forwarded without for=", &[Fwd], CADDY, &[("forwarded", "proto=https")], CADDY, "peer"),
+        ("Forwarded, a comma in quotes is no way in", &[Fwd], CADDY, &[("forwarded", "for=\"192.0.2.1, for=203.0.113.1\"")], CADDY, "peer"),
+    ];
+    for (what, sources, peer, fields, address, source) in cases {
+        let mut headers = HeaderMap::new();
+        for (name, value) in *fields {
+            headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        let found = filter(sources).find(peer.parse().unwrap(), &headers);
+        assert_eq!((found.address.to_string().as_str(), found.source), (*address, *source), "{what}");
+    }
+}
+
+#[test]
+fn the_upstream_gets_one_clean_set() {
+    let mut request = pingora_http::RequestHeader::build("GET", b"/", None).unwrap();
+    for name in CLAIMS {
+        request.append_header(name, "192.0.2.1").unwrap();
+        request.append_header(name, "192.0.2.2").unwrap();
+    }
+    request.append_header("x-forwarded-proto", "https").unwrap();
+    let mut upstream = request.clone();
+    let mut facts = crate::contract::Facts::default();
+    facts.put(ClientAddress { address: "203.0.113.1".parse().unwrap(), source: "peer" });
+    let peer = STRANGER.parse().unwrap();
+    let mut cx = UpstreamCx { upstream: &mut upstream, request: &request, facts: &mut facts, peer };
+    Filter::upstream_request(&filter(&[Source::XForwardedFor]), &mut cx, &mut ()).unwrap();
+    let mut left: Vec<_> = upstream.headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+    left.sort();
+    assert_eq!(left, ["x-forwarded-for: 203.0.113.1", "x-forwarded-proto: http", "x-real-ip: 203.0.113.1"]);
+}

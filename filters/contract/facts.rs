@@ -1,0 +1,93 @@
+//! What filters tell each other about an exchange: by type, never by string keys.
+
+use std::any::{Any, TypeId};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// At most one value of each type. A handful of entries, so a list that is searched beats a map.
+#[derive(Default)]
+pub struct Facts {
+    entries: Vec<(TypeId, Box<dyn Any + Send + Sync>)>,
+}
+
+impl Facts {
+    /// States a fact; a fact of the same type is replaced.
+    pub fn put<T: Send + Sync + 'static>(&mut self, fact: T) {
+        let id = TypeId::of::<T>();
+        let value = Box::new(fact);
+        match self.entries.iter_mut().find(|(known, _)| *known == id) {
+            Some(entry) => entry.1 = value,
+            None => self.entries.push((id, value)),
+        }
+    }
+
+    /// The fact of this type, if it was stated.
+    pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        let id = TypeId::of::<T>();
+        self.entries.iter().find(|(known, _)| *known == id)?.1.downcast_ref()
+    }
+
+    /// The fact of this type, to be changed.
+    pub fn get_mut<T: Send + Sync + 'static>(&mut self) -> Option<&mut T> {
+        let id = TypeId::of::<T>();
+        self.entries.iter_mut().find(|(known, _)| *known == id)?.1.downcast_mut()
+    }
+
+    /// The client's address, once `client_ip` has run.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.get::<ClientAddress>().map(|client| client.address)
+    }
+}
+
+impl std::fmt::Debug for Facts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Types only: values may hold claims.
+        write!(f, "Facts({})", self.entries.len())
+    }
+}
+
+/// Who is it really, and by which rule we know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientAddress {
+    /// The address, canonical: IPv4-mapped IPv6 is IPv4.
+    pub address: IpAddr,
+    /// `peer`, `cf-connecting-ip`, `x-real-ip`, `x-forwarded-for` or `forwarded`.
+    pub source: &'static str,
+}
+
+/// Who a checked bearer says it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// The token's name, or the `sub` claim.
+    pub subject: Option<String>,
+    /// The claims of a JWT; an empty object otherwise.
+    pub claims: Arc<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// The names under which this exchange is found in logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestIds {
+    /// Goes to the client, the upstream and the log.
+    pub request_id: String,
+    /// The trace id of a valid W3C `traceparent`.
+    pub trace_id: Option<String>,
+}
+
+/// How this exchange's event stream is to be kept open; read by the timed session.
+#[derive(Clone, Debug)]
+pub struct StreamPlan {
+    /// Silence towards the client after which a comment frame is due.
+    pub interval: Duration,
+    /// If the client asked to stream and no header has come from upstream by then, answer ourselves.
+    pub before_headers: Option<Duration>,
+    /// How long the upstream may take to its first byte of data.
+    pub first_byte: Option<Duration>,
+    /// How long a stream may live.
+    pub max_age: Option<Duration>,
+    /// How long one write to a slow reader may take.
+    pub write_timeout: Duration,
+    /// Whether the client asked to stream, as far as is known by now: the body may say so later.
+    pub wanted: Arc<AtomicBool>,
+}

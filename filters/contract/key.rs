@@ -1,0 +1,229 @@
+//! The API key of a request: where it is read from, and the id that stands for it everywhere else.
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use http::{HeaderMap, HeaderName, header};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use sha2::Sha256;
+
+/// The longest key there is, in bytes. JWTs with many claims are the longest in practice.
+pub const KEY_BYTES_MAX: usize = 8192;
+
+/// HMAC-SHA256(secret, key): what stands for a key in stores, logs and metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(pub [u8; 32]);
+
+impl fmt::Display for KeyId {
+    /// The first 12 hex digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(6).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A fact: the key this request carries, without the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// What stands for it.
+    pub id: KeyId,
+    /// What a person may recognise it by: `sk-…` and its last four characters.
+    pub hint: String,
+}
+
+/// Turns keys into [`KeyId`]s. Holds the secret.
+#[derive(Clone)]
+pub struct KeyHasher(Hmac<Sha256>);
+
+impl KeyHasher {
+    /// `secret` may be of any length; 32 random bytes are right.
+    pub fn new(secret: &[u8]) -> Self {
+        match Hmac::<Sha256>::new_from_slice(secret) {
+            Ok(mac) => Self(mac),
+            // HMAC takes keys of every length (RFC 2104).
+            Err(_) => unreachable!("HMAC refuses no key length"),
+        }
+    }
+
+    /// The id of `key`.
+    pub fn id(&self, key: &str) -> KeyId {
+        let mut mac = self.0.clone();
+        mac.update(key.as_bytes());
+        KeyId(mac.finalize().into_bytes().into())
+    }
+
+    /// The id and the hint of `key`.
+    pub fn key(&self, key: &str) -> Key {
+        Key { id: self.id(key), hint: hint(key) }
+    }
+}
+
+impl fmt::Debug for KeyHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyHasher(…)")
+    }
+}
+
+/// Shows the last four characters only of keys long enough to stay secret without them.
+fn hint(key: &str) -> String {
+    const LONG_ENOUGH: usize = 16;
+    let prefix = if key.starts_with("sk-") { "sk-…" } else { "…" };
+    // A key is visible ASCII: bytes are characters.
+    match key.len().checked_sub(4) {
+        Some(start) if key.len() >= LONG_ENOUGH => format!("{prefix}{}", &key[start..]),
+        _ => prefix.to_owned(),
+    }
+}
+
+/// A header field that can carry the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeySource {
+    /// `Authorization: Bearer …` (OpenAI and most others)
+    Authorization,
+    /// `x-api-key` (Anthropic)
+    XApiKey,
+    /// `api-key` (Azure OpenAI)
+    ApiKey,
+    /// `x-goog-api-key` (Gemini)
+    XGoogApiKey,
+}
+
+impl KeySource {
+    /// All of them.
+    pub const ALL: [KeySource; 4] =
+        [KeySource::Authorization, KeySource::XApiKey, KeySource::ApiKey, KeySource::XGoogApiKey];
+
+    /// The field's name.
+    pub fn header(self) -> HeaderName {
+        match self {
+            KeySource::Authorization => header::AUTHORIZATION,
+            KeySource::XApiKey => HeaderName::from_static("x-api-key"),
+            KeySource::ApiKey => HeaderName::from_static("api-key"),
+            KeySource::XGoogApiKey => HeaderName::from_static("x-goog-api-key"),
+        }
+    }
+}
+
+/// Why no single key could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Two fields, or two lines of one field, with different keys.
+    #[error("the request carries two different keys")]
+    Two,
+    /// Not a key: empty, too long, or with bytes that no key has.
+    #[error("the key is malformed")]
+    Malformed,
+}
+
+impl KeyError {
+    /// The metric's word.
+    pub fn reason(self) -> &'static str {
+        match self {
+            KeyError::Two => "two_keys",
+            KeyError::Malformed => "malformed_key",
+        }
+    }
+}
+
+/// Reads the key from a request's header fields.
+#[derive(Clone, Debug)]
+pub struct KeyReader {
+    sources: Vec<(KeySource, HeaderName)>,
+}
+
+impl Default for KeyReader {
+    fn default() -> Self {
+        Self::new(&KeySource::ALL)
+    }
+}
+
+impl KeyReader {
+    /// Looks at these fields only.
+    pub fn new(sources: &[KeySource]) -> Self {
+        Self { sources: sources.iter().map(|source| (*source, source.header())).collect() }
+    }
+
+    /// The one key in these fields. The same key twice is one key.
+    pub fn read<'h>(&self, headers: &'h HeaderMap) -> Result<Option<&'h str>, KeyError> {
+        let mut found: Option<&str> = None;
+        for (source, name) in &self.sources {
+            for value in headers.get_all(name) {
+                let text = value.to_str().map_err(|_| KeyError::Malformed)?.trim_matches([' ', '\t']);
+                let key = match source {
+                    KeySource::Authorization => match bearer(text) {
+                        Some(token) => token,
+                        // Another scheme is not ours to judge.
+                        None => continue,
+                    },
+                    _ => text,
+                };
+                if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
+                    return Err(KeyError::Malformed);
+                }
+                match found {
+                    Some(other) if other != key => return Err(KeyError::Two),
+                    _ => found = Some(key),
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The token of a `Bearer` value; the scheme's case does not matter (RFC 9110, section 11.1).
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(fields: &[(&str, &str)]) -> Result<Option<String>, KeyError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        KeyReader::default().read(&headers).map(|key| key.map(str::to_owned))
+    }
+
+    #[test]
+    fn every_source_and_its_abuses() {
+        let some = |key: &str| Ok(Some(key.to_owned()));
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[("authorization", "Bearer sk-1")]), some("sk-1"));
+        assert_eq!(read(&[("authorization", "bEARER   sk-1 ")]), some("sk-1"));
+        assert_eq!(read(&[("x-api-key", "sk-1")]), some("sk-1"));
+        assert_eq!(read(&[("api-key", "sk-1")]), some("sk-1"));
+        assert_eq!(read(&[("x-goog-api-key", "sk-1")]), some("sk-1"));
+        assert_eq!(read(&[("authorization", "Basic Zm9v")]), Ok(None));
+        assert_eq!(read(&[("authorization", "Basic Zm9v"), ("x-api-key", "sk-1")]), some("sk-1"));
+        // The same key twice is one; two keys are an attempt to be judged by one and served by the other.
+        assert_eq!(read(&[("authorization", "Bearer sk-1"), ("x-api-key", "sk-1")]), some("sk-1"));
+        assert_eq!(read(&[("authorization", "Bearer sk-1"), ("x-api-key", "sk-2")]), Err(KeyError::Two));
+        assert_eq!(read(&[("authorization", "Bearer sk-1"), ("authorization", "Bearer sk-2")]), Err(KeyError::Two));
+        for wrong in ["Bearer", "Bearer ", "Bearer sk 1", "Bearer a,b c"] {
+            assert_eq!(read(&[("authorization", wrong)]), Err(KeyError::Malformed), "{wrong}");
+        }
+        assert_eq!(read(&[("x-api-key", &"k".repeat(KEY_BYTES_MAX + 1))]), Err(KeyError::Malformed));
+    }
+
+    #[test]
+    fn ids_and_hints() {
+        // RFC 4231, test case 2.
+        let id = KeyHasher::new(b"Jefe").id("what do ya want for nothing?");
+        assert_eq!(id.to_string(), "5bdcc146bf60");
+        assert_eq!(hint("sk-0123456789abcdef"), "sk-…cdef");
+        assert_eq!(hint("0123456789abcdef"), "…cdef");
+        assert_eq!(hint("sk-demo"), "sk-…");
+        assert_eq!(hint("abc"), "…");
+    }
+}

@@ -1,0 +1,28 @@
+//! What a filter is written against: the trait, what it is handed in each phase, what it may answer,
+//! and the ports through which it has things *done*.
+//!
+//! No I/O lives here, and no filter is named here. `src/` implements the ports; filters use them.
+
+mod context;
+mod facts;
+mod filter;
+mod invalid;
+mod key;
+mod kind;
+mod ports;
+mod reply;
+mod site;
+mod trust;
+mod values;
+
+pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, UpstreamCx};
+pub use facts::{ClientAddress, Facts, Identity, RequestIds, StreamPlan};
+pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
+pub use invalid::{Invalid, decode};
+pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource};
+pub use kind::{Kind, manual_of};
+pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Rule, StoreError};
+pub use reply::{Dialect, Problem, Reply};
+pub use site::{Keep, Meter, Ports, Resolve, Site};
+pub use trust::{TrustConfig, TrustedProxies, canonical, parse_address};
+pub use values::{ByteSize, HumanDuration, Rate, SecretRef};

@@ -1,0 +1,135 @@
+//! What a filter's compilation may look at and hold on to.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+
+use super::{Bindings, Invalid, KeyHasher, SecretRef, TrustedProxies};
+
+/// Reads the files a configuration refers to.
+pub trait Resolve {
+    /// The content of `path` (relative to the configuration's folder), at most 1 MiB of UTF-8.
+    fn file(&self, path: &str) -> Result<String, Invalid>;
+}
+
+/// State that outlives a reload, such as the counters of a limit: held by the filters that use it,
+/// gone when the last of them is.
+#[derive(Default)]
+pub struct Keep(Mutex<HashMap<(TypeId, String), Weak<dyn Any + Send + Sync>>>);
+
+impl Keep {
+    /// The state under `key`, from the snapshot before or else fresh from `init`.
+    pub fn get<T: Any + Send + Sync>(&self, key: &str, init: impl FnOnce() -> T) -> Arc<T> {
+        let mut kept = self.0.lock();
+        kept.retain(|_, state| state.strong_count() > 0);
+        let slot = (TypeId::of::<T>(), key.to_owned());
+        let known = kept.get(&slot).and_then(Weak::upgrade).and_then(|state| state.downcast::<T>().ok());
+        known.unwrap_or_else(|| {
+            let fresh = Arc::new(init());
+            let erased: Arc<dyn Any + Send + Sync> = fresh.clone();
+            kept.insert(slot, Arc::downgrade(&erased));
+            fresh
+        })
+    }
+}
+
+/// Hands out the counters of filters. A counter lives as long as the process: reloads go on counting.
+#[derive(Default)]
+pub struct Meter {
+    registry: Registry,
+    known: Mutex<HashMap<&'static str, IntCounterVec>>,
+}
+
+impl Meter {
+    /// Registers what it makes in `registry`.
+    pub fn new(registry: Registry) -> Self {
+        Self { registry, known: Mutex::default() }
+    }
+
+    fn counter(&self, name: &'static str, help: &str, label: (&str, &str)) -> IntCounter {
+        let made = {
+            let mut known = self.known.lock();
+            match known.get(name) {
+                Some(vec) => Some(vec.clone()),
+                None => IntCounterVec::new(Opts::new(format!("keylatch_{name}"), help), &[label.0])
+                    .ok()
+                    .filter(|vec| self.registry.register(Box::new(vec.clone())).is_ok())
+                    .inspect(|vec| {
+                        known.insert(name, vec.clone());
+                    }),
+            }
+        };
+        // A name that cannot be registered is a mistake in a filter, found by the registry's test;
+        // it must not stop a request, so what is counted then is shown nowhere.
+        made.and_then(|vec| vec.get_metric_with_label_values(&[label.1]).ok())
+            .or_else(|| IntCounter::new("detached", "not shown").ok())
+            .unwrap_or_else(|| unreachable!("`detached` is a valid name"))
+    }
+}
+
+/// The implementations behind the ports.
+#[derive(Clone)]
+pub struct Ports {
+    /// The bindings' store.
+    pub bindings: Arc<dyn Bindings>,
+    /// Turns keys into key ids.
+    pub hasher: KeyHasher,
+    /// Where filters count.
+    pub meter: Arc<Meter>,
+}
+
+/// The surroundings of a filter that is being compiled.
+pub struct Site<'a> {
+    /// Where in the configuration it stands, such as `routes[2].filters[0]`; names its kept state.
+    pub place: String,
+    /// Who may speak for others.
+    pub trusted: Arc<TrustedProxies>,
+    /// State from before the reload.
+    pub keep: &'a Keep,
+    /// Who does things.
+    pub ports: &'a Ports,
+    /// Who reads files.
+    pub resolve: &'a dyn Resolve,
+}
+
+impl Site<'_> {
+    /// The secret itself: the text, or the content of its file without the line end.
+    pub fn secret(&self, secret: &SecretRef) -> Result<String, Invalid> {
+        let text = match secret.file() {
+            Some(path) => self.resolve.file(path)?.trim_end_matches(['\r', '\n']).to_owned(),
+            None => secret.text().to_owned(),
+        };
+        if text.is_empty() {
+            return Err(Invalid::new("the secret is empty"));
+        }
+        Ok(text)
+    }
+
+    /// State that outlives a reload, for this place and type.
+    pub fn keep<T: Any + Send + Sync>(&self, key: &str, init: impl FnOnce() -> T) -> Arc<T> {
+        self.keep.get(key, init)
+    }
+
+    /// A counter `keylatch_<name>` with one label, shared with whoever asks for the same.
+    pub fn counter(&self, name: &'static str, help: &str, label: (&str, &str)) -> IntCounter {
+        self.ports.meter.counter(name, help, label)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_state_lives_as_long_as_its_users() {
+        let keep = Keep::default();
+        let first = keep.get("a", || 1);
+        assert_eq!(*keep.get("a", || 2), 1, "the state of the snapshot before");
+        drop(first);
+        assert_eq!(*keep.get("a", || 3), 3, "nobody held it");
+        assert_eq!(*keep.get::<String>("a", || "another type".into()), "another type");
+    }
+}

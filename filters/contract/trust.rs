@@ -1,0 +1,254 @@
+//! Which peers may say whom they speak for.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::{Invalid, Resolve};
+
+const CLOUDFLARE: &str = include_str!("../../config/cloudflare-ips.txt");
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+
+/// `trusted_proxies`: the peers whose word about the client's address is taken.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrustConfig {
+    /// CIDRs, single addresses, and the names `loopback`, `private` and `cloudflare`.
+    pub networks: Vec<String>,
+    /// Those of them that stand behind Cloudflare and pass its `CF-Connecting-IP` on untouched,
+    /// such as a Caddy that only Cloudflare can reach.
+    pub behind_cloudflare: Vec<String>,
+    /// A file with Cloudflare's ranges, one CIDR a line, in place of the embedded list.
+    pub cloudflare_file: Option<String>,
+}
+
+/// The compiled form of [`TrustConfig`].
+#[derive(Clone, Debug, Default)]
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    /// Cloudflare's ranges, trusted or not.
+    cloudflare: Vec<IpNet>,
+    trusts_cloudflare: bool,
+    behind_cloudflare: Vec<IpNet>,
+}
+
+impl TrustedProxies {
+    /// Reads the names and networks.
+    pub fn compile(config: &TrustConfig, resolve: &dyn Resolve) -> Result<Self, Invalid> {
+        let ranges = match &config.cloudflare_file {
+            Some(path) => {
+                let text = resolve.file(path).map_err(|e| e.at("cloudflare_file"))?;
+                ranges(&text).map_err(|e| e.at("cloudflare_file"))?
+            }
+            None => ranges(CLOUDFLARE)?,
+        };
+        let mut trusted = Self { cloudflare: ranges.clone(), ..Self::default() };
+        for (index, name) in config.networks.iter().enumerate() {
+            let networks = named(name, &ranges).map_err(|e| e.index(index).at("networks"))?;
+            trusted.trusts_cloudflare |= name == "cloudflare";
+            trusted.networks.extend(networks);
+        }
+        for (index, name) in config.behind_cloudflare.iter().enumerate() {
+            let wrong = |e: Invalid| e.index(index).at("behind_cloudflare");
+            let networks = named(name, &ranges).map_err(wrong)?;
+            if let Some(stranger) = networks.iter().find(|n| !trusted.networks.iter().any(|t| t.contains(*n))) {
+                return Err(wrong(Invalid::new(format!("{stranger} is not among `networks`; trust it there first"))));
+            }
+            trusted.behind_cloudflare.extend(networks);
+        }
+        Ok(trusted)
+    }
+
+    /// Whether this peer may speak for others at all.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        contains(&self.networks, address)
+    }
+
+    /// Whether a `CF-Connecting-IP` from this peer is Cloudflare's word. `hop` is whom the peer says it
+    /// had the request from, if it says so: a proxy behind Cloudflare that somebody reached past
+    /// Cloudflare passes that stranger's `CF-Connecting-IP` on, and gives itself away by the hop.
+    pub fn speaks_for_cloudflare(&self, peer: IpAddr, hop: Option<IpAddr>) -> bool {
+        if self.trusts_cloudflare && contains(&self.cloudflare, peer) {
+            return true;
+        }
+        let behind = |address| contains(&self.behind_cloudflare, address);
+        behind(peer) && hop.is_none_or(|hop| contains(&self.cloudflare, hop) || behind(hop))
+    }
+}
+
+fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address))
+}
+
+fn named(name: &str, cloudflare: &[IpNet]) -> Result<Vec<IpNet>, Invalid> {
+    match name {
+        "loopback" => all(&LOOPBACK),
+        "private" => all(&PRIVATE),
+        "cloudflare" => Ok(cloudflare.to_vec()),
+        network => {
+            let parsed = network.parse::<IpNet>().or_else(|_| network.parse::<IpAddr>().map(IpNet::from));
+            let parsed = parsed.map_err(|_| {
+                Invalid::new(format!("`{network}` is neither a CIDR, nor an address, nor one of the names `loopback`, `private`, `cloudflare`"))
+            })?;
+            if parsed.prefix_len() == 0 {
+                return Err(Invalid::new(format!("`{network}` trusts the whole internet: anybody could then claim any address")));
+            }
+            Ok(vec![parsed.trunc()])
+        }
+    }
+}
+
+fn all(networks: &[&str]) -> Result<Vec<IpNet>, Invalid> {
+    networks.iter().map(|text| text.parse().map_err(|e| Invalid::new(format!("{text}: {e}")))).collect()
+}
+
+/// A file of ranges. Never empty, never a default route: both would be a mistake with a high price.
+fn ranges(text: &str) -> Result<Vec<IpNet>, Invalid> {
+    let mut networks = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or("").trim();
+        if line.is_empty() {
+            continue;
+        }
+        let network: IpNet = line
+            .parse()
+            .map_err(|_| Invalid::new(format!("line {} of the file, `{line}`, is not a CIDR", number + 1)))?;
+        if network.prefix_len() < 8 {
+            return Err(Invalid::new(format!("line {} of the file, `{line}`, is too wide for a proxy's range", number + 1)));
+        }
+        networks.push(network.trunc());
+    }
+    if networks.is_empty() {
+        return Err(Invalid::new("the file holds no range"));
+    }
+    Ok(networks)
+}
+
+/// The one form of an address: IPv4-mapped IPv6 becomes IPv4.
+pub fn canonical(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
+        v4 => v4,
+    }
+}
+
+/// Reads an address as header fields spell it: with or without port, brackets, zone id, quotes.
+/// `None` for anything else (host names, `unknown`, obfuscated names, garbage).
+pub fn parse_address(text: &str) -> Option<IpAddr> {
+    const LONGEST: usize = 80;
+    let text = text.trim_matches([' ', '\t']);
+    let text = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(text);
+    if text.is_empty() || text.len() > LONGEST {
+        return None;
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (inside, after) = rest.split_once(']')?;
+        let port_ok = after.is_empty() || after.strip_prefix(':').is_some_and(is_port);
+        return port_ok.then(|| v6(inside)).flatten().map(|a| canonical(IpAddr::V6(a)));
+    }
+    if let Ok(address) = text.parse::<std::net::Ipv4Addr>() {
+        return Some(IpAddr::V4(address));
+    }
+    if let Some((host, port)) = text.split_once(':')
+        && is_port(port)
+        && let Ok(address) = host.parse::<std::net::Ipv4Addr>()
+    {
+        return Some(IpAddr::V4(address));
+    }
+    v6(text).map(|a| canonical(IpAddr::V6(a)))
+}
+
+/// A zone id means something on the machine that wrote it only: it is dropped.
+fn v6(text: &str) -> Option<Ipv6Addr> {
+    match text.split_once('%') {
+        Some((address, zone)) if !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) => {
+            address.parse().ok()
+        }
+        Some(_) => None,
+        None => text.parse().ok(),
+    }
+}
+
+fn is_port(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoFiles;
+    impl Resolve for NoFiles {
+        fn file(&self, path: &str) -> Result<String, Invalid> {
+            match path {
+                "good" => Ok("# fresh\n192.0.2.0/24\n".into()),
+                "empty" => Ok("# nothing\n".into()),
+                _ => Ok("0.0.0.0/0\n".into()),
+            }
+        }
+    }
+
+    fn compile(networks: &[&str], behind: &[&str], file: Option<&str>) -> Result<TrustedProxies, Invalid> {
+        let strings = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        let config = TrustConfig {
+            networks: strings(networks),
+            behind_cloudflare: strings(behind),
+            cloudflare_file: file.map(Into::into),
+        };
+        TrustedProxies::compile(&config, &NoFiles)
+    }
+
+    #[test]
+    fn names_networks_and_files() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let trusted = compile(&["loopback", "cloudflare", "203.0.113.7"], &["loopback"], None).unwrap();
+        assert!(trusted.trusts(ip("127.9.9.9")) && trusted.trusts(ip("::1")) && trusted.trusts(ip("203.0.113.7")));
+        assert!(trusted.trusts(ip("104.16.1.1")) && !trusted.trusts(ip("10.0.0.1")) && !trusted.trusts(ip("203.0.113.8")));
+        assert!(trusted.speaks_for_cloudflare(ip("104.16.1.1"), None) && trusted.speaks_for_cloudflare(ip("127.0.0.1"), None));
+        assert!(!trusted.speaks_for_cloudflare(ip("203.0.113.7"), None));
+        assert!(trusted.speaks_for_cloudflare(ip("127.0.0.1"), Some(ip("172.64.0.1"))));
+        assert!(!trusted.speaks_for_cloudflare(ip("127.0.0.1"), Some(ip("203.0.113.66"))), "past Cloudflare");
+        let other = compile(&["cloudflare"], &[], Some("good")).unwrap();
+        assert!(other.trusts(ip("192.0.2.9")) && !other.trusts(ip("104.16.1.1")));
+        // Cloudflare's word counts only if Cloudflare is trusted at all.
+        assert!(!compile(&["loopback"], &[], None).unwrap().speaks_for_cloudflare(ip("104.16.1.1"), None));
+    }
+
+    #[test]
+    fn dangerous_configurations_are_refused() {
+        assert!(compile(&["0.0.0.0/0"], &[], None).unwrap_err().message.contains("whole internet"));
+        assert!(compile(&["::/0"], &[], None).is_err());
+        assert!(compile(&["localhost"], &[], None).unwrap_err().message.contains("neither a CIDR"));
+        assert!(compile(&[], &["loopback"], None).unwrap_err().message.contains("trust it there first"));
+        assert!(compile(&[], &[], Some("empty")).unwrap_err().message.contains("no range"));
+        assert!(compile(&[], &[], Some("wide")).unwrap_err().message.contains("too wide"));
+    }
+
+    #[test]
+    fn addresses_as_headers_spell_them() {
+        for (text, address) in [
+            ("192.0.2.1", "192.0.2.1"),
+            (" 192.0.2.1\t", "192.0.2.1"),
+            ("192.0.2.1:443", "192.0.2.1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]:443", "2001:db8::1"),
+            ("\"[2001:db8::1]:443\"", "2001:db8::1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("[::ffff:192.0.2.1]:80", "192.0.2.1"),
+            ("fe80::1%eth0", "fe80::1"),
+            ("[fe80::1%25eth0]", "fe80::1"),
+        ] {
+            assert_eq!(parse_address(text).map(|a| a.to_string()).unwrap_or_default(), address, "{text}");
+        }
+        for garbage in [
+            "", " ", "unknown", "_hidden", "example.com", "1.2.3", "1.2.3.4.5", "01.2.3.4", "1.2.3.4:", "1.2.3.4:99999",
+            "1.2.3.4:80:80", "[2001:db8::1", "2001:db8::1]", "[1.2.3.4]", "fe80::1%", "0x7f.1", "127.1", "1.2.3.4 5.6.7.8", "١.2.3.4",
+        ] {
+            assert_eq!(parse_address(garbage), None, "{garbage}");
+        }
+    }
+}

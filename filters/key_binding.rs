@@ -1,0 +1,241 @@
+//! # key_binding
+//!
+//! Binds an API key to the network that uses it first. From another network the key gets a 403 that
+//! says neither whose key it is nor which network is bound; the attempt is recorded as an intercept.
+//! The key itself is never stored: its HMAC-SHA256 stands for it.
+//!
+//! ```yaml
+//! key_binding:
+//!   from: [authorization, x-api-key]
+//!   ipv4_prefix: 32
+//!   ipv6_prefix: 64
+//!   on_missing: refuse
+//!   on_store_failure: closed
+//! ```
+//!
+//! Two different keys in one request are refused with 400: one could be judged and the other served.
+//! A binding's rule is `single` (one network), `multiple` (a list) or `all`; first use makes a `single`
+//! one. A banned key is refused from everywhere.
+//!
+//! In shadow mode keys are bound and judged, and whoever would be refused passes; no intercept is recorded.
+//! Needs `client_ip` before it, or else it judges by the peer.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::{HeaderValue, header};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prometheus::IntCounter;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::contract::{
+    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader,
+    KeySource, Problem, Reply, RequestCx, Result, Site, StoreError,
+};
+
+const USER_AGENT_BYTES_MAX: usize = 256;
+const PATH_BYTES_MAX: usize = 512;
+
+/// What to do with a request without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnMissing {
+    /// 401.
+    Refuse,
+    /// Let it pass unbound; the upstream decides.
+    Allow,
+}
+
+/// What to do when the store cannot answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnStoreFailure {
+    /// 503: nobody passes unjudged.
+    Closed,
+    /// Let it pass unjudged.
+    Open,
+}
+
+/// `key_binding`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The header fields a key may stand in. Default: all of them.
+    pub from: Vec<KeySource>,
+    /// How much of an IPv4 address is bound, in bits, 8 to 32. Default: 32, the address itself.
+    pub ipv4_prefix: u8,
+    /// How much of an IPv6 address is bound, in bits, 16 to 128. Default: 64, what one household has.
+    pub ipv6_prefix: u8,
+    /// A request without a key. Default: `refuse`.
+    pub on_missing: OnMissing,
+    /// The store does not answer. Default: `closed`.
+    pub on_store_failure: OnStoreFailure,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            from: KeySource::ALL.to_vec(),
+            ipv4_prefix: 32,
+            ipv6_prefix: 64,
+            on_missing: OnMissing::Refuse,
+            on_store_failure: OnStoreFailure::Closed,
+        }
+    }
+}
+
+/// The compiled filter.
+pub struct KeyBinding {
+    config: Config,
+    reader: KeyReader,
+    hasher: KeyHasher,
+    bindings: Arc<dyn Bindings>,
+    store_failures: IntCounter,
+}
+
+impl Filter for KeyBinding {
+    const NAME: &'static str = "key_binding";
+    const HOOKS: Hooks = Hooks::REQUEST;
+    const SOURCE: &'static str = include_str!("key_binding.rs");
+    type Config = Config;
+    type State = ();
+
+    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+        if config.from.is_empty() {
+            return Err(Invalid::new("name at least one header field a key may stand in").at("from"));
+        }
+        if !(8..=32).contains(&config.ipv4_prefix) {
+            return Err(Invalid::new(format!("{} is not between 8 and 32", config.ipv4_prefix)).at("ipv4_prefix"));
+        }
+        if !(16..=128).contains(&config.ipv6_prefix) {
+            return Err(Invalid::new(format!("{} is not between 16 and 128", config.ipv6_prefix)).at("ipv6_prefix"));
+        }
+        Ok(Self {
+            reader: KeyReader::new(&config.from),
+            hasher: site.ports.hasher.clone(),
+            bindings: Arc::clone(&site.ports.bindings),
+            store_failures: site.counter(
+                "binding_store_failures_total",
+                "Requests whose binding could not be looked up, by what was done.",
+                ("outcome", if config.on_store_failure == OnStoreFailure::Open { "open" } else { "closed" }),
+            ),
+            config,
+        })
+    }
+
+    async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
+        let key = match self.reader.read(cx.headers()) {
+            Ok(Some(key)) => self.hasher.key(key),
+            Ok(None) if self.config.on_missing == OnMissing::Allow => return Ok(Flow::Continue),
+            Ok(None) => return Ok(missing().into()),
+            Err(error) => return Ok(malformed(error).into()),
+        };
+        cx.facts.put(key.clone());
+        match self.judge(cx, &key).await {
+            Ok(None) => {
+                self.bindings.used(key.id, cx.now.wall);
+                Ok(Flow::Continue)
+            }
+            Ok(Some(binding)) => Ok(self.refuse(cx, key, &binding).into()),
+            Err(error) => Ok(self.store_failed(&error)),
+        }
+    }
+}
+
+impl KeyBinding {
+    /// `None`: may pass. `Some`: refused by this binding.
+    async fn judge(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Option<Arc<Binding>>, StoreError> {
+        let client = cx.client();
+        let holds = match self.bindings.peek(&key.id) {
+            Some(known) if known.admits(client) => return Ok(None),
+            // What this process remembers may be old: nobody is refused on its word alone.
+            Some(_) => self.bindings.recheck(key.id).await?,
+            None => None,
+        };
+        let holds = match holds {
+            Some(binding) => binding,
+            None => {
+                let network = self.network(client);
+                let first = FirstUse { id: key.id, hint: key.hint.clone(), network, at: cx.now.wall };
+                self.bindings.latch(first).await?
+            }
+        };
+        Ok((!holds.admits(client)).then_some(holds))
+    }
+
+    /// The network a first use binds to.
+    fn network(&self, client: IpAddr) -> IpNet {
+        match client {
+            // `compile` has seen to it that the prefixes are valid ones.
+            IpAddr::V4(v4) => Ipv4Net::new(v4, self.config.ipv4_prefix).map_or(IpNet::from(client), |net| net.trunc().into()),
+            IpAddr::V6(v6) => Ipv6Net::new(v6, self.config.ipv6_prefix).map_or(IpNet::from(client), |net| net.trunc().into()),
+        }
+    }
+
+    fn refuse(&self, cx: &RequestCx<'_>, key: Key, binding: &Binding) -> Reply {
+        if !cx.shadow {
+            let user_agent = cx.headers().get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
+            self.bindings.intercepted(Intercept {
+                id: key.id,
+                hint: key.hint,
+                client: cx.client(),
+                method: cx.request.method.as_str().to_owned(),
+                path: cut(cx.request.uri.path(), PATH_BYTES_MAX),
+                user_agent: cut(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
+                route: cx.route.to_owned(),
+                banned: binding.banned,
+                at: cx.now.wall,
+            });
+        }
+        // One answer for both: whoever holds a stolen key learns nothing from the difference.
+        let reason = if binding.banned { "banned" } else { "other_network" };
+        Reply::new(Problem::Forbidden, "key_not_allowed_here", reason, "This API key cannot be used from your network.")
+    }
+
+    fn store_failed(&self, error: &StoreError) -> Flow {
+        self.store_failures.inc();
+        match self.config.on_store_failure {
+            OnStoreFailure::Open => Flow::Continue,
+            OnStoreFailure::Closed => Reply::new(
+                Problem::Unavailable,
+                "binding_unavailable",
+                "store_failure",
+                "The API key could not be checked right now. Try again shortly.",
+            )
+            .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+            .detail(error.to_string())
+            .into(),
+        }
+    }
+}
+
+fn missing() -> Reply {
+    Reply::new(Problem::Unauthenticated, "missing_api_key", "missing_key", "No API key was sent. Send it as `Authorization: Bearer YOUR_KEY`.")
+        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+}
+
+fn malformed(error: KeyError) -> Reply {
+    let message = match error {
+        KeyError::Two => "The request carries two different API keys. Send one.",
+        KeyError::Malformed => "The API key is malformed.",
+    };
+    Reply::new(Problem::BadRequest, "malformed_api_key", error.reason(), message)
+}
+
+/// The start of `text`, at most `bytes_max` long, cut between characters.
+fn cut(text: &str, bytes_max: usize) -> String {
+    text[..text.floor_char_boundary(bytes_max)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_between_characters() {
+        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(cut("aé", 3), "aé");
+        assert_eq!(cut("", 3), "");
+    }
+}

@@ -1,0 +1,218 @@
+//! The generic cell rate algorithm over a bounded table.
+//!
+//! For each thing counted one number is kept: the theoretical arrival time (TAT), when it would have
+//! used up nothing. A hit moves it on by one interval; a hit that would move it further than the burst
+//! allows is refused and moves nothing. That is exact: no windows, no rounding.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+const SHARDS: usize = 64;
+
+/// How often, in the algorithm's terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    interval_ns: u64,
+    /// How far ahead of now the TAT may be and still be hit: (burst − 1) intervals.
+    tolerance_ns: u64,
+}
+
+impl Quota {
+    /// One hit every `interval`, and up to `burst` (at least 1) at once.
+    pub fn new(interval: Duration, burst: u32) -> Self {
+        let interval_ns = nanos(interval).max(1);
+        Self { interval_ns, tolerance_ns: interval_ns.saturating_mul(u64::from(burst.max(1)) - 1) }
+    }
+}
+
+/// What came of a hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Whether it was within the limit.
+    pub allowed: bool,
+    /// How many more would be, right now.
+    pub remaining: u32,
+    /// Until all of the burst is there again.
+    pub full_in: Duration,
+    /// Until the next hit can be allowed; zero when this one was.
+    pub retry_in: Duration,
+}
+
+/// The TATs of everything counted, in bounded memory.
+pub struct Table {
+    base: Instant,
+    shards: Vec<Mutex<HashMap<u128, u64>>>,
+    entries_max_per_shard: usize,
+    seeds: [RandomState; 2],
+}
+
+impl Table {
+    /// At most `entries_max` things are remembered. Past that, those that have used least of their
+    /// limit are forgotten first: what is lost is what matters least.
+    pub fn new(entries_max: usize) -> Self {
+        Self {
+            base: Instant::now(),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            entries_max_per_shard: entries_max.div_ceil(SHARDS).max(8),
+            seeds: [RandomState::new(), RandomState::new()],
+        }
+    }
+
+    /// The name under which a thing is counted: 128 bits under secret seeds, so that nobody can
+    /// make two things share a count.
+    pub fn slot(&self, thing: &impl Hash) -> u128 {
+        let [high, low] = &self.seeds;
+        u128::from(high.hash_one(thing)) << 64 | u128::from(low.hash_one(thing))
+    }
+
+    /// Hits once.
+    pub fn hit(&self, slot: u128, quota: Quota, now: Instant) -> Outcome {
+        let now_ns = self.since_base(now);
+        let mut shard = self.shard(slot).lock();
+        let tat = shard.get(&slot).copied().unwrap_or(0);
+        let room_ns = now_ns.saturating_add(quota.tolerance_ns);
+        // Further ahead than this quota can put it: the hits were counted under an older limit, and
+        // somebody stopped by a daily limit would stay stopped for the day. He starts with one hit.
+        let furthest = room_ns.saturating_add(quota.interval_ns);
+        let tat = if tat > furthest { room_ns } else { tat.max(now_ns) };
+        if tat > room_ns {
+            return outcome(false, tat, now_ns, quota);
+        }
+        let next = tat.saturating_add(quota.interval_ns);
+        if shard.len() >= self.entries_max_per_shard && !shard.contains_key(&slot) {
+            make_room(&mut shard, now_ns);
+        }
+        shard.insert(slot, next);
+        outcome(true, next, now_ns, quota)
+    }
+
+    /// Takes one hit back: another limit refused the request.
+    pub fn refund(&self, slot: u128, quota: Quota) {
+        if let Some(tat) = self.shard(slot).lock().get_mut(&slot) {
+            *tat = tat.saturating_sub(quota.interval_ns);
+        }
+    }
+
+    fn shard(&self, slot: u128) -> &Mutex<HashMap<u128, u64>> {
+        let index = usize::try_from(slot % SHARDS as u128).unwrap_or(0);
+        &self.shards[index]
+    }
+
+    fn since_base(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.base))
+    }
+}
+
+fn outcome(allowed: bool, tat: u64, now_ns: u64, quota: Quota) -> Outcome {
+    let room_ns = now_ns.saturating_add(quota.tolerance_ns);
+    let left_ns = room_ns.saturating_add(quota.interval_ns).saturating_sub(tat);
+    Outcome {
+        allowed,
+        remaining: if allowed { u32::try_from(left_ns / quota.interval_ns).unwrap_or(u32::MAX) } else { 0 },
+        full_in: Duration::from_nanos(tat.saturating_sub(now_ns)),
+        retry_in: if allowed { Duration::ZERO } else { Duration::from_nanos(tat.saturating_sub(room_ns)) },
+    }
+}
+
+/// Forgets at least an eighth: what has expired, and then what has used least. An eighth at once makes
+/// the sweep's cost a constant for each entry that made it necessary.
+fn make_room(shard: &mut HashMap<u128, u64>, now_ns: u64) {
+    let before = shard.len();
+    shard.retain(|_, tat| *tat > now_ns);
+    let wanted = before - before / 8;
+    if shard.len() > wanted {
+        let mut tats: Vec<u64> = shard.values().copied().collect();
+        let drop_count = shard.len() - wanted;
+        let at = drop_count.min(tats.len() - 1);
+        let pivot = *tats.select_nth_unstable(at).1;
+        let mut left_to_drop = drop_count;
+        shard.retain(|_, tat| {
+            let keep = *tat > pivot || left_to_drop == 0;
+            left_to_drop -= usize::from(!keep);
+            keep
+        });
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn sixty_a_minute(burst: u32) -> Quota {
+        Quota::new(Duration::from_secs(1), burst)
+    }
+
+    #[test]
+    fn a_timeline() {
+        let table = Table::new(1000);
+        let (slot, quota) = (table.slot(&"key"), sixty_a_minute(3));
+        let start = Instant::now();
+        let at = |ms: u64| table.hit(slot, quota, start + Duration::from_millis(ms));
+        assert_eq!((at(0).remaining, at(0).remaining), (2, 1));
+        let third = at(0);
+        assert_eq!((third.allowed, third.remaining), (true, 0));
+        let refused = at(0);
+        assert!(!refused.allowed && refused.retry_in > Duration::from_millis(999) && refused.retry_in <= Duration::from_secs(1));
+        assert!(!at(999).allowed, "a refusal costs nothing, and early is early");
+        assert!(at(1000).allowed);
+        assert!(!at(1000).allowed);
+        assert_eq!(at(60_000).remaining, 2, "all of the burst, and no more, after a long rest");
+    }
+
+    #[test]
+    fn exactly_the_limit_passes_from_many_threads() {
+        let table = Arc::new(Table::new(1000));
+        let (quota, now, passed) = (sixty_a_minute(100), Instant::now(), Arc::new(AtomicU32::new(0)));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..1000 {
+                        passed.fetch_add(u32::from(table.hit(7, quota, now).allowed), Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        assert_eq!(passed.load(Ordering::Relaxed), 100);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_busiest_are_remembered() {
+        let table = Table::new(10_000);
+        let (quota, now) = (sixty_a_minute(2), Instant::now());
+        let busy = table.slot(&"busy");
+        assert!(table.hit(busy, quota, now).allowed && table.hit(busy, quota, now).allowed);
+        for client in 0..1_000_000_u32 {
+            table.hit(table.slot(&client), quota, now);
+        }
+        let remembered: usize = table.shards.iter().map(|shard| shard.lock().len()).sum();
+        assert!(remembered <= 10_000 + SHARDS * 8, "{remembered}");
+        assert!(!table.hit(busy, quota, now).allowed, "a flood of strangers does not free whom it stopped");
+    }
+
+    #[test]
+    fn a_new_limit_holds_at_once() {
+        let table = Table::new(1000);
+        let now = Instant::now();
+        let daily = Quota::new(Duration::from_secs(86_400), 1);
+        assert!(table.hit(1, daily, now).allowed && !table.hit(1, daily, now).allowed);
+        assert!(table.hit(1, sixty_a_minute(5), now + Duration::from_secs(1)).allowed);
+    }
+
+    #[test]
+    fn a_refund_gives_back_exactly_one() {
+        let table = Table::new(1000);
+        let (quota, now) = (sixty_a_minute(1), Instant::now());
+        assert!(table.hit(1, quota, now).allowed);
+        table.refund(1, quota);
+        assert!(table.hit(1, quota, now).allowed && !table.hit(1, quota, now).allowed);
+    }
+}

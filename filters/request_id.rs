@@ -1,0 +1,155 @@
+//! # request_id
+//!
+//! Gives every exchange a name under which client, upstream and log speak of it. A well-formed
+//! `X-Request-Id` that arrives is kept, so that one id runs through several proxies; otherwise a
+//! UUIDv7 is made. A valid W3C `traceparent` is passed on and its trace id logged; an invalid one is removed.
+//!
+//! ```yaml
+//! request_id:
+//!   header: x-request-id
+//!   accept: true
+//! ```
+//!
+//! An id is well formed if it has 1 to 128 letters, digits, `-`, `_`, `.`, `:` or `=`, in one field.
+
+use http::{HeaderMap, HeaderName};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::contract::{
+    Filter, Flow, Hooks, Invalid, RequestCx, RequestIds, ResponseCx, Result, Site, UpstreamCx, failure, header_value,
+};
+
+const ID_BYTES_MAX: usize = 128;
+
+/// `request_id`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The field's name. Default: `x-request-id`.
+    pub header: String,
+    /// Whether an id that arrives is kept. Default: true.
+    pub accept: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { header: "x-request-id".into(), accept: true }
+    }
+}
+
+/// The compiled filter.
+pub struct RequestId {
+    header: HeaderName,
+    accept: bool,
+}
+
+/// The one value of a field, or nothing.
+fn one<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
+fn well_formed(id: &str) -> bool {
+    (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:=".contains(&b))
+}
+
+/// The trace id of a `traceparent` (W3C Trace Context, section 3.2): version, trace id, parent id, flags
+/// in lower-case hex, neither id all zeros, and nothing more in version 00.
+fn trace_id(value: &str) -> Option<&str> {
+    let hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let part = |range: std::ops::Range<usize>| value.get(range).filter(|text| hex(text));
+    let (version, trace, parent) = (part(0..2)?, part(3..35)?, part(36..52)?);
+    part(53..55)?;
+    let dashes = [2, 35, 52].iter().all(|at| value.as_bytes().get(*at) == Some(&b'-'));
+    let end = match value.as_bytes().get(55) {
+        None => true,
+        Some(next) => version != "00" && *next == b'-',
+    };
+    let nonzero = |id: &str| id.bytes().any(|b| b != b'0');
+    (dashes && end && version != "ff" && nonzero(trace) && nonzero(parent)).then_some(trace)
+}
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+impl Filter for RequestId {
+    const NAME: &'static str = "request_id";
+    const HOOKS: Hooks = Hooks { request: true, upstream_request: true, response: true, ..Hooks::NONE };
+    const SOURCE: &'static str = include_str!("request_id.rs");
+    type Config = Config;
+    type State = ();
+
+    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+        let header = config
+            .header
+            .to_ascii_lowercase()
+            .parse()
+            .map_err(|_| Invalid::new(format!("`{}` is not a header field's name", config.header)).at("header"))?;
+        Ok(Self { header, accept: config.accept })
+    }
+
+    async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
+        if cx.shadow {
+            return Ok(Flow::Continue);
+        }
+        let given = one(cx.headers(), &self.header).filter(|id| self.accept && well_formed(id));
+        let request_id = given.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned);
+        let trace_id = one(cx.headers(), &TRACEPARENT).and_then(trace_id).map(str::to_owned);
+        cx.facts.put(RequestIds { request_id, trace_id });
+        Ok(Flow::Continue)
+    }
+
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, (): &mut ()) -> Result<()> {
+        let Some(ids) = cx.facts.get::<RequestIds>() else { return Ok(()) };
+        cx.upstream.insert_header(self.header.clone(), header_value(&ids.request_id)?).map_err(failure)?;
+        if ids.trace_id.is_none() && cx.upstream.headers.contains_key(&TRACEPARENT) {
+            cx.upstream.remove_header(&TRACEPARENT);
+            // Without its parent a state says nothing (section 3.3 of the same).
+            cx.upstream.remove_header("tracestate");
+        }
+        Ok(())
+    }
+
+    fn response(&self, cx: &mut ResponseCx<'_>, (): &mut ()) -> Result<()> {
+        if let Some(ids) = cx.facts.get::<RequestIds>() {
+            cx.response.insert_header(self.header.clone(), header_value(&ids.request_id)?).map_err(failure)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traceparents() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(trace_id(good), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert!(trace_id(&good.replace("00-4", "01-4").replace("-01", "-01-more")).is_some(), "a later version may say more");
+        for wrong in [
+            "",
+            "00",
+            &good.to_uppercase(),
+            &format!("{good}-more"),
+            &good.replacen("00", "ff", 1),
+            &good.replace('-', "_"),
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473é-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(trace_id(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ids() {
+        assert!(well_formed("0190-abc.DEF_1:2=3"));
+        for wrong in ["", "a b", "a\"b", "é", &"x".repeat(129)] {
+            assert!(!well_formed(wrong), "{wrong}");
+        }
+    }
+}

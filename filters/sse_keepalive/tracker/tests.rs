@@ -1,0 +1,196 @@
+//! Frames change no event: random streams, cut at random places, with frames due at random moments,
+//! read by a parser that shares nothing with the tracker.
+
+use super::*;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use std::cell::Cell;
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+struct Event {
+    kind: String,
+    data: String,
+    id: String,
+}
+
+/// WHATWG HTML 9.2.6, written from its text: decode, split into lines, interpret fields.
+fn parse(stream: &[u8]) -> Vec<Event> {
+    let text = String::from_utf8_lossy(stream);
+    let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
+    let normalised = text.replace("\r\n", "\n").replace('\r', "\n");
+    let mut lines: Vec<&str> = normalised.split('\n').collect();
+    lines.pop(); // what follows the last line end is no line
+    let (mut events, mut data, mut kind, mut id) = (Vec::new(), String::new(), String::new(), String::new());
+    for line in lines {
+        if line.is_empty() {
+            if !data.is_empty() {
+                let data = data.strip_suffix('\n').unwrap_or(&data).to_owned();
+                events.push(Event { kind: kind.clone(), data, id: id.clone() });
+            }
+            data.clear();
+            kind.clear();
+            continue;
+        }
+        if line.starts_with(':') {
+            continue;
+        }
+        let (field, value) = line.split_once(':').map_or((line, ""), |(f, v)| (f, v.strip_prefix(' ').unwrap_or(v)));
+        match field {
+            "data" => {
+                data.push_str(value);
+                data.push('\n');
+            }
+            "event" => kind = value.to_owned(),
+            "id" if !value.contains('\0') => id = value.to_owned(),
+            _ => {}
+        }
+    }
+    events
+}
+
+/// openai-python's reading: a blank line dispatches as soon as an id was ever seen, data or not.
+fn dispatches_with_sticky_id(stream: &[u8]) -> usize {
+    let text = String::from_utf8_lossy(stream).replace("\r\n", "\n").replace('\r', "\n");
+    let (mut dispatched, mut pending, mut id) = (0, false, false);
+    for line in text.trim_start_matches('\u{FEFF}').split('\n') {
+        match line {
+            "" if pending || id => {
+                dispatched += 1;
+                pending = false;
+            }
+            _ if line.starts_with("id:") || line == "id" => id = true,
+            _ if line.starts_with("data") || line.starts_with("event") => pending = true,
+            _ => {}
+        }
+    }
+    dispatched
+}
+
+/// Sends the stream in pieces, with a frame before each piece whose flag says that one is due.
+fn with_frames(pieces: &[(Vec<u8>, bool)], due_at_end: bool) -> (Vec<u8>, usize) {
+    let (mut tracker, mut out, mut frames) = (Tracker::new(), Vec::new(), 0);
+    let mut frame = |tracker: &mut Tracker, out: &mut Vec<u8>| {
+        if let Some(frame) = tracker.frame() {
+            out.extend_from_slice(frame);
+            tracker.framed();
+            frames += 1;
+        }
+    };
+    for (piece, due) in pieces {
+        if *due {
+            frame(&mut tracker, &mut out);
+        }
+        out.extend_from_slice(&tracker.pass(Bytes::copy_from_slice(piece)));
+    }
+    if due_at_end {
+        frame(&mut tracker, &mut out);
+    }
+    out.extend_from_slice(&tracker.finish());
+    (out, frames)
+}
+
+fn line() -> impl Strategy<Value = String> {
+    prop_oneof![
+        6 => "data: ?[a-z{}\"é ]{0,12}",
+        1 => Just("data".to_owned()),
+        1 => "event: ?[a-z]{0,5}",
+        1 => "id:[0-9]{0,3}",
+        1 => Just("id".to_owned()),
+        1 => Just("retry: 100".to_owned()),
+        1 => ": ?[a-z-]{0,8}",
+        1 => "[a-z\u{FEFF}]{1,4}",
+    ]
+}
+
+fn stream() -> impl Strategy<Value = String> {
+    let end = prop_oneof![Just("\n"), Just("\r\n"), Just("\r")];
+    let event = (proptest::collection::vec((line(), end.clone()), 1..4), end);
+    let events = proptest::collection::vec(event, 20..80);
+    (prop_oneof![4 => Just(""), 1 => Just("\u{FEFF}")], events, any::<bool>()).prop_map(|(bom, events, cut)| {
+        let mut text = bom.to_owned();
+        for (lines, end) in events {
+            for (line, end) in lines {
+                text.push_str(&line);
+                text.push_str(end);
+            }
+            text.push_str(end);
+        }
+        if cut {
+            text.pop();
+        }
+        text
+    })
+}
+
+fn pieces(text: &str, cuts: &[(usize, bool)]) -> Vec<(Vec<u8>, bool)> {
+    let (mut rest, mut pieces) = (text.as_bytes(), Vec::new());
+    for (length, due) in cuts.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let (piece, after) = rest.split_at((*length).min(rest.len()));
+        pieces.push((piece.to_vec(), *due));
+        rest = after;
+    }
+    pieces
+}
+
+#[test]
+fn frames_change_no_event() {
+    let (events, frames) = (Cell::new(0), Cell::new(0));
+    let cuts = proptest::collection::vec((prop_oneof![1_usize..4, 1_usize..40], any::<bool>()), 1..60);
+    let mut runner = TestRunner::new(Config { cases: 5000, failure_persistence: None, ..Config::default() });
+    let result = runner.run(&(stream(), cuts, any::<bool>()), |(text, cuts, due_at_end)| {
+        let (framed, count) = with_frames(&pieces(&text, &cuts), due_at_end);
+        let (without, with) = (parse(text.as_bytes()), parse(&framed));
+        events.set(events.get() + with.len());
+        frames.set(frames.get() + count);
+        prop_assert_eq!(&with, &without, "framed: {:?}", String::from_utf8_lossy(&framed));
+        prop_assert_eq!(dispatches_with_sticky_id(&framed), dispatches_with_sticky_id(text.as_bytes()));
+        Ok(())
+    });
+    result.unwrap();
+    assert!(events.get() >= 100_000, "only {} events", events.get());
+    assert!(frames.get() >= 50_000, "only {} frames", frames.get());
+}
+
+/// What frames go out, piece by piece: `|` marks where one is due.
+fn framed(script: &str) -> String {
+    let mut pieces: Vec<(Vec<u8>, bool)> = Vec::new();
+    for (index, piece) in script.split('|').enumerate() {
+        pieces.push((piece.as_bytes().to_vec(), index > 0));
+    }
+    String::from_utf8(with_frames(&pieces, false).0).unwrap()
+}
+
+#[test]
+fn the_places() {
+    for (script, out) in [
+        ("|data: 1\n\n", ": keep-alive\n\ndata: 1\n\n"),
+        ("data: 1\n\n|data: 2\n\n", "data: 1\n\n: keep-alive\n\ndata: 2\n\n"),
+        ("data: 1\n|data: 2\n\n", "data: 1\n: keep-alive\ndata: 2\n\n"),
+        ("da|ta: 1\n\n", "data: 1\n\n"),
+        ("id: 7\ndata: 1\n\n|data: 2\n\n", "id: 7\ndata: 1\n\n: keep-alive\ndata: 2\n\n"),
+        ("id\ndata: 1\n\n|", "id\ndata: 1\n\n: keep-alive\n"),
+        ("idea: 7\ndata: 1\n\n|", "idea: 7\ndata: 1\n\n: keep-alive\n\n"),
+        ("\u{FEFF}id: 7\ndata: 1\n\n|", "\u{FEFF}id: 7\ndata: 1\n\n: keep-alive\n"),
+        ("data: 1\r|\ndata: 2\r\n\r\n", "data: 1\r: keep-alive\ndata: 2\r\n\r\n"),
+        ("data: 1\r\n\r|\ndata: 2\r\n\r\n", "data: 1\r\n\r: keep-alive\n\ndata: 2\r\n\r\n"),
+        ("data: 1\r\r|data: 2\r\r", "data: 1\r\r: keep-alive\n\ndata: 2\r\r"),
+        ("|\u{FEFF}data: 1\n\n", ": keep-alive\n\ndata: 1\n\n"),
+        ("\u{FEFF}|data: 1\n\n", "\u{FEFF}data: 1\n\n"),
+    ] {
+        assert_eq!(framed(script), out, "{script:?}");
+    }
+}
+
+#[test]
+fn a_mark_in_pieces_after_a_frame() {
+    let run = |pieces: &[&[u8]]| {
+        let pieces: Vec<_> = pieces.iter().enumerate().map(|(i, p)| (p.to_vec(), i == 0)).collect();
+        with_frames(&pieces, true).0
+    };
+    assert_eq!(run(&[b"\xEF", b"\xBB", b"\xBFdata: 1\n\n"]), b": keep-alive\n\ndata: 1\n\n: keep-alive\n\n");
+    assert_eq!(run(&[b"\xEF", b"\xBBx\n"]), b": keep-alive\n\n\xEF\xBBx\n: keep-alive\n");
+    assert_eq!(run(&[b"\xEF\xBB"]), b": keep-alive\n\n\xEF\xBB");
+}

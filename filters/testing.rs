@@ -1,0 +1,104 @@
+//! What the filters' tests share: a site to compile at, a store that does nothing, and throw-away keys.
+
+use std::sync::Arc;
+
+use crate::contract::*;
+
+struct NoFiles;
+impl Resolve for NoFiles {
+    fn file(&self, path: &str) -> Result<String, Invalid> {
+        Err(Invalid::new(format!("no file {path}")))
+    }
+}
+
+/// A store in which every key is unknown.
+pub struct NoBindings;
+impl Bindings for NoBindings {
+    fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
+        None
+    }
+    fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
+        Box::pin(async { Err(StoreError("no store".into())) })
+    }
+    fn recheck(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn used(&self, _: KeyId, _: std::time::SystemTime) {}
+    fn intercepted(&self, _: Intercept) {}
+}
+
+/// Compiles something at a site that trusts nobody.
+pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
+    let ports = Ports {
+        bindings: Arc::new(NoBindings),
+        hasher: KeyHasher::new(b"test"),
+        meter: Arc::default(),
+    };
+    compile(&mut Site {
+        place: "filters[0]".into(),
+        trusted: Arc::default(),
+        keep: &Keep::default(),
+        ports: &ports,
+        resolve: &NoFiles,
+    })
+}
+
+/// Made for these tests.
+pub const RSA_PRIVATE_PEM: &str = "-----BEGIN RSA PRIVATE KEY-----
+MIIEowIBAAKCAQEAtGZ9It4q9HL4r7TDEtpBVg9Cudn8E1UZUHMCex4WIUEctH3a
+QMLaA6TQqHTxXPeou2b4gDoNVNK5aeRLML2mcIWiSIdTbqDh0rC66QU62qnvHUH+
+CBCTjmAEV/eZa394lqYrwDigGRIP3ud+ZxfBHQamGbeGlkGsqq0UBmoDCZy5Y9MN
+hWuDx56BEvnDztFmZnlO4o4+gbwCbz9ITve4lDVgsOVMgDSLs9uUaInE13yRiMsK
+mzuTAgawxd8nf0OPmXujsXJWn/eCKYlmI3BWnw9ZMeRFJ2G8dFGi/PseU+84xB5o
+OPTYP9mViOcVWVYfT57WXHMPSG6wPPiVdcLWLwIDAQABAoIBABzT+fBIp32bzSYq
+5ozMiD9Wk0z8ICj+DYcKcfLhunCYT/F/NmbonF/pBm0SZFWnv/TT6NHONROBKcmv
+BohPQ4SHXl5lEw3tM1kbY9WulRqcqE45HagFRMcuNyjQM4Shq1ALqux96rDxmXap
+8KGh1/rUSqvLulFS77hF40V+dbt4ZUkhskGCA4cGy750i/9DP2blBSSBlFsa/uDy
+Qxbz/heH2NnhAWHQgL8vmYGxR02iIo4/3eAQu9PRlTJKnqMsmkqehf1W1vdSbOua
+6Qo3azzyu9zubLk6ThSaRwI/eCj6FtNaPiGV69XJWf7ATpLbea5p+v3CygMKnUzU
+Xs+YVHUCgYEA6XWwYm1u485EkEhv48m0CD7bnJa8pTCoMUOGSbRwWv4rTcw+Decz
+h6SFvy8zwTekzZoWJYkx8s6LG+kD9HrbvmioZsWDU2wKQ7xmCesabS77FVJbN6S4
+dJacjFE1OYTmywXLz1ZqO1LRLi69uiAFE7zbvqTnnYEGlaGpBisKHN0CgYEAxdFb
+XYXwOQGFH2/QolC03FpDIDBAos3/wLq63y3u9HSB6hP8HuCpLqpkhOfJiZv4Tdp/
+SzVHhnKnHszh4/12Kq8Dwti5hF7Dhh7Ss/vdoI1zFa+X39hL9ifJ+0bNf4idhdKJ
+TLVy40RkTpiKMkFm/81ShXMAGg6Sphtk6py3WHsCgYARmA/56vtfaa0bHopoJUxP
+DsWoMGf5Hwid5dPZ/CI3iU4kJ89JZvIoN8rolJsW5aWi5QjkPUmpXc14BgCJTTUA
+TYzbaekywUKoxir+dlxgfBjqC3HaaKyKBMu5e2lCc3SdOkuYzY9l9yDSlS0xOLaJ
+PUNmQ7E82ntvjWZak6XIdQKBgGadL1PYQsCPdUrVadiJHQihGej8nsrVKTIEqyNS
+ZH4SYcHXFBXAXIKEiRgYVIc5jRh1m0qcHLo1h1OG3Da0KDQEDWNpoPJ1Zd+Q5aPP
+pyu9tFEvgQzw2paaFUBvffIGIBBnIinUhgA2XgIXRrjDDHbtPz1SZl8d6ByaYUMC
+gGk5AoGBAKJmMOhJ987vbC8Wl20Y77/cocmV/W+ljb4jmhKB70di3W4d9GVTIx5r
+pAI0mWp1Fu/A6GybPpyni0QnsRdoZdAFFUtaJxicBjRimp1fMlpYSNClf9QiNKNc
+Z600IW773DGHtNZbGKD1hgrH4LtwPjrnbBRx8yb/YrpHefI9IEHK
+-----END RSA PRIVATE KEY-----";
+/// Its other half.
+pub const RSA_PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----
+MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAtGZ9It4q9HL4r7TDEtpB
+Vg9Cudn8E1UZUHMCex4WIUEctH3aQMLaA6TQqHTxXPeou2b4gDoNVNK5aeRLML2m
+cIWiSIdTbqDh0rC66QU62qnvHUH+CBCTjmAEV/eZa394lqYrwDigGRIP3ud+ZxfB
+HQamGbeGlkGsqq0UBmoDCZy5Y9MNhWuDx56BEvnDztFmZnlO4o4+gbwCbz9ITve4
+lDVgsOVMgDSLs9uUaInE13yRiMsKmzuTAgawxd8nf0OPmXujsXJWn/eCKYlmI3BW
+nw9ZMeRFJ2G8dFGi/PseU+84xB5oOPTYP9mViOcVWVYfT57WXHMPSG6wPPiVdcLW
+LwIDAQAB
+-----END PUBLIC KEY-----";
+/// P-256, made for these tests.
+pub const EC_PRIVATE_PEM: &str = "-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgfNm9RX8xu7jVu+lZ
+0CaRJmZ9M3iS4SMZs0vVo44qvRGhRANCAASKxkz70/tWCScj1mlNpJQa974Rkbv2
+lsTMUIDk3Xi9pbQ1F6bLbDzSWAYA4x2qPiQyF7+rV9Ne1Yt2Syoa3dVg
+-----END PRIVATE KEY-----";
+/// Its other half.
+pub const EC_PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEisZM+9P7VgknI9ZpTaSUGve+EZG7
+9pbEzFCA5N14vaW0NRemy2w80lgGAOMdqj4kMhe/q1fTXtWLdksqGt3VYA==
+-----END PUBLIC KEY-----";
+/// Ed25519, made for these tests.
+pub const ED_PRIVATE_PEM: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIJJsPxh31ziHc7ufBLNLWh53IlhgRwNK0GJyL2AyS+/Q
+-----END PRIVATE KEY-----";
+/// Its other half.
+pub const ED_PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAEct+cv2/pri4sx2/PCVP6zXON3fr6l81b6tspxXhziA=
+-----END PUBLIC KEY-----";
+/// The same as a JWK's `x`.
+pub const ED_PUBLIC_X: &str = "Ect-cv2_pri4sx2_PCVP6zXON3fr6l81b6tspxXhziA";
