@@ -1,0 +1,232 @@
+//! From what an operator wrote to what a request meets: a [`Snapshot`], immutable, swapped whole.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use keylatch_filters::ALL;
+use keylatch_filters::chain::{Chain, Item};
+use keylatch_filters::contract::{
+    Binding, Bindings, BoxFuture, FirstUse, Intercept, Invalid, Keep, KeyHasher, KeyId, Meter, Ports, Site, StoreError,
+    TrustedProxies,
+};
+
+use super::model::{FilterItem, RouteSettings, Settings};
+use super::report::nearest;
+use super::routes::{Matcher, Route};
+use super::sections::tell;
+use super::{Files, Parsed, Report};
+use crate::upstream::Upstream;
+
+/// Everything compiled from one file. A request takes it once, at its start, and keeps it to its end.
+pub struct Snapshot {
+    /// What the file said.
+    pub settings: Settings,
+    /// In order; the first that matches is taken.
+    pub routes: Vec<Route>,
+    /// Every upstream, used by a route or not.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Who may speak for others.
+    pub trusted: Arc<TrustedProxies>,
+}
+
+impl Snapshot {
+    /// The route for a request; `path` normalised and without its query.
+    pub fn route(&self, method: &http::Method, host: &str, path: &str) -> Option<(usize, &Route)> {
+        self.routes.iter().enumerate().find(|(_, route)| route.matches(method, host, path))
+    }
+
+    /// The sections that differ from `other` and take effect at a restart only.
+    pub fn needs_restart(&self, other: &Snapshot) -> Vec<&'static str> {
+        let (a, b) = (&self.settings, &other.settings);
+        let secret = |s: &Settings| s.secrets.key_hmac.as_ref().map(|secret| secret.text().to_owned());
+        let changed = [
+            ("listeners", a.listeners != b.listeners),
+            ("admin", a.admin != b.admin),
+            ("storage", a.storage != b.storage),
+            ("secrets", secret(a) != secret(b)),
+            ("log.level or log.format", (a.log.level, a.log.format) != (b.log.level, b.log.format)),
+            ("shutdown", a.shutdown != b.shutdown),
+            ("workers", a.workers != b.workers),
+        ];
+        changed.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+}
+
+/// Compiles files, one after the other, with what outlives a reload.
+pub struct Compiler {
+    keep: Keep,
+    ports: Ports,
+}
+
+impl Compiler {
+    /// With the implementations behind the ports.
+    pub fn new(ports: Ports) -> Self {
+        Self { keep: Keep::default(), ports }
+    }
+
+    /// Compiles a file. Nothing is started; all that is wrong is in the report.
+    pub fn compile(&self, parsed: Parsed) -> Result<Snapshot, Report> {
+        let mut report = Report::new(&parsed.path);
+        let files = Files::beside(&parsed.path);
+        let mut work = Work { compiler: self, parsed: &parsed, files: &files, report: &mut report, trusted: Arc::default() };
+        let snapshot = work.snapshot();
+        match snapshot {
+            Some((trusted, upstreams, routes)) if report.is_empty() => Ok(Snapshot { settings: parsed.settings, routes, upstreams, trusted }),
+            _ => Err(report),
+        }
+    }
+}
+
+struct Work<'a> {
+    compiler: &'a Compiler,
+    parsed: &'a Parsed,
+    files: &'a Files,
+    report: &'a mut Report,
+    trusted: Arc<TrustedProxies>,
+}
+
+type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>);
+
+impl Work<'_> {
+    fn wrong(&mut self, invalid: &Invalid) {
+        tell(self.report, &self.parsed.tree, &[], invalid);
+    }
+
+    fn snapshot(&mut self) -> Option<Pieces> {
+        let settings = &self.parsed.settings;
+        self.numbers();
+        match TrustedProxies::compile(&settings.trusted_proxies, self.files) {
+            Ok(trusted) => self.trusted = Arc::new(trusted),
+            Err(invalid) => self.wrong(&invalid.at("trusted_proxies")),
+        }
+        let upstreams = self.upstreams();
+        let shared = self.filters(&settings.filters, &|invalid, index| invalid.index(index).at("filters"), "");
+        let mut routes = Vec::new();
+        for (index, route) in settings.routes.iter().enumerate() {
+            routes.extend(self.route(index, route, &upstreams, &shared));
+        }
+        Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes))
+    }
+
+    /// Numbers that make sense only within bounds.
+    fn numbers(&mut self) {
+        let mut wrong = Vec::new();
+        for (index, listener) in self.parsed.settings.listeners.iter().enumerate() {
+            let limits = &listener.limits;
+            let mut check = |ok: bool, key: &str, says: &str| {
+                if !ok {
+                    wrong.push(Invalid::new(says).at(key).at("limits").index(index).at("listeners"));
+                }
+            };
+            check((1024..=512 * 1024).contains(&limits.header_bytes.0), "header_bytes", "must be between 1KiB and 512KiB");
+            check((1..=256).contains(&limits.headers), "headers", "must be between 1 and 256");
+            check((100..=600_000).contains(&limits.header_timeout.0.as_millis()), "header_timeout", "must be between 100ms and 10min");
+            check((100..=3_600_000).contains(&limits.body_timeout.0.as_millis()), "body_timeout", "must be between 100ms and 1h");
+            check((1000..=3_600_000).contains(&limits.idle_timeout.0.as_millis()), "idle_timeout", "must be between 1s and 1h");
+            check(limits.connections > 0, "connections", "must be at least 1");
+            check(limits.connections_per_peer > 0, "connections_per_peer", "must be at least 1");
+            check(limits.requests_per_connection > 0, "requests_per_connection", "must be at least 1");
+        }
+        let addresses: Vec<_> = self.parsed.settings.listeners.iter().map(|listener| listener.address).collect();
+        for (index, address) in addresses.iter().enumerate() {
+            let earlier = addresses.iter().take(index).any(|other| other == address);
+            if earlier || *address == self.parsed.settings.admin.address {
+                wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
+            }
+        }
+        if self.parsed.settings.workers > 1024 {
+            wrong.push(Invalid::new("at most 1024 threads").at("workers"));
+        }
+        wrong.iter().for_each(|invalid| self.wrong(invalid));
+    }
+
+    /// One for each item of the list; `None` for one that is wrong, so that references to it are not.
+    fn upstreams(&mut self) -> Vec<Option<Arc<Upstream>>> {
+        let mut seen = HashMap::new();
+        let mut compiled = Vec::new();
+        for (index, config) in self.parsed.settings.upstreams.iter().enumerate() {
+            if let Some(first) = seen.insert(config.name.as_str(), index) {
+                let invalid = Invalid::new(format!("`{}` is the name of upstreams[{first}] already", config.name));
+                self.wrong(&invalid.at("name").index(index).at("upstreams"));
+            }
+            // The same configuration is the same upstream: its connections, health and tasks go on.
+            let key = format!("{config:?}");
+            let made = Upstream::compile(config).map(|upstream| self.compiler.keep.get(&key, || upstream));
+            compiled.push(match made {
+                Ok(upstream) => Some(upstream),
+                Err(invalid) => {
+                    self.wrong(&invalid.index(index).at("upstreams"));
+                    None
+                }
+            });
+        }
+        compiled
+    }
+
+    fn filters(&mut self, items: &[FilterItem], place: &dyn Fn(Invalid, usize) -> Invalid, prefix: &str) -> Vec<Item> {
+        let mut compiled = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            let mut site = Site {
+                place: format!("{prefix}filters[{index}]"),
+                trusted: Arc::clone(&self.trusted),
+                keep: &self.compiler.keep,
+                ports: &self.compiler.ports,
+                resolve: self.files,
+            };
+            let Some(kind) = ALL.iter().find(|kind| kind.name == item.name) else { continue };
+            match (kind.compile)(item.config.clone(), &mut site) {
+                Ok(filter) => compiled.push(Item { filter, shadow: item.shadow }),
+                Err(invalid) => self.wrong(&place(invalid.at(item.name.as_str()), index)),
+            }
+        }
+        compiled
+    }
+
+    fn route(&mut self, index: usize, config: &RouteSettings, upstreams: &[Option<Arc<Upstream>>], shared: &[Item]) -> Option<Route> {
+        let settings = &self.parsed.settings;
+        let place = |invalid: Invalid| invalid.index(index).at("routes");
+        if let Some(first) = settings.routes.iter().take(index).position(|other| other.name == config.name) {
+            self.wrong(&place(Invalid::new(format!("`{}` is the name of routes[{first}] already", config.name)).at("name")));
+        }
+        let matcher = Matcher::compile(&config.matches).map_err(|invalid| self.wrong(&place(invalid.at("match")))).ok();
+        let own = self.filters(&config.filters, &|invalid, at| place(invalid.index(at).at("filters")), &format!("routes.{}.", config.name));
+        let found = settings.upstreams.iter().position(|upstream| upstream.name == config.upstream);
+        if found.is_none() {
+            let names = settings.upstreams.iter().map(|upstream| upstream.name.as_str());
+            let advice = match nearest(&config.upstream, names.clone()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("there are {}", names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+            };
+            self.wrong(&place(Invalid::new(format!("there is no upstream `{}`; {advice}", config.upstream)).at("upstream")));
+        }
+        let upstream = upstreams.get(found?)?.clone()?;
+        Some(Route {
+            name: config.name.as_str().into(),
+            chain: Chain::new(shared.iter().cloned().chain(own).collect()),
+            upstream,
+            allow_encoded_slash: config.allow_encoded_slash,
+            matcher: matcher?,
+        })
+    }
+}
+
+/// Ports for compiling without running: nothing is stored, nothing is known.
+pub fn check_ports() -> Ports {
+    Ports { bindings: Arc::new(Nowhere), hasher: KeyHasher::new(b""), meter: Arc::new(Meter::default()) }
+}
+
+struct Nowhere;
+
+impl Bindings for Nowhere {
+    fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
+        None
+    }
+    fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
+        Box::pin(async { Err(StoreError("no store is open".into())) })
+    }
+    fn recheck(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Err(StoreError("no store is open".into())) })
+    }
+    fn used(&self, _: KeyId, _: std::time::SystemTime) {}
+    fn intercepted(&self, _: Intercept) {}
+}

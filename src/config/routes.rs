@@ -1,0 +1,156 @@
+//! Which route a request takes.
+
+use std::sync::Arc;
+
+use http::Method;
+use keylatch_filters::chain::Chain;
+use keylatch_filters::contract::Invalid;
+
+use super::model::Match;
+use crate::upstream::Upstream;
+
+/// A compiled route.
+pub struct Route {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The filters of its requests, the top-level ones first.
+    pub chain: Chain,
+    /// Where they go.
+    pub upstream: Arc<Upstream>,
+    /// `%2F` may stand in its paths.
+    pub allow_encoded_slash: bool,
+    pub(super) matcher: Matcher,
+}
+
+impl Route {
+    /// Whether this route is for that request. `path` is the normalised one, without the query.
+    pub fn matches(&self, method: &Method, host: &str, path: &str) -> bool {
+        self.matcher.matches(method, host, path)
+    }
+}
+
+/// A compiled [`Match`].
+#[derive(Debug, Default)]
+pub struct Matcher {
+    hosts: Vec<HostPattern>,
+    paths: Vec<PathPattern>,
+    methods: Vec<Method>,
+}
+
+#[derive(Debug)]
+enum HostPattern {
+    Exact(String),
+    /// With its leading dot.
+    Below(String),
+}
+
+#[derive(Debug)]
+enum PathPattern {
+    Exact(String),
+    /// Without the trailing `/*`.
+    Below(String),
+}
+
+impl Matcher {
+    pub(super) fn compile(config: &Match) -> Result<Self, Invalid> {
+        let each = |list: &[String], key: &'static str| -> Vec<(usize, String, &'static str)> {
+            list.iter().cloned().enumerate().map(|(index, text)| (index, text, key)).collect()
+        };
+        let host = |(index, text, key): (usize, String, &'static str)| {
+            let text = text.to_ascii_lowercase();
+            let bare = text.strip_prefix("*.").unwrap_or(&text);
+            if bare.is_empty() || bare.contains(['*', ':', '/', ' ']) {
+                return Err(Invalid::new(format!("`{text}` is not a host; write `api.example.com` or `*.example.com`, without a port")).index(index).at(key));
+            }
+            Ok(match text.strip_prefix('*') {
+                Some(suffix) => HostPattern::Below(suffix.to_owned()),
+                None => HostPattern::Exact(text),
+            })
+        };
+        let path = |(index, text, key): (usize, String, &'static str)| {
+            let base = text.strip_suffix("/*").unwrap_or(&text);
+            let normal = base.is_empty() || (base.starts_with('/') && !base.contains("//") && !base.split('/').any(|part| matches!(part, "." | "..")));
+            if text.is_empty() || !normal || base.contains(['*', '?', '#', '%', ' ']) {
+                return Err(Invalid::new(format!("`{text}` is not a path; write `/v1/models` or `/v1/*`, as it looks after normalisation")).index(index).at(key));
+            }
+            Ok(if base.len() < text.len() { PathPattern::Below(base.to_owned()) } else { PathPattern::Exact(text) })
+        };
+        let method = |(index, text, key): (usize, String, &'static str)| {
+            let upper = text.bytes().all(|b| b.is_ascii_uppercase());
+            let parsed = text.parse::<Method>().ok().filter(|_| upper);
+            parsed.ok_or_else(|| Invalid::new(format!("`{text}` is not a method; write it in capitals, like `POST`")).index(index).at(key))
+        };
+        Ok(Self {
+            hosts: each(&config.hosts, "hosts").into_iter().map(host).collect::<Result<_, _>>()?,
+            paths: each(&config.paths, "paths").into_iter().map(path).collect::<Result<_, _>>()?,
+            methods: each(&config.methods, "methods").into_iter().map(method).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn matches(&self, method: &Method, host: &str, path: &str) -> bool {
+        (self.methods.is_empty() || self.methods.contains(method))
+            && (self.paths.is_empty() || self.paths.iter().any(|pattern| pattern.matches(path)))
+            && (self.hosts.is_empty() || self.hosts.iter().any(|pattern| pattern.matches(host)))
+    }
+}
+
+impl HostPattern {
+    fn matches(&self, host: &str) -> bool {
+        let name = host_without_port(host);
+        match self {
+            HostPattern::Exact(exact) => name.eq_ignore_ascii_case(exact),
+            HostPattern::Below(suffix) => name.len() > suffix.len() && name.get(name.len() - suffix.len()..).is_some_and(|end| end.eq_ignore_ascii_case(suffix)),
+        }
+    }
+}
+
+impl PathPattern {
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            PathPattern::Exact(exact) => path == exact,
+            PathPattern::Below(base) => path.strip_prefix(base.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        }
+    }
+}
+
+fn host_without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() => name,
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matcher(hosts: &[&str], paths: &[&str], methods: &[&str]) -> Result<Matcher, Invalid> {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        Matcher::compile(&Match { hosts: owned(hosts), paths: owned(paths), methods: owned(methods) })
+    }
+
+    #[test]
+    fn paths_match_at_segments() {
+        let routes = matcher(&[], &["/v1/*", "/health"], &[]).unwrap();
+        for (path, fits) in [("/v1", true), ("/v1/", true), ("/v1/a/b", true), ("/v12", false), ("/health", true), ("/health/", false), ("/", false)] {
+            assert_eq!(routes.matches(&Method::GET, "h", path), fits, "{path}");
+        }
+        assert!(matcher(&[], &["/*"], &[]).unwrap().matches(&Method::GET, "h", "/anything"));
+    }
+
+    #[test]
+    fn hosts_and_methods() {
+        let routes = matcher(&["api.example.com", "*.tenant.example.com"], &[], &["POST"]).unwrap();
+        for (host, fits) in [("API.example.com:8080", true), ("a.tenant.example.com", true), ("tenant.example.com", false), ("evil-tenant.example.com", false), ("[::1]:80", false)] {
+            assert_eq!(routes.matches(&Method::POST, host, "/"), fits, "{host}");
+        }
+        assert!(!routes.matches(&Method::GET, "api.example.com", "/"));
+    }
+
+    #[test]
+    fn what_is_no_pattern() {
+        for (hosts, paths, methods) in [(&["a b"][..], &[][..], &[][..]), (&["h:80"], &[], &[]), (&["*"], &[], &[]), (&[], &["v1"], &[]), (&[], &["/v*"], &[]), (&[], &["/a//b"], &[]), (&[], &["/../a"], &[]), (&[], &[], &["get"])] {
+            assert!(matcher(hosts, paths, methods).is_err());
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What this process remembers of the bindings, in bounded space.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use keylatch_filters::contract::{Binding, KeyId};
+use quick_cache::sync::Cache as Quick;
+
+/// For how long an entry is believed: changes made to the database by others are seen within this.
+const FRESH: Duration = Duration::from_secs(30);
+/// A refusal asks the authority anew, but not more often than this for one key: whoever hammers with a
+/// key that is not his must not be able to hammer the database.
+const RECHECKED: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+struct Entry {
+    binding: Arc<Binding>,
+    read_at: Instant,
+}
+
+/// Bindings by key id. An older version never takes the place of a newer one.
+pub struct Cache(Quick<KeyId, Entry>);
+
+impl Cache {
+    pub fn new(entries_max: usize) -> Self {
+        Self(Quick::new(entries_max.max(16)))
+    }
+
+    /// The binding, if it was read not long ago.
+    pub fn fresh(&self, id: &KeyId, now: Instant) -> Option<Arc<Binding>> {
+        self.within(id, now, FRESH)
+    }
+
+    /// The binding, if it was read just now.
+    pub fn just_read(&self, id: &KeyId, now: Instant) -> Option<Arc<Binding>> {
+        self.within(id, now, RECHECKED)
+    }
+
+    fn within(&self, id: &KeyId, now: Instant, age: Duration) -> Option<Arc<Binding>> {
+        self.0.get(id).filter(|entry| now.saturating_duration_since(entry.read_at) < age).map(|entry| entry.binding)
+    }
+
+    /// Remembers what was read at `read_at`; answers with what is remembered then.
+    pub fn put(&self, binding: Binding, read_at: Instant) -> Arc<Binding> {
+        if let Some(known) = self.0.get(&binding.id)
+            && known.binding.version > binding.version
+        {
+            return known.binding;
+        }
+        let binding = Arc::new(binding);
+        self.0.insert(binding.id, Entry { binding: Arc::clone(&binding), read_at });
+        binding
+    }
+
+    /// Forgets a key that is not bound any more.
+    pub fn forget(&self, id: &KeyId) {
+        self.0.remove(id);
+    }
+}

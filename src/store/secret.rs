@@ -1,0 +1,76 @@
+//! The secret under which keys are hashed: configured, or made beside the database on the first run.
+
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use keylatch_filters::contract::{KeyHasher, Resolve};
+
+use crate::config::Files;
+use crate::config::model::Secrets;
+
+const BYTES_MIN: usize = 32;
+
+/// The secret of the configuration, if it has one.
+pub fn configured(secrets: &Secrets, files: &Files) -> Result<Option<String>, String> {
+    let Some(reference) = &secrets.key_hmac else { return Ok(None) };
+    let secret = match reference.file() {
+        Some(path) => files.file(path).map_err(|e| format!("secrets.key_hmac: {e}"))?.trim_end_matches(['\r', '\n']).to_owned(),
+        None => reference.text().to_owned(),
+    };
+    if secret.len() < BYTES_MIN {
+        return Err(format!(
+            "secrets.key_hmac has {} bytes; at least {BYTES_MIN} are needed. `openssl rand -hex 32` makes a good one",
+            secret.len()
+        ));
+    }
+    Ok(Some(secret))
+}
+
+/// 32 random bytes in hex.
+pub fn fresh() -> Result<String, String> {
+    let mut bytes = [0_u8; 32];
+    getrandom::fill(&mut bytes).map_err(|e| format!("no randomness to be had for a secret: {e}"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The secret that lies beside the database; made if the database is new and there is none.
+pub fn beside(database: &Path, database_is_new: bool) -> Result<String, String> {
+    let path = PathBuf::from(format!("{}.secret", database.display()));
+    match std::fs::read_to_string(&path) {
+        Ok(text) => {
+            let secret = text.trim_end().to_owned();
+            if secret.len() < BYTES_MIN {
+                return Err(format!("{} is too short to be the secret; restore it from a backup", path.display()));
+            }
+            let mode = std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.permissions().mode();
+            if mode & 0o077 != 0 {
+                return Err(format!("{} can be read by others (mode {:o}); run `chmod 600` on it", path.display(), mode & 0o777));
+            }
+            Ok(secret)
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound && database_is_new => make(&path),
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(format!(
+            "{} is missing, and the database was made with it: without it every key would look new and be bound again. \
+             Restore it, set secrets.key_hmac to it, or begin anew by moving {} away",
+            path.display(),
+            database.display()
+        )),
+        Err(e) => Err(format!("{} cannot be read: {e}", path.display())),
+    }
+}
+
+fn make(path: &Path) -> Result<String, String> {
+    let secret = fresh()?;
+    let wrong = |e: std::io::Error| format!("{} cannot be written: {e}", path.display());
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(wrong)?;
+    file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(wrong)?;
+    tracing::info!(path = %path.display(), "made the secret under which keys are hashed; back it up with the database");
+    Ok(secret)
+}
+
+/// What the database remembers of the secret. Tells nothing about it.
+pub fn fingerprint(hasher: &KeyHasher) -> String {
+    hasher.id("keylatch: the fingerprint of the key_hmac secret").0.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
