@@ -79,6 +79,11 @@ impl Chain {
         self.items.iter().map(|item| (item.filter.name(), item.shadow))
     }
 
+    /// The same with only the filters of this name, to ask one of them alone.
+    pub fn only(&self, name: &str) -> Self {
+        Self::new(self.items.iter().filter(|item| item.filter.name() == name).cloned().collect())
+    }
+
     /// A fresh exchange's memory.
     pub fn begin(&self) -> Progress {
         Progress {

@@ -3,6 +3,12 @@
 //! README.md has the code map. The binary is `main.rs`; this library exists so that tests and fuzzers
 //! reach the parts that need no socket.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod proxy;
+pub mod reload;
 pub mod store;
+pub mod telemetry;
 pub mod upstream;

@@ -1,0 +1,12 @@
+//! `keylatch check`: parse, compile, resolve every reference; open and start nothing.
+
+use std::path::Path;
+
+use crate::config::{Compiler, check_ports, parse_file};
+
+pub fn check(path: &Path) -> Result<(), String> {
+    let parsed = parse_file(path).map_err(|report| report.to_string())?;
+    let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
+    println!("{} is fine: {} routes, {} upstreams", path.display(), snapshot.routes.len(), snapshot.upstreams.len());
+    Ok(())
+}

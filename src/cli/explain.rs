@@ -1,0 +1,89 @@
+//! `keylatch explain`: what would become of a request, without sending anything.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use keylatch_filters::contract::{ClientAddress, Facts, Now, RequestCx, canonical};
+use pingora::http::RequestHeader;
+
+use crate::config::{Compiler, check_ports, parse_file};
+use crate::proxy::gate::{self, HeadLimits};
+
+#[derive(Args)]
+pub struct Explain {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
+    config: PathBuf,
+    /// The address the connection comes from
+    #[arg(long, value_name = "ADDRESS")]
+    peer: IpAddr,
+    /// A header field, as often as you like
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The method
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// The path, with its query if you like
+    #[arg(long, default_value = "/")]
+    path: String,
+}
+
+pub fn explain(asked: &Explain) -> Result<(), String> {
+    let parsed = parse_file(&asked.config).map_err(|report| report.to_string())?;
+    let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
+    let mut request = request(asked)?;
+    let peer = canonical(asked.peer);
+    let trusted = if snapshot.trusted.trusts(peer) { "one of trusted_proxies" } else { "not one of trusted_proxies: what it says of others is ignored" };
+    println!("peer      {peer}, {trusted}");
+
+    let limits = snapshot.settings.listeners.first().map(|listener| &listener.limits).cloned().unwrap_or_default();
+    let limits = HeadLimits { bytes: limits.header_bytes.as_usize(), fields: limits.headers };
+    let passed = match gate::check(&mut request, None, true, limits) {
+        Ok(passed) => passed,
+        Err(refused) => {
+            println!("gate      refused with {}: {}", refused.status.as_u16(), refused.reason);
+            return Ok(());
+        }
+    };
+    let target = String::from_utf8_lossy(request.raw_path()).into_owned();
+    println!("gate      passed; the target is {target}");
+
+    let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
+    let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
+        println!("route     none: 404");
+        return Ok(());
+    };
+    if passed.encoded_slash && !route.allow_encoded_slash {
+        println!("route     {}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name);
+        return Ok(());
+    }
+    println!("route     {}, to upstream {}", route.name, route.upstream.name);
+
+    let chain = route.chain.only("client_ip");
+    let mut facts = Facts::default();
+    let mut cx = RequestCx { request: &request, facts: &mut facts, peer, route: &route.name, now: Now::read(), shadow: false };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
+    runtime.block_on(chain.request(&mut cx, &mut chain.begin())).map_err(|failure| failure.to_string())?;
+    match facts.get::<ClientAddress>() {
+        Some(client) => println!("client    {}, from {}", client.address, client.source),
+        None => println!("client    {peer}, the peer: no client_ip in the chain"),
+    }
+    for (index, (name, shadow)) in route.chain.names().enumerate() {
+        let label = if index == 0 { "filters" } else { "" };
+        println!("{label:<9} {}. {name}{}", index + 1, if shadow { " (shadow)" } else { "" });
+    }
+    Ok(())
+}
+
+fn request(asked: &Explain) -> Result<RequestHeader, String> {
+    let mut request = RequestHeader::build(asked.method.as_str(), asked.path.as_bytes(), None).map_err(|e| format!("not a request: {e}"))?;
+    for field in &asked.headers {
+        let (name, value) = field.split_once(':').ok_or_else(|| format!("`{field}` is not `NAME: VALUE`"))?;
+        request.append_header(name.trim().to_owned(), value.trim()).map_err(|_| format!("`{field}` is not a header field"))?;
+    }
+    if !request.headers.contains_key("host") {
+        request.insert_header("host", "localhost").map_err(|e| e.to_string())?;
+    }
+    Ok(request)
+}

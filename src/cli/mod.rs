@@ -1,0 +1,70 @@
+//! The commands, one file each.
+
+mod check;
+mod demo_upstream;
+mod explain;
+mod filters;
+mod reload;
+mod run;
+mod schema;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open.
+#[derive(Parser)]
+#[command(name = "keylatch", version, after_help = "Begin with `keylatch run --config config/quickstart.yaml`; `keylatch filters` explains what can stand in a chain.")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
+    config: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve. SIGHUP reloads the configuration, SIGTERM lets open requests end, SIGINT ends at once
+    Run(ConfigFile),
+    /// Say everything that is wrong with a configuration. Exit code 0: nothing is
+    Check(ConfigFile),
+    /// Have the running process reload its configuration, and wait for the outcome
+    Reload(ConfigFile),
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
+    /// Say what would become of a request: its client address and why, its route, its filters. Sends nothing
+    Explain(explain::Explain),
+    /// Print the manual of the filters, or of one
+    Filters {
+        /// The filter's name
+        name: Option<String>,
+    },
+    /// Serve a made-up model API, to try things with: OpenAI's chat completions, plain and streamed
+    DemoUpstream(demo_upstream::DemoUpstream),
+}
+
+/// Runs a command. What it cannot do is said on standard error, and the exit code is 1.
+pub fn main(cli: Cli) -> ExitCode {
+    let done = match cli.command {
+        Command::Run(file) => run::run(&file.config),
+        Command::Check(file) => check::check(&file.config),
+        Command::Reload(file) => reload::reload(&file.config),
+        Command::Schema => schema::schema(),
+        Command::Explain(explain) => explain::explain(&explain),
+        Command::Filters { name } => filters::filters(name.as_deref()),
+        Command::DemoUpstream(demo) => demo_upstream::serve(&demo),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! `keylatch reload`: ask the running process, and say what came of it.
+
+use std::path::Path;
+
+pub fn reload(path: &Path) -> Result<(), String> {
+    let answer = crate::control::ask(path, "reload")?;
+    if answer.ok {
+        println!("{}", answer.message);
+        Ok(())
+    } else {
+        Err(format!("{}\nnothing was reloaded; the old configuration stays in force", answer.message))
+    }
+}

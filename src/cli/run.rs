@@ -1,0 +1,103 @@
+//! `keylatch run`: put the parts together, serve, and end in order.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use keylatch_filters::contract::{Meter, Ports};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin::{self, Known};
+use crate::config::{Compiler, Files, Settings, parse_file};
+use crate::proxy::{self, Shared, Stop};
+use crate::reload::{self, Reloader};
+use crate::store::{self, Embedded};
+use crate::telemetry::access::AccessLog;
+use crate::telemetry::logs;
+use crate::telemetry::metrics::Metrics;
+use crate::control;
+
+/// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
+struct House {
+    shared: Arc<Shared>,
+    store: Arc<Embedded>,
+    settings: Settings,
+    stop: watch::Receiver<Stop>,
+    _control: control::Guard,
+}
+
+pub fn run(path: &Path) -> Result<(), String> {
+    let settings = parse_file(path).map_err(|report| report.to_string())?.settings;
+    logs::begin(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("house").enable_all().build();
+    let runtime = runtime.map_err(|e| format!("no threads to be had: {e}"))?;
+    let house = runtime.block_on(open(path, settings))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %house.settings.admin.address, "ready");
+    let served = proxy::run(&house.shared, &house.settings, house.stop.clone(), runtime.handle());
+    runtime.block_on(house.store.flush());
+    house.shared.access.close();
+    tracing::info!("ended");
+    served
+}
+
+async fn open(path: &Path, settings: Settings) -> Result<House, String> {
+    let metrics = Arc::new(Metrics::new().map_err(|e| format!("the metrics cannot be registered: {e}"))?);
+    let opened = store::open(&settings.storage, &settings.secrets, &Files::beside(path), &metrics.registry).await?;
+    let ports = Ports { bindings: Arc::clone(&opened.store) as _, hasher: opened.hasher, meter: Arc::new(Meter::new(metrics.registry.clone())) };
+    let compiler = Arc::new(Compiler::new(ports));
+    let snapshot = reload::load(path, &compiler).await?;
+    metrics.last_reload.set(reload::unix_s());
+    let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
+    let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access });
+    let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
+    let stopping = Arc::new(AtomicBool::new(false));
+    serve_admin(&settings, Known { shared: Arc::clone(&shared), store: Arc::clone(&opened.store), stopping: Arc::clone(&stopping) }).await?;
+    let control = control::listen(path, Arc::clone(&reloader))?;
+    let stop = watch_signals(&settings, reloader, stopping)?;
+    Ok(House { shared, store: opened.store, settings, stop, _control: control })
+}
+
+async fn serve_admin(settings: &Settings, known: Known) -> Result<(), String> {
+    let address = settings.admin.address;
+    let listener = TcpListener::bind(address).await.map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, admin::router(known)).await {
+            tracing::error!(%error, "the admin listener has ended");
+        }
+    });
+    Ok(())
+}
+
+/// SIGHUP reloads; SIGTERM stops in order, SIGINT and SIGQUIT at once. Handlers are in place before anything is served.
+fn watch_signals(settings: &Settings, reloader: Arc<Reloader>, stopping: Arc<AtomicBool>) -> Result<watch::Receiver<Stop>, String> {
+    let listen = |kind| signal(kind).map_err(|e| format!("signals cannot be handled: {e}"));
+    let (mut hangup, mut terminate) = (listen(SignalKind::hangup())?, listen(SignalKind::terminate())?);
+    let (mut interrupt, mut quit) = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
+    let readiness_delay = settings.shutdown.readiness_delay.0;
+    let (tell, stop) = watch::channel(Stop::No);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    // The outcome is logged and counted; nobody waits for it here.
+                    let _ = reloader.reload().await;
+                }
+                _ = terminate.recv() => {
+                    stopping.store(true, Ordering::Relaxed);
+                    tracing::info!(?readiness_delay, "stopping: readiness fails from now on");
+                    let tell = tell.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(readiness_delay).await;
+                        tell.send_if_modified(|stop| std::mem::replace(stop, if *stop == Stop::No { Stop::Drain } else { *stop }) == Stop::No);
+                    });
+                }
+                _ = interrupt.recv() => { tell.send_replace(Stop::Now); }
+                _ = quit.recv() => { tell.send_replace(Stop::Now); }
+            }
+        }
+    });
+    Ok(stop)
+}

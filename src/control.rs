@@ -1,0 +1,128 @@
+//! How `keylatch reload` reaches the running process: a Unix socket whose place follows from the
+//! configuration file's path alone, so that it is found even when the file is broken.
+//!
+//! The folder is `$KEYLATCH_RUNTIME_DIR`, else `/run/keylatch` for root, else `$XDG_RUNTIME_DIR/keylatch`, else
+//! `/tmp/keylatch-UID`; nobody but its owner can enter it. One line asks, one line of JSON answers.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::geteuid;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::reload::Reloader;
+
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+const QUESTION_BYTES_MAX: u64 = 256;
+
+/// What a question is answered with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whether it was done.
+    pub ok: bool,
+    /// What happened.
+    pub message: String,
+}
+
+fn folder() -> PathBuf {
+    let user = geteuid();
+    match (std::env::var_os("KEYLATCH_RUNTIME_DIR"), std::env::var_os("XDG_RUNTIME_DIR")) {
+        (Some(folder), _) => folder.into(),
+        (None, _) if user.is_root() => "/run/keylatch".into(),
+        (None, Some(folder)) => Path::new(&folder).join("keylatch"),
+        (None, None) => format!("/tmp/keylatch-{user}").into(),
+    }
+}
+
+/// The socket of the process that runs `config`.
+pub fn socket(config: &Path) -> Result<PathBuf, String> {
+    use std::os::unix::ffi::OsStrExt;
+    let config = config.canonicalize().map_err(|e| format!("{}: {e}", config.display()))?;
+    let hash = Sha256::digest(config.as_os_str().as_bytes());
+    let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    Ok(folder().join(format!("{name}.sock")))
+}
+
+/// Listens on the socket, for as long as the process lives.
+pub fn listen(config: &Path, reloader: Arc<Reloader>) -> Result<Guard, String> {
+    let path = socket(config)?;
+    let folder = folder();
+    let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the control socket {}: {what}: {e}", path.display());
+    if !folder.exists() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| wrong("no folder", &e))?;
+    }
+    let owner = std::fs::metadata(&folder).map_err(|e| wrong("no folder", &e))?;
+    if owner.uid() != geteuid().as_raw() || owner.permissions().mode() & 0o022 != 0 {
+        return Err(wrong("the folder", &"belongs to somebody else or is open to others; set KEYLATCH_RUNTIME_DIR to one of your own"));
+    }
+    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        return Err(format!("a process that runs {} is there already", config.display()));
+    }
+    // What a process that was killed has left.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(|e| wrong("cannot listen", &e))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|e| wrong("mode", &e))?;
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let reloader = Arc::clone(&reloader);
+                    tokio::spawn(async move {
+                        // Whoever asked may be gone; what he asked for is done all the same.
+                        let _ = tokio::time::timeout(ANSWER_TIME_MAX, answer(stream, &reloader)).await;
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the control socket takes no connection");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    });
+    Ok(Guard(path))
+}
+
+/// Removes the socket when the process ends.
+pub struct Guard(PathBuf);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn answer(stream: UnixStream, reloader: &Reloader) -> std::io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut question = String::new();
+    let read = tokio::io::AsyncReadExt::take(read, QUESTION_BYTES_MAX);
+    tokio::io::BufReader::new(read).read_line(&mut question).await?;
+    let answer = match question.trim() {
+        "reload" => match reloader.reload().await {
+            Ok(message) => Answer { ok: true, message },
+            Err(message) => Answer { ok: false, message },
+        },
+        other => Answer { ok: false, message: format!("`{other}` is nothing that can be asked") },
+    };
+    let mut line = serde_json::to_vec(&answer)?;
+    line.push(b'\n');
+    write.write_all(&line).await
+}
+
+/// Asks the process that runs `config`.
+pub fn ask(config: &Path, question: &str) -> Result<Answer, String> {
+    let path = socket(config)?;
+    let stream = std::os::unix::net::UnixStream::connect(&path)
+        .map_err(|e| format!("no process that runs {} was found (its socket would be {}): {e}", config.display(), path.display()))?;
+    let lost = |e: std::io::Error| format!("the running process did not answer: {e}");
+    stream.set_read_timeout(Some(ANSWER_TIME_MAX)).map_err(lost)?;
+    (&stream).write_all(format!("{question}\n").as_bytes()).map_err(lost)?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).map_err(lost)?;
+    serde_json::from_str(&line).map_err(|e| format!("the running process gave an answer that makes no sense: {e}"))
+}

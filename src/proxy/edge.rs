@@ -1,0 +1,334 @@
+//! Pingora's phases, in the order in which they run. Each is thin: what it does is said elsewhere.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use keylatch_filters::chain::Decision;
+use keylatch_filters::contract::{BodyCx, Dialect, RequestCx, StreamPlan, UpstreamCx};
+use keylatch_filters::sse_keepalive::is_event_stream;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use super::conn::ConnStream;
+use super::errors::{self, Answer, BODY_ERROR, FILTER_ERROR, NO_SERVER_ERROR};
+use super::exchange::Exchange;
+use super::gate::{self, HeadLimits};
+use super::reply;
+use super::timed_session::{self, Terms};
+use crate::config::Snapshot;
+use crate::config::model::Limits;
+use crate::telemetry::access::AccessLog;
+use crate::telemetry::metrics::Metrics;
+
+/// What all listeners share.
+pub struct Shared {
+    /// The configuration in force. Written by `reload.rs` alone.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where each request is told.
+    pub access: AccessLog,
+}
+
+/// The proxy behind one listener.
+pub struct Edge {
+    /// What all listeners share.
+    pub shared: Arc<Shared>,
+    /// What this one allows.
+    pub limits: Limits,
+}
+
+impl Edge {
+    /// The gate, the route, the chain. `Some`: the answer instead of the upstream's.
+    async fn admit(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
+        let refuse = |exchange: &mut Exchange, refused: gate::Refused| {
+            self.shared.metrics.refused.with_label_values(&[refused.reason]).inc();
+            exchange.answered = Some(("gate", refused.reason));
+            Ok(Some(errors::of_refused(refused)))
+        };
+        let passed = match self.gate(session, exchange) {
+            Ok(passed) => passed,
+            Err(refused) => {
+                // Nothing that follows on this connection can be trusted to begin where we think it does.
+                session.set_keepalive(None);
+                return refuse(exchange, refused);
+            }
+        };
+        let request = session.req_header();
+        exchange.dialect = Dialect::of_path(request.uri.path());
+        let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let snapshot = Arc::clone(&exchange.snapshot);
+        let Some((index, route)) = snapshot.route(&request.method, host, request.uri.path()) else {
+            exchange.answered = Some(("gate", "no_route"));
+            return Ok(Some(errors::NO_ROUTE));
+        };
+        if passed.encoded_slash && !route.allow_encoded_slash {
+            return refuse(exchange, gate::ENCODED_SLASH);
+        }
+        exchange.route = Some(index);
+        exchange.progress = route.chain.begin();
+        let Exchange { facts, progress, peer, now, .. } = &mut *exchange;
+        let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route: &route.name, now: *now, shadow: false };
+        let answer = route.chain.request(&mut cx, progress).await;
+        let reply = answer.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+        let Some(reply) = reply else { return self.too_large(session, exchange) };
+        if let Some(Decision { filter, reason, .. }) = exchange.progress.decisions.last() {
+            exchange.answered = Some((filter, reason));
+        }
+        exchange.detail.clone_from(&reply.detail);
+        Ok(Some(errors::of_reply(*reply)))
+    }
+
+    fn gate(&self, session: &mut Session, exchange: &mut Exchange) -> Result<gate::Passed, gate::Refused> {
+        let conn = session.digest().and_then(ConnStream::conn_of).cloned();
+        let line_ok = conn.as_ref().is_none_or(|conn| conn.head_complete());
+        if let Some(conn) = &conn {
+            exchange.peer = conn.peer;
+        }
+        exchange.conn = conn;
+        let limits = HeadLimits { bytes: self.limits.header_bytes.as_usize(), fields: self.limits.headers };
+        let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
+        let line_ok = line_ok || raw.is_none();
+        gate::check(session.req_header_mut(), raw.as_deref(), line_ok, limits)
+    }
+
+    /// A body that announces itself as too large is not waited for.
+    fn too_large(&self, session: &Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
+        let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > self.limits.body_bytes.0) {
+            exchange.answered = Some(("gate", "body_bytes"));
+            return Ok(Some(errors::BODY_TOO_LARGE));
+        }
+        Ok(None)
+    }
+
+    /// Puts the clock around the client's session.
+    fn start_clock(&self, session: &mut Session, exchange: &mut Exchange, plan: StreamPlan, early: bool) -> Result<()> {
+        let early_header = if early { Some(Box::new(early_header(session, exchange)?)) } else { None };
+        let terms = Terms {
+            plan,
+            early_header,
+            dialect: exchange.dialect,
+            request_id: exchange.request_id().map(str::to_owned),
+            metrics: Arc::clone(&self.shared.metrics.streams),
+        };
+        exchange.home = Some(timed_session::install(&mut session.downstream_session, terms, exchange.now.instant.into()));
+        Ok(())
+    }
+
+    /// Ends a stream that has begun, as an event if one can still stand. What is left then is a clean end;
+    /// otherwise the connection is cut, so that the client knows that something is missing.
+    async fn end_stream(&self, session: &mut Session, clock: Option<timed_session::Clock>, answer: &Answer) -> Result<bool> {
+        let Some(mut clock) = clock else { return Ok(false) };
+        timed_session::settle(&mut session.downstream_session).await?;
+        let Some(event) = clock.last_event(answer) else { return Ok(false) };
+        session.downstream_session.write_response_body(event, true).await?;
+        session.downstream_session.finish_body().await?;
+        Ok(true)
+    }
+}
+
+/// What goes out if the upstream takes too long to its header.
+fn early_header(session: &Session, exchange: &mut Exchange) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(200, Some(8))?;
+    head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"))?;
+    reply::response_hooks(session, exchange, &mut head, true)?;
+    if session.req_header().version == http::Version::HTTP_11 {
+        head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
+    }
+    Ok(head)
+}
+
+#[async_trait]
+impl ProxyHttp for Edge {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::begin(self.shared.snapshot.load_full())
+    }
+
+    /// None: Pingora's default is a compression we never want on streams.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        exchange.now = keylatch_filters::contract::Now::read();
+        session.set_read_timeout(Some(self.limits.body_timeout.0));
+        // Not where Pingora has decided against reuse already, as it does while it stops.
+        if session.get_keepalive().is_some() {
+            session.set_keepalive(Some(self.limits.idle_timeout.0.as_secs().max(1)));
+        }
+        let Some(answer) = self.admit(session, exchange).await? else { return Ok(false) };
+        reply::write(session, exchange, &answer).await?;
+        Ok(true)
+    }
+
+    async fn request_body_filter(&self, _session: &mut Session, body: &mut Option<Bytes>, end: bool, exchange: &mut Exchange) -> Result<()> {
+        exchange.bytes_in += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        if exchange.bytes_in > self.limits.body_bytes.0 {
+            return Err(Error::explain(BODY_ERROR, "the request's body is larger than the listener allows").into_down());
+        }
+        let Some(route) = exchange.route.and_then(|index| exchange.snapshot.routes.get(index)) else { return Ok(()) };
+        if route.chain.reads_request_body() {
+            let mut cx = BodyCx { body, end, facts: &mut exchange.facts };
+            let hooks = route.chain.request_body(&mut cx, &mut exchange.progress);
+            hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+        }
+        Ok(())
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+        let client = exchange.facts.client().unwrap_or(exchange.peer);
+        let Some(route) = exchange.route() else { return Err(Error::explain(NO_SERVER_ERROR, "no route")) };
+        let Some(picked) = route.upstream.pick(client, &exchange.tried, std::time::Instant::now()) else {
+            return Err(Error::explain(NO_SERVER_ERROR, format!("upstream `{}` has no server left to try", route.upstream.name)));
+        };
+        exchange.tried.push(picked.address);
+        exchange.host = picked.host;
+        // A second attempt sends the body anew.
+        exchange.bytes_in = 0;
+        Ok(picked.peer)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if let (Some(route), Some(address)) = (exchange.route(), exchange.tried.last()) {
+            route.upstream.succeeded(*address);
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+        if let (Some(route), Some(address)) = (exchange.route(), exchange.tried.last()) {
+            route.upstream.failed(*address, std::time::Instant::now());
+            self.shared.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
+            // Nothing was sent: every method may be tried elsewhere.
+            error.set_retry(exchange.tried.len() <= route.upstream.retries);
+        }
+        error
+    }
+
+    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, exchange: &mut Exchange) -> Result<()> {
+        if let Some(host) = &exchange.host {
+            upstream.insert_header(header::HOST, host.as_str())?;
+        }
+        let Some(route) = exchange.route.and_then(|index| exchange.snapshot.routes.get(index)) else { return Ok(()) };
+        let mut cx = UpstreamCx { upstream, request: session.req_header(), facts: &mut exchange.facts, peer: exchange.peer };
+        let hooks = route.chain.upstream_request(&mut cx, &mut exchange.progress);
+        hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+        let plan = exchange.facts.get::<StreamPlan>().filter(|plan| plan.before_headers.is_some()).cloned();
+        match plan {
+            Some(plan) if exchange.home.is_none() => self.start_clock(session, exchange, plan, true),
+            _ => Ok(()),
+        }
+    }
+
+    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, exchange: &mut Exchange) -> Result<()> {
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        let stream = is_event_stream(&response.headers);
+        reply::response_hooks(session, exchange, response, true)?;
+        if stream
+            && exchange.home.is_none()
+            && let Some(plan) = exchange.facts.get::<StreamPlan>().cloned()
+        {
+            self.start_clock(session, exchange, plan, false)?;
+        }
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<std::time::Duration>> {
+        if exchange.first_byte.is_none() && body.as_ref().is_some_and(|bytes| !bytes.is_empty()) {
+            exchange.first_byte = Some(exchange.elapsed());
+        }
+        if let Some(route) = exchange.route.and_then(|index| exchange.snapshot.routes.get(index))
+            && route.chain.reads_response_body()
+        {
+            let mut cx = BodyCx { body, end, facts: &mut exchange.facts };
+            let hooks = route.chain.response_body(&mut cx, &mut exchange.progress);
+            hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+        }
+        Ok(None)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
+        exchange.error = Some(describe(error));
+        let clock = exchange.home.take().and_then(|home| timed_session::restore(&mut session.downstream_session, &home));
+        let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let Some(answer) = errors::of_error(error) else { return gone };
+        if let (ErrorSource::Upstream, Some(route)) = (error.esource(), exchange.route())
+            && !matches!(error.etype(), ErrorType::ConnectRefused | ErrorType::ConnectTimedout)
+        {
+            self.shared.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
+        }
+        session.set_keepalive(None);
+        let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
+        if begun {
+            // Whether or not it could be told, the connection ends here.
+            if !matches!(self.end_stream(session, clock, &answer).await, Ok(true)) {
+                session.downstream_session.shutdown().await;
+            }
+            return gone;
+        }
+        if exchange.answered.is_none() {
+            exchange.answered = Some(("proxy", answer.code));
+        }
+        // The client may have left meanwhile; there is nobody to tell then.
+        let _ = reply::write(session, exchange, &answer).await;
+        FailToProxy { error_code: answer.status.as_u16(), can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+        if let Some(home) = exchange.home.take() {
+            drop(timed_session::restore(&mut session.downstream_session, &home));
+        }
+        if exchange.error.is_none() {
+            exchange.error = error.map(describe);
+        }
+        exchange.end(session, &self.shared);
+        if let Some(conn) = &exchange.conn
+            && session.is_body_done()
+        {
+            conn.exchange_over();
+        }
+    }
+
+    /// The access line tells it, without the query string.
+    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error, _context: ProxyWarnLogContext) -> bool {
+        true
+    }
+
+    fn request_summary(&self, session: &Session, _exchange: &Exchange) -> String {
+        format!("{} {}", session.req_header().method, session.req_header().uri.path())
+    }
+}
+
+/// An error for the log: whose it is and of which kind. Its context may hold a request's bytes.
+fn describe(error: &Error) -> String {
+    format!("{} {}", error.esource().as_str(), error.etype().as_str())
+}

@@ -1,0 +1,154 @@
+//! From what went wrong to what the client gets: the one table of statuses and shapes.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use keylatch_filters::contract::{Dialect, Problem, Reply};
+use pingora::{Error, ErrorSource, ErrorType};
+use serde_json::json;
+
+use super::gate::Refused;
+
+/// What the client gets.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// A stable word for programs.
+    pub code: &'static str,
+    /// For people; holds nothing that is not theirs to know.
+    pub message: Cow<'static, str>,
+    /// More header fields.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Answer {
+    const fn new(status: StatusCode, code: &'static str, message: &'static str) -> Self {
+        Self { status, code, message: Cow::Borrowed(message), headers: Vec::new() }
+    }
+
+    /// The body, in the shape of the API.
+    pub fn body(&self, dialect: Dialect, request_id: Option<&str>) -> Bytes {
+        let (openai, anthropic) = types(self.status);
+        let value = match dialect {
+            Dialect::OpenAi => json!({ "error": {
+                "message": self.message, "type": openai, "param": null, "code": self.code, "request_id": request_id,
+            }}),
+            Dialect::Anthropic => json!({
+                "type": "error", "error": { "type": anthropic, "message": self.message }, "request_id": request_id,
+            }),
+        };
+        value.to_string().into()
+    }
+
+    /// The same as the last event of a stream.
+    pub fn event(&self, dialect: Dialect, request_id: Option<&str>) -> Bytes {
+        let body = self.body(dialect, request_id);
+        let name: &[u8] = match dialect {
+            Dialect::OpenAi => b"",
+            Dialect::Anthropic => b"event: error\n",
+        };
+        [name, b"data: ", &body, b"\n\n"].concat().into()
+    }
+}
+
+/// `error.type` of OpenAI and of Anthropic.
+fn types(status: StatusCode) -> (&'static str, &'static str) {
+    match status.as_u16() {
+        401 => ("authentication_error", "authentication_error"),
+        403 => ("permission_error", "permission_error"),
+        404 => ("invalid_request_error", "not_found_error"),
+        413 => ("invalid_request_error", "request_too_large"),
+        429 => ("rate_limit_error", "rate_limit_error"),
+        400..=499 => ("invalid_request_error", "invalid_request_error"),
+        503 => ("server_error", "overloaded_error"),
+        _ => ("server_error", "api_error"),
+    }
+}
+
+/// A filter's refusal.
+pub fn of_reply(reply: Reply) -> Answer {
+    let status = match reply.problem {
+        Problem::BadRequest => StatusCode::BAD_REQUEST,
+        Problem::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Problem::Forbidden => StatusCode::FORBIDDEN,
+        Problem::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        Problem::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Answer { status, code: reply.code, message: reply.message, headers: reply.headers }
+}
+
+/// The gate's refusal.
+pub fn of_refused(refused: Refused) -> Answer {
+    let message = match refused.status.as_u16() {
+        405 => "This method is not allowed.",
+        408 => "The request took too long to arrive.",
+        413 => "The request's body is too large.",
+        431 => "The request's header is too large.",
+        _ => "The request is malformed or ambiguous.",
+    };
+    Answer::new(refused.status, refused.reason, message)
+}
+
+/// An upstream's status that can no longer be told as one.
+pub fn of_status(status: StatusCode) -> Answer {
+    let status = if status.is_success() { StatusCode::BAD_GATEWAY } else { status };
+    Answer { message: format!("The server behind this API answered with status {}.", status.as_u16()).into(), ..Answer::new(status, "upstream_error", "") }
+}
+
+/// No route is for this request.
+pub const NO_ROUTE: Answer = Answer::new(StatusCode::NOT_FOUND, "unknown_path", "There is nothing at this path.");
+/// The body is larger than the listener allows.
+pub const BODY_TOO_LARGE: Answer = Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The request's body is too large.");
+/// A filter failed, or we did.
+pub const INTERNAL: Answer = Answer::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side.");
+const NO_SERVER: Answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable", "No server can take the request right now. Try again shortly.");
+const UNREACHABLE: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_unreachable", "The server behind this API cannot be reached.");
+const BROKEN: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_error", "The server behind this API ended the response too early.");
+const TIMEOUT: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "The server behind this API took too long to answer.");
+const SLOW_BODY: Answer = Answer::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive.");
+const BAD_BODY: Answer = Answer::new(StatusCode::BAD_REQUEST, "malformed_body", "The request's body is malformed.");
+const TOO_OLD: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "stream_max_age", "The stream has reached its maximum age.");
+
+/// No server of the upstream can be chosen.
+pub const NO_SERVER_ERROR: ErrorType = ErrorType::Custom("NoServer");
+/// The body grew past the limit.
+pub const BODY_ERROR: ErrorType = ErrorType::Custom("BodyTooLarge");
+/// The upstream was silent for too long.
+pub const FIRST_BYTE_ERROR: ErrorType = ErrorType::Custom("FirstByte");
+/// The stream is too old.
+pub const MAX_AGE_ERROR: ErrorType = ErrorType::Custom("MaxAge");
+/// A filter failed.
+pub const FILTER_ERROR: ErrorType = ErrorType::Custom("Filter");
+
+/// What Pingora says went wrong. `None`: the client is gone, there is nobody to answer.
+pub fn of_error(error: &Error) -> Option<Answer> {
+    Some(match (error.etype(), error.esource()) {
+        (t, _) if *t == NO_SERVER_ERROR => NO_SERVER,
+        (t, _) if *t == BODY_ERROR => BODY_TOO_LARGE,
+        (t, _) if *t == FIRST_BYTE_ERROR => TIMEOUT,
+        (t, _) if *t == MAX_AGE_ERROR => TOO_OLD,
+        (t, _) if *t == FILTER_ERROR => INTERNAL,
+        (ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, ErrorSource::Upstream) => TIMEOUT,
+        (
+            ErrorType::ConnectRefused
+            | ErrorType::ConnectNoRoute
+            | ErrorType::ConnectError
+            | ErrorType::SocketError
+            | ErrorType::BindError
+            | ErrorType::TLSHandshakeFailure
+            | ErrorType::InvalidCert
+            | ErrorType::HandshakeError,
+            ErrorSource::Upstream,
+        ) => UNREACHABLE,
+        (_, ErrorSource::Upstream) => BROKEN,
+        (ErrorType::ReadTimedout, ErrorSource::Downstream) => SLOW_BODY,
+        (
+            ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout | ErrorType::H2Error,
+            ErrorSource::Downstream,
+        ) => return None,
+        (_, ErrorSource::Downstream) => BAD_BODY,
+        (_, ErrorSource::Internal | ErrorSource::Unset) => INTERNAL,
+    })
+}

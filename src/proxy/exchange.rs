@@ -1,0 +1,159 @@
+//! One request and its response, as the phases see it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use keylatch_filters::chain::Progress;
+use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LogCx, Now, RequestIds};
+use pingora::proxy::Session;
+
+use super::conn::Conn;
+use super::edge::Shared;
+use super::timed_session::Home;
+use crate::config::{Route, Snapshot};
+use crate::telemetry::access::Line;
+
+/// The state of one exchange.
+pub struct Exchange {
+    /// The configuration it began under, and ends under.
+    pub snapshot: Arc<Snapshot>,
+    /// The index of its route.
+    pub route: Option<usize>,
+    /// What filters found out.
+    pub facts: Facts,
+    /// Its way through the chain.
+    pub progress: Progress,
+    /// When its header was complete.
+    pub now: Now,
+    /// The other end of the connection.
+    pub peer: IpAddr,
+    /// The connection.
+    pub conn: Option<Arc<Conn>>,
+    /// In whose shape errors are told.
+    pub dialect: Dialect,
+    /// Who answered instead of the upstream, and why.
+    pub answered: Option<(&'static str, &'static str)>,
+    /// What only the log may say of that.
+    pub detail: Option<String>,
+    /// Servers tried so far; the last one is the one in use.
+    pub tried: Vec<SocketAddr>,
+    /// The `Host` the chosen server gets.
+    pub host: Option<String>,
+    /// Body bytes that arrived.
+    pub bytes_in: u64,
+    /// To the upstream's first byte of data.
+    pub first_byte: Option<Duration>,
+    /// Where the real session is while a timed one takes its place.
+    pub home: Option<Home>,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
+impl Exchange {
+    /// Begins now.
+    pub fn begin(snapshot: Arc<Snapshot>) -> Self {
+        Self {
+            snapshot,
+            route: None,
+            facts: Facts::default(),
+            progress: Progress::default(),
+            now: Now::read(),
+            peer: IpAddr::from([0, 0, 0, 0]),
+            conn: None,
+            dialect: Dialect::OpenAi,
+            answered: None,
+            detail: None,
+            tried: Vec::new(),
+            host: None,
+            bytes_in: 0,
+            first_byte: None,
+            home: None,
+            error: None,
+        }
+    }
+
+    /// Its route, once one was found.
+    pub fn route(&self) -> Option<&Route> {
+        self.snapshot.routes.get(self.route?)
+    }
+
+    /// The id it has in logs.
+    pub fn request_id(&self) -> Option<&str> {
+        self.facts.get::<RequestIds>().map(|ids| ids.request_id.as_str())
+    }
+
+    /// The last of an exchange: log hooks, metrics, the access line.
+    pub fn end(&mut self, session: &Session, shared: &Shared) {
+        let status = session.response_written().map(|response| response.status);
+        let duration = self.now.instant.elapsed();
+        let snapshot = Arc::clone(&self.snapshot);
+        let route = self.route.and_then(|index| snapshot.routes.get(index));
+        let name = route.map_or("-", |route| &*route.name);
+        if let Some(route) = route {
+            let cx = LogCx { request: session.req_header(), status, facts: &self.facts, route: name, duration };
+            route.chain.log(&cx, &mut self.progress);
+        }
+        self.count(name, status, duration, shared);
+        if snapshot.settings.log.access {
+            self.tell(session, status, duration, shared);
+        }
+    }
+
+    fn count(&self, route: &str, status: Option<StatusCode>, duration: Duration, shared: &Shared) {
+        let metrics = &shared.metrics;
+        let status = status.as_ref().map_or("0", StatusCode::as_str);
+        metrics.requests.with_label_values(&[route, status]).inc();
+        metrics.duration.with_label_values(&[route]).observe(duration.as_secs_f64());
+        if let Some(first_byte) = self.first_byte {
+            metrics.first_byte.with_label_values(&[route]).observe(first_byte.as_secs_f64());
+        }
+        for decision in &self.progress.decisions {
+            let outcome = if decision.shadow { "shadow" } else { "refused" };
+            metrics.decisions.with_label_values(&[decision.filter, decision.reason, outcome]).inc();
+        }
+    }
+
+    fn tell(&self, session: &Session, status: Option<StatusCode>, duration: Duration, shared: &Shared) {
+        let request = session.req_header();
+        let client = self.facts.get::<ClientAddress>();
+        let ids = self.facts.get::<RequestIds>();
+        let shadow = self.progress.decisions.iter().filter(|decision| decision.shadow);
+        let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        shared.access.write(&Line {
+            time: humantime::format_rfc3339_millis(self.now.wall).to_string(),
+            request_id: ids.map(|ids| ids.request_id.as_str()),
+            trace_id: ids.and_then(|ids| ids.trace_id.as_deref()),
+            client: client.map_or(self.peer, |client| client.address),
+            client_source: client.map_or("peer", |client| client.source),
+            peer: self.peer,
+            key: self.facts.get::<Key>().map(|key| key.id.to_string()),
+            subject: self.facts.get::<Identity>().and_then(|identity| identity.subject.as_deref()),
+            route: self.route().map(|route| &*route.name),
+            method: request.method.as_str(),
+            path: request.uri.path(),
+            http: match request.version {
+                http::Version::HTTP_2 => "2",
+                http::Version::HTTP_10 => "1.0",
+                _ => "1.1",
+            },
+            status: status.map_or(0, |status| status.as_u16()),
+            answered_by: self.answered.map(|(by, _)| by),
+            reason: self.answered.map(|(_, reason)| reason),
+            detail: self.detail.as_deref(),
+            shadow: shadow.map(|decision| format!("{}:{}", decision.filter, decision.reason)).collect(),
+            upstream: self.tried.last().copied(),
+            bytes_in: self.bytes_in,
+            bytes_out: session.body_bytes_sent() as u64,
+            first_byte_ms: self.first_byte.map(milliseconds),
+            duration_ms: milliseconds(duration),
+            error: self.error.as_deref(),
+        });
+    }
+
+    /// Since the request's header was complete.
+    pub fn elapsed(&self) -> Duration {
+        Instant::now().saturating_duration_since(self.now.instant)
+    }
+}

@@ -1,0 +1,293 @@
+//! Before any chain: one request out of what came in, or a refusal.
+//!
+//! A filter that can be passed by spelling is no filter. So whatever two servers may read differently is
+//! settled or refused here: framing, target, Host, header names, path. No I/O; the fuzzer calls
+//! [`check`] with what it likes.
+
+use std::borrow::Cow;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use memchr::memchr_iter;
+use pingora::http::RequestHeader;
+
+use super::path::{BadPath, normalise};
+
+/// What a listener allows.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Bytes of the header.
+    pub bytes: usize,
+    /// Fields in it.
+    pub fields: usize,
+}
+
+/// Why a request is refused: the status, and the metric's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What the client gets.
+    pub status: StatusCode,
+    /// From a closed list.
+    pub reason: &'static str,
+}
+
+/// What passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// `%2F` stands in the path; only routes that say so take it.
+    pub encoded_slash: bool,
+}
+
+const fn bad(reason: &'static str) -> Refused {
+    Refused { status: StatusCode::BAD_REQUEST, reason }
+}
+
+/// A request's path held `%2F` and its route does not take it.
+pub const ENCODED_SLASH: Refused = bad("path_encoded_slash");
+
+impl From<BadPath> for Refused {
+    fn from(path: BadPath) -> Self {
+        bad(path.reason())
+    }
+}
+
+/// Checks and settles a request. `raw` are the header's bytes for HTTP/1, as they arrived; `line_ok` says
+/// whether its first line held nothing that the parser would have had to mend.
+pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, limits: HeadLimits) -> Result<Passed, Refused> {
+    let too_large = |reason| Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason };
+    let bytes = raw.map_or_else(|| size_of(head), <[u8]>::len);
+    if bytes > limits.bytes {
+        return Err(too_large("header_bytes"));
+    }
+    if head.headers.len() > limits.fields {
+        return Err(too_large("header_count"));
+    }
+    if !line_ok {
+        return Err(bad("request_line"));
+    }
+    if !matches!(head.version, Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2) {
+        return Err(bad("version"));
+    }
+    if matches!(head.method, Method::TRACE | Method::CONNECT) {
+        return Err(Refused { status: StatusCode::METHOD_NOT_ALLOWED, reason: "method" });
+    }
+    if let Some(raw) = raw {
+        lines(raw)?;
+    }
+    framing(head, raw)?;
+    host(head)?;
+    drop_underscores(head);
+    target(head)
+}
+
+/// HTTP/2 has no raw form; this is the size RFC 9113, section 10.5.1, counts.
+fn size_of(head: &RequestHeader) -> usize {
+    const OVERHEAD: usize = 32;
+    let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD).sum();
+    fields + head.raw_path().len() + head.method.as_str().len()
+}
+
+/// Lines end with CRLF, none is folded (RFC 9112, sections 2.2 and 5.2).
+fn lines(raw: &[u8]) -> Result<(), Refused> {
+    let mut start = 0;
+    for end in memchr_iter(b'\n', raw) {
+        if end == 0 || raw.get(end - 1) != Some(&b'\r') {
+            return Err(bad("bare_lf"));
+        }
+        if start > 0 && matches!(raw.get(start), Some(b' ' | b'\t')) {
+            return Err(bad("folded_header"));
+        }
+        start = end + 1;
+    }
+    Ok(())
+}
+
+/// One framing: a length, or chunks, and never both (RFC 9112, section 6.3).
+fn framing(head: &RequestHeader, raw: Option<&[u8]>) -> Result<(), Refused> {
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(bad("transfer_encoding"));
+        }
+        // The parser has taken a length beside it away already; the raw bytes still tell.
+        if head.headers.contains_key(header::CONTENT_LENGTH) || raw.is_some_and(has_length) {
+            return Err(bad("length_and_chunked"));
+        }
+    }
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        let digits = !length.is_empty() && length.len() <= 19 && length.as_bytes().iter().all(u8::is_ascii_digit);
+        if lengths.next().is_some() || !digits {
+            return Err(bad("content_length"));
+        }
+    }
+    Ok(())
+}
+
+fn has_length(raw: &[u8]) -> bool {
+    const NAME: &[u8] = b"content-length";
+    raw.split(|byte| *byte == b'\n').any(|line| line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME)))
+}
+
+/// Exactly one Host, and it is a host (RFC 9112, section 3.2). HTTP/2's `:authority` becomes it.
+fn host(head: &mut RequestHeader) -> Result<(), Refused> {
+    let authority = head.uri.authority().map(|authority| authority.as_str().to_owned());
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let first = hosts.next().map(|host| host.to_str().map(str::to_owned));
+    if hosts.next().is_some() {
+        return Err(bad("host_twice"));
+    }
+    let host = match (first, authority) {
+        (Some(Err(_)), _) => return Err(bad("host")),
+        (Some(Ok(host)), None) => host,
+        (Some(Ok(host)), Some(authority)) if host.eq_ignore_ascii_case(&authority) => host,
+        (Some(Ok(_)), Some(_)) => return Err(bad("host_and_target_differ")),
+        (None, Some(authority)) if head.version == Version::HTTP_2 => {
+            let value = HeaderValue::from_str(&authority).map_err(|_| bad("host"))?;
+            head.insert_header(header::HOST, value).map_err(|_| bad("host"))?;
+            authority
+        }
+        (None, _) => return Err(bad("host_missing")),
+    };
+    if is_host(&host) { Ok(()) } else { Err(bad("host")) }
+}
+
+/// `uri-host [":" port]`, without user information and without escapes.
+fn is_host(host: &str) -> bool {
+    const LONGEST: usize = 255 + 6;
+    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((inside, after)) if inside.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", after.strip_prefix(':').or(after.is_empty().then_some("0"))),
+        Some(_) => return false,
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, Some("0")),
+        },
+    };
+    let name_ok = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let port_ok = port.is_some_and(|port| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    host.len() <= LONGEST && name_ok && port_ok
+}
+
+/// `X_Real_IP` and `X-Real-IP` are one variable to many applications: as nginx does, the first is dropped.
+fn drop_underscores(head: &mut RequestHeader) {
+    let spelled: Vec<HeaderName> = head.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    for name in spelled {
+        head.remove_header(&name);
+    }
+}
+
+/// The target in origin form, its path in its one form.
+fn target(head: &mut RequestHeader) -> Result<Passed, Refused> {
+    let raw = std::str::from_utf8(head.raw_path()).map_err(|_| bad("target"))?;
+    // The absolute form (RFC 9112, section 3.2.2); that it equals Host was seen above.
+    let origin = match raw.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")) {
+        Some(_) => {
+            let rest = raw.get(7..).unwrap_or_default();
+            let path = rest.find(['/', '?']).map_or("", |at| rest.get(at..).unwrap_or_default());
+            if path.starts_with('/') { Cow::Borrowed(path) } else { Cow::Owned(format!("/{path}")) }
+        }
+        None => Cow::Borrowed(raw),
+    };
+    let (path, query) = match origin.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (&*origin, None),
+    };
+    if query.is_some_and(|query| !query.bytes().all(|b| b.is_ascii_graphic() && b != b'#')) {
+        return Err(bad("target"));
+    }
+    let normal = normalise(path)?;
+    let passed = Passed { encoded_slash: normal.encoded_slash };
+    if normal.path != raw && (normal.path != path || origin != raw) {
+        let settled = match query {
+            Some(query) => format!("{}?{query}", normal.path),
+            None => normal.path.into_owned(),
+        };
+        let uri = settled.parse().map_err(|_| bad("target"))?;
+        head.set_uri(uri);
+    }
+    Ok(passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 100 };
+
+    fn head(target: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
+        let mut head = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
+        for (name, value) in fields {
+            head.append_header(*name, *value).unwrap();
+        }
+        head
+    }
+
+    fn run(target: &str, fields: &[(&'static str, &str)]) -> Result<(String, Passed), &'static str> {
+        let mut head = head(target, fields);
+        let passed = check(&mut head, None, true, LIMITS).map_err(|refused| refused.reason)?;
+        Ok((String::from_utf8(head.raw_path().to_vec()).unwrap(), passed))
+    }
+
+    #[test]
+    fn targets() {
+        let host = [("host", "h")];
+        for (target, settled) in [("/a?x=1", "/a?x=1"), ("/a/../b?x=/../", "/b?x=/../"), ("//a", "/a"), ("/a%2fb", "/a%2Fb"), ("http://h/a", "/a"), ("http://h", "/"), ("http://h?x", "/?x"), ("HTTP://H//a", "/a")] {
+            assert_eq!(run(target, &host).map(|(target, _)| target), Ok(settled.to_owned()), "{target}");
+        }
+        assert!(run("/a%2fb", &host).unwrap().1.encoded_slash);
+        for target in ["a", "*", "@evil/a", "/a#b", "https://h/a", "http://other/a", "http://user@h/a", "/a?x#y", "/a?é", "ftp://h/"] {
+            assert!(run(target, &host).is_err(), "{target}: {:?}", run(target, &host));
+        }
+    }
+
+    #[test]
+    fn hosts() {
+        assert_eq!(run("/", &[]).err(), Some("host_missing"));
+        assert_eq!(run("/", &[("host", "a"), ("host", "a")]).err(), Some("host_twice"));
+        for good in ["a", "a.b-c.d:80", "127.0.0.1:8080", "[::1]", "[::1]:80", "a_b"] {
+            assert!(run("/", &[("host", good)]).is_ok(), "{good}");
+        }
+        for wrong in ["", " ", "a b", "a:b", "a:99999", "u@a", "a/b", "a?b", "[::1", "::1", "[1.2.3.4]", "a%41", "é"] {
+            assert_eq!(run("/", &[("host", wrong)]).err(), Some("host"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn framings() {
+        let host = ("host", "h");
+        assert!(run("/", &[host, ("content-length", "5")]).is_ok());
+        assert!(run("/", &[host, ("transfer-encoding", "Chunked")]).is_ok());
+        for (fields, reason) in [
+            (vec![("content-length", "5"), ("content-length", "5")], "content_length"),
+            (vec![("content-length", "5, 5")], "content_length"),
+            (vec![("content-length", "+5")], "content_length"),
+            (vec![("content-length", "")], "content_length"),
+            (vec![("content-length", "99999999999999999999")], "content_length"),
+            (vec![("transfer-encoding", "chunked"), ("content-length", "5")], "length_and_chunked"),
+            (vec![("transfer-encoding", "gzip, chunked")], "transfer_encoding"),
+            (vec![("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], "transfer_encoding"),
+            (vec![("transfer-encoding", "identity")], "transfer_encoding"),
+            (vec![("transfer-encoding", "xchunked")], "transfer_encoding"),
+        ] {
+            let fields: Vec<_> = std::iter::once(host).chain(fields).collect();
+            assert_eq!(run("/", &fields).err(), Some(reason), "{fields:?}");
+        }
+        let mut chunked = head("/", &[host, ("transfer-encoding", "chunked")]);
+        let raw = b"GET / HTTP/1.1\r\nHost: h\r\nCONTENT-LENGTH: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(check(&mut chunked, Some(raw), true, LIMITS).unwrap_err().reason, "length_and_chunked");
+    }
+
+    #[test]
+    fn lines_sizes_and_names() {
+        let refused = |raw: &[u8], line_ok, limits| check(&mut head("/", &[("host", "h")]), Some(raw), line_ok, limits).map_err(|r| (r.status.as_u16(), r.reason));
+        let good = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        assert!(refused(good, true, LIMITS).is_ok());
+        assert_eq!(refused(good, false, LIMITS), Err((400, "request_line")));
+        assert_eq!(refused(b"GET / HTTP/1.1\nHost: h\r\n\r\n", true, LIMITS), Err((400, "bare_lf")));
+        assert_eq!(refused(b"GET / HTTP/1.1\r\nHost: h\r\n x\r\n\r\n", true, LIMITS), Err((400, "folded_header")));
+        assert_eq!(refused(good, true, HeadLimits { bytes: 10, ..LIMITS }), Err((431, "header_bytes")));
+        assert_eq!(refused(good, true, HeadLimits { fields: 0, ..LIMITS }), Err((431, "header_count")));
+        let mut spelled = head("/", &[("host", "h"), ("x_real_ip", "1.2.3.4"), ("x-real-ip", "1.2.3.4")]);
+        check(&mut spelled, None, true, LIMITS).unwrap();
+        assert!(!spelled.headers.contains_key("x_real_ip") && spelled.headers.contains_key("x-real-ip"));
+    }
+}

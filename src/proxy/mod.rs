@@ -1,0 +1,16 @@
+//! The proxy: connections, the gate, Pingora's phases, the clock of streams, and what the client gets when
+//! something goes wrong. The only place that sees a `Session`.
+
+mod conn;
+mod door;
+mod edge;
+mod errors;
+mod exchange;
+pub mod gate;
+pub mod path;
+mod reply;
+mod server;
+mod timed_session;
+
+pub use edge::Shared;
+pub use server::{Stop, run};

@@ -1,0 +1,62 @@
+//! Answers of our own, written to the client.
+
+use std::time::Duration;
+
+use http::{HeaderValue, header};
+use keylatch_filters::contract::ResponseCx;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, Result};
+
+use super::errors::{Answer, FILTER_ERROR};
+use super::exchange::Exchange;
+
+/// A body that the client is still sending is read to its end up to this size, so that the connection can
+/// be kept and the answer is not lost to a reset.
+const DRAINED_BYTES_MAX: u64 = 256 * 1024;
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Writes the answer, through the response hooks of the filters the request has passed.
+pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answer) -> Result<()> {
+    let body = answer.body(exchange.dialect, exchange.request_id());
+    let mut head = ResponseHeader::build(answer.status, Some(8))?;
+    for (name, value) in &answer.headers {
+        head.append_header(name.clone(), value.clone())?;
+    }
+    head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    head.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
+    response_hooks(session, exchange, &mut head, false)?;
+    let can_go_on = drain(session).await;
+    if !can_go_on {
+        session.set_keepalive(None);
+    }
+    let no_body = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(head), no_body).await?;
+    if no_body {
+        return session.downstream_session.finish_body().await;
+    }
+    session.write_response_body(Some(body), true).await
+}
+
+/// Runs the chain's response hooks.
+pub fn response_hooks(session: &Session, exchange: &mut Exchange, head: &mut ResponseHeader, from_upstream: bool) -> Result<()> {
+    let Some(route) = exchange.route.and_then(|index| exchange.snapshot.routes.get(index)) else { return Ok(()) };
+    let mut cx = ResponseCx { response: head, request: session.req_header(), facts: &mut exchange.facts, from_upstream, now: exchange.now };
+    let hooks = route.chain.response(&mut cx, &mut exchange.progress);
+    hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))
+}
+
+/// Reads what the client still sends, if it is little. Whether the connection is clean after.
+async fn drain(session: &mut Session) -> bool {
+    if session.is_body_done() {
+        return true;
+    }
+    let announced = session.req_header().headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    // `Expect: 100-continue`: the client waits for us, nothing will come.
+    let waits = session.req_header().headers.contains_key(header::EXPECT);
+    if waits || announced.is_none_or(|length| length > DRAINED_BYTES_MAX) {
+        return false;
+    }
+    matches!(tokio::time::timeout(DRAIN_TIME_MAX, session.downstream_session.drain_request_body()).await, Ok(Ok(())))
+}

@@ -1,0 +1,102 @@
+//! The metrics of the proxy. Names follow Prometheus' conventions: base units, `_total` for counters.
+//! Labels come from closed lists (routes, filters, reasons, statuses), never from a request.
+
+use std::sync::Arc;
+
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// Those of event streams, which the timed session counts in.
+pub struct StreamMetrics {
+    /// Streams that are open now.
+    pub open: IntGauge,
+    /// Comment frames sent.
+    pub frames: IntCounter,
+}
+
+/// All of them.
+pub struct Metrics {
+    /// Where they, and those of stores and filters, are registered.
+    pub registry: Registry,
+    /// Requests by route and status; `-` where no route was found, 0 where the client left unanswered.
+    pub requests: IntCounterVec,
+    /// From a complete header to the end of the response, by route.
+    pub duration: HistogramVec,
+    /// From a complete header to the upstream's first byte of data, by route.
+    pub first_byte: HistogramVec,
+    /// What filters decided, by filter, reason and whether it was carried out.
+    pub decisions: IntCounterVec,
+    /// What the gate refused, by reason.
+    pub refused: IntCounterVec,
+    /// Open client connections.
+    pub connections: IntGauge,
+    /// Failures upstream, by upstream and kind.
+    pub upstream_errors: IntCounterVec,
+    /// Reloads by result.
+    pub reloads: IntCounterVec,
+    /// Seconds since 1970 of the last reload that succeeded, the start included.
+    pub last_reload: IntGauge,
+    /// Lines of the access log that were lost.
+    pub access_lost: IntCounter,
+    /// Of event streams.
+    pub streams: Arc<StreamMetrics>,
+}
+
+impl Metrics {
+    /// Registers them all. Fails only on a mistake in this file.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let metrics = Self {
+            requests: counters(&registry, "requests_total", "Requests by route and status.", &["route", "status"])?,
+            duration: histograms(&registry, "request_duration_seconds", "From a complete header to the end of the response.")?,
+            first_byte: histograms(&registry, "upstream_first_byte_seconds", "From a complete header to the first byte of data from upstream.")?,
+            decisions: counters(&registry, "filter_decisions_total", "Refusals by filters.", &["filter", "reason", "outcome"])?,
+            refused: counters(&registry, "gate_refusals_total", "Requests and connections the gate refused.", &["reason"])?,
+            connections: gauge(&registry, "connections", "Open client connections.")?,
+            upstream_errors: counters(&registry, "upstream_errors_total", "Failures upstream.", &["upstream", "error"])?,
+            reloads: counters(&registry, "reloads_total", "Reloads of the configuration.", &["result"])?,
+            last_reload: gauge(&registry, "last_reload_success_timestamp_seconds", "When the configuration in force was loaded.")?,
+            access_lost: counter(&registry, "access_log_lost_total", "Lines of the access log lost because the reader was too slow.")?,
+            streams: Arc::new(StreamMetrics {
+                open: gauge(&registry, "open_streams", "Event streams that are open.")?,
+                frames: counter(&registry, "stream_frames_total", "Comment frames sent into event streams.")?,
+            }),
+            registry,
+        };
+        let build = IntGaugeVec::new(Opts::new("keylatch_build_info", "Always 1; the version is a label."), &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        metrics.registry.register(Box::new(build))?;
+        Ok(metrics)
+    }
+
+    /// All metrics as Prometheus' text format.
+    pub fn text(&self) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| format!("# {error}\n"))
+    }
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    let made = IntCounterVec::new(Opts::new(format!("keylatch_{name}"), help), labels)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    let made = IntCounter::new(format!("keylatch_{name}"), help)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    let made = IntGauge::new(format!("keylatch_{name}"), help)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str) -> prometheus::Result<HistogramVec> {
+    // Answers of models take from milliseconds (cached, refused) to minutes (streams).
+    const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
+    let made = HistogramVec::new(HistogramOpts::new(format!("keylatch_{name}"), help).buckets(BUCKETS.to_vec()), &["route"])?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
