@@ -41,10 +41,19 @@ pub struct Outcome {
     pub retry_in: Duration,
 }
 
+/// A TAT, and the interval its hits were counted by: a reload may have changed it since.
+#[derive(Clone, Copy)]
+struct Entry {
+    tat: u64,
+    interval_ns: u64,
+}
+
+type Shard = HashMap<u128, Entry>;
+
 /// The TATs of everything counted, in bounded memory.
 pub struct Table {
     base: Instant,
-    shards: Vec<Mutex<HashMap<u128, u64>>>,
+    shards: Vec<Mutex<Shard>>,
     entries_max_per_shard: usize,
     seeds: [RandomState; 2],
 }
@@ -72,12 +81,8 @@ impl Table {
     pub fn hit(&self, slot: u128, quota: Quota, now: Instant) -> Outcome {
         let now_ns = self.since_base(now);
         let mut shard = self.shard(slot).lock();
-        let tat = shard.get(&slot).copied().unwrap_or(0);
+        let tat = shard.get(&slot).map_or(0, |entry| entry.under(quota, now_ns)).max(now_ns);
         let room_ns = now_ns.saturating_add(quota.tolerance_ns);
-        // Further ahead than this quota can put it: the hits were counted under an older limit, and
-        // somebody stopped by a daily limit would stay stopped for the day. He starts with one hit.
-        let furthest = room_ns.saturating_add(quota.interval_ns);
-        let tat = if tat > furthest { room_ns } else { tat.max(now_ns) };
         if tat > room_ns {
             return outcome(false, tat, now_ns, quota);
         }
@@ -85,24 +90,35 @@ impl Table {
         if shard.len() >= self.entries_max_per_shard && !shard.contains_key(&slot) {
             make_room(&mut shard, now_ns);
         }
-        shard.insert(slot, next);
+        shard.insert(slot, Entry { tat: next, interval_ns: quota.interval_ns });
         outcome(true, next, now_ns, quota)
     }
 
     /// Takes one hit back: another limit refused the request.
     pub fn refund(&self, slot: u128, quota: Quota) {
-        if let Some(tat) = self.shard(slot).lock().get_mut(&slot) {
-            *tat = tat.saturating_sub(quota.interval_ns);
+        if let Some(entry) = self.shard(slot).lock().get_mut(&slot) {
+            entry.tat = entry.tat.saturating_sub(quota.interval_ns);
         }
     }
 
-    fn shard(&self, slot: u128) -> &Mutex<HashMap<u128, u64>> {
+    fn shard(&self, slot: u128) -> &Mutex<Shard> {
         let index = usize::try_from(slot % SHARDS as u128).unwrap_or(0);
         &self.shards[index]
     }
 
     fn since_base(&self, now: Instant) -> u64 {
         nanos(now.saturating_duration_since(self.base))
+    }
+}
+
+impl Entry {
+    /// The TAT as if all hits had been counted under this quota: three of three an hour are three of five.
+    fn under(self, quota: Quota, now_ns: u64) -> u64 {
+        if self.interval_ns == quota.interval_ns {
+            return self.tat;
+        }
+        let ahead = u128::from(self.tat.saturating_sub(now_ns)) * u128::from(quota.interval_ns) / u128::from(self.interval_ns);
+        now_ns.saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX))
     }
 }
 
@@ -119,18 +135,18 @@ fn outcome(allowed: bool, tat: u64, now_ns: u64, quota: Quota) -> Outcome {
 
 /// Forgets at least an eighth: what has expired, and then what has used least. An eighth at once makes
 /// the sweep's cost a constant for each entry that made it necessary.
-fn make_room(shard: &mut HashMap<u128, u64>, now_ns: u64) {
+fn make_room(shard: &mut Shard, now_ns: u64) {
     let before = shard.len();
-    shard.retain(|_, tat| *tat > now_ns);
+    shard.retain(|_, entry| entry.tat > now_ns);
     let wanted = before - before / 8;
     if shard.len() > wanted {
-        let mut tats: Vec<u64> = shard.values().copied().collect();
+        let mut tats: Vec<u64> = shard.values().map(|entry| entry.tat).collect();
         let drop_count = shard.len() - wanted;
         let at = drop_count.min(tats.len() - 1);
         let pivot = *tats.select_nth_unstable(at).1;
         let mut left_to_drop = drop_count;
-        shard.retain(|_, tat| {
-            let keep = *tat > pivot || left_to_drop == 0;
+        shard.retain(|_, entry| {
+            let keep = entry.tat > pivot || left_to_drop == 0;
             left_to_drop -= usize::from(!keep);
             keep
         });
@@ -204,7 +220,7 @@ mod tests {
         let now = Instant::now();
         let daily = Quota::new(Duration::from_secs(86_400), 1);
         assert!(table.hit(1, daily, now).allowed && !table.hit(1, daily, now).allowed);
-        assert!(table.hit(1, sixty_a_minute(5), now + Duration::from_secs(1)).allowed);
+        assert_eq!(table.hit(1, sixty_a_minute(5), now).remaining, 3, "one was used before, one now");
     }
 
     #[test]

@@ -216,8 +216,10 @@ impl ProxyHttp for Edge {
         if let (Some(route), Some(address)) = (exchange.route(), exchange.tried.last()) {
             route.upstream.failed(*address, std::time::Instant::now());
             self.shared.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
-            // Nothing was sent: every method may be tried elsewhere.
-            error.set_retry(exchange.tried.len() <= route.upstream.retries);
+            // Nothing was sent: every method may be tried elsewhere, if there is an elsewhere.
+            let client = exchange.facts.client().unwrap_or(exchange.peer);
+            let elsewhere = || route.upstream.pick(client, &exchange.tried, std::time::Instant::now()).is_some();
+            error.set_retry(exchange.tried.len() <= route.upstream.retries && elsewhere());
         }
         error
     }

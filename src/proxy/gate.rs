@@ -74,6 +74,7 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, limits
         lines(raw)?;
     }
     framing(head, raw)?;
+    nominations(head)?;
     host(head)?;
     drop_underscores(head);
     target(head)
@@ -126,6 +127,26 @@ fn framing(head: &RequestHeader, raw: Option<&[u8]>) -> Result<(), Refused> {
 fn has_length(raw: &[u8]) -> bool {
     const NAME: &[u8] = b"content-length";
     raw.split(|byte| *byte == b'\n').any(|line| line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME)))
+}
+
+/// `Connection` names the fields that end with this hop (RFC 9110, section 7.6.1). Whoever names one that
+/// says who he is, or how long his message is, wants the next hop to judge another request than we do.
+fn nominations(head: &RequestHeader) -> Result<(), Refused> {
+    const NEVER: [&str; 12] = [
+        "api-key", "authorization", "cf-connecting-ip", "content-length", "cookie", "forwarded", "host", "transfer-encoding", "x-api-key",
+        "x-goog-api-key", "x-real-ip", "traceparent",
+    ];
+    const OPTIONS_MAX: usize = 32;
+    let options = head.headers.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    for (index, option) in options.enumerate() {
+        let option = option.trim_ascii();
+        let never = NEVER.iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
+        let forwarded = option.get(..12).is_some_and(|start| start.eq_ignore_ascii_case(b"x-forwarded-"));
+        if never || forwarded || index >= OPTIONS_MAX {
+            return Err(bad("connection_nomination"));
+        }
+    }
+    Ok(())
 }
 
 /// Exactly one Host, and it is a host (RFC 9112, section 3.2). HTTP/2's `:authority` becomes it.
@@ -274,6 +295,16 @@ mod tests {
         let mut chunked = head("/", &[host, ("transfer-encoding", "chunked")]);
         let raw = b"GET / HTTP/1.1\r\nHost: h\r\nCONTENT-LENGTH: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert_eq!(check(&mut chunked, Some(raw), true, LIMITS).unwrap_err().reason, "length_and_chunked");
+    }
+
+    #[test]
+    fn nominations_of_what_must_stay() {
+        for good in ["close", "keep-alive, Upgrade", "te", "x-anything", ""] {
+            assert!(run("/", &[("host", "h"), ("connection", good)]).is_ok(), "{good}");
+        }
+        for wrong in ["Authorization", "close, x-real-ip", "X-FORWARDED-FOR", "host", "content-length", &"a,".repeat(100)] {
+            assert_eq!(run("/", &[("host", "h"), ("connection", wrong)]).err(), Some("connection_nomination"), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,0 +1,35 @@
+"""Fixtures of the black-box tests."""
+
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from support.keylatch import Keylatch  # noqa: E402
+from support.upstreams import Scripted, echo  # noqa: E402
+
+
+@pytest.fixture
+def echo_upstream():
+    with Scripted(echo) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts Keylatches that end with the test."""
+    running = []
+
+    def begin(upstream, **values):
+        folder = tmp_path / f"keylatch{len(running)}"
+        folder.mkdir()
+        keylatch = Keylatch(folder, getattr(upstream, "port", upstream), **values)
+        keylatch.start()
+        running.append(keylatch)
+        return keylatch
+
+    yield begin
+    for keylatch in running:
+        keylatch.stop()

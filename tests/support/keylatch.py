@@ -1,0 +1,148 @@
+"""Starts the built binary with a configuration of the test's own, in a folder of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = pathlib.Path(os.environ.get("KEYLATCH_BINARY", ROOT / "target" / "debug" / "keylatch"))
+
+
+def free_port():
+    """A port nobody listens on. Another process may take it before it is used; the caller then fails loudly."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(condition, what, seconds=10.0):
+    """Waits until the condition holds; its value. Tests wait for conditions, never for time."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds}s: {what}")
+        time.sleep(0.02)
+
+
+DEFAULT = """
+listeners:
+  - address: 127.0.0.1:{port}
+    limits: {limits}
+admin: {{address: "127.0.0.1:{admin}"}}
+trusted_proxies: {trusted}
+storage: {storage}
+shutdown: {{drain: 5s}}
+upstreams:
+  - name: model
+    servers: [{{address: "127.0.0.1:{upstream}"}}]
+filters:
+  - client_ip: {{}}
+  - request_id: {{}}
+{filters}
+routes:
+  - name: api
+    match: {{paths: ["/v1/*"]}}
+    upstream: model
+    filters:
+{route_filters}
+"""
+
+
+class Keylatch:
+    """A running Keylatch. As a context it is stopped at the end, and whatever it wrote is kept in `log`."""
+
+    def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", config=None, env=None):
+        self.folder = pathlib.Path(folder)
+        self.port, self.admin = free_port(), free_port()
+        self.values = dict(
+            port=self.port, admin=self.admin, upstream=upstream, filters=filters, route_filters=route_filters,
+            limits=limits, trusted=trusted, storage=storage,
+        )
+        self.path = self.folder / "keylatch.yaml"
+        self.template = config or DEFAULT
+        self.write()
+        self.env = {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.folder / "run"), **(env or {})}
+        self.stdout, self.stderr = self.folder / "stdout", self.folder / "stderr"
+        self.process = None
+
+    def write(self, **changes):
+        """Writes the configuration, with some values changed."""
+        self.values.update(changes)
+        self.path.write_text(self.template.format(**self.values))
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def start(self):
+        out, err = open(self.stdout, "ab"), open(self.stderr, "ab")
+        self.process = subprocess.Popen([BINARY, "run", "-c", self.path], cwd=self.folder, stdout=out, stderr=err, env=self.env)
+        try:
+            wait_for(lambda: self.process.poll() is not None or self._listens(), "keylatch listens", 20)
+        finally:
+            if self.process.poll() is not None:
+                raise AssertionError(f"keylatch ended: {self.stderr.read_text()}")
+
+    def _listens(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return self.health("ready")[0] == 200
+        except OSError:
+            return False
+
+    def stop(self, how=signal.SIGTERM, seconds=15):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError("keylatch did not end") from None
+
+    def command(self, *arguments):
+        """Runs a subcommand on this configuration."""
+        return subprocess.run(
+            [BINARY, *arguments, "-c", self.path], cwd=self.folder, capture_output=True, text=True, env=self.env, timeout=60, check=False
+        )
+
+    def health(self, which=""):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/health/{which}".rstrip("/"), timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except (ConnectionError, urllib.error.URLError):
+            return 0, {}
+
+    def metrics(self):
+        """Each series with its value."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+    def access_log(self):
+        """The lines of the access log so far."""
+        return [json.loads(line) for line in self.stdout.read_text().splitlines() if line.startswith("{")]
+
+    def url(self, path=""):
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def memory_kib(self):
+        """The resident memory of the process."""
+        for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1])
+        raise AssertionError("no VmRSS")

@@ -1,0 +1,72 @@
+"""Raw HTTP over sockets, from any loopback address."""
+
+import socket
+
+
+class Answer:
+    def __init__(self, status, headers, body, whole):
+        self.status, self.headers, self.body, self.whole = status, headers, body, whole
+
+    def header(self, name):
+        return ", ".join(value for key, value in self.headers if key == name.lower())
+
+
+def connect(port, source="127.0.0.1", timeout=10):
+    connection = socket.socket()
+    connection.settimeout(timeout)
+    connection.bind((source, 0))
+    connection.connect(("127.0.0.1", port))
+    return connection
+
+
+def read_head(file):
+    line = file.readline()
+    if not line:
+        return None
+    status = int(line.split()[1])
+    headers = []
+    while (line := file.readline()) not in (b"\r\n", b""):
+        name, _, value = line.decode("latin-1").rstrip("\r\n").partition(":")
+        headers.append((name.lower(), value.strip()))
+    return status, headers
+
+
+def read_body(file, headers):
+    """The body and whether it is whole."""
+    fields = dict(headers)
+    if fields.get("transfer-encoding") == "chunked":
+        body = b""
+        while True:
+            line = file.readline()
+            if not line:
+                return body, False
+            size = int(line, 16)
+            if size == 0:
+                file.readline()
+                return body, True
+            body += file.read(size)
+            file.readline()
+    length = int(fields.get("content-length", 0))
+    body = file.read(length)
+    return body, len(body) == length
+
+
+def request(port, path="/v1/x", method="GET", headers=(), body=b"", source="127.0.0.1", timeout=10):
+    """One request on a connection of its own."""
+    fields = [("Host", "localhost"), *headers]
+    if body:
+        fields.append(("Content-Length", str(len(body))))
+    head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields) + "\r\n"
+    with connect(port, source, timeout) as connection:
+        connection.sendall(head.encode("latin-1") + body)
+        file = connection.makefile("rb")
+        head = read_head(file)
+        if head is None:
+            return Answer(0, [], b"", False)
+        status, answer_headers = head
+        answer_body, whole = (b"", True) if method == "HEAD" else read_body(file, answer_headers)
+        return Answer(status, answer_headers, answer_body, whole)
+
+
+def key(name):
+    return ("Authorization", f"Bearer {name}")

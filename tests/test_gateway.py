@@ -1,0 +1,203 @@
+"""The chain from outside: address, key, bearer, limits, headers, errors, logs."""
+
+import concurrent.futures
+import json
+import sqlite3
+
+from support import raw
+from support.keylatch import wait_for
+from support.upstreams import plain
+
+BINDING = "      - key_binding: {}"
+
+
+def test_a_key_is_latched_to_the_address_that_uses_it_first(start, echo_upstream):
+    keylatch = start(echo_upstream, route_filters=BINDING, storage="{sqlite: {path: t.db, flush_every: 100ms}}")
+    assert raw.request(keylatch.port, headers=[raw.key("sk-first")], source="127.0.0.1").status == 200
+    other = raw.request(keylatch.port, headers=[raw.key("sk-first")], source="127.0.0.2")
+    assert other.status == 403
+    error = json.loads(other.body)["error"]
+    assert (error["code"], error["type"], error["param"]) == ("key_not_allowed_here", "permission_error", None)
+    assert error["request_id"] == other.header("x-request-id")
+    assert b"127.0.0" not in other.body, "says nothing of the address that is allowed"
+    assert raw.request(keylatch.port, headers=[raw.key("sk-first")], source="127.0.0.1").status == 200
+    assert raw.request(keylatch.port, headers=[raw.key("sk-second")], source="127.0.0.2").status == 200
+    # It holds across a restart, and the intercept is on record.
+    keylatch.stop()
+    database = sqlite3.connect(keylatch.folder / "t.db")
+    assert database.execute("SELECT client, path, count FROM intercepts").fetchall() == [("127.0.0.2", "/v1/x", 1)]
+    assert database.execute("SELECT count(*) FROM bindings").fetchone() == (2,)
+    keylatch.start()
+    assert raw.request(keylatch.port, headers=[raw.key("sk-first")], source="127.0.0.2").status == 403
+    # What the database says holds: `all`, a list, a ban.
+    for change, expected in [("rule = 'all'", 200), ("rule = 'multiple', networks = '127.0.0.1/32,127.0.0.2/32'", 200), ("banned = 1, rule = 'all'", 403)]:
+        keylatch.stop()
+        database.execute(f"UPDATE bindings SET {change}, version = version + 1 WHERE hint != ''")
+        database.commit()
+        keylatch.start()
+        assert raw.request(keylatch.port, headers=[raw.key("sk-first")], source="127.0.0.2").status == expected, change
+
+
+def test_of_a_hundred_first_uses_at_once_exactly_one_binds(start, echo_upstream):
+    keylatch = start(echo_upstream, route_filters=BINDING, storage="{sqlite: {path: t.db}}")
+    sources = [f"127.0.1.{n}" for n in range(1, 101)]
+    for round_number in range(3):
+        headers = [raw.key(f"sk-raced-{round_number}")]
+        with concurrent.futures.ThreadPoolExecutor(100) as pool:
+            statuses = list(pool.map(lambda source: raw.request(keylatch.port, headers=headers, source=source).status, sources))
+        assert sorted(statuses) == [200] + [403] * 99
+        winner = sources[statuses.index(200)]
+        assert raw.request(keylatch.port, headers=headers, source=winner).status == 200
+
+
+def test_credentials_that_are_missing_or_two(start, echo_upstream):
+    keylatch = start(echo_upstream, route_filters=BINDING)
+    missing = raw.request(keylatch.port)
+    assert (missing.status, missing.header("www-authenticate")) == (401, "Bearer")
+    two = raw.request(keylatch.port, headers=[raw.key("sk-a"), ("x-api-key", "sk-b")])
+    assert (two.status, json.loads(two.body)["error"]["code"]) == (400, "malformed_api_key")
+    assert raw.request(keylatch.port, headers=[("x-api-key", "sk-a")]).status == 200
+    assert raw.request(keylatch.port, headers=[("x-goog-api-key", "sk-a")], source="127.0.0.9").status == 403, "one key, whatever its field"
+
+
+def test_the_address_comes_from_trusted_proxies_only(start, echo_upstream):
+    keylatch = start(echo_upstream, trusted="{networks: [127.0.0.1]}")
+
+    def seen(source, *headers):
+        answer = json.loads(raw.request(keylatch.port, headers=headers, source=source).body)
+        return [value for name, value in answer["headers"] if name in ("x-forwarded-for", "x-real-ip", "forwarded", "cf-connecting-ip", "true-client-ip")]
+
+    forged = [("X-Forwarded-For", "192.0.2.1"), ("X-Real-IP", "192.0.2.1"), ("Forwarded", "for=192.0.2.1"), ("CF-Connecting-IP", "192.0.2.1"), ("True-Client-IP", "192.0.2.1")]
+    assert seen("127.0.0.2", *forged) == ["127.0.0.2", "127.0.0.2"]
+    assert seen("127.0.0.1", *forged) == ["192.0.2.1", "192.0.2.1"]
+    assert seen("127.0.0.1", ("X-Forwarded-For", "192.0.2.1, 203.0.113.9")) == ["203.0.113.9", "203.0.113.9"]
+    # Whoever names such a field in Connection wants it gone on the way; he gets nothing at all.
+    nominating = [("X-Forwarded-For", "203.0.113.9"), ("Connection", "close, x-forwarded-for")]
+    assert raw.request(keylatch.port, headers=nominating).status == 400
+    last = wait_for(lambda: keylatch.access_log()[2:], "three lines")[0]
+    assert (last["client"], last["client_source"], last["peer"]) == ("203.0.113.9", "x-forwarded-for", "127.0.0.1")
+
+
+def test_limits_count_exactly_and_say_so(start, echo_upstream):
+    limit = "      - rate_limit: {per: key, limit: 60/min, burst: 5, and: [{name: all, per: route, limit: 7/h}]}"
+    keylatch = start(echo_upstream, route_filters=limit)
+    answers = [raw.request(keylatch.port, headers=[raw.key("sk-a")]) for _ in range(6)]
+    assert [answer.status for answer in answers] == [200] * 5 + [429]
+    assert answers[0].header("ratelimit-policy") == '"key";q=60;w=60, "all";q=7;w=3600'
+    assert answers[0].header("ratelimit") == '"key";r=4;t=1, "all";r=6;t=515'
+    refused = answers[5]
+    assert refused.header("retry-after") == "1" and refused.header("ratelimit").startswith('"key";r=0;')
+    assert json.loads(refused.body)["error"]["code"] == "rate_limit_exceeded"
+    # The refused one used up nothing of the other limit: two of seven are left.
+    assert [raw.request(keylatch.port, headers=[raw.key("sk-b")]).status for _ in range(3)] == [200, 200, 429]
+    assert keylatch.metrics()['keylatch_filter_decisions_total{filter="rate_limit",outcome="refused",reason="limit"}'] == 2
+
+
+def test_shadow_mode_counts_and_lets_pass(start, echo_upstream):
+    shadow = "      - rate_limit: {per: key, limit: 1/h}\n        shadow: true\n      - bearer: {accept: [{static: {tokens: [{name: x, sha256: '%s'}]}}]}\n        shadow: true" % ("0" * 64)
+    keylatch = start(echo_upstream, route_filters=shadow)
+    answers = [raw.request(keylatch.port, headers=[raw.key("sk-a")]) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert answers[0].header("ratelimit") == ""
+    line = wait_for(lambda: keylatch.access_log()[2:], "three lines")[0]
+    assert line["shadow"] == ["rate_limit:limit", "bearer:unknown_token"]
+    assert keylatch.metrics()['keylatch_filter_decisions_total{filter="rate_limit",outcome="shadow",reason="limit"}'] == 2
+
+
+def test_bearer_errors_follow_the_standard(start, echo_upstream):
+    token = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"  # of "secret"
+    keylatch = start(echo_upstream, route_filters=f"      - bearer: {{accept: [{{static: {{tokens: [{{name: ci, sha256: {token}}}]}}}}]}}")
+    assert raw.request(keylatch.port, headers=[raw.key("secret")]).status == 200
+    assert wait_for(lambda: keylatch.access_log(), "a line")[0]["subject"] == "ci"
+    assert raw.request(keylatch.port).header("www-authenticate") == 'Bearer realm="api"'
+    wrong = raw.request(keylatch.port, headers=[raw.key("other")])
+    assert (wrong.status, 'error="invalid_token"' in wrong.header("www-authenticate")) == (401, True)
+    assert raw.request(keylatch.port, headers=[raw.key("secret"), raw.key("other")]).status == 400
+
+
+def test_the_providers_key_takes_the_place_of_the_clients(start, echo_upstream):
+    filters = """      - key_binding: {}
+      - headers:
+          request: {set: {Authorization: "Bearer ${PROVIDER}"}, remove: [x-secret], add: {x-added: "1"}}
+          response: {set: {x-served-by: edge}, remove: [server]}"""
+    keylatch = start(echo_upstream, route_filters=filters, env={"PROVIDER": "sk-provider"})
+    answer = raw.request(keylatch.port, headers=[raw.key("sk-client"), ("X-Secret", "1")])
+    fields = dict(map(tuple, json.loads(answer.body)["headers"]))
+    assert fields["authorization"] == "Bearer sk-provider" and fields["x-added"] == "1" and "x-secret" not in fields
+    assert answer.header("x-served-by") == "edge"
+
+
+def test_request_ids_run_through(start, echo_upstream):
+    keylatch = start(echo_upstream)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    answer = raw.request(keylatch.port, headers=[("X-Request-Id", "abc-123"), ("traceparent", trace)])
+    fields = dict(map(tuple, json.loads(answer.body)["headers"]))
+    assert answer.header("x-request-id") == fields["x-request-id"] == "abc-123" and fields["traceparent"] == trace
+    line = wait_for(keylatch.access_log, "a line")[0]
+    assert (line["request_id"], line["trace_id"]) == ("abc-123", "4bf92f3577b34da6a3ce929d0e0e4736")
+    made = raw.request(keylatch.port, headers=[("X-Request-Id", 'a"b'), ("traceparent", "nonsense")])
+    assert len(made.header("x-request-id")) == 36 and "traceparent" not in dict(map(tuple, json.loads(made.body)["headers"]))
+
+
+def test_no_key_is_found_in_anything_written(start, echo_upstream):
+    filters = BINDING + "\n      - bearer: {accept: [well_formed]}\n      - rate_limit: {per: key, limit: 3/h}"
+    keylatch = start(echo_upstream, route_filters=filters, storage="{sqlite: {path: t.db, flush_every: 50ms}}", env={"KEYLATCH_LOG": "debug"})
+    keys = [f"sk-verysecret{n:04}-abcdefgh" for n in range(5)]
+    for key in keys:
+        for source in ("127.0.0.1", "127.0.0.2"):
+            for headers in ([raw.key(key)], [("x-api-key", key)], [raw.key(key), ("x-api-key", key + "x")], [("Authorization", f"Bearer  {key} {key}")]):
+                raw.request(keylatch.port, f"/v1/x?key={key}", headers=headers, source=source)
+        raw.request(keylatch.port, f"/v1/x?api_key={key}", headers=[raw.key(key), ("Content-Length", "x")])
+        with raw.connect(keylatch.port) as broken:
+            broken.sendall(f"GET /v1/ HTTP/1.1\r\nAuthorization: Bearer {key}\r\nBad Header: {key}\r\n\r\n".encode())
+            broken.recv(1000)
+    shown = "\n".join(f"{name} {value}" for name, value in keylatch.metrics().items()) + json.dumps(keylatch.health())
+    keylatch.stop()
+    written = shown.encode() + b"".join(path.read_bytes() for path in keylatch.folder.rglob("*") if path.is_file() and path != keylatch.path)
+    assert b"abcdefgh"[-4:] in written, "the hint is there"
+    for key in keys:
+        assert key.encode() not in written and key.encode().hex().encode() not in written
+
+
+def test_unreachable_and_broken_upstreams_have_their_own_answers(start, tmp_path):
+    from support.keylatch import free_port
+    from support.upstreams import Scripted
+
+    keylatch = start(free_port())
+    answer = raw.request(keylatch.port)
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "upstream_unreachable")
+    with Scripted(lambda request, send: False) as silent:
+        answer = raw.request(start(silent).port)
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "upstream_error")
+    assert raw.request(keylatch.port, "/elsewhere").status == 404
+
+
+def test_bodies_that_are_too_large_or_too_slow(start, echo_upstream):
+    keylatch = start(echo_upstream, limits="{body_bytes: 1KiB, body_timeout: 300ms}")
+    assert raw.request(keylatch.port, method="POST", body=b"x" * 1024).status == 200
+    assert raw.request(keylatch.port, method="POST", body=b"x" * 1025).status == 413
+    with raw.connect(keylatch.port) as chunked:
+        chunked.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b"x" * 1024 + b"\r\n" + b"1\r\nx\r\n0\r\n\r\n")
+        assert raw.read_head(chunked.makefile("rb"))[0] == 413
+    with raw.connect(keylatch.port) as slow:
+        slow.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nx")
+        assert raw.read_head(slow.makefile("rb"))[0] == 408
+
+
+def test_other_servers_take_over(start, tmp_path):
+    from support.keylatch import DEFAULT, free_port
+    from support.upstreams import Scripted
+
+    with Scripted(lambda request, send: send(plain(body=b"a")) or True) as a, Scripted(lambda request, send: send(plain(body=b"b")) or True) as b:
+        template = DEFAULT.replace('servers: [{{address: "127.0.0.1:{upstream}"}}]', 'servers: [{{address: "127.0.0.1:{upstream}"}}, {{address: "127.0.0.1:%d"}}, {{address: "localhost:%d", weight: 2}}]' % (free_port(), b.port))
+        keylatch = start(a, config=template)
+        bodies = [raw.request(keylatch.port, method="POST", body=b"x").body for _ in range(30)]
+        assert set(bodies) == {b"a", b"b"}, "a server that refuses connections costs nobody his answer"
+        a.close()
+
+
+def test_the_flood_guard_answers_before_anything_else(start, echo_upstream):
+    keylatch = start(echo_upstream, filters="  - flood_guard: {limit: 20/10s}", route_filters=BINDING)
+    statuses = [raw.request(keylatch.port, source="127.0.0.7").status for _ in range(40)]
+    assert statuses == [401] * 20 + [429] * 20
+    assert raw.request(keylatch.port, source="127.0.0.8").status == 401

@@ -1,0 +1,158 @@
+"""A new configuration takes the place of the old one, or nothing changes."""
+
+import json
+import signal
+import socket
+import threading
+
+from support import raw
+from support.keylatch import wait_for
+from support.upstreams import STREAM_HEAD, Scripted, chunk
+
+LIMIT = "      - rate_limit: {{per: key, limit: {}/h}}"
+
+
+def statuses(keylatch, count):
+    return [raw.request(keylatch.port, headers=[raw.key("sk-a")]).status for _ in range(count)]
+
+
+def test_a_new_limit_holds_for_the_next_request(start, echo_upstream):
+    keylatch = start(echo_upstream, route_filters=LIMIT.format(3))
+    assert statuses(keylatch, 4) == [200, 200, 200, 429]
+    keylatch.write(route_filters=LIMIT.format(5))
+    done = keylatch.command("reload")
+    assert (done.returncode, done.stderr) == (0, "") and "in force" in done.stdout
+    assert 200 in statuses(keylatch, 2), "the new limit has room where the old had none"
+    keylatch.write(route_filters="      []")
+    keylatch.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: keylatch.metrics()['keylatch_reloads_total{result="ok"}'] == 2, "the second reload")
+    assert statuses(keylatch, 10) == [200] * 10
+
+
+def test_a_broken_file_changes_nothing_and_says_what_is_wrong(start, echo_upstream):
+    keylatch = start(echo_upstream, route_filters=LIMIT.format(2))
+    keylatch.write(route_filters="      - rate_limit: {{per: key, limt: 3/h}}".replace("{{", "{").replace("}}", "}"))
+    done = keylatch.command("reload")
+    assert done.returncode == 1 and "keylatch.yaml:21:32: routes[0].filters[0].rate_limit.limt: unknown key `limt`; did you mean `limit`?" in done.stderr
+    assert "the old configuration stays in force" in done.stderr
+    assert statuses(keylatch, 3) == [200, 200, 429]
+    assert keylatch.metrics()['keylatch_reloads_total{result="failed"}'] == 1
+    keylatch.path.write_text("listeners: [")
+    assert keylatch.command("reload").returncode == 1
+    keylatch.path.unlink()
+    assert keylatch.command("reload").returncode == 1
+
+
+def test_what_needs_a_restart_is_said(start, echo_upstream):
+    keylatch = start(echo_upstream)
+    keylatch.write(limits="{header_bytes: 16KiB}")
+    assert "a restart is needed for what has changed in: listeners" in keylatch.command("reload").stdout
+
+
+def test_reload_finds_only_its_own_process(start, echo_upstream):
+    keylatch = start(echo_upstream)
+    keylatch.stop()
+    done = keylatch.command("reload")
+    assert done.returncode == 1 and "no process that runs" in done.stderr
+    assert not list((keylatch.folder / "run").glob("*.sock")), "nothing is left behind"
+
+
+class Ticker:
+    """An upstream whose streams send numbered events until told to stop, all of them at the same pace."""
+
+    def __init__(self):
+        self.tick, self.count, self.over = threading.Condition(), 0, False
+        self.upstream = Scripted(self.answer)
+        self.port = self.upstream.port
+
+    def answer(self, request, send):
+        send(STREAM_HEAD)
+        sent = 0
+        while True:
+            with self.tick:
+                self.tick.wait_for(lambda: self.count > sent or self.over)
+                target, over = self.count, self.over
+            send(chunk(b"".join(b"data: %d\n\n" % n for n in range(sent, target)))) if target > sent else None
+            sent = target
+            if over:
+                send(chunk(b"data: end\n\n") + chunk(b""))
+                return False
+
+    def advance(self, over=False):
+        with self.tick:
+            self.count += 1
+            self.over = over
+            self.tick.notify_all()
+
+
+def test_a_thousand_streams_run_through_a_hundred_reloads(start):
+    """None is dropped, none is short of an event, and the memory goes back to its level."""
+    ticker = Ticker()
+    filters = "      - sse_keepalive: {interval: 500ms}\n" + LIMIT.format(100000)
+    keylatch = start(ticker, route_filters=filters)
+    statuses(keylatch, 0)
+
+    def run_streams(count, reloads):
+        clients = []
+        for _ in range(count):
+            client = socket.create_connection(("127.0.0.1", keylatch.port), 20)
+            client.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-a\r\n\r\n")
+            clients.append(client)
+        wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == count, "all streams are open", 30)
+        begun = ticker.count
+        for number in range(reloads):
+            ticker.advance()
+            # Every other one is broken: that must harm a stream as little.
+            keylatch.write(route_filters=filters if number % 2 else "      - nonsense: {}")
+            done = keylatch.command("reload")
+            assert done.returncode == 1 - number % 2, done.stderr
+        ticker.advance(over=True)
+        expected = [b"data: %d" % n for n in range(ticker.count)] + [b"data: end"]
+        for client in clients:
+            with client, client.makefile("rb") as file:
+                status, headers = raw.read_head(file)
+                body, whole = raw.read_body(file, headers)
+            assert status == 200 and whole
+            assert [line for line in body.split(b"\n") if line.startswith(b"data")] == expected
+        assert ticker.count - begun == reloads + 1
+        wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == 0, "all streams are over")
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "all connections are over")
+        ticker.over, ticker.count = False, 0
+
+    run_streams(1000, 0)
+    level = keylatch.memory_kib()
+    run_streams(1000, 100)
+    wait_for(lambda: keylatch.memory_kib() < level * 1.15, f"memory back to its level of {level} KiB, is {keylatch.memory_kib()}", 30)
+    assert keylatch.metrics()['keylatch_reloads_total{result="ok"}'] == 50
+    assert keylatch.metrics()["keylatch_stream_frames_total"] > 0
+
+
+def test_it_stops_in_order(start):
+    """Readiness fails first, a stream gets its time, new connections none."""
+    ticker = Ticker()
+    keylatch = start(ticker, route_filters="      - sse_keepalive: {interval: 500ms}")
+    keylatch.stop()
+    keylatch.template = keylatch.template.replace("{{drain: 5s}}", "{{drain: 20s, readiness_delay: 500ms}}")
+    keylatch.write()
+    keylatch.start()
+    client = socket.create_connection(("127.0.0.1", keylatch.port), 20)
+    client.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == 1, "the stream is open")
+    keylatch.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: keylatch.health("ready") == (503, {"status": "stopping"}), "readiness fails")
+    assert raw.request(keylatch.port, "/elsewhere").status == 404, "requests are still answered while it is noticed"
+
+    def refused():
+        try:
+            socket.create_connection(("127.0.0.1", keylatch.port), 1).close()
+        except ConnectionRefusedError:
+            return True
+
+    wait_for(refused, "the listener is closed")
+    ticker.advance()
+    ticker.advance(over=True)
+    body, whole = raw.read_body(*(lambda file: (file, raw.read_head(file)[1]))(client.makefile("rb")))
+    assert whole and body.endswith(b"data: end\n\n")
+    client.close()
+    assert keylatch.process.wait(10) == 0
+    assert json.loads(keylatch.stdout.read_text().splitlines()[-1])["status"] == 200
