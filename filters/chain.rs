@@ -5,9 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::contract::{
-    BodyCx, Erased, Flow, Hooks, LogCx, Reply, RequestCx, Result, ResponseCx, State, UpstreamCx,
-};
+use crate::contract::{BodyCx, Erased, Flow, Hooks, LogCx, Reply, RequestCx, ResponseCx, Result, State, UpstreamCx};
 
 /// One position in a chain.
 #[derive(Clone)]
@@ -58,9 +56,7 @@ impl Chain {
     pub fn new(items: Vec<Item>) -> Self {
         // A shadowed filter sees requests and logs; where it could change something, it is left out.
         let list = |wanted: fn(&Hooks) -> bool, in_shadow: bool| -> Vec<usize> {
-            let takes_part = |(index, item): (usize, &Item)| {
-                (wanted(&item.filter.hooks()) && (in_shadow || !item.shadow)).then_some(index)
-            };
+            let takes_part = |(index, item): (usize, &Item)| (wanted(&item.filter.hooks()) && (in_shadow || !item.shadow)).then_some(index);
             items.iter().enumerate().filter_map(takes_part).collect()
         };
         Self {
@@ -86,11 +82,7 @@ impl Chain {
 
     /// A fresh exchange's memory.
     pub fn begin(&self) -> Progress {
-        Progress {
-            states: self.items.iter().map(|item| item.filter.state()).collect(),
-            passed: 0,
-            decisions: Vec::new(),
-        }
+        Progress { states: self.items.iter().map(|item| item.filter.state()).collect(), passed: 0, decisions: Vec::new() }
     }
 
     /// Whether any filter wants to see the request's body.
@@ -171,12 +163,7 @@ impl Chain {
         }
     }
 
-    fn each(
-        &self,
-        indexes: &[usize],
-        progress: &mut Progress,
-        mut hook: impl FnMut(&Item, &mut State) -> Result<()>,
-    ) -> Result<()> {
+    fn each(&self, indexes: &[usize], progress: &mut Progress, mut hook: impl FnMut(&Item, &mut State) -> Result<()>) -> Result<()> {
         for &index in indexes {
             if let (Some(item), Some(state)) = (self.items.get(index), progress.states.get_mut(index)) {
                 hook(item, state)?;
@@ -185,4 +172,3 @@ impl Chain {
         Ok(())
     }
 }
-

@@ -31,8 +31,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 
 use crate::contract::{
-    ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx,
-    parse_address,
+    ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx, parse_address,
 };
 
 /// The longest walk, in entries from the right. Real chains have fewer than ten.
@@ -107,7 +106,7 @@ impl ClientIp {
         if self.trusted.trusts(peer) {
             for source in &self.sources {
                 let found = match source {
-                    Source::CfConnectingIp => self.from_cloudflare(peer, headers),
+                    Source::CfConnectingIp => self.cloudflares_word(peer, headers),
                     Source::XRealIp => single(headers, "x-real-ip"),
                     Source::XForwardedFor => self.walk(entries_from_right(headers, "x-forwarded-for").map(parse_address)),
                     Source::Forwarded => self.walk(entries_from_right(headers, "forwarded").map(forwarded_for)),
@@ -120,7 +119,7 @@ impl ClientIp {
         ClientAddress { address: peer, source: "peer" }
     }
 
-    fn from_cloudflare(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+    fn cloudflares_word(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
         let hop = match entries_from_right(headers, "x-forwarded-for").next() {
             // A hop that cannot be read may be anybody.
             Some(entry) => Some(parse_address(entry)?),

@@ -78,10 +78,7 @@ pub struct Headers {
 }
 
 fn name_of(text: &str) -> Result<HeaderName, Invalid> {
-    let name: HeaderName = text
-        .to_ascii_lowercase()
-        .parse()
-        .map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))?;
+    let name: HeaderName = text.to_ascii_lowercase().parse().map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))?;
     if UNTOUCHABLE.contains(&name.as_str()) {
         return Err(Invalid::new(format!("`{text}` belongs to the framing of messages and cannot be changed here")));
     }

@@ -30,8 +30,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader,
-    KeySource, Problem, Reply, RequestCx, Result, Site, StoreError,
+    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Problem, Reply,
+    RequestCx, Result, Site, StoreError,
 };
 
 const USER_AGENT_BYTES_MAX: usize = 256;
@@ -211,8 +211,13 @@ impl KeyBinding {
 }
 
 fn missing() -> Reply {
-    Reply::new(Problem::Unauthenticated, "missing_api_key", "missing_key", "No API key was sent. Send it as `Authorization: Bearer YOUR_KEY`.")
-        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    Reply::new(
+        Problem::Unauthenticated,
+        "missing_api_key",
+        "missing_key",
+        "No API key was sent. Send it as `Authorization: Bearer YOUR_KEY`.",
+    )
+    .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
 fn malformed(error: KeyError) -> Reply {

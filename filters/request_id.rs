@@ -16,9 +16,7 @@ use http::{HeaderMap, HeaderName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{
-    Filter, Flow, Hooks, Invalid, RequestCx, RequestIds, ResponseCx, Result, Site, UpstreamCx, failure, header_value,
-};
+use crate::contract::{Filter, Flow, Hooks, Invalid, RequestCx, RequestIds, ResponseCx, Result, Site, UpstreamCx, failure, header_value};
 
 const ID_BYTES_MAX: usize = 128;
 

@@ -29,18 +29,8 @@ impl Bindings for NoBindings {
 
 /// Compiles something at a site that trusts nobody.
 pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
-    let ports = Ports {
-        bindings: Arc::new(NoBindings),
-        hasher: KeyHasher::new(b"test"),
-        meter: Arc::default(),
-    };
-    compile(&mut Site {
-        place: "filters[0]".into(),
-        trusted: Arc::default(),
-        keep: &Keep::default(),
-        ports: &ports,
-        resolve: &NoFiles,
-    })
+    let ports = Ports { bindings: Arc::new(NoBindings), hasher: KeyHasher::new(b"test"), meter: Arc::default() };
+    compile(&mut Site { place: "filters[0]".into(), trusted: Arc::default(), keep: &Keep::default(), ports: &ports, resolve: &NoFiles })
 }
 
 /// Made for these tests.

@@ -143,7 +143,8 @@ impl Jwt {
         };
         // A list across families is how a public key gets used as a secret.
         if let Some(index) = config.algorithms.iter().position(|alg| alg.family() != first.family()) {
-            let message = format!("{:?} and {first:?} need keys of different kinds; write one `jwt` item for each", config.algorithms[index]);
+            let message =
+                format!("{:?} and {first:?} need keys of different kinds; write one `jwt` item for each", config.algorithms[index]);
             return Err(Invalid::new(message).index(index).at("algorithms"));
         }
         if config.leeway.0 > Duration::from_secs(300) {

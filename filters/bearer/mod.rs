@@ -222,11 +222,9 @@ impl Bearer {
             let verified = match check {
                 Check::Static(tokens) => tokens.get(&hash).cloned().ok_or(Rejected::Unknown),
                 Check::Jwt(jwt) => jwt.verify(token),
-                Check::WellFormed if is_token68(token) => Ok(Verified {
-                    identity: Identity { subject: None, claims: Arc::default() },
-                    expires_s: None,
-                    from_s: None,
-                }),
+                Check::WellFormed if is_token68(token) => {
+                    Ok(Verified { identity: Identity { subject: None, claims: Arc::default() }, expires_s: None, from_s: None })
+                }
                 Check::WellFormed => Err(Rejected::Malformed),
             };
             match verified.and_then(|verified| verified.in_time(now_s).map(|()| verified)) {
@@ -254,7 +252,8 @@ impl Bearer {
     }
 
     fn malformed(&self, reason: &'static str) -> Result<Flow> {
-        let reply = Reply::new(Problem::BadRequest, "invalid_request", reason, "The request does not carry exactly one well-formed bearer token.");
+        let reply =
+            Reply::new(Problem::BadRequest, "invalid_request", reason, "The request does not carry exactly one well-formed bearer token.");
         Ok(reply.header(header::WWW_AUTHENTICATE, self.challenge(", error=\"invalid_request\"")?).into())
     }
 

@@ -27,14 +27,8 @@ pub struct Hooks {
 
 impl Hooks {
     /// Takes part in nothing; the start of a `const` list.
-    pub const NONE: Hooks = Hooks {
-        request: false,
-        request_body: false,
-        upstream_request: false,
-        response: false,
-        response_body: false,
-        log: false,
-    };
+    pub const NONE: Hooks =
+        Hooks { request: false, request_body: false, upstream_request: false, response: false, response_body: false, log: false };
     /// Takes part in the request phase only.
     pub const REQUEST: Hooks = Hooks { request: true, ..Hooks::NONE };
 }
@@ -82,11 +76,7 @@ pub trait Filter: Sized + Send + Sync + 'static {
     fn compile(config: Self::Config, site: &mut Site<'_>) -> Result<Self, Invalid>;
 
     /// Once, when the request's header is here and nothing went upstream.
-    fn request(
-        &self,
-        _cx: &mut RequestCx<'_>,
-        _state: &mut Self::State,
-    ) -> impl Future<Output = Result<Flow>> + Send {
+    fn request(&self, _cx: &mut RequestCx<'_>, _state: &mut Self::State) -> impl Future<Output = Result<Flow>> + Send {
         async { Ok(Flow::Continue) }
     }
 
@@ -127,11 +117,7 @@ pub trait Erased: Send + Sync {
     /// A fresh state. A state without size does not allocate.
     fn state(&self) -> State;
     /// See [`Filter::request`].
-    fn request<'a, 'b: 'a>(
-        &'a self,
-        cx: &'a mut RequestCx<'b>,
-        state: &'a mut State,
-    ) -> BoxFuture<'a, Result<Flow>>;
+    fn request<'a, 'b: 'a>(&'a self, cx: &'a mut RequestCx<'b>, state: &'a mut State) -> BoxFuture<'a, Result<Flow>>;
     /// See [`Filter::request_body`].
     fn request_body(&self, cx: &mut BodyCx<'_>, state: &mut State) -> Result<()>;
     /// See [`Filter::upstream_request`].
@@ -159,11 +145,7 @@ impl<F: Filter> Erased for F {
     fn state(&self) -> State {
         Box::<F::State>::default()
     }
-    fn request<'a, 'b: 'a>(
-        &'a self,
-        cx: &'a mut RequestCx<'b>,
-        state: &'a mut State,
-    ) -> BoxFuture<'a, Result<Flow>> {
+    fn request<'a, 'b: 'a>(&'a self, cx: &'a mut RequestCx<'b>, state: &'a mut State) -> BoxFuture<'a, Result<Flow>> {
         Box::pin(async move { Filter::request(self, cx, typed::<F>(state)?).await })
     }
     fn request_body(&self, cx: &mut BodyCx<'_>, state: &mut State) -> Result<()> {

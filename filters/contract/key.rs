@@ -97,8 +97,7 @@ pub enum KeySource {
 
 impl KeySource {
     /// All of them.
-    pub const ALL: [KeySource; 4] =
-        [KeySource::Authorization, KeySource::XApiKey, KeySource::ApiKey, KeySource::XGoogApiKey];
+    pub const ALL: [KeySource; 4] = [KeySource::Authorization, KeySource::XApiKey, KeySource::ApiKey, KeySource::XGoogApiKey];
 
     /// The field's name.
     pub fn header(self) -> HeaderName {

@@ -7,6 +7,9 @@ use serde_json::Value;
 
 use super::{Erased, Filter, Hooks, Invalid, Site, decode};
 
+/// Makes a filter from what stands under its key.
+pub type Compile = fn(Value, &mut Site<'_>) -> Result<Arc<dyn Erased>, Invalid>;
+
 /// One type of filter.
 #[derive(Clone, Copy)]
 pub struct Kind {
@@ -19,7 +22,7 @@ pub struct Kind {
     /// The JSON Schema of what stands under the key.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Makes one from its configuration.
-    pub compile: fn(Value, &mut Site<'_>) -> Result<Arc<dyn Erased>, Invalid>,
+    pub compile: Compile,
 }
 
 impl Kind {

@@ -41,12 +41,7 @@ pub struct Reply {
 
 impl Reply {
     /// A refusal. `reason` is the metric's word, `code` the client's.
-    pub fn new(
-        problem: Problem,
-        code: &'static str,
-        reason: &'static str,
-        message: impl Into<Cow<'static, str>>,
-    ) -> Self {
+    pub fn new(problem: Problem, code: &'static str, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self { problem, code, message: message.into(), reason, detail: None, headers: Vec::new() }
     }
 

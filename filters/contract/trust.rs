@@ -91,7 +91,9 @@ fn named(name: &str, cloudflare: &[IpNet]) -> Result<Vec<IpNet>, Invalid> {
         network => {
             let parsed = network.parse::<IpNet>().or_else(|_| network.parse::<IpAddr>().map(IpNet::from));
             let parsed = parsed.map_err(|_| {
-                Invalid::new(format!("`{network}` is neither a CIDR, nor an address, nor one of the names `loopback`, `private`, `cloudflare`"))
+                Invalid::new(format!(
+                    "`{network}` is neither a CIDR, nor an address, nor one of the names `loopback`, `private`, `cloudflare`"
+                ))
             })?;
             if parsed.prefix_len() == 0 {
                 return Err(Invalid::new(format!("`{network}` trusts the whole internet: anybody could then claim any address")));
@@ -113,9 +115,7 @@ fn ranges(text: &str) -> Result<Vec<IpNet>, Invalid> {
         if line.is_empty() {
             continue;
         }
-        let network: IpNet = line
-            .parse()
-            .map_err(|_| Invalid::new(format!("line {} of the file, `{line}`, is not a CIDR", number + 1)))?;
+        let network: IpNet = line.parse().map_err(|_| Invalid::new(format!("line {} of the file, `{line}`, is not a CIDR", number + 1)))?;
         if network.prefix_len() < 8 {
             return Err(Invalid::new(format!("line {} of the file, `{line}`, is too wide for a proxy's range", number + 1)));
         }
@@ -193,11 +193,7 @@ mod tests {
 
     fn compile(networks: &[&str], behind: &[&str], file: Option<&str>) -> Result<TrustedProxies, Invalid> {
         let strings = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        let config = TrustConfig {
-            networks: strings(networks),
-            behind_cloudflare: strings(behind),
-            cloudflare_file: file.map(Into::into),
-        };
+        let config = TrustConfig { networks: strings(networks), behind_cloudflare: strings(behind), cloudflare_file: file.map(Into::into) };
         TrustedProxies::compile(&config, &NoFiles)
     }
 
@@ -245,8 +241,25 @@ mod tests {
             assert_eq!(parse_address(text).map(|a| a.to_string()).unwrap_or_default(), address, "{text}");
         }
         for garbage in [
-            "", " ", "unknown", "_hidden", "example.com", "1.2.3", "1.2.3.4.5", "01.2.3.4", "1.2.3.4:", "1.2.3.4:99999",
-            "1.2.3.4:80:80", "[2001:db8::1", "2001:db8::1]", "[1.2.3.4]", "fe80::1%", "0x7f.1", "127.1", "1.2.3.4 5.6.7.8", "١.2.3.4",
+            "",
+            " ",
+            "unknown",
+            "_hidden",
+            "example.com",
+            "1.2.3",
+            "1.2.3.4.5",
+            "01.2.3.4",
+            "1.2.3.4:",
+            "1.2.3.4:99999",
+            "1.2.3.4:80:80",
+            "[2001:db8::1",
+            "2001:db8::1]",
+            "[1.2.3.4]",
+            "fe80::1%",
+            "0x7f.1",
+            "127.1",
+            "1.2.3.4 5.6.7.8",
+            "١.2.3.4",
         ] {
             assert_eq!(parse_address(garbage), None, "{garbage}");
         }

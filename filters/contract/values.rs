@@ -43,9 +43,9 @@ impl de::Visitor<'_> for Scalar {
 impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let text = input.deserialize_any(Scalar("a duration such as 15s"))?;
-        humantime::parse_duration(&text)
-            .map(HumanDuration)
-            .map_err(|_| de::Error::custom(format!("`{text}` is not a duration; write a number with its unit, such as `15s`, `500ms` or `5m`")))
+        humantime::parse_duration(&text).map(HumanDuration).map_err(|_| {
+            de::Error::custom(format!("`{text}` is not a duration; write a number with its unit, such as `15s`, `500ms` or `5m`"))
+        })
     }
 }
 

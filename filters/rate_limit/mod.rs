@@ -32,8 +32,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    Filter, Flow, Hooks, Identity, Invalid, Key, KeyHasher, KeyReader, Problem, Rate, Reply, RequestCx,
-    ResponseCx, Result, Site, failure, header_value,
+    Filter, Flow, Hooks, Identity, Invalid, Key, KeyHasher, KeyReader, Problem, Rate, Reply, RequestCx, ResponseCx, Result, Site, failure,
+    header_value,
 };
 use gcra::{Outcome, Quota, Table};
 
@@ -210,9 +210,10 @@ impl Policy {
             Per::Client => ("client".to_owned(), Subject::Client),
             Per::Route => ("route".to_owned(), Subject::Route),
             Per::Header(name) => {
-                let parsed = name.to_ascii_lowercase().parse().map_err(|_| {
-                    Invalid::new(format!("`{name}` is not a header field's name")).at("header").at("per")
-                })?;
+                let parsed = name
+                    .to_ascii_lowercase()
+                    .parse()
+                    .map_err(|_| Invalid::new(format!("`{name}` is not a header field's name")).at("header").at("per"))?;
                 (name, Subject::Header(parsed))
             }
             Per::Claim(name) => (name.clone(), Subject::Claim(name)),
@@ -265,4 +266,3 @@ pub fn client_network(client: IpAddr) -> IpAddr {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !HOST_BITS)),
     }
 }
-

@@ -124,7 +124,8 @@ impl Filter for SseKeepalive {
         }
         let asked = cx.headers().get(header::ACCEPT).is_some_and(names_event_stream);
         // Only a JSON body can say `"stream": true`, and only `before_headers` needs to know.
-        let json = cx.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().windows(4).any(|w| w.eq_ignore_ascii_case(b"json")));
+        let json =
+            cx.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().windows(4).any(|w| w.eq_ignore_ascii_case(b"json")));
         let look = self.config.before_headers.is_some() && !asked && cx.request.method == Method::POST;
         *flag = if look && (json || !cx.headers().contains_key(header::CONTENT_TYPE)) { StreamFlag::default() } else { StreamFlag::off() };
         cx.facts.put(StreamPlan {

@@ -41,7 +41,12 @@ fn router() -> Router {
     Router::new()
         .route("/v1/chat/completions", post(|query: Query<Wishes>, body: Bytes| answer(query.0, body, Api::OpenAi)))
         .route("/v1/messages", post(|query: Query<Wishes>, body: Bytes| answer(query.0, body, Api::Anthropic)))
-        .route("/v1/models", get(|| async { Json(json!({ "object": "list", "data": [{ "id": "demo", "object": "model", "created": 0, "owned_by": "keylatch" }] })) }))
+        .route(
+            "/v1/models",
+            get(|| async {
+                Json(json!({ "object": "list", "data": [{ "id": "demo", "object": "model", "created": 0, "owned_by": "keylatch" }] }))
+            }),
+        )
         .route("/v1/echo", any(echo))
 }
 
@@ -96,7 +101,8 @@ async fn answer(wishes: Wishes, body: Bytes, api: Api) -> Response {
         } else if index > 0 {
             tokio::time::sleep(duration(&wishes.delay)).await;
         }
-        let item = if wishes.die == Some(index) { Err(std::io::Error::other("the demo dies as it was asked to")) } else { Ok(Bytes::from(event)) };
+        let item =
+            if wishes.die == Some(index) { Err(std::io::Error::other("the demo dies as it was asked to")) } else { Ok(Bytes::from(event)) };
         Some((item, (events, wishes)))
     });
     ([(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")], Body::from_stream(stream)).into_response()
@@ -142,9 +148,16 @@ fn events(api: Api, words: &[String]) -> Vec<String> {
                 event("message_start", json!({ "message": start })),
                 event("content_block_start", json!({ "index": 0, "content_block": { "type": "text", "text": "" } })),
             ];
-            events.extend(words.iter().map(|word| event("content_block_delta", json!({ "index": 0, "delta": { "type": "text_delta", "text": word } }))));
+            events.extend(
+                words
+                    .iter()
+                    .map(|word| event("content_block_delta", json!({ "index": 0, "delta": { "type": "text_delta", "text": word } }))),
+            );
             events.push(event("content_block_stop", json!({ "index": 0 })));
-            events.push(event("message_delta", json!({ "delta": { "stop_reason": "end_turn", "stop_sequence": null }, "usage": { "output_tokens": 8 } })));
+            events.push(event(
+                "message_delta",
+                json!({ "delta": { "stop_reason": "end_turn", "stop_sequence": null }, "usage": { "output_tokens": 8 } }),
+            ));
             events.push(event("message_stop", json!({})));
             events
         }
@@ -152,6 +165,7 @@ fn events(api: Api, words: &[String]) -> Vec<String> {
 }
 
 async fn echo(method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, Infallible> {
-    let fields: Vec<Value> = headers.iter().map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())])).collect();
+    let fields: Vec<Value> =
+        headers.iter().map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())])).collect();
     Ok(Json(json!({ "method": method.as_str(), "target": uri.to_string(), "headers": fields, "body_bytes": body.len() })))
 }

@@ -34,7 +34,11 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
     let mut request = request(asked)?;
     let peer = canonical(asked.peer);
-    let trusted = if snapshot.trusted.trusts(peer) { "one of trusted_proxies" } else { "not one of trusted_proxies: what it says of others is ignored" };
+    let trusted = if snapshot.trusted.trusts(peer) {
+        "one of trusted_proxies"
+    } else {
+        "not one of trusted_proxies: what it says of others is ignored"
+    };
     println!("peer      {peer}, {trusted}");
 
     let limits = snapshot.settings.listeners.first().map(|listener| &listener.limits).cloned().unwrap_or_default();
@@ -77,7 +81,8 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
 }
 
 fn request(asked: &Explain) -> Result<RequestHeader, String> {
-    let mut request = RequestHeader::build(asked.method.as_str(), asked.path.as_bytes(), None).map_err(|e| format!("not a request: {e}"))?;
+    let mut request =
+        RequestHeader::build(asked.method.as_str(), asked.path.as_bytes(), None).map_err(|e| format!("not a request: {e}"))?;
     for field in &asked.headers {
         let (name, value) = field.split_once(':').ok_or_else(|| format!("`{field}` is not `NAME: VALUE`"))?;
         request.append_header(name.trim().to_owned(), value.trim()).map_err(|_| format!("`{field}` is not a header field"))?;

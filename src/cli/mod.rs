@@ -15,7 +15,11 @@ use clap::{Args, Parser, Subcommand};
 
 /// A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open.
 #[derive(Parser)]
-#[command(name = "keylatch", version, after_help = "Begin with `keylatch run --config config/quickstart.yaml`; `keylatch filters` explains what can stand in a chain.")]
+#[command(
+    name = "keylatch",
+    version,
+    after_help = "Begin with `keylatch run --config config/quickstart.yaml`; `keylatch filters` explains what can stand in a chain."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -12,13 +12,13 @@ use tokio::sync::watch;
 
 use crate::admin::{self, Known};
 use crate::config::{Compiler, Files, Settings, parse_file};
+use crate::control;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
 use crate::store::{self, Embedded};
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
-use crate::control;
 
 /// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
 struct House {
@@ -46,7 +46,8 @@ pub fn run(path: &Path) -> Result<(), String> {
 async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let metrics = Arc::new(Metrics::new().map_err(|e| format!("the metrics cannot be registered: {e}"))?);
     let opened = store::open(&settings.storage, &settings.secrets, &Files::beside(path), &metrics.registry).await?;
-    let ports = Ports { bindings: Arc::clone(&opened.store) as _, hasher: opened.hasher, meter: Arc::new(Meter::new(metrics.registry.clone())) };
+    let ports =
+        Ports { bindings: Arc::clone(&opened.store) as _, hasher: opened.hasher, meter: Arc::new(Meter::new(metrics.registry.clone())) };
     let compiler = Arc::new(Compiler::new(ports));
     let snapshot = reload::load(path, &compiler).await?;
     metrics.last_reload.set(reload::unix_s());
@@ -54,7 +55,8 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access });
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
     let stopping = Arc::new(AtomicBool::new(false));
-    serve_admin(&settings, Known { shared: Arc::clone(&shared), store: Arc::clone(&opened.store), stopping: Arc::clone(&stopping) }).await?;
+    serve_admin(&settings, Known { shared: Arc::clone(&shared), store: Arc::clone(&opened.store), stopping: Arc::clone(&stopping) })
+        .await?;
     let control = control::listen(path, Arc::clone(&reloader))?;
     let stop = watch_signals(&settings, reloader, stopping)?;
     Ok(House { shared, store: opened.store, settings, stop, _control: control })

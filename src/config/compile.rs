@@ -6,8 +6,7 @@ use std::sync::Arc;
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
 use keylatch_filters::contract::{
-    Binding, Bindings, BoxFuture, FirstUse, Intercept, Invalid, Keep, KeyHasher, KeyId, Meter, Ports, Site, StoreError,
-    TrustedProxies,
+    Binding, Bindings, BoxFuture, FirstUse, Intercept, Invalid, Keep, KeyHasher, KeyId, Meter, Ports, Site, StoreError, TrustedProxies,
 };
 
 use super::model::{FilterItem, RouteSettings, Settings};
@@ -71,7 +70,9 @@ impl Compiler {
         let mut work = Work { compiler: self, parsed: &parsed, files: &files, report: &mut report, trusted: Arc::default() };
         let snapshot = work.snapshot();
         match snapshot {
-            Some((trusted, upstreams, routes)) if report.is_empty() => Ok(Snapshot { settings: parsed.settings, routes, upstreams, trusted }),
+            Some((trusted, upstreams, routes)) if report.is_empty() => {
+                Ok(Snapshot { settings: parsed.settings, routes, upstreams, trusted })
+            }
             _ => Err(report),
         }
     }

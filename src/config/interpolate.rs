@@ -40,7 +40,9 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
             match (env(name).filter(|value| !value.is_empty() || default.is_none()), default) {
                 (Some(value), _) => out.push_str(&value),
                 (None, Some(default)) => out.push_str(default),
-                (None, None) => return Err(format!("the environment variable `{name}` is not set; set it, or write `${{{name}:-default}}`")),
+                (None, None) => {
+                    return Err(format!("the environment variable `{name}` is not set; set it, or write `${{{name}:-default}}`"));
+                }
             }
             rest = after;
         } else {

@@ -60,7 +60,9 @@ impl Matcher {
             let text = text.to_ascii_lowercase();
             let bare = text.strip_prefix("*.").unwrap_or(&text);
             if bare.is_empty() || bare.contains(['*', ':', '/', ' ']) {
-                return Err(Invalid::new(format!("`{text}` is not a host; write `api.example.com` or `*.example.com`, without a port")).index(index).at(key));
+                return Err(Invalid::new(format!("`{text}` is not a host; write `api.example.com` or `*.example.com`, without a port"))
+                    .index(index)
+                    .at(key));
             }
             Ok(match text.strip_prefix('*') {
                 Some(suffix) => HostPattern::Below(suffix.to_owned()),
@@ -69,9 +71,14 @@ impl Matcher {
         };
         let path = |(index, text, key): (usize, String, &'static str)| {
             let base = text.strip_suffix("/*").unwrap_or(&text);
-            let normal = base.is_empty() || (base.starts_with('/') && !base.contains("//") && !base.split('/').any(|part| matches!(part, "." | "..")));
+            let normal = base.is_empty()
+                || (base.starts_with('/') && !base.contains("//") && !base.split('/').any(|part| matches!(part, "." | "..")));
             if text.is_empty() || !normal || base.contains(['*', '?', '#', '%', ' ']) {
-                return Err(Invalid::new(format!("`{text}` is not a path; write `/v1/models` or `/v1/*`, as it looks after normalisation")).index(index).at(key));
+                return Err(Invalid::new(format!(
+                    "`{text}` is not a path; write `/v1/models` or `/v1/*`, as it looks after normalisation"
+                ))
+                .index(index)
+                .at(key));
             }
             Ok(if base.len() < text.len() { PathPattern::Below(base.to_owned()) } else { PathPattern::Exact(text) })
         };
@@ -99,7 +106,9 @@ impl HostPattern {
         let name = host_without_port(host);
         match self {
             HostPattern::Exact(exact) => name.eq_ignore_ascii_case(exact),
-            HostPattern::Below(suffix) => name.len() > suffix.len() && name.get(name.len() - suffix.len()..).is_some_and(|end| end.eq_ignore_ascii_case(suffix)),
+            HostPattern::Below(suffix) => {
+                name.len() > suffix.len() && name.get(name.len() - suffix.len()..).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+            }
         }
     }
 }
@@ -132,7 +141,9 @@ mod tests {
     #[test]
     fn paths_match_at_segments() {
         let routes = matcher(&[], &["/v1/*", "/health"], &[]).unwrap();
-        for (path, fits) in [("/v1", true), ("/v1/", true), ("/v1/a/b", true), ("/v12", false), ("/health", true), ("/health/", false), ("/", false)] {
+        for (path, fits) in
+            [("/v1", true), ("/v1/", true), ("/v1/a/b", true), ("/v12", false), ("/health", true), ("/health/", false), ("/", false)]
+        {
             assert_eq!(routes.matches(&Method::GET, "h", path), fits, "{path}");
         }
         assert!(matcher(&[], &["/*"], &[]).unwrap().matches(&Method::GET, "h", "/anything"));
@@ -141,7 +152,13 @@ mod tests {
     #[test]
     fn hosts_and_methods() {
         let routes = matcher(&["api.example.com", "*.tenant.example.com"], &[], &["POST"]).unwrap();
-        for (host, fits) in [("API.example.com:8080", true), ("a.tenant.example.com", true), ("tenant.example.com", false), ("evil-tenant.example.com", false), ("[::1]:80", false)] {
+        for (host, fits) in [
+            ("API.example.com:8080", true),
+            ("a.tenant.example.com", true),
+            ("tenant.example.com", false),
+            ("evil-tenant.example.com", false),
+            ("[::1]:80", false),
+        ] {
             assert_eq!(routes.matches(&Method::POST, host, "/"), fits, "{host}");
         }
         assert!(!routes.matches(&Method::GET, "api.example.com", "/"));
@@ -149,7 +166,16 @@ mod tests {
 
     #[test]
     fn what_is_no_pattern() {
-        for (hosts, paths, methods) in [(&["a b"][..], &[][..], &[][..]), (&["h:80"], &[], &[]), (&["*"], &[], &[]), (&[], &["v1"], &[]), (&[], &["/v*"], &[]), (&[], &["/a//b"], &[]), (&[], &["/../a"], &[]), (&[], &[], &["get"])] {
+        for (hosts, paths, methods) in [
+            (&["a b"][..], &[][..], &[][..]),
+            (&["h:80"], &[], &[]),
+            (&["*"], &[], &[]),
+            (&[], &["v1"], &[]),
+            (&[], &["/v*"], &[]),
+            (&[], &["/a//b"], &[]),
+            (&[], &["/../a"], &[]),
+            (&[], &[], &["get"]),
+        ] {
             assert!(matcher(hosts, paths, methods).is_err());
         }
     }

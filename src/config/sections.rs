@@ -11,9 +11,8 @@ use super::model::{FilterItem, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 11] = [
-    "listeners", "admin", "trusted_proxies", "storage", "secrets", "log", "shutdown", "workers", "upstreams", "filters", "routes",
-];
+const SECTIONS: [&str; 11] =
+    ["listeners", "admin", "trusted_proxies", "storage", "secrets", "log", "shutdown", "workers", "upstreams", "filters", "routes"];
 /// No honest piece has more mistakes than this; it only ends the search.
 const MISTAKES_MAX: usize = 16;
 
@@ -107,11 +106,8 @@ impl Reader<'_> {
     fn list<T: DeserializeOwned>(&mut self, name: &str, _required: bool) -> Option<Vec<T>> {
         let at = path(&[name]);
         let items = self.items(name, self.tree.get(name), &at)?;
-        let decoded: Vec<Option<T>> = items
-            .iter()
-            .enumerate()
-            .map(|(index, node)| self.piece(node, node.to_json(), &below(&at, format!("[{index}]"))))
-            .collect();
+        let decoded: Vec<Option<T>> =
+            items.iter().enumerate().map(|(index, node)| self.piece(node, node.to_json(), &below(&at, format!("[{index}]")))).collect();
         decoded.into_iter().collect()
     }
 
@@ -220,17 +216,30 @@ pub fn tell(report: &mut Report, node: &Node, at: &[String], invalid: &Invalid) 
     report.add(node.locate(&invalid.path), path, plainly(&invalid.message));
 }
 
-/// serde's sentences in our words, with a guess at what was meant.
+/// serde's sentences in our words, with a guess at what was meant. What was found is not repeated where it
+/// may be anything: a secret in the wrong place must not end up in a log.
 fn plainly(message: &str) -> String {
-    let Some((wrong, known)) = message.split_once(", expected ") else {
-        return message.replace("missing field", "missing:");
-    };
+    if message == "invalid socket address syntax" {
+        return "an address with its port is needed here, such as `127.0.0.1:8080` or `[::]:8080`; names are not resolved".into();
+    }
+    if let Some(field) = message.strip_prefix("missing field ") {
+        return format!("{field} is missing");
+    }
+    let Some((wrong, known)) = message.split_once(", expected ") else { return message.to_owned() };
     let quoted: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
-    let word = wrong.split('`').nth(1);
-    match word {
-        Some(word) if wrong.starts_with("unknown field") => format!("unknown key `{word}`{}", advice(word, &quoted)),
-        Some(word) if wrong.starts_with("unknown variant") => format!("unknown `{word}`{}", advice(word, &quoted)),
-        _ => message.to_owned(),
+    match wrong.split('`').nth(1) {
+        Some(word) if wrong.starts_with("unknown field") => return format!("unknown key `{word}`{}", advice(word, &quoted)),
+        Some(word) if wrong.starts_with("unknown variant") => return format!("unknown `{word}`{}", advice(word, &quoted)),
+        _ => {}
+    }
+    match known {
+        "a boolean" => "must be `true` or `false`".into(),
+        "a sequence" => "a list is needed here, such as `[a, b]`".into(),
+        "a string" => "text is needed here".into(),
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number is needed here".into(),
+        "newtype variant" | "struct variant" => "needs its settings below it".into(),
+        _ if known.starts_with("struct ") || known == "a map" => "a map of keys is needed here".into(),
+        _ => format!("{known} is needed here"),
     }
 }
 

@@ -37,7 +37,10 @@ pub struct Node {
 #[derive(Clone, Debug)]
 pub enum Value {
     /// Text; `plain` says that it was written without quotes, so that `5` is a number.
-    Scalar { text: String, plain: bool },
+    Scalar {
+        text: String,
+        plain: bool,
+    },
     List(Vec<Node>),
     Map(Vec<(Key, Node)>),
 }
@@ -108,7 +111,8 @@ fn plain(text: &str) -> Json {
     }
     // `010`, `1_000` and `0x10` stay text: whoever wrote them meant something that others read differently.
     let digits = text.strip_prefix('-').unwrap_or(text);
-    let number = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') && (digits.len() == 1 || !digits.starts_with('0') || digits.starts_with("0."));
+    let number = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+        && (digits.len() == 1 || !digits.starts_with('0') || digits.starts_with("0."));
     if number && let Ok(json) = serde_json::from_str::<serde_json::Number>(text) {
         return Json::Number(json);
     }

@@ -146,8 +146,13 @@ impl ConnStream {
     /// Answers as well as it can without waiting, and ends the stream: to Pingora the client has left.
     fn refuse(&mut self, cx: &mut Context<'_>, status: &str, reason: &'static str) {
         (self.on_refusal)(reason);
-        let body = format!("{{\"error\":{{\"message\":\"The request was refused.\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"{reason}\"}}}}");
-        let answer = format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        let body = format!(
+            "{{\"error\":{{\"message\":\"The request was refused.\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"{reason}\"}}}}"
+        );
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
         let _ = Pin::new(&mut self.inner).poll_write(cx, answer.as_bytes());
         let _ = Pin::new(&mut self.inner).poll_flush(cx);
     }

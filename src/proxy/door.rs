@@ -92,7 +92,11 @@ impl Door {
 impl ServerApp for Door {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let socket = stream.get_socket_digest();
-        let peer = socket.as_ref().and_then(|digest| digest.peer_addr()).and_then(|address| address.as_inet()).map(|address| canonical(address.ip()))?;
+        let peer = socket
+            .as_ref()
+            .and_then(|digest| digest.peer_addr())
+            .and_then(|address| address.as_inet())
+            .map(|address| canonical(address.ip()))?;
         let Some(place) = self.place(peer) else {
             (self.on_refusal)("connections");
             return None;

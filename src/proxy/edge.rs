@@ -170,7 +170,13 @@ impl ProxyHttp for Edge {
         Ok(true)
     }
 
-    async fn request_body_filter(&self, _session: &mut Session, body: &mut Option<Bytes>, end: bool, exchange: &mut Exchange) -> Result<()> {
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
         exchange.bytes_in += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         if exchange.bytes_in > self.limits.body_bytes.0 {
             return Err(Error::explain(BODY_ERROR, "the request's body is larger than the listener allows").into_down());

@@ -94,7 +94,10 @@ pub fn of_refused(refused: Refused) -> Answer {
 /// An upstream's status that can no longer be told as one.
 pub fn of_status(status: StatusCode) -> Answer {
     let status = if status.is_success() { StatusCode::BAD_GATEWAY } else { status };
-    Answer { message: format!("The server behind this API answered with status {}.", status.as_u16()).into(), ..Answer::new(status, "upstream_error", "") }
+    Answer {
+        message: format!("The server behind this API answered with status {}.", status.as_u16()).into(),
+        ..Answer::new(status, "upstream_error", "")
+    }
 }
 
 /// No route is for this request.
@@ -103,7 +106,8 @@ pub const NO_ROUTE: Answer = Answer::new(StatusCode::NOT_FOUND, "unknown_path", 
 pub const BODY_TOO_LARGE: Answer = Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The request's body is too large.");
 /// A filter failed, or we did.
 pub const INTERNAL: Answer = Answer::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Something went wrong on our side.");
-const NO_SERVER: Answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable", "No server can take the request right now. Try again shortly.");
+const NO_SERVER: Answer =
+    Answer::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable", "No server can take the request right now. Try again shortly.");
 const UNREACHABLE: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_unreachable", "The server behind this API cannot be reached.");
 const BROKEN: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_error", "The server behind this API ended the response too early.");
 const TIMEOUT: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "The server behind this API took too long to answer.");
@@ -130,7 +134,10 @@ pub fn of_error(error: &Error) -> Option<Answer> {
         (t, _) if *t == FIRST_BYTE_ERROR => TIMEOUT,
         (t, _) if *t == MAX_AGE_ERROR => TOO_OLD,
         (t, _) if *t == FILTER_ERROR => INTERNAL,
-        (ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout, ErrorSource::Upstream) => TIMEOUT,
+        (
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout,
+            ErrorSource::Upstream,
+        ) => TIMEOUT,
         (
             ErrorType::ConnectRefused
             | ErrorType::ConnectNoRoute

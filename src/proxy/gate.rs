@@ -133,8 +133,18 @@ fn has_length(raw: &[u8]) -> bool {
 /// says who he is, or how long his message is, wants the next hop to judge another request than we do.
 fn nominations(head: &RequestHeader) -> Result<(), Refused> {
     const NEVER: [&str; 12] = [
-        "api-key", "authorization", "cf-connecting-ip", "content-length", "cookie", "forwarded", "host", "transfer-encoding", "x-api-key",
-        "x-goog-api-key", "x-real-ip", "traceparent",
+        "api-key",
+        "authorization",
+        "cf-connecting-ip",
+        "content-length",
+        "cookie",
+        "forwarded",
+        "host",
+        "transfer-encoding",
+        "x-api-key",
+        "x-goog-api-key",
+        "x-real-ip",
+        "traceparent",
     ];
     const OPTIONS_MAX: usize = 32;
     let options = head.headers.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
@@ -176,7 +186,9 @@ fn host(head: &mut RequestHeader) -> Result<(), Refused> {
 fn is_host(host: &str) -> bool {
     const LONGEST: usize = 255 + 6;
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((inside, after)) if inside.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", after.strip_prefix(':').or(after.is_empty().then_some("0"))),
+        Some((inside, after)) if inside.parse::<std::net::Ipv6Addr>().is_ok() => {
+            ("v6", after.strip_prefix(':').or(after.is_empty().then_some("0")))
+        }
         Some(_) => return false,
         None => match host.split_once(':') {
             Some((name, port)) => (name, Some(port)),
@@ -251,7 +263,16 @@ mod tests {
     #[test]
     fn targets() {
         let host = [("host", "h")];
-        for (target, settled) in [("/a?x=1", "/a?x=1"), ("/a/../b?x=/../", "/b?x=/../"), ("//a", "/a"), ("/a%2fb", "/a%2Fb"), ("http://h/a", "/a"), ("http://h", "/"), ("http://h?x", "/?x"), ("HTTP://H//a", "/a")] {
+        for (target, settled) in [
+            ("/a?x=1", "/a?x=1"),
+            ("/a/../b?x=/../", "/b?x=/../"),
+            ("//a", "/a"),
+            ("/a%2fb", "/a%2Fb"),
+            ("http://h/a", "/a"),
+            ("http://h", "/"),
+            ("http://h?x", "/?x"),
+            ("HTTP://H//a", "/a"),
+        ] {
             assert_eq!(run(target, &host).map(|(target, _)| target), Ok(settled.to_owned()), "{target}");
         }
         assert!(run("/a%2fb", &host).unwrap().1.encoded_slash);
@@ -309,7 +330,9 @@ mod tests {
 
     #[test]
     fn lines_sizes_and_names() {
-        let refused = |raw: &[u8], line_ok, limits| check(&mut head("/", &[("host", "h")]), Some(raw), line_ok, limits).map_err(|r| (r.status.as_u16(), r.reason));
+        let refused = |raw: &[u8], line_ok, limits| {
+            check(&mut head("/", &[("host", "h")]), Some(raw), line_ok, limits).map_err(|r| (r.status.as_u16(), r.reason))
+        };
         let good = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
         assert!(refused(good, true, LIMITS).is_ok());
         assert_eq!(refused(good, false, LIMITS), Err((400, "request_line")));

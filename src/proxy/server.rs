@@ -40,7 +40,12 @@ pub enum Stop {
 
 /// Serves until `stop` says otherwise, and returns when all is over: when the last connection has ended,
 /// or its time is up. What is still open then ends with the process.
-pub fn run(shared: &Arc<Shared>, settings: &Settings, mut stop: watch::Receiver<Stop>, house: &tokio::runtime::Handle) -> Result<(), String> {
+pub fn run(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    mut stop: watch::Receiver<Stop>,
+    house: &tokio::runtime::Handle,
+) -> Result<(), String> {
     for listener in &settings.listeners {
         // Pingora panics when it cannot listen; so it is tried first, and said in words.
         std::net::TcpListener::bind(listener.address).map_err(|e| format!("cannot listen on {}: {e}", listener.address))?;
@@ -49,7 +54,9 @@ pub fn run(shared: &Arc<Shared>, settings: &Settings, mut stop: watch::Receiver<
     let server = build(shared, settings, drain);
     let signals = Signals { stop: stop.clone() };
     let thread = std::thread::Builder::new().name("pingora".into());
-    let serving = thread.spawn(move || server.run(RunArgs { shutdown_signal: Box::new(signals) })).map_err(|e| format!("no thread for the server: {e}"))?;
+    let serving = thread
+        .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(signals) }))
+        .map_err(|e| format!("no thread for the server: {e}"))?;
     let connections = shared.metrics.connections.clone();
     house.block_on(async move {
         const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -115,7 +122,8 @@ fn service(shared: &Arc<Shared>, listener: &Listener, conf: &Arc<ServerConf>) ->
     let on_refusal: OnRefusal = Arc::new(move |reason| refused.with_label_values(&[reason]).inc());
     let door = Door::new(Arc::new(proxy), &listener.limits, on_refusal, shared.metrics.connections.clone());
     let mut service = Service::new(format!("listener {}", listener.address), door);
-    let endpoint = ListenerConfig::tcp(listener.address.to_string()).l4_buffer(L4BufferSettings::new(READ_BUFFER_BYTES, WRITE_BUFFER_BYTES));
+    let endpoint =
+        ListenerConfig::tcp(listener.address.to_string()).l4_buffer(L4BufferSettings::new(READ_BUFFER_BYTES, WRITE_BUFFER_BYTES));
     service.add_listener(endpoint);
     service
 }

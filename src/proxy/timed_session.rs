@@ -29,12 +29,12 @@ use keylatch_filters::sse_keepalive::is_event_stream;
 use keylatch_filters::sse_keepalive::tracker::Tracker;
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
 use pingora::protocols::http::ServerSession as HttpSession;
 use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::protocols::Digest;
 use pingora::{Error, Result};
 use tokio::time::{Instant, Sleep};
 
@@ -357,7 +357,8 @@ impl Timed {
         let clock = self.clock.as_mut()?;
         let Stage::Failing { status, body } = &clock.stage else { return None };
         // An upstream that already speaks the API's dialect is told in its own words.
-        let own: Option<serde_json::Value> = serde_json::from_slice(body).ok().filter(|value: &serde_json::Value| value.get("error").is_some());
+        let own: Option<serde_json::Value> =
+            serde_json::from_slice(body).ok().filter(|value: &serde_json::Value| value.get("error").is_some());
         let answer = of_status(*status);
         let event = clock.last_event(&answer)?;
         Some(match (own, clock.terms.dialect) {

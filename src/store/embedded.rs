@@ -83,7 +83,11 @@ impl Embedded {
 impl Bindings for Embedded {
     fn peek(&self, id: &KeyId) -> Option<Arc<Binding>> {
         let known = self.cache.fresh(id, Instant::now());
-        if known.is_some() { self.hits.inc() } else { self.misses.inc() }
+        if known.is_some() {
+            self.hits.inc()
+        } else {
+            self.misses.inc()
+        }
         known
     }
 

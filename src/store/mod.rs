@@ -17,8 +17,8 @@ use std::sync::Arc;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyHasher, KeyId, StoreError};
 use prometheus::Registry;
 
-use crate::config::model::{Secrets, Storage};
 use crate::config::Files;
+use crate::config::model::{Secrets, Storage};
 use batch::Batch;
 pub use embedded::Embedded;
 

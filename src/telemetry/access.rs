@@ -123,6 +123,7 @@ impl AccessLog {
                 let _ = out.write_all(&batch).and_then(|()| out.flush());
                 batch.clear();
                 // Lines that come within this are written together.
+                #[expect(clippy::disallowed_methods, reason = "this thread does nothing but write")]
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
         })?;
@@ -158,6 +159,7 @@ impl AccessLog {
                     return;
                 }
             }
+            #[expect(clippy::disallowed_methods, reason = "called once, at the end of the process")]
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }

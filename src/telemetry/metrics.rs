@@ -48,7 +48,11 @@ impl Metrics {
         let metrics = Self {
             requests: counters(&registry, "requests_total", "Requests by route and status.", &["route", "status"])?,
             duration: histograms(&registry, "request_duration_seconds", "From a complete header to the end of the response.")?,
-            first_byte: histograms(&registry, "upstream_first_byte_seconds", "From a complete header to the first byte of data from upstream.")?,
+            first_byte: histograms(
+                &registry,
+                "upstream_first_byte_seconds",
+                "From a complete header to the first byte of data from upstream.",
+            )?,
             decisions: counters(&registry, "filter_decisions_total", "Refusals by filters.", &["filter", "reason", "outcome"])?,
             refused: counters(&registry, "gate_refusals_total", "Requests and connections the gate refused.", &["reason"])?,
             connections: gauge(&registry, "connections", "Open client connections.")?,
@@ -99,4 +103,3 @@ fn histograms(registry: &Registry, name: &str, help: &str) -> prometheus::Result
     registry.register(Box::new(made.clone()))?;
     Ok(made)
 }
-

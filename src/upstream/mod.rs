@@ -157,7 +157,9 @@ impl Upstream {
     /// taken only if there is no other: a guess beats a certain failure.
     pub fn pick(&self, client: IpAddr, tried: &[SocketAddr], now: Instant) -> Option<Picked> {
         let fresh = |backend: &Backend| address_of(backend).is_some_and(|address| !tried.contains(&address));
-        let well = |backend: &Backend, healthy: bool| healthy && fresh(backend) && address_of(backend).is_some_and(|address| self.passive.admits(address, now));
+        let well = |backend: &Backend, healthy: bool| {
+            healthy && fresh(backend) && address_of(backend).is_some_and(|address| self.passive.admits(address, now))
+        };
         let backend = each!(&self.balancer, lb => {
             let key = hash_key(client);
             lb.select_with(&key, LOOKED_AT_MAX, well).or_else(|| lb.select_with(&key, LOOKED_AT_MAX, |backend, _| fresh(backend)))
@@ -239,7 +241,8 @@ where
     if let Some(health) = &config.health.active {
         let name = config.tls.as_ref().and_then(|tls| tls.server_name.clone());
         let name = name.or_else(|| config.host.clone());
-        let name = name.unwrap_or_else(|| config.servers.first().map(|server| resolve::host_of(&server.address).to_owned()).unwrap_or_default());
+        let name =
+            name.unwrap_or_else(|| config.servers.first().map(|server| resolve::host_of(&server.address).to_owned()).unwrap_or_default());
         match &health.path {
             Some(path) => {
                 let mut check = HttpHealthCheck::new(&name, tls);

@@ -1,0 +1,26 @@
+# `make run` starts Keylatch beside a demo upstream; `make test` passes everything; `make bench` measures.
+
+.PHONY: help run test bench build fuzz
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+build: ## build the release binary
+	@scripts/need build
+	cargo build --release --locked
+
+run: build ## start Keylatch on 127.0.0.1:8080 beside a demo upstream
+	@scripts/run
+
+test: ## everything: format, lints, docs, licences, unit and black-box tests
+	@scripts/need test
+	@scripts/test
+
+fuzz: ## run each fuzz target for SECONDS (default 60)
+	@scripts/fuzz
+
+bench: ## measure against a bare Pingora, nginx, HAProxy and Caddy; prints a table
+	@scripts/need bench
+	cargo build --release --locked --workspace
+	python3 benches/run.py

@@ -1,0 +1,110 @@
+//! Broken configurations say what is wrong, where, and what would be right; shipped ones are right.
+
+use std::path::Path;
+
+use keylatch::config::{Compiler, check_ports, parse, parse_file, schema};
+
+/// A file that is right, with one thing replaced.
+const GOOD: &str = "\
+listeners:
+  - address: 127.0.0.1:8080
+upstreams:
+  - name: model
+    servers:
+      - address: 127.0.0.1:3000
+filters:
+  - client_ip: {}
+routes:
+  - name: api
+    match: {paths: [/v1/*]}
+    upstream: model
+    filters:
+      - rate_limit:
+          per: key
+          limit: 60/min
+";
+
+fn report(text: &str) -> String {
+    let env = |name: &str| (name == "SET").then(|| "value".to_owned());
+    let parsed = match parse(Path::new("k.yaml"), text, &env) {
+        Ok(parsed) => parsed,
+        Err(report) => return report.to_string(),
+    };
+    match Compiler::new(check_ports()).compile(parsed) {
+        Ok(_) => "fine".into(),
+        Err(report) => report.to_string(),
+    }
+}
+
+#[test]
+fn the_file_the_others_are_made_of_is_right() {
+    assert_eq!(report(GOOD), "fine");
+}
+
+#[test]
+fn broken_files_say_what_where_and_what_would_be_right() {
+    let cases = include_str!("broken.txt");
+    let (mut count, mut wrong) = (0, String::new());
+    for case in cases.split("\n\n").filter(|case| !case.trim().is_empty() && !case.starts_with('#')) {
+        let (change, expected) = case.split_once("\n=> ").expect("a change and `=> `");
+        let (from, to) = change.split_once(" >>> ").expect("`from >>> to`");
+        let unescape = |text: &str| text.replace("\\n", "\n");
+        let (from, to) = (unescape(from), unescape(to));
+        let text = if from == "*" { to } else { GOOD.replacen(&from, &to, 1) };
+        assert!(from == "*" || text != GOOD, "changes nothing: {change}");
+        let expected = expected.trim_end().replace("\n=> ", "\n");
+        let said = report(&text);
+        if said != expected {
+            wrong.push_str(&format!("{change}\n=> {}\n\n", said.replace('\n', "\n=> ")));
+        }
+        count += 1;
+    }
+    assert!(wrong.is_empty(), "these say something else:\n\n{wrong}");
+    assert!(count >= 40, "only {count} cases");
+}
+
+#[test]
+fn every_shipped_file_is_right() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let parsed = parse_file(&path).unwrap_or_else(|report| panic!("{report}"));
+            Compiler::new(check_ports()).compile(parsed).map(|_| ()).unwrap_or_else(|report| panic!("{report}"));
+            count += 1;
+        }
+    }
+    assert!(count >= 3);
+}
+
+#[test]
+fn the_schema_knows_every_section_and_every_filter() {
+    let schema = schema();
+    for section in ["listeners", "admin", "trusted_proxies", "storage", "secrets", "log", "shutdown", "workers", "upstreams", "filters", "routes"] {
+        assert!(schema["properties"][section].is_object(), "{section}");
+    }
+    let items = &schema["$defs"]["FilterItem"]["properties"];
+    for kind in keylatch_filters::ALL {
+        assert!(items[kind.name].is_object(), "{}", kind.name);
+    }
+}
+
+/// The reference names every key of every type; what it leaves out an operator never finds.
+#[test]
+fn the_reference_names_every_key() {
+    let reference = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/keylatch.yaml")).unwrap();
+    let schema = schema();
+    let mut missing = Vec::new();
+    for (name, definition) in schema["$defs"].as_object().unwrap() {
+        // The bearer's modes and the changes of `headers` have their manual in `keylatch filters`.
+        if ["JwtConfig", "StaticConfig", "StaticToken", "KeyConfig", "Changes", "Mode"].contains(&name.as_str()) {
+            continue;
+        }
+        for key in definition["properties"].as_object().into_iter().flatten().map(|(key, _)| key) {
+            if !reference.contains(&format!("{key}:")) {
+                missing.push(format!("{name}.{key}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "not in config/keylatch.yaml: {missing:?}");
+}
