@@ -22,5 +22,5 @@ fuzz: ## run each fuzz target for SECONDS (default 60)
 
 bench: ## measure against a bare Pingora, nginx, HAProxy and Caddy; prints a table
 	@scripts/need bench
-	cargo build --release --locked --workspace
+	cargo build --release --locked -p keylatch -p passthrough
 	python3 benches/run.py

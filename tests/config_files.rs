@@ -80,7 +80,9 @@ fn every_shipped_file_is_right() {
 #[test]
 fn the_schema_knows_every_section_and_every_filter() {
     let schema = schema();
-    for section in ["listeners", "admin", "trusted_proxies", "storage", "secrets", "log", "shutdown", "workers", "upstreams", "filters", "routes"] {
+    for section in
+        ["listeners", "admin", "trusted_proxies", "storage", "secrets", "log", "shutdown", "workers", "upstreams", "filters", "routes"]
+    {
         assert!(schema["properties"][section].is_object(), "{section}");
     }
     let items = &schema["$defs"]["FilterItem"]["properties"];

@@ -1,0 +1,18 @@
+//! The configuration loader: any text gives a configuration or a report with positions, and never a panic.
+#![no_main]
+
+use std::path::Path;
+
+use keylatch::config::{Compiler, check_ports, parse};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    let env = |name: &str| name.len().is_multiple_of(2).then(|| "value".to_owned());
+    match parse(Path::new("fuzz.yaml"), text, &env) {
+        Ok(parsed) => match Compiler::new(check_ports()).compile(parsed) {
+            Ok(snapshot) => drop(snapshot),
+            Err(report) => assert!(!report.to_string().is_empty()),
+        },
+        Err(report) => assert!(!report.to_string().is_empty()),
+    }
+});

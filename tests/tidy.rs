@@ -1,0 +1,170 @@
+//! The invariants of the code map, kept by reading the source: what may be named where, and what every
+//! file and filter must have.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use keylatch_filters::ALL;
+use keylatch_filters::contract::{Keep, Site};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &str, extension: &str) -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, extension: &str, found: &mut Vec<(PathBuf, String)>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, extension, found);
+            } else if path.extension().is_some_and(|e| e == extension) {
+                found.push((path.strip_prefix(root()).unwrap().to_owned(), std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join(folder), extension, &mut found);
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+/// The code of a file, without comments and without its tests.
+fn code(text: &str) -> String {
+    let before_tests = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text);
+    before_tests.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+/// Fails with every place where one of the words is named outside the allowed folders.
+fn only_in(words: &[&str], allowed: &[&str], why: &str) {
+    let mut strays = Vec::new();
+    for (path, text) in files("src", "rs").into_iter().chain(files("filters", "rs")) {
+        let named = words.iter().find(|word| code(&text).contains(**word));
+        if let Some(word) = named
+            && !allowed.iter().any(|place| path.starts_with(place))
+        {
+            strays.push(format!("{}: `{word}`", path.display()));
+        }
+    }
+    assert!(strays.is_empty(), "{why}: {strays:?}");
+}
+
+#[test]
+fn things_are_named_where_they_belong() {
+    only_in(&["proxy::Session", "HttpSession", "ServerSession"], &["src/proxy"], "a filter sees contexts, never a session");
+    only_in(&["custom::server"], &["src/proxy/timed_session.rs"], "the hidden trait has one user");
+    only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/store"], "the only SQL is the store's");
+    only_in(&["saphyr"], &["src/config"], "the only user of YAML is the configuration");
+    only_in(&["axum::"], &["src/admin", "src/cli/demo_upstream.rs", "src/cli/run.rs"], "HTTP of our own is the admin listener's");
+    only_in(&["snapshot.store("], &["src/reload.rs"], "the snapshot has one writer");
+    only_in(
+        &["std::env::", "env::var"],
+        &["src/cli", "src/config/mod.rs", "src/control.rs", "src/telemetry/logs.rs"],
+        "the environment is read at the edge",
+    );
+    only_in(
+        &["SystemTime::now()", "Instant::now()"],
+        &["src", "filters/contract/context.rs", "filters/rate_limit/gcra.rs"],
+        "the clock is an input of filters",
+    );
+}
+
+#[test]
+fn filters_do_nothing_but_decide() {
+    for (path, text) in files("filters", "rs") {
+        for word in ["tokio::", "std::fs", "std::net::Tcp", "pingora::", "keylatch::", "reqwest", "std::thread::"] {
+            assert!(!code(&text).contains(word), "{}: filters have things done through ports, not by `{word}`", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    for (path, text) in
+        files("src", "rs").into_iter().chain(files("filters", "rs")).chain(files("tests", "rs")).chain(files("benches", "rs"))
+    {
+        assert!(text.starts_with("//!"), "{} begins without saying what it is for", path.display());
+    }
+    for (path, text) in files("tests", "py").into_iter().chain(files("benches", "py")) {
+        assert!(text.starts_with("\"\"\""), "{} begins without saying what it is for", path.display());
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    for (path, text) in files("src", "rs").into_iter().chain(files("filters", "rs")) {
+        let lines = text.split("#[cfg(test)]").next().unwrap_or(&text).lines().count();
+        let most = if path.ends_with("timed_session.rs") { 600 } else { 450 };
+        assert!(lines <= most, "{} has {lines} lines without its tests; it may be two things", path.display());
+    }
+    let main = std::fs::read_to_string(root().join("src/main.rs")).unwrap();
+    assert!(main.lines().count() < 80);
+}
+
+/// Registry entries against the files: names, manuals, examples, and hooks declared as they are overridden.
+#[test]
+fn every_filter_is_whole() {
+    let mut names = BTreeSet::new();
+    for kind in ALL {
+        let name = kind.name;
+        assert!(names.insert(name), "two filters are named {name}");
+        let manual = kind.manual();
+        assert!(manual.starts_with(&format!("# {name}\n")), "the manual of {name} begins with its name");
+        let example = manual.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let example = example.unwrap_or_else(|| panic!("the manual of {name} has no example"));
+        compile(name, example);
+        for (hook, declared) in [
+            ("async fn request(", kind.hooks.request),
+            ("fn request_body(", kind.hooks.request_body),
+            ("fn upstream_request(", kind.hooks.upstream_request),
+            ("    fn response(", kind.hooks.response),
+            ("fn response_body(", kind.hooks.response_body),
+            ("fn log(", kind.hooks.log),
+        ] {
+            let overridden = code(kind.source).contains(hook);
+            assert_eq!(overridden, declared, "{name}: `{hook}` is overridden: {overridden}, declared in HOOKS: {declared}");
+        }
+    }
+}
+
+/// Loads a manual's example as the loader would.
+fn compile(name: &str, example: &str) {
+    let indented: String = example.lines().map(|line| format!("    {line}\n")).collect();
+    let text = format!(
+        "listeners: [{{address: \"127.0.0.1:1\"}}]\nupstreams: [{{name: u, servers: [{{address: \"127.0.0.1:2\"}}]}}]\nroutes: [{{name: r, upstream: u}}]\nfilters:\n  -\n{indented}"
+    );
+    let parsed = keylatch::config::parse(Path::new("example"), &text, &|_| None).unwrap_or_else(|report| panic!("{name}: {report}"));
+    let compiled = keylatch::config::Compiler::new(keylatch::config::check_ports()).compile(parsed);
+    let snapshot = compiled.unwrap_or_else(|report| panic!("{name}: {report}"));
+    assert_eq!(snapshot.routes[0].chain.names().next().map(|(first, _)| first), Some(name));
+}
+
+#[test]
+fn configurations_refuse_what_they_do_not_know() {
+    struct NoFiles;
+    impl keylatch_filters::contract::Resolve for NoFiles {
+        fn file(&self, path: &str) -> Result<String, keylatch_filters::contract::Invalid> {
+            Err(keylatch_filters::contract::Invalid::new(path))
+        }
+    }
+    for kind in ALL {
+        let ports = keylatch::config::check_ports();
+        let mut site = Site { place: "test".into(), trusted: Default::default(), keep: &Keep::default(), ports: &ports, resolve: &NoFiles };
+        let error = (kind.compile)(serde_json::json!({ "no_such_key": 1 }), &mut site).err();
+        assert!(error.is_some_and(|error| error.message.contains("no_such_key")), "{} takes keys it does not know", kind.name);
+    }
+}
+
+/// The worked example of CONTRIBUTING.md is this very file; here it is compiled and run.
+#[path = "support/worked_example.rs"]
+mod worked_example;
+
+#[test]
+fn the_guide_shows_the_example_that_compiles() {
+    let guide = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
+    let example = include_str!("support/worked_example.rs");
+    let shown = guide.split("````rust\n").nth(1).and_then(|rest| rest.split("````").next()).expect("the guide shows it");
+    assert_eq!(shown.trim(), example.trim(), "CONTRIBUTING.md and tests/support/worked_example.rs differ");
+}
