@@ -68,6 +68,7 @@ def got(path="/v1/x", method="GET", body=b""):
 
 X, HELLO, EMPTY = got(), got(method="POST", body=b"hello"), got(method="POST")
 SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+SMUGGLED_LENGTH = b"Content-Length: %d" % len(SMUGGLED)
 SECOND = b"GET /v1/second HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked"
 HELLO_CHUNKED = b"5\r\nhello\r\n0\r\n\r\n"
@@ -147,8 +148,8 @@ FRAMING = [
     case("te_http10_keep_alive", post(CHUNKED, b"Connection: keep-alive", body=HELLO_CHUNKED + SMUGGLED, version=b"HTTP/1.0")),
     case("http10_body_without_length", post(body=SMUGGLED, version=b"HTTP/1.0"), EITHER, [EMPTY]),
     case("http11_body_without_length", post(body=b"hello\r\n\r\n"), EITHER, [EMPTY]),
-    case("get_with_a_body", head(b"GET /v1/x HTTP/1.1", b"Content-Length: %d" % len(SMUGGLED)) + SMUGGLED, EITHER, [got(body=SMUGGLED)]),
-    case("head_with_a_body", head(b"HEAD /v1/x HTTP/1.1", b"Content-Length: %d" % len(SMUGGLED)) + SMUGGLED, EITHER, [got(method="HEAD", body=SMUGGLED)]),
+    case("get_with_a_body", head(b"GET /v1/x HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED, EITHER, [got(body=SMUGGLED)]),
+    case("head_with_a_body", head(b"HEAD /v1/x HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED, EITHER, [got(method="HEAD", body=SMUGGLED)]),
     case("get_with_chunks", head(b"GET /v1/x HTTP/1.1", CHUNKED) + HELLO_CHUNKED, EITHER, [got(body=b"hello")]),
     case("upgrade_with_length", post(b"Connection: upgrade", b"Upgrade: websocket", b"Content-Length: 5", body=b"hello" + SMUGGLED), EITHER, [HELLO]),
     case("upgrade_without_length", post(b"Connection: upgrade", b"Upgrade: anything", body=SMUGGLED), EITHER, [EMPTY]),
@@ -161,6 +162,8 @@ CHUNKS = [
     bad_chunks("chunk_size_0x", b"0x5\r\nhello\r\n0\r\n\r\n"),
     bad_chunks("chunk_size_underscore", b"0_5\r\nhello\r\n0\r\n\r\n"),
     bad_chunks("chunk_size_empty", b"\r\nhello\r\n0\r\n\r\n"),
+    bad_chunks("chunk_size_only_space", b" \r\nhello\r\n0\r\n\r\n"),
+    bad_chunks("chunk_size_only_extension", b";a\r\nhello\r\n0\r\n\r\n"),
     bad_chunks("chunk_size_space_first", b" 5\r\nhello\r\n0\r\n\r\n"),
     bad_chunks("chunk_size_huge", b"ffffffffffffffffff\r\nhello\r\n0\r\n\r\n"),
     bad_chunks("chunk_size_wraps", b"10000000000000005\r\nhello\r\n0\r\n\r\n"),
@@ -175,7 +178,9 @@ CHUNKS = [
     bad_chunks("chunk_last_bare_lf", b"5\r\nhello\r\n0\n\n"),
     bad_chunks("chunk_last_then_bare_lf", b"5\r\nhello\r\n0\r\n\n", {400, 408}, within=2.0),
     bad_chunks("chunk_extension_bare_lf", b"5;a\nhello\r\n0\r\n\r\n"),
-    bad_chunks("chunk_extension_bare_lf_smuggles", b"2;\nxx\r\n4c\r\n0\r\n\r\n" + SMUGGLED + b"\r\n0\r\n\r\n"),
+    # To a server that takes the bare LF as an end of line, the second request is the inside of the second chunk.
+    case("chunk_extension_bare_lf_smuggles", (chunks(b"2;\nxx\r\n36\r\n0\r\n\r\n"), 0.2, SMUGGLED + b"\r\n0\r\n\r\n"), cut="/v1/x"),
+    case("chunk_size_empty_smuggles", (chunks(b"\r\n\r\n"), 0.2, SMUGGLED), cut="/v1/x"),
     bad_chunks("chunk_extension_huge", b"5;" + b"a" * 100_000 + b"\r\nhello\r\n0\r\n\r\n", {400, 413}),
     case("chunk_size_space_after", chunks(b"5 \r\nhello\r\n0\r\n\r\n"), EITHER, [HELLO], cut="/v1/x"),
     case("chunk_size_leading_zeros", chunks(b"0005\r\nhello\r\n000\r\n\r\n"), EITHER, [HELLO], cut="/v1/x"),
@@ -397,7 +402,7 @@ HOPS = [
     nominated("x_real_ip", b"x-real-ip, x-forwarded-for", fields=(REAL, ("x-forwarded-for", "127.0.0.1"))),
     nominated("x_real_ip_upper_case", b"close, X-REAL-IP"),
     nominated("host", b"host", fields=(("host", "localhost"),)),
-    nominated("content_length", b"content-length", b"Content-Length: %d" % len(SMUGGLED), method=b"POST", body=SMUGGLED, reach=got(method="POST", body=SMUGGLED)),
+    nominated("content_length", b"content-length", SMUGGLED_LENGTH, method=b"POST", body=SMUGGLED, reach=got(method="POST", body=SMUGGLED)),
     nominated("transfer_encoding", b"transfer-encoding", CHUNKED, method=b"POST", body=HELLO_CHUNKED, reach=HELLO),
     nominated("all_of_them", b"close, host, content-length, transfer-encoding, x-request-id", b"Content-Length: 5", method=b"POST", body=b"hello", reach=HELLO),
     nominated("garbage", b",,;=\"(, keep-alive"),
@@ -422,9 +427,9 @@ PIPELINES = [
     case("pipeline_after_refused_host", head(b"GET /v1/x HTTP/1.1", b"Host: evil") + SMUGGLED),
     case("pipeline_after_refused_size", head(b"GET /v1/x HTTP/1.1", b"X-A: " + b"a" * 33_000) + SMUGGLED, {431}),
     case("pipeline_after_refused_later", (target(b"/v1/a%00"), 0.1, SMUGGLED)),
-    case("pipeline_in_the_body_of_a_refused_one", head(b"POST /v1/a%00 HTTP/1.1", b"Content-Length: %d" % len(SMUGGLED)) + SMUGGLED),
+    case("pipeline_in_the_body_of_a_refused_one", head(b"POST /v1/a%00 HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED),
     case("pipeline_after_unknown_path", target(b"/elsewhere") + SECOND, {404}, closes=False),
-    case("pipeline_in_the_body_of_an_unknown_path", head(b"POST /else HTTP/1.1", b"Content-Length: %d" % len(SMUGGLED)) + SMUGGLED, {404}, closes=False),
+    case("pipeline_in_the_body_of_an_unknown_path", head(b"POST /else HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED, {404}, closes=False),
     case("pipeline_in_the_chunks_of_an_unknown_path", head(b"POST /else HTTP/1.1", CHUNKED) + b"30\r\n" + SMUGGLED + b"0\r\n\r\n", {404}, closes=False),
     case("pipeline_after_body", length(b"5") + SECOND, {200}, [HELLO, *AFTER]),
     case("pipeline_after_chunks", chunks(HELLO_CHUNKED) + SECOND, {200}, [HELLO, *AFTER]),
@@ -444,7 +449,7 @@ PIPELINES = [
 SLOW = [
     case("slow_header", (b"GET /v1/x HT", 0.5, b"TP/1.1\r\n"), {408}, within=1.4),
     case("slow_header_after_empty_lines", (b"\r\n", 0.5, b"\r\n"), {SILENT, 408}, within=1.4),
-    case("slow_header_like_a_preface", (b"PRI * HT", 0.8, b"X / HTTP/1.1\r\n"), {SILENT, 400, 408}, within=1.4),
+    case("slow_header_like_a_preface", (b"PRI", 0.9, b"NT /v1/x HTTP/1.1\r\n"), {SILENT, 408}, within=0.6),
     case("slow_preface", (b"PRI * HT", 0.5, b"TP/2.0\r\n"), {SILENT, 408}, within=1.4),
     case("slow_silence", b"", {SILENT}, within=2.8),
     case("slow_body", length(b"5", b"hel"), {408}, cut="/v1/x", within=1.6),
@@ -569,7 +574,7 @@ def test_connections_that_trickle_are_gone_in_time_and_in_nobodys_way(upstream, 
     """300 clients send a byte of a header every 0.2s; header_timeout is 2s."""
     count, timeout, slack = 300, 2.0, 1.5
     starts = [b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"POST /v1/x HTTP/1.1\r\nHost: ", b"\r\n\r\n\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"]
-    starts.append(b"PRI * HTTX /v1/x HTTP/1.1\r\n")
+    starts.append(b"PRINT /v1/x HTTP/1.1\r\nX-A: ")
 
     async def trickle(port, data):
         """How long the proxy bore it, and what it said."""
