@@ -151,7 +151,8 @@ FRAMING = [
     case("get_with_a_body", head(b"GET /v1/x HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED, EITHER, [got(body=SMUGGLED)]),
     case("head_with_a_body", head(b"HEAD /v1/x HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED, EITHER, [got(method="HEAD", body=SMUGGLED)]),
     case("get_with_chunks", head(b"GET /v1/x HTTP/1.1", CHUNKED) + HELLO_CHUNKED, EITHER, [got(body=b"hello")]),
-    case("upgrade_with_length", post(b"Connection: upgrade", b"Upgrade: websocket", b"Content-Length: 5", body=b"hello" + SMUGGLED), EITHER, [HELLO]),
+    case("upgrade_with_length", post(b"Connection: upgrade", b"Upgrade: websocket", b"Content-Length: 5", body=b"hello" + SMUGGLED), EITHER,
+         [HELLO]),
     case("upgrade_without_length", post(b"Connection: upgrade", b"Upgrade: anything", body=SMUGGLED), EITHER, [EMPTY]),
 ]
 
@@ -187,7 +188,8 @@ CHUNKS = [
     case("chunk_extension", chunks(b"5;a=b\r\nhello\r\n0;c\r\n\r\n"), EITHER, [HELLO], cut="/v1/x"),
     case("chunk_extension_quoted_line", chunks(b'5;a="\r\nhello\r\n0\r\n\r\n'), EITHER, [HELLO], cut="/v1/x"),
     case("chunk_trailer", chunks(b"5\r\nhello\r\n0\r\nX-A: b\r\n\r\n"), EITHER, [HELLO], cut="/v1/x"),
-    case("chunk_trailer_with_framing", chunks(b"5\r\nhello\r\n0\r\nContent-Length: 50\r\nX-Real-IP: 6.6.6.6\r\n\r\n"), EITHER, [HELLO], cut="/v1/x"),
+    case("chunk_trailer_with_framing", chunks(b"5\r\nhello\r\n0\r\nContent-Length: 50\r\nX-Real-IP: 6.6.6.6\r\n\r\n"), EITHER, [HELLO],
+         cut="/v1/x"),
     case("chunk_trailer_garbage", chunks(b"5\r\nhello\r\n0\r\nno colon here\r\n\r\n"), EITHER, [HELLO], cut="/v1/x"),
     case("chunk_trailer_endless", chunks(b"5\r\nhello\r\n0\r\n" + b"X-A: b\r\n" * 20_000), {400, 408, 413, 431}, cut="/v1/x", within=2.0),
     case("chunks_in_single_bytes", (post(CHUNKED), *(bytes([b]) for b in HELLO_CHUNKED)), {200}, [HELLO]),
@@ -310,7 +312,8 @@ def field(name, line, status=REFUSED, reaches=(), fields=(), **rest):
 REAL = ("x-real-ip", "127.0.0.1")
 FIELDS = [
     field("underscore_dropped", b"X_Real_IP: 6.6.6.6", {200}, [X], [REAL, ("x_real_ip", None)]),
-    field("address_is_overwritten", b"X-Real-IP: 6.6.6.6\r\nX-Forwarded-For: 6.6.6.6", {200}, [X], [REAL, ("x-forwarded-for", "127.0.0.1")]),
+    field("address_is_overwritten", b"X-Real-IP: 6.6.6.6\r\nX-Forwarded-For: 6.6.6.6", {200}, [X],
+          [REAL, ("x-forwarded-for", "127.0.0.1")]),
     field("space_before_colon", b"X-A : b"),
     field("tab_before_colon", b"X-A\t: b"),
     field("space_in_name", b"X A: b"),
@@ -404,20 +407,25 @@ HOPS = [
     nominated("host", b"host", fields=(("host", "localhost"),)),
     nominated("content_length", b"content-length", SMUGGLED_LENGTH, method=b"POST", body=SMUGGLED, reach=got(method="POST", body=SMUGGLED)),
     nominated("transfer_encoding", b"transfer-encoding", CHUNKED, method=b"POST", body=HELLO_CHUNKED, reach=HELLO),
-    nominated("all_of_them", b"close, host, content-length, transfer-encoding, x-request-id", b"Content-Length: 5", method=b"POST", body=b"hello", reach=HELLO),
+    nominated("all_of_them", b"close, host, content-length, transfer-encoding, x-request-id", b"Content-Length: 5", method=b"POST",
+              body=b"hello", reach=HELLO),
     nominated("garbage", b",,;=\"(, keep-alive"),
     nominated("eight_bit", b"\xff, x-real-ip"),
     nominated("twice", b"x-a", b"Connection: x-b", b"X-A: 1", b"X-B: 2", fields=(REAL, ("x-a", None), ("x-b", None))),
-    nominated("keep_alive", b"keep-alive", b"Keep-Alive: timeout=9", b"Proxy-Connection: keep-alive", fields=(("keep-alive", None), ("proxy-connection", None))),
+    nominated("keep_alive", b"keep-alive", b"Keep-Alive: timeout=9", b"Proxy-Connection: keep-alive",
+              fields=(("keep-alive", None), ("proxy-connection", None))),
     nominated("te", b"te", b"TE: gzip", fields=(("te", None),)),
-    nominated("h2c", b"Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__", fields=(("upgrade", None), ("http2-settings", None))),
+    nominated("h2c", b"Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__",
+              fields=(("upgrade", None), ("http2-settings", None))),
     case("expect_continue", (post(b"Expect: 100-continue", b"Content-Length: 5"), 0.1, b"hello"), {200}, [HELLO]),
     case("expect_continue_with_body_at_once", post(b"Expect: 100-continue", b"Content-Length: 5", body=b"hello"), {200}, [HELLO]),
     case("expect_continue_without_body", head(b"GET /v1/x HTTP/1.1", b"Expect: 100-continue"), EITHER, [X]),
-    case("expect_continue_http10", post(b"Expect: 100-continue", b"Content-Length: 5", body=b"hello", version=b"HTTP/1.0"), EITHER, [HELLO]),
+    case("expect_continue_http10", post(b"Expect: 100-continue", b"Content-Length: 5", body=b"hello", version=b"HTTP/1.0"), EITHER,
+         [HELLO]),
     case("expect_nonsense", post(b"Expect: 200-ok", b"Content-Length: 5", body=b"hello"), {200, 400, 417}, [HELLO]),
     case("expect_continue_refused", head(b"POST /v1/a%00 HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 5")),
-    case("expect_continue_refused_then_smuggled", head(b"TRACE /v1/x HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 5") + SMUGGLED, {405}),
+    case("expect_continue_refused_then_smuggled", head(b"TRACE /v1/x HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 5") + SMUGGLED,
+         {405}),
 ]
 
 AFTER = [got("/v1/second")]
@@ -430,7 +438,8 @@ PIPELINES = [
     case("pipeline_in_the_body_of_a_refused_one", head(b"POST /v1/a%00 HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED),
     case("pipeline_after_unknown_path", target(b"/elsewhere") + SECOND, {404}, closes=False),
     case("pipeline_in_the_body_of_an_unknown_path", head(b"POST /else HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED, {404}, closes=False),
-    case("pipeline_in_the_chunks_of_an_unknown_path", head(b"POST /else HTTP/1.1", CHUNKED) + b"30\r\n" + SMUGGLED + b"0\r\n\r\n", {404}, closes=False),
+    case("pipeline_in_the_chunks_of_an_unknown_path", head(b"POST /else HTTP/1.1", CHUNKED) + b"30\r\n" + SMUGGLED + b"0\r\n\r\n", {404},
+         closes=False),
     case("pipeline_after_body", length(b"5") + SECOND, {200}, [HELLO, *AFTER]),
     case("pipeline_after_chunks", chunks(HELLO_CHUNKED) + SECOND, {200}, [HELLO, *AFTER]),
     case("pipeline_after_get", target(b"/v1/x") + SECOND, {200}, [X, *AFTER]),
@@ -438,9 +447,11 @@ PIPELINES = [
     case("pipeline_after_close", head(b"GET /v1/x HTTP/1.1", b"Connection: close") + SMUGGLED, {200}, [X]),
     case("pipeline_after_http10", head(b"GET /v1/x HTTP/1.0") + SMUGGLED, {200}, [X]),
     case("pipeline_while_the_first_is_answered", (target(b"/v1/slow"), 0.15, SECOND), {200}, [got("/v1/slow"), *AFTER]),
-    case("pipeline_part_while_the_first_is_answered", (target(b"/v1/slow"), 0.15, SECOND[:20], 0.5, SECOND[20:]), {200}, [got("/v1/slow"), *AFTER]),
+    case("pipeline_part_while_the_first_is_answered", (target(b"/v1/slow"), 0.15, SECOND[:20], 0.5, SECOND[20:]), {200},
+         [got("/v1/slow"), *AFTER]),
     case("pipeline_refused_second", target(b"/v1/x") + target(b"/v1/a%00") + SMUGGLED, {200}, [X]),
-    case("pipeline_second_with_two_framings", target(b"/v1/x") + post(b"Content-Length: 4", CHUNKED, body=b"0\r\n\r\n" + SMUGGLED), {200}, [X]),
+    case("pipeline_second_with_two_framings", target(b"/v1/x") + post(b"Content-Length: 4", CHUNKED, body=b"0\r\n\r\n" + SMUGGLED), {200},
+         [X]),
     case("pipeline_of_a_hundred", target(b"/v1/x") * 100, {200}, [X] * 100),
     case("pipeline_later", (length(b"5"), 0.2, SECOND), {200}, [HELLO, *AFTER]),
     case("pipeline_later_refused", (target(b"/v1/x"), 0.2, b"GET /v1/x  HTTP/1.1\r\nHost: localhost\r\n\r\n" + SMUGGLED), {200}, [X]),
@@ -573,7 +584,8 @@ def test_a_second_header_has_its_time_as_well(keylatch, upstream):
 def test_connections_that_trickle_are_gone_in_time_and_in_nobodys_way(upstream, tmp_path):
     """300 clients send a byte of a header every 0.2s; header_timeout is 2s."""
     count, timeout, slack = 300, 2.0, 1.5
-    starts = [b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"POST /v1/x HTTP/1.1\r\nHost: ", b"\r\n\r\n\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"]
+    starts = [b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"POST /v1/x HTTP/1.1\r\nHost: ", b"\r\n\r\n\r\n\r\n",
+              b"PRI * HTTP/2.0\r\n\r\n"]
     starts.append(b"PRINT /v1/x HTTP/1.1\r\nX-A: ")
 
     async def trickle(port, data):

@@ -159,8 +159,9 @@ PATHS = [
         ("without_slash", "v1/x", MALFORMED, []),
         ("at_evil", "@evil/v1/x", MALFORMED, []),
         ("absolute", "http://evil/v1/x", MALFORMED, []),
-        ("fragment", "/v1/x#f", MALFORMED, []),
-        ("query_fragment", "/v1/x?a#f", MALFORMED, []),
+        # The h2 library drops a fragment before anybody sees it; over HTTP/1, where the line is at hand, it is refused.
+        ("fragment", "/v1/x#f", EITHER, [X]),
+        ("query_fragment", "/v1/x?a#f", EITHER, [got("/v1/x?a")]),
         ("dots", "/v1/a/../x", EITHER, [X]),
         ("dots_encoded", "/v1/a/%2e%2E/x", EITHER, [X]),
         ("dots_out_of_the_route", "/v1/../admin", {*MALFORMED, 404}, []),
@@ -240,7 +241,8 @@ BODIES = [
     post("body_with_empty_data_inside", [], (data(b"he", end=False) + data(b"", end=False) + data(b"llo")), {200}, [HELLO]),
     post("body_less_than_length", [LENGTH5], data(b"hel"), SHORT, cut="/v1/x"),
     post("body_more_than_length", [LENGTH5], data(b"hello, hello"), SHORT, cut="/v1/x"),
-    post("body_more_than_length_later", [LENGTH5], data(b"hello", end=False) + data(b"GET /v1/smuggled HTTP/1.1\r\n\r\n"), SHORT, cut="/v1/x"),
+    post("body_more_than_length_later", [LENGTH5], data(b"hello", end=False) + data(b"GET /v1/smuggled HTTP/1.1\r\n\r\n"), SHORT,
+         cut="/v1/x"),
     request("body_none_but_length", fields(LENGTH5, method="POST"), SHORT, cut="/v1/x"),
     post("length_twice", [LENGTH5, LENGTH5], data(b"hello"), MALFORMED),
     post("length_twice_that_differ", [LENGTH5, ("content-length", "0")], data(b"hello"), MALFORMED),
@@ -254,10 +256,12 @@ BODIES = [
     case("get_with_data", headers(fields(), end=False) + data(b"hello"), EITHER, [got(body=b"hello")]),
     post("trailers", [], data(b"hello", end=False) + headers([("x-a", "b")]), EITHER, [HELLO], cut="/v1/x"),
     post("trailers_with_pseudo", [], data(b"hello", end=False) + headers([(":path", "/v1/y")]), EITHER, [HELLO], cut="/v1/x"),
-    post("trailers_with_framing", [], data(b"hello", end=False) + headers([LENGTH5, ("x-real-ip", "6.6.6.6")]), EITHER, [HELLO], cut="/v1/x"),
+    post("trailers_with_framing", [], data(b"hello", end=False) + headers([LENGTH5, ("x-real-ip", "6.6.6.6")]), EITHER, [HELLO],
+         cut="/v1/x"),
     post("trailers_without_end", [], data(b"hello", end=False) + headers([("x-a", "b")], end=False), MALFORMED, cut="/v1/x"),
     post("expect_continue", [LENGTH5, ("expect", "100-continue")], data(b"hello"), {200}, [HELLO]),
-    post("reset_by_the_client", [], data(b"hel", end=False) + frame(RST_STREAM, 0, 1, b"\0\0\0\x08") + headers(fields(), 3), {200}, [X], cut="/v1/x", stream=3),
+    post("reset_by_the_client", [], data(b"hel", end=False) + frame(RST_STREAM, 0, 1, b"\0\0\0\x08") + headers(fields(), 3), {200}, [X],
+         cut="/v1/x", stream=3),
 ]
 
 OTHERS = [
@@ -271,7 +275,8 @@ OTHERS = [
     case("headers_after_end", ORDINARY + ORDINARY, {200, RESET, AWAY, CLOSED}, [X]),
     case("stream_numbers_go_back", headers(fields(), 3) + ORDINARY, {200, RESET, AWAY, CLOSED}, [X], stream=3),
     case("continuation_alone", frame(CONTINUATION, END_HEADERS, 1, block(fields())), BROKEN),
-    case("continuation_of_another_stream", frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, END_HEADERS, 3, b""), BROKEN),
+    case("continuation_of_another_stream", frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, END_HEADERS, 3, b""),
+         BROKEN),
     case("continuation_interrupted", frame(HEADERS, END_STREAM, 1, block(fields())) + frame(PING, 0, 0, b"x" * 8), BROKEN),
     case("push_promise", frame(PUSH_PROMISE, END_HEADERS, 1, struct.pack("!I", 2) + block(fields())), BROKEN),
     case("settings_bad_length", frame(SETTINGS, 0, 0, b"x" * 5), BROKEN),
@@ -305,21 +310,26 @@ OTHERS = [
 CANCEL = frame(RST_STREAM, size=4)[:5]  # Its stream and its reason follow.
 FLOOD = {200, RESET, AWAY, CLOSED, 431}
 FLOODS = [
-    case("continuation_flood", frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, 0, 1, block([("x-a", "b" * 100)])) * 5000,
+    case("continuation_flood",
+         frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, 0, 1, block([("x-a", "b" * 100)])) * 5000,
          {431, RESET, AWAY, CLOSED}),
-    case("continuation_flood_empty", frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, 0, 1) * 5000, {431, RESET, AWAY, CLOSED}),
-    case("rapid_reset", b"".join(headers(fields(), n) + CANCEL + struct.pack("!II", n, 8) for n in range(1, 4001, 2)), BROKEN, flood=True, stream=4001),
+    case("continuation_flood_empty", frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, 0, 1) * 5000,
+         {431, RESET, AWAY, CLOSED}),
+    case("rapid_reset", b"".join(headers(fields(), n) + CANCEL + struct.pack("!II", n, 8) for n in range(1, 4001, 2)), BROKEN, flood=True,
+         stream=4001),
     case("streams_over_the_limit", b"".join(headers(fields(method="POST"), n, end=False) for n in range(1, 1201, 2)), {RESET, AWAY, CLOSED},
          cut="/v1/x", flood=True, stream=1199),
     case("reset_by_mistakes", b"".join(headers(fields(("connection", "x")), n) for n in range(1, 4001, 2)), BROKEN | {RESET}, stream=3999),
     case("settings_flood", frame(SETTINGS, 0, 0, setting(4, 65_535)) * 5000 + ORDINARY, FLOOD, [X]),
     case("settings_flood_that_moves_windows", b"".join(frame(SETTINGS, 0, 0, setting(4, n)) for n in range(2000)) + ORDINARY, FLOOD, [X]),
     case("ping_flood", frame(PING, 0, 0, b"x" * 8) * 5000 + ORDINARY, FLOOD, [X]),
-    case("priority_flood", b"".join(frame(PRIORITY, 0, n, b"\0\0\0\0\1") for n in range(1, 10_001, 2)) + headers(fields(), 10_001), FLOOD, [X],
+    case("priority_flood", b"".join(frame(PRIORITY, 0, n, b"\0\0\0\0\1") for n in range(1, 10_001, 2)) + headers(fields(), 10_001), FLOOD,
+         [X],
          stream=10_001),
     case("window_update_flood", window(0, 1) * 5000 + ORDINARY, FLOOD, [X]),
     post("empty_data_flood", [], data(b"", end=False) * 5000 + data(b"hello"), FLOOD, [HELLO], cut="/v1/x", within=2.0),
-    post("padding_only_data_flood", [], frame(DATA, PADDED, 1, b"\xc8" + b"\0" * 200) * 300 + data(b"hello"), FLOOD, [HELLO], cut="/v1/x", within=2.0),
+    post("padding_only_data_flood", [], frame(DATA, PADDED, 1, b"\xc8" + b"\0" * 200) * 300 + data(b"hello"), FLOOD, [HELLO], cut="/v1/x",
+         within=2.0),
     case("unknown_frames_flood", frame(0xFA, 0, 0, b"x" * 100) * 5000 + ORDINARY, FLOOD, [X]),
 ]
 
@@ -412,6 +422,14 @@ def exchange(port, attack):
             raise AssertionError(f"neither answered nor closed within {attack.within}s") from None
 
 
+def quiet(upstream):
+    """Waits until nothing of a flood reaches the upstream any more, so that none of it is taken for the next case's."""
+    end, count = time.monotonic() + 3, None
+    while count != (count := len(upstream.requests)):
+        assert time.monotonic() < end, "a flood goes on although its client has left"
+        time.sleep(0.2)
+
+
 def probe(port):
     """An ordinary request over HTTP/2, and one over HTTP/1."""
     with raw.connect(port, timeout=5) as connection:
@@ -427,6 +445,8 @@ def test_hostile(keylatch, upstream, attack):
     outcome = exchange(keylatch.port, attack)
     assert keylatch.process.poll() is None, "the process has ended"
     probe(keylatch.port)
+    if attack.flood:
+        quiet(upstream)
     seen = [seen for seen in upstream.requests[requests:] if seen.target != "/v1/probe"]
     assert upstream.errors[errors:] == [], "the upstream saw something malformed"
     assert outcome in attack.outcome, f"{outcome}; the upstream saw {seen}"

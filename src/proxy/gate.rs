@@ -215,11 +215,15 @@ fn drop_underscores(head: &mut RequestHeader) {
 /// The target in origin form, its path in its one form.
 fn target(head: &mut RequestHeader) -> Result<Passed, Refused> {
     let raw = std::str::from_utf8(head.raw_path()).map_err(|_| bad("target"))?;
-    // The absolute form (RFC 9112, section 3.2.2); that it equals Host was seen above.
+    // The absolute form (RFC 9112, section 3.2.2) says the host once more: it must be the same.
     let origin = match raw.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")) {
         Some(_) => {
             let rest = raw.get(7..).unwrap_or_default();
-            let path = rest.find(['/', '?']).map_or("", |at| rest.get(at..).unwrap_or_default());
+            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            let host = head.headers.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+            if !authority.as_bytes().eq_ignore_ascii_case(host) {
+                return Err(bad("host_and_target_differ"));
+            }
             if path.starts_with('/') { Cow::Borrowed(path) } else { Cow::Owned(format!("/{path}")) }
         }
         None => Cow::Borrowed(raw),
