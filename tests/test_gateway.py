@@ -201,3 +201,16 @@ def test_the_flood_guard_answers_before_anything_else(start, echo_upstream):
     statuses = [raw.request(keylatch.port, source="127.0.0.7").status for _ in range(40)]
     assert statuses == [401] * 20 + [429] * 20
     assert raw.request(keylatch.port, source="127.0.0.8").status == 401
+
+
+def test_pipelined_requests_are_each_answered_in_order(start, echo_upstream):
+    keylatch = start(echo_upstream)
+    with raw.connect(keylatch.port) as connection:
+        connection.sendall(b"GET /elsewhere HTTP/1.1\r\nHost: h\r\n\r\nPOST /v1/a HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhiGET /v1/b HTTP/1.1\r\nHost: h\r\n\r\n")
+        file = connection.makefile("rb")
+        answers = []
+        for _ in range(3):
+            status, headers = raw.read_head(file)
+            body, _ = raw.read_body(file, headers)
+            answers.append((status, json.loads(body).get("target"), json.loads(body).get("body")))
+        assert answers == [(404, None, None), (200, "/v1/a", "hi"), (200, "/v1/b", "")]

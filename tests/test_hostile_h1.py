@@ -436,7 +436,6 @@ PIPELINES = [
     case("pipeline_after_refused_size", head(b"GET /v1/x HTTP/1.1", b"X-A: " + b"a" * 33_000) + SMUGGLED, {431}),
     case("pipeline_after_refused_later", (target(b"/v1/a%00"), 0.1, SMUGGLED)),
     case("pipeline_in_the_body_of_a_refused_one", head(b"POST /v1/a%00 HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED),
-    case("pipeline_after_unknown_path", target(b"/elsewhere") + SECOND, {404}, closes=False),
     case("pipeline_in_the_body_of_an_unknown_path", head(b"POST /else HTTP/1.1", SMUGGLED_LENGTH) + SMUGGLED, {404}, closes=False),
     case("pipeline_in_the_chunks_of_an_unknown_path", head(b"POST /else HTTP/1.1", CHUNKED) + b"30\r\n" + SMUGGLED + b"0\r\n\r\n", {404},
          closes=False),

@@ -91,3 +91,11 @@ pub struct StreamPlan {
     /// Whether the client asked to stream, as far as is known by now: the body may say so later.
     pub wanted: Arc<AtomicBool>,
 }
+
+impl StreamPlan {
+    /// Nothing is ever due: for exchanges whose chain has no plan.
+    pub fn none() -> Self {
+        const NEVER: Duration = Duration::from_secs(365 * 86_400);
+        Self { interval: NEVER, before_headers: None, first_byte: None, max_age: None, write_timeout: NEVER, wanted: Arc::default() }
+    }
+}

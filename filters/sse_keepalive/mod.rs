@@ -119,7 +119,9 @@ impl Filter for SseKeepalive {
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, flag: &mut StreamFlag) -> Result<Flow> {
-        if cx.shadow {
+        // A HEAD has no body that frames could go into.
+        if cx.shadow || cx.request.method == Method::HEAD {
+            *flag = StreamFlag::off();
             return Ok(Flow::Continue);
         }
         let asked = cx.headers().get(header::ACCEPT).is_some_and(names_event_stream);

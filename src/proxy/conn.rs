@@ -1,14 +1,16 @@
-//! One client connection: a thin layer over its stream that bounds the arrival of headers, sees the
-//! first line of each request as it was sent, and carries what belongs to the connection.
+//! One client connection: a layer over its stream that hands on exactly one request at a time.
 //!
-//! Pingora limits only single reads (60 s) and reads headers up to 1 MiB; and it mends illegal request
-//! lines before anybody sees them. Here a header has one deadline and one size, from its first byte on.
+//! Pingora limits only single reads (60 s), reads headers up to 1 MiB, mends illegal request lines before
+//! anybody sees them, takes chunk sizes that others read differently, and aborts an exchange when more
+//! arrives behind its request. Here a header has one deadline and one size, from its first byte on; what is
+//! handed on ends where the header ends, and then where the body ends ([`Framing`]); the rest waits for the
+//! next exchange. So nothing is ever read as a request that the gate has not seen the first byte of.
 
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,12 +24,30 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::chunks::Chunks;
+
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const IDLE: u8 = 0;
 const HEAD: u8 = 1;
 const REQUEST: u8 = 2;
 const OPAQUE: u8 = 3;
+
+/// Bytes behind a request that wait for the next exchange, at most; past it the connection is not read on.
+const HELD_BYTES_MAX: usize = 16 * 1024;
+/// The framing is chunked, where otherwise a length is.
+const CHUNKED: u64 = u64::MAX;
+
+/// How a request's body ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// After so many bytes; none for most requests.
+    Length(u64),
+    /// With its last chunk.
+    Chunked,
+    /// The connection becomes another protocol's, if the upstream agrees.
+    Upgrade,
+}
 
 /// What is known of a connection, shared between its stream and the exchanges on it.
 #[derive(Debug)]
@@ -36,6 +56,10 @@ pub struct Conn {
     pub peer: IpAddr,
     phase: AtomicU8,
     line_ok: AtomicBool,
+    /// The length of the current body, or [`CHUNKED`].
+    body: AtomicU64,
+    /// The current body's chunks are malformed.
+    body_bad: AtomicBool,
     /// Given back when the connection ends.
     _place: super::door::Place,
 }
@@ -43,13 +67,35 @@ pub struct Conn {
 impl Conn {
     /// A fresh connection that takes up this place.
     pub fn new(peer: IpAddr, place: super::door::Place) -> Self {
-        Self { peer, phase: AtomicU8::new(IDLE), line_ok: AtomicBool::new(true), _place: place }
+        Self {
+            peer,
+            phase: AtomicU8::new(IDLE),
+            line_ok: AtomicBool::new(true),
+            body: AtomicU64::new(0),
+            body_bad: AtomicBool::new(false),
+            _place: place,
+        }
     }
 
-    /// A header is complete: what comes now is the request's body. Tells whether its first line was fine.
-    pub fn head_complete(&self) -> bool {
-        let _ = self.phase.compare_exchange(HEAD, REQUEST, Ordering::Relaxed, Ordering::Relaxed);
+    /// Whether the first line of the header that has arrived was fine as it was sent.
+    pub fn line_ok(&self) -> bool {
         self.line_ok.load(Ordering::Relaxed)
+    }
+
+    /// The gate has let a request pass whose body ends like this.
+    pub fn head_complete(&self, framing: Framing) {
+        let (phase, body) = match framing {
+            Framing::Length(length) => (REQUEST, length.min(CHUNKED - 1)),
+            Framing::Chunked => (REQUEST, CHUNKED),
+            Framing::Upgrade => (OPAQUE, 0),
+        };
+        self.body.store(body, Ordering::Relaxed);
+        let _ = self.phase.compare_exchange(HEAD, phase, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether the current body was cut off because its chunks are malformed.
+    pub fn body_bad(&self) -> bool {
+        self.body_bad.load(Ordering::Relaxed)
     }
 
     /// The exchange is over: the next byte begins a header.
@@ -63,6 +109,8 @@ impl Conn {
 pub struct ConnLimits {
     /// A header's size.
     pub header_bytes: usize,
+    /// The number of its fields.
+    pub header_fields: usize,
     /// From a header's first byte to its last.
     pub header_timeout: Duration,
     /// For the first byte on a fresh connection.
@@ -79,9 +127,12 @@ pub struct ConnStream {
     digest: Arc<ProxyDigest>,
     limits: ConnLimits,
     on_refusal: OnRefusal,
-    /// Read to look for HTTP/2, not handed on yet.
-    peeked: Vec<u8>,
+    /// Read, and not handed on yet: what was looked at for HTTP/2, a body, the next request.
+    held: Vec<u8>,
     head: Head,
+    /// Bytes of the current body that were handed on.
+    body_bytes: u64,
+    chunks: Chunks,
 }
 
 /// The header that is arriving.
@@ -92,6 +143,31 @@ struct Head {
     /// Made only once a read has to wait: most headers arrive in one piece.
     sleep: Option<Pin<Box<Sleep>>>,
     line: Line,
+    lines: usize,
+    /// How much of the empty line that ends a header the last bytes were.
+    ending: usize,
+}
+
+const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+/// Pingora's parser refuses more with an answer of its own.
+const FIELDS_PARSED_MAX: usize = 250;
+
+impl Head {
+    /// How many of these bytes belong to the header.
+    fn end_in(&mut self, fresh: &[u8]) -> usize {
+        for (index, byte) in fresh.iter().enumerate() {
+            let next = END_OF_HEAD.get(self.ending);
+            self.ending = match byte {
+                byte if Some(byte) == next => self.ending + 1,
+                b'\r' => 1,
+                _ => 0,
+            };
+            if self.ending == END_OF_HEAD.len() {
+                return index + 1;
+            }
+        }
+        fresh.len()
+    }
 }
 
 /// The first line, watched for what a parser might mend.
@@ -135,7 +211,17 @@ impl ConnStream {
         let none = ResponseHeader::build(200, Some(0)).map_err(|e| io::Error::other(e.to_string()))?;
         let carried: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&conn));
         let digest = Arc::new(ProxyDigest::new(Box::new(none), Some(carried)));
-        Ok(Self { inner, conn, digest, limits, on_refusal, peeked: Vec::new(), head: Head::default() })
+        Ok(Self {
+            inner,
+            conn,
+            digest,
+            limits,
+            on_refusal,
+            held: Vec::new(),
+            head: Head::default(),
+            body_bytes: 0,
+            chunks: Chunks::default(),
+        })
     }
 
     /// What the connection of this digest carries.
@@ -157,56 +243,151 @@ impl ConnStream {
         let _ = Pin::new(&mut self.inner).poll_flush(cx);
     }
 
-    /// Notes what was read of a header.
-    fn watch(&mut self, fresh: &[u8]) {
+    /// Notes what was read of a header, and how much of it belongs to it.
+    fn watch(&mut self, fresh: &[u8]) -> usize {
         if self.conn.phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.head = Head { deadline: Some(Instant::now() + self.limits.header_timeout), ..Head::default() };
+            let deadline = self.head.deadline.take().unwrap_or_else(|| Instant::now() + self.limits.header_timeout);
+            self.head = Head { deadline: Some(deadline), ..Head::default() };
+            (self.body_bytes, self.chunks) = (0, Chunks::default());
+            self.conn.body_bad.store(false, Ordering::Relaxed);
         }
-        self.head.bytes += fresh.len();
-        self.head.line.feed(fresh);
+        let own = self.head.end_in(fresh);
+        let head = fresh.get(..own).unwrap_or(fresh);
+        self.head.bytes += head.len();
+        self.head.lines += memchr::memchr_iter(b'\n', head).count();
+        self.head.line.feed(head);
         if self.head.line.over {
             self.conn.line_ok.store(!self.head.line.illegal, Ordering::Relaxed);
         }
+        own
+    }
+
+    /// Why the header is refused before it is complete.
+    fn too_much(&self) -> Option<&'static str> {
+        // The first line and the last, empty one are no fields.
+        let fields = self.head.lines.saturating_sub(2);
+        if self.head.bytes > self.limits.header_bytes && self.head.ending < END_OF_HEAD.len() {
+            Some("header_bytes")
+        } else if fields > self.limits.header_fields.max(FIELDS_PARSED_MAX) {
+            Some("header_count")
+        } else {
+            None
+        }
+    }
+
+    /// Whether all of the current body was handed on.
+    fn body_complete(&self) -> bool {
+        match self.conn.body.load(Ordering::Relaxed) {
+            CHUNKED => self.chunks.over(),
+            length => self.body_bytes >= length,
+        }
+    }
+
+    /// How much of `fresh` is the current body's. `None`: it is malformed.
+    fn body_part(&mut self, fresh: &[u8]) -> Option<usize> {
+        let own = match self.conn.body.load(Ordering::Relaxed) {
+            CHUNKED => self.chunks.feed(fresh)?,
+            length => fresh.len().min(usize::try_from(length - self.body_bytes).unwrap_or(usize::MAX)),
+        };
+        self.body_bytes += own as u64;
+        Some(own)
+    }
+
+    /// Reads a header, or the start of one.
+    fn read_head(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, in_head: bool) -> Poll<io::Result<()>> {
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            let own = self.watch(&held).min(buf.remaining());
+            buf.put_slice(held.get(..own).unwrap_or_default());
+            self.held = held.get(own..).unwrap_or_default().to_vec();
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                let fresh = buf.filled().get(before..).unwrap_or_default();
+                if !fresh.is_empty() {
+                    let own = self.watch(fresh);
+                    self.held = fresh.get(own..).unwrap_or_default().to_vec();
+                    buf.set_filled(before + own);
+                }
+                if let Some(reason) = self.too_much() {
+                    buf.set_filled(before);
+                    self.held.clear();
+                    self.refuse(cx, "431 Request Header Fields Too Large", reason);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => {
+                let Some(deadline) = self.head.deadline.filter(|_| in_head) else { return Poll::Pending };
+                let sleep = self.head.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                ready!(sleep.as_mut().poll(cx));
+                self.refuse(cx, "408 Request Timeout", "header_timeout");
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Reads the body, and once it is complete waits for the client to leave: what else comes is held.
+    fn read_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.body_complete() {
+            return self.hold(cx);
+        }
+        let malformed = |this: &mut Self| {
+            this.conn.body_bad.store(true, Ordering::Relaxed);
+            this.held.clear();
+            Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "malformed chunks")))
+        };
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            let offered = held.get(..held.len().min(buf.remaining())).unwrap_or_default();
+            let Some(own) = self.body_part(offered) else { return malformed(self) };
+            buf.put_slice(held.get(..own).unwrap_or_default());
+            self.held = held.get(own..).unwrap_or_default().to_vec();
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        let fresh = buf.filled().get(before..).unwrap_or_default();
+        let Some(own) = self.body_part(fresh) else {
+            buf.set_filled(before);
+            return malformed(self);
+        };
+        self.held = fresh.get(own..).unwrap_or_default().to_vec();
+        buf.set_filled(before + own);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The request is complete. Only the client's leaving is of interest; bytes wait for the next exchange.
+    fn hold(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.held.len() < HELD_BYTES_MAX {
+            let mut piece = [0; 1024];
+            let mut fresh = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut fresh))?;
+            if fresh.filled().is_empty() {
+                // The client has left, or at least will send no more.
+                return Poll::Ready(Ok(()));
+            }
+            self.held.extend_from_slice(fresh.filled());
+        }
+        Poll::Pending
     }
 }
 
 impl AsyncRead for ConnStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.peeked.is_empty() {
-            let length = this.peeked.len().min(buf.remaining());
-            let piece: Vec<u8> = this.peeked.drain(..length).collect();
-            if this.conn.phase.load(Ordering::Relaxed) != OPAQUE {
-                this.watch(&piece);
-            }
-            buf.put_slice(&piece);
-            return Poll::Ready(Ok(()));
-        }
-        let phase = this.conn.phase.load(Ordering::Relaxed);
-        if phase >= REQUEST {
-            return Pin::new(&mut this.inner).poll_read(cx, buf);
-        }
-        // Pingora reads on only while the header is not complete: so it is too large, whatever follows.
-        if phase == HEAD && this.head.bytes > this.limits.header_bytes {
-            this.refuse(cx, "431 Request Header Fields Too Large", "header_bytes");
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        match Pin::new(&mut this.inner).poll_read(cx, buf) {
-            Poll::Ready(Ok(())) => {
-                if let Some(fresh) = buf.filled().get(before..).filter(|fresh| !fresh.is_empty()) {
-                    this.watch(fresh);
-                }
+        match this.conn.phase.load(Ordering::Relaxed) {
+            REQUEST => this.read_body(cx, buf),
+            OPAQUE if this.held.is_empty() => Pin::new(&mut this.inner).poll_read(cx, buf),
+            OPAQUE => {
+                let length = this.held.len().min(buf.remaining());
+                let piece: Vec<u8> = this.held.drain(..length).collect();
+                buf.put_slice(&piece);
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Pending => {
-                let Some(deadline) = this.head.deadline.filter(|_| phase == HEAD) else { return Poll::Pending };
-                let sleep = this.head.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-                ready!(sleep.as_mut().poll(cx));
-                this.refuse(cx, "408 Request Timeout", "header_timeout");
-                Poll::Ready(Ok(()))
-            }
+            phase => this.read_head(cx, buf, phase == HEAD),
         }
     }
 }
@@ -242,30 +423,31 @@ impl Peek for ConnStream {
     /// a request shorter than the preface is not waited on.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         let mut deadline = Instant::now() + self.limits.idle_timeout;
-        while H2_PREFACE.starts_with(&self.peeked) && self.peeked.len() < H2_PREFACE.len() {
+        while H2_PREFACE.starts_with(&self.held) && self.held.len() < H2_PREFACE.len() {
             let mut piece = [0; H2_PREFACE.len()];
-            let wanted = H2_PREFACE.len() - self.peeked.len();
+            let wanted = H2_PREFACE.len() - self.held.len();
             let read = tokio::time::timeout_at(deadline, self.inner.read(&mut piece[..wanted])).await;
             let Ok(read) = read else {
-                (self.on_refusal)(if self.peeked.is_empty() { "idle_timeout" } else { "header_timeout" });
+                (self.on_refusal)(if self.held.is_empty() { "idle_timeout" } else { "header_timeout" });
                 return Err(io::ErrorKind::TimedOut.into());
             };
             let read = read?;
             if read == 0 {
                 break;
             }
-            if self.peeked.is_empty() {
+            if self.held.is_empty() {
                 deadline = Instant::now() + self.limits.header_timeout;
+                self.head.deadline = Some(deadline);
             }
-            self.peeked.extend_from_slice(piece.get(..read).unwrap_or_default());
+            self.held.extend_from_slice(piece.get(..read).unwrap_or_default());
         }
-        if self.peeked == H2_PREFACE {
+        if self.held == H2_PREFACE {
             self.conn.phase.store(OPAQUE, Ordering::Relaxed);
-        } else if self.peeked.is_empty() {
+        } else if self.held.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let length = self.peeked.len().min(buf.len());
-        for (to, from) in buf.iter_mut().zip(&self.peeked[..length]) {
+        let length = self.held.len().min(buf.len());
+        for (to, from) in buf.iter_mut().zip(&self.held[..length]) {
             *to = *from;
         }
         Ok(true)

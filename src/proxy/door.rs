@@ -65,6 +65,7 @@ impl Door {
             proxy,
             limits: ConnLimits {
                 header_bytes: limits.header_bytes.as_usize(),
+                header_fields: limits.headers,
                 header_timeout: limits.header_timeout.0,
                 idle_timeout: limits.idle_timeout.0,
             },

@@ -16,11 +16,11 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::conn::ConnStream;
+use super::conn::{ConnStream, Framing};
 use super::errors::{self, Answer, BODY_ERROR, FILTER_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
 use super::gate::{self, HeadLimits};
-use super::reply;
+use super::reply::{self, Rest};
 use super::timed_session::{self, Terms};
 use crate::config::Snapshot;
 use crate::config::model::Limits;
@@ -88,7 +88,7 @@ impl Edge {
 
     fn gate(&self, session: &mut Session, exchange: &mut Exchange) -> Result<gate::Passed, gate::Refused> {
         let conn = session.digest().and_then(ConnStream::conn_of).cloned();
-        let line_ok = conn.as_ref().is_none_or(|conn| conn.head_complete());
+        let line_ok = conn.as_ref().is_none_or(|conn| conn.line_ok());
         if let Some(conn) = &conn {
             exchange.peer = conn.peer;
         }
@@ -96,14 +96,21 @@ impl Edge {
         let limits = HeadLimits { bytes: self.limits.header_bytes.as_usize(), fields: self.limits.headers };
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
         let line_ok = line_ok || raw.is_none();
-        gate::check(session.req_header_mut(), raw.as_deref(), line_ok, limits)
+        let upgrade = session.is_upgrade_req();
+        let passed = gate::check(session.req_header_mut(), raw.as_deref(), line_ok, limits)?;
+        if upgrade && !session.is_upgrade_req() {
+            // Somebody may believe that what follows is another protocol's; nothing will.
+            session.set_keepalive(None);
+        }
+        if let Some(conn) = &exchange.conn {
+            conn.head_complete(framing(session));
+        }
+        Ok(passed)
     }
 
     /// A body that announces itself as too large is not waited for.
     fn too_large(&self, session: &Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
-        let length = session.req_header().headers.get(header::CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if length.is_some_and(|length| length > self.limits.body_bytes.0) {
+        if announced(session).is_some_and(|length| length > self.limits.body_bytes.0) {
             exchange.answered = Some(("gate", "body_bytes"));
             return Ok(Some(errors::BODY_TOO_LARGE));
         }
@@ -119,6 +126,7 @@ impl Edge {
             dialect: exchange.dialect,
             request_id: exchange.request_id().map(str::to_owned),
             metrics: Arc::clone(&self.shared.metrics.streams),
+            body_timeout: self.limits.body_timeout.0,
         };
         exchange.home = Some(timed_session::install(&mut session.downstream_session, terms, exchange.now.instant.into()));
         Ok(())
@@ -134,6 +142,23 @@ impl Edge {
         session.downstream_session.finish_body().await?;
         Ok(true)
     }
+}
+
+/// How the body of a request that has passed the gate ends.
+fn framing(session: &Session) -> Framing {
+    let headers = &session.req_header().headers;
+    if session.is_upgrade_req() {
+        Framing::Upgrade
+    } else if headers.contains_key(header::TRANSFER_ENCODING) {
+        Framing::Chunked
+    } else {
+        Framing::Length(announced(session).unwrap_or(0))
+    }
+}
+
+/// The length the client announces.
+fn announced(session: &Session) -> Option<u64> {
+    session.req_header().headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// What goes out if the upstream takes too long to its header.
@@ -166,7 +191,9 @@ impl ProxyHttp for Edge {
             session.set_keepalive(Some(self.limits.idle_timeout.0.as_secs().max(1)));
         }
         let Some(answer) = self.admit(session, exchange).await? else { return Ok(false) };
-        reply::write(session, exchange, &answer).await?;
+        // After a refusal of the gate's nothing that follows is looked at.
+        let rest = if session.get_keepalive().is_some() || session.is_http2() { Rest::Drained } else { Rest::Ignored };
+        reply::write(session, exchange, &answer, rest).await?;
         Ok(true)
     }
 
@@ -187,16 +214,20 @@ impl ProxyHttp for Edge {
             let hooks = route.chain.request_body(&mut cx, &mut exchange.progress);
             hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
         }
+        // Pingora writes an empty last piece as the last chunk, and then ends the body with another one.
+        if end && body.as_ref().is_some_and(Bytes::is_empty) {
+            *body = None;
+        }
         Ok(())
     }
 
     async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
         let client = exchange.facts.client().unwrap_or(exchange.peer);
         let Some(route) = exchange.route() else { return Err(Error::explain(NO_SERVER_ERROR, "no route")) };
-        let Some(picked) = route.upstream.pick(client, &exchange.tried, std::time::Instant::now()) else {
+        let Some(picked) = route.upstream.pick(client, &exchange.unreachable, std::time::Instant::now()) else {
             return Err(Error::explain(NO_SERVER_ERROR, format!("upstream `{}` has no server left to try", route.upstream.name)));
         };
-        exchange.tried.push(picked.address);
+        exchange.server = Some(picked.address);
         exchange.host = picked.host;
         // A second attempt sends the body anew.
         exchange.bytes_in = 0;
@@ -212,20 +243,21 @@ impl ProxyHttp for Edge {
         _digest: Option<&Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        if let (Some(route), Some(address)) = (exchange.route(), exchange.tried.last()) {
-            route.upstream.succeeded(*address);
+        if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
+            route.upstream.succeeded(address);
         }
         Ok(())
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
-        if let (Some(route), Some(address)) = (exchange.route(), exchange.tried.last()) {
-            route.upstream.failed(*address, std::time::Instant::now());
+        exchange.unreachable.extend(exchange.server);
+        if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
+            route.upstream.failed(address, std::time::Instant::now());
             self.shared.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
             // Nothing was sent: every method may be tried elsewhere, if there is an elsewhere.
             let client = exchange.facts.client().unwrap_or(exchange.peer);
-            let elsewhere = || route.upstream.pick(client, &exchange.tried, std::time::Instant::now()).is_some();
-            error.set_retry(exchange.tried.len() <= route.upstream.retries && elsewhere());
+            let elsewhere = || route.upstream.pick(client, &exchange.unreachable, std::time::Instant::now()).is_some();
+            error.set_retry(exchange.unreachable.len() <= route.upstream.retries && elsewhere());
         }
         error
     }
@@ -238,10 +270,15 @@ impl ProxyHttp for Edge {
         let mut cx = UpstreamCx { upstream, request: session.req_header(), facts: &mut exchange.facts, peer: exchange.peer };
         let hooks = route.chain.upstream_request(&mut cx, &mut exchange.progress);
         hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+        if exchange.home.is_some() {
+            return Ok(());
+        }
         let plan = exchange.facts.get::<StreamPlan>().filter(|plan| plan.before_headers.is_some()).cloned();
         match plan {
-            Some(plan) if exchange.home.is_none() => self.start_clock(session, exchange, plan, true),
-            _ => Ok(()),
+            Some(plan) => self.start_clock(session, exchange, plan, true),
+            // Pingora has no deadline for the body of an HTTP/2 request: the clock keeps it.
+            None if session.is_http2() && !session.is_body_done() => self.start_clock(session, exchange, StreamPlan::none(), false),
+            None => Ok(()),
         }
     }
 
@@ -251,11 +288,19 @@ impl ProxyHttp for Edge {
         }
         let stream = is_event_stream(&response.headers);
         reply::response_hooks(session, exchange, response, true)?;
-        if stream
-            && exchange.home.is_none()
-            && let Some(plan) = exchange.facts.get::<StreamPlan>().cloned()
-        {
-            self.start_clock(session, exchange, plan, false)?;
+        let plan = exchange.facts.get::<StreamPlan>().filter(|_| stream).cloned();
+        match (plan, &exchange.home) {
+            (Some(plan), Some(home)) => timed_session::adopt(&mut session.downstream_session, home, plan),
+            (Some(plan), None) => self.start_clock(session, exchange, plan, false)?,
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// HTTP/1.0 knows no chunks (RFC 9112, section 6.1): its bodies end with the connection.
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, _exchange: &mut Exchange) -> Result<()> {
+        if session.req_header().version == http::Version::HTTP_10 {
+            response.remove_header(&header::TRANSFER_ENCODING);
         }
         Ok(())
     }
@@ -284,7 +329,8 @@ impl ProxyHttp for Edge {
         exchange.error = Some(describe(error));
         let clock = exchange.home.take().and_then(|home| timed_session::restore(&mut session.downstream_session, &home));
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let Some(answer) = errors::of_error(error) else { return gone };
+        let bad_body = exchange.conn.as_ref().is_some_and(|conn| conn.body_bad());
+        let Some(answer) = (if bad_body { Some(errors::BAD_BODY) } else { errors::of_error(error) }) else { return gone };
         if let (ErrorSource::Upstream, Some(route)) = (error.esource(), exchange.route())
             && !matches!(error.etype(), ErrorType::ConnectRefused | ErrorType::ConnectTimedout)
         {
@@ -303,7 +349,7 @@ impl ProxyHttp for Edge {
             exchange.answered = Some(("proxy", answer.code));
         }
         // The client may have left meanwhile; there is nobody to tell then.
-        let _ = reply::write(session, exchange, &answer).await;
+        let _ = reply::write(session, exchange, &answer, Rest::Ignored).await;
         FailToProxy { error_code: answer.status.as_u16(), can_reuse_downstream: false }
     }
 
@@ -315,10 +361,11 @@ impl ProxyHttp for Edge {
             exchange.error = error.map(describe);
         }
         exchange.end(session, &self.shared);
-        if let Some(conn) = &exchange.conn
-            && session.is_body_done()
-        {
-            conn.exchange_over();
+        if session.is_body_done() {
+            exchange.conn.iter().for_each(|conn| conn.exchange_over());
+        } else {
+            // The next request would begin somewhere inside this one's body.
+            session.set_keepalive(None);
         }
     }
 

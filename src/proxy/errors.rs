@@ -112,7 +112,8 @@ const UNREACHABLE: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_unrea
 const BROKEN: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_error", "The server behind this API ended the response too early.");
 const TIMEOUT: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "The server behind this API took too long to answer.");
 const SLOW_BODY: Answer = Answer::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive.");
-const BAD_BODY: Answer = Answer::new(StatusCode::BAD_REQUEST, "malformed_body", "The request's body is malformed.");
+/// The body's framing is malformed.
+pub const BAD_BODY: Answer = Answer::new(StatusCode::BAD_REQUEST, "malformed_body", "The request's body is malformed.");
 const TOO_OLD: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "stream_max_age", "The stream has reached its maximum age.");
 
 /// No server of the upstream can be chosen.

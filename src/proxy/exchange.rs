@@ -37,8 +37,10 @@ pub struct Exchange {
     pub answered: Option<(&'static str, &'static str)>,
     /// What only the log may say of that.
     pub detail: Option<String>,
-    /// Servers tried so far; the last one is the one in use.
-    pub tried: Vec<SocketAddr>,
+    /// The server in use.
+    pub server: Option<SocketAddr>,
+    /// Servers to which no connection could be made.
+    pub unreachable: Vec<SocketAddr>,
     /// The `Host` the chosen server gets.
     pub host: Option<String>,
     /// Body bytes that arrived.
@@ -65,7 +67,8 @@ impl Exchange {
             dialect: Dialect::OpenAi,
             answered: None,
             detail: None,
-            tried: Vec::new(),
+            server: None,
+            unreachable: Vec::new(),
             host: None,
             bytes_in: 0,
             first_byte: None,
@@ -143,7 +146,7 @@ impl Exchange {
             reason: self.answered.map(|(_, reason)| reason),
             detail: self.detail.as_deref(),
             shadow: shadow.map(|decision| format!("{}:{}", decision.filter, decision.reason)).collect(),
-            upstream: self.tried.last().copied(),
+            upstream: self.server,
             bytes_in: self.bytes_in,
             bytes_out: session.body_bytes_sent() as u64,
             first_byte_ms: self.first_byte.map(milliseconds),

@@ -76,7 +76,15 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, limits
     framing(head, raw)?;
     nominations(head)?;
     host(head)?;
+    // Whoever sends a body is not switching protocols, and an upgrade may always be ignored (RFC 9110, section 7.8).
+    if head.method != Method::GET
+        || head.headers.contains_key(header::CONTENT_LENGTH)
+        || head.headers.contains_key(header::TRANSFER_ENCODING)
+    {
+        head.remove_header(&header::UPGRADE);
+    }
     drop_underscores(head);
+    join_cookies(head)?;
     target(head)
 }
 
@@ -210,6 +218,16 @@ fn drop_underscores(head: &mut RequestHeader) {
     for name in spelled {
         head.remove_header(&name);
     }
+}
+
+/// HTTP/2 may send cookies in crumbs; everybody else reads one field (RFC 9113, section 8.2.3).
+fn join_cookies(head: &mut RequestHeader) -> Result<(), Refused> {
+    let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let joined = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).map_err(|_| bad("cookie"))?;
+        head.insert_header(header::COOKIE, joined).map_err(|_| bad("cookie"))?;
+    }
+    Ok(())
 }
 
 /// The target in origin form, its path in its one form.

@@ -1,6 +1,7 @@
 //! The proxy: connections, the gate, Pingora's phases, the clock of streams, and what the client gets when
 //! something goes wrong. The only place that sees a `Session`.
 
+mod chunks;
 mod conn;
 mod door;
 mod edge;

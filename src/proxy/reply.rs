@@ -16,8 +16,17 @@ use super::exchange::Exchange;
 const DRAINED_BYTES_MAX: u64 = 256 * 1024;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// What becomes of a body that is still arriving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It is read to its end if it is small, so that the connection can be kept.
+    Drained,
+    /// The connection ends.
+    Ignored,
+}
+
 /// Writes the answer, through the response hooks of the filters the request has passed.
-pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answer) -> Result<()> {
+pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answer, rest: Rest) -> Result<()> {
     let body = answer.body(exchange.dialect, exchange.request_id());
     let mut head = ResponseHeader::build(answer.status, Some(8))?;
     for (name, value) in &answer.headers {
@@ -27,16 +36,23 @@ pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answ
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
     head.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     response_hooks(session, exchange, &mut head, false)?;
-    let can_go_on = drain(session).await;
-    if !can_go_on {
+    let drains = rest == Rest::Drained && drains(session);
+    if drains {
+        session.set_close_on_response_before_downstream_finish(false);
+    } else {
         session.set_keepalive(None);
     }
     let no_body = session.req_header().method == http::Method::HEAD;
     session.write_response_header(Box::new(head), no_body).await?;
     if no_body {
-        return session.downstream_session.finish_body().await;
+        session.downstream_session.finish_body().await?;
+    } else {
+        session.write_response_body(Some(body), true).await?;
     }
-    session.write_response_body(Some(body), true).await
+    if drains && !matches!(tokio::time::timeout(DRAIN_TIME_MAX, session.downstream_session.drain_request_body()).await, Ok(Ok(()))) {
+        session.set_keepalive(None);
+    }
+    Ok(())
 }
 
 /// Runs the chain's response hooks.
@@ -47,16 +63,13 @@ pub fn response_hooks(session: &Session, exchange: &mut Exchange, head: &mut Res
     hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))
 }
 
-/// Reads what the client still sends, if it is little. Whether the connection is clean after.
-async fn drain(session: &mut Session) -> bool {
+/// Whether what the client still sends is nothing, or little enough to be read.
+fn drains(session: &mut Session) -> bool {
     if session.is_body_done() {
         return true;
     }
-    let announced = session.req_header().headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let headers = &session.req_header().headers;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     // `Expect: 100-continue`: the client waits for us, nothing will come.
-    let waits = session.req_header().headers.contains_key(header::EXPECT);
-    if waits || announced.is_none_or(|length| length > DRAINED_BYTES_MAX) {
-        return false;
-    }
-    matches!(tokio::time::timeout(DRAIN_TIME_MAX, session.downstream_session.drain_request_body()).await, Ok(Ok(())))
+    !headers.contains_key(header::EXPECT) && announced.is_some_and(|length| length <= DRAINED_BYTES_MAX)
 }

@@ -35,7 +35,7 @@ use pingora::protocols::http::ServerSession as HttpSession;
 use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result};
 use tokio::time::{Instant, Sleep};
 
 use super::errors::{Answer, FIRST_BYTE_ERROR, MAX_AGE_ERROR, of_status};
@@ -59,6 +59,8 @@ pub struct Terms {
     pub request_id: Option<String>,
     /// Counted in.
     pub metrics: Arc<StreamMetrics>,
+    /// How long a client may send nothing in the middle of a body.
+    pub body_timeout: Duration,
 }
 
 /// How far the response is.
@@ -84,6 +86,8 @@ pub struct Clock {
     last_sent: Instant,
     /// Data of the upstream has been seen.
     spoke: bool,
+    /// Since when a piece of the request's body is waited for (HTTP/2 only; HTTP/1 has its own deadline).
+    body_since: Option<Instant>,
     /// What of a frame has not gone out yet (HTTP/2 only).
     unsent: Bytes,
     counted_open: bool,
@@ -98,6 +102,7 @@ impl Clock {
             started,
             last_sent: Instant::now(),
             spoke: false,
+            body_since: None,
             unsent: Bytes::new(),
             counted_open: false,
         }
@@ -122,7 +127,8 @@ impl Clock {
         let frame = matches!(self.stage, Stage::Streaming).then(|| self.last_sent + plan.interval);
         let first = plan.first_byte.filter(|_| !self.spoke).map(|after| self.started + after);
         let age = plan.max_age.map(|age| self.started + age);
-        [early, frame, first, age].into_iter().flatten().min().unwrap_or(far)
+        let body = self.body_since.map(|since| since + self.terms.body_timeout);
+        [early, frame, first, age, body].into_iter().flatten().min().unwrap_or(far)
     }
 
     /// A last event of ours, if the stream is at a place where one can stand. Inside a line it cannot: the
@@ -165,13 +171,26 @@ pub struct Timed {
 /// Puts a timed session in the place of the exchange's. `started` is when the request's header was complete.
 pub fn install(session: &mut Box<HttpSession>, terms: Terms, started: Instant) -> Home {
     let home = Home::default();
-    let clock = Clock::new(terms, started);
-    let inner = std::mem::replace(session, nobody());
-    let mut inner = inner;
+    wear(session, Clock::new(terms, started), &home);
+    home
+}
+
+fn wear(session: &mut Box<HttpSession>, clock: Clock, home: &Home) {
+    let mut inner = std::mem::replace(session, nobody());
     inner.set_write_timeout(Some(clock.terms.plan.write_timeout));
     let sleep = Box::pin(tokio::time::sleep_until(clock.next()));
-    **session = HttpSession::Custom(Box::new(Timed { inner, clock: Some(clock), sleep, home: Arc::clone(&home) }));
-    home
+    **session = HttpSession::Custom(Box::new(Timed { inner, clock: Some(clock), sleep, home: Arc::clone(home) }));
+}
+
+/// An event stream has begun in an exchange whose session was timed for its body only: from here on the
+/// plan of its chain holds.
+pub fn adopt(session: &mut Box<HttpSession>, home: &Home, plan: StreamPlan) {
+    if let Some(mut clock) = restore(session, home) {
+        if clock.terms.plan.before_headers.is_none() {
+            clock.terms.plan = plan;
+        }
+        wear(session, clock, home);
+    }
 }
 
 /// Puts the real session back. `None` if it is back already.
@@ -214,6 +233,9 @@ impl Timed {
         if past(plan.max_age) {
             return Due::Failed(Error::explain(MAX_AGE_ERROR, "the stream reached its maximum age"));
         }
+        if clock.body_since.is_some_and(|since| now >= since + clock.terms.body_timeout) {
+            return Due::Failed(Error::explain(ErrorType::ReadTimedout, "the request's body stopped arriving").into_down());
+        }
         if !clock.spoke && past(plan.first_byte) {
             return Due::Failed(Error::explain(FIRST_BYTE_ERROR, "no data from upstream in time"));
         }
@@ -241,6 +263,13 @@ impl Timed {
     fn rearm(&mut self) {
         if let Some(clock) = &self.clock {
             self.sleep.as_mut().reset(clock.next());
+        }
+    }
+
+    /// A stream that begins is due sooner than the timer knows; one that goes on never is.
+    fn rearm_if_due_sooner(&mut self) {
+        if self.clock.as_ref().is_some_and(|clock| clock.next() < self.sleep.deadline()) {
+            self.rearm();
         }
     }
 
@@ -281,8 +310,30 @@ impl Timed {
         }
     }
 
-    /// Sends what was begun. May be cut off at any await and called again.
+    /// Whether a frame is only partly sent.
+    fn pending(&self) -> bool {
+        match &*self.inner {
+            HttpSession::H1(session) => session.has_pending_proxy_tasks(),
+            _ => self.clock.as_ref().is_some_and(|clock| !clock.unsent.is_empty()),
+        }
+    }
+
+    /// Sends what was begun, unless the stream's time is up before the client takes it.
     async fn complete(&mut self) -> Result<()> {
+        if !self.pending() {
+            return Ok(());
+        }
+        match self.clock.as_ref().and_then(|clock| clock.terms.plan.max_age.map(|age| clock.started + age)) {
+            None => self.send_pending().await,
+            Some(end) => match tokio::time::timeout_at(end, self.send_pending()).await {
+                Ok(sent) => sent,
+                Err(_) => Err(Error::explain(MAX_AGE_ERROR, "the stream reached its maximum age")),
+            },
+        }
+    }
+
+    /// May be cut off at any await and called again.
+    async fn send_pending(&mut self) -> Result<()> {
         match &mut *self.inner {
             HttpSession::H1(session) => {
                 while session.has_pending_proxy_tasks() {
@@ -373,10 +424,20 @@ impl Timed {
 impl CustomSession for Timed {
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         self.complete().await?;
+        let body_expected = !no_body_expected && self.inner.is_http2() && !self.inner.is_body_done();
+        if let Some(clock) = self.clock.as_mut() {
+            clock.body_since = body_expected.then(|| clock.body_since.unwrap_or_else(Instant::now));
+        }
+        self.rearm_if_due_sooner();
         loop {
             tokio::select! {
                 biased;
-                read = self.inner.read_body_or_idle(no_body_expected) => return read,
+                read = self.inner.read_body_or_idle(no_body_expected) => {
+                    if let Some(clock) = self.clock.as_mut() {
+                        clock.body_since = None;
+                    }
+                    return read;
+                }
                 () = &mut self.sleep => {}
             }
             self.act().await?;
@@ -389,10 +450,7 @@ impl CustomSession for Timed {
         for task in tasks {
             passed.extend(self.translate(task));
         }
-        // A stream that begins is due sooner than the timer knows; one that goes on never is.
-        if self.clock.as_ref().is_some_and(|clock| clock.next() < self.sleep.deadline()) {
-            self.rearm();
-        }
+        self.rearm_if_due_sooner();
         let over = matches!(self.clock.as_ref().map(|clock| &clock.stage), Some(Stage::Over));
         if passed.is_empty() {
             return Ok(over);
