@@ -174,16 +174,17 @@ fn early_header(session: &Session, exchange: &mut Exchange) -> Result<ResponseHe
 
 #[async_trait]
 impl ProxyHttp for Edge {
-    type CTX = Exchange;
+    /// Boxed: Pingora moves it several times, and it is not small.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::begin(self.shared.snapshot.load_full())
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::new(Exchange::begin(self.shared.snapshot.load_full()))
     }
 
     /// None: Pingora's default is a compression we never want on streams.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Box<Exchange>) -> Result<bool> {
         exchange.now = keylatch_filters::contract::Now::read();
         session.set_read_timeout(Some(self.limits.body_timeout.0));
         // Not where Pingora has decided against reuse already, as it does while it stops.
@@ -202,7 +203,7 @@ impl ProxyHttp for Edge {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.bytes_in += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         if exchange.bytes_in > self.limits.body_bytes.0 {
@@ -221,7 +222,7 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Exchange) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Box<Exchange>) -> Result<Box<HttpPeer>> {
         let client = exchange.facts.client().unwrap_or(exchange.peer);
         let Some(route) = exchange.route() else { return Err(Error::explain(NO_SERVER_ERROR, "no route")) };
         let Some(picked) = route.upstream.pick(client, &exchange.unreachable, std::time::Instant::now()) else {
@@ -241,7 +242,7 @@ impl ProxyHttp for Edge {
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
             route.upstream.succeeded(address);
@@ -249,7 +250,7 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Box<Exchange>, mut error: Box<Error>) -> Box<Error> {
         exchange.unreachable.extend(exchange.server);
         if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
             route.upstream.failed(address, std::time::Instant::now());
@@ -262,7 +263,12 @@ impl ProxyHttp for Edge {
         error
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, exchange: &mut Exchange) -> Result<()> {
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        exchange: &mut Box<Exchange>,
+    ) -> Result<()> {
         if let Some(host) = &exchange.host {
             upstream.insert_header(header::HOST, host.as_str())?;
         }
@@ -282,7 +288,12 @@ impl ProxyHttp for Edge {
         }
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, exchange: &mut Exchange) -> Result<()> {
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        exchange: &mut Box<Exchange>,
+    ) -> Result<()> {
         if response.status.is_informational() {
             return Ok(());
         }
@@ -298,7 +309,7 @@ impl ProxyHttp for Edge {
     }
 
     /// HTTP/1.0 knows no chunks (RFC 9112, section 6.1): its bodies end with the connection.
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, _exchange: &mut Exchange) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, _exchange: &mut Box<Exchange>) -> Result<()> {
         if session.req_header().version == http::Version::HTTP_10 {
             response.remove_header(&header::TRANSFER_ENCODING);
         }
@@ -310,7 +321,7 @@ impl ProxyHttp for Edge {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<Option<std::time::Duration>> {
         if exchange.first_byte.is_none() && body.as_ref().is_some_and(|bytes| !bytes.is_empty()) {
             exchange.first_byte = Some(exchange.elapsed());
@@ -325,7 +336,7 @@ impl ProxyHttp for Edge {
         Ok(None)
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Exchange) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Box<Exchange>) -> FailToProxy {
         exchange.error = Some(describe(error));
         let clock = exchange.home.take().and_then(|home| timed_session::restore(&mut session.downstream_session, &home));
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
@@ -353,7 +364,7 @@ impl ProxyHttp for Edge {
         FailToProxy { error_code: answer.status.as_u16(), can_reuse_downstream: false }
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Exchange) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Box<Exchange>) {
         if let Some(home) = exchange.home.take() {
             drop(timed_session::restore(&mut session.downstream_session, &home));
         }
@@ -370,15 +381,21 @@ impl ProxyHttp for Edge {
     }
 
     /// The access line tells it, without the query string.
-    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, _exchange: &Box<Exchange>, _error: &Error) -> bool {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error, _context: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _exchange: &Box<Exchange>,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
         true
     }
 
-    fn request_summary(&self, session: &Session, _exchange: &Exchange) -> String {
+    fn request_summary(&self, session: &Session, _exchange: &Box<Exchange>) -> String {
         format!("{} {}", session.req_header().method, session.req_header().uri.path())
     }
 }

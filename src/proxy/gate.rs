@@ -173,25 +173,24 @@ fn nominations(head: &RequestHeader) -> Result<(), Refused> {
 
 /// Exactly one Host, and it is a host (RFC 9112, section 3.2). HTTP/2's `:authority` becomes it.
 fn host(head: &mut RequestHeader) -> Result<(), Refused> {
-    let authority = head.uri.authority().map(|authority| authority.as_str().to_owned());
     let mut hosts = head.headers.get_all(header::HOST).iter();
-    let first = hosts.next().map(|host| host.to_str().map(str::to_owned));
-    if hosts.next().is_some() {
+    let (first, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
         return Err(bad("host_twice"));
     }
-    let host = match (first, authority) {
-        (Some(Err(_)), _) => return Err(bad("host")),
-        (Some(Ok(host)), None) => host,
-        (Some(Ok(host)), Some(authority)) if host.eq_ignore_ascii_case(&authority) => host,
-        (Some(Ok(_)), Some(_)) => return Err(bad("host_and_target_differ")),
-        (None, Some(authority)) if head.version == Version::HTTP_2 => {
-            let value = HeaderValue::from_str(&authority).map_err(|_| bad("host"))?;
-            head.insert_header(header::HOST, value).map_err(|_| bad("host"))?;
-            authority
+    let authority = head.uri.authority();
+    match (first.map(HeaderValue::to_str), authority) {
+        (Some(Ok(host)), None) if is_host(host) => Ok(()),
+        (Some(Ok(host)), Some(authority)) if !host.eq_ignore_ascii_case(authority.as_str()) => Err(bad("host_and_target_differ")),
+        (Some(Ok(host)), Some(_)) if is_host(host) => Ok(()),
+        (Some(_), _) => Err(bad("host")),
+        (None, Some(authority)) if head.version == Version::HTTP_2 && is_host(authority.as_str()) => {
+            let value = HeaderValue::from_str(authority.as_str()).map_err(|_| bad("host"))?;
+            head.insert_header(header::HOST, value).map_err(|_| bad("host"))
         }
-        (None, _) => return Err(bad("host_missing")),
-    };
-    if is_host(&host) { Ok(()) } else { Err(bad("host")) }
+        (None, Some(_)) if head.version == Version::HTTP_2 => Err(bad("host")),
+        (None, _) => Err(bad("host_missing")),
+    }
 }
 
 /// `uri-host [":" port]`, without user information and without escapes.
@@ -222,6 +221,9 @@ fn drop_underscores(head: &mut RequestHeader) {
 
 /// HTTP/2 may send cookies in crumbs; everybody else reads one field (RFC 9113, section 8.2.3).
 fn join_cookies(head: &mut RequestHeader) -> Result<(), Refused> {
+    if head.version != Version::HTTP_2 {
+        return Ok(());
+    }
     let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if crumbs.len() > 1 {
         let joined = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).map_err(|_| bad("cookie"))?;
