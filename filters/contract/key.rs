@@ -18,7 +18,12 @@ pub struct KeyId(pub [u8; 32]);
 impl fmt::Display for KeyId {
     /// The first 12 hex digits.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().take(6).try_for_each(|byte| write!(f, "{byte:02x}"))
+        let nibbles = self.0.iter().take(6).flat_map(|byte| [byte >> 4, byte & 0xf]);
+        let mut text = [0; 12];
+        for (digit, nibble) in text.iter_mut().zip(nibbles) {
+            *digit = b"0123456789abcdef"[usize::from(nibble)];
+        }
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 

@@ -33,6 +33,8 @@ const HEAD: u8 = 1;
 const REQUEST: u8 = 2;
 const OPAQUE: u8 = 3;
 
+/// What is read at once while looking for HTTP/2; most requests' headers are smaller.
+const PEEKED_BYTES: usize = 2048;
 /// Bytes behind a request that wait for the next exchange, at most; past it the connection is not read on.
 const HELD_BYTES_MAX: usize = 16 * 1024;
 /// The framing is chunked, where otherwise a length is.
@@ -297,7 +299,7 @@ impl ConnStream {
     fn read_head(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, in_head: bool) -> Poll<io::Result<()>> {
         if !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
-            let own = self.watch(&held).min(buf.remaining());
+            let own = self.watch(held.get(..held.len().min(buf.remaining())).unwrap_or_default());
             buf.put_slice(held.get(..own).unwrap_or_default());
             self.held = held.get(own..).unwrap_or_default().to_vec();
             return Poll::Ready(Ok(()));
@@ -424,9 +426,9 @@ impl Peek for ConnStream {
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         let mut deadline = Instant::now() + self.limits.idle_timeout;
         while H2_PREFACE.starts_with(&self.held) && self.held.len() < H2_PREFACE.len() {
-            let mut piece = [0; H2_PREFACE.len()];
-            let wanted = H2_PREFACE.len() - self.held.len();
-            let read = tokio::time::timeout_at(deadline, self.inner.read(&mut piece[..wanted])).await;
+            // On the heap: in the future it would stay for as long as the connection.
+            let mut piece = vec![0; PEEKED_BYTES];
+            let read = tokio::time::timeout_at(deadline, self.inner.read(&mut piece)).await;
             let Ok(read) = read else {
                 (self.on_refusal)(if self.held.is_empty() { "idle_timeout" } else { "header_timeout" });
                 return Err(io::ErrorKind::TimedOut.into());
@@ -441,7 +443,7 @@ impl Peek for ConnStream {
             }
             self.held.extend_from_slice(piece.get(..read).unwrap_or_default());
         }
-        if self.held == H2_PREFACE {
+        if self.held.starts_with(H2_PREFACE) {
             self.conn.phase.store(OPAQUE, Ordering::Relaxed);
         } else if self.held.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());

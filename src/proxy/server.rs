@@ -22,9 +22,9 @@ use crate::config::model::{Listener, Settings};
 /// Attempts Pingora makes at most; `upstreams[].retries` is bounded below it.
 const ATTEMPTS_MAX: usize = 12;
 const H2_STREAMS_MAX: u32 = 256;
-/// Read and write buffers of a client's connection, in bytes. Pingora's default of 64 KiB for reading is
-/// for bulk uploads; requests to models are small, and idle streams many.
-const READ_BUFFER_BYTES: usize = 8 * 1024;
+/// Read and write buffers of a client's connection, in bytes. None for reading: headers and bodies are read
+/// into buffers of their own, and an idle stream would keep it for nothing.
+const READ_BUFFER_BYTES: usize = 0;
 const WRITE_BUFFER_BYTES: usize = 1460;
 
 /// When and how to stop.

@@ -13,6 +13,9 @@ use serde::Serialize;
 /// Lines that wait to be written, in bytes.
 const WAITING_BYTES_MAX: usize = 8 << 20;
 
+/// Lines that come within this are written together: a wake-up costs more than a line.
+const TOGETHER: std::time::Duration = std::time::Duration::from_millis(25);
+
 /// One line. Never a key, a token or a query string.
 #[derive(Serialize)]
 pub struct Line<'a> {
@@ -122,9 +125,8 @@ impl AccessLog {
                 // A reader that has gone away: there is nobody to tell.
                 let _ = out.write_all(&batch).and_then(|()| out.flush());
                 batch.clear();
-                // Lines that come within this are written together.
                 #[expect(clippy::disallowed_methods, reason = "this thread does nothing but write")]
-                std::thread::sleep(std::time::Duration::from_millis(5));
+                std::thread::sleep(TOGETHER);
             }
         })?;
         Ok(log)
