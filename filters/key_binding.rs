@@ -13,6 +13,7 @@
 //!   on_store_failure: closed
 //! ```
 //!
+//! A field that could carry a key and is not listed under `from` does not reach the upstream.
 //! Two different keys in one request are refused with 400: one could be judged and the other served.
 //! A binding's rule is `single` (one network), `multiple` (a list) or `all`; first use makes a `single`
 //! one. A banned key is refused from everywhere.
@@ -23,7 +24,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prometheus::IntCounter;
 use schemars::JsonSchema;
@@ -31,7 +32,7 @@ use serde::Deserialize;
 
 use crate::contract::{
     Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Problem, Reply,
-    RequestCx, Result, Site, StoreError,
+    RequestCx, Result, Site, StoreError, UpstreamCx,
 };
 
 const USER_AGENT_BYTES_MAX: usize = 256;
@@ -89,6 +90,8 @@ impl Default for Config {
 pub struct KeyBinding {
     config: Config,
     reader: KeyReader,
+    /// Fields that could carry a key and are not read.
+    unread: Vec<HeaderName>,
     hasher: KeyHasher,
     bindings: Arc<dyn Bindings>,
     store_failures: IntCounter,
@@ -96,7 +99,7 @@ pub struct KeyBinding {
 
 impl Filter for KeyBinding {
     const NAME: &'static str = "key_binding";
-    const HOOKS: Hooks = Hooks::REQUEST;
+    const HOOKS: Hooks = Hooks { request: true, upstream_request: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("key_binding.rs");
     type Config = Config;
     type State = ();
@@ -113,6 +116,7 @@ impl Filter for KeyBinding {
         }
         Ok(Self {
             reader: KeyReader::new(&config.from),
+            unread: KeySource::ALL.iter().filter(|source| !config.from.contains(source)).map(|source| source.header()).collect(),
             hasher: site.ports.hasher.clone(),
             bindings: Arc::clone(&site.ports.bindings),
             store_failures: site.counter(
@@ -141,6 +145,17 @@ impl Filter for KeyBinding {
             Err(error) => Ok(self.store_failed(&error)),
         }
     }
+
+    /// What was not judged here must not be found by the upstream.
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, (): &mut ()) -> Result<()> {
+        for name in &self.unread {
+            let clients = cx.request.headers.get(name).is_some_and(|value| cx.upstream.headers.get(name) == Some(value));
+            if clients {
+                cx.upstream.remove_header(name);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl KeyBinding {
@@ -149,8 +164,9 @@ impl KeyBinding {
         let client = cx.client();
         let holds = match self.bindings.peek(&key.id) {
             Some(known) if known.admits(client) => return Ok(None),
-            // What this process remembers may be old: nobody is refused on its word alone.
-            Some(_) => self.bindings.recheck(key.id).await?,
+            // What this process remembers may be old: nobody is refused on its word alone. But where nobody
+            // can be asked it counts: a key that is known to be bound or banned is not an unknown one.
+            Some(known) => self.bindings.recheck(key.id).await.unwrap_or(Some(known)),
             None => None,
         };
         let holds = match holds {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::config::{Compiler, Snapshot, parse_file};
+use crate::config::{Compiler, Settings, Snapshot, parse_file};
 use crate::proxy::Shared;
 
 /// Reloads one file, one reload at a time.
@@ -13,13 +13,16 @@ pub struct Reloader {
     path: PathBuf,
     compiler: Arc<Compiler>,
     shared: Arc<Shared>,
+    /// What the process was started with: what needs a restart is compared with this.
+    started: Settings,
     one_at_a_time: tokio::sync::Mutex<()>,
 }
 
 impl Reloader {
     /// For the file the process was started with.
     pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<Shared>) -> Self {
-        Self { path: path.to_owned(), compiler, shared, one_at_a_time: tokio::sync::Mutex::default() }
+        let started = shared.snapshot.load().settings.clone();
+        Self { path: path.to_owned(), compiler, shared, started, one_at_a_time: tokio::sync::Mutex::default() }
     }
 
     /// Reloads. The text says what happened, either way.
@@ -29,7 +32,7 @@ impl Reloader {
         let metrics = &self.shared.metrics;
         match loaded {
             Ok(fresh) => {
-                let pending = fresh.needs_restart(&self.shared.snapshot.load());
+                let pending = fresh.needs_restart(&self.started);
                 self.shared.snapshot.store(Arc::new(fresh));
                 metrics.reloads.with_label_values(&["ok"]).inc();
                 metrics.last_reload.set(unix_s());

@@ -214,3 +214,64 @@ def test_pipelined_requests_are_each_answered_in_order(start, echo_upstream):
             body, _ = raw.read_body(file, headers)
             answers.append((status, json.loads(body).get("target"), json.loads(body).get("body")))
         assert answers == [(404, None, None), (200, "/v1/a", "hi"), (200, "/v1/b", "")]
+
+
+def test_no_spelling_of_a_credential_passes_a_bound_key_by(start, echo_upstream):
+    """What the upstream could take for the key is what is judged, or it does not arrive."""
+    keylatch = start(echo_upstream, route_filters="      - key_binding: {from: [authorization, x-api-key]}")
+    assert raw.request(keylatch.port, headers=[raw.key("sk-victim")]).status == 200
+    thief = ("x-api-key", "sk-thief")
+    for fields in (
+        [("Authorization", "sk-victim")],
+        [("Authorization", "sk-victim"), thief],
+        [("Authorization", "Bearer\tsk-victim"), thief],
+        [("Authorization", "bearer  sk-victim")],
+        [("Authorization", "sk-victim"), raw.key("sk-thief")],
+        [("Authorization", "Basic sk-victim"), thief],
+        [thief, ("x-api-key", "sk-victim")],
+    ):
+        assert raw.request(keylatch.port, headers=fields, source="127.0.0.2").status in (400, 403), fields
+    answer = raw.request(keylatch.port, headers=[thief, ("api-key", "sk-victim"), ("x-goog-api-key", "sk-victim")], source="127.0.0.2")
+    assert answer.status == 200 and b"sk-victim" not in answer.body
+
+
+def test_top_level_filters_run_where_there_is_no_route(start, echo_upstream):
+    keylatch = start(echo_upstream, filters="  - flood_guard: {limit: 5/10s}")
+    answers = [raw.request(keylatch.port, "/elsewhere") for _ in range(8)]
+    assert [answer.status for answer in answers] == [404] * 5 + [429] * 3
+    assert len(answers[0].header("x-request-id")) == 36
+
+
+def test_an_upgrade_that_is_not_granted_ends_the_connection(start, echo_upstream):
+    keylatch = start(echo_upstream)
+    with raw.connect(keylatch.port) as connection:
+        file = connection.makefile("rb")
+        connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        status, headers = raw.read_head(file)
+        raw.read_body(file, headers)
+        assert status == 200 and file.read() == b""
+
+
+def test_whoever_sends_much_behind_a_request_and_leaves_is_noticed(start):
+    from support.upstreams import Scripted
+
+    upstream = Scripted(lambda request, send: __import__("time").sleep(0.5) or any(send(b"") or __import__("time").sleep(0.1) for _ in range(50)))
+    keylatch = start(upstream)
+    connection = raw.connect(keylatch.port)
+    connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n" + b"x" * 40_000)
+    wait_for(lambda: upstream.requests, "the request arrived")
+    connection.close()
+    wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over", 3)
+
+
+def test_a_silent_upstream_meets_the_first_byte_deadline(start):
+    import threading
+
+    from support.upstreams import Scripted
+
+    over = threading.Event()
+    upstream = Scripted(lambda request, send: over.wait(10) and False)
+    keylatch = start(upstream, route_filters="      - sse_keepalive: {first_byte: 500ms}")
+    answer = raw.request(keylatch.port, headers=[("Accept", "text/event-stream")], timeout=5)
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (504, "upstream_timeout")
+    over.set()

@@ -161,11 +161,7 @@ impl KeyReader {
             for value in headers.get_all(name) {
                 let text = value.to_str().map_err(|_| KeyError::Malformed)?.trim_matches([' ', '\t']);
                 let key = match source {
-                    KeySource::Authorization => match bearer(text) {
-                        Some(token) => token,
-                        // Another scheme is not ours to judge.
-                        None => continue,
-                    },
+                    KeySource::Authorization => credential(text)?,
                     _ => text,
                 };
                 if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
@@ -181,10 +177,15 @@ impl KeyReader {
     }
 }
 
-/// The token of a `Bearer` value; the scheme's case does not matter (RFC 9110, section 11.1).
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+/// The key in an `Authorization` value. The scheme's case does not matter (RFC 9110, section 11.1), and what
+/// stands there without a scheme is a key to many services, so it is one here. Another scheme is refused: the
+/// upstream might find a key in it that nobody has judged.
+fn credential(value: &str) -> Result<&str, KeyError> {
+    match value.split_once([' ', '\t']) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start_matches([' ', '\t'])),
+        None if !value.eq_ignore_ascii_case("bearer") => Ok(value),
+        _ => Err(KeyError::Malformed),
+    }
 }
 
 #[cfg(test)]
@@ -208,8 +209,13 @@ mod tests {
         assert_eq!(read(&[("x-api-key", "sk-1")]), some("sk-1"));
         assert_eq!(read(&[("api-key", "sk-1")]), some("sk-1"));
         assert_eq!(read(&[("x-goog-api-key", "sk-1")]), some("sk-1"));
-        assert_eq!(read(&[("authorization", "Basic Zm9v")]), Ok(None));
-        assert_eq!(read(&[("authorization", "Basic Zm9v"), ("x-api-key", "sk-1")]), some("sk-1"));
+        // Whatever the upstream might take for a key is judged, or refused.
+        assert_eq!(read(&[("authorization", "sk-1")]), some("sk-1"));
+        assert_eq!(read(&[("authorization", "Bearer\tsk-1")]), some("sk-1"));
+        assert_eq!(read(&[("authorization", "sk-1"), ("x-api-key", "sk-2")]), Err(KeyError::Two));
+        assert_eq!(read(&[("authorization", "sk-1"), ("authorization", "Bearer sk-2")]), Err(KeyError::Two));
+        assert_eq!(read(&[("authorization", "Basic Zm9v")]), Err(KeyError::Malformed));
+        assert_eq!(read(&[("authorization", "Basic Zm9v"), ("x-api-key", "sk-1")]), Err(KeyError::Malformed));
         // The same key twice is one; two keys are an attempt to be judged by one and served by the other.
         assert_eq!(read(&[("authorization", "Bearer sk-1"), ("x-api-key", "sk-1")]), some("sk-1"));
         assert_eq!(read(&[("authorization", "Bearer sk-1"), ("x-api-key", "sk-2")]), Err(KeyError::Two));

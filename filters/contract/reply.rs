@@ -73,6 +73,6 @@ pub enum Dialect {
 impl Dialect {
     /// Anthropic's API is known by its path `/v1/messages`; everything else speaks OpenAI's shape.
     pub fn of_path(path: &str) -> Self {
-        if path.ends_with("/messages") || path.contains("/messages/") { Dialect::Anthropic } else { Dialect::OpenAi }
+        if path.ends_with("/v1/messages") || path.contains("/v1/messages/") { Dialect::Anthropic } else { Dialect::OpenAi }
     }
 }

@@ -12,6 +12,9 @@ use serde::{Deserialize, Deserializer, de};
 pub struct HumanDuration(pub Duration);
 
 impl HumanDuration {
+    /// No clock can be moved on by more than some amount; this is longer than anything is meant to take.
+    const LONGEST: Duration = Duration::from_secs(400 * 86_400);
+
     /// So many seconds.
     pub const fn secs(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
@@ -43,9 +46,13 @@ impl de::Visitor<'_> for Scalar {
 impl<'de> Deserialize<'de> for HumanDuration {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
         let text = input.deserialize_any(Scalar("a duration such as 15s"))?;
-        humantime::parse_duration(&text).map(HumanDuration).map_err(|_| {
+        let duration = humantime::parse_duration(&text).map_err(|_| {
             de::Error::custom(format!("`{text}` is not a duration; write a number with its unit, such as `15s`, `500ms` or `5m`"))
-        })
+        })?;
+        if duration > Self::LONGEST {
+            return Err(de::Error::custom(format!("`{text}` is too long; at most 400days")));
+        }
+        Ok(HumanDuration(duration))
     }
 }
 

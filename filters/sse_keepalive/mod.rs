@@ -125,10 +125,11 @@ impl Filter for SseKeepalive {
             return Ok(Flow::Continue);
         }
         let asked = cx.headers().get(header::ACCEPT).is_some_and(names_event_stream);
-        // Only a JSON body can say `"stream": true`, and only `before_headers` needs to know.
+        // Only a JSON body can say `"stream": true`, and only what is due before the header needs to know.
         let json =
             cx.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().windows(4).any(|w| w.eq_ignore_ascii_case(b"json")));
-        let look = self.config.before_headers.is_some() && !asked && cx.request.method == Method::POST;
+        let early = self.config.before_headers.is_some() || self.config.first_byte.is_some();
+        let look = early && !asked && cx.request.method == Method::POST;
         *flag = if look && (json || !cx.headers().contains_key(header::CONTENT_TYPE)) { StreamFlag::default() } else { StreamFlag::off() };
         cx.facts.put(StreamPlan {
             interval: self.config.interval.0,

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub settings: Settings,
     /// In order; the first that matches is taken.
     pub routes: Vec<Route>,
+    /// The top-level filters alone, for requests that no route is for.
+    pub unrouted: Chain,
     /// Every upstream, used by a route or not.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Who may speak for others.
@@ -34,9 +36,9 @@ impl Snapshot {
         self.routes.iter().enumerate().find(|(_, route)| route.matches(method, host, path))
     }
 
-    /// The sections that differ from `other` and take effect at a restart only.
-    pub fn needs_restart(&self, other: &Snapshot) -> Vec<&'static str> {
-        let (a, b) = (&self.settings, &other.settings);
+    /// The sections that differ from those the process was started with and take effect at a restart only.
+    pub fn needs_restart(&self, other: &Settings) -> Vec<&'static str> {
+        let (a, b) = (&self.settings, other);
         let secret = |s: &Settings| s.secrets.key_hmac.as_ref().map(|secret| secret.text().to_owned());
         let changed = [
             ("listeners", a.listeners != b.listeners),
@@ -70,8 +72,8 @@ impl Compiler {
         let mut work = Work { compiler: self, parsed: &parsed, files: &files, report: &mut report, trusted: Arc::default() };
         let snapshot = work.snapshot();
         match snapshot {
-            Some((trusted, upstreams, routes)) if report.is_empty() => {
-                Ok(Snapshot { settings: parsed.settings, routes, upstreams, trusted })
+            Some((trusted, upstreams, routes, unrouted)) if report.is_empty() => {
+                Ok(Snapshot { settings: parsed.settings, routes, unrouted, upstreams, trusted })
             }
             _ => Err(report),
         }
@@ -86,7 +88,7 @@ struct Work<'a> {
     trusted: Arc<TrustedProxies>,
 }
 
-type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>);
+type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>, Chain);
 
 impl Work<'_> {
     fn wrong(&mut self, invalid: &Invalid) {
@@ -106,7 +108,7 @@ impl Work<'_> {
         for (index, route) in settings.routes.iter().enumerate() {
             routes.extend(self.route(index, route, &upstreams, &shared));
         }
-        Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes))
+        Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes, Chain::new(shared)))
     }
 
     /// Numbers that make sense only within bounds.

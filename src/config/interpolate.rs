@@ -38,6 +38,10 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
             }
             // As in the shell, `:-` also stands in for a variable that is set to nothing.
             match (env(name).filter(|value| !value.is_empty() || default.is_none()), default) {
+                // A secret that is silently empty is no secret, and a list that is silently empty no filter.
+                (Some(value), None) if value.is_empty() => {
+                    return Err(format!("the environment variable `{name}` is set to nothing; write `${{{name}:-}}` if that is meant"));
+                }
                 (Some(value), _) => out.push_str(&value),
                 (None, Some(default)) => out.push_str(default),
                 (None, None) => {
@@ -72,13 +76,12 @@ mod tests {
             ("${B:-beta}", "beta"),
             ("${B:-}", ""),
             ("${EMPTY:-beta}", "beta"),
-            ("${EMPTY}", ""),
             ("$$5 and $${A}", "$5 and ${A}"),
             ("${B:-a:-b}", "a:-b"),
         ] {
             assert_eq!(expand(text).as_deref(), Ok(expanded), "{text}");
         }
-        for wrong in ["${B}", "${", "${}", "${1A}", "${a b}", "$A", "cost: 5$"] {
+        for wrong in ["${B}", "${EMPTY}", "${", "${}", "${1A}", "${a b}", "$A", "cost: 5$"] {
             assert!(expand(wrong).is_err(), "{wrong}");
         }
     }

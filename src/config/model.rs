@@ -83,6 +83,8 @@ pub struct Limits {
     pub body_bytes: ByteSize,
     /// How long a client may send nothing in the middle of a body. Default: 30s. Past it: 408.
     pub body_timeout: HumanDuration,
+    /// How long one write to a client that does not read may take. Default: 60s. Past it the client is cut off.
+    pub write_timeout: HumanDuration,
     /// How long a connection may be idle between requests, 1s to 1h. Default: 75s.
     pub idle_timeout: HumanDuration,
     /// Connections in all. Default: 20000. Past it, new ones are closed.
@@ -101,6 +103,7 @@ impl Default for Limits {
             header_timeout: HumanDuration::secs(10),
             body_bytes: ByteSize::mib(64),
             body_timeout: HumanDuration::secs(30),
+            write_timeout: HumanDuration::secs(60),
             idle_timeout: HumanDuration::secs(75),
             connections: 20_000,
             connections_per_peer: 20_000,

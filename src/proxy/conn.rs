@@ -22,9 +22,10 @@ use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::chunks::Chunks;
+use super::head::{END_OF_HEAD, FIELDS_PARSED_MAX, Head};
 
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -137,76 +138,6 @@ pub struct ConnStream {
     chunks: Chunks,
 }
 
-/// The header that is arriving.
-#[derive(Default)]
-struct Head {
-    bytes: usize,
-    deadline: Option<Instant>,
-    /// Made only once a read has to wait: most headers arrive in one piece.
-    sleep: Option<Pin<Box<Sleep>>>,
-    line: Line,
-    lines: usize,
-    /// How much of the empty line that ends a header the last bytes were.
-    ending: usize,
-}
-
-const END_OF_HEAD: &[u8] = b"\r\n\r\n";
-/// Pingora's parser refuses more with an answer of its own.
-const FIELDS_PARSED_MAX: usize = 250;
-
-impl Head {
-    /// How many of these bytes belong to the header.
-    fn end_in(&mut self, fresh: &[u8]) -> usize {
-        for (index, byte) in fresh.iter().enumerate() {
-            let next = END_OF_HEAD.get(self.ending);
-            self.ending = match byte {
-                byte if Some(byte) == next => self.ending + 1,
-                b'\r' => 1,
-                _ => 0,
-            };
-            if self.ending == END_OF_HEAD.len() {
-                return index + 1;
-            }
-        }
-        fresh.len()
-    }
-}
-
-/// The first line, watched for what a parser might mend.
-#[derive(Default)]
-struct Line {
-    over: bool,
-    bytes: usize,
-    spaces: usize,
-    illegal: bool,
-    last: u8,
-}
-
-impl Line {
-    fn feed(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if self.over {
-                return;
-            }
-            match byte {
-                b'\n' if self.bytes == 0 => {}
-                b'\n' => {
-                    self.over = true;
-                    self.illegal |= self.last != b'\r' || self.spaces != 2;
-                }
-                b'\r' if self.bytes == 0 || self.last != b'\r' => self.last = b'\r',
-                _ => {
-                    self.illegal |= self.last == b'\r' && self.bytes > 0;
-                    self.illegal |= !(0x20..0x7f).contains(byte);
-                    self.spaces += usize::from(*byte == b' ');
-                    self.bytes += 1;
-                    self.last = *byte;
-                }
-            }
-        }
-    }
-}
-
 impl ConnStream {
     /// Puts the layer over a fresh connection.
     pub fn new(inner: Stream, conn: Arc<Conn>, limits: ConnLimits, on_refusal: OnRefusal) -> io::Result<Self> {
@@ -297,14 +228,19 @@ impl ConnStream {
 
     /// Reads a header, or the start of one.
     fn read_head(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, in_head: bool) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         if !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
             let own = self.watch(held.get(..held.len().min(buf.remaining())).unwrap_or_default());
             buf.put_slice(held.get(..own).unwrap_or_default());
             self.held = held.get(own..).unwrap_or_default().to_vec();
+            if let Some(reason) = self.too_much() {
+                buf.set_filled(before);
+                self.held.clear();
+                self.refuse(cx, "431 Request Header Fields Too Large", reason);
+            }
             return Poll::Ready(Ok(()));
         }
-        let before = buf.filled().len();
         match Pin::new(&mut self.inner).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => {
                 let fresh = buf.filled().get(before..).unwrap_or_default();
@@ -373,7 +309,8 @@ impl ConnStream {
             }
             self.held.extend_from_slice(fresh.filled());
         }
-        Poll::Pending
+        // Nobody pipelines that much; and whoever is not read any more cannot be seen leaving.
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much behind a request")))
     }
 }
 

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, header};
-use keylatch_filters::chain::Decision;
+use keylatch_filters::chain::{Chain, Decision};
 use keylatch_filters::contract::{BodyCx, Dialect, RequestCx, StreamPlan, UpstreamCx};
 use keylatch_filters::sse_keepalive::is_event_stream;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -66,19 +66,30 @@ impl Edge {
         let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let snapshot = Arc::clone(&exchange.snapshot);
         let Some((index, route)) = snapshot.route(&request.method, host, request.uri.path()) else {
-            exchange.answered = Some(("gate", "no_route"));
-            return Ok(Some(errors::NO_ROUTE));
+            let refused = self.run_chain(&snapshot.unrouted, "-", session, exchange).await?;
+            if refused.is_none() {
+                exchange.answered = Some(("gate", "no_route"));
+            }
+            return Ok(Some(refused.unwrap_or(errors::NO_ROUTE)));
         };
         if passed.encoded_slash && !route.allow_encoded_slash {
             return refuse(exchange, gate::ENCODED_SLASH);
         }
         exchange.route = Some(index);
-        exchange.progress = route.chain.begin();
+        match self.run_chain(&route.chain, &route.name, session, exchange).await? {
+            Some(answer) => Ok(Some(answer)),
+            None => self.too_large(session, exchange),
+        }
+    }
+
+    /// Runs a chain's request hooks. `Some`: a filter answered.
+    async fn run_chain(&self, chain: &Chain, route: &str, session: &Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
+        exchange.progress = chain.begin();
         let Exchange { facts, progress, peer, now, .. } = &mut *exchange;
-        let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route: &route.name, now: *now, shadow: false };
-        let answer = route.chain.request(&mut cx, progress).await;
+        let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route, now: *now, shadow: false };
+        let answer = chain.request(&mut cx, progress).await;
         let reply = answer.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
-        let Some(reply) = reply else { return self.too_large(session, exchange) };
+        let Some(reply) = reply else { return Ok(None) };
         if let Some(Decision { filter, reason, .. }) = exchange.progress.decisions.last() {
             exchange.answered = Some((filter, reason));
         }
@@ -187,6 +198,7 @@ impl ProxyHttp for Edge {
     async fn request_filter(&self, session: &mut Session, exchange: &mut Box<Exchange>) -> Result<bool> {
         exchange.now = keylatch_filters::contract::Now::read();
         session.set_read_timeout(Some(self.limits.body_timeout.0));
+        session.set_write_timeout(Some(self.limits.write_timeout.0));
         // Not where Pingora has decided against reuse already, as it does while it stops.
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.limits.idle_timeout.0.as_secs().max(1)));
@@ -279,9 +291,12 @@ impl ProxyHttp for Edge {
         if exchange.home.is_some() {
             return Ok(());
         }
-        let plan = exchange.facts.get::<StreamPlan>().filter(|plan| plan.before_headers.is_some()).cloned();
-        match plan {
-            Some(plan) => self.start_clock(session, exchange, plan, true),
+        let waits = |plan: &&StreamPlan| plan.before_headers.is_some() || plan.first_byte.is_some();
+        match exchange.facts.get::<StreamPlan>().filter(waits).cloned() {
+            Some(plan) => {
+                let early = plan.before_headers.is_some();
+                self.start_clock(session, exchange, plan, early)
+            }
             // Pingora has no deadline for the body of an HTTP/2 request: the clock keeps it.
             None if session.is_http2() && !session.is_body_done() => self.start_clock(session, exchange, StreamPlan::none(), false),
             None => Ok(()),
@@ -372,10 +387,10 @@ impl ProxyHttp for Edge {
             exchange.error = error.map(describe);
         }
         exchange.end(session, &self.shared);
-        if session.is_body_done() {
+        if session.is_body_done() && !session.is_upgrade_req() {
             exchange.conn.iter().for_each(|conn| conn.exchange_over());
         } else {
-            // The next request would begin somewhere inside this one's body.
+            // The next request would begin somewhere inside this one's body, or what was to be another protocol.
             session.set_keepalive(None);
         }
     }

@@ -37,6 +37,9 @@ pub struct Passed {
     pub encoded_slash: bool,
 }
 
+/// The longest method of any registry has 17 bytes.
+const METHOD_BYTES_MAX: usize = 32;
+
 const fn bad(reason: &'static str) -> Refused {
     Refused { status: StatusCode::BAD_REQUEST, reason }
 }
@@ -67,7 +70,7 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, limits
     if !matches!(head.version, Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2) {
         return Err(bad("version"));
     }
-    if matches!(head.method, Method::TRACE | Method::CONNECT) {
+    if matches!(head.method, Method::TRACE | Method::CONNECT) || head.method.as_str().len() > METHOD_BYTES_MAX {
         return Err(Refused { status: StatusCode::METHOD_NOT_ALLOWED, reason: "method" });
     }
     if let Some(raw) = raw {

@@ -8,6 +8,7 @@ mod edge;
 mod errors;
 mod exchange;
 pub mod gate;
+mod head;
 pub mod path;
 mod reply;
 mod server;

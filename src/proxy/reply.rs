@@ -57,9 +57,10 @@ pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answ
 
 /// Runs the chain's response hooks.
 pub fn response_hooks(session: &Session, exchange: &mut Exchange, head: &mut ResponseHeader, from_upstream: bool) -> Result<()> {
-    let Some(route) = exchange.route.and_then(|index| exchange.snapshot.routes.get(index)) else { return Ok(()) };
+    let chain =
+        exchange.route.and_then(|index| exchange.snapshot.routes.get(index)).map_or(&exchange.snapshot.unrouted, |route| &route.chain);
     let mut cx = ResponseCx { response: head, request: session.req_header(), facts: &mut exchange.facts, from_upstream, now: exchange.now };
-    let hooks = route.chain.response(&mut cx, &mut exchange.progress);
+    let hooks = chain.response(&mut cx, &mut exchange.progress);
     hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))
 }
 

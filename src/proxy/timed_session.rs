@@ -230,6 +230,12 @@ impl Timed {
         let Some(clock) = self.clock.as_mut() else { return Due::Nothing };
         let plan = &clock.terms.plan;
         let past = |after: Option<Duration>| after.is_some_and(|after| now >= clock.started + after);
+        // Before the header it is not known to be a stream, unless the client asked for one.
+        let streams = !matches!(clock.stage, Stage::Waiting) || plan.wanted.load(Ordering::Relaxed);
+        if !streams && (past(plan.max_age) || past(plan.first_byte)) {
+            (clock.terms.plan.max_age, clock.terms.plan.first_byte) = (None, None);
+            return Due::Nothing;
+        }
         if past(plan.max_age) {
             return Due::Failed(Error::explain(MAX_AGE_ERROR, "the stream reached its maximum age"));
         }

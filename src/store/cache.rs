@@ -18,12 +18,17 @@ struct Entry {
     read_at: Instant,
 }
 
-/// Bindings by key id. An older version never takes the place of a newer one.
-pub struct Cache(Quick<KeyId, Entry>);
+/// Bindings by key id. Of two reads that overlapped, the older version never takes the place of the newer;
+/// a read that began after the known one was made wins, whatever its version: the row may be another.
+pub struct Cache {
+    entries: Quick<KeyId, Entry>,
+    /// Fills compare and replace in one step.
+    filling: parking_lot::Mutex<()>,
+}
 
 impl Cache {
     pub fn new(entries_max: usize) -> Self {
-        Self(Quick::new(entries_max.max(16)))
+        Self { entries: Quick::new(entries_max.max(16)), filling: parking_lot::Mutex::default() }
     }
 
     /// The binding, if it was read not long ago.
@@ -37,23 +42,30 @@ impl Cache {
     }
 
     fn within(&self, id: &KeyId, now: Instant, age: Duration) -> Option<Arc<Binding>> {
-        self.0.get(id).filter(|entry| now.saturating_duration_since(entry.read_at) < age).map(|entry| entry.binding)
+        self.entries.get(id).filter(|entry| now.saturating_duration_since(entry.read_at) < age).map(|entry| entry.binding)
     }
 
     /// Remembers what was read at `read_at`; answers with what is remembered then.
     pub fn put(&self, binding: Binding, read_at: Instant) -> Arc<Binding> {
-        if let Some(known) = self.0.get(&binding.id)
+        let _filling = self.filling.lock();
+        if let Some(known) = self.entries.get(&binding.id)
             && known.binding.version > binding.version
+            && known.read_at >= read_at
         {
             return known.binding;
         }
         let binding = Arc::new(binding);
-        self.0.insert(binding.id, Entry { binding: Arc::clone(&binding), read_at });
+        self.entries.insert(binding.id, Entry { binding: Arc::clone(&binding), read_at });
         binding
+    }
+
+    /// Whether anything is remembered of the key, however old.
+    pub fn knows(&self, id: &KeyId) -> bool {
+        self.entries.peek(id).is_some()
     }
 
     /// Forgets a key that is not bound any more.
     pub fn forget(&self, id: &KeyId) {
-        self.0.remove(id);
+        self.entries.remove(id);
     }
 }

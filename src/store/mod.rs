@@ -34,6 +34,11 @@ trait Authority: Send + Sync + 'static {
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
+/// Whether the configured secret, if there is one, can be read and is good enough.
+pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
+    secret::configured(secrets, files).map(|_| ())
+}
+
 /// An open store and the secret that goes with it.
 pub struct Opened {
     /// The bindings.

@@ -126,4 +126,6 @@ fn an_older_version_never_replaces_a_newer_one() {
     cache.put(row(2), now);
     assert!(cache.put(row(1), now).banned, "a ban that raced a fill wins");
     assert!(cache.fresh(&id("a"), now).unwrap().banned);
+    let later = now + std::time::Duration::from_millis(1);
+    assert!(!cache.put(row(1), later).banned, "a row that was deleted and made anew is another row");
 }

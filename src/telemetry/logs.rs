@@ -20,7 +20,10 @@ pub fn begin(config: &Log) {
         Level::Info => "info",
         Level::Debug => "debug",
     };
-    let wanted = std::env::var("KEYLATCH_LOG").unwrap_or_else(|_| format!("warn,keylatch={level},keylatch_filters={level}"));
+    let asked = std::env::var("KEYLATCH_LOG").unwrap_or_else(|_| format!("warn,keylatch={level},keylatch_filters={level}"));
+    // A directive for a library would override QUIET: only levels and directives for our own crates count.
+    let ours = |directive: &&str| !directive.contains(['=', ':', '[']) || directive.trim().starts_with("keylatch");
+    let wanted = asked.split(',').filter(ours).collect::<Vec<_>>().join(",");
     let filter = EnvFilter::try_new(format!("{wanted},{QUIET}")).unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")));
     let writer = std::io::stderr.with_max_level(tracing::Level::TRACE);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false).with_ansi(false);

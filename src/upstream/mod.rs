@@ -87,6 +87,13 @@ impl Upstream {
         if config.resolve_every.0 < Duration::from_secs(1) {
             return Err(Invalid::new("must be at least 1s").at("resolve_every"));
         }
+        let plain = |text: &Option<String>| text.as_ref().is_none_or(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()));
+        if !plain(&config.host) {
+            return Err(Invalid::new("not a host").at("host"));
+        }
+        if config.tls.as_ref().is_some_and(|tls| !plain(&tls.server_name)) {
+            return Err(Invalid::new("not a host's name").at("server_name").at("tls"));
+        }
         let tls = config.tls.is_some();
         if let Some(health) = &config.health.active {
             check_health(health).map_err(|e| e.at("active").at("health"))?;
@@ -220,8 +227,8 @@ fn hash_key(client: IpAddr) -> [u8; 16] {
 }
 
 fn check_health(health: &ActiveHealth) -> Result<(), Invalid> {
-    if health.path.as_ref().is_some_and(|path| !path.starts_with('/')) {
-        return Err(Invalid::new("must begin with `/`").at("path"));
+    if health.path.as_ref().is_some_and(|path| !path.starts_with('/') || path.parse::<http::Uri>().is_err()) {
+        return Err(Invalid::new("must begin with `/` and be a path").at("path"));
     }
     if health.interval.0 < Duration::from_millis(500) {
         return Err(Invalid::new("must be at least 500ms").at("interval"));
