@@ -83,7 +83,7 @@ pub struct Ports {
 
 /// The surroundings of a filter that is being compiled.
 pub struct Site<'a> {
-    /// Where in the configuration it stands, such as `routes[2].filters[0]`; names its kept state.
+    /// Its route, kind and number among its kind, such as `routes.api.rate_limit[0]`; names its kept state.
     pub place: String,
     /// Who may speak for others.
     pub trusted: Arc<TrustedProxies>,

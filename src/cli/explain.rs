@@ -71,7 +71,7 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     runtime.block_on(chain.request(&mut cx, &mut chain.begin())).map_err(|failure| failure.to_string())?;
     match facts.get::<ClientAddress>() {
         Some(client) => println!("client    {}, from {}", client.address, client.source),
-        None => println!("client    {peer}, the peer: no client_ip in the chain"),
+        None => println!("client    {peer}, the peer: no client_ip in force in the chain"),
     }
     for (index, (name, shadow)) in route.chain.names().enumerate() {
         let label = if index == 0 { "filters" } else { "" };

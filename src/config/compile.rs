@@ -170,7 +170,8 @@ impl Work<'_> {
         let mut compiled = Vec::new();
         for (index, item) in items.iter().enumerate() {
             let mut site = Site {
-                place: format!("{prefix}filters[{index}]"),
+                // Named by its kind: a filter of another kind that is put before it must not reset its counts.
+                place: format!("{prefix}{}[{}]", item.name, items.iter().take(index).filter(|other| other.name == item.name).count()),
                 trusted: Arc::clone(&self.trusted),
                 keep: &self.compiler.keep,
                 ports: &self.compiler.ports,

@@ -236,7 +236,8 @@ impl<'t> Builder<'t> {
 
 fn size(node: &Node) -> usize {
     1 + match &node.value {
-        Value::Scalar { .. } => 0,
+        // A long text counts for what it holds: aliases of it must not unfold without end either.
+        Value::Scalar { text, .. } => text.len() / 64,
         Value::List(items) => items.iter().map(size).sum(),
         Value::Map(entries) => entries.iter().map(|(_, node)| size(node)).sum(),
     }
