@@ -90,7 +90,8 @@ def test_limits_count_exactly_and_say_so(start, echo_upstream):
     assert json.loads(refused.body)["error"]["code"] == "rate_limit_exceeded"
     # The refused one used up nothing of the other limit: two of seven are left.
     assert [raw.request(keylatch.port, headers=[raw.key("sk-b")]).status for _ in range(3)] == [200, 200, 429]
-    assert keylatch.metrics()['keylatch_filter_decisions_total{filter="rate_limit",outcome="refused",reason="limit"}'] == 2
+    decisions = 'keylatch_filter_decisions_total{filter="rate_limit",outcome="refused",reason="limit"}'
+    wait_for(lambda: keylatch.metrics()[decisions] == 2, "both refusals are counted: that comes after the answer")
 
 
 def test_shadow_mode_counts_and_lets_pass(start, echo_upstream):
