@@ -80,6 +80,7 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>) -> Result<Guard, String> {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the control socket takes no connection");
+                    // Out of descriptors, most likely: trying at once would only keep a processor busy.
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }

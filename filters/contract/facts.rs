@@ -93,9 +93,9 @@ pub struct StreamPlan {
 }
 
 impl StreamPlan {
-    /// Nothing is ever due: for exchanges whose chain has no plan.
-    pub fn none() -> Self {
+    /// Nothing is ever due: for exchanges whose chain has no plan, only a limit for slow readers.
+    pub fn none(write_timeout: Duration) -> Self {
         const NEVER: Duration = Duration::from_secs(365 * 86_400);
-        Self { interval: NEVER, before_headers: None, first_byte: None, max_age: None, write_timeout: NEVER, wanted: Arc::default() }
+        Self { interval: NEVER, before_headers: None, first_byte: None, max_age: None, write_timeout, wanted: Arc::default() }
     }
 }

@@ -9,7 +9,7 @@ use keylatch_filters::contract::{
     Binding, Bindings, BoxFuture, FirstUse, Intercept, Invalid, Keep, KeyHasher, KeyId, Meter, Ports, Site, StoreError, TrustedProxies,
 };
 
-use super::model::{FilterItem, RouteSettings, Settings};
+use super::model::{FilterItem, RouteSettings, Settings, Storage};
 use super::report::nearest;
 use super::routes::{Matcher, Route};
 use super::sections::tell;
@@ -125,6 +125,7 @@ impl Work<'_> {
             check((1..=256).contains(&limits.headers), "headers", "must be between 1 and 256");
             check((100..=600_000).contains(&limits.header_timeout.0.as_millis()), "header_timeout", "must be between 100ms and 10min");
             check((100..=3_600_000).contains(&limits.body_timeout.0.as_millis()), "body_timeout", "must be between 100ms and 1h");
+            check((100..=3_600_000).contains(&limits.write_timeout.0.as_millis()), "write_timeout", "must be between 100ms and 1h");
             check((1000..=3_600_000).contains(&limits.idle_timeout.0.as_millis()), "idle_timeout", "must be between 1s and 1h");
             check(limits.connections > 0, "connections", "must be at least 1");
             check(limits.connections_per_peer > 0, "connections_per_peer", "must be at least 1");
@@ -135,6 +136,14 @@ impl Work<'_> {
             let earlier = addresses.iter().take(index).any(|other| other == address);
             if earlier || *address == self.parsed.settings.admin.address {
                 wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
+            }
+        }
+        if let Storage::Sqlite(sqlite) = &self.parsed.settings.storage {
+            if sqlite.flush_every.0.as_millis() < 10 {
+                wrong.push(Invalid::new("must be at least 10ms").at("flush_every").at("sqlite").at("storage"));
+            }
+            if sqlite.cache_max < 16 {
+                wrong.push(Invalid::new("must be at least 16").at("cache_max").at("sqlite").at("storage"));
             }
         }
         if self.parsed.settings.workers > 1024 {

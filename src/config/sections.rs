@@ -28,7 +28,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         }
     }
     let mut reader = Reader { tree, report };
-    let listeners = reader.list("listeners", true);
+    let listeners = reader.list("listeners");
     let admin = reader.section("admin");
     let trusted_proxies = reader.section("trusted_proxies");
     let storage = reader.section("storage");
@@ -36,7 +36,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let log = reader.section("log");
     let shutdown = reader.section("shutdown");
     let workers = reader.section("workers");
-    let upstreams = reader.list("upstreams", true);
+    let upstreams = reader.list("upstreams");
     let filters = tree.get("filters").map_or_else(|| Some(Vec::new()), |node| reader.filters(node, &path(&["filters"])));
     let routes = reader.routes();
     Some(Settings {
@@ -103,7 +103,7 @@ impl Reader<'_> {
         }
     }
 
-    fn list<T: DeserializeOwned>(&mut self, name: &str, _required: bool) -> Option<Vec<T>> {
+    fn list<T: DeserializeOwned>(&mut self, name: &str) -> Option<Vec<T>> {
         let at = path(&[name]);
         let items = self.items(name, self.tree.get(name), &at)?;
         let decoded: Vec<Option<T>> =

@@ -20,7 +20,7 @@ use super::conn::{ConnStream, Framing};
 use super::errors::{self, Answer, BODY_ERROR, FILTER_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
 use super::gate::{self, HeadLimits};
-use super::reply::{self, Rest};
+use super::reply::{self, Rest, announced};
 use super::timed_session::{self, Terms};
 use crate::config::Snapshot;
 use crate::config::model::Limits;
@@ -167,11 +167,6 @@ fn framing(session: &Session) -> Framing {
     }
 }
 
-/// The length the client announces.
-fn announced(session: &Session) -> Option<u64> {
-    session.req_header().headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
 /// What goes out if the upstream takes too long to its header.
 fn early_header(session: &Session, exchange: &mut Exchange) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(200, Some(8))?;
@@ -298,7 +293,9 @@ impl ProxyHttp for Edge {
                 self.start_clock(session, exchange, plan, early)
             }
             // Pingora has no deadline for the body of an HTTP/2 request: the clock keeps it.
-            None if session.is_http2() && !session.is_body_done() => self.start_clock(session, exchange, StreamPlan::none(), false),
+            None if session.is_http2() && !session.is_body_done() => {
+                self.start_clock(session, exchange, StreamPlan::none(self.limits.write_timeout.0), false)
+            }
             None => Ok(()),
         }
     }

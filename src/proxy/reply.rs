@@ -64,13 +64,16 @@ pub fn response_hooks(session: &Session, exchange: &mut Exchange, head: &mut Res
     hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))
 }
 
+/// The length the client announces.
+pub fn announced(session: &Session) -> Option<u64> {
+    session.req_header().headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Whether what the client still sends is nothing, or little enough to be read.
 fn drains(session: &mut Session) -> bool {
     if session.is_body_done() {
         return true;
     }
-    let headers = &session.req_header().headers;
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     // `Expect: 100-continue`: the client waits for us, nothing will come.
-    !headers.contains_key(header::EXPECT) && announced.is_some_and(|length| length <= DRAINED_BYTES_MAX)
+    !session.req_header().headers.contains_key(header::EXPECT) && announced(session).is_some_and(|length| length <= DRAINED_BYTES_MAX)
 }

@@ -75,6 +75,7 @@ pub fn run(
         tracing::info!(?drain, open = connections.get(), "no new connections; open requests may go on");
         let over = tokio::time::Instant::now() + drain;
         while connections.get() > 0 && tokio::time::Instant::now() < over && *stop.borrow() != Stop::Now {
+            // A gauge cannot be waited on, and this runs once, at the end.
             tokio::time::sleep(LOOK_EVERY).await;
         }
         if connections.get() > 0 {

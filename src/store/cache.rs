@@ -28,7 +28,7 @@ pub struct Cache {
 
 impl Cache {
     pub fn new(entries_max: usize) -> Self {
-        Self { entries: Quick::new(entries_max.max(16)), filling: parking_lot::Mutex::default() }
+        Self { entries: Quick::new(entries_max), filling: parking_lot::Mutex::default() }
     }
 
     /// The binding, if it was read not long ago.

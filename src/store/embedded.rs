@@ -52,7 +52,7 @@ impl Embedded {
         let weak = Arc::downgrade(self);
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(period.max(Duration::from_millis(10))).await;
+                tokio::time::sleep(period).await;
                 match weak.upgrade() {
                     Some(store) => store.flush().await,
                     None => return,
