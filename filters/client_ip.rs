@@ -31,7 +31,8 @@ use serde::Deserialize;
 use std::sync::Arc;
 
 use crate::contract::{
-    ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx, parse_address,
+    ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx, failure,
+    parse_address, write_address,
 };
 
 /// The longest walk, in entries from the right. Real chains have fewer than ten.
@@ -54,6 +55,12 @@ const CLAIMS: [&str; 14] = [
     "x-real-ip",
     "x-envoy-external-address",
 ];
+
+const CF_CONNECTING_IP: HeaderName = HeaderName::from_static("cf-connecting-ip");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Where the address may be read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -107,9 +114,9 @@ impl ClientIp {
             for source in &self.sources {
                 let found = match source {
                     Source::CfConnectingIp => self.cloudflares_word(peer, headers),
-                    Source::XRealIp => single(headers, "x-real-ip"),
-                    Source::XForwardedFor => self.walk(entries_from_right(headers, "x-forwarded-for").map(parse_address)),
-                    Source::Forwarded => self.walk(entries_from_right(headers, "forwarded").map(forwarded_for)),
+                    Source::XRealIp => single(headers, &X_REAL_IP),
+                    Source::XForwardedFor => self.walk(entries_from_right(headers, &X_FORWARDED_FOR).map(parse_address)),
+                    Source::Forwarded => self.walk(entries_from_right(headers, &header::FORWARDED).map(forwarded_for)),
                 };
                 if let Some(address) = found {
                     return ClientAddress { address, source: source.name() };
@@ -120,13 +127,13 @@ impl ClientIp {
     }
 
     fn cloudflares_word(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
-        let hop = match entries_from_right(headers, "x-forwarded-for").next() {
+        let hop = match entries_from_right(headers, &X_FORWARDED_FOR).next() {
             // A hop that cannot be read may be anybody.
             Some(entry) => Some(parse_address(entry)?),
             None => None,
         };
         let trusted = self.trusted.speaks_for_cloudflare(peer, hop);
-        trusted.then(|| single(headers, "cf-connecting-ip")).flatten()
+        trusted.then(|| single(headers, &CF_CONNECTING_IP)).flatten()
     }
 
     /// The first address from the right that is not trusted; or the leftmost trusted one, if all are.
@@ -144,7 +151,7 @@ impl ClientIp {
 }
 
 /// The one address of a field that must stand once.
-fn single(headers: &HeaderMap, name: &'static str) -> Option<IpAddr> {
+fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => parse_address(value.to_str().ok()?),
@@ -154,7 +161,7 @@ fn single(headers: &HeaderMap, name: &'static str) -> Option<IpAddr> {
 
 /// The entries of a list, last line first, last entry first. Text that is not ASCII is an entry that
 /// is no address.
-fn entries_from_right<'h>(headers: &'h HeaderMap, name: &'static str) -> impl Iterator<Item = &'h str> {
+fn entries_from_right<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
     let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
     lines.into_iter().rev().flat_map(|line| line.to_str().unwrap_or("?").rsplit(','))
 }
@@ -204,21 +211,21 @@ impl Filter for ClientIp {
         let claims: Vec<HeaderName> = cx.upstream.headers.keys().filter(claimed).cloned().collect();
         claims.iter().for_each(|name| drop(cx.upstream.remove_header(name)));
         // Only a trusted proxy knows how the client came; without one the client came to us in clear.
-        let scheme = cx.request.headers.get("x-forwarded-proto").filter(|_| self.trusted.trusts(cx.peer));
+        let scheme = cx.request.headers.get(&X_FORWARDED_PROTO).filter(|_| self.trusted.trusts(cx.peer));
         let scheme = match scheme.map(HeaderValue::as_bytes) {
             Some(b"https") => HeaderValue::from_static("https"),
             _ => HeaderValue::from_static("http"),
         };
         let address = cx.facts.client().unwrap_or(cx.peer);
-        let text = crate::contract::header_value(&address.to_string())?;
-        let set = |upstream: &mut pingora_http::RequestHeader, name: &'static str, value: HeaderValue| {
-            upstream.insert_header(HeaderName::from_static(name), value).map_err(crate::contract::failure)
-        };
-        set(cx.upstream, "x-forwarded-for", text.clone())?;
-        set(cx.upstream, "x-real-ip", text)?;
-        set(cx.upstream, "x-forwarded-proto", scheme)?;
+        let mut text = Vec::with_capacity(16);
+        write_address(address, &mut text);
+        let text = HeaderValue::try_from(text).map_err(failure)?;
+        let mut set = |name, value| cx.upstream.insert_header(name, value).map_err(failure);
+        set(X_FORWARDED_FOR, text.clone())?;
+        set(X_REAL_IP, text)?;
+        set(X_FORWARDED_PROTO, scheme)?;
         if let Some(host) = cx.request.headers.get(header::HOST) {
-            set(cx.upstream, "x-forwarded-host", host.clone())?;
+            set(X_FORWARDED_HOST, host.clone())?;
         }
         Ok(())
     }

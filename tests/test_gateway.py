@@ -1,6 +1,7 @@
 """The chain from outside: address, key, bearer, limits, headers, errors, logs."""
 
 import concurrent.futures
+import contextlib
 import json
 import sqlite3
 
@@ -148,7 +149,9 @@ def test_no_key_is_found_in_anything_written(start, echo_upstream):
         for source in ("127.0.0.1", "127.0.0.2"):
             for headers in ([raw.key(key)], [("x-api-key", key)], [raw.key(key), ("x-api-key", key + "x")], [("Authorization", f"Bearer  {key} {key}")]):
                 raw.request(keylatch.port, f"/v1/x?key={key}", headers=headers, source=source)
-        raw.request(keylatch.port, f"/v1/x?api_key={key}", headers=[raw.key(key), ("Content-Length", "x")])
+        # A refusal of the framing ends the connection: the answer may be lost to a reset.
+        with contextlib.suppress(ConnectionError):
+            raw.request(keylatch.port, f"/v1/x?api_key={key}", headers=[raw.key(key), ("Content-Length", "x")])
         with raw.connect(keylatch.port) as broken:
             broken.sendall(f"GET /v1/ HTTP/1.1\r\nAuthorization: Bearer {key}\r\nBad Header: {key}\r\n\r\n".encode())
             broken.recv(1000)

@@ -15,15 +15,22 @@ pub const KEY_BYTES_MAX: usize = 8192;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(pub [u8; 32]);
 
-impl fmt::Display for KeyId {
-    /// The first 12 hex digits.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl KeyId {
+    /// The first 12 hex digits, in lower case: what people see of it.
+    pub fn short(&self) -> [u8; 12] {
         let nibbles = self.0.iter().take(6).flat_map(|byte| [byte >> 4, byte & 0xf]);
         let mut text = [0; 12];
         for (digit, nibble) in text.iter_mut().zip(nibbles) {
             *digit = b"0123456789abcdef"[usize::from(nibble)];
         }
-        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+        text
+    }
+}
+
+impl fmt::Display for KeyId {
+    /// The first 12 hex digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.short()).unwrap_or_default())
     }
 }
 

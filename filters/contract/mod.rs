@@ -24,5 +24,5 @@ pub use kind::{Kind, manual_of};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Rule, StoreError};
 pub use reply::{Dialect, Problem, Reply};
 pub use site::{Keep, Meter, Ports, Resolve, Site};
-pub use trust::{TrustConfig, TrustedProxies, canonical, parse_address};
+pub use trust::{TrustConfig, TrustedProxies, canonical, parse_address, write_address};
 pub use values::{ByteSize, HumanDuration, Rate, SecretRef};

@@ -161,6 +161,23 @@ pub fn parse_address(text: &str) -> Option<IpAddr> {
     v6(text).map(|a| canonical(IpAddr::V6(a)))
 }
 
+/// Writes an address as [`parse_address`] reads it, several times faster than through a formatter: each
+/// request writes a few.
+pub fn write_address(address: IpAddr, out: &mut Vec<u8>) {
+    match address {
+        IpAddr::V4(v4) => {
+            let mut digits = itoa::Buffer::new();
+            for (index, octet) in v4.octets().into_iter().enumerate() {
+                if index > 0 {
+                    out.push(b'.');
+                }
+                out.extend_from_slice(digits.format(octet).as_bytes());
+            }
+        }
+        IpAddr::V6(v6) => out.extend_from_slice(v6.to_string().as_bytes()),
+    }
+}
+
 /// A zone id means something on the machine that wrote it only: it is dropped.
 fn v6(text: &str) -> Option<Ipv6Addr> {
     match text.split_once('%') {

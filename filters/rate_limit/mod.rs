@@ -33,7 +33,6 @@ use serde::Deserialize;
 
 use crate::contract::{
     Filter, Flow, Hooks, Identity, Invalid, Key, KeyHasher, KeyReader, Problem, Rate, Reply, RequestCx, ResponseCx, Result, Site, failure,
-    header_value,
 };
 use gcra::{Outcome, Quota, Table};
 
@@ -166,8 +165,11 @@ impl Filter for RateLimit {
 
     fn response(&self, cx: &mut ResponseCx<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> {
         for (policy, outcome) in self.policies.iter().zip(outcomes) {
-            let full_in_s = ceil_s(outcome.full_in);
-            let state = header_value(&format!("\"{}\";r={};t={full_in_s}", policy.name, outcome.remaining))?;
+            let mut state = String::with_capacity(policy.name.len() + 32);
+            let mut digits = itoa::Buffer::new();
+            state.extend(["\"", &policy.name, "\";r=", digits.format(outcome.remaining)]);
+            state.extend([";t=", digits.format(ceil_s(outcome.full_in))]);
+            let state = HeaderValue::try_from(state).map_err(failure)?;
             cx.response.append_header(POLICY, policy.field.clone()).map_err(failure)?;
             cx.response.append_header(LIMIT, state).map_err(failure)?;
         }

@@ -19,6 +19,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::conn::{ConnStream, Framing};
 use super::errors::{self, Answer, BODY_ERROR, FILTER_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
+use super::fields;
 use super::gate::{self, HeadLimits};
 use super::reply::{self, Rest, announced};
 use super::timed_session::{self, Terms};
@@ -113,6 +114,7 @@ impl Edge {
             // Somebody may believe that what follows is another protocol's; nothing will.
             session.set_keepalive(None);
         }
+        fields::lower_request(session.req_header_mut());
         if let Some(conn) = &exchange.conn {
             conn.head_complete(framing(session));
         }
@@ -169,7 +171,7 @@ fn framing(session: &Session) -> Framing {
 
 /// What goes out if the upstream takes too long to its header.
 fn early_header(session: &Session, exchange: &mut Exchange) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(200, Some(8))?;
+    let mut head = ResponseHeader::build_no_case(200, Some(8))?;
     head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"))?;
     reply::response_hooks(session, exchange, &mut head, true)?;
     if session.req_header().version == http::Version::HTTP_11 {
@@ -310,6 +312,7 @@ impl ProxyHttp for Edge {
             return Ok(());
         }
         let stream = is_event_stream(&response.headers);
+        fields::lower_response(response);
         reply::response_hooks(session, exchange, response, true)?;
         let plan = exchange.facts.get::<StreamPlan>().filter(|_| stream).cloned();
         match (plan, &exchange.home) {

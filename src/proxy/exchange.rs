@@ -123,15 +123,14 @@ impl Exchange {
         let client = self.facts.get::<ClientAddress>();
         let ids = self.facts.get::<RequestIds>();
         let shadow = self.progress.decisions.iter().filter(|decision| decision.shadow);
-        let milliseconds = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
         shared.access.write(&Line {
-            time: humantime::format_rfc3339_millis(self.now.wall).to_string(),
+            time: self.now.wall,
             request_id: ids.map(|ids| ids.request_id.as_str()),
             trace_id: ids.and_then(|ids| ids.trace_id.as_deref()),
             client: client.map_or(self.peer, |client| client.address),
             client_source: client.map_or("peer", |client| client.source),
             peer: self.peer,
-            key: self.facts.get::<Key>().map(|key| key.id.to_string()),
+            key: self.facts.get::<Key>().map(|key| key.id),
             subject: self.facts.get::<Identity>().and_then(|identity| identity.subject.as_deref()),
             route: self.route().map(|route| &*route.name),
             method: request.method.as_str(),
@@ -145,12 +144,12 @@ impl Exchange {
             answered_by: self.answered.map(|(by, _)| by),
             reason: self.answered.map(|(_, reason)| reason),
             detail: self.detail.as_deref(),
-            shadow: shadow.map(|decision| format!("{}:{}", decision.filter, decision.reason)).collect(),
+            shadow: shadow.map(|decision| (decision.filter, decision.reason)).collect(),
             upstream: self.server,
             bytes_in: self.bytes_in,
             bytes_out: session.body_bytes_sent() as u64,
-            first_byte_ms: self.first_byte.map(milliseconds),
-            duration_ms: milliseconds(duration),
+            first_byte_ms: self.first_byte,
+            duration_ms: duration,
             error: self.error.as_deref(),
         });
     }

@@ -25,6 +25,13 @@ pub const FIELDS_PARSED_MAX: usize = 250;
 impl Head {
     /// How many of these bytes belong to the header.
     pub fn end_in(&mut self, fresh: &[u8]) -> usize {
+        // Most headers arrive whole.
+        if self.ending == 0
+            && let Some(start) = memchr::memmem::find(fresh, END_OF_HEAD)
+        {
+            self.ending = END_OF_HEAD.len();
+            return start + END_OF_HEAD.len();
+        }
         for (index, byte) in fresh.iter().enumerate() {
             let next = END_OF_HEAD.get(self.ending);
             self.ending = match byte {

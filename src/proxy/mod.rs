@@ -7,6 +7,7 @@ mod door;
 mod edge;
 mod errors;
 mod exchange;
+mod fields;
 pub mod gate;
 mod head;
 pub mod path;

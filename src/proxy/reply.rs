@@ -28,7 +28,7 @@ pub enum Rest {
 /// Writes the answer, through the response hooks of the filters the request has passed.
 pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answer, rest: Rest) -> Result<()> {
     let body = answer.body(exchange.dialect, exchange.request_id());
-    let mut head = ResponseHeader::build(answer.status, Some(8))?;
+    let mut head = ResponseHeader::build_no_case(answer.status, Some(8))?;
     for (name, value) in &answer.headers {
         head.append_header(name.clone(), value.clone())?;
     }

@@ -4,43 +4,39 @@
 //! which are counted, and never costs a request its time.
 
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use keylatch_filters::contract::{KeyId, write_address};
 use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
-use serde::Serialize;
 
 /// Lines that wait to be written, in bytes.
 const WAITING_BYTES_MAX: usize = 8 << 20;
 
 /// Lines that come within this are written together: a wake-up costs more than a line.
-const TOGETHER: std::time::Duration = std::time::Duration::from_millis(25);
+const TOGETHER: Duration = Duration::from_millis(25);
 
 /// One line. Never a key, a token or a query string.
-#[derive(Serialize)]
 pub struct Line<'a> {
-    /// RFC 3339, UTC, milliseconds.
-    pub time: String,
+    /// When its header was complete; RFC 3339, UTC, milliseconds.
+    pub time: SystemTime,
     /// Where `request_id` runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<&'a str>,
     /// Of a valid `traceparent`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<&'a str>,
     /// The client's address.
-    pub client: std::net::IpAddr,
+    pub client: IpAddr,
     /// By which rule it is that.
     pub client_source: &'a str,
     /// The other end of the connection.
-    pub peer: std::net::IpAddr,
+    pub peer: IpAddr,
     /// The first 12 digits of the key id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
+    pub key: Option<KeyId>,
     /// The checked bearer's name or `sub`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<&'a str>,
     /// The route's name.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<&'a str>,
     /// The request's method.
     pub method: &'a str,
@@ -51,32 +47,137 @@ pub struct Line<'a> {
     /// What the client got; 0 if it left before.
     pub status: u16,
     /// The filter that answered, or `gate`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub answered_by: Option<&'static str>,
     /// Why.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
     /// What only the log may say of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<&'a str>,
     /// What filters in shadow mode would have done: `filter:reason`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub shadow: Vec<String>,
+    pub shadow: Vec<(&'static str, &'static str)>,
     /// The server that answered.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<std::net::SocketAddr>,
+    pub upstream: Option<SocketAddr>,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
     pub bytes_out: u64,
     /// To the upstream's first byte of data.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub first_byte_ms: Option<f64>,
+    pub first_byte_ms: Option<Duration>,
     /// To the end.
-    pub duration_ms: f64,
+    pub duration_ms: Duration,
     /// What went wrong after the request was admitted.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,
+}
+
+impl Line<'_> {
+    /// The line as JSON. Written by hand: every request pays for it.
+    fn write(&self, out: &mut Vec<u8>) {
+        let mut object = Object { out, first: true };
+        object.ascii("time", humantime::format_rfc3339_millis(self.time).to_string().as_bytes());
+        object.text("request_id", self.request_id);
+        object.text("trace_id", self.trace_id);
+        object.address("client", self.client, None);
+        object.text("client_source", Some(self.client_source));
+        object.address("peer", self.peer, None);
+        self.key.iter().for_each(|key| object.ascii("key", &key.short()));
+        object.text("subject", self.subject);
+        object.text("route", self.route);
+        object.text("method", Some(self.method));
+        object.text("path", Some(self.path));
+        object.text("http", Some(self.http));
+        object.number("status", u64::from(self.status));
+        object.text("answered_by", self.answered_by);
+        object.text("reason", self.reason);
+        object.text("detail", self.detail);
+        object.pairs("shadow", &self.shadow);
+        self.upstream.iter().for_each(|server| object.address("upstream", server.ip(), Some(server.port())));
+        object.number("bytes_in", self.bytes_in);
+        object.number("bytes_out", self.bytes_out);
+        self.first_byte_ms.iter().for_each(|duration| object.milliseconds("first_byte_ms", *duration));
+        object.milliseconds("duration_ms", self.duration_ms);
+        object.text("error", self.error);
+        out.extend_from_slice(b"}\n");
+    }
+}
+
+/// A JSON object that is being written. Its keys are ours and need no escapes.
+struct Object<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
+}
+
+impl Object<'_> {
+    fn key(&mut self, key: &'static str) {
+        self.out.extend_from_slice(if self.first { b"{\"" } else { b",\"" });
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+        self.first = false;
+    }
+
+    /// Text from anywhere; nothing if there is none.
+    fn text(&mut self, key: &'static str, text: Option<&str>) {
+        let Some(text) = text else { return };
+        self.key(key);
+        if text.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
+            self.out.push(b'"');
+            self.out.extend_from_slice(text.as_bytes());
+            self.out.push(b'"');
+        } else {
+            // Writing into memory cannot fail.
+            let _ = serde_json::to_writer(&mut *self.out, text);
+        }
+    }
+
+    /// What has no character that needs an escape.
+    fn ascii(&mut self, key: &'static str, text: &[u8]) {
+        self.key(key);
+        self.out.push(b'"');
+        self.out.extend_from_slice(text);
+        self.out.push(b'"');
+    }
+
+    fn address(&mut self, key: &'static str, address: IpAddr, port: Option<u16>) {
+        self.key(key);
+        let brackets = port.is_some() && address.is_ipv6();
+        self.out.extend_from_slice(if brackets { b"\"[" } else { b"\"" });
+        write_address(address, self.out);
+        if brackets {
+            self.out.push(b']');
+        }
+        if let Some(port) = port {
+            self.out.push(b':');
+            self.out.extend_from_slice(itoa::Buffer::new().format(port).as_bytes());
+        }
+        self.out.push(b'"');
+    }
+
+    fn number(&mut self, key: &'static str, value: u64) {
+        self.key(key);
+        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+
+    /// With microseconds behind the point.
+    fn milliseconds(&mut self, key: &'static str, value: Duration) {
+        self.key(key);
+        let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
+        let mut digits = itoa::Buffer::new();
+        self.out.extend_from_slice(digits.format(micros / 1000).as_bytes());
+        // 1xyz without its 1: three digits, however small the number.
+        let thousandths = digits.format(1000 + micros % 1000).as_bytes();
+        self.out.push(b'.');
+        self.out.extend_from_slice(thousandths.get(1..).unwrap_or_default());
+    }
+
+    /// `["filter:reason", …]`; nothing if there are none.
+    fn pairs(&mut self, key: &'static str, pairs: &[(&'static str, &'static str)]) {
+        if pairs.is_empty() {
+            return;
+        }
+        self.key(key);
+        for (index, (filter, reason)) in pairs.iter().enumerate() {
+            let _ = write!(self.out, "{}\"{filter}:{reason}\"", if index == 0 { '[' } else { ',' });
+        }
+        self.out.push(b']');
+    }
 }
 
 struct Shared {
@@ -141,9 +242,7 @@ impl AccessLog {
             return;
         }
         let was_empty = waiting.bytes.is_empty();
-        // Writing into memory cannot fail, and the type has only strings for keys.
-        let _ = serde_json::to_writer(&mut waiting.bytes, line);
-        waiting.bytes.push(b'\n');
+        line.write(&mut waiting.bytes);
         drop(waiting);
         if was_empty {
             self.0.wake.notify_one();
@@ -162,7 +261,67 @@ impl AccessLog {
                 }
             }
             #[expect(clippy::disallowed_methods, reason = "called once, at the end of the process")]
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(change: impl FnOnce(&mut Line<'_>)) -> serde_json::Value {
+        let mut line = Line {
+            time: SystemTime::UNIX_EPOCH,
+            request_id: None,
+            trace_id: None,
+            client: IpAddr::from([127, 0, 0, 1]),
+            client_source: "peer",
+            peer: IpAddr::from([0; 16]),
+            key: None,
+            subject: None,
+            route: None,
+            method: "GET",
+            path: "/",
+            http: "1.1",
+            status: 200,
+            answered_by: None,
+            reason: None,
+            detail: None,
+            shadow: Vec::new(),
+            upstream: None,
+            bytes_in: 0,
+            bytes_out: u64::MAX,
+            first_byte_ms: None,
+            duration_ms: Duration::from_micros(5),
+            error: None,
+        };
+        change(&mut line);
+        let mut out = Vec::new();
+        line.write(&mut out);
+        assert_eq!(out.pop(), Some(b'\n'));
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn every_line_is_json() {
+        let least = json(|_| ());
+        assert_eq!(
+            least.to_string(),
+            r#"{"time":"1970-01-01T00:00:00.000Z","client":"127.0.0.1","client_source":"peer","peer":"::","method":"GET","path":"/","http":"1.1","status":200,"bytes_in":0,"bytes_out":18446744073709551615,"duration_ms":0.005}"#
+        );
+        let full = json(|line| {
+            line.key = Some(KeyId([0xab; 32]));
+            line.subject = Some("a\"b\\c\nd\u{7}é");
+            line.shadow = vec![("rate_limit", "limit"), ("bearer", "missing")];
+            line.upstream = Some(([127, 0, 0, 1], 80).into());
+            line.first_byte_ms = Some(Duration::from_micros(1_234_050));
+        });
+        assert_eq!(full["key"], "abababababab");
+        assert_eq!(full["subject"], "a\"b\\c\nd\u{7}é");
+        assert_eq!(full["shadow"], serde_json::json!(["rate_limit:limit", "bearer:missing"]));
+        assert_eq!(full["upstream"], "127.0.0.1:80");
+        assert_eq!(json(|line| line.upstream = Some((std::net::Ipv6Addr::LOCALHOST, 80).into()))["upstream"], "[::1]:80");
+        assert_eq!(full["first_byte_ms"], 1234.05);
     }
 }

@@ -1,0 +1,67 @@
+//! Field names without their senders' spelling.
+//!
+//! Names are the same in any case (RFC 9110, section 5.1), and in lower case on HTTP/2. To keep each sender's
+//! spelling Pingora carries a second map of all fields, copied and changed along with the first; of what this
+//! proxy adds to a request that was the largest part. So names go on in lower case, as through Envoy.
+
+use http::{Method, request, response};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+/// Room for the fields that filters usually add, made at once.
+const ADDED_FIELDS: usize = 8;
+
+/// Forgets the spelling of a request's fields. Its target must be in origin form.
+pub fn lower_request(head: &mut RequestHeader) {
+    if !head.has_case() {
+        return;
+    }
+    // Nothing about the placeholder can be wrong; if it were, the spelling would stay.
+    let Ok(place) = RequestHeader::build_no_case(Method::GET, b"/", Some(0)) else { return };
+    let mut parts = request::Parts::from(std::mem::replace(head, place));
+    parts.headers.reserve(ADDED_FIELDS);
+    *head = parts.into();
+}
+
+/// Forgets the spelling of a response's fields. A reason phrase of its own stays.
+pub fn lower_response(head: &mut ResponseHeader) {
+    if !head.has_case() {
+        return;
+    }
+    let Ok(place) = ResponseHeader::build_no_case(head.status, Some(0)) else { return };
+    let own = std::mem::replace(head, place);
+    let reason = own.get_reason_phrase().filter(|reason| own.status.canonical_reason() != Some(reason)).map(str::to_owned);
+    let mut parts = response::Parts::from(own);
+    parts.headers.reserve(ADDED_FIELDS);
+    *head = parts.into();
+    if reason.is_some() {
+        // It came from a parser of reason phrases.
+        let _ = head.set_reason_phrase(reason.as_deref());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_spelling_goes() {
+        let mut request = RequestHeader::build("POST", b"/v1/a?b=c%20d", None).unwrap();
+        request.append_header("X-Two", "1").unwrap();
+        request.append_header("x-TWO", "2").unwrap();
+        lower_request(&mut request);
+        let mut wire = Vec::new();
+        request.header_to_h1_wire(&mut wire);
+        assert_eq!(String::from_utf8(wire).unwrap(), "x-two: 1\r\nx-two: 2\r\n");
+        assert_eq!((request.method.as_str(), request.raw_path()), ("POST", &b"/v1/a?b=c%20d"[..]));
+
+        for (reason, kept) in [("Slow Down", "Slow Down"), ("OK", "OK")] {
+            let mut response = ResponseHeader::build(200, None).unwrap();
+            response.set_reason_phrase(Some(reason)).unwrap();
+            response.append_header("Set-Cookie", "a").unwrap();
+            response.append_header("Set-Cookie", "b").unwrap();
+            lower_response(&mut response);
+            assert_eq!(response.get_reason_phrase(), Some(kept));
+            assert_eq!(response.headers.get_all("set-cookie").iter().count(), 2);
+        }
+    }
+}
