@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{self, Known};
-use crate::config::{Compiler, Files, Settings, parse_file};
+use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
@@ -30,7 +30,7 @@ struct House {
 }
 
 pub fn run(path: &Path) -> Result<(), String> {
-    let settings = parse_file(path).map_err(|report| report.to_string())?.settings;
+    let settings = parse_file(path).and_then(Parsed::settings).map_err(|report| report.to_string())?;
     logs::begin(&settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("house").enable_all().build();
     let runtime = runtime.map_err(|e| format!("no threads to be had: {e}"))?;

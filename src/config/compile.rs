@@ -66,10 +66,11 @@ impl Compiler {
     }
 
     /// Compiles a file. Nothing is started; all that is wrong is in the report.
-    pub fn compile(&self, parsed: Parsed) -> Result<Snapshot, Report> {
-        let mut report = Report::new(&parsed.path);
+    pub fn compile(&self, mut parsed: Parsed) -> Result<Snapshot, Report> {
+        let mut report = std::mem::replace(&mut parsed.mistakes, Report::new(&parsed.path));
         let files = Files::beside(&parsed.path);
-        let mut work = Work { compiler: self, parsed: &parsed, files: &files, report: &mut report, trusted: Arc::default() };
+        let partial = !report.is_empty();
+        let mut work = Work { compiler: self, parsed: &parsed, partial, files: &files, report: &mut report, trusted: Arc::default() };
         let snapshot = work.snapshot();
         match snapshot {
             Some((trusted, upstreams, routes, unrouted)) if report.is_empty() => {
@@ -83,6 +84,8 @@ impl Compiler {
 struct Work<'a> {
     compiler: &'a Compiler,
     parsed: &'a Parsed,
+    /// Something could not be read; defaults stand in its place.
+    partial: bool,
     files: &'a Files,
     report: &'a mut Report,
     trusted: Arc<TrustedProxies>,
@@ -134,7 +137,8 @@ impl Work<'_> {
         let addresses: Vec<_> = self.parsed.settings.listeners.iter().map(|listener| listener.address).collect();
         for (index, address) in addresses.iter().enumerate() {
             let earlier = addresses.iter().take(index).any(|other| other == address);
-            if earlier || *address == self.parsed.settings.admin.address {
+            let admins = !self.partial && *address == self.parsed.settings.admin.address;
+            if earlier || admins {
                 wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
             }
         }
@@ -204,7 +208,9 @@ impl Work<'_> {
         let matcher = Matcher::compile(&config.matches).map_err(|invalid| self.wrong(&place(invalid.at("match")))).ok();
         let own = self.filters(&config.filters, &|invalid, at| place(invalid.index(at).at("filters")), &format!("routes.{}.", config.name));
         let found = settings.upstreams.iter().position(|upstream| upstream.name == config.upstream);
-        if found.is_none() {
+        // Where upstreams or this route could not be read, that has been told.
+        let unread = self.partial && (settings.upstreams.is_empty() || config.upstream.is_empty());
+        if found.is_none() && !unread {
             let names = settings.upstreams.iter().map(|upstream| upstream.name.as_str());
             let advice = match nearest(&config.upstream, names.clone()) {
                 Some(near) => format!("did you mean `{near}`?"),

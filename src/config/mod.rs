@@ -28,16 +28,28 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// The largest file a configuration refers to, in bytes.
 const REFERRED_BYTES_MAX: u64 = 1 << 20;
 
-/// A file that was read and understood, not compiled yet.
+/// A file that was read, not compiled yet.
 pub struct Parsed {
-    /// What it says.
-    pub settings: Settings,
+    /// What it says, as far as it could be understood.
+    settings: Settings,
+    /// What could not. Compiling adds what is wrong with the rest, so that all is told at once.
+    mistakes: Report,
     /// Where it says it.
     tree: yaml::Node,
     path: PathBuf,
 }
 
-/// Reads a file. All that is wrong with its form is in the report.
+impl Parsed {
+    /// What the file says, if it is right as a whole as far as that can be known without a running process.
+    pub fn settings(self) -> Result<Settings, Report> {
+        if self.mistakes.is_empty() {
+            return Ok(self.settings);
+        }
+        Compiler::new(check_ports()).compile(self).map(|snapshot| snapshot.settings)
+    }
+}
+
+/// Reads a file. An error: it cannot be read, is not YAML, or names variables that are not set.
 pub fn parse_file(path: &Path) -> Result<Parsed, Report> {
     let text = read(path, FILE_BYTES_MAX).map_err(|message| Report::whole(path, message))?;
     parse(path, &text, &|name| std::env::var(name).ok())
@@ -48,9 +60,10 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
     let mut report = Report::new(path);
     let Some(mut tree) = yaml::parse(text, &mut report) else { return Err(report) };
     interpolate::apply(&mut tree, env, &mut report);
-    let settings = sections::decode(&tree, &mut report);
-    match settings {
-        Some(settings) if report.is_empty() => Ok(Parsed { settings, tree, path: path.to_owned() }),
+    let all_known = report.is_empty();
+    match sections::decode(&tree, &mut report) {
+        // What stands for a value that is not known cannot be judged.
+        Some(settings) if all_known => Ok(Parsed { settings, mistakes: report, tree, path: path.to_owned() }),
         _ => Err(report),
     }
 }

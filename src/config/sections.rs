@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json};
 
 use super::Report;
-use super::model::{FilterItem, RouteSettings, Settings};
+use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
@@ -16,7 +16,8 @@ const SECTIONS: [&str; 11] =
 /// No honest piece has more mistakes than this; it only ends the search.
 const MISTAKES_MAX: usize = 16;
 
-/// Decodes all sections. `None`, or a report that is not empty: something is wrong.
+/// Decodes all sections. What is wrong is told, and left out of what is returned as far as that goes, so
+/// that the rest can be looked at too: then the report is not empty. `None`: there is no rest.
 pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     if !matches!(tree.value, Value::Map(_)) {
         report.add(tree.position, Vec::new(), "a configuration is a map of sections, beginning with `listeners:`");
@@ -40,17 +41,17 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let filters = tree.get("filters").map_or_else(|| Some(Vec::new()), |node| reader.filters(node, &path(&["filters"])));
     let routes = reader.routes();
     Some(Settings {
-        listeners: listeners?,
-        admin: admin?,
-        trusted_proxies: trusted_proxies?,
-        storage: storage?,
-        secrets: secrets?,
-        log: log?,
-        shutdown: shutdown?,
-        workers: workers?,
-        upstreams: upstreams?,
-        filters: filters?,
-        routes: routes?,
+        listeners: listeners.unwrap_or_default(),
+        admin: admin.unwrap_or_default(),
+        trusted_proxies: trusted_proxies.unwrap_or_default(),
+        storage: storage.unwrap_or_default(),
+        secrets: secrets.unwrap_or_default(),
+        log: log.unwrap_or_default(),
+        shutdown: shutdown.unwrap_or_default(),
+        workers: workers.unwrap_or_default(),
+        upstreams: upstreams.unwrap_or_default(),
+        filters: filters.unwrap_or_default(),
+        routes: routes.unwrap_or_default(),
     })
 }
 
@@ -115,7 +116,6 @@ impl Reader<'_> {
         let at = path(&["routes"]);
         let items = self.items("routes", self.tree.get("routes"), &at)?;
         let mut routes = Vec::new();
-        let mut all_well = true;
         for (index, node) in items.iter().enumerate() {
             let at = below(&at, format!("[{index}]"));
             let mut json = node.to_json();
@@ -124,12 +124,17 @@ impl Reader<'_> {
                 map.shift_remove("filters");
             }
             let filters = node.get("filters").map_or_else(|| Some(Vec::new()), |list| self.filters(list, &below(&at, "filters")));
-            match (self.piece::<RouteSettings>(node, json, &at), filters) {
-                (Some(route), Some(filters)) => routes.push(RouteSettings { filters, ..route }),
-                _ => all_well = false,
-            }
+            // One that is wrong keeps its place, so that its filters are looked at and those behind it stay what they are.
+            let route = self.piece::<RouteSettings>(node, json, &at).unwrap_or_else(|| RouteSettings {
+                name: format!("routes[{index}]"),
+                matches: Match::default(),
+                upstream: String::new(),
+                filters: Vec::new(),
+                allow_encoded_slash: false,
+            });
+            routes.push(RouteSettings { filters: filters.unwrap_or_default(), ..route });
         }
-        all_well.then_some(routes)
+        Some(routes)
     }
 
     fn filters(&mut self, node: &Node, at: &[String]) -> Option<Vec<FilterItem>> {
