@@ -9,9 +9,18 @@
 //!   from: [authorization, x-api-key]
 //!   ipv4_prefix: 32
 //!   ipv6_prefix: 64
+//!   enrol: first_use
+//!   confirm: upstream
+//!   new_keys_per_client: 60/h
 //!   on_missing: refuse
 //!   on_store_failure: closed
 //! ```
+//!
+//! `enrol` says what becomes of a key that nobody has bound: `first_use` binds it, `known_only` refuses it, and
+//! `{window: {until: 2026-12-01T00:00:00Z}}` binds it until then. With `confirm: upstream` a first use holds at once,
+//! and goes again if the upstream answers with 401 or 403, or if it answers with neither a success nor 429 within
+//! `retention.unconfirmed`: keys that somebody made up do not fill the store. Say `immediate` where the upstream never
+//! sees the client's key, and check it before this filter. `new_keys_per_client` bounds the first uses from one address.
 //!
 //! A field that could carry a key and is not listed under `from` does not reach the upstream.
 //! Two different keys in one request are refused with 400: one could be judged and the other served.
@@ -23,17 +32,20 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prometheus::IntCounter;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Problem, Reply,
-    RequestCx, Result, Site, StoreError, UpstreamCx,
+    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Problem, Rate,
+    Reply, RequestCx, ResponseCx, Result, Site, StoreError, Timestamp, UpstreamCx,
 };
+use crate::rate_limit::gcra::{Quota, Table};
+use crate::rate_limit::{ceil_s, client_network};
 
 const USER_AGENT_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 512;
@@ -58,6 +70,31 @@ pub enum OnStoreFailure {
     Open,
 }
 
+/// What becomes of a key that nobody has bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Enrol {
+    /// Its first use binds it.
+    FirstUse,
+    /// It is refused: bindings are made by operators.
+    KnownOnly,
+    /// Its first use binds it until a date; after that it is refused.
+    Window {
+        /// The date, as RFC 3339 writes it.
+        until: Timestamp,
+    },
+}
+
+/// When a first use holds for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Confirm {
+    /// Once the upstream has accepted the key.
+    Upstream,
+    /// At once.
+    Immediate,
+}
+
 /// `key_binding`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -68,6 +105,12 @@ pub struct Config {
     pub ipv4_prefix: u8,
     /// How much of an IPv6 address is bound, in bits, 16 to 128. Default: 64, what one household has.
     pub ipv6_prefix: u8,
+    /// A key that nobody has bound. Default: `first_use`.
+    pub enrol: Enrol,
+    /// When a first use holds for good. Default: `upstream`.
+    pub confirm: Confirm,
+    /// First uses from one client address (IPv6: /64), shared by all routes. Default: `60/h`.
+    pub new_keys_per_client: Rate,
     /// A request without a key. Default: `refuse`.
     pub on_missing: OnMissing,
     /// The store does not answer. Default: `closed`.
@@ -80,6 +123,9 @@ impl Default for Config {
             from: KeySource::ALL.to_vec(),
             ipv4_prefix: 32,
             ipv6_prefix: 64,
+            enrol: Enrol::FirstUse,
+            confirm: Confirm::Upstream,
+            new_keys_per_client: Rate { count: 60, period: Duration::from_secs(3600) },
             on_missing: OnMissing::Refuse,
             on_store_failure: OnStoreFailure::Closed,
         }
@@ -94,15 +140,34 @@ pub struct KeyBinding {
     unread: Vec<HeaderName>,
     hasher: KeyHasher,
     bindings: Arc<dyn Bindings>,
+    /// First uses by client.
+    new_keys: Arc<Table>,
+    new_keys_quota: Quota,
     store_failures: IntCounter,
+}
+
+/// How many clients are remembered for their first uses.
+const NEW_KEYS_CLIENTS_MAX: usize = 100_000;
+
+/// What came of looking at a key.
+enum Verdict {
+    /// May pass.
+    Admitted(Arc<Binding>),
+    /// Bound elsewhere, or banned.
+    Refused(Arc<Binding>),
+    /// Nobody has bound it, and nobody may.
+    Unknown,
+    /// This client has brought too many new ones; until it may bring one more.
+    TooMany(Duration),
 }
 
 impl Filter for KeyBinding {
     const NAME: &'static str = "key_binding";
-    const HOOKS: Hooks = Hooks { request: true, upstream_request: true, ..Hooks::NONE };
+    const HOOKS: Hooks = Hooks { request: true, upstream_request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("key_binding.rs");
     type Config = Config;
-    type State = ();
+    /// The binding, while the upstream has not accepted its key yet.
+    type State = Option<Arc<Binding>>;
 
     fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.from.is_empty() {
@@ -119,6 +184,9 @@ impl Filter for KeyBinding {
             unread: KeySource::ALL.iter().filter(|source| !config.from.contains(source)).map(|source| source.header()).collect(),
             hasher: site.ports.hasher.clone(),
             bindings: Arc::clone(&site.ports.bindings),
+            // One for all places: several chains are no way to more.
+            new_keys: site.keep("key_binding.new_keys", || Table::new(NEW_KEYS_CLIENTS_MAX)),
+            new_keys_quota: Quota::new(config.new_keys_per_client.interval(), config.new_keys_per_client.count),
             store_failures: site.counter(
                 "binding_store_failures_total",
                 "Requests whose binding could not be looked up, by what was done.",
@@ -128,7 +196,7 @@ impl Filter for KeyBinding {
         })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, unconfirmed: &mut Option<Arc<Binding>>) -> Result<Flow> {
         let key = match self.reader.read(cx.headers()) {
             Ok(Some(key)) => self.hasher.key(key),
             Ok(None) if self.config.on_missing == OnMissing::Allow => return Ok(Flow::Continue),
@@ -137,17 +205,36 @@ impl Filter for KeyBinding {
         };
         cx.facts.put(key.clone());
         match self.judge(cx, &key).await {
-            Ok(None) => {
+            Ok(Verdict::Admitted(binding)) => {
                 self.bindings.used(key.id, cx.now.wall);
+                *unconfirmed = Some(binding).filter(|binding| !binding.confirmed);
                 Ok(Flow::Continue)
             }
-            Ok(Some(binding)) => Ok(self.refuse(cx, key, &binding).into()),
+            Ok(Verdict::Refused(binding)) => Ok(self.refuse(cx, key, &binding).into()),
+            Ok(Verdict::Unknown) => Ok(not_here("unknown_key").into()),
+            Ok(Verdict::TooMany(wait)) => Ok(too_many(wait).into()),
             Err(error) => Ok(self.store_failed(&error)),
         }
     }
 
+    /// The upstream's word on a key that was new.
+    fn response(&self, cx: &mut ResponseCx<'_>, unconfirmed: &mut Option<Arc<Binding>>) -> Result<()> {
+        if cx.from_upstream
+            && let Some(binding) = unconfirmed.take()
+        {
+            match cx.response.status {
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.bindings.release(&binding),
+                // A quota is somebody's: the key is known.
+                status if status.is_success() || status == StatusCode::TOO_MANY_REQUESTS => self.bindings.confirm(&binding),
+                // Says nothing of the key; the next answer may.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// What was not judged here must not be found by the upstream.
-    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, (): &mut ()) -> Result<()> {
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _unconfirmed: &mut Option<Arc<Binding>>) -> Result<()> {
         for name in &self.unread {
             let clients = cx.request.headers.get(name).is_some_and(|value| cx.upstream.headers.get(name) == Some(value));
             if clients {
@@ -159,25 +246,35 @@ impl Filter for KeyBinding {
 }
 
 impl KeyBinding {
-    /// `None`: may pass. `Some`: refused by this binding.
-    async fn judge(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Option<Arc<Binding>>, StoreError> {
+    async fn judge(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Verdict, StoreError> {
         let client = cx.client();
-        let holds = match self.bindings.peek(&key.id) {
-            Some(known) if known.admits(client) => return Ok(None),
-            // What this process remembers may be old: nobody is refused on its word alone. But where nobody
-            // can be asked it counts: a key that is known to be bound or banned is not an unknown one.
-            Some(known) => self.bindings.recheck(key.id).await.unwrap_or(Some(known)),
-            None => None,
+        let verdict = |binding: Arc<Binding>| if binding.admits(client) { Verdict::Admitted(binding) } else { Verdict::Refused(binding) };
+        let known = self.bindings.peek(&key.id);
+        if let Some(known) = known.clone().filter(|known| known.admits(client)) {
+            return Ok(Verdict::Admitted(known));
+        }
+        // What this process remembers may be old: nobody is refused on its word alone. But where nobody
+        // can be asked it counts: a key that is known to be bound or banned is not an unknown one.
+        let holds = match (self.bindings.look_up(key.id).await, known) {
+            (Err(_), Some(known)) => Some(known),
+            (holds, _) => holds?,
         };
-        let holds = match holds {
-            Some(binding) => binding,
-            None => {
-                let network = self.network(client);
-                let first = FirstUse { id: key.id, hint: key.hint.clone(), network, at: cx.now.wall };
-                self.bindings.latch(first).await?
-            }
-        };
-        Ok((!holds.admits(client)).then_some(holds))
+        if let Some(holds) = holds {
+            return Ok(verdict(holds));
+        }
+        match self.config.enrol {
+            Enrol::KnownOnly => return Ok(Verdict::Unknown),
+            Enrol::Window { until } if cx.now.wall >= until.0 => return Ok(Verdict::Unknown),
+            Enrol::Window { .. } | Enrol::FirstUse => {}
+        }
+        let brought = self.new_keys.hit(self.new_keys.slot(&client_network(client)), self.new_keys_quota, cx.now.instant);
+        if !brought.allowed {
+            return Ok(Verdict::TooMany(brought.retry_in));
+        }
+        // In shadow mode no response is seen, so nothing could confirm it later.
+        let confirmed = self.config.confirm == Confirm::Immediate || cx.shadow;
+        let first = FirstUse { id: key.id, hint: key.hint.clone(), network: self.network(client), confirmed, at: cx.now.wall };
+        self.bindings.latch(first).await.map(verdict)
     }
 
     /// The network a first use binds to.
@@ -196,6 +293,7 @@ impl KeyBinding {
                 id: key.id,
                 hint: key.hint,
                 client: cx.client(),
+                networks: binding.networks.clone(),
                 method: cx.request.method.as_str().to_owned(),
                 path: cut(cx.request.uri.path(), PATH_BYTES_MAX),
                 user_agent: cut(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
@@ -206,7 +304,7 @@ impl KeyBinding {
         }
         // One answer for both: whoever holds a stolen key learns nothing from the difference.
         let reason = if binding.banned { "banned" } else { "other_network" };
-        Reply::new(Problem::Forbidden, "key_not_allowed_here", reason, "This API key cannot be used from your network.")
+        not_here(reason)
     }
 
     fn store_failed(&self, error: &StoreError) -> Flow {
@@ -224,6 +322,16 @@ impl KeyBinding {
             .into(),
         }
     }
+}
+
+fn not_here(reason: &'static str) -> Reply {
+    Reply::new(Problem::Forbidden, "key_not_allowed_here", reason, "This API key cannot be used from your network.")
+}
+
+fn too_many(wait: Duration) -> Reply {
+    let message = "Too many API keys were used for the first time from your address. Try again later.";
+    Reply::new(Problem::RateLimited, "too_many_new_keys", "new_keys", message)
+        .header(header::RETRY_AFTER, HeaderValue::from(ceil_s(wait).max(1)))
 }
 
 fn missing() -> Reply {

@@ -17,12 +17,14 @@ impl Bindings for NoBindings {
     fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
+    fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async { Err(StoreError("no store".into())) })
     }
-    fn recheck(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
-        Box::pin(async { Ok(None) })
-    }
+    fn confirm(&self, _: &Binding) {}
+    fn release(&self, _: &Binding) {}
     fn used(&self, _: KeyId, _: std::time::SystemTime) {}
     fn intercepted(&self, _: Intercept) {}
 }

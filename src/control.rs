@@ -17,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::reload::Reloader;
+use crate::store::{News, Store};
 
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 const QUESTION_BYTES_MAX: u64 = 256;
@@ -50,7 +51,7 @@ pub fn socket(config: &Path) -> Result<PathBuf, String> {
 }
 
 /// Listens on the socket, for as long as the process lives.
-pub fn listen(config: &Path, reloader: Arc<Reloader>) -> Result<Guard, String> {
+pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Result<Guard, String> {
     let path = socket(config)?;
     let folder = folder();
     let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the control socket {}: {what}: {e}", path.display());
@@ -72,10 +73,10 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>) -> Result<Guard, String> {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let reloader = Arc::clone(&reloader);
+                    let (reloader, store) = (Arc::clone(&reloader), Arc::clone(&store));
                     tokio::spawn(async move {
                         // Whoever asked may be gone; what he asked for is done all the same.
-                        let _ = tokio::time::timeout(ANSWER_TIME_MAX, answer(stream, &reloader)).await;
+                        let _ = tokio::time::timeout(ANSWER_TIME_MAX, answer(stream, &reloader, &store)).await;
                     });
                 }
                 Err(error) => {
@@ -98,7 +99,7 @@ impl Drop for Guard {
     }
 }
 
-async fn answer(stream: UnixStream, reloader: &Reloader) -> std::io::Result<()> {
+async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut question = String::new();
     let read = tokio::io::AsyncReadExt::take(read, QUESTION_BYTES_MAX);
@@ -108,6 +109,10 @@ async fn answer(stream: UnixStream, reloader: &Reloader) -> std::io::Result<()> 
             Ok(message) => Answer { ok: true, message },
             Err(message) => Answer { ok: false, message },
         },
+        "bindings changed" => {
+            store.hear(News::Lost);
+            Answer { ok: true, message: "bindings are read anew".into() }
+        }
         other => Answer { ok: false, message: format!("`{other}` is nothing that can be asked") },
     };
     let mut line = serde_json::to_vec(&answer)?;

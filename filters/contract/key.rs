@@ -16,6 +16,23 @@ pub const KEY_BYTES_MAX: usize = 8192;
 pub struct KeyId(pub [u8; 32]);
 
 impl KeyId {
+    /// From all 64 hex digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut id = [0; 32];
+        if text.len() != 64 || !text.is_ascii() {
+            return None;
+        }
+        for (index, byte) in id.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
+        }
+        Some(Self(id))
+    }
+
+    /// All 64 hex digits, in lower case.
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The first 12 hex digits, in lower case: what people see of it.
     pub fn short(&self) -> [u8; 12] {
         let nibbles = self.0.iter().take(6).flat_map(|byte| [byte >> 4, byte & 0xf]);

@@ -25,4 +25,4 @@ pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Rule, StoreEr
 pub use reply::{Dialect, Problem, Reply};
 pub use site::{Keep, Meter, Ports, Resolve, Site};
 pub use trust::{TrustConfig, TrustedProxies, canonical, parse_address, write_address};
-pub use values::{ByteSize, HumanDuration, Rate, SecretRef};
+pub use values::{ByteSize, HumanDuration, Rate, SecretRef, Timestamp};

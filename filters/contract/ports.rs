@@ -58,14 +58,22 @@ pub struct Binding {
     pub networks: Vec<IpNet>,
     /// A banned key is refused from everywhere.
     pub banned: bool,
-    /// Counts the changes of this row; an older version never replaces a newer one.
+    /// The upstream has accepted the key, or nobody was to ask it. A binding that was never confirmed goes again.
+    pub confirmed: bool,
+    /// Grows with every change, also from a row that was removed to one that takes its place: an older version
+    /// never replaces a newer one.
     pub version: i64,
 }
 
 impl Binding {
     /// Whether the key may be used from `address`.
     pub fn admits(&self, address: IpAddr) -> bool {
-        !self.banned && (self.rule == Rule::All || self.networks.iter().any(|network| network.contains(&address)))
+        !self.banned && self.covers(address)
+    }
+
+    /// Whether `address` is within it, banned or not.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        self.rule == Rule::All || self.networks.iter().any(|network| network.contains(&address))
     }
 }
 
@@ -78,6 +86,8 @@ pub struct FirstUse {
     pub hint: String,
     /// The network it gets bound to.
     pub network: IpNet,
+    /// The binding holds whatever the upstream says of the key.
+    pub confirmed: bool,
     /// When.
     pub at: SystemTime,
 }
@@ -91,6 +101,8 @@ pub struct Intercept {
     pub hint: String,
     /// Who tried.
     pub client: IpAddr,
+    /// What the key is bound to.
+    pub networks: Vec<IpNet>,
     /// The method of the request.
     pub method: String,
     /// Its path, without the query.
@@ -114,11 +126,17 @@ pub struct StoreError(pub String);
 pub trait Bindings: Send + Sync {
     /// What this process already knows, without waiting. `None` says nothing.
     fn peek(&self, id: &KeyId) -> Option<Arc<Binding>>;
+    /// What the authority says now, or said a moment ago. `None`: not bound. Where it cannot be asked, what
+    /// this process knew not too long ago is the answer.
+    fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// Binds the key to the network unless it is bound already; the answer is the binding that holds.
     /// Of any number of callers at once, in any number of processes, exactly one binds.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
-    /// What the authority says now, past every cache. `None`: not bound.
-    fn recheck(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
+    /// The upstream has accepted the key. Nobody waits for it; it is written later, in batches.
+    fn confirm(&self, binding: &Binding);
+    /// The upstream has refused the key: the binding goes, unless somebody confirmed or changed it meanwhile.
+    /// Nobody waits for it.
+    fn release(&self, binding: &Binding);
     /// Notes a use. Nobody waits for it; it is written later, in batches.
     fn used(&self, id: KeyId, at: SystemTime);
     /// Notes an intercept. Nobody waits for it; it is written later, in batches.

@@ -21,7 +21,7 @@
 //! Memory is bounded by `entries_max` (about 50 bytes each): past it, those who have used least of
 //! their limit are forgotten first.
 
-mod gcra;
+pub mod gcra;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -255,7 +255,8 @@ fn refusal(policy: &Policy, outcome: Outcome) -> Reply {
     .header(header::RETRY_AFTER, HeaderValue::from(retry_after_s))
 }
 
-fn ceil_s(duration: Duration) -> u64 {
+/// In whole seconds, rounded up: a header field has no fractions.
+pub fn ceil_s(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 

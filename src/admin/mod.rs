@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use crate::proxy::Shared;
-use crate::store::Embedded;
+use crate::store::Store;
 
 /// A store that takes longer counts as away.
 const STORE_TIME_MAX: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ pub struct Known {
     /// Snapshot and metrics.
     pub shared: Arc<Shared>,
     /// The store.
-    pub store: Arc<Embedded>,
+    pub store: Arc<Store>,
     /// Set once the process has begun to stop.
     pub stopping: Arc<AtomicBool>,
 }

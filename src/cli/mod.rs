@@ -1,9 +1,11 @@
 //! The commands, one file each.
 
+mod bindings;
 mod check;
 mod demo_upstream;
 mod explain;
 mod filters;
+mod migrate;
 mod reload;
 mod run;
 mod schema;
@@ -49,6 +51,10 @@ enum Command {
         /// The filter's name
         name: Option<String>,
     },
+    /// Look at and change bindings, in the stores of a configuration
+    Bindings(bindings::Bindings),
+    /// Bring the store's schema up to date, and do nothing else
+    Migrate(ConfigFile),
     /// Serve a made-up model API, to try things with: OpenAI's chat completions, plain and streamed
     DemoUpstream(demo_upstream::DemoUpstream),
 }
@@ -62,6 +68,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Schema => schema::schema(),
         Command::Explain(explain) => explain::explain(&explain),
         Command::Filters { name } => filters::filters(name.as_deref()),
+        Command::Bindings(bindings) => bindings::bindings(&bindings),
+        Command::Migrate(file) => migrate::migrate(&file.config),
         Command::DemoUpstream(demo) => demo_upstream::serve(&demo),
     };
     match done {
@@ -71,4 +79,10 @@ pub fn main(cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs what waits for stores.
+fn on_runtime<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| format!("no runtime to be had: {e}"))?.block_on(work)
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use keylatch_filters::contract::{Meter, Ports};
@@ -15,7 +16,7 @@ use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
-use crate::store::{self, Embedded};
+use crate::store::{self, Store};
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -23,7 +24,7 @@ use crate::telemetry::metrics::Metrics;
 /// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
 struct House {
     shared: Arc<Shared>,
-    store: Arc<Embedded>,
+    store: Arc<Store>,
     settings: Settings,
     stop: watch::Receiver<Stop>,
     _control: control::Guard,
@@ -53,11 +54,14 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     metrics.last_reload.set(reload::unix_s());
     let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
     let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access });
+    let current = Arc::clone(&shared);
+    // As often as the smallest period that makes sense; the store knows whether it is time.
+    opened.store.tend_every(Duration::from_secs(5), move || current.snapshot.load().settings.retention.tending());
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
     let stopping = Arc::new(AtomicBool::new(false));
     serve_admin(&settings, Known { shared: Arc::clone(&shared), store: Arc::clone(&opened.store), stopping: Arc::clone(&stopping) })
         .await?;
-    let control = control::listen(path, Arc::clone(&reloader))?;
+    let control = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
     let stop = watch_signals(&settings, reloader, stopping)?;
     Ok(House { shared, store: opened.store, settings, stop, _control: control })
 }

@@ -142,12 +142,35 @@ impl Work<'_> {
                 wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
             }
         }
-        if let Storage::Sqlite(sqlite) = &self.parsed.settings.storage {
-            if sqlite.flush_every.0.as_millis() < 10 {
-                wrong.push(Invalid::new("must be at least 10ms").at("flush_every").at("sqlite").at("storage"));
+        let mut stored = |kind: &str, ok: bool, key: &str, says: &str| {
+            if !ok {
+                wrong.push(Invalid::new(says).at(key).at(kind).at("storage"));
             }
-            if sqlite.cache_max < 16 {
-                wrong.push(Invalid::new("must be at least 16").at("cache_max").at("sqlite").at("storage"));
+        };
+        match &self.parsed.settings.storage {
+            Storage::Sqlite(sqlite) => {
+                stored("sqlite", sqlite.flush_every.0.as_millis() >= 10, "flush_every", "must be at least 10ms");
+                stored("sqlite", sqlite.cache_max >= 16, "cache_max", "must be at least 16");
+            }
+            Storage::Postgres(postgres) => {
+                stored("postgres", postgres.flush_every.0.as_millis() >= 10, "flush_every", "must be at least 10ms");
+                stored("postgres", postgres.cache_max >= 16, "cache_max", "must be at least 16");
+                stored("postgres", (2..=500).contains(&postgres.connections_max), "connections_max", "must be between 2 and 500");
+                let timeout = (50..=60_000).contains(&postgres.timeout.0.as_millis());
+                stored("postgres", timeout, "timeout", "must be between 50ms and 1min");
+            }
+            Storage::Memory => {}
+        }
+        let retention = &self.parsed.settings.retention;
+        for (key, age, least_s) in [
+            ("archive_after", retention.archive_after, 60),
+            ("unconfirmed", retention.unconfirmed, 1),
+            ("intercepts", retention.intercepts, 60),
+            ("archive", retention.archive, 60),
+            ("every", retention.every, 1),
+        ] {
+            if age.0.as_secs() < least_s {
+                wrong.push(Invalid::new(format!("must be at least {least_s}s")).at(key).at("retention"));
             }
         }
         if self.parsed.settings.workers > 1024 {
@@ -240,12 +263,14 @@ impl Bindings for Nowhere {
     fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
+    fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Err(StoreError("no store is open".into())) })
+    }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async { Err(StoreError("no store is open".into())) })
     }
-    fn recheck(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
-        Box::pin(async { Err(StoreError("no store is open".into())) })
-    }
+    fn confirm(&self, _: &Binding) {}
+    fn release(&self, _: &Binding) {}
     fn used(&self, _: KeyId, _: std::time::SystemTime) {}
     fn intercepted(&self, _: Intercept) {}
 }

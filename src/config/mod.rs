@@ -11,11 +11,12 @@ mod report;
 mod routes;
 mod schema;
 mod sections;
+mod storage;
 mod yaml;
 
 use std::path::{Path, PathBuf};
 
-use keylatch_filters::contract::{Invalid, Resolve};
+use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
 
 pub use compile::{Compiler, Snapshot, check_ports};
 pub use model::Settings;
@@ -88,9 +89,24 @@ impl Files {
     }
 }
 
+impl Files {
+    /// The path that a configuration names.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.base.join(path)
+    }
+
+    /// A secret, wherever it is; the line end at a file's end is not part of it.
+    pub fn secret(&self, reference: &SecretRef) -> Result<String, Invalid> {
+        match reference.file() {
+            Some(path) => Ok(self.file(path)?.trim_end_matches(['\r', '\n']).to_owned()),
+            None => Ok(reference.text().to_owned()),
+        }
+    }
+}
+
 impl Resolve for Files {
     fn file(&self, path: &str) -> Result<String, Invalid> {
-        let path = self.base.join(path);
+        let path = self.path(path);
         read(&path, REFERRED_BYTES_MAX).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))
     }
 }

@@ -8,6 +8,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};
+
 /// A whole configuration file.
 #[derive(Clone, Debug, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -26,6 +28,9 @@ pub struct Settings {
     /// Secrets of Keylatch's own.
     #[schemars(default)]
     pub secrets: Secrets,
+    /// When rows of the store go.
+    #[schemars(default)]
+    pub retention: Retention,
     /// What the logs say and where they go.
     #[schemars(default)]
     pub log: Log,
@@ -123,40 +128,6 @@ pub struct Admin {
 impl Default for Admin {
     fn default() -> Self {
         Self { address: SocketAddr::from(([127, 0, 0, 1], 9901)) }
-    }
-}
-
-/// Where bindings and intercepts are kept. Changing it needs a restart.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Storage {
-    /// In one file, for one process.
-    Sqlite(Sqlite),
-    /// In memory: gone with the process. For trials and tests.
-    Memory,
-}
-
-impl Default for Storage {
-    fn default() -> Self {
-        Storage::Sqlite(Sqlite::default())
-    }
-}
-
-/// `sqlite`
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Sqlite {
-    /// The file, relative to the working directory; made if it is not there. Default: `data/keylatch.db`.
-    pub path: String,
-    /// How many bindings the process remembers without asking the file. Default: 100000.
-    pub cache_max: usize,
-    /// How often last uses and intercepts are written. A crash loses at most this much of them. Default: 5s.
-    pub flush_every: HumanDuration,
-}
-
-impl Default for Sqlite {
-    fn default() -> Self {
-        Self { path: "data/keylatch.db".into(), cache_max: 100_000, flush_every: HumanDuration::secs(5) }
     }
 }
 

@@ -11,8 +11,20 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 11] =
-    ["listeners", "admin", "trusted_proxies", "storage", "secrets", "log", "shutdown", "workers", "upstreams", "filters", "routes"];
+const SECTIONS: [&str; 12] = [
+    "listeners",
+    "admin",
+    "trusted_proxies",
+    "storage",
+    "secrets",
+    "retention",
+    "log",
+    "shutdown",
+    "workers",
+    "upstreams",
+    "filters",
+    "routes",
+];
 /// No honest piece has more mistakes than this; it only ends the search.
 const MISTAKES_MAX: usize = 16;
 
@@ -34,6 +46,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let trusted_proxies = reader.section("trusted_proxies");
     let storage = reader.section("storage");
     let secrets = reader.section("secrets");
+    let retention = reader.section("retention");
     let log = reader.section("log");
     let shutdown = reader.section("shutdown");
     let workers = reader.section("workers");
@@ -46,6 +59,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         trusted_proxies: trusted_proxies.unwrap_or_default(),
         storage: storage.unwrap_or_default(),
         secrets: secrets.unwrap_or_default(),
+        retention: retention.unwrap_or_default(),
         log: log.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         workers: workers.unwrap_or_default(),

@@ -1,9 +1,10 @@
 //! What nobody waits for: last uses and intercepts, coalesced and bounded until they are written.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use keylatch_filters::contract::{Intercept, KeyId};
 
 /// Entries of each kind that wait at most; past it, new ones are dropped and counted.
@@ -32,12 +33,13 @@ pub struct Repeated {
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     pub used: HashMap<KeyId, SystemTime>,
+    pub confirmed: HashSet<KeyId>,
     pub intercepts: HashMap<Same, Repeated>,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.used.is_empty() && self.intercepts.is_empty()
+        self.used.is_empty() && self.confirmed.is_empty() && self.intercepts.is_empty()
     }
 
     /// False: dropped.
@@ -54,6 +56,15 @@ impl Batch {
             }
             Entry::Vacant(_) => false,
         }
+    }
+
+    /// False: dropped.
+    pub fn confirmed(&mut self, id: KeyId) -> bool {
+        let room = self.confirmed.len() < WAITING_MAX || self.confirmed.contains(&id);
+        if room {
+            self.confirmed.insert(id);
+        }
+        room
     }
 
     /// False: dropped.
@@ -92,6 +103,12 @@ impl Batch {
     pub fn put_back(&mut self, unwritten: Batch) -> usize {
         let lost_uses = unwritten.used.into_iter().filter(|(id, at)| !self.used(*id, *at)).count();
         let lost_intercepts = unwritten.intercepts.into_values().filter(|repeated| !self.repeated(repeated.clone())).count();
-        lost_uses + lost_intercepts
+        let lost_confirmed = unwritten.confirmed.into_iter().filter(|id| !self.confirmed(*id)).count();
+        lost_uses + lost_confirmed + lost_intercepts
     }
+}
+
+/// Networks as a row holds them.
+pub fn networks(networks: &[IpNet]) -> String {
+    networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }

@@ -1,71 +1,162 @@
 //! What this process remembers of the bindings, in bounded space.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use keylatch_filters::contract::{Binding, KeyId};
 use quick_cache::sync::Cache as Quick;
 
-/// For how long an entry is believed: changes made to the database by others are seen within this.
-const FRESH: Duration = Duration::from_secs(30);
+/// For how long an entry is believed: where news of a change was lost, the change is seen within this.
+pub const FRESH: Duration = Duration::from_secs(30);
 /// A refusal asks the authority anew, but not more often than this for one key: whoever hammers with a
 /// key that is not his must not be able to hammer the database.
 const RECHECKED: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Entry {
-    binding: Arc<Binding>,
+    /// Without one, the row was changed or removed at `version`, and what is older must not be remembered.
+    binding: Option<Arc<Binding>>,
+    version: i64,
     read_at: Instant,
+    /// The time of forgetting everything at which it was read.
+    epoch: u64,
 }
 
-/// Bindings by key id. Of two reads that overlapped, the older version never takes the place of the newer;
-/// a read that began after the known one was made wins, whatever its version: the row may be another.
+/// Bindings by key id. An older version never takes the place of a newer one.
 pub struct Cache {
     entries: Quick<KeyId, Entry>,
     /// Fills compare and replace in one step.
     filling: parking_lot::Mutex<()>,
+    /// Entries of earlier epochs are old, however young.
+    epoch: AtomicU64,
 }
 
 impl Cache {
     pub fn new(entries_max: usize) -> Self {
-        Self { entries: Quick::new(entries_max), filling: parking_lot::Mutex::default() }
+        Self { entries: Quick::new(entries_max), filling: parking_lot::Mutex::default(), epoch: AtomicU64::new(0) }
     }
 
     /// The binding, if it was read not long ago.
     pub fn fresh(&self, id: &KeyId, now: Instant) -> Option<Arc<Binding>> {
-        self.within(id, now, FRESH)
+        self.within(id, now, FRESH, true)
     }
 
     /// The binding, if it was read just now.
     pub fn just_read(&self, id: &KeyId, now: Instant) -> Option<Arc<Binding>> {
-        self.within(id, now, RECHECKED)
+        self.within(id, now, RECHECKED, true)
     }
 
-    fn within(&self, id: &KeyId, now: Instant, age: Duration) -> Option<Arc<Binding>> {
-        self.entries.get(id).filter(|entry| now.saturating_duration_since(entry.read_at) < age).map(|entry| entry.binding)
+    /// The binding as it was, if that is no longer ago than `grace`.
+    pub fn stale(&self, id: &KeyId, now: Instant, grace: Duration) -> Option<Arc<Binding>> {
+        self.within(id, now, grace, false)
     }
 
-    /// Remembers what was read at `read_at`; answers with what is remembered then.
-    pub fn put(&self, binding: Binding, read_at: Instant) -> Arc<Binding> {
+    fn within(&self, id: &KeyId, now: Instant, age: Duration, this_epoch: bool) -> Option<Arc<Binding>> {
+        let entry = self.entries.get(id)?;
+        let young = now.saturating_duration_since(entry.read_at) < age;
+        let heard = !this_epoch || entry.epoch == self.epoch.load(Ordering::Relaxed);
+        (young && heard).then_some(entry.binding).flatten()
+    }
+
+    /// Now, for a later [`Self::put`] of what is about to be read.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Remembers what was read at `read_at` in `epoch`; answers with the newest that is known.
+    pub fn put(&self, binding: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
         let _filling = self.filling.lock();
-        if let Some(known) = self.entries.get(&binding.id)
-            && known.binding.version > binding.version
-            && known.read_at >= read_at
-        {
-            return known.binding;
+        let known = self.entries.get(&binding.id).filter(|known| known.version > binding.version);
+        match known {
+            Some(Entry { binding: Some(newer), .. }) => newer,
+            // Read before it was changed: good for the request that asked, and for no other.
+            Some(Entry { binding: None, .. }) => Arc::new(binding),
+            None => {
+                let (id, version) = (binding.id, binding.version);
+                let binding = Arc::new(binding);
+                self.entries.insert(id, Entry { binding: Some(Arc::clone(&binding)), version, read_at, epoch });
+                binding
+            }
         }
-        let binding = Arc::new(binding);
-        self.entries.insert(binding.id, Entry { binding: Arc::clone(&binding), read_at });
-        binding
     }
 
-    /// Whether anything is remembered of the key, however old.
-    pub fn knows(&self, id: &KeyId) -> bool {
-        self.entries.peek(id).is_some()
+    /// The row has changed, or is gone, as of this version.
+    pub fn changed(&self, id: KeyId, version: i64) {
+        let _filling = self.filling.lock();
+        if self.entries.get(&id).is_none_or(|known| known.version < version) {
+            self.entries.insert(id, Entry { binding: None, version, read_at: Instant::now(), epoch: self.epoch() });
+        }
+    }
+
+    /// The key was confirmed: the same row, in the same version.
+    pub fn confirmed(&self, id: &KeyId) {
+        let _filling = self.filling.lock();
+        if let Some(entry) = self.entries.get(id)
+            && let Some(binding) = &entry.binding
+        {
+            let binding = Arc::new(Binding { confirmed: true, ..Binding::clone(binding) });
+            self.entries.insert(*id, Entry { binding: Some(binding), ..entry });
+        }
     }
 
     /// Forgets a key that is not bound any more.
     pub fn forget(&self, id: &KeyId) {
-        self.entries.remove(id);
+        let _filling = self.filling.lock();
+        // A note of a change must stay for as long as fills may be under way.
+        if self.entries.get(id).is_some_and(|entry| entry.binding.is_some()) {
+            self.entries.remove(id);
+        }
+    }
+
+    /// News may have been lost: everything is asked for anew, and serves only where nobody can be asked.
+    pub fn doubt_everything(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keylatch_filters::contract::Rule;
+
+    use super::*;
+
+    const ID: KeyId = KeyId([7; 32]);
+
+    fn row(version: i64) -> Binding {
+        Binding { id: ID, rule: Rule::All, networks: Vec::new(), banned: version == 2, confirmed: false, version }
+    }
+
+    #[test]
+    fn an_older_version_never_replaces_a_newer_one() {
+        let (cache, now) = (Cache::new(16), Instant::now());
+        cache.put(row(2), now, 0);
+        assert!(cache.put(row(1), now, 0).banned, "a ban that raced a fill wins");
+        assert!(cache.fresh(&ID, now).unwrap().banned);
+        cache.changed(ID, 1);
+        assert!(cache.fresh(&ID, now).is_some(), "old news");
+        cache.changed(ID, 3);
+        assert!(cache.fresh(&ID, now).is_none());
+        assert!(cache.put(row(2), now, 0).banned, "the answer for whoever asked");
+        assert!(cache.stale(&ID, now, FRESH).is_none(), "but not remembered");
+        cache.forget(&ID);
+        cache.put(row(1), now, 0);
+        assert!(cache.stale(&ID, now, FRESH).is_none(), "nor after it is known to be gone");
+        cache.put(row(3), now, 0);
+        assert_eq!(cache.fresh(&ID, now).unwrap().version, 3);
+        cache.confirmed(&ID);
+        assert!(cache.fresh(&ID, now).unwrap().confirmed);
+    }
+
+    #[test]
+    fn what_was_read_before_news_was_lost_is_old() {
+        let (cache, now) = (Cache::new(16), Instant::now());
+        let reading = cache.epoch();
+        cache.doubt_everything();
+        cache.put(row(1), now, reading);
+        assert!(cache.fresh(&ID, now).is_none() && cache.just_read(&ID, now).is_none());
+        assert!(cache.stale(&ID, now, FRESH).is_some());
+        cache.put(row(1), now, cache.epoch());
+        assert!(cache.fresh(&ID, now).is_some() && cache.fresh(&ID, now + FRESH).is_none());
     }
 }

@@ -1,45 +1,121 @@
 //! Bindings in memory, for trials and tests: gone with the process.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, Rule, StoreError};
 use parking_lot::Mutex;
 
+use super::record::{Change, Query, Record, Tended, Tending, version_now};
 use super::{Authority, Batch};
 
 const ROWS_MAX: usize = 1_000_000;
 
 /// A map.
 #[derive(Default)]
-pub struct Memory(Mutex<HashMap<KeyId, Binding>>);
+pub struct Memory(Mutex<BTreeMap<KeyId, Record>>);
+
+/// Nothing here ever waits.
+fn at_once<'a, T: Send + 'a>(answer: Result<T, StoreError>) -> BoxFuture<'a, Result<T, StoreError>> {
+    Box::pin(std::future::ready(answer))
+}
+
+fn fresh(id: KeyId, hint: String, made_by: &str, at: SystemTime) -> Record {
+    Record {
+        binding: Binding { id, rule: Rule::Single, networks: Vec::new(), banned: false, confirmed: true, version: version_now(0) },
+        hint,
+        made_by: made_by.into(),
+        note: String::new(),
+        labels: Vec::new(),
+        created_at: at,
+        last_used_at: at,
+    }
+}
 
 impl Authority for Memory {
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
-        Box::pin(async move {
-            let mut rows = self.0.lock();
-            if rows.len() >= ROWS_MAX && !rows.contains_key(&first.id) {
-                return Err(StoreError(format!("memory holds {ROWS_MAX} bindings and takes no more; use sqlite")));
-            }
-            let row = rows.entry(first.id).or_insert_with(|| Binding {
-                id: first.id,
-                rule: Rule::Single,
-                networks: vec![first.network],
-                banned: false,
-                version: 1,
-            });
-            Ok(row.clone())
-        })
-    }
-
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(async move { Ok(self.0.lock().get(&id).cloned()) })
+        at_once(Ok(self.0.lock().get(&id).map(|record| record.binding.clone())))
     }
 
-    fn write<'a>(&'a self, _batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
+    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+        let mut rows = self.0.lock();
+        if rows.len() >= ROWS_MAX && !rows.contains_key(&first.id) {
+            return at_once(Err(StoreError(format!("memory holds {ROWS_MAX} bindings and takes no more; use sqlite"))));
+        }
+        let row = rows.entry(first.id).or_insert_with(|| {
+            let mut record = fresh(first.id, first.hint, "first_use", first.at);
+            (record.binding.networks, record.binding.confirmed) = (vec![first.network], first.confirmed);
+            record
+        });
+        at_once(Ok(row.binding.clone()))
+    }
+
+    fn release(&self, id: KeyId, version: i64) -> bool {
+        let mut rows = self.0.lock();
+        if rows.get(&id).is_some_and(|row| row.binding.version == version && !row.binding.confirmed) {
+            rows.remove(&id);
+        }
+        true
+    }
+
+    fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        let mut rows = self.0.lock();
+        for (id, at) in &batch.used {
+            rows.get_mut(id).into_iter().for_each(|row| row.last_used_at = row.last_used_at.max(*at));
+        }
+        for id in &batch.confirmed {
+            rows.get_mut(id).into_iter().for_each(|row| row.binding.confirmed = true);
+        }
+        at_once(Ok(()))
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async { Ok(()) })
+        at_once(Ok(()))
+    }
+
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        let rows = self.0.lock();
+        let wanted = |row: &&Record| {
+            query.after.is_none_or(|after| row.binding.id > after)
+                && row.binding.id.0.starts_with(&query.prefix)
+                && query.address.is_none_or(|address| row.binding.covers(address))
+                && query.label.as_ref().is_none_or(|label| row.labels.contains(label))
+                && query.banned.is_none_or(|banned| row.binding.banned == banned)
+        };
+        at_once(Ok(rows.values().filter(wanted).take(query.limit as usize).cloned().collect()))
+    }
+
+    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+        let mut rows = self.0.lock();
+        if let (Some((hint, made_by)), Some(_)) = (change.make, &change.rule) {
+            rows.entry(id).or_insert_with(|| fresh(id, hint, &made_by, SystemTime::now()));
+        }
+        let Some(row) = rows.get_mut(&id) else { return at_once(Ok(None)) };
+        if let Some((rule, networks)) = change.rule {
+            (row.binding.rule, row.binding.networks) = (rule, networks);
+        }
+        row.binding.banned = change.banned.unwrap_or(row.binding.banned);
+        row.note = change.note.unwrap_or_else(|| row.note.clone());
+        row.labels = change.labels.unwrap_or_else(|| row.labels.clone());
+        row.binding.confirmed = true;
+        row.binding.version = version_now(row.binding.version);
+        at_once(Ok(Some(row.clone())))
+    }
+
+    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
+        at_once(Ok(self.0.lock().remove(&id).is_some()))
+    }
+
+    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
+        let (mut rows, now) = (self.0.lock(), SystemTime::now());
+        let older = |at: SystemTime, age| now.duration_since(at).is_ok_and(|since| since > age);
+        let mut tended = Tended::default();
+        rows.retain(|_, row| {
+            let unused = older(row.last_used_at, tending.archive_after);
+            let unconfirmed = !unused && !row.binding.confirmed && older(row.created_at, tending.unconfirmed);
+            (tended.archived, tended.unconfirmed) = (tended.archived + u64::from(unused), tended.unconfirmed + u64::from(unconfirmed));
+            !unused && !unconfirmed
+        });
+        at_once(Ok(Some(tended)))
     }
 }

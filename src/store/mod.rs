@@ -1,18 +1,23 @@
 //! Where bindings and intercepts are kept. The only SQL of the project.
 //!
-//! [`Embedded`] puts a process cache and batched writing before an [`Authority`]: [`sqlite`] or
-//! [`memory`]. The contract's tests at the end run against both.
+//! [`Store`] puts a process cache, a breaker and batched writing before an [`Authority`]: [`postgres`],
+//! [`sqlite`] or [`memory`]. The contract's tests run against all of them.
 
 mod batch;
+mod bindings;
+mod breaker;
 mod cache;
-mod embedded;
 mod memory;
+mod postgres;
+pub mod record;
 mod secret;
 mod sqlite;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyHasher, KeyId, StoreError};
 use prometheus::Registry;
@@ -20,19 +25,47 @@ use prometheus::Registry;
 use crate::config::Files;
 use crate::config::model::{Secrets, Storage};
 use batch::Batch;
-pub use embedded::Embedded;
+pub use bindings::Store;
+use record::{Change, Query, Record, Tended, Tending};
+
+/// What other processes have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// This binding was changed or removed, as of this version.
+    Changed(KeyId, i64),
+    /// Something may have happened that was not heard of.
+    Lost,
+}
+
+type OnChange = Arc<dyn Fn(News) + Send + Sync>;
 
 /// What holds the truth. Every method may be called from anywhere, at any time.
 trait Authority: Send + Sync + 'static {
-    /// Inserts if absent, in one step; answers with the row that is there then.
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>>;
     /// The row.
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
+    /// Inserts if absent, in one step; answers with the row that is there then.
+    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>>;
+    /// Removes the row in this version if it was never confirmed. Nobody waits; false: too many wait already.
+    fn release(&self, id: KeyId, version: i64) -> bool;
     /// Writes what nobody waits for. On an error nothing of it was written.
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Whether it answers.
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Rows for an operator.
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>>;
+    /// An operator's change, in a new version. `None`: no such row, and none was to be made.
+    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>>;
+    /// Removes the row. False: there was none.
+    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
+    /// Archives, sweeps and trims, if it is time. `None`: it is not, or another process did it.
+    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>>;
+    /// Tells of what others do, from now on. Nobody else writes to what only this process has.
+    fn watch(&self, _on_change: OnChange) {}
 }
+
+/// A database goes with one secret.
+const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac: every key would look new and be bound again. \
+    Configure the secret it was made with, or begin anew with another database";
 
 /// Whether the configured secret, if there is one, can be read and is good enough.
 pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
@@ -42,7 +75,7 @@ pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
 /// An open store and the secret that goes with it.
 pub struct Opened {
     /// The bindings.
-    pub store: Arc<Embedded>,
+    pub store: Arc<Store>,
     /// Turns keys into key ids.
     pub hasher: KeyHasher,
 }
@@ -55,7 +88,7 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
                 Some(secret) => secret,
                 None => secret::fresh()?,
             };
-            let store = Embedded::new(Arc::new(memory::Memory::default()), 100_000, metrics);
+            let store = Store::new(Arc::new(memory::Memory::default()), 100_000, Duration::ZERO, metrics);
             Ok(Opened { store, hasher: KeyHasher::new(secret.as_bytes()) })
         }
         Storage::Sqlite(config) => {
@@ -67,9 +100,31 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
             };
             let hasher = KeyHasher::new(secret.as_bytes());
             database.claim(&secret::fingerprint(&hasher)).await?;
-            let store = Embedded::new(Arc::new(database), config.cache_max, metrics);
+            let store = Store::new(Arc::new(database), config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })
         }
+        Storage::Postgres(config) => {
+            let Some(secret) = secret::configured(secrets, files)? else {
+                return Err("secrets.key_hmac is needed with storage.postgres: every replica must have the same. \
+                     `openssl rand -hex 32` makes a good one"
+                    .into());
+            };
+            let hasher = KeyHasher::new(secret.as_bytes());
+            let database = postgres::Postgres::open(config, files, true).await?;
+            database.claim(&secret::fingerprint(&hasher)).await?;
+            let store = Store::new(Arc::new(database), config.cache_max, config.stale_grace.0, metrics);
+            store.flush_every(config.flush_every.0);
+            Ok(Opened { store, hasher })
+        }
+    }
+}
+
+/// Brings the schema up to date.
+pub async fn migrate(storage: &Storage, files: &Files) -> Result<(), String> {
+    match storage {
+        Storage::Memory => Err("storage is memory, which has no schema".into()),
+        Storage::Sqlite(config) => sqlite::Sqlite::open(std::path::Path::new(&config.path)).await.map(|_| ()),
+        Storage::Postgres(config) => postgres::Postgres::open(config, files, true).await.map(|_| ()),
     }
 }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use keylatch_filters::contract::{KeyHasher, Resolve};
+use keylatch_filters::contract::KeyHasher;
 
 use crate::config::Files;
 use crate::config::model::Secrets;
@@ -15,10 +15,7 @@ const BYTES_MIN: usize = 32;
 /// The secret of the configuration, if it has one.
 pub fn configured(secrets: &Secrets, files: &Files) -> Result<Option<String>, String> {
     let Some(reference) = &secrets.key_hmac else { return Ok(None) };
-    let secret = match reference.file() {
-        Some(path) => files.file(path).map_err(|e| format!("secrets.key_hmac: {e}"))?.trim_end_matches(['\r', '\n']).to_owned(),
-        None => reference.text().to_owned(),
-    };
+    let secret = files.secret(reference).map_err(|e| format!("secrets.key_hmac: {e}"))?;
     if secret.len() < BYTES_MIN {
         return Err(format!(
             "secrets.key_hmac has {} bytes; at least {BYTES_MIN} are needed. `openssl rand -hex 32` makes a good one",
@@ -41,6 +38,11 @@ pub fn beside(database: &Path, database_is_new: bool) -> Result<String, String> 
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             let secret = text.trim_end().to_owned();
+            if secret.is_empty() && database_is_new {
+                // A crash came between making the file and writing it.
+                std::fs::remove_file(&path).map_err(|e| format!("{} is empty and cannot be removed: {e}", path.display()))?;
+                return make(&path);
+            }
             if secret.len() < BYTES_MIN {
                 return Err(format!("{} is too short to be the secret; restore it from a backup", path.display()));
             }

@@ -1,38 +1,30 @@
-//! Bindings in one SQLite file (WAL), for one process.
+//! Bindings in one SQLite file (WAL), for one process; operators' commands may open it beside that.
 //!
-//! First uses go through one writer, which commits all that wait in one transaction: each of them is on
+//! First uses go through one worker, which commits all that wait in one transaction: each of them is on
 //! the disk before its request goes on, and many at once share one flush.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{Connection, Row, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
+use sqlx::{AssertSqlSafe, Row};
 
-use super::{Authority, Batch};
+use super::record::{Change, Query, Record, Tended, Tending, binding, key_id, millis, range, time, version_now};
+use super::together::Together;
+use super::{Authority, Batch, OTHER_SECRET};
 
-/// First uses that wait for the writer; past it, requests wait for a place.
-const WAITING_MAX: usize = 4096;
 /// First uses in one transaction.
 const TOGETHER_MAX: usize = 512;
 /// How long a statement waits for another process that holds the file.
 const BUSY_MAX: Duration = Duration::from_secs(5);
-const RETENTION: Duration = Duration::from_secs(90 * 86_400);
-const TRIM_EVERY_MS: i64 = 3_600_000;
-
-type Waiting = (FirstUse, oneshot::Sender<Result<Binding, StoreError>>);
 
 /// An open file.
 pub struct Sqlite {
     pool: SqlitePool,
-    first_uses: mpsc::Sender<Waiting>,
-    trimmed_ms: AtomicI64,
+    first_uses: Together<FirstUse, Binding>,
+    releases: Together<(KeyId, i64), ()>,
 }
 
 impl Sqlite {
@@ -50,11 +42,16 @@ impl Sqlite {
             .busy_timeout(BUSY_MAX);
         let pool = SqlitePoolOptions::new().max_connections(4).acquire_timeout(BUSY_MAX).connect_with(options.clone()).await;
         let pool = pool.map_err(|e| wrong("cannot be opened", &e))?;
-        sqlx::migrate!("./src/store/migrations/sqlite").run(&pool).await.map_err(|e| wrong("cannot be brought up to date", &e))?;
-        let writer = SqliteConnection::connect_with(&options).await.map_err(|e| wrong("cannot be opened for writing", &e))?;
-        let (first_uses, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(write_first_uses(writer, waiting));
-        Ok(Self { pool, first_uses, trimmed_ms: AtomicI64::new(0) })
+        sqlx::migrate!("./src/store/migrations/sqlite").run(&pool).await.map_err(|error| match error {
+            sqlx::migrate::MigrateError::VersionMissing(version) => {
+                wrong("is newer than this program", &format!("it has migration {version}; install the newer one again"))
+            }
+            other => wrong("cannot be brought up to date", &other),
+        })?;
+        let (uses, released) = (pool.clone(), pool.clone());
+        let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), all));
+        let releases = Together::new(1, TOGETHER_MAX, BUSY_MAX, move |all| release(released.clone(), all));
+        Ok(Self { pool, first_uses, releases })
     }
 
     /// Whether no secret has claimed it yet.
@@ -78,9 +75,7 @@ impl Sqlite {
             .map_err(|e| format!("the database cannot be written: {e}"))?;
         match self.fingerprint().await? {
             Some(known) if known == fingerprint => Ok(()),
-            _ => Err("the database was made with another secrets.key_hmac: every key would look new and be bound again. \
-                      Configure the secret it was made with, or begin anew with another database"
-                .into()),
+            _ => Err(OTHER_SECRET.into()),
         }
     }
 
@@ -93,55 +88,177 @@ impl Sqlite {
                 .execute(&mut *tx)
                 .await?;
         }
+        for id in &batch.confirmed {
+            sqlx::query("UPDATE bindings SET confirmed = 1 WHERE key_id = ? AND NOT confirmed")
+                .bind(id.0.as_slice())
+                .execute(&mut *tx)
+                .await?;
+        }
         for repeated in batch.intercepts.values() {
             let first = &repeated.first;
+            let first_ms = millis(first.at);
             sqlx::query(
-                "INSERT INTO intercepts (key_id, hint, client, method, path, user_agent, route, banned, count, first_ms, last_ms)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO intercepts
+                     (minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                 ON CONFLICT DO UPDATE SET count = count + excluded.count, last_ms = max(last_ms, excluded.last_ms)",
             )
+            .bind(first_ms - first_ms % 60_000)
             .bind(first.id.0.as_slice())
-            .bind(&first.hint)
             .bind(first.client.to_string())
             .bind(&first.method)
             .bind(&first.path)
-            .bind(&first.user_agent)
             .bind(&first.route)
             .bind(first.banned)
+            .bind(&first.hint)
+            .bind(super::batch::networks(&first.networks))
+            .bind(&first.user_agent)
             .bind(i64::try_from(repeated.count).unwrap_or(i64::MAX))
-            .bind(millis(first.at))
+            .bind(first_ms)
             .bind(millis(repeated.last_at))
             .execute(&mut *tx)
             .await?;
         }
-        let now_ms = millis(SystemTime::now());
-        if now_ms - self.trimmed_ms.load(Ordering::Relaxed) > TRIM_EVERY_MS {
-            let oldest = now_ms - i64::try_from(RETENTION.as_millis()).unwrap_or(i64::MAX);
-            sqlx::query("DELETE FROM intercepts WHERE last_ms < ?").bind(oldest).execute(&mut *tx).await?;
-            self.trimmed_ms.store(now_ms, Ordering::Relaxed);
-        }
         tx.commit().await
+    }
+
+    async fn select(&self, query: Query) -> Result<Vec<Record>, StoreError> {
+        let (low, high) = range(&query.prefix);
+        let mut found = Vec::new();
+        let mut after = query.after;
+        // SQLite knows nothing of networks: what it finds is looked through here, page by page.
+        while found.len() < query.limit as usize {
+            let statement = format!(
+                "SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id >= $1 AND key_id <= $2 AND ($3 IS NULL OR key_id > $3)
+                     AND ($4 IS NULL OR banned = $4) AND ($5 IS NULL OR ',' || labels || ',' LIKE '%,' || $5 || ',%')
+                 ORDER BY key_id LIMIT $6"
+            );
+            let rows = sqlx::query(AssertSqlSafe(statement))
+                .bind(low.as_slice())
+                .bind(high.as_slice())
+                .bind(after.map(|id| id.0.to_vec()))
+                .bind(query.banned)
+                .bind(query.label.clone())
+                .bind(i64::from(PAGE))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)?;
+            let last = rows.len() < PAGE as usize;
+            for row in &rows {
+                let record = record(row)?;
+                after = Some(record.binding.id);
+                let label = query.label.as_ref().is_none_or(|label| record.labels.contains(label));
+                if label && query.address.is_none_or(|address| record.binding.covers(address)) && found.len() < query.limit as usize {
+                    found.push(record);
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn update(&self, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let (rule, networks) = match &change.rule {
+            Some((rule, networks)) => (Some(rule.as_str()), Some(super::batch::networks(networks))),
+            None => (None, None),
+        };
+        let now_ms = millis(SystemTime::now());
+        if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
+            sqlx::query(
+                "INSERT INTO bindings (key_id, hint, rule, networks, version, made_by, created_ms, last_used_ms)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            )
+            .bind(id.0.as_slice())
+            .bind(hint)
+            .bind(rule)
+            .bind(&networks)
+            .bind(version_now(0))
+            .bind(made_by)
+            .bind(now_ms)
+            .bind(now_ms)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        // What somebody has changed by hand is meant: no upstream's word undoes it.
+        let statement = format!(
+            "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3, networks), banned = coalesce($4, banned),
+                 note = coalesce($5, note), labels = coalesce($6, labels), confirmed = 1, version = max(version + 1, $7)
+             WHERE key_id = $1 RETURNING {JUDGED}, {MORE}"
+        );
+        let row = sqlx::query(AssertSqlSafe(statement))
+            .bind(id.0.as_slice())
+            .bind(rule)
+            .bind(networks)
+            .bind(change.banned)
+            .bind(change.note)
+            .bind(change.labels.map(|labels| labels.join(",")))
+            .bind(version_now(0))
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+        let changed = row.as_ref().map(record).transpose()?;
+        tx.commit().await.map_err(failed)?;
+        Ok(changed)
+    }
+
+    async fn trim(&self, tending: &Tending) -> sqlx::Result<Option<Tended>> {
+        let now_ms = millis(SystemTime::now());
+        let before = |age: Duration| now_ms - i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let turn = sqlx::query(
+            "INSERT INTO meta (name, value) VALUES ('tended', $1)
+             ON CONFLICT DO UPDATE SET value = excluded.value WHERE CAST(value AS INTEGER) <= $2",
+        )
+        .bind(now_ms.to_string())
+        .bind(before(tending.every))
+        .execute(&mut *tx)
+        .await?;
+        if turn.rows_affected() == 0 {
+            return Ok(None);
+        }
+        let oldest = before(tending.archive_after);
+        sqlx::query(
+            "INSERT INTO bindings_archive SELECT key_id, hint, rule, networks, banned, confirmed, version, made_by, note, labels, created_ms,
+                 last_used_ms, $2 FROM bindings WHERE last_used_ms < $1",
+        )
+        .bind(oldest)
+        .bind(now_ms)
+        .execute(&mut *tx)
+        .await?;
+        let mut gone = Vec::new();
+        for (statement, oldest) in [
+            ("DELETE FROM bindings WHERE last_used_ms < ?", oldest),
+            ("DELETE FROM bindings WHERE NOT confirmed AND created_ms < ?", before(tending.unconfirmed)),
+            ("DELETE FROM intercepts WHERE minute_ms < ?", before(tending.intercepts)),
+            ("DELETE FROM bindings_archive WHERE archived_ms < ?", before(tending.archive)),
+        ] {
+            gone.push(sqlx::query(statement).bind(oldest).execute(&mut *tx).await?.rows_affected());
+        }
+        tx.commit().await?;
+        let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
+        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed: rows(2) + rows(3) }))
     }
 }
 
 impl Authority for Sqlite {
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+    fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         Box::pin(async move {
-            let (tell, told) = oneshot::channel();
-            let gone = |_| StoreError("the database's writer has ended".into());
-            self.first_uses.send((first, tell)).await.map_err(|_| gone(()))?;
-            told.await.map_err(|_| gone(()))?
+            let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = ?");
+            let row = sqlx::query(AssertSqlSafe(statement)).bind(id.0.as_slice()).fetch_optional(&self.pool).await.map_err(failed)?;
+            row.as_ref().map(judged).transpose()
         })
     }
 
-    fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(async move {
-            let row = sqlx::query("SELECT rule, networks, banned, version FROM bindings WHERE key_id = ?")
-                .bind(id.0.as_slice())
-                .fetch_optional(&self.pool)
-                .await
-                .map_err(failed)?;
-            row.map(|row| binding(id, &row)).transpose()
-        })
+    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+        Box::pin(self.first_uses.ask(first))
+    }
+
+    fn release(&self, id: KeyId, version: i64) -> bool {
+        self.releases.tell((id, version))
     }
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -151,78 +268,110 @@ impl Authority for Sqlite {
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move { sqlx::query("SELECT 1 FROM meta LIMIT 1").fetch_optional(&self.pool).await.map(|_| ()).map_err(failed) })
     }
+
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        Box::pin(self.select(query))
+    }
+
+    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+        Box::pin(self.update(id, change))
+    }
+
+    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async move {
+            let gone = sqlx::query("DELETE FROM bindings WHERE key_id = ?").bind(id.0.as_slice()).execute(&self.pool).await;
+            gone.map(|done| done.rows_affected() > 0).map_err(failed)
+        })
+    }
+
+    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
+        Box::pin(async move { self.trim(&tending).await.map_err(failed) })
+    }
+}
+
+/// Rows that are looked through at once.
+const PAGE: u32 = 1000;
+/// The columns that requests are judged by.
+const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version";
+const MORE: &str = "hint, made_by, note, labels, created_ms, last_used_ms";
+
+fn judged(row: &SqliteRow) -> Result<Binding, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        let (id, rule): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(1)?);
+        let networks: String = row.try_get(2)?;
+        let (banned, confirmed, version) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+        Ok(key_id(&id).and_then(|id| binding(id, &rule, networks.split(','), banned, confirmed, version)))
+    };
+    read().map_err(failed)?
+}
+
+fn record(row: &SqliteRow) -> Result<Record, StoreError> {
+    let labels: String = row.try_get(9).map_err(failed)?;
+    Ok(Record {
+        binding: judged(row)?,
+        hint: row.try_get(6).map_err(failed)?,
+        made_by: row.try_get(7).map_err(failed)?,
+        note: row.try_get(8).map_err(failed)?,
+        labels: labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect(),
+        created_at: time(row.try_get(10).map_err(failed)?),
+        last_used_at: time(row.try_get(11).map_err(failed)?),
+    })
 }
 
 /// Takes all first uses that wait, commits them together, and tells each what holds.
-async fn write_first_uses(mut writer: SqliteConnection, mut waiting: mpsc::Receiver<Waiting>) {
-    let mut together = Vec::with_capacity(TOGETHER_MAX);
-    while waiting.recv_many(&mut together, TOGETHER_MAX).await > 0 {
-        let outcome = commit(&mut writer, &together).await;
-        for (first, tell) in together.drain(..) {
-            let answer = match &outcome {
-                Ok(rows) => rows.get(&first.id).cloned().unwrap_or_else(|| Err(StoreError("the row is gone".into()))),
-                Err(error) => Err(error.clone()),
-            };
-            // Whoever asked may have left; the binding holds all the same.
-            let _ = tell.send(answer);
+async fn bind(pool: SqlitePool, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
+    match commit(&pool, &uses).await {
+        Ok(rows) => {
+            uses.iter().map(|first| rows.get(&first.id).cloned().unwrap_or_else(|| Err(StoreError("the row is gone".into())))).collect()
         }
+        Err(error) => uses.iter().map(|_| Err(error.clone())).collect(),
     }
 }
 
 type Rows = HashMap<KeyId, Result<Binding, StoreError>>;
 
-async fn commit(writer: &mut SqliteConnection, together: &[Waiting]) -> Result<Rows, StoreError> {
-    let mut rows = Rows::with_capacity(together.len());
-    let mut tx = writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-    for (first, _) in together {
-        let at = millis(first.at);
+async fn commit(pool: &SqlitePool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
+    let mut rows = Rows::with_capacity(uses.len());
+    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    for first in uses {
         sqlx::query(
-            "INSERT INTO bindings (key_id, hint, rule, networks, created_ms, last_used_ms) VALUES (?, ?, 'single', ?, ?, ?)
-             ON CONFLICT DO NOTHING",
+            "INSERT INTO bindings (key_id, hint, rule, networks, confirmed, version, made_by, created_ms, last_used_ms)
+             VALUES ($1, $2, 'single', $3, $4, $5, 'first_use', $6, $6) ON CONFLICT DO NOTHING",
         )
         .bind(first.id.0.as_slice())
         .bind(&first.hint)
         .bind(first.network.to_string())
-        .bind(at)
-        .bind(at)
+        .bind(first.confirmed)
+        .bind(version_now(0))
+        .bind(millis(first.at))
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        let row = sqlx::query("SELECT rule, networks, banned, version FROM bindings WHERE key_id = ?")
-            .bind(first.id.0.as_slice())
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(failed)?;
-        rows.insert(first.id, binding(first.id, &row));
+        let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = ?");
+        let row = sqlx::query(AssertSqlSafe(statement)).bind(first.id.0.as_slice()).fetch_one(&mut *tx).await.map_err(failed)?;
+        rows.insert(first.id, judged(&row));
     }
     tx.commit().await.map_err(failed)?;
     Ok(rows)
 }
 
-/// A row that makes no sense is an error, never a binding that admits somebody.
-fn binding(id: KeyId, row: &SqliteRow) -> Result<Binding, StoreError> {
-    let wrong = |what: &str| StoreError(format!("the binding {id} has {what} in the database"));
-    let rule: String = row.try_get(0).map_err(failed)?;
-    let networks: String = row.try_get(1).map_err(failed)?;
-    let network = |text: &str| {
-        let text = text.trim();
-        text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| wrong("a malformed network"))
+async fn release(pool: SqlitePool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), StoreError>> {
+    let delete = async {
+        let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+        for (id, version) in &rows {
+            let row = sqlx::query("DELETE FROM bindings WHERE key_id = ? AND version = ? AND NOT confirmed");
+            row.bind(id.0.as_slice()).bind(version).execute(&mut *tx).await?;
+        }
+        tx.commit().await
     };
-    let networks = networks.split(',').filter(|text| !text.trim().is_empty()).map(network).collect::<Result<_, _>>()?;
-    Ok(Binding {
-        id,
-        rule: rule.parse().map_err(|_| wrong("an unknown rule"))?,
-        networks,
-        banned: row.try_get(2).map_err(failed)?,
-        version: row.try_get(3).map_err(failed)?,
-    })
+    let done = delete.await.map_err(failed);
+    if let Err(error) = &done {
+        tracing::warn!(%error, "bindings of keys that the upstream refused stay until they are swept");
+    }
+    rows.iter().map(|_| done.clone()).collect()
 }
 
 /// SQLite's errors name columns and constraints, never values.
 fn failed(error: sqlx::Error) -> StoreError {
     StoreError(format!("sqlite: {error}"))
-}
-
-fn millis(at: SystemTime) -> i64 {
-    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

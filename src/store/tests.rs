@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use keylatch_filters::contract::{Bindings, FirstUse, Intercept, KeyHasher, KeyId, Rule};
 use prometheus::Registry;
 
+use super::record::{Change, Query, Record, Tending};
 use super::*;
 
 fn id(key: &str) -> KeyId {
@@ -15,7 +16,7 @@ fn id(key: &str) -> KeyId {
 
 fn first(key: &str, address: &str) -> FirstUse {
     let network = address.parse::<IpAddr>().unwrap().into();
-    FirstUse { id: id(key), hint: "sk-…".into(), network, at: SystemTime::now() }
+    FirstUse { id: id(key), hint: "sk-…".into(), network, confirmed: false, at: SystemTime::now() }
 }
 
 fn intercept(key: &str) -> Intercept {
@@ -23,6 +24,7 @@ fn intercept(key: &str) -> Intercept {
         id: id(key),
         hint: "sk-…".into(),
         client: "192.0.2.9".parse().unwrap(),
+        networks: vec!["10.0.0.0/8".parse().unwrap()],
         method: "GET".into(),
         path: "/".into(),
         user_agent: String::new(),
@@ -33,7 +35,7 @@ fn intercept(key: &str) -> Intercept {
 }
 
 async fn contract(authority: Arc<dyn Authority>) {
-    let store = Embedded::new(authority, 1000, &Registry::new());
+    let store = Store::new(authority, 1000, Duration::ZERO, &Registry::new());
     // A hundred first uses from a hundred addresses at once: one binds, all see the same.
     let mut tasks = Vec::new();
     for n in 0..100 {
@@ -48,16 +50,92 @@ async fn contract(authority: Arc<dyn Authority>) {
     assert_eq!(networks.len(), 1, "{networks:?}");
 
     let bound = store.latch(first("a", "10.0.0.1")).await.unwrap();
-    assert_eq!((bound.rule, bound.banned, bound.version), (Rule::Single, false, 1));
+    assert_eq!((bound.rule, bound.banned, bound.confirmed), (Rule::Single, false, false));
     assert!(bound.admits("10.0.0.1".parse().unwrap()) && !bound.admits("10.0.0.2".parse().unwrap()));
     assert_eq!(store.peek(&id("a")).as_deref(), Some(&*bound));
     assert_eq!(store.peek(&id("b")), None);
-    assert_eq!(store.recheck(id("a")).await.unwrap().as_deref(), Some(&*bound));
-    assert_eq!(store.recheck(id("b")).await.unwrap(), None);
+    assert_eq!(store.look_up(id("a")).await.unwrap().as_deref(), Some(&*bound));
+    assert_eq!(store.look_up(id("b")).await.unwrap(), None);
     store.used(id("a"), SystemTime::now());
     store.intercepted(intercept("a"));
     store.flush().await;
     store.ping().await.unwrap();
+
+    released_unless_confirmed(&store).await;
+    managed(&store).await;
+    tended(&store).await;
+}
+
+async fn released_unless_confirmed(store: &Store) {
+    let refused = store.latch(first("refused", "10.0.0.1")).await.unwrap();
+    store.release(&refused);
+    let gone = async || store.look_up(id("refused")).await.unwrap().is_none();
+    for _ in 0..100 {
+        if gone().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(gone().await);
+    let again = store.latch(first("refused", "10.0.0.2")).await.unwrap();
+    assert!(again.version > refused.version, "a row that takes the place of another is newer");
+    store.confirm(&again);
+    store.flush().await;
+    store.release(&again);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(store.look_up(id("refused")).await.unwrap().unwrap().confirmed, "a confirmed one stays");
+}
+
+async fn managed(store: &Store) {
+    let networks = || vec!["10.9.0.0/16".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
+    let change = Change {
+        rule: Some((Rule::Multiple, networks())),
+        note: Some("it's Ann's; \"really\"".into()),
+        labels: Some(vec!["team-a".into(), "paid".into()]),
+        ..Change::default()
+    };
+    assert_eq!(store.change(id("new"), change.clone()).await.unwrap(), None, "nothing to change");
+    let made = Change { make: Some(("…ew".into(), "admin".into())), ..change };
+    let made = store.change(id("new"), made).await.unwrap().unwrap();
+    assert_eq!((made.binding.rule, made.binding.networks.clone(), made.hint.as_str()), (Rule::Multiple, networks(), "…ew"));
+    assert_eq!((made.made_by.as_str(), made.note.as_str()), ("admin", "it's Ann's; \"really\""));
+    let ban = Change { banned: Some(true), ..Change::default() };
+    let banned = store.change(id("new"), ban).await.unwrap().unwrap();
+    assert!(banned.binding.banned && banned.binding.version > made.binding.version);
+    assert_eq!(banned.labels, ["team-a", "paid"]);
+    assert!(store.look_up(id("new")).await.unwrap().unwrap().banned);
+
+    let list = async |query: Query| store.list(Query { limit: 10, ..query }).await.unwrap();
+    let ids = |records: &[Record]| records.iter().map(|record| record.binding.id).collect::<Vec<_>>();
+    assert_eq!(ids(&list(Query { banned: Some(true), ..Query::default() }).await), [id("new")]);
+    assert_eq!(ids(&list(Query { label: Some("paid".into()), ..Query::default() }).await), [id("new")]);
+    assert_eq!(list(Query { label: Some("pai".into()), ..Query::default() }).await, []);
+    assert_eq!(ids(&list(Query { address: Some("10.9.3.4".parse().unwrap()), ..Query::default() }).await), [id("new")]);
+    assert_eq!(ids(&list(Query { prefix: id("new").0[..6].to_vec(), ..Query::default() }).await), [id("new")]);
+    let all = list(Query::default()).await;
+    assert!(all.len() >= 4 && all.is_sorted_by_key(|record| record.binding.id));
+    assert_eq!(list(Query { after: all.first().map(|record| record.binding.id), ..Query::default() }).await, all[1..]);
+
+    assert!(store.remove(id("new")).await.unwrap() && !store.remove(id("new")).await.unwrap());
+    assert_eq!(store.look_up(id("new")).await.unwrap(), None);
+}
+
+async fn tended(store: &Store) {
+    let tending = Tending {
+        every: Duration::from_secs(3600),
+        archive_after: Duration::from_secs(60),
+        unconfirmed: Duration::from_secs(3600),
+        intercepts: Duration::ZERO,
+        archive: Duration::from_secs(3600),
+    };
+    let old = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("old", "10.0.0.1") };
+    store.latch(old).await.unwrap();
+    let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
+    store.latch(never).await.unwrap();
+    store.tend(Tending { unconfirmed: Duration::from_secs(40), ..tending }).await;
+    assert_eq!(store.look_up(id("old")).await.unwrap(), None);
+    assert_eq!(store.look_up(id("never confirmed")).await.unwrap(), None);
+    assert!(store.look_up(id("a")).await.unwrap().is_some(), "used just now");
 }
 
 #[tokio::test]
@@ -71,12 +149,103 @@ async fn sqlite_keeps_the_contract() {
     contract(Arc::new(sqlite::Sqlite::open(&folder.path().join("deep/er/t.db")).await.unwrap())).await;
 }
 
+/// A PostgreSQL server of the test's own.
+struct Server {
+    process: std::process::Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), open).unwrap();
+        Self { process: Self::run(folder.path(), port), port, folder }
+    }
+
+    fn run(folder: &std::path::Path, port: u16) -> std::process::Child {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/scratch-postgres");
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let mut command = std::process::Command::new(script);
+        command.arg(folder.join("pg")).arg(port.to_string()).stderr(log).spawn().unwrap()
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let _ = std::fs::remove_file(self.folder.path().join("pg/data/postmaster.pid"));
+    }
+
+    fn config(&self) -> crate::config::model::Postgres {
+        let url = format!("postgres://keylatch@127.0.0.1:{}/postgres", self.port);
+        serde_json::from_value(serde_json::json!({ "url": url })).unwrap()
+    }
+
+    async fn open(&self) -> Arc<postgres::Postgres> {
+        let files = Files::beside(std::path::Path::new("k.yaml"));
+        Arc::new(postgres::Postgres::open(&self.config(), &files, true).await.unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_server() {
+    let mut server = Server::start();
+    contract(server.open().await).await;
+
+    let open = async || Store::new(server.open().await, 1000, Duration::from_secs(60), &Registry::new());
+    let (here, there) = (open().await, open().await);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let bound = here.latch(first("shared", "10.0.0.1")).await.unwrap();
+    assert_eq!(there.latch(first("shared", "10.0.0.2")).await.unwrap(), bound);
+    assert!(there.peek(&id("shared")).is_some());
+    let told = async |what: &str, done: &dyn Fn() -> bool| {
+        for _ in 0..200 {
+            if done() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{what} was not heard of within a second");
+    };
+    here.change(id("shared"), Change { banned: Some(true), ..Change::default() }).await.unwrap();
+    told("a ban", &|| there.peek(&id("shared")).is_none()).await;
+    assert!(there.look_up(id("shared")).await.unwrap().unwrap().banned);
+    here.remove(id("shared")).await.unwrap();
+    told("a removal", &|| there.peek(&id("shared")).is_none()).await;
+    assert_eq!(there.look_up(id("shared")).await.unwrap(), None);
+
+    // The server dies: what is known goes on, what is not fails, soon without waiting; then it comes back.
+    let known = there.latch(first("known", "10.0.0.1")).await.unwrap();
+    server.kill();
+    told("the loss", &|| there.peek(&id("known")).is_none()).await;
+    assert_eq!(there.look_up(id("known")).await.unwrap(), Some(known));
+    for _ in 0..5 {
+        assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err());
+    }
+    let asked = std::time::Instant::now();
+    assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err() && asked.elapsed() < Duration::from_millis(100));
+    server.process = Server::run(server.folder.path(), server.port);
+    let back = std::time::Instant::now();
+    while there.latch(first("unknown", "10.0.0.1")).await.is_err() {
+        assert!(back.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn sqlite_outlives_the_process_and_counts_repeated_intercepts() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.db");
     {
-        let store = Embedded::new(Arc::new(sqlite::Sqlite::open(&path).await.unwrap()), 16, &Registry::new());
+        let store = Store::new(Arc::new(sqlite::Sqlite::open(&path).await.unwrap()), 16, Duration::ZERO, &Registry::new());
         store.latch(first("a", "10.0.0.1")).await.unwrap();
         (0..1000).for_each(|_| store.intercepted(intercept("a")));
         store.flush().await;
@@ -116,16 +285,4 @@ async fn a_database_belongs_to_its_secret() {
     assert!(open(Secrets::default()).await.unwrap_err().contains("chmod 600"));
     std::fs::remove_file(&secret).unwrap();
     assert!(open(Secrets::default()).await.unwrap_err().contains("is missing"));
-}
-
-#[test]
-fn an_older_version_never_replaces_a_newer_one() {
-    let cache = cache::Cache::new(16);
-    let now = std::time::Instant::now();
-    let row = |version| Binding { id: id("a"), rule: Rule::All, networks: Vec::new(), banned: version == 2, version };
-    cache.put(row(2), now);
-    assert!(cache.put(row(1), now).banned, "a ban that raced a fill wins");
-    assert!(cache.fresh(&id("a"), now).unwrap().banned);
-    let later = now + std::time::Duration::from_millis(1);
-    assert!(!cache.put(row(1), later).banned, "a row that was deleted and made anew is another row");
 }

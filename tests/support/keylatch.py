@@ -14,11 +14,19 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("KEYLATCH_BINARY", ROOT / "target" / "debug" / "keylatch"))
 
 
+_given = set()
+
+
 def free_port():
-    """A port nobody listens on. Another process may take it before it is used; the caller then fails loudly."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port nobody listens on, never the same twice. Another process may take it before it is used; the caller then
+    fails loudly."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 def wait_for(condition, what, seconds=10.0):
@@ -40,6 +48,8 @@ listeners:
 admin: {{address: "127.0.0.1:{admin}"}}
 trusted_proxies: {trusted}
 storage: {storage}
+secrets: {secrets}
+{more}
 shutdown: {{drain: 5s}}
 upstreams:
   - name: model
@@ -60,12 +70,12 @@ routes:
 class Keylatch:
     """A running Keylatch. As a context it is stopped at the end, and whatever it wrote is kept in `log`."""
 
-    def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", config=None, env=None):
+    def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", secrets="{}", more="", config=None, env=None):
         self.folder = pathlib.Path(folder)
         self.port, self.admin = free_port(), free_port()
         self.values = dict(
             port=self.port, admin=self.admin, upstream=upstream, filters=filters, route_filters=route_filters,
-            limits=limits, trusted=trusted, storage=storage,
+            limits=limits, trusted=trusted, storage=storage, secrets=secrets, more=more,
         )
         self.path = self.folder / "keylatch.yaml"
         self.template = config or DEFAULT

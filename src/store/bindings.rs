@@ -1,0 +1,263 @@
+//! The bindings of one process: cache, authority, and a batch that is written from time to time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, StoreError};
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use super::breaker::Breaker;
+use super::cache::Cache;
+use super::record::{Change, Query, Record, Tending};
+use super::{Authority, Batch, News};
+
+/// See the module.
+pub struct Store {
+    authority: Arc<dyn Authority>,
+    cache: Cache,
+    breaker: Breaker,
+    stale_grace: Duration,
+    waiting: Mutex<Batch>,
+    metrics: Counters,
+}
+
+struct Counters {
+    hits: IntCounter,
+    misses: IntCounter,
+    stale: IntCounter,
+    dropped: IntCounter,
+    intercepts: IntCounter,
+    away: IntGauge,
+    tended: Option<IntCounterVec>,
+}
+
+impl Store {
+    /// `stale_grace`: for how long what was read is good enough while the authority cannot be asked.
+    pub(super) fn new(authority: Arc<dyn Authority>, cache_max: usize, stale_grace: Duration, metrics: &Registry) -> Arc<Self> {
+        let store = Arc::new(Self {
+            authority,
+            cache: Cache::new(cache_max),
+            breaker: Breaker::default(),
+            stale_grace,
+            waiting: Mutex::default(),
+            metrics: Counters::new(metrics),
+        });
+        let weak = Arc::downgrade(&store);
+        store.authority.watch(Arc::new(move |news| {
+            if let Some(store) = weak.upgrade() {
+                store.hear(news);
+            }
+        }));
+        store
+    }
+
+    /// Somebody has changed something, here or elsewhere.
+    pub fn hear(&self, news: News) {
+        match news {
+            News::Changed(id, version) => self.cache.changed(id, version),
+            News::Lost => self.cache.doubt_everything(),
+        }
+    }
+
+    /// Writes what waits, every `period`, for as long as the store is in use.
+    pub fn flush_every(self: &Arc<Self>, period: Duration) {
+        self.every(period, |store| async move { store.flush().await });
+    }
+
+    /// Archives, sweeps and trims as `tending` says, whenever it says.
+    pub fn tend_every(self: &Arc<Self>, period: Duration, tending: impl Fn() -> Tending + Send + 'static) {
+        self.every(period, move |store| {
+            let tending = tending();
+            async move { store.tend(tending).await }
+        });
+    }
+
+    fn every<W: Future<Output = ()> + Send>(self: &Arc<Self>, period: Duration, work: impl Fn(Arc<Self>) -> W + Send + 'static) {
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(period).await;
+                let Some(store) = weak.upgrade() else { return };
+                work(store).await;
+            }
+        });
+    }
+
+    /// Writes what waits, now. What cannot be written waits on.
+    pub async fn flush(&self) {
+        let batch = std::mem::take(&mut *self.waiting.lock());
+        if batch.is_empty() {
+            return;
+        }
+        if let Err(error) = self.authority.write(&batch).await {
+            tracing::error!(%error, "last uses and intercepts could not be written; they wait on");
+            let lost = self.waiting.lock().put_back(batch);
+            self.metrics.dropped.inc_by(lost as u64);
+        }
+    }
+
+    pub(super) async fn tend(&self, tending: Tending) {
+        match self.authority.tend(tending).await {
+            Ok(None) => {}
+            Ok(Some(tended)) => {
+                if tended.archived + tended.unconfirmed > 0 {
+                    self.cache.doubt_everything();
+                }
+                for (what, rows) in [("archived", tended.archived), ("unconfirmed", tended.unconfirmed), ("trimmed", tended.trimmed)] {
+                    self.metrics.tended.iter().for_each(|counter| counter.with_label_values(&[what]).inc_by(rows));
+                }
+                if tended != super::record::Tended::default() {
+                    tracing::info!(
+                        archived = tended.archived,
+                        unconfirmed = tended.unconfirmed,
+                        trimmed = tended.trimmed,
+                        "tended the store"
+                    );
+                }
+            }
+            Err(error) => tracing::warn!(%error, "nothing was archived or trimmed; trying again later"),
+        }
+    }
+
+    /// Whether the authority answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.authority.ping().await
+    }
+
+    /// Bindings with all that is known of them.
+    pub async fn list(&self, query: Query) -> Result<Vec<Record>, StoreError> {
+        self.authority.list(query).await
+    }
+
+    /// Changes a binding. `None`: there is none, and none was to be made.
+    pub async fn change(&self, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
+        let changed = self.authority.change(id, change).await?;
+        if let Some(record) = &changed {
+            self.cache.changed(id, record.binding.version);
+        }
+        Ok(changed)
+    }
+
+    /// Removes a binding: the next use binds anew. False: there was none.
+    pub async fn remove(&self, id: KeyId) -> Result<bool, StoreError> {
+        let removed = self.authority.remove(id).await?;
+        self.cache.forget(&id);
+        Ok(removed)
+    }
+
+    async fn ask<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let answer = self.breaker.run(ask).await;
+        self.metrics.away.set(self.breaker.is_open().into());
+        answer
+    }
+}
+
+impl Bindings for Store {
+    fn peek(&self, id: &KeyId) -> Option<Arc<Binding>> {
+        let known = self.cache.fresh(id, Instant::now());
+        if known.is_some() {
+            self.metrics.hits.inc();
+        } else {
+            self.metrics.misses.inc();
+        }
+        known
+    }
+
+    fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async move {
+            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
+            if let Some(known) = self.cache.just_read(&id, asked_at) {
+                return Ok(Some(known));
+            }
+            match self.ask(self.authority.get(id)).await {
+                Ok(Some(row)) => Ok(Some(self.cache.put(row, asked_at, epoch))),
+                Ok(None) => {
+                    self.cache.forget(&id);
+                    Ok(None)
+                }
+                Err(error) => match self.cache.stale(&id, asked_at, self.stale_grace) {
+                    Some(known) => {
+                        self.metrics.stale.inc();
+                        Ok(Some(known))
+                    }
+                    None => Err(error),
+                },
+            }
+        })
+    }
+
+    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
+        Box::pin(async move {
+            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
+            let row = self.ask(self.authority.latch(first)).await?;
+            Ok(self.cache.put(row, asked_at, epoch))
+        })
+    }
+
+    fn confirm(&self, binding: &Binding) {
+        self.cache.confirmed(&binding.id);
+        if !self.waiting.lock().confirmed(binding.id) {
+            self.metrics.dropped.inc();
+        }
+    }
+
+    fn release(&self, binding: &Binding) {
+        self.cache.forget(&binding.id);
+        if !self.authority.release(binding.id, binding.version) {
+            self.metrics.dropped.inc();
+        }
+    }
+
+    fn used(&self, id: KeyId, at: SystemTime) {
+        if !self.waiting.lock().used(id, at) {
+            self.metrics.dropped.inc();
+        }
+    }
+
+    fn intercepted(&self, intercept: Intercept) {
+        self.metrics.intercepts.inc();
+        if !self.waiting.lock().intercepted(intercept) {
+            self.metrics.dropped.inc();
+        }
+    }
+}
+
+impl Counters {
+    fn new(metrics: &Registry) -> Self {
+        let counter = |name: &str, help: &str| counter(metrics, name, help);
+        let by = |name: &str, help: &str, label: &str| {
+            let made = IntCounterVec::new(Opts::new(name, help), &[label]).ok()?;
+            let _ = metrics.register(Box::new(made.clone()));
+            Some(made)
+        };
+        let look_ups = by("keylatch_binding_cache_requests_total", "Look-ups of bindings in the process cache, by result.", "result");
+        let look_up = |result: &str| look_ups.as_ref().and_then(|vec| vec.get_metric_with_label_values(&[result]).ok());
+        let away = IntGauge::new("keylatch_store_away", "1 while the store does not answer and is asked only now and then.");
+        let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
+        let _ = metrics.register(Box::new(away.clone()));
+        Self {
+            hits: look_up("hit").unwrap_or_else(detached),
+            misses: look_up("miss").unwrap_or_else(detached),
+            stale: counter("keylatch_binding_stale_total", "Keys judged by what was known of them while the store did not answer."),
+            dropped: counter(
+                "keylatch_store_dropped_total",
+                "Last uses, confirmations, releases and intercepts that were lost because too many waited.",
+            ),
+            intercepts: counter("keylatch_intercepts_total", "Requests refused because of the key's binding."),
+            away,
+            tended: by("keylatch_store_tended_total", "Rows that were archived, swept and trimmed.", "what"),
+        }
+    }
+}
+
+fn counter(metrics: &Registry, name: &str, help: &str) -> IntCounter {
+    let counter = IntCounter::new(name, help).unwrap_or_else(|_| detached());
+    let _ = metrics.register(Box::new(counter.clone()));
+    counter
+}
+
+/// A counter that is shown nowhere, for a name that cannot be had: counting never stops the work.
+fn detached() -> IntCounter {
+    IntCounter::new("detached", "not shown").unwrap_or_else(|_| unreachable!("`detached` is a valid name"))
+}

@@ -1,0 +1,88 @@
+//! What operators do with bindings.
+
+use keylatch_filters::contract::{KeyId, StoreError};
+use sqlx::postgres::{PgPool, PgRow};
+use sqlx::{AssertSqlSafe, Row};
+
+use super::{JUDGED, failed, judged};
+use crate::store::record::{Change, Query, Record, range, time};
+
+const MORE: &str =
+    "hint, made_by, note, labels, (extract(epoch FROM created_at) * 1e3)::bigint, (extract(epoch FROM last_used_at) * 1e3)::bigint";
+
+fn record(row: &PgRow) -> Result<Record, StoreError> {
+    let millis = |index: usize| row.try_get::<i64, _>(index).map(time).map_err(failed);
+    Ok(Record {
+        binding: judged(row)?,
+        hint: row.try_get(6).map_err(failed)?,
+        made_by: row.try_get(7).map_err(failed)?,
+        note: row.try_get(8).map_err(failed)?,
+        labels: row.try_get(9).map_err(failed)?,
+        created_at: millis(10)?,
+        last_used_at: millis(11)?,
+    })
+}
+
+pub async fn list(pool: &PgPool, query: Query) -> Result<Vec<Record>, StoreError> {
+    let (low, high) = range(&query.prefix);
+    let statement = format!(
+        "SELECT {JUDGED}, {MORE} FROM bindings
+         WHERE key_id >= $1 AND key_id <= $2 AND ($3::bytea IS NULL OR key_id > $3)
+           AND ($4::text IS NULL OR rule = 'all' OR EXISTS (SELECT 1 FROM unnest(networks) AS n WHERE n >>= $4::inet))
+           AND ($5::text IS NULL OR labels @> ARRAY[$5]) AND ($6::bool IS NULL OR banned = $6)
+         ORDER BY key_id LIMIT $7"
+    );
+    let rows = sqlx::query(AssertSqlSafe(statement))
+        .bind(low)
+        .bind(high)
+        .bind(query.after.map(|id| id.0))
+        .bind(query.address.map(|address| address.to_string()))
+        .bind(query.label)
+        .bind(query.banned)
+        .bind(i64::from(query.limit))
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+    rows.iter().map(record).collect()
+}
+
+pub async fn change(pool: &PgPool, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
+    let (rule, networks) = match &change.rule {
+        Some((rule, networks)) => (Some(rule.as_str()), Some(networks.iter().map(ToString::to_string).collect::<Vec<_>>())),
+        None => (None, None),
+    };
+    let mut tx = pool.begin().await.map_err(failed)?;
+    if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
+        sqlx::query(
+            "INSERT INTO bindings (key_id, hint, rule, networks, version, made_by, created_at, last_used_at)
+             VALUES ($1, $2, $3, $4::text[]::cidr[], keylatch_version(0), $5, now(), now()) ON CONFLICT (key_id) DO NOTHING",
+        )
+        .bind(id.0)
+        .bind(hint)
+        .bind(rule)
+        .bind(&networks)
+        .bind(made_by)
+        .execute(&mut *tx)
+        .await
+        .map_err(failed)?;
+    }
+    // What somebody has changed by hand is meant: no upstream's word undoes it.
+    let statement = format!(
+        "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3::text[]::cidr[], networks), banned = coalesce($4, banned),
+             note = coalesce($5, note), labels = coalesce($6, labels), confirmed = true, version = keylatch_version(version)
+         WHERE key_id = $1 RETURNING {JUDGED}, {MORE}"
+    );
+    let row = sqlx::query(AssertSqlSafe(statement))
+        .bind(id.0)
+        .bind(rule)
+        .bind(&networks)
+        .bind(change.banned)
+        .bind(change.note)
+        .bind(change.labels)
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed)?;
+    let changed = row.as_ref().map(record).transpose()?;
+    tx.commit().await.map_err(failed)?;
+    Ok(changed)
+}

@@ -1,0 +1,292 @@
+//! Bindings in PostgreSQL 13 or later, for any number of processes.
+//!
+//! Look-ups and first uses go through a few workers, each of which asks for all that wait with one statement:
+//! a cold key under load is one query, and first uses share their commits. Everything runs on the runtime the
+//! store was opened on: the proxy's own may end before the last row is written.
+
+mod connect;
+mod listen;
+mod manage;
+mod tend;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId, StoreError};
+use sqlx::postgres::{PgPool, PgRow};
+use sqlx::{Executor, Postgres as Pg, Row};
+
+use super::record::{Change, Query, Record, Tended, Tending, binding, key_id, millis};
+use super::together::Together;
+use super::{Authority, Batch, OnChange};
+use crate::config::Files;
+use crate::config::model::Postgres as Config;
+
+/// Questions in one statement.
+const TOGETHER_MAX: usize = 512;
+const READERS: usize = 3;
+const WRITERS: usize = 2;
+
+/// An open database.
+pub struct Postgres {
+    pool: PgPool,
+    timeout: Duration,
+    replica: Arc<str>,
+    reads: Together<KeyId, Option<Binding>>,
+    first_uses: Together<FirstUse, Binding>,
+    releases: Together<(KeyId, i64), ()>,
+}
+
+impl Postgres {
+    /// Connects, and brings the schema up to date under a lock, or says that it is not.
+    pub async fn open(config: &Config, files: &Files, migrate: bool) -> Result<Self, String> {
+        let pool = connect::pool(config, files).await?;
+        if migrate {
+            connect::migrate(&pool).await?;
+        }
+        let timeout = config.timeout.0;
+        let reads = {
+            let pool = pool.clone();
+            Together::new(READERS, TOGETHER_MAX, timeout, move |ids| read(pool.clone(), ids))
+        };
+        let first_uses = {
+            let pool = pool.clone();
+            Together::new(WRITERS, TOGETHER_MAX, timeout, move |uses| bind(pool.clone(), uses))
+        };
+        let releases = {
+            let pool = pool.clone();
+            Together::new(1, TOGETHER_MAX, timeout, move |rows| release(pool.clone(), rows))
+        };
+        Ok(Self { pool, timeout, replica: config.replica().into(), reads, first_uses, releases })
+    }
+
+    /// Ties the database to the secret with this fingerprint. Refused if it belongs to another.
+    pub async fn claim(&self, fingerprint: &str) -> Result<(), String> {
+        connect::claim(&self.pool, fingerprint).await
+    }
+
+    /// Bounds what has no worker that does.
+    async fn within<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.timeout, work).await {
+            Ok(done) => done.map_err(failed),
+            Err(_) => Err(StoreError(format!("postgres did not answer within {:?}", self.timeout))),
+        }
+    }
+}
+
+impl Authority for Postgres {
+    fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(self.reads.ask(id))
+    }
+
+    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+        Box::pin(self.first_uses.ask(first))
+    }
+
+    fn release(&self, id: KeyId, version: i64) -> bool {
+        self.releases.tell((id, version))
+    }
+
+    fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.within(write(&self.pool, &self.replica, batch)))
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.within(self.pool.execute("SELECT 1")).await.map(|_| ()) })
+    }
+
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        Box::pin(manage::list(&self.pool, query))
+    }
+
+    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+        Box::pin(manage::change(&self.pool, id, change))
+    }
+
+    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async move {
+            let gone = self.within(sqlx::query("DELETE FROM bindings WHERE key_id = $1").bind(id.0).execute(&self.pool)).await?;
+            Ok(gone.rows_affected() > 0)
+        })
+    }
+
+    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
+        Box::pin(async move { tend::tend(&self.pool, &tending).await.map_err(failed) })
+    }
+
+    fn watch(&self, on_change: OnChange) {
+        tokio::spawn(listen::listen(self.pool.clone(), on_change));
+    }
+}
+
+/// The columns that requests are judged by; a network as text, because `cidr` has more forms than we do.
+const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version";
+
+fn judged(row: &PgRow) -> Result<Binding, StoreError> {
+    let read = || -> sqlx::Result<_> {
+        let (id, rule): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(1)?);
+        let networks: Vec<String> = row.try_get(2)?;
+        let (banned, confirmed, version) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+        Ok(key_id(&id).and_then(|id| binding(id, &rule, networks.iter().map(String::as_str), banned, confirmed, version)))
+    };
+    read().map_err(failed)?
+}
+
+type Rows = HashMap<KeyId, Result<Binding, StoreError>>;
+
+fn by_id(rows: &[PgRow]) -> Result<Rows, StoreError> {
+    let id = |row: &PgRow| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?);
+    rows.iter().map(|row| Ok((id(row)?, judged(row)))).collect()
+}
+
+async fn rows_of<'e>(executor: impl Executor<'e, Database = Pg>, ids: &[KeyId]) -> Result<Rows, StoreError> {
+    let ids: Vec<&[u8]> = ids.iter().map(|id| id.0.as_slice()).collect();
+    let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = ANY($1)");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(ids).fetch_all(executor).await.map_err(failed)?;
+    by_id(&rows)
+}
+
+async fn read(pool: PgPool, ids: Vec<KeyId>) -> Vec<Result<Option<Binding>, StoreError>> {
+    match rows_of(&pool, &ids).await {
+        Ok(rows) => ids.iter().map(|id| rows.get(id).cloned().transpose()).collect(),
+        Err(error) => ids.iter().map(|_| Err(error.clone())).collect(),
+    }
+}
+
+/// First uses: whoever is first in the queue binds, unless a row is there; all are told what holds.
+async fn bind(pool: PgPool, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
+    match bind_all(&pool, &uses).await {
+        Ok(rows) => {
+            let gone = || Err(StoreError("the binding was removed while it was made; try again".into()));
+            uses.iter().map(|first| rows.get(&first.id).cloned().unwrap_or_else(gone)).collect()
+        }
+        Err(error) => uses.iter().map(|_| Err(error.clone())).collect(),
+    }
+}
+
+async fn bind_all(pool: &PgPool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
+    let mut first: HashMap<KeyId, &FirstUse> = HashMap::new();
+    for one in uses {
+        first.entry(one.id).or_insert(one);
+    }
+    // Every process inserts in the same order, so that two of them never wait for each other in a circle.
+    let mut first: Vec<&FirstUse> = first.into_values().collect();
+    first.sort_by_key(|one| one.id);
+    let statement = format!(
+        "INSERT INTO bindings (key_id, hint, rule, networks, confirmed, version, made_by, created_at, last_used_at)
+         SELECT id, hint, 'single', ARRAY[network::cidr], confirmed, keylatch_version(0), 'first_use', to_timestamp(ms / 1e3), to_timestamp(ms / 1e3)
+         FROM unnest($1::bytea[], $2::text[], $3::text[], $4::bool[], $5::float8[]) AS u (id, hint, network, confirmed, ms)
+         ON CONFLICT (key_id) DO NOTHING RETURNING {JUDGED}"
+    );
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
+    let at: Vec<f64> = first.iter().map(|one| millis(one.at) as f64).collect();
+    let made = sqlx::query(sqlx::AssertSqlSafe(statement))
+        .bind(first.iter().map(|one| one.id.0.as_slice()).collect::<Vec<_>>())
+        .bind(first.iter().map(|one| one.hint.as_str()).collect::<Vec<_>>())
+        .bind(first.iter().map(|one| one.network.to_string()).collect::<Vec<_>>())
+        .bind(first.iter().map(|one| one.confirmed).collect::<Vec<_>>())
+        .bind(at)
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+    let mut rows = by_id(&made)?;
+    let taken: Vec<KeyId> = first.iter().map(|one| one.id).filter(|id| !rows.contains_key(id)).collect();
+    if !taken.is_empty() {
+        rows.extend(rows_of(pool, &taken).await?);
+    }
+    Ok(rows)
+}
+
+async fn release(pool: PgPool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), StoreError>> {
+    let (ids, versions): (Vec<&[u8]>, Vec<i64>) = rows.iter().map(|(id, version)| (id.0.as_slice(), *version)).unzip();
+    let done = sqlx::query(
+        "DELETE FROM bindings b USING unnest($1::bytea[], $2::bigint[]) AS u (id, version)
+         WHERE b.key_id = u.id AND b.version = u.version AND NOT b.confirmed",
+    )
+    .bind(ids)
+    .bind(versions)
+    .execute(&pool)
+    .await
+    .map_err(failed);
+    if let Err(error) = &done {
+        tracing::warn!(%error, "bindings of keys that the upstream refused stay until they are swept");
+    }
+    rows.iter().map(|_| done.as_ref().map(|_| ()).map_err(StoreError::clone)).collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
+async fn write(pool: &PgPool, replica: &str, batch: &Batch) -> sqlx::Result<()> {
+    let mut tx = pool.begin().await?;
+    if !batch.used.is_empty() {
+        let mut used: Vec<_> = batch.used.iter().collect();
+        // Rows are locked in one order by all processes.
+        used.sort();
+        sqlx::query(
+            "UPDATE bindings b SET last_used_at = greatest(b.last_used_at, to_timestamp(u.ms / 1e3))
+             FROM (SELECT b.key_id, u.ms FROM bindings b JOIN unnest($1::bytea[], $2::float8[]) AS u (id, ms) ON b.key_id = u.id
+                   ORDER BY b.key_id FOR UPDATE OF b) u
+             WHERE b.key_id = u.key_id",
+        )
+        .bind(used.iter().map(|(id, _)| id.0.as_slice()).collect::<Vec<_>>())
+        .bind(used.iter().map(|(_, at)| millis(**at) as f64).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
+    }
+    if !batch.confirmed.is_empty() {
+        let mut confirmed: Vec<_> = batch.confirmed.iter().collect();
+        confirmed.sort();
+        sqlx::query(
+            "UPDATE bindings SET confirmed = true WHERE key_id IN
+             (SELECT key_id FROM bindings WHERE key_id = ANY($1) AND NOT confirmed ORDER BY key_id FOR UPDATE)",
+        )
+        .bind(confirmed.iter().map(|id| id.0.as_slice()).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
+    }
+    if !batch.intercepts.is_empty() {
+        write_intercepts(&mut tx, replica, batch).await?;
+    }
+    tx.commit().await
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
+async fn write_intercepts(tx: &mut sqlx::PgConnection, replica: &str, batch: &Batch) -> sqlx::Result<()> {
+    let rows: Vec<_> = batch.intercepts.values().collect();
+    let text = |field: fn(&Intercept) -> String| rows.iter().map(|row| field(&row.first)).collect::<Vec<_>>();
+    sqlx::query(
+        "INSERT INTO intercepts AS i
+             (minute, key_id, client, method, path, route, replica, banned, hint, networks, user_agent, count, first_at, last_at)
+         SELECT date_trunc('minute', to_timestamp(first_ms / 1e3)), id, client::inet, method, path, route, $13, banned, hint,
+             string_to_array(networks, ',')::cidr[], user_agent, count, to_timestamp(first_ms / 1e3), to_timestamp(last_ms / 1e3)
+         FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::text[], $8::text[], $9::text[],
+             $10::bigint[], $11::float8[], $12::float8[])
+             AS u (id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms)
+         ON CONFLICT (minute, key_id, client, method, path, route, replica, banned)
+         DO UPDATE SET count = i.count + excluded.count, last_at = greatest(i.last_at, excluded.last_at)",
+    )
+    .bind(rows.iter().map(|row| row.first.id.0.as_slice()).collect::<Vec<_>>())
+    .bind(text(|first| first.client.to_string()))
+    .bind(text(|first| first.method.clone()))
+    .bind(text(|first| first.path.clone()))
+    .bind(text(|first| first.route.clone()))
+    .bind(rows.iter().map(|row| row.first.banned).collect::<Vec<_>>())
+    .bind(text(|first| first.hint.clone()))
+    .bind(text(|first| super::batch::networks(&first.networks)))
+    .bind(text(|first| first.user_agent.clone()))
+    .bind(rows.iter().map(|row| i64::try_from(row.count).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| millis(row.first.at) as f64).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| millis(row.last_at) as f64).collect::<Vec<_>>())
+    .bind(replica)
+    .execute(tx)
+    .await
+    .map(|_| ())
+}
+
+/// PostgreSQL's message; it may name columns and constraints. Values stand in its detail, which is left out.
+fn failed(error: sqlx::Error) -> StoreError {
+    StoreError(match error.as_database_error() {
+        Some(said) => format!("postgres: {} ({})", said.message(), said.code().unwrap_or_default()),
+        None => format!("postgres: {error}"),
+    })
+}

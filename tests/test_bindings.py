@@ -1,0 +1,289 @@
+"""Bindings as operators and replicas see them: PostgreSQL and SQLite, commands, races, stores that go away."""
+
+import concurrent.futures
+import contextlib
+import json
+import re
+import threading
+import time
+
+import pytest
+from support import raw
+from support.keylatch import free_port, wait_for
+from support.postgres import Postgres
+from support.upstreams import Scripted, plain
+
+SECRET = "{key_hmac: 0123456789abcdef0123456789abcdef}"
+FREE = "      - key_binding: {new_keys_per_client: 1000000/s}"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def database(server):
+    """An empty database."""
+    server.psql("DROP SCHEMA public CASCADE")
+    server.psql("CREATE SCHEMA public")
+    return server
+
+
+def storage(server, more=""):
+    return f'{{postgres: {{url: "{server.url}", flush_every: 100ms{more}}}}}'
+
+
+@pytest.fixture
+def replicas(start, echo_upstream, database):
+    """Starts replicas on one database."""
+
+    def begin(count=3, more="", **values):
+        values = {"route_filters": FREE, "secrets": SECRET, "storage": storage(database, more), **values}
+        return [start(echo_upstream, **values) for _ in range(count)]
+
+    return begin
+
+
+def ask(replica, key, source="127.0.0.1", **more):
+    return raw.request(replica.port, headers=[raw.key(key)], source=source, **more)
+
+
+def key_id(replica, key):
+    """The id of a key that was used on this replica."""
+    wait_for(lambda: replica.access_log(), "an access line")
+    return next(line["key"] for line in reversed(replica.access_log()) if "key" in line)
+
+
+def test_of_200_first_uses_over_three_replicas_exactly_one_binds(replicas):
+    three = replicas(limits="{connections_per_peer: 1000}")
+    sources = [f"127.0.{n // 100 + 1}.{n % 100 + 1}" for n in range(200)]
+    with concurrent.futures.ThreadPoolExecutor(200) as pool:
+        for round_number in range(50):
+            key = f"sk-raced-{round_number:04}-abcdefgh"
+            asked = [(three[n % 3], source) for n, source in enumerate(sources)]
+            statuses = list(pool.map(lambda one: ask(one[0], key, one[1], timeout=30).status, asked))
+            assert sorted(statuses) == [200] + [403] * 199, round_number
+            winner = sources[statuses.index(200)]
+            assert [ask(replica, key, winner).status for replica in three] == [200] * 3
+            loser = sources[statuses.index(403)]
+            assert [ask(replica, key, loser).status for replica in three] == [403] * 3
+
+
+def test_changes_are_in_force_on_every_replica_within_a_second_under_load(replicas, database):
+    three = replicas()
+    keys = [f"sk-changed-{n:04}-abcdefgh" for n in range(12)]
+    for key in keys:
+        assert [ask(replica, key).status for replica in three] == [200] * 3
+    ids = {}
+    for key in keys:
+        shown = three[0].command("bindings", "list", "--json", "--limit", "1000")
+        assert shown.returncode == 0, shown.stderr
+    hints = [json.loads(line) for line in shown.stdout.splitlines()]
+    ids = [row["key_id"] for row in hints]
+    assert len(ids) == len(keys)
+    stop = threading.Event()
+
+    def load(replica):
+        while not stop.is_set():
+            for key in keys:
+                ask(replica, key)
+
+    delays = []
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for replica in three * 2:
+            pool.submit(load, replica)
+        try:
+            for number, one in enumerate(ids):
+                changes = ["UPDATE bindings SET banned = true WHERE key_id = ", "DELETE FROM bindings WHERE key_id = "]
+                # An operator's SQL counts as well as a command.
+                database.psql(changes[number % 2].replace("DELETE FROM bindings", "UPDATE bindings SET networks = '{10.0.0.0/8}'") + f"'\\x{one}'")
+                began = time.monotonic()
+                for replica in three:
+                    def refused():
+                        listed = [ask(replica, key).status for key in keys]
+                        return listed.count(403) == number + 1
+                    wait_for(refused, "the change is in force", 5)
+                delays.append(time.monotonic() - began)
+        finally:
+            stop.set()
+    assert max(delays) < 1.5, delays
+
+
+def test_the_commands_of_an_operator(replicas, database, start, echo_upstream):
+    sqlite = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}")
+    for replica in (*replicas(1), sqlite):
+        run = lambda *arguments: replica.command("bindings", *arguments)  # noqa: E731
+        assert ask(replica, "sk-operated-0001-abcdefgh").status == 200
+        short = key_id(replica, "sk-operated-0001-abcdefgh")
+        listed = run("list").stdout
+        assert short in listed and "sk-…efgh" in listed and "127.0.0.1/32" in listed
+        row = json.loads(run("show", short).stdout)
+        assert (row["rule"], row["made_by"], row["networks"]) == ("single", "first_use", ["127.0.0.1/32"])
+        assert json.loads(run("ban", short).stdout)["banned"] is True
+        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh").status == 403, "the ban is in force", 3)
+        assert run("list", "--banned").stdout.count("\n") == 1
+        assert json.loads(run("unban", short).stdout)["banned"] is False
+        changed = run("set", short, "--network", "127.0.0.2", "--network", "127.0.1.0/24", "--note", "home", "--label", "team-a")
+        assert json.loads(changed.stdout)["rule"] == "multiple", changed.stderr
+        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.1.9").status == 200, "the change is in force", 3)
+        assert ask(replica, "sk-operated-0001-abcdefgh").status == 403
+        assert run("list", "--label", "team-a", "--address", "127.0.1.77").stdout.count("\n") == 1
+        assert run("list", "--address", "127.0.2.1").stdout == ""
+        assert run("unbind", short).returncode == 0
+        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.0.3").status == 200, "it binds anew", 3)
+
+        # Out, and in again.
+        exported = {form: run("export", "--format", form).stdout for form in ("jsonl", "csv")}
+        for form, text in exported.items():
+            (replica.folder / f"saved.{form}").write_text(text)
+            assert run("unbind", short).returncode == 0
+            imported = run("import", str(replica.folder / f"saved.{form}"))
+            assert imported.stdout == "1 bindings imported\n", imported.stderr
+            assert json.loads(run("show", short).stdout)["networks"] == ["127.0.0.3/32"]
+        (replica.folder / "keys.csv").write_text("key,networks,labels\nsk-imported-0001-abcdefgh,127.0.0.4 127.0.0.5,new\n")
+        assert run("import", str(replica.folder / "keys.csv")).returncode == 0
+        assert ask(replica, "sk-imported-0001-abcdefgh", "127.0.0.5").status == 200
+        assert ask(replica, "sk-imported-0001-abcdefgh", "127.0.0.6").status == 403
+        assert "sk-imported" not in run("export").stdout
+
+        for arguments, says in [
+            (("show", "zz"), "not a key id"),
+            (("show", "ffffffffffff"), "no binding begins with"),
+            (("set", short, "--rule", "all", "--network", "10.0.0.1"), "takes no network"),
+            (("set", "f" * 64, "--note", "x"), "is not bound"),
+            (("set", short, "--network", "everywhere"), "neither a network"),
+            (("set", short, "--label", "a b"), "is not a label"),
+        ]:
+            failed = run(*arguments)
+            assert failed.returncode != 0 and says in failed.stderr, failed.stderr
+        (replica.folder / "bad.jsonl").write_text('{"key_id": "12", "networks": ["10.0.0.1"]}\n{"key": "k"}\nnonsense\n')
+        bad = run("import", str(replica.folder / "bad.jsonl"))
+        assert bad.returncode == 1 and all(f"bad.jsonl:{line}:" in bad.stderr for line in (1, 2, 3)) and "nothing was imported" in bad.stderr
+
+
+def test_keys_that_the_upstream_refuses_do_not_stay(start, database):
+    def answer(request, send):
+        bad = b"sk-bad" in request.head if hasattr(request, "head") else "sk-bad" in str(request)
+        send(plain("401 Unauthorized", b"{}") if bad else plain())
+        return True
+
+    with Scripted(answer) as upstream:
+        for kind in (storage(database), "{sqlite: {path: t.db, flush_every: 100ms}}"):
+            replica = start(upstream, route_filters="      - key_binding: {new_keys_per_client: 30/h}", secrets=SECRET, storage=kind)
+            listed = lambda: replica.command("bindings", "list", "--json").stdout.splitlines()  # noqa: E731
+            assert ask(replica, "sk-good-0001-abcdefgh").status == 200
+            wait_for(lambda: [json.loads(line)["confirmed"] for line in listed()] == [True], "the upstream's word is written")
+            for n in range(20):
+                assert ask(replica, f"sk-bad-{n:04}-abcdefgh").status == 401
+            wait_for(lambda: len(listed()) == 1, "made-up keys are gone")
+            # One client cannot go on for ever; known keys are not its concern.
+            answers = [ask(replica, f"sk-bad-{n:04}-abcdefgh") for n in range(20, 40)]
+            refused = [answer for answer in answers if answer.status == 429]
+            assert len(refused) == 11 and int(refused[0].header("retry-after")) > 60
+            assert ask(replica, "sk-good-0001-abcdefgh").status == 200
+            assert ask(replica, "sk-bad-9999-abcdefgh", "127.0.0.9").status == 401, "another client may"
+
+
+def test_only_known_keys_or_until_a_date(start, database, echo_upstream):
+    for enrol, expected in [("known_only", 403), ('{window: {until: "2020-01-01T00:00:00Z"}}', 403), ('{window: {until: "2999-01-01T00:00:00Z"}}', 200)]:
+        replica = start(echo_upstream, route_filters=f"      - key_binding: {{enrol: {enrol}}}", secrets=SECRET, storage=storage(database))
+        assert ask(replica, f"sk-unknown-{expected}").status == expected, enrol
+        (replica.folder / "keys.jsonl").write_text('{"key": "sk-known-abcdefghijkl", "networks": ["127.0.0.1"]}')
+        assert replica.command("bindings", "import", "keys.jsonl").returncode == 0
+        assert ask(replica, "sk-known-abcdefghijkl").status == 200
+
+
+@pytest.mark.parametrize("how", ["kill", "pause"])
+def test_a_database_that_goes_away_and_comes_back(replicas, database, how):
+    policy = "      - key_binding: {new_keys_per_client: 1000000/s, on_store_failure: %s}"
+    closed, opened = replicas(1, route_filters=policy % "closed") + replicas(1, route_filters=policy % "open")
+    for replica in (closed, opened):
+        assert ask(replica, "sk-known-0001-abcdefgh").status == 200
+        assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+    wrong, slow, stop = [], [], threading.Event()
+
+    def load(number):
+        while not stop.is_set():
+            for source, expected in (("127.0.0.1", {200}), ("127.0.0.2", {403})):
+                began = time.monotonic()
+                status = ask(closed, "sk-known-0001-abcdefgh", source).status
+                slow.append(time.monotonic() - began)
+                if status not in expected:
+                    wrong.append((source, status))
+            began = time.monotonic()
+            status = ask(closed, f"sk-new-{number}-{time.monotonic_ns()}", "127.0.0.3").status
+            slow.append(time.monotonic() - began)
+            if status not in (200, 503):
+                wrong.append(("new", status))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for number in range(8):
+            pool.submit(load, number)
+        try:
+            time.sleep(1)
+            database.kill() if how == "kill" else database.pause()
+            wait_for(lambda: ask(closed, f"sk-new-{time.monotonic_ns()}").status == 503, "unknown keys are refused")
+            answer = ask(closed, "sk-new-while-away")
+            assert answer.status == 503 and answer.header("retry-after") == "1"
+            assert ask(opened, "sk-new-while-away").status == 200
+            assert ask(opened, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403, "open is not open to whoever is known to be wrong"
+            wait_for(lambda: closed.health("ready")[0] == 503, "readiness tells")
+            wait_for(lambda: closed.metrics()["keylatch_store_away"] == 1, "the metric tells")
+            # Longer than what was read counts as fresh.
+            time.sleep(2)
+            database.start() if how == "kill" else database.resume()
+            began = time.monotonic()
+            wait_for(lambda: ask(closed, f"sk-new-{time.monotonic_ns()}").status == 200, "it recovers")
+            assert time.monotonic() - began < 5
+            wait_for(lambda: closed.health("ready")[0] == 200, "readiness tells")
+        finally:
+            stop.set()
+    assert not wrong, wrong[:10]
+    assert max(slow) < 4, max(slow)
+
+
+def test_what_is_written_later_is_written(replicas, database):
+    one, other = replicas(2, more=", replica: edge")
+    for n in range(50):
+        assert ask(one, "sk-counted-0001-abcdefgh").status == 200
+        assert ask(one, "sk-counted-0001-abcdefgh", "127.0.0.2").status == 403
+    one.stop()
+    counted = "SELECT sum(count), count(*) <= 2, min(replica), min(array_to_string(networks, ',')) FROM intercepts"
+    assert database.psql(counted) == "50|t|edge|127.0.0.1/32"
+    assert database.psql("SELECT count(*) FROM bindings WHERE last_used_at > created_at AND confirmed") == "1"
+
+
+def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):
+    def says(text, **values):
+        with pytest.raises(AssertionError) as failed:
+            start(echo_upstream, **{"secrets": SECRET, "storage": storage(database), **values})
+        assert re.search(text, str(failed.value)), str(failed.value)
+        assert "hunter2" not in str(failed.value)
+
+    start(echo_upstream, secrets=SECRET, storage=storage(database)).stop()
+    says("another secrets.key_hmac", secrets="{key_hmac: ffffffffffffffffffffffffffffffff}")
+    says("secrets.key_hmac is needed", secrets="{}")
+    at = f"127.0.0.1:{server.port}"
+    says("there is no such database", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/nowhere"}}}}')
+    says("refuses the user or the password", storage=f'{{postgres: {{url: "postgres://nobody:hunter2@{at}/postgres"}}}}')
+    says("no server answered within", storage=f'{{postgres: {{url: "postgres://keylatch@127.0.0.1:{free_port()}/x", connect_timeout: 1s}}}}')
+    says("url is malformed", storage='{postgres: {url: "postgres://a:hunter2@b@c:d/"}}')
+    says("must begin with", storage='{postgres: {url: "mysql://hunter2"}}')
+    says("TLS", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres", tls: verify_full}}}}')
+    database.psql("INSERT INTO _sqlx_migrations VALUES (9999, 'newer', now(), true, '', 0)")
+    says("the schema is newer than this program")
+    database.psql("DELETE FROM _sqlx_migrations WHERE version = 9999")
+    database.psql("ALTER DATABASE postgres SET default_transaction_read_only = on")
+    try:
+        # What is known can be read; only what is new cannot be bound.
+        replica = start(echo_upstream, secrets=SECRET, storage=storage(database), route_filters=FREE)
+        assert ask(replica, "sk-new").status == 503
+        replica.stop()
+        assert "read-only transaction" in replica.stdout.read_text()
+        with contextlib.suppress(AssertionError):
+            server.psql("SET default_transaction_read_only = off; DROP SCHEMA public CASCADE; CREATE SCHEMA public", check=False)
+        says("the database is read-only")
+    finally:
+        server.psql("SET default_transaction_read_only = off; ALTER DATABASE postgres RESET default_transaction_read_only")
