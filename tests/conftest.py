@@ -20,10 +20,11 @@ def echo_upstream():
 @pytest.fixture
 def start(tmp_path):
     """Starts Keylatches that end with the test."""
-    running = []
+    running, made = [], []
 
     def begin(upstream, **values):
-        folder = tmp_path / f"keylatch{len(running)}"
+        folder = tmp_path / f"keylatch{len(made)}"
+        made.append(folder)
         folder.mkdir()
         keylatch = Keylatch(folder, getattr(upstream, "port", upstream), **values)
         keylatch.start()

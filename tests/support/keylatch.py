@@ -1,8 +1,10 @@
 """Starts the built binary with a configuration of the test's own, in a folder of its own."""
 
+import contextlib
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -18,15 +20,15 @@ _given = set()
 
 
 def free_port():
-    """A port nobody listens on, never the same twice. Another process may take it before it is used; the caller then
-    fails loudly."""
+    """A port nobody listens on, never the same twice, and below those that the system gives to outgoing connections:
+    a server that is stopped finds it free again. Another process may take it before; the caller then fails loudly."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port not in _given:
-            _given.add(port)
-            return port
+        port = random.randrange(11000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def wait_for(condition, what, seconds=10.0):
