@@ -9,6 +9,7 @@
 //!   from: [authorization, x-api-key]
 //!   ipv4_prefix: 32
 //!   ipv6_prefix: 64
+//!   rule: single
 //!   enrol: first_use
 //!   confirm: upstream
 //!   new_keys_per_client: 60/h
@@ -24,8 +25,9 @@
 //!
 //! A field that could carry a key and is not listed under `from` does not reach the upstream.
 //! Two different keys in one request are refused with 400: one could be judged and the other served.
-//! A binding's rule is `single` (one network), `multiple` (a list) or `all`; first use makes a `single`
-//! one. A banned key is refused from everywhere.
+//! A binding's rule is `single` (one network), `multiple` (a list), `all`, or `roaming`: up to `networks_max` networks
+//! at a time, each of which makes room for another when it was not used for `window`. First use makes a `single` one,
+//! or with `rule: {roaming: {networks_max: 3, window: 24h}}` a roaming one. A banned key is refused from everywhere.
 //!
 //! In shadow mode keys are bound and judged, and whoever would be refused passes; no intercept is recorded.
 //! Needs `client_ip` before it, or else it judges by the peer.
@@ -41,8 +43,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Problem, Rate,
-    Reply, RequestCx, ResponseCx, Result, Site, StoreError, Timestamp, UpstreamCx,
+    Binding, Bindings, Filter, FirstUse, Flow, Hooks, HumanDuration, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource,
+    Problem, Rate, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, Timestamp, UpstreamCx,
 };
 use crate::rate_limit::gcra::{Quota, Table};
 use crate::rate_limit::{ceil_s, client_network};
@@ -85,6 +87,21 @@ pub enum Enrol {
     },
 }
 
+/// The rule of a binding that a first use makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FirstRule {
+    /// The network of the first use, and no other.
+    Single,
+    /// A few networks at a time.
+    Roaming {
+        /// How many, 1 to 64.
+        networks_max: u8,
+        /// How long a network counts after its last use, at least 1min.
+        window: HumanDuration,
+    },
+}
+
 /// When a first use holds for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -105,6 +122,8 @@ pub struct Config {
     pub ipv4_prefix: u8,
     /// How much of an IPv6 address is bound, in bits, 16 to 128. Default: 64, what one household has.
     pub ipv6_prefix: u8,
+    /// The rule of a binding that a first use makes. Default: `single`.
+    pub rule: FirstRule,
     /// A key that nobody has bound. Default: `first_use`.
     pub enrol: Enrol,
     /// When a first use holds for good. Default: `upstream`.
@@ -123,6 +142,7 @@ impl Default for Config {
             from: KeySource::ALL.to_vec(),
             ipv4_prefix: 32,
             ipv6_prefix: 64,
+            rule: FirstRule::Single,
             enrol: Enrol::FirstUse,
             confirm: Confirm::Upstream,
             new_keys_per_client: Rate { count: 60, period: Duration::from_secs(3600) },
@@ -178,6 +198,15 @@ impl Filter for KeyBinding {
         }
         if !(16..=128).contains(&config.ipv6_prefix) {
             return Err(Invalid::new(format!("{} is not between 16 and 128", config.ipv6_prefix)).at("ipv6_prefix"));
+        }
+        if let FirstRule::Roaming { networks_max, window } = config.rule {
+            let at = |invalid: Invalid| invalid.at("roaming").at("rule");
+            if !(1..=64).contains(&networks_max) {
+                return Err(at(Invalid::new("must be between 1 and 64").at("networks_max")));
+            }
+            if window.0 < Duration::from_secs(60) {
+                return Err(at(Invalid::new("must be at least 1min").at("window")));
+            }
         }
         Ok(Self {
             reader: KeyReader::new(&config.from),
@@ -247,10 +276,15 @@ impl Filter for KeyBinding {
 
 impl KeyBinding {
     async fn judge(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Verdict, StoreError> {
-        let client = cx.client();
-        let verdict = |binding: Arc<Binding>| if binding.admits(client) { Verdict::Admitted(binding) } else { Verdict::Refused(binding) };
+        let (client, now) = (cx.client(), cx.now.wall);
+        let verdict =
+            |binding: Arc<Binding>| if binding.admits(client, now) { Verdict::Admitted(binding) } else { Verdict::Refused(binding) };
         let known = self.bindings.peek(&key.id);
-        if let Some(known) = known.clone().filter(|known| known.admits(client)) {
+        if let Some(known) = known.clone().filter(|known| known.admits(client, now)) {
+            if known.is_due(client, now) {
+                // Admitted whatever comes of it.
+                let _ = self.bindings.roam(key.id, self.network(client), now).await;
+            }
             return Ok(Verdict::Admitted(known));
         }
         // What this process remembers may be old: nobody is refused on its word alone. But where nobody
@@ -259,7 +293,15 @@ impl KeyBinding {
             (Err(_), Some(known)) => Some(known),
             (holds, _) => holds?,
         };
+        let holds = match holds {
+            Some(holds) => Some(holds),
+            None => self.adopted(cx, key).await?,
+        };
         if let Some(holds) = holds {
+            let moves = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) && !cx.shadow;
+            if moves && let Some(moved) = self.bindings.roam(key.id, self.network(client), now).await? {
+                return Ok(verdict(moved));
+            }
             return Ok(verdict(holds));
         }
         match self.config.enrol {
@@ -273,8 +315,31 @@ impl KeyBinding {
         }
         // In shadow mode no response is seen, so nothing could confirm it later.
         let confirmed = self.config.confirm == Confirm::Immediate || cx.shadow;
-        let first = FirstUse { id: key.id, hint: key.hint.clone(), network: self.network(client), confirmed, at: cx.now.wall };
+        let first = FirstUse {
+            id: key.id,
+            hint: key.hint.clone(),
+            network: self.network(client),
+            roaming: self.roaming(),
+            confirmed,
+            at: cx.now.wall,
+        };
         self.bindings.latch(first).await.map(verdict)
+    }
+
+    /// What the key was bound to under a secret that was used before.
+    async fn adopted(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Option<Arc<Binding>>, StoreError> {
+        let previous = match self.reader.read(cx.headers()) {
+            Ok(Some(text)) => self.hasher.previous_ids(text),
+            _ => Vec::new(),
+        };
+        if previous.is_empty() { Ok(None) } else { self.bindings.adopt(key.id, previous).await }
+    }
+
+    fn roaming(&self) -> Option<Roaming> {
+        match self.config.rule {
+            FirstRule::Single => None,
+            FirstRule::Roaming { networks_max, window } => Some(Roaming { networks_max, window: window.0 }),
+        }
     }
 
     /// The network a first use binds to.

@@ -1,6 +1,9 @@
 //! What the filters' tests share: a site to compile at, a store that does nothing, and throw-away keys.
 
 use std::sync::Arc;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
 
 use crate::contract::*;
 
@@ -23,9 +26,15 @@ impl Bindings for NoBindings {
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async { Err(StoreError("no store".into())) })
     }
+    fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
     fn confirm(&self, _: &Binding) {}
     fn release(&self, _: &Binding) {}
-    fn used(&self, _: KeyId, _: std::time::SystemTime) {}
+    fn used(&self, _: KeyId, _: SystemTime) {}
     fn intercepted(&self, _: Intercept) {}
 }
 

@@ -194,6 +194,23 @@ def test_only_known_keys_or_until_a_date(start, database, echo_upstream):
         assert ask(replica, "sk-known-abcdefghijkl").status == 200
 
 
+def test_people_who_move(replicas, start, echo_upstream):
+    roaming = "      - key_binding: {rule: {roaming: {networks_max: 2, window: 1h}}}"
+    sqlite = start(echo_upstream, route_filters=roaming, storage="{sqlite: {path: t.db}}")
+    one, two = replicas(2, route_filters=roaming)
+    for here, there in ((one, two), (sqlite, sqlite)):
+        used = [ask(replica, "sk-moving-0001-abcdefgh", f"127.0.0.{n}").status for n in (1, 2, 3, 1, 2) for replica in (here, there)]
+        assert used == [200, 200, 200, 200, 403, 403, 200, 200, 200, 200]
+        row = json.loads(here.command("bindings", "list", "--json").stdout)
+        assert (row["rule"], row["networks_max"], row["window"]) == ("roaming", 2, "1h")
+        assert row["networks"] == ["127.0.0.1/32", "127.0.0.2/32"]
+        exported = here.command("bindings", "export", "--format", "csv").stdout
+        (here.folder / "moved.csv").write_text(exported.replace("127.0.0.2/32", "127.0.0.4/32"))
+        assert here.command("bindings", "import", "moved.csv").returncode == 0
+        wait_for(lambda: ask(there, "sk-moving-0001-abcdefgh", "127.0.0.2").status == 403, "the change is in force", 3)  # noqa: B023
+        assert ask(there, "sk-moving-0001-abcdefgh", "127.0.0.4").status == 200
+
+
 @pytest.mark.parametrize("how", ["kill", "pause"])
 def test_a_database_that_goes_away_and_comes_back(replicas, database, how):
     policy = "      - key_binding: {new_keys_per_client: 1000000/s, on_store_failure: %s}"
@@ -252,6 +269,24 @@ def test_what_is_written_later_is_written(replicas, database):
     counted = "SELECT sum(count), count(*) <= 2, min(replica), min(array_to_string(networks, ',')) FROM intercepts"
     assert database.psql(counted) == "50|t|edge|127.0.0.1/32"
     assert database.psql("SELECT count(*) FROM bindings WHERE last_used_at > created_at AND confirmed") == "1"
+
+
+def test_a_secret_is_rotated_under_running_replicas(replicas, database, tmp_path):
+    (old,) = replicas(1)
+    assert ask(old, "sk-rotated-0001-abcdefgh").status == 200
+    (tmp_path / "old").write_text("0123456789abcdef0123456789abcdef\n")
+    fresh = "{key_hmac: ffffffffffffffffffffffffffffffff, previous: [file:%s]}" % (tmp_path / "old")
+    new, other = replicas(2, secrets=fresh)
+    assert [ask(replica, "sk-rotated-0001-abcdefgh", "127.0.0.2").status for replica in (new, other, old)] == [403] * 3
+    assert [ask(replica, "sk-rotated-0001-abcdefgh").status for replica in (new, other, old)] == [200] * 3
+    assert ask(new, "sk-fresh-00001-abcdefgh").status == 200
+    assert database.psql("SELECT count(*) FROM bindings") == "3"
+    other.stop()
+    other.write(secrets="{key_hmac: ffffffffffffffffffffffffffffffff}")
+    other.start()
+    assert ask(other, "sk-rotated-0001-abcdefgh", "127.0.0.2").status == 403
+    with pytest.raises(AssertionError, match="another secrets.key_hmac"):
+        replicas(1)
 
 
 def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):

@@ -33,7 +33,7 @@ def test_a_broken_file_changes_nothing_and_says_what_is_wrong(start, echo_upstre
     keylatch = start(echo_upstream, route_filters=LIMIT.format(2))
     keylatch.write(route_filters="      - rate_limit: {{per: key, limt: 3/h}}".replace("{{", "{").replace("}}", "}"))
     done = keylatch.command("reload")
-    assert done.returncode == 1 and "keylatch.yaml:21:32: routes[0].filters[0].rate_limit.limt: unknown key `limt`; did you mean `limit`?" in done.stderr
+    assert done.returncode == 1 and "keylatch.yaml:23:32: routes[0].filters[0].rate_limit.limt: unknown key `limt`; did you mean `limit`?" in done.stderr
     assert "the old configuration stays in force" in done.stderr
     assert statuses(keylatch, 3) == [200, 200, 429]
     assert keylatch.metrics()['keylatch_reloads_total{result="failed"}'] == 1

@@ -68,29 +68,51 @@ pub struct Key {
 
 /// Turns keys into [`KeyId`]s. Holds the secret.
 #[derive(Clone)]
-pub struct KeyHasher(Hmac<Sha256>);
+pub struct KeyHasher {
+    mac: Hmac<Sha256>,
+    /// Under secrets that were used before.
+    previous: Vec<Hmac<Sha256>>,
+}
 
 impl KeyHasher {
     /// `secret` may be of any length; 32 random bytes are right.
     pub fn new(secret: &[u8]) -> Self {
-        match Hmac::<Sha256>::new_from_slice(secret) {
-            Ok(mac) => Self(mac),
-            // HMAC takes keys of every length (RFC 2104).
-            Err(_) => unreachable!("HMAC refuses no key length"),
-        }
+        Self { mac: mac(secret), previous: Vec::new() }
+    }
+
+    /// The same, with secrets that were used before it.
+    pub fn with_previous<'s>(self, secrets: impl Iterator<Item = &'s [u8]>) -> Self {
+        Self { previous: secrets.map(mac).collect(), ..self }
     }
 
     /// The id of `key`.
     pub fn id(&self, key: &str) -> KeyId {
-        let mut mac = self.0.clone();
-        mac.update(key.as_bytes());
-        KeyId(mac.finalize().into_bytes().into())
+        id(&self.mac, key)
+    }
+
+    /// The ids that `key` had under the secrets before, the latest first.
+    pub fn previous_ids(&self, key: &str) -> Vec<KeyId> {
+        self.previous.iter().map(|mac| id(mac, key)).collect()
     }
 
     /// The id and the hint of `key`.
     pub fn key(&self, key: &str) -> Key {
         Key { id: self.id(key), hint: hint(key) }
     }
+}
+
+fn mac(secret: &[u8]) -> Hmac<Sha256> {
+    match Hmac::<Sha256>::new_from_slice(secret) {
+        Ok(mac) => mac,
+        // HMAC takes keys of every length (RFC 2104).
+        Err(_) => unreachable!("HMAC refuses no key length"),
+    }
+}
+
+fn id(mac: &Hmac<Sha256>, key: &str) -> KeyId {
+    let mut mac = mac.clone();
+    mac.update(key.as_bytes());
+    KeyId(mac.finalize().into_bytes().into())
 }
 
 impl fmt::Debug for KeyHasher {
@@ -253,8 +275,13 @@ mod tests {
     #[test]
     fn ids_and_hints() {
         // RFC 4231, test case 2.
-        let id = KeyHasher::new(b"Jefe").id("what do ya want for nothing?");
+        let hasher = KeyHasher::new(b"Jefe");
+        let id = hasher.id("what do ya want for nothing?");
         assert_eq!(id.to_string(), "5bdcc146bf60");
+        assert_eq!(KeyId::from_hex(&id.hex()), Some(id));
+        let rotated = KeyHasher::new(b"new").with_previous([b"Jefe".as_slice()].into_iter());
+        assert_eq!(rotated.previous_ids("what do ya want for nothing?"), [id]);
+        assert_ne!(rotated.id("what do ya want for nothing?"), id);
         assert_eq!(hint("sk-0123456789abcdef"), "sk-…cdef");
         assert_eq!(hint("0123456789abcdef"), "…cdef");
         assert_eq!(hint("sk-demo"), "sk-…");

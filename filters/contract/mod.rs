@@ -21,7 +21,7 @@ pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, h
 pub use invalid::{Invalid, decode};
 pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource};
 pub use kind::{Kind, manual_of};
-pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Rule, StoreError};
+pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use reply::{Dialect, Problem, Reply};
 pub use site::{Keep, Meter, Ports, Resolve, Site};
 pub use trust::{TrustConfig, TrustedProxies, canonical, parse_address, write_address};

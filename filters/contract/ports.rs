@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
@@ -22,6 +22,18 @@ pub enum Rule {
     Multiple,
     /// Everybody who has the key.
     All,
+    /// A few networks at a time, as [`Roaming`] says.
+    Roaming,
+}
+
+/// For people who move between home, office and phone: up to so many networks within a time. A network that
+/// was not used for that long makes room for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roaming {
+    /// How many networks, 1 to 64.
+    pub networks_max: u8,
+    /// Within how long, at least a minute.
+    pub window: Duration,
 }
 
 impl Rule {
@@ -31,6 +43,7 @@ impl Rule {
             Rule::Single => "single",
             Rule::Multiple => "multiple",
             Rule::All => "all",
+            Rule::Roaming => "roaming",
         }
     }
 }
@@ -42,7 +55,8 @@ impl std::str::FromStr for Rule {
             "single" => Ok(Rule::Single),
             "multiple" => Ok(Rule::Multiple),
             "all" => Ok(Rule::All),
-            other => Err(format!("`{other}` is not a rule; there are `single`, `multiple` and `all`")),
+            "roaming" => Ok(Rule::Roaming),
+            other => Err(format!("`{other}` is not a rule; there are `single`, `multiple`, `all` and `roaming`")),
         }
     }
 }
@@ -54,8 +68,12 @@ pub struct Binding {
     pub id: KeyId,
     /// How [`Self::networks`] are meant.
     pub rule: Rule,
-    /// The networks, at least one unless the rule is `all`.
+    /// The networks, at least one unless the rule is `all` or `roaming`.
     pub networks: Vec<IpNet>,
+    /// The terms of the rule `roaming`.
+    pub roaming: Option<Roaming>,
+    /// With `roaming`: when each of the networks was used last, give or take an eighth of the window.
+    pub seen: Vec<SystemTime>,
     /// A banned key is refused from everywhere.
     pub banned: bool,
     /// The upstream has accepted the key, or nobody was to ask it. A binding that was never confirmed goes again.
@@ -66,15 +84,56 @@ pub struct Binding {
 }
 
 impl Binding {
-    /// Whether the key may be used from `address`.
-    pub fn admits(&self, address: IpAddr) -> bool {
-        !self.banned && self.covers(address)
+    /// Whether the key may be used from `address` at this time.
+    pub fn admits(&self, address: IpAddr, now: SystemTime) -> bool {
+        !self.banned
+            && match &self.roaming {
+                Some(roaming) => self.last_seen(address).is_some_and(|seen| within(seen, now, roaming.window)),
+                None => self.covers(address),
+            }
+    }
+
+    /// Whether its `roaming` should note now that `address` is still used.
+    pub fn is_due(&self, address: IpAddr, now: SystemTime) -> bool {
+        let Some(roaming) = &self.roaming else { return false };
+        self.last_seen(address).is_some_and(|seen| !within(seen, now, roaming.window / 8))
+    }
+
+    /// Whether its `roaming` has no room for another network.
+    pub fn is_full(&self, now: SystemTime) -> bool {
+        let Some(roaming) = &self.roaming else { return true };
+        self.seen.iter().filter(|seen| within(**seen, now, roaming.window)).count() >= usize::from(roaming.networks_max)
+    }
+
+    /// Uses it from `network`, if its `roaming` has it or has room for it. Whether anything has changed.
+    pub fn roam(&mut self, network: IpNet, now: SystemTime) -> bool {
+        let Some(roaming) = self.roaming else { return false };
+        let mut uses: Vec<(IpNet, SystemTime)> = self.networks.iter().copied().zip(self.seen.iter().copied()).collect();
+        uses.retain(|(_, seen)| within(*seen, now, roaming.window));
+        let room = uses.len() < usize::from(roaming.networks_max);
+        match uses.iter_mut().find(|(known, _)| *known == network) {
+            Some((_, seen)) => *seen = now.max(*seen),
+            None if room => uses.push((network, now)),
+            None => return false,
+        }
+        (self.networks, self.seen) = uses.into_iter().unzip();
+        true
+    }
+
+    fn last_seen(&self, address: IpAddr) -> Option<SystemTime> {
+        let uses = self.networks.iter().zip(&self.seen);
+        uses.filter(|(network, _)| network.contains(&address)).map(|(_, seen)| *seen).max()
     }
 
     /// Whether `address` is within it, banned or not.
     pub fn covers(&self, address: IpAddr) -> bool {
         self.rule == Rule::All || self.networks.iter().any(|network| network.contains(&address))
     }
+}
+
+/// A clock that was set back makes nothing old.
+fn within(seen: SystemTime, now: SystemTime, window: Duration) -> bool {
+    now.duration_since(seen).unwrap_or_default() < window
 }
 
 /// A key is seen; bind it if nobody has.
@@ -86,6 +145,8 @@ pub struct FirstUse {
     pub hint: String,
     /// The network it gets bound to.
     pub network: IpNet,
+    /// Bind with the rule `roaming` on these terms, not with `single`.
+    pub roaming: Option<Roaming>,
     /// The binding holds whatever the upstream says of the key.
     pub confirmed: bool,
     /// When.
@@ -132,6 +193,12 @@ pub trait Bindings: Send + Sync {
     /// Binds the key to the network unless it is bound already; the answer is the binding that holds.
     /// Of any number of callers at once, in any number of processes, exactly one binds.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
+    /// The binding under the first of these ids that has one, taken over to `id`: ids under secrets that were used
+    /// before. The old row stays for replicas that only know the old secret.
+    fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
+    /// Uses a `roaming` binding from a network, if it has it or has room for it; the answer is the binding that
+    /// holds then. `None`: it is gone.
+    fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// The upstream has accepted the key. Nobody waits for it; it is written later, in batches.
     fn confirm(&self, binding: &Binding);
     /// The upstream has refused the key: the binding goes, unless somebody confirmed or changed it meanwhile.

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use ipnet::IpNet;
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
 use keylatch_filters::contract::{
@@ -39,12 +41,11 @@ impl Snapshot {
     /// The sections that differ from those the process was started with and take effect at a restart only.
     pub fn needs_restart(&self, other: &Settings) -> Vec<&'static str> {
         let (a, b) = (&self.settings, other);
-        let secret = |s: &Settings| s.secrets.key_hmac.as_ref().map(|secret| secret.text().to_owned());
         let changed = [
             ("listeners", a.listeners != b.listeners),
             ("admin", a.admin != b.admin),
             ("storage", a.storage != b.storage),
-            ("secrets", secret(a) != secret(b)),
+            ("secrets", a.secrets != b.secrets),
             ("log.level or log.format", (a.log.level, a.log.format) != (b.log.level, b.log.format)),
             ("shutdown", a.shutdown != b.shutdown),
             ("workers", a.workers != b.workers),
@@ -269,8 +270,14 @@ impl Bindings for Nowhere {
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async { Err(StoreError("no store is open".into())) })
     }
+    fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
     fn confirm(&self, _: &Binding) {}
     fn release(&self, _: &Binding) {}
-    fn used(&self, _: KeyId, _: std::time::SystemTime) {}
+    fn used(&self, _: KeyId, _: SystemTime) {}
     fn intercepted(&self, _: Intercept) {}
 }

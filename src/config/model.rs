@@ -132,13 +132,16 @@ impl Default for Admin {
 }
 
 /// Secrets of Keylatch's own.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Secrets {
     /// The secret under which keys are hashed, at least 32 bytes. Every replica needs the same, and a
     /// database goes with one: changing it makes every key look new. Without it, one is made beside the
     /// SQLite file on the first run, readable by its owner only.
     pub key_hmac: Option<SecretRef>,
+    /// Secrets that were `key_hmac` before, the latest first: what is bound under them holds, and is taken over
+    /// to the new one when its key is used.
+    pub previous: Vec<SecretRef>,
 }
 
 /// What the logs say and where they go.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, StoreError};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -192,6 +193,30 @@ impl Bindings for Store {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
             let row = self.ask(self.authority.latch(first)).await?;
             Ok(self.cache.put(row, asked_at, epoch))
+        })
+    }
+
+    fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async move {
+            for from in previous {
+                let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
+                if let Some(row) = self.ask(self.authority.adopt(id, from)).await? {
+                    return Ok(Some(self.cache.put(row, asked_at, epoch)));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async move {
+            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
+            let known = self.cache.just_read(&id, asked_at);
+            if let Some(known) = known.filter(|known| known.is_full(at) && !known.networks.contains(&network)) {
+                return Ok(Some(known));
+            }
+            let row = self.ask(self.authority.roam(id, network, at)).await?;
+            Ok(row.map(|row| self.cache.put(row, asked_at, epoch)))
         })
     }
 

@@ -124,7 +124,16 @@ mod tests {
     const ID: KeyId = KeyId([7; 32]);
 
     fn row(version: i64) -> Binding {
-        Binding { id: ID, rule: Rule::All, networks: Vec::new(), banned: version == 2, confirmed: false, version }
+        Binding {
+            id: ID,
+            rule: Rule::All,
+            networks: Vec::new(),
+            roaming: None,
+            seen: Vec::new(),
+            banned: version == 2,
+            confirmed: false,
+            version,
+        }
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, Rule, StoreError};
 use parking_lot::Mutex;
 
-use super::record::{Change, Query, Record, Tended, Tending, version_now};
+use super::record::{Change, Query, Record, Tended, Tending, Terms, version_now};
 use super::{Authority, Batch};
 
 const ROWS_MAX: usize = 1_000_000;
@@ -22,7 +23,16 @@ fn at_once<'a, T: Send + 'a>(answer: Result<T, StoreError>) -> BoxFuture<'a, Res
 
 fn fresh(id: KeyId, hint: String, made_by: &str, at: SystemTime) -> Record {
     Record {
-        binding: Binding { id, rule: Rule::Single, networks: Vec::new(), banned: false, confirmed: true, version: version_now(0) },
+        binding: Binding {
+            id,
+            rule: Rule::Single,
+            networks: Vec::new(),
+            roaming: None,
+            seen: Vec::new(),
+            banned: false,
+            confirmed: true,
+            version: version_now(0),
+        },
         hint,
         made_by: made_by.into(),
         note: String::new(),
@@ -45,9 +55,30 @@ impl Authority for Memory {
         let row = rows.entry(first.id).or_insert_with(|| {
             let mut record = fresh(first.id, first.hint, "first_use", first.at);
             (record.binding.networks, record.binding.confirmed) = (vec![first.network], first.confirmed);
+            if first.roaming.is_some() {
+                (record.binding.rule, record.binding.roaming, record.binding.seen) = (Rule::Roaming, first.roaming, vec![first.at]);
+            }
             record
         });
         at_once(Ok(row.binding.clone()))
+    }
+
+    fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        let mut rows = self.0.lock();
+        let Some(old) = rows.get(&from).cloned() else { return at_once(Ok(None)) };
+        let copy = Record { binding: Binding { id, version: version_now(old.binding.version), ..old.binding }, ..old };
+        at_once(Ok(Some(rows.entry(id).or_insert(copy).binding.clone())))
+    }
+
+    fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        let mut rows = self.0.lock();
+        let row = rows.get_mut(&id).map(|row| {
+            if row.binding.roam(network, at) {
+                row.binding.version = version_now(row.binding.version);
+            }
+            row.binding.clone()
+        });
+        at_once(Ok(row))
     }
 
     fn release(&self, id: KeyId, version: i64) -> bool {
@@ -91,8 +122,9 @@ impl Authority for Memory {
             rows.entry(id).or_insert_with(|| fresh(id, hint, &made_by, SystemTime::now()));
         }
         let Some(row) = rows.get_mut(&id) else { return at_once(Ok(None)) };
-        if let Some((rule, networks)) = change.rule {
-            (row.binding.rule, row.binding.networks) = (rule, networks);
+        if let Some(Terms { rule, networks, roaming }) = change.rule {
+            row.binding.seen = roaming.map(|_| vec![SystemTime::now(); networks.len()]).unwrap_or_default();
+            (row.binding.rule, row.binding.networks, row.binding.roaming) = (rule, networks, roaming);
         }
         row.binding.banned = change.banned.unwrap_or(row.binding.banned);
         row.note = change.note.unwrap_or_else(|| row.note.clone());

@@ -17,7 +17,9 @@ mod tests;
 mod together;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyHasher, KeyId, StoreError};
 use prometheus::Registry;
@@ -45,6 +47,10 @@ trait Authority: Send + Sync + 'static {
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     /// Inserts if absent, in one step; answers with the row that is there then.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>>;
+    /// Copies a row to another id, unless one is there; answers with the row there then. `None`: nothing to copy.
+    fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
+    /// See [`keylatch_filters::contract::Bindings::roam`].
+    fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     /// Removes the row in this version if it was never confirmed. Nobody waits; false: too many wait already.
     fn release(&self, id: KeyId, version: i64) -> bool;
     /// Writes what nobody waits for. On an error nothing of it was written.
@@ -69,7 +75,8 @@ const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac:
 
 /// Whether the configured secret, if there is one, can be read and is good enough.
 pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
-    secret::configured(secrets, files).map(|_| ())
+    secret::configured(secrets, files)?;
+    secret::previous_fingerprints(secrets, files).map(|_| ())
 }
 
 /// An open store and the secret that goes with it.
@@ -89,7 +96,7 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
                 None => secret::fresh()?,
             };
             let store = Store::new(Arc::new(memory::Memory::default()), 100_000, Duration::ZERO, metrics);
-            Ok(Opened { store, hasher: KeyHasher::new(secret.as_bytes()) })
+            Ok(Opened { store, hasher: secret::hasher(&secret, secrets, files)? })
         }
         Storage::Sqlite(config) => {
             let path = std::path::Path::new(&config.path);
@@ -98,8 +105,8 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
                 Some(secret) => secret,
                 None => secret::beside(path, database.is_new().await?)?,
             };
-            let hasher = KeyHasher::new(secret.as_bytes());
-            database.claim(&secret::fingerprint(&hasher)).await?;
+            let hasher = secret::hasher(&secret, secrets, files)?;
+            database.claim(&secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?).await?;
             let store = Store::new(Arc::new(database), config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })
@@ -110,9 +117,9 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
                      `openssl rand -hex 32` makes a good one"
                     .into());
             };
-            let hasher = KeyHasher::new(secret.as_bytes());
+            let hasher = secret::hasher(&secret, secrets, files)?;
             let database = postgres::Postgres::open(config, files, true).await?;
-            database.claim(&secret::fingerprint(&hasher)).await?;
+            database.claim(&secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?).await?;
             let store = Store::new(Arc::new(database), config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })

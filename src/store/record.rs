@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use keylatch_filters::contract::{Binding, KeyId, Rule, StoreError};
+use keylatch_filters::contract::{Binding, KeyId, Roaming, Rule, StoreError};
 
 /// A binding with everything the store knows of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,8 +28,8 @@ pub struct Record {
 /// What to change; `None` leaves a thing as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Change {
-    /// The rule and its networks, which go together.
-    pub rule: Option<(Rule, Vec<IpNet>)>,
+    /// The rule and what goes with it.
+    pub rule: Option<Terms>,
     /// Whether the key is refused from everywhere.
     pub banned: Option<bool>,
     /// The note.
@@ -38,6 +38,17 @@ pub struct Change {
     pub labels: Option<Vec<String>>,
     /// Make the binding if it is not there, with this hint and maker. Needs a rule.
     pub make: Option<(String, String)>,
+}
+
+/// A rule with what goes with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    /// How the rest is meant.
+    pub rule: Rule,
+    /// The networks.
+    pub networks: Vec<IpNet>,
+    /// With the rule `roaming`, and only then.
+    pub roaming: Option<Roaming>,
 }
 
 /// Which bindings, in the order of their key ids.
@@ -105,32 +116,59 @@ pub fn version_now(before: i64) -> i64 {
     i64::try_from(micros).unwrap_or(i64::MAX).max(before.saturating_add(1))
 }
 
-/// What a row says, checked: one that makes no sense is an error, never a binding that admits somebody.
-pub fn binding<'a>(
-    id: KeyId,
-    rule: &str,
-    networks: impl Iterator<Item = &'a str>,
-    banned: bool,
-    confirmed: bool,
-    version: i64,
-) -> Result<Binding, StoreError> {
-    let wrong = |what: &str| StoreError(format!("the binding {id} has {what} in the database"));
-    let network = |text: &str| {
-        let text = text.trim();
-        text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| wrong("a malformed network"))
-    };
-    Ok(Binding {
-        id,
-        rule: rule.parse().map_err(|_| wrong("an unknown rule"))?,
-        networks: networks.filter(|text| !text.trim().is_empty()).map(network).collect::<Result<_, _>>()?,
-        banned,
-        confirmed,
-        version,
-    })
+/// What a row says, not checked yet.
+pub(super) struct Raw {
+    pub(super) id: Vec<u8>,
+    pub(super) rule: String,
+    pub(super) networks: Vec<String>,
+    pub(super) banned: bool,
+    pub(super) confirmed: bool,
+    pub(super) version: i64,
+    pub(super) networks_max: Option<i64>,
+    pub(super) window_s: Option<i64>,
+    pub(super) seen_ms: Vec<i64>,
+}
+
+impl Raw {
+    /// A row that makes no sense is an error, never a binding that admits somebody.
+    pub(super) fn checked(self) -> Result<Binding, StoreError> {
+        let id = key_id(&self.id)?;
+        let wrong = |what: &str| StoreError(format!("the binding {id} has {what} in the database"));
+        let network = |text: &String| {
+            let text = text.trim();
+            text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| wrong("a malformed network"))
+        };
+        let rule = self.rule.parse().map_err(|_| wrong("an unknown rule"))?;
+        let networks = self.networks.iter().filter(|text| !text.trim().is_empty()).map(network).collect::<Result<Vec<_>, _>>()?;
+        let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
+        let roaming = match (rule, number(self.networks_max), number(self.window_s)) {
+            (Rule::Roaming, Some(most), Some(window_s)) => {
+                Some(Roaming { networks_max: u8::try_from(most).unwrap_or(u8::MAX), window: Duration::from_secs(window_s) })
+            }
+            (Rule::Roaming, _, _) => return Err(wrong("the rule roaming without its terms")),
+            _ => None,
+        };
+        // A network without a time, set by hand, counts as never used.
+        let seen =
+            roaming.map(|_| networks.iter().enumerate().map(|(index, _)| time(self.seen_ms.get(index).copied().unwrap_or(0))).collect());
+        let (banned, confirmed, version) = (self.banned, self.confirmed, self.version);
+        Ok(Binding { id, rule, networks, roaming, seen: seen.unwrap_or_default(), banned, confirmed, version })
+    }
+}
+
+/// Roaming's columns: most networks, window in seconds.
+pub fn roaming_columns(roaming: Option<Roaming>) -> (Option<i64>, Option<i64>) {
+    let window_s = |roaming: Roaming| i64::try_from(roaming.window.as_secs()).unwrap_or(i64::MAX);
+    (roaming.map(|roaming| roaming.networks_max.into()), roaming.map(window_s))
+}
+
+/// When each network was used, in milliseconds since 1970.
+pub fn seen_ms(binding: &Binding) -> Vec<i64> {
+    binding.seen.iter().map(|at| millis(*at)).collect()
 }
 
 /// The id in a row.
-pub fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
+fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
     bytes.try_into().map(KeyId).map_err(|_| StoreError(format!("a binding in the database has a key id of {} bytes", bytes.len())))
 }
 

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::record::{Change, Query, Record, Tended, Tending, binding, key_id, millis, range, time, version_now};
+use super::record::{Change, Query, Raw, Record, Tended, Tending, millis, range, roaming_columns, seen_ms, time, version_now};
 use super::together::Together;
 use super::{Authority, Batch, OTHER_SECRET};
 
@@ -66,8 +67,8 @@ impl Sqlite {
             .map_err(|e| format!("the database cannot be read: {e}"))
     }
 
-    /// Ties the database to the secret with this fingerprint. Refused if it belongs to another.
-    pub async fn claim(&self, fingerprint: &str) -> Result<(), String> {
+    /// Ties the database to the secret with this fingerprint. Refused if it belongs to one that is not a previous one.
+    pub async fn claim(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
         sqlx::query("INSERT INTO meta (name, value) VALUES ('key_hmac', ?) ON CONFLICT DO NOTHING")
             .bind(fingerprint)
             .execute(&self.pool)
@@ -75,6 +76,11 @@ impl Sqlite {
             .map_err(|e| format!("the database cannot be written: {e}"))?;
         match self.fingerprint().await? {
             Some(known) if known == fingerprint => Ok(()),
+            Some(known) if previous.contains(&known) => {
+                tracing::info!("the database goes with the new secrets.key_hmac from now on");
+                let moved = sqlx::query("UPDATE meta SET value = ? WHERE name = 'key_hmac'").bind(fingerprint).execute(&self.pool).await;
+                moved.map(|_| ()).map_err(|e| format!("the database cannot be written: {e}"))
+            }
             _ => Err(OTHER_SECRET.into()),
         }
     }
@@ -161,20 +167,21 @@ impl Sqlite {
 
     async fn update(&self, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        let (rule, networks) = match &change.rule {
-            Some((rule, networks)) => (Some(rule.as_str()), Some(super::batch::networks(networks))),
-            None => (None, None),
-        };
+        let rule = change.rule.as_ref().map(|terms| terms.rule.as_str());
+        let networks = change.rule.as_ref().map(|terms| super::batch::networks(&terms.networks));
+        let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
         let now_ms = millis(SystemTime::now());
         if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
             sqlx::query(
-                "INSERT INTO bindings (key_id, hint, rule, networks, version, made_by, created_ms, last_used_ms)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, version, made_by, created_ms, last_used_ms)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             )
             .bind(id.0.as_slice())
             .bind(hint)
             .bind(rule)
             .bind(&networks)
+            .bind(networks_max)
+            .bind(window_s)
             .bind(version_now(0))
             .bind(made_by)
             .bind(now_ms)
@@ -185,7 +192,9 @@ impl Sqlite {
         }
         // What somebody has changed by hand is meant: no upstream's word undoes it.
         let statement = format!(
-            "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3, networks), banned = coalesce($4, banned),
+            "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3, networks),
+                 networks_max = iif($2 IS NULL, networks_max, $8), window_s = iif($2 IS NULL, window_s, $9),
+                 seen_ms = iif($2 IS NULL, seen_ms, $10), banned = coalesce($4, banned),
                  note = coalesce($5, note), labels = coalesce($6, labels), confirmed = 1, version = max(version + 1, $7)
              WHERE key_id = $1 RETURNING {JUDGED}, {MORE}"
         );
@@ -197,12 +206,35 @@ impl Sqlite {
             .bind(change.note)
             .bind(change.labels.map(|labels| labels.join(",")))
             .bind(version_now(0))
+            .bind(networks_max)
+            .bind(window_s)
+            .bind(numbers(&vec![now_ms; change.rule.as_ref().map_or(0, |terms| terms.networks.len())]))
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed)?;
         let changed = row.as_ref().map(record).transpose()?;
         tx.commit().await.map_err(failed)?;
         Ok(changed)
+    }
+
+    async fn move_to(&self, id: KeyId, network: IpNet, at: SystemTime) -> Result<Option<Binding>, StoreError> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = ?");
+        let row = sqlx::query(AssertSqlSafe(statement)).bind(id.0.as_slice()).fetch_optional(&mut *tx).await.map_err(failed)?;
+        let Some(mut binding) = row.as_ref().map(judged).transpose()? else { return Ok(None) };
+        if binding.roam(network, at) {
+            binding.version = version_now(binding.version);
+            sqlx::query("UPDATE bindings SET networks = ?, seen_ms = ?, version = ? WHERE key_id = ?")
+                .bind(super::batch::networks(&binding.networks))
+                .bind(numbers(&seen_ms(&binding)))
+                .bind(binding.version)
+                .bind(id.0.as_slice())
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            tx.commit().await.map_err(failed)?;
+        }
+        Ok(Some(binding))
     }
 
     async fn trim(&self, tending: &Tending) -> sqlx::Result<Option<Tended>> {
@@ -222,7 +254,7 @@ impl Sqlite {
         }
         let oldest = before(tending.archive_after);
         sqlx::query(
-            "INSERT INTO bindings_archive SELECT key_id, hint, rule, networks, banned, confirmed, version, made_by, note, labels, created_ms,
+            "INSERT INTO bindings_archive SELECT key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by, note, labels, created_ms,
                  last_used_ms, $2 FROM bindings WHERE last_used_ms < $1",
         )
         .bind(oldest)
@@ -255,6 +287,24 @@ impl Authority for Sqlite {
 
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
         Box::pin(self.first_uses.ask(first))
+    }
+
+    fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(async move {
+            let copied = sqlx::query(
+                "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by,
+                     note, labels, created_ms, last_used_ms)
+                 SELECT $1, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, max(version + 1, $3), made_by,
+                     note, labels, created_ms, last_used_ms FROM bindings WHERE key_id = $2 ON CONFLICT DO NOTHING",
+            );
+            let copied =
+                copied.bind(id.0.as_slice()).bind(from.0.as_slice()).bind(version_now(0)).execute(&self.pool).await.map_err(failed)?;
+            if copied.rows_affected() == 0 { Ok(None) } else { self.get(id).await }
+        })
+    }
+
+    fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(self.move_to(id, network, at))
     }
 
     fn release(&self, id: KeyId, version: i64) -> bool {
@@ -292,29 +342,37 @@ impl Authority for Sqlite {
 /// Rows that are looked through at once.
 const PAGE: u32 = 1000;
 /// The columns that requests are judged by.
-const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version";
+const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version, networks_max, window_s, seen_ms";
 const MORE: &str = "hint, made_by, note, labels, created_ms, last_used_ms";
 
 fn judged(row: &SqliteRow) -> Result<Binding, StoreError> {
-    let read = || -> sqlx::Result<_> {
-        let (id, rule): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(1)?);
-        let networks: String = row.try_get(2)?;
-        let (banned, confirmed, version) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
-        Ok(key_id(&id).and_then(|id| binding(id, &rule, networks.split(','), banned, confirmed, version)))
+    let list = |index: usize| row.try_get::<String, _>(index).map(|text| text.split(',').map(str::to_owned).collect::<Vec<_>>());
+    let read = || -> sqlx::Result<Raw> {
+        Ok(Raw {
+            id: row.try_get(0)?,
+            rule: row.try_get(1)?,
+            networks: list(2)?,
+            banned: row.try_get(3)?,
+            confirmed: row.try_get(4)?,
+            version: row.try_get(5)?,
+            networks_max: row.try_get(6)?,
+            window_s: row.try_get(7)?,
+            seen_ms: list(8)?.iter().map(|number| number.parse().unwrap_or(0)).collect(),
+        })
     };
-    read().map_err(failed)?
+    read().map_err(failed)?.checked()
 }
 
 fn record(row: &SqliteRow) -> Result<Record, StoreError> {
-    let labels: String = row.try_get(9).map_err(failed)?;
+    let labels: String = row.try_get(12).map_err(failed)?;
     Ok(Record {
         binding: judged(row)?,
-        hint: row.try_get(6).map_err(failed)?,
-        made_by: row.try_get(7).map_err(failed)?,
-        note: row.try_get(8).map_err(failed)?,
+        hint: row.try_get(9).map_err(failed)?,
+        made_by: row.try_get(10).map_err(failed)?,
+        note: row.try_get(11).map_err(failed)?,
         labels: labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect(),
-        created_at: time(row.try_get(10).map_err(failed)?),
-        last_used_at: time(row.try_get(11).map_err(failed)?),
+        created_at: time(row.try_get(13).map_err(failed)?),
+        last_used_at: time(row.try_get(14).map_err(failed)?),
     })
 }
 
@@ -335,8 +393,10 @@ async fn commit(pool: &SqlitePool, uses: &[FirstUse]) -> Result<Rows, StoreError
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     for first in uses {
         sqlx::query(
-            "INSERT INTO bindings (key_id, hint, rule, networks, confirmed, version, made_by, created_ms, last_used_ms)
-             VALUES ($1, $2, 'single', $3, $4, $5, 'first_use', $6, $6) ON CONFLICT DO NOTHING",
+            "INSERT INTO bindings
+                 (key_id, hint, rule, networks, networks_max, window_s, seen_ms, confirmed, version, made_by, created_ms, last_used_ms)
+             VALUES ($1, $2, iif($7 IS NULL, 'single', 'roaming'), $3, $7, $8, iif($7 IS NULL, '', $6), $4, $5, 'first_use', $6, $6)
+             ON CONFLICT DO NOTHING",
         )
         .bind(first.id.0.as_slice())
         .bind(&first.hint)
@@ -344,6 +404,8 @@ async fn commit(pool: &SqlitePool, uses: &[FirstUse]) -> Result<Rows, StoreError
         .bind(first.confirmed)
         .bind(version_now(0))
         .bind(millis(first.at))
+        .bind(roaming_columns(first.roaming).0)
+        .bind(roaming_columns(first.roaming).1)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -369,6 +431,10 @@ async fn release(pool: SqlitePool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), St
         tracing::warn!(%error, "bindings of keys that the upstream refused stay until they are swept");
     }
     rows.iter().map(|_| done.clone()).collect()
+}
+
+fn numbers(numbers: &[i64]) -> String {
+    numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// SQLite's errors name columns and constraints, never values.

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use keylatch_filters::contract::{Bindings, FirstUse, Intercept, KeyHasher, KeyId, Rule};
+use keylatch_filters::contract::{Bindings, FirstUse, Intercept, KeyHasher, KeyId, Roaming, Rule, SecretRef};
 use prometheus::Registry;
 
-use super::record::{Change, Query, Record, Tending};
+use super::record::{Change, Query, Record, Tending, Terms};
 use super::*;
 
 fn id(key: &str) -> KeyId {
@@ -16,7 +16,7 @@ fn id(key: &str) -> KeyId {
 
 fn first(key: &str, address: &str) -> FirstUse {
     let network = address.parse::<IpAddr>().unwrap().into();
-    FirstUse { id: id(key), hint: "sk-…".into(), network, confirmed: false, at: SystemTime::now() }
+    FirstUse { id: id(key), hint: "sk-…".into(), network, roaming: None, confirmed: false, at: SystemTime::now() }
 }
 
 fn intercept(key: &str) -> Intercept {
@@ -51,7 +51,7 @@ async fn contract(authority: Arc<dyn Authority>) {
 
     let bound = store.latch(first("a", "10.0.0.1")).await.unwrap();
     assert_eq!((bound.rule, bound.banned, bound.confirmed), (Rule::Single, false, false));
-    assert!(bound.admits("10.0.0.1".parse().unwrap()) && !bound.admits("10.0.0.2".parse().unwrap()));
+    assert!(bound.covers("10.0.0.1".parse().unwrap()) && !bound.covers("10.0.0.2".parse().unwrap()));
     assert_eq!(store.peek(&id("a")).as_deref(), Some(&*bound));
     assert_eq!(store.peek(&id("b")), None);
     assert_eq!(store.look_up(id("a")).await.unwrap().as_deref(), Some(&*bound));
@@ -63,6 +63,12 @@ async fn contract(authority: Arc<dyn Authority>) {
 
     released_unless_confirmed(&store).await;
     managed(&store).await;
+    let old = store.change(id("a"), Change { banned: Some(true), ..Change::default() }).await.unwrap().unwrap();
+    let adopted = store.adopt(id("a under another secret"), vec![id("nobody's"), id("a")]).await.unwrap().unwrap();
+    assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("a under another secret"));
+    assert_eq!(store.adopt(id("b"), vec![id("nobody's")]).await.unwrap(), None);
+    assert!(store.look_up(id("a")).await.unwrap().is_some(), "the old one stays");
+    roams(&store).await;
     tended(&store).await;
 }
 
@@ -89,7 +95,7 @@ async fn released_unless_confirmed(store: &Store) {
 async fn managed(store: &Store) {
     let networks = || vec!["10.9.0.0/16".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
     let change = Change {
-        rule: Some((Rule::Multiple, networks())),
+        rule: Some(Terms { rule: Rule::Multiple, networks: networks(), roaming: None }),
         note: Some("it's Ann's; \"really\"".into()),
         labels: Some(vec!["team-a".into(), "paid".into()]),
         ..Change::default()
@@ -118,6 +124,31 @@ async fn managed(store: &Store) {
 
     assert!(store.remove(id("new")).await.unwrap() && !store.remove(id("new")).await.unwrap());
     assert_eq!(store.look_up(id("new")).await.unwrap(), None);
+}
+
+async fn roams(store: &Store) {
+    let terms = Roaming { networks_max: 2, window: Duration::from_secs(3600) };
+    let made = store.latch(FirstUse { roaming: Some(terms), ..first("moves", "10.0.0.1") }).await.unwrap();
+    assert_eq!((made.rule, made.roaming), (Rule::Roaming, Some(terms)));
+    let net = |n: u8| IpNet::from(IpAddr::from([10, 0, 0, n]));
+    let uses = async |n: u8, after_s: u64| {
+        let at = made.seen[0] + Duration::from_secs(after_s);
+        let holds = store.roam(id("moves"), net(n), at).await.unwrap().unwrap();
+        holds.admits(net(n).addr(), at)
+    };
+    assert!(uses(1, 1).await && uses(2, 1800).await);
+    assert!(!uses(3, 1801).await, "a third at a time");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert!(uses(3, 3602).await, "the first was not used for an hour");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert!(!uses(1, 3603).await && uses(2, 3604).await);
+    let stay = Terms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
+    let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }).await.unwrap().unwrap();
+    assert_eq!((settled.binding.roaming, settled.binding.networks.as_slice()), (None, [net(9)].as_slice()));
+    let again = Terms { rule: Rule::Roaming, networks: vec![net(9)], roaming: Some(terms) };
+    let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }).await.unwrap().unwrap();
+    assert!(again.binding.admits(net(9).addr(), SystemTime::now()));
+    assert_eq!(store.roam(id("nobody's"), net(1), SystemTime::now()).await.unwrap(), None);
 }
 
 async fn tended(store: &Store) {
@@ -276,9 +307,9 @@ async fn a_database_belongs_to_its_secret() {
     };
     let made = open(Secrets::default()).await.unwrap();
     assert_eq!(open(Secrets::default()).await.unwrap(), made, "the same secret the second time");
-    let other = Secrets { key_hmac: Some(keylatch_filters::contract::SecretRef::new("x".repeat(32))) };
+    let other = Secrets { key_hmac: Some(SecretRef::new("x".repeat(32))), ..Secrets::default() };
     assert!(open(other).await.unwrap_err().contains("another secrets.key_hmac"));
-    let short = Secrets { key_hmac: Some(keylatch_filters::contract::SecretRef::new("short")) };
+    let short = Secrets { key_hmac: Some(SecretRef::new("short")), ..Secrets::default() };
     assert!(open(short).await.unwrap_err().contains("at least 32"));
     let secret = folder.path().join("t.db.secret");
     std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();

@@ -125,7 +125,7 @@ pub async fn migrate(pool: &PgPool) -> Result<(), String> {
 }
 
 /// See [`super::Postgres::claim`].
-pub async fn claim(pool: &PgPool, fingerprint: &str) -> Result<(), String> {
+pub async fn claim(pool: &PgPool, fingerprint: &str, previous: &[String]) -> Result<(), String> {
     let known: Option<String> = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'")
         .fetch_optional(pool)
         .await
@@ -141,5 +141,14 @@ pub async fn claim(pool: &PgPool, fingerprint: &str) -> Result<(), String> {
             sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_one(pool).await.map_err(|e| wrong(advice(&e), &e))?
         }
     };
-    if known == fingerprint { Ok(()) } else { Err(crate::store::OTHER_SECRET.into()) }
+    if known == fingerprint {
+        return Ok(());
+    }
+    if !previous.contains(&known) {
+        return Err(crate::store::OTHER_SECRET.into());
+    }
+    // Another replica may have done it already.
+    let moved = sqlx::query("UPDATE meta SET value = $1 WHERE name = 'key_hmac'").bind(fingerprint).execute(pool).await;
+    tracing::info!("the database goes with the new secrets.key_hmac from now on");
+    moved.map(|_| ()).map_err(|e| wrong(advice(&e), &e))
 }

@@ -1,11 +1,13 @@
 //! What operators do with bindings.
 
+use std::time::SystemTime;
+
 use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::{JUDGED, failed, judged};
-use crate::store::record::{Change, Query, Record, range, time};
+use crate::store::record::{Change, Query, Record, millis, range, roaming_columns, time};
 
 const MORE: &str =
     "hint, made_by, note, labels, (extract(epoch FROM created_at) * 1e3)::bigint, (extract(epoch FROM last_used_at) * 1e3)::bigint";
@@ -14,12 +16,12 @@ fn record(row: &PgRow) -> Result<Record, StoreError> {
     let millis = |index: usize| row.try_get::<i64, _>(index).map(time).map_err(failed);
     Ok(Record {
         binding: judged(row)?,
-        hint: row.try_get(6).map_err(failed)?,
-        made_by: row.try_get(7).map_err(failed)?,
-        note: row.try_get(8).map_err(failed)?,
-        labels: row.try_get(9).map_err(failed)?,
-        created_at: millis(10)?,
-        last_used_at: millis(11)?,
+        hint: row.try_get(9).map_err(failed)?,
+        made_by: row.try_get(10).map_err(failed)?,
+        note: row.try_get(11).map_err(failed)?,
+        labels: row.try_get(12).map_err(failed)?,
+        created_at: millis(13)?,
+        last_used_at: millis(14)?,
     })
 }
 
@@ -47,28 +49,33 @@ pub async fn list(pool: &PgPool, query: Query) -> Result<Vec<Record>, StoreError
 }
 
 pub async fn change(pool: &PgPool, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
-    let (rule, networks) = match &change.rule {
-        Some((rule, networks)) => (Some(rule.as_str()), Some(networks.iter().map(ToString::to_string).collect::<Vec<_>>())),
-        None => (None, None),
-    };
+    let rule = change.rule.as_ref().map(|terms| terms.rule.as_str());
+    let networks = change.rule.as_ref().map(|terms| terms.networks.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
+    let seen = vec![millis(SystemTime::now()); networks.as_ref().map_or(0, Vec::len)];
     let mut tx = pool.begin().await.map_err(failed)?;
     if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
         sqlx::query(
-            "INSERT INTO bindings (key_id, hint, rule, networks, version, made_by, created_at, last_used_at)
-             VALUES ($1, $2, $3, $4::text[]::cidr[], keylatch_version(0), $5, now(), now()) ON CONFLICT (key_id) DO NOTHING",
+            "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, version, made_by, created_at, last_used_at)
+             VALUES ($1, $2, $3, $4::text[]::cidr[], $6, $7, keylatch_version(0), $5, now(), now()) ON CONFLICT (key_id) DO NOTHING",
         )
         .bind(id.0)
         .bind(hint)
         .bind(rule)
         .bind(&networks)
         .bind(made_by)
+        .bind(networks_max)
+        .bind(window_s)
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
     }
     // What somebody has changed by hand is meant: no upstream's word undoes it.
     let statement = format!(
-        "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3::text[]::cidr[], networks), banned = coalesce($4, banned),
+        "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3::text[]::cidr[], networks),
+             networks_max = CASE WHEN $2 IS NULL THEN networks_max ELSE $7 END,
+             window_s = CASE WHEN $2 IS NULL THEN window_s ELSE $8 END,
+             seen_ms = CASE WHEN $2 IS NULL THEN seen_ms WHEN $7 IS NULL THEN '{{}}' ELSE $9 END, banned = coalesce($4, banned),
              note = coalesce($5, note), labels = coalesce($6, labels), confirmed = true, version = keylatch_version(version)
          WHERE key_id = $1 RETURNING {JUDGED}, {MORE}"
     );
@@ -79,6 +86,9 @@ pub async fn change(pool: &PgPool, id: KeyId, change: Change) -> Result<Option<R
         .bind(change.banned)
         .bind(change.note)
         .bind(change.labels)
+        .bind(networks_max)
+        .bind(window_s)
+        .bind(seen)
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;

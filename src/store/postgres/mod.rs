@@ -11,13 +11,15 @@ mod tend;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId, StoreError};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Executor, Postgres as Pg, Row};
 
-use super::record::{Change, Query, Record, Tended, Tending, binding, key_id, millis};
+use super::record::{Change, Query, Raw, Record, Tended, Tending, millis, roaming_columns, seen_ms};
 use super::together::Together;
 use super::{Authority, Batch, OnChange};
 use crate::config::Files;
@@ -61,9 +63,9 @@ impl Postgres {
         Ok(Self { pool, timeout, replica: config.replica().into(), reads, first_uses, releases })
     }
 
-    /// Ties the database to the secret with this fingerprint. Refused if it belongs to another.
-    pub async fn claim(&self, fingerprint: &str) -> Result<(), String> {
-        connect::claim(&self.pool, fingerprint).await
+    /// Ties the database to the secret with this fingerprint. Refused if it belongs to one that is not a previous one.
+    pub async fn claim(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
+        connect::claim(&self.pool, fingerprint, previous).await
     }
 
     /// Bounds what has no worker that does.
@@ -82,6 +84,26 @@ impl Authority for Postgres {
 
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
         Box::pin(self.first_uses.ask(first))
+    }
+
+    fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(async move {
+            let copied = sqlx::query(
+                "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by,
+                     note, labels, created_at, last_used_at)
+                 SELECT $1, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, keylatch_version(version), made_by,
+                     note, labels, created_at, last_used_at FROM bindings WHERE key_id = $2 ON CONFLICT (key_id) DO NOTHING",
+            );
+            let copied = self.within(copied.bind(id.0).bind(from.0).execute(&self.pool)).await?;
+            if copied.rows_affected() == 0 { Ok(None) } else { self.get(id).await }
+        })
+    }
+
+    fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(async move {
+            let moved = tokio::time::timeout(self.timeout, roam(&self.pool, id, network, at)).await;
+            moved.unwrap_or_else(|_| Err(StoreError(format!("postgres did not answer within {:?}", self.timeout))))
+        })
     }
 
     fn release(&self, id: KeyId, version: i64) -> bool {
@@ -121,22 +143,33 @@ impl Authority for Postgres {
 }
 
 /// The columns that requests are judged by; a network as text, because `cidr` has more forms than we do.
-const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version";
+const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version, networks_max, window_s, seen_ms";
 
 fn judged(row: &PgRow) -> Result<Binding, StoreError> {
-    let read = || -> sqlx::Result<_> {
-        let (id, rule): (Vec<u8>, String) = (row.try_get(0)?, row.try_get(1)?);
-        let networks: Vec<String> = row.try_get(2)?;
-        let (banned, confirmed, version) = (row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
-        Ok(key_id(&id).and_then(|id| binding(id, &rule, networks.iter().map(String::as_str), banned, confirmed, version)))
+    let read = || -> sqlx::Result<Raw> {
+        Ok(Raw {
+            id: row.try_get(0)?,
+            rule: row.try_get(1)?,
+            networks: row.try_get(2)?,
+            banned: row.try_get(3)?,
+            confirmed: row.try_get(4)?,
+            version: row.try_get(5)?,
+            networks_max: row.try_get(6)?,
+            window_s: row.try_get(7)?,
+            seen_ms: row.try_get(8)?,
+        })
     };
-    read().map_err(failed)?
+    read().map_err(failed)?.checked()
 }
 
 type Rows = HashMap<KeyId, Result<Binding, StoreError>>;
 
 fn by_id(rows: &[PgRow]) -> Result<Rows, StoreError> {
-    let id = |row: &PgRow| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?);
+    let id = |row: &PgRow| {
+        <[u8; 32]>::try_from(row.try_get::<&[u8], _>(0).map_err(failed)?)
+            .map(KeyId)
+            .map_err(|_| StoreError("a key id of another length".into()))
+    };
     rows.iter().map(|row| Ok((id(row)?, judged(row)))).collect()
 }
 
@@ -174,9 +207,13 @@ async fn bind_all(pool: &PgPool, uses: &[FirstUse]) -> Result<Rows, StoreError> 
     let mut first: Vec<&FirstUse> = first.into_values().collect();
     first.sort_by_key(|one| one.id);
     let statement = format!(
-        "INSERT INTO bindings (key_id, hint, rule, networks, confirmed, version, made_by, created_at, last_used_at)
-         SELECT id, hint, 'single', ARRAY[network::cidr], confirmed, keylatch_version(0), 'first_use', to_timestamp(ms / 1e3), to_timestamp(ms / 1e3)
-         FROM unnest($1::bytea[], $2::text[], $3::text[], $4::bool[], $5::float8[]) AS u (id, hint, network, confirmed, ms)
+        "INSERT INTO bindings
+             (key_id, hint, rule, networks, networks_max, window_s, seen_ms, confirmed, version, made_by, created_at, last_used_at)
+         SELECT id, hint, CASE WHEN most IS NULL THEN 'single' ELSE 'roaming' END, ARRAY[network::cidr], most, window_s,
+             CASE WHEN most IS NULL THEN '{{}}'::bigint[] ELSE ARRAY[ms::bigint] END, confirmed, keylatch_version(0), 'first_use',
+             to_timestamp(ms / 1e3), to_timestamp(ms / 1e3)
+         FROM unnest($1::bytea[], $2::text[], $3::text[], $4::bool[], $5::float8[], $6::bigint[], $7::bigint[])
+             AS u (id, hint, network, confirmed, ms, most, window_s)
          ON CONFLICT (key_id) DO NOTHING RETURNING {JUDGED}"
     );
     #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
@@ -187,6 +224,8 @@ async fn bind_all(pool: &PgPool, uses: &[FirstUse]) -> Result<Rows, StoreError> 
         .bind(first.iter().map(|one| one.network.to_string()).collect::<Vec<_>>())
         .bind(first.iter().map(|one| one.confirmed).collect::<Vec<_>>())
         .bind(at)
+        .bind(first.iter().map(|one| roaming_columns(one.roaming).0).collect::<Vec<_>>())
+        .bind(first.iter().map(|one| roaming_columns(one.roaming).1).collect::<Vec<_>>())
         .fetch_all(pool)
         .await
         .map_err(failed)?;
@@ -196,6 +235,28 @@ async fn bind_all(pool: &PgPool, uses: &[FirstUse]) -> Result<Rows, StoreError> 
         rows.extend(rows_of(pool, &taken).await?);
     }
     Ok(rows)
+}
+
+async fn roam(pool: &PgPool, id: KeyId, network: IpNet, at: SystemTime) -> Result<Option<Binding>, StoreError> {
+    let mut tx = pool.begin().await.map_err(failed)?;
+    let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = $1 FOR UPDATE");
+    let row = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(id.0).fetch_optional(&mut *tx).await.map_err(failed)?;
+    let Some(mut binding) = row.as_ref().map(judged).transpose()? else { return Ok(None) };
+    if binding.roam(network, at) {
+        let networks: Vec<String> = binding.networks.iter().map(ToString::to_string).collect();
+        let version: i64 = sqlx::query_scalar(
+            "UPDATE bindings SET networks = $2::text[]::cidr[], seen_ms = $3, version = keylatch_version(version) WHERE key_id = $1 RETURNING version",
+        )
+        .bind(id.0)
+        .bind(networks)
+        .bind(seen_ms(&binding))
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        binding.version = version;
+        tx.commit().await.map_err(failed)?;
+    }
+    Ok(Some(binding))
 }
 
 async fn release(pool: PgPool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), StoreError>> {

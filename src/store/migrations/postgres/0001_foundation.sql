@@ -9,8 +9,12 @@ $$ SELECT greatest(before + 1, (extract(epoch FROM clock_timestamp()) * 1e6)::bi
 CREATE TABLE bindings (
     key_id       bytea       NOT NULL PRIMARY KEY CHECK (octet_length(key_id) = 32),
     hint         text        NOT NULL,
-    rule         text        NOT NULL CHECK (rule IN ('single', 'multiple', 'all')),
-    networks     cidr[]      NOT NULL CHECK (rule = 'all' OR cardinality(networks) > 0),
+    rule         text        NOT NULL CHECK (rule IN ('single', 'multiple', 'all', 'roaming')),
+    networks     cidr[]      NOT NULL CHECK (rule IN ('all', 'roaming') OR cardinality(networks) > 0),
+    -- With the rule roaming: how many networks, within how many seconds, and when each was used last (ms since 1970).
+    networks_max bigint      CHECK ((rule = 'roaming') = (networks_max IS NOT NULL) AND networks_max BETWEEN 1 AND 64),
+    window_s     bigint      CHECK ((rule = 'roaming') = (window_s IS NOT NULL) AND window_s >= 60),
+    seen_ms      bigint[]    NOT NULL DEFAULT '{}',
     banned       boolean     NOT NULL DEFAULT false,
     confirmed    boolean     NOT NULL DEFAULT true,
     version      bigint      NOT NULL,

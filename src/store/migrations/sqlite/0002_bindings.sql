@@ -3,9 +3,13 @@
 CREATE TABLE bindings_new (
     key_id       BLOB    NOT NULL PRIMARY KEY CHECK (length(key_id) = 32),
     hint         TEXT    NOT NULL,
-    rule         TEXT    NOT NULL CHECK (rule IN ('single', 'multiple', 'all')),
+    rule         TEXT    NOT NULL CHECK (rule IN ('single', 'multiple', 'all', 'roaming')),
     -- CIDRs, separated by commas.
     networks     TEXT    NOT NULL,
+    -- With the rule roaming: how many networks, within how many seconds, and when each was used last (ms since 1970).
+    networks_max INTEGER CHECK ((rule = 'roaming') = (networks_max IS NOT NULL)),
+    window_s     INTEGER CHECK ((rule = 'roaming') = (window_s IS NOT NULL)),
+    seen_ms      TEXT    NOT NULL DEFAULT '',
     banned       INTEGER NOT NULL DEFAULT 0 CHECK (banned IN (0, 1)),
     confirmed    INTEGER NOT NULL DEFAULT 1 CHECK (confirmed IN (0, 1)),
     version      INTEGER NOT NULL,
@@ -29,6 +33,9 @@ CREATE TABLE bindings_archive (
     hint         TEXT    NOT NULL,
     rule         TEXT    NOT NULL,
     networks     TEXT    NOT NULL,
+    networks_max INTEGER,
+    window_s     INTEGER,
+    seen_ms      TEXT    NOT NULL,
     banned       INTEGER NOT NULL,
     confirmed    INTEGER NOT NULL,
     version      INTEGER NOT NULL,

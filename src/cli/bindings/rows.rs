@@ -1,0 +1,212 @@
+//! Bindings in files: JSON lines and CSV, in and out.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use keylatch_filters::contract::{KeyId, Roaming};
+use serde::{Deserialize, Serialize};
+
+use super::{Format, hashed, network, terms, written};
+use crate::store::Opened;
+use crate::store::record::{Change, Query, Record, label};
+
+/// Rows read at once.
+const PAGE: u32 = 1000;
+
+/// A binding in a file. What is not given is left as it is.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Row {
+    key_id: String,
+    /// Only ever read: the key itself, from another system's list.
+    #[serde(skip_serializing)]
+    key: String,
+    pub hint: String,
+    pub rule: String,
+    pub networks: Vec<String>,
+    networks_max: Option<u8>,
+    window: Option<String>,
+    banned: Option<bool>,
+    confirmed: Option<bool>,
+    made_by: String,
+    note: Option<String>,
+    pub labels: Option<Vec<String>>,
+    created: String,
+    pub last_used: String,
+}
+
+/// The same with lists as text, for CSV.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct FlatRow {
+    key_id: String,
+    #[serde(skip_serializing)]
+    key: String,
+    hint: String,
+    rule: String,
+    networks: String,
+    networks_max: Option<u8>,
+    window: Option<String>,
+    banned: Option<bool>,
+    confirmed: Option<bool>,
+    made_by: String,
+    note: Option<String>,
+    labels: Option<String>,
+    created: String,
+    last_used: String,
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+impl From<FlatRow> for Row {
+    fn from(flat: FlatRow) -> Self {
+        let FlatRow {
+            key_id,
+            key,
+            hint,
+            rule,
+            networks,
+            networks_max,
+            window,
+            banned,
+            confirmed,
+            made_by,
+            note,
+            labels,
+            created,
+            last_used,
+        } = flat;
+        let (networks, labels) = (words(&networks), labels.map(|labels| words(&labels)));
+        Row { key_id, key, hint, rule, networks, networks_max, window, banned, confirmed, made_by, note, labels, created, last_used }
+    }
+}
+
+impl From<Row> for FlatRow {
+    fn from(row: Row) -> Self {
+        let Row { key_id, key, hint, rule, networks, networks_max, window, banned, confirmed, made_by, note, labels, created, last_used } =
+            row;
+        let (networks, labels) = (networks.join(" "), labels.map(|labels| labels.join(" ")));
+        FlatRow { key_id, key, hint, rule, networks, networks_max, window, banned, confirmed, made_by, note, labels, created, last_used }
+    }
+}
+
+impl From<&Record> for Row {
+    fn from(record: &Record) -> Self {
+        let binding = &record.binding;
+        Row {
+            key_id: binding.id.hex(),
+            key: String::new(),
+            hint: record.hint.clone(),
+            rule: binding.rule.as_str().into(),
+            networks: binding.networks.iter().map(ToString::to_string).collect(),
+            networks_max: binding.roaming.map(|roaming| roaming.networks_max),
+            window: binding.roaming.map(|roaming| humantime::format_duration(roaming.window).to_string()),
+            banned: Some(binding.banned),
+            confirmed: Some(binding.confirmed),
+            made_by: record.made_by.clone(),
+            note: Some(record.note.clone()),
+            labels: Some(record.labels.clone()),
+            created: humantime::format_rfc3339_seconds(record.created_at).to_string(),
+            last_used: humantime::format_rfc3339_seconds(record.last_used_at).to_string(),
+        }
+    }
+}
+
+pub async fn export(opened: &Opened, format: Format) -> Result<(), String> {
+    let mut after = None;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    loop {
+        let page = opened.store.list(Query { after, limit: PAGE, ..Query::default() }).await.map_err(|e| e.to_string())?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.binding.id);
+        for record in &page {
+            let row = Row::from(record);
+            match format {
+                Format::Jsonl => {
+                    let line = serde_json::to_string(&row).map_err(|e| e.to_string())?;
+                    written(writeln!(out, "{line}"))?;
+                }
+                Format::Csv => csv.serialize(FlatRow::from(row)).map_err(|e| e.to_string())?,
+            }
+        }
+        if format == Format::Csv {
+            csv.flush().map_err(|e| e.to_string())?;
+            written(out.write_all(csv.get_ref()))?;
+            csv = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        }
+    }
+    written(out.flush())
+}
+
+/// All rows are understood before the first is written.
+pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Result<bool, String> {
+    let name = file.display();
+    let csv = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+    let format = format.unwrap_or(if csv { Format::Csv } else { Format::Jsonl });
+    let text = match file.as_os_str().as_encoded_bytes() {
+        b"-" => std::io::read_to_string(std::io::stdin()),
+        _ => std::fs::read_to_string(file),
+    };
+    let text = text.map_err(|e| format!("{name}: {e}"))?;
+    let rows: Vec<(u64, Result<Row, String>)> = match format {
+        Format::Jsonl => {
+            let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+            lines.map(|(number, line)| (number, serde_json::from_str(line).map_err(|e| e.to_string()))).collect()
+        }
+        Format::Csv => {
+            let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
+            (2..)
+                .zip(reader.deserialize::<FlatRow>())
+                .map(|(number, row)| (number, row.map(Row::from).map_err(|e| e.to_string())))
+                .collect()
+        }
+    };
+    let (mut changes, mut wrong) = (Vec::new(), Vec::new());
+    for (number, row) in rows {
+        match row.and_then(|row| meant(opened, row)) {
+            Ok(change) => changes.push(change),
+            Err(error) => wrong.push(format!("{name}:{number}: {error}")),
+        }
+    }
+    if !wrong.is_empty() {
+        wrong.push("nothing was imported".into());
+        return Err(wrong.join("\n"));
+    }
+    let count = changes.len();
+    for (done, (id, change)) in changes.into_iter().enumerate() {
+        let changed = opened.store.change(id, change).await;
+        changed.map_err(|e| format!("{e}; {done} of {count} were imported, importing again does no harm"))?;
+    }
+    println!("{count} bindings imported");
+    Ok(count > 0)
+}
+
+/// What a row wants.
+fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
+    let (id, hint) = match (row.key_id.as_str(), row.key.as_str()) {
+        ("", "") => return Err("`key_id` or `key` is needed".into()),
+        ("", key) => hashed(opened, key)?,
+        (id, "") => (KeyId::from_hex(id).ok_or("`key_id` must be 64 hex digits")?, String::new()),
+        _ => return Err("`key_id` and `key` cannot both be given".into()),
+    };
+    let networks = row.networks.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
+    let window = row.window.as_deref().map(humantime::parse_duration).transpose().map_err(|e| format!("`window`: {e}"))?;
+    let roaming = row.networks_max.zip(window).map(|(networks_max, window)| Roaming { networks_max, window });
+    let rule = if row.rule.is_empty() { None } else { Some(row.rule.parse()?) };
+    let terms = terms(rule, networks, roaming)?.ok_or("`rule` or `networks` is needed")?;
+    let hint = if row.hint.is_empty() { hint } else { row.hint };
+    let labels = row.labels.filter(|labels| !labels.is_empty());
+    let labels = labels.map(|labels| labels.iter().map(|word| label(word)).collect()).transpose()?;
+    let made_by = if row.made_by.is_empty() { "import".into() } else { row.made_by };
+    let change = Change {
+        rule: Some(terms),
+        banned: row.banned,
+        note: row.note.filter(|note| !note.is_empty()),
+        labels,
+        make: Some((hint, made_by)),
+    };
+    Ok((id, change))
+}
