@@ -10,6 +10,9 @@ use keylatch_filters::contract::{Intercept, KeyId};
 /// Entries of each kind that wait at most; past it, new ones are dropped and counted.
 const WAITING_MAX: usize = 100_000;
 
+/// Entries that are written at once.
+const PIECE_MAX: usize = 1000;
+
 /// What makes two intercepts one row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Same {
@@ -38,10 +41,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub fn is_empty(&self) -> bool {
-        self.used.is_empty() && self.confirmed.is_empty() && self.intercepts.is_empty()
-    }
-
     /// False: dropped.
     pub fn used(&mut self, id: KeyId, at: SystemTime) -> bool {
         let full = self.used.len() >= WAITING_MAX;
@@ -99,6 +98,14 @@ impl Batch {
         }
     }
 
+    /// The same in pieces, so that no write holds up first uses for long.
+    pub fn pieces(self) -> Vec<Batch> {
+        let used = pieces(self.used).into_iter().map(|used| Batch { used, ..Batch::default() });
+        let confirmed = pieces(self.confirmed).into_iter().map(|confirmed| Batch { confirmed, ..Batch::default() });
+        let intercepts = pieces(self.intercepts).into_iter().map(|intercepts| Batch { intercepts, ..Batch::default() });
+        used.chain(confirmed).chain(intercepts).collect()
+    }
+
     /// Puts back what could not be written. Returns how many entries found no room.
     pub fn put_back(&mut self, unwritten: Batch) -> usize {
         let lost_uses = unwritten.used.into_iter().filter(|(id, at)| !self.used(*id, *at)).count();
@@ -108,7 +115,35 @@ impl Batch {
     }
 }
 
+fn pieces<T, C: FromIterator<T>>(all: impl IntoIterator<Item = T>) -> Vec<C> {
+    let mut rest = all.into_iter().peekable();
+    let mut pieces = Vec::new();
+    while rest.peek().is_some() {
+        pieces.push(rest.by_ref().take(PIECE_MAX).collect());
+    }
+    pieces
+}
+
 /// Networks as a row holds them.
 pub fn networks(networks: &[IpNet]) -> String {
     networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_hold_everything_once() {
+        let id = |n: u64| KeyId(std::array::from_fn(|at| n.to_be_bytes().get(at).copied().unwrap_or(0)));
+        let mut batch = Batch::default();
+        (0..2500).for_each(|n| assert!(batch.used(id(n), SystemTime::UNIX_EPOCH) && batch.confirmed(id(n))));
+        let pieces = batch.pieces();
+        assert_eq!(pieces.len(), 6);
+        assert!(pieces.iter().all(|piece| piece.used.len() + piece.confirmed.len() <= PIECE_MAX));
+        let mut again = Batch::default();
+        assert_eq!(pieces.into_iter().map(|piece| again.put_back(piece)).sum::<usize>(), 0);
+        assert_eq!((again.used.len(), again.confirmed.len()), (2500, 2500));
+        assert_eq!(Batch::default().pieces().len(), 0);
+    }
 }

@@ -88,13 +88,14 @@ impl Store {
     /// Writes what waits, now. What cannot be written waits on.
     pub async fn flush(&self) {
         let batch = std::mem::take(&mut *self.waiting.lock());
-        if batch.is_empty() {
-            return;
-        }
-        if let Err(error) = self.authority.write(&batch).await {
-            tracing::error!(%error, "last uses and intercepts could not be written; they wait on");
-            let lost = self.waiting.lock().put_back(batch);
-            self.metrics.dropped.inc_by(lost as u64);
+        let mut pieces = batch.pieces().into_iter();
+        for piece in pieces.by_ref() {
+            if let Err(error) = self.authority.write(&piece).await {
+                tracing::error!(%error, "last uses, confirmations and intercepts could not be written; they wait on");
+                let lost: usize = std::iter::once(piece).chain(pieces).map(|piece| self.waiting.lock().put_back(piece)).sum();
+                self.metrics.dropped.inc_by(lost as u64);
+                return;
+            }
         }
     }
 

@@ -168,7 +168,7 @@ pub fn seen_ms(binding: &Binding) -> Vec<i64> {
 }
 
 /// The id in a row.
-fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
+pub(super) fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
     bytes.try_into().map(KeyId).map_err(|_| StoreError(format!("a binding in the database has a key id of {} bytes", bytes.len())))
 }
 

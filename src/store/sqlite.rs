@@ -12,7 +12,7 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::record::{Change, Query, Raw, Record, Tended, Tending, millis, range, roaming_columns, seen_ms, time, version_now};
+use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, range, roaming_columns, seen_ms, time, version_now};
 use super::together::Together;
 use super::{Authority, Batch, OTHER_SECRET};
 
@@ -24,6 +24,7 @@ const BUSY_MAX: Duration = Duration::from_secs(5);
 /// An open file.
 pub struct Sqlite {
     pool: SqlitePool,
+    reads: Together<KeyId, Option<Binding>>,
     first_uses: Together<FirstUse, Binding>,
     releases: Together<(KeyId, i64), ()>,
 }
@@ -49,10 +50,11 @@ impl Sqlite {
             }
             other => wrong("cannot be brought up to date", &other),
         })?;
-        let (uses, released) = (pool.clone(), pool.clone());
+        let (reading, uses, released) = (pool.clone(), pool.clone(), pool.clone());
+        let reads = Together::new(2, TOGETHER_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
         let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), all));
         let releases = Together::new(1, TOGETHER_MAX, BUSY_MAX, move |all| release(released.clone(), all));
-        Ok(Self { pool, first_uses, releases })
+        Ok(Self { pool, reads, first_uses, releases })
     }
 
     /// Whether no secret has claimed it yet.
@@ -87,16 +89,20 @@ impl Sqlite {
 
     async fn write_batch(&self, batch: &Batch) -> sqlx::Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for (id, at) in &batch.used {
-            sqlx::query("UPDATE bindings SET last_used_ms = max(last_used_ms, ?) WHERE key_id = ?")
-                .bind(millis(*at))
-                .bind(id.0.as_slice())
-                .execute(&mut *tx)
-                .await?;
+        if !batch.used.is_empty() {
+            let used: Vec<_> = batch.used.iter().map(|(id, at)| (id.hex(), millis(*at))).collect();
+            sqlx::query(
+                "UPDATE bindings SET last_used_ms = max(last_used_ms, u.ms)
+                 FROM (SELECT unhex(value ->> 0) AS id, value ->> 1 AS ms FROM json_each(?)) AS u WHERE key_id = u.id",
+            )
+            .bind(json(&used))
+            .execute(&mut *tx)
+            .await?;
         }
-        for id in &batch.confirmed {
-            sqlx::query("UPDATE bindings SET confirmed = 1 WHERE key_id = ? AND NOT confirmed")
-                .bind(id.0.as_slice())
+        if !batch.confirmed.is_empty() {
+            let confirmed: Vec<_> = batch.confirmed.iter().map(KeyId::hex).collect();
+            sqlx::query("UPDATE bindings SET confirmed = 1 WHERE NOT confirmed AND key_id IN (SELECT unhex(value) FROM json_each(?))")
+                .bind(json(&confirmed))
                 .execute(&mut *tx)
                 .await?;
         }
@@ -278,11 +284,7 @@ impl Sqlite {
 
 impl Authority for Sqlite {
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(async move {
-            let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = ?");
-            let row = sqlx::query(AssertSqlSafe(statement)).bind(id.0.as_slice()).fetch_optional(&self.pool).await.map_err(failed)?;
-            row.as_ref().map(judged).transpose()
-        })
+        Box::pin(self.reads.ask(id))
     }
 
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
@@ -376,6 +378,26 @@ fn record(row: &SqliteRow) -> Result<Record, StoreError> {
     })
 }
 
+type Rows = HashMap<KeyId, Result<Binding, StoreError>>;
+
+fn by_id(rows: &[SqliteRow]) -> Result<Rows, StoreError> {
+    let id = |row: &SqliteRow| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?);
+    rows.iter().map(|row| Ok((id(row)?, judged(row)))).collect()
+}
+
+async fn rows_of<'e>(executor: impl sqlx::SqliteExecutor<'e>, ids: &[KeyId]) -> Result<Rows, StoreError> {
+    let ids: Vec<_> = ids.iter().map(KeyId::hex).collect();
+    let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id IN (SELECT unhex(value) FROM json_each(?))");
+    by_id(&sqlx::query(AssertSqlSafe(statement)).bind(json(&ids)).fetch_all(executor).await.map_err(failed)?)
+}
+
+async fn read(pool: SqlitePool, ids: Vec<KeyId>) -> Vec<Result<Option<Binding>, StoreError>> {
+    match rows_of(&pool, &ids).await {
+        Ok(rows) => ids.iter().map(|id| rows.get(id).cloned().transpose()).collect(),
+        Err(error) => ids.iter().map(|_| Err(error.clone())).collect(),
+    }
+}
+
 /// Takes all first uses that wait, commits them together, and tells each what holds.
 async fn bind(pool: SqlitePool, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
     match commit(&pool, &uses).await {
@@ -386,32 +408,28 @@ async fn bind(pool: SqlitePool, uses: Vec<FirstUse>) -> Vec<Result<Binding, Stor
     }
 }
 
-type Rows = HashMap<KeyId, Result<Binding, StoreError>>;
-
 async fn commit(pool: &SqlitePool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
-    let mut rows = Rows::with_capacity(uses.len());
+    let rows: Vec<_> = uses
+        .iter()
+        .map(|first| {
+            let (networks_max, window_s) = roaming_columns(first.roaming);
+            (first.id.hex(), &first.hint, first.network.to_string(), first.confirmed, millis(first.at), networks_max, window_s)
+        })
+        .collect();
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-    for first in uses {
-        sqlx::query(
-            "INSERT INTO bindings
-                 (key_id, hint, rule, networks, networks_max, window_s, seen_ms, confirmed, version, made_by, created_ms, last_used_ms)
-             VALUES ($1, $2, iif($7 IS NULL, 'single', 'roaming'), $3, $7, $8, iif($7 IS NULL, '', $6), $4, $5, 'first_use', $6, $6)
-             ON CONFLICT DO NOTHING",
-        )
-        .bind(first.id.0.as_slice())
-        .bind(&first.hint)
-        .bind(first.network.to_string())
-        .bind(first.confirmed)
-        .bind(version_now(0))
-        .bind(millis(first.at))
-        .bind(roaming_columns(first.roaming).0)
-        .bind(roaming_columns(first.roaming).1)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed)?;
-        let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = ?");
-        let row = sqlx::query(AssertSqlSafe(statement)).bind(first.id.0.as_slice()).fetch_one(&mut *tx).await.map_err(failed)?;
-        rows.insert(first.id, judged(&row));
+    // `WHERE true`: without it the parser takes ON CONFLICT for a join's condition.
+    let statement = format!(
+        "INSERT INTO bindings
+             (key_id, hint, rule, networks, networks_max, window_s, seen_ms, confirmed, version, made_by, created_ms, last_used_ms)
+         SELECT unhex(value ->> 0), value ->> 1, iif(value ->> 5 IS NULL, 'single', 'roaming'), value ->> 2, value ->> 5, value ->> 6,
+             iif(value ->> 5 IS NULL, '', value ->> 4), value ->> 3, $2, 'first_use', value ->> 4, value ->> 4
+         FROM json_each($1) WHERE true ON CONFLICT DO NOTHING RETURNING {JUDGED}"
+    );
+    let made = sqlx::query(AssertSqlSafe(statement)).bind(json(&rows)).bind(version_now(0)).fetch_all(&mut *tx).await.map_err(failed)?;
+    let mut rows = by_id(&made)?;
+    let taken: Vec<KeyId> = uses.iter().map(|first| first.id).filter(|id| !rows.contains_key(id)).collect();
+    if !taken.is_empty() {
+        rows.extend(rows_of(&mut *tx, &taken).await?);
     }
     tx.commit().await.map_err(failed)?;
     Ok(rows)
@@ -431,6 +449,11 @@ async fn release(pool: SqlitePool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), St
         tracing::warn!(%error, "bindings of keys that the upstream refused stay until they are swept");
     }
     rows.iter().map(|_| done.clone()).collect()
+}
+
+/// Lists go to SQLite as JSON: one statement, however many.
+fn json<T: serde::Serialize>(rows: &[T]) -> String {
+    serde_json::to_string(rows).unwrap_or_default()
 }
 
 fn numbers(numbers: &[i64]) -> String {

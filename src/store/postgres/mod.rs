@@ -19,7 +19,7 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId,
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Executor, Postgres as Pg, Row};
 
-use super::record::{Change, Query, Raw, Record, Tended, Tending, millis, roaming_columns, seen_ms};
+use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms};
 use super::together::Together;
 use super::{Authority, Batch, OnChange};
 use crate::config::Files;
@@ -27,6 +27,8 @@ use crate::config::model::Postgres as Config;
 
 /// Questions in one statement.
 const TOGETHER_MAX: usize = 512;
+/// Nobody waits for what is written in batches, and a batch may be large.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
 const READERS: usize = 3;
 const WRITERS: usize = 2;
 
@@ -111,7 +113,10 @@ impl Authority for Postgres {
     }
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(self.within(write(&self.pool, &self.replica, batch)))
+        Box::pin(async move {
+            let written = tokio::time::timeout(WRITE_TIME_MAX, write(&self.pool, &self.replica, batch)).await;
+            written.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut)).map_err(failed)
+        })
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -165,11 +170,7 @@ fn judged(row: &PgRow) -> Result<Binding, StoreError> {
 type Rows = HashMap<KeyId, Result<Binding, StoreError>>;
 
 fn by_id(rows: &[PgRow]) -> Result<Rows, StoreError> {
-    let id = |row: &PgRow| {
-        <[u8; 32]>::try_from(row.try_get::<&[u8], _>(0).map_err(failed)?)
-            .map(KeyId)
-            .map_err(|_| StoreError("a key id of another length".into()))
-    };
+    let id = |row: &PgRow| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?);
     rows.iter().map(|row| Ok((id(row)?, judged(row)))).collect()
 }
 
@@ -279,6 +280,7 @@ async fn release(pool: PgPool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), StoreE
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
 async fn write(pool: &PgPool, replica: &str, batch: &Batch) -> sqlx::Result<()> {
     let mut tx = pool.begin().await?;
+    tx.execute("SET LOCAL statement_timeout = '30s'").await?;
     if !batch.used.is_empty() {
         let mut used: Vec<_> = batch.used.iter().collect();
         // Rows are locked in one order by all processes.
