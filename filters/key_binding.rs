@@ -13,6 +13,7 @@
 //!   enrol: first_use
 //!   confirm: upstream
 //!   new_keys_per_client: 60/h
+//!   on_ban: cut
 //!   on_missing: refuse
 //!   on_store_failure: closed
 //! ```
@@ -44,10 +45,11 @@ use serde::Deserialize;
 
 use crate::contract::{
     Binding, Bindings, Filter, FirstUse, Flow, Hooks, HumanDuration, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource,
-    Problem, Rate, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, Timestamp, UpstreamCx,
+    Leash, Problem, Rate, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, Timestamp, UpstreamCx,
 };
 use crate::rate_limit::gcra::{Quota, Table};
 use crate::rate_limit::{ceil_s, client_network};
+use crate::sse_keepalive::is_event_stream;
 
 const USER_AGENT_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 512;
@@ -112,6 +114,16 @@ pub enum Confirm {
     Immediate,
 }
 
+/// What becomes of a key's open streams when it is banned or unbound, or bound to other networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnBan {
+    /// They end within a second, with an error event.
+    Cut,
+    /// They go on to their end.
+    Finish,
+}
+
 /// `key_binding`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -130,6 +142,8 @@ pub struct Config {
     pub confirm: Confirm,
     /// First uses from one client address (IPv6: /64), shared by all routes. Default: `60/h`.
     pub new_keys_per_client: Rate,
+    /// Open event streams of a key that is banned, unbound or bound elsewhere; needs `sse_keepalive`. Default: `cut`.
+    pub on_ban: OnBan,
     /// A request without a key. Default: `refuse`.
     pub on_missing: OnMissing,
     /// The store does not answer. Default: `closed`.
@@ -146,6 +160,7 @@ impl Default for Config {
             enrol: Enrol::FirstUse,
             confirm: Confirm::Upstream,
             new_keys_per_client: Rate { count: 60, period: Duration::from_secs(3600) },
+            on_ban: OnBan::Cut,
             on_missing: OnMissing::Refuse,
             on_store_failure: OnStoreFailure::Closed,
         }
@@ -186,8 +201,8 @@ impl Filter for KeyBinding {
     const HOOKS: Hooks = Hooks { request: true, upstream_request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("key_binding.rs");
     type Config = Config;
-    /// The binding, while the upstream has not accepted its key yet.
-    type State = Option<Arc<Binding>>;
+    /// Who was admitted by which binding.
+    type State = Option<(IpAddr, Arc<Binding>)>;
 
     fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.from.is_empty() {
@@ -225,7 +240,7 @@ impl Filter for KeyBinding {
         })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, unconfirmed: &mut Option<Arc<Binding>>) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, admitted: &mut Self::State) -> Result<Flow> {
         let key = match self.reader.read(cx.headers()) {
             Ok(Some(key)) => self.hasher.key(key),
             Ok(None) if self.config.on_missing == OnMissing::Allow => return Ok(Flow::Continue),
@@ -236,7 +251,7 @@ impl Filter for KeyBinding {
         match self.judge(cx, &key).await {
             Ok(Verdict::Admitted(binding)) => {
                 self.bindings.used(key.id, cx.now.wall);
-                *unconfirmed = Some(binding).filter(|binding| !binding.confirmed);
+                *admitted = Some((cx.client(), binding));
                 Ok(Flow::Continue)
             }
             Ok(Verdict::Refused(binding)) => Ok(self.refuse(cx, key, &binding).into()),
@@ -246,15 +261,17 @@ impl Filter for KeyBinding {
         }
     }
 
-    /// The upstream's word on a key that was new.
-    fn response(&self, cx: &mut ResponseCx<'_>, unconfirmed: &mut Option<Arc<Binding>>) -> Result<()> {
-        if cx.from_upstream
-            && let Some(binding) = unconfirmed.take()
-        {
+    /// The upstream's word on a key that was new; and a stream that begins can be ended from now on.
+    fn response(&self, cx: &mut ResponseCx<'_>, admitted: &mut Self::State) -> Result<()> {
+        let Some((client, binding)) = admitted else { return Ok(()) };
+        if self.config.on_ban == OnBan::Cut && is_event_stream(&cx.response.headers) && cx.facts.get::<Arc<Leash>>().is_none() {
+            cx.facts.put(self.bindings.leash(binding.id, *client));
+        }
+        if cx.from_upstream && !binding.confirmed {
             match cx.response.status {
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.bindings.release(&binding),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.bindings.release(binding),
                 // A quota is somebody's: the key is known.
-                status if status.is_success() || status == StatusCode::TOO_MANY_REQUESTS => self.bindings.confirm(&binding),
+                status if status.is_success() || status == StatusCode::TOO_MANY_REQUESTS => self.bindings.confirm(binding),
                 // Says nothing of the key; the next answer may.
                 _ => {}
             }
@@ -263,7 +280,7 @@ impl Filter for KeyBinding {
     }
 
     /// What was not judged here must not be found by the upstream.
-    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _unconfirmed: &mut Option<Arc<Binding>>) -> Result<()> {
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _admitted: &mut Self::State) -> Result<()> {
         for name in &self.unread {
             let clients = cx.request.headers.get(name).is_some_and(|value| cx.upstream.headers.get(name) == Some(value));
             if clients {

@@ -1,5 +1,6 @@
 //! What the filters' tests share: a site to compile at, a store that does nothing, and throw-away keys.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -31,6 +32,9 @@ impl Bindings for NoBindings {
     }
     fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
+    }
+    fn leash(&self, _: KeyId, _: IpAddr) -> Arc<Leash> {
+        Arc::default()
     }
     fn confirm(&self, _: &Binding) {}
     fn release(&self, _: &Binding) {}

@@ -3,14 +3,15 @@
 import concurrent.futures
 import json
 import re
+import subprocess
 import threading
 import time
 
 import pytest
 from support import raw
-from support.keylatch import free_port, wait_for
+from support.keylatch import BINARY, free_port, wait_for
 from support.postgres import Postgres
-from support.upstreams import Scripted, plain
+from support.upstreams import Scripted, chunk, plain
 
 SECRET = "{key_hmac: 0123456789abcdef0123456789abcdef}"
 FREE = "      - key_binding: {new_keys_per_client: 1000000/s}"
@@ -269,6 +270,46 @@ def test_what_is_written_later_is_written(replicas, database):
     counted = "SELECT sum(count), count(*) <= 2, min(replica), min(array_to_string(networks, ',')) FROM intercepts"
     assert database.psql(counted) == "50|t|edge|127.0.0.1/32"
     assert database.psql("SELECT count(*) FROM bindings WHERE last_used_at > created_at AND confirmed") == "1"
+
+
+@pytest.mark.parametrize("http", [["--http1.1"], ["--http2-prior-knowledge"]])
+def test_streams_of_a_key_that_is_banned_end_on_every_replica(start, database, http):
+    def silent(request, send):
+        send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"data: one\n\n"))
+        released.wait(20)
+        return False
+
+    released = threading.Event()
+    policy = "      - key_binding: {on_ban: %s}\n      - sse_keepalive: {interval: 60s%s}"
+    values = {"secrets": SECRET, "storage": storage(database)}
+    with Scripted(silent) as upstream:
+        cut = [start(upstream, route_filters=policy % ("cut", early), **values) for early in ("", ", before_headers: 200ms")]
+        finish = start(upstream, route_filters=policy % ("finish", ""), **values)
+        streams = []
+        try:
+            for key in ("sk-cut-0001-abcdefgh", "sk-other-01-abcdefgh"):
+                for replica in (*cut, finish):
+                    command = ["curl", "-sN", *http, replica.url("/v1/x"), "-H", f"Authorization: Bearer {key}", "-H", "Accept: text/event-stream"]
+                    streams.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+                    assert streams[-1].stdout.read(1) == b"d"
+            wait_for(lambda: all(replica.metrics()["keylatch_open_streams"] == 2 for replica in cut), "the streams are open")
+            for change, number in (("ban", 0), ("unbind", 1)):
+                key = ("sk-cut-0001-abcdefgh", "sk-other-01-abcdefgh")[number]
+                done = subprocess.run([BINARY, "bindings", change, "-", "-c", cut[0].path], input=key, text=True, capture_output=True, cwd=cut[0].folder, env=cut[0].env)
+                assert done.returncode == 0, done.stderr
+                began = time.monotonic()
+                mine = streams[3 * number : 3 * number + 3]
+                for stream in mine[:2]:
+                    assert b"key_not_allowed_here" in stream.communicate(timeout=5)[0]
+                    assert stream.returncode == 0
+                assert time.monotonic() - began < 1
+                assert mine[2].poll() is None, "as configured"
+                assert all(stream.poll() is None for stream in streams[3 * number + 3 :]), "nobody else's"
+            assert [replica.metrics()["keylatch_binding_streams_cut_total"] for replica in cut] == [2, 2]
+        finally:
+            released.set()
+            for stream in streams:
+                stream.kill()
 
 
 def test_a_secret_is_rotated_under_running_replicas(replicas, database, tmp_path):

@@ -9,6 +9,7 @@ mod filter;
 mod invalid;
 mod key;
 mod kind;
+mod leash;
 mod ports;
 mod reply;
 mod site;
@@ -21,6 +22,7 @@ pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, h
 pub use invalid::{Invalid, decode};
 pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource};
 pub use kind::{Kind, manual_of};
+pub use leash::Leash;
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use reply::{Dialect, Problem, Reply};
 pub use site::{Keep, Meter, Ports, Resolve, Site};

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use super::KeyId;
+use super::{KeyId, Leash};
 
 /// A future behind a pointer, so that a trait of async functions can be an object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -199,6 +199,8 @@ pub trait Bindings: Send + Sync {
     /// Uses a `roaming` binding from a network, if it has it or has room for it; the answer is the binding that
     /// holds then. `None`: it is gone.
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
+    /// For a stream of this key to this client that begins: pulled when the key may not be used from there any more.
+    fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash>;
     /// The upstream has accepted the key. Nobody waits for it; it is written later, in batches.
     fn confirm(&self, binding: &Binding);
     /// The upstream has refused the key: the binding goes, unless somebody confirmed or changed it meanwhile.

@@ -1,6 +1,7 @@
 //! From what an operator wrote to what a request meets: a [`Snapshot`], immutable, swapped whole.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -8,7 +9,8 @@ use ipnet::IpNet;
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
 use keylatch_filters::contract::{
-    Binding, Bindings, BoxFuture, FirstUse, Intercept, Invalid, Keep, KeyHasher, KeyId, Meter, Ports, Site, StoreError, TrustedProxies,
+    Binding, Bindings, BoxFuture, FirstUse, Intercept, Invalid, Keep, KeyHasher, KeyId, Leash, Meter, Ports, Site, StoreError,
+    TrustedProxies,
 };
 
 use super::model::{FilterItem, RouteSettings, Settings, Storage};
@@ -275,6 +277,9 @@ impl Bindings for Nowhere {
     }
     fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
+    }
+    fn leash(&self, _: KeyId, _: IpAddr) -> Arc<Leash> {
+        Arc::default()
     }
     fn confirm(&self, _: &Binding) {}
     fn release(&self, _: &Binding) {}

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, header};
 use keylatch_filters::chain::{Chain, Decision};
-use keylatch_filters::contract::{BodyCx, Dialect, RequestCx, StreamPlan, UpstreamCx};
+use keylatch_filters::contract::{BodyCx, Dialect, Leash, RequestCx, StreamPlan, UpstreamCx};
 use keylatch_filters::sse_keepalive::is_event_stream;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -16,13 +16,14 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::clock::{Clock, Terms};
 use super::conn::{ConnStream, Framing};
 use super::errors::{self, Answer, BODY_ERROR, FILTER_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
 use super::fields;
 use super::gate::{self, HeadLimits};
 use super::reply::{self, Rest, announced};
-use super::timed_session::{self, Terms};
+use super::timed_session;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
 use crate::telemetry::access::AccessLog;
@@ -139,6 +140,7 @@ impl Edge {
             dialect: exchange.dialect,
             request_id: exchange.request_id().map(str::to_owned),
             metrics: Arc::clone(&self.shared.metrics.streams),
+            leash: exchange.facts.get::<Arc<Leash>>().cloned(),
             body_timeout: self.limits.body_timeout.0,
         };
         exchange.home = Some(timed_session::install(&mut session.downstream_session, terms, exchange.now.instant.into()));
@@ -147,7 +149,7 @@ impl Edge {
 
     /// Ends a stream that has begun, as an event if one can still stand. What is left then is a clean end;
     /// otherwise the connection is cut, so that the client knows that something is missing.
-    async fn end_stream(&self, session: &mut Session, clock: Option<timed_session::Clock>, answer: &Answer) -> Result<bool> {
+    async fn end_stream(&self, session: &mut Session, clock: Option<Clock>, answer: &Answer) -> Result<bool> {
         let Some(mut clock) = clock else { return Ok(false) };
         timed_session::settle(&mut session.downstream_session).await?;
         let Some(event) = clock.last_event(answer) else { return Ok(false) };
@@ -316,7 +318,9 @@ impl ProxyHttp for Edge {
         reply::response_hooks(session, exchange, response, true)?;
         let plan = exchange.facts.get::<StreamPlan>().filter(|_| stream).cloned();
         match (plan, &exchange.home) {
-            (Some(plan), Some(home)) => timed_session::adopt(&mut session.downstream_session, home, plan),
+            (Some(plan), Some(home)) => {
+                timed_session::adopt(&mut session.downstream_session, home, plan, exchange.facts.get::<Arc<Leash>>().cloned());
+            }
             (Some(plan), None) => self.start_clock(session, exchange, plan, false)?,
             (None, _) => {}
         }

@@ -115,6 +115,7 @@ const SLOW_BODY: Answer = Answer::new(StatusCode::REQUEST_TIMEOUT, "request_time
 /// The body's framing is malformed.
 pub const BAD_BODY: Answer = Answer::new(StatusCode::BAD_REQUEST, "malformed_body", "The request's body is malformed.");
 const TOO_OLD: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "stream_max_age", "The stream has reached its maximum age.");
+const CUT: Answer = Answer::new(StatusCode::FORBIDDEN, "key_not_allowed_here", "This API key cannot be used from your network.");
 
 /// No server of the upstream can be chosen.
 pub const NO_SERVER_ERROR: ErrorType = ErrorType::Custom("NoServer");
@@ -124,6 +125,8 @@ pub const BODY_ERROR: ErrorType = ErrorType::Custom("BodyTooLarge");
 pub const FIRST_BYTE_ERROR: ErrorType = ErrorType::Custom("FirstByte");
 /// The stream is too old.
 pub const MAX_AGE_ERROR: ErrorType = ErrorType::Custom("MaxAge");
+/// The key of the stream may not be used any more.
+pub const CUT_ERROR: ErrorType = ErrorType::Custom("Cut");
 /// A filter failed.
 pub const FILTER_ERROR: ErrorType = ErrorType::Custom("Filter");
 
@@ -134,6 +137,7 @@ pub fn of_error(error: &Error) -> Option<Answer> {
         (t, _) if *t == BODY_ERROR => BODY_TOO_LARGE,
         (t, _) if *t == FIRST_BYTE_ERROR => TIMEOUT,
         (t, _) if *t == MAX_AGE_ERROR => TOO_OLD,
+        (t, _) if *t == CUT_ERROR => CUT,
         (t, _) if *t == FILTER_ERROR => INTERNAL,
         (
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout,

@@ -2,6 +2,7 @@
 //! something goes wrong. The only place that sees a `Session`.
 
 mod chunks;
+mod clock;
 mod conn;
 mod door;
 mod edge;

@@ -1,25 +1,31 @@
 //! The bindings of one process: cache, authority, and a batch that is written from time to time.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, StoreError};
+use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use super::breaker::Breaker;
 use super::cache::Cache;
-use super::record::{Change, Query, Record, Tending};
+use super::leashes::Leashes;
+use super::record::{Change, Query, Record, Tending, version_now};
 use super::{Authority, Batch, News};
 
 /// See the module.
 pub struct Store {
+    me: Weak<Self>,
     authority: Arc<dyn Authority>,
     cache: Cache,
     breaker: Breaker,
     stale_grace: Duration,
     waiting: Mutex<Batch>,
+    leashes: Leashes,
+    /// Where what nobody waits for is done.
+    runtime: tokio::runtime::Handle,
     metrics: Counters,
 }
 
@@ -29,6 +35,7 @@ struct Counters {
     stale: IntCounter,
     dropped: IntCounter,
     intercepts: IntCounter,
+    cut: IntCounter,
     away: IntGauge,
     tended: Option<IntCounterVec>,
 }
@@ -36,12 +43,15 @@ struct Counters {
 impl Store {
     /// `stale_grace`: for how long what was read is good enough while the authority cannot be asked.
     pub(super) fn new(authority: Arc<dyn Authority>, cache_max: usize, stale_grace: Duration, metrics: &Registry) -> Arc<Self> {
-        let store = Arc::new(Self {
+        let store = Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             authority,
             cache: Cache::new(cache_max),
             breaker: Breaker::default(),
             stale_grace,
             waiting: Mutex::default(),
+            leashes: Leashes::default(),
+            runtime: tokio::runtime::Handle::current(),
             metrics: Counters::new(metrics),
         });
         let weak = Arc::downgrade(&store);
@@ -55,9 +65,34 @@ impl Store {
 
     /// Somebody has changed something, here or elsewhere.
     pub fn hear(&self, news: News) {
-        match news {
-            News::Changed(id, version) => self.cache.changed(id, version),
-            News::Lost => self.cache.doubt_everything(),
+        let looked_at = match news {
+            News::Changed(id, version) => {
+                self.cache.changed(id, version);
+                if self.leashes.has(&id) { vec![id] } else { Vec::new() }
+            }
+            News::Lost => {
+                self.cache.doubt_everything();
+                self.leashes.keys()
+            }
+        };
+        self.look_after(looked_at);
+    }
+
+    /// Ends, soon, the streams of these keys that may not go on.
+    fn look_after(&self, ids: Vec<KeyId>) {
+        if let Some(store) = self.me.upgrade().filter(|_| !ids.is_empty()) {
+            self.runtime.spawn(async move { store.end_streams(ids).await });
+        }
+    }
+
+    /// Ends the streams of keys that may not be used any more from where they are.
+    async fn end_streams(&self, ids: Vec<KeyId>) {
+        for id in ids {
+            // While the store is away nobody is judged anew: the news comes again when it is back.
+            if let Ok(holds) = self.look_up(id).await {
+                let ended = self.leashes.pull(&id, holds.as_deref());
+                self.metrics.cut.inc_by(ended as u64);
+            }
         }
     }
 
@@ -136,7 +171,7 @@ impl Store {
     pub async fn change(&self, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
         let changed = self.authority.change(id, change).await?;
         if let Some(record) = &changed {
-            self.cache.changed(id, record.binding.version);
+            self.hear(News::Changed(id, record.binding.version));
         }
         Ok(changed)
     }
@@ -144,7 +179,7 @@ impl Store {
     /// Removes a binding: the next use binds anew. False: there was none.
     pub async fn remove(&self, id: KeyId) -> Result<bool, StoreError> {
         let removed = self.authority.remove(id).await?;
-        self.cache.forget(&id);
+        self.hear(News::Changed(id, version_now(0)));
         Ok(removed)
     }
 
@@ -221,6 +256,15 @@ impl Bindings for Store {
         })
     }
 
+    fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
+        let leash = self.leashes.hold(id, client);
+        // A change that came after the request was admitted has found no stream to end.
+        if !self.cache.fresh(&id, Instant::now()).is_some_and(|known| !known.banned && known.covers(client)) {
+            self.look_after(vec![id]);
+        }
+        leash
+    }
+
     fn confirm(&self, binding: &Binding) {
         self.cache.confirmed(&binding.id);
         if !self.waiting.lock().confirmed(binding.id) {
@@ -271,6 +315,10 @@ impl Counters {
                 "Last uses, confirmations, releases and intercepts that were lost because too many waited.",
             ),
             intercepts: counter("keylatch_intercepts_total", "Requests refused because of the key's binding."),
+            cut: counter(
+                "keylatch_binding_streams_cut_total",
+                "Open streams that were ended because their key was banned, unbound or bound elsewhere.",
+            ),
             away,
             tended: by("keylatch_store_tended_total", "Rows that were archived, swept and trimmed.", "what"),
         }

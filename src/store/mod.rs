@@ -7,6 +7,7 @@ mod batch;
 mod bindings;
 mod breaker;
 mod cache;
+mod leashes;
 mod memory;
 mod postgres;
 pub mod record;

@@ -1,0 +1,96 @@
+//! Open streams by their keys, so that those of a key that is banned or unbound can be ended.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+
+use keylatch_filters::contract::{Binding, KeyId, Leash};
+use parking_lot::Mutex;
+
+type Held = Vec<(IpAddr, Weak<Leash>)>;
+
+/// See the module. A stream that has ended is forgotten when its key is looked at next, or with the others
+/// when there are twice as many as after the last tidying.
+#[derive(Default)]
+pub struct Leashes(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    by_key: HashMap<KeyId, Held>,
+    added: usize,
+    tidied: usize,
+}
+
+impl Leashes {
+    /// For a stream of this key to this client that begins.
+    pub fn hold(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
+        let leash = Arc::new(Leash::default());
+        let mut state = self.0.lock();
+        state.by_key.entry(id).or_default().push((client, Arc::downgrade(&leash)));
+        state.added += 1;
+        if state.added > 1000 + 2 * state.tidied {
+            state.by_key.retain(|_, held| {
+                held.retain(|(_, leash)| leash.strong_count() > 0);
+                !held.is_empty()
+            });
+            state.tidied = state.by_key.values().map(Vec::len).sum();
+            state.added = state.tidied;
+        }
+        leash
+    }
+
+    /// The keys of which streams may be open.
+    pub fn keys(&self) -> Vec<KeyId> {
+        self.0.lock().by_key.keys().copied().collect()
+    }
+
+    /// Whether the key may have open streams.
+    pub fn has(&self, id: &KeyId) -> bool {
+        self.0.lock().by_key.contains_key(id)
+    }
+
+    /// Ends the key's streams that the binding that holds now would not let begin. How many.
+    pub fn pull(&self, id: &KeyId, holds: Option<&Binding>) -> usize {
+        let mut state = self.0.lock();
+        let Some(held) = state.by_key.get_mut(id) else { return 0 };
+        let mut pulled = 0;
+        held.retain(|(client, leash)| {
+            let Some(leash) = leash.upgrade() else { return false };
+            let stays = holds.is_some_and(|binding| !binding.banned && binding.covers(*client));
+            if !stays {
+                leash.pull();
+                pulled += 1;
+            }
+            stays
+        });
+        if held.is_empty() {
+            state.by_key.remove(id);
+        }
+        pulled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keylatch_filters::contract::Rule;
+
+    use super::*;
+
+    #[test]
+    fn streams_that_ended_are_forgotten() {
+        let (leashes, id, client) = (Leashes::default(), KeyId([1; 32]), IpAddr::from([127, 0, 0, 1]));
+        for n in 0..=255 {
+            drop(leashes.hold(KeyId([n; 32]), client));
+        }
+        let kept = leashes.hold(id, client);
+        (0..1000).for_each(|_| drop(leashes.hold(KeyId([2; 32]), client)));
+        assert!(leashes.keys().len() <= 2, "{}", leashes.keys().len());
+        let networks = vec![client.into()];
+        let binding =
+            Binding { id, rule: Rule::Single, networks, roaming: None, seen: Vec::new(), banned: false, confirmed: true, version: 1 };
+        assert_eq!(leashes.pull(&id, Some(&binding)), 0);
+        assert_eq!(leashes.pull(&id, Some(&Binding { banned: true, ..binding })), 1);
+        assert!(!leashes.has(&id));
+        drop(kept);
+    }
+}

@@ -1,0 +1,157 @@
+//! What operators do with bindings, and what goes with time.
+
+use std::time::{Duration, SystemTime};
+
+use keylatch_filters::contract::{KeyId, StoreError};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::{JUDGED, Sqlite, failed, judged, numbers};
+use crate::store::batch::networks as joined;
+use crate::store::record::{Change, Query, Record, Tended, Tending, millis, range, roaming_columns, time, version_now};
+
+/// Rows that are looked through at once.
+const PAGE: u32 = 1000;
+const MORE: &str = "hint, made_by, note, labels, created_ms, last_used_ms";
+
+impl Sqlite {
+    pub(super) async fn select(&self, query: Query) -> Result<Vec<Record>, StoreError> {
+        let (low, high) = range(&query.prefix);
+        let mut found = Vec::new();
+        let mut after = query.after;
+        // SQLite knows nothing of networks: what it finds is looked through here, page by page.
+        while found.len() < query.limit as usize {
+            let statement = format!(
+                "SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id >= $1 AND key_id <= $2 AND ($3 IS NULL OR key_id > $3)
+                     AND ($4 IS NULL OR banned = $4) AND ($5 IS NULL OR ',' || labels || ',' LIKE '%,' || $5 || ',%')
+                 ORDER BY key_id LIMIT $6"
+            );
+            let rows = sqlx::query(AssertSqlSafe(statement))
+                .bind(low.as_slice())
+                .bind(high.as_slice())
+                .bind(after.map(|id| id.0.to_vec()))
+                .bind(query.banned)
+                .bind(query.label.clone())
+                .bind(i64::from(PAGE))
+                .fetch_all(&self.pool)
+                .await
+                .map_err(failed)?;
+            let last = rows.len() < PAGE as usize;
+            for row in &rows {
+                let record = record(row)?;
+                after = Some(record.binding.id);
+                let label = query.label.as_ref().is_none_or(|label| record.labels.contains(label));
+                if label && query.address.is_none_or(|address| record.binding.covers(address)) && found.len() < query.limit as usize {
+                    found.push(record);
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) async fn update(&self, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let rule = change.rule.as_ref().map(|terms| terms.rule.as_str());
+        let networks = change.rule.as_ref().map(|terms| joined(&terms.networks));
+        let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
+        let now_ms = millis(SystemTime::now());
+        if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
+            sqlx::query(
+                "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, version, made_by, created_ms, last_used_ms)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            )
+            .bind(id.0.as_slice())
+            .bind(hint)
+            .bind(rule)
+            .bind(&networks)
+            .bind(networks_max)
+            .bind(window_s)
+            .bind(version_now(0))
+            .bind(made_by)
+            .bind(now_ms)
+            .bind(now_ms)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        }
+        // What somebody has changed by hand is meant: no upstream's word undoes it.
+        let statement = format!(
+            "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3, networks),
+                 networks_max = iif($2 IS NULL, networks_max, $8), window_s = iif($2 IS NULL, window_s, $9),
+                 seen_ms = iif($2 IS NULL, seen_ms, $10), banned = coalesce($4, banned),
+                 note = coalesce($5, note), labels = coalesce($6, labels), confirmed = 1, version = max(version + 1, $7)
+             WHERE key_id = $1 RETURNING {JUDGED}, {MORE}"
+        );
+        let row = sqlx::query(AssertSqlSafe(statement))
+            .bind(id.0.as_slice())
+            .bind(rule)
+            .bind(networks)
+            .bind(change.banned)
+            .bind(change.note)
+            .bind(change.labels.map(|labels| labels.join(",")))
+            .bind(version_now(0))
+            .bind(networks_max)
+            .bind(window_s)
+            .bind(numbers(&vec![now_ms; change.rule.as_ref().map_or(0, |terms| terms.networks.len())]))
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+        let changed = row.as_ref().map(record).transpose()?;
+        tx.commit().await.map_err(failed)?;
+        Ok(changed)
+    }
+
+    pub(super) async fn trim(&self, tending: &Tending) -> sqlx::Result<Option<Tended>> {
+        let now_ms = millis(SystemTime::now());
+        let before = |age: Duration| now_ms - i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let turn = sqlx::query(
+            "INSERT INTO meta (name, value) VALUES ('tended', $1)
+             ON CONFLICT DO UPDATE SET value = excluded.value WHERE CAST(value AS INTEGER) <= $2",
+        )
+        .bind(now_ms.to_string())
+        .bind(before(tending.every))
+        .execute(&mut *tx)
+        .await?;
+        if turn.rows_affected() == 0 {
+            return Ok(None);
+        }
+        let oldest = before(tending.archive_after);
+        sqlx::query(
+            "INSERT INTO bindings_archive SELECT key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by, note, labels, created_ms,
+                 last_used_ms, $2 FROM bindings WHERE last_used_ms < $1",
+        )
+        .bind(oldest)
+        .bind(now_ms)
+        .execute(&mut *tx)
+        .await?;
+        let mut gone = Vec::new();
+        for (statement, oldest) in [
+            ("DELETE FROM bindings WHERE last_used_ms < ?", oldest),
+            ("DELETE FROM bindings WHERE NOT confirmed AND created_ms < ?", before(tending.unconfirmed)),
+            ("DELETE FROM intercepts WHERE minute_ms < ?", before(tending.intercepts)),
+            ("DELETE FROM bindings_archive WHERE archived_ms < ?", before(tending.archive)),
+        ] {
+            gone.push(sqlx::query(statement).bind(oldest).execute(&mut *tx).await?.rows_affected());
+        }
+        tx.commit().await?;
+        let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
+        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed: rows(2) + rows(3) }))
+    }
+}
+
+fn record(row: &SqliteRow) -> Result<Record, StoreError> {
+    let labels: String = row.try_get(12).map_err(failed)?;
+    Ok(Record {
+        binding: judged(row)?,
+        hint: row.try_get(9).map_err(failed)?,
+        made_by: row.try_get(10).map_err(failed)?,
+        note: row.try_get(11).map_err(failed)?,
+        labels: labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect(),
+        created_at: time(row.try_get(13).map_err(failed)?),
+        last_used_at: time(row.try_get(14).map_err(failed)?),
+    })
+}
