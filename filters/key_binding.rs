@@ -316,7 +316,8 @@ impl KeyBinding {
         };
         if let Some(holds) = holds {
             let moves = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) && !cx.shadow;
-            if moves && let Some(moved) = self.bindings.roam(key.id, self.network(client), now).await? {
+            // Where that cannot be asked, what is known holds: a key that is known is not an unknown one.
+            if moves && let Ok(Some(moved)) = self.bindings.roam(key.id, self.network(client), now).await {
                 return Ok(verdict(moved));
             }
             return Ok(verdict(holds));

@@ -25,7 +25,7 @@ impl Bindings for NoBindings {
         Box::pin(async { Ok(None) })
     }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
-        Box::pin(async { Err(StoreError("no store".into())) })
+        Box::pin(async { Err(StoreError::Away("no store".into())) })
     }
     fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })

@@ -9,8 +9,9 @@ import time
 
 import pytest
 from support import raw
-from support.keylatch import BINARY, free_port, wait_for
+from support.keylatch import free_port, wait_for
 from support.postgres import Postgres
+from support.relay import Relay
 from support.upstreams import Scripted, chunk, plain
 
 SECRET = "{key_hmac: 0123456789abcdef0123456789abcdef}"
@@ -160,6 +161,9 @@ def test_the_commands_of_an_operator(replicas, database, start, echo_upstream):
             assert failed.returncode != 0 and says in failed.stderr, failed.stderr
         (replica.folder / "bad.jsonl").write_text('{"key_id": "12", "networks": ["10.0.0.1"]}\n{"key": "k"}\nnonsense\n')
         bad = run("import", str(replica.folder / "bad.jsonl"))
+        (replica.folder / "headless.csv").write_text("sk-secret-0001-abcdefgh,127.0.0.1\nsk-secret-0002-abcdefgh,127.0.0.1\n")
+        headless = run("import", "headless.csv")
+        assert headless.returncode == 1 and "a line of names comes first" in headless.stderr and "sk-secret" not in headless.stderr
         assert bad.returncode == 1 and all(f"bad.jsonl:{line}:" in bad.stderr for line in (1, 2, 3)) and "nothing was imported" in bad.stderr
 
 
@@ -261,6 +265,27 @@ def test_a_database_that_goes_away_and_comes_back(replicas, database, how):
     assert max(slow) < 4, max(slow)
 
 
+def test_connections_that_die_without_a_word(start, echo_upstream, database):
+    """As a failover or a firewall that forgets ends them: they stay open, and nothing comes through any more."""
+    with Relay(database.port) as relay:
+        via = storage(database).replace(str(database.port), str(relay.port))
+        replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=via)
+        other = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(database))
+        for number in range(8):
+            assert ask(replica, f"sk-frozen-{number:04}-abcdefgh").status == 200
+            relay.freeze()
+            wait_for(lambda: ask(replica, f"sk-after-{time.monotonic_ns()}").status == 200, "it goes on", 8)
+        assert ask(replica, "sk-frozen-0000-abcdefgh").status == 200
+        relay.freeze()
+        # News that is lost with the connection is made up for once it is noticed that nobody is there.
+        time.sleep(0.5)
+        row = [json.loads(line) for line in other.command("bindings", "list", "--json", "--limit", "1000").stdout.splitlines()]
+        frozen = other.command("bindings", "ban", "-", stdin="sk-frozen-0000-abcdefgh")
+        assert frozen.returncode == 0 and len(row) > 8, frozen.stderr
+        wait_for(lambda: ask(replica, "sk-frozen-0000-abcdefgh").status == 403, "the ban is in force", 15)
+        wait_for(lambda: replica.health("ready")[0] == 200, "it is ready")
+
+
 def test_what_is_written_later_is_written(replicas, database):
     one, other = replicas(2, more=", replica: edge")
     for n in range(50):
@@ -295,7 +320,7 @@ def test_streams_of_a_key_that_is_banned_end_on_every_replica(start, database, h
             wait_for(lambda: all(replica.metrics()["keylatch_open_streams"] == 2 for replica in cut), "the streams are open")
             for change, number in (("ban", 0), ("unbind", 1)):
                 key = ("sk-cut-0001-abcdefgh", "sk-other-01-abcdefgh")[number]
-                done = subprocess.run([BINARY, "bindings", change, "-", "-c", cut[0].path], input=key, text=True, capture_output=True, cwd=cut[0].folder, env=cut[0].env)
+                done = cut[0].command("bindings", change, "-", stdin=key)
                 assert done.returncode == 0, done.stderr
                 began = time.monotonic()
                 mine = streams[3 * number : 3 * number + 3]
@@ -312,22 +337,31 @@ def test_streams_of_a_key_that_is_banned_end_on_every_replica(start, database, h
                 stream.kill()
 
 
-def test_a_secret_is_rotated_under_running_replicas(replicas, database, tmp_path):
+def test_a_secret_is_rotated(replicas, database, tmp_path):
     (old,) = replicas(1)
-    assert ask(old, "sk-rotated-0001-abcdefgh").status == 200
+    for key in ("sk-rotated-0001-abcdefgh", "sk-rotated-0002-abcdefgh"):
+        assert ask(old, key).status == 200
+    old.stop()
     (tmp_path / "old").write_text("0123456789abcdef0123456789abcdef\n")
     fresh = "{key_hmac: ffffffffffffffffffffffffffffffff, previous: [file:%s]}" % (tmp_path / "old")
     new, other = replicas(2, secrets=fresh)
-    assert [ask(replica, "sk-rotated-0001-abcdefgh", "127.0.0.2").status for replica in (new, other, old)] == [403] * 3
-    assert [ask(replica, "sk-rotated-0001-abcdefgh").status for replica in (new, other, old)] == [200] * 3
+    assert [ask(replica, "sk-rotated-0001-abcdefgh", "127.0.0.2").status for replica in (new, other)] == [403] * 2
+    assert [ask(replica, "sk-rotated-0001-abcdefgh").status for replica in (new, other)] == [200] * 2
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        asked = [(replica, source) for replica in (new, other) for source in ("127.0.0.1", "127.0.0.2") * 10]
+        statuses = list(pool.map(lambda one: ask(one[0], "sk-rotated-0002-abcdefgh", one[1]).status, asked))
+    assert statuses == [200, 403] * 20
     assert ask(new, "sk-fresh-00001-abcdefgh").status == 200
     assert database.psql("SELECT count(*) FROM bindings") == "3"
+    short = key_id(new, "sk-rotated-0001-abcdefgh")
     other.stop()
     other.write(secrets="{key_hmac: ffffffffffffffffffffffffffffffff}")
     other.start()
     assert ask(other, "sk-rotated-0001-abcdefgh", "127.0.0.2").status == 403
+    assert new.command("bindings", "list").stdout.count("\n") == 3 and short
     with pytest.raises(AssertionError, match="another secrets.key_hmac"):
         replicas(1)
+    assert "another secrets.key_hmac" in old.command("bindings", "list").stderr
 
 
 def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):
@@ -344,6 +378,7 @@ def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):
     says("there is no such database", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/nowhere"}}}}')
     says("refuses the user or the password", storage=f'{{postgres: {{url: "postgres://nobody:hunter2@{at}/postgres"}}}}')
     says("no server answered within", storage=f'{{postgres: {{url: "postgres://keylatch@127.0.0.1:{free_port()}/x", connect_timeout: 1s}}}}')
+    says("takes no parameters", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres?sslmode=disable&pasword=hunter2"}}}}')
     says("url is malformed", storage='{postgres: {url: "postgres://a:hunter2@b@c:d/"}}')
     says("must begin with", storage='{postgres: {url: "mysql://hunter2"}}')
     says("TLS", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres", tls: verify_full}}}}')

@@ -111,7 +111,7 @@ impl Binding {
         let mut uses: Vec<(IpNet, SystemTime)> = self.networks.iter().copied().zip(self.seen.iter().copied()).collect();
         uses.retain(|(_, seen)| within(*seen, now, roaming.window));
         let room = uses.len() < usize::from(roaming.networks_max);
-        match uses.iter_mut().find(|(known, _)| *known == network) {
+        match uses.iter_mut().find(|(known, _)| known.contains(&network)) {
             Some((_, seen)) => *seen = now.max(*seen),
             None if room => uses.push((network, now)),
             None => return false,
@@ -178,10 +178,16 @@ pub struct Intercept {
     pub at: SystemTime,
 }
 
-/// The store could not answer. The text names no key.
+/// The store has no answer. The text names no key.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct StoreError(pub String);
+pub enum StoreError {
+    /// It cannot be asked now.
+    #[error("{0}")]
+    Away(String),
+    /// It was asked, and what it says is of no use: a row that makes no sense, a database that is read-only.
+    #[error("{0}")]
+    Useless(String),
+}
 
 /// The bindings, wherever they are kept.
 pub trait Bindings: Send + Sync {
@@ -193,15 +199,14 @@ pub trait Bindings: Send + Sync {
     /// Binds the key to the network unless it is bound already; the answer is the binding that holds.
     /// Of any number of callers at once, in any number of processes, exactly one binds.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
-    /// The binding under the first of these ids that has one, taken over to `id`: ids under secrets that were used
-    /// before. The old row stays for replicas that only know the old secret.
+    /// The binding under the first of these ids that has one, moved to `id`: ids under secrets that were used before.
     fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// Uses a `roaming` binding from a network, if it has it or has room for it; the answer is the binding that
     /// holds then. `None`: it is gone.
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// For a stream of this key to this client that begins: pulled when the key may not be used from there any more.
     fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash>;
-    /// The upstream has accepted the key. Nobody waits for it; it is written later, in batches.
+    /// The upstream has accepted the key. Nobody waits for it.
     fn confirm(&self, binding: &Binding);
     /// The upstream has refused the key: the binding goes, unless somebody confirmed or changed it meanwhile.
     /// Nobody waits for it.

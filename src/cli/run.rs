@@ -16,7 +16,7 @@ use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
-use crate::store::{self, Store};
+use crate::store::{self, Purpose, Store};
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -38,7 +38,7 @@ pub fn run(path: &Path) -> Result<(), String> {
     let house = runtime.block_on(open(path, settings))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %house.settings.admin.address, "ready");
     let served = proxy::run(&house.shared, &house.settings, house.stop.clone(), runtime.handle());
-    runtime.block_on(house.store.flush());
+    runtime.block_on(house.store.finish());
     house.shared.access.close();
     tracing::info!("ended");
     served
@@ -46,7 +46,7 @@ pub fn run(path: &Path) -> Result<(), String> {
 
 async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let metrics = Arc::new(Metrics::new().map_err(|e| format!("the metrics cannot be registered: {e}"))?);
-    let opened = store::open(&settings.storage, &settings.secrets, &Files::beside(path), &metrics.registry).await?;
+    let opened = store::open(&settings.storage, &settings.secrets, &Files::beside(path), &metrics.registry, Purpose::Serve).await?;
     let ports =
         Ports { bindings: Arc::clone(&opened.store) as _, hasher: opened.hasher, meter: Arc::new(Meter::new(metrics.registry.clone())) };
     let compiler = Arc::new(Compiler::new(ports));

@@ -267,10 +267,10 @@ impl Bindings for Nowhere {
         None
     }
     fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
-        Box::pin(async { Err(StoreError("no store is open".into())) })
+        Box::pin(async { Err(StoreError::Away("no store is open".into())) })
     }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
-        Box::pin(async { Err(StoreError("no store is open".into())) })
+        Box::pin(async { Err(StoreError::Away("no store is open".into())) })
     }
     fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })

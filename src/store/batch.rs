@@ -36,7 +36,7 @@ pub struct Repeated {
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     pub used: HashMap<KeyId, SystemTime>,
-    pub confirmed: HashSet<KeyId>,
+    pub confirmed: HashSet<(KeyId, i64)>,
     pub intercepts: HashMap<Same, Repeated>,
 }
 
@@ -58,10 +58,10 @@ impl Batch {
     }
 
     /// False: dropped.
-    pub fn confirmed(&mut self, id: KeyId) -> bool {
-        let room = self.confirmed.len() < WAITING_MAX || self.confirmed.contains(&id);
+    pub fn confirmed(&mut self, id: KeyId, version: i64) -> bool {
+        let room = self.confirmed.len() < WAITING_MAX || self.confirmed.contains(&(id, version));
         if room {
-            self.confirmed.insert(id);
+            self.confirmed.insert((id, version));
         }
         room
     }
@@ -103,14 +103,14 @@ impl Batch {
         let used = pieces(self.used).into_iter().map(|used| Batch { used, ..Batch::default() });
         let confirmed = pieces(self.confirmed).into_iter().map(|confirmed| Batch { confirmed, ..Batch::default() });
         let intercepts = pieces(self.intercepts).into_iter().map(|intercepts| Batch { intercepts, ..Batch::default() });
-        used.chain(confirmed).chain(intercepts).collect()
+        confirmed.chain(used).chain(intercepts).collect()
     }
 
     /// Puts back what could not be written. Returns how many entries found no room.
     pub fn put_back(&mut self, unwritten: Batch) -> usize {
         let lost_uses = unwritten.used.into_iter().filter(|(id, at)| !self.used(*id, *at)).count();
         let lost_intercepts = unwritten.intercepts.into_values().filter(|repeated| !self.repeated(repeated.clone())).count();
-        let lost_confirmed = unwritten.confirmed.into_iter().filter(|id| !self.confirmed(*id)).count();
+        let lost_confirmed = unwritten.confirmed.into_iter().filter(|(id, version)| !self.confirmed(*id, *version)).count();
         lost_uses + lost_confirmed + lost_intercepts
     }
 }
@@ -137,7 +137,7 @@ mod tests {
     fn pieces_hold_everything_once() {
         let id = |n: u64| KeyId(std::array::from_fn(|at| n.to_be_bytes().get(at).copied().unwrap_or(0)));
         let mut batch = Batch::default();
-        (0..2500).for_each(|n| assert!(batch.used(id(n), SystemTime::UNIX_EPOCH) && batch.confirmed(id(n))));
+        (0..2500).for_each(|n| assert!(batch.used(id(n), SystemTime::UNIX_EPOCH) && batch.confirmed(id(n), 1)));
         let pieces = batch.pieces();
         assert_eq!(pieces.len(), 6);
         assert!(pieces.iter().all(|piece| piece.used.len() + piece.confirmed.len() <= PIECE_MAX));

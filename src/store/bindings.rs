@@ -8,12 +8,16 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use tokio::sync::Semaphore;
 
 use super::breaker::Breaker;
 use super::cache::Cache;
 use super::leashes::Leashes;
 use super::record::{Change, Query, Record, Tending, version_now};
 use super::{Authority, Batch, News};
+
+/// Words of the upstream that are written at once; further ones wait for the next batch.
+const SETTLING_MAX: usize = 4096;
 
 /// See the module.
 pub struct Store {
@@ -23,6 +27,10 @@ pub struct Store {
     breaker: Breaker,
     stale_grace: Duration,
     waiting: Mutex<Batch>,
+    /// One after the other: the last one at the end waits for the one before.
+    flushing: tokio::sync::Mutex<()>,
+    /// Words of the upstream that are being written.
+    settling: Arc<Semaphore>,
     leashes: Leashes,
     /// Where what nobody waits for is done.
     runtime: tokio::runtime::Handle,
@@ -50,6 +58,8 @@ impl Store {
             breaker: Breaker::default(),
             stale_grace,
             waiting: Mutex::default(),
+            flushing: tokio::sync::Mutex::default(),
+            settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             leashes: Leashes::default(),
             runtime: tokio::runtime::Handle::current(),
             metrics: Counters::new(metrics),
@@ -122,6 +132,7 @@ impl Store {
 
     /// Writes what waits, now. What cannot be written waits on.
     pub async fn flush(&self) {
+        let _one = self.flushing.lock().await;
         let batch = std::mem::take(&mut *self.waiting.lock());
         let mut pieces = batch.pieces().into_iter();
         for piece in pieces.by_ref() {
@@ -131,6 +142,17 @@ impl Store {
                 self.metrics.dropped.inc_by(lost as u64);
                 return;
             }
+        }
+    }
+
+    /// The last flush of a process: tried twice, and what is lost then is said.
+    pub async fn finish(&self) {
+        self.flush().await;
+        self.flush().await;
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        let lost = waiting.used.len() + waiting.confirmed.len() + waiting.intercepts.len();
+        if lost > 0 {
+            tracing::error!(lost, "last uses, confirmations and intercepts could not be written and are lost");
         }
     }
 
@@ -181,6 +203,30 @@ impl Store {
         let removed = self.authority.remove(id).await?;
         self.hear(News::Changed(id, version_now(0)));
         Ok(removed)
+    }
+
+    /// Writes the upstream's word, soon; a good one that cannot be written now is written with the next batch.
+    fn settle(&self, binding: &Binding, accepted: bool) {
+        let (id, version) = (binding.id, binding.version);
+        let (Some(store), Ok(place)) = (self.me.upgrade(), Arc::clone(&self.settling).try_acquire_owned()) else {
+            if !(accepted && self.waiting.lock().confirmed(id, version)) {
+                self.metrics.dropped.inc();
+            }
+            return;
+        };
+        self.runtime.spawn(async move {
+            match store.ask(store.authority.settle(id, version, accepted)).await {
+                Ok(true) => {}
+                // Whatever was read of it meanwhile is not to be remembered.
+                Ok(false) => store.cache.changed(id, version.saturating_add(1)),
+                Err(_) if accepted && store.waiting.lock().confirmed(id, version) => {}
+                Err(error) => {
+                    store.metrics.dropped.inc();
+                    tracing::warn!(%error, "the binding of a key that the upstream refused stays until it is swept");
+                }
+            }
+            drop(place);
+        });
     }
 
     async fn ask<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
@@ -236,6 +282,10 @@ impl Bindings for Store {
         Box::pin(async move {
             for from in previous {
                 let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
+                // A look first: most keys have never had another id, and looks are cheap.
+                if self.ask(self.authority.get(from)).await?.is_none() {
+                    continue;
+                }
                 if let Some(row) = self.ask(self.authority.adopt(id, from)).await? {
                     return Ok(Some(self.cache.put(row, asked_at, epoch)));
                 }
@@ -266,16 +316,14 @@ impl Bindings for Store {
     }
 
     fn confirm(&self, binding: &Binding) {
-        self.cache.confirmed(&binding.id);
-        if !self.waiting.lock().confirmed(binding.id) {
-            self.metrics.dropped.inc();
-        }
+        self.cache.confirmed(&binding.id, binding.version);
+        self.settle(binding, true);
     }
 
     fn release(&self, binding: &Binding) {
-        self.cache.forget(&binding.id);
-        if !self.authority.release(binding.id, binding.version) {
-            self.metrics.dropped.inc();
+        // Another answer may have confirmed it meanwhile.
+        if !self.cache.is_confirmed(&binding.id, binding.version) {
+            self.settle(binding, false);
         }
     }
 

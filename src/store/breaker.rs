@@ -26,10 +26,10 @@ impl Breaker {
     /// Asks, unless the store is known to be away.
     pub async fn run<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         if !self.may_ask(Instant::now()) {
-            return Err(StoreError("the store does not answer; it is asked again in a moment".into()));
+            return Err(StoreError::Away("the store does not answer; it is asked again in a moment".into()));
         }
         let answer = ask.await;
-        self.note(answer.is_ok(), Instant::now());
+        self.note(!matches!(answer, Err(StoreError::Away(_))), Instant::now());
         answer
     }
 

@@ -65,10 +65,15 @@ impl Cache {
     }
 
     /// Remembers what was read at `read_at` in `epoch`; answers with the newest that is known.
-    pub fn put(&self, binding: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
+    pub fn put(&self, mut binding: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
         let _filling = self.filling.lock();
-        let known = self.entries.get(&binding.id).filter(|known| known.version > binding.version);
-        match known {
+        let known = self.entries.get(&binding.id);
+        // A confirmation may not have been written yet.
+        binding.confirmed |= known
+            .as_ref()
+            .is_some_and(|known| known.version == binding.version && known.binding.as_ref().is_some_and(|known| known.confirmed));
+        // What was read after news may have been lost is right, whatever the versions: it may be a restored backup.
+        match known.filter(|known| known.version > binding.version && known.epoch >= epoch) {
             Some(Entry { binding: Some(newer), .. }) => newer,
             // Read before it was changed: good for the request that asked, and for no other.
             Some(Entry { binding: None, .. }) => Arc::new(binding),
@@ -89,10 +94,16 @@ impl Cache {
         }
     }
 
+    /// Whether the key was confirmed, as far as is remembered.
+    pub fn is_confirmed(&self, id: &KeyId, version: i64) -> bool {
+        let entry = self.entries.get(id).filter(|entry| entry.version == version);
+        entry.and_then(|entry| entry.binding).is_some_and(|binding| binding.confirmed)
+    }
+
     /// The key was confirmed: the same row, in the same version.
-    pub fn confirmed(&self, id: &KeyId) {
+    pub fn confirmed(&self, id: &KeyId, version: i64) {
         let _filling = self.filling.lock();
-        if let Some(entry) = self.entries.get(id)
+        if let Some(entry) = self.entries.get(id).filter(|entry| entry.version == version)
             && let Some(binding) = &entry.binding
         {
             let binding = Arc::new(Binding { confirmed: true, ..Binding::clone(binding) });
@@ -153,7 +164,9 @@ mod tests {
         assert!(cache.stale(&ID, now, FRESH).is_none(), "nor after it is known to be gone");
         cache.put(row(3), now, 0);
         assert_eq!(cache.fresh(&ID, now).unwrap().version, 3);
-        cache.confirmed(&ID);
+        cache.confirmed(&ID, 3);
+        assert!(cache.is_confirmed(&ID, 3) && !cache.is_confirmed(&ID, 2));
+        assert!(cache.put(row(3), now, 0).confirmed, "not written yet, all the same");
         assert!(cache.fresh(&ID, now).unwrap().confirmed);
     }
 

@@ -50,7 +50,7 @@ impl Authority for Memory {
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
         let mut rows = self.0.lock();
         if rows.len() >= ROWS_MAX && !rows.contains_key(&first.id) {
-            return at_once(Err(StoreError(format!("memory holds {ROWS_MAX} bindings and takes no more; use sqlite"))));
+            return at_once(Err(StoreError::Useless(format!("memory holds {ROWS_MAX} bindings and takes no more; use sqlite"))));
         }
         let row = rows.entry(first.id).or_insert_with(|| {
             let mut record = fresh(first.id, first.hint, "first_use", first.at);
@@ -65,9 +65,11 @@ impl Authority for Memory {
 
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         let mut rows = self.0.lock();
-        let Some(old) = rows.get(&from).cloned() else { return at_once(Ok(None)) };
-        let copy = Record { binding: Binding { id, version: version_now(old.binding.version), ..old.binding }, ..old };
-        at_once(Ok(Some(rows.entry(id).or_insert(copy).binding.clone())))
+        if let Some(old) = rows.remove(&from) {
+            let moved = Record { binding: Binding { id, version: version_now(old.binding.version), ..old.binding }, ..old };
+            rows.entry(id).or_insert(moved);
+        }
+        at_once(Ok(rows.get(&id).map(|row| row.binding.clone())))
     }
 
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
@@ -81,12 +83,16 @@ impl Authority for Memory {
         at_once(Ok(row))
     }
 
-    fn release(&self, id: KeyId, version: i64) -> bool {
+    fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
         let mut rows = self.0.lock();
-        if rows.get(&id).is_some_and(|row| row.binding.version == version && !row.binding.confirmed) {
-            rows.remove(&id);
+        if let Some(row) = rows.get_mut(&id).filter(|row| row.binding.version == version && !row.binding.confirmed) {
+            if accepted {
+                row.binding.confirmed = true;
+            } else {
+                rows.remove(&id);
+            }
         }
-        true
+        at_once(Ok(rows.contains_key(&id)))
     }
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -94,8 +100,9 @@ impl Authority for Memory {
         for (id, at) in &batch.used {
             rows.get_mut(id).into_iter().for_each(|row| row.last_used_at = row.last_used_at.max(*at));
         }
-        for id in &batch.confirmed {
-            rows.get_mut(id).into_iter().for_each(|row| row.binding.confirmed = true);
+        for (id, version) in &batch.confirmed {
+            let row = rows.get_mut(id).filter(|row| row.binding.version == *version);
+            row.into_iter().for_each(|row| row.binding.confirmed = true);
         }
         at_once(Ok(()))
     }
@@ -143,7 +150,7 @@ impl Authority for Memory {
         let older = |at: SystemTime, age| now.duration_since(at).is_ok_and(|since| since > age);
         let mut tended = Tended::default();
         rows.retain(|_, row| {
-            let unused = older(row.last_used_at, tending.archive_after);
+            let unused = row.made_by == "first_use" && !row.binding.banned && older(row.last_used_at, tending.archive_after);
             let unconfirmed = !unused && !row.binding.confirmed && older(row.created_at, tending.unconfirmed);
             (tended.archived, tended.unconfirmed) = (tended.archived + u64::from(unused), tended.unconfirmed + u64::from(unconfirmed));
             !unused && !unconfirmed

@@ -48,12 +48,13 @@ trait Authority: Send + Sync + 'static {
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     /// Inserts if absent, in one step; answers with the row that is there then.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>>;
-    /// Copies a row to another id, unless one is there; answers with the row there then. `None`: nothing to copy.
+    /// Moves a row to another id, unless one is there; answers with the row there then. `None`: there is none.
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     /// See [`keylatch_filters::contract::Bindings::roam`].
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
-    /// Removes the row in this version if it was never confirmed. Nobody waits; false: too many wait already.
-    fn release(&self, id: KeyId, version: i64) -> bool;
+    /// The upstream's word on the key of the row in this version: confirms it, or removes it unless it was
+    /// confirmed. Words that come at once are carried out with the good ones first. Whether the row is there then.
+    fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>>;
     /// Writes what nobody waits for. On an error nothing of it was written.
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Whether it answers.
@@ -88,8 +89,17 @@ pub struct Opened {
     pub hasher: KeyHasher,
 }
 
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Serving: the schema is brought up to date, and the database goes with the secret from then on.
+    Serve,
+    /// A command of an operator's, which changes neither.
+    Command,
+}
+
 /// Opens what is configured. Errors say what to do.
-pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: &Registry) -> Result<Opened, String> {
+pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: &Registry, purpose: Purpose) -> Result<Opened, String> {
     match storage {
         Storage::Memory => {
             let secret = match secret::configured(secrets, files)? {
@@ -119,8 +129,14 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
                     .into());
             };
             let hasher = secret::hasher(&secret, secrets, files)?;
-            let database = postgres::Postgres::open(config, files, true).await?;
-            database.claim(&secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?).await?;
+            let serves = purpose == Purpose::Serve;
+            let database = postgres::Postgres::open(config, files, serves).await?;
+            let (fingerprint, previous) = (secret::fingerprint(&hasher), secret::previous_fingerprints(secrets, files)?);
+            if serves {
+                database.claim(&fingerprint, &previous).await?;
+            } else {
+                database.belongs(&fingerprint, &previous).await?;
+            }
             let store = Store::new(Arc::new(database), config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })

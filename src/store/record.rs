@@ -133,7 +133,7 @@ impl Raw {
     /// A row that makes no sense is an error, never a binding that admits somebody.
     pub(super) fn checked(self) -> Result<Binding, StoreError> {
         let id = key_id(&self.id)?;
-        let wrong = |what: &str| StoreError(format!("the binding {id} has {what} in the database"));
+        let wrong = |what: &str| StoreError::Useless(format!("the binding {id} has {what} in the database"));
         let network = |text: &String| {
             let text = text.trim();
             text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| wrong("a malformed network"))
@@ -169,7 +169,7 @@ pub fn seen_ms(binding: &Binding) -> Vec<i64> {
 
 /// The id in a row.
 pub(super) fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
-    bytes.try_into().map(KeyId).map_err(|_| StoreError(format!("a binding in the database has a key id of {} bytes", bytes.len())))
+    bytes.try_into().map(KeyId).map_err(|_| StoreError::Away(format!("a binding in the database has a key id of {} bytes", bytes.len())))
 }
 
 /// The first and the last id that begin with `prefix`.

@@ -63,11 +63,7 @@ async fn contract(authority: Arc<dyn Authority>) {
 
     released_unless_confirmed(&store).await;
     managed(&store).await;
-    let old = store.change(id("a"), Change { banned: Some(true), ..Change::default() }).await.unwrap().unwrap();
-    let adopted = store.adopt(id("a under another secret"), vec![id("nobody's"), id("a")]).await.unwrap().unwrap();
-    assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("a under another secret"));
-    assert_eq!(store.adopt(id("b"), vec![id("nobody's")]).await.unwrap(), None);
-    assert!(store.look_up(id("a")).await.unwrap().is_some(), "the old one stays");
+    adopts(&store).await;
     roams(&store).await;
     tended(&store).await;
 }
@@ -85,8 +81,8 @@ async fn released_unless_confirmed(store: &Store) {
     assert!(gone().await);
     let again = store.latch(first("refused", "10.0.0.2")).await.unwrap();
     assert!(again.version > refused.version, "a row that takes the place of another is newer");
+    // Two answers at once, one good and one bad: the good one counts.
     store.confirm(&again);
-    store.flush().await;
     store.release(&again);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(store.look_up(id("refused")).await.unwrap().unwrap().confirmed, "a confirmed one stays");
@@ -126,6 +122,21 @@ async fn managed(store: &Store) {
     assert_eq!(store.look_up(id("new")).await.unwrap(), None);
 }
 
+async fn adopts(store: &Store) {
+    store.latch(first("old", "10.0.0.1")).await.unwrap();
+    let ban = Change { banned: Some(true), ..Change::default() };
+    let old = store.change(id("old"), ban).await.unwrap().unwrap();
+    let previous = || vec![id("nobody's"), id("old")];
+    let adopted = store.adopt(id("old, anew"), previous()).await.unwrap().unwrap();
+    assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("old, anew"));
+    assert!(adopted.version > old.binding.version);
+    assert_eq!(store.adopt(id("b"), vec![id("nobody's")]).await.unwrap(), None);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(store.look_up(id("old")).await.unwrap(), None, "it has moved");
+    assert!(store.remove(id("old, anew")).await.unwrap());
+    assert_eq!(store.adopt(id("old, anew"), previous()).await.unwrap(), None, "and is gone for good");
+}
+
 async fn roams(store: &Store) {
     let terms = Roaming { networks_max: 2, window: Duration::from_secs(3600) };
     let made = store.latch(FirstUse { roaming: Some(terms), ..first("moves", "10.0.0.1") }).await.unwrap();
@@ -148,6 +159,13 @@ async fn roams(store: &Store) {
     let again = Terms { rule: Rule::Roaming, networks: vec![net(9)], roaming: Some(terms) };
     let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }).await.unwrap().unwrap();
     assert!(again.binding.admits(net(9).addr(), SystemTime::now()));
+    // A wider network that an operator gave stays as it is while it is used.
+    let wide = Terms { rule: Rule::Roaming, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: Some(terms) };
+    let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }).await.unwrap().unwrap();
+    let later = SystemTime::now() + Duration::from_secs(1800);
+    let used = store.roam(id("moves"), net(77), later).await.unwrap().unwrap();
+    assert_eq!(used.networks, wide.binding.networks);
+    assert!(used.admits(net(5).addr(), later + Duration::from_secs(3000)));
     assert_eq!(store.roam(id("nobody's"), net(1), SystemTime::now()).await.unwrap(), None);
 }
 
@@ -161,10 +179,14 @@ async fn tended(store: &Store) {
     };
     let old = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("old", "10.0.0.1") };
     store.latch(old).await.unwrap();
+    let banned = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("banned", "10.0.0.1") };
+    store.latch(banned).await.unwrap();
+    store.change(id("banned"), Change { banned: Some(true), ..Change::default() }).await.unwrap();
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
     store.latch(never).await.unwrap();
     store.tend(Tending { unconfirmed: Duration::from_secs(40), ..tending }).await;
     assert_eq!(store.look_up(id("old")).await.unwrap(), None);
+    assert!(store.look_up(id("banned")).await.unwrap().unwrap().banned, "a ban is for ever");
     assert_eq!(store.look_up(id("never confirmed")).await.unwrap(), None);
     assert!(store.look_up(id("a")).await.unwrap().is_some(), "used just now");
 }
@@ -292,7 +314,7 @@ async fn sqlite_outlives_the_process_and_counts_repeated_intercepts() {
     sqlx::query("UPDATE bindings SET banned = 1, version = 2").execute(&mut direct).await.unwrap();
     assert!(reopened.get(id("a")).await.unwrap().unwrap().banned);
     sqlx::query("UPDATE bindings SET networks = 'everywhere'").execute(&mut direct).await.unwrap();
-    assert!(reopened.get(id("a")).await.unwrap_err().0.contains("malformed network"));
+    assert!(reopened.get(id("a")).await.unwrap_err().to_string().contains("malformed network"));
 }
 
 #[tokio::test]
@@ -303,7 +325,7 @@ async fn a_database_belongs_to_its_secret() {
     let files = Files::beside(&path);
     let open = |secrets: Secrets| {
         let (storage, files) = (&storage, &files);
-        async move { open(storage, &secrets, files, &Registry::new()).await.map(|opened| opened.hasher.id("k")) }
+        async move { open(storage, &secrets, files, &Registry::new(), Purpose::Serve).await.map(|opened| opened.hasher.id("k")) }
     };
     let made = open(Secrets::default()).await.unwrap();
     assert_eq!(open(Secrets::default()).await.unwrap(), made, "the same secret the second time");

@@ -10,8 +10,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 /// Questions that wait; past it, whoever asks waits for a place.
 const WAITING_MAX: usize = 4096;
 
-/// Without a sender nobody waits for the answer.
-type Waiting<Q, A> = (Q, Option<oneshot::Sender<Result<A, StoreError>>>);
+type Waiting<Q, A> = (Q, oneshot::Sender<Result<A, StoreError>>);
 
 /// Hands questions to a few workers, each of which takes all that wait. The workers run where this was made,
 /// whoever asks, and finish what they began when he leaves.
@@ -38,13 +37,16 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
                         return;
                     }
                     // Whoever has stopped waiting meanwhile is not worked for.
-                    taken.retain(|(_, tell)| tell.as_ref().is_none_or(|tell| !tell.is_closed()));
+                    taken.retain(|(_, tell)| !tell.is_closed());
                     let (asked, tells): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
                     if asked.is_empty() {
                         continue;
                     }
-                    for (tell, answer) in tells.into_iter().zip(work(asked).await) {
-                        let _ = tell.map(|tell| tell.send(answer));
+                    let count = asked.len();
+                    let answers = tokio::time::timeout(answer_time_max, work(asked)).await;
+                    let answers = answers.unwrap_or_else(|_| (0..count).map(|_| Err(late(answer_time_max))).collect());
+                    for (tell, answer) in tells.into_iter().zip(answers) {
+                        let _ = tell.send(answer);
                     }
                 }
             });
@@ -56,16 +58,14 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
     pub async fn ask(&self, question: Q) -> Result<A, StoreError> {
         let asked = async {
             let (tell, told) = oneshot::channel();
-            let ended = || StoreError("the store has ended".into());
-            self.questions.send((question, Some(tell))).await.map_err(|_| ended())?;
+            let ended = || StoreError::Away("the store has ended".into());
+            self.questions.send((question, tell)).await.map_err(|_| ended())?;
             told.await.map_err(|_| ended())?
         };
-        let late = || StoreError(format!("the store did not answer within {:?}", self.answer_time_max));
-        tokio::time::timeout(self.answer_time_max, asked).await.unwrap_or_else(|_| Err(late()))
+        tokio::time::timeout(self.answer_time_max, asked).await.unwrap_or_else(|_| Err(late(self.answer_time_max)))
     }
+}
 
-    /// Asks without waiting for an answer. False: too many wait.
-    pub fn tell(&self, question: Q) -> bool {
-        self.questions.try_send((question, None)).is_ok()
-    }
+fn late(after: Duration) -> StoreError {
+    StoreError::Away(format!("the store did not answer within {after:?}"))
 }

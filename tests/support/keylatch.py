@@ -124,10 +124,10 @@ class Keylatch:
                 self.process.wait()
                 raise AssertionError("keylatch did not end") from None
 
-    def command(self, *arguments):
+    def command(self, *arguments, stdin=""):
         """Runs a subcommand on this configuration."""
         return subprocess.run(
-            [BINARY, *arguments, "-c", self.path], cwd=self.folder, capture_output=True, text=True, env=self.env, timeout=60, check=False
+            [BINARY, *arguments, "-c", self.path], cwd=self.folder, capture_output=True, text=True, env=self.env, timeout=60, check=False, input=stdin
         )
 
     def health(self, which=""):

@@ -14,9 +14,10 @@ use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
 use super::on_runtime;
+use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::store::record::{Change, Query, Record, Terms, label};
-use crate::store::{self, Opened};
+use crate::store::{self, Opened, Purpose};
 use rows::Row;
 
 /// Fewer digits would often fit several keys; logs show 12.
@@ -121,14 +122,18 @@ fn network(text: &str) -> Result<IpNet, String> {
 
 pub fn bindings(asked: &Bindings) -> Result<(), String> {
     let settings = parse_file(&asked.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
-    if settings.storage == crate::config::model::Storage::Memory {
+    if settings.storage == Storage::Memory {
         return Err("storage is memory: its bindings are in the running process alone, and go with it".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings.storage, &settings.secrets, &Files::beside(&asked.config), &Registry::new()).await?;
+        let opened =
+            store::open(&settings.storage, &settings.secrets, &Files::beside(&asked.config), &Registry::new(), Purpose::Command).await?;
         if carry_out(&opened, &asked.command).await? {
-            // Where stores do not tell, the process on this machine is told; that none runs is no mistake.
-            let _ = crate::control::ask(&asked.config, "bindings changed");
+            // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
+            let told = crate::control::ask(&asked.config, "bindings changed");
+            if told.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
+                eprintln!("no running process was told; one that runs sees the change within 30s");
+            }
         }
         Ok(())
     })

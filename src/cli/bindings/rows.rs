@@ -154,13 +154,15 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
     let rows: Vec<(u64, Result<Row, String>)> = match format {
         Format::Jsonl => {
             let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-            lines.map(|(number, line)| (number, serde_json::from_str(line).map_err(|e| e.to_string()))).collect()
+            lines
+                .map(|(number, line)| (number, serde_json::from_str(line).map_err(|e| unreadable(&format!("column {}", e.column())))))
+                .collect()
         }
         Format::Csv => {
             let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
             (2..)
                 .zip(reader.deserialize::<FlatRow>())
-                .map(|(number, row)| (number, row.map(Row::from).map_err(|e| e.to_string())))
+                .map(|(number, row)| (number, row.map(Row::from).map_err(|_| unreadable("a line of names comes first"))))
                 .collect()
         }
     };
@@ -184,6 +186,13 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
     Ok(count > 0)
 }
 
+/// A row may hold keys: what cannot be read is not shown.
+fn unreadable(hint: &str) -> String {
+    format!(
+        "this is not a binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, note, labels"
+    )
+}
+
 /// What a row wants.
 fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     let (id, hint) = match (row.key_id.as_str(), row.key.as_str()) {
@@ -192,14 +201,20 @@ fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
         (id, "") => (KeyId::from_hex(id).ok_or("`key_id` must be 64 hex digits")?, String::new()),
         _ => return Err("`key_id` and `key` cannot both be given".into()),
     };
-    let networks = row.networks.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>()?;
+    let networks = row.networks.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>();
+    let networks = networks.map_err(|_| "`networks` holds something that is neither a network nor an address")?;
     let window = row.window.as_deref().map(humantime::parse_duration).transpose().map_err(|e| format!("`window`: {e}"))?;
     let roaming = row.networks_max.zip(window).map(|(networks_max, window)| Roaming { networks_max, window });
-    let rule = if row.rule.is_empty() { None } else { Some(row.rule.parse()?) };
+    let rule = if row.rule.is_empty() {
+        None
+    } else {
+        Some(row.rule.parse().map_err(|_: String| "`rule` must be single, multiple, all or roaming")?)
+    };
     let terms = terms(rule, networks, roaming)?.ok_or("`rule` or `networks` is needed")?;
     let hint = if row.hint.is_empty() { hint } else { row.hint };
     let labels = row.labels.filter(|labels| !labels.is_empty());
-    let labels = labels.map(|labels| labels.iter().map(|word| label(word)).collect()).transpose()?;
+    let labels = labels.map(|labels| labels.iter().map(|word| label(word)).collect::<Result<_, _>>()).transpose();
+    let labels = labels.map_err(|_| "`labels` holds something that is not a label")?;
     let made_by = if row.made_by.is_empty() { "import".into() } else { row.made_by };
     let change = Change {
         rule: Some(terms),

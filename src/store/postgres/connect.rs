@@ -6,6 +6,7 @@ use std::str::FromStr;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 
+use super::pools::Pools;
 use crate::config::Files;
 use crate::config::model::{Postgres as Config, PostgresTls};
 
@@ -17,15 +18,19 @@ fn wrong(what: &str, error: &sqlx::Error) -> String {
 }
 
 /// Connects once, so that a mistake is told at the start.
-pub async fn pool(config: &Config, files: &Files) -> Result<PgPool, String> {
+pub async fn pools(config: &Config, files: &Files) -> Result<Pools, String> {
     let options = options(config, files)?;
-    let pool = PgPoolOptions::new()
-        .max_connections(config.connections_max)
-        .min_connections(1)
-        .acquire_timeout(config.timeout.0)
-        .idle_timeout(std::time::Duration::from_secs(600))
-        .max_lifetime(std::time::Duration::from_secs(3600))
-        .connect_lazy_with(options);
+    let (most, timeout) = (config.connections_max, config.timeout.0);
+    let pools = Pools::new(timeout, move || {
+        PgPoolOptions::new()
+            .max_connections(most)
+            // Whoever waits for a connection gives up before: that is how a pool that has gone bad is noticed.
+            .acquire_timeout(timeout * 2)
+            .idle_timeout(std::time::Duration::from_secs(600))
+            .max_lifetime(std::time::Duration::from_secs(3600))
+            .connect_lazy_with(options.clone())
+    });
+    let pool = pools.get();
     // Longer than a request would wait: a server may just be starting.
     let patient = tokio::time::timeout(config.connect_timeout.0, async {
         loop {
@@ -42,7 +47,7 @@ pub async fn pool(config: &Config, files: &Files) -> Result<PgPool, String> {
         }
     });
     match patient.await {
-        Ok(connected) => connected.map(|()| pool),
+        Ok(connected) => connected.map(|()| pools),
         Err(_) => Err(format!("storage.postgres: no server answered within {:?}", config.connect_timeout.0)),
     }
 }
@@ -57,6 +62,7 @@ fn advice(error: &sqlx::Error) -> &'static str {
         Some("28P01" | "28000") => "the server refuses the user or the password",
         Some("3D000") => "there is no such database; make it with `createdb`",
         Some("42501") => "the user may not do that; grant it, or let its owner run `keylatch migrate`",
+        Some("42P01") => "the schema is not there; run `keylatch migrate`",
         Some("25006") => "the database is read-only: is it a standby?",
         Some("53100") => "the server's disk is full",
         _ => match error {
@@ -70,6 +76,13 @@ fn options(config: &Config, files: &Files) -> Result<PgConnectOptions, String> {
     let url = files.secret(&config.url).map_err(|e| format!("storage.postgres.url: {e}"))?;
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err("storage.postgres.url must begin with `postgres://`, such as `postgres://user:password@host:5432/keylatch`".into());
+    }
+    // Its parameters would be logged with their values where they are not known, and could undo what is said here.
+    if url.split_once('?').is_some_and(|(_, parameters)| parameters.split('&').any(|one| !one.starts_with("host=/"))) {
+        return Err(
+            "storage.postgres.url takes no parameters behind `?` but `host=/FOLDER` of a Unix socket; say `tls` and `ca_file` beside it"
+                .into(),
+        );
     }
     // The parser's error may hold the URL, and with it the password.
     let options = PgConnectOptions::from_str(&url).map_err(|_| {
@@ -94,7 +107,16 @@ fn options(config: &Config, files: &Files) -> Result<PgConnectOptions, String> {
     }
     // The server ends what the client has stopped waiting for.
     let timeout_ms = config.timeout.0.as_millis().to_string();
-    Ok(options.options([("statement_timeout", timeout_ms.as_str()), ("lock_timeout", timeout_ms.as_str())]))
+    // And it forgets sessions whose client has vanished, with the locks they hold.
+    let idle_ms = (config.timeout.0.as_millis() * 5).to_string();
+    Ok(options.options([
+        ("statement_timeout", timeout_ms.as_str()),
+        ("lock_timeout", timeout_ms.as_str()),
+        ("idle_in_transaction_session_timeout", idle_ms.as_str()),
+        ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
+    ]))
 }
 
 /// Brings the schema up to date. Of several processes that start at once one does it, under the driver's lock.
@@ -124,31 +146,31 @@ pub async fn migrate(pool: &PgPool) -> Result<(), String> {
     })
 }
 
+async fn known(pool: &PgPool) -> Result<Option<String>, String> {
+    let known = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(pool).await;
+    known.map_err(|e| wrong(advice(&e), &e))
+}
+
+/// See [`super::Postgres::belongs`].
+pub async fn belongs(pool: &PgPool, fingerprint: &str, previous: &[String]) -> Result<(), String> {
+    match known(pool).await? {
+        Some(known) if known != fingerprint && !previous.contains(&known) => Err(crate::store::OTHER_SECRET.into()),
+        _ => Ok(()),
+    }
+}
+
 /// See [`super::Postgres::claim`].
 pub async fn claim(pool: &PgPool, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-    let known: Option<String> = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'")
-        .fetch_optional(pool)
-        .await
-        .map_err(|e| wrong(advice(&e), &e))?;
-    let known = match known {
-        Some(known) => known,
-        None => {
-            sqlx::query("INSERT INTO meta (name, value) VALUES ('key_hmac', $1) ON CONFLICT DO NOTHING")
-                .bind(fingerprint)
-                .execute(pool)
-                .await
-                .map_err(|e| wrong(advice(&e), &e))?;
-            sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_one(pool).await.map_err(|e| wrong(advice(&e), &e))?
+    belongs(pool, fingerprint, previous).await?;
+    let claimed = match known(pool).await? {
+        Some(known) if known == fingerprint => return Ok(()),
+        Some(_) => {
+            tracing::info!("the database goes with the new secrets.key_hmac from now on");
+            sqlx::query("UPDATE meta SET value = $1 WHERE name = 'key_hmac'")
         }
+        None => sqlx::query("INSERT INTO meta (name, value) VALUES ('key_hmac', $1) ON CONFLICT DO NOTHING"),
     };
-    if known == fingerprint {
-        return Ok(());
-    }
-    if !previous.contains(&known) {
-        return Err(crate::store::OTHER_SECRET.into());
-    }
-    // Another replica may have done it already.
-    let moved = sqlx::query("UPDATE meta SET value = $1 WHERE name = 'key_hmac'").bind(fingerprint).execute(pool).await;
-    tracing::info!("the database goes with the new secrets.key_hmac from now on");
-    moved.map(|_| ()).map_err(|e| wrong(advice(&e), &e))
+    claimed.bind(fingerprint).execute(pool).await.map_err(|e| wrong(advice(&e), &e))?;
+    // Of two that claimed it at once one was first.
+    belongs(pool, fingerprint, previous).await
 }

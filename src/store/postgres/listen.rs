@@ -1,19 +1,25 @@
 //! Hearing of changes: the database tells every process, whoever makes them (`NOTIFY`, sent by a trigger).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use keylatch_filters::contract::KeyId;
-use sqlx::postgres::{PgListener, PgPool};
+use sqlx::Executor;
+use sqlx::postgres::PgListener;
+use tokio::time::timeout;
 
+use super::pools::Pools;
 use crate::store::{News, OnChange};
 
+/// After so long without news it is asked whether anybody is there.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
 const CHANNEL: &str = "keylatch_bindings";
 
 /// Listens for as long as the process lives. While the connection is away, news is lost: once it is back,
 /// everything that is remembered counts as old.
-pub async fn listen(pool: PgPool, on_change: OnChange) {
+pub async fn listen(pools: Arc<Pools>, on_change: OnChange) {
     loop {
-        if let Err(error) = listen_once(&pool, &on_change).await {
+        if let Err(error) = listen_once(&pools, &on_change).await {
             tracing::warn!(%error, "changes made by other processes are not heard of at once; trying again");
         }
         on_change(News::Lost);
@@ -21,18 +27,30 @@ pub async fn listen(pool: PgPool, on_change: OnChange) {
     }
 }
 
-async fn listen_once(pool: &PgPool, on_change: &OnChange) -> sqlx::Result<()> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
+async fn listen_once(pools: &Pools, on_change: &OnChange) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let patience = pools.timeout() * 5;
+    let mut listener = timeout(patience, PgListener::connect_with(&pools.get())).await??;
+    // Whoever listens anew must know that he does.
+    listener.eager_reconnect(false);
+    timeout(patience, listener.listen(CHANNEL)).await??;
     on_change(News::Lost);
     // `None`: the connection was lost. It would be made again silently; we want to know.
-    while let Some(said) = listener.try_recv().await? {
+    loop {
+        let said = match timeout(SILENCE_MAX, listener.try_recv()).await {
+            Ok(Ok(Some(said))) => said,
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => {
+                // Nothing to say, or nobody there?
+                timeout(patience, (&mut listener).execute("SELECT 1")).await??;
+                continue;
+            }
+        };
         match parse(said.payload()) {
             Some((id, version)) => on_change(News::Changed(id, version)),
             None => tracing::warn!("somebody sends malformed notifications on {CHANNEL}"),
         }
     }
-    Ok(())
 }
 
 /// `hex version`

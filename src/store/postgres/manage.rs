@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::postgres::{PgPool, PgRow};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::{JUDGED, failed, judged};
 use crate::store::record::{Change, Query, Record, millis, range, roaming_columns, time};
@@ -27,6 +27,9 @@ fn record(row: &PgRow) -> Result<Record, StoreError> {
 
 pub async fn list(pool: &PgPool, query: Query) -> Result<Vec<Record>, StoreError> {
     let (low, high) = range(&query.prefix);
+    let mut tx = pool.begin().await.map_err(failed)?;
+    // Longer than a request may take: it may look through all rows.
+    tx.execute("SET LOCAL statement_timeout = '120s'").await.map_err(failed)?;
     let statement = format!(
         "SELECT {JUDGED}, {MORE} FROM bindings
          WHERE key_id >= $1 AND key_id <= $2 AND ($3::bytea IS NULL OR key_id > $3)
@@ -42,7 +45,7 @@ pub async fn list(pool: &PgPool, query: Query) -> Result<Vec<Record>, StoreError
         .bind(query.label)
         .bind(query.banned)
         .bind(i64::from(query.limit))
-        .fetch_all(pool)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
     rows.iter().map(record).collect()

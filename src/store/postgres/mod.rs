@@ -7,6 +7,7 @@
 mod connect;
 mod listen;
 mod manage;
+mod pools;
 mod tend;
 
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Executor, Postgres as Pg, Row};
 
 use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms};
+use pools::Pools;
+
 use super::together::Together;
 use super::{Authority, Batch, OnChange};
 use crate::config::Files;
@@ -28,54 +31,44 @@ use crate::config::model::Postgres as Config;
 /// Questions in one statement.
 const TOGETHER_MAX: usize = 512;
 /// Nobody waits for what is written in batches, and a batch may be large.
-const WRITE_TIME_MAX: Duration = Duration::from_secs(30);
+const WRITE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Operators look through whole tables.
+const OPERATOR_TIME_MAX: Duration = Duration::from_secs(120);
 const READERS: usize = 3;
 const WRITERS: usize = 2;
 
 /// An open database.
 pub struct Postgres {
-    pool: PgPool,
-    timeout: Duration,
+    pools: Arc<Pools>,
     replica: Arc<str>,
     reads: Together<KeyId, Option<Binding>>,
     first_uses: Together<FirstUse, Binding>,
-    releases: Together<(KeyId, i64), ()>,
+    settled: Together<(KeyId, i64, bool), bool>,
 }
 
 impl Postgres {
     /// Connects, and brings the schema up to date under a lock, or says that it is not.
     pub async fn open(config: &Config, files: &Files, migrate: bool) -> Result<Self, String> {
-        let pool = connect::pool(config, files).await?;
+        let pools = Arc::new(connect::pools(config, files).await?);
         if migrate {
-            connect::migrate(&pool).await?;
+            connect::migrate(&pools.get()).await?;
         }
         let timeout = config.timeout.0;
-        let reads = {
-            let pool = pool.clone();
-            Together::new(READERS, TOGETHER_MAX, timeout, move |ids| read(pool.clone(), ids))
-        };
-        let first_uses = {
-            let pool = pool.clone();
-            Together::new(WRITERS, TOGETHER_MAX, timeout, move |uses| bind(pool.clone(), uses))
-        };
-        let releases = {
-            let pool = pool.clone();
-            Together::new(1, TOGETHER_MAX, timeout, move |rows| release(pool.clone(), rows))
-        };
-        Ok(Self { pool, timeout, replica: config.replica().into(), reads, first_uses, releases })
+        let (reading, binding, settling) = (Arc::clone(&pools), Arc::clone(&pools), Arc::clone(&pools));
+        let reads = Together::new(READERS, TOGETHER_MAX, timeout, move |ids: Vec<KeyId>| each(Arc::clone(&reading), ids, read));
+        let first_uses = Together::new(WRITERS, TOGETHER_MAX, timeout, move |uses: Vec<FirstUse>| each(Arc::clone(&binding), uses, bind));
+        let settled = Together::new(1, TOGETHER_MAX, timeout, move |words: Vec<_>| each(Arc::clone(&settling), words, settle));
+        Ok(Self { pools, replica: config.replica().into(), reads, first_uses, settled })
+    }
+
+    /// Whether the database goes with one of these secrets, without changing anything.
+    pub async fn belongs(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
+        connect::belongs(&self.pools.get(), fingerprint, previous).await
     }
 
     /// Ties the database to the secret with this fingerprint. Refused if it belongs to one that is not a previous one.
     pub async fn claim(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-        connect::claim(&self.pool, fingerprint, previous).await
-    }
-
-    /// Bounds what has no worker that does.
-    async fn within<T>(&self, work: impl Future<Output = sqlx::Result<T>>) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.timeout, work).await {
-            Ok(done) => done.map_err(failed),
-            Err(_) => Err(StoreError(format!("postgres did not answer within {:?}", self.timeout))),
-        }
+        connect::claim(&self.pools.get(), fingerprint, previous).await
     }
 }
 
@@ -90,60 +83,64 @@ impl Authority for Postgres {
 
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         Box::pin(async move {
-            let copied = sqlx::query(
-                "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by,
-                     note, labels, created_at, last_used_at)
-                 SELECT $1, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, keylatch_version(version), made_by,
-                     note, labels, created_at, last_used_at FROM bindings WHERE key_id = $2 ON CONFLICT (key_id) DO NOTHING",
+            let moved = sqlx::query(
+                "UPDATE bindings SET key_id = $1, version = keylatch_version(version)
+                 WHERE key_id = $2 AND NOT EXISTS (SELECT 1 FROM bindings WHERE key_id = $1)",
             );
-            let copied = self.within(copied.bind(id.0).bind(from.0).execute(&self.pool)).await?;
-            if copied.rows_affected() == 0 { Ok(None) } else { self.get(id).await }
+            self.pools.run(async |pool| moved.bind(id.0).bind(from.0).execute(&pool).await.map_err(failed)).await?;
+            self.get(id).await
         })
     }
 
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(async move {
-            let moved = tokio::time::timeout(self.timeout, roam(&self.pool, id, network, at)).await;
-            moved.unwrap_or_else(|_| Err(StoreError(format!("postgres did not answer within {:?}", self.timeout))))
-        })
+        Box::pin(self.pools.run(async move |pool| roam(&pool, id, network, at).await))
     }
 
-    fn release(&self, id: KeyId, version: i64) -> bool {
-        self.releases.tell((id, version))
+    fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.settled.ask((id, version, accepted)))
     }
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async move {
-            let written = tokio::time::timeout(WRITE_TIME_MAX, write(&self.pool, &self.replica, batch)).await;
-            written.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut)).map_err(failed)
-        })
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async |pool| write(&pool, &self.replica, batch).await.map_err(failed)))
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move { self.within(self.pool.execute("SELECT 1")).await.map(|_| ()) })
+        Box::pin(self.pools.run(async |pool| pool.execute("SELECT 1").await.map(|_| ()).map_err(failed)))
     }
 
     fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
-        Box::pin(manage::list(&self.pool, query))
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::list(&pool, query).await))
     }
 
     fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
-        Box::pin(manage::change(&self.pool, id, change))
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::change(&pool, id, change).await))
     }
 
     fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(async move {
-            let gone = self.within(sqlx::query("DELETE FROM bindings WHERE key_id = $1").bind(id.0).execute(&self.pool)).await?;
+        Box::pin(self.pools.run(async move |pool| {
+            let gone = sqlx::query("DELETE FROM bindings WHERE key_id = $1").bind(id.0).execute(&pool).await.map_err(failed)?;
             Ok(gone.rows_affected() > 0)
-        })
+        }))
     }
 
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
-        Box::pin(async move { tend::tend(&self.pool, &tending).await.map_err(failed) })
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| tend::tend(&pool, &tending).await.map_err(failed)))
     }
 
     fn watch(&self, on_change: OnChange) {
-        tokio::spawn(listen::listen(self.pool.clone(), on_change));
+        tokio::spawn(listen::listen(Arc::clone(&self.pools), on_change));
+    }
+}
+
+/// Answers all questions by one piece of work, or all with its error.
+async fn each<Q, A, W>(pools: Arc<Pools>, asked: Vec<Q>, work: fn(PgPool, Arc<Vec<Q>>) -> W) -> Vec<Result<A, StoreError>>
+where
+    W: Future<Output = Result<Vec<Result<A, StoreError>>, StoreError>>,
+{
+    let asked = Arc::new(asked);
+    match pools.run(async |pool| work(pool, Arc::clone(&asked)).await).await {
+        Ok(answers) => answers,
+        Err(error) => asked.iter().map(|_| Err(error.clone())).collect(),
     }
 }
 
@@ -181,22 +178,18 @@ async fn rows_of<'e>(executor: impl Executor<'e, Database = Pg>, ids: &[KeyId]) 
     by_id(&rows)
 }
 
-async fn read(pool: PgPool, ids: Vec<KeyId>) -> Vec<Result<Option<Binding>, StoreError>> {
-    match rows_of(&pool, &ids).await {
-        Ok(rows) => ids.iter().map(|id| rows.get(id).cloned().transpose()).collect(),
-        Err(error) => ids.iter().map(|_| Err(error.clone())).collect(),
-    }
+type Answers<A> = Result<Vec<Result<A, StoreError>>, StoreError>;
+
+async fn read(pool: PgPool, ids: Arc<Vec<KeyId>>) -> Answers<Option<Binding>> {
+    let rows = rows_of(&pool, &ids).await?;
+    Ok(ids.iter().map(|id| rows.get(id).cloned().transpose()).collect())
 }
 
 /// First uses: whoever is first in the queue binds, unless a row is there; all are told what holds.
-async fn bind(pool: PgPool, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
-    match bind_all(&pool, &uses).await {
-        Ok(rows) => {
-            let gone = || Err(StoreError("the binding was removed while it was made; try again".into()));
-            uses.iter().map(|first| rows.get(&first.id).cloned().unwrap_or_else(gone)).collect()
-        }
-        Err(error) => uses.iter().map(|_| Err(error.clone())).collect(),
-    }
+async fn bind(pool: PgPool, uses: Arc<Vec<FirstUse>>) -> Answers<Binding> {
+    let rows = bind_all(&pool, &uses).await?;
+    let gone = || Err(StoreError::Useless("the binding was removed while it was made; try again".into()));
+    Ok(uses.iter().map(|first| rows.get(&first.id).cloned().unwrap_or_else(gone)).collect())
 }
 
 async fn bind_all(pool: &PgPool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
@@ -260,27 +253,34 @@ async fn roam(pool: &PgPool, id: KeyId, network: IpNet, at: SystemTime) -> Resul
     Ok(Some(binding))
 }
 
-async fn release(pool: PgPool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), StoreError>> {
-    let (ids, versions): (Vec<&[u8]>, Vec<i64>) = rows.iter().map(|(id, version)| (id.0.as_slice(), *version)).unzip();
-    let done = sqlx::query(
-        "DELETE FROM bindings b USING unnest($1::bytea[], $2::bigint[]) AS u (id, version)
-         WHERE b.key_id = u.id AND b.version = u.version AND NOT b.confirmed",
-    )
-    .bind(ids)
-    .bind(versions)
-    .execute(&pool)
-    .await
-    .map_err(failed);
-    if let Err(error) = &done {
-        tracing::warn!(%error, "bindings of keys that the upstream refused stay until they are swept");
+/// The good words first: one of them keeps what a bad one would remove.
+async fn settle(pool: PgPool, words: Arc<Vec<(KeyId, i64, bool)>>) -> Answers<bool> {
+    let mut tx = pool.begin().await.map_err(failed)?;
+    for (accepted, statement) in [(true, CONFIRM), (false, RELEASE)] {
+        let of: Vec<_> = words.iter().filter(|word| word.2 == accepted).collect();
+        if !of.is_empty() {
+            let (ids, versions): (Vec<&[u8]>, Vec<i64>) = of.iter().map(|(id, version, _)| (id.0.as_slice(), *version)).unzip();
+            sqlx::query(statement).bind(ids).bind(versions).execute(&mut *tx).await.map_err(failed)?;
+        }
     }
-    rows.iter().map(|_| done.as_ref().map(|_| ()).map_err(StoreError::clone)).collect()
+    let ids: Vec<KeyId> = words.iter().map(|(id, _, _)| *id).collect();
+    let rows = rows_of(&mut *tx, &ids).await?;
+    tx.commit().await.map_err(failed)?;
+    Ok(words.iter().map(|(id, _, _)| Ok(rows.contains_key(id))).collect())
 }
+
+/// Rows are locked in one order by all processes, here and below.
+const CONFIRM: &str = "UPDATE bindings SET confirmed = true WHERE key_id IN
+    (SELECT b.key_id FROM bindings b JOIN unnest($1::bytea[], $2::bigint[]) AS u (id, version) ON b.key_id = u.id AND b.version = u.version
+     WHERE NOT b.confirmed ORDER BY b.key_id FOR UPDATE OF b)";
+const RELEASE: &str = "DELETE FROM bindings WHERE key_id IN
+    (SELECT b.key_id FROM bindings b JOIN unnest($1::bytea[], $2::bigint[]) AS u (id, version) ON b.key_id = u.id AND b.version = u.version
+     WHERE NOT b.confirmed ORDER BY b.key_id FOR UPDATE OF b)";
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
 async fn write(pool: &PgPool, replica: &str, batch: &Batch) -> sqlx::Result<()> {
     let mut tx = pool.begin().await?;
-    tx.execute("SET LOCAL statement_timeout = '30s'").await?;
+    tx.execute("SET LOCAL statement_timeout = '5s'").await?;
     if !batch.used.is_empty() {
         let mut used: Vec<_> = batch.used.iter().collect();
         // Rows are locked in one order by all processes.
@@ -297,15 +297,8 @@ async fn write(pool: &PgPool, replica: &str, batch: &Batch) -> sqlx::Result<()> 
         .await?;
     }
     if !batch.confirmed.is_empty() {
-        let mut confirmed: Vec<_> = batch.confirmed.iter().collect();
-        confirmed.sort();
-        sqlx::query(
-            "UPDATE bindings SET confirmed = true WHERE key_id IN
-             (SELECT key_id FROM bindings WHERE key_id = ANY($1) AND NOT confirmed ORDER BY key_id FOR UPDATE)",
-        )
-        .bind(confirmed.iter().map(|id| id.0.as_slice()).collect::<Vec<_>>())
-        .execute(&mut *tx)
-        .await?;
+        let (ids, versions): (Vec<&[u8]>, Vec<i64>) = batch.confirmed.iter().map(|(id, version)| (id.0.as_slice(), *version)).unzip();
+        sqlx::query(CONFIRM).bind(ids).bind(versions).execute(&mut *tx).await?;
     }
     if !batch.intercepts.is_empty() {
         write_intercepts(&mut tx, replica, batch).await?;
@@ -348,8 +341,10 @@ async fn write_intercepts(tx: &mut sqlx::PgConnection, replica: &str, batch: &Ba
 
 /// PostgreSQL's message; it may name columns and constraints. Values stand in its detail, which is left out.
 fn failed(error: sqlx::Error) -> StoreError {
-    StoreError(match error.as_database_error() {
-        Some(said) => format!("postgres: {} ({})", said.message(), said.code().unwrap_or_default()),
-        None => format!("postgres: {error}"),
-    })
+    let Some(said) = error.as_database_error() else { return StoreError::Away(format!("postgres: {error}")) };
+    let code = said.code().unwrap_or_default();
+    let text = format!("postgres: {} ({code})", said.message());
+    // Connections (08), resources (53), a statement that took too long or a server that stops (57): in a moment it may go.
+    let passes = ["08", "53", "57"].iter().any(|class| code.starts_with(class));
+    if passes { StoreError::Away(text) } else { StoreError::Useless(text) }
 }

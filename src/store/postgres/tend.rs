@@ -23,7 +23,7 @@ pub async fn tend(pool: &PgPool, tending: &Tending) -> sqlx::Result<Option<Tende
     tended.archived += batches(
         pool,
         "WITH gone AS (DELETE FROM bindings WHERE key_id IN
-             (SELECT key_id FROM bindings WHERE last_used_at < now() - make_interval(secs => $1) LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING *)
+             (SELECT key_id FROM bindings WHERE last_used_at < now() - make_interval(secs => $1) AND NOT banned AND made_by = 'first_use' LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING *)
          INSERT INTO bindings_archive SELECT *, now() FROM gone",
         tending.archive_after.as_secs_f64(),
     )

@@ -122,7 +122,7 @@ impl Sqlite {
         let oldest = before(tending.archive_after);
         sqlx::query(
             "INSERT INTO bindings_archive SELECT key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by, note, labels, created_ms,
-                 last_used_ms, $2 FROM bindings WHERE last_used_ms < $1",
+                 last_used_ms, $2 FROM bindings WHERE last_used_ms < $1 AND NOT banned AND made_by = 'first_use'",
         )
         .bind(oldest)
         .bind(now_ms)
@@ -130,7 +130,7 @@ impl Sqlite {
         .await?;
         let mut gone = Vec::new();
         for (statement, oldest) in [
-            ("DELETE FROM bindings WHERE last_used_ms < ?", oldest),
+            ("DELETE FROM bindings WHERE last_used_ms < ? AND NOT banned AND made_by = 'first_use'", oldest),
             ("DELETE FROM bindings WHERE NOT confirmed AND created_ms < ?", before(tending.unconfirmed)),
             ("DELETE FROM intercepts WHERE minute_ms < ?", before(tending.intercepts)),
             ("DELETE FROM bindings_archive WHERE archived_ms < ?", before(tending.archive)),

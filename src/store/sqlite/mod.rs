@@ -28,7 +28,7 @@ pub struct Sqlite {
     pool: SqlitePool,
     reads: Together<KeyId, Option<Binding>>,
     first_uses: Together<FirstUse, Binding>,
-    releases: Together<(KeyId, i64), ()>,
+    settled: Together<(KeyId, i64, bool), bool>,
 }
 
 impl Sqlite {
@@ -55,8 +55,8 @@ impl Sqlite {
         let (reading, uses, released) = (pool.clone(), pool.clone(), pool.clone());
         let reads = Together::new(2, TOGETHER_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
         let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), all));
-        let releases = Together::new(1, TOGETHER_MAX, BUSY_MAX, move |all| release(released.clone(), all));
-        Ok(Self { pool, reads, first_uses, releases })
+        let settled = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| settle(released.clone(), all));
+        Ok(Self { pool, reads, first_uses, settled })
     }
 
     /// Whether no secret has claimed it yet.
@@ -102,11 +102,8 @@ impl Sqlite {
             .await?;
         }
         if !batch.confirmed.is_empty() {
-            let confirmed: Vec<_> = batch.confirmed.iter().map(KeyId::hex).collect();
-            sqlx::query("UPDATE bindings SET confirmed = 1 WHERE NOT confirmed AND key_id IN (SELECT unhex(value) FROM json_each(?))")
-                .bind(json(&confirmed))
-                .execute(&mut *tx)
-                .await?;
+            let confirmed: Vec<_> = batch.confirmed.iter().map(|(id, version)| (id.hex(), *version)).collect();
+            sqlx::query(CONFIRM).bind(json(&confirmed)).execute(&mut *tx).await?;
         }
         for repeated in batch.intercepts.values() {
             let first = &repeated.first;
@@ -168,15 +165,12 @@ impl Authority for Sqlite {
 
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         Box::pin(async move {
-            let copied = sqlx::query(
-                "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by,
-                     note, labels, created_ms, last_used_ms)
-                 SELECT $1, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, max(version + 1, $3), made_by,
-                     note, labels, created_ms, last_used_ms FROM bindings WHERE key_id = $2 ON CONFLICT DO NOTHING",
+            let moved = sqlx::query(
+                "UPDATE bindings SET key_id = $1, version = max(version + 1, $3)
+                 WHERE key_id = $2 AND NOT EXISTS (SELECT 1 FROM bindings WHERE key_id = $1)",
             );
-            let copied =
-                copied.bind(id.0.as_slice()).bind(from.0.as_slice()).bind(version_now(0)).execute(&self.pool).await.map_err(failed)?;
-            if copied.rows_affected() == 0 { Ok(None) } else { self.get(id).await }
+            moved.bind(id.0.as_slice()).bind(from.0.as_slice()).bind(version_now(0)).execute(&self.pool).await.map_err(failed)?;
+            self.get(id).await
         })
     }
 
@@ -184,8 +178,8 @@ impl Authority for Sqlite {
         Box::pin(self.move_to(id, network, at))
     }
 
-    fn release(&self, id: KeyId, version: i64) -> bool {
-        self.releases.tell((id, version))
+    fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.settled.ask((id, version, accepted)))
     }
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -260,9 +254,10 @@ async fn read(pool: SqlitePool, ids: Vec<KeyId>) -> Vec<Result<Option<Binding>, 
 /// Takes all first uses that wait, commits them together, and tells each what holds.
 async fn bind(pool: SqlitePool, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
     match commit(&pool, &uses).await {
-        Ok(rows) => {
-            uses.iter().map(|first| rows.get(&first.id).cloned().unwrap_or_else(|| Err(StoreError("the row is gone".into())))).collect()
-        }
+        Ok(rows) => uses
+            .iter()
+            .map(|first| rows.get(&first.id).cloned().unwrap_or_else(|| Err(StoreError::Useless("the row is gone".into()))))
+            .collect(),
         Err(error) => uses.iter().map(|_| Err(error.clone())).collect(),
     }
 }
@@ -294,20 +289,35 @@ async fn commit(pool: &SqlitePool, uses: &[FirstUse]) -> Result<Rows, StoreError
     Ok(rows)
 }
 
-async fn release(pool: SqlitePool, rows: Vec<(KeyId, i64)>) -> Vec<Result<(), StoreError>> {
-    let delete = async {
-        let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
-        for (id, version) in &rows {
-            let row = sqlx::query("DELETE FROM bindings WHERE key_id = ? AND version = ? AND NOT confirmed");
-            row.bind(id.0.as_slice()).bind(version).execute(&mut *tx).await?;
-        }
-        tx.commit().await
-    };
-    let done = delete.await.map_err(failed);
-    if let Err(error) = &done {
-        tracing::warn!(%error, "bindings of keys that the upstream refused stay until they are swept");
+const CONFIRM: &str =
+    "UPDATE bindings SET confirmed = 1 FROM (SELECT unhex(value ->> 0) AS id, value ->> 1 AS version FROM json_each(?)) AS c
+    WHERE NOT confirmed AND key_id = c.id AND bindings.version = c.version";
+
+async fn settle(pool: SqlitePool, words: Vec<(KeyId, i64, bool)>) -> Vec<Result<bool, StoreError>> {
+    match settle_all(&pool, &words).await {
+        Ok(rows) => words.iter().map(|(id, _, _)| Ok(rows.contains_key(id))).collect(),
+        Err(error) => words.iter().map(|_| Err(error.clone())).collect(),
     }
-    rows.iter().map(|_| done.clone()).collect()
+}
+
+async fn settle_all(pool: &SqlitePool, words: &[(KeyId, i64, bool)]) -> Result<Rows, StoreError> {
+    let of = |wanted: bool| {
+        let rows: Vec<_> = words.iter().filter(|word| word.2 == wanted).map(|(id, version, _)| (id.hex(), *version)).collect();
+        json(&rows)
+    };
+    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    sqlx::query(CONFIRM).bind(of(true)).execute(&mut *tx).await.map_err(failed)?;
+    sqlx::query(
+        "DELETE FROM bindings WHERE NOT confirmed AND (key_id, version) IN (SELECT unhex(value ->> 0), value ->> 1 FROM json_each(?))",
+    )
+    .bind(of(false))
+    .execute(&mut *tx)
+    .await
+    .map_err(failed)?;
+    let ids: Vec<KeyId> = words.iter().map(|(id, _, _)| *id).collect();
+    let rows = rows_of(&mut *tx, &ids).await?;
+    tx.commit().await.map_err(failed)?;
+    Ok(rows)
 }
 
 /// Lists go to SQLite as JSON: one statement, however many.
@@ -321,5 +331,11 @@ fn numbers(numbers: &[i64]) -> String {
 
 /// SQLite's errors name columns and constraints, never values.
 fn failed(error: sqlx::Error) -> StoreError {
-    StoreError(format!("sqlite: {error}"))
+    // Busy, locked, interrupted: in a moment it may go. The rest of what a database says it says again.
+    let code = error.as_database_error().and_then(|said| said.code()).and_then(|code| code.parse::<u32>().ok());
+    let text = format!("sqlite: {error}");
+    match code.map(|code| code & 0xff) {
+        None | Some(5 | 6 | 9 | 10) => StoreError::Away(text),
+        Some(_) => StoreError::Useless(text),
+    }
 }

@@ -4,8 +4,8 @@
 CREATE FUNCTION keylatch_version(before bigint) RETURNS bigint LANGUAGE sql VOLATILE AS
 $$ SELECT greatest(before + 1, (extract(epoch FROM clock_timestamp()) * 1e6)::bigint) $$;
 
--- Bindings: one row for each key in use. Keys unused for retention.archive_after leave it, keys that the upstream
--- never accepted after retention.unconfirmed. About 250 bytes a row with its indexes.
+-- Bindings: one row for each key in use. First uses unused for retention.archive_after leave it, keys that the upstream
+-- never accepted after retention.unconfirmed; banned ones and those that operators made stay. About 250 bytes a row with its indexes.
 CREATE TABLE bindings (
     key_id       bytea       NOT NULL PRIMARY KEY CHECK (octet_length(key_id) = 32),
     hint         text        NOT NULL,
@@ -48,12 +48,14 @@ BEGIN
     IF NEW.version <= OLD.version THEN
         NEW.version := keylatch_version(OLD.version);
     END IF;
-    PERFORM pg_notify('keylatch_bindings', encode(NEW.key_id, 'hex') || ' ' || NEW.version);
+    -- The old id differs where a row has moved to another secret.
+    PERFORM pg_notify('keylatch_bindings', encode(OLD.key_id, 'hex') || ' ' || NEW.version);
     RETURN NEW;
 END $$;
 CREATE TRIGGER bindings_deleted AFTER DELETE ON bindings FOR EACH ROW EXECUTE FUNCTION keylatch_changed();
-CREATE TRIGGER bindings_changed BEFORE UPDATE OF rule, networks, banned ON bindings
-    FOR EACH ROW WHEN ((OLD.rule, OLD.networks, OLD.banned) IS DISTINCT FROM (NEW.rule, NEW.networks, NEW.banned))
+CREATE TRIGGER bindings_changed BEFORE UPDATE OF key_id, rule, networks, networks_max, window_s, banned ON bindings
+    FOR EACH ROW WHEN ((OLD.key_id, OLD.rule, OLD.networks, OLD.networks_max, OLD.window_s, OLD.banned)
+        IS DISTINCT FROM (NEW.key_id, NEW.rule, NEW.networks, NEW.networks_max, NEW.window_s, NEW.banned))
     EXECUTE FUNCTION keylatch_changed();
 
 -- Intercepts: one row for each minute, key, client, method, path and route, with how often. Trimmed after

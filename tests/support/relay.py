@@ -1,0 +1,48 @@
+"""A TCP relay whose connections can be frozen: they stay open, and nothing comes through any more."""
+
+import socket
+import threading
+
+from .keylatch import free_port
+
+
+class Relay:
+    def __init__(self, target):
+        self.target, self.port = target, free_port()
+        self.listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self.generation, self.open = 0, []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                return
+            self.open += [client, server]
+            for one, other in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(one, other, self.generation), daemon=True).start()
+
+    def _pump(self, one, other, generation):
+        try:
+            while data := one.recv(65536):
+                if generation != self.generation:
+                    return
+                other.sendall(data)
+            if generation == self.generation:
+                other.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def freeze(self):
+        """Connections that are open now; those to come are fine."""
+        self.generation += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listener.close()
+        for each in self.open:
+            each.close()
