@@ -208,14 +208,16 @@ impl Store {
     /// Writes the upstream's word, soon; a good one that cannot be written now is written with the next batch.
     fn settle(&self, binding: &Binding, accepted: bool) {
         let (id, version) = (binding.id, binding.version);
-        let (Some(store), Ok(place)) = (self.me.upgrade(), Arc::clone(&self.settling).try_acquire_owned()) else {
+        let place = Arc::clone(&self.settling).try_acquire_owned().ok().filter(|_| !self.breaker.is_open());
+        let (Some(store), Some(place)) = (self.me.upgrade(), place) else {
             if !(accepted && self.waiting.lock().confirmed(id, version)) {
                 self.metrics.dropped.inc();
             }
             return;
         };
         self.runtime.spawn(async move {
-            match store.ask(store.authority.settle(id, version, accepted)).await {
+            // Not through the breaker: that this is late under load says nothing of what requests wait for.
+            match store.authority.settle(id, version, accepted).await {
                 Ok(true) => {}
                 // Whatever was read of it meanwhile is not to be remembered.
                 Ok(false) => store.cache.changed(id, version.saturating_add(1)),

@@ -55,9 +55,13 @@ impl Postgres {
         }
         let timeout = config.timeout.0;
         let (reading, binding, settling) = (Arc::clone(&pools), Arc::clone(&pools), Arc::clone(&pools));
-        let reads = Together::new(READERS, TOGETHER_MAX, timeout, move |ids: Vec<KeyId>| each(Arc::clone(&reading), ids, read));
-        let first_uses = Together::new(WRITERS, TOGETHER_MAX, timeout, move |uses: Vec<FirstUse>| each(Arc::clone(&binding), uses, bind));
-        let settled = Together::new(1, TOGETHER_MAX, timeout, move |words: Vec<_>| each(Arc::clone(&settling), words, settle));
+        let reads = Together::new(READERS, TOGETHER_MAX, timeout, move |ids: Vec<KeyId>| each(Arc::clone(&reading), timeout, ids, read));
+        let first_uses =
+            Together::new(WRITERS, TOGETHER_MAX, timeout, move |uses: Vec<FirstUse>| each(Arc::clone(&binding), timeout, uses, bind));
+        // Nobody waits for these, and under load they may be late.
+        let settled = Together::new(1, TOGETHER_MAX, 3 * WRITE_TIME_MAX, move |words: Vec<_>| {
+            each(Arc::clone(&settling), WRITE_TIME_MAX, words, settle)
+        });
         Ok(Self { pools, replica: config.replica().into(), reads, first_uses, settled })
     }
 
@@ -133,12 +137,12 @@ impl Authority for Postgres {
 }
 
 /// Answers all questions by one piece of work, or all with its error.
-async fn each<Q, A, W>(pools: Arc<Pools>, asked: Vec<Q>, work: fn(PgPool, Arc<Vec<Q>>) -> W) -> Vec<Result<A, StoreError>>
+async fn each<Q, A, W>(pools: Arc<Pools>, most: Duration, asked: Vec<Q>, work: fn(PgPool, Arc<Vec<Q>>) -> W) -> Vec<Result<A, StoreError>>
 where
     W: Future<Output = Result<Vec<Result<A, StoreError>>, StoreError>>,
 {
     let asked = Arc::new(asked);
-    match pools.run(async |pool| work(pool, Arc::clone(&asked)).await).await {
+    match pools.run_for(most, async |pool| work(pool, Arc::clone(&asked)).await).await {
         Ok(answers) => answers,
         Err(error) => asked.iter().map(|_| Err(error.clone())).collect(),
     }
@@ -256,6 +260,7 @@ async fn roam(pool: &PgPool, id: KeyId, network: IpNet, at: SystemTime) -> Resul
 /// The good words first: one of them keeps what a bad one would remove.
 async fn settle(pool: PgPool, words: Arc<Vec<(KeyId, i64, bool)>>) -> Answers<bool> {
     let mut tx = pool.begin().await.map_err(failed)?;
+    tx.execute("SET LOCAL statement_timeout = '5s'").await.map_err(failed)?;
     for (accepted, statement) in [(true, CONFIRM), (false, RELEASE)] {
         let of: Vec<_> = words.iter().filter(|word| word.2 == accepted).collect();
         if !of.is_empty() {
