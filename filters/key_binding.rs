@@ -25,6 +25,7 @@
 //! sees the client's key, and check it before this filter. `new_keys_per_client` bounds the first uses from one address.
 //!
 //! A field that could carry a key and is not listed under `from` does not reach the upstream.
+//! A key in the query (`?key=`) is not read, and beside another one in a field it is refused.
 //! Two different keys in one request are refused with 400: one could be judged and the other served.
 //! A binding's rule is `single` (one network), `multiple` (a list), `all`, or `roaming`: up to `networks_max` networks
 //! at a time, each of which makes room for another when it was not used for `window`. First use makes a `single` one,
@@ -45,7 +46,7 @@ use serde::Deserialize;
 
 use crate::contract::{
     Binding, Bindings, Filter, FirstUse, Flow, Hooks, HumanDuration, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource,
-    Leash, Problem, Rate, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, Timestamp, UpstreamCx,
+    Leash, Problem, Rate, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, Timestamp, UpstreamCx, other_key_in_query,
 };
 use crate::rate_limit::gcra::{Quota, Table};
 use crate::rate_limit::{ceil_s, client_network};
@@ -242,6 +243,9 @@ impl Filter for KeyBinding {
 
     async fn request(&self, cx: &mut RequestCx<'_>, admitted: &mut Self::State) -> Result<Flow> {
         let key = match self.reader.read(cx.headers()) {
+            Ok(Some(key)) if cx.request.uri.query().is_some_and(|query| other_key_in_query(query, key)) => {
+                return Ok(malformed(KeyError::Two).into());
+            }
             Ok(Some(key)) => self.hasher.key(key),
             Ok(None) if self.config.on_missing == OnMissing::Allow => return Ok(Flow::Continue),
             Ok(None) => return Ok(missing().into()),

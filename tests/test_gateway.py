@@ -58,6 +58,9 @@ def test_credentials_that_are_missing_or_two(start, echo_upstream):
     two = raw.request(keylatch.port, headers=[raw.key("sk-a"), ("x-api-key", "sk-b")])
     assert (two.status, json.loads(two.body)["error"]["code"]) == (400, "malformed_api_key")
     assert raw.request(keylatch.port, headers=[("x-api-key", "sk-a")]).status == 200
+    assert raw.request(keylatch.port, "/v1/x?key=sk-b", headers=[("x-api-key", "sk-a")]).status == 400
+    assert raw.request(keylatch.port, "/v1/x?key=sk-a", headers=[("x-api-key", "sk-a")]).status == 200
+    assert raw.request(keylatch.port, "/v1/x?key=sk-a").status == 401
     assert raw.request(keylatch.port, headers=[("x-goog-api-key", "sk-a")], source="127.0.0.9").status == 403, "one key, whatever its field"
 
 

@@ -223,6 +223,16 @@ impl KeyReader {
     }
 }
 
+/// Whether a query carries a key that is not `key`, under a name by which some services read one. Whoever sends it
+/// may want to be judged by one key and served by another.
+pub fn other_key_in_query(query: &str, key: &str) -> bool {
+    const NAMES: [&str; 4] = ["key", "api_key", "api-key", "apikey"];
+    query.split('&').filter_map(|pair| pair.split_once('=')).any(|(name, value)| {
+        let decoded = |text| percent_encoding::percent_decode_str(text).decode_utf8_lossy();
+        NAMES.iter().any(|known| decoded(name).eq_ignore_ascii_case(known)) && decoded(value) != key
+    })
+}
+
 /// The key in an `Authorization` value. The scheme's case does not matter (RFC 9110, section 11.1), and what
 /// stands there without a scheme is a key to many services, so it is one here. Another scheme is refused: the
 /// upstream might find a key in it that nobody has judged.
@@ -270,6 +280,16 @@ mod tests {
             assert_eq!(read(&[("authorization", wrong)]), Err(KeyError::Malformed), "{wrong}");
         }
         assert_eq!(read(&[("x-api-key", &"k".repeat(KEY_BYTES_MAX + 1))]), Err(KeyError::Malformed));
+    }
+
+    #[test]
+    fn keys_in_queries() {
+        for same in ["", "a=1", "key=sk-1", "a&KEY=sk%2D1&b=", "monkey=sk-2"] {
+            assert!(!other_key_in_query(same, "sk-1"), "{same}");
+        }
+        for other in ["key=sk-2", "key=sk-1&key=sk-2", "%6bey=sk-2", "api_key=", "apikey=sk-1%20"] {
+            assert!(other_key_in_query(other, "sk-1"), "{other}");
+        }
     }
 
     #[test]

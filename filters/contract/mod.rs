@@ -20,7 +20,7 @@ pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, UpstreamCx};
 pub use facts::{ClientAddress, Facts, Identity, RequestIds, StreamPlan};
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use invalid::{Invalid, decode};
-pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource};
+pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource, other_key_in_query};
 pub use kind::{Kind, manual_of};
 pub use leash::Leash;
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
