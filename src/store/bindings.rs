@@ -300,7 +300,9 @@ impl Bindings for Store {
         Box::pin(async move {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
             let known = self.cache.just_read(&id, asked_at);
-            if let Some(known) = known.filter(|known| known.is_full(at) && !known.networks.contains(&network)) {
+            // Whoever hammers from elsewhere asks nobody.
+            let elsewhere = |known: &Arc<Binding>| known.is_full(at) && !known.networks.iter().any(|one| one.contains(&network));
+            if let Some(known) = known.filter(elsewhere) {
                 return Ok(Some(known));
             }
             let row = self.ask(self.authority.roam(id, network, at)).await?;

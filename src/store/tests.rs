@@ -84,6 +84,7 @@ async fn released_unless_confirmed(store: &Store) {
     // Two answers at once, one good and one bad: the good one counts.
     store.confirm(&again);
     store.release(&again);
+    // Time for what must not happen.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(store.look_up(id("refused")).await.unwrap().unwrap().confirmed, "a confirmed one stays");
 }

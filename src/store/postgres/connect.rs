@@ -43,6 +43,7 @@ pub async fn pools(config: &Config, files: &Files) -> Result<Pools, String> {
                 }
                 Err(error) => return Err(wrong(advice(&error), &error)),
             }
+            // A server that is starting needs a moment; nothing says when it is ready.
             tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
     });

@@ -23,6 +23,7 @@ pub async fn listen(pools: Arc<Pools>, on_change: OnChange) {
             tracing::warn!(%error, "changes made by other processes are not heard of at once; trying again");
         }
         on_change(News::Lost);
+        // A server that is away is not asked without a pause.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

@@ -41,6 +41,7 @@ const WRITERS: usize = 2;
 pub struct Postgres {
     pools: Arc<Pools>,
     replica: Arc<str>,
+    runtime: tokio::runtime::Handle,
     reads: Together<KeyId, Option<Binding>>,
     first_uses: Together<FirstUse, Binding>,
     settled: Together<(KeyId, i64, bool), bool>,
@@ -62,7 +63,7 @@ impl Postgres {
         let settled = Together::new(1, TOGETHER_MAX, 3 * WRITE_TIME_MAX, move |words: Vec<_>| {
             each(Arc::clone(&settling), WRITE_TIME_MAX, words, settle)
         });
-        Ok(Self { pools, replica: config.replica().into(), reads, first_uses, settled })
+        Ok(Self { pools, replica: config.replica().into(), runtime: tokio::runtime::Handle::current(), reads, first_uses, settled })
     }
 
     /// Whether the database goes with one of these secrets, without changing anything.
@@ -73,6 +74,11 @@ impl Postgres {
     /// Ties the database to the secret with this fingerprint. Refused if it belongs to one that is not a previous one.
     pub async fn claim(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
         connect::claim(&self.pools.get(), fingerprint, previous).await
+    }
+
+    /// Works for a request on the store's own runtime: a connection lives no longer than the runtime it was made on.
+    async fn here<T: Send + 'static>(&self, work: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> Result<T, StoreError> {
+        self.runtime.spawn(work).await.unwrap_or_else(|_| Err(StoreError::Away("the store has ended".into())))
     }
 }
 
@@ -91,13 +97,17 @@ impl Authority for Postgres {
                 "UPDATE bindings SET key_id = $1, version = keylatch_version(version)
                  WHERE key_id = $2 AND NOT EXISTS (SELECT 1 FROM bindings WHERE key_id = $1)",
             );
-            self.pools.run(async |pool| moved.bind(id.0).bind(from.0).execute(&pool).await.map_err(failed)).await?;
+            let pools = Arc::clone(&self.pools);
+            let move_it =
+                async move { pools.run(async move |pool| moved.bind(id.0).bind(from.0).execute(&pool).await.map_err(failed)).await };
+            self.here(move_it).await?;
             self.get(id).await
         })
     }
 
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(self.pools.run(async move |pool| roam(&pool, id, network, at).await))
+        let pools = Arc::clone(&self.pools);
+        Box::pin(self.here(async move { pools.run(async move |pool| roam(&pool, id, network, at).await).await }))
     }
 
     fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
