@@ -300,7 +300,10 @@ impl KeyBinding {
         let (client, now) = (cx.client(), cx.now.wall);
         let verdict =
             |binding: Arc<Binding>| if binding.admits(client, now) { Verdict::Admitted(binding) } else { Verdict::Refused(binding) };
-        let known = self.bindings.peek(&key.id);
+        let known = match self.bindings.peek(&key.id) {
+            None => self.bindings.recall(key.id).await,
+            known => known,
+        };
         if let Some(known) = known.clone().filter(|known| known.admits(client, now)) {
             if known.is_due(client, now) {
                 // Admitted whatever comes of it.

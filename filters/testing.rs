@@ -21,6 +21,9 @@ impl Bindings for NoBindings {
     fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
+    fn recall(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+        Box::pin(std::future::ready(None))
+    }
     fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
     }

@@ -8,53 +8,10 @@ import threading
 import time
 
 import pytest
-from support import raw
 from support.keylatch import free_port, wait_for
-from support.postgres import Postgres
 from support.relay import Relay
+from support.stores import FREE, SECRET, ask, key_id, storage
 from support.upstreams import Scripted, chunk, plain
-
-SECRET = "{key_hmac: 0123456789abcdef0123456789abcdef}"
-FREE = "      - key_binding: {new_keys_per_client: 1000000/s}"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with Postgres() as postgres:
-        yield postgres
-
-
-@pytest.fixture
-def database(server):
-    """An empty database."""
-    server.psql("DROP SCHEMA public CASCADE")
-    server.psql("CREATE SCHEMA public")
-    return server
-
-
-def storage(server, more=""):
-    return f'{{postgres: {{url: "{server.url}", flush_every: 100ms{more}}}}}'
-
-
-@pytest.fixture
-def replicas(start, echo_upstream, database):
-    """Starts replicas on one database."""
-
-    def begin(count=3, more="", **values):
-        values = {"route_filters": FREE, "secrets": SECRET, "storage": storage(database, more), **values}
-        return [start(echo_upstream, **values) for _ in range(count)]
-
-    return begin
-
-
-def ask(replica, key, source="127.0.0.1", **more):
-    return raw.request(replica.port, headers=[raw.key(key)], source=source, **more)
-
-
-def key_id(replica, key):
-    """The id of a key that was used on this replica."""
-    wait_for(lambda: replica.access_log(), "an access line")
-    return next(line["key"] for line in reversed(replica.access_log()) if "key" in line)
 
 
 def test_of_200_first_uses_over_three_replicas_exactly_one_binds(replicas):

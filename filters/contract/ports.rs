@@ -193,6 +193,9 @@ pub enum StoreError {
 pub trait Bindings: Send + Sync {
     /// What this process already knows, without waiting. `None` says nothing.
     fn peek(&self, id: &KeyId) -> Option<Arc<Binding>>;
+    /// What the replicas remember together, where they share anything: asked when this process knows nothing. Never an
+    /// error: `None` says nothing.
+    fn recall(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>>;
     /// What the authority says now, or said a moment ago. `None`: not bound. Where it cannot be asked, what
     /// this process knew not too long ago is the answer.
     fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;

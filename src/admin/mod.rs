@@ -76,6 +76,7 @@ async fn health(State(known): State<Known>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "stopping": known.stopping.load(Ordering::Relaxed),
         "store": { "ok": store.is_ok(), "error": store.err() },
+        "redis": known.store.shares().map(|ok| json!({ "ok": ok })),
         "upstreams": upstreams,
         "open_streams": known.shared.metrics.streams.open.get(),
         "connections": known.shared.metrics.connections.get(),

@@ -46,7 +46,7 @@ pub fn run(path: &Path) -> Result<(), String> {
 
 async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let metrics = Arc::new(Metrics::new().map_err(|e| format!("the metrics cannot be registered: {e}"))?);
-    let opened = store::open(&settings.storage, &settings.secrets, &Files::beside(path), &metrics.registry, Purpose::Serve).await?;
+    let opened = store::open(&settings, &Files::beside(path), &metrics.registry, Purpose::Serve).await?;
     let ports =
         Ports { bindings: Arc::clone(&opened.store) as _, hasher: opened.hasher, meter: Arc::new(Meter::new(metrics.registry.clone())) };
     let compiler = Arc::new(Compiler::new(ports));

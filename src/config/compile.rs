@@ -47,6 +47,7 @@ impl Snapshot {
             ("listeners", a.listeners != b.listeners),
             ("admin", a.admin != b.admin),
             ("storage", a.storage != b.storage),
+            ("redis", a.redis != b.redis),
             ("secrets", a.secrets != b.secrets),
             ("log.level or log.format", (a.log.level, a.log.format) != (b.log.level, b.log.format)),
             ("shutdown", a.shutdown != b.shutdown),
@@ -164,6 +165,12 @@ impl Work<'_> {
             }
             Storage::Memory => {}
         }
+        if let Some(redis) = &self.parsed.settings.redis {
+            wrong.extend(redis.mistakes());
+            if !self.partial && !matches!(self.parsed.settings.storage, Storage::Postgres(_)) {
+                wrong.push(Invalid::new("is used beside storage.postgres only: what one process has it need not share").at("redis"));
+            }
+        }
         let retention = &self.parsed.settings.retention;
         for (key, age, least_s) in [
             ("archive_after", retention.archive_after, 60),
@@ -265,6 +272,9 @@ struct Nowhere;
 impl Bindings for Nowhere {
     fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
+    }
+    fn recall(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+        Box::pin(async { None })
     }
     fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no store is open".into())) })

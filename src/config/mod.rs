@@ -7,6 +7,7 @@
 mod compile;
 mod interpolate;
 pub mod model;
+mod redis;
 mod report;
 mod routes;
 mod schema;

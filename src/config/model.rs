@@ -8,10 +8,11 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use super::redis::Redis;
 pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};
 
 /// A whole configuration file.
-#[derive(Clone, Debug, JsonSchema)]
+#[derive(Clone, Debug, Default, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Settings {
     /// Where requests come in; at least one.
@@ -25,6 +26,9 @@ pub struct Settings {
     /// Where bindings and intercepts are kept.
     #[schemars(default)]
     pub storage: Storage,
+    /// What replicas remember together, beside `storage.postgres`.
+    #[schemars(default)]
+    pub redis: Option<Redis>,
     /// Secrets of Keylatch's own.
     #[schemars(default)]
     pub secrets: Secrets,

@@ -11,11 +11,12 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 13] = [
     "listeners",
     "admin",
     "trusted_proxies",
     "storage",
+    "redis",
     "secrets",
     "retention",
     "log",
@@ -45,6 +46,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let admin = reader.section("admin");
     let trusted_proxies = reader.section("trusted_proxies");
     let storage = reader.section("storage");
+    let redis = reader.section("redis");
     let secrets = reader.section("secrets");
     let retention = reader.section("retention");
     let log = reader.section("log");
@@ -58,6 +60,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         admin: admin.unwrap_or_default(),
         trusted_proxies: trusted_proxies.unwrap_or_default(),
         storage: storage.unwrap_or_default(),
+        redis: redis.unwrap_or_default(),
         secrets: secrets.unwrap_or_default(),
         retention: retention.unwrap_or_default(),
         log: log.unwrap_or_default(),

@@ -14,6 +14,7 @@ use super::breaker::Breaker;
 use super::cache::Cache;
 use super::leashes::Leashes;
 use super::record::{Change, Query, Record, Tending, version_now};
+use super::shared::Shared;
 use super::{Authority, Batch, News};
 
 /// Words of the upstream that are written at once; further ones wait for the next batch.
@@ -24,6 +25,8 @@ pub struct Store {
     me: Weak<Self>,
     authority: Arc<dyn Authority>,
     cache: Cache,
+    /// What replicas remember together, where there is Redis.
+    shared: Option<Arc<Shared>>,
     breaker: Breaker,
     stale_grace: Duration,
     waiting: Mutex<Batch>,
@@ -39,6 +42,7 @@ pub struct Store {
 
 struct Counters {
     hits: IntCounter,
+    shared: IntCounter,
     misses: IntCounter,
     stale: IntCounter,
     dropped: IntCounter,
@@ -50,11 +54,18 @@ struct Counters {
 
 impl Store {
     /// `stale_grace`: for how long what was read is good enough while the authority cannot be asked.
-    pub(super) fn new(authority: Arc<dyn Authority>, cache_max: usize, stale_grace: Duration, metrics: &Registry) -> Arc<Self> {
+    pub(super) fn new(
+        authority: Arc<dyn Authority>,
+        shared: Option<Arc<Shared>>,
+        cache_max: usize,
+        stale_grace: Duration,
+        metrics: &Registry,
+    ) -> Arc<Self> {
         let store = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             authority,
             cache: Cache::new(cache_max),
+            shared,
             breaker: Breaker::default(),
             stale_grace,
             waiting: Mutex::default(),
@@ -78,14 +89,34 @@ impl Store {
         let looked_at = match news {
             News::Changed(id, version) => {
                 self.cache.changed(id, version);
+                if let Some(shared) = &self.shared {
+                    shared.changed(id, version);
+                }
                 if self.leashes.has(&id) { vec![id] } else { Vec::new() }
             }
             News::Lost => {
-                self.cache.doubt_everything();
+                self.doubt_everything();
                 self.leashes.keys()
             }
         };
         self.look_after(looked_at);
+    }
+
+    fn doubt_everything(&self) {
+        self.cache.doubt_everything();
+        if let Some(shared) = &self.shared {
+            shared.doubt_everything();
+        }
+    }
+
+    /// Remembers what the authority has said. What is known to be older than the truth goes no further than the answer.
+    fn remember(&self, row: Binding, asked_at: Instant, epoch: u64) -> Arc<Binding> {
+        let holds = self.cache.put(row, asked_at, epoch);
+        let stands = self.cache.fresh(&holds.id, asked_at).is_some_and(|fresh| Arc::ptr_eq(&fresh, &holds));
+        if let Some(shared) = self.shared.as_ref().filter(|_| stands) {
+            shared.put(&holds);
+        }
+        holds
     }
 
     /// Ends, soon, the streams of these keys that may not go on.
@@ -161,7 +192,7 @@ impl Store {
             Ok(None) => {}
             Ok(Some(tended)) => {
                 if tended.archived + tended.unconfirmed > 0 {
-                    self.cache.doubt_everything();
+                    self.doubt_everything();
                 }
                 for (what, rows) in [("archived", tended.archived), ("unconfirmed", tended.unconfirmed), ("trimmed", tended.trimmed)] {
                     self.metrics.tended.iter().for_each(|counter| counter.with_label_values(&[what]).inc_by(rows));
@@ -182,6 +213,11 @@ impl Store {
     /// Whether the authority answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.authority.ping().await
+    }
+
+    /// Whether Redis is there; `None` where there is none to be.
+    pub fn shares(&self) -> Option<bool> {
+        self.shared.as_ref().map(|shared| shared.is_there())
     }
 
     /// Bindings with all that is known of them.
@@ -218,7 +254,12 @@ impl Store {
         self.runtime.spawn(async move {
             // Not through the breaker: that this is late under load says nothing of what requests wait for.
             match store.authority.settle(id, version, accepted).await {
-                Ok(true) => {}
+                Ok(true) => {
+                    // The other replicas may know it from now on.
+                    if let (Some(shared), Some(known)) = (&store.shared, store.cache.fresh(&id, Instant::now())) {
+                        shared.put(&known);
+                    }
+                }
                 // Whatever was read of it meanwhile is not to be remembered.
                 Ok(false) => store.cache.changed(id, version.saturating_add(1)),
                 Err(_) if accepted && store.waiting.lock().confirmed(id, version) => {}
@@ -249,6 +290,16 @@ impl Bindings for Store {
         known
     }
 
+    fn recall(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+        let Some(shared) = self.shared.as_ref().filter(|shared| shared.is_there()) else { return Box::pin(std::future::ready(None)) };
+        Box::pin(async move {
+            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
+            let known = self.cache.put_hearsay(shared.get(&id).await?, asked_at, epoch)?;
+            self.metrics.shared.inc();
+            Some(known)
+        })
+    }
+
     fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async move {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
@@ -256,18 +307,19 @@ impl Bindings for Store {
                 return Ok(Some(known));
             }
             match self.ask(self.authority.get(id)).await {
-                Ok(Some(row)) => Ok(Some(self.cache.put(row, asked_at, epoch))),
+                Ok(Some(row)) => Ok(Some(self.remember(row, asked_at, epoch))),
                 Ok(None) => {
                     self.cache.forget(&id);
                     Ok(None)
                 }
-                Err(error) => match self.cache.stale(&id, asked_at, self.stale_grace) {
-                    Some(known) => {
-                        self.metrics.stale.inc();
-                        Ok(Some(known))
-                    }
-                    None => Err(error),
-                },
+                Err(error) => {
+                    let known = match (self.cache.stale(&id, asked_at, self.stale_grace), &self.shared) {
+                        (None, Some(shared)) => shared.stale(&id).await.map(Arc::new),
+                        (known, _) => known,
+                    };
+                    self.metrics.stale.inc_by(known.is_some().into());
+                    known.map(Some).ok_or(error)
+                }
             }
         })
     }
@@ -276,7 +328,7 @@ impl Bindings for Store {
         Box::pin(async move {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
             let row = self.ask(self.authority.latch(first)).await?;
-            Ok(self.cache.put(row, asked_at, epoch))
+            Ok(self.remember(row, asked_at, epoch))
         })
     }
 
@@ -289,7 +341,7 @@ impl Bindings for Store {
                     continue;
                 }
                 if let Some(row) = self.ask(self.authority.adopt(id, from)).await? {
-                    return Ok(Some(self.cache.put(row, asked_at, epoch)));
+                    return Ok(Some(self.remember(row, asked_at, epoch)));
                 }
             }
             Ok(None)
@@ -306,7 +358,7 @@ impl Bindings for Store {
                 return Ok(Some(known));
             }
             let row = self.ask(self.authority.roam(id, network, at)).await?;
-            Ok(row.map(|row| self.cache.put(row, asked_at, epoch)))
+            Ok(row.map(|row| self.remember(row, asked_at, epoch)))
         })
     }
 
@@ -353,13 +405,18 @@ impl Counters {
             let _ = metrics.register(Box::new(made.clone()));
             Some(made)
         };
-        let look_ups = by("keylatch_binding_cache_requests_total", "Look-ups of bindings in the process cache, by result.", "result");
+        let look_ups = by(
+            "keylatch_binding_cache_requests_total",
+            "Look-ups of bindings in the process cache, by result; `shared` are those misses that Redis answered.",
+            "result",
+        );
         let look_up = |result: &str| look_ups.as_ref().and_then(|vec| vec.get_metric_with_label_values(&[result]).ok());
         let away = IntGauge::new("keylatch_store_away", "1 while the store does not answer and is asked only now and then.");
         let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
         let _ = metrics.register(Box::new(away.clone()));
         Self {
             hits: look_up("hit").unwrap_or_else(detached),
+            shared: look_up("shared").unwrap_or_else(detached),
             misses: look_up("miss").unwrap_or_else(detached),
             stale: counter("keylatch_binding_stale_total", "Keys judged by what was known of them while the store did not answer."),
             dropped: counter(

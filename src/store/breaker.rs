@@ -64,13 +64,16 @@ impl Breaker {
     }
 }
 
-/// With up to a quarter less, so that replicas do not come back at the same moment.
 fn pause(failures: u32) -> Duration {
-    let doubled = PAUSE.saturating_mul(1 << failures.saturating_sub(FAILURES_MAX).min(10)).min(PAUSE_MAX);
+    up_to_a_quarter_less(PAUSE.saturating_mul(1 << failures.saturating_sub(FAILURES_MAX).min(10)).min(PAUSE_MAX))
+}
+
+/// So that replicas do not come back at the same moment.
+pub fn up_to_a_quarter_less(pause: Duration) -> Duration {
     let mut byte = [0];
     // Without randomness the pause is merely the whole one.
     let _ = getrandom::fill(&mut byte);
-    doubled.mul_f64(1.0 - f64::from(byte[0]) / 1024.0)
+    pause.mul_f64(1.0 - f64::from(byte[0]) / 1024.0)
 }
 
 #[cfg(test)]

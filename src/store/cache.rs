@@ -86,6 +86,15 @@ impl Cache {
         }
     }
 
+    /// Remembers what others remembered: good for nobody if anything newer is known. Answers with what holds.
+    pub fn put_hearsay(&self, binding: Binding, heard_at: Instant, epoch: u64) -> Option<Arc<Binding>> {
+        let outdated = |known: Entry| known.version > binding.version && known.binding.is_none();
+        if self.epoch() != epoch || self.entries.get(&binding.id).is_some_and(outdated) {
+            return None;
+        }
+        Some(self.put(binding, heard_at, epoch))
+    }
+
     /// The row has changed, or is gone, as of this version.
     pub fn changed(&self, id: KeyId, version: i64) {
         let _filling = self.filling.lock();

@@ -11,7 +11,9 @@ mod leashes;
 mod memory;
 mod postgres;
 pub mod record;
+mod redis;
 mod secret;
+mod shared;
 mod sqlite;
 #[cfg(test)]
 mod tests;
@@ -26,7 +28,7 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyHasher, KeyId,
 use prometheus::Registry;
 
 use crate::config::Files;
-use crate::config::model::{Secrets, Storage};
+use crate::config::model::{Secrets, Settings, Storage};
 use batch::Batch;
 pub use bindings::Store;
 use record::{Change, Query, Record, Tended, Tending};
@@ -99,14 +101,15 @@ pub enum Purpose {
 }
 
 /// Opens what is configured. Errors say what to do.
-pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: &Registry, purpose: Purpose) -> Result<Opened, String> {
-    match storage {
+pub async fn open(settings: &Settings, files: &Files, metrics: &Registry, purpose: Purpose) -> Result<Opened, String> {
+    let secrets = &settings.secrets;
+    match &settings.storage {
         Storage::Memory => {
             let secret = match secret::configured(secrets, files)? {
                 Some(secret) => secret,
                 None => secret::fresh()?,
             };
-            let store = Store::new(Arc::new(memory::Memory::default()), 100_000, Duration::ZERO, metrics);
+            let store = Store::new(Arc::new(memory::Memory::default()), None, 100_000, Duration::ZERO, metrics);
             Ok(Opened { store, hasher: secret::hasher(&secret, secrets, files)? })
         }
         Storage::Sqlite(config) => {
@@ -118,7 +121,7 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
             };
             let hasher = secret::hasher(&secret, secrets, files)?;
             database.claim(&secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?).await?;
-            let store = Store::new(Arc::new(database), config.cache_max, config.stale_grace.0, metrics);
+            let store = Store::new(Arc::new(database), None, config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })
         }
@@ -137,7 +140,15 @@ pub async fn open(storage: &Storage, secrets: &Secrets, files: &Files, metrics: 
             } else {
                 database.belongs(&fingerprint, &previous).await?;
             }
-            let store = Store::new(Arc::new(database), config.cache_max, config.stale_grace.0, metrics);
+            // Commands change the authority, which tells the replicas; those tell Redis.
+            let shared = match settings.redis.as_ref().filter(|_| serves) {
+                Some(redis) => {
+                    let opened = redis::Redis::open(redis, files, metrics).await?;
+                    Some(shared::Shared::new(opened, redis.cache_ttl.0, config.stale_grace.0))
+                }
+                None => None,
+            };
+            let store = Store::new(Arc::new(database), shared, config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })
         }

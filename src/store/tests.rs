@@ -35,7 +35,7 @@ fn intercept(key: &str) -> Intercept {
 }
 
 async fn contract(authority: Arc<dyn Authority>) {
-    let store = Store::new(authority, 1000, Duration::ZERO, &Registry::new());
+    let store = Store::new(authority, None, 1000, Duration::ZERO, &Registry::new());
     // A hundred first uses from a hundred addresses at once: one binds, all see the same.
     let mut tasks = Vec::new();
     for n in 0..100 {
@@ -254,7 +254,7 @@ async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_
     let mut server = Server::start();
     contract(server.open().await).await;
 
-    let open = async || Store::new(server.open().await, 1000, Duration::from_secs(60), &Registry::new());
+    let open = async || Store::new(server.open().await, None, 1000, Duration::from_secs(60), &Registry::new());
     let (here, there) = (open().await, open().await);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let bound = here.latch(first("shared", "10.0.0.1")).await.unwrap();
@@ -299,7 +299,7 @@ async fn sqlite_outlives_the_process_and_counts_repeated_intercepts() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.db");
     {
-        let store = Store::new(Arc::new(sqlite::Sqlite::open(&path).await.unwrap()), 16, Duration::ZERO, &Registry::new());
+        let store = Store::new(Arc::new(sqlite::Sqlite::open(&path).await.unwrap()), None, 16, Duration::ZERO, &Registry::new());
         store.latch(first("a", "10.0.0.1")).await.unwrap();
         (0..1000).for_each(|_| store.intercepted(intercept("a")));
         store.flush().await;
@@ -325,8 +325,8 @@ async fn a_database_belongs_to_its_secret() {
     let storage = Storage::Sqlite(crate::config::model::Sqlite { path: path.display().to_string(), ..Default::default() });
     let files = Files::beside(&path);
     let open = |secrets: Secrets| {
-        let (storage, files) = (&storage, &files);
-        async move { open(storage, &secrets, files, &Registry::new(), Purpose::Serve).await.map(|opened| opened.hasher.id("k")) }
+        let (settings, files) = (Settings { storage: storage.clone(), secrets, ..Settings::default() }, &files);
+        async move { open(&settings, files, &Registry::new(), Purpose::Serve).await.map(|opened| opened.hasher.id("k")) }
     };
     let made = open(Secrets::default()).await.unwrap();
     assert_eq!(open(Secrets::default()).await.unwrap(), made, "the same secret the second time");

@@ -19,11 +19,11 @@ BINARY = pathlib.Path(os.environ.get("KEYLATCH_BINARY", ROOT / "target" / "debug
 _given = set()
 
 
-def free_port():
+def free_port(below=32000):
     """A port nobody listens on, never the same twice, and below those that the system gives to outgoing connections:
     a server that is stopped finds it free again. Another process may take it before; the caller then fails loudly."""
     while True:
-        port = random.randrange(11000, 32000)
+        port = random.randrange(11000, below)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _given:

@@ -126,8 +126,7 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
         return Err("storage is memory: its bindings are in the running process alone, and go with it".into());
     }
     on_runtime(async {
-        let opened =
-            store::open(&settings.storage, &settings.secrets, &Files::beside(&asked.config), &Registry::new(), Purpose::Command).await?;
+        let opened = store::open(&settings, &Files::beside(&asked.config), &Registry::new(), Purpose::Command).await?;
         if carry_out(&opened, &asked.command).await? {
             // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
             let told = crate::control::ask(&asked.config, "bindings changed");

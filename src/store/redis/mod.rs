@@ -1,0 +1,166 @@
+//! Redis 6 or later, for what replicas share beside the authority. Nobody waits for it longer than its time
+//! limit, and nobody at all while it is away: everything that uses it can do without.
+//!
+//! One task keeps the connection: it makes it, asks every few seconds whether anybody is there, and makes it
+//! anew when something has failed on it.
+
+mod connect;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keylatch_filters::contract::StoreError;
+use parking_lot::Mutex;
+use prometheus::{IntGauge, Registry};
+use redis::{FromRedisValue, ScriptInvocation};
+use tokio::sync::Notify;
+
+use crate::config::Files;
+use crate::config::model::Redis as Config;
+use connect::{Link, Target, plainly};
+
+/// The pause before it is tried again; it doubles up to the longest one.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often it is asked whether it is there.
+const LOOKED_AFTER: Duration = Duration::from_secs(5);
+
+/// A Redis, there or not.
+pub struct Redis {
+    /// The connection and its number, counted from the first.
+    link: Mutex<(Option<Link>, u64)>,
+    /// Wakes the task that keeps the connection.
+    lost: Notify,
+    timeout: Duration,
+    prefix: String,
+    away: IntGauge,
+}
+
+impl Redis {
+    /// Connects. That nobody is there is no error: it is tried on. That it refuses us is one.
+    pub async fn open(config: &Config, files: &Files, metrics: &Registry) -> Result<Arc<Self>, String> {
+        let mut target = Target::of(config, files)?;
+        let away = IntGauge::new("keylatch_redis_away", "1 while Redis does not answer; requests do without it.");
+        let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
+        let _ = metrics.register(Box::new(away.clone()));
+        let (timeout, prefix) = (config.timeout.0, config.prefix.clone());
+        let redis = Arc::new(Self { link: Mutex::default(), lost: Notify::new(), timeout, prefix, away });
+        match redis.connect(&mut target).await {
+            Ok(()) => {}
+            Err(error) if is_refusal(&error) => {
+                return Err(format!("redis: the server refuses us: {}; it needs what the README says of its users", plainly(&error)));
+            }
+            Err(error) => tracing::warn!(error = plainly(&error), "redis is away; going on without it until it is there"),
+        }
+        tokio::spawn(keep(Arc::downgrade(&redis), target));
+        Ok(redis)
+    }
+
+    /// The whole name of a key.
+    pub fn key(&self, kind: &str, name: &str) -> String {
+        format!("{}:{kind}:{name}", self.prefix)
+    }
+
+    /// Runs a script, at most as long as a request may wait.
+    pub async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, StoreError> {
+        let (link, number) = self.link.lock().clone();
+        let Some(mut link) = link else { return Err(StoreError::Away("redis is away".into())) };
+        let answer = async {
+            match &mut link {
+                Link::One(connection) => script.invoke_async(connection).await,
+                Link::Cluster(connection) => script.invoke_async(connection).await,
+            }
+        };
+        match tokio::time::timeout(self.timeout, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if error.is_unrecoverable_error() || error.is_timeout() => {
+                self.leave(&link, number);
+                Err(StoreError::Away(format!("redis: {}", plainly(&error))))
+            }
+            Ok(Err(error)) => Err(StoreError::Useless(format!("redis: {}", plainly(&error)))),
+            Err(_) => {
+                self.leave(&link, number);
+                Err(StoreError::Away(format!("redis did not answer within {:?}", self.timeout)))
+            }
+        }
+    }
+
+    /// Whether it is there, as far as is known.
+    pub fn is_there(&self) -> bool {
+        self.link.lock().0.is_some()
+    }
+
+    /// Leaves a connection behind on which something has failed. A cluster's looks after its nodes by itself: one
+    /// of them that is away is no reason to leave the others.
+    fn leave(&self, link: &Link, number: u64) {
+        let mut current = self.link.lock();
+        if matches!(link, Link::One(_)) && current.1 == number {
+            current.0 = None;
+            self.away.set(1);
+            self.lost.notify_one();
+        }
+    }
+
+    async fn connect(&self, target: &mut Target) -> redis::RedisResult<()> {
+        self.away.set(1);
+        let mut link = target.connect(self.timeout).await?;
+        ask(&mut link, Duration::from_secs(2)).await?;
+        let mut current = self.link.lock();
+        *current = (Some(link), current.1 + 1);
+        self.away.set(0);
+        Ok(())
+    }
+}
+
+/// A server that is there and does not want us: that does not heal by waiting.
+fn is_refusal(error: &redis::RedisError) -> bool {
+    let said = error.code().unwrap_or_default();
+    error.kind() == redis::ErrorKind::AuthenticationFailed || ["NOAUTH", "WRONGPASS", "NOPERM"].contains(&said)
+}
+
+async fn ask(link: &mut Link, most: Duration) -> redis::RedisResult<()> {
+    let ping = redis::cmd("PING");
+    let answer = async {
+        match link {
+            Link::One(connection) => ping.query_async::<redis::Value>(connection).await,
+            Link::Cluster(connection) => ping.query_async::<redis::Value>(connection).await,
+        }
+    };
+    let late = |_| Err((redis::ErrorKind::Io, "it did not answer in time").into());
+    tokio::time::timeout(most, answer).await.unwrap_or_else(late).map(|_| ())
+}
+
+async fn keep(redis: std::sync::Weak<Redis>, mut target: Target) {
+    let mut failures = 0_u32;
+    loop {
+        let Some(redis) = redis.upgrade() else { return };
+        let (link, _) = redis.link.lock().clone();
+        match link {
+            Some(mut link) => {
+                if let Err(error) = ask(&mut link, redis.timeout.max(Duration::from_secs(1))).await {
+                    tracing::warn!(error = plainly(&error), "redis does not answer");
+                    // Of a cluster none does.
+                    redis.link.lock().0 = None;
+                    redis.away.set(1);
+                    continue;
+                }
+                let lost = redis.lost.notified();
+                let _ = tokio::time::timeout(LOOKED_AFTER, lost).await;
+            }
+            None => match redis.connect(&mut target).await {
+                Ok(()) => {
+                    tracing::info!("redis is there");
+                    failures = 0;
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::warn!(error = plainly(&error), "redis is away; going on without it until it is there");
+                    }
+                    failures = failures.saturating_add(1);
+                    let pause = PAUSE.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
+                    tokio::time::sleep(crate::store::breaker::up_to_a_quarter_less(pause)).await;
+                }
+            },
+        }
+    }
+}
