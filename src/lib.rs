@@ -4,9 +4,11 @@
 //! reach the parts that need no socket.
 
 pub mod admin;
+pub mod alerts;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod outbound;
 pub mod proxy;
 pub mod reload;
 pub mod store;

@@ -7,8 +7,9 @@ import threading
 import time
 
 import pytest
+from support.certificates import Certificates
 from support.keylatch import free_port, wait_for
-from support.redis import Certificates, Redis
+from support.redis import Redis
 from support.stores import ask
 
 SHARED = 'keylatch_binding_cache_requests_total{result="shared"}'

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod alerts;
 mod bindings;
 mod check;
 mod demo_upstream;
@@ -53,6 +54,8 @@ enum Command {
     },
     /// Look at and change bindings, in the stores of a configuration
     Bindings(bindings::Bindings),
+    /// Whether alerts arrive
+    Alerts(alerts::Alerts),
     /// Bring the store's schema up to date, and do nothing else
     Migrate(ConfigFile),
     /// Serve a made-up model API, to try things with: OpenAI's chat completions, plain and streamed
@@ -69,6 +72,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Explain(explain) => explain::explain(&explain),
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
+        Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Migrate(file) => migrate::migrate(&file.config),
         Command::DemoUpstream(demo) => demo_upstream::serve(&demo),
     };

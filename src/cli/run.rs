@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{self, Known};
+use crate::alerts::{self, Watch};
 use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
 use crate::proxy::{self, Shared, Stop};
@@ -57,6 +58,14 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let current = Arc::clone(&shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
     opened.store.tend_every(Duration::from_secs(5), move || current.snapshot.load().settings.retention.tending());
+    let (watch, current) = (Watch::new(Arc::clone(&opened.store), &shared.metrics.registry), Arc::clone(&shared));
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(alerts::EVERY).await;
+            let alerts = Arc::clone(&current.snapshot.load().alerts);
+            watch.look(&alerts).await;
+        }
+    });
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
     let stopping = Arc::new(AtomicBool::new(false));
     serve_admin(&settings, Known { shared: Arc::clone(&shared), store: Arc::clone(&opened.store), stopping: Arc::clone(&stopping) })

@@ -18,6 +18,7 @@ use super::report::nearest;
 use super::routes::{Matcher, Route};
 use super::sections::tell;
 use super::{Files, Parsed, Report};
+use crate::alerts::Alerts;
 use crate::upstream::Upstream;
 
 /// Everything compiled from one file. A request takes it once, at its start, and keeps it to its end.
@@ -32,6 +33,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Arc<Upstream>>,
     /// Who may speak for others.
     pub trusted: Arc<TrustedProxies>,
+    /// Who is told what.
+    pub alerts: Arc<Alerts>,
 }
 
 impl Snapshot {
@@ -77,8 +80,8 @@ impl Compiler {
         let mut work = Work { compiler: self, parsed: &parsed, partial, files: &files, report: &mut report, trusted: Arc::default() };
         let snapshot = work.snapshot();
         match snapshot {
-            Some((trusted, upstreams, routes, unrouted)) if report.is_empty() => {
-                Ok(Snapshot { settings: parsed.settings, routes, unrouted, upstreams, trusted })
+            Some((trusted, upstreams, routes, unrouted, alerts)) if report.is_empty() => {
+                Ok(Snapshot { settings: parsed.settings, routes, unrouted, upstreams, trusted, alerts })
             }
             _ => Err(report),
         }
@@ -95,7 +98,7 @@ struct Work<'a> {
     trusted: Arc<TrustedProxies>,
 }
 
-type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>, Chain);
+type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>, Chain, Arc<Alerts>);
 
 impl Work<'_> {
     fn wrong(&mut self, invalid: &Invalid) {
@@ -115,7 +118,11 @@ impl Work<'_> {
         for (index, route) in settings.routes.iter().enumerate() {
             routes.extend(self.route(index, route, &upstreams, &shared));
         }
-        Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes, Chain::new(shared)))
+        let alerts = Alerts::compile(settings.alerts.as_ref(), self.files).unwrap_or_else(|wrong| {
+            wrong.into_iter().for_each(|invalid| self.wrong(&invalid.at("alerts")));
+            Alerts::default()
+        });
+        Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes, Chain::new(shared), Arc::new(alerts)))
     }
 
     /// Numbers that make sense only within bounds.
@@ -170,6 +177,9 @@ impl Work<'_> {
             if !self.partial && !matches!(self.parsed.settings.storage, Storage::Postgres(_)) {
                 wrong.push(Invalid::new("is used beside storage.postgres only: what one process has it need not share").at("redis"));
             }
+        }
+        if let Some(alerts) = &self.parsed.settings.alerts {
+            wrong.extend(alerts.mistakes());
         }
         let retention = &self.parsed.settings.retention;
         for (key, age, least_s) in [

@@ -4,6 +4,7 @@
 //! [`yaml`] reads text into a tree that knows where everything stands, [`sections`] turns the tree into
 //! the types of [`model`], and [`compile`] makes a [`Snapshot`] of them.
 
+mod alerts;
 mod compile;
 mod interpolate;
 pub mod model;

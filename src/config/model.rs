@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use super::alerts::{Alerts, InterceptAlert, Webhook, WebhookFormat};
 pub use super::redis::Redis;
 pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};
 
@@ -35,6 +36,9 @@ pub struct Settings {
     /// When rows of the store go.
     #[schemars(default)]
     pub retention: Retention,
+    /// Who is told when a key is refused too often.
+    #[schemars(default)]
+    pub alerts: Option<Alerts>,
     /// What the logs say and where they go.
     #[schemars(default)]
     pub log: Log,

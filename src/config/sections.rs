@@ -11,7 +11,7 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "listeners",
     "admin",
     "trusted_proxies",
@@ -19,6 +19,7 @@ const SECTIONS: [&str; 13] = [
     "redis",
     "secrets",
     "retention",
+    "alerts",
     "log",
     "shutdown",
     "workers",
@@ -49,6 +50,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let redis = reader.section("redis");
     let secrets = reader.section("secrets");
     let retention = reader.section("retention");
+    let alerts = reader.section("alerts");
     let log = reader.section("log");
     let shutdown = reader.section("shutdown");
     let workers = reader.section("workers");
@@ -63,6 +65,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         redis: redis.unwrap_or_default(),
         secrets: secrets.unwrap_or_default(),
         retention: retention.unwrap_or_default(),
+        alerts: alerts.unwrap_or_default(),
         log: log.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         workers: workers.unwrap_or_default(),

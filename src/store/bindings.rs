@@ -1,5 +1,6 @@
 //! The bindings of one process: cache, authority, and a batch that is written from time to time.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -7,11 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
 use parking_lot::Mutex;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::Registry;
 use tokio::sync::Semaphore;
 
 use super::breaker::Breaker;
 use super::cache::Cache;
+use super::counters::Counters;
 use super::leashes::Leashes;
 use super::record::{Change, Query, Record, Tending, version_now};
 use super::shared::Shared;
@@ -23,13 +25,15 @@ const SETTLING_MAX: usize = 4096;
 /// See the module.
 pub struct Store {
     me: Weak<Self>,
-    authority: Arc<dyn Authority>,
+    pub(super) authority: Arc<dyn Authority>,
     cache: Cache,
     /// What replicas remember together, where there is Redis.
     shared: Option<Arc<Shared>>,
     breaker: Breaker,
     stale_grace: Duration,
     waiting: Mutex<Batch>,
+    /// Keys whose intercepts were written since somebody looked.
+    pub(super) intercepted: Mutex<HashSet<KeyId>>,
     /// One after the other: the last one at the end waits for the one before.
     flushing: tokio::sync::Mutex<()>,
     /// Words of the upstream that are being written.
@@ -38,18 +42,6 @@ pub struct Store {
     /// Where what nobody waits for is done.
     runtime: tokio::runtime::Handle,
     metrics: Counters,
-}
-
-struct Counters {
-    hits: IntCounter,
-    shared: IntCounter,
-    misses: IntCounter,
-    stale: IntCounter,
-    dropped: IntCounter,
-    intercepts: IntCounter,
-    cut: IntCounter,
-    away: IntGauge,
-    tended: Option<IntCounterVec>,
 }
 
 impl Store {
@@ -69,6 +61,7 @@ impl Store {
             breaker: Breaker::default(),
             stale_grace,
             waiting: Mutex::default(),
+            intercepted: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             leashes: Leashes::default(),
@@ -167,12 +160,14 @@ impl Store {
         let batch = std::mem::take(&mut *self.waiting.lock());
         let mut pieces = batch.pieces().into_iter();
         for piece in pieces.by_ref() {
+            let written: Vec<KeyId> = piece.intercepts.values().map(|repeated| repeated.first.id).collect();
             if let Err(error) = self.authority.write(&piece).await {
                 tracing::error!(%error, "last uses, confirmations and intercepts could not be written; they wait on");
                 let lost: usize = std::iter::once(piece).chain(pieces).map(|piece| self.waiting.lock().put_back(piece)).sum();
                 self.metrics.dropped.inc_by(lost as u64);
                 return;
             }
+            self.intercepted.lock().extend(written);
         }
     }
 
@@ -395,52 +390,4 @@ impl Bindings for Store {
             self.metrics.dropped.inc();
         }
     }
-}
-
-impl Counters {
-    fn new(metrics: &Registry) -> Self {
-        let counter = |name: &str, help: &str| counter(metrics, name, help);
-        let by = |name: &str, help: &str, label: &str| {
-            let made = IntCounterVec::new(Opts::new(name, help), &[label]).ok()?;
-            let _ = metrics.register(Box::new(made.clone()));
-            Some(made)
-        };
-        let look_ups = by(
-            "keylatch_binding_cache_requests_total",
-            "Look-ups of bindings in the process cache, by result; `shared` are those misses that Redis answered.",
-            "result",
-        );
-        let look_up = |result: &str| look_ups.as_ref().and_then(|vec| vec.get_metric_with_label_values(&[result]).ok());
-        let away = IntGauge::new("keylatch_store_away", "1 while the store does not answer and is asked only now and then.");
-        let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
-        let _ = metrics.register(Box::new(away.clone()));
-        Self {
-            hits: look_up("hit").unwrap_or_else(detached),
-            shared: look_up("shared").unwrap_or_else(detached),
-            misses: look_up("miss").unwrap_or_else(detached),
-            stale: counter("keylatch_binding_stale_total", "Keys judged by what was known of them while the store did not answer."),
-            dropped: counter(
-                "keylatch_store_dropped_total",
-                "Last uses, confirmations, releases and intercepts that were lost because too many waited.",
-            ),
-            intercepts: counter("keylatch_intercepts_total", "Requests refused because of the key's binding."),
-            cut: counter(
-                "keylatch_binding_streams_cut_total",
-                "Open streams that were ended because their key was banned, unbound or bound elsewhere.",
-            ),
-            away,
-            tended: by("keylatch_store_tended_total", "Rows that were archived, swept and trimmed.", "what"),
-        }
-    }
-}
-
-fn counter(metrics: &Registry, name: &str, help: &str) -> IntCounter {
-    let counter = IntCounter::new(name, help).unwrap_or_else(|_| detached());
-    let _ = metrics.register(Box::new(counter.clone()));
-    counter
-}
-
-/// A counter that is shown nowhere, for a name that cannot be had: counting never stops the work.
-fn detached() -> IntCounter {
-    IntCounter::new("detached", "not shown").unwrap_or_else(|_| unreachable!("`detached` is a valid name"))
 }

@@ -1,20 +1,37 @@
 //! Bindings in memory, for trials and tests: gone with the process.
 
-use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
-use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, Rule, StoreError};
+use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId, Rule, StoreError};
 use parking_lot::Mutex;
 
+use super::batch::Repeated;
+use super::outbox::{AGE_MAX, AT_ONCE, Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Query, Record, Tended, Tending, Terms, version_now};
-use super::{Authority, Batch};
+use super::{Authority, Batch, Events};
 
 const ROWS_MAX: usize = 1_000_000;
 
-/// A map.
+/// Intercepts that are remembered for alerts.
+const INTERCEPTS_MAX: usize = 10_000;
+
+/// A map, and what alerts need.
 #[derive(Default)]
-pub struct Memory(Mutex<BTreeMap<KeyId, Record>>);
+pub struct Memory(Mutex<BTreeMap<KeyId, Record>>, Mutex<Alerts>);
+
+#[derive(Default)]
+struct Alerts {
+    intercepts: VecDeque<Repeated>,
+    raised: BTreeMap<KeyId, SystemTime>,
+    /// With when each is due.
+    outbox: Vec<(Delivery, SystemTime)>,
+}
+
+fn is_within(at: SystemTime, window: Duration) -> bool {
+    SystemTime::now().duration_since(at).unwrap_or_default() < window
+}
 
 /// Nothing here ever waits.
 fn at_once<'a, T: Send + 'a>(answer: Result<T, StoreError>) -> BoxFuture<'a, Result<T, StoreError>> {
@@ -104,6 +121,9 @@ impl Authority for Memory {
             let row = rows.get_mut(id).filter(|row| row.binding.version == *version);
             row.into_iter().for_each(|row| row.binding.confirmed = true);
         }
+        let intercepts = &mut self.1.lock().intercepts;
+        intercepts.extend(batch.intercepts.values().cloned());
+        intercepts.drain(..intercepts.len().saturating_sub(INTERCEPTS_MAX));
         at_once(Ok(()))
     }
 
@@ -143,6 +163,54 @@ impl Authority for Memory {
 
     fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
         at_once(Ok(self.0.lock().remove(&id).is_some()))
+    }
+
+    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
+        let alerts = self.1.lock();
+        let fresh = |id: &&KeyId| !alerts.raised.get(id).is_some_and(|at| is_within(*at, threshold.window));
+        let hot = ids.iter().filter(fresh).filter_map(|id| {
+            let of = |one: &&Repeated| one.first.id == *id && is_within(one.last_at, threshold.window);
+            let last = alerts.intercepts.iter().filter(of).max_by_key(|one| one.last_at)?;
+            let intercepts = alerts.intercepts.iter().filter(of).map(|one| one.count).sum();
+            let clients: BTreeSet<_> = alerts.intercepts.iter().filter(of).map(|one| one.first.client).collect();
+            let last = Intercept { at: last.last_at, ..last.first.clone() };
+            (intercepts >= threshold.count).then(|| Hot { intercepts, clients: clients.len() as u64, last, replica: String::new() })
+        });
+        at_once(Ok(hot.collect()))
+    }
+
+    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let (mut alerts, now) = (self.1.lock(), SystemTime::now());
+        if alerts.raised.get(&id).is_some_and(|at| is_within(*at, window)) {
+            return at_once(Ok(false));
+        }
+        alerts.raised.retain(|_, at| is_within(*at, window));
+        alerts.raised.insert(id, now);
+        let made = events.into_iter().map(|(id, webhook, event)| Delivery { id, webhook, event, attempts: 0, raised_at: now });
+        alerts.outbox.extend(made.map(|delivery| (delivery, now)));
+        at_once(Ok(true))
+    }
+
+    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
+        let (mut alerts, now) = (self.1.lock(), SystemTime::now());
+        alerts.outbox.retain(|(delivery, _)| is_within(delivery.raised_at, AGE_MAX));
+        let wanted = alerts.outbox.iter_mut().filter(|(delivery, due)| *due <= now && webhooks.contains(&delivery.webhook));
+        let taken = wanted.take(usize::try_from(AT_ONCE).unwrap_or_default()).map(|(delivery, due)| {
+            (delivery.attempts, *due) = (delivery.attempts + 1, now + lease);
+            delivery.clone()
+        });
+        at_once(Ok(taken.collect()))
+    }
+
+    fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>> {
+        let mut alerts = self.1.lock();
+        match what {
+            Attempted::Done => alerts.outbox.retain(|(delivery, _)| delivery.id != id),
+            Attempted::Again(after) => {
+                alerts.outbox.iter_mut().filter(|(delivery, _)| delivery.id == id).for_each(|(_, due)| *due = SystemTime::now() + after);
+            }
+        }
+        at_once(Ok(()))
     }
 
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {

@@ -7,8 +7,10 @@ mod batch;
 mod bindings;
 mod breaker;
 mod cache;
+mod counters;
 mod leashes;
 mod memory;
+pub mod outbox;
 mod postgres;
 pub mod record;
 mod redis;
@@ -31,6 +33,8 @@ use crate::config::Files;
 use crate::config::model::{Secrets, Settings, Storage};
 use batch::Batch;
 pub use bindings::Store;
+pub use breaker::up_to_a_quarter_less;
+use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Query, Record, Tended, Tending};
 
 /// What other processes have done.
@@ -41,6 +45,9 @@ pub enum News {
     /// Something may have happened that was not heard of.
     Lost,
 }
+
+/// Id, webhook and event of deliveries.
+type Events = Vec<(String, String, String)>;
 
 type OnChange = Arc<dyn Fn(News) + Send + Sync>;
 
@@ -69,6 +76,15 @@ trait Authority: Send + Sync + 'static {
     fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
     /// Archives, sweeps and trims, if it is time. `None`: it is not, or another process did it.
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>>;
+    /// Which of these keys are over the threshold, and nobody was alerted of them within its window.
+    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>>;
+    /// Notes that somebody is alerted of the key, and what is to be sent: id, webhook and event of each. False:
+    /// another process has done so within the window.
+    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>>;
+    /// Takes deliveries that are due for these webhooks; nobody else does for the time of `lease`.
+    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>>;
+    /// What came of an attempt.
+    fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Tells of what others do, from now on. Nobody else writes to what only this process has.
     fn watch(&self, _on_change: OnChange) {}
 }
@@ -110,6 +126,7 @@ pub async fn open(settings: &Settings, files: &Files, metrics: &Registry, purpos
                 None => secret::fresh()?,
             };
             let store = Store::new(Arc::new(memory::Memory::default()), None, 100_000, Duration::ZERO, metrics);
+            store.flush_every(Duration::from_secs(1));
             Ok(Opened { store, hasher: secret::hasher(&secret, secrets, files)? })
         }
         Storage::Sqlite(config) => {

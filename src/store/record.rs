@@ -134,12 +134,8 @@ impl Raw {
     pub(super) fn checked(self) -> Result<Binding, StoreError> {
         let id = key_id(&self.id)?;
         let wrong = |what: &str| StoreError::Useless(format!("the binding {id} has {what} in the database"));
-        let network = |text: &String| {
-            let text = text.trim();
-            text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| wrong("a malformed network"))
-        };
         let rule = self.rule.parse().map_err(|_| wrong("an unknown rule"))?;
-        let networks = self.networks.iter().filter(|text| !text.trim().is_empty()).map(network).collect::<Result<Vec<_>, _>>()?;
+        let networks = parsed_networks(id, &self.networks)?;
         let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).filter(|value| *value > 0);
         let roaming = match (rule, number(self.networks_max), number(self.window_s)) {
             (Rule::Roaming, Some(most), Some(window_s)) => {
@@ -154,6 +150,14 @@ impl Raw {
         let (banned, confirmed, version) = (self.banned, self.confirmed, self.version);
         Ok(Binding { id, rule, networks, roaming, seen: seen.unwrap_or_default(), banned, confirmed, version })
     }
+}
+
+/// Networks as a row of this key says them.
+pub(super) fn parsed_networks(id: KeyId, texts: &[String]) -> Result<Vec<IpNet>, StoreError> {
+    let network = |text: &str| text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let texts = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+    let malformed = |_| StoreError::Useless(format!("the binding {id} has a malformed network in the database"));
+    texts.map(|text| network(text).map_err(malformed)).collect()
 }
 
 /// Roaming's columns: most networks, window in seconds.

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 
 
@@ -11,8 +12,12 @@ class Scripted:
     `answer(request, send)` gets a function that sends bytes to the client. The connection is kept if it returns
     True. Requests are parsed leniently on purpose: what arrives is what the test wants to see."""
 
-    def __init__(self, answer):
+    def __init__(self, answer, tls=None):
         self.answer = answer
+        self.context = None
+        if tls:
+            self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            self.context.load_cert_chain(tls.cert, tls.key)
         self.requests = []
         self.closed_by_peer = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -29,6 +34,12 @@ class Scripted:
 
     def _serve(self, connection):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.context:
+            try:
+                connection = self.context.wrap_socket(connection, server_side=True)
+            except OSError:
+                self.closed_by_peer.set()
+                return
         file = connection.makefile("rb")
         try:
             while True:

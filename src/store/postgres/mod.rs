@@ -4,6 +4,7 @@
 //! a cold key under load is one query, and first uses share their commits. Everything runs on the runtime the
 //! store was opened on: the proxy's own may end before the last row is written.
 
+mod alerts;
 mod connect;
 mod listen;
 mod manage;
@@ -23,8 +24,9 @@ use sqlx::{Executor, Postgres as Pg, Row};
 use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms};
 use pools::Pools;
 
+use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::together::Together;
-use super::{Authority, Batch, OnChange};
+use super::{Authority, Batch, Events, OnChange};
 use crate::config::Files;
 use crate::config::model::Postgres as Config;
 
@@ -139,6 +141,22 @@ impl Authority for Postgres {
 
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
         Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| tend::tend(&pool, &tending).await.map_err(failed)))
+    }
+
+    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::hot(&pool, &ids, threshold).await))
+    }
+
+    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::raise(&pool, id, window, &events).await))
+    }
+
+    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::due(&pool, &webhooks, lease).await))
+    }
+
+    fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::attempted(&pool, &id, what).await))
     }
 
     fn watch(&self, on_change: OnChange) {

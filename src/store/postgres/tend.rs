@@ -2,6 +2,7 @@
 
 use sqlx::postgres::PgPool;
 
+use crate::store::outbox::AGE_MAX;
 use crate::store::record::{Tended, Tending};
 
 /// Rows in one statement: none holds its locks for long.
@@ -45,6 +46,18 @@ pub async fn tend(pool: &PgPool, tending: &Tending) -> sqlx::Result<Option<Tende
         pool,
         "DELETE FROM bindings_archive WHERE ctid = ANY (ARRAY(SELECT ctid FROM bindings_archive WHERE archived_at < now() - make_interval(secs => $1) LIMIT $2))",
         tending.archive.as_secs_f64(),
+    )
+    .await?;
+    tended.trimmed += batches(
+        pool,
+        "DELETE FROM alerts WHERE ctid = ANY (ARRAY(SELECT ctid FROM alerts WHERE raised_at < now() - make_interval(secs => $1) LIMIT $2))",
+        tending.intercepts.as_secs_f64(),
+    )
+    .await?;
+    tended.trimmed += batches(
+        pool,
+        "DELETE FROM outbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM outbox WHERE raised_at < now() - make_interval(secs => $1) LIMIT $2))",
+        AGE_MAX.as_secs_f64(),
     )
     .await?;
     Ok(Some(tended))

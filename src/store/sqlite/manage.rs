@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::{JUDGED, Sqlite, failed, judged, numbers};
 use crate::store::batch::networks as joined;
+use crate::store::outbox::AGE_MAX;
 use crate::store::record::{Change, Query, Record, Tended, Tending, millis, range, roaming_columns, time, version_now};
 
 /// Rows that are looked through at once.
@@ -134,12 +135,14 @@ impl Sqlite {
             ("DELETE FROM bindings WHERE NOT confirmed AND created_ms < ?", before(tending.unconfirmed)),
             ("DELETE FROM intercepts WHERE minute_ms < ?", before(tending.intercepts)),
             ("DELETE FROM bindings_archive WHERE archived_ms < ?", before(tending.archive)),
+            ("DELETE FROM alerts WHERE raised_ms < ?", before(tending.intercepts)),
+            ("DELETE FROM outbox WHERE raised_ms < ?", before(AGE_MAX)),
         ] {
             gone.push(sqlx::query(statement).bind(oldest).execute(&mut *tx).await?.rows_affected());
         }
         tx.commit().await?;
         let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
-        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed: rows(2) + rows(3) }))
+        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed: (2..6).map(rows).sum() }))
     }
 }
 

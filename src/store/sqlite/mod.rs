@@ -3,6 +3,7 @@
 //! First uses go through one worker, which commits all that wait in one transaction: each of them is on
 //! the disk before its request goes on, and many at once share one flush.
 
+mod alerts;
 mod manage;
 
 use std::collections::HashMap;
@@ -14,9 +15,10 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 
+use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
 use super::together::Together;
-use super::{Authority, Batch, OTHER_SECRET};
+use super::{Authority, Batch, Events, OTHER_SECRET};
 
 /// First uses in one transaction.
 const TOGETHER_MAX: usize = 512;
@@ -203,6 +205,22 @@ impl Authority for Sqlite {
             let gone = sqlx::query("DELETE FROM bindings WHERE key_id = ?").bind(id.0.as_slice()).execute(&self.pool).await;
             gone.map(|done| done.rows_affected() > 0).map_err(failed)
         })
+    }
+
+    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
+        Box::pin(async move { self.hot_keys(&ids, threshold).await })
+    }
+
+    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(async move { self.raise_alert(id, window, &events).await })
+    }
+
+    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
+        Box::pin(async move { self.take_due(&webhooks, lease).await })
+    }
+
+    fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { self.note_attempt(&id, what).await })
     }
 
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {

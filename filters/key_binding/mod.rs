@@ -34,6 +34,8 @@
 //! In shadow mode keys are bound and judged, and whoever would be refused passes; no intercept is recorded.
 //! Needs `client_ip` before it, or else it judges by the peer.
 
+mod config;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,132 +43,18 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prometheus::IntCounter;
-use schemars::JsonSchema;
-use serde::Deserialize;
 
 use crate::contract::{
-    Binding, Bindings, Filter, FirstUse, Flow, Hooks, HumanDuration, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource,
-    Leash, Problem, Rate, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, Timestamp, UpstreamCx, other_key_in_query,
+    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Leash, Problem,
+    Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, UpstreamCx, other_key_in_query,
 };
 use crate::rate_limit::gcra::{Quota, Table};
 use crate::rate_limit::{ceil_s, client_network};
 use crate::sse_keepalive::is_event_stream;
+pub use config::{Config, Confirm, Enrol, FirstRule, OnBan, OnMissing, OnStoreFailure};
 
 const USER_AGENT_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 512;
-
-/// What to do with a request without a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnMissing {
-    /// 401.
-    Refuse,
-    /// Let it pass unbound; the upstream decides.
-    Allow,
-}
-
-/// What to do when the store cannot answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnStoreFailure {
-    /// 503: nobody passes unjudged.
-    Closed,
-    /// Let it pass unjudged.
-    Open,
-}
-
-/// What becomes of a key that nobody has bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Enrol {
-    /// Its first use binds it.
-    FirstUse,
-    /// It is refused: bindings are made by operators.
-    KnownOnly,
-    /// Its first use binds it until a date; after that it is refused.
-    Window {
-        /// The date, as RFC 3339 writes it.
-        until: Timestamp,
-    },
-}
-
-/// The rule of a binding that a first use makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum FirstRule {
-    /// The network of the first use, and no other.
-    Single,
-    /// A few networks at a time.
-    Roaming {
-        /// How many, 1 to 64.
-        networks_max: u8,
-        /// How long a network counts after its last use, at least 1min.
-        window: HumanDuration,
-    },
-}
-
-/// When a first use holds for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Confirm {
-    /// Once the upstream has accepted the key.
-    Upstream,
-    /// At once.
-    Immediate,
-}
-
-/// What becomes of a key's open streams when it is banned or unbound, or bound to other networks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBan {
-    /// They end within a second, with an error event.
-    Cut,
-    /// They go on to their end.
-    Finish,
-}
-
-/// `key_binding`
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// The header fields a key may stand in. Default: all of them.
-    pub from: Vec<KeySource>,
-    /// How much of an IPv4 address is bound, in bits, 8 to 32. Default: 32, the address itself.
-    pub ipv4_prefix: u8,
-    /// How much of an IPv6 address is bound, in bits, 16 to 128. Default: 64, what one household has.
-    pub ipv6_prefix: u8,
-    /// The rule of a binding that a first use makes. Default: `single`.
-    pub rule: FirstRule,
-    /// A key that nobody has bound. Default: `first_use`.
-    pub enrol: Enrol,
-    /// When a first use holds for good. Default: `upstream`.
-    pub confirm: Confirm,
-    /// First uses from one client address (IPv6: /64), shared by all routes. Default: `60/h`.
-    pub new_keys_per_client: Rate,
-    /// Open event streams of a key that is banned, unbound or bound elsewhere; needs `sse_keepalive`. Default: `cut`.
-    pub on_ban: OnBan,
-    /// A request without a key. Default: `refuse`.
-    pub on_missing: OnMissing,
-    /// The store does not answer. Default: `closed`.
-    pub on_store_failure: OnStoreFailure,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            from: KeySource::ALL.to_vec(),
-            ipv4_prefix: 32,
-            ipv6_prefix: 64,
-            rule: FirstRule::Single,
-            enrol: Enrol::FirstUse,
-            confirm: Confirm::Upstream,
-            new_keys_per_client: Rate { count: 60, period: Duration::from_secs(3600) },
-            on_ban: OnBan::Cut,
-            on_missing: OnMissing::Refuse,
-            on_store_failure: OnStoreFailure::Closed,
-        }
-    }
-}
 
 /// The compiled filter.
 pub struct KeyBinding {
@@ -200,30 +88,13 @@ enum Verdict {
 impl Filter for KeyBinding {
     const NAME: &'static str = "key_binding";
     const HOOKS: Hooks = Hooks { request: true, upstream_request: true, response: true, ..Hooks::NONE };
-    const SOURCE: &'static str = include_str!("key_binding.rs");
+    const SOURCE: &'static str = include_str!("mod.rs");
     type Config = Config;
     /// Who was admitted by which binding.
     type State = Option<(IpAddr, Arc<Binding>)>;
 
     fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
-        if config.from.is_empty() {
-            return Err(Invalid::new("name at least one header field a key may stand in").at("from"));
-        }
-        if !(8..=32).contains(&config.ipv4_prefix) {
-            return Err(Invalid::new(format!("{} is not between 8 and 32", config.ipv4_prefix)).at("ipv4_prefix"));
-        }
-        if !(16..=128).contains(&config.ipv6_prefix) {
-            return Err(Invalid::new(format!("{} is not between 16 and 128", config.ipv6_prefix)).at("ipv6_prefix"));
-        }
-        if let FirstRule::Roaming { networks_max, window } = config.rule {
-            let at = |invalid: Invalid| invalid.at("roaming").at("rule");
-            if !(1..=64).contains(&networks_max) {
-                return Err(at(Invalid::new("must be between 1 and 64").at("networks_max")));
-            }
-            if window.0 < Duration::from_secs(60) {
-                return Err(at(Invalid::new("must be at least 1min").at("window")));
-            }
-        }
+        config.check()?;
         Ok(Self {
             reader: KeyReader::new(&config.from),
             unread: KeySource::ALL.iter().filter(|source| !config.from.contains(source)).map(|source| source.header()).collect(),

@@ -1,0 +1,70 @@
+//! What an alert says.
+
+use std::time::SystemTime;
+
+use humantime::format_rfc3339_seconds;
+use serde_json::{Value, json};
+
+use crate::store::outbox::{Hot, Threshold};
+
+/// A key was refused too often.
+pub fn intercepted(hot: &Hot, threshold: Threshold, now: SystemTime) -> Value {
+    let last = &hot.last;
+    json!({
+        "type": "key.intercepted",
+        "timestamp": format_rfc3339_seconds(now).to_string(),
+        "data": {
+            "key": last.id.to_string(),
+            "hint": last.hint,
+            "intercepts": hot.intercepts,
+            "clients": hot.clients,
+            "threshold": threshold.count,
+            "window_s": threshold.window.as_secs(),
+            "last": {
+                "at": format_rfc3339_seconds(last.at).to_string(),
+                "client": last.client.to_string(),
+                "method": last.method,
+                "path": last.path,
+                "route": last.route,
+                "user_agent": last.user_agent,
+                "networks": last.networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "banned": last.banned,
+                "replica": hot.replica,
+            },
+        },
+    })
+}
+
+/// That alerts arrive.
+pub fn test(now: SystemTime) -> Value {
+    json!({ "type": "test", "timestamp": format_rfc3339_seconds(now).to_string(), "data": {} })
+}
+
+/// An event for people. Nothing in it was chosen by whoever was refused, but his address: paths and user agents
+/// stay out of chats.
+pub fn text(event: &Value) -> String {
+    let data = &event["data"];
+    let last = &data["last"];
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    if event["type"] != "key.intercepted" {
+        return "Keylatch: this is a test. Alerts arrive here.".into();
+    }
+    let networks: Vec<&str> = last["networks"].as_array().into_iter().flatten().filter_map(Value::as_str).take(5).collect();
+    let bound = match (last["banned"].as_bool(), networks.is_empty()) {
+        (Some(true), _) => "It is banned.".to_owned(),
+        (_, true) => String::new(),
+        (_, false) => format!("It is bound to {}.", networks.join(", ")),
+    };
+    let times = data["intercepts"].as_u64().unwrap_or_default();
+    let minutes = data["window_s"].as_u64().unwrap_or_default().div_ceil(60);
+    let clients = data["clients"].as_u64().unwrap_or_default();
+    let text = format!(
+        "Keylatch: key {} ({}) was refused {times} times within {minutes} min, from {clients} address{}, last from {} on route {}. {bound}",
+        word(&data["key"]),
+        word(&data["hint"]),
+        if clients == 1 { "" } else { "es" },
+        word(&last["client"]),
+        word(&last["route"]),
+    );
+    text.trim_end().chars().filter(|each| !each.is_control()).collect()
+}

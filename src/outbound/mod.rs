@@ -1,0 +1,163 @@
+//! Calls to other people's services. Where a URL is configured, its target is https and a public address unless
+//! the configuration says otherwise: nobody reaches what is inside by a name that points there, nor by a redirect.
+
+mod public;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::{Certificate, Client, Url, redirect};
+
+use public::is_public;
+
+/// What may be called, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reach {
+    /// Also addresses that are not public, and `http`.
+    pub private: bool,
+    /// The certificates that may sign the server's, as PEM. `None`: the system's.
+    pub ca: Option<String>,
+    /// How long a call may take, all in all.
+    pub timeout: Duration,
+}
+
+/// An answer; what goes beyond the limit of its body is left out.
+pub struct Answered {
+    /// The status.
+    pub status: u16,
+    /// Seconds in `Retry-After`, if it says some.
+    pub retry_after: Option<Duration>,
+    /// The beginning of the body.
+    pub body: Vec<u8>,
+}
+
+/// Of an answer's body at most this is read.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Whether this may be called, as far as can be told without asking anybody. The error names no part of it: a
+/// URL may be a secret.
+pub fn target(url: &str, private: bool) -> Result<Url, String> {
+    let url = Url::parse(url).map_err(|_| "must be a URL, such as `https://hooks.example.com/services/…`".to_owned())?;
+    match url.scheme() {
+        "https" => {}
+        "http" if private => {}
+        "http" => return Err("must begin with `https://`; `allow_private: true` allows http, for a target inside".into()),
+        _ => return Err("must begin with `https://`".into()),
+    }
+    let host = url.host_str().ok_or("has no host")?;
+    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    if !private && (literal.is_ok_and(|address| !is_public(address)) || host == "localhost" || host.ends_with(".localhost")) {
+        return Err("is not a public address; `allow_private: true` allows it".into());
+    }
+    Ok(url)
+}
+
+/// Names that lead inside lead nowhere.
+struct Outside;
+
+impl Resolve for Outside {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let public: Vec<SocketAddr> = found.filter(|address| is_public(address.ip())).collect();
+            if public.is_empty() {
+                return Err("the name has no public address; `allow_private: true` allows others".into());
+            }
+            Ok(Box::new(public.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// A client that goes no further than that.
+pub fn client(reach: &Reach) -> Result<Client, String> {
+    // The only provider of cryptography that is compiled in; set already is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = Client::builder()
+        .user_agent(concat!("Keylatch/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .timeout(reach.timeout)
+        // A proxy from the environment would be asked for names instead of us.
+        .no_proxy()
+        .https_only(!reach.private);
+    if !reach.private {
+        builder = builder.dns_resolver(Arc::new(Outside));
+    }
+    if let Some(pem) = &reach.ca {
+        let certificates = Certificate::from_pem_bundle(pem.as_bytes()).map_err(|_| "ca_file holds no certificate in PEM".to_owned())?;
+        if certificates.is_empty() {
+            return Err("ca_file holds no certificate in PEM".into());
+        }
+        builder = builder.tls_certs_only(certificates);
+    }
+    builder.build().map_err(|error| format!("no client can be made: {}", plainly(error)))
+}
+
+/// Sends JSON.
+pub async fn post(client: &Client, url: Url, headers: &[(&'static str, String)], body: String) -> Result<Answered, String> {
+    let mut request = client.post(url).header("content-type", "application/json").body(body);
+    for (name, value) in headers {
+        request = request.header(*name, value);
+    }
+    let mut answer = request.send().await.map_err(plainly)?;
+    let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+    let (status, mut body) = (answer.status().as_u16(), Vec::new());
+    while let Some(chunk) = answer.chunk().await.map_err(plainly)? {
+        let room = BODY_BYTES_MAX.saturating_sub(body.len());
+        body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
+        if body.len() == BODY_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(Answered { status, retry_after, body })
+}
+
+/// What went wrong, down to its cause, without the URL.
+fn plainly(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_called() {
+        for (url, private, fine) in [
+            ("https://hooks.example.com/x", false, true),
+            ("https://1.1.1.1/x", false, true),
+            ("https://[2606:4700::1111]/x", false, true),
+            ("http://hooks.example.com/x", false, false),
+            ("https://127.0.0.1/x", false, false),
+            ("https://2130706433/x", false, false),
+            ("https://0x7f.1/x", false, false),
+            ("https://169.254.169.254/latest", false, false),
+            ("https://[::ffff:10.0.0.1]/", false, false),
+            ("https://localhost/x", false, false),
+            ("http://127.0.0.1:8080/x", true, true),
+            ("file:///etc/passwd", true, false),
+            ("hooks.example.com", false, false),
+        ] {
+            let said = target(url, private);
+            assert_eq!(said.is_ok(), fine, "{url}: {said:?}");
+            assert!(said.err().is_none_or(|text| !text.contains("latest")));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_inside_leads_nowhere() {
+        let reach = Reach { private: false, ca: None, timeout: Duration::from_secs(2) };
+        let client = client(&reach).unwrap();
+        // `localhost` is refused before; here it stands for any name that resolves to an address inside.
+        let failed = post(&client, Url::parse("https://localhost:1/x").unwrap(), &[], String::new()).await;
+        assert!(failed.err().is_some_and(|text| text.contains("no public address") && !text.contains("/x")));
+    }
+}

@@ -1,0 +1,194 @@
+"""Alerts: a key that is refused too often, and webhooks that take them or do not."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+import urllib.parse
+
+import pytest
+from support.certificates import Certificates
+from support.keylatch import free_port, wait_for
+from support.stores import FREE, SECRET, ask, storage
+from support.upstreams import Scripted, plain
+
+KEY = "sk-alerted-0001-abcdefgh"
+
+
+def signature(secret, text):
+    return base64.b64encode(hmac.new(secret, text.encode(), hashlib.sha256).digest()).decode()
+
+
+def receiver(*bodies, status="200 OK", **more):
+    """Takes what comes, with these answers in turn; the last one for ever."""
+    left = list(bodies) or [b"ok"]
+
+    def answer(request, send):
+        body = left.pop(0) if len(left) > 1 else left[0]
+        send(plain(*body) if isinstance(body, tuple) else plain(status, body))
+        return True
+
+    return Scripted(answer, **more)
+
+
+def alerts(*webhooks, count=5, window="1min"):
+    return f"alerts: {{intercepts: {{count: {count}, window: {window}}}, webhooks: [{', '.join(webhooks)}]}}"
+
+
+def webhook(name, port, more=""):
+    return f'{{name: {name}, url: "http://127.0.0.1:{port}/hook", allow_private: true{more}}}'
+
+
+def refuse(replica, times, key=KEY):
+    for n in range(times):
+        assert ask(replica, key, f"127.0.0.{n % 3 + 2}").status == 403
+
+
+@pytest.fixture(params=["postgres", "sqlite", "memory"])
+def kind(request):
+    return request.param
+
+
+def stored(kind, request):
+    if kind == "postgres":
+        return storage(request.getfixturevalue("database"), ", replica: edge-7")
+    return "{sqlite: {path: t.db, flush_every: 100ms}}" if kind == "sqlite" else "memory"
+
+
+def test_once_in_a_window_and_until_it_is_taken(start, echo_upstream, kind, request):
+    fails = ("503 Service Unavailable", b"", ["Retry-After: 1"])
+    with receiver(fails, fails, b"ok") as ops:
+        values = dict(route_filters=FREE, storage=stored(kind, request), secrets=SECRET)
+        replica = start(echo_upstream, more=alerts(webhook("ops", ops.port, ', secret: "whsec_c2VjcmV0"')), **values)
+        assert ask(replica, KEY).status == 200
+        refuse(replica, 4)
+        time.sleep(2.5)
+        assert not ops.requests, "not yet"
+        refuse(replica, 3)
+        wait_for(lambda: len(ops.requests) == 3, "it is tried until it is taken", 30)
+        refuse(replica, 20)
+        wait_for(lambda: replica.metrics()['keylatch_webhooks_total{outcome="delivered",webhook="ops"}'] == 1, "it was taken")
+        time.sleep(2)
+        assert len(ops.requests) == 3, "once in a window"
+        assert replica.metrics()["keylatch_alerts_total"] == 1
+        assert replica.metrics()['keylatch_webhooks_total{outcome="failed",webhook="ops"}'] == 2
+        heads = [dict(each["headers"]) for each in ops.requests]
+        assert len({head["webhook-id"] for head in heads}) == 1, "the same at every attempt"
+        body, head = ops.requests[-1]["body"].decode(), heads[-1]
+        assert head["webhook-signature"] == "v1," + signature(b"secret", f"{head['webhook-id']}.{head['webhook-timestamp']}.{body}")
+        assert abs(int(head["webhook-timestamp"]) - time.time()) < 60 and head["content-type"] == "application/json"
+        event = json.loads(body)
+        data = event["data"]
+        assert event["type"] == "key.intercepted" and data["hint"] == "sk-…efgh" and 5 <= data["intercepts"] <= 7 and data["clients"] == 3
+        assert data["last"]["networks"] == ["127.0.0.1/32"] and data["last"]["route"] == "api" and data["last"]["client"].startswith("127.0.0.")
+        assert data["last"]["replica"] == ("edge-7" if kind == "postgres" else "")
+        assert KEY not in body and KEY not in replica.stderr.read_text()
+
+
+def test_of_three_replicas_one_tells(replicas, database):
+    with receiver() as ops:
+        three = replicas(3, sections=alerts(webhook("ops", ops.port), webhook("other", ops.port), count=30))
+        assert ask(three[0], KEY).status == 200
+        for replica in three:
+            refuse(replica, 9)
+        time.sleep(2)
+        assert not ops.requests, "27 are not 30, whoever counts"
+        for replica in three:
+            refuse(replica, 2)
+        wait_for(lambda: len(ops.requests) == 2, "both webhooks are told")
+        for replica in three:
+            refuse(replica, 40)
+        time.sleep(2.5)
+        assert len(ops.requests) == 2
+        assert sum(replica.metrics()["keylatch_alerts_total"] for replica in three) == 1
+        assert database.psql("SELECT count(*) FROM outbox") == "0"
+
+
+def test_a_crash_and_an_outage_lose_no_alert(replicas, database):
+    port = free_port()
+    one, other = replicas(2, sections=alerts(webhook("ops", port)))
+    assert ask(one, KEY).status == 200
+    refuse(one, 6)
+    wait_for(lambda: database.psql("SELECT attempts > 0 FROM outbox") == "t", "it was tried in vain")
+    one.process.kill()
+    one.process.wait()
+    database.kill()
+    database.start()
+    # What the dead one has taken is free again after a while.
+    database.psql("UPDATE outbox SET due_at = now()")
+    taken = []
+    listener = Scripted(lambda request, send: (taken.append(request), send(plain()), True)[-1])
+    try:
+        other.write(more=alerts(webhook("ops", listener.port)))
+        assert other.command("reload").returncode == 0
+        wait_for(lambda: len(taken) == 1, "it arrives", 30)
+        wait_for(lambda: database.psql("SELECT count(*) FROM outbox", check=False) == "0", "it is gone from the outbox")
+    finally:
+        listener.close()
+
+
+def test_the_forms_that_receivers_want(start, echo_upstream):
+    with receiver() as slack, receiver(("204 No Content", b"")) as discord, receiver(b'{"code":19021}', b'{"code":0}') as feishu, receiver(
+        b'{"errcode":0}'
+    ) as dingtalk, receiver(b'{"errcode":0}') as wecom:
+        hooks = [
+            webhook("slack", slack.port, ", format: slack"),
+            webhook("discord", discord.port, ", format: discord"),
+            webhook("feishu", feishu.port, ", format: feishu, secret: s3cret"),
+            webhook("dingtalk", dingtalk.port, ", format: dingtalk, secret: s3cret"),
+            webhook("wecom", wecom.port, ", format: wecom"),
+        ]
+        replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 100ms}}", more=alerts(*hooks))
+        assert ask(replica, "sk-a-strange-one-<!b>").status == 200
+        refuse(replica, 6, "sk-a-strange-one-<!b>")
+        wait_for(lambda: all(each.requests for each in (slack, discord, dingtalk, wecom)) and len(feishu.requests) == 2, "all are told", 20)
+        said = {name: json.loads(each.requests[-1]["body"]) for name, each in [("slack", slack), ("discord", discord), ("feishu", feishu), ("dingtalk", dingtalk), ("wecom", wecom)]}
+        text = said["wecom"]["text"]["content"]
+        assert said["wecom"]["msgtype"] == "text" and "was refused 6 times within 1 min, from 3 addresses, last from 127.0.0." in text and "bound to 127.0.0.1/32" in text
+        assert "<" not in said["slack"]["text"] and "sk-…&lt;!b&gt;" in said["slack"]["text"]
+        assert said["discord"]["allowed_mentions"] == {"parse": []} and said["discord"]["content"] == text
+        assert "<" not in said["feishu"]["content"]["text"] and said["feishu"]["msg_type"] == "text"
+        stamp = said["feishu"]["timestamp"]
+        assert said["feishu"]["sign"] == signature(f"{stamp}\ns3cret".encode(), "")
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(dingtalk.requests[-1]["target"]).query))
+        assert query["sign"] == signature(b"s3cret", f"{query['timestamp']}\ns3cret")
+        assert abs(int(query["timestamp"]) / 1000 - time.time()) < 60
+        # An operator's way to find out.
+        tested = replica.command("alerts", "test")
+        assert tested.returncode == 0 and tested.stdout.splitlines() == [f"{name}: taken" for name in ("slack", "discord", "feishu", "dingtalk", "wecom")]
+        replica.write(more=alerts(webhook("gone", free_port()), webhook("slack", slack.port, ", format: slack")))
+        failed = replica.command("alerts", "test")
+        assert failed.returncode == 1 and "gone: " in failed.stdout and "slack: taken" in failed.stdout and "/hook" not in failed.stdout
+        replica.write(more="")
+        assert "no webhook is configured" in replica.command("alerts", "test").stderr
+
+
+def test_targets_that_must_not_be_reached(start, echo_upstream, tmp_path):
+    replica = start(echo_upstream)
+    inside = receiver()
+    for url, says in [
+        ("http://hooks.example.com/s3cret", "must begin with `https://`"),
+        (f"https://127.0.0.1:{inside.port}/s3cret", "not a public address"),
+        ("https://[::ffff:169.254.169.254]/s3cret", "not a public address"),
+        ("https://2130706433/s3cret", "not a public address"),
+        ("s3cret", "must be a URL"),
+    ]:
+        replica.write(more=f'alerts: {{webhooks: [{{name: ops, url: "{url}"}}]}}')
+        for command in ("check", "reload"):
+            refused = replica.command(command)
+            assert refused.returncode == 1 and says in refused.stderr and "alerts.webhooks[0].url" in refused.stderr, refused.stderr
+            assert "s3cret" not in refused.stderr
+    # A redirect is no way inside, and a certificate counts.
+    certificates = Certificates(tmp_path / "tls")
+    redirect = receiver(("302 Found", b"", [f"Location: http://127.0.0.1:{inside.port}/"]), tls=certificates)
+    try:
+        target = f'url: "https://127.0.0.1:{redirect.port}/x", allow_private: true'
+        replica.write(more=f"alerts: {{webhooks: [{{name: ops, {target}, ca_file: {certificates.ca}}}]}}")
+        assert "ops: it answered with 302" in replica.command("alerts", "test").stdout
+        replica.write(more=f"alerts: {{webhooks: [{{name: ops, {target}}}]}}")
+        assert "certificate" in replica.command("alerts", "test").stdout
+        assert not inside.requests and len(redirect.requests) == 1
+    finally:
+        inside.close()
+        redirect.close()
