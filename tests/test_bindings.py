@@ -92,6 +92,17 @@ def test_the_commands_of_an_operator(replicas, database, start, echo_upstream):
         assert run("unbind", short).returncode == 0
         wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.0.3").status == 200, "it binds anew", 3)
 
+        # Who did what to it, from where, how it was and how it is since.
+        audited = [json.loads(line) for line in run("audit", "--json").stdout.splitlines()]
+        assert [line["action"] for line in audited] == ["binding.removed", *["binding.changed"] * 3]
+        assert audited[-1]["before"]["banned"] is False and audited[-1]["after"]["banned"] is True
+        assert audited[1]["after"]["networks"] == ["127.0.0.2/32", "127.0.1.0/24"] and audited[0]["after"] is None
+        assert all(line["actor"].startswith("command:") and line["origin"] and line["target"] == row["key_id"] for line in audited)
+        assert run("audit", row["key_id"], "--limit", "2").stdout.count("binding.") == 2
+        with pytest.raises(AssertionError, match="only added to"):
+            database.psql("INSERT INTO audit (actor, origin, action, target) VALUES ('a', '', '', '')", "UPDATE audit SET actor = 'b'")
+        assert "banned=true" in run("audit", short).stdout.splitlines()[-1]
+
         # Out, and in again.
         exported = {form: run("export", "--format", form).stdout for form in ("jsonl", "csv")}
         for form, text in exported.items():

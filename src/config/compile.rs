@@ -187,6 +187,7 @@ impl Work<'_> {
             ("unconfirmed", retention.unconfirmed, 1),
             ("intercepts", retention.intercepts, 60),
             ("archive", retention.archive, 60),
+            ("audit", retention.audit, 60),
             ("every", retention.every, 1),
         ] {
             if age.0.as_secs() < least_s {

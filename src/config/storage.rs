@@ -137,6 +137,8 @@ pub struct Retention {
     pub intercepts: HumanDuration,
     /// Archived bindings go after this. Default: 365 days.
     pub archive: HumanDuration,
+    /// Lines of the audit go after this. Default: 365 days.
+    pub audit: HumanDuration,
     /// How often it is looked, by one process of all that share a store. Default: 10min.
     pub every: HumanDuration,
 }
@@ -150,6 +152,7 @@ impl Retention {
             unconfirmed: self.unconfirmed.0,
             intercepts: self.intercepts.0,
             archive: self.archive.0,
+            audit: self.audit.0,
         }
     }
 }
@@ -162,6 +165,7 @@ impl Default for Retention {
             unconfirmed: HumanDuration::secs(3600),
             intercepts: days(90),
             archive: days(365),
+            audit: days(365),
             every: HumanDuration::secs(600),
         }
     }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::sync::Semaphore;
 
+use super::audit::{Actor, Asked, Entry};
 use super::breaker::Breaker;
 use super::cache::Cache;
 use super::counters::Counters;
@@ -221,8 +222,8 @@ impl Store {
     }
 
     /// Changes a binding. `None`: there is none, and none was to be made.
-    pub async fn change(&self, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
-        let changed = self.authority.change(id, change).await?;
+    pub async fn change(&self, id: KeyId, change: Change, actor: Actor) -> Result<Option<Record>, StoreError> {
+        let changed = self.authority.change(id, change, actor).await?;
         if let Some(record) = &changed {
             self.hear(News::Changed(id, record.binding.version));
         }
@@ -230,10 +231,15 @@ impl Store {
     }
 
     /// Removes a binding: the next use binds anew. False: there was none.
-    pub async fn remove(&self, id: KeyId) -> Result<bool, StoreError> {
-        let removed = self.authority.remove(id).await?;
+    pub async fn remove(&self, id: KeyId, actor: Actor) -> Result<bool, StoreError> {
+        let removed = self.authority.remove(id, actor).await?;
         self.hear(News::Changed(id, version_now(0)));
         Ok(removed)
+    }
+
+    /// What operators have changed, the latest first.
+    pub async fn audit(&self, asked: Asked) -> Result<Vec<Entry>, StoreError> {
+        self.authority.audit(asked).await
     }
 
     /// Writes the upstream's word, soon; a good one that cannot be written now is written with the next batch.

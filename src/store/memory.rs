@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId, Rule, StoreError};
 use parking_lot::Mutex;
 
+use super::audit::{Actor, Asked, Entry};
 use super::batch::Repeated;
 use super::outbox::{AGE_MAX, AT_ONCE, Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Query, Record, Tended, Tending, Terms, version_now};
@@ -143,7 +144,7 @@ impl Authority for Memory {
         at_once(Ok(rows.values().filter(wanted).take(query.limit as usize).cloned().collect()))
     }
 
-    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+    fn change(&self, id: KeyId, change: Change, _actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
         let mut rows = self.0.lock();
         if let (Some((hint, made_by)), Some(_)) = (change.make, &change.rule) {
             rows.entry(id).or_insert_with(|| fresh(id, hint, &made_by, SystemTime::now()));
@@ -161,8 +162,13 @@ impl Authority for Memory {
         at_once(Ok(Some(row.clone())))
     }
 
-    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn remove(&self, id: KeyId, _actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
         at_once(Ok(self.0.lock().remove(&id).is_some()))
+    }
+
+    /// Operators' commands do not reach the memory of another process: there is nothing to tell.
+    fn audit(&self, _asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
+        at_once(Ok(Vec::new()))
     }
 
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {

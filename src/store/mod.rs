@@ -3,6 +3,7 @@
 //! [`Store`] puts a process cache, a breaker and batched writing before an [`Authority`]: [`postgres`],
 //! [`sqlite`] or [`memory`]. The contract's tests run against all of them.
 
+pub mod audit;
 mod batch;
 mod bindings;
 mod breaker;
@@ -14,6 +15,7 @@ pub mod outbox;
 mod postgres;
 pub mod record;
 mod redis;
+pub mod row;
 mod secret;
 mod shared;
 mod sqlite;
@@ -31,6 +33,7 @@ use prometheus::Registry;
 
 use crate::config::Files;
 use crate::config::model::{Secrets, Settings, Storage};
+use audit::{Actor, Asked, Entry};
 use batch::Batch;
 pub use bindings::Store;
 pub use breaker::up_to_a_quarter_less;
@@ -70,10 +73,12 @@ trait Authority: Send + Sync + 'static {
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Rows for an operator.
     fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>>;
-    /// An operator's change, in a new version. `None`: no such row, and none was to be made.
-    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>>;
-    /// Removes the row. False: there was none.
-    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>>;
+    /// An operator's change, in a new version, with its line in the audit. `None`: no such row, and none was to be made.
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>>;
+    /// Removes the row, with a line in the audit. False: there was none.
+    fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>>;
+    /// The audit.
+    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>>;
     /// Archives, sweeps and trims, if it is time. `None`: it is not, or another process did it.
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>>;
     /// Which of these keys are over the threshold, and nobody was alerted of them within its window.

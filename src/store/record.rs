@@ -87,6 +87,8 @@ pub struct Tending {
     pub intercepts: Duration,
     /// Archived bindings go after this.
     pub archive: Duration,
+    /// Lines of the audit go after this.
+    pub audit: Duration,
 }
 
 /// What went.

@@ -19,6 +19,10 @@ fn first(key: &str, address: &str) -> FirstUse {
     FirstUse { id: id(key), hint: "sk-…".into(), network, roaming: None, confirmed: false, at: SystemTime::now() }
 }
 
+fn somebody() -> Actor {
+    Actor { who: "command:somebody".into(), origin: "here".into() }
+}
+
 fn intercept(key: &str) -> Intercept {
     Intercept {
         id: id(key),
@@ -97,13 +101,13 @@ async fn managed(store: &Store) {
         labels: Some(vec!["team-a".into(), "paid".into()]),
         ..Change::default()
     };
-    assert_eq!(store.change(id("new"), change.clone()).await.unwrap(), None, "nothing to change");
+    assert_eq!(store.change(id("new"), change.clone(), somebody()).await.unwrap(), None, "nothing to change");
     let made = Change { make: Some(("…ew".into(), "admin".into())), ..change };
-    let made = store.change(id("new"), made).await.unwrap().unwrap();
+    let made = store.change(id("new"), made, somebody()).await.unwrap().unwrap();
     assert_eq!((made.binding.rule, made.binding.networks.clone(), made.hint.as_str()), (Rule::Multiple, networks(), "…ew"));
     assert_eq!((made.made_by.as_str(), made.note.as_str()), ("admin", "it's Ann's; \"really\""));
     let ban = Change { banned: Some(true), ..Change::default() };
-    let banned = store.change(id("new"), ban).await.unwrap().unwrap();
+    let banned = store.change(id("new"), ban, somebody()).await.unwrap().unwrap();
     assert!(banned.binding.banned && banned.binding.version > made.binding.version);
     assert_eq!(banned.labels, ["team-a", "paid"]);
     assert!(store.look_up(id("new")).await.unwrap().unwrap().banned);
@@ -119,14 +123,14 @@ async fn managed(store: &Store) {
     assert!(all.len() >= 4 && all.is_sorted_by_key(|record| record.binding.id));
     assert_eq!(list(Query { after: all.first().map(|record| record.binding.id), ..Query::default() }).await, all[1..]);
 
-    assert!(store.remove(id("new")).await.unwrap() && !store.remove(id("new")).await.unwrap());
+    assert!(store.remove(id("new"), somebody()).await.unwrap() && !store.remove(id("new"), somebody()).await.unwrap());
     assert_eq!(store.look_up(id("new")).await.unwrap(), None);
 }
 
 async fn adopts(store: &Store) {
     store.latch(first("old", "10.0.0.1")).await.unwrap();
     let ban = Change { banned: Some(true), ..Change::default() };
-    let old = store.change(id("old"), ban).await.unwrap().unwrap();
+    let old = store.change(id("old"), ban, somebody()).await.unwrap().unwrap();
     let previous = || vec![id("nobody's"), id("old")];
     let adopted = store.adopt(id("old, anew"), previous()).await.unwrap().unwrap();
     assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("old, anew"));
@@ -134,7 +138,7 @@ async fn adopts(store: &Store) {
     assert_eq!(store.adopt(id("b"), vec![id("nobody's")]).await.unwrap(), None);
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(store.look_up(id("old")).await.unwrap(), None, "it has moved");
-    assert!(store.remove(id("old, anew")).await.unwrap());
+    assert!(store.remove(id("old, anew"), somebody()).await.unwrap());
     assert_eq!(store.adopt(id("old, anew"), previous()).await.unwrap(), None, "and is gone for good");
 }
 
@@ -155,14 +159,14 @@ async fn roams(store: &Store) {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(!uses(1, 3603).await && uses(2, 3604).await);
     let stay = Terms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
-    let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }).await.unwrap().unwrap();
+    let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, somebody()).await.unwrap().unwrap();
     assert_eq!((settled.binding.roaming, settled.binding.networks.as_slice()), (None, [net(9)].as_slice()));
     let again = Terms { rule: Rule::Roaming, networks: vec![net(9)], roaming: Some(terms) };
-    let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }).await.unwrap().unwrap();
+    let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }, somebody()).await.unwrap().unwrap();
     assert!(again.binding.admits(net(9).addr(), SystemTime::now()));
     // A wider network that an operator gave stays as it is while it is used.
     let wide = Terms { rule: Rule::Roaming, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: Some(terms) };
-    let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }).await.unwrap().unwrap();
+    let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }, somebody()).await.unwrap().unwrap();
     let later = SystemTime::now() + Duration::from_secs(1800);
     let used = store.roam(id("moves"), net(77), later).await.unwrap().unwrap();
     assert_eq!(used.networks, wide.binding.networks);
@@ -172,6 +176,7 @@ async fn roams(store: &Store) {
 
 async fn tended(store: &Store) {
     let tending = Tending {
+        audit: Duration::from_secs(3600),
         every: Duration::from_secs(3600),
         archive_after: Duration::from_secs(60),
         unconfirmed: Duration::from_secs(3600),
@@ -182,7 +187,7 @@ async fn tended(store: &Store) {
     store.latch(old).await.unwrap();
     let banned = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("banned", "10.0.0.1") };
     store.latch(banned).await.unwrap();
-    store.change(id("banned"), Change { banned: Some(true), ..Change::default() }).await.unwrap();
+    store.change(id("banned"), Change { banned: Some(true), ..Change::default() }, somebody()).await.unwrap();
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
     store.latch(never).await.unwrap();
     store.tend(Tending { unconfirmed: Duration::from_secs(40), ..tending }).await;
@@ -269,10 +274,10 @@ async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_
         }
         panic!("{what} was not heard of within a second");
     };
-    here.change(id("shared"), Change { banned: Some(true), ..Change::default() }).await.unwrap();
+    here.change(id("shared"), Change { banned: Some(true), ..Change::default() }, somebody()).await.unwrap();
     told("a ban", &|| there.peek(&id("shared")).is_none()).await;
     assert!(there.look_up(id("shared")).await.unwrap().unwrap().banned);
-    here.remove(id("shared")).await.unwrap();
+    here.remove(id("shared"), somebody()).await.unwrap();
     told("a removal", &|| there.peek(&id("shared")).is_none()).await;
     assert_eq!(there.look_up(id("shared")).await.unwrap(), None);
 

@@ -16,9 +16,10 @@ use prometheus::Registry;
 use super::on_runtime;
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
+use crate::store::audit::{Actor, Asked, Entry};
 use crate::store::record::{Change, Query, Record, Terms, label};
+use crate::store::row::Row;
 use crate::store::{self, Opened, Purpose};
-use rows::Row;
 
 /// Fewer digits would often fit several keys; logs show 12.
 const DIGITS_MIN: usize = 6;
@@ -99,6 +100,18 @@ enum Command {
         #[arg(long)]
         format: Option<Format>,
     },
+    /// Show what operators have changed, the latest first
+    Audit {
+        /// Of one binding, by its key id's first digits or whole; `-` reads the key from standard input
+        #[arg(value_name = "ID")]
+        id: Option<String>,
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        /// One JSON object a line, with each binding before and after
+        #[arg(long)]
+        json: bool,
+    },
     /// Write all bindings to standard output
     Export {
         /// How
@@ -161,11 +174,12 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
         }
         Command::Unbind(which) => {
             let record = find(opened, &which.id).await?;
-            opened.store.remove(record.binding.id).await.map_err(|e| e.to_string())
+            opened.store.remove(record.binding.id, actor()).await.map_err(|e| e.to_string())
         }
         Command::Ban(which) => change(opened, find(opened, &which.id).await?.binding.id, ban(true)).await,
         Command::Unban(which) => change(opened, find(opened, &which.id).await?.binding.id, ban(false)).await,
         Command::Import { file, format } => rows::import(opened, file, *format).await,
+        Command::Audit { id, limit, json } => show_audit(opened, id.as_deref(), *limit, *json).await.map(|()| false),
         Command::Export { format } => rows::export(opened, *format).await.map(|()| false),
     }
 }
@@ -205,6 +219,12 @@ fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>) -> 
     Ok(Some(Terms { rule, networks, roaming }))
 }
 
+/// Who this is, for the audit.
+fn actor() -> Actor {
+    let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    Actor { who: maker(), origin: machine.unwrap_or_else(|| "unknown".into()) }
+}
+
 /// Who makes a binding by hand.
 fn maker() -> String {
     let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
@@ -212,7 +232,7 @@ fn maker() -> String {
 }
 
 async fn change(opened: &Opened, id: KeyId, change: Change) -> Result<bool, String> {
-    match opened.store.change(id, change).await.map_err(|e| e.to_string())? {
+    match opened.store.change(id, change, actor()).await.map_err(|e| e.to_string())? {
         Some(record) => show(&record, true).map(|()| true),
         None => Err(format!("{id} is not bound; say `--rule` and `--network` to make a binding")),
     }
@@ -252,6 +272,39 @@ async fn find(opened: &Opened, id: &str) -> Result<Record, String> {
         (Some(_), Some(_)) => Err(format!("`{prefix}` fits several keys; give more digits")),
         (None, _) => Err(format!("no binding begins with `{prefix}`")),
     }
+}
+
+async fn show_audit(opened: &Opened, id: Option<&str>, limit: u32, json: bool) -> Result<(), String> {
+    let target = match id {
+        // What was removed is found by its whole id.
+        Some(digits) if KeyId::from_hex(digits).is_some() => Some(digits.to_ascii_lowercase()),
+        Some("-") => Some(key_from_stdin(opened)?.0.hex()),
+        Some(digits) => Some(find(opened, digits).await?.binding.id.hex()),
+        None => None,
+    };
+    let (mut before, mut left) = (None, limit);
+    while left > 0 {
+        let asked = Asked { before, target: target.clone(), limit: left.min(1000) };
+        let page = opened.store.audit(asked).await.map_err(|e| e.to_string())?;
+        let Some(last) = page.last() else { break };
+        (before, left) = (Some(last.id), left - u32::try_from(page.len()).unwrap_or(left));
+        for entry in &page {
+            let line = if json { serde_json::to_string(entry).map_err(|e| e.to_string())? } else { plain(entry) };
+            written(writeln!(std::io::stdout(), "{line}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Who did what to which, and what is different since.
+fn plain(entry: &Entry) -> String {
+    let fields = |side: &Option<serde_json::Value>| side.as_ref().and_then(|value| value.as_object().cloned()).unwrap_or_default();
+    let (before, after) = (fields(&entry.before), fields(&entry.after));
+    let differs = |name: &&String| before.get(*name) != after.get(*name) && !["key_id", "last_used"].contains(&name.as_str());
+    let changed: Vec<String> = after.keys().filter(differs).map(|name| format!("{name}={}", after[name])).collect();
+    let at = humantime::format_rfc3339_seconds(entry.at);
+    let target = entry.target.get(..12).unwrap_or(&entry.target);
+    format!("{at}  {}@{}  {}  {target}  {}", entry.actor, entry.origin, entry.action, changed.join(" ")).trim_end().to_owned()
 }
 
 fn written(result: std::io::Result<()>) -> Result<(), String> {

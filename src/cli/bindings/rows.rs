@@ -6,36 +6,15 @@ use std::path::Path;
 use keylatch_filters::contract::{KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
-use super::{Format, hashed, network, terms, written};
+use super::{Format, actor, hashed, network, terms, written};
 use crate::store::Opened;
-use crate::store::record::{Change, Query, Record, label};
+use crate::store::record::{Change, Query, label};
+use crate::store::row::Row;
 
 /// Rows read at once.
 const PAGE: u32 = 1000;
 
-/// A binding in a file. What is not given is left as it is.
-#[derive(Serialize, Deserialize, Default)]
-#[serde(default, deny_unknown_fields)]
-pub struct Row {
-    key_id: String,
-    /// Only ever read: the key itself, from another system's list.
-    #[serde(skip_serializing)]
-    key: String,
-    pub hint: String,
-    pub rule: String,
-    pub networks: Vec<String>,
-    networks_max: Option<u8>,
-    window: Option<String>,
-    banned: Option<bool>,
-    confirmed: Option<bool>,
-    made_by: String,
-    note: Option<String>,
-    pub labels: Option<Vec<String>>,
-    created: String,
-    pub last_used: String,
-}
-
-/// The same with lists as text, for CSV.
+/// A binding in CSV: lists as text.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 struct FlatRow {
@@ -89,28 +68,6 @@ impl From<Row> for FlatRow {
             row;
         let (networks, labels) = (networks.join(" "), labels.map(|labels| labels.join(" ")));
         FlatRow { key_id, key, hint, rule, networks, networks_max, window, banned, confirmed, made_by, note, labels, created, last_used }
-    }
-}
-
-impl From<&Record> for Row {
-    fn from(record: &Record) -> Self {
-        let binding = &record.binding;
-        Row {
-            key_id: binding.id.hex(),
-            key: String::new(),
-            hint: record.hint.clone(),
-            rule: binding.rule.as_str().into(),
-            networks: binding.networks.iter().map(ToString::to_string).collect(),
-            networks_max: binding.roaming.map(|roaming| roaming.networks_max),
-            window: binding.roaming.map(|roaming| humantime::format_duration(roaming.window).to_string()),
-            banned: Some(binding.banned),
-            confirmed: Some(binding.confirmed),
-            made_by: record.made_by.clone(),
-            note: Some(record.note.clone()),
-            labels: Some(record.labels.clone()),
-            created: humantime::format_rfc3339_seconds(record.created_at).to_string(),
-            last_used: humantime::format_rfc3339_seconds(record.last_used_at).to_string(),
-        }
     }
 }
 
@@ -179,7 +136,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
     }
     let count = changes.len();
     for (done, (id, change)) in changes.into_iter().enumerate() {
-        let changed = opened.store.change(id, change).await;
+        let changed = opened.store.change(id, change, actor()).await;
         changed.map_err(|e| format!("{e}; {done} of {count} were imported, importing again does no harm"))?;
     }
     println!("{count} bindings imported");

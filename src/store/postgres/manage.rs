@@ -6,7 +6,8 @@ use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Executor, Row};
 
-use super::{JUDGED, failed, judged};
+use super::{JUDGED, audit, failed, judged};
+use crate::store::audit::{Actor, Line};
 use crate::store::record::{Change, Query, Record, millis, range, roaming_columns, time};
 
 const MORE: &str =
@@ -51,12 +52,29 @@ pub async fn list(pool: &PgPool, query: Query) -> Result<Vec<Record>, StoreError
     rows.iter().map(record).collect()
 }
 
-pub async fn change(pool: &PgPool, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
+/// The row, which nobody else changes from now on.
+async fn held(tx: &mut sqlx::PgConnection, id: KeyId) -> Result<Option<Record>, StoreError> {
+    let statement = format!("SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id = $1 FOR UPDATE");
+    let row = sqlx::query(AssertSqlSafe(statement)).bind(id.0).fetch_optional(tx).await.map_err(failed)?;
+    row.as_ref().map(record).transpose()
+}
+
+pub async fn remove(pool: &PgPool, id: KeyId, actor: &Actor) -> Result<bool, StoreError> {
+    let mut tx = pool.begin().await.map_err(failed)?;
+    let Some(before) = held(&mut tx, id).await? else { return Ok(false) };
+    sqlx::query("DELETE FROM bindings WHERE key_id = $1").bind(id.0).execute(&mut *tx).await.map_err(failed)?;
+    audit::write(&mut tx, actor, Line::of(id, Some(&before), None)).await?;
+    tx.commit().await.map_err(failed)?;
+    Ok(true)
+}
+
+pub async fn change(pool: &PgPool, id: KeyId, change: Change, actor: &Actor) -> Result<Option<Record>, StoreError> {
     let rule = change.rule.as_ref().map(|terms| terms.rule.as_str());
     let networks = change.rule.as_ref().map(|terms| terms.networks.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
     let seen = vec![millis(SystemTime::now()); networks.as_ref().map_or(0, Vec::len)];
     let mut tx = pool.begin().await.map_err(failed)?;
+    let before = held(&mut tx, id).await?;
     if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
         sqlx::query(
             "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, version, made_by, created_at, last_used_at)
@@ -96,6 +114,9 @@ pub async fn change(pool: &PgPool, id: KeyId, change: Change) -> Result<Option<R
         .await
         .map_err(failed)?;
     let changed = row.as_ref().map(record).transpose()?;
+    if let Some(after) = &changed {
+        audit::write(&mut tx, actor, Line::of(id, before.as_ref(), Some(after))).await?;
+    }
     tx.commit().await.map_err(failed)?;
     Ok(changed)
 }

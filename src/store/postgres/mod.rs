@@ -5,6 +5,7 @@
 //! store was opened on: the proxy's own may end before the last row is written.
 
 mod alerts;
+mod audit;
 mod connect;
 mod listen;
 mod manage;
@@ -24,6 +25,7 @@ use sqlx::{Executor, Postgres as Pg, Row};
 use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms};
 use pools::Pools;
 
+use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::together::Together;
 use super::{Authority, Batch, Events, OnChange};
@@ -128,15 +130,16 @@ impl Authority for Postgres {
         Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::list(&pool, query).await))
     }
 
-    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
-        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::change(&pool, id, change).await))
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::change(&pool, id, change, &actor).await))
     }
 
-    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(self.pools.run(async move |pool| {
-            let gone = sqlx::query("DELETE FROM bindings WHERE key_id = $1").bind(id.0).execute(&pool).await.map_err(failed)?;
-            Ok(gone.rows_affected() > 0)
-        }))
+    fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, &actor).await))
+    }
+
+    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| audit::list(&pool, asked).await))
     }
 
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {

@@ -60,6 +60,12 @@ pub async fn tend(pool: &PgPool, tending: &Tending) -> sqlx::Result<Option<Tende
         AGE_MAX.as_secs_f64(),
     )
     .await?;
+    tended.trimmed += batches(
+        pool,
+        "DELETE FROM audit WHERE id = ANY (ARRAY(SELECT id FROM audit WHERE at < now() - make_interval(secs => $1) LIMIT $2))",
+        tending.audit.as_secs_f64(),
+    )
+    .await?;
     Ok(Some(tended))
 }
 

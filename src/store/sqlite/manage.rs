@@ -6,7 +6,8 @@ use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::{JUDGED, Sqlite, failed, judged, numbers};
+use super::{JUDGED, Sqlite, audit, failed, judged, numbers};
+use crate::store::audit::{Actor, Line};
 use crate::store::batch::networks as joined;
 use crate::store::outbox::AGE_MAX;
 use crate::store::record::{Change, Query, Record, Tended, Tending, millis, range, roaming_columns, time, version_now};
@@ -53,8 +54,18 @@ impl Sqlite {
         Ok(found)
     }
 
-    pub(super) async fn update(&self, id: KeyId, change: Change) -> Result<Option<Record>, StoreError> {
+    pub(super) async fn delete(&self, id: KeyId, actor: Actor) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let Some(before) = one(&mut tx, id).await? else { return Ok(false) };
+        sqlx::query("DELETE FROM bindings WHERE key_id = ?").bind(id.0.as_slice()).execute(&mut *tx).await.map_err(failed)?;
+        audit::write(&mut tx, &actor, Line::of(id, Some(&before), None)).await?;
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
+    }
+
+    pub(super) async fn update(&self, id: KeyId, change: Change, actor: Actor) -> Result<Option<Record>, StoreError> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+        let before = one(&mut tx, id).await?;
         let rule = change.rule.as_ref().map(|terms| terms.rule.as_str());
         let networks = change.rule.as_ref().map(|terms| joined(&terms.networks));
         let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
@@ -101,6 +112,9 @@ impl Sqlite {
             .await
             .map_err(failed)?;
         let changed = row.as_ref().map(record).transpose()?;
+        if let Some(after) = &changed {
+            audit::write(&mut tx, &actor, Line::of(id, before.as_ref(), Some(after))).await?;
+        }
         tx.commit().await.map_err(failed)?;
         Ok(changed)
     }
@@ -137,13 +151,20 @@ impl Sqlite {
             ("DELETE FROM bindings_archive WHERE archived_ms < ?", before(tending.archive)),
             ("DELETE FROM alerts WHERE raised_ms < ?", before(tending.intercepts)),
             ("DELETE FROM outbox WHERE raised_ms < ?", before(AGE_MAX)),
+            ("DELETE FROM audit WHERE at_ms < ?", before(tending.audit)),
         ] {
             gone.push(sqlx::query(statement).bind(oldest).execute(&mut *tx).await?.rows_affected());
         }
         tx.commit().await?;
         let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
-        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed: (2..6).map(rows).sum() }))
+        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed: (2..7).map(rows).sum() }))
     }
+}
+
+async fn one(tx: &mut sqlx::SqliteConnection, id: KeyId) -> Result<Option<Record>, StoreError> {
+    let statement = format!("SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id = ?");
+    let row = sqlx::query(AssertSqlSafe(statement)).bind(id.0.as_slice()).fetch_optional(tx).await.map_err(failed)?;
+    row.as_ref().map(record).transpose()
 }
 
 fn record(row: &SqliteRow) -> Result<Record, StoreError> {

@@ -4,6 +4,7 @@
 //! the disk before its request goes on, and many at once share one flush.
 
 mod alerts;
+mod audit;
 mod manage;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 
+use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
 use super::together::Together;
@@ -196,15 +198,16 @@ impl Authority for Sqlite {
         Box::pin(self.select(query))
     }
 
-    fn change(&self, id: KeyId, change: Change) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
-        Box::pin(self.update(id, change))
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+        Box::pin(self.update(id, change, actor))
     }
 
-    fn remove(&self, id: KeyId) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(async move {
-            let gone = sqlx::query("DELETE FROM bindings WHERE key_id = ?").bind(id.0.as_slice()).execute(&self.pool).await;
-            gone.map(|done| done.rows_affected() > 0).map_err(failed)
-        })
+    fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.delete(id, actor))
+    }
+
+    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
+        Box::pin(audit::list(&self.pool, asked))
     }
 
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
