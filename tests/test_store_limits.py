@@ -1,0 +1,131 @@
+"""What a crash, a stop and a full disk leave behind."""
+
+import concurrent.futures
+import pathlib
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+from support.keylatch import wait_for
+from support.postgres import Postgres
+from support.stores import FREE, SECRET, ask, storage
+
+
+@pytest.fixture
+def small_disk():
+    """Mounts disks of a few MiB; where the system lets nobody mount, there is no way to see one fill up."""
+    mounted = []
+
+    def mount(size):
+        # Not below pytest's folder, which others cannot enter.
+        place = pathlib.Path(tempfile.mkdtemp(prefix="keylatch-disk-"))
+        place.chmod(0o755)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", place], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "-l", place], check=True)
+        place.rmdir()
+
+
+def fill(place):
+    """Leaves no room, and returns what to remove to get it back."""
+    file = place / "filler"
+    with open(file, "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            return file
+
+
+def full_disk(replica, place, more):
+    assert ask(replica, "sk-known-0001-abcdefgh").status == 200
+    assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+    more()
+    filler = fill(place)
+    wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 503, "new keys are refused", 30)
+    for _ in range(5):
+        assert ask(replica, "sk-known-0001-abcdefgh").status == 200, "known keys go on"
+        assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+    refused = ask(replica, "sk-new-while-full")
+    assert refused.status == 503 and refused.header("retry-after")
+    filler.unlink()
+
+
+def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):
+    place = small_disk("1m")
+    replica = start(echo_upstream, route_filters=FREE, storage=f"{{sqlite: {{path: {place}/t.db, flush_every: 100ms}}}}")
+    full_disk(replica, place, lambda: None)
+    wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "it goes on when there is room")
+    assert "full" in replica.stdout.read_text(), "said in the access log"
+    # What waited was kept.
+    wait_for(lambda: "sk-…efgh" in replica.command("bindings", "list").stdout, "the store is whole")
+    replica.stop()
+    replica.start()
+    assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+
+
+def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
+    with Postgres() as server:
+        # The table's space runs out, as it mostly does; a server that cannot write its log goes down, which is another test.
+        tables = small_disk("2m")
+        subprocess.run(["chown", "postgres", tables], check=True)
+        server.psql(f"CREATE TABLESPACE small LOCATION '{tables}'")
+        server.psql("ALTER DATABASE postgres SET default_tablespace = small")
+        replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(server))
+
+        def use_up():
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda n: ask(replica, f"sk-many-{n:06}-abcdefgh"), range(600)))
+
+        full_disk(replica, tables, lambda: (fill(tables), use_up()))
+        assert "No space left on device" in replica.stdout.read_text(), "said in the access log"
+        wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "it goes on when there is room")
+        assert replica.health("ready")[0] == 200
+        replica.stop()
+
+
+def test_a_replica_that_is_killed_and_one_that_is_stopped(replicas, database):
+    """First uses are never lost; last uses and intercepts of the last flush are, by a kill, and none by a stop."""
+    killed, stopped = replicas(2, more=", replica: edge")
+    sent, bound, stop = {killed: 0, stopped: 0}, [], threading.Event()
+    assert ask(killed, "sk-owned-0001-abcdefgh").status == 200
+
+    def load(replica, number):
+        count = 0
+        while not stop.is_set():
+            try:
+                key = f"sk-load-{number}-{count:05}-abcdefgh"
+                if ask(replica, key).status == 200:
+                    bound.append(key)
+                if ask(replica, "sk-owned-0001-abcdefgh", "127.0.0.9").status == 403:
+                    sent[replica] += 1
+            except OSError:
+                return
+            count += 1
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for number, replica in enumerate((killed, stopped)):
+            pool.submit(load, replica, number)
+        time.sleep(2)
+        killed.process.kill()
+        killed.process.wait()
+        time.sleep(0.5)
+        stopped.stop()
+        stop.set()
+    assert len(bound) > 50
+    (fresh,) = replicas(1)
+    # Whoever was let through is the one who is bound, whatever became of his replica.
+    assert [ask(fresh, key, "127.0.0.2").status for key in bound] == [403] * len(bound)
+    counted = int(database.psql("SELECT sum(count) FROM intercepts WHERE client = '127.0.0.9'"))
+    # A flush is 100 ms of about 2 s here; what the stopped one has counted is all there.
+    assert sum(sent.values()) * 0.8 <= counted <= sum(sent.values()) + 1, (sent, counted)
+    assert counted >= sent[stopped]
+    assert database.psql("SELECT count(*) FROM bindings WHERE NOT confirmed") in ("0", "1"), "the upstream's word was written"
