@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{Filter, Flow, Hooks, Invalid, Problem, Rate, Reply, RequestCx, Result, Site};
-use crate::rate_limit::client_network;
+use crate::rate_limit::subject::client_network;
 
 /// Slots of the sketch; four rows of 4096 counters keep the excess under a thousandth of all requests.
 const SLOTS: usize = 4096;

@@ -8,6 +8,7 @@ pub mod contract;
 
 pub mod bearer;
 pub mod client_ip;
+pub mod concurrency_limit;
 pub mod flood_guard;
 pub mod headers;
 pub mod key_binding;
@@ -28,6 +29,7 @@ pub const ALL: &[Kind] = &[
     Kind::of::<bearer::Bearer>(),
     Kind::of::<key_binding::KeyBinding>(),
     Kind::of::<rate_limit::RateLimit>(),
+    Kind::of::<concurrency_limit::ConcurrencyLimit>(),
     Kind::of::<sse_keepalive::SseKeepalive>(),
     Kind::of::<headers::Headers>(),
 ];

@@ -1,7 +1,9 @@
 //! What the filters' tests share: a site to compile at, a store that does nothing, and throw-away keys.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use ipnet::IpNet;
@@ -45,10 +47,25 @@ impl Bindings for NoBindings {
     fn intercepted(&self, _: Intercept) {}
 }
 
+/// What a future comes to that waits for nobody.
+pub fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => panic!("it waits for somebody"),
+    }
+}
+
 /// Compiles something at a site that trusts nobody.
 pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
-    let ports = Ports { bindings: Arc::new(NoBindings), hasher: KeyHasher::new(b"test"), meter: Arc::default() };
-    compile(&mut Site { place: "filters[0]".into(), trusted: Arc::default(), keep: &Keep::default(), ports: &ports, resolve: &NoFiles })
+    let ports = Ports { bindings: Arc::new(NoBindings), hasher: KeyHasher::new(b"test"), meter: Arc::default(), counters: None };
+    compile(&mut Site {
+        place: "filters[0]".into(),
+        trusted: Arc::default(),
+        keep: &Keep::default(),
+        ports: &ports,
+        resolve: &NoFiles,
+        shares: &Cell::default(),
+    })
 }
 
 /// Made for these tests.

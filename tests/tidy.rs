@@ -151,7 +151,14 @@ fn configurations_refuse_what_they_do_not_know() {
     }
     for kind in ALL {
         let ports = keylatch::config::check_ports();
-        let mut site = Site { place: "test".into(), trusted: Default::default(), keep: &Keep::default(), ports: &ports, resolve: &NoFiles };
+        let mut site = Site {
+            place: "test".into(),
+            trusted: Default::default(),
+            keep: &Keep::default(),
+            ports: &ports,
+            resolve: &NoFiles,
+            shares: &Default::default(),
+        };
         let error = (kind.compile)(serde_json::json!({ "no_such_key": 1 }), &mut site).err();
         assert!(error.is_some_and(|error| error.message.contains("no_such_key")), "{} takes keys it does not know", kind.name);
     }

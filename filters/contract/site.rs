@@ -1,13 +1,14 @@
 //! What a filter's compilation may look at and hold on to.
 
 use std::any::{Any, TypeId};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::{Bindings, Invalid, KeyHasher, SecretRef, TrustedProxies};
+use super::{Bindings, Counters, Invalid, KeyHasher, SecretRef, TrustedProxies};
 
 /// Reads the files a configuration refers to.
 pub trait Resolve {
@@ -49,12 +50,13 @@ impl Meter {
         Self { registry, known: Mutex::default() }
     }
 
-    fn counter(&self, name: &'static str, help: &str, label: (&str, &str)) -> IntCounter {
+    fn counter(&self, name: &'static str, help: &str, labels: &[(&str, &str)]) -> IntCounter {
+        let (names, values): (Vec<&str>, Vec<&str>) = labels.iter().copied().unzip();
         let made = {
             let mut known = self.known.lock();
             match known.get(name) {
                 Some(vec) => Some(vec.clone()),
-                None => IntCounterVec::new(Opts::new(format!("keylatch_{name}"), help), &[label.0])
+                None => IntCounterVec::new(Opts::new(format!("keylatch_{name}"), help), &names)
                     .ok()
                     .filter(|vec| self.registry.register(Box::new(vec.clone())).is_ok())
                     .inspect(|vec| {
@@ -64,7 +66,7 @@ impl Meter {
         };
         // A name that cannot be registered is a mistake in a filter, found by the registry's test;
         // it must not stop a request, so what is counted then is shown nowhere.
-        made.and_then(|vec| vec.get_metric_with_label_values(&[label.1]).ok())
+        made.and_then(|vec| vec.get_metric_with_label_values(&values).ok())
             .or_else(|| IntCounter::new("detached", "not shown").ok())
             .unwrap_or_else(|| unreachable!("`detached` is a valid name"))
     }
@@ -79,6 +81,8 @@ pub struct Ports {
     pub hasher: KeyHasher,
     /// Where filters count.
     pub meter: Arc<Meter>,
+    /// Counts that replicas share; `None` where there is nothing to share them in.
+    pub counters: Option<Arc<dyn Counters>>,
 }
 
 /// The surroundings of a filter that is being compiled.
@@ -93,6 +97,8 @@ pub struct Site<'a> {
     pub ports: &'a Ports,
     /// Who reads files.
     pub resolve: &'a dyn Resolve,
+    /// Set by whoever uses what replicas share.
+    pub shares: &'a Cell<bool>,
 }
 
 impl Site<'_> {
@@ -108,6 +114,15 @@ impl Site<'_> {
         Ok(text)
     }
 
+    /// Counts that replicas share.
+    pub fn counters(&self) -> Result<Arc<dyn Counters>, Invalid> {
+        self.shares.set(true);
+        self.ports
+            .counters
+            .clone()
+            .ok_or_else(|| Invalid::new("replicas share counts in Redis: the section `redis` is needed, and a restart where it is new"))
+    }
+
     /// State that outlives a reload, for this place and type.
     pub fn keep<T: Any + Send + Sync>(&self, key: &str, init: impl FnOnce() -> T) -> Arc<T> {
         self.keep.get(key, init)
@@ -115,7 +130,12 @@ impl Site<'_> {
 
     /// A counter `keylatch_<name>` with one label, shared with whoever asks for the same.
     pub fn counter(&self, name: &'static str, help: &str, label: (&str, &str)) -> IntCounter {
-        self.ports.meter.counter(name, help, label)
+        self.ports.meter.counter(name, help, &[label])
+    }
+
+    /// The same with several labels.
+    pub fn counter_by(&self, name: &'static str, help: &str, labels: &[(&str, &str)]) -> IntCounter {
+        self.ports.meter.counter(name, help, labels)
     }
 }
 

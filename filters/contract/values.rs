@@ -139,6 +139,8 @@ impl Rate {
             "m" | "min" | "minute" => Duration::from_secs(60),
             "h" | "hour" => Duration::from_secs(3600),
             "d" | "day" => Duration::from_secs(86_400),
+            "w" | "week" => Duration::from_secs(7 * 86_400),
+            "month" => Duration::from_secs(30 * 86_400),
             other => humantime::parse_duration(other).map_err(|_| wrong())?,
         };
         if count == 0 {

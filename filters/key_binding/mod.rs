@@ -46,10 +46,11 @@ use prometheus::IntCounter;
 
 use crate::contract::{
     Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Leash, Problem,
-    Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, UpstreamCx, other_key_in_query,
+    Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, UpstreamCx, other_key_in_query,
 };
-use crate::rate_limit::gcra::{Quota, Table};
-use crate::rate_limit::{ceil_s, client_network};
+use crate::rate_limit::ceil_s;
+use crate::rate_limit::gcra::Table;
+use crate::rate_limit::subject::client_network;
 use crate::sse_keepalive::is_event_stream;
 pub use config::{Config, Confirm, Enrol, FirstRule, OnBan, OnMissing, OnStoreFailure};
 
@@ -205,7 +206,8 @@ impl KeyBinding {
             Enrol::Window { until } if cx.now.wall >= until.0 => return Ok(Verdict::Unknown),
             Enrol::Window { .. } | Enrol::FirstUse => {}
         }
-        let brought = self.new_keys.hit(self.new_keys.slot(&client_network(client)), self.new_keys_quota, cx.now.instant);
+        let brought =
+            self.new_keys.hit(self.new_keys.slot(&client_network(client)), self.new_keys_quota, 1, Duration::ZERO, cx.now.instant);
         if !brought.allowed {
             return Ok(Verdict::TooMany(brought.retry_in));
         }

@@ -10,42 +10,17 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::contract::{Outcome, Quota, nanos};
+
 const SHARDS: usize = 64;
-
-/// How often, in the algorithm's terms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
-    interval_ns: u64,
-    /// How far ahead of now the TAT may be and still be hit: (burst − 1) intervals.
-    tolerance_ns: u64,
-}
-
-impl Quota {
-    /// One hit every `interval`, and up to `burst` (at least 1) at once.
-    pub fn new(interval: Duration, burst: u32) -> Self {
-        let interval_ns = nanos(interval).max(1);
-        Self { interval_ns, tolerance_ns: interval_ns.saturating_mul(u64::from(burst.max(1)) - 1) }
-    }
-}
-
-/// What came of a hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// Whether it was within the limit.
-    pub allowed: bool,
-    /// How many more would be, right now.
-    pub remaining: u32,
-    /// Until all of the burst is there again.
-    pub full_in: Duration,
-    /// Until the next hit can be allowed; zero when this one was.
-    pub retry_in: Duration,
-}
 
 /// A TAT, and the interval its hits were counted by: a reload may have changed it since.
 #[derive(Clone, Copy)]
 struct Entry {
     tat: u64,
     interval_ns: u64,
+    /// Refused for a time, whatever it does.
+    blocked: bool,
 }
 
 type Shard = HashMap<u128, Entry>;
@@ -55,7 +30,19 @@ pub struct Table {
     base: Instant,
     shards: Vec<Mutex<Shard>>,
     entries_max_per_shard: usize,
-    seeds: [RandomState; 2],
+    seeds: Seeds,
+}
+
+/// Names things by 128 bits under secret seeds, so that nobody can make two things share a count.
+#[derive(Default)]
+pub struct Seeds([RandomState; 2]);
+
+impl Seeds {
+    /// The name of a thing.
+    pub fn slot(&self, thing: &impl Hash) -> u128 {
+        let [high, low] = &self.0;
+        u128::from(high.hash_one(thing)) << 64 | u128::from(low.hash_one(thing))
+    }
 }
 
 impl Table {
@@ -66,38 +53,43 @@ impl Table {
             base: Instant::now(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             entries_max_per_shard: entries_max.div_ceil(SHARDS).max(8),
-            seeds: [RandomState::new(), RandomState::new()],
+            seeds: Seeds::default(),
         }
     }
 
-    /// The name under which a thing is counted: 128 bits under secret seeds, so that nobody can
-    /// make two things share a count.
+    /// The name under which a thing is counted.
     pub fn slot(&self, thing: &impl Hash) -> u128 {
-        let [high, low] = &self.seeds;
-        u128::from(high.hash_one(thing)) << 64 | u128::from(low.hash_one(thing))
+        self.seeds.slot(thing)
     }
 
-    /// Hits once.
-    pub fn hit(&self, slot: u128, quota: Quota, now: Instant) -> Outcome {
+    /// Hits, counting `cost`. A thing that is refused is refused for at least `block` from then on.
+    pub fn hit(&self, slot: u128, quota: Quota, cost: u32, block: Duration, now: Instant) -> Outcome {
         let now_ns = self.since_base(now);
         let mut shard = self.shard(slot).lock();
-        let tat = shard.get(&slot).map_or(0, |entry| entry.under(quota, now_ns)).max(now_ns);
+        let known = shard.get(&slot).copied();
+        let tat = known.map_or(0, |entry| entry.under(quota, now_ns)).max(now_ns);
         let room_ns = now_ns.saturating_add(quota.tolerance_ns);
-        if tat > room_ns {
-            return outcome(false, tat, now_ns, quota);
+        let more_ns = quota.interval_ns.saturating_mul(u64::from(cost.max(1)) - 1);
+        if tat.saturating_add(more_ns) > room_ns {
+            let starts = !block.is_zero() && !known.is_some_and(|entry| entry.blocked);
+            let tat = if starts { room_ns.saturating_add(nanos(block)).max(tat) } else { tat };
+            if let Some(entry) = shard.get_mut(&slot).filter(|_| starts) {
+                *entry = Entry { tat, interval_ns: quota.interval_ns, blocked: true };
+            }
+            return quota.outcome(false, tat - now_ns, cost);
         }
-        let next = tat.saturating_add(quota.interval_ns);
-        if shard.len() >= self.entries_max_per_shard && !shard.contains_key(&slot) {
+        let next = tat.saturating_add(quota.interval_ns.saturating_mul(u64::from(cost.max(1))));
+        if shard.len() >= self.entries_max_per_shard && known.is_none() {
             make_room(&mut shard, now_ns);
         }
-        shard.insert(slot, Entry { tat: next, interval_ns: quota.interval_ns });
-        outcome(true, next, now_ns, quota)
+        shard.insert(slot, Entry { tat: next, interval_ns: quota.interval_ns, blocked: false });
+        quota.outcome(true, next - now_ns, cost)
     }
 
-    /// Takes one hit back: another limit refused the request.
-    pub fn refund(&self, slot: u128, quota: Quota) {
+    /// Takes a hit back: another limit refused the request.
+    pub fn refund(&self, slot: u128, quota: Quota, cost: u32) {
         if let Some(entry) = self.shard(slot).lock().get_mut(&slot) {
-            entry.tat = entry.tat.saturating_sub(quota.interval_ns);
+            entry.tat = entry.tat.saturating_sub(quota.interval_ns.saturating_mul(u64::from(cost)));
         }
     }
 
@@ -122,17 +114,6 @@ impl Entry {
     }
 }
 
-fn outcome(allowed: bool, tat: u64, now_ns: u64, quota: Quota) -> Outcome {
-    let room_ns = now_ns.saturating_add(quota.tolerance_ns);
-    let left_ns = room_ns.saturating_add(quota.interval_ns).saturating_sub(tat);
-    Outcome {
-        allowed,
-        remaining: if allowed { u32::try_from(left_ns / quota.interval_ns).unwrap_or(u32::MAX) } else { 0 },
-        full_in: Duration::from_nanos(tat.saturating_sub(now_ns)),
-        retry_in: if allowed { Duration::ZERO } else { Duration::from_nanos(tat.saturating_sub(room_ns)) },
-    }
-}
-
 /// Forgets at least an eighth: what has expired, and then what has used least. An eighth at once makes
 /// the sweep's cost a constant for each entry that made it necessary.
 fn make_room(shard: &mut Shard, now_ns: u64) {
@@ -153,15 +134,37 @@ fn make_room(shard: &mut Shard, now_ns: u64) {
     }
 }
 
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    const NEVER: Duration = Duration::ZERO;
+
+    #[test]
+    fn what_costs_more_uses_up_more() {
+        let table = Table::new(1000);
+        let (quota, start) = (sixty_a_minute(10), Instant::now());
+        let hit = |cost, after| table.hit(1, quota, cost, NEVER, start + Duration::from_secs(after));
+        assert_eq!((hit(4, 0).remaining, hit(4, 0).remaining), (6, 2));
+        let refused = hit(4, 0);
+        assert!(!refused.allowed && refused.retry_in == Duration::from_secs(2), "{refused:?}");
+        assert!(hit(2, 0).allowed && !hit(1, 0).allowed && !hit(4, 3).allowed && hit(4, 4).allowed);
+        assert!(!hit(11, 1000).allowed, "more than there ever is at once");
+    }
+
+    #[test]
+    fn a_block_lasts_its_time_and_no_longer() {
+        let table = Table::new(1000);
+        let (quota, start, block) = (sixty_a_minute(2), Instant::now(), Duration::from_secs(300));
+        let hit = |after_s| table.hit(1, quota, 1, block, start + Duration::from_secs(after_s));
+        assert!(hit(0).allowed && hit(0).allowed);
+        assert_eq!(hit(0).retry_in, block);
+        assert_eq!(hit(100).retry_in, Duration::from_secs(200), "trying does not prolong it");
+        assert!(!hit(299).allowed && hit(300).allowed, "and then it is over");
+        assert!(!hit(300).allowed, "but nothing was saved up meanwhile");
+    }
 
     fn sixty_a_minute(burst: u32) -> Quota {
         Quota::new(Duration::from_secs(1), burst)
@@ -172,7 +175,7 @@ mod tests {
         let table = Table::new(1000);
         let (slot, quota) = (table.slot(&"key"), sixty_a_minute(3));
         let start = Instant::now();
-        let at = |ms: u64| table.hit(slot, quota, start + Duration::from_millis(ms));
+        let at = |ms: u64| table.hit(slot, quota, 1, NEVER, start + Duration::from_millis(ms));
         assert_eq!((at(0).remaining, at(0).remaining), (2, 1));
         let third = at(0);
         assert_eq!((third.allowed, third.remaining), (true, 0));
@@ -192,7 +195,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        passed.fetch_add(u32::from(table.hit(7, quota, now).allowed), Ordering::Relaxed);
+                        passed.fetch_add(u32::from(table.hit(7, quota, 1, NEVER, now).allowed), Ordering::Relaxed);
                     }
                 });
             }
@@ -205,13 +208,13 @@ mod tests {
         let table = Table::new(10_000);
         let (quota, now) = (sixty_a_minute(2), Instant::now());
         let busy = table.slot(&"busy");
-        assert!(table.hit(busy, quota, now).allowed && table.hit(busy, quota, now).allowed);
+        assert!(table.hit(busy, quota, 1, NEVER, now).allowed && table.hit(busy, quota, 1, NEVER, now).allowed);
         for client in 0..1_000_000_u32 {
-            table.hit(table.slot(&client), quota, now);
+            table.hit(table.slot(&client), quota, 1, NEVER, now);
         }
         let remembered: usize = table.shards.iter().map(|shard| shard.lock().len()).sum();
         assert!(remembered <= 10_000 + SHARDS * 8, "{remembered}");
-        assert!(!table.hit(busy, quota, now).allowed, "a flood of strangers does not free whom it stopped");
+        assert!(!table.hit(busy, quota, 1, NEVER, now).allowed, "a flood of strangers does not free whom it stopped");
     }
 
     #[test]
@@ -219,16 +222,16 @@ mod tests {
         let table = Table::new(1000);
         let now = Instant::now();
         let daily = Quota::new(Duration::from_secs(86_400), 1);
-        assert!(table.hit(1, daily, now).allowed && !table.hit(1, daily, now).allowed);
-        assert_eq!(table.hit(1, sixty_a_minute(5), now).remaining, 3, "one was used before, one now");
+        assert!(table.hit(1, daily, 1, NEVER, now).allowed && !table.hit(1, daily, 1, NEVER, now).allowed);
+        assert_eq!(table.hit(1, sixty_a_minute(5), 1, NEVER, now).remaining, 3, "one was used before, one now");
     }
 
     #[test]
     fn a_refund_gives_back_exactly_one() {
         let table = Table::new(1000);
         let (quota, now) = (sixty_a_minute(1), Instant::now());
-        assert!(table.hit(1, quota, now).allowed);
-        table.refund(1, quota);
-        assert!(table.hit(1, quota, now).allowed && !table.hit(1, quota, now).allowed);
+        assert!(table.hit(1, quota, 1, NEVER, now).allowed);
+        table.refund(1, quota, 1);
+        assert!(table.hit(1, quota, 1, NEVER, now).allowed && !table.hit(1, quota, 1, NEVER, now).allowed);
     }
 }

@@ -1,7 +1,7 @@
 //! # rate_limit
 //!
-//! Limits how often, exactly (GCRA), per key, client address, route, header or claim. Past the limit
-//! the client gets a 429 with `Retry-After`; every answer carries `RateLimit-Policy` and `RateLimit`
+//! Limits how often, exactly (GCRA), per key, client address, route, header or claim, or a combination of them.
+//! Past the limit the client gets a 429 with `Retry-After`; every answer carries `RateLimit-Policy` and `RateLimit`
 //! (IETF httpapi, draft-ietf-httpapi-ratelimit-headers).
 //!
 //! ```yaml
@@ -11,6 +11,8 @@
 //!   burst: 20
 //!   and:
 //!     - {name: hourly, per: client, limit: 1000/h}
+//!     - {name: quota, per: key, limit: 100000/month, window: calendar}
+//!     - {name: shared-out, per: [client, key], limit: 60/min, block_for: 5m}
 //! ```
 //!
 //! `burst` is how many may come at once; without it, all of the count. The limits of one item hold
@@ -18,103 +20,45 @@
 //! A request without the key, header or claim that is counted is counted by its client address instead.
 //! IPv6 clients are counted by their /64. Counts survive a reload; a new limit holds for the next request.
 //!
+//! With `window: calendar` a limit per minute, hour, day, week or month is used up and comes back when the next one
+//! begins (UTC). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts.
+//! A limit with `shadow: true` counts and refuses nobody; so does the whole filter.
+//!
+//! With `scope: shared` replicas count together, in Redis, one round trip for all limits of the item: they let through
+//! what one would. When Redis is away, `on_store_failure` says what then: each replica counts by itself (`local`),
+//! requests pass (`allow`), or get 503 (`deny`).
+//!
 //! Memory is bounded by `entries_max` (about 50 bytes each): past it, those who have used least of
 //! their limit are forgotten first.
 
+pub mod calendar;
+mod config;
+mod fields;
 pub mod gcra;
+mod policy;
+pub mod subject;
 
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, header};
-use schemars::JsonSchema;
-use serde::Deserialize;
+use prometheus::IntCounter;
 
-use crate::contract::{
-    Filter, Flow, Hooks, Identity, Invalid, Key, KeyHasher, KeyReader, Problem, Rate, Reply, RequestCx, ResponseCx, Result, Site, failure,
-};
-use gcra::{Outcome, Quota, Table};
-
-/// What is counted.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Per {
-    /// Each API key.
-    Key,
-    /// Each client address.
-    Client,
-    /// Each route: everybody together.
-    Route,
-    /// Each value of this header field.
-    Header(String),
-    /// Each value of this claim of a checked bearer.
-    Claim(String),
-}
-
-/// One limit.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Limit {
-    /// Its name in header fields and metrics. Default: what it counts.
-    pub name: Option<String>,
-    /// What is counted.
-    pub per: Per,
-    /// How often: `60/min`.
-    pub limit: Rate,
-    /// How many at once. Default: the count of `limit`.
-    pub burst: Option<u32>,
-}
-
-/// `rate_limit`
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Its name in header fields and metrics. Default: what it counts.
-    pub name: Option<String>,
-    /// What is counted.
-    pub per: Per,
-    /// How often: `60/min`.
-    pub limit: Rate,
-    /// How many at once. Default: the count of `limit`.
-    pub burst: Option<u32>,
-    /// More limits that hold together with this one.
-    #[serde(default)]
-    pub and: Vec<Limit>,
-    /// How many keys, clients and so on are remembered, for each limit. Default: 250000.
-    pub entries_max: Option<usize>,
-}
+use crate::contract::{Counters, Filter, Flow, Hooks, Invalid, Outcome, Problem, Reply, RequestCx, ResponseCx, Result, Site};
+pub use config::{Config, Limit, OnStoreFailure, Scope, Window};
+use policy::{Policy, Slot};
 
 const ENTRIES_DEFAULT: usize = 250_000;
 const LIMITS_MAX: usize = 8;
 
-/// Where the thing counted is read from.
-enum Subject {
-    Key,
-    Client,
-    Route,
-    Header(HeaderName),
-    Claim(String),
-}
-
-struct Policy {
-    name: String,
-    subject: Subject,
-    quota: Quota,
-    table: Arc<Table>,
-    /// The member of `RateLimit-Policy`, which never changes.
-    field: HeaderValue,
-}
-
 /// The compiled filter.
 pub struct RateLimit {
     policies: Vec<Policy>,
-    reader: KeyReader,
-    hasher: KeyHasher,
+    /// Where replicas count together.
+    shared: Option<Arc<dyn Counters>>,
+    on_store_failure: OnStoreFailure,
+    openai_fields: bool,
+    store_failures: IntCounter,
 }
-
-const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 impl Filter for RateLimit {
     const NAME: &'static str = "rate_limit";
@@ -132,7 +76,8 @@ impl Filter for RateLimit {
         if !(1000..=100_000_000).contains(&entries_max) {
             return Err(Invalid::new("must be between 1000 and 100000000").at("entries_max"));
         }
-        let first = Limit { name: config.name, per: config.per, limit: config.limit, burst: config.burst };
+        let Config { name, per, limit, burst, window, cost, block_for, .. } = config;
+        let first = Limit { name, per, limit, burst, window, cost, block_for, shadow: false };
         let mut policies = vec![Policy::compile(first, entries_max, site)?];
         for (index, limit) in config.and.into_iter().enumerate() {
             let wrong = |e: Invalid| e.index(index).at("and");
@@ -142,104 +87,85 @@ impl Filter for RateLimit {
             }
             policies.push(policy);
         }
-        Ok(Self { policies, reader: KeyReader::default(), hasher: site.ports.hasher.clone() })
+        let shared = match config.scope {
+            Scope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
+            Scope::Local => None,
+        };
+        Ok(Self {
+            policies,
+            shared,
+            on_store_failure: config.on_store_failure,
+            openai_fields: config.openai_fields,
+            store_failures: site.counter(
+                "rate_limit_store_failures_total",
+                "Requests whose shared counts could not be reached, by what was done.",
+                ("outcome", config.on_store_failure.as_str()),
+            ),
+        })
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, outcomes: &mut Vec<Outcome>) -> Result<Flow> {
-        outcomes.reserve_exact(self.policies.len());
-        let mut slots = Vec::with_capacity(self.policies.len());
-        for policy in &self.policies {
-            let slot = self.slot(policy, cx);
-            let outcome = policy.table.hit(slot, policy.quota, cx.now.instant);
-            outcomes.push(outcome);
-            if !outcome.allowed {
-                for (policy, slot) in self.policies.iter().zip(slots) {
-                    policy.table.refund(slot, policy.quota);
+        let refused_by = match &self.shared {
+            Some(shared) => {
+                let hits = self.policies.iter().map(|policy| policy.hit(cx)).collect();
+                match (shared.hit(hits).await, self.on_store_failure) {
+                    (Ok(all), _) => {
+                        *outcomes = all;
+                        self.policies.iter().zip(&*outcomes).position(|(policy, outcome)| !outcome.allowed && !policy.shadow)
+                    }
+                    (Err(_), failure) => {
+                        self.store_failures.inc();
+                        match failure {
+                            OnStoreFailure::Local => self.count(cx, outcomes),
+                            OnStoreFailure::Allow => None,
+                            OnStoreFailure::Deny => return Ok(away().into()),
+                        }
+                    }
                 }
-                return Ok(refusal(policy, outcome).into());
             }
-            slots.push(slot);
+            None => self.count(cx, outcomes),
+        };
+        for (policy, outcome) in self.policies.iter().zip(&*outcomes) {
+            policy.tell(outcome.allowed);
         }
-        Ok(Flow::Continue)
+        match refused_by.and_then(|index| self.policies.get(index).zip(outcomes.get(index))) {
+            Some((policy, outcome)) => Ok(refusal(policy, *outcome).into()),
+            None => Ok(Flow::Continue),
+        }
     }
 
     fn response(&self, cx: &mut ResponseCx<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> {
-        for (policy, outcome) in self.policies.iter().zip(outcomes) {
-            let mut state = String::with_capacity(policy.name.len() + 32);
-            let mut digits = itoa::Buffer::new();
-            state.extend(["\"", &policy.name, "\";r=", digits.format(outcome.remaining)]);
-            state.extend([";t=", digits.format(ceil_s(outcome.full_in))]);
-            let state = HeaderValue::try_from(state).map_err(failure)?;
-            cx.response.append_header(POLICY, policy.field.clone()).map_err(failure)?;
-            cx.response.append_header(LIMIT, state).map_err(failure)?;
+        for (policy, outcome) in self.policies.iter().zip(&*outcomes) {
+            fields::ietf(cx.response, policy, *outcome)?;
+        }
+        if self.openai_fields {
+            let tightest = self.policies.iter().zip(&*outcomes).min_by_key(|(_, outcome)| (outcome.allowed, outcome.remaining));
+            if let Some((policy, outcome)) = tightest {
+                fields::openai(cx.response, policy, *outcome)?;
+            }
         }
         Ok(())
     }
 }
 
 impl RateLimit {
-    /// Under which name this request is counted. The kinds are kept apart, so that no header value
-    /// can be taken for an address.
-    fn slot(&self, policy: &Policy, cx: &RequestCx<'_>) -> u128 {
-        let client = || policy.table.slot(&("client", client_network(cx.client())));
-        match &policy.subject {
-            Subject::Client => client(),
-            Subject::Route => policy.table.slot(&("route", cx.route)),
-            Subject::Key => match cx.facts.get::<Key>() {
-                Some(key) => policy.table.slot(&("key", key.id)),
-                // No `key_binding` before this one.
-                None => match self.reader.read(cx.headers()) {
-                    Ok(Some(key)) => policy.table.slot(&("key", self.hasher.id(key))),
-                    Ok(None) | Err(_) => client(),
-                },
-            },
-            Subject::Header(name) => match cx.headers().get(name) {
-                Some(value) => policy.table.slot(&("header", value.as_bytes())),
-                None => client(),
-            },
-            Subject::Claim(name) => match cx.facts.get::<Identity>().and_then(|identity| identity.claims.get(name)) {
-                Some(value) => policy.table.slot(&("claim", value.to_string())),
-                None => client(),
-            },
-        }
-    }
-}
-
-impl Policy {
-    fn compile(limit: Limit, entries_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
-        let (kind, subject) = match limit.per {
-            Per::Key => ("key".to_owned(), Subject::Key),
-            Per::Client => ("client".to_owned(), Subject::Client),
-            Per::Route => ("route".to_owned(), Subject::Route),
-            Per::Header(name) => {
-                let parsed = name
-                    .to_ascii_lowercase()
-                    .parse()
-                    .map_err(|_| Invalid::new(format!("`{name}` is not a header field's name")).at("header").at("per"))?;
-                (name, Subject::Header(parsed))
+    /// Counts in this process. The index of the limit that refuses, if one does.
+    fn count(&self, cx: &RequestCx<'_>, outcomes: &mut Vec<Outcome>) -> Option<usize> {
+        outcomes.reserve_exact(self.policies.len());
+        let mut slots: Vec<Option<Slot>> = Vec::with_capacity(self.policies.len());
+        for (index, policy) in self.policies.iter().enumerate() {
+            let slot = policy.slot(cx);
+            let outcome = policy.count(&slot, cx);
+            outcomes.push(outcome);
+            if !outcome.allowed && !policy.shadow {
+                for (policy, slot) in self.policies.iter().zip(slots) {
+                    slot.iter().for_each(|slot| policy.refund(slot));
+                }
+                return Some(index);
             }
-            Per::Claim(name) => (name.clone(), Subject::Claim(name)),
-        };
-        let name = limit.name.unwrap_or(kind);
-        let word = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(word) {
-            return Err(Invalid::new(format!("`{name}` is not a name; use up to 64 letters, digits, `-`, `_` and `.`")).at("name"));
+            slots.push(outcome.allowed.then_some(slot));
         }
-        let burst = limit.burst.unwrap_or(limit.limit.count);
-        if burst == 0 {
-            return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("burst"));
-        }
-        let window_s = limit.limit.period.as_secs().max(1);
-        let field = HeaderValue::from_str(&format!("\"{name}\";q={};w={window_s}", limit.limit.count))
-            .map_err(|e| Invalid::new(e.to_string()).at("name"))?;
-        let key = format!("{} {name} {entries_max}", site.place);
-        Ok(Self {
-            name,
-            subject,
-            quota: Quota::new(limit.limit.interval(), burst),
-            table: site.keep(&key, || Table::new(entries_max)),
-            field,
-        })
+        None
     }
 }
 
@@ -252,7 +178,14 @@ fn refusal(policy: &Policy, outcome: Outcome) -> Reply {
         format!("Rate limit `{}` reached. Try again in {retry_after_s}s.", policy.name),
     )
     .detail(format!("limit `{}`", policy.name))
-    .header(header::RETRY_AFTER, HeaderValue::from(retry_after_s))
+    .header(http::header::RETRY_AFTER, http::HeaderValue::from(retry_after_s))
+}
+
+/// Shared counts cannot be reached, and nobody is to pass uncounted.
+pub fn away() -> Reply {
+    let message = "How often you may ask cannot be looked up at the moment. Try again in a second.";
+    Reply::new(Problem::Unavailable, "limits_unavailable", "store", message)
+        .header(http::header::RETRY_AFTER, http::HeaderValue::from_static("1"))
 }
 
 /// In whole seconds, rounded up: a header field has no fractions.
@@ -260,12 +193,5 @@ pub fn ceil_s(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
-/// What stands for a client in counts: an IPv4 address, or the /64 an IPv6 client has to itself, within
-/// which it could otherwise take a new address for each request.
-pub fn client_network(client: IpAddr) -> IpAddr {
-    const HOST_BITS: u128 = u64::MAX as u128;
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !HOST_BITS)),
-    }
-}
+#[cfg(test)]
+mod tests;

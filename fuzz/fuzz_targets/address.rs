@@ -23,7 +23,14 @@ fuzz_target!(|data: &[u8]| {
     };
     let Ok(trusted) = TrustedProxies::compile(&config, &NoFiles) else { return };
     let ports = keylatch::config::check_ports();
-    let mut site = Site { place: String::new(), trusted: trusted.into(), keep: &Keep::default(), ports: &ports, resolve: &NoFiles };
+    let mut site = Site {
+        place: String::new(),
+        trusted: trusted.into(),
+        keep: &Keep::default(),
+        ports: &ports,
+        resolve: &NoFiles,
+        shares: &Default::default(),
+    };
     let sources = r#"{"sources": ["cf-connecting-ip", "forwarded", "x-real-ip", "x-forwarded-for"]}"#;
     let Ok(filter) = decode(sources.parse().unwrap_or_default()).and_then(|config| ClientIp::compile(config, &mut site)) else { return };
     let mut headers = HeaderMap::new();

@@ -47,9 +47,16 @@ pub fn run(path: &Path) -> Result<(), String> {
 
 async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let metrics = Arc::new(Metrics::new().map_err(|e| format!("the metrics cannot be registered: {e}"))?);
-    let opened = store::open(&settings, &Files::beside(path), &metrics.registry, Purpose::Serve).await?;
-    let ports =
-        Ports { bindings: Arc::clone(&opened.store) as _, hasher: opened.hasher, meter: Arc::new(Meter::new(metrics.registry.clone())) };
+    let (files, registry) = (Files::beside(path), &metrics.registry);
+    let redis = store::open_redis(&settings, &files, registry).await?;
+    let counters = redis.as_ref().map(store::counters);
+    let opened = store::open(&settings, &files, registry, Purpose::Serve, redis).await?;
+    let ports = Ports {
+        bindings: Arc::clone(&opened.store) as _,
+        hasher: opened.hasher,
+        meter: Arc::new(Meter::new(metrics.registry.clone())),
+        counters,
+    };
     let compiler = Arc::new(Compiler::new(ports));
     let snapshot = reload::load(path, &compiler).await?;
     metrics.last_reload.set(reload::unix_s());

@@ -1,5 +1,6 @@
 //! From what an operator wrote to what a request meets: a [`Snapshot`], immutable, swapped whole.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,8 +10,8 @@ use ipnet::IpNet;
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
 use keylatch_filters::contract::{
-    Binding, Bindings, BoxFuture, FirstUse, Intercept, Invalid, Keep, KeyHasher, KeyId, Leash, Meter, Ports, Site, StoreError,
-    TrustedProxies,
+    Binding, Bindings, BoxFuture, Counters, FirstUse, Hit, Intercept, Invalid, Keep, KeyHasher, KeyId, Lease, Leash, Meter, Outcome, Ports,
+    Site, StoreError, TrustedProxies,
 };
 
 use super::model::{FilterItem, RouteSettings, Settings, Storage};
@@ -77,7 +78,19 @@ impl Compiler {
         let mut report = std::mem::replace(&mut parsed.mistakes, Report::new(&parsed.path));
         let files = Files::beside(&parsed.path);
         let partial = !report.is_empty();
-        let mut work = Work { compiler: self, parsed: &parsed, partial, files: &files, report: &mut report, trusted: Arc::default() };
+        // Where the file says nothing of Redis there is none, whatever the process was started with.
+        let counters = self.ports.counters.clone().filter(|_| parsed.settings.redis.is_some());
+        let ports = Ports { counters, ..self.ports.clone() };
+        let mut work = Work {
+            compiler: self,
+            ports,
+            parsed: &parsed,
+            partial,
+            files: &files,
+            report: &mut report,
+            trusted: Arc::default(),
+            shares: Cell::default(),
+        };
         let snapshot = work.snapshot();
         match snapshot {
             Some((trusted, upstreams, routes, unrouted, alerts)) if report.is_empty() => {
@@ -90,12 +103,15 @@ impl Compiler {
 
 struct Work<'a> {
     compiler: &'a Compiler,
+    ports: Ports,
     parsed: &'a Parsed,
     /// Something could not be read; defaults stand in its place.
     partial: bool,
     files: &'a Files,
     report: &'a mut Report,
     trusted: Arc<TrustedProxies>,
+    /// Whether any filter uses what replicas share.
+    shares: Cell<bool>,
 }
 
 type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>, Chain, Arc<Alerts>);
@@ -122,6 +138,10 @@ impl Work<'_> {
             wrong.into_iter().for_each(|invalid| self.wrong(&invalid.at("alerts")));
             Alerts::default()
         });
+        let unused = settings.redis.is_some() && !matches!(settings.storage, Storage::Postgres(_)) && !self.shares.get();
+        if unused && !self.partial && self.report.is_empty() {
+            self.wrong(&Invalid::new("nothing uses it: neither storage.postgres nor a limit with `scope: shared`").at("redis"));
+        }
         Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes, Chain::new(shared), Arc::new(alerts)))
     }
 
@@ -174,9 +194,6 @@ impl Work<'_> {
         }
         if let Some(redis) = &self.parsed.settings.redis {
             wrong.extend(redis.mistakes());
-            if !self.partial && !matches!(self.parsed.settings.storage, Storage::Postgres(_)) {
-                wrong.push(Invalid::new("is used beside storage.postgres only: what one process has it need not share").at("redis"));
-            }
         }
         if let Some(alerts) = &self.parsed.settings.alerts {
             wrong.extend(alerts.mistakes());
@@ -231,8 +248,9 @@ impl Work<'_> {
                 place: format!("{prefix}{}[{}]", item.name, items.iter().take(index).filter(|other| other.name == item.name).count()),
                 trusted: Arc::clone(&self.trusted),
                 keep: &self.compiler.keep,
-                ports: &self.compiler.ports,
+                ports: &self.ports,
                 resolve: self.files,
+                shares: &self.shares,
             };
             let Some(kind) = ALL.iter().find(|kind| kind.name == item.name) else { continue };
             match (kind.compile)(item.config.clone(), &mut site) {
@@ -275,10 +293,19 @@ impl Work<'_> {
 
 /// Ports for compiling without running: nothing is stored, nothing is known.
 pub fn check_ports() -> Ports {
-    Ports { bindings: Arc::new(Nowhere), hasher: KeyHasher::new(b""), meter: Arc::new(Meter::default()) }
+    Ports { bindings: Arc::new(Nowhere), hasher: KeyHasher::new(b""), meter: Arc::new(Meter::default()), counters: Some(Arc::new(Nowhere)) }
 }
 
 struct Nowhere;
+
+impl Counters for Nowhere {
+    fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
+    fn lease(&self, _: String, _: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
+}
 
 impl Bindings for Nowhere {
     fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {

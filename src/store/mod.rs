@@ -10,6 +10,7 @@ mod breaker;
 mod cache;
 mod counters;
 mod leashes;
+mod limits;
 mod memory;
 pub mod outbox;
 mod postgres;
@@ -28,7 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyHasher, KeyId, StoreError};
+use keylatch_filters::contract::{Binding, BoxFuture, Counters, FirstUse, KeyHasher, KeyId, StoreError};
 use prometheus::Registry;
 
 use crate::config::Files;
@@ -39,6 +40,7 @@ pub use bindings::Store;
 pub use breaker::up_to_a_quarter_less;
 use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Query, Record, Tended, Tending};
+pub use redis::Redis;
 
 /// What other processes have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +124,13 @@ pub enum Purpose {
 }
 
 /// Opens what is configured. Errors say what to do.
-pub async fn open(settings: &Settings, files: &Files, metrics: &Registry, purpose: Purpose) -> Result<Opened, String> {
+pub async fn open(
+    settings: &Settings,
+    files: &Files,
+    metrics: &Registry,
+    purpose: Purpose,
+    redis: Option<Arc<Redis>>,
+) -> Result<Opened, String> {
     let secrets = &settings.secrets;
     match &settings.storage {
         Storage::Memory => {
@@ -162,19 +170,26 @@ pub async fn open(settings: &Settings, files: &Files, metrics: &Registry, purpos
             } else {
                 database.belongs(&fingerprint, &previous).await?;
             }
-            // Commands change the authority, which tells the replicas; those tell Redis.
-            let shared = match settings.redis.as_ref().filter(|_| serves) {
-                Some(redis) => {
-                    let opened = redis::Redis::open(redis, files, metrics).await?;
-                    Some(shared::Shared::new(opened, redis.cache_ttl.0, config.stale_grace.0))
-                }
-                None => None,
-            };
+            let cache_ttl = settings.redis.as_ref().map(|redis| redis.cache_ttl.0);
+            let shared = redis.zip(cache_ttl).map(|(redis, ttl)| shared::Shared::new(redis, ttl, config.stale_grace.0));
             let store = Store::new(Arc::new(database), shared, config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })
         }
     }
+}
+
+/// Opens the Redis that is configured, if one is. Commands need none: they change the authority, which tells the replicas.
+pub async fn open_redis(settings: &Settings, files: &Files, metrics: &Registry) -> Result<Option<Arc<Redis>>, String> {
+    match &settings.redis {
+        Some(config) => Redis::open(config, files, metrics).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Counts that replicas share, in a Redis.
+pub fn counters(redis: &Arc<Redis>) -> Arc<dyn Counters> {
+    limits::Shared::new(Arc::clone(redis))
 }
 
 /// Brings the schema up to date.

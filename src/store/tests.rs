@@ -331,7 +331,7 @@ async fn a_database_belongs_to_its_secret() {
     let files = Files::beside(&path);
     let open = |secrets: Secrets| {
         let (settings, files) = (Settings { storage: storage.clone(), secrets, ..Settings::default() }, &files);
-        async move { open(&settings, files, &Registry::new(), Purpose::Serve).await.map(|opened| opened.hasher.id("k")) }
+        async move { open(&settings, files, &Registry::new(), Purpose::Serve, None).await.map(|opened| opened.hasher.id("k")) }
     };
     let made = open(Secrets::default()).await.unwrap();
     assert_eq!(open(Secrets::default()).await.unwrap(), made, "the same secret the second time");

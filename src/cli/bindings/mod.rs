@@ -139,7 +139,7 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
         return Err("storage is memory: its bindings are in the running process alone, and go with it".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings, &Files::beside(&asked.config), &Registry::new(), Purpose::Command).await?;
+        let opened = store::open(&settings, &Files::beside(&asked.config), &Registry::new(), Purpose::Command, None).await?;
         if carry_out(&opened, &asked.command).await? {
             // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
             let told = crate::control::ask(&asked.config, "bindings changed");

@@ -33,6 +33,7 @@ pub struct Redis {
     lost: Notify,
     timeout: Duration,
     prefix: String,
+    is_cluster: bool,
     away: IntGauge,
 }
 
@@ -43,8 +44,9 @@ impl Redis {
         let away = IntGauge::new("keylatch_redis_away", "1 while Redis does not answer; requests do without it.");
         let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
         let _ = metrics.register(Box::new(away.clone()));
+        let is_cluster = matches!(target, Target::Cluster(_));
         let (timeout, prefix) = (config.timeout.0, config.prefix.clone());
-        let redis = Arc::new(Self { link: Mutex::default(), lost: Notify::new(), timeout, prefix, away });
+        let redis = Arc::new(Self { link: Mutex::default(), lost: Notify::new(), timeout, prefix, is_cluster, away });
         match redis.connect(&mut target).await {
             Ok(()) => {}
             Err(error) if is_refusal(&error) => {
@@ -83,6 +85,11 @@ impl Redis {
                 Err(StoreError::Away(format!("redis did not answer within {:?}", self.timeout)))
             }
         }
+    }
+
+    /// Whether keys may be on several nodes.
+    pub fn is_cluster(&self) -> bool {
+        self.is_cluster
     }
 
     /// Whether it is there, as far as is known.

@@ -1,0 +1,162 @@
+//! # concurrency_limit
+//!
+//! Limits how many requests or streams are open at once, per key, client address, route, header or claim, or a
+//! combination of them. One more gets a 429 at once; nothing waits.
+//!
+//! ```yaml
+//! concurrency_limit:
+//!   per: key
+//!   most: 10
+//!   scope: shared
+//! ```
+//!
+//! A request counts from its header to the end of its answer. With `scope: shared` replicas count together, in Redis,
+//! where a place that a replica held when it died is free again after 30 s; `on_store_failure` is as for `rate_limit`.
+//! A request without the key, header or claim that is counted is counted by its client address instead, an IPv6
+//! client by its /64.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use http::{HeaderValue, header};
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::contract::{Counters, Filter, Flow, Hooks, Invalid, Lease, Problem, Reply, RequestCx, Result, Site};
+use crate::rate_limit::subject::{Pers, Subject, Things};
+use crate::rate_limit::{OnStoreFailure, Scope};
+
+/// `concurrency_limit`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What is counted; several are counted by their combination.
+    pub per: Pers,
+    /// How many at once, at least 1.
+    pub most: u32,
+    /// Where it is counted. Default: `local`.
+    #[serde(default)]
+    pub scope: Scope,
+    /// With `scope: shared`: what to do when Redis is away. Default: `local`.
+    #[serde(default)]
+    pub on_store_failure: OnStoreFailure,
+}
+
+/// How many of each thing are open in this process. It holds what is open and nothing else.
+#[derive(Default)]
+struct Open(Mutex<HashMap<Things, u32>>);
+
+impl Open {
+    fn take(self: &Arc<Self>, things: Things, most: u32) -> Option<Lease> {
+        match self.0.lock().entry(things.clone()) {
+            Entry::Occupied(mut count) if *count.get() < most => *count.get_mut() += 1,
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(slot) => {
+                slot.insert(1);
+            }
+        }
+        let open = Arc::clone(self);
+        Some(Lease::new(move || open.release(things)))
+    }
+
+    fn release(&self, things: Things) {
+        if let Entry::Occupied(mut count) = self.0.lock().entry(things) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// The compiled filter.
+pub struct ConcurrencyLimit {
+    subject: Subject,
+    most: u32,
+    open: Arc<Open>,
+    shared: Option<Arc<dyn Counters>>,
+    shared_name: String,
+    on_store_failure: OnStoreFailure,
+    store_failures: IntCounter,
+}
+
+impl Filter for ConcurrencyLimit {
+    const NAME: &'static str = "concurrency_limit";
+    const HOOKS: Hooks = Hooks::REQUEST;
+    const SOURCE: &'static str = include_str!("concurrency_limit.rs");
+    type Config = Config;
+    /// The place, until the exchange is over.
+    type State = Option<Lease>;
+
+    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+        if config.most == 0 {
+            return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("most"));
+        }
+        let (subject, word) = Subject::compile(config.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let shared = match config.scope {
+            Scope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
+            Scope::Local => None,
+        };
+        Ok(Self {
+            subject,
+            most: config.most,
+            open: site.keep(&format!("{} {word}", site.place), Open::default),
+            shared,
+            shared_name: format!("{}:{word}", site.place),
+            on_store_failure: config.on_store_failure,
+            store_failures: site.counter(
+                "concurrency_limit_store_failures_total",
+                "Requests whose open ones could not be counted by all replicas together, by what was done.",
+                ("outcome", config.on_store_failure.as_str()),
+            ),
+        })
+    }
+
+    async fn request(&self, cx: &mut RequestCx<'_>, place: &mut Self::State) -> Result<Flow> {
+        let things = self.subject.things(cx);
+        let taken = match &self.shared {
+            Some(shared) => match (shared.lease(format!("{}:{things}", self.shared_name), self.most).await, self.on_store_failure) {
+                (Ok(taken), _) => taken,
+                (Err(_), failure) => {
+                    self.store_failures.inc();
+                    match failure {
+                        OnStoreFailure::Local => self.open.take(things, self.most),
+                        OnStoreFailure::Allow => return Ok(Flow::Continue),
+                        OnStoreFailure::Deny => return Ok(crate::rate_limit::away().into()),
+                    }
+                }
+            },
+            None => self.open.take(things, self.most),
+        };
+        *place = taken;
+        if place.is_some() { Ok(Flow::Continue) } else { Ok(refusal(self.most).into()) }
+    }
+}
+
+fn refusal(most: u32) -> Reply {
+    let message = format!("Too many requests at once: {most} are open already. Try again when one of them has ended.");
+    Reply::new(Problem::RateLimited, "concurrency_limit_exceeded", "limit", message)
+        .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rate_limit::subject::Thing;
+
+    #[test]
+    fn places_come_back_and_nothing_is_remembered() {
+        let open = Arc::new(Open::default());
+        let thing = |name: &str| Things::One(Thing::Route(name.into()));
+        let (one, two) = (open.take(thing("a"), 2), open.take(thing("a"), 2));
+        assert!(one.is_some() && two.is_some() && open.take(thing("a"), 2).is_none());
+        assert!(open.take(thing("b"), 2).is_some());
+        drop(one);
+        assert!(open.take(thing("a"), 2).is_some());
+        drop(two);
+        assert!(open.0.lock().is_empty());
+    }
+}

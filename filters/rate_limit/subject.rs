@@ -1,0 +1,201 @@
+//! What is counted: who or what a request is taken for by limits.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+
+use http::HeaderName;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
+use sha2::{Digest, Sha256};
+
+use crate::contract::{Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx};
+
+/// What is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Per {
+    /// Each API key.
+    Key,
+    /// Each client address.
+    Client,
+    /// Each route: everybody together.
+    Route,
+    /// Each value of this header field.
+    Header(String),
+    /// Each value of this claim of a checked bearer.
+    Claim(String),
+}
+
+/// One of them, or several together: each combination is counted by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pers(pub Vec<Per>);
+
+impl<'de> Deserialize<'de> for Pers {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct OneOrMore;
+        impl<'de> de::Visitor<'de> for OneOrMore {
+            type Value = Pers;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("what is counted, such as `key` or `[client, key]`")
+            }
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Pers, E> {
+                Per::deserialize(word.into_deserializer()).map(|per| Pers(vec![per]))
+            }
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Pers, A::Error> {
+                Per::deserialize(MapAccessDeserializer::new(map)).map(|per| Pers(vec![per]))
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Pers, A::Error> {
+                let mut pers = Vec::new();
+                while let Some(per) = list.next_element()? {
+                    pers.push(per);
+                }
+                Ok(Pers(pers))
+            }
+        }
+        input.deserialize_any(OneOrMore)
+    }
+}
+
+impl JsonSchema for Pers {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Pers".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let one = generator.subschema_for::<Per>();
+        json_schema!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1, "maxItems": 4 }] })
+    }
+}
+
+/// Where a thing counted is read from.
+enum Source {
+    Key,
+    Client,
+    Route,
+    Header(HeaderName),
+    Claim(String),
+}
+
+/// Reads from requests what is counted.
+pub struct Subject {
+    sources: Vec<Source>,
+    reader: KeyReader,
+    hasher: KeyHasher,
+}
+
+/// One thing counted. The kinds are kept apart, so that no header value can be taken for an address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Thing {
+    /// An API key.
+    Key(KeyId),
+    /// A client, IPv6 by its /64.
+    Client(IpAddr),
+    /// A route.
+    Route(String),
+    /// A header field's value.
+    Header(Vec<u8>),
+    /// A claim's value, as JSON.
+    Claim(String),
+}
+
+impl Subject {
+    /// With the word that it has where nobody gave it a name.
+    pub fn compile(pers: Pers, hasher: &KeyHasher) -> Result<(Self, String), Invalid> {
+        if pers.0.is_empty() || pers.0.len() > 4 {
+            return Err(Invalid::new("name one to four things to count by"));
+        }
+        let (mut sources, mut words) = (Vec::new(), Vec::new());
+        for per in pers.0 {
+            let (source, word) = match per {
+                Per::Key => (Source::Key, "key".to_owned()),
+                Per::Client => (Source::Client, "client".to_owned()),
+                Per::Route => (Source::Route, "route".to_owned()),
+                Per::Header(name) => {
+                    let parsed = name.to_ascii_lowercase().parse();
+                    let parsed = parsed.map_err(|_| Invalid::new(format!("`{name}` is not a header field's name")).at("header"))?;
+                    (Source::Header(parsed), name)
+                }
+                Per::Claim(name) => (Source::Claim(name.clone()), name),
+            };
+            if words.contains(&word) {
+                return Err(Invalid::new(format!("`{word}` is named twice")));
+            }
+            sources.push(source);
+            words.push(word);
+        }
+        Ok((Self { sources, reader: KeyReader::default(), hasher: hasher.clone() }, words.join("-")))
+    }
+
+    /// What this request is counted as. A request without the key, header or claim counts as its client.
+    pub fn things(&self, cx: &RequestCx<'_>) -> Things {
+        match self.sources.as_slice() {
+            [one] => Things::One(self.thing(one, cx)),
+            several => Things::More(several.iter().map(|source| self.thing(source, cx)).collect()),
+        }
+    }
+
+    fn thing(&self, source: &Source, cx: &RequestCx<'_>) -> Thing {
+        let client = || Thing::Client(client_network(cx.client()));
+        match source {
+            Source::Client => client(),
+            Source::Route => Thing::Route(cx.route.to_owned()),
+            Source::Key => match cx.facts.get::<Key>() {
+                Some(key) => Thing::Key(key.id),
+                // No `key_binding` before this one.
+                None => match self.reader.read(cx.headers()) {
+                    Ok(Some(key)) => Thing::Key(self.hasher.id(key)),
+                    Ok(None) | Err(_) => client(),
+                },
+            },
+            Source::Header(name) => cx.headers().get(name).map_or_else(client, |value| Thing::Header(value.as_bytes().to_vec())),
+            Source::Claim(name) => match cx.facts.get::<Identity>().and_then(|identity| identity.claims.get(name)) {
+                Some(value) => Thing::Claim(value.to_string()),
+                None => client(),
+            },
+        }
+    }
+}
+
+/// What a request is counted as.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Things {
+    /// One thing.
+    One(Thing),
+    /// A combination.
+    More(Vec<Thing>),
+}
+
+/// As replicas name it to each other. What may be long or private is hashed.
+impl fmt::Display for Things {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let things = match self {
+            Things::One(one) => std::slice::from_ref(one),
+            Things::More(more) => more,
+        };
+        let hashed = |bytes: &[u8]| Sha256::digest(bytes).iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>();
+        for (index, thing) in things.iter().enumerate() {
+            if index > 0 {
+                f.write_str("+")?;
+            }
+            match thing {
+                Thing::Key(id) => write!(f, "key={}", id.hex())?,
+                Thing::Client(address) => write!(f, "client={address}")?,
+                Thing::Route(name) => write!(f, "route={name}")?,
+                Thing::Header(value) => write!(f, "header={}", hashed(value))?,
+                Thing::Claim(value) => write!(f, "claim={}", hashed(value.as_bytes()))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What stands for a client in counts: an IPv4 address, or the /64 an IPv6 client has to itself, within
+/// which it could otherwise take a new address for each request.
+pub fn client_network(client: IpAddr) -> IpAddr {
+    const HOST_BITS: u128 = u64::MAX as u128;
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !HOST_BITS)),
+    }
+}
