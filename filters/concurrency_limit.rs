@@ -124,7 +124,10 @@ impl Filter for ConcurrencyLimit {
                     self.store_failures.inc();
                     match failure {
                         OnStoreFailure::Local => self.open.take(things, self.most),
-                        OnStoreFailure::Allow => return Ok(Flow::Continue),
+                        OnStoreFailure::Allow => {
+                            cx.facts.let_through(Self::NAME);
+                            return Ok(Flow::Continue);
+                        }
                         OnStoreFailure::Deny => return Ok(crate::rate_limit::away().into()),
                     }
                 }

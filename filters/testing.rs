@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
@@ -47,6 +47,32 @@ impl Bindings for NoBindings {
     fn intercepted(&self, _: Intercept) {}
 }
 
+/// Nobody can be asked.
+impl Outbound for NoBindings {
+    fn service(&self, _: &Endpoint, _: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
+        Ok(Arc::new(NoBindings))
+    }
+    fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
+        Arc::new(NoBindings)
+    }
+}
+impl Tender for NoBindings {
+    fn now(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+impl Service for NoBindings {
+    fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
+        Box::pin(async { Err(CallError("nobody is there".into())) })
+    }
+    fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
+        Ok(Arc::new(NoBindings))
+    }
+}
+
 /// What a future comes to that waits for nobody.
 pub fn at_once<T>(future: impl Future<Output = T>) -> T {
     match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
@@ -57,7 +83,13 @@ pub fn at_once<T>(future: impl Future<Output = T>) -> T {
 
 /// Compiles something at a site that trusts nobody.
 pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
-    let ports = Ports { bindings: Arc::new(NoBindings), hasher: KeyHasher::new(b"test"), meter: Arc::default(), counters: None };
+    with_outbound(Arc::new(NoBindings), compile)
+}
+
+/// The same, with somebody who can be asked.
+pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
+    let (hasher, meter) = (KeyHasher::new(b"test"), Arc::default());
+    let ports = Ports { bindings: Arc::new(NoBindings), hasher, meter, counters: None, outbound };
     compile(&mut Site {
         place: "filters[0]".into(),
         trusted: Arc::default(),

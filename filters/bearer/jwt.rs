@@ -1,79 +1,25 @@
 //! Signed tokens: RFC 7515 (JWS), 7517 (JWK), 7519 (JWT), with the advice of RFC 8725.
 //!
-//! The order is fixed: form and size, algorithm against the list, key of the algorithm's family,
-//! signature, and only then what the token claims.
+//! The order is fixed: form and size, the issuer it claims (which chooses the keys, and proves nothing yet), algorithm
+//! against the list, key of the algorithm's family, signature, and only then what else the token claims.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Rejected, Verified};
-use crate::contract::{HumanDuration, Identity, Invalid, SecretRef, Site};
+use super::OnFailure;
+use super::keys::{Alg, Family, KeySet};
+use super::remote_keys::{Kept, Refresh};
+use super::verdict::{Rejected, Verified};
+use crate::contract::{Endpoint, HumanDuration, Identity, Invalid, SecretRef, Site};
 
 /// A header with more than this has no honest reason.
 const HEADER_BYTES_MAX: usize = 4096;
-/// RFC 7518, section 3.2: an HS256 secret has at least 256 bits.
-const SECRET_BYTES_MIN: usize = 32;
-
-/// A signature algorithm (RFC 7518, section 3.1; RFC 8037).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-pub enum Alg {
-    HS256,
-    HS384,
-    HS512,
-    RS256,
-    RS384,
-    RS512,
-    PS256,
-    PS384,
-    PS512,
-    ES256,
-    ES384,
-    EdDSA,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    Secret,
-    Rsa,
-    Ec,
-    Ed,
-}
-
-impl Alg {
-    fn algorithm(self) -> Algorithm {
-        match self {
-            Alg::HS256 => Algorithm::HS256,
-            Alg::HS384 => Algorithm::HS384,
-            Alg::HS512 => Algorithm::HS512,
-            Alg::RS256 => Algorithm::RS256,
-            Alg::RS384 => Algorithm::RS384,
-            Alg::RS512 => Algorithm::RS512,
-            Alg::PS256 => Algorithm::PS256,
-            Alg::PS384 => Algorithm::PS384,
-            Alg::PS512 => Algorithm::PS512,
-            Alg::ES256 => Algorithm::ES256,
-            Alg::ES384 => Algorithm::ES384,
-            Alg::EdDSA => Algorithm::EdDSA,
-        }
-    }
-
-    fn family(self) -> Family {
-        match self {
-            Alg::HS256 | Alg::HS384 | Alg::HS512 => Family::Secret,
-            Alg::RS256 | Alg::RS384 | Alg::RS512 | Alg::PS256 | Alg::PS384 | Alg::PS512 => Family::Rsa,
-            Alg::ES256 | Alg::ES384 => Family::Ec,
-            Alg::EdDSA => Family::Ed,
-        }
-    }
-}
 
 /// Where the key is.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -85,6 +31,10 @@ pub enum KeyConfig {
     Pem(SecretRef),
     /// A JWK set as JSON, usually `file:PATH`; the token's `kid` chooses the key.
     Jwks(SecretRef),
+    /// The URL of a JWK set.
+    JwksUrl(Endpoint),
+    /// The URL of the issuer, whose OpenID discovery document names its set. `issuer` must be given, and the same.
+    Discovery(Endpoint),
 }
 
 /// `jwt`
@@ -96,7 +46,7 @@ pub struct JwtConfig {
     /// What `aud` must name at least one of. Without it, a token that names an audience is refused.
     #[serde(default)]
     pub audiences: Vec<String>,
-    /// The algorithms a token may be signed with, all of one family. `none` is none of them.
+    /// The algorithms a token may be signed with. `none` is none of them, and HS goes with no other family.
     pub algorithms: Vec<Alg>,
     /// The key.
     pub key: KeyConfig,
@@ -108,23 +58,35 @@ pub struct JwtConfig {
     /// Claims that must be there, whatever they say. `exp` always must.
     #[serde(default)]
     pub required_claims: Vec<String>,
+    /// With `jwks_url` and `discovery`: when keys are asked for.
+    #[serde(default)]
+    pub refresh: Refresh,
+    /// With `jwks_url` and `discovery`: what becomes of tokens while no keys were ever had. Default: `closed`.
+    #[serde(default)]
+    pub on_failure: OnFailure,
 }
 
 fn default_leeway() -> HumanDuration {
     HumanDuration::secs(30)
 }
 
-struct Candidate {
-    kid: Option<String>,
-    alg: Option<String>,
-    family: Family,
-    key: DecodingKey,
+enum Keys {
+    Fixed(Arc<KeySet>),
+    Remote(Arc<Kept>),
 }
 
 /// The compiled mode.
 pub struct Jwt {
     config: JwtConfig,
-    keys: Vec<Candidate>,
+    keys: Keys,
+}
+
+/// What a token came to.
+pub enum Outcome {
+    Verified(Verified),
+    Rejected(Rejected),
+    /// There are no keys yet.
+    NoKeys,
 }
 
 #[derive(Deserialize)]
@@ -136,27 +98,86 @@ struct Header {
     b64: Option<Value>,
 }
 
+/// A token taken apart, of which nothing is proven.
+struct Parts<'t> {
+    header: Header,
+    alg: Alg,
+    /// What is signed.
+    signed: &'t str,
+    signature: &'t str,
+    claims: Map<String, Value>,
+}
+
 impl Jwt {
     pub(super) fn compile(config: JwtConfig, site: &Site<'_>) -> Result<Self, Invalid> {
         let Some(first) = config.algorithms.first().copied() else {
             return Err(Invalid::new("list at least one algorithm").at("algorithms"));
         };
-        // A list across families is how a public key gets used as a secret.
-        if let Some(index) = config.algorithms.iter().position(|alg| alg.family() != first.family()) {
-            let message =
-                format!("{:?} and {first:?} need keys of different kinds; write one `jwt` item for each", config.algorithms[index]);
+        // A key set says of each key what kind it is. Elsewhere, and with secrets always, a list across families is how
+        // a public key gets used as a secret.
+        let mixes = matches!(config.key, KeyConfig::Jwks(_) | KeyConfig::JwksUrl(_) | KeyConfig::Discovery(_));
+        let fits = |alg: &Alg| {
+            let secrets = alg.family() == Family::Secret || first.family() == Family::Secret;
+            alg.family() == first.family() || (mixes && !secrets)
+        };
+        if let Some(index) = config.algorithms.iter().position(|alg| !fits(alg)) {
+            let message = format!(
+                "{} and {} need keys of different kinds; write one `jwt` item for each",
+                config.algorithms[index].name(),
+                first.name()
+            );
             return Err(Invalid::new(message).index(index).at("algorithms"));
         }
         if config.leeway.0 > Duration::from_secs(300) {
             return Err(Invalid::new("at most 5min: more makes expired tokens valid").at("leeway"));
         }
-        let keys = keys(&config.key, first.family(), site).map_err(|e| e.at("key"))?;
+        let keys = keys(&config, first.family(), site)?;
         Ok(Self { config, keys })
     }
 
-    pub(super) fn verify(&self, token: &str) -> Result<Verified, Rejected> {
+    /// Whether what was verified under this generation of keys still holds.
+    pub(super) fn holds(&self, generation: u64) -> bool {
+        self.generation() == generation
+    }
+
+    /// Which set of keys is in use.
+    pub(super) fn generation(&self) -> u64 {
+        match &self.keys {
+            Keys::Fixed(_) => 0,
+            Keys::Remote(kept) => kept.current().map_or(0, |(_, generation)| generation),
+        }
+    }
+
+    /// Whether tokens pass while there are no keys.
+    pub(super) fn fails_open(&self) -> bool {
+        self.config.on_failure == OnFailure::Open
+    }
+
+    pub(super) async fn verify(&self, token: &str, now: Instant) -> Outcome {
+        let parts = match self.take_apart(token) {
+            Ok(parts) => parts,
+            Err(rejected) => return Outcome::Rejected(rejected),
+        };
+        let verified = match &self.keys {
+            Keys::Fixed(set) => self.prove(parts, set),
+            Keys::Remote(kept) => {
+                let (alg, kid) = (parts.alg, parts.header.kid.as_deref());
+                let knows = |set: &Arc<KeySet>| set.find(alg, kid).is_ok();
+                let mut current = kept.current().map(|(set, _)| set);
+                if !current.as_ref().is_some_and(knows) {
+                    kept.refreshed(now).await;
+                    current = kept.current().map(|(set, _)| set);
+                }
+                let Some(set) = current else { return Outcome::NoKeys };
+                self.prove(parts, &set)
+            }
+        };
+        verified.map_or_else(Outcome::Rejected, Outcome::Verified)
+    }
+
+    fn take_apart<'t>(&self, token: &'t str) -> Result<Parts<'t>, Rejected> {
         let mut parts = token.split('.');
-        let (Some(header_text), Some(_), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(header_text), Some(payload), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
             return Err(Rejected::Malformed);
         };
         if header_text.len() > HEADER_BYTES_MAX || signature.is_empty() {
@@ -167,16 +188,25 @@ impl Jwt {
         if header.crit.is_some() || header.b64.is_some() {
             return Err(Rejected::Malformed);
         }
+        let claims: Map<String, Value> = json(payload)?;
+        if let Some(issuer) = &self.config.issuer
+            && claims.get("iss").and_then(Value::as_str) != Some(issuer)
+        {
+            return Err(Rejected::Issuer);
+        }
         self.check_typ(header.typ.as_deref())?;
-        let alg = self.config.algorithms.iter().find(|alg| format!("{alg:?}") == header.alg).ok_or(Rejected::Algorithm)?;
-        let key = self.key(*alg, header.kid.as_deref())?;
+        let alg = self.config.algorithms.iter().find(|alg| alg.name() == header.alg).copied().ok_or(Rejected::Algorithm)?;
         let signed = &token[..token.len() - signature.len() - 1];
-        let valid = jsonwebtoken::crypto::verify(signature, signed.as_bytes(), key, alg.algorithm());
+        Ok(Parts { header, alg, signed, signature, claims })
+    }
+
+    fn prove(&self, parts: Parts<'_>, keys: &KeySet) -> Result<Verified, Rejected> {
+        let key = keys.find(parts.alg, parts.header.kid.as_deref())?;
+        let valid = jsonwebtoken::crypto::verify(parts.signature, parts.signed.as_bytes(), key, parts.alg.algorithm());
         if !valid.unwrap_or(false) {
             return Err(Rejected::Signature);
         }
-        let payload = signed.split_once('.').map_or("", |(_, payload)| payload);
-        self.check_claims(json(payload)?)
+        self.check_claims(parts.claims)
     }
 
     fn check_typ(&self, typ: Option<&str>) -> Result<(), Rejected> {
@@ -190,32 +220,10 @@ impl Jwt {
         if fits { Ok(()) } else { Err(Rejected::Claims) }
     }
 
-    /// The one key that fits; with several and no `kid` to choose by, none does.
-    fn key(&self, alg: Alg, kid: Option<&str>) -> Result<&DecodingKey, Rejected> {
-        let name = format!("{alg:?}");
-        let mut fitting = self.keys.iter().filter(|key| {
-            key.family == alg.family()
-                && key.alg.as_ref().is_none_or(|only| *only == name)
-                && match (&key.kid, kid) {
-                    (Some(known), Some(asked)) => known == asked,
-                    _ => true,
-                }
-        });
-        match (fitting.next(), fitting.next()) {
-            (Some(one), None) => Ok(&one.key),
-            _ => Err(Rejected::Key),
-        }
-    }
-
     fn check_claims(&self, claims: Map<String, Value>) -> Result<Verified, Rejected> {
         let leeway_s = self.config.leeway.0.as_secs();
         let Some(expires_s) = numeric_date(&claims, "exp")? else { return Err(Rejected::Claims) };
         let from_s = numeric_date(&claims, "nbf")?;
-        if let Some(issuer) = &self.config.issuer
-            && claims.get("iss").and_then(Value::as_str) != Some(issuer)
-        {
-            return Err(Rejected::Issuer);
-        }
         let named: Vec<&str> = match claims.get("aud") {
             None => Vec::new(),
             Some(Value::String(one)) => vec![one],
@@ -235,9 +243,9 @@ impl Jwt {
         }
         let subject = claims.get("sub").and_then(Value::as_str).map(str::to_owned);
         Ok(Verified {
-            identity: Identity { subject, claims: Arc::new(claims) },
             expires_s: Some(expires_s.saturating_add(leeway_s)),
             from_s: from_s.map(|start| start.saturating_sub(leeway_s)),
+            ..Verified::new(Identity { subject, claims: Arc::new(claims) })
         })
     }
 }
@@ -250,7 +258,7 @@ fn json<T: serde::de::DeserializeOwned>(part: &str) -> Result<T, Rejected> {
 }
 
 /// A NumericDate (RFC 7519, section 2); fractions are cut off.
-fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<u64>, Rejected> {
+pub(super) fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<u64>, Rejected> {
     const FURTHEST_S: f64 = 1e15;
     match claims.get(name) {
         None => Ok(None),
@@ -263,55 +271,26 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<u64>, 
     }
 }
 
-fn keys(config: &KeyConfig, family: Family, site: &Site<'_>) -> Result<Vec<Candidate>, Invalid> {
-    let one = |key| Ok(vec![Candidate { kid: None, alg: None, family, key }]);
-    match config {
-        KeyConfig::Secret(secret) => {
-            if family != Family::Secret {
-                return Err(Invalid::new("the algorithms listed need a public key: `pem` or `jwks`").at("secret"));
-            }
-            let secret = site.secret(secret).map_err(|e| e.at("secret"))?;
-            if secret.len() < SECRET_BYTES_MIN {
-                return Err(Invalid::new(format!("at least {SECRET_BYTES_MIN} bytes are needed (RFC 7518, section 3.2)")).at("secret"));
-            }
-            one(DecodingKey::from_secret(secret.as_bytes()))
+fn keys(config: &JwtConfig, family: Family, site: &Site<'_>) -> Result<Keys, Invalid> {
+    let fixed = |set: Result<KeySet, Invalid>, name: &str| set.map(|set| Keys::Fixed(Arc::new(set))).map_err(|e| e.at(name).at("key"));
+    let remote = |endpoint: &Endpoint, issuer: Option<&str>, name: &str| {
+        let kept = Kept::compile(endpoint, issuer, &config.algorithms, config.refresh, site);
+        kept.map(Keys::Remote).map_err(|e| if e.path.first().is_some_and(|at| at == "refresh") { e } else { e.at(name).at("key") })
+    };
+    match &config.key {
+        KeyConfig::Secret(secret) => fixed(KeySet::secret(secret, family, site), "secret"),
+        KeyConfig::Pem(pem) => fixed(KeySet::pem(pem, family, site), "pem"),
+        KeyConfig::Jwks(jwks) => {
+            let set = site.secret(jwks).and_then(|text| KeySet::jwks(&text, &config.algorithms).map_err(Invalid::new));
+            fixed(set, "jwks")
         }
-        KeyConfig::Pem(pem) => {
-            let pem = site.secret(pem).map_err(|e| e.at("pem"))?;
-            let key = match family {
-                Family::Secret => return Err(Invalid::new("HS algorithms need a `secret`, not a public key").at("pem")),
-                Family::Rsa => DecodingKey::from_rsa_pem(pem.as_bytes()),
-                Family::Ec => DecodingKey::from_ec_pem(pem.as_bytes()),
-                Family::Ed => DecodingKey::from_ed_pem(pem.as_bytes()),
+        KeyConfig::JwksUrl(endpoint) => remote(endpoint, None, "jwks_url"),
+        KeyConfig::Discovery(endpoint) => {
+            let named = config.issuer.as_deref().filter(|issuer| issuer.trim_end_matches('/') == endpoint.url.trim_end_matches('/'));
+            let Some(issuer) = named else {
+                return Err(Invalid::new("must be given, and be the URL under `discovery`").at("issuer"));
             };
-            one(key.map_err(|_| Invalid::new("not a public key in PEM form of the kind the algorithms need").at("pem"))?)
+            remote(endpoint, Some(issuer), "discovery")
         }
-        KeyConfig::Jwks(jwks) => jwk_set(&site.secret(jwks).map_err(|e| e.at("jwks"))?, family).map_err(|e| e.at("jwks")),
-    }
-}
-
-fn jwk_set(text: &str, family: Family) -> Result<Vec<Candidate>, Invalid> {
-    let set: JwkSet = serde_json::from_str(text).map_err(|e| Invalid::new(format!("not a JWK set: {e}")))?;
-    let usable = |jwk: &Jwk| !matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption));
-    let mut keys = Vec::new();
-    for jwk in set.keys.iter().filter(|jwk| usable(jwk) && family_of(jwk) == Some(family)) {
-        let key = DecodingKey::from_jwk(jwk).map_err(|_| Invalid::new("a key of the set is malformed"))?;
-        let alg = jwk.common.key_algorithm.map(|alg| alg.to_string());
-        keys.push(Candidate { kid: jwk.common.key_id.clone(), alg, family, key });
-    }
-    if keys.is_empty() {
-        return Err(Invalid::new("the set holds no signature key of the kind the algorithms need"));
-    }
-    Ok(keys)
-}
-
-fn family_of(jwk: &Jwk) -> Option<Family> {
-    use jsonwebtoken::jwk::AlgorithmParameters as Params;
-    match &jwk.algorithm {
-        Params::RSA(_) => Some(Family::Rsa),
-        Params::EllipticCurve(_) => Some(Family::Ec),
-        Params::OctetKeyPair(_) => Some(Family::Ed),
-        // A symmetric key in a set that may have been published is no secret.
-        _ => None,
     }
 }

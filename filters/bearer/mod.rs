@@ -1,8 +1,8 @@
 //! # bearer
 //!
-//! Checks the bearer token of a request. The modes under `accept` are tried in order; the first that
-//! takes the token decides. What comes out (the token's name, or the claims of a JWT) is there for
-//! later filters, such as a `rate_limit` per claim.
+//! Checks the bearer token of a request. The modes under `accept` are tried in order; the first that takes the token
+//! decides. What comes out (subject, scopes, claims) is there for later filters, such as `rules` and a `rate_limit` per
+//! claim, and for the upstream, if `tell_upstream` says so.
 //!
 //! ```yaml
 //! bearer:
@@ -13,28 +13,54 @@
 //!     - jwt:
 //!         issuer: https://id.example.com
 //!         audiences: [model-api]
-//!         algorithms: [HS256]
-//!         key:
-//!           secret: at-least-thirty-two-bytes-of-secret
+//!         algorithms: [RS256, ES256]
+//!         key: {discovery: https://id.example.com}
+//!     - introspection:
+//!         endpoint: https://old.example.com/introspect
+//!         client_id: keylatch
+//!         client_secret: a-secret-of-the-authorization-server
+//!     - forward_auth:
+//!         endpoint: {url: "http://127.0.0.1:9100/verify", allow_private: true, timeout: 500ms}
+//!         take: [x-user-id]
+//!   tell_upstream:
+//!     subject: X-Auth-Subject
+//!     claims: {team: X-Auth-Team}
 //! ```
 //!
-//! - `static`: tokens known by their SHA-256 (`printf %s "$TOKEN" | sha256sum`). Tokens must be random
-//!   and long, since a plain hash of a guessable one can be guessed.
+//! - `static`: tokens known by their SHA-256. `keylatch token new` makes one. Tokens must be random and long, since a
+//!   plain hash of a guessable one can be guessed.
 //! - `jwt`: signed tokens (RFC 7519, checked as RFC 8725 says): the algorithm must be listed, `iss`, `aud`,
-//!   `exp` and `nbf` must fit, and `jku`, `x5u` and `jwk` in a token are never followed. The key is a
-//!   `secret` (HS), a `pem` (RS, PS, ES, EdDSA) or a `jwks` document.
+//!   `exp` and `nbf` must fit, and `jku`, `x5u` and `jwk` in a token are never followed. The key is a `secret` (HS), a
+//!   `pem` (RS, PS, ES, EdDSA), a `jwks` document, a `jwks_url`, or found by OpenID `discovery`. Published keys are
+//!   refreshed in the background; a token with an unknown `kid` has them asked for at once, at most once within
+//!   `refresh.unknown_kid`; while the issuer is away the last good set serves. One item for each issuer: the token's
+//!   `iss` chooses.
+//! - `introspection`: the authorization server is asked (RFC 7662). Its answers are remembered for `cache` and
+//!   `negative_cache`, never past `exp`, and it is asked once where many requests want to know at once.
+//! - `forward_auth`: any HTTP service is asked: 2xx is a yes, 4xx a no. `send` and `tell` say what it gets beside the
+//!   token, `take` which fields of its answer the upstream gets, `refusal` whose words a no shows.
 //! - `well_formed`: any token of the right form, for upstreams that check it themselves.
 //!
-//! Refusals follow RFC 6750: 401 with `WWW-Authenticate: Bearer`, and `error="invalid_token"` when there
-//! was one. Verified tokens are remembered until they expire, at most `cache_max` of them.
+//! Where nobody could be asked and no other mode takes the token, the answer is a 503 with `Retry-After`; with
+//! `on_failure: open` the request passes, without an identity, and is counted in
+//! `keylatch_bearer_unasked_total` and marked in the access log (`let_through`).
+//!
+//! Refusals follow RFC 6750: 401 with `WWW-Authenticate: Bearer`, and `error="invalid_token"` when there was one.
+//! Verified tokens are remembered until they expire, or until the issuer's keys change; at most `cache_max` of them.
 
+mod forward_auth;
+mod introspection;
 mod jwt;
+mod keys;
+mod known;
+mod memo;
+mod remote_keys;
+mod upstream;
+mod verdict;
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 use schemars::JsonSchema;
@@ -42,28 +68,24 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::contract::{
-    Filter, Flow, Hooks, Identity, Invalid, KeyReader, KeySource, Problem, Reply, RequestCx, Result, Site, header_value,
+    Filter, Flow, Hooks, Invalid, KeyReader, KeySource, Problem, Reply, RequestCx, Result, Site, UpstreamCx, header_value,
 };
-use jwt::{Jwt, JwtConfig};
+use forward_auth::{ForwardAuth, ForwardAuthConfig};
+use introspection::{Introspection, IntrospectionConfig};
+use jwt::{Jwt, JwtConfig, Outcome};
+use known::{Known, StaticConfig};
+use upstream::{TellUpstream, Told};
+use verdict::{Rejected, Verdict, Verified};
 
-/// A token known in advance.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StaticToken {
-    /// Who has it; becomes the subject.
-    pub name: String,
-    /// The SHA-256 of the token, 64 hex digits.
-    pub sha256: String,
-    /// After this moment it is refused (RFC 3339, UTC): `2027-01-31T00:00:00Z`.
-    pub expires: Option<String>,
-}
-
-/// `static`
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct StaticConfig {
-    /// The tokens.
-    pub tokens: Vec<StaticToken>,
+/// What becomes of a token that nobody can be asked about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// 503.
+    #[default]
+    Closed,
+    /// It passes, and nothing is known of whose it is.
+    Open,
 }
 
 /// A way to check a token.
@@ -74,6 +96,10 @@ pub enum Mode {
     Static(StaticConfig),
     /// Signed tokens.
     Jwt(Box<JwtConfig>),
+    /// Tokens that the authorization server is asked about.
+    Introspection(Box<IntrospectionConfig>),
+    /// Tokens that any service is asked about.
+    ForwardAuth(Box<ForwardAuthConfig>),
     /// Any token of the right form.
     WellFormed,
 }
@@ -87,10 +113,13 @@ pub struct Config {
     /// The header fields the token may stand in. Default: `authorization`.
     #[serde(default = "default_from")]
     pub from: Vec<KeySource>,
+    /// What of the identity the upstream gets. Default: nothing.
+    #[serde(default)]
+    pub tell_upstream: TellUpstream,
     /// The realm named in `WWW-Authenticate`. Default: `api`.
     #[serde(default = "default_realm")]
     pub realm: String,
-    /// How many verified tokens are remembered. Default: 10000.
+    /// How many tokens are remembered, by each mode that asks somebody and by all others together. Default: 10000.
     #[serde(default = "default_cache_max")]
     pub cache_max: usize,
 }
@@ -105,52 +134,30 @@ fn default_cache_max() -> usize {
     10_000
 }
 
-/// Why a token is not accepted; the metric's words. Of several modes the last one's is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rejected {
-    Unknown,
-    Malformed,
-    Algorithm,
-    Key,
-    Signature,
-    Expired,
-    NotYet,
-    Issuer,
-    Audience,
-    Claims,
-}
-
-impl Rejected {
-    fn reason(self) -> &'static str {
-        match self {
-            Rejected::Unknown => "unknown_token",
-            Rejected::Malformed => "malformed_token",
-            Rejected::Algorithm => "algorithm",
-            Rejected::Key => "no_key",
-            Rejected::Signature => "signature",
-            Rejected::Expired => "expired",
-            Rejected::NotYet => "not_yet_valid",
-            Rejected::Issuer => "issuer",
-            Rejected::Audience => "audience",
-            Rejected::Claims => "claims",
-        }
-    }
-}
-
-/// A token that was found valid.
-#[derive(Clone)]
-struct Verified {
-    identity: Identity,
-    /// Seconds since 1970 from which on it is not valid any more.
-    expires_s: Option<u64>,
-    /// Seconds since 1970 before which it is not valid.
-    from_s: Option<u64>,
-}
-
 enum Check {
-    Static(HashMap<[u8; 32], Verified>),
+    Static(Known),
     Jwt(Box<Jwt>),
+    Introspection(Box<Introspection>),
+    ForwardAuth(Box<ForwardAuth>),
     WellFormed,
+}
+
+/// A token that was verified here, by which mode, and under which generation of its keys.
+#[derive(Clone)]
+struct Remembered {
+    verified: Arc<Verified>,
+    check: usize,
+    generation: u64,
+}
+
+/// What came of all modes together.
+enum Decision {
+    Accepted(Arc<Verified>),
+    Rejected(Rejected),
+    Refused(Box<Reply>),
+    /// By which mode, and why it could not ask.
+    Unasked(Arc<str>),
+    LetThrough,
 }
 
 /// The compiled filter.
@@ -159,22 +166,27 @@ pub struct Bearer {
     /// Set where the form is all that is checked.
     anybody: Option<Arc<Verified>>,
     reader: KeyReader,
+    told: Told,
     realm: String,
-    cache: Cache<[u8; 32], Arc<Verified>>,
+    cache: Cache<[u8; 32], Remembered>,
     hits: IntCounter,
     misses: IntCounter,
+    unasked_closed: IntCounter,
+    unasked_open: IntCounter,
 }
 
 impl Filter for Bearer {
     const NAME: &'static str = "bearer";
-    const HOOKS: Hooks = Hooks::REQUEST;
+    const HOOKS: Hooks = Hooks { request: true, upstream_request: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("mod.rs");
     type Config = Config;
-    type State = ();
+    /// Who it is, for the upstream.
+    type State = Option<Arc<Verified>>;
 
     fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.accept.is_empty() {
-            return Err(Invalid::new("name at least one way to check a token: `static`, `jwt` or `well_formed`").at("accept"));
+            let modes = "`static`, `jwt`, `introspection`, `forward_auth` or `well_formed`";
+            return Err(Invalid::new(format!("name at least one way to check a token: {modes}")).at("accept"));
         }
         if config.from.is_empty() {
             return Err(Invalid::new("name at least one header field a token may stand in").at("from"));
@@ -183,69 +195,128 @@ impl Filter for Bearer {
             return Err(Invalid::new("a realm is plain text without quotes").at("realm"));
         }
         let checks = config.accept.into_iter().enumerate();
-        let checks = checks.map(|(index, mode)| Check::compile(mode, site).map_err(|e| e.index(index).at("accept")));
-        let counter = |result| site.counter("bearer_cache_requests_total", "Look-ups of verified tokens, by result.", ("result", result));
+        let checks = checks.map(|(index, mode)| Check::compile(mode, config.cache_max, site).map_err(|e| e.index(index).at("accept")));
         let checks: Vec<Check> = checks.collect::<Result<_, _>>()?;
+        let taken: Vec<HeaderName> = checks.iter().flat_map(Check::takes).cloned().collect();
         let form_only = matches!(checks.as_slice(), [Check::WellFormed]);
+        let looked_up = |result| site.counter("bearer_cache_requests_total", "Look-ups of verified tokens, by result.", ("result", result));
+        let unasked = |outcome| {
+            let help = "Requests of whose token nobody could be asked, by what was done.";
+            site.counter("bearer_unasked_total", help, ("outcome", outcome))
+        };
         Ok(Self {
-            anybody: form_only.then(|| Arc::new(Verified::anybody())),
+            anybody: form_only.then(|| Arc::new(Verified::somebody())),
             checks,
             reader: KeyReader::new(&config.from),
+            told: Told::compile(&config.tell_upstream, taken).map_err(|e| e.at("tell_upstream"))?,
             realm: config.realm,
             cache: Cache::new(config.cache_max.max(1)),
-            hits: counter("hit"),
-            misses: counter("miss"),
+            hits: looked_up("hit"),
+            misses: looked_up("miss"),
+            unasked_closed: unasked("closed"),
+            unasked_open: unasked("open"),
         })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, who: &mut Self::State) -> Result<Flow> {
         let token = match self.reader.read(cx.headers()) {
             Ok(Some(token)) => token,
             Ok(None) => return self.missing(cx.headers()),
             Err(error) => return self.malformed(error.reason()),
         };
-        match self.verify(token, cx.now.unix_s()) {
-            Ok(verified) => {
+        match self.decide(token, cx).await {
+            Decision::Accepted(verified) => {
                 cx.facts.put(verified.identity.clone());
+                *who = Some(verified);
                 Ok(Flow::Continue)
             }
-            Err(rejected) => self.invalid(rejected),
+            Decision::Rejected(rejected) => self.invalid(rejected),
+            Decision::Refused(reply) => Ok(Flow::Respond(reply)),
+            Decision::Unasked(why) => Ok(unavailable(&why).into()),
+            Decision::LetThrough => {
+                cx.facts.let_through(Self::NAME);
+                Ok(Flow::Continue)
+            }
         }
+    }
+
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, who: &mut Self::State) -> Result<()> {
+        self.told.apply(cx.upstream, who.as_deref())
     }
 }
 
 impl Bearer {
-    fn verify(&self, token: &str, now_s: u64) -> Result<Arc<Verified>, Rejected> {
+    async fn decide(&self, token: &str, cx: &RequestCx<'_>) -> Decision {
         // A look at the form costs less than the hash by which a verified token is remembered.
         if let Some(anybody) = &self.anybody {
-            return if is_token68(token) { Ok(Arc::clone(anybody)) } else { Err(Rejected::Malformed) };
+            return if is_token68(token) { Decision::Accepted(Arc::clone(anybody)) } else { Decision::Rejected(Rejected::Malformed) };
         }
-        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some(known) = self.cache.get(&hash) {
+        let (hash, now_s): ([u8; 32], u64) = (Sha256::digest(token.as_bytes()).into(), cx.now.unix_s());
+        if let Some(verified) = self.recall(&hash, now_s) {
             self.hits.inc();
-            return known.in_time(now_s).map(|()| known);
+            return verified.map_or_else(Decision::Rejected, Decision::Accepted);
         }
         self.misses.inc();
-        let mut rejected = Rejected::Unknown;
-        for check in &self.checks {
-            let verified = match check {
-                Check::Static(tokens) => tokens.get(&hash).cloned().ok_or(Rejected::Unknown),
-                Check::Jwt(jwt) => jwt.verify(token),
-                Check::WellFormed if is_token68(token) => {
-                    Ok(Verified { identity: Identity { subject: None, claims: Arc::default() }, expires_s: None, from_s: None })
+        let (mut rejected, mut refused, mut unasked, mut open) = (Rejected::Unknown, None, None, false);
+        for (index, check) in self.checks.iter().enumerate() {
+            match self.ask(index, check, token, hash, cx).await {
+                Verdict::Accepted(verified) => return Decision::Accepted(verified),
+                Verdict::Rejected(why) => rejected = rejected.max(why),
+                Verdict::Refused(reply) => refused = Some(reply),
+                Verdict::Unasked(why) => {
+                    unasked = Some(why);
+                    open |= check.fails_open();
                 }
-                Check::WellFormed => Err(Rejected::Malformed),
-            };
-            match verified.and_then(|verified| verified.in_time(now_s).map(|()| verified)) {
-                Ok(verified) => {
-                    let verified = Arc::new(verified);
-                    self.cache.insert(hash, Arc::clone(&verified));
-                    return Ok(verified);
-                }
-                Err(why) => rejected = why,
             }
         }
-        Err(rejected)
+        match (unasked, refused) {
+            (Some(_), _) if open => {
+                self.unasked_open.inc();
+                Decision::LetThrough
+            }
+            (Some(why), _) => {
+                self.unasked_closed.inc();
+                Decision::Unasked(why)
+            }
+            (None, Some(reply)) => Decision::Refused(reply),
+            (None, None) => Decision::Rejected(rejected),
+        }
+    }
+
+    /// What was verified before, if that still holds.
+    fn recall(&self, hash: &[u8; 32], now_s: u64) -> Option<Result<Arc<Verified>, Rejected>> {
+        let known = self.cache.get(hash)?;
+        match self.checks.get(known.check) {
+            Some(Check::Jwt(jwt)) if !jwt.holds(known.generation) => None,
+            _ => Some(known.verified.in_time(now_s).map(|()| known.verified)),
+        }
+    }
+
+    /// Asks one mode. What it verifies by itself is remembered here; who asks somebody remembers the answers himself.
+    async fn ask(&self, index: usize, check: &Check, token: &str, hash: [u8; 32], cx: &RequestCx<'_>) -> Verdict {
+        let now_s = cx.now.unix_s();
+        let mut generation = 0;
+        let verified = match check {
+            Check::Introspection(introspection) => return introspection.verify(token, hash, now_s).await,
+            Check::ForwardAuth(service) => return service.verify(token, cx).await,
+            Check::Static(tokens) => tokens.get(&hash).cloned().ok_or(Rejected::Unknown),
+            Check::Jwt(jwt) => {
+                // Before it is verified: under keys that change meanwhile it is verified once more.
+                generation = jwt.generation();
+                match jwt.verify(token, cx.now.instant).await {
+                    Outcome::Verified(verified) => Ok(verified),
+                    Outcome::Rejected(rejected) => Err(rejected),
+                    Outcome::NoKeys => return Verdict::Unasked("jwt: the issuer's keys could not be had yet".into()),
+                }
+            }
+            Check::WellFormed if is_token68(token) => Ok(Verified::somebody()),
+            Check::WellFormed => Err(Rejected::Malformed),
+        };
+        let verdict = Verdict::from(verified.and_then(|verified| verified.in_time(now_s).map(|()| verified)));
+        if let Verdict::Accepted(verified) = &verdict {
+            self.cache.insert(hash, Remembered { verified: Arc::clone(verified), check: index, generation });
+        }
+        verdict
     }
 
     fn challenge(&self, more: &str) -> Result<HeaderValue> {
@@ -279,75 +350,51 @@ impl Bearer {
     }
 }
 
-impl Verified {
-    /// Whoever has a token of the right form.
-    fn anybody() -> Self {
-        Self { identity: Identity { subject: None, claims: Arc::default() }, expires_s: None, from_s: None }
-    }
-
-    fn in_time(&self, now_s: u64) -> Result<(), Rejected> {
-        if self.expires_s.is_some_and(|end| now_s >= end) {
-            return Err(Rejected::Expired);
-        }
-        if self.from_s.is_some_and(|start| now_s < start) {
-            return Err(Rejected::NotYet);
-        }
-        Ok(())
-    }
-}
-
 /// `b64token` of RFC 6750, section 2.1.
 fn is_token68(token: &str) -> bool {
     let body = token.trim_end_matches('=');
     !body.is_empty() && body.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b))
 }
 
+fn unavailable(why: &str) -> Reply {
+    let message = "The token could not be checked right now. Try again shortly.";
+    Reply::new(Problem::Unavailable, "authentication_unavailable", "unasked", message)
+        .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
+        .detail(why)
+}
+
 impl Check {
-    fn compile(mode: Mode, site: &Site<'_>) -> Result<Self, Invalid> {
-        match mode {
-            Mode::WellFormed => Ok(Check::WellFormed),
-            Mode::Jwt(config) => Ok(Check::Jwt(Box::new(Jwt::compile(*config, site).map_err(|e| e.at("jwt"))?))),
-            Mode::Static(config) => {
-                let wrong = |e: Invalid| e.at("tokens").at("static");
-                if config.tokens.is_empty() {
-                    return Err(wrong(Invalid::new("list at least one token")));
-                }
-                let mut tokens = HashMap::new();
-                for (index, token) in config.tokens.into_iter().enumerate() {
-                    let (hash, verified) = known(token).map_err(|e| wrong(e.index(index)))?;
-                    if tokens.insert(hash, verified).is_some() {
-                        return Err(wrong(Invalid::new("this token is listed already").at("sha256").index(index)));
-                    }
-                }
-                Ok(Check::Static(tokens))
+    fn compile(mode: Mode, cache_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
+        Ok(match mode {
+            Mode::WellFormed => Check::WellFormed,
+            Mode::Static(config) => Check::Static(known::compile(config).map_err(|e| e.at("static"))?),
+            Mode::Jwt(config) => Check::Jwt(Box::new(Jwt::compile(*config, site).map_err(|e| e.at("jwt"))?)),
+            Mode::Introspection(config) => {
+                let compiled = Introspection::compile(*config, cache_max, site);
+                Check::Introspection(Box::new(compiled.map_err(|e| e.at("introspection"))?))
             }
+            Mode::ForwardAuth(config) => {
+                Check::ForwardAuth(Box::new(ForwardAuth::compile(*config, cache_max, site).map_err(|e| e.at("forward_auth"))?))
+            }
+        })
+    }
+
+    fn fails_open(&self) -> bool {
+        match self {
+            Check::Jwt(jwt) => jwt.fails_open(),
+            Check::Introspection(introspection) => introspection.fails_open(),
+            Check::ForwardAuth(service) => service.fails_open(),
+            Check::Static(_) | Check::WellFormed => false,
         }
     }
-}
 
-fn known(token: StaticToken) -> Result<([u8; 32], Verified), Invalid> {
-    let hash = unhex(&token.sha256).ok_or_else(|| Invalid::new("not a SHA-256: write its 64 hex digits").at("sha256"))?;
-    let expires_s = match &token.expires {
-        None => None,
-        Some(text) => {
-            let wrong = || Invalid::new(format!("`{text}` is not a time; write it like `2027-01-31T00:00:00Z`")).at("expires");
-            let moment = humantime::parse_rfc3339(text).map_err(|_| wrong())?;
-            Some(moment.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| wrong())?.as_secs())
+    /// Fields of the upstream's request that only this mode may set.
+    fn takes(&self) -> &[HeaderName] {
+        match self {
+            Check::ForwardAuth(service) => service.takes(),
+            _ => &[],
         }
-    };
-    let identity = Identity { subject: Some(token.name), claims: Arc::default() };
-    Ok((hash, Verified { identity, expires_s, from_s: None }))
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
     }
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(index * 2..index * 2 + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -35,6 +35,14 @@ impl Facts {
         self.entries.iter_mut().find(|(known, _)| *known == id)?.1.downcast_mut()
     }
 
+    /// States that this filter could not ask whom it had to ask, and lets the exchange pass all the same.
+    pub fn let_through(&mut self, filter: &'static str) {
+        match self.get_mut::<LetThrough>() {
+            Some(known) => known.0.push(filter),
+            None => self.put(LetThrough(vec![filter])),
+        }
+    }
+
     /// The client's address, once `client_ip` has run.
     pub fn client(&self) -> Option<IpAddr> {
         self.get::<ClientAddress>().map(|client| client.address)
@@ -65,6 +73,26 @@ pub struct Identity {
     /// The claims of a JWT; an empty object otherwise.
     pub claims: Arc<serde_json::Map<String, serde_json::Value>>,
 }
+
+impl Identity {
+    /// What it may do: the words of `scope` (RFC 8693), or the list `scp` or `scopes`.
+    pub fn scopes(&self) -> Vec<&str> {
+        let listed = |name: &str| match self.claims.get(name) {
+            Some(serde_json::Value::String(words)) => Some(words.split_ascii_whitespace().collect()),
+            Some(serde_json::Value::Array(words)) => Some(words.iter().filter_map(serde_json::Value::as_str).collect()),
+            _ => None,
+        };
+        ["scope", "scp", "scopes"].into_iter().find_map(listed).unwrap_or_default()
+    }
+}
+
+/// Filters that could not ask whom they had to ask, and let this exchange pass all the same, as configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LetThrough(pub Vec<&'static str>);
+
+/// Labels that rules have put on this exchange.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tags(pub Vec<Arc<str>>);
 
 /// The names under which this exchange is found in logs.
 #[derive(Clone, Debug, PartialEq, Eq)]

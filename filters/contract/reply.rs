@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderName, HeaderValue};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
 
 /// The kinds of refusal. Few and general: what is special about one is its code and message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,11 +23,24 @@ pub enum Problem {
     Unavailable,
 }
 
+/// A body that is not in the shape of the API's errors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Body {
+    /// What it is; `None` where there is none.
+    pub content_type: Option<HeaderValue>,
+    /// The body itself.
+    pub bytes: Bytes,
+}
+
 /// A reply of our own.
 #[derive(Clone, Debug)]
 pub struct Reply {
     /// What kind of refusal this is.
     pub problem: Problem,
+    /// Another status than the one that the problem has.
+    pub status: Option<StatusCode>,
+    /// Another body than the problem's, in the shape of the API.
+    pub body: Option<Body>,
     /// A stable word for programs: OpenAI's `error.code`.
     pub code: &'static str,
     /// For the client: what to do. Never whose key it is, nor what would be allowed.
@@ -42,13 +56,27 @@ pub struct Reply {
 impl Reply {
     /// A refusal. `reason` is the metric's word, `code` the client's.
     pub fn new(problem: Problem, code: &'static str, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { problem, code, message: message.into(), reason, detail: None, headers: Vec::new() }
+        Self { problem, status: None, body: None, code, message: message.into(), reason, detail: None, headers: Vec::new() }
     }
 
     /// Adds what only the log may say.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
+        self
+    }
+
+    /// Gives it a status of its own.
+    #[must_use]
+    pub fn status(mut self, status: StatusCode) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Gives it a body of its own.
+    #[must_use]
+    pub fn body(mut self, body: Body) -> Self {
+        self.body = Some(body);
         self
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::{Bindings, Counters, Invalid, KeyHasher, SecretRef, TrustedProxies};
+use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, SecretRef, Service, TrustedProxies};
 
 /// Reads the files a configuration refers to.
 pub trait Resolve {
@@ -83,6 +83,8 @@ pub struct Ports {
     pub meter: Arc<Meter>,
     /// Counts that replicas share; `None` where there is nothing to share them in.
     pub counters: Option<Arc<dyn Counters>>,
+    /// Who calls other people's services.
+    pub outbound: Arc<dyn Outbound>,
 }
 
 /// The surroundings of a filter that is being compiled.
@@ -121,6 +123,15 @@ impl Site<'_> {
             .counters
             .clone()
             .ok_or_else(|| Invalid::new("replicas share counts in Redis: the section `redis` is needed, and a restart where it is new"))
+    }
+
+    /// A service elsewhere.
+    pub fn service(&self, endpoint: &Endpoint) -> Result<Arc<dyn Service>, Invalid> {
+        if !(50..=60_000).contains(&endpoint.timeout.0.as_millis()) {
+            return Err(Invalid::new("must be between 50ms and 1min").at("timeout"));
+        }
+        let ca = endpoint.ca_file.as_ref().map(|path| self.resolve.file(path)).transpose().map_err(|e| e.at("ca_file"))?;
+        self.ports.outbound.service(endpoint, ca)
     }
 
     /// State that outlives a reload, for this place and type.

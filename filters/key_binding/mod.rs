@@ -133,7 +133,7 @@ impl Filter for KeyBinding {
             Ok(Verdict::Refused(binding)) => Ok(self.refuse(cx, key, &binding).into()),
             Ok(Verdict::Unknown) => Ok(not_here("unknown_key").into()),
             Ok(Verdict::TooMany(wait)) => Ok(too_many(wait).into()),
-            Err(error) => Ok(self.store_failed(&error)),
+            Err(error) => Ok(self.store_failed(cx, &error)),
         }
     }
 
@@ -270,10 +270,13 @@ impl KeyBinding {
         not_here(reason)
     }
 
-    fn store_failed(&self, error: &StoreError) -> Flow {
+    fn store_failed(&self, cx: &mut RequestCx<'_>, error: &StoreError) -> Flow {
         self.store_failures.inc();
         match self.config.on_store_failure {
-            OnStoreFailure::Open => Flow::Continue,
+            OnStoreFailure::Open => {
+                cx.facts.let_through(Self::NAME);
+                Flow::Continue
+            }
             OnStoreFailure::Closed => Reply::new(
                 Problem::Unavailable,
                 "binding_unavailable",

@@ -117,7 +117,10 @@ impl Filter for RateLimit {
                         self.store_failures.inc();
                         match failure {
                             OnStoreFailure::Local => self.count(cx, outcomes),
-                            OnStoreFailure::Allow => None,
+                            OnStoreFailure::Allow => {
+                                cx.facts.let_through(Self::NAME);
+                                None
+                            }
                             OnStoreFailure::Deny => return Ok(away().into()),
                         }
                     }

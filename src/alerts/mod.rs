@@ -146,7 +146,7 @@ impl Watch {
                 self.count(&webhook.name, "failed");
                 let pause =
                     PAUSE.saturating_mul(1 << delivery.attempts.saturating_sub(1).min(16)).max(refused.retry_after.unwrap_or_default());
-                let pause = crate::store::up_to_a_quarter_less(pause.min(PAUSE_MAX));
+                let pause = crate::breaker::up_to_a_quarter_less(pause.min(PAUSE_MAX));
                 tracing::warn!(
                     webhook = webhook.name,
                     event = id,

@@ -10,6 +10,7 @@ mod migrate;
 mod reload;
 mod run;
 mod schema;
+mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,6 +57,8 @@ enum Command {
     Bindings(bindings::Bindings),
     /// Whether alerts arrive
     Alerts(alerts::Alerts),
+    /// Make tokens that `bearer` knows by their hashes
+    Token(token::Token),
     /// Bring the store's schema up to date, and do nothing else
     Migrate(ConfigFile),
     /// Serve a made-up model API, to try things with: OpenAI's chat completions, plain and streamed
@@ -73,6 +76,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
+        Command::Token(token) => token::token(&token),
         Command::Migrate(file) => migrate::migrate(&file.config),
         Command::DemoUpstream(demo) => demo_upstream::serve(&demo),
     };

@@ -15,6 +15,7 @@ use crate::admin::{self, Known};
 use crate::alerts::{self, Watch};
 use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
+use crate::outbound::Services;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
 use crate::store::{self, Purpose, Store};
@@ -56,6 +57,7 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         hasher: opened.hasher,
         meter: Arc::new(Meter::new(metrics.registry.clone())),
         counters,
+        outbound: Arc::new(Services::here()),
     };
     let compiler = Arc::new(Compiler::new(ports));
     let snapshot = reload::load(path, &compiler).await?;

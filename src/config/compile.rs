@@ -3,15 +3,15 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
 use keylatch_filters::contract::{
-    Binding, Bindings, BoxFuture, Counters, FirstUse, Hit, Intercept, Invalid, Keep, KeyHasher, KeyId, Lease, Leash, Meter, Outcome, Ports,
-    Site, StoreError, TrustedProxies,
+    Answered, Binding, Bindings, BoxFuture, Call, CallError, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, Keep, KeyHasher, KeyId,
+    Lease, Leash, Meter, Outbound, Outcome, Ports, Service, Site, StoreError, Tend, Tender, TrustedProxies,
 };
 
 use super::model::{FilterItem, RouteSettings, Settings, Storage};
@@ -20,6 +20,7 @@ use super::routes::{Matcher, Route};
 use super::sections::tell;
 use super::{Files, Parsed, Report};
 use crate::alerts::Alerts;
+use crate::outbound;
 use crate::upstream::Upstream;
 
 /// Everything compiled from one file. A request takes it once, at its start, and keeps it to its end.
@@ -293,10 +294,44 @@ impl Work<'_> {
 
 /// Ports for compiling without running: nothing is stored, nothing is known.
 pub fn check_ports() -> Ports {
-    Ports { bindings: Arc::new(Nowhere), hasher: KeyHasher::new(b""), meter: Arc::new(Meter::default()), counters: Some(Arc::new(Nowhere)) }
+    Ports {
+        bindings: Arc::new(Nowhere),
+        hasher: KeyHasher::new(b""),
+        meter: Arc::new(Meter::default()),
+        counters: Some(Arc::new(Nowhere)),
+        outbound: Arc::new(Nowhere),
+    }
 }
 
 struct Nowhere;
+
+impl Outbound for Nowhere {
+    fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
+        outbound::check(endpoint, ca)?;
+        Ok(Arc::new(Nowhere))
+    }
+    fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
+        Arc::new(Nowhere)
+    }
+}
+
+impl Tender for Nowhere {
+    fn now(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+impl Service for Nowhere {
+    fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
+        Box::pin(async { Err(CallError("nobody is asked here".into())) })
+    }
+    fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
+        Ok(Arc::new(Nowhere))
+    }
+}
 
 impl Counters for Nowhere {
     fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {

@@ -2,6 +2,7 @@
 //! the configuration says otherwise: nobody reaches what is inside by a name that points there, nor by a redirect.
 
 mod public;
+mod services;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Url, redirect};
 
 use public::is_public;
+pub use services::{Services, check};
 
 /// What may be called, and how.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
-use keylatch_filters::contract::{Dialect, Problem, Reply};
+use keylatch_filters::contract::{self, Dialect, Problem, Reply};
 use pingora::{Error, ErrorSource, ErrorType};
 use serde_json::json;
 
@@ -21,11 +21,13 @@ pub struct Answer {
     pub message: Cow<'static, str>,
     /// More header fields.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// A body in no shape of ours.
+    pub own_body: Option<contract::Body>,
 }
 
 impl Answer {
     const fn new(status: StatusCode, code: &'static str, message: &'static str) -> Self {
-        Self { status, code, message: Cow::Borrowed(message), headers: Vec::new() }
+        Self { status, code, message: Cow::Borrowed(message), headers: Vec::new(), own_body: None }
     }
 
     /// The body, in the shape of the API.
@@ -76,7 +78,8 @@ pub fn of_reply(reply: Reply) -> Answer {
         Problem::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Problem::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
     };
-    Answer { status, code: reply.code, message: reply.message, headers: reply.headers }
+    let status = reply.status.unwrap_or(status);
+    Answer { status, code: reply.code, message: reply.message, headers: reply.headers, own_body: reply.body }
 }
 
 /// The gate's refusal.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use keylatch_filters::chain::Progress;
-use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LogCx, Now, RequestIds};
+use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags};
 use pingora::proxy::Session;
 
 use super::conn::Conn;
@@ -145,6 +145,8 @@ impl Exchange {
             reason: self.answered.map(|(_, reason)| reason),
             detail: self.detail.as_deref(),
             shadow: shadow.map(|decision| (decision.filter, decision.reason)).collect(),
+            let_through: self.facts.get::<LetThrough>().map_or(&[], |filters| &filters.0),
+            tags: self.facts.get::<Tags>().map_or(&[], |tags| &tags.0),
             upstream: self.server,
             bytes_in: self.bytes_in,
             bytes_out: session.body_bytes_sent() as u64,

@@ -27,13 +27,21 @@ pub enum Rest {
 
 /// Writes the answer, through the response hooks of the filters the request has passed.
 pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answer, rest: Rest) -> Result<()> {
-    let body = answer.body(exchange.dialect, exchange.request_id());
+    let (content_type, body) = match &answer.own_body {
+        Some(own) => (own.content_type.clone(), own.bytes.clone()),
+        None => (Some(HeaderValue::from_static("application/json")), answer.body(exchange.dialect, exchange.request_id())),
+    };
     let mut head = ResponseHeader::build_no_case(answer.status, Some(8))?;
     for (name, value) in &answer.headers {
         head.append_header(name.clone(), value.clone())?;
     }
-    head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
-    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    if let Some(content_type) = content_type {
+        head.insert_header(header::CONTENT_TYPE, content_type)?;
+    }
+    // A 204 has no body and says so by itself (RFC 9110, section 8.6).
+    if answer.status != http::StatusCode::NO_CONTENT {
+        head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    }
     head.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
     response_hooks(session, exchange, &mut head, false)?;
     let drains = rest == Rest::Drained && drains(session);
@@ -42,7 +50,7 @@ pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answ
     } else {
         session.set_keepalive(None);
     }
-    let no_body = session.req_header().method == http::Method::HEAD;
+    let no_body = session.req_header().method == http::Method::HEAD || answer.status == http::StatusCode::NO_CONTENT;
     session.write_response_header(Box::new(head), no_body).await?;
     if no_body {
         session.downstream_session.finish_body().await?;

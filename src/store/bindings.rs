@@ -12,13 +12,13 @@ use prometheus::Registry;
 use tokio::sync::Semaphore;
 
 use super::audit::{Actor, Asked, Entry};
-use super::breaker::Breaker;
 use super::cache::Cache;
 use super::counters::Counters;
 use super::leashes::Leashes;
 use super::record::{Change, Query, Record, Tending, version_now};
 use super::shared::Shared;
 use super::{Authority, Batch, News};
+use crate::breaker::Breaker;
 
 /// Words of the upstream that are written at once; further ones wait for the next batch.
 const SETTLING_MAX: usize = 4096;
@@ -274,7 +274,8 @@ impl Store {
     }
 
     async fn ask<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let answer = self.breaker.run(ask).await;
+        let away = || Err(StoreError::Away("the store does not answer; it is asked again in a moment".into()));
+        let answer = self.breaker.run(ask, |error| matches!(error, StoreError::Away(_))).await.unwrap_or_else(away);
         self.metrics.away.set(self.breaker.is_open().into());
         answer
     }

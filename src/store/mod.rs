@@ -6,7 +6,6 @@
 pub mod audit;
 mod batch;
 mod bindings;
-mod breaker;
 mod cache;
 mod counters;
 mod leashes;
@@ -37,7 +36,6 @@ use crate::config::model::{Secrets, Settings, Storage};
 use audit::{Actor, Asked, Entry};
 use batch::Batch;
 pub use bindings::Store;
-pub use breaker::up_to_a_quarter_less;
 use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Query, Record, Tended, Tending};
 pub use redis::Redis;

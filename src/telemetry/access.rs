@@ -54,6 +54,10 @@ pub struct Line<'a> {
     pub detail: Option<&'a str>,
     /// What filters in shadow mode would have done: `filter:reason`.
     pub shadow: Vec<(&'static str, &'static str)>,
+    /// Filters that could not ask whom they had to ask, and let it pass all the same.
+    pub let_through: &'a [&'static str],
+    /// What rules have labelled it.
+    pub tags: &'a [Arc<str>],
     /// The server that answered.
     pub upstream: Option<SocketAddr>,
     /// Body bytes from the client.
@@ -89,6 +93,8 @@ impl Line<'_> {
         object.text("reason", self.reason);
         object.text("detail", self.detail);
         object.pairs("shadow", &self.shadow);
+        object.list("let_through", self.let_through.iter().copied());
+        object.list("tags", self.tags.iter().map(AsRef::as_ref));
         self.upstream.iter().for_each(|server| object.address("upstream", server.ip(), Some(server.port())));
         object.number("bytes_in", self.bytes_in);
         object.number("bytes_out", self.bytes_out);
@@ -165,6 +171,23 @@ impl Object<'_> {
         let thousandths = digits.format(1000 + micros % 1000).as_bytes();
         self.out.push(b'.');
         self.out.extend_from_slice(thousandths.get(1..).unwrap_or_default());
+    }
+
+    /// Words of ours or of an operator's, neither of which needs an escape; nothing if there are none.
+    fn list<'w>(&mut self, key: &'static str, words: impl Iterator<Item = &'w str>) {
+        let mut none = true;
+        for word in words {
+            if none {
+                self.key(key);
+            }
+            self.out.extend_from_slice(if none { b"[\"" } else { b",\"" });
+            self.out.extend_from_slice(word.as_bytes());
+            self.out.push(b'"');
+            none = false;
+        }
+        if !none {
+            self.out.push(b']');
+        }
     }
 
     /// `["filter:reason", …]`; nothing if there are none.
@@ -289,6 +312,8 @@ mod tests {
             reason: None,
             detail: None,
             shadow: Vec::new(),
+            let_through: &[],
+            tags: &[],
             upstream: None,
             bytes_in: 0,
             bytes_out: u64::MAX,

@@ -1,8 +1,7 @@
-//! Keeps a store that does not answer from adding its time limit to every request.
+//! Keeps a store or a service that does not answer from adding its time limit to every request.
 
 use std::time::{Duration, Instant};
 
-use keylatch_filters::contract::StoreError;
 use parking_lot::Mutex;
 
 /// Failures in a row after which it is not asked for a while.
@@ -23,14 +22,14 @@ struct State {
 pub struct Breaker(Mutex<State>);
 
 impl Breaker {
-    /// Asks, unless the store is known to be away.
-    pub async fn run<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    /// Asks, unless it is known to be away; `None` then. `is_away` tells the errors that say that it is.
+    pub async fn run<T, E>(&self, ask: impl Future<Output = Result<T, E>>, is_away: impl FnOnce(&E) -> bool) -> Option<Result<T, E>> {
         if !self.may_ask(Instant::now()) {
-            return Err(StoreError::Away("the store does not answer; it is asked again in a moment".into()));
+            return None;
         }
         let answer = ask.await;
-        self.note(!matches!(answer, Err(StoreError::Away(_))), Instant::now());
-        answer
+        self.note(!answer.as_ref().is_err_and(is_away), Instant::now());
+        Some(answer)
     }
 
     /// Whether it is known to be away.

@@ -1,0 +1,156 @@
+//! Tokens that the authorization server is asked about (RFC 7662).
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderName, HeaderValue, Method, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::OnFailure;
+use super::jwt::numeric_date;
+use super::memo::Memo;
+use super::verdict::{Rejected, Verdict, Verified};
+use crate::contract::{Call, Endpoint, HumanDuration, Identity, Invalid, SecretRef, Service, Site};
+
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+const REMEMBERED_MAX: Duration = Duration::from_secs(3600);
+
+/// `introspection`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IntrospectionConfig {
+    /// The introspection endpoint.
+    pub endpoint: Endpoint,
+    /// Who we are to it.
+    pub client_id: String,
+    /// What proves it, sent as HTTP Basic (RFC 6749, section 2.3.1).
+    pub client_secret: SecretRef,
+    /// What `iss` must be, if the answer names one. Default: not looked at.
+    pub issuer: Option<String>,
+    /// What `aud` must name at least one of. Default: not looked at.
+    #[serde(default)]
+    pub audiences: Vec<String>,
+    /// How long an active token is remembered, never past its `exp`; at most 1h; 0s: not. Default: 60s.
+    #[serde(default = "a_minute")]
+    pub cache: HumanDuration,
+    /// How long it is remembered that a token is not active; at most 1h; 0s: not. Default: 10s.
+    #[serde(default = "ten_seconds")]
+    pub negative_cache: HumanDuration,
+    /// What becomes of tokens that nobody can be asked about. Default: `closed`.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+}
+
+fn a_minute() -> HumanDuration {
+    HumanDuration::secs(60)
+}
+fn ten_seconds() -> HumanDuration {
+    HumanDuration::secs(10)
+}
+
+/// The compiled mode.
+pub struct Introspection {
+    config: IntrospectionConfig,
+    service: Arc<dyn Service>,
+    credentials: HeaderValue,
+    memo: Memo,
+}
+
+/// How long an answer may be remembered, or what is wrong with that.
+pub fn remembered(duration: HumanDuration, name: &str) -> Result<Duration, Invalid> {
+    if duration.0 > REMEMBERED_MAX {
+        return Err(Invalid::new("at most 1h: a token that is revoked passes for as long").at(name));
+    }
+    if !duration.0.is_zero() && duration.0 < Duration::from_secs(1) {
+        return Err(Invalid::new("at least 1s, or 0s for not at all").at(name));
+    }
+    Ok(duration.0)
+}
+
+impl Introspection {
+    pub fn compile(config: IntrospectionConfig, cache_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
+        let service = site.service(&config.endpoint).map_err(|e| e.at("endpoint"))?;
+        let secret = site.secret(&config.client_secret).map_err(|e| e.at("client_secret"))?;
+        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let pair = STANDARD.encode(format!("{}:{}", encoded(&config.client_id), encoded(&secret)));
+        let mut credentials = HeaderValue::try_from(format!("Basic {pair}")).map_err(|e| Invalid::new(e.to_string()))?;
+        credentials.set_sensitive(true);
+        let (accepted, refused) = (remembered(config.cache, "cache")?, remembered(config.negative_cache, "negative_cache")?);
+        let memo = Memo::new(cache_max, accepted, refused, config.endpoint.timeout.0);
+        Ok(Self { config, service, credentials, memo })
+    }
+
+    pub fn fails_open(&self) -> bool {
+        self.config.on_failure == OnFailure::Open
+    }
+
+    /// `hash` is what the token is remembered by.
+    pub async fn verify(&self, token: &str, hash: [u8; 32], now_s: u64) -> Verdict {
+        let verdict = self.memo.get(hash, now_s, self.ask(token)).await;
+        match &verdict {
+            Verdict::Accepted(verified) => match verified.in_time(now_s) {
+                Ok(()) => verdict,
+                Err(rejected) => Verdict::Rejected(rejected),
+            },
+            _ => verdict,
+        }
+    }
+
+    async fn ask(&self, token: &str) -> Verdict {
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        let call = Call {
+            method: Method::POST,
+            path: Cow::Borrowed(""),
+            headers: vec![
+                (header::AUTHORIZATION, self.credentials.clone()),
+                (header::CONTENT_TYPE, form),
+                (header::ACCEPT, HeaderValue::from_static("application/json")),
+                // The answer holds for us and for now.
+                (HeaderName::from_static("cache-control"), HeaderValue::from_static("no-store")),
+            ],
+            body: format!("token={}&token_type_hint=access_token", utf8_percent_encode(token, NON_ALPHANUMERIC)),
+            answer_bytes_max: ANSWER_BYTES_MAX,
+        };
+        let unasked = |why: String| Verdict::Unasked(why.into());
+        match self.service.call(call).await {
+            Err(error) => unasked(format!("introspection: {error}")),
+            Ok(answered) if answered.status.as_u16() != 200 => {
+                unasked(format!("introspection: answered with {}", answered.status.as_u16()))
+            }
+            Ok(answered) => match serde_json::from_slice::<Map<String, Value>>(&answered.body) {
+                Ok(claims) => self.judge(claims).into(),
+                Err(_) => unasked("introspection: the answer is not a JSON object".into()),
+            },
+        }
+    }
+
+    fn judge(&self, claims: Map<String, Value>) -> Result<Verified, Rejected> {
+        if claims.get("active") != Some(&Value::Bool(true)) {
+            return Err(Rejected::Inactive);
+        }
+        if let (Some(wanted), Some(named)) = (&self.config.issuer, claims.get("iss"))
+            && named.as_str() != Some(wanted)
+        {
+            return Err(Rejected::Issuer);
+        }
+        let is_ours = |named: &Value| named.as_str().is_some_and(|named| self.config.audiences.iter().any(|ours| ours == named));
+        let fits = match claims.get("aud") {
+            _ if self.config.audiences.is_empty() => true,
+            Some(Value::Array(several)) => several.iter().any(is_ours),
+            Some(one) => is_ours(one),
+            None => false,
+        };
+        if !fits {
+            return Err(Rejected::Audience);
+        }
+        let (expires_s, from_s) = (numeric_date(&claims, "exp")?, numeric_date(&claims, "nbf")?);
+        let subject = ["sub", "username"].into_iter().find_map(|name| claims.get(name)?.as_str()).map(str::to_owned);
+        Ok(Verified { expires_s, from_s, ..Verified::new(Identity { subject, claims: Arc::new(claims) }) })
+    }
+}

@@ -1,0 +1,182 @@
+//! Keys that verify signatures: algorithms, PEM, and JWK sets (RFC 7517).
+
+use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::verdict::Rejected;
+use crate::contract::{Invalid, SecretRef, Site};
+
+/// RFC 7518, section 3.2: an HS256 secret has at least 256 bits.
+const SECRET_BYTES_MIN: usize = 32;
+/// Nobody has more keys in use; what is behind them is not looked at.
+const KEYS_MAX: usize = 100;
+
+/// A signature algorithm (RFC 7518, section 3.1; RFC 8037).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum Alg {
+    HS256,
+    HS384,
+    HS512,
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    ES256,
+    ES384,
+    EdDSA,
+}
+
+/// A kind of key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Secret,
+    Rsa,
+    Ec,
+    Ed,
+}
+
+impl Alg {
+    /// As a token's header spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Alg::HS256 => "HS256",
+            Alg::HS384 => "HS384",
+            Alg::HS512 => "HS512",
+            Alg::RS256 => "RS256",
+            Alg::RS384 => "RS384",
+            Alg::RS512 => "RS512",
+            Alg::PS256 => "PS256",
+            Alg::PS384 => "PS384",
+            Alg::PS512 => "PS512",
+            Alg::ES256 => "ES256",
+            Alg::ES384 => "ES384",
+            Alg::EdDSA => "EdDSA",
+        }
+    }
+
+    /// For the library.
+    pub fn algorithm(self) -> Algorithm {
+        match self {
+            Alg::HS256 => Algorithm::HS256,
+            Alg::HS384 => Algorithm::HS384,
+            Alg::HS512 => Algorithm::HS512,
+            Alg::RS256 => Algorithm::RS256,
+            Alg::RS384 => Algorithm::RS384,
+            Alg::RS512 => Algorithm::RS512,
+            Alg::PS256 => Algorithm::PS256,
+            Alg::PS384 => Algorithm::PS384,
+            Alg::PS512 => Algorithm::PS512,
+            Alg::ES256 => Algorithm::ES256,
+            Alg::ES384 => Algorithm::ES384,
+            Alg::EdDSA => Algorithm::EdDSA,
+        }
+    }
+
+    /// The kind of key it needs.
+    pub fn family(self) -> Family {
+        match self {
+            Alg::HS256 | Alg::HS384 | Alg::HS512 => Family::Secret,
+            Alg::RS256 | Alg::RS384 | Alg::RS512 | Alg::PS256 | Alg::PS384 | Alg::PS512 => Family::Rsa,
+            Alg::ES256 | Alg::ES384 => Family::Ec,
+            Alg::EdDSA => Family::Ed,
+        }
+    }
+}
+
+/// One key.
+pub struct Candidate {
+    kid: Option<String>,
+    alg: Option<String>,
+    family: Family,
+    key: DecodingKey,
+}
+
+/// The keys of an issuer.
+pub struct KeySet(Vec<Candidate>);
+
+impl KeySet {
+    /// The one key that fits; with several and no `kid` to choose by, none does.
+    pub fn find(&self, alg: Alg, kid: Option<&str>) -> Result<&DecodingKey, Rejected> {
+        let name = alg.name();
+        let mut fitting = self.0.iter().filter(|key| {
+            key.family == alg.family()
+                && key.alg.as_ref().is_none_or(|only| *only == name)
+                && match (&key.kid, kid) {
+                    (Some(known), Some(asked)) => known == asked,
+                    _ => true,
+                }
+        });
+        match (fitting.next(), fitting.next()) {
+            (Some(one), None) => Ok(&one.key),
+            _ => Err(Rejected::Key),
+        }
+    }
+
+    /// A shared secret.
+    pub fn secret(secret: &SecretRef, family: Family, site: &Site<'_>) -> Result<Self, Invalid> {
+        if family != Family::Secret {
+            return Err(Invalid::new("the algorithms listed need a public key: `pem`, `jwks`, `jwks_url` or `discovery`"));
+        }
+        let secret = site.secret(secret)?;
+        if secret.len() < SECRET_BYTES_MIN {
+            return Err(Invalid::new(format!("at least {SECRET_BYTES_MIN} bytes are needed (RFC 7518, section 3.2)")));
+        }
+        Ok(Self::one(family, DecodingKey::from_secret(secret.as_bytes())))
+    }
+
+    /// A public key.
+    pub fn pem(pem: &SecretRef, family: Family, site: &Site<'_>) -> Result<Self, Invalid> {
+        let pem = site.secret(pem)?;
+        let key = match family {
+            Family::Secret => return Err(Invalid::new("HS algorithms need a `secret`, not a public key")),
+            Family::Rsa => DecodingKey::from_rsa_pem(pem.as_bytes()),
+            Family::Ec => DecodingKey::from_ec_pem(pem.as_bytes()),
+            Family::Ed => DecodingKey::from_ed_pem(pem.as_bytes()),
+        };
+        key.map(|key| Self::one(family, key)).map_err(|_| Invalid::new("not a public key in PEM form of the kind the algorithms need"))
+    }
+
+    /// A JWK set, of which keys of these kinds are taken. Keys that are malformed or of another kind are left out: a
+    /// set that is published may hold what is not for us.
+    pub fn jwks(text: &str, algorithms: &[Alg]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Set {
+            keys: Vec<serde_json::Value>,
+        }
+        let set: Set = serde_json::from_str(text).map_err(|e| format!("not a JWK set: {e}"))?;
+        let mut keys = Vec::new();
+        for jwk in set.keys.into_iter().take(KEYS_MAX) {
+            let Ok(jwk) = serde_json::from_value::<Jwk>(jwk) else { continue };
+            let family = family_of(&jwk).filter(|family| algorithms.iter().any(|alg| alg.family() == *family));
+            let (Some(family), Ok(key)) = (family, DecodingKey::from_jwk(&jwk)) else { continue };
+            if matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption)) {
+                continue;
+            }
+            let alg = jwk.common.key_algorithm.map(|alg| alg.to_string());
+            keys.push(Candidate { kid: jwk.common.key_id.clone(), alg, family, key });
+        }
+        if keys.is_empty() {
+            return Err("the set holds no signature key of the kind the algorithms need".into());
+        }
+        Ok(Self(keys))
+    }
+
+    fn one(family: Family, key: DecodingKey) -> Self {
+        Self(vec![Candidate { kid: None, alg: None, family, key }])
+    }
+}
+
+fn family_of(jwk: &Jwk) -> Option<Family> {
+    use jsonwebtoken::jwk::AlgorithmParameters as Params;
+    match &jwk.algorithm {
+        Params::RSA(_) => Some(Family::Rsa),
+        Params::EllipticCurve(_) => Some(Family::Ec),
+        Params::OctetKeyPair(_) => Some(Family::Ed),
+        // A symmetric key in a set that may have been published is no secret.
+        _ => None,
+    }
+}

@@ -1,0 +1,81 @@
+//! Tokens that are known in advance, by their SHA-256.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::verdict::Verified;
+use crate::contract::{Identity, Invalid};
+
+/// A token known in advance.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StaticToken {
+    /// Who has it; becomes the subject.
+    pub name: String,
+    /// The SHA-256 of the token, 64 hex digits.
+    pub sha256: String,
+    /// After this moment it is refused (RFC 3339, UTC): `2027-01-31T00:00:00Z`.
+    pub expires: Option<String>,
+    /// What it may do: the scopes that rules find. Default: none.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+}
+
+/// `static`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StaticConfig {
+    /// The tokens.
+    pub tokens: Vec<StaticToken>,
+}
+
+/// By their hashes.
+pub type Known = HashMap<[u8; 32], Verified>;
+
+pub fn compile(config: StaticConfig) -> Result<Known, Invalid> {
+    let wrong = |e: Invalid| e.at("tokens");
+    if config.tokens.is_empty() {
+        return Err(wrong(Invalid::new("list at least one token")));
+    }
+    let mut tokens = HashMap::new();
+    for (index, token) in config.tokens.into_iter().enumerate() {
+        let (hash, verified) = known(token).map_err(|e| wrong(e.index(index)))?;
+        if tokens.insert(hash, verified).is_some() {
+            return Err(wrong(Invalid::new("this token is listed already").at("sha256").index(index)));
+        }
+    }
+    Ok(tokens)
+}
+
+fn known(token: StaticToken) -> Result<([u8; 32], Verified), Invalid> {
+    let hash = unhex(&token.sha256).ok_or_else(|| Invalid::new("not a SHA-256: write its 64 hex digits").at("sha256"))?;
+    let expires_s = match &token.expires {
+        None => None,
+        Some(text) => {
+            let wrong = || Invalid::new(format!("`{text}` is not a time; write it like `2027-01-31T00:00:00Z`")).at("expires");
+            let moment = humantime::parse_rfc3339(text).map_err(|_| wrong())?;
+            Some(moment.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| wrong())?.as_secs())
+        }
+    };
+    let mut claims = serde_json::Map::new();
+    if !token.scopes.is_empty() {
+        claims.insert("scopes".into(), token.scopes.into());
+    }
+    let identity = Identity { subject: Some(token.name), claims: Arc::new(claims) };
+    Ok((hash, Verified { expires_s, ..Verified::new(identity) }))
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(index * 2..index * 2 + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}

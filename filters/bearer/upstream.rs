@@ -1,0 +1,86 @@
+//! What the upstream is told of who it is. These fields are ours: a client's own never get through.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use http::{HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use pingora_http::RequestHeader;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::forward_auth::field_name;
+use super::verdict::Verified;
+use crate::contract::{Invalid, Result, failure};
+
+/// `tell_upstream`
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TellUpstream {
+    /// The field for the subject.
+    pub subject: Option<String>,
+    /// The field for the scopes, with spaces between them.
+    pub scopes: Option<String>,
+    /// A field for each of these claims. Text stands as it is, with what no field can hold percent-encoded; other
+    /// values as JSON.
+    pub claims: BTreeMap<String, String>,
+}
+
+/// Ready to be applied.
+pub struct Told {
+    subject: Option<HeaderName>,
+    scopes: Option<HeaderName>,
+    claims: Vec<(String, HeaderName)>,
+    /// All of them, and those that somebody who is asked may set.
+    ours: Vec<HeaderName>,
+}
+
+impl Told {
+    pub fn compile(config: &TellUpstream, taken: Vec<HeaderName>) -> Result<Self, Invalid> {
+        let name = |text: &Option<String>, key: &str| text.as_deref().map(field_name).transpose().map_err(|e| e.at(key));
+        let (subject, scopes) = (name(&config.subject, "subject")?, name(&config.scopes, "scopes")?);
+        let claim = |(claim, field): (&String, &String)| {
+            let field = field_name(field).map_err(|e| e.at(claim.as_str()).at("claims"))?;
+            Ok((claim.clone(), field))
+        };
+        let claims = config.claims.iter().map(claim).collect::<Result<Vec<_>, Invalid>>()?;
+        let mut ours = taken;
+        ours.extend(subject.iter().chain(&scopes).chain(claims.iter().map(|(_, field)| field)).cloned());
+        Ok(Self { subject, scopes, claims, ours })
+    }
+
+    /// Takes the client's own away and sets ours.
+    pub fn apply(&self, upstream: &mut RequestHeader, who: Option<&Verified>) -> Result<()> {
+        for name in &self.ours {
+            upstream.remove_header(name);
+        }
+        let Some(who) = who else { return Ok(()) };
+        let identity = &who.identity;
+        if let (Some(name), Some(subject)) = (&self.subject, &identity.subject) {
+            upstream.insert_header(name.clone(), value(subject)?).map_err(failure)?;
+        }
+        if let Some(name) = &self.scopes {
+            upstream.insert_header(name.clone(), value(&identity.scopes().join(" "))?).map_err(failure)?;
+        }
+        for (claim, name) in &self.claims {
+            let text = match identity.claims.get(claim) {
+                None | Some(Value::Null) => continue,
+                Some(Value::String(text)) => Cow::Borrowed(text.as_str()),
+                Some(other) => Cow::Owned(other.to_string()),
+            };
+            upstream.insert_header(name.clone(), value(&text)?).map_err(failure)?;
+        }
+        for (name, value) in &who.fields {
+            upstream.append_header(name.clone(), value.clone()).map_err(failure)?;
+        }
+        Ok(())
+    }
+}
+
+/// `%` too, so that it can be undone.
+const NO_FIELD_HOLDS: &AsciiSet = &CONTROLS.add(b'%');
+
+fn value(text: &str) -> Result<HeaderValue> {
+    HeaderValue::try_from(utf8_percent_encode(text, NO_FIELD_HOLDS).to_string()).map_err(failure)
+}

@@ -1,0 +1,262 @@
+"""Bearers that somebody else vouches for: published keys, introspection, any service; and what becomes of an identity."""
+
+import concurrent.futures
+import json
+import subprocess
+import time
+
+import pytest
+from support.certificates import Certificates
+from support.issuer import Issuer, basic
+from support.keylatch import BINARY, free_port, wait_for
+from support.stores import ask
+from support.upstreams import Scripted, plain
+
+JWT = "{{jwt: {{issuer: {issuer}, algorithms: [{algorithms}], key: {key}{more}}}}}"
+
+
+def bearer(*modes, more=""):
+    return f"      - bearer: {{accept: [{', '.join(modes)}]{more}}}"
+
+
+def at(url, more=""):
+    return f'{{url: "{url}", allow_private: true{more}}}'
+
+
+def keys_of(issuer, algorithms="ES256", more="", refresh="{every: 10s, unknown_kid: 1s}"):
+    key = f"{{jwks_url: {at(issuer.url + '/keys')}}}"
+    return JWT.format(issuer=issuer.url, algorithms=algorithms, key=key, more=f", refresh: {refresh}{more}")
+
+
+def seen(answer, name):
+    """What the upstream got of this field."""
+    return [value for key, value in json.loads(answer.body)["headers"] if key == name]
+
+
+@pytest.fixture
+def issuer():
+    with Issuer() as one:
+        one.add("first")
+        yield one
+
+
+def test_keys_rotate_without_a_gap(start, echo_upstream, issuer):
+    replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
+    old = issuer.token("first")
+    assert ask(replica, old).status == 200
+    issuer.add("second")
+    new = issuer.token("second")
+    # A key nobody has seen is asked for at once; both hold.
+    wait_for(lambda: ask(replica, new).status == 200, "the second key is known", 3)
+    assert ask(replica, old).status == 200
+    # The first leaves the set: what was verified by it is not believed any more.
+    issuer.published.remove("first")
+    wait_for(lambda: ask(replica, old).status == 401, "the first key is gone", 15)
+    assert ask(replica, new).status == 200
+
+
+def test_tokens_with_invented_kids_do_not_have_keys_asked_for_each_time(start, echo_upstream, issuer):
+    replica = start(echo_upstream, route_filters=bearer(keys_of(issuer, refresh="{every: 10m, unknown_kid: 10m}")))
+    assert ask(replica, issuer.token("first")).status == 200
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        forged = [issuer.token("first", headers={"kid": f"../../{n}"}) for n in range(100)]
+        assert {answer.status for answer in pool.map(lambda token: ask(replica, token), forged)} == {401}
+    # At the start, and once for all of them.
+    assert issuer.asked["jwks"] <= 2
+    # A key that is new meanwhile waits its turn.
+    issuer.add("second")
+    assert ask(replica, issuer.token("second")).status == 401 and ask(replica, issuer.token("first")).status == 200
+
+
+@pytest.mark.parametrize("garbage", [("200 OK", b"<html>maintenance</html>"), ("500 Oops", b""), ("200 OK", b'{"keys":[]}')])
+def test_the_last_good_set_serves_while_the_issuer_is_away(start, echo_upstream, issuer, garbage):
+    replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
+    assert ask(replica, issuer.token("first")).status == 200
+    issuer.garbage = garbage
+    issuer.add("second")
+    # Has them asked for, in vain.
+    assert ask(replica, issuer.token("second")).status == 401
+    assert ask(replica, issuer.token("first", sub="bob")).status == 200
+    wait_for(lambda: "could not be refreshed" in replica.stderr.read_text(), "it is told of")
+    issuer.garbage = None
+    wait_for(lambda: ask(replica, issuer.token("second")).status == 200, "it is back", 5)
+
+
+def test_an_issuer_that_was_never_there(start, echo_upstream):
+    port = free_port()
+    key = f"{{jwks_url: {at(f'http://127.0.0.1:{port}/keys')}}}"
+    mode = f"{{jwt: {{algorithms: [ES256], key: {key}, on_failure: %s}}}}"
+    each = {kind: start(echo_upstream, route_filters=bearer(mode % kind, more=", tell_upstream: {subject: X-User}")) for kind in ("closed", "open")}
+    with Issuer() as other:
+        other.add("first")
+        token = other.token("first")
+    refused = ask(each["closed"], token)
+    assert refused.status == 503 and refused.header("retry-after") == "1"
+    assert json.loads(refused.body)["error"]["code"] == "authentication_unavailable"
+    passed = ask(each["open"], token, headers=[("X-User", "root")])
+    assert passed.status == 200 and seen(passed, "x-user") == [], "nobody says who he is himself"
+    assert ask(each["open"], "not a jwt".replace(" ", "-")).status == 401, "what cannot be a token passes nowhere"
+    line = wait_for(lambda: [line for line in each["open"].access_log() if line["status"] == 200], "the line is written")[0]
+    assert line["let_through"] == ["bearer"] and "subject" not in line
+    assert each["open"].metrics()['keylatch_bearer_unasked_total{outcome="open"}'] == 1
+    assert each["closed"].metrics()['keylatch_bearer_unasked_total{outcome="closed"}'] == 1
+
+
+def test_several_issuers_each_with_its_own_terms(start, echo_upstream, tmp_path):
+    tls = Certificates(tmp_path / "tls")
+    with Issuer(tls=tls) as one, Issuer() as two:
+        one.add("k", "RS256")
+        two.add("k", "ES256")
+        discovery = f"{{discovery: {at(one.url, f', ca_file: {tls.ca}')}}}"
+        modes = [
+            f'{{jwt: {{issuer: "{one.url}", audiences: [api], algorithms: [RS256, ES256], key: {discovery}, typ: at+jwt, required_claims: [team]}}}}',
+            keys_of(two),
+        ]
+        replica = start(echo_upstream, route_filters=bearer(*modes, more=", tell_upstream: {subject: X-User, scopes: X-Scopes, claims: {team: X-Team}}"))
+        at_jwt = {"typ": "at+jwt"}
+        good = one.token("k", headers=at_jwt, aud=["x", "api"], team="größe 7%\n", scope="chat images")
+        answer = ask(replica, good, headers=[("X-Team", "root"), ("X-User", "root")])
+        assert answer.status == 200
+        assert (seen(answer, "x-user"), seen(answer, "x-scopes")) == (["alice"], ["chat images"])
+        assert seen(answer, "x-team") == ["gr%C3%B6%C3%9Fe 7%25%0A"]
+        for wrong in (
+            one.token("k", headers=at_jwt, aud="other", team="x"),
+            one.token("k", headers=at_jwt, aud="api"),
+            one.token("k", aud="api", team="x"),
+            # Signed by one, and says it is from the other.
+            two.token("k", headers=at_jwt, aud="api", team="x", iss=one.url),
+            one.token("k", iss=two.url),
+            two.token("k", iss="https://elsewhere.example"),
+            two.token("k", exp=int(time.time()) - 60),
+            two.token("k", nbf=int(time.time()) + 60),
+        ):
+            assert ask(replica, wrong).status == 401
+        assert ask(replica, two.token("k")).status == 200
+        assert one.asked["discovery"] <= 2 and two.asked["discovery"] == 0
+
+
+def test_a_discovery_document_of_somebody_else(start, echo_upstream):
+    with Issuer() as issuer:
+        issuer.add("k")
+        issuer.names_itself = "https://elsewhere.example"
+        mode = f'{{jwt: {{issuer: "{issuer.url}", algorithms: [ES256], key: {{discovery: {at(issuer.url)}}}}}}}'
+        replica = start(echo_upstream, route_filters=bearer(mode))
+        assert ask(replica, issuer.token("k")).status == 503
+        wait_for(lambda: "of another issuer" in replica.stderr.read_text(), "it is told of")
+
+
+def introspection(issuer, more="", particulars=""):
+    return f'{{introspection: {{endpoint: {at(issuer.url + "/introspect", particulars)}, client_id: key latch, client_secret: s%cret{more}}}}}'
+
+
+def test_introspection_asks_once_and_remembers(start, echo_upstream, issuer):
+    replica = start(echo_upstream, route_filters=bearer(introspection(issuer), more=", tell_upstream: {subject: X-User}"))
+    issuer.tokens["opaque-1"] = {"active": True, "sub": "carol", "scope": "chat", "exp": int(time.time()) + 3}
+    issuer.delay = 0.3
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda _: ask(replica, "opaque-1"), range(40)))
+    assert {answer.status for answer in answers} == {200} and seen(answers[0], "x-user") == ["carol"]
+    assert len(issuer.asked["introspect"]) == 1, "one for all"
+    headers, form = issuer.asked["introspect"][0]
+    assert headers["authorization"] == basic("key%20latch", "s%25cret")
+    assert form == {"token": "opaque-1", "token_type_hint": "access_token"}
+    with concurrent.futures.ThreadPoolExecutor(40) as pool:
+        assert {answer.status for answer in pool.map(lambda _: ask(replica, "opaque-2"), range(40))} == {401}
+    assert len(issuer.asked["introspect"]) == 2
+    # Not past its own end, however long answers are remembered.
+    wait_for(lambda: ask(replica, "opaque-1").status == 401, "it has ended", 5)
+
+
+def test_introspection_that_does_not_answer(start, echo_upstream, issuer):
+    slow = introspection(issuer, particulars=", timeout: 300ms")
+    each = {kind: start(echo_upstream, route_filters=bearer(slow[:-2] + f", on_failure: {kind}}}}}")) for kind in ("closed", "open")}
+    issuer.delay = 1.0
+    with concurrent.futures.ThreadPoolExecutor(30) as pool:
+        begun = time.monotonic()
+        assert {answer.status for answer in pool.map(lambda _: ask(each["closed"], "opaque-1"), range(30))} == {503}
+        assert time.monotonic() - begun < 3, "they do not wait one after the other"
+        begun = time.monotonic()
+        # Each is another question: past a few in vain, nobody waits for the next.
+        assert {answer.status for answer in pool.map(lambda n: ask(each["closed"], f"opaque-{n}"), range(90))} == {503}
+        assert time.monotonic() - begun < 5
+    passed = ask(each["open"], "opaque-1")
+    assert passed.status == 200
+    issuer.delay, issuer.tokens = 0.0, {"opaque-7": {"active": True}}
+    wait_for(lambda: ask(each["closed"], "opaque-7").status == 200, "it is back", 8)
+    for status in ("401 Unauthorized", "500 Oops", "302 Found"):
+        issuer.garbage = (status, b'{"active": true}')
+        assert ask(each["closed"], f"opaque-{status[:3]}").status == 503, "only a 200 says anything"
+    issuer.garbage = ("200 OK", b"[true]")
+    assert ask(each["closed"], "opaque-list").status == 503
+    issuer.garbage = ("200 OK", b'{"active": "true"}')
+    assert ask(each["closed"], "opaque-text").status == 401
+
+
+def test_any_service_can_be_asked(start, echo_upstream):
+    def judge(request, send):
+        fields = dict(request["headers"])
+        token = fields["authorization"].removeprefix("Bearer ")
+        if token == "yes":
+            send(plain(headers=["X-User: dave", "X-Other: no", "X-Plan: gold"]))
+        elif token == "deny":
+            body = b'{"why": "not paid"}'
+            send(plain("402 Payment Required", body, ["Content-Type: application/json", 'WWW-Authenticate: Bearer realm="x"']))
+        elif token == "where":
+            send(plain("200 OK" if fields["x-forwarded-uri"] == "/v1/models?a=b" else "403 Forbidden"))
+        else:
+            send(plain({"busy": "429 Too Many Requests", "broken": "502 Bad Gateway"}.get(token, "401 Unauthorized")))
+        return True
+
+    with Scripted(judge) as service:
+        endpoint = at(f"http://127.0.0.1:{service.port}/verify")
+        terms = "take: [X-User, X-Plan], subject: X-User, tell: [method, uri, host, client], send: [X-Tenant]"
+        ours = start(echo_upstream, route_filters=bearer(f"{{forward_auth: {{endpoint: {endpoint}, {terms}}}}}"))
+        theirs = start(echo_upstream, route_filters=bearer(f"{{forward_auth: {{endpoint: {endpoint}, refusal: theirs}}}}"))
+        answer = ask(ours, "yes", "127.0.0.9", headers=[("X-User", "root"), ("X-Plan", "root"), ("X-Tenant", "t1")])
+        assert answer.status == 200 and (seen(answer, "x-user"), seen(answer, "x-plan"), seen(answer, "x-other")) == (["dave"], ["gold"], [])
+        got = dict(service.requests[0]["headers"])
+        assert (service.requests[0]["method"], service.requests[0]["target"]) == ("GET", "/verify")
+        assert (got["x-forwarded-method"], got["x-forwarded-for"], got["x-tenant"]) == ("GET", "127.0.0.9", "t1")
+        assert ask(ours, "yes", "127.0.0.9", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 1, "remembered"
+        assert ask(ours, "yes", "127.0.0.8", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 2, "another question"
+        assert ask(ours, "where", path="/v1/models?a=b").status == 200 and ask(ours, "where").status == 403
+        assert [ask(ours, token).status for token in ("deny", "no", "busy", "broken")] == [401, 401, 503, 503]
+        refused = ask(theirs, "deny")
+        assert (refused.status, refused.body, refused.header("www-authenticate")) == (402, b'{"why": "not paid"}', 'Bearer realm="x"')
+        line = [line for line in ours.access_log() if line.get("subject")]
+        assert line and line[0]["subject"] == "dave"
+
+
+def test_modes_in_order_and_tokens_that_are_made(start, echo_upstream, issuer):
+    made = subprocess.run([BINARY, "token", "new", "--name", "ci", "--expires", "1h", "--scope", "chat"], capture_output=True, text=True, check=True)
+    line, token = made.stdout.strip().removeprefix("- "), made.stderr.split()[-1]
+    assert token.startswith("klt_") and len(token) == 47 and token not in made.stdout
+    modes = [f"{{static: {{tokens: [{line}]}}}}", keys_of(issuer), introspection(issuer)]
+    replica = start(echo_upstream, route_filters=bearer(*modes, more=", tell_upstream: {subject: X-User, scopes: X-Scopes}"))
+    issuer.tokens["opaque"] = {"active": True, "username": "erin"}
+    answers = [ask(replica, each) for each in (token, issuer.token("first"), "opaque")]
+    assert [seen(answer, "x-user") for answer in answers] == [["ci"], ["alice"], ["erin"]]
+    assert seen(answers[0], "x-scopes") == ["chat"]
+    # The one that came closest says why.
+    expired = ask(replica, issuer.token("first", exp=int(time.time()) - 90))
+    assert expired.status == 401 and "expired" in expired.header("www-authenticate")
+    everything = replica.stdout.read_text() + replica.stderr.read_text() + json.dumps(replica.metrics())
+    for secret in (token, "s%cret", "opaque", issuer.token("first")[:40]):
+        assert secret not in everything
+
+
+def test_what_may_not_be_asked(start, echo_upstream):
+    replica = start(echo_upstream)
+    for mode, says in (
+        ('{introspection: {endpoint: "http://a.example/x", client_id: a, client_secret: b}}', "introspection.endpoint.url: must begin with `https://`"),
+        ('{introspection: {endpoint: "https://127.0.0.1/x", client_id: a, client_secret: b}}', "is not a public address"),
+        ('{introspection: {endpoint: "https://a.example/x", client_id: a, client_secret: b, cache: 2h}}', "introspection.cache: at most 1h"),
+        ('{forward_auth: {endpoint: "https://a.example/x", send: [Authorization]}}', "forward_auth.send[0]: the token is sent anyway"),
+        ('{forward_auth: {endpoint: {url: "https://a.example/x", timeout: 1h}}}', "endpoint.timeout: must be between 50ms and 1min"),
+        ('{jwt: {algorithms: [ES256], key: {discovery: "https://a.example"}}}', "jwt.issuer: must be given, and be the URL"),
+        ('{jwt: {algorithms: [ES256, HS256], key: {jwks_url: "https://a.example"}}}', "need keys of different kinds"),
+        ('{jwt: {algorithms: [ES256], key: {jwks_url: "https://a.example"}, refresh: {every: 1s}}}', "refresh.every: must be at least 10s"),
+    ):
+        replica.write(route_filters=bearer(mode))
+        said = replica.command("check")
+        assert said.returncode == 1 and says in said.stderr, said.stderr
