@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::contract::{BodyCx, Erased, Flow, Hooks, LogCx, Reply, RequestCx, ResponseCx, Result, State, UpstreamCx};
+use crate::contract::{BodyCx, Erased, Flow, Hooks, LogCx, Problem, Reply, RequestCx, ResponseCx, Result, State, Trace, UpstreamCx};
 
 /// One position in a chain.
 #[derive(Clone)]
@@ -25,8 +25,23 @@ pub struct Decision {
     pub reason: &'static str,
     /// It was not carried out.
     pub shadow: bool,
+    /// It was no refusal, but an answer in the upstream's place.
+    pub answer: bool,
     /// For the log only.
     pub detail: Option<String>,
+}
+
+/// What one filter does with a request.
+#[derive(Debug)]
+pub struct Explained {
+    /// The filter's YAML key.
+    pub filter: &'static str,
+    /// It would not be carried out.
+    pub shadow: bool,
+    /// What it would answer.
+    pub reply: Option<Box<Reply>>,
+    /// What it says of that.
+    pub lines: Vec<String>,
 }
 
 /// A compiled chain; immutable, shared by all exchanges of its route.
@@ -75,11 +90,6 @@ impl Chain {
         self.items.iter().map(|item| (item.filter.name(), item.shadow))
     }
 
-    /// The same with only the filters of this name, to ask one of them alone.
-    pub fn only(&self, name: &str) -> Self {
-        Self::new(self.items.iter().filter(|item| item.filter.name() == name).cloned().collect())
-    }
-
     /// A fresh exchange's memory.
     pub fn begin(&self) -> Progress {
         Progress { states: self.items.iter().map(|item| item.filter.state()).collect(), passed: 0, decisions: Vec::new() }
@@ -107,6 +117,7 @@ impl Chain {
                         filter: item.filter.name(),
                         reason: reply.reason,
                         shadow: item.shadow,
+                        answer: reply.problem == Problem::Answer,
                         detail: reply.detail.clone(),
                     });
                     if !item.shadow {
@@ -119,6 +130,24 @@ impl Chain {
         }
         progress.passed = self.items.len();
         Ok(None)
+    }
+
+    /// What each filter does with a request, whatever those before it say: for who wants to know, not for requests. What
+    /// would change counts and bindings changes them.
+    pub async fn explain(&self, cx: &mut RequestCx<'_>) -> Result<Vec<Explained>> {
+        let mut explained = Vec::new();
+        for item in &self.items {
+            cx.shadow = item.shadow;
+            cx.facts.put(Trace::default());
+            let flow = item.filter.request(cx, &mut item.filter.state()).await?;
+            let lines = cx.facts.get::<Trace>().map(|trace| trace.0.clone()).unwrap_or_default();
+            let reply = match flow {
+                Flow::Continue => None,
+                Flow::Respond(reply) => Some(reply),
+            };
+            explained.push(Explained { filter: item.filter.name(), shadow: item.shadow, reply, lines });
+        }
+        Ok(explained)
     }
 
     /// Runs the hooks on a piece of the request's body.

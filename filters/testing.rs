@@ -97,6 +97,7 @@ pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut S
         ports: &ports,
         resolve: &NoFiles,
         shares: &Cell::default(),
+        limits: &std::cell::RefCell::default(),
     })
 }
 

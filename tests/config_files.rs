@@ -66,7 +66,8 @@ fn broken_files_say_what_where_and_what_would_be_right() {
 #[test]
 fn every_shipped_file_is_right() {
     let mut count = 0;
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap() {
+    let folders = [concat!(env!("CARGO_MANIFEST_DIR"), "/config"), concat!(env!("CARGO_MANIFEST_DIR"), "/config/recipes")];
+    for entry in folders.into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
             let parsed = parse_file(&path).unwrap_or_else(|report| panic!("{report}"));
@@ -74,7 +75,7 @@ fn every_shipped_file_is_right() {
             count += 1;
         }
     }
-    assert!(count >= 3);
+    assert!(count >= 9);
 }
 
 #[test]

@@ -94,6 +94,15 @@ pub struct LetThrough(pub Vec<&'static str>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tags(pub Vec<Arc<str>>);
 
+/// The limits that rules have chosen for this exchange, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chosen(pub Vec<Arc<str>>);
+
+/// Where somebody wants to know what filters do with an exchange, and not only what comes of it: they say it here, a
+/// line each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trace(pub Vec<String>);
+
 /// The names under which this exchange is found in logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestIds {

@@ -33,11 +33,17 @@ impl Hooks {
     pub const REQUEST: Hooks = Hooks { request: true, ..Hooks::NONE };
 }
 
-/// Something went wrong inside a filter that is neither the client's nor the configuration's fault.
-/// The client gets a 500 that says nothing of it; the text goes to the log and holds no secret.
+/// Why a filter did not come to an end.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Failure(pub String);
+pub enum Failure {
+    /// Something went wrong that is neither the client's nor the configuration's fault. The client gets a 500 that
+    /// says nothing of it; the text goes to the log and holds no secret.
+    #[error("{0}")]
+    Internal(String),
+    /// More of the request's body has come than may.
+    #[error("the request's body is larger than it may be here")]
+    BodyTooLarge,
+}
 
 /// What a hook returns.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -132,7 +138,7 @@ pub trait Erased: Send + Sync {
 
 /// The state of a position always is of its filter's type: the chain makes it from that very filter.
 fn typed<F: Filter>(state: &mut State) -> Result<&mut F::State> {
-    state.downcast_mut().ok_or_else(|| Failure(format!("the state of `{}` is of another type", F::NAME)))
+    state.downcast_mut().ok_or_else(|| Failure::Internal(format!("the state of `{}` is of another type", F::NAME)))
 }
 
 impl<F: Filter> Erased for F {
@@ -169,7 +175,7 @@ impl<F: Filter> Erased for F {
 
 /// An error of the header types as a failure: they say nothing about values.
 pub fn failure(error: impl std::fmt::Display) -> Failure {
-    Failure(error.to_string())
+    Failure::Internal(error.to_string())
 }
 
 /// Text of ours as a field value.

@@ -19,7 +19,7 @@ mod trust;
 mod values;
 
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, UpstreamCx};
-pub use facts::{ClientAddress, Facts, Identity, LetThrough, RequestIds, StreamPlan, Tags};
+pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, StreamPlan, Tags, Trace};
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use invalid::{Invalid, decode};
 pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource, other_key_in_query};
@@ -29,6 +29,6 @@ pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};
 pub use outbound::{Answered, Call, CallError, Endpoint, Outbound, Service, Tend, Tended, Tender};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use reply::{Body, Dialect, Problem, Reply};
-pub use site::{Keep, Meter, Ports, Resolve, Site};
+pub use site::{Keep, Meter, Named, Ports, Resolve, Site};
 pub use trust::{TrustConfig, TrustedProxies, canonical, parse_address, write_address};
 pub use values::{ByteSize, HumanDuration, Rate, SecretRef, Timestamp};

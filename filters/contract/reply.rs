@@ -21,6 +21,8 @@ pub enum Problem {
     RateLimited,
     /// Something this depends on is away; trying again later may help.
     Unavailable,
+    /// None: what was asked for, given here instead of by the upstream.
+    Answer,
 }
 
 /// A body that is not in the shape of the API's errors.

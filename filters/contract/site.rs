@@ -1,7 +1,7 @@
 //! What a filter's compilation may look at and hold on to.
 
 use std::any::{Any, TypeId};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
@@ -101,6 +101,25 @@ pub struct Site<'a> {
     pub resolve: &'a dyn Resolve,
     /// Set by whoever uses what replicas share.
     pub shares: &'a Cell<bool>,
+    /// The limits of the chain, so that one that is chosen is there.
+    pub limits: &'a RefCell<Named>,
+}
+
+/// Names by which filters of one chain refer to each other.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// Limits that wait to be chosen.
+    pub offered: Vec<String>,
+    /// Limits that rules choose, and how many were offered before.
+    pub chosen: Vec<(String, usize)>,
+}
+
+impl Named {
+    /// A limit that is chosen and stands nowhere behind the rule that chooses it.
+    pub fn missing(&self) -> Option<&str> {
+        let stands = |(name, from): &&(String, usize)| self.offered.iter().skip(*from).any(|offered| offered == name);
+        self.chosen.iter().find(|chosen| !stands(chosen)).map(|(name, _)| name.as_str())
+    }
 }
 
 impl Site<'_> {
@@ -132,6 +151,18 @@ impl Site<'_> {
         }
         let ca = endpoint.ca_file.as_ref().map(|path| self.resolve.file(path)).transpose().map_err(|e| e.at("ca_file"))?;
         self.ports.outbound.service(endpoint, ca)
+    }
+
+    /// A rule of this chain chooses the limit of this name.
+    pub fn choose(&self, limit: &str) {
+        let mut limits = self.limits.borrow_mut();
+        let before = limits.offered.len();
+        limits.chosen.push((limit.to_owned(), before));
+    }
+
+    /// A limit of this chain can be chosen by this name.
+    pub fn offer(&self, limit: &str) {
+        self.limits.borrow_mut().offered.push(limit.to_owned());
     }
 
     /// State that outlives a reload, for this place and type.

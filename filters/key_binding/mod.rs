@@ -127,6 +127,7 @@ impl Filter for KeyBinding {
         match self.judge(cx, &key).await {
             Ok(Verdict::Admitted(binding)) => {
                 self.bindings.used(key.id, cx.now.wall);
+                cx.facts.put(Arc::clone(&binding));
                 *admitted = Some((cx.client(), binding));
                 Ok(Flow::Continue)
             }

@@ -17,6 +17,8 @@ const DAY_S: u64 = 86_400;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
+    /// From one full second to the next.
+    Second,
     /// From one full minute to the next.
     Minute,
     /// From one full hour to the next.
@@ -33,6 +35,7 @@ impl Unit {
     /// How long it is, a month as 30 days.
     pub fn seconds(self) -> u64 {
         match self {
+            Unit::Second => 1,
             Unit::Minute => 60,
             Unit::Hour => 3600,
             Unit::Day => DAY_S,

@@ -1,7 +1,9 @@
 //! What an operator may say of `rate_limit`.
 
-use schemars::JsonSchema;
-use serde::Deserialize;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de};
 
 use super::subject::Pers;
 use crate::contract::{HumanDuration, Rate};
@@ -52,6 +54,49 @@ impl OnStoreFailure {
     }
 }
 
+/// How much a request counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// Always as much.
+    Fixed(u32),
+    /// What this expression comes to.
+    By(String),
+}
+
+impl Default for Cost {
+    fn default() -> Self {
+        Cost::Fixed(1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cost {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct NumberOrText;
+        impl de::Visitor<'_> for NumberOrText {
+            type Value = Cost;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number, or an expression that comes to one")
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Cost, E> {
+                u32::try_from(number).map(Cost::Fixed).map_err(|_| E::custom("the number is too large"))
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Cost, E> {
+                Ok(Cost::By(text.to_owned()))
+            }
+        }
+        input.deserialize_any(NumberOrText)
+    }
+}
+
+impl JsonSchema for Cost {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Cost".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "integer", "minimum": 1 }, { "type": "string" }] })
+    }
+}
+
 /// One limit.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -67,11 +112,14 @@ pub struct Limit {
     /// How its time is meant. Default: `rolling`.
     #[serde(default)]
     pub window: Window,
-    /// How much each request counts. Default: 1.
-    #[serde(default = "one")]
-    pub cost: u32,
+    /// How much each request counts: a number, or an expression that comes to one (see `rules`). Default: 1.
+    #[serde(default)]
+    pub cost: Cost,
     /// Whoever is refused once is refused for this long. Not with `window: calendar`. Default: not at all.
     pub block_for: Option<HumanDuration>,
+    /// Counts only requests for which a rule has chosen it by its name. Default: false.
+    #[serde(default)]
+    pub chosen: bool,
     /// Counts, and refuses nobody. Default: false.
     #[serde(default)]
     pub shadow: bool,
@@ -92,11 +140,14 @@ pub struct Config {
     /// How its time is meant. Default: `rolling`.
     #[serde(default)]
     pub window: Window,
-    /// How much each request counts. Default: 1.
-    #[serde(default = "one")]
-    pub cost: u32,
+    /// How much each request counts: a number, or an expression that comes to one (see `rules`). Default: 1.
+    #[serde(default)]
+    pub cost: Cost,
     /// Whoever is refused once is refused for this long. Not with `window: calendar`. Default: not at all.
     pub block_for: Option<HumanDuration>,
+    /// Counts only requests for which a rule has chosen it by its name. Default: false.
+    #[serde(default)]
+    pub chosen: bool,
     /// More limits that hold together with this one.
     #[serde(default)]
     pub and: Vec<Limit>,
@@ -111,8 +162,4 @@ pub struct Config {
     pub openai_fields: bool,
     /// How many keys, clients and so on are remembered, for each limit. Default: 250000.
     pub entries_max: Option<usize>,
-}
-
-fn one() -> u32 {
-    1
 }

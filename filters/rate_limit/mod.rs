@@ -21,8 +21,10 @@
 //! IPv6 clients are counted by their /64. Counts survive a reload; a new limit holds for the next request.
 //!
 //! With `window: calendar` a limit per minute, hour, day, week or month is used up and comes back when the next one
-//! begins (UTC). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts.
-//! A limit with `shadow: true` counts and refuses nobody; so does the whole filter.
+//! begins (UTC). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts: a
+//! number, or an expression that comes to one, such as `'request.path.startsWith("/v1/images") ? 5 : 1'` (the language is
+//! that of `rules`); what comes to 0 is not counted. A limit with `chosen: true` counts only requests for which a rule has
+//! chosen it by its name. One with `shadow: true` counts and refuses nobody; so does the whole filter.
 //!
 //! With `scope: shared` replicas count together, in Redis, one round trip for all limits of the item: they let through
 //! what one would. When Redis is away, `on_store_failure` says what then: each replica counts by itself (`local`),
@@ -43,8 +45,10 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 
-use crate::contract::{Counters, Filter, Flow, Hooks, Invalid, Outcome, Problem, Reply, RequestCx, ResponseCx, Result, Site};
-pub use config::{Config, Limit, OnStoreFailure, Scope, Window};
+use crate::contract::{
+    Counters, Filter, Flow, Hooks, Invalid, Outcome, Problem, Reply, RequestCx, ResponseCx, Result, Site, StoreError, Trace,
+};
+pub use config::{Config, Cost, Limit, OnStoreFailure, Scope, Window};
 use policy::{Policy, Slot};
 
 const ENTRIES_DEFAULT: usize = 250_000;
@@ -65,8 +69,8 @@ impl Filter for RateLimit {
     const HOOKS: Hooks = Hooks { request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("mod.rs");
     type Config = Config;
-    /// What came of each policy that was asked, in order.
-    type State = Vec<Outcome>;
+    /// What came of each limit that was asked, in order.
+    type State = Vec<Asked>;
 
     fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.and.len() >= LIMITS_MAX {
@@ -76,8 +80,8 @@ impl Filter for RateLimit {
         if !(1000..=100_000_000).contains(&entries_max) {
             return Err(Invalid::new("must be between 1000 and 100000000").at("entries_max"));
         }
-        let Config { name, per, limit, burst, window, cost, block_for, .. } = config;
-        let first = Limit { name, per, limit, burst, window, cost, block_for, shadow: false };
+        let Config { name, per, limit, burst, window, cost, block_for, chosen, .. } = config;
+        let first = Limit { name, per, limit, burst, window, cost, block_for, chosen, shadow: false };
         let mut policies = vec![Policy::compile(first, entries_max, site)?];
         for (index, limit) in config.and.into_iter().enumerate() {
             let wrong = |e: Invalid| e.index(index).at("and");
@@ -104,69 +108,104 @@ impl Filter for RateLimit {
         })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, outcomes: &mut Vec<Outcome>) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, asked: &mut Vec<Asked>) -> Result<Flow> {
         let refused_by = match &self.shared {
-            Some(shared) => {
-                let hits = self.policies.iter().map(|policy| policy.hit(cx)).collect();
-                match (shared.hit(hits).await, self.on_store_failure) {
-                    (Ok(all), _) => {
-                        *outcomes = all;
-                        self.policies.iter().zip(&*outcomes).position(|(policy, outcome)| !outcome.allowed && !policy.shadow)
-                    }
-                    (Err(_), failure) => {
-                        self.store_failures.inc();
-                        match failure {
-                            OnStoreFailure::Local => self.count(cx, outcomes),
-                            OnStoreFailure::Allow => {
-                                cx.facts.let_through(Self::NAME);
-                                None
-                            }
-                            OnStoreFailure::Deny => return Ok(away().into()),
+            Some(shared) => match self.count_together(&**shared, cx).await {
+                Ok(all) => {
+                    *asked = all;
+                    asked.iter().find(|one| self.refuses(one)).copied()
+                }
+                Err(_) => {
+                    self.store_failures.inc();
+                    match self.on_store_failure {
+                        OnStoreFailure::Local => self.count(cx, asked),
+                        OnStoreFailure::Allow => {
+                            cx.facts.let_through(Self::NAME);
+                            None
                         }
+                        OnStoreFailure::Deny => return Ok(away().into()),
                     }
                 }
-            }
-            None => self.count(cx, outcomes),
+            },
+            None => self.count(cx, asked),
         };
-        for (policy, outcome) in self.policies.iter().zip(&*outcomes) {
+        for (policy, Asked { outcome, .. }) in self.told(asked) {
             policy.tell(outcome.allowed);
         }
-        match refused_by.and_then(|index| self.policies.get(index).zip(outcomes.get(index))) {
-            Some((policy, outcome)) => Ok(refusal(policy, *outcome).into()),
+        if cx.facts.get::<Trace>().is_some() {
+            let said: Vec<String> = self.told(asked).map(|(policy, one)| policy.says(one.cost, one.outcome, cx)).collect();
+            cx.facts.get_mut::<Trace>().into_iter().for_each(|trace| trace.0.extend(said.iter().cloned()));
+        }
+        match refused_by.and_then(|one| Some((self.policies.get(one.policy)?, one.outcome))) {
+            Some((policy, outcome)) => Ok(refusal(policy, outcome).into()),
             None => Ok(Flow::Continue),
         }
     }
 
-    fn response(&self, cx: &mut ResponseCx<'_>, outcomes: &mut Vec<Outcome>) -> Result<()> {
-        for (policy, outcome) in self.policies.iter().zip(&*outcomes) {
-            fields::ietf(cx.response, policy, *outcome)?;
+    fn response(&self, cx: &mut ResponseCx<'_>, asked: &mut Vec<Asked>) -> Result<()> {
+        for (policy, one) in self.told(asked) {
+            fields::ietf(cx.response, policy, one.outcome)?;
         }
         if self.openai_fields {
-            let tightest = self.policies.iter().zip(&*outcomes).min_by_key(|(_, outcome)| (outcome.allowed, outcome.remaining));
-            if let Some((policy, outcome)) = tightest {
-                fields::openai(cx.response, policy, *outcome)?;
+            let tightest = self.told(asked).min_by_key(|(_, one)| (one.outcome.allowed, one.outcome.remaining));
+            if let Some((policy, one)) = tightest {
+                fields::openai(cx.response, policy, one.outcome)?;
             }
         }
         Ok(())
     }
 }
 
+/// What came of one limit that was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    policy: usize,
+    cost: u32,
+    outcome: Outcome,
+}
+
 impl RateLimit {
-    /// Counts in this process. The index of the limit that refuses, if one does.
-    fn count(&self, cx: &RequestCx<'_>, outcomes: &mut Vec<Outcome>) -> Option<usize> {
-        outcomes.reserve_exact(self.policies.len());
-        let mut slots: Vec<Option<Slot>> = Vec::with_capacity(self.policies.len());
-        for (index, policy) in self.policies.iter().enumerate() {
-            let slot = policy.slot(cx);
-            let outcome = policy.count(&slot, cx);
-            outcomes.push(outcome);
-            if !outcome.allowed && !policy.shadow {
-                for (policy, slot) in self.policies.iter().zip(slots) {
-                    slot.iter().for_each(|slot| policy.refund(slot));
-                }
-                return Some(index);
+    fn refuses(&self, one: &Asked) -> bool {
+        !one.outcome.allowed && self.policies.get(one.policy).is_some_and(|policy| !policy.shadow)
+    }
+
+    /// Each limit that was asked, with what came of it.
+    fn told<'s>(&'s self, asked: &'s [Asked]) -> impl Iterator<Item = (&'s Policy, &'s Asked)> {
+        asked.iter().filter_map(|one| Some((self.policies.get(one.policy)?, one)))
+    }
+
+    /// The limits that this request counts on, and how much.
+    fn costs<'s>(&'s self, cx: &'s RequestCx<'_>) -> impl Iterator<Item = (usize, &'s Policy, u32)> {
+        let each = self.policies.iter().enumerate().map(|(index, policy)| (index, policy, policy.cost(cx)));
+        each.filter(|(_, _, cost)| *cost > 0)
+    }
+
+    /// Counts with the other replicas.
+    async fn count_together(&self, shared: &dyn Counters, cx: &RequestCx<'_>) -> Result<Vec<Asked>, StoreError> {
+        let (places, hits): (Vec<(usize, u32)>, Vec<_>) =
+            self.costs(cx).map(|(index, policy, cost)| ((index, cost), policy.hit(cost, cx))).unzip();
+        if hits.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outcomes = shared.hit(hits).await?;
+        Ok(places.into_iter().zip(outcomes).map(|((policy, cost), outcome)| Asked { policy, cost, outcome }).collect())
+    }
+
+    /// Counts in this process. The limit that refuses, if one does.
+    fn count(&self, cx: &RequestCx<'_>, asked: &mut Vec<Asked>) -> Option<Asked> {
+        asked.reserve_exact(self.policies.len());
+        let mut slots: Vec<(&Policy, Slot)> = Vec::with_capacity(self.policies.len());
+        for (index, policy, cost) in self.costs(cx) {
+            let slot = policy.slot(cost, cx);
+            let one = Asked { policy: index, cost, outcome: policy.count(&slot, cx) };
+            asked.push(one);
+            if self.refuses(&one) {
+                slots.iter().for_each(|(policy, slot)| policy.refund(slot));
+                return Some(one);
             }
-            slots.push(outcome.allowed.then_some(slot));
+            if one.outcome.allowed {
+                slots.push((policy, slot));
+            }
         }
         None
     }

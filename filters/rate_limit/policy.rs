@@ -7,10 +7,12 @@ use http::HeaderValue;
 use prometheus::IntCounter;
 
 use super::calendar::{self, Unit};
-use super::config::{Limit, Window};
+use super::config::{Cost, Limit, Window};
 use super::gcra;
 use super::subject::{Subject, Things};
-use crate::contract::{Hit, Invalid, Measure, Outcome, Quota, RequestCx, Site};
+use crate::contract::{Chosen, Hit, Invalid, Measure, Outcome, Quota, Rate, RequestCx, Site};
+use crate::expression::{Expression, Scope, Type};
+use crate::rules::word;
 
 /// How it is counted, and where.
 enum Count {
@@ -24,6 +26,7 @@ pub struct Policy {
     pub name: String,
     /// How many in its time.
     pub most: u32,
+    rate: Rate,
     /// The member of `RateLimit-Policy`, which never changes.
     pub field: HeaderValue,
     /// Refuses nobody.
@@ -31,31 +34,45 @@ pub struct Policy {
     /// Its name among the counts that replicas share.
     shared_name: String,
     subject: Subject,
-    cost: u32,
+    price: Price,
+    /// Counts only where a rule has chosen it.
+    chosen: bool,
     count: Count,
     allowed: IntCounter,
     refused: IntCounter,
 }
 
-/// Under which name a request is counted in this process.
-pub struct Slot(u128);
+/// Under which name a request is counted in this process, and how much.
+pub struct Slot {
+    name: u128,
+    cost: u32,
+}
+
+/// How much a request counts.
+enum Price {
+    Fixed(u32),
+    /// At most as much as there is at once.
+    By(Expression, u32),
+}
 
 impl Policy {
     pub fn compile(limit: Limit, entries_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
-        let (subject, word) = Subject::compile(limit.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
-        let name = limit.name.unwrap_or(word);
-        let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(fine) {
-            return Err(Invalid::new(format!("`{name}` is not a name; use up to 64 letters, digits, `-`, `_` and `.`")).at("name"));
+        let (subject, usual_name) = Subject::compile(limit.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let name = limit.name.unwrap_or(usual_name);
+        word(&name, "name").map_err(|invalid| invalid.at("name"))?;
+        if limit.chosen {
+            site.offer(&name);
         }
         let (rate, key) = (limit.limit, format!("{} {name} {entries_max}", site.place));
         let burst = limit.burst.unwrap_or(rate.count);
         if burst == 0 {
             return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("burst"));
         }
-        if limit.cost == 0 || limit.cost > burst {
-            return Err(Invalid::new(format!("must be between 1 and {burst}, which is all there is at once")).at("cost"));
-        }
+        let price = match limit.cost {
+            Cost::Fixed(cost) if (1..=burst).contains(&cost) => Price::Fixed(cost),
+            Cost::Fixed(_) => return Err(Invalid::new(format!("must be between 1 and {burst}, which is all there is at once")).at("cost")),
+            Cost::By(source) => Price::By(Expression::compile(&source, &Type::Int).map_err(|invalid| invalid.at("cost"))?, burst),
+        };
         let count = match limit.window {
             Window::Rolling => {
                 let block = limit.block_for.map_or(Duration::ZERO, |block| block.0);
@@ -68,9 +85,11 @@ impl Policy {
                         return Err(Invalid::new("goes with `window: rolling` only").at(name));
                     }
                 }
-                let units = [Unit::Minute, Unit::Hour, Unit::Day, Unit::Week, Unit::Month];
+                let units = [Unit::Second, Unit::Minute, Unit::Hour, Unit::Day, Unit::Week, Unit::Month];
                 let Some(unit) = units.into_iter().find(|unit| rate.period == Duration::from_secs(unit.seconds())) else {
-                    return Err(Invalid::new("a calendar has minutes, hours, days, weeks and months: write `1000/day`, say").at("limit"));
+                    return Err(
+                        Invalid::new("a calendar has seconds, minutes, hours, days, weeks and months: write `1000/day`, say").at("limit")
+                    );
                 };
                 Count::Calendar { most: rate.count, unit, table: site.keep(&key, || calendar::Table::new(entries_max)) }
             }
@@ -84,11 +103,13 @@ impl Policy {
         };
         Ok(Self {
             most: rate.count,
+            rate,
             field: field.map_err(|e| Invalid::new(e.to_string()).at("name"))?,
             shadow: limit.shadow,
             shared_name: format!("{}:{name}", site.place),
             subject,
-            cost: limit.cost,
+            price,
+            chosen: limit.chosen,
             count,
             allowed: counter("allowed"),
             refused: counter("refused"),
@@ -96,8 +117,23 @@ impl Policy {
         })
     }
 
+    /// How much this request counts; 0 where it does not.
+    pub fn cost(&self, cx: &RequestCx<'_>) -> u32 {
+        if self.chosen && !cx.facts.get::<Chosen>().is_some_and(|chosen| chosen.0.iter().any(|name| **name == *self.name)) {
+            return 0;
+        }
+        match &self.price {
+            Price::Fixed(cost) => *cost,
+            // What comes to nothing counts as one.
+            Price::By(expression, most) => match expression.number(&Scope::new(cx)) {
+                Ok(cost) => u32::try_from(cost.max(0)).unwrap_or(u32::MAX).min(*most),
+                Err(_) => 1,
+            },
+        }
+    }
+
     /// For counting with other replicas.
-    pub fn hit(&self, cx: &RequestCx<'_>) -> Hit {
+    pub fn hit(&self, cost: u32, cx: &RequestCx<'_>) -> Hit {
         let measure = match &self.count {
             Count::Rolling { quota, block, .. } => Measure::Rolling { quota: *quota, block: *block },
             Count::Calendar { most, unit, .. } => {
@@ -105,32 +141,43 @@ impl Policy {
                 Measure::Window { most: *most, number, left }
             }
         };
-        Hit { name: format!("{}:{}", self.shared_name, self.subject.things(cx)), measure, cost: self.cost, shadow: self.shadow }
+        Hit { name: format!("{}:{}", self.shared_name, self.subject.things(cx)), measure, cost, shadow: self.shadow }
     }
 
     /// For counting in this process.
-    pub fn slot(&self, cx: &RequestCx<'_>) -> Slot {
+    pub fn slot(&self, cost: u32, cx: &RequestCx<'_>) -> Slot {
         let hash = |things: Things| match &self.count {
             Count::Rolling { table, .. } => table.slot(&things),
             Count::Calendar { table, .. } => table.slot(&things),
         };
-        Slot(hash(self.subject.things(cx)))
+        Slot { name: hash(self.subject.things(cx)), cost }
     }
 
     /// Counts in this process.
     pub fn count(&self, slot: &Slot, cx: &RequestCx<'_>) -> Outcome {
         match &self.count {
-            Count::Rolling { quota, block, table } => table.hit(slot.0, *quota, self.cost, *block, cx.now.instant),
-            Count::Calendar { most, unit, table } => table.hit(slot.0, *most, self.cost, unit.at(cx.now.wall)),
+            Count::Rolling { quota, block, table } => table.hit(slot.name, *quota, slot.cost, *block, cx.now.instant),
+            Count::Calendar { most, unit, table } => table.hit(slot.name, *most, slot.cost, unit.at(cx.now.wall)),
         }
     }
 
     /// Takes it back.
     pub fn refund(&self, slot: &Slot) {
         match &self.count {
-            Count::Rolling { quota, table, .. } => table.refund(slot.0, *quota, self.cost),
-            Count::Calendar { table, .. } => table.refund(slot.0, self.cost),
+            Count::Rolling { quota, table, .. } => table.refund(slot.name, *quota, slot.cost),
+            Count::Calendar { table, .. } => table.refund(slot.name, slot.cost),
         }
+    }
+
+    /// For whoever asks what limits a request meets.
+    pub fn says(&self, cost: u32, outcome: Outcome, cx: &RequestCx<'_>) -> String {
+        let subject = self.subject.things(cx);
+        let came_to = match (outcome.allowed, self.shadow) {
+            (true, _) => format!("{} left", outcome.remaining),
+            (false, true) => "used up (shadow)".to_owned(),
+            (false, false) => format!("used up, for another {}s", super::ceil_s(outcome.retry_in)),
+        };
+        format!("limit `{}`: {}, for {subject}; counts {cost}, {came_to}", self.name, self.rate)
     }
 
     /// Counts what came of it.

@@ -30,6 +30,7 @@ fuzz_target!(|data: &[u8]| {
         ports: &ports,
         resolve: &NoFiles,
         shares: &Default::default(),
+        limits: &Default::default(),
     };
     let sources = r#"{"sources": ["cf-connecting-ip", "forwarded", "x-real-ip", "x-forwarded-for"]}"#;
     let Ok(filter) = decode(sources.parse().unwrap_or_default()).and_then(|config| ClientIp::compile(config, &mut site)) else { return };

@@ -1,13 +1,15 @@
-//! `keylatch explain`: what would become of a request, without sending anything.
+//! `keylatch explain`: what would become of a request, filter by filter, without sending or storing anything.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use keylatch_filters::chain::Explained;
 use keylatch_filters::contract::{ClientAddress, Facts, Now, RequestCx, canonical};
 use pingora::http::RequestHeader;
 
 use crate::config::{Compiler, check_ports, parse_file};
+use crate::proxy::errors;
 use crate::proxy::gate::{self, HeadLimits};
 
 #[derive(Args)]
@@ -64,20 +66,43 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     }
     println!("route     {}, to upstream {}", route.name, route.upstream.name);
 
-    let chain = route.chain.only("client_ip");
     let mut facts = Facts::default();
     let mut cx = RequestCx { request: &request, facts: &mut facts, peer, route: &route.name, now: Now::read(), shadow: false };
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
-    runtime.block_on(chain.request(&mut cx, &mut chain.begin())).map_err(|failure| failure.to_string())?;
+    let explained = runtime.block_on(route.chain.explain(&mut cx)).map_err(|failure| failure.to_string())?;
     match facts.get::<ClientAddress>() {
         Some(client) => println!("client    {}, from {}", client.address, client.source),
         None => println!("client    {peer}, the peer: no client_ip in force in the chain"),
     }
-    for (index, (name, shadow)) in route.chain.names().enumerate() {
+    let outcome = explained.iter().find_map(|one| one.reply.as_ref().filter(|_| !one.shadow && !asks_somebody(one)));
+    for (index, one) in explained.iter().enumerate() {
         let label = if index == 0 { "filters" } else { "" };
-        println!("{label:<9} {}. {name}{}", index + 1, if shadow { " (shadow)" } else { "" });
+        println!("{label:<9} {:>2}. {}: {}", index + 1, one.filter, says(one));
+        one.lines.iter().for_each(|line| println!("              {line}"));
+    }
+    match outcome {
+        Some(reply) => println!("outcome   {}", errors::of_reply((**reply).clone()).status.as_u16()),
+        None => println!("outcome   goes upstream, as far as this can be told without stores and services"),
     }
     Ok(())
+}
+
+/// Stores and services are not asked here.
+fn asks_somebody(one: &Explained) -> bool {
+    one.reply.as_ref().is_some_and(|reply| matches!(reply.reason, "store_failure" | "store" | "unasked"))
+}
+
+fn says(one: &Explained) -> String {
+    let shadow = if one.shadow { " (shadow)" } else { "" };
+    match &one.reply {
+        None => format!("passes{shadow}"),
+        Some(_) if asks_somebody(one) => format!("asks a store or a service, which is not done here{shadow}"),
+        Some(reply) => {
+            let status = errors::of_reply((**reply).clone()).status.as_u16();
+            let detail = reply.detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default();
+            format!("answers with {status}, {}{detail}{shadow}", reply.reason)
+        }
+    }
 }
 
 fn request(asked: &Explain) -> Result<RequestHeader, String> {

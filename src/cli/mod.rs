@@ -46,7 +46,7 @@ enum Command {
     Reload(ConfigFile),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
-    /// Say what would become of a request: its client address and why, its route, its filters. Sends nothing
+    /// Say what would become of a request: its client address and why, its route, what each filter, rule and limit says. Sends nothing
     Explain(explain::Explain),
     /// Print the manual of the filters, or of one
     Filters {

@@ -1,6 +1,6 @@
 //! From what an operator wrote to what a request meets: a [`Snapshot`], immutable, swapped whole.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
@@ -11,7 +11,7 @@ use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
 use keylatch_filters::contract::{
     Answered, Binding, Bindings, BoxFuture, Call, CallError, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, Keep, KeyHasher, KeyId,
-    Lease, Leash, Meter, Outbound, Outcome, Ports, Service, Site, StoreError, Tend, Tender, TrustedProxies,
+    Lease, Leash, Meter, Named, Outbound, Outcome, Ports, Service, Site, StoreError, Tend, Tender, TrustedProxies,
 };
 
 use super::model::{FilterItem, RouteSettings, Settings, Storage};
@@ -91,6 +91,7 @@ impl Compiler {
             report: &mut report,
             trusted: Arc::default(),
             shares: Cell::default(),
+            limits: RefCell::default(),
         };
         let snapshot = work.snapshot();
         match snapshot {
@@ -113,6 +114,8 @@ struct Work<'a> {
     trusted: Arc<TrustedProxies>,
     /// Whether any filter uses what replicas share.
     shares: Cell<bool>,
+    /// The limits by which filters refer to each other: those of the top level, or of the route that is compiled.
+    limits: RefCell<Named>,
 }
 
 type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>, Chain, Arc<Alerts>);
@@ -131,9 +134,16 @@ impl Work<'_> {
         }
         let upstreams = self.upstreams();
         let shared = self.filters(&settings.filters, &|invalid, index| invalid.index(index).at("filters"), "");
+        let above = self.limits.take();
         let mut routes = Vec::new();
         for (index, route) in settings.routes.iter().enumerate() {
+            self.limits.replace(above.clone());
             routes.extend(self.route(index, route, &upstreams, &shared));
+            let missing = self.limits.borrow().missing().map(str::to_owned);
+            if let Some(name) = missing.filter(|_| !self.partial) {
+                let says = format!("no rate_limit behind the rule that chooses it has a limit `{name}` with `chosen: true`");
+                self.wrong(&Invalid::new(says).at("filters").index(index).at("routes"));
+            }
         }
         let alerts = Alerts::compile(settings.alerts.as_ref(), self.files).unwrap_or_else(|wrong| {
             wrong.into_iter().for_each(|invalid| self.wrong(&invalid.at("alerts")));
@@ -252,6 +262,7 @@ impl Work<'_> {
                 ports: &self.ports,
                 resolve: self.files,
                 shares: &self.shares,
+                limits: &self.limits,
             };
             let Some(kind) = ALL.iter().find(|kind| kind.name == item.name) else { continue };
             match (kind.compile)(item.config.clone(), &mut site) {

@@ -18,7 +18,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::clock::{Clock, Terms};
 use super::conn::{ConnStream, Framing};
-use super::errors::{self, Answer, BODY_ERROR, FILTER_ERROR, NO_SERVER_ERROR};
+use super::errors::{self, Answer, BODY_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
 use super::fields;
 use super::gate::{self, HeadLimits};
@@ -90,7 +90,7 @@ impl Edge {
         let Exchange { facts, progress, peer, now, .. } = &mut *exchange;
         let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route, now: *now, shadow: false };
         let answer = chain.request(&mut cx, progress).await;
-        let reply = answer.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+        let reply = answer.map_err(|failure| errors::of_failure(&failure))?;
         let Some(reply) = reply else { return Ok(None) };
         if let Some(Decision { filter, reason, .. }) = exchange.progress.decisions.last() {
             exchange.answered = Some((filter, reason));
@@ -224,7 +224,7 @@ impl ProxyHttp for Edge {
         if route.chain.reads_request_body() {
             let mut cx = BodyCx { body, end, facts: &mut exchange.facts };
             let hooks = route.chain.request_body(&mut cx, &mut exchange.progress);
-            hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+            hooks.map_err(|failure| errors::of_failure(&failure))?;
         }
         // Pingora writes an empty last piece as the last chunk, and then ends the body with another one.
         if end && body.as_ref().is_some_and(Bytes::is_empty) {
@@ -286,7 +286,7 @@ impl ProxyHttp for Edge {
         let Some(route) = exchange.route.and_then(|index| exchange.snapshot.routes.get(index)) else { return Ok(()) };
         let mut cx = UpstreamCx { upstream, request: session.req_header(), facts: &mut exchange.facts, peer: exchange.peer };
         let hooks = route.chain.upstream_request(&mut cx, &mut exchange.progress);
-        hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+        hooks.map_err(|failure| errors::of_failure(&failure))?;
         if exchange.home.is_some() {
             return Ok(());
         }
@@ -350,7 +350,7 @@ impl ProxyHttp for Edge {
         {
             let mut cx = BodyCx { body, end, facts: &mut exchange.facts };
             let hooks = route.chain.response_body(&mut cx, &mut exchange.progress);
-            hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))?;
+            hooks.map_err(|failure| errors::of_failure(&failure))?;
         }
         Ok(None)
     }

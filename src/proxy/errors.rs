@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
-use keylatch_filters::contract::{self, Dialect, Problem, Reply};
+use keylatch_filters::contract::{self, Dialect, Failure, Problem, Reply};
 use pingora::{Error, ErrorSource, ErrorType};
 use serde_json::json;
 
@@ -77,6 +77,7 @@ pub fn of_reply(reply: Reply) -> Answer {
         Problem::Forbidden => StatusCode::FORBIDDEN,
         Problem::RateLimited => StatusCode::TOO_MANY_REQUESTS,
         Problem::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Problem::Answer => StatusCode::OK,
     };
     let status = reply.status.unwrap_or(status);
     Answer { status, code: reply.code, message: reply.message, headers: reply.headers, own_body: reply.body }
@@ -132,6 +133,14 @@ pub const MAX_AGE_ERROR: ErrorType = ErrorType::Custom("MaxAge");
 pub const CUT_ERROR: ErrorType = ErrorType::Custom("Cut");
 /// A filter failed.
 pub const FILTER_ERROR: ErrorType = ErrorType::Custom("Filter");
+
+/// What a filter says went wrong, for Pingora to carry on.
+pub fn of_failure(failure: &Failure) -> Box<Error> {
+    match failure {
+        Failure::BodyTooLarge => Error::explain(BODY_ERROR, failure.to_string()).into_down(),
+        Failure::Internal(_) => Error::explain(FILTER_ERROR, failure.to_string()),
+    }
+}
 
 /// What Pingora says went wrong. `None`: the client is gone, there is nobody to answer.
 pub fn of_error(error: &Error) -> Option<Answer> {

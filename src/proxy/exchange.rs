@@ -113,7 +113,11 @@ impl Exchange {
             metrics.first_byte.with_label_values(&[route]).observe(first_byte.as_secs_f64());
         }
         for decision in &self.progress.decisions {
-            let outcome = if decision.shadow { "shadow" } else { "refused" };
+            let outcome = match (decision.shadow, decision.answer) {
+                (true, _) => "shadow",
+                (false, true) => "answered",
+                (false, false) => "refused",
+            };
             metrics.decisions.with_label_values(&[decision.filter, decision.reason, outcome]).inc();
         }
     }

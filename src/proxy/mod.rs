@@ -6,7 +6,7 @@ mod clock;
 mod conn;
 mod door;
 mod edge;
-mod errors;
+pub mod errors;
 mod exchange;
 mod fields;
 pub mod gate;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use http::{HeaderValue, header};
 use keylatch_filters::contract::ResponseCx;
+use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use pingora::{Error, Result};
 
-use super::errors::{Answer, FILTER_ERROR};
+use super::errors::{self, Answer};
 use super::exchange::Exchange;
 
 /// A body that the client is still sending is read to its end up to this size, so that the connection can
@@ -69,7 +69,7 @@ pub fn response_hooks(session: &Session, exchange: &mut Exchange, head: &mut Res
         exchange.route.and_then(|index| exchange.snapshot.routes.get(index)).map_or(&exchange.snapshot.unrouted, |route| &route.chain);
     let mut cx = ResponseCx { response: head, request: session.req_header(), facts: &mut exchange.facts, from_upstream, now: exchange.now };
     let hooks = chain.response(&mut cx, &mut exchange.progress);
-    hooks.map_err(|failure| Error::explain(FILTER_ERROR, failure.to_string()))
+    hooks.map_err(|failure| errors::of_failure(&failure))
 }
 
 /// The length the client announces.

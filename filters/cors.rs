@@ -1,0 +1,253 @@
+//! # cors
+//!
+//! Lets pages of other origins call the API from a browser (Fetch, "CORS protocol"): answers preflights by itself, and
+//! marks responses. What the upstream says of it gives way.
+//!
+//! ```yaml
+//! cors:
+//!   origins: [https://app.example.com, "https://*.preview.example.com"]
+//!   methods: [GET, POST]
+//!   headers: [authorization, content-type]
+//!   expose: [x-request-id]
+//!   credentials: false
+//!   max_age: 10m
+//! ```
+//!
+//! `origins: ["*"]` is every origin; it does not go with `credentials`. An origin that is not listed gets no marks, and
+//! its browser keeps the response from the page: the request itself may pass, since only browsers ask. Put this filter
+//! before those that check keys: a preflight carries none.
+
+use http::{HeaderValue, Method, StatusCode, header};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::contract::{Body, Filter, Flow, Hooks, HumanDuration, Invalid, Problem, Reply, RequestCx, ResponseCx, Result, Site, failure};
+
+/// `cors`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The origins: scheme, host, and port where it is not the usual one; `*.` in the host stands for one label or
+    /// more; `*` alone for all.
+    pub origins: Vec<String>,
+    /// The methods they may use. Default: GET, POST.
+    #[serde(default = "methods")]
+    pub methods: Vec<String>,
+    /// The fields they may send. Default: authorization, content-type.
+    #[serde(default = "headers")]
+    pub headers: Vec<String>,
+    /// The fields of a response that they may read. Default: x-request-id, retry-after, ratelimit, ratelimit-policy.
+    #[serde(default = "expose")]
+    pub expose: Vec<String>,
+    /// Whether cookies and the like may come along. Default: false.
+    #[serde(default)]
+    pub credentials: bool,
+    /// How long a browser remembers the answer to a preflight. Default: 10m.
+    #[serde(default = "ten_minutes")]
+    pub max_age: HumanDuration,
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+fn methods() -> Vec<String> {
+    words(&["GET", "POST"])
+}
+fn headers() -> Vec<String> {
+    words(&["authorization", "content-type"])
+}
+fn expose() -> Vec<String> {
+    words(&["x-request-id", "retry-after", "ratelimit", "ratelimit-policy"])
+}
+fn ten_minutes() -> HumanDuration {
+    HumanDuration::secs(600)
+}
+
+enum Origin {
+    Any,
+    Exact(String),
+    /// Scheme with `://`, and what the rest ends with.
+    Below(String, String),
+}
+
+/// The compiled filter.
+pub struct Cors {
+    origins: Vec<Origin>,
+    methods: HeaderValue,
+    headers: HeaderValue,
+    expose: Option<HeaderValue>,
+    credentials: bool,
+    max_age: HeaderValue,
+}
+
+fn list<T: std::str::FromStr>(words: &[String], key: &str, what: &str) -> Result<HeaderValue, Invalid> {
+    for (index, word) in words.iter().enumerate() {
+        word.parse::<T>().map_err(|_| Invalid::new(format!("`{word}` is not a {what}")).index(index).at(key))?;
+    }
+    HeaderValue::try_from(words.join(", ")).map_err(|e| Invalid::new(e.to_string()).at(key))
+}
+
+impl Filter for Cors {
+    const NAME: &'static str = "cors";
+    const HOOKS: Hooks = Hooks { request: true, response: true, ..Hooks::NONE };
+    const SOURCE: &'static str = include_str!("cors.rs");
+    type Config = Config;
+    type State = ();
+
+    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+        if config.origins.is_empty() {
+            return Err(Invalid::new("name at least one origin").at("origins"));
+        }
+        let origins = config.origins.iter().enumerate().map(|(index, text)| origin(text).map_err(|e| e.index(index).at("origins")));
+        let origins: Vec<Origin> = origins.collect::<Result<_, _>>()?;
+        if config.credentials && origins.iter().any(|origin| matches!(origin, Origin::Any)) {
+            return Err(Invalid::new("does not go with the origin `*`: any page could act for whoever looks at it").at("credentials"));
+        }
+        let expose = if config.expose.is_empty() { None } else { Some(list::<header::HeaderName>(&config.expose, "expose", "field")?) };
+        Ok(Self {
+            origins,
+            methods: list::<Method>(&config.methods, "methods", "method")?,
+            headers: list::<header::HeaderName>(&config.headers, "headers", "field")?,
+            expose,
+            credentials: config.credentials,
+            max_age: HeaderValue::from(config.max_age.0.as_secs()),
+        })
+    }
+
+    async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
+        let headers = cx.headers();
+        let preflight = cx.request.method == Method::OPTIONS
+            && headers.contains_key(header::ORIGIN)
+            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        if !preflight {
+            return Ok(Flow::Continue);
+        }
+        // Not a refusal: the answer that was asked for. The marks are added where every response gets them.
+        let mut reply = Reply::new(Problem::Answer, "preflight", "preflight", "").status(StatusCode::NO_CONTENT).body(Body::default());
+        if headers.get(header::ORIGIN).is_some_and(|origin| self.allows(origin)) {
+            reply = reply
+                .header(header::ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone())
+                .header(header::ACCESS_CONTROL_ALLOW_HEADERS, self.headers.clone())
+                .header(header::ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
+        }
+        Ok(reply.into())
+    }
+
+    fn response(&self, cx: &mut ResponseCx<'_>, (): &mut ()) -> Result<()> {
+        if cx.from_upstream {
+            for name in [
+                header::ACCESS_CONTROL_ALLOW_ORIGIN,
+                header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
+                header::ACCESS_CONTROL_EXPOSE_HEADERS,
+                header::ACCESS_CONTROL_ALLOW_METHODS,
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                header::ACCESS_CONTROL_MAX_AGE,
+            ] {
+                cx.response.remove_header(&name);
+            }
+        }
+        let anybody = self.origins.iter().any(|origin| matches!(origin, Origin::Any));
+        if !anybody {
+            // Caches must not give one origin what was said to another.
+            cx.response.append_header(header::VARY, HeaderValue::from_static("Origin")).map_err(failure)?;
+        }
+        let Some(origin) = cx.request.headers.get(header::ORIGIN).filter(|origin| self.allows(origin)) else { return Ok(()) };
+        let named = if anybody { HeaderValue::from_static("*") } else { origin.clone() };
+        cx.response.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, named).map_err(failure)?;
+        if self.credentials {
+            let yes = HeaderValue::from_static("true");
+            cx.response.insert_header(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes).map_err(failure)?;
+        }
+        if let Some(expose) = &self.expose {
+            cx.response.insert_header(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone()).map_err(failure)?;
+        }
+        Ok(())
+    }
+}
+
+impl Cors {
+    fn allows(&self, origin: &HeaderValue) -> bool {
+        let Ok(origin) = origin.to_str() else { return false };
+        self.origins.iter().any(|known| match known {
+            Origin::Any => true,
+            Origin::Exact(exact) => exact == origin,
+            Origin::Below(scheme, end) => {
+                let label = origin.strip_prefix(scheme.as_str()).and_then(|rest| rest.strip_suffix(end.as_str()));
+                label.is_some_and(|label| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)))
+            }
+        })
+    }
+}
+
+/// As browsers write it: scheme and host in lower case, a port only where it is not the usual one, no path.
+fn origin(text: &str) -> Result<Origin, Invalid> {
+    if text == "*" {
+        return Ok(Origin::Any);
+    }
+    let wrong = || Invalid::new(format!("`{text}` is not an origin; write it as browsers do, such as `https://app.example.com`"));
+    let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
+    let (below, host) = rest.strip_prefix("*.").map_or((false, rest), |host| (true, host));
+    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
+    let usual = (scheme == "https" && host.ends_with(":443")) || (scheme == "http" && host.ends_with(":80"));
+    if scheme.is_empty()
+        || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b"+-.".contains(&b))
+        || host.is_empty()
+        || !host.bytes().all(fine)
+        || usual
+    {
+        return Err(wrong());
+    }
+    Ok(if below { Origin::Below(format!("{scheme}://"), format!(".{host}")) } else { Origin::Exact(text.to_owned()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::contract::decode;
+    use crate::testing::with_site;
+
+    fn cors(config: Value) -> std::result::Result<Cors, Invalid> {
+        with_site(|site| Cors::compile(decode(config)?, site))
+    }
+
+    #[test]
+    fn whose_pages_may_call() {
+        let filter =
+            cors(json!({ "origins": ["https://app.example.com", "https://*.preview.example.com", "http://localhost:3000"] })).unwrap();
+        for origin in ["https://app.example.com", "https://a.b.preview.example.com", "http://localhost:3000"] {
+            assert!(filter.allows(&HeaderValue::from_static(origin)), "{origin}");
+        }
+        for origin in [
+            "null",
+            "http://app.example.com",
+            "https://app.example.com:8443",
+            "https://app.example.com.evil.org",
+            "https://preview.example.com",
+            "https://.preview.example.com",
+            "https://evil.org/.preview.example.com",
+            "https://evilpreview.example.com",
+            "http://localhost",
+        ] {
+            assert!(!filter.allows(&HeaderValue::from_static(origin)), "{origin}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense() {
+        for (config, says) in [
+            (json!({ "origins": [] }), "at least one origin"),
+            (json!({ "origins": ["*"], "credentials": true }), "does not go with the origin `*`"),
+            (json!({ "origins": ["app.example.com"] }), "is not an origin"),
+            (json!({ "origins": ["https://App.example.com"] }), "is not an origin"),
+            (json!({ "origins": ["https://app.example.com/"] }), "is not an origin"),
+            (json!({ "origins": ["https://app.example.com:443"] }), "is not an origin"),
+            (json!({ "origins": ["*"], "methods": ["GE T"] }), "is not a method"),
+            (json!({ "origins": ["*"], "headers": ["a b"] }), "is not a field"),
+        ] {
+            let wrong = cors(config).err().unwrap();
+            assert!(wrong.message.contains(says), "{wrong:?}");
+        }
+    }
+}

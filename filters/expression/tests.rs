@@ -1,0 +1,177 @@
+//! What expressions come to, what is refused when they are compiled, and that they end.
+
+use std::sync::Arc;
+
+use pingora_http::RequestHeader;
+use serde_json::json;
+
+use super::*;
+use crate::contract::{ClientAddress, Facts, Identity, Now, RequestCx};
+
+fn request() -> RequestHeader {
+    let mut request = RequestHeader::build("POST", b"/v1/chat/completions?model=gpt%2B4&q=a+b&%73=1", None).unwrap();
+    for (name, value) in [
+        ("host", "API.example.com:8080"),
+        ("user-agent", "desktop/2.1"),
+        ("x-team", "a"),
+        ("x-team", "b"),
+        ("content-length", "1234"),
+        ("cf-ipcountry", "DE"),
+    ] {
+        request.append_header(name, value).unwrap();
+    }
+    request
+}
+
+fn facts() -> Facts {
+    let mut facts = Facts::default();
+    let claims =
+        json!({"team": "core", "level": 7, "admin": true, "groups": ["dev", "ops"], "scope": "chat images", "deep": {"a": {"b": 1.5}}});
+    let claims = claims.as_object().unwrap().clone();
+    facts.put(Identity { subject: Some("alice".into()), claims: Arc::new(claims) });
+    facts.put(ClientAddress { address: "203.0.113.7".parse().unwrap(), source: "cf-connecting-ip" });
+    facts
+}
+
+fn holds(source: &str, request: &RequestHeader, facts: &mut Facts) -> Result<bool, Trouble> {
+    let expression = Expression::compile(source, &Type::Bool).unwrap_or_else(|e| panic!("{source}: {e}"));
+    let peer = "127.0.0.1".parse().unwrap();
+    let cx = RequestCx { request, facts, peer, route: "api", now: Now::read(), shadow: false };
+    expression.holds(&Scope::new(&cx))
+}
+
+#[test]
+fn what_is_true_of_a_request() {
+    for source in [
+        r#"request.method == "POST" && request.path.startsWith("/v1/")"#,
+        r#"request.query.contains("gpt%2B4") && request.params["model"] == "gpt+4" && request.params.q == "a b" && request.params.s == "1""#,
+        r#"request.params["nothing"] == "" && !("nothing" in request.params) && "s" in request.params"#,
+        r#"request.host == "api.example.com" && request.user_agent.matches("^desktop/[0-9.]+$")"#,
+        r#"request.headers["x-team"] == "a, b" && request.headers["x-other"] == "" && "x-team" in request.headers"#,
+        r#"request.size == 1234 && request.size > 1000 && request.size <= 1234 && request.size < 1234.5"#,
+        r#"client.address.inNetwork("203.0.113.0/24", "10.0.0.1") && !client.address.inNetwork("203.0.113.8")"#,
+        r#"client.network == "203.0.113.7/32" && client.peer == "127.0.0.1" && client.country in ["DE", "AT"]"#,
+        r#"identity.authenticated && identity.subject == "alice" && "chat" in identity.scopes && identity.scopes.size() == 2"#,
+        r#"identity.claims.team == "core" && identity.claims["level"] >= 7 && identity.claims.admin"#,
+        r#"identity.claims.groups.exists(g, g == "ops") && "dev" in identity.claims.groups && identity.claims.groups[1] == "ops""#,
+        r#"has(identity.claims.team) && !has(identity.claims.nobody) && identity.claims.nobody == null && identity.claims.nobody != "x""#,
+        r#"identity.claims.deep.a.b == 1.5 && identity.claims.deep.x.y == null && size(identity.claims.groups) == 2"#,
+        r#"identity.claims.groups.all(g, g.size() == 3) && identity.claims.groups.filter(g, g != "dev") .size() == 1"#,
+        r#"identity.scopes.map(s, s.upperAscii()).exists(s, s == "IMAGES")"#,
+        r#"!key.present && key.id == "" && binding.rule == "" && binding.networks.size() == 0 && route == "api" && tags.size() == 0"#,
+        r#"1 + 2 * 3 == 7 && 7 % 4 == 3 && -1 < 0 && 1 / 2.0 == 0.5 && int("12") + int(1.9) == 13 && string(7) + "x" == "7x" && double(2) == 2"#,
+        r#"(request.method == "GET" ? 1 : 2) == 2"#,
+        // The half that decides alone decides.
+        r#"true || identity.claims.team < 3"#,
+        r#"identity.claims.team < 3 || true"#,
+        r#"!(identity.claims.team < 3 && false)"#,
+        r#"identity.claims.groups.exists(g, g == "ops" || g < 3)"#,
+        "request.method\n  == \"POST\" // a comment\n",
+    ] {
+        assert_eq!(holds(source, &request(), &mut facts()), Ok(true), "{source}");
+    }
+}
+
+#[test]
+fn a_country_counts_from_cloudflare_only() {
+    let mut facts = facts();
+    facts.put(ClientAddress { address: "203.0.113.7".parse().unwrap(), source: "x-forwarded-for" });
+    assert_eq!(holds(r#"client.country == """#, &request(), &mut facts), Ok(true));
+    let mut twice = request();
+    twice.append_header("cf-ipcountry", "US").unwrap();
+    assert_eq!(holds(r#"client.country == """#, &twice, &mut self::facts()), Ok(true));
+}
+
+#[test]
+fn every_layer_of_encoding_is_off() {
+    for target in
+        ["/a/%2e%2e/x", "/a/%252e%252e/x", "/a/..%5cx", "/a?f=%25252e%25252E/", "/a?f=%u002e%u002e/", "/a?f=..%255c", "/a?f=%2525252e./"]
+    {
+        let request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
+        assert_eq!(holds(r#"request.decoded.contains("../")"#, &request, &mut Facts::default()), Ok(true), "{target}");
+    }
+    let request = RequestHeader::build("GET", b"/?x=EVAL%28+%25zz%u12&y=%", None).unwrap();
+    assert_eq!(holds(r#"request.decoded == "/?x=eval( %zz%u12&y=%""#, &request, &mut Facts::default()), Ok(true));
+}
+
+#[test]
+fn what_comes_to_nothing() {
+    for (source, trouble) in [
+        (r#"identity.claims.team > 3"#, Trouble::Type),
+        (r#"identity.claims.team"#, Trouble::Type),
+        (r#"1 / (request.size - 1234) == 1"#, Trouble::Range),
+        ("9223372036854775807 + request.size > 0", Trouble::Range),
+        ("identity.scopes[7] == \"x\"", Trouble::Range),
+        (r#"int(request.method) == 1"#, Trouble::Type),
+        (r#"identity.claims.team < 3 || false"#, Trouble::Type),
+    ] {
+        assert_eq!(holds(source, &request(), &mut facts()), Err(trouble), "{source}");
+    }
+}
+
+#[test]
+fn it_ends() {
+    let mut facts = Facts::default();
+    let many: Vec<usize> = (0..4000).collect();
+    let claims = json!({ "many": many }).as_object().unwrap().clone();
+    facts.put(Identity { subject: None, claims: Arc::new(claims) });
+    let nested = "identity.claims.many.exists(a, identity.claims.many.exists(b, a + b < 0))";
+    assert_eq!(holds(nested, &request(), &mut facts), Err(Trouble::Budget));
+    let long = "x".repeat(30_000);
+    let mut large = request();
+    large.insert_header("x-long", long).unwrap();
+    let grows = r#"(request.headers["x-long"] + request.headers["x-long"] + request.headers["x-long"]).size() > 0"#;
+    assert_eq!(holds(grows, &large, &mut facts), Err(Trouble::Budget));
+    assert!(holds(r#"request.headers["x-long"].matches("(x+x+)+y")"#, &large, &mut facts).is_ok(), "no pattern runs away");
+}
+
+#[test]
+fn what_is_refused_when_it_is_compiled() {
+    for (source, says) in [
+        ("", "column 1: "),
+        ("request.method ==", "column"),
+        ("requst.method == \"x\"", "column 1: `requst` is not known"),
+        ("request.methd == \"x\"", "`request.methd` is not known; there are `request.method`, `request.path`"),
+        ("true &&\n  request.verb == 1", "line 2, column"),
+        ("request == 1", "`request` is no value by itself"),
+        ("method == \"x\"", "did you mean `request.method`?"),
+        ("request.method", "it comes to text, and true or false is needed here"),
+        ("request.method == 1", "text and a whole number are never equal"),
+        ("request.size > \"1\"", "a whole number and text cannot be compared"),
+        ("request.method && true", "true or false is needed here, and this is text"),
+        ("request.method + 1 == 2", "do not add up"),
+        ("request.path.startswith(\"/\")", "`startswith` is not known; there are contains, startsWith"),
+        ("request.path.startsWith()", "`startsWith` is not called like this"),
+        ("request.path.matches(\"(\")", "is not a regular expression"),
+        ("request.path.matches(request.query)", "must stand here itself"),
+        ("client.address.inNetwork(\"10.0.0.0/99\")", "neither a network"),
+        ("request.headers[\"X-Team\"] == \"a\"", "names of header fields are in lower case here: `x-team`"),
+        ("request.method in [1, 2]", "is never in"),
+        ("\"a\" in request.path", "needs a list or a map"),
+        ("request.path.exists(x, true)", "a list is needed here"),
+        ("tags.exists(1, true)", "a name is needed here"),
+        ("tags.exists(a, tags.exists(b, tags.exists(c, true)))", "at most 2 deep"),
+        ("has(request.path)", "has() asks for a member"),
+        ("{\"a\": 1}.a == 1", "maps cannot be made here"),
+        ("b\"x\" == b\"x\"", "bytes are not known here"),
+        ("(true ? 1 : \"a\") == 1", "both halves"),
+        ("request.?method == \"x\"", "column"),
+    ] {
+        let error = Expression::compile(source, &Type::Bool).err().unwrap_or_else(|| panic!("{source} compiles"));
+        assert!(error.message.contains(says), "{source}: {}", error.message);
+    }
+    let wide = vec!["true"; 600].join(" || ");
+    assert!(Expression::compile(&wide, &Type::Bool).is_err());
+    let deep = format!("{}true{}", "(".repeat(500), ")".repeat(500));
+    assert!(Expression::compile(&deep, &Type::Bool).is_err());
+    let long = format!("\"{}\" == \"\"", "x".repeat(9000));
+    assert!(Expression::compile(&long, &Type::Bool).unwrap_err().message.contains("8192"));
+}
+
+proptest::proptest! {
+    /// Whatever is written, compiling it ends in an expression or in an error.
+    #[test]
+    fn nothing_panics(source in "[a-z.()\\[\\]\"'!&|<>=+*/%?:, 0-9{}\\\\`~-]{0,60}") {
+        let _ = Expression::compile(&source, &Type::Bool);
+    }
+}

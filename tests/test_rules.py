@@ -1,0 +1,251 @@
+"""Rules, the recipes that are made of them, and the small filters beside them, as clients meet them."""
+
+import json
+import re
+import subprocess
+import time
+
+import openai
+import pytest
+from support import raw
+from support.keylatch import BINARY, ROOT, wait_for
+from support.stores import ask
+from support.upstreams import Scripted, chunk, plain
+
+RULES = "      - rules:\n"
+CLOUDFLARE = "{networks: [loopback], behind_cloudflare: [loopback]}"
+
+
+def rule(name, condition, action):
+    return f"          - {{name: {name}, if: {json.dumps(condition)}, {action}}}\n"
+
+
+def test_what_rules_do(start, echo_upstream):
+    rules = (
+        RULES
+        + rule("ping", "request.path == '/v1/ping'", "allow: {}")
+        + rule("app", "!request.user_agent.startsWith('app/')", 'deny: {status: 451, message: "Use the application."}')
+        + rule("big", "request.size > 10", "tag: big")
+        + rule("quiet", "'big' in tags", "deny: {}, shadow: true")
+        + rule("images", "request.path.startsWith('/v1/images')", "limit: images")
+        + "      - rate_limit: {per: client, limit: 100/min, and: [{name: images, per: client, limit: 2/h, chosen: true}]}\n"
+    )
+    replica = start(echo_upstream, route_filters=rules)
+    app = [("User-Agent", "app/1")]
+    assert raw.request(replica.port, "/v1/ping").status == 200
+    refused = raw.request(replica.port, "/v1/x")
+    assert refused.status == 451 and json.loads(refused.body)["error"]["message"] == "Use the application."
+    assert "ratelimit" not in dict(refused.headers), "what is behind the refusal did not happen"
+    assert raw.request(replica.port, "/v1/x", "POST", app, b"x" * 20).status == 200
+    images = [raw.request(replica.port, "/v1/images/a", headers=app) for _ in range(3)]
+    assert [answer.status for answer in images] == [200, 200, 429]
+    assert '"images";q=2' in images[0].header("ratelimit-policy")
+    other = raw.request(replica.port, "/v1/x", headers=app)
+    assert other.status == 200 and "images" not in other.header("ratelimit-policy")
+    lines = wait_for(lambda: [line for line in replica.access_log() if "tags" in line], "the line is written")
+    assert lines[0]["tags"] == ["big"]
+    metrics = replica.metrics()
+    counted = {(name, outcome): metrics.get(f'keylatch_rules_total{{outcome="{outcome}",rule="{name}"}}') for name, outcome in
+               (("ping", "allow"), ("app", "deny"), ("big", "tag"), ("quiet", "shadow"), ("images", "limit"))}
+    assert counted == {("ping", "allow"): 1, ("app", "deny"): 1, ("big", "tag"): 1, ("quiet", "shadow"): 1, ("images", "limit"): 3}
+
+
+def test_no_rule_is_passed_by_spelling(start, echo_upstream):
+    replica = start(echo_upstream, route_filters=RULES + rule("admin", "request.path.startsWith('/v1/admin')", "deny: {}"))
+    for target in ("/v1/admin", "/v1/./admin/x", "/v1//admin", "/v1/%61dmin", "/v1/x/../admin", "//v1/admin", "/v1/x/%2e%2e/admin", "/v1/admin/?x", "/v1/%61%64min#"):
+        answer = raw.request(replica.port, target)
+        assert answer.status in (400, 403), f"{target}: {answer.status}"
+    assert not echo_upstream.requests
+
+
+def test_what_filters_before_have_found_out(start, echo_upstream):
+    rules = (
+        "      - key_binding: {confirm: immediate}\n" + RULES
+        + rule("bound", "binding.present && binding.rule == 'single' && binding.networks == null || !key.present", "deny: {}")
+        + rule("mine", "binding.networks.exists(n, n == client.network) && key.id.size() == 12 && route == 'api'", "tag: mine")
+    ).replace("binding.networks == null", "binding.networks.size() != 1")
+    replica = start(echo_upstream, route_filters=rules)
+    assert ask(replica, "sk-rules-abcdefgh").status == 200
+    wait_for(lambda: [line for line in replica.access_log() if line.get("tags") == ["mine"]], "it is tagged")
+
+
+def recipe(name):
+    """The filters of a recipe's route, as they are shipped."""
+    text = (ROOT / "config" / "recipes" / f"{name}.yaml").read_text()
+    return text[text.index("    filters:\n", text.index("routes:")) + len("    filters:\n"):]
+
+
+def cloudflare(*headers, address="203.0.113.7"):
+    return [("CF-Connecting-IP", address), *headers]
+
+
+@pytest.fixture
+def cooked(start, echo_upstream):
+    return lambda name: start(echo_upstream, route_filters=recipe(name), trusted=CLOUDFLARE)
+
+
+KEY = raw.key("sk-recipe-abcdefgh")
+
+
+def test_recipe_desktop_app(cooked):
+    replica = cooked("desktop-app")
+    answers = [raw.request(replica.port, headers=[KEY, ("User-Agent", agent)]).status for agent in ("my-desktop-app/2.10", "curl/8", "my-desktop-app", "x my-desktop-app/2.1")]
+    assert answers == [200, 403, 403, 403] and raw.request(replica.port, headers=[KEY]).status == 403
+
+
+def test_recipe_bearer_required(cooked):
+    replica = cooked("bearer-required")
+    assert raw.request(replica.port).status == 401 and raw.request(replica.port, headers=[KEY]).status == 200
+    assert raw.request(replica.port, headers=[("Authorization", "Basic eDp5")]).status == 400
+
+
+def test_recipe_probes(cooked):
+    replica = cooked("probes")
+    for target in (
+        "/v1/files?name=../../etc/passwd", "/v1/x?f=%2e%2e%2fx", "/v1/x?f=%252e%252e%252fx", "/v1/x?f=..%5cx", "/v1/x?f=..%255cx", "/v1/x?f=%u002e%u002e/",
+        "/v1/.env", "/v1/.git/config", "/v1/x?next=/.ENV", "/v1/x?q=eval(1)", "/v1/x?q=EVAL%20(1)", "/v1/x?q=%65val%28", "/v1/x?q=%2565val%2528", "/v1/x?q=%3Cscript%3E",
+        "/v1/x?q=${jndi:ldap://x}".replace("$", "%24").replace("{", "%7B"), "/v1/x?q=1+UNION+SELECT+2", "/v1/x?q=a%00b", "/v1/.ht%61ccess",
+    ):
+        answer = raw.request(replica.port, target, headers=[KEY])
+        assert answer.status in (400, 404), f"{target}: {answer.status}"
+    for target in ("/v1/models", "/v1/files?name=a..b", "/v1/x?q=1...2", "/v1/x?q=evaluate", "/v1/x?q=environment&y=.envelope", "/v1/x?q=union+square", "/v1/x?t=100%25"):
+        assert raw.request(replica.port, target, headers=[KEY]).status == 200, target
+
+
+def test_recipe_countries(cooked):
+    replica = cooked("countries")
+    for headers, status in (
+        (cloudflare(("CF-IPCountry", "DE")), 200),
+        (cloudflare(("CF-IPCountry", "BR")), 451),
+        (cloudflare(), 451),
+        (cloudflare(("CF-IPCountry", "DE"), ("CF-IPCountry", "BR")), 451),
+        # Not from Cloudflare.
+        ([("CF-IPCountry", "DE")], 451),
+    ):
+        assert raw.request(replica.port, headers=[KEY, *headers]).status == status, headers
+
+
+def test_recipe_per_address(cooked):
+    replica = cooked("per-address")
+    statuses = [raw.request(replica.port, headers=[KEY, *cloudflare()]).status for _ in range(23)]
+    assert statuses.count(429) >= 2 and statuses[:20] == [200] * 20
+    assert raw.request(replica.port, headers=[raw.key("sk-other-abcdefgh"), *cloudflare(address="203.0.113.8")]).status == 200
+
+
+def test_recipe_per_address_and_key(cooked):
+    replica = cooked("per-address-and-key")
+    answers = [raw.request(replica.port, headers=[KEY, *cloudflare()]) for _ in range(64)]
+    assert answers[59].status == 200 and answers[-1].status == 429 and 290 <= int(answers[-1].header("retry-after")) <= 300
+    assert raw.request(replica.port, headers=[raw.key("sk-other-abcdefgh"), *cloudflare()]).status == 200
+
+
+def test_every_recipe_says_how_it_is_tried(tmp_path):
+    for path in sorted((ROOT / "config" / "recipes").glob("*.yaml")):
+        command = re.search(r"^#   keylatch (explain .*)$", path.read_text(), re.M)
+        said = subprocess.run(f"{BINARY} {command[1]}", shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert said.returncode == 0 and "client    203.0.113.7, from cf-connecting-ip" in said.stdout, said.stderr + said.stdout
+        expected = {"bearer-required": "outcome   401", "countries": "deny, 451", "desktop-app": "deny, 403", "probes": "rule `traversal`: deny, 400",
+                    "per-address": "limit `burst`: 20/10s, for client=203.0.113.7; counts 1, 19 left", "per-address-and-key": "asks a store"}[path.stem]
+        assert expected in said.stdout, said.stdout
+
+
+def test_costs_by_expression(start, echo_upstream):
+    cost = """'request.path.startsWith("/v1/images") ? 5 : (request.path == "/v1/free" ? 0 : 1)'"""
+    replica = start(echo_upstream, route_filters=f"      - rate_limit: {{per: client, limit: 10/h, cost: {cost}}}")
+    left = lambda path: re.search(r"r=(\d+)", raw.request(replica.port, path).header("ratelimit") or "r=0")
+    assert [int(left(path)[1]) for path in ("/v1/images/a", "/v1/x", "/v1/x")] == [5, 4, 3]
+    assert raw.request(replica.port, "/v1/free").header("ratelimit") == ""
+    assert raw.request(replica.port, "/v1/images/b").status == 429 and raw.request(replica.port, "/v1/x").status == 200
+
+
+def test_the_sdk_backs_off(start):
+    def completion(request, send):
+        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}]}
+        send(plain(body=json.dumps(body).encode(), headers=["Content-Type: application/json"]))
+        return True
+
+    with Scripted(completion) as upstream:
+        replica = start(upstream, route_filters="      - rate_limit: {per: key, limit: 1/2s, burst: 1, openai_fields: true}")
+        client = openai.OpenAI(base_url=replica.url("/v1"), api_key="sk-sdk-abcdefghijkl", max_retries=3)
+        say = lambda: client.chat.completions.with_raw_response.create(model="m", messages=[{"role": "user", "content": "hi"}])
+        begun = time.monotonic()
+        first, second = say(), say()
+        # It was refused once, waited for as long as Retry-After said, and came through.
+        assert 1.0 < time.monotonic() - begun < 6 and second.parse().choices[0].message.content == "hi"
+        assert first.headers["x-ratelimit-limit-requests"] == "1" and first.headers["x-ratelimit-remaining-requests"] == "0"
+        refused = wait_for(lambda: [line for line in replica.access_log() if line["status"] == 429], "it was refused once")
+        assert len(refused) == 1
+        with pytest.raises(openai.RateLimitError) as error:
+            client.with_options(max_retries=0).chat.completions.create(model="m", messages=[])
+        assert error.value.code == "rate_limit_exceeded" and error.value.type == "rate_limit_error"
+
+
+def test_other_hosts(start, echo_upstream):
+    replica = start(echo_upstream, filters="  - allowed_hosts: {hosts: [api.example.com, localhost]}")
+    assert raw.request(replica.port).status == 200
+    head = b"GET /v1/x HTTP/1.1\r\nHost: evil.example\r\n\r\n"
+    with raw.connect(replica.port) as connection:
+        connection.sendall(head)
+        assert raw.read_head(connection.makefile("rb"))[0] == 421
+
+
+def test_pages_of_other_origins(start):
+    def own(request, send):
+        send(plain(headers=["Access-Control-Allow-Origin: *", "Vary: Accept", "Server: nginx"]))
+        return True
+
+    cors = "  - cors: {origins: ['https://app.example.com'], credentials: true}\n  - security_headers: {hsts: {max_age: 1days}}"
+    with Scripted(own) as upstream:
+        replica = start(upstream, filters=cors, route_filters="      - key_binding: {}")
+        app = ("Origin", "https://app.example.com")
+        asks = [("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", "authorization")]
+        preflight = raw.request(replica.port, method="OPTIONS", headers=[app, *asks])
+        assert (preflight.status, preflight.body) == (204, b"") and "content-length" not in dict(preflight.headers)
+        assert preflight.header("access-control-allow-origin") == app[1] and preflight.header("access-control-allow-methods") == "GET, POST"
+        assert preflight.header("access-control-allow-credentials") == "true" and preflight.header("access-control-max-age") == "600"
+        assert not upstream.requests, "it carries no key, and needs none"
+        stranger = raw.request(replica.port, method="OPTIONS", headers=[("Origin", "https://evil.example"), *asks])
+        assert stranger.status == 204 and "access-control-allow-origin" not in dict(stranger.headers) and stranger.header("access-control-allow-methods") == ""
+        answer = raw.request(replica.port, headers=[app, KEY])
+        assert answer.header("access-control-allow-origin") == app[1] and answer.header("vary") == "Accept, Origin"
+        assert "x-request-id" in answer.header("access-control-expose-headers")
+        assert raw.request(replica.port, headers=[("Origin", "https://evil.example"), KEY]).header("access-control-allow-origin") == ""
+        # A refusal of ours can be read by the page, too.
+        refused = raw.request(replica.port, headers=[app])
+        assert refused.status == 401 and refused.header("access-control-allow-origin") == app[1]
+        assert answer.header("server") == "" and answer.header("x-frame-options") == "DENY" and answer.header("strict-transport-security") == "max-age=86400"
+        metrics = replica.metrics()
+        assert metrics['keylatch_filter_decisions_total{filter="cors",outcome="answered",reason="preflight"}'] == 2
+
+
+def test_bodies_that_are_too_large(start, echo_upstream):
+    replica = start(echo_upstream, route_filters="      - body_limit: {bytes: 1KiB}")
+    assert raw.request(replica.port, method="POST", body=b"x" * 1024).status == 200
+    refused = raw.request(replica.port, method="POST", body=b"x" * 1025)
+    assert refused.status == 413 and json.loads(refused.body)["error"]["code"] == "body_too_large"
+    head = b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with raw.connect(replica.port) as connection:
+        connection.sendall(head + chunk(b"x" * 600) + chunk(b"x" * 600) + chunk(b""))
+        status, headers = raw.read_head(connection.makefile("rb"))
+    assert status == 413
+    with raw.connect(replica.port) as connection:
+        connection.sendall(head + chunk(b"x" * 600) + chunk(b"x" * 424) + chunk(b""))
+        assert raw.read_head(connection.makefile("rb"))[0] == 200
+
+
+def test_explain_shows_what_each_would_say(start, echo_upstream):
+    replica = start(echo_upstream, route_filters=(
+        RULES + rule("probe", "request.decoded.contains('../')", "deny: {}") + rule("heavy", "request.path.startsWith('/v1/images')", "limit: images")
+        + rule("odd", "identity.claims.level > 'x'", "deny: {}, shadow: true")
+        + "      - rate_limit: {per: client, limit: 7/min, and: [{name: images, per: client, limit: 2/h, chosen: true, cost: 'request.size > 0 ? 1 : 2'}]}\n"
+        + "      - body_limit: {bytes: 10}\n      - bearer: {accept: [well_formed]}"
+    ))
+    explain = lambda path, *more: replica.command("explain", "--peer", "127.0.0.1", "--path", path, *more).stdout
+    said = explain("/v1/images/a?f=../", "-H", "Content-Length: 11")
+    for line in ("rule `probe`: deny, 403", "answers with 403, rule; rule `probe`", "limit `client`: 7/1m, for client=127.0.0.1; counts 1, 6 left",
+                 "body_limit: answers with 413, announced", "bearer: answers with 401, missing_token", "outcome   403"):
+        assert line in said, said
+    said = explain("/v1/images/a", "-H", "Authorization: Bearer abc")
+    for line in ("rule `probe`: not true", "rule `heavy`: limit, `images`", "limit `images`: 2/1h, for client=127.0.0.1; counts 2, 0 left", "bearer: passes", "outcome   goes upstream"):
+        assert line in said, said
+    assert not echo_upstream.requests
