@@ -20,8 +20,9 @@ test: ## everything: format, lints, docs, licences, unit and black-box tests
 fuzz: ## run each fuzz target for SECONDS (default 60)
 	@scripts/fuzz
 
-bench: ## measure against a bare Pingora, nginx, HAProxy and Caddy, and what the stores cost; prints tables
+bench: ## measure against a bare Pingora, nginx, HAProxy and Caddy, what the stores cost, and what checks cost; prints tables
 	@scripts/need bench
 	cargo build --release --locked -p keylatch -p passthrough
 	python3 benches/run.py
 	python3 benches/stores.py
+	python3 benches/access.py

@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+from support import raw
 from support.certificates import Certificates
 from support.issuer import Issuer, basic
 from support.keylatch import BINARY, free_port, wait_for
@@ -243,6 +244,32 @@ def test_modes_in_order_and_tokens_that_are_made(start, echo_upstream, issuer):
     everything = replica.stdout.read_text() + replica.stderr.read_text() + json.dumps(replica.metrics())
     for secret in (token, "s%cret", "opaque", issuer.token("first")[:40]):
         assert secret not in everything
+
+
+def test_fields_that_carry_no_one_token(start, echo_upstream, issuer):
+    replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
+    good = issuer.token("first")
+    forged = good[:-4] + "AAAA"
+    for headers, status in (
+        ([("Authorization", f"Bearer {good}")], 200),
+        ([("authorization", f"bearer  {good} ")], 200),
+        ([("Authorization", f"Bearer {good}"), ("Authorization", f"Bearer {good}")], 200),
+        ([("Authorization", f"Bearer {good}"), ("Authorization", f"Bearer {forged}")], 400),
+        ([("Authorization", f"Bearer {forged}"), ("Authorization", f"Bearer {good}")], 400),
+        ([("Authorization", f"Bearer {good}, Bearer {good}")], 400),
+        ([("Authorization", f"Bearer {good} {good}")], 400),
+        ([("Authorization", "Bearer")], 400),
+        ([("Authorization", "Bearer ")], 400),
+        ([("Authorization", good)], 400),
+        ([("Authorization", f"Basic {good}")], 400),
+        ([("Authorization", f"Bearer {'x' * 9000}")], 400),
+        ([("Authorization", f"Bearer {issuer.token('first', x='y' * 5000)}")], 200),
+        ([("X-Api-Key", good)], 401),
+        ([], 401),
+    ):
+        answer = raw.request(replica.port, headers=headers)
+        assert answer.status == status, headers
+        assert status == 200 or answer.header("www-authenticate").startswith("Bearer ")
 
 
 def test_what_may_not_be_asked(start, echo_upstream):

@@ -217,6 +217,8 @@ def test_a_database_that_goes_away_and_comes_back(replicas, database, how):
             answer = ask(closed, "sk-new-while-away")
             assert answer.status == 503 and answer.header("retry-after") == "1"
             assert ask(opened, "sk-new-while-away").status == 200
+            marked = lambda: [line for line in opened.access_log() if line.get("let_through") == ["key_binding"]]
+            assert wait_for(marked, "the line is written")[-1]["status"] == 200
             assert ask(opened, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403, "open is not open to whoever is known to be wrong"
             wait_for(lambda: closed.health("ready")[0] == 503, "readiness tells")
             wait_for(lambda: closed.metrics()["keylatch_store_away"] == 1, "the metric tells")

@@ -100,12 +100,12 @@ struct Header {
 
 /// A token taken apart, of which nothing is proven.
 struct Parts<'t> {
-    header: Header,
     alg: Alg,
+    kid: Option<String>,
     /// What is signed.
     signed: &'t str,
     signature: &'t str,
-    claims: Map<String, Value>,
+    payload: &'t str,
 }
 
 impl Jwt {
@@ -154,25 +154,39 @@ impl Jwt {
     }
 
     pub(super) async fn verify(&self, token: &str, now: Instant) -> Outcome {
-        let parts = match self.take_apart(token) {
-            Ok(parts) => parts,
-            Err(rejected) => return Outcome::Rejected(rejected),
+        match self.examine(token, now).await {
+            Ok(Some(verified)) => Outcome::Verified(verified),
+            Ok(None) => Outcome::NoKeys,
+            Err(rejected) => Outcome::Rejected(rejected),
+        }
+    }
+
+    /// `None`: there are no keys yet.
+    async fn examine(&self, token: &str, now: Instant) -> Result<Option<Verified>, Rejected> {
+        let parts = self.take_apart(token)?;
+        let claims: Map<String, Value> = json(parts.payload)?;
+        if let Some(issuer) = &self.config.issuer
+            && claims.get("iss").and_then(Value::as_str) != Some(issuer)
+        {
+            return Err(Rejected::Issuer);
+        }
+        let Some(keys) = self.keys(&parts, now).await else { return Ok(None) };
+        parts.prove(&keys)?;
+        self.check_claims(claims).map(Some)
+    }
+
+    /// The issuer's keys, asked for once more where the token names one that is not among them.
+    async fn keys(&self, parts: &Parts<'_>, now: Instant) -> Option<Arc<KeySet>> {
+        let kept = match &self.keys {
+            Keys::Fixed(set) => return Some(Arc::clone(set)),
+            Keys::Remote(kept) => kept,
         };
-        let verified = match &self.keys {
-            Keys::Fixed(set) => self.prove(parts, set),
-            Keys::Remote(kept) => {
-                let (alg, kid) = (parts.alg, parts.header.kid.as_deref());
-                let knows = |set: &Arc<KeySet>| set.find(alg, kid).is_ok();
-                let mut current = kept.current().map(|(set, _)| set);
-                if !current.as_ref().is_some_and(knows) {
-                    kept.refreshed(now).await;
-                    current = kept.current().map(|(set, _)| set);
-                }
-                let Some(set) = current else { return Outcome::NoKeys };
-                self.prove(parts, &set)
-            }
-        };
-        verified.map_or_else(Outcome::Rejected, Outcome::Verified)
+        let current = kept.current().map(|(set, _)| set);
+        if current.as_ref().is_some_and(|set| set.find(parts.alg, parts.kid.as_deref()).is_ok()) {
+            return current;
+        }
+        kept.refreshed(now).await;
+        kept.current().map(|(set, _)| set)
     }
 
     fn take_apart<'t>(&self, token: &'t str) -> Result<Parts<'t>, Rejected> {
@@ -188,25 +202,10 @@ impl Jwt {
         if header.crit.is_some() || header.b64.is_some() {
             return Err(Rejected::Malformed);
         }
-        let claims: Map<String, Value> = json(payload)?;
-        if let Some(issuer) = &self.config.issuer
-            && claims.get("iss").and_then(Value::as_str) != Some(issuer)
-        {
-            return Err(Rejected::Issuer);
-        }
         self.check_typ(header.typ.as_deref())?;
         let alg = self.config.algorithms.iter().find(|alg| alg.name() == header.alg).copied().ok_or(Rejected::Algorithm)?;
         let signed = &token[..token.len() - signature.len() - 1];
-        Ok(Parts { header, alg, signed, signature, claims })
-    }
-
-    fn prove(&self, parts: Parts<'_>, keys: &KeySet) -> Result<Verified, Rejected> {
-        let key = keys.find(parts.alg, parts.header.kid.as_deref())?;
-        let valid = jsonwebtoken::crypto::verify(parts.signature, parts.signed.as_bytes(), key, parts.alg.algorithm());
-        if !valid.unwrap_or(false) {
-            return Err(Rejected::Signature);
-        }
-        self.check_claims(parts.claims)
+        Ok(Parts { alg, kid: header.kid, signed, signature, payload })
     }
 
     fn check_typ(&self, typ: Option<&str>) -> Result<(), Rejected> {
@@ -247,6 +246,14 @@ impl Jwt {
             from_s: from_s.map(|start| start.saturating_sub(leeway_s)),
             ..Verified::new(Identity { subject, claims: Arc::new(claims) })
         })
+    }
+}
+
+impl Parts<'_> {
+    fn prove(&self, keys: &KeySet) -> Result<(), Rejected> {
+        let key = keys.find(self.alg, self.kid.as_deref())?;
+        let valid = jsonwebtoken::crypto::verify(self.signature, self.signed.as_bytes(), key, self.alg.algorithm());
+        if valid.unwrap_or(false) { Ok(()) } else { Err(Rejected::Signature) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Keys that verify signatures: algorithms, PEM, and JWK sets (RFC 7517).
 
-use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
+use jsonwebtoken::jwk::{Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -153,7 +153,7 @@ impl KeySet {
             let Ok(jwk) = serde_json::from_value::<Jwk>(jwk) else { continue };
             let family = family_of(&jwk).filter(|family| algorithms.iter().any(|alg| alg.family() == *family));
             let (Some(family), Ok(key)) = (family, DecodingKey::from_jwk(&jwk)) else { continue };
-            if matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption)) {
+            if !verifies(&jwk) {
                 continue;
             }
             let alg = jwk.common.key_algorithm.map(|alg| alg.to_string());
@@ -168,6 +168,13 @@ impl KeySet {
     fn one(family: Family, key: DecodingKey) -> Self {
         Self(vec![Candidate { kid: None, alg: None, family, key }])
     }
+}
+
+/// Whether its owner means it for verifying signatures (RFC 7517, sections 4.2 and 4.3).
+fn verifies(jwk: &Jwk) -> bool {
+    let encrypts = matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption));
+    let operations = jwk.common.key_operations.as_ref();
+    !encrypts && operations.is_none_or(|operations| operations.contains(&KeyOperations::Verify))
 }
 
 fn family_of(jwk: &Jwk) -> Option<Family> {

@@ -136,6 +136,11 @@ fn the_table_of_attacks() {
         ("audience missing", claimed(without(claims(), "aud")), Audience),
         ("audience a prefix", claimed(with(claims(), "aud", json!("ap"))), Audience),
         ("audience an object", claimed(with(claims(), "aud", json!({"api": 1}))), Audience),
+        ("claims nested without end", format!("{header}.{}.{signature}", B64.encode("[".repeat(5000))), Malformed),
+        ("claims that are no object", format!("{header}.{}.{signature}", B64.encode("[1]")), Malformed),
+        ("claims that are not base64url", format!("{header}.####{payload}.{signature}"), Malformed),
+        ("claims with unused bits", format!("{header}.AB.{signature}"), Malformed),
+        ("spaces in the claims", format!("{header}.  {payload}.{signature}"), Malformed),
         ("empty", String::new(), Malformed),
         ("dots", "..".to_owned(), Malformed),
     ];
@@ -187,6 +192,10 @@ fn a_key_set_chooses_by_kid() {
         {"kty": "OKP", "crv": "Ed25519", "kid": "a", "use": "sig", "x": crate::testing::ED_PUBLIC_X},
         {"kty": "OKP", "crv": "Ed25519", "kid": "b", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
         {"kty": "oct", "kid": "c", "k": "c2VjcmV0"},
+        {"kty": "OKP", "crv": "Ed25519", "kid": "enc", "use": "enc", "x": crate::testing::ED_PUBLIC_X},
+        {"kty": "OKP", "crv": "Ed25519", "kid": "ops", "key_ops": ["encrypt"], "x": crate::testing::ED_PUBLIC_X},
+        {"kty": "OKP", "crv": "Ed25519", "kid": "ver", "key_ops": ["verify"], "x": crate::testing::ED_PUBLIC_X},
+        {"kty": "made up", "kid": "x"},
     ]});
     let filter = bearer(json!({"accept": [{"jwt": {"algorithms": ["EdDSA"], "key": {"jwks": jwks.to_string()}}}]}));
     let token = |header: Value| {
@@ -199,6 +208,10 @@ fn a_key_set_chooses_by_kid() {
     assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "b"})), NOW).err(), Some(Rejected::Signature));
     assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "c"})), NOW).err(), Some(Rejected::Key));
     assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "../a"})), NOW).err(), Some(Rejected::Key));
+    for meant_otherwise in ["enc", "ops", "x"] {
+        assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": meant_otherwise})), NOW).err(), Some(Rejected::Key));
+    }
+    assert!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "ver"})), NOW).is_ok());
     assert_eq!(check(&filter, &token(json!({"alg": "EdDSA"})), NOW).err(), Some(Rejected::Key), "nothing to choose by");
 }
 

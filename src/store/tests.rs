@@ -10,6 +10,8 @@ use prometheus::Registry;
 use super::record::{Change, Query, Record, Tending, Terms};
 use super::*;
 
+mod delayed;
+
 fn id(key: &str) -> KeyId {
     KeyHasher::new(b"test").id(key)
 }
