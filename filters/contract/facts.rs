@@ -19,7 +19,13 @@ impl Facts {
         let value = Box::new(fact);
         match self.entries.iter_mut().find(|(known, _)| *known == id) {
             Some(entry) => entry.1 = value,
-            None => self.entries.push((id, value)),
+            None => {
+                if self.entries.capacity() == 0 {
+                    // As many as the usual chain states, at once.
+                    self.entries.reserve_exact(8);
+                }
+                self.entries.push((id, value));
+            }
         }
     }
 

@@ -101,6 +101,8 @@ impl<'v> Run<'v> {
     pub fn evaluate(&mut self, node: &'v Node) -> Outcome<'v> {
         self.fuel.burn(1)?;
         match node {
+            // A look at it: nothing is copied.
+            Node::Constant(Value::Text(text)) => Ok(Value::text(text)),
             Node::Constant(value) => Ok(value.clone()),
             Node::Var(var) => self.variable(*var),
             Node::Local(index) => self.locals.get(*index).cloned().ok_or(Trouble::Type),
@@ -186,8 +188,11 @@ impl<'v> Run<'v> {
             }
             Node::Equal(a, b) => Ok(self.evaluate(a)?.equals(&self.evaluate(b)?)),
             Node::In(one, all) => {
-                let (one, all) = (self.evaluate(one)?, self.evaluate(all)?);
-                match (one, all) {
+                let one = self.evaluate(one)?;
+                if let Node::List(items) = &**all {
+                    return self.listed(&one, items);
+                }
+                match (one, self.evaluate(all)?) {
                     (Value::Text(name), map @ (Value::Headers(_) | Value::Params(_) | Value::Claims(_) | Value::Json(Json::Object(_)))) => {
                         Ok(map.has(&name))
                     }
@@ -201,6 +206,16 @@ impl<'v> Run<'v> {
             }
             _ => Err(Trouble::Type),
         }
+    }
+
+    /// A list that is written out is not put together first.
+    fn listed(&mut self, one: &Value<'v>, items: &'v [Node]) -> Result<bool, Trouble> {
+        for item in items {
+            if self.evaluate(item)?.equals(one) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn text(&mut self, node: &'v Node) -> Result<bool, Trouble> {
@@ -222,9 +237,12 @@ impl<'v> Run<'v> {
                 Ok(regex.is_match(text))
             }
             Node::InNetwork(address, networks) => {
-                let address = self.evaluate(address)?;
                 self.fuel.burn(networks.len())?;
-                let parsed = address.as_text()?.parse::<IpAddr>();
+                let parsed = match &**address {
+                    // An address already: no text is made of it and read again.
+                    Node::Var(Var::Client) => Ok(self.scope.address()),
+                    other => self.evaluate(other)?.as_text()?.parse::<IpAddr>(),
+                };
                 Ok(parsed.is_ok_and(|address| networks.iter().any(|network| network.contains(&address))))
             }
             _ => Err(Trouble::Type),

@@ -54,7 +54,10 @@ impl<'c> Scope<'c> {
             Var::Method => Value::text(self.request.method.as_str()),
             Var::Path => Value::text(self.request.uri.path()),
             Var::Query => Value::text(self.request.uri.query().unwrap_or_default()),
-            Var::Decoded => Value::text(self.decoded.get_or_init(|| decoded(self.request))),
+            Var::Decoded => match target(self.request) {
+                plain if is_plain(plain) => Value::text(plain),
+                other => Value::text(self.decoded.get_or_init(|| decoded(other))),
+            },
             Var::Host => {
                 let host = self.field(&header::HOST);
                 let name = if host.starts_with('[') { host.split_inclusive(']').next() } else { host.split(':').next() };
@@ -91,7 +94,7 @@ impl<'c> Scope<'c> {
         }
     }
 
-    fn address(&self) -> IpAddr {
+    pub(super) fn address(&self) -> IpAddr {
         self.facts.client().unwrap_or(self.peer)
     }
 
@@ -132,9 +135,17 @@ fn text_or_empty(text: Option<&str>) -> Value<'_> {
     Value::text(text.unwrap_or_default())
 }
 
+fn target(request: &RequestHeader) -> &str {
+    request.uri.path_and_query().map_or("", |target| target.as_str())
+}
+
+/// Whether there is nothing to decode.
+fn is_plain(target: &str) -> bool {
+    !target.bytes().any(|b| matches!(b, b'%' | b'+' | b'\\') || b.is_ascii_uppercase())
+}
+
 /// Path and query in the one form that is left when every layer of encoding is off.
-fn decoded(request: &RequestHeader) -> String {
-    let target = request.uri.path_and_query().map_or("", |target| target.as_str());
+fn decoded(target: &str) -> String {
     let mut text = target.replace('+', " ");
     for _ in 0..LAYERS_MAX {
         let next = one_layer(&text);
