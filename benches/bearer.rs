@@ -2,7 +2,7 @@
 //!
 //!     cargo bench --bench bearer
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a measurement may fail loudly")]
+#![expect(clippy::unwrap_used, reason = "a measurement may fail loudly")]
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;

@@ -109,6 +109,10 @@ async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store) -> std::
             Ok(message) => Answer { ok: true, message },
             Err(message) => Answer { ok: false, message },
         },
+        "settings changed" => {
+            store.hear(News::Settings);
+            Answer { ok: true, message: "settings are read anew".into() }
+        }
         "bindings changed" => {
             store.hear(News::Lost);
             Answer { ok: true, message: "bindings are read anew".into() }

@@ -260,7 +260,8 @@ def test_fields_that_carry_no_one_token(start, echo_upstream, issuer):
         ([("Authorization", f"Bearer {good} {good}")], 400),
         ([("Authorization", "Bearer")], 400),
         ([("Authorization", "Bearer ")], 400),
-        ([("Authorization", good)], 400),
+        # Some clients send the token alone, and some services take it.
+        ([("Authorization", good)], 200),
         ([("Authorization", f"Basic {good}")], 400),
         ([("Authorization", f"Bearer {'x' * 9000}")], 400),
         ([("Authorization", f"Bearer {issuer.token('first', x='y' * 5000)}")], 200),

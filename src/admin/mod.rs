@@ -75,6 +75,7 @@ async fn health(State(known): State<Known>) -> Json<Value> {
         "status": if store.is_ok() { "ok" } else { "degraded" },
         "version": env!("CARGO_PKG_VERSION"),
         "stopping": known.stopping.load(Ordering::Relaxed),
+        "maintenance": known.shared.live.in_maintenance(),
         "store": { "ok": store.is_ok(), "error": store.err() },
         "redis": known.store.shares().map(|ok| json!({ "ok": ok })),
         "upstreams": upstreams,

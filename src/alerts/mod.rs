@@ -33,7 +33,8 @@ const GIVEN_UP_AFTER: Duration = Duration::from_secs(86_400);
 /// What is configured, ready to be used.
 #[derive(Default)]
 pub struct Alerts {
-    threshold: Option<Threshold>,
+    /// From when on, as the file says.
+    pub threshold: Option<Threshold>,
     webhooks: Vec<Webhook>,
 }
 
@@ -91,10 +92,10 @@ impl Watch {
     }
 
     /// Looks once. The store logs nothing of its own here: what is away is tried again the next time.
-    pub async fn look(&self, alerts: &Alerts) {
+    pub async fn look(&self, alerts: &Alerts, threshold: Option<Threshold>) {
         // Also where nobody wants to know: they would wait for ever.
         let ids = self.store.take_intercepted();
-        let Some(threshold) = alerts.threshold else { return };
+        let Some(threshold) = threshold else { return };
         if !ids.is_empty() {
             match self.store.hot(ids, threshold).await {
                 Ok(hot) => {

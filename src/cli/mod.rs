@@ -10,12 +10,15 @@ mod migrate;
 mod reload;
 mod run;
 mod schema;
+mod settings;
 mod token;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::store::audit::Actor;
 
 /// A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open.
 #[derive(Parser)]
@@ -55,6 +58,8 @@ enum Command {
     },
     /// Look at and change bindings, in the stores of a configuration
     Bindings(bindings::Bindings),
+    /// Look at and change what can be changed while it runs, in the store of a configuration
+    Settings(settings::Settings),
     /// Whether alerts arrive
     Alerts(alerts::Alerts),
     /// Make tokens that `bearer` knows by their hashes
@@ -75,6 +80,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Explain(explain) => explain::explain(&explain),
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
+        Command::Settings(settings) => settings::settings(&settings),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Token(token) => token::token(&token),
         Command::Migrate(file) => migrate::migrate(&file.config),
@@ -87,6 +93,18 @@ pub fn main(cli: Cli) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Who changes something by a command.
+fn actor() -> Actor {
+    let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    Actor { who: maker(), origin: machine.unwrap_or_else(|| "unknown".into()) }
+}
+
+/// Who makes a binding by hand.
+fn maker() -> String {
+    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
+    format!("command:{user}")
 }
 
 /// Runs what waits for stores.

@@ -15,6 +15,7 @@ use crate::admin::{self, Known};
 use crate::alerts::{self, Watch};
 use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
+use crate::live::{self, Live};
 use crate::outbound::Services;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
@@ -63,16 +64,19 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let snapshot = reload::load(path, &compiler).await?;
     metrics.last_reload.set(reload::unix_s());
     let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
-    let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access });
+    let live = Arc::new(Live::default());
+    live.refresh(&opened.store).await;
+    live::follow(Arc::clone(&live), Arc::clone(&opened.store));
+    let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live });
     let current = Arc::clone(&shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
-    opened.store.tend_every(Duration::from_secs(5), move || current.snapshot.load().settings.retention.tending());
+    opened.store.tend_every(Duration::from_secs(5), move || current.live.tending(current.snapshot.load().settings.retention.tending()));
     let (watch, current) = (Watch::new(Arc::clone(&opened.store), &shared.metrics.registry), Arc::clone(&shared));
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(alerts::EVERY).await;
             let alerts = Arc::clone(&current.snapshot.load().alerts);
-            watch.look(&alerts).await;
+            watch.look(&alerts, current.live.threshold(alerts.threshold)).await;
         }
     });
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));

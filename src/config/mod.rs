@@ -43,6 +43,11 @@ pub struct Parsed {
 }
 
 impl Parsed {
+    /// Whether something stands in the file at this place, such as `retention.audit`.
+    pub fn says(&self, place: &str) -> bool {
+        place.split('.').try_fold(&self.tree, |node, key| node.get(key)).is_some()
+    }
+
     /// What the file says, if it is right as a whole as far as that can be known without a running process.
     pub fn settings(self) -> Result<Settings, Report> {
         if self.mistakes.is_empty() {

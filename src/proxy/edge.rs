@@ -26,6 +26,7 @@ use super::reply::{self, Rest, announced};
 use super::timed_session;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
+use crate::live::Live;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
 
@@ -37,6 +38,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Where each request is told.
     pub access: AccessLog,
+    /// What operators have set while it runs.
+    pub live: Arc<Live>,
 }
 
 /// The proxy behind one listener.
@@ -65,6 +68,10 @@ impl Edge {
         };
         let request = session.req_header();
         exchange.dialect = Dialect::of_path(request.uri.path());
+        if self.shared.live.in_maintenance() {
+            exchange.answered = Some(("gate", "maintenance"));
+            return Ok(Some(errors::maintenance()));
+        }
         let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let snapshot = Arc::clone(&exchange.snapshot);
         let Some((index, route)) = snapshot.route(&request.method, host, request.uri.path()) else {

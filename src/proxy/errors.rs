@@ -104,6 +104,13 @@ pub fn of_status(status: StatusCode) -> Answer {
     }
 }
 
+/// Operators have said so.
+pub fn maintenance() -> Answer {
+    let headers = vec![(http::header::RETRY_AFTER, HeaderValue::from_static("30"))];
+    let message = "This service is down for maintenance. Try again in a while.";
+    Answer { headers, ..Answer::new(StatusCode::SERVICE_UNAVAILABLE, "maintenance", message) }
+}
+
 /// No route is for this request.
 pub const NO_ROUTE: Answer = Answer::new(StatusCode::NOT_FOUND, "unknown_path", "There is nothing at this path.");
 /// The body is larger than the listener allows.

@@ -9,13 +9,15 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
 use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::sync::Semaphore;
+use serde_json::Value;
+use tokio::sync::{Notify, Semaphore};
 
 use super::audit::{Actor, Asked, Entry};
 use super::cache::Cache;
 use super::counters::Counters;
 use super::leashes::Leashes;
 use super::record::{Change, Query, Record, Tending, version_now};
+use super::settings::Stored;
 use super::shared::Shared;
 use super::{Authority, Batch, News};
 use crate::breaker::Breaker;
@@ -40,6 +42,8 @@ pub struct Store {
     /// Words of the upstream that are being written.
     settling: Arc<Semaphore>,
     leashes: Leashes,
+    /// Somebody has changed a live setting, or may have.
+    settings_changed: Notify,
     /// Where what nobody waits for is done.
     runtime: tokio::runtime::Handle,
     metrics: Counters,
@@ -66,6 +70,7 @@ impl Store {
             flushing: tokio::sync::Mutex::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             leashes: Leashes::default(),
+            settings_changed: Notify::new(),
             runtime: tokio::runtime::Handle::current(),
             metrics: Counters::new(metrics),
         });
@@ -88,7 +93,12 @@ impl Store {
                 }
                 if self.leashes.has(&id) { vec![id] } else { Vec::new() }
             }
+            News::Settings => {
+                self.settings_changed.notify_one();
+                Vec::new()
+            }
             News::Lost => {
+                self.settings_changed.notify_one();
                 self.doubt_everything();
                 self.leashes.keys()
             }
@@ -235,6 +245,23 @@ impl Store {
         let removed = self.authority.remove(id, actor).await?;
         self.hear(News::Changed(id, version_now(0)));
         Ok(removed)
+    }
+
+    /// The live settings that are set apart from the file.
+    pub async fn settings(&self) -> Result<Vec<Stored>, StoreError> {
+        self.authority.settings().await
+    }
+
+    /// Sets one, or (`None`) gives it back to the file.
+    pub async fn set_setting(&self, name: &str, value: Option<Value>, actor: Actor) -> Result<(), StoreError> {
+        self.authority.set_setting(name.to_owned(), value, actor).await?;
+        self.hear(News::Settings);
+        Ok(())
+    }
+
+    /// Once one was changed, here or elsewhere, or may have been. For one task.
+    pub async fn settings_changed(&self) {
+        self.settings_changed.notified().await;
     }
 
     /// What operators have changed, the latest first.

@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId, Rule, StoreError};
 use parking_lot::Mutex;
+use serde_json::Value;
 
 use super::audit::{Actor, Asked, Entry};
 use super::batch::Repeated;
 use super::outbox::{AGE_MAX, AT_ONCE, Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Query, Record, Tended, Tending, Terms, version_now};
+use super::settings::Stored;
 use super::{Authority, Batch, Events};
 
 const ROWS_MAX: usize = 1_000_000;
@@ -164,6 +166,15 @@ impl Authority for Memory {
 
     fn remove(&self, id: KeyId, _actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
         at_once(Ok(self.0.lock().remove(&id).is_some()))
+    }
+
+    /// Nobody but this process could set one, and no part of it does.
+    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
+        at_once(Ok(Vec::new()))
+    }
+
+    fn set_setting(&self, _name: String, _value: Option<Value>, _actor: Actor) -> BoxFuture<'_, Result<(), StoreError>> {
+        at_once(Err(StoreError::Useless("memory keeps no settings".into())))
     }
 
     /// Operators' commands do not reach the memory of another process: there is nothing to tell.

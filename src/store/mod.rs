@@ -17,6 +17,7 @@ pub mod record;
 mod redis;
 pub mod row;
 mod secret;
+pub mod settings;
 mod shared;
 mod sqlite;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, Counters, FirstUse, KeyHasher, KeyId, StoreError};
 use prometheus::Registry;
+use serde_json::Value;
 
 use crate::config::Files;
 use crate::config::model::{Secrets, Settings, Storage};
@@ -39,12 +41,15 @@ pub use bindings::Store;
 use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Query, Record, Tended, Tending};
 pub use redis::Redis;
+use settings::Stored;
 
 /// What other processes have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     /// This binding was changed or removed, as of this version.
     Changed(KeyId, i64),
+    /// A live setting was changed.
+    Settings,
     /// Something may have happened that was not heard of.
     Lost,
 }
@@ -77,6 +82,10 @@ trait Authority: Send + Sync + 'static {
     fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>>;
     /// Removes the row, with a line in the audit. False: there was none.
     fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>>;
+    /// What is set apart from the file.
+    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
+    /// Sets one, or (`None`) gives it back to the file; with its line in the audit.
+    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>>;
     /// The audit.
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>>;
     /// Archives, sweeps and trims, if it is time. `None`: it is not, or another process did it.

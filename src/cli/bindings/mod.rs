@@ -13,10 +13,10 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
-use super::on_runtime;
+use super::{actor, maker, on_runtime};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
-use crate::store::audit::{Actor, Asked, Entry};
+use crate::store::audit::{Asked, Entry};
 use crate::store::record::{Change, Query, Record, Terms, label};
 use crate::store::row::Row;
 use crate::store::{self, Opened, Purpose};
@@ -217,18 +217,6 @@ fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>) -> 
         (Rule::All, _, _) => return Err("the rule `all` takes no network".into()),
     }
     Ok(Some(Terms { rule, networks, roaming }))
-}
-
-/// Who this is, for the audit.
-fn actor() -> Actor {
-    let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    Actor { who: maker(), origin: machine.unwrap_or_else(|| "unknown".into()) }
-}
-
-/// Who makes a binding by hand.
-fn maker() -> String {
-    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
-    format!("command:{user}")
 }
 
 async fn change(opened: &Opened, id: KeyId, change: Change) -> Result<bool, String> {

@@ -10,6 +10,7 @@ mod connect;
 mod listen;
 mod manage;
 mod pools;
+mod settings;
 mod tend;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId, StoreError};
+use serde_json::Value;
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Executor, Postgres as Pg, Row};
 
@@ -27,6 +29,7 @@ use pools::Pools;
 
 use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
+use super::settings::Stored;
 use super::together::Together;
 use super::{Authority, Batch, Events, OnChange};
 use crate::config::Files;
@@ -136,6 +139,14 @@ impl Authority for Postgres {
 
     fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
         Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, &actor).await))
+    }
+
+    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
+        Box::pin(self.pools.run(async |pool| settings::list(&pool).await))
+    }
+
+    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.pools.run(async move |pool| settings::set(&pool, &name, value.as_ref(), &actor).await))
     }
 
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {

@@ -6,6 +6,7 @@
 mod alerts;
 mod audit;
 mod manage;
+mod settings;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,12 +14,14 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
+use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
+use super::settings::Stored;
 use super::together::Together;
 use super::{Authority, Batch, Events, OTHER_SECRET};
 
@@ -204,6 +207,14 @@ impl Authority for Sqlite {
 
     fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
         Box::pin(self.delete(id, actor))
+    }
+
+    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
+        Box::pin(settings::list(&self.pool))
+    }
+
+    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { settings::set(&self.pool, &name, value.as_ref(), &actor).await })
     }
 
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {

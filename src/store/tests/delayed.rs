@@ -65,6 +65,12 @@ impl Authority for Slow {
     fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
         self.inner.remove(id, actor)
     }
+    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
+        self.inner.settings()
+    }
+    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.set_setting(name, value, actor)
+    }
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
         self.inner.audit(asked)
     }

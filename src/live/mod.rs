@@ -1,0 +1,190 @@
+//! Live settings: what operators change while it runs, in force on every replica within a second, and given back to the
+//! file whenever they like. The file says what holds where nobody has said anything else.
+
+mod values;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use keylatch_filters::contract::HumanDuration;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use crate::config::Settings;
+use crate::store::Store;
+use crate::store::outbox::Threshold;
+use crate::store::record::Tending;
+pub use values::{Kind, Origin, Shown};
+
+/// What can be set.
+pub struct Setting {
+    /// Its name; what stands in the file has its place there as its name.
+    pub name: &'static str,
+    /// What it means.
+    pub means: &'static str,
+    /// What it may be.
+    pub kind: Kind,
+    /// What the file, or its default, says.
+    pub file: fn(&Settings) -> Value,
+}
+
+/// As people write it: in the largest unit of which it is so many.
+fn duration(duration: HumanDuration) -> Value {
+    let seconds = duration.0.as_secs();
+    let unit = [(DAY_S, "days"), (3600, "h"), (MINUTE_S, "m")]
+        .into_iter()
+        .find(|(length, _)| seconds >= *length && seconds.is_multiple_of(*length));
+    match unit {
+        Some((length, name)) => format!("{}{name}", seconds / length).into(),
+        None => duration.to_string().into(),
+    }
+}
+
+const MINUTE_S: u64 = 60;
+const DAY_S: u64 = 86_400;
+const YEAR_S: u64 = 366 * DAY_S;
+
+/// Whether requests are refused.
+pub const MAINTENANCE: &str = "maintenance";
+const ALERT_COUNT: &str = "alerts.intercepts.count";
+const ALERT_WINDOW: &str = "alerts.intercepts.window";
+const ARCHIVE_AFTER: &str = "retention.archive_after";
+const INTERCEPTS: &str = "retention.intercepts";
+const AUDIT: &str = "retention.audit";
+
+/// All of them.
+pub const ALL: &[Setting] = &[
+    Setting { name: MAINTENANCE, means: "every request gets 503; streams that are open go on", kind: Kind::Bool, file: |_| false.into() },
+    Setting {
+        name: ALERT_COUNT,
+        means: "from how many intercepts of one key on somebody is told",
+        kind: Kind::Count { least: 1, most: 1_000_000 },
+        file: |settings| settings.alerts.as_ref().map_or(20, |alerts| alerts.intercepts.count).into(),
+    },
+    Setting {
+        name: ALERT_WINDOW,
+        means: "within which time they count, and how often one key is told of",
+        kind: Kind::Duration { least_s: MINUTE_S, most_s: 7 * DAY_S },
+        file: |settings| settings.alerts.as_ref().map_or(duration(HumanDuration::secs(600)), |alerts| duration(alerts.intercepts.window)),
+    },
+    Setting {
+        name: ARCHIVE_AFTER,
+        means: "bindings that were unused for so long are archived",
+        kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
+        file: |settings| duration(settings.retention.archive_after),
+    },
+    Setting {
+        name: INTERCEPTS,
+        means: "intercepts are kept for so long",
+        kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
+        file: |settings| duration(settings.retention.intercepts),
+    },
+    Setting {
+        name: AUDIT,
+        means: "the audit is kept for so long",
+        kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
+        file: |settings| duration(settings.retention.audit),
+    },
+];
+
+/// The setting of this name.
+pub fn named(name: &str) -> Result<&'static Setting, String> {
+    ALL.iter().find(|setting| setting.name == name).ok_or_else(|| {
+        let names: Vec<String> = ALL.iter().map(|setting| format!("`{}`", setting.name)).collect();
+        format!("`{name}` cannot be set while it runs; there are {}", names.join(", "))
+    })
+}
+
+/// The settings that are set apart from the file, in this process.
+#[derive(Default)]
+pub struct Live {
+    /// Looked at by every request.
+    maintenance: AtomicBool,
+    set: Mutex<Vec<(&'static str, Value)>>,
+}
+
+impl Live {
+    /// Whether every request is refused.
+    pub fn in_maintenance(&self) -> bool {
+        self.maintenance.load(Ordering::Relaxed)
+    }
+
+    /// Reads them anew. While the store is away what was known holds.
+    pub async fn refresh(&self, store: &Store) {
+        let Ok(stored) = store.settings().await else { return };
+        let mut set = Vec::new();
+        for one in stored {
+            // Rows that somebody else has written may be anything.
+            match named(&one.name).and_then(|setting| setting.kind.check(&one.value).map(|()| setting)) {
+                Ok(setting) => set.push((setting.name, one.value)),
+                Err(why) => tracing::warn!(setting = one.name, why, "a stored setting makes no sense; the file's holds"),
+            }
+        }
+        let maintenance = set.iter().any(|(name, value)| *name == MAINTENANCE && *value == Value::Bool(true));
+        if self.maintenance.swap(maintenance, Ordering::Relaxed) != maintenance {
+            tracing::warn!(maintenance, "maintenance mode has changed");
+        }
+        *self.set.lock() = set;
+    }
+
+    /// The alerts' threshold that is in force.
+    pub fn threshold(&self, file: Option<Threshold>) -> Option<Threshold> {
+        file.map(|file| Threshold {
+            count: self.count(ALERT_COUNT).unwrap_or(file.count),
+            window: self.time(ALERT_WINDOW).unwrap_or(file.window),
+        })
+    }
+
+    /// When rows go.
+    pub fn tending(&self, file: Tending) -> Tending {
+        Tending {
+            archive_after: self.time(ARCHIVE_AFTER).unwrap_or(file.archive_after),
+            intercepts: self.time(INTERCEPTS).unwrap_or(file.intercepts),
+            audit: self.time(AUDIT).unwrap_or(file.audit),
+            ..file
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<Value> {
+        self.set.lock().iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone())
+    }
+
+    fn count(&self, name: &str) -> Option<u64> {
+        self.get(name)?.as_u64()
+    }
+
+    fn time(&self, name: &str) -> Option<Duration> {
+        values::time(&self.get(name)?)
+    }
+}
+
+/// Keeps them as they are stored: at once where the store tells of changes, and every few seconds where it may not.
+pub fn follow(live: Arc<Live>, store: Arc<Store>) {
+    const AT_LATEST: Duration = Duration::from_secs(5);
+    tokio::spawn(async move {
+        loop {
+            let _ = tokio::time::timeout(AT_LATEST, store.settings_changed()).await;
+            live.refresh(&store).await;
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Compiler, check_ports, parse};
+
+    /// What the file says of each is something that could be set.
+    #[test]
+    fn each_is_whole() {
+        let text = "listeners: [{address: \"127.0.0.1:1\"}]\nupstreams: [{name: u, servers: [{address: \"127.0.0.1:2\"}]}]\nroutes: [{name: r, upstream: u}]\n";
+        let parsed = parse(std::path::Path::new("k.yaml"), text, &|_| None).unwrap();
+        let settings = Compiler::new(check_ports()).compile(parsed).unwrap().settings;
+        for setting in ALL {
+            assert_eq!(setting.kind.check(&(setting.file)(&settings)), Ok(()), "{}", setting.name);
+            assert_eq!(ALL.iter().filter(|other| other.name == setting.name).count(), 1);
+        }
+        assert!(named("no.such").err().unwrap().contains("`maintenance`"));
+    }
+}

@@ -1,0 +1,101 @@
+"""Live settings: changed while it runs, on every replica, and given back to the file."""
+
+import json
+import time
+
+import pytest
+from support.keylatch import wait_for
+from support.stores import FREE, SECRET, ask, storage
+from test_alerts import alerts, receiver, refuse, webhook
+
+KEY = "sk-settings-abcdefgh"
+
+
+def listed(replica):
+    said = replica.command("settings", "list", "--json")
+    assert said.returncode == 0, said.stderr
+    return {row["name"]: row for row in map(json.loads, said.stdout.splitlines())}
+
+
+def test_maintenance_on_every_replica_within_a_second(replicas, database):
+    two = replicas(2)
+    for replica in two:
+        assert ask(replica, KEY).status == 200
+    for value, status in (("on", 503), ("off", 200), ("true", 503)):
+        assert two[0].command("settings", "set", "maintenance", value).returncode == 0
+        began = time.monotonic()
+        for replica in two:
+            wait_for(lambda: ask(replica, KEY).status == status, f"maintenance is {value}", 3)  # noqa: B023
+        assert time.monotonic() - began < 1
+    refused = ask(two[1], KEY)
+    assert refused.header("retry-after") == "30" and json.loads(refused.body)["error"]["code"] == "maintenance"
+    assert two[1].health()[1]["maintenance"] is True and two[1].health("ready")[0] == 200
+    # While the store is away what was known holds.
+    database.kill()
+    try:
+        assert {ask(two[0], KEY).status for _ in range(3)} == {503}
+    finally:
+        database.start()
+    wait_for(lambda: two[0].command("settings", "revert", "maintenance").returncode == 0, "it is given back", 10)
+    for replica in two:
+        wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 10)  # noqa: B023
+    # An operator's SQL counts as well, and nonsense does not.
+    database.psql("INSERT INTO settings (name, value, changed_by) VALUES ('maintenance', 'true', 'sql'), ('retention.audit', '\"soon\"', 'sql'), ('no.such', '1', 'sql')")
+    wait_for(lambda: ask(two[1], KEY).status == 503, "it is heard of", 3)
+    wait_for(lambda: "a stored setting makes no sense" in two[1].stderr.read_text(), "it is told of")
+    assert listed(two[0])["retention.audit"]["origin"] == "default"
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_where_each_comes_from_and_who_has_set_it(start, echo_upstream, kind, request):
+    store = storage(request.getfixturevalue("database")) if kind == "postgres" else "{sqlite: {path: t.db}}"
+    replica = start(echo_upstream, route_filters=FREE, storage=store, secrets=SECRET, more="retention: {audit: 30days}")
+    before = listed(replica)
+    assert (before["retention.audit"]["value"], before["retention.audit"]["origin"]) == ("30days", "file")
+    assert (before["retention.intercepts"]["value"], before["retention.intercepts"]["origin"]) == ("90days", "default")
+    assert before["maintenance"]["value"] is False and before["alerts.intercepts.count"]["value"] == 20
+    for name, value in (("retention.audit", "7days"), ("alerts.intercepts.count", "5"), ("maintenance", "on")):
+        said = replica.command("settings", "set", name, value)
+        assert said.returncode == 0 and said.stderr == "", said.stderr
+    wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 2)
+    after = listed(replica)
+    assert (after["retention.audit"]["value"], after["retention.audit"]["origin"], after["retention.audit"]["file"]) == ("7days", "live", "30days")
+    assert after["alerts.intercepts.count"]["value"] == 5 and after["maintenance"]["changed_by"].startswith("command:")
+    assert "retention.audit" in replica.command("settings", "list").stdout
+    for name, value, says in (
+        ("maintenance", "maybe", "neither `true` nor `false`"),
+        ("retention.audit", "1s", "not a duration between 1m and"),
+        ("alerts.intercepts.count", "0", "between 1 and 1000000"),
+        ("listeners", "x", "cannot be set while it runs; there are `maintenance`"),
+    ):
+        said = replica.command("settings", "set", name, value)
+        assert said.returncode == 1 and says in said.stderr, said.stderr
+    assert replica.command("settings", "revert", "maintenance").returncode == 0
+    wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 2)
+    # Given back twice is as good as once.
+    assert replica.command("settings", "revert", "maintenance").returncode == 0
+    audit = [json.loads(line) for line in replica.command("bindings", "audit", "--json").stdout.splitlines()]
+    changes = [(entry["action"], entry["target"], entry["before"], entry["after"]) for entry in reversed(audit)]
+    assert changes == [
+        ("setting.set", "retention.audit", None, "7days"),
+        ("setting.set", "alerts.intercepts.count", None, 5),
+        ("setting.set", "maintenance", None, True),
+        ("setting.reverted", "maintenance", True, None),
+    ]
+
+
+def test_an_alert_threshold_that_is_lowered_holds_at_once(start, echo_upstream):
+    with receiver() as server:
+        section = alerts(webhook("ops", server.port), count=1000)
+        replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 100ms}}", more=section)
+        assert ask(replica, "sk-alerted-0001-abcdefgh").status == 200
+        refuse(replica, 6)
+        assert replica.command("settings", "set", "alerts.intercepts.count", "3").returncode == 0
+        time.sleep(0.5)
+        refuse(replica, 6)
+        wait_for(lambda: server.requests, "it is told of", 5)
+
+
+def test_memory_has_none(start, echo_upstream):
+    said = start(echo_upstream).command("settings", "set", "maintenance", "on")
+    assert said.returncode == 1 and "storage is memory" in said.stderr
