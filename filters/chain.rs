@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use crate::contract::{BodyCx, Erased, Flow, Hooks, LogCx, Problem, Reply, RequestCx, ResponseCx, Result, State, Trace, UpstreamCx};
+use crate::contract::{
+    BodyCx, Erased, Flow, Hooks, LetThrough, LogCx, Problem, Reply, RequestCx, ResponseCx, Result, State, Trace, UpstreamCx,
+};
 
 /// One position in a chain.
 #[derive(Clone)]
@@ -42,6 +44,8 @@ pub struct Explained {
     pub reply: Option<Box<Reply>>,
     /// What it says of that.
     pub lines: Vec<String>,
+    /// It could not ask whom it had to ask, and lets the request pass all the same.
+    pub let_through: bool,
 }
 
 /// A compiled chain; immutable, shared by all exchanges of its route.
@@ -145,7 +149,8 @@ impl Chain {
                 Flow::Continue => None,
                 Flow::Respond(reply) => Some(reply),
             };
-            explained.push(Explained { filter: item.filter.name(), shadow: item.shadow, reply, lines });
+            let let_through = cx.facts.get::<LetThrough>().is_some_and(|filters| filters.0.contains(&item.filter.name()));
+            explained.push(Explained { filter: item.filter.name(), shadow: item.shadow, reply, lines, let_through });
         }
         Ok(explained)
     }

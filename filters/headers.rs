@@ -26,21 +26,7 @@ use http::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Filter, Hooks, Invalid, ResponseCx, Result, SecretRef, Site, UpstreamCx, failure};
-
-/// Who changes these breaks the framing of messages, or the connection they travel on.
-const UNTOUCHABLE: [&str; 10] = [
-    "connection",
-    "content-length",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
+use crate::contract::{Filter, Hooks, Invalid, ResponseCx, Result, SecretRef, Site, UpstreamCx, failure, is_framing};
 
 /// What to do with the fields of one direction.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -79,7 +65,7 @@ pub struct Headers {
 
 fn name_of(text: &str) -> Result<HeaderName, Invalid> {
     let name: HeaderName = text.to_ascii_lowercase().parse().map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))?;
-    if UNTOUCHABLE.contains(&name.as_str()) {
+    if is_framing(&name) {
         return Err(Invalid::new(format!("`{text}` belongs to the framing of messages and cannot be changed here")));
     }
     Ok(name)

@@ -66,7 +66,7 @@ impl Tender for NoBindings {
 }
 impl Service for NoBindings {
     fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
-        Box::pin(async { Err(CallError("nobody is there".into())) })
+        Box::pin(async { Err(CallError::Away("nobody is there".into())) })
     }
     fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
         Ok(Arc::new(NoBindings))

@@ -69,7 +69,7 @@ def test_tokens_with_invented_kids_do_not_have_keys_asked_for_each_time(start, e
     assert ask(replica, issuer.token("second")).status == 401 and ask(replica, issuer.token("first")).status == 200
 
 
-@pytest.mark.parametrize("garbage", [("200 OK", b"<html>maintenance</html>"), ("500 Oops", b""), ("200 OK", b'{"keys":[]}')])
+@pytest.mark.parametrize("garbage", [("200 OK", b"<html>maintenance</html>"), ("500 Oops", b""), ("200 OK", b'{"keys":[{"kty":"?"}]}')])
 def test_the_last_good_set_serves_while_the_issuer_is_away(start, echo_upstream, issuer, garbage):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
     assert ask(replica, issuer.token("first")).status == 200
@@ -81,6 +81,28 @@ def test_the_last_good_set_serves_while_the_issuer_is_away(start, echo_upstream,
     wait_for(lambda: "could not be refreshed" in replica.stderr.read_text(), "it is told of")
     issuer.garbage = None
     wait_for(lambda: ask(replica, issuer.token("second")).status == 200, "it is back", 5)
+
+
+def test_an_issuer_that_withdraws_its_keys(start, echo_upstream, issuer):
+    replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
+    assert ask(replica, issuer.token("first")).status == 200
+    issuer.published.clear()
+    # A set without any is an answer, too.
+    wait_for(lambda: ask(replica, issuer.token("first")).status == 401, "nothing is believed any more", 15)
+
+
+def test_keys_without_names_and_a_reload_while_the_issuer_is_away(start, echo_upstream, issuer):
+    issuer.named = False
+    terms = keys_of(issuer)
+    replica = start(echo_upstream, route_filters=bearer(terms))
+    assert ask(replica, issuer.token("first", headers={"kid": None})).status == 200
+    issuer.add("second")
+    wait_for(lambda: ask(replica, issuer.token("second", headers={"kid": None})).status == 200, "the second is known", 15)
+    assert ask(replica, issuer.token("first", headers={"kid": None}, sub="bob")).status == 200
+    issuer.garbage = ("500 Oops", b"")
+    replica.write(route_filters=bearer(terms.replace("every: 10s", "every: 11s")))
+    assert replica.command("reload").returncode == 0
+    assert ask(replica, issuer.token("first", headers={"kid": None}, sub="carol")).status == 200
 
 
 def test_an_issuer_that_was_never_there(start, echo_upstream):
@@ -193,6 +215,69 @@ def test_introspection_that_does_not_answer(start, echo_upstream, issuer):
     assert ask(each["closed"], "opaque-text").status == 401
 
 
+def test_no_token_makes_a_service_that_is_there_look_as_if_it_were_not(start, echo_upstream):
+    def odd(request, send):
+        token = dict(request["headers"])["authorization"].removeprefix("Bearer ")
+        if token == "closes":
+            return False
+        body = b"x" * 200_000 if token == "long" else b""
+        status = {"good": "200 OK", "login": "302 Found", "busy": "429 Too Many Requests", "oops": "500 Oops", "long": "401 Unauthorized"}
+        send(plain(status.get(token, "401 Unauthorized"), body, ["Location: /login"]))
+        return True
+
+    with Scripted(odd) as service:
+        for refusal in ("ours", "theirs"):
+            endpoint = at(f"http://127.0.0.1:{service.port}/verify", ", timeout: 1s")
+            terms = f"{{forward_auth: {{endpoint: {endpoint}, on_failure: open, refusal: {refusal}, cache: 0s, negative_cache: 0s}}}}"
+            replica = start(echo_upstream, route_filters=bearer(terms))
+            for _ in range(4):
+                statuses = {token: ask(replica, token).status for token in ("bad", "login", "long", "busy", "oops", "closes", "<script>")}
+                assert 200 not in statuses.values(), statuses
+                assert ask(replica, "good").status == 200, "nobody else notices"
+            assert statuses["login"] == (302 if refusal == "theirs" else 401)
+            metrics = replica.metrics()
+            assert not metrics.get('keylatch_bearer_unasked_total{outcome="open"}')
+        assert all("<" not in dict(request["headers"])["authorization"] for request in service.requests)
+    # Nobody is there: now it is open, but for who is known to be wrong.
+    with Issuer() as issuer:
+        issuer.add("k")
+        nobody = at(f"http://127.0.0.1:{free_port()}/verify")
+        modes = [keys_of(issuer), f"{{forward_auth: {{endpoint: {nobody}, on_failure: open}}}}"]
+        replica = start(echo_upstream, route_filters=bearer(*modes))
+        assert ask(replica, "anything").status == 200
+        assert ask(replica, issuer.token("k", exp=int(time.time()) - 99)).status == 401
+
+
+def test_those_who_wait_for_one_answer_all_get_it(start, echo_upstream, issuer):
+    issuer.delay = 0.4
+    for cache, token in (("cache: 0s", "good"), ("negative_cache: 0s", "bad"), ("cache: 0s, negative_cache: 0s", "good"), ("cache: 60s", "ended")):
+        issuer.tokens = {"good": {"active": True}, "ended": {"active": True, "exp": int(time.time()) - 5}}
+        issuer.asked["introspect"].clear()
+        replica = start(echo_upstream, route_filters=bearer(introspection(issuer, more=f", {cache}")))
+        with concurrent.futures.ThreadPoolExecutor(20) as pool:
+            began = time.monotonic()
+            statuses = {answer.status for answer in pool.map(lambda _: ask(replica, token), range(20))}  # noqa: B023
+            took = time.monotonic() - began
+        assert statuses == {200 if token == "good" else 401} and took < 2, (cache, statuses, took)
+        # Unless it is remembered for nobody, and all ask at once.
+        assert len(issuer.asked["introspect"]) <= 3, cache
+
+
+def test_the_order_of_modes_holds_whatever_was_seen_before(start, echo_upstream, issuer):
+    def judge(request, send):
+        allowed = dict(request["headers"])["x-forwarded-uri"] == "/v1/a"
+        send(plain("200 OK" if allowed else "403 Forbidden", headers=["X-User-Id: from-the-service"]))
+        return True
+
+    with Scripted(judge) as service:
+        asks = f"{{forward_auth: {{endpoint: {at(f'http://127.0.0.1:{service.port}')}, tell: [uri], take: [x-user-id], cache: 0s, negative_cache: 0s}}}}"
+        replica = start(echo_upstream, route_filters=bearer(asks, keys_of(issuer)))
+        token = issuer.token("first")
+        for _ in range(2):
+            assert seen(ask(replica, token, path="/v1/a"), "x-user-id") == ["from-the-service"]
+            assert seen(ask(replica, token, path="/v1/b"), "x-user-id") == []
+
+
 def test_any_service_can_be_asked(start, echo_upstream):
     def judge(request, send):
         fields = dict(request["headers"])
@@ -231,6 +316,8 @@ def test_any_service_can_be_asked(start, echo_upstream):
 def test_modes_in_order_and_tokens_that_are_made(start, echo_upstream, issuer):
     made = subprocess.run([BINARY, "token", "new", "--name", "ci", "--expires", "1h", "--scope", "chat"], capture_output=True, text=True, check=True)
     line, token = made.stdout.strip().removeprefix("- "), made.stderr.split()[-1]
+    wrong = [subprocess.run([BINARY, "token", "new", *words], capture_output=True, text=True, check=False) for words in (("--name", ""), ("--name", "x", "--expires", "9000years"))]
+    assert [said.returncode for said in wrong] == [1, 1] and "at most 100years" in wrong[1].stderr
     assert token.startswith("klt_") and len(token) == 47 and token not in made.stdout
     modes = [f"{{static: {{tokens: [{line}]}}}}", keys_of(issuer), introspection(issuer)]
     replica = start(echo_upstream, route_filters=bearer(*modes, more=", tell_upstream: {subject: X-User, scopes: X-Scopes}"))
@@ -280,6 +367,11 @@ def test_what_may_not_be_asked(start, echo_upstream):
         ('{introspection: {endpoint: "https://127.0.0.1/x", client_id: a, client_secret: b}}', "is not a public address"),
         ('{introspection: {endpoint: "https://a.example/x", client_id: a, client_secret: b, cache: 2h}}', "introspection.cache: at most 1h"),
         ('{forward_auth: {endpoint: "https://a.example/x", send: [Authorization]}}', "forward_auth.send[0]: the token is sent anyway"),
+        ('{forward_auth: {endpoint: "https://a.example/x", send: [X-Forwarded-For]}}', "send[0]: a client can write anything there"),
+        ('{forward_auth: {endpoint: "https://a.example/x", take: [Upgrade]}}', "take[0]: belongs to one message"),
+        ('well_formed], tell_upstream: {subject: Host}, realm: x, from: [authorization', "tell_upstream: `host` belongs to the framing"),
+        ('well_formed], tell_upstream: {subject: X-A, scopes: x-a}, realm: x, from: [authorization', "tell_upstream: `x-a` is set twice"),
+        ('well_formed], cache_max: 18446744073709551615, from: [authorization', "cache_max: must be between 1 and"),
         ('{forward_auth: {endpoint: {url: "https://a.example/x", timeout: 1h}}}', "endpoint.timeout: must be between 50ms and 1min"),
         ('{jwt: {algorithms: [ES256], key: {discovery: "https://a.example"}}}', "jwt.issuer: must be given, and be the URL"),
         ('{jwt: {algorithms: [ES256, HS256], key: {jwks_url: "https://a.example"}}}', "need keys of different kinds"),

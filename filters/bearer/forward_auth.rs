@@ -1,8 +1,9 @@
-//! Tokens that any HTTP service is asked about: its 2xx is a yes, its 4xx a no (as nginx's `auth_request`, Traefik's
-//! ForwardAuth and Envoy's HTTP `ext_authz` have it).
+//! Tokens that any HTTP service is asked about: its 2xx is a yes, its 3xx and 4xx a no (as nginx's `auth_request`,
+//! Traefik's ForwardAuth and Envoy's HTTP `ext_authz` have it).
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use schemars::JsonSchema;
@@ -13,9 +14,12 @@ use super::OnFailure;
 use super::introspection::remembered;
 use super::memo::Memo;
 use super::verdict::{Rejected, Verdict, Verified};
-use crate::contract::{Answered, Body, Call, Endpoint, HumanDuration, Identity, Invalid, Problem, Reply, RequestCx, Service, Site};
+use crate::contract::{
+    AnswerBody, Answered, Body, Call, Endpoint, HumanDuration, Identity, Invalid, Problem, Reply, RequestCx, Service, Site, is_framing,
+};
 
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// What a refusal shows of the service's words.
+const WORDS_BYTES_MAX: usize = 4096;
 /// More than these the upstream does not need to know.
 const FIELDS_MAX: usize = 32;
 
@@ -40,7 +44,7 @@ pub enum Refusal {
     /// Ours: 401 as for every other mode, or 403 where the service says 403.
     #[default]
     Ours,
-    /// The service's: its status, `Content-Type`, `WWW-Authenticate` and body.
+    /// The service's: its status, `Content-Type`, `WWW-Authenticate`, `Location`, and the first 4 KiB of its body.
     Theirs,
 }
 
@@ -111,12 +115,15 @@ impl ForwardAuth {
         if let Some(index) = send.iter().position(|name| *name == header::AUTHORIZATION) {
             return Err(Invalid::new("the token is sent anyway").index(index).at("send"));
         }
-        let belongs =
-            |name: &HeaderName| [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::HOST].contains(name);
+        let belongs = |name: &HeaderName| is_framing(name) || *name == header::HOST;
         for (key, names) in [("send", &send), ("take", &take)] {
             if let Some(index) = names.iter().position(belongs) {
                 return Err(Invalid::new("belongs to one message and cannot go over to another").index(index).at(key));
             }
+        }
+        // Beside ours, a client's own could be taken for them.
+        if let Some(index) = send.iter().position(|name| name.as_str().starts_with("x-forwarded-")) {
+            return Err(Invalid::new("a client can write anything there; see `tell`").index(index).at("send"));
         }
         let subject = config.subject.as_deref().map(field_name).transpose().map_err(|e| e.at("subject"))?;
         let (accepted, refused) = (remembered(config.cache, "cache")?, remembered(config.negative_cache, "negative_cache")?);
@@ -128,7 +135,7 @@ impl ForwardAuth {
             subject,
             refusal: config.refusal,
             on_failure: config.on_failure,
-            memo: Memo::new(cache_max, accepted, refused, config.endpoint.timeout.0),
+            memo: Memo::new(cache_max, accepted, refused),
         })
     }
 
@@ -181,18 +188,24 @@ impl ForwardAuth {
         fields
     }
 
-    async fn ask(&self, headers: Vec<(HeaderName, HeaderValue)>) -> Verdict {
-        let call = Call { method: Method::GET, path: Cow::Borrowed(""), headers, body: String::new(), answer_bytes_max: ANSWER_BYTES_MAX };
-        match self.service.call(call).await {
-            Err(error) => Verdict::Unasked(format!("forward_auth: {error}").into()),
-            Ok(answered) if answered.status.is_success() => Verdict::Accepted(Arc::new(self.accepted(&answered.headers))),
-            Ok(answered) => match answered.status {
-                // Neither says anything of the request.
-                StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unasked(answered.status),
-                status if status.is_client_error() => self.refused(answered),
-                status => unasked(status),
-            },
-        }
+    async fn ask(&self, headers: Vec<(HeaderName, HeaderValue)>) -> (Verdict, Duration) {
+        // A yes has no body that anybody wants, and how long a no is must not decide whether it is one.
+        let answer = AnswerBody::Cut(if self.refusal == Refusal::Theirs { WORDS_BYTES_MAX } else { 0 });
+        let call = Call { method: Method::GET, path: Cow::Borrowed(""), headers, body: String::new(), answer };
+        let answered = match self.service.call(call).await {
+            Ok(answered) => answered,
+            Err(error) => return (Verdict::of_error("forward_auth", &error), Duration::ZERO),
+        };
+        let took = answered.took;
+        let verdict = match answered.status {
+            status if status.is_success() => Verdict::Accepted(Arc::new(self.accepted(&answered.headers))),
+            // Neither says anything of the token.
+            status @ (StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) => Verdict::of_status("forward_auth", status.as_u16()),
+            // Whoever is sent to sign in may not pass.
+            status if status.is_client_error() || status.is_redirection() => self.refused(answered),
+            status => Verdict::of_status("forward_auth", status.as_u16()),
+        };
+        (verdict, took)
     }
 
     fn accepted(&self, answer: &HeaderMap) -> Verified {
@@ -214,15 +227,13 @@ impl ForwardAuth {
                 let problem = if status == StatusCode::FORBIDDEN { Problem::Forbidden } else { Problem::Unauthenticated };
                 let body = Body { content_type: answered.headers.get(header::CONTENT_TYPE).cloned(), bytes: answered.body.into() };
                 let mut reply = Reply::new(problem, "refused", "forward_auth", "Access refused.").status(status).body(body);
-                for challenge in answered.headers.get_all(header::WWW_AUTHENTICATE) {
-                    reply = reply.header(header::WWW_AUTHENTICATE, challenge.clone());
+                for name in [header::WWW_AUTHENTICATE, header::LOCATION] {
+                    for value in answered.headers.get_all(&name) {
+                        reply = reply.header(name.clone(), value.clone());
+                    }
                 }
                 Verdict::Refused(Box::new(reply))
             }
         }
     }
-}
-
-fn unasked(status: StatusCode) -> Verdict {
-    Verdict::Unasked(format!("forward_auth: answered with {}", status.as_u16()).into())
 }

@@ -13,10 +13,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::OnFailure;
-use super::jwt::numeric_date;
+use super::jwt::{lacks, numeric_date};
 use super::memo::Memo;
 use super::verdict::{Rejected, Verdict, Verified};
-use crate::contract::{Call, Endpoint, HumanDuration, Identity, Invalid, SecretRef, Service, Site};
+use crate::contract::{AnswerBody, Call, Endpoint, HumanDuration, Identity, Invalid, SecretRef, Service, Site};
 
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const REMEMBERED_MAX: Duration = Duration::from_secs(3600);
@@ -36,6 +36,9 @@ pub struct IntrospectionConfig {
     /// What `aud` must name at least one of. Default: not looked at.
     #[serde(default)]
     pub audiences: Vec<String>,
+    /// What the answer must say, whatever it says. Default: nothing beyond `active`.
+    #[serde(default)]
+    pub required_claims: Vec<String>,
     /// How long an active token is remembered, never past its `exp`; at most 1h; 0s: not. Default: 60s.
     #[serde(default = "a_minute")]
     pub cache: HumanDuration,
@@ -82,7 +85,7 @@ impl Introspection {
         let mut credentials = HeaderValue::try_from(format!("Basic {pair}")).map_err(|e| Invalid::new(e.to_string()))?;
         credentials.set_sensitive(true);
         let (accepted, refused) = (remembered(config.cache, "cache")?, remembered(config.negative_cache, "negative_cache")?);
-        let memo = Memo::new(cache_max, accepted, refused, config.endpoint.timeout.0);
+        let memo = Memo::new(cache_max, accepted, refused);
         Ok(Self { config, service, credentials, memo })
     }
 
@@ -102,7 +105,7 @@ impl Introspection {
         }
     }
 
-    async fn ask(&self, token: &str) -> Verdict {
+    async fn ask(&self, token: &str) -> (Verdict, Duration) {
         let form = HeaderValue::from_static("application/x-www-form-urlencoded");
         let call = Call {
             method: Method::POST,
@@ -115,19 +118,22 @@ impl Introspection {
                 (HeaderName::from_static("cache-control"), HeaderValue::from_static("no-store")),
             ],
             body: format!("token={}&token_type_hint=access_token", utf8_percent_encode(token, NON_ALPHANUMERIC)),
-            answer_bytes_max: ANSWER_BYTES_MAX,
+            answer: AnswerBody::Whole(ANSWER_BYTES_MAX),
         };
-        let unasked = |why: String| Verdict::Unasked(why.into());
-        match self.service.call(call).await {
-            Err(error) => unasked(format!("introspection: {error}")),
-            Ok(answered) if answered.status.as_u16() != 200 => {
-                unasked(format!("introspection: answered with {}", answered.status.as_u16()))
-            }
-            Ok(answered) => match serde_json::from_slice::<Map<String, Value>>(&answered.body) {
+        let answered = match self.service.call(call).await {
+            Ok(answered) => answered,
+            Err(error) => return (Verdict::of_error("introspection", &error), Duration::ZERO),
+        };
+        let verdict = match answered.status.as_u16() {
+            200 => match serde_json::from_slice::<Map<String, Value>>(&answered.body) {
                 Ok(claims) => self.judge(claims).into(),
-                Err(_) => unasked("introspection: the answer is not a JSON object".into()),
+                Err(_) => Verdict::Unclear("introspection: the answer is not a JSON object".into()),
             },
-        }
+            // It is this token that it does not like.
+            400 | 413 | 414 | 422 | 431 => Verdict::Rejected(Rejected::Malformed),
+            status => Verdict::of_status("introspection", status),
+        };
+        (verdict, answered.took)
     }
 
     fn judge(&self, claims: Map<String, Value>) -> Result<Verified, Rejected> {
@@ -149,7 +155,12 @@ impl Introspection {
         if !fits {
             return Err(Rejected::Audience);
         }
-        let (expires_s, from_s) = (numeric_date(&claims, "exp")?, numeric_date(&claims, "nbf")?);
+        if lacks(&claims, &self.config.required_claims) {
+            return Err(Rejected::Claims);
+        }
+        // A server may say of what it has no date that there is none.
+        let date = |name| if claims.get(name).is_some_and(Value::is_null) { Ok(None) } else { numeric_date(&claims, name) };
+        let (expires_s, from_s) = (date("exp")?, date("nbf")?);
         let subject = ["sub", "username"].into_iter().find_map(|name| claims.get(name)?.as_str()).map(str::to_owned);
         Ok(Verified { expires_s, from_s, ..Verified::new(Identity { subject, claims: Arc::new(claims) }) })
     }

@@ -1,6 +1,6 @@
 //! Keys that verify signatures: algorithms, PEM, and JWK sets (RFC 7517).
 
-use jsonwebtoken::jwk::{Jwk, KeyOperations, PublicKeyUse};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -10,6 +10,8 @@ use crate::contract::{Invalid, SecretRef, Site};
 
 /// RFC 7518, section 3.2: an HS256 secret has at least 256 bits.
 const SECRET_BYTES_MIN: usize = 32;
+/// Where nothing says which key it is, so many are tried.
+const TRIED_MAX: usize = 8;
 /// Nobody has more keys in use; what is behind them is not looked at.
 const KEYS_MAX: usize = 100;
 
@@ -90,6 +92,7 @@ impl Alg {
 /// One key.
 pub struct Candidate {
     kid: Option<String>,
+    /// The one algorithm that it is for, if it is for one.
     alg: Option<String>,
     family: Family,
     key: DecodingKey,
@@ -99,20 +102,30 @@ pub struct Candidate {
 pub struct KeySet(Vec<Candidate>);
 
 impl KeySet {
-    /// The one key that fits; with several and no `kid` to choose by, none does.
-    pub fn find(&self, alg: Alg, kid: Option<&str>) -> Result<&DecodingKey, Rejected> {
-        let name = alg.name();
-        let mut fitting = self.0.iter().filter(|key| {
+    /// The keys that a signature may be of: the one that the token names, or, where one of both names none, those that
+    /// could be meant.
+    pub fn find(&self, alg: Alg, kid: Option<&str>) -> Result<Vec<&DecodingKey>, Rejected> {
+        let fits = |key: &&Candidate| {
             key.family == alg.family()
-                && key.alg.as_ref().is_none_or(|only| *only == name)
+                && key.alg.as_ref().is_none_or(|only| *only == alg.name())
                 && match (&key.kid, kid) {
                     (Some(known), Some(asked)) => known == asked,
                     _ => true,
                 }
-        });
-        match (fitting.next(), fitting.next()) {
-            (Some(one), None) => Ok(&one.key),
-            _ => Err(Rejected::Key),
+        };
+        let fitting: Vec<&DecodingKey> = self.0.iter().filter(fits).map(|candidate| &candidate.key).take(TRIED_MAX).collect();
+        if fitting.is_empty() { Err(Rejected::Key) } else { Ok(fitting) }
+    }
+
+    /// What an issuer publishes. A set without any key is an answer, too: all are withdrawn.
+    pub fn published(text: &str, algorithms: &[Alg]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Set {
+            keys: Vec<serde_json::Value>,
+        }
+        match serde_json::from_str::<Set>(text) {
+            Ok(set) if set.keys.is_empty() => Ok(Self(Vec::new())),
+            _ => Self::jwks(text, algorithms),
         }
     }
 
@@ -156,7 +169,7 @@ impl KeySet {
             if !verifies(&jwk) {
                 continue;
             }
-            let alg = jwk.common.key_algorithm.map(|alg| alg.to_string());
+            let alg = jwk.common.key_algorithm.map(|alg| alg.to_string()).or_else(|| curve_alg(&jwk).map(str::to_owned));
             keys.push(Candidate { kid: jwk.common.key_id.clone(), alg, family, key });
         }
         if keys.is_empty() {
@@ -177,8 +190,21 @@ fn verifies(jwk: &Jwk) -> bool {
     !encrypts && operations.is_none_or(|operations| operations.contains(&KeyOperations::Verify))
 }
 
+/// A curve is for one algorithm (RFC 7518, section 3.4).
+fn curve_alg(jwk: &Jwk) -> Option<&'static str> {
+    match &jwk.algorithm {
+        AlgorithmParameters::EllipticCurve(key) => match key.curve {
+            EllipticCurve::P256 => Some("ES256"),
+            EllipticCurve::P384 => Some("ES384"),
+            // Of no algorithm that is known here.
+            _ => Some("-"),
+        },
+        _ => None,
+    }
+}
+
 fn family_of(jwk: &Jwk) -> Option<Family> {
-    use jsonwebtoken::jwk::AlgorithmParameters as Params;
+    use AlgorithmParameters as Params;
     match &jwk.algorithm {
         Params::RSA(_) => Some(Family::Rsa),
         Params::EllipticCurve(_) => Some(Family::Ec),

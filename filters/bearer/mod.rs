@@ -37,16 +37,21 @@
 //!   `iss` chooses.
 //! - `introspection`: the authorization server is asked (RFC 7662). Its answers are remembered for `cache` and
 //!   `negative_cache`, never past `exp`, and it is asked once where many requests want to know at once.
-//! - `forward_auth`: any HTTP service is asked: 2xx is a yes, 4xx a no. `send` and `tell` say what it gets beside the
+//! - `forward_auth`: any HTTP service is asked: 2xx is a yes, 3xx and 4xx (but 408 and 429) a no. `send` and `tell` say what it gets beside the
 //!   token, `take` which fields of its answer the upstream gets, `refusal` whose words a no shows.
 //! - `well_formed`: any token of the right form, for upstreams that check it themselves.
 //!
-//! Where nobody could be asked and no other mode takes the token, the answer is a 503 with `Retry-After`; with
-//! `on_failure: open` the request passes, without an identity, and is counted in
-//! `keylatch_bearer_unasked_total` and marked in the access log (`let_through`).
+//! Where somebody could not be asked and no other mode takes the token, the answer is a 503 with `Retry-After`. With
+//! `on_failure: open` the request passes instead, without an identity, and is counted in `keylatch_bearer_unasked_total`
+//! and marked in the access log (`let_through`); but only where nobody is there (no connection, no answer in time, 502 to
+//! 504), which no token can bring about, and where no other mode knows the token and says no.
+//! To one service 64 calls are under way at once; others wait for their turn, for as long as a call may take.
+//!
+//! In shadow mode nothing is changed: a client's own fields of the names under `tell_upstream` and `take` go upstream.
 //!
 //! Refusals follow RFC 6750: 401 with `WWW-Authenticate: Bearer`, and `error="invalid_token"` when there was one.
-//! Verified tokens are remembered until they expire, or until the issuer's keys change; at most `cache_max` of them.
+//! Verified signatures are remembered until the token expires or the issuer's keys change; at most `cache_max` of them.
+//! What services have said takes at most 64 MiB for each mode.
 
 mod forward_auth;
 mod introspection;
@@ -130,6 +135,9 @@ fn default_from() -> Vec<KeySource> {
 fn default_realm() -> String {
     "api".into()
 }
+/// A token in memory takes about a kilobyte.
+const CACHE_MAX: usize = 10_000_000;
+
 fn default_cache_max() -> usize {
     10_000
 }
@@ -194,6 +202,9 @@ impl Filter for Bearer {
         if config.realm.contains(['"', '\\']) || HeaderValue::from_str(&config.realm).is_err() {
             return Err(Invalid::new("a realm is plain text without quotes").at("realm"));
         }
+        if !(1..=CACHE_MAX).contains(&config.cache_max) {
+            return Err(Invalid::new(format!("must be between 1 and {CACHE_MAX}")).at("cache_max"));
+        }
         let checks = config.accept.into_iter().enumerate();
         let checks = checks.map(|(index, mode)| Check::compile(mode, config.cache_max, site).map_err(|e| e.index(index).at("accept")));
         let checks: Vec<Check> = checks.collect::<Result<_, _>>()?;
@@ -210,7 +221,7 @@ impl Filter for Bearer {
             reader: KeyReader::new(&config.from),
             told: Told::compile(&config.tell_upstream, taken).map_err(|e| e.at("tell_upstream"))?,
             realm: config.realm,
-            cache: Cache::new(config.cache_max.max(1)),
+            cache: Cache::new(config.cache_max),
             hits: looked_up("hit"),
             misses: looked_up("miss"),
             unasked_closed: unasked("closed"),
@@ -251,26 +262,27 @@ impl Bearer {
         if let Some(anybody) = &self.anybody {
             return if is_token68(token) { Decision::Accepted(Arc::clone(anybody)) } else { Decision::Rejected(Rejected::Malformed) };
         }
-        let (hash, now_s): ([u8; 32], u64) = (Sha256::digest(token.as_bytes()).into(), cx.now.unix_s());
-        if let Some(verified) = self.recall(&hash, now_s) {
-            self.hits.inc();
-            return verified.map_or_else(Decision::Rejected, Decision::Accepted);
-        }
-        self.misses.inc();
+        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let (mut rejected, mut refused, mut unasked, mut open) = (Rejected::Unknown, None, None, false);
         for (index, check) in self.checks.iter().enumerate() {
             match self.ask(index, check, token, hash, cx).await {
                 Verdict::Accepted(verified) => return Decision::Accepted(verified),
                 Verdict::Rejected(why) => rejected = rejected.max(why),
                 Verdict::Refused(reply) => refused = Some(reply),
-                Verdict::Unasked(why) => {
+                Verdict::Unclear(why) => unasked = Some(why),
+                Verdict::Away(why) => {
                     unasked = Some(why);
                     open |= check.fails_open();
                 }
             }
         }
         match (unasked, refused) {
-            (Some(_), _) if open => {
+            (None, Some(reply)) => Decision::Refused(reply),
+            (None, None) => Decision::Rejected(rejected),
+            // Who is away cannot make up for somebody's no.
+            (Some(_), Some(reply)) if open => Decision::Refused(reply),
+            (Some(_), None) if open && rejected.is_definite() => Decision::Rejected(rejected),
+            (Some(_), None) if open => {
                 self.unasked_open.inc();
                 Decision::LetThrough
             }
@@ -278,45 +290,48 @@ impl Bearer {
                 self.unasked_closed.inc();
                 Decision::Unasked(why)
             }
-            (None, Some(reply)) => Decision::Refused(reply),
-            (None, None) => Decision::Rejected(rejected),
         }
     }
 
-    /// What was verified before, if that still holds.
-    fn recall(&self, hash: &[u8; 32], now_s: u64) -> Option<Result<Arc<Verified>, Rejected>> {
-        let known = self.cache.get(hash)?;
-        match self.checks.get(known.check) {
-            Some(Check::Jwt(jwt)) if !jwt.holds(known.generation) => None,
-            _ => Some(known.verified.in_time(now_s).map(|()| known.verified)),
-        }
-    }
-
-    /// Asks one mode. What it verifies by itself is remembered here; who asks somebody remembers the answers himself.
+    /// Asks one mode. A signature that was verified is remembered; who asks somebody remembers the answers himself.
     async fn ask(&self, index: usize, check: &Check, token: &str, hash: [u8; 32], cx: &RequestCx<'_>) -> Verdict {
         let now_s = cx.now.unix_s();
-        let mut generation = 0;
-        let verified = match check {
-            Check::Introspection(introspection) => return introspection.verify(token, hash, now_s).await,
-            Check::ForwardAuth(service) => return service.verify(token, cx).await,
-            Check::Static(tokens) => tokens.get(&hash).cloned().ok_or(Rejected::Unknown),
-            Check::Jwt(jwt) => {
-                // Before it is verified: under keys that change meanwhile it is verified once more.
-                generation = jwt.generation();
-                match jwt.verify(token, cx.now.instant).await {
-                    Outcome::Verified(verified) => Ok(verified),
-                    Outcome::Rejected(rejected) => Err(rejected),
-                    Outcome::NoKeys => return Verdict::Unasked("jwt: the issuer's keys could not be had yet".into()),
-                }
+        match check {
+            // What cannot be a bearer token is nobody's to be asked about.
+            Check::Introspection(_) | Check::ForwardAuth(_) | Check::WellFormed if !is_token68(token) => {
+                Verdict::Rejected(Rejected::Malformed)
             }
-            Check::WellFormed if is_token68(token) => Ok(Verified::somebody()),
-            Check::WellFormed => Err(Rejected::Malformed),
-        };
-        let verdict = Verdict::from(verified.and_then(|verified| verified.in_time(now_s).map(|()| verified)));
-        if let Verdict::Accepted(verified) = &verdict {
-            self.cache.insert(hash, Remembered { verified: Arc::clone(verified), check: index, generation });
+            Check::Introspection(introspection) => introspection.verify(token, hash, now_s).await,
+            Check::ForwardAuth(service) => service.verify(token, cx).await,
+            Check::WellFormed => Verdict::from(Ok(Verified::somebody())),
+            Check::Static(tokens) => {
+                let known = tokens.get(&hash).ok_or(Rejected::Unknown);
+                known.and_then(|known| known.in_time(now_s).map(|()| known.clone())).into()
+            }
+            Check::Jwt(jwt) => self.verify(index, jwt, token, hash, cx).await,
         }
-        verdict
+    }
+
+    async fn verify(&self, index: usize, jwt: &Jwt, token: &str, hash: [u8; 32], cx: &RequestCx<'_>) -> Verdict {
+        let now_s = cx.now.unix_s();
+        if let Some(known) = self.cache.get(&hash).filter(|known| known.check == index && jwt.holds(known.generation)) {
+            self.hits.inc();
+            return known.verified.in_time(now_s).map_or_else(Verdict::Rejected, |()| Verdict::Accepted(known.verified));
+        }
+        self.misses.inc();
+        // Before it is verified: under keys that change meanwhile it is verified once more.
+        let generation = jwt.generation();
+        let verified = match jwt.verify(token, cx.now.instant).await {
+            Outcome::Verified(verified) => verified,
+            Outcome::Rejected(rejected) => return Verdict::Rejected(rejected),
+            Outcome::NoKeys => return Verdict::Away("jwt: the issuer's keys could not be had yet".into()),
+        };
+        if let Err(rejected) = verified.in_time(now_s) {
+            return Verdict::Rejected(rejected);
+        }
+        let verified = Arc::new(verified);
+        self.cache.insert(hash, Remembered { verified: Arc::clone(&verified), check: index, generation });
+        Verdict::Accepted(verified)
     }
 
     fn challenge(&self, more: &str) -> Result<HeaderValue> {

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::keys::{Alg, KeySet};
-use crate::contract::{BoxFuture, Call, Endpoint, HumanDuration, Invalid, Service, Site, Tend, Tended, Tender};
+use crate::contract::{AnswerBody, BoxFuture, Call, Endpoint, HumanDuration, Invalid, Service, Site, Tend, Tended, Tender};
 
 /// A set with more has no honest reason.
 const SET_BYTES_MAX: usize = 512 * 1024;
@@ -51,7 +51,8 @@ pub struct RemoteKeys {
     issuer: Option<String>,
     algorithms: Vec<Alg>,
     refresh: Refresh,
-    current: RwLock<Option<Current>>,
+    /// Outlives also a reload that changes when they are asked for.
+    current: Arc<RwLock<Option<Current>>>,
     failures: Mutex<u32>,
     /// When a request had them asked for.
     asked: Mutex<Option<Instant>>,
@@ -80,7 +81,9 @@ impl Kept {
         }
         let service = site.service(endpoint)?;
         let ca = endpoint.ca_file.as_ref().map(|path| site.resolve.file(path)).transpose()?;
-        let key = format!("jwks {endpoint:?} {ca:?} {issuer:?} {algorithms:?} {refresh:?}");
+        let set = format!("jwks {} {ca:?} {issuer:?} {algorithms:?}", endpoint.url);
+        let current = site.keep(&set, RwLock::default);
+        let key = format!("{set} {endpoint:?} {refresh:?}");
         let outbound = &site.ports.outbound;
         Ok(site.keep(&key, || {
             let keys = Arc::new(RemoteKeys {
@@ -88,7 +91,7 @@ impl Kept {
                 issuer: issuer.map(str::to_owned),
                 algorithms: algorithms.to_vec(),
                 refresh,
-                current: RwLock::default(),
+                current,
                 failures: Mutex::default(),
                 asked: Mutex::default(),
             });
@@ -132,7 +135,7 @@ impl RemoteKeys {
             Some(current) if current.text == text => return Ok(()),
             current => current.as_ref().map_or(1, |current| current.generation + 1),
         };
-        let set = Arc::new(KeySet::jwks(&text, &self.algorithms)?);
+        let set = Arc::new(KeySet::published(&text, &self.algorithms)?);
         *self.current.write() = Some(Current { set, text, generation });
         Ok(())
     }
@@ -160,7 +163,7 @@ async fn get(service: &dyn Service, path: &'static str) -> Result<String, String
         path: Cow::Borrowed(path),
         headers: vec![accept],
         body: String::new(),
-        answer_bytes_max: SET_BYTES_MAX,
+        answer: AnswerBody::Whole(SET_BYTES_MAX),
     };
     let answered = service.call(call).await.map_err(|error| error.to_string())?;
     if !answered.status.is_success() {

@@ -102,6 +102,7 @@ fn the_table_of_attacks() {
     let headers = |header: Value| sign(&header, &claims());
     let claimed = |claims: Value| sign(&hs256(), &claims);
     let attacks = [
+        ("crit that is null", headers(with(hs256(), "crit", Value::Null)), Malformed),
         ("alg none, no signature", none("none"), Malformed),
         ("alg none with a signature", format!("{}.{payload}.{signature}", part(&json!({"alg": "none"}))), Alg),
         ("alg NONE", format!("{}.{payload}.x", part(&json!({"alg": "NONE"}))), Alg),
@@ -212,7 +213,7 @@ fn a_key_set_chooses_by_kid() {
         assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": meant_otherwise})), NOW).err(), Some(Rejected::Key));
     }
     assert!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "ver"})), NOW).is_ok());
-    assert_eq!(check(&filter, &token(json!({"alg": "EdDSA"})), NOW).err(), Some(Rejected::Key), "nothing to choose by");
+    assert!(check(&filter, &token(json!({"alg": "EdDSA"})), NOW).is_ok(), "nothing to choose by: those that could be meant are tried");
 }
 
 #[test]
@@ -226,7 +227,7 @@ fn static_tokens_and_the_order_of_modes() {
     assert_eq!(subject("secret", NOW - 1), Ok(Some("ci".into())));
     assert_eq!(subject("other", NOW), Ok(None), "the second mode took it");
     assert_eq!(subject("a,b", NOW), Err(Rejected::Malformed));
-    assert_eq!(subject("secret", NOW), Err(Rejected::Expired), "2027-01-15T08:00:00Z is NOW; the cache knows it too");
+    assert_eq!(subject("secret", NOW), Ok(None), "2027-01-15T08:00:00Z is NOW: the second mode is asked, as on a replica that knows nothing");
 }
 
 #[test]

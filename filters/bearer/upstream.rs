@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use pingora_http::RequestHeader;
 use schemars::JsonSchema;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::forward_auth::field_name;
 use super::verdict::Verified;
-use crate::contract::{Invalid, Result, failure};
+use crate::contract::{Invalid, Result, failure, is_framing};
 
 /// `tell_upstream`
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -47,6 +47,13 @@ impl Told {
         let claims = config.claims.iter().map(claim).collect::<Result<Vec<_>, Invalid>>()?;
         let mut ours = taken;
         ours.extend(subject.iter().chain(&scopes).chain(claims.iter().map(|(_, field)| field)).cloned());
+        if let Some(name) = ours.iter().find(|name| is_framing(name) || **name == header::HOST) {
+            return Err(Invalid::new(format!("`{name}` belongs to the framing of messages and cannot be set here")));
+        }
+        let twice = ours.iter().enumerate().find(|(index, name)| ours.iter().take(*index).any(|other| other == *name));
+        if let Some((_, name)) = twice {
+            return Err(Invalid::new(format!("`{name}` is set twice")));
+        }
         Ok(Self { subject, scopes, claims, ours })
     }
 
@@ -57,7 +64,7 @@ impl Told {
         }
         let Some(who) = who else { return Ok(()) };
         let identity = &who.identity;
-        if let (Some(name), Some(subject)) = (&self.subject, &identity.subject) {
+        if let (Some(name), Some(subject)) = (&self.subject, identity.subject.as_ref().filter(|subject| !subject.is_empty())) {
             upstream.insert_header(name.clone(), value(subject)?).map_err(failure)?;
         }
         if let Some(name) = &self.scopes {
@@ -81,6 +88,11 @@ impl Told {
 /// `%` too, so that it can be undone.
 const NO_FIELD_HOLDS: &AsciiSet = &CONTROLS.add(b'%');
 
+/// What stands at an end is cut off on the way if it is a space.
 fn value(text: &str) -> Result<HeaderValue> {
-    HeaderValue::try_from(utf8_percent_encode(text, NO_FIELD_HOLDS).to_string()).map_err(failure)
+    let inside = text.trim_matches(' ');
+    let before = text.len() - text.trim_start_matches(' ').len();
+    let after = if inside.is_empty() { 0 } else { text.len() - before - inside.len() };
+    let encoded = utf8_percent_encode(inside, NO_FIELD_HOLDS);
+    HeaderValue::try_from(format!("{}{encoded}{}", "%20".repeat(before), "%20".repeat(after))).map_err(failure)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 
-use crate::contract::{Identity, Reply};
+use crate::contract::{CallError, Identity, Reply};
 
 /// Why a token is not accepted; the metric's words. Where several modes refuse it, the one that came closest to
 /// accepting it is told: the order here.
@@ -24,6 +24,11 @@ pub enum Rejected {
 }
 
 impl Rejected {
+    /// Whether the mode knows the token for one of its own, and says no to it.
+    pub fn is_definite(self) -> bool {
+        self >= Rejected::Key
+    }
+
     pub fn reason(self) -> &'static str {
         match self {
             Rejected::Unknown => "unknown_token",
@@ -82,8 +87,43 @@ pub enum Verdict {
     Rejected(Rejected),
     /// The service that was asked refuses, in its own words.
     Refused(Box<Reply>),
-    /// Nobody could be asked; the text is for the log.
-    Unasked(Arc<str>),
+    /// Nobody could be asked, whatever the token; the text is for the log.
+    Away(Arc<str>),
+    /// Somebody was asked, and what came back says nothing, perhaps because of the token.
+    Unclear(Arc<str>),
+}
+
+impl Verdict {
+    /// Of a call of which nothing came.
+    pub fn of_error(mode: &str, error: &CallError) -> Self {
+        let why = format!("{mode}: {error}").into();
+        match error {
+            CallError::Away(_) => Verdict::Away(why),
+            CallError::Unclear(_) => Verdict::Unclear(why),
+        }
+    }
+
+    /// Of a status that says nothing of the token: whoever stands before a service that is gone says 502, 503 or 504.
+    pub fn of_status(mode: &str, status: u16) -> Self {
+        let why = format!("{mode}: answered with {status}").into();
+        if matches!(status, 502..=504) { Verdict::Away(why) } else { Verdict::Unclear(why) }
+    }
+
+    /// The memory that it takes, about.
+    pub fn bytes(&self) -> u64 {
+        const USUAL: usize = 256;
+        let more = match self {
+            Verdict::Accepted(verified) => {
+                let fields: usize = verified.fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
+                // In memory JSON takes a few times what it takes as text.
+                let claims: usize = verified.identity.claims.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+                fields + 4 * claims
+            }
+            Verdict::Refused(reply) => reply.body.as_ref().map_or(0, |body| body.bytes.len()) + 512,
+            Verdict::Rejected(_) | Verdict::Away(_) | Verdict::Unclear(_) => 0,
+        };
+        (USUAL + more) as u64
+    }
 }
 
 impl From<Result<Verified, Rejected>> for Verdict {

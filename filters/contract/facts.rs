@@ -85,7 +85,10 @@ impl Identity {
     pub fn scopes(&self) -> Vec<&str> {
         let listed = |name: &str| match self.claims.get(name) {
             Some(serde_json::Value::String(words)) => Some(words.split_ascii_whitespace().collect()),
-            Some(serde_json::Value::Array(words)) => Some(words.iter().filter_map(serde_json::Value::as_str).collect()),
+            // With a space in it, one would become two wherever they are written in a row.
+            Some(serde_json::Value::Array(words)) => {
+                Some(words.iter().filter_map(serde_json::Value::as_str).filter(|word| !word.contains(char::is_whitespace)).collect())
+            }
             _ => None,
         };
         ["scope", "scp", "scopes"].into_iter().find_map(listed).unwrap_or_default()

@@ -5,6 +5,7 @@
 
 mod context;
 mod facts;
+mod fields;
 mod filter;
 mod invalid;
 mod key;
@@ -20,13 +21,14 @@ mod values;
 
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, UpstreamCx};
 pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, StreamPlan, Tags, Trace};
+pub use fields::is_framing;
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use invalid::{Invalid, decode};
 pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource, other_key_in_query};
 pub use kind::{Kind, manual_of};
 pub use leash::Leash;
 pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};
-pub use outbound::{Answered, Call, CallError, Endpoint, Outbound, Service, Tend, Tended, Tender};
+pub use outbound::{Answered, Body as AnswerBody, Call, CallError, Endpoint, Outbound, Service, Tend, Tended, Tender};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use reply::{Body, Dialect, Problem, Reply};
 pub use site::{Keep, Meter, Named, Ports, Resolve, Site};

@@ -86,8 +86,17 @@ pub struct Call {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Its body.
     pub body: String,
-    /// The most that the answer's body may hold; a longer one is an error.
-    pub answer_bytes_max: usize,
+    /// How much of the answer's body is read.
+    pub answer: Body,
+}
+
+/// How much of an answer's body is read, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// All of it; a longer one is [`CallError::Unclear`].
+    Whole(usize),
+    /// Its beginning; what goes beyond is left out.
+    Cut(usize),
 }
 
 /// What came back.
@@ -97,18 +106,27 @@ pub struct Answered {
     pub status: StatusCode,
     /// The fields.
     pub headers: HeaderMap,
-    /// The body, whole.
+    /// The body, as far as it was asked for.
     pub body: Vec<u8>,
+    /// How long it took, waiting for its turn included.
+    pub took: Duration,
 }
 
-/// Nothing came back. The text names no URL and no secret.
+/// Nothing of use came back. The texts name no URL and no secret.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct CallError(pub String);
+pub enum CallError {
+    /// It cannot be reached, or does not answer in time: whatever was asked.
+    #[error("{0}")]
+    Away(String),
+    /// It is there, and something is wrong with the answer, which may be because of what was asked.
+    #[error("{0}")]
+    Unclear(String),
+}
 
 /// A service that can be called.
 pub trait Service: Send + Sync {
-    /// Calls it. Bounded by the endpoint's time; redirects are not followed.
+    /// Calls it, with so many others at once as it bears. Bounded by the endpoint's time, and as long again while it waits
+    /// for its turn; redirects are not followed.
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Answered, CallError>>;
 
     /// The same service at another URL, which it has named itself; as far as the endpoint may go.

@@ -89,14 +89,14 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
 
 /// Stores and services are not asked here.
 fn asks_somebody(one: &Explained) -> bool {
-    one.reply.as_ref().is_some_and(|reply| matches!(reply.reason, "store_failure" | "store" | "unasked"))
+    one.let_through || one.reply.as_ref().is_some_and(|reply| matches!(reply.reason, "store_failure" | "store" | "unasked"))
 }
 
 fn says(one: &Explained) -> String {
     let shadow = if one.shadow { " (shadow)" } else { "" };
     match &one.reply {
+        _ if asks_somebody(one) => format!("asks a store or a service, which is not done here{shadow}"),
         None => format!("passes{shadow}"),
-        Some(_) if asks_somebody(one) => format!("asks a store or a service, which is not done here{shadow}"),
         Some(reply) => {
             let status = errors::of_reply((**reply).clone()).status.as_u16();
             let detail = reply.detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default();

@@ -31,19 +31,26 @@ enum Command {
 
 /// 256 bits, which nobody guesses.
 const RANDOM_BYTES: usize = 32;
+const LIFETIME_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 pub fn token(asked: &Token) -> Result<(), String> {
     let Command::New { name, expires, scopes } = &asked.command;
+    if name.trim().is_empty() {
+        return Err("--name must say who will have it".into());
+    }
     let mut random = [0; RANDOM_BYTES];
     getrandom::fill(&mut random).map_err(|e| format!("the system has no randomness: {e}"))?;
     // A prefix of its own lets scanners of leaked secrets find it.
     let token = format!("klt_{}", URL_SAFE_NO_PAD.encode(random));
     let sha256: String = Sha256::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    // JSON is YAML, whatever is in a name.
-    let text = |text: &str| serde_json::Value::from(text).to_string();
+    // JSON is YAML, whatever is in a name; and nothing in it is to come from the environment.
+    let text = |text: &str| serde_json::Value::from(text).to_string().replace('$', "$$");
     let mut line = format!("- {{name: {}, sha256: {sha256}", text(name));
     if let Some(lifetime) = expires {
-        let end = SystemTime::now().checked_add(*lifetime).ok_or("that is too long")?;
+        if *lifetime > LIFETIME_MAX {
+            return Err("--expires: at most 100years".into());
+        }
+        let end = SystemTime::now().checked_add(*lifetime).ok_or("--expires: at most 100years")?;
         line.push_str(&format!(", expires: \"{}\"", humantime::format_rfc3339_seconds(end)));
     }
     if !scopes.is_empty() {

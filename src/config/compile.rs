@@ -337,7 +337,7 @@ impl Tender for Nowhere {
 
 impl Service for Nowhere {
     fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
-        Box::pin(async { Err(CallError("nobody is asked here".into())) })
+        Box::pin(async { Err(CallError::Away("nobody is asked here".into())) })
     }
     fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
         Ok(Arc::new(Nowhere))

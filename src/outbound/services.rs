@@ -3,16 +3,20 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use keylatch_filters::contract::{Answered, BoxFuture, Call, CallError, Endpoint, Invalid, Outbound, Service, Tend, Tended, Tender};
-use reqwest::{Client, Url};
+use keylatch_filters::contract::{
+    AnswerBody as Body, Answered, BoxFuture, Call, CallError, Endpoint, Invalid, Outbound, Service, Tend, Tended, Tender,
+};
+use reqwest::{Client, RequestBuilder, Url};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Reach, client, plainly, target};
 use crate::breaker::Breaker;
 
+/// So many calls to one service are under way at once; others wait for their turn.
+const CALLS_MAX: usize = 64;
 /// Nothing is tended to more often than this, whatever it says.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -29,13 +33,30 @@ impl Services {
 impl Outbound for Services {
     fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
         let (url, client) = check(endpoint, ca)?;
-        Ok(Arc::new(Remote { url, private: endpoint.allow_private, client, runtime: self.0.clone(), breaker: Breaker::default() }))
+        Ok(Arc::new(Remote {
+            url,
+            private: endpoint.allow_private,
+            timeout: endpoint.timeout.0,
+            client,
+            runtime: self.0.clone(),
+            breaker: Breaker::default(),
+            turns: Arc::new(Semaphore::new(CALLS_MAX)),
+        }))
     }
 
     fn tend(&self, task: Weak<dyn Tend>) -> Arc<dyn Tender> {
         let tending = Arc::new(Tending { wanted: Notify::new(), at_work: AtomicBool::new(true), done: watch::channel(0).0 });
         self.0.spawn(again_and_again(task, Arc::clone(&tending)));
-        tending
+        Arc::new(Held(tending))
+    }
+}
+
+/// What is handed out: when it is dropped, the task notices.
+struct Held(Arc<Tending>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.wanted.notify_one();
     }
 }
 
@@ -50,13 +71,13 @@ struct Tending {
     done: watch::Sender<u64>,
 }
 
-impl Tender for Tending {
+impl Tender for Held {
     fn now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let mut done = self.done.subscribe();
+            let mut done = self.0.done.subscribe();
             // At work from now on: whoever comes before it has begun waits for the same.
-            if !self.at_work.swap(true, Ordering::AcqRel) {
-                self.wanted.notify_one();
+            if !self.0.at_work.swap(true, Ordering::AcqRel) {
+                self.0.wanted.notify_one();
             }
             let _ = tokio::time::timeout(PATIENCE, done.changed()).await;
         })
@@ -64,8 +85,8 @@ impl Tender for Tending {
 
     fn settled(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let mut done = self.done.subscribe();
-            if self.at_work.load(Ordering::Acquire) {
+            let mut done = self.0.done.subscribe();
+            if self.0.at_work.load(Ordering::Acquire) {
                 let _ = tokio::time::timeout(PATIENCE, done.changed()).await;
             }
         })
@@ -103,44 +124,78 @@ pub fn check(endpoint: &Endpoint, ca: Option<String>) -> Result<(Url, Client), I
 struct Remote {
     url: Url,
     private: bool,
+    timeout: Duration,
     client: Client,
     runtime: Handle,
     breaker: Breaker,
+    turns: Arc<Semaphore>,
 }
 
 impl Service for Remote {
     fn call(&self, call: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
+        Box::pin(async move {
+            let begun = Instant::now();
+            let turn = tokio::time::timeout(self.timeout, Arc::clone(&self.turns).acquire_owned()).await;
+            let Ok(Ok(turn)) = turn else {
+                // Whoever asks for much at once must not make it look as if nobody were there.
+                return Err(CallError::Unclear(format!("{CALLS_MAX} calls are under way already")));
+            };
+            // It goes on where the proxy's client leaves: its connection can be used again.
+            let called = self.runtime.spawn(send(self.request(&call), call.answer, begun, turn));
+            let answer = async { called.await.unwrap_or_else(|_| Err(CallError::Away("this process is stopping".into()))) };
+            let asked = self.breaker.run(answer, |error| matches!(error, CallError::Away(_))).await;
+            asked.unwrap_or_else(|| Err(CallError::Away("it does not answer, and is asked again in a moment".into())))
+        })
+    }
+
+    fn elsewhere(&self, url: &str) -> Result<Arc<dyn Service>, CallError> {
+        let url = target(url, self.private).map_err(CallError::Unclear)?;
+        if self.url.scheme() == "https" && url.scheme() != "https" {
+            return Err(CallError::Unclear("leads from https to http".into()));
+        }
+        Ok(Arc::new(Remote {
+            url,
+            private: self.private,
+            timeout: self.timeout,
+            client: self.client.clone(),
+            runtime: self.runtime.clone(),
+            breaker: Breaker::default(),
+            turns: Arc::clone(&self.turns),
+        }))
+    }
+}
+
+impl Remote {
+    fn request(&self, call: &Call) -> RequestBuilder {
         let mut url = self.url.clone();
         if !call.path.is_empty() {
             let path = format!("{}{}", url.path().trim_end_matches('/'), call.path);
             url.set_path(&path);
         }
-        let mut request = self.client.request(call.method, url).body(call.body);
-        for (name, value) in call.headers {
+        let mut request = self.client.request(call.method.clone(), url).body(call.body.clone());
+        for (name, value) in &call.headers {
             request = request.header(name, value);
         }
-        let answered = async move {
-            let mut answer = request.send().await.map_err(plainly)?;
-            let (status, headers, mut body) = (answer.status(), answer.headers().clone(), Vec::new());
-            while let Some(chunk) = answer.chunk().await.map_err(plainly)? {
-                if body.len() + chunk.len() > call.answer_bytes_max {
-                    return Err(format!("the answer is longer than {} bytes", call.answer_bytes_max));
-                }
-                body.extend_from_slice(&chunk);
-            }
-            Ok(Answered { status, headers, body })
-        };
-        Box::pin(async move {
-            // Begun by whoever waits for it: not at all where the breaker says no.
-            let answer = async { self.runtime.spawn(answered).await.unwrap_or_else(|_| Err("this process is stopping".into())) };
-            let asked = self.breaker.run(answer, |_| true).await;
-            asked.unwrap_or_else(|| Err("it does not answer, and is asked again in a moment".into())).map_err(CallError)
-        })
+        request
     }
+}
 
-    fn elsewhere(&self, url: &str) -> Result<Arc<dyn Service>, CallError> {
-        let url = target(url, self.private).map_err(CallError)?;
-        let (client, runtime) = (self.client.clone(), self.runtime.clone());
-        Ok(Arc::new(Remote { url, private: self.private, client, runtime, breaker: Breaker::default() }))
+async fn send(request: RequestBuilder, wanted: Body, begun: Instant, _turn: OwnedSemaphorePermit) -> Result<Answered, CallError> {
+    let mut answer = request.send().await.map_err(|error| {
+        // A connection that ends in the middle may have been ended because of what was asked.
+        let away = error.is_connect() || error.is_timeout();
+        if away { CallError::Away(plainly(error)) } else { CallError::Unclear(plainly(error)) }
+    })?;
+    let (status, headers, mut body) = (answer.status(), answer.headers().clone(), Vec::new());
+    let (Body::Whole(most) | Body::Cut(most)) = wanted;
+    while body.len() < most || matches!(wanted, Body::Whole(_)) {
+        // It has answered: it is there.
+        let Some(chunk) = answer.chunk().await.map_err(|error| CallError::Unclear(plainly(error)))? else { break };
+        let room = most - body.len();
+        if chunk.len() > room && matches!(wanted, Body::Whole(_)) {
+            return Err(CallError::Unclear(format!("the answer is longer than {most} bytes")));
+        }
+        body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
     }
+    Ok(Answered { status, headers, body, took: begun.elapsed() })
 }

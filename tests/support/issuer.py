@@ -27,6 +27,7 @@ class Issuer:
         self.garbage = None
         self.tokens = {}
         self.delay = 0.0
+        self.named = True
         self.lock = threading.Lock()
         self.server = Scripted(self._answer, tls=tls)
         self.port = self.server.port
@@ -42,12 +43,14 @@ class Issuer:
         """A signed token; `claims` add to and replace the usual ones, `None` removes one."""
         alg, key = self.keys[kid]
         usual = {"iss": self.url, "sub": "alice", "exp": int(time.time()) + 600, **claims}
-        return jwt.encode({k: v for k, v in usual.items() if v is not None}, key, alg, headers={"kid": kid, **(headers or {})})
+        names = {k: v for k, v in {"kid": kid, **(headers or {})}.items() if v is not None}
+        return jwt.encode({k: v for k, v in usual.items() if v is not None}, key, alg, headers=names)
 
     def _jwk(self, kid):
         alg, key = self.keys[kid]
         algorithm = jwt.get_algorithm_by_name(alg)
-        return {**json.loads(algorithm.to_jwk(key.public_key())), "kid": kid, "use": "sig", "alg": alg}
+        named = {"kid": kid, "alg": alg} if self.named else {}
+        return {**json.loads(algorithm.to_jwk(key.public_key())), "use": "sig", **named}
 
     def _answer(self, request, send):
         if self.delay:
