@@ -8,7 +8,7 @@
 //!   bytes: 2MiB
 //! ```
 //!
-//! Of a body without an announced length what is within the limit may have gone upstream already; that request is cut.
+//! In shadow mode only announced lengths are looked at. Of a body without an announced length what is within the limit may have gone upstream already; that request is cut.
 
 use http::{StatusCode, header};
 use schemars::JsonSchema;

@@ -25,9 +25,10 @@ use prometheus::IntCounter;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Counters, Filter, Flow, Hooks, Invalid, Lease, Problem, Reply, RequestCx, Result, Site};
+use crate::contract::{Counters, Filter, Flow, Hooks, Invalid, Lease, Problem, Reply, RequestCx, Result, Site, Trace};
 use crate::rate_limit::subject::{Pers, Subject, Things};
 use crate::rate_limit::{OnStoreFailure, Scope};
+use crate::rules::word;
 
 /// `concurrency_limit`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -41,8 +42,9 @@ pub struct Config {
     #[serde(default)]
     pub scope: Scope,
     /// With `scope: shared`: what to do when Redis is away. Default: `local`.
-    #[serde(default)]
-    pub on_store_failure: OnStoreFailure,
+    pub on_store_failure: Option<OnStoreFailure>,
+    /// Its name in metrics. Default: what it counts.
+    pub name: Option<String>,
 }
 
 /// How many of each thing are open in this process. It holds what is open and nothing else.
@@ -81,6 +83,10 @@ pub struct ConcurrencyLimit {
     shared_name: String,
     on_store_failure: OnStoreFailure,
     store_failures: IntCounter,
+    allowed: IntCounter,
+    refused: IntCounter,
+    shadowed: IntCounter,
+    name: String,
 }
 
 impl Filter for ConcurrencyLimit {
@@ -95,7 +101,17 @@ impl Filter for ConcurrencyLimit {
         if config.most == 0 {
             return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("most"));
         }
-        let (subject, word) = Subject::compile(config.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let (subject, counts) = Subject::compile(config.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let name = config.name.unwrap_or_else(|| counts.clone());
+        word(&name, "name").map_err(|invalid| invalid.at("name"))?;
+        if config.on_store_failure.is_some() && config.scope == Scope::Local {
+            return Err(Invalid::new("goes with `scope: shared` only").at("on_store_failure"));
+        }
+        let on_store_failure = config.on_store_failure.unwrap_or_default();
+        let counter = |outcome| {
+            let help = "Requests by limit of open ones and outcome.";
+            site.counter_by("concurrency_limit_requests_total", help, &[("policy", &name), ("outcome", outcome)])
+        };
         let shared = match config.scope {
             Scope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
             Scope::Local => None,
@@ -103,15 +119,19 @@ impl Filter for ConcurrencyLimit {
         Ok(Self {
             subject,
             most: config.most,
-            open: site.keep(&format!("{} {word}", site.place), Open::default),
+            open: site.keep(&format!("{} {counts}", site.place), Open::default),
             shared,
-            shared_name: format!("{}:{word}", site.place),
-            on_store_failure: config.on_store_failure,
+            shared_name: format!("{}:{counts}", site.place),
+            on_store_failure,
+            allowed: counter("allowed"),
+            refused: counter("refused"),
+            shadowed: counter("shadow"),
             store_failures: site.counter(
                 "concurrency_limit_store_failures_total",
                 "Requests whose open ones could not be counted by all replicas together, by what was done.",
-                ("outcome", config.on_store_failure.as_str()),
+                ("outcome", on_store_failure.as_str()),
             ),
+            name,
         })
     }
 
@@ -135,7 +155,16 @@ impl Filter for ConcurrencyLimit {
             None => self.open.take(things, self.most),
         };
         *place = taken;
-        if place.is_some() { Ok(Flow::Continue) } else { Ok(refusal(self.most).into()) }
+        match (place.is_some(), cx.shadow) {
+            (true, _) => self.allowed.inc(),
+            (false, true) => self.shadowed.inc(),
+            (false, false) => self.refused.inc(),
+        }
+        let says = if place.is_some() { "there is room" } else { "there is none" };
+        if let Some(trace) = cx.facts.get_mut::<Trace>() {
+            trace.0.push(format!("limit `{}`: {} open at once; {says}", self.name, self.most));
+        }
+        if place.is_some() { Ok(Flow::Continue) } else { Ok(refusal(self.most).detail(format!("limit `{}`", self.name)).into()) }
     }
 }
 

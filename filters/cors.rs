@@ -70,6 +70,8 @@ enum Origin {
     Below(String, String),
 }
 
+static ANYBODY: HeaderValue = HeaderValue::from_static("*");
+
 /// The compiled filter.
 pub struct Cors {
     origins: Vec<Origin>,
@@ -97,6 +99,9 @@ impl Filter for Cors {
     fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.origins.is_empty() {
             return Err(Invalid::new("name at least one origin").at("origins"));
+        }
+        if config.methods.is_empty() {
+            return Err(Invalid::new("name at least one method").at("methods"));
         }
         let origins = config.origins.iter().enumerate().map(|(index, text)| origin(text).map_err(|e| e.index(index).at("origins")));
         let origins: Vec<Origin> = origins.collect::<Result<_, _>>()?;
@@ -151,7 +156,9 @@ impl Filter for Cors {
             // Caches must not give one origin what was said to another.
             cx.response.append_header(header::VARY, HeaderValue::from_static("Origin")).map_err(failure)?;
         }
-        let Some(origin) = cx.request.headers.get(header::ORIGIN).filter(|origin| self.allows(origin)) else { return Ok(()) };
+        let origin = cx.request.headers.get(header::ORIGIN);
+        // With `*` to everybody: a cache may give a page what somebody else has asked for.
+        let Some(origin) = origin.filter(|origin| self.allows(origin)).or(anybody.then_some(&ANYBODY)) else { return Ok(()) };
         let named = if anybody { HeaderValue::from_static("*") } else { origin.clone() };
         cx.response.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, named).map_err(failure)?;
         if self.credentials {
@@ -188,7 +195,11 @@ fn origin(text: &str) -> Result<Origin, Invalid> {
     let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
     let (below, host) = rest.strip_prefix("*.").map_or((false, rest), |host| (true, host));
     let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
-    let usual = (scheme == "https" && host.ends_with(":443")) || (scheme == "http" && host.ends_with(":80"));
+    let parsed = format!("{scheme}://{host}").parse::<http::Uri>().ok();
+    let authority = parsed.as_ref().and_then(http::Uri::authority).filter(|authority| authority.as_str() == host);
+    let port_ok = authority.is_some_and(|authority| authority.as_str().len() == authority.host().len() || authority.port_u16().is_some());
+    let name_ok = authority.is_some_and(|authority| authority.host().bytes().any(|b| b.is_ascii_alphanumeric()));
+    let usual = !port_ok || !name_ok || (scheme == "https" && host.ends_with(":443")) || (scheme == "http" && host.ends_with(":80"));
     if scheme.is_empty()
         || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b"+-.".contains(&b))
         || host.is_empty()
@@ -244,6 +255,10 @@ mod tests {
             (json!({ "origins": ["https://app.example.com/"] }), "is not an origin"),
             (json!({ "origins": ["https://app.example.com:443"] }), "is not an origin"),
             (json!({ "origins": ["*"], "methods": ["GE T"] }), "is not a method"),
+            (json!({ "origins": ["*"], "methods": [] }), "at least one method"),
+            (json!({ "origins": ["https://app.example.com:"] }), "is not an origin"),
+            (json!({ "origins": ["https://a:b"] }), "is not an origin"),
+            (json!({ "origins": ["https://-"] }), "is not an origin"),
             (json!({ "origins": ["*"], "headers": ["a b"] }), "is not a field"),
         ] {
             let wrong = cors(config).err().unwrap();

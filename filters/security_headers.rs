@@ -20,7 +20,7 @@ use http::{HeaderName, HeaderValue, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Filter, Hooks, HumanDuration, Invalid, ResponseCx, Result, Site, failure};
+use crate::contract::{Filter, Hooks, HumanDuration, Invalid, ResponseCx, Result, Site, failure, is_framing};
 
 /// Strict-Transport-Security (RFC 6797).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -120,7 +120,9 @@ impl Filter for SecurityHeaders {
         }
         let remove = config.remove.iter().enumerate().map(|(index, name)| {
             let parsed = name.to_ascii_lowercase().parse();
-            parsed.map_err(|_| Invalid::new(format!("`{name}` is not a header field's name")).index(index).at("remove"))
+            let wrong = |says: String| Invalid::new(says).index(index).at("remove");
+            let parsed: HeaderName = parsed.map_err(|_| wrong(format!("`{name}` is not a header field's name")))?;
+            if is_framing(&parsed) { Err(wrong(format!("`{name}` belongs to the framing of messages"))) } else { Ok(parsed) }
         });
         Ok(Self { set, remove: remove.collect::<Result<_, _>>()?, keep_own: config.keep_own })
     }

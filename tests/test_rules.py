@@ -58,6 +58,24 @@ def test_no_rule_is_passed_by_spelling(start, echo_upstream):
     assert not echo_upstream.requests
 
 
+def test_no_rule_is_passed_by_spelling_out_what_need_not_be(start, echo_upstream):
+    rules = RULES + rule("generate", "request.path.endsWith(':generate')", "deny: {}") + rule("agent", "request.user_agent.contains('sqlmap')", "deny: {}")
+    rules += rule("host", "request.host == 'admin.example.com'", "deny: {}") + rule("model", "request.params.model == 'bad'", "deny: {}")
+    replica = start(echo_upstream, route_filters=rules)
+    for target, headers in (
+        ("/v1/m:generate", []), ("/v1/m%3Agenerate", []), ("/v1/m%3agenerat%65", []),
+        ("/v1/x", [("User-Agent", "ok"), ("User-Agent", "sqlmap/1")]), ("/v1/x", [("User-Agent", "sqlmap/1 \xff")]),
+        ("/v1/x?model=bad", []), ("/v1/x?model=good&model=bad", []), ("/v1/x?m%6fdel=b%61d", []),
+    ):
+        assert raw.request(replica.port, target, headers=headers).status == 403, (target, headers)
+    for host in ("admin.example.com", "ADMIN.example.com.", "admin.example.com.:80"):
+        with raw.connect(replica.port) as connection:
+            connection.sendall(f"GET /v1/x HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert raw.read_head(connection.makefile("rb"))[0] == 403, host
+    assert raw.request(replica.port, "/v1/a%21%24%26%27%28%29%2A%2B%2C%3D%40b").status == 200
+    assert echo_upstream.requests[-1]["target"] == "/v1/a!$&'()*+,=@b", "what was matched is what goes upstream"
+
+
 def test_what_filters_before_have_found_out(start, echo_upstream):
     rules = (
         "      - key_binding: {confirm: immediate}\n" + RULES
@@ -105,10 +123,12 @@ def test_recipe_probes(cooked):
         "/v1/files?name=../../etc/passwd", "/v1/x?f=%2e%2e%2fx", "/v1/x?f=%252e%252e%252fx", "/v1/x?f=..%5cx", "/v1/x?f=..%255cx", "/v1/x?f=%u002e%u002e/",
         "/v1/.env", "/v1/.git/config", "/v1/x?next=/.ENV", "/v1/x?q=eval(1)", "/v1/x?q=EVAL%20(1)", "/v1/x?q=%65val%28", "/v1/x?q=%2565val%2528", "/v1/x?q=%3Cscript%3E",
         "/v1/x?q=${jndi:ldap://x}".replace("$", "%24").replace("{", "%7B"), "/v1/x?q=1+UNION+SELECT+2", "/v1/x?q=a%00b", "/v1/.ht%61ccess",
+        "/v1/x?f=.env", "/v1/x?f=%2egit/config", "/v1/x?.env", "/v1/x?f=(../x", "/v1/x?f=|../x".replace("|", "%7c"), "/v1/x?f=%09../x", "/v1/x?f=..&y", "/v1/x?f=..%22", "/v1/x?f=..%0a",
+        "/v1/x?f=%25252525252525252525252525252525252e./", "/v1/x?f=%U002e%u002E/x&z=%uzz", "/v1/x?f=%c0%ae%c0%ae/", "/v1/x?f=%ef%bc%8e%uff0e/", "/v1/x?q=eval/**/(1)",
     ):
         answer = raw.request(replica.port, target, headers=[KEY])
         assert answer.status in (400, 404), f"{target}: {answer.status}"
-    for target in ("/v1/models", "/v1/files?name=a..b", "/v1/x?q=1...2", "/v1/x?q=evaluate", "/v1/x?q=environment&y=.envelope", "/v1/x?q=union+square", "/v1/x?t=100%25"):
+    for target in ("/v1/models", "/v1/files?name=a..b", "/v1/x?q=1...2", "/v1/x?q=evaluate", "/v1/x?q=environment&y=.envelope", "/v1/x?q=union+square", "/v1/repos/a.git-x", "/v1/x?q=so...+then", "/v1/files/report.v2..final", "/v1/x?t=100%25"):
         assert raw.request(replica.port, target, headers=[KEY]).status == 200, target
 
 

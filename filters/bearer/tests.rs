@@ -227,7 +227,11 @@ fn static_tokens_and_the_order_of_modes() {
     assert_eq!(subject("secret", NOW - 1), Ok(Some("ci".into())));
     assert_eq!(subject("other", NOW), Ok(None), "the second mode took it");
     assert_eq!(subject("a,b", NOW), Err(Rejected::Malformed));
-    assert_eq!(subject("secret", NOW), Ok(None), "2027-01-15T08:00:00Z is NOW: the second mode is asked, as on a replica that knows nothing");
+    assert_eq!(
+        subject("secret", NOW),
+        Ok(None),
+        "2027-01-15T08:00:00Z is NOW: the second mode is asked, as on a replica that knows nothing"
+    );
 }
 
 #[test]

@@ -115,6 +115,12 @@ pub struct Named {
 }
 
 impl Named {
+    /// A limit that waits to be chosen, and no rule before it chooses it.
+    pub fn idle(&self) -> Option<&str> {
+        let chosen = |(at, name): &(usize, &String)| self.chosen.iter().any(|(wanted, from)| wanted == *name && *from <= *at);
+        self.offered.iter().enumerate().find(|offered| !chosen(offered)).map(|(_, name)| name.as_str())
+    }
+
     /// A limit that is chosen and stands nowhere behind the rule that chooses it.
     pub fn missing(&self) -> Option<&str> {
         let stands = |(name, from): &&(String, usize)| self.offered.iter().skip(*from).any(|offered| offered == name);

@@ -2,14 +2,16 @@
 
 use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
 use ipnet::IpNet;
-use regex::{Regex, RegexBuilder};
+use regex::RegexBuilder;
 
-use super::evaluate::{Convert, Each, Node, Search};
+use super::evaluate::{Convert, Each, Node, Pattern, Search};
 use super::lower::{Lowered, Lowering, Wrong, wrong};
 use super::types::Type;
 
-/// The memory that a compiled regular expression may take.
-const REGEX_BYTES_MAX: usize = 1 << 20;
+/// The memory that a compiled regular expression may take, and what it then weighs.
+const REGEX_BYTES: [(usize, usize); 3] = [(16 << 10, 1), (64 << 10, 4), (256 << 10, 64)];
+/// The memory of its automaton while it runs.
+const DFA_BYTES_MAX: usize = 2 << 20;
 /// How deep lists may be gone through within lists.
 const NESTED_MAX: usize = 2;
 const KNOWN: &str = "contains, startsWith, endsWith, matches, inNetwork, lowerAscii, upperAscii, size, has, int, double, string, \
@@ -82,7 +84,11 @@ impl Lowering {
         self.bound.push((name_text.clone(), item.clone()));
         let lowered = if each == Each::Map { self.lower(body) } else { self.typed(body, &Type::Bool).map(|node| (*node, Type::Bool)) };
         self.bound.pop();
-        let (body, found) = lowered?;
+        let (body_node, found) = lowered?;
+        if each == Each::Map && matches!(found, Type::List(_) | Type::Map(_)) {
+            return wrong(body, "a list holds plain values");
+        }
+        let body = body_node;
         let found = match each {
             Each::Exists | Each::All => Type::Bool,
             Each::Filter => Type::List(Box::new(item)),
@@ -99,14 +105,17 @@ fn literal<'t>(tree: &'t IdedExpr, what: &str) -> Result<&'t str, Wrong> {
     }
 }
 
-fn regex(pattern: &IdedExpr) -> Result<Regex, Wrong> {
+fn regex(pattern: &IdedExpr) -> Result<Pattern, Wrong> {
     let text = literal(pattern, "a regular expression")?;
-    RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build().or_else(|error| {
-        // Its last line says what is wrong, the ones before draw where.
-        let says = error.to_string();
-        let says = says.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        wrong(pattern, format!("`{text}` is not a regular expression: {says}"))
-    })
+    let mut says = String::new();
+    for (bytes, weight) in REGEX_BYTES {
+        match RegexBuilder::new(text).size_limit(bytes).dfa_size_limit(DFA_BYTES_MAX).build() {
+            Ok(regex) => return Ok(Pattern { regex, weight }),
+            // Its last line says what is wrong, the ones before draw where.
+            Err(error) => says = error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+        }
+    }
+    wrong(pattern, format!("`{text}` is not a regular expression: {says}"))
 }
 
 fn network(tree: &IdedExpr) -> Result<IpNet, Wrong> {

@@ -58,6 +58,13 @@ pub enum Each {
 
 type Child = Box<Node>;
 
+/// A regular expression, and how much it costs: larger ones take longer for each byte.
+#[derive(Debug)]
+pub struct Pattern {
+    pub regex: Regex,
+    pub weight: usize,
+}
+
 /// An expression whose types fit.
 #[derive(Debug)]
 pub enum Node {
@@ -78,7 +85,7 @@ pub enum Node {
     Member(Child, Child),
     Has(Child, String),
     Search(Search, Child, Child),
-    Matches(Child, Regex),
+    Matches(Child, Pattern),
     InNetwork(Child, Vec<IpNet>),
     Convert(Convert, Child),
     Each(Each, Child, Child),
@@ -106,7 +113,7 @@ impl<'v> Run<'v> {
             Node::Constant(value) => Ok(value.clone()),
             Node::Var(var) => self.variable(*var),
             Node::Local(index) => self.locals.get(*index).cloned().ok_or(Trouble::Type),
-            Node::List(items) => Ok(Value::List(items.iter().map(|item| self.evaluate(item)).collect::<Result<_, _>>()?)),
+            Node::List(items) => Ok(Value::list(items.iter().map(|item| self.evaluate(item)).collect::<Result<_, _>>()?)),
             Node::Not(_) | Node::And(..) | Node::Or(..) => self.logic(node).map(Value::Bool),
             Node::Either(which, a, b) => {
                 if self.truth(which)? {
@@ -127,9 +134,12 @@ impl<'v> Run<'v> {
             Node::Order(..) | Node::Equal(..) | Node::In(..) => self.comparison(node).map(Value::Bool),
             Node::Member(one, key) => {
                 let (one, key) = (self.evaluate(one)?, self.evaluate(key)?);
-                member(&one, &key)
+                member(&one, &key, &mut self.fuel)
             }
-            Node::Has(one, name) => Ok(Value::Bool(self.evaluate(one)?.has(name))),
+            Node::Has(one, name) => {
+                let one = self.evaluate(one)?;
+                one.has(name, &mut self.fuel).map(Value::Bool)
+            }
             Node::Search(..) | Node::Matches(..) | Node::InNetwork(..) => self.text(node).map(Value::Bool),
             Node::Convert(convert, one) => {
                 let one = self.evaluate(one)?;
@@ -138,7 +148,7 @@ impl<'v> Run<'v> {
             Node::Each(each, list, body) => {
                 let list = self.evaluate(list)?;
                 let items = list.items(&mut self.fuel)?;
-                self.each(*each, items, body)
+                self.each(*each, &items, body)
             }
         }
     }
@@ -148,12 +158,9 @@ impl<'v> Run<'v> {
     }
 
     fn variable(&mut self, var: Var) -> Outcome<'v> {
-        let value = self.scope.get(var);
-        match &value {
-            Value::List(items) => self.fuel.burn(items.len())?,
-            // Looked through for each parameter.
-            Value::Params(query) => self.fuel.burn(query.len() / 8)?,
-            _ => {}
+        let value = self.scope.get(var, &mut self.fuel)?;
+        if let Value::List(items) = &value {
+            self.fuel.burn(items.len())?;
         }
         Ok(value)
     }
@@ -194,7 +201,7 @@ impl<'v> Run<'v> {
                 }
                 match (one, self.evaluate(all)?) {
                     (Value::Text(name), map @ (Value::Headers(_) | Value::Params(_) | Value::Claims(_) | Value::Json(Json::Object(_)))) => {
-                        Ok(map.has(&name))
+                        map.has(&name, &mut self.fuel)
                     }
                     (_, Value::Null) => Ok(false),
                     (one, list) => {
@@ -230,11 +237,11 @@ impl<'v> Run<'v> {
                     Search::EndsWith => text.ends_with(part),
                 })
             }
-            Node::Matches(text, regex) => {
+            Node::Matches(text, pattern) => {
                 let text = self.evaluate(text)?;
                 let text = text.as_text()?;
-                self.fuel.burn(text.len() / 8)?;
-                Ok(regex.is_match(text))
+                self.fuel.burn((text.len() / 16).saturating_mul(pattern.weight))?;
+                Ok(pattern.regex.is_match(text))
             }
             Node::InNetwork(address, networks) => {
                 self.fuel.burn(networks.len())?;
@@ -250,10 +257,10 @@ impl<'v> Run<'v> {
     }
 
     /// A bound name goes through a list.
-    fn each(&mut self, each: Each, items: Vec<Value<'v>>, body: &'v Node) -> Outcome<'v> {
+    fn each(&mut self, each: Each, items: &[Value<'v>], body: &'v Node) -> Outcome<'v> {
         let (mut kept, mut trouble) = (Vec::new(), None);
         for item in items {
-            self.locals.push(item);
+            self.locals.push(item.clone());
             let came_to = self.evaluate(body);
             let item = self.locals.pop().ok_or(Trouble::Type)?;
             match (each, came_to) {
@@ -276,14 +283,14 @@ impl<'v> Run<'v> {
             (_, Some(trouble)) => Err(trouble),
             (Each::Exists, None) => Ok(Value::Bool(false)),
             (Each::All, None) => Ok(Value::Bool(true)),
-            (Each::Filter | Each::Map, None) => Ok(Value::List(kept)),
+            (Each::Filter | Each::Map, None) => Ok(Value::list(kept)),
         }
     }
 }
 
-fn member<'v>(one: &Value<'v>, key: &Value<'v>) -> Result<Value<'v>, Trouble> {
+fn member<'v>(one: &Value<'v>, key: &Value<'v>, fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
     match key {
-        Value::Text(name) => one.member(name),
+        Value::Text(name) => one.member(name, fuel),
         Value::Int(index) => {
             let index = usize::try_from(*index).map_err(|_| Trouble::Range)?;
             let found = match one {
@@ -327,8 +334,8 @@ fn add_up<'v>(sum: Sum, a: Value<'v>, b: Value<'v>, fuel: &mut Fuel) -> Result<V
             if a.len() + b.len() > TEXT_BYTES_MAX {
                 return Err(Trouble::Budget);
             }
-            fuel.burn((a.len() + b.len()) / 16)?;
-            Ok(Value::owned(format!("{a}{b}")))
+            fuel.write(a.len() + b.len())?;
+            Ok(Value::owned([&*a, &*b].concat()))
         }
         _ => Err(Trouble::Type),
     }
@@ -338,7 +345,7 @@ fn add_up<'v>(sum: Sum, a: Value<'v>, b: Value<'v>, fuel: &mut Fuel) -> Result<V
 fn converted<'v>(convert: Convert, one: Value<'v>, fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
     const WHOLE_MAX: f64 = 9.0e18;
     if let Value::Text(text) = &one {
-        fuel.read(text)?;
+        fuel.write(text.len())?;
     }
     Ok(match (convert, one) {
         (Convert::Lower, Value::Text(text)) => Value::owned(text.to_ascii_lowercase()),

@@ -21,7 +21,11 @@ pub type Lowered = Result<(Node, Type), Wrong>;
 pub struct Lowering {
     pub(super) bound: Vec<(String, Type)>,
     nodes: usize,
+    depth: usize,
 }
+
+/// Each level is one of the stack's when it runs.
+const DEPTH_MAX: usize = 200;
 
 /// Larger expressions are better written as several rules.
 const NODES_MAX: usize = 1000;
@@ -33,9 +37,19 @@ pub fn wrong<T>(at: &IdedExpr, message: impl Into<String>) -> Result<T, Wrong> {
 impl Lowering {
     pub fn lower(&mut self, tree: &IdedExpr) -> Lowered {
         self.nodes += 1;
-        if self.nodes > NODES_MAX {
-            return wrong(tree, format!("the expression has more than {NODES_MAX} parts; write it as several"));
+        if self.nodes > NODES_MAX || self.depth >= DEPTH_MAX {
+            return wrong(
+                tree,
+                format!("the expression has more than {NODES_MAX} parts, or is more than {DEPTH_MAX} deep; write it as several"),
+            );
         }
+        self.depth += 1;
+        let lowered = self.lower_one(tree);
+        self.depth -= 1;
+        lowered
+    }
+
+    fn lower_one(&mut self, tree: &IdedExpr) -> Lowered {
         match &tree.expr {
             Expr::Literal(literal) => constant(tree, literal),
             Expr::Ident(name) => self.name(tree, name),
@@ -100,6 +114,7 @@ impl Lowering {
     /// `has(a.b)`
     pub(super) fn presence(&mut self, at: &IdedExpr, select: &SelectExpr) -> Lowered {
         if let Expr::Ident(root) = &select.operand.expr
+            && !self.bound.iter().any(|(bound, _)| bound == root)
             && Var::is_family(root)
         {
             return wrong(at, format!("has() asks for a member, and `{root}.{}` is not one: it is always there", select.field));

@@ -28,6 +28,67 @@ const SOURCE_BYTES_MAX: usize = 8192;
 /// How deep they nest.
 const DEPTH_MAX: u16 = 64;
 
+/// How many operators and members may follow each other, those around a place included: the parser, and whatever looks at
+/// its tree, takes some of the stack for each.
+const CHAINED_MAX: usize = 120;
+
+/// The longest chain of operators and members that is open at once. What is between `&&`, `||`, `,` and `:` begins anew,
+/// parentheses begin within.
+fn chained(source: &str) -> usize {
+    let (mut open, mut longest) = (vec![0_usize], 0);
+    let mut chars = source.chars().peekable();
+    let mut before = None;
+    while let Some(c) = chars.next() {
+        match c {
+            '"' | '\'' => skip_text(&mut chars, c, before == Some('r') || before == Some('R')),
+            '(' | '[' | '{' => {
+                // What is called or looked up is one more of the chain around it.
+                if let Some(last) = open.last_mut() {
+                    *last += 1;
+                }
+                open.push(0);
+            }
+            ')' | ']' | '}' => {
+                if open.len() > 1 {
+                    open.pop();
+                }
+            }
+            ',' => open.last_mut().into_iter().for_each(|last| *last = 0),
+            '&' | '|' if chars.peek() == Some(&c) => {
+                chars.next();
+                open.last_mut().into_iter().for_each(|last| *last = 0);
+            }
+            '.' | '+' | '-' | '*' | '/' | '%' | '<' | '>' | '=' | '!' | '?' => open.last_mut().into_iter().for_each(|last| *last += 1),
+            // `in` is an operator, too; as a part of a name it is counted once too often.
+            'i' if chars.peek() == Some(&'n') => open.last_mut().into_iter().for_each(|last| *last += 1),
+            _ => {}
+        }
+        longest = longest.max(open.iter().sum());
+        before = Some(c);
+    }
+    longest
+}
+
+/// To the end of a text that `quote` has begun, three of which begin one that may hold it.
+fn skip_text(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, quote: char, raw: bool) {
+    let mut ahead = chars.clone();
+    let three = ahead.next() == Some(quote) && ahead.next() == Some(quote);
+    if three {
+        *chars = ahead;
+    }
+    let mut quotes = 0;
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' if !raw => drop(chars.next()),
+            c if c == quote => quotes += 1,
+            _ => quotes = 0,
+        }
+        if quotes == if three { 3 } else { 1 } {
+            return;
+        }
+    }
+}
+
 /// A compiled expression.
 #[derive(Debug)]
 pub struct Expression {
@@ -40,14 +101,16 @@ impl Expression {
         if source.len() > SOURCE_BYTES_MAX {
             return Err(Invalid::new(format!("an expression has at most {SOURCE_BYTES_MAX} bytes")));
         }
+        if chained(source) > CHAINED_MAX {
+            return Err(Invalid::new("the expression chains or nests too much; write it as several"));
+        }
         let (tree, info) = parse(source)?;
         let place = |Wrong { id, message }: Wrong| {
             let offset = info.offset_for(id).map_or(0, |(start, _)| start as usize);
-            let before: String = source.chars().take(offset).collect();
-            Invalid::new(format!(
-                "{}: {message}",
-                position(before.lines().count().max(1), before.lines().last().map_or(0, |l| l.chars().count()), source)
-            ))
+            let before: Vec<char> = source.chars().take(offset).collect();
+            let line = before.iter().filter(|c| **c == '\n').count() + 1;
+            let column = before.iter().rev().take_while(|c| **c != '\n').count();
+            Invalid::new(format!("{}: {message}", position(line, column, source)))
         };
         let (root, found) = Lowering::default().lower(&tree).map_err(place)?;
         if !found.is_a(wanted) {
@@ -96,12 +159,11 @@ fn parse(source: &str) -> Result<(cel::common::ast::IdedExpr, cel::common::ast::
     }
 }
 
-/// The parser's words, without the list of every token it would have taken.
+/// The parser's words, without the list of every token it would have taken, and without its insides.
 fn plainly(message: &str) -> String {
-    match message.split_once(" expecting {") {
-        Some((found, _)) => found.to_owned(),
-        None => message.trim_start_matches("Syntax error: ").to_owned(),
-    }
+    let message = message.trim_start_matches("Syntax error: ");
+    let message = message.split_once(" expecting {").map_or(message, |(found, _)| found);
+    if message.contains(" { ") || message.contains('(') { "this cannot be read".to_owned() } else { message.to_owned() }
 }
 
 #[cfg(test)]

@@ -5,16 +5,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header;
-use percent_encoding::percent_decode;
 use pingora_http::RequestHeader;
 
-use super::value::Value;
+use super::value::{Fuel, Trouble, Value, field};
 use super::variables::Var;
 use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, Tags};
 use crate::rate_limit::subject::client_network;
 
 /// Nobody means anything by more layers.
-const LAYERS_MAX: usize = 6;
+const LAYERS_MAX: usize = 10;
 
 /// One request, for any number of expressions.
 pub struct Scope<'c> {
@@ -24,7 +23,8 @@ pub struct Scope<'c> {
     route: &'c str,
     /// The labels so far.
     pub tags: Vec<Arc<str>>,
-    decoded: OnceCell<String>,
+    /// `None`: there are too many layers.
+    decoded: OnceCell<Option<String>>,
     client: OnceCell<String>,
     network: OnceCell<String>,
     peer_text: OnceCell<String>,
@@ -49,14 +49,17 @@ impl<'c> Scope<'c> {
     }
 
     /// What a name stands for.
-    pub(super) fn get(&self, var: Var) -> Value<'_> {
-        match var {
+    pub(super) fn get(&self, var: Var, fuel: &mut Fuel) -> Result<Value<'_>, Trouble> {
+        Ok(match var {
             Var::Method => Value::text(self.request.method.as_str()),
             Var::Path => Value::text(self.request.uri.path()),
             Var::Query => Value::text(self.request.uri.query().unwrap_or_default()),
             Var::Decoded => match target(self.request) {
                 plain if is_plain(plain) => Value::text(plain),
-                other => Value::text(self.decoded.get_or_init(|| decoded(other))),
+                other => {
+                    fuel.burn(other.len() / 8)?;
+                    Value::text(self.decoded.get_or_init(|| decoded(other)).as_deref().ok_or(Trouble::Layers)?)
+                }
             },
             Var::Host => {
                 let host = self.field(&header::HOST);
@@ -65,7 +68,7 @@ impl<'c> Scope<'c> {
             }
             Var::Headers => Value::Headers(&self.request.headers),
             Var::Params => Value::Params(self.request.uri.query().unwrap_or_default()),
-            Var::UserAgent => Value::text(self.field(&header::USER_AGENT)),
+            Var::UserAgent => field(&self.request.headers, "user-agent", fuel)?,
             Var::Size => Value::Int(self.size()),
             Var::Client => Value::text(self.client.get_or_init(|| self.address().to_string())),
             Var::ClientNetwork => Value::text(self.network.get_or_init(|| match self.address() {
@@ -75,7 +78,7 @@ impl<'c> Scope<'c> {
             Var::Country => Value::text(self.country()),
             Var::Peer => Value::text(self.peer_text.get_or_init(|| self.peer.to_string())),
             Var::Subject => text_or_empty(self.identity().and_then(|identity| identity.subject.as_deref())),
-            Var::Scopes => Value::List(self.identity().map(Identity::scopes).unwrap_or_default().into_iter().map(Value::text).collect()),
+            Var::Scopes => Value::list(self.identity().map(Identity::scopes).unwrap_or_default().into_iter().map(Value::text).collect()),
             Var::Claims => self.identity().map_or(Value::Null, |identity| Value::Claims(&identity.claims)),
             Var::Authenticated => Value::Bool(self.identity().is_some()),
             Var::KeyId => match self.facts.get::<Key>() {
@@ -86,12 +89,12 @@ impl<'c> Scope<'c> {
             Var::BindingRule => text_or_empty(self.binding().map(|binding| binding.rule.as_str())),
             Var::BindingNetworks => {
                 let networks = self.binding().map(|binding| binding.networks.as_slice()).unwrap_or_default();
-                Value::List(networks.iter().map(|network| Value::owned(network.to_string())).collect())
+                Value::list(networks.iter().map(|network| Value::owned(network.to_string())).collect())
             }
             Var::Bound => Value::Bool(self.binding().is_some()),
             Var::Route => Value::text(self.route),
-            Var::Tags => Value::List(self.tags.iter().map(|tag| Value::text(tag)).collect()),
-        }
+            Var::Tags => Value::list(self.tags.iter().map(|tag| Value::text(tag)).collect()),
+        })
     }
 
     pub(super) fn address(&self) -> IpAddr {
@@ -125,7 +128,7 @@ impl<'c> Scope<'c> {
             Some(length) => length.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX),
             None if self.request.headers.contains_key(header::TRANSFER_ENCODING) => -1,
             // An HTTP/2 request need not announce what comes, and may send nothing.
-            None if self.request.version == http::Version::HTTP_2 && self.request.method != http::Method::GET => -1,
+            None if self.request.version == http::Version::HTTP_2 => -1,
             None => 0,
         }
     }
@@ -141,41 +144,70 @@ fn target(request: &RequestHeader) -> &str {
 
 /// Whether there is nothing to decode.
 fn is_plain(target: &str) -> bool {
-    !target.bytes().any(|b| matches!(b, b'%' | b'+' | b'\\') || b.is_ascii_uppercase())
+    !target.bytes().any(|b| matches!(b, b'%' | b'+' | b'\\') || b.is_ascii_uppercase() || !b.is_ascii())
 }
 
-/// Path and query in the one form that is left when every layer of encoding is off.
-fn decoded(target: &str) -> String {
-    let mut text = target.replace('+', " ");
+/// Path and query in the one form that is left when every layer of encoding is off. `None`: there are more layers than
+/// anybody means.
+fn decoded(target: &str) -> Option<String> {
+    let mut bytes = target.replace('+', " ").into_bytes();
     for _ in 0..LAYERS_MAX {
-        let next = one_layer(&text);
-        if next == text {
-            break;
+        let next = one_layer(&bytes);
+        if next == bytes {
+            let mut text = String::from_utf8_lossy(&bytes).into_owned();
+            text.make_ascii_lowercase();
+            return Some(text.replace('\\', "/"));
         }
-        text = next;
+        bytes = next;
     }
-    text.make_ascii_lowercase();
-    text.replace('\\', "/")
+    None
 }
 
-/// `%xx`, and `%uxxxx` as some servers read it.
-fn one_layer(text: &str) -> String {
-    let mut units = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("%u").or_else(|| rest.find("%U")) {
-        units.push_str(&rest[..at]);
-        let code = rest.get(at + 2..at + 6).and_then(|digits| u32::from_str_radix(digits, 16).ok()).and_then(char::from_u32);
+/// `%xx`; `%uxxxx` as some servers read it; and what stands for ASCII without being it: the full-width forms, and UTF-8 of
+/// more bytes than are needed.
+fn one_layer(bytes: &[u8]) -> Vec<u8> {
+    let hex = |digits: Option<&[u8]>| u32::from_str_radix(std::str::from_utf8(digits?).ok()?, 16).ok();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((&first, after)) = rest.split_first() {
+        let (length, code) = match first {
+            b'%' if matches!(after.first(), Some(b'u' | b'U')) => (6, hex(rest.get(2..6)).and_then(char::from_u32)),
+            b'%' => {
+                if let Some(byte) = hex(rest.get(1..3)).and_then(|byte| u8::try_from(byte).ok()) {
+                    out.push(byte);
+                    rest = rest.get(3..).unwrap_or_default();
+                    continue;
+                }
+                (1, None)
+            }
+            0xc0 | 0xc1 => (2, after.first().map(|next| char::from((first & 1) << 6 | (next & 0x3f)))),
+            0xe0 => match after {
+                [0x80..=0x9f, last, ..] => (3, Some(char::from(last & 0x3f | (after[0] & 1) << 6))),
+                _ => (1, None),
+            },
+            0xef => match after {
+                [second, third, ..] => {
+                    let code = u32::from(*second & 0x3f) << 6 | u32::from(*third & 0x3f) | 0xf000;
+                    (3, char::from_u32(code).filter(|code| ('\u{ff01}'..='\u{ff5e}').contains(code)))
+                }
+                _ => (1, None),
+            },
+            _ => (1, None),
+        };
         match code {
+            Some(full_width @ '\u{ff01}'..='\u{ff5e}') => {
+                out.extend(u8::try_from(u32::from(full_width) - 0xfee0));
+                rest = rest.get(length..).unwrap_or_default();
+            }
             Some(code) => {
-                units.push(code);
-                rest = &rest[at + 6..];
+                out.extend_from_slice(code.encode_utf8(&mut [0; 4]).as_bytes());
+                rest = rest.get(length..).unwrap_or_default();
             }
             None => {
-                units.push_str(&rest[at..at + 2]);
-                rest = &rest[at + 2..];
+                out.push(first);
+                rest = after;
             }
         }
     }
-    units.push_str(rest);
-    percent_decode(units.as_bytes()).decode_utf8_lossy().into_owned()
+    out
 }

@@ -9,7 +9,8 @@ use super::*;
 use crate::contract::{ClientAddress, Facts, Identity, Now, RequestCx};
 
 fn request() -> RequestHeader {
-    let mut request = RequestHeader::build("POST", b"/v1/chat/completions?model=gpt%2B4&q=a+b&%73=1", None).unwrap();
+    let mut request =
+        RequestHeader::build("POST", b"/v1/chat/completions?model=gpt%2B4&q=a+b&%73=1&twice=a&twice=b&same=1&same=1", None).unwrap();
     for (name, value) in [
         ("host", "API.example.com:8080"),
         ("user-agent", "desktop/2.1"),
@@ -45,6 +46,7 @@ fn what_is_true_of_a_request() {
     for source in [
         r#"request.method == "POST" && request.path.startsWith("/v1/")"#,
         r#"request.query.contains("gpt%2B4") && request.params["model"] == "gpt+4" && request.params.q == "a b" && request.params.s == "1""#,
+        r#"request.params.same == "1" && "twice" in request.params && request.user_agent.startsWith("desktop/")"#,
         r#"request.params["nothing"] == "" && !("nothing" in request.params) && "s" in request.params"#,
         r#"request.host == "api.example.com" && request.user_agent.matches("^desktop/[0-9.]+$")"#,
         r#"request.headers["x-team"] == "a, b" && request.headers["x-other"] == "" && "x-team" in request.headers"#,
@@ -90,6 +92,9 @@ fn every_layer_of_encoding_is_off() {
         let request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
         assert_eq!(holds(r#"request.decoded.contains("../")"#, &request, &mut Facts::default()), Ok(true), "{target}");
     }
+    let deep = format!("/a?f=%{}2e./", "25".repeat(40));
+    let request = RequestHeader::build("GET", deep.as_bytes(), None).unwrap();
+    assert_eq!(holds(r#"request.decoded == """#, &request, &mut Facts::default()), Err(Trouble::Layers));
     let request = RequestHeader::build("GET", b"/?x=EVAL%28+%25zz%u12&y=%", None).unwrap();
     assert_eq!(holds(r#"request.decoded == "/?x=eval( %zz%u12&y=%""#, &request, &mut Facts::default()), Ok(true));
 }
@@ -104,6 +109,7 @@ fn what_comes_to_nothing() {
         ("identity.scopes[7] == \"x\"", Trouble::Range),
         (r#"int(request.method) == 1"#, Trouble::Type),
         (r#"identity.claims.team < 3 || false"#, Trouble::Type),
+        (r#"request.params.twice == "a""#, Trouble::Several),
     ] {
         assert_eq!(holds(source, &request(), &mut facts()), Err(trouble), "{source}");
     }
@@ -123,6 +129,23 @@ fn it_ends() {
     let grows = r#"(request.headers["x-long"] + request.headers["x-long"] + request.headers["x-long"]).size() > 0"#;
     assert_eq!(holds(grows, &large, &mut facts), Err(Trouble::Budget));
     assert!(holds(r#"request.headers["x-long"].matches("(x+x+)+y")"#, &large, &mut facts).is_ok(), "no pattern runs away");
+    let heavy = r#"request.headers["x-long"].matches(r"(?i)\w*1\w{2}[01]{600}x")"#;
+    assert_eq!(holds(heavy, &large, &mut facts), Err(Trouble::Budget));
+    // Each stage multiplies what there is by ten.
+    let list = format!("[{}]", vec!["1"; 10].join(","));
+    let squares = (0..2).fold(format!("{list}.map(x, x)"), |so_far, _| format!("{so_far}.filter(a, {list}.exists(b, a == b))"));
+    assert!(holds(&format!("{squares}.size() > 0"), &request(), &mut facts).is_ok());
+    // Not valid UTF-8: to be made text of again and again.
+    large.insert_header("x-bytes", http::HeaderValue::from_bytes(&[0x80; 30_000]).unwrap()).unwrap();
+    let copies = r#"[1,2,3,4].map(a, request.headers["x-bytes"]).size() > 0"#;
+    assert_eq!(holds(copies, &large, &mut facts), Err(Trouble::Budget));
+    let query = format!("/?{}", "a=1&".repeat(8000));
+    let many = RequestHeader::build("GET", query.as_bytes(), None).unwrap();
+    let scans = r#"[1,2,3,4,5,6,7].exists(a, request.params["nope"] == "x")"#;
+    assert_eq!(holds(scans, &many, &mut facts), Err(Trouble::Budget));
+    // An attack on a decoder that looks ahead for each.
+    let hostile = RequestHeader::build("GET", format!("/?%{}{}", "25".repeat(9), "%U".repeat(15_000)).as_bytes(), None).unwrap();
+    assert_eq!(holds(r#"request.decoded.contains("%u%u")"#, &hostile, &mut facts), Ok(true));
 }
 
 #[test]
@@ -164,6 +187,23 @@ fn what_is_refused_when_it_is_compiled() {
     assert!(Expression::compile(&wide, &Type::Bool).is_err());
     let deep = format!("{}true{}", "(".repeat(500), ")".repeat(500));
     assert!(Expression::compile(&deep, &Type::Bool).is_err());
+    for (part, times, end) in
+        [("1+", 2000, "1 == 1"), ("1 in ", 1000, "[1] == [1]"), ("-", 3000, "1 == 1"), ("(", 900, "1"), ("true ? 1 : ", 700, "2")]
+    {
+        assert!(Expression::compile(&format!("{}{end}", part.repeat(times)), &Type::Any).is_err(), "{part}");
+    }
+    for chain in [".a", ".lowerAscii()", "[0]"] {
+        assert!(Expression::compile(&format!("identity.claims{} == 1", chain.repeat(600)), &Type::Any).is_err(), "{chain}");
+    }
+    let hidden = format!(r#""\"" + "{}" == """#, r#"" + ""#.repeat(600));
+    assert!(Expression::compile(&hidden, &Type::Any).is_err(), "an escaped quote hides nothing");
+    // What is wide and not deep is taken.
+    let listed = format!("request.path in [{}]", vec!["\"/a\""; 400].join(","));
+    assert!(Expression::compile(&listed, &Type::Bool).is_ok());
+    let either = vec!["request.path.startsWith(\"/a.b.c\")"; 150].join(" || ");
+    assert!(Expression::compile(&either, &Type::Bool).is_ok());
+    let two_lines = Expression::compile("true &&\nfoo", &Type::Bool).unwrap_err();
+    assert!(two_lines.message.starts_with("line 2, column 1: `foo`"), "{}", two_lines.message);
     let long = format!("\"{}\" == \"\"", "x".repeat(9000));
     assert!(Expression::compile(&long, &Type::Bool).unwrap_err().message.contains("8192"));
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use http::HeaderMap;
 use percent_encoding::percent_decode;
@@ -22,6 +23,12 @@ pub enum Trouble {
     /// Out of range, or a division by zero.
     #[error("a number is out of range")]
     Range,
+    /// A parameter stands there more than once, with different values: whoever reads it reads one or the other.
+    #[error("a parameter has several values")]
+    Several,
+    /// More layers of encoding than anybody means.
+    #[error("it is encoded too often")]
+    Layers,
 }
 
 /// What is left of the steps.
@@ -44,17 +51,39 @@ impl Fuel {
     pub fn read(&mut self, text: &str) -> Result<(), Trouble> {
         self.burn(text.len() / 64)
     }
+
+    /// Making a text costs more.
+    pub fn write(&mut self, bytes: usize) -> Result<(), Trouble> {
+        self.burn(bytes / 16)
+    }
 }
 
-/// A value, mostly a look at what the request holds.
+/// A text of the request's or the expression's, or one that was made. A copy of it copies nothing.
+#[derive(Clone, Debug)]
+pub enum Text<'v> {
+    Seen(&'v str),
+    Made(Arc<str>),
+}
+
+impl std::ops::Deref for Text<'_> {
+    type Target = str;
+    fn deref(&self) -> &str {
+        match self {
+            Text::Seen(text) => text,
+            Text::Made(text) => text,
+        }
+    }
+}
+
+/// A value, mostly a look at what the request holds. A copy of it copies next to nothing.
 #[derive(Clone, Debug)]
 pub enum Value<'v> {
     Null,
     Bool(bool),
     Int(i64),
     Double(f64),
-    Text(Cow<'v, str>),
-    List(Vec<Value<'v>>),
+    Text(Text<'v>),
+    List(Arc<Vec<Value<'v>>>),
     Headers(&'v HeaderMap),
     /// A query.
     Params(&'v str),
@@ -65,11 +94,15 @@ pub enum Value<'v> {
 
 impl<'v> Value<'v> {
     pub fn text(text: &'v str) -> Self {
-        Value::Text(Cow::Borrowed(text))
+        Value::Text(Text::Seen(text))
     }
 
     pub fn owned(text: String) -> Self {
-        Value::Text(Cow::Owned(text))
+        Value::Text(Text::Made(text.into()))
+    }
+
+    pub fn list(items: Vec<Value<'v>>) -> Self {
+        Value::List(Arc::new(items))
     }
 
     pub fn json(json: &'v Json) -> Self {
@@ -98,12 +131,12 @@ impl<'v> Value<'v> {
         if let Value::Text(text) = self { Ok(text) } else { Err(Trouble::Type) }
     }
 
-    pub fn items(self, fuel: &mut Fuel) -> Result<Vec<Value<'v>>, Trouble> {
+    pub fn items(self, fuel: &mut Fuel) -> Result<Arc<Vec<Value<'v>>>, Trouble> {
         match self {
             Value::List(items) => Ok(items),
             Value::Json(Json::Array(items)) => {
                 fuel.burn(items.len())?;
-                Ok(items.iter().map(Value::json).collect())
+                Ok(Arc::new(items.iter().map(Value::json).collect()))
             }
             _ => Err(Trouble::Type),
         }
@@ -116,7 +149,7 @@ impl<'v> Value<'v> {
             (Value::Double(a), Value::Double(b)) => a.partial_cmp(b),
             (Value::Int(a), Value::Double(b)) => (*a as f64).partial_cmp(b),
             (Value::Double(a), Value::Int(b)) => a.partial_cmp(&(*b as f64)),
-            (Value::Text(a), Value::Text(b)) => Some(a.cmp(b)),
+            (Value::Text(a), Value::Text(b)) => Some((**a).cmp(&**b)),
             _ => None,
         };
         ordered.ok_or(Trouble::Type)
@@ -132,17 +165,13 @@ impl<'v> Value<'v> {
     }
 
     /// What stands under this name. A header field or a parameter that is not there is empty, a claim null.
-    pub fn member(&self, name: &str) -> Result<Value<'v>, Trouble> {
+    pub fn member(&self, name: &str, fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
         Ok(match self {
-            Value::Headers(headers) => {
-                let mut values = headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-                match (values.next(), values.next()) {
-                    (None, _) => Value::text(""),
-                    (Some(one), None) => Value::Text(one),
-                    (Some(one), Some(two)) => Value::owned([one, two].into_iter().chain(values).collect::<Vec<_>>().join(", ")),
-                }
+            Value::Headers(headers) => field(headers, name, fuel)?,
+            Value::Params(query) => {
+                fuel.burn(query.len() / 8)?;
+                param(query, name, fuel)?.unwrap_or(Value::text(""))
             }
-            Value::Params(query) => param(query, name).map_or(Value::text(""), Value::Text),
             Value::Claims(claims) => claims.get(name).map_or(Value::Null, Value::json),
             Value::Json(Json::Object(object)) => object.get(name).map_or(Value::Null, Value::json),
             Value::Null => Value::Null,
@@ -150,14 +179,17 @@ impl<'v> Value<'v> {
         })
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        match self {
+    pub fn has(&self, name: &str, fuel: &mut Fuel) -> Result<bool, Trouble> {
+        Ok(match self {
             Value::Headers(headers) => headers.contains_key(name),
-            Value::Params(query) => param(query, name).is_some(),
+            Value::Params(query) => {
+                fuel.burn(query.len() / 8)?;
+                pairs(query).any(|(key, _)| key == name)
+            }
             Value::Claims(claims) => claims.get(name).is_some_and(|claim| !claim.is_null()),
             Value::Json(Json::Object(object)) => object.get(name).is_some_and(|member| !member.is_null()),
             _ => false,
-        }
+        })
     }
 
     pub fn size(&self) -> Result<i64, Trouble> {
@@ -175,15 +207,47 @@ impl<'v> Value<'v> {
     }
 }
 
-/// The first parameter of this name, decoded as a form is.
-fn param<'v>(query: &'v str, name: &str) -> Option<Cow<'v, str>> {
-    let plain = |text: &'v str| -> Cow<'v, str> {
-        if text.contains(['%', '+']) {
-            Cow::Owned(percent_decode(text.replace('+', " ").as_bytes()).decode_utf8_lossy().into_owned())
-        } else {
-            Cow::Borrowed(text)
+/// A header field, with all its lines. Bytes that are not UTF-8 stand there as U+FFFD.
+pub fn field<'v>(headers: &'v HeaderMap, name: &str, fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
+    let mut lines = headers.get_all(name).iter();
+    let Some(first) = lines.next() else { return Ok(Value::text("")) };
+    if let (Ok(plain), None) = (std::str::from_utf8(first.as_bytes()), lines.next()) {
+        return Ok(Value::text(plain));
+    }
+    let lines: Vec<Cow<'_, str>> = headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    fuel.write(lines.iter().map(|line| line.len()).sum())?;
+    Ok(Value::owned(lines.join(", ")))
+}
+
+/// The parameters of a query, decoded as a form is.
+fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
+    query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(key, value)| (form(key), value))
+}
+
+fn form(text: &str) -> Cow<'_, str> {
+    if text.contains(['%', '+']) {
+        Cow::Owned(percent_decode(text.replace('+', " ").as_bytes()).decode_utf8_lossy().into_owned())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+/// The parameter of this name.
+fn param<'v>(query: &'v str, name: &str, fuel: &mut Fuel) -> Result<Option<Value<'v>>, Trouble> {
+    let mut found: Option<Cow<'v, str>> = None;
+    for (_, value) in pairs(query).filter(|(key, _)| key == name) {
+        let value = form(value);
+        if found.as_ref().is_some_and(|other| *other != value) {
+            return Err(Trouble::Several);
         }
-    };
-    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.filter(|(key, _)| plain(key) == name).map(|(_, value)| plain(value)).next()
+        found = Some(value);
+    }
+    Ok(match found {
+        None => None,
+        Some(Cow::Borrowed(text)) => Some(Value::text(text)),
+        Some(Cow::Owned(text)) => {
+            fuel.write(text.len())?;
+            Some(Value::owned(text))
+        }
+    })
 }

@@ -155,8 +155,7 @@ pub struct Config {
     #[serde(default)]
     pub scope: Scope,
     /// With `scope: shared`: what to do when Redis is away. Default: `local`.
-    #[serde(default)]
-    pub on_store_failure: OnStoreFailure,
+    pub on_store_failure: Option<OnStoreFailure>,
     /// Whether answers also carry OpenAI's `x-ratelimit-*-requests` of the tightest limit. Default: false.
     #[serde(default)]
     pub openai_fields: bool,

@@ -23,7 +23,7 @@
 //! With `window: calendar` a limit per minute, hour, day, week or month is used up and comes back when the next one
 //! begins (UTC). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts: a
 //! number, or an expression that comes to one, such as `'request.path.startsWith("/v1/images") ? 5 : 1'` (the language is
-//! that of `rules`); what comes to 0 is not counted. A limit with `chosen: true` counts only requests for which a rule has
+//! that of `rules`); what comes to 0 is not counted, what comes to nothing or less than 0 counts 1. A limit with `chosen: true` counts only requests for which a rule has
 //! chosen it by its name. One with `shadow: true` counts and refuses nobody; so does the whole filter.
 //!
 //! With `scope: shared` replicas count together, in Redis, one round trip for all limits of the item: they let through
@@ -91,6 +91,10 @@ impl Filter for RateLimit {
             }
             policies.push(policy);
         }
+        if config.on_store_failure.is_some() && config.scope == Scope::Local {
+            return Err(Invalid::new("goes with `scope: shared` only").at("on_store_failure"));
+        }
+        let on_store_failure = config.on_store_failure.unwrap_or_default();
         let shared = match config.scope {
             Scope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
             Scope::Local => None,
@@ -98,12 +102,12 @@ impl Filter for RateLimit {
         Ok(Self {
             policies,
             shared,
-            on_store_failure: config.on_store_failure,
+            on_store_failure,
             openai_fields: config.openai_fields,
             store_failures: site.counter(
                 "rate_limit_store_failures_total",
                 "Requests whose shared counts could not be reached, by what was done.",
-                ("outcome", config.on_store_failure.as_str()),
+                ("outcome", on_store_failure.as_str()),
             ),
         })
     }
@@ -130,7 +134,7 @@ impl Filter for RateLimit {
             None => self.count(cx, asked),
         };
         for (policy, Asked { outcome, .. }) in self.told(asked) {
-            policy.tell(outcome.allowed);
+            policy.tell(outcome.allowed, cx.shadow);
         }
         if cx.facts.get::<Trace>().is_some() {
             let said: Vec<String> = self.told(asked).map(|(policy, one)| policy.says(one.cost, one.outcome, cx)).collect();
@@ -143,11 +147,13 @@ impl Filter for RateLimit {
     }
 
     fn response(&self, cx: &mut ResponseCx<'_>, asked: &mut Vec<Asked>) -> Result<()> {
-        for (policy, one) in self.told(asked) {
+        // What refuses nobody is nobody's to pace himself by.
+        let told = || self.told(asked).filter(|(policy, _)| !policy.shadow);
+        for (policy, one) in told() {
             fields::ietf(cx.response, policy, one.outcome)?;
         }
         if self.openai_fields {
-            let tightest = self.told(asked).min_by_key(|(_, one)| (one.outcome.allowed, one.outcome.remaining));
+            let tightest = told().min_by_key(|(_, one)| (one.outcome.allowed, one.outcome.remaining));
             if let Some((policy, one)) = tightest {
                 fields::openai(cx.response, policy, one.outcome)?;
             }

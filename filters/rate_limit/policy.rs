@@ -40,6 +40,7 @@ pub struct Policy {
     count: Count,
     allowed: IntCounter,
     refused: IntCounter,
+    shadowed: IntCounter,
 }
 
 /// Under which name a request is counted in this process, and how much.
@@ -51,7 +52,7 @@ pub struct Slot {
 /// How much a request counts.
 enum Price {
     Fixed(u32),
-    /// At most as much as there is at once.
+    /// At most as much as there is at once; what comes to nothing is 1.
     By(Expression, u32),
 }
 
@@ -98,7 +99,6 @@ impl Policy {
         let field = HeaderValue::from_str(&format!("\"{name}\";q={};w={window_s}", rate.count));
         let counter = |outcome| {
             let help = "Requests by limit and outcome; what another limit refused is counted where it was looked at.";
-            let outcome = if limit.shadow && outcome == "refused" { "shadow" } else { outcome };
             site.counter_by("rate_limit_requests_total", help, &[("policy", &name), ("outcome", outcome)])
         };
         Ok(Self {
@@ -113,6 +113,7 @@ impl Policy {
             count,
             allowed: counter("allowed"),
             refused: counter("refused"),
+            shadowed: counter("shadow"),
             name,
         })
     }
@@ -124,10 +125,10 @@ impl Policy {
         }
         match &self.price {
             Price::Fixed(cost) => *cost,
-            // What comes to nothing counts as one.
             Price::By(expression, most) => match expression.number(&Scope::new(cx)) {
-                Ok(cost) => u32::try_from(cost.max(0)).unwrap_or(u32::MAX).min(*most),
-                Err(_) => 1,
+                // Less than nothing is no price: a length that is not announced is -1.
+                Ok(..0) | Err(_) => 1,
+                Ok(cost) => u32::try_from(cost).unwrap_or(u32::MAX).min(*most),
             },
         }
     }
@@ -180,8 +181,12 @@ impl Policy {
         format!("limit `{}`: {}, for {subject}; counts {cost}, {came_to}", self.name, self.rate)
     }
 
-    /// Counts what came of it.
-    pub fn tell(&self, allowed: bool) {
-        if allowed { self.allowed.inc() } else { self.refused.inc() }
+    /// Counts what came of it; `shadow`: whatever it is, it is not carried out.
+    pub fn tell(&self, allowed: bool, shadow: bool) {
+        match (allowed, self.shadow || shadow) {
+            (true, _) => self.allowed.inc(),
+            (false, true) => self.shadowed.inc(),
+            (false, false) => self.refused.inc(),
+        }
     }
 }

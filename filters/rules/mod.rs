@@ -117,6 +117,8 @@ struct Compiled {
     shadow: bool,
     /// Of times that it was true.
     counted: IntCounter,
+    /// Of times that it was true while the whole filter is in shadow mode.
+    shadowed: IntCounter,
     /// Of times that its expression came to nothing.
     errors: IntCounter,
 }
@@ -189,7 +191,11 @@ impl Rules {
             if !holds {
                 continue;
             }
-            rule.counted.inc();
+            if cx.shadow {
+                rule.shadowed.inc()
+            } else {
+                rule.counted.inc()
+            }
             if rule.shadow {
                 continue;
             }
@@ -238,7 +244,9 @@ impl Compiled {
                 Action::Tag(tag.into())
             }
             (None, None, None, Some(limit)) => {
-                site.choose(&limit);
+                if !shadow {
+                    site.choose(&limit);
+                }
                 Action::Limit(limit.into())
             }
             _ => return Err(Invalid::new("say one thing that is done: `allow: {}`, `deny`, `tag` or `limit`")),
@@ -248,7 +256,7 @@ impl Compiled {
             site.counter_by("rules_total", help, &[("rule", &name), ("outcome", outcome)])
         };
         let counted = counter(if shadow { "shadow" } else { action.word() });
-        Ok(Self { errors: counter("error"), counted, condition, action, shadow, name })
+        Ok(Self { errors: counter("error"), shadowed: counter("shadow"), counted, condition, action, shadow, name })
     }
 
     /// Whether it is true. What comes to nothing counts against the request.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use keylatch_filters::chain::Explained;
+use keylatch_filters::chain::{Chain, Explained};
 use keylatch_filters::contract::{ClientAddress, Facts, Now, RequestCx, canonical};
 use pingora::http::RequestHeader;
 
@@ -57,8 +57,8 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
 
     let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
-        println!("route     none: 404");
-        return Ok(());
+        println!("route     none: 404, unless a top-level filter answers before");
+        return chain(&snapshot.unrouted, "-", &request, peer);
     };
     if passed.encoded_slash && !route.allow_encoded_slash {
         println!("route     {}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name);
@@ -66,23 +66,33 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     }
     println!("route     {}, to upstream {}", route.name, route.upstream.name);
 
+    chain(&route.chain, &route.name, &request, peer)
+}
+
+/// What each filter says, in order.
+fn chain(chain: &Chain, route: &str, request: &RequestHeader, peer: IpAddr) -> Result<(), String> {
     let mut facts = Facts::default();
-    let mut cx = RequestCx { request: &request, facts: &mut facts, peer, route: &route.name, now: Now::read(), shadow: false };
+    let mut cx = RequestCx { request, facts: &mut facts, peer, route, now: Now::read(), shadow: false };
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
-    let explained = runtime.block_on(route.chain.explain(&mut cx)).map_err(|failure| failure.to_string())?;
+    let explained = runtime.block_on(chain.explain(&mut cx)).map_err(|failure| failure.to_string())?;
     match facts.get::<ClientAddress>() {
         Some(client) => println!("client    {}, from {}", client.address, client.source),
         None => println!("client    {peer}, the peer: no client_ip in force in the chain"),
     }
-    let outcome = explained.iter().find_map(|one| one.reply.as_ref().filter(|_| !one.shadow && !asks_somebody(one)));
+    let unknown = explained.iter().position(asks_somebody);
+    let outcome = explained.iter().position(|one| one.reply.is_some() && !one.shadow && !asks_somebody(one));
     for (index, one) in explained.iter().enumerate() {
         let label = if index == 0 { "filters" } else { "" };
         println!("{label:<9} {:>2}. {}: {}", index + 1, one.filter, says(one));
         one.lines.iter().for_each(|line| println!("              {line}"));
     }
-    match outcome {
-        Some(reply) => println!("outcome   {}", errors::of_reply((**reply).clone()).status.as_u16()),
-        None => println!("outcome   goes upstream, as far as this can be told without stores and services"),
+    let status = outcome.and_then(|index| explained.get(index)?.reply.clone()).map(|reply| errors::of_reply(*reply).status.as_u16());
+    match (status, unknown) {
+        // What somebody who is asked says may be what decides.
+        (Some(status), Some(asked)) if Some(asked) < outcome => println!("outcome   {status}, if what is asked before says nothing else"),
+        (Some(status), _) => println!("outcome   {status}"),
+        (None, _) if route == "-" => println!("outcome   404"),
+        (None, _) => println!("outcome   goes upstream, as far as this can be told without stores and services"),
     }
     Ok(())
 }

@@ -24,6 +24,9 @@ use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 
+/// Configurations are compiled there, whose expressions nest.
+const HOUSE_STACK_BYTES: usize = 8 << 20;
+
 /// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
 struct House {
     shared: Arc<Shared>,
@@ -36,7 +39,12 @@ struct House {
 pub fn run(path: &Path) -> Result<(), String> {
     let settings = parse_file(path).and_then(Parsed::settings).map_err(|report| report.to_string())?;
     logs::begin(&settings.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("house").enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_stack_size(HOUSE_STACK_BYTES)
+        .thread_name("house")
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| format!("no threads to be had: {e}"))?;
     let house = runtime.block_on(open(path, settings))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %house.settings.admin.address, "ready");

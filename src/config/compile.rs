@@ -139,9 +139,15 @@ impl Work<'_> {
         for (index, route) in settings.routes.iter().enumerate() {
             self.limits.replace(above.clone());
             routes.extend(self.route(index, route, &upstreams, &shared));
-            let missing = self.limits.borrow().missing().map(str::to_owned);
-            if let Some(name) = missing.filter(|_| !self.partial) {
-                let says = format!("no rate_limit behind the rule that chooses it has a limit `{name}` with `chosen: true`");
+            let limits = self.limits.borrow();
+            let missing = limits
+                .missing()
+                .map(|name| format!("no rate_limit behind the rule that chooses it has a limit `{name}` with `chosen: true`"));
+            let idle = limits
+                .idle()
+                .map(|name| format!("no rule before it chooses the limit `{name}`, which says `chosen: true`: it would never count"));
+            drop(limits);
+            if let Some(says) = missing.or(idle).filter(|_| !self.partial && self.report.is_empty()) {
                 self.wrong(&Invalid::new(says).at("filters").index(index).at("routes"));
             }
         }

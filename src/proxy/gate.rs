@@ -88,7 +88,9 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, limits
     }
     drop_underscores(head);
     join_cookies(head)?;
-    target(head)
+    let passed = target(head)?;
+    unrooted(head)?;
+    Ok(passed)
 }
 
 /// HTTP/2 has no raw form; this is the size RFC 9113, section 10.5.1, counts.
@@ -194,6 +196,15 @@ fn host(head: &mut RequestHeader) -> Result<(), Refused> {
         (None, Some(_)) if head.version == Version::HTTP_2 => Err(bad("host")),
         (None, _) => Err(bad("host_missing")),
     }
+}
+
+/// A name with a dot at its end is the same name (RFC 1034, section 3.1), and no route and no rule is to be passed by it.
+fn unrooted(head: &mut RequestHeader) -> Result<(), Refused> {
+    let Some(host) = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return Ok(()) };
+    let (name, port) = host.find(':').map_or((host, ""), |at| host.split_at(at));
+    let Some(plain) = name.strip_suffix('.').filter(|plain| !plain.is_empty()) else { return Ok(()) };
+    let value = HeaderValue::from_str(&format!("{plain}{port}")).map_err(|_| bad("host"))?;
+    head.insert_header(header::HOST, value).map_err(|_| bad("host"))
 }
 
 /// `uri-host [":" port]`, without user information and without escapes.

@@ -1,7 +1,7 @@
 //! One form of a path, made once: routes match it, rules see it, and the upstream gets it.
 //!
-//! RFC 3986, section 6.2.2: unreserved characters are decoded, hex digits are upper case, dot segments are
-//! removed; and as reverse proxies do, slashes that follow each other are one. What two servers may read
+//! RFC 3986, section 6.2.2: unreserved characters are decoded, and so are those that delimit nothing in a path (no
+//! rule is passed by `%3A`); hex digits are upper case, dot segments are removed; and as reverse proxies do, slashes that follow each other are one. What two servers may read
 //! differently is refused.
 
 use std::borrow::Cow;
@@ -48,6 +48,12 @@ fn plain(byte: u8) -> bool {
     unreserved(byte) || b"!$&'()*+,;=:@/".contains(&byte)
 }
 
+/// What means the same in a path whether it is escaped or not: reserved, but no delimiter of anything there. The semicolon
+/// begins a segment's parameters, and stays what it was.
+fn settled(byte: u8) -> bool {
+    b"!$&'()*+,=:@".contains(&byte)
+}
+
 fn unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
@@ -90,7 +96,7 @@ fn decode(raw: &[u8]) -> Result<(String, bool), BadPath> {
             _ => {}
         }
         meant.push(value);
-        if unreserved(value) || (plain(value) && !escaped) {
+        if unreserved(value) || settled(value) || (plain(value) && !escaped) {
             out.push(char::from(value));
         } else {
             encoded_slash |= value == b'/';
@@ -171,7 +177,9 @@ mod tests {
             ("/a/%2E./v1", "/v1"),
             ("/a/.%2e/v1", "/v1"),
             ("/%7euser", "/~user"),
-            ("/a%3ab", "/a%3Ab"),
+            ("/a%3ab", "/a:b"),
+            ("/a%3bb", "/a%3Bb"),
+            ("/%21%24%26%27%28%29%2a%2B%2c%3D%40", "/!$&'()*+,=@"),
             ("/a%20b", "/a%20b"),
             ("/%e4%bd%a0", "/%E4%BD%A0"),
             ("/a|b{c}", "/a%7Cb%7Bc%7D"),

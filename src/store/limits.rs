@@ -43,7 +43,7 @@ static HIT: LazyLock<Script> = LazyLock::new(|| {
                  if ok then
                      tat = tat + cost * interval
                      entry = string.format('%.17g %.17g 0', tat, interval)
-                 elseif block > 0 and blocked == '0' then
+                 elseif block > 0 and blocked == '0' and not refused then
                      tat = math.max(tat, now + tolerance + block)
                      redis.call('SET', key, string.format('%.17g %.17g 1', tat, interval), 'PX', math.ceil((tat - now) / 1000) + 1000)
                  end
@@ -52,7 +52,7 @@ static HIT: LazyLock<Script> = LazyLock::new(|| {
              if not ok and not shadow then refused = true end
              if entry then entries[#entries + 1] = { key, entry, kind == 'w' and tonumber(ARGV[a + 6]) or math.ceil(value / 1000) + 1000 } end
              out[#out + 1] = ok and 1 or 0
-             out[#out + 1] = math.ceil(value)
+             out[#out + 1] = math.floor(value)
          end
          if not refused then
              for _, each in ipairs(entries) do redis.call('SET', each[1], each[2], 'PX', math.max(each[3], 1)) end
@@ -143,6 +143,13 @@ impl Shared {
             });
             // Redis that is away keeps no places; once it is back they are held again.
             let _: Result<i64, StoreError> = self.redis.run(&asked).await;
+            // What was given back meanwhile may have been taken again by that.
+            for place in places {
+                let held = self.held.lock().get(&name).is_some_and(|known| known.contains(&place));
+                if !held {
+                    self.give_back(&name, &place);
+                }
+            }
         }
     }
 
@@ -156,6 +163,10 @@ impl Shared {
                 }
             }
         }
+        self.give_back(name, place);
+    }
+
+    fn give_back(&self, name: &str, place: &str) {
         let Some(shared) = self.me.upgrade() else { return };
         let (name, place) = (name.to_owned(), place.to_owned());
         self.runtime.spawn(async move {
@@ -221,8 +232,14 @@ impl Counters for Shared {
             let place = uuid::Uuid::now_v7().simple().to_string();
             let mut asked = TAKE.key(self.redis.key("places", &name));
             asked.arg(&place).arg(most).arg(millis(HELD));
-            if self.redis.run::<i64>(&asked).await? == 0 {
-                return Ok(None);
+            match self.redis.run::<i64>(&asked).await {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(error) => {
+                    // It may have been taken all the same, and nobody would give it back.
+                    self.give_back(&name, &place);
+                    return Err(error);
+                }
             }
             self.held.lock().entry(name.clone()).or_default().push(place.clone());
             let me = self.me.clone();
