@@ -21,7 +21,9 @@ use http::{HeaderValue, Method, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Body, Filter, Flow, Hooks, HumanDuration, Invalid, Problem, Reply, RequestCx, ResponseCx, Result, Site, failure};
+use crate::contract::{
+    Body, Filter, Flow, Hooks, HumanDuration, Invalid, Problem, Reply, RequestCx, ResponseCx, Result, Site, Source, failure,
+};
 
 /// `cors`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -139,7 +141,7 @@ impl Filter for Cors {
     }
 
     fn response(&self, cx: &mut ResponseCx<'_>, (): &mut ()) -> Result<()> {
-        if cx.from_upstream {
+        if cx.source == Source::Upstream {
             for name in [
                 header::ACCESS_CONTROL_ALLOW_ORIGIN,
                 header::ACCESS_CONTROL_ALLOW_CREDENTIALS,

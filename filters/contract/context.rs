@@ -70,6 +70,18 @@ pub struct UpstreamCx<'a> {
     pub peer: IpAddr,
 }
 
+/// Whose word a response is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The upstream's.
+    Upstream,
+    /// Ours, instead of the upstream's.
+    Ours,
+    /// Ours, before the upstream has said anything: a stream that begins while it is waited for. What the upstream then
+    /// says comes as [`Source::Upstream`].
+    Early,
+}
+
 /// A response is about to go to the client.
 pub struct ResponseCx<'a> {
     /// The response's header.
@@ -78,8 +90,8 @@ pub struct ResponseCx<'a> {
     pub request: &'a RequestHeader,
     /// What the request hooks found out.
     pub facts: &'a mut Facts,
-    /// False when the reply is our own.
-    pub from_upstream: bool,
+    /// Whose it is.
+    pub source: Source,
     /// The time at which the header arrived.
     pub now: Now,
 }

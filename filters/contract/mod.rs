@@ -19,7 +19,7 @@ mod site;
 mod trust;
 mod values;
 
-pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, UpstreamCx};
+pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, Source, UpstreamCx};
 pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, StreamPlan, Tags, Trace};
 pub use fields::is_framing;
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};

@@ -184,6 +184,10 @@ pub enum StoreError {
     /// It cannot be asked now.
     #[error("{0}")]
     Away(String),
+    /// It cannot be asked now, and the row is known to have changed, but not how: nobody may pass on what was known
+    /// before, nor as one of whom nothing is known.
+    #[error("{0}")]
+    Unsettled(String),
     /// It was asked, and what it says is of no use: a row that makes no sense, a database that is read-only.
     #[error("{0}")]
     Useless(String),

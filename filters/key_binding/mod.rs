@@ -46,7 +46,7 @@ use prometheus::IntCounter;
 
 use crate::contract::{
     Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Leash, Problem,
-    Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, StoreError, UpstreamCx, other_key_in_query,
+    Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UpstreamCx, other_key_in_query,
 };
 use crate::rate_limit::ceil_s;
 use crate::rate_limit::gcra::Table;
@@ -144,7 +144,7 @@ impl Filter for KeyBinding {
         if self.config.on_ban == OnBan::Cut && is_event_stream(&cx.response.headers) && cx.facts.get::<Arc<Leash>>().is_none() {
             cx.facts.put(self.bindings.leash(binding.id, *client));
         }
-        if cx.from_upstream && !binding.confirmed {
+        if cx.source == Source::Upstream && !binding.confirmed {
             match cx.response.status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.bindings.release(binding),
                 // A quota is somebody's: the key is known.
@@ -274,11 +274,11 @@ impl KeyBinding {
     fn store_failed(&self, cx: &mut RequestCx<'_>, error: &StoreError) -> Flow {
         self.store_failures.inc();
         match self.config.on_store_failure {
-            OnStoreFailure::Open => {
+            OnStoreFailure::Open if !matches!(error, StoreError::Unsettled(_)) => {
                 cx.facts.let_through(Self::NAME);
                 Flow::Continue
             }
-            OnStoreFailure::Closed => Reply::new(
+            OnStoreFailure::Open | OnStoreFailure::Closed => Reply::new(
                 Problem::Unavailable,
                 "binding_unavailable",
                 "store_failure",

@@ -40,7 +40,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    BodyCx, Filter, Flow, Hooks, HumanDuration, Invalid, RequestCx, ResponseCx, Result, Site, StreamPlan, UpstreamCx, failure,
+    BodyCx, Filter, Flow, Hooks, HumanDuration, Invalid, RequestCx, ResponseCx, Result, Site, Source, StreamPlan, UpstreamCx, failure,
 };
 use stream_flag::StreamFlag;
 
@@ -161,7 +161,7 @@ impl Filter for SseKeepalive {
     }
 
     fn response(&self, cx: &mut ResponseCx<'_>, _flag: &mut StreamFlag) -> Result<()> {
-        if cx.from_upstream && is_event_stream(&cx.response.headers) {
+        if cx.source != Source::Ours && is_event_stream(&cx.response.headers) {
             cx.response.insert_header(ACCEL, HeaderValue::from_static("no")).map_err(failure)?;
             cx.response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")).map_err(failure)?;
             cx.response.remove_header(&header::CONTENT_LENGTH);

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, header};
 use keylatch_filters::chain::{Chain, Decision};
-use keylatch_filters::contract::{BodyCx, Dialect, Leash, RequestCx, StreamPlan, UpstreamCx};
+use keylatch_filters::contract::{BodyCx, Dialect, Leash, RequestCx, Source, StreamPlan, UpstreamCx};
 use keylatch_filters::sse_keepalive::is_event_stream;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -182,7 +182,7 @@ fn framing(session: &Session) -> Framing {
 fn early_header(session: &Session, exchange: &mut Exchange) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build_no_case(200, Some(8))?;
     head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"))?;
-    reply::response_hooks(session, exchange, &mut head, true)?;
+    reply::response_hooks(session, exchange, &mut head, Source::Early)?;
     if session.req_header().version == http::Version::HTTP_11 {
         head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
     }
@@ -322,7 +322,7 @@ impl ProxyHttp for Edge {
         }
         let stream = is_event_stream(&response.headers);
         fields::lower_response(response);
-        reply::response_hooks(session, exchange, response, true)?;
+        reply::response_hooks(session, exchange, response, Source::Upstream)?;
         let plan = exchange.facts.get::<StreamPlan>().filter(|_| stream).cloned();
         match (plan, &exchange.home) {
             (Some(plan), Some(home)) => {

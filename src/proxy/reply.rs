@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{HeaderValue, header};
-use keylatch_filters::contract::ResponseCx;
+use keylatch_filters::contract::{ResponseCx, Source};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -43,7 +43,7 @@ pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answ
         head.insert_header(header::CONTENT_LENGTH, body.len())?;
     }
     head.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-    response_hooks(session, exchange, &mut head, false)?;
+    response_hooks(session, exchange, &mut head, Source::Ours)?;
     let drains = rest == Rest::Drained && drains(session);
     if drains {
         session.set_close_on_response_before_downstream_finish(false);
@@ -64,10 +64,10 @@ pub async fn write(session: &mut Session, exchange: &mut Exchange, answer: &Answ
 }
 
 /// Runs the chain's response hooks.
-pub fn response_hooks(session: &Session, exchange: &mut Exchange, head: &mut ResponseHeader, from_upstream: bool) -> Result<()> {
+pub fn response_hooks(session: &Session, exchange: &mut Exchange, head: &mut ResponseHeader, source: Source) -> Result<()> {
     let chain =
         exchange.route.and_then(|index| exchange.snapshot.routes.get(index)).map_or(&exchange.snapshot.unrouted, |route| &route.chain);
-    let mut cx = ResponseCx { response: head, request: session.req_header(), facts: &mut exchange.facts, from_upstream, now: exchange.now };
+    let mut cx = ResponseCx { response: head, request: session.req_header(), facts: &mut exchange.facts, source, now: exchange.now };
     let hooks = chain.response(&mut cx, &mut exchange.progress);
     hooks.map_err(|failure| errors::of_failure(&failure))
 }

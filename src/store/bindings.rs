@@ -19,6 +19,7 @@ use super::leashes::Leashes;
 use super::record::{Change, Query, Record, Tending, version_now};
 use super::settings::Stored;
 use super::shared::Shared;
+use super::unsettled::Unsettled;
 use super::{Authority, Batch, News};
 use crate::breaker::Breaker;
 
@@ -27,9 +28,9 @@ const SETTLING_MAX: usize = 4096;
 
 /// See the module.
 pub struct Store {
-    me: Weak<Self>,
+    pub(super) me: Weak<Self>,
     pub(super) authority: Arc<dyn Authority>,
-    cache: Cache,
+    pub(super) cache: Cache,
     /// What replicas remember together, where there is Redis.
     shared: Option<Arc<Shared>>,
     breaker: Breaker,
@@ -41,12 +42,14 @@ pub struct Store {
     flushing: tokio::sync::Mutex<()>,
     /// Words of the upstream that are being written.
     settling: Arc<Semaphore>,
-    leashes: Leashes,
+    pub(super) leashes: Leashes,
+    /// Keys that are to be read anew.
+    pub(super) unsettled: Mutex<Unsettled>,
     /// Somebody has changed a live setting, or may have.
     settings_changed: Notify,
     /// Where what nobody waits for is done.
-    runtime: tokio::runtime::Handle,
-    metrics: Counters,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) metrics: Counters,
 }
 
 impl Store {
@@ -70,6 +73,7 @@ impl Store {
             flushing: tokio::sync::Mutex::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             leashes: Leashes::default(),
+            unsettled: Mutex::default(),
             settings_changed: Notify::new(),
             runtime: tokio::runtime::Handle::current(),
             metrics: Counters::new(metrics),
@@ -87,11 +91,12 @@ impl Store {
     pub fn hear(&self, news: News) {
         let looked_at = match news {
             News::Changed(id, version) => {
-                self.cache.changed(id, version);
+                // What was known is read anew at once: the store may go before it is asked for.
+                let known = self.cache.changed(id, version);
                 if let Some(shared) = &self.shared {
                     shared.changed(id, version);
                 }
-                if self.leashes.has(&id) { vec![id] } else { Vec::new() }
+                if known || self.leashes.has(&id) { vec![id] } else { Vec::new() }
             }
             News::Settings => {
                 self.settings_changed.notify_one();
@@ -114,31 +119,13 @@ impl Store {
     }
 
     /// Remembers what the authority has said. What is known to be older than the truth goes no further than the answer.
-    fn remember(&self, row: Binding, asked_at: Instant, epoch: u64) -> Arc<Binding> {
+    pub(super) fn remember(&self, row: Binding, asked_at: Instant, epoch: u64) -> Arc<Binding> {
         let holds = self.cache.put(row, asked_at, epoch);
         let stands = self.cache.fresh(&holds.id, asked_at).is_some_and(|fresh| Arc::ptr_eq(&fresh, &holds));
         if let Some(shared) = self.shared.as_ref().filter(|_| stands) {
             shared.put(&holds);
         }
         holds
-    }
-
-    /// Ends, soon, the streams of these keys that may not go on.
-    fn look_after(&self, ids: Vec<KeyId>) {
-        if let Some(store) = self.me.upgrade().filter(|_| !ids.is_empty()) {
-            self.runtime.spawn(async move { store.end_streams(ids).await });
-        }
-    }
-
-    /// Ends the streams of keys that may not be used any more from where they are.
-    async fn end_streams(&self, ids: Vec<KeyId>) {
-        for id in ids {
-            // While the store is away nobody is judged anew: the news comes again when it is back.
-            if let Ok(holds) = self.look_up(id).await {
-                let ended = self.leashes.pull(&id, holds.as_deref());
-                self.metrics.cut.inc_by(ended as u64);
-            }
-        }
     }
 
     /// Writes what waits, every `period`, for as long as the store is in use.
@@ -289,7 +276,9 @@ impl Store {
                     }
                 }
                 // Whatever was read of it meanwhile is not to be remembered.
-                Ok(false) => store.cache.changed(id, version.saturating_add(1)),
+                Ok(false) => {
+                    store.cache.changed(id, version.saturating_add(1));
+                }
                 Err(_) if accepted && store.waiting.lock().confirmed(id, version) => {}
                 Err(error) => {
                     store.metrics.dropped.inc();
@@ -347,7 +336,8 @@ impl Bindings for Store {
                         (known, _) => known,
                     };
                     self.metrics.stale.inc_by(known.is_some().into());
-                    known.map(Some).ok_or(error)
+                    let unsettled = known.is_none() && self.cache.is_unsettled(&id);
+                    known.map(Some).ok_or_else(|| if unsettled { StoreError::Unsettled(error.to_string()) } else { error })
                 }
             }
         })

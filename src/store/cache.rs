@@ -21,6 +21,8 @@ struct Entry {
     read_at: Instant,
     /// The time of forgetting everything at which it was read.
     epoch: u64,
+    /// What others remember: good enough to let somebody pass, and never to refuse him.
+    hearsay: bool,
 }
 
 /// Bindings by key id. An older version never takes the place of a newer one.
@@ -44,7 +46,13 @@ impl Cache {
 
     /// The binding, if it was read just now.
     pub fn just_read(&self, id: &KeyId, now: Instant) -> Option<Arc<Binding>> {
+        self.entries.get(id).filter(|entry| !entry.hearsay)?;
         self.within(id, now, RECHECKED, true)
+    }
+
+    /// Whether the row is known to have changed, and not how.
+    pub fn is_unsettled(&self, id: &KeyId) -> bool {
+        self.entries.get(id).is_some_and(|entry| entry.binding.is_none())
     }
 
     /// The binding as it was, if that is no longer ago than `grace`.
@@ -65,7 +73,11 @@ impl Cache {
     }
 
     /// Remembers what was read at `read_at` in `epoch`; answers with the newest that is known.
-    pub fn put(&self, mut binding: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
+    pub fn put(&self, binding: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
+        self.fill(binding, read_at, epoch, false)
+    }
+
+    fn fill(&self, mut binding: Binding, read_at: Instant, epoch: u64, hearsay: bool) -> Arc<Binding> {
         let _filling = self.filling.lock();
         let known = self.entries.get(&binding.id);
         // A confirmation may not have been written yet.
@@ -80,7 +92,7 @@ impl Cache {
             None => {
                 let (id, version) = (binding.id, binding.version);
                 let binding = Arc::new(binding);
-                self.entries.insert(id, Entry { binding: Some(Arc::clone(&binding)), version, read_at, epoch });
+                self.entries.insert(id, Entry { binding: Some(Arc::clone(&binding)), version, read_at, epoch, hearsay });
                 binding
             }
         }
@@ -92,15 +104,18 @@ impl Cache {
         if self.epoch() != epoch || self.entries.get(&binding.id).is_some_and(outdated) {
             return None;
         }
-        Some(self.put(binding, heard_at, epoch))
+        Some(self.fill(binding, heard_at, epoch, true))
     }
 
-    /// The row has changed, or is gone, as of this version.
-    pub fn changed(&self, id: KeyId, version: i64) {
+    /// The row has changed, or is gone, as of this version. Whether it was remembered.
+    pub fn changed(&self, id: KeyId, version: i64) -> bool {
         let _filling = self.filling.lock();
-        if self.entries.get(&id).is_none_or(|known| known.version < version) {
-            self.entries.insert(id, Entry { binding: None, version, read_at: Instant::now(), epoch: self.epoch() });
+        let known = self.entries.get(&id);
+        if known.as_ref().is_some_and(|known| known.version >= version) {
+            return false;
         }
+        self.entries.insert(id, Entry { binding: None, version, read_at: Instant::now(), epoch: self.epoch(), hearsay: false });
+        known.is_some_and(|known| known.binding.is_some())
     }
 
     /// Whether the key was confirmed, as far as is remembered.
@@ -189,5 +204,15 @@ mod tests {
         assert!(cache.stale(&ID, now, FRESH).is_some());
         cache.put(row(1), now, cache.epoch());
         assert!(cache.fresh(&ID, now).is_some() && cache.fresh(&ID, now + FRESH).is_none());
+    }
+
+    #[test]
+    fn what_others_say_is_good_for_passing_only() {
+        let (cache, now) = (Cache::new(16), Instant::now());
+        cache.put_hearsay(row(1), now, 0);
+        assert!(cache.fresh(&ID, now).is_some() && cache.just_read(&ID, now).is_none());
+        cache.put(row(1), now, 0);
+        assert!(cache.just_read(&ID, now).is_some());
+        assert!(!cache.is_unsettled(&ID) && cache.changed(ID, 2) && cache.is_unsettled(&ID) && !cache.changed(ID, 3));
     }
 }

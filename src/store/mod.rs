@@ -23,6 +23,7 @@ mod sqlite;
 #[cfg(test)]
 mod tests;
 mod together;
+mod unsettled;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
