@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from support import raw
 from support.keylatch import free_port, wait_for
 from support.relay import Relay
 from support.stores import FREE, SECRET, ask, key_id, storage
@@ -156,6 +157,90 @@ def test_keys_that_the_upstream_refuses_do_not_stay(start, database):
             assert len(refused) == 11 and int(refused[0].header("retry-after")) > 60
             assert ask(replica, "sk-good-0001-abcdefgh").status == 200
             assert ask(replica, "sk-bad-9999-abcdefgh", "127.0.0.9").status == 401, "another client may"
+
+
+def test_one_key_however_it_is_spelt(start, echo_upstream):
+    replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}", secrets="{key_form: new_api}")
+    stolen = "sk-AAAAbbbbCCCCddddEEEE"
+    assert ask(replica, stolen).status == 200
+    for spelt in (stolen, stolen[3:], stolen + "-7", stolen[3:] + "-7-x"):
+        assert ask(replica, spelt, "127.0.0.2").status == 403, spelt
+        assert ask(replica, spelt).status == 200, spelt
+    for headers in (
+        [("Sec-WebSocket-Protocol", f"realtime, openai-insecure-api-key.{stolen}")],
+        [("mj-api-secret", stolen)],
+        [("X-Api-Key", stolen[3:])],
+    ):
+        assert raw.request(replica.port, headers=headers, source="127.0.0.2").status == 403, headers
+        # Judged by one key and served by another: not at all.
+        assert ask(replica, "sk-mine-abcdefgh", "127.0.0.2", headers=headers).status == 400, headers
+    own = start(echo_upstream, route_filters="      - key_binding: {from: [authorization]}")
+    answer = ask(own, "sk-mine-abcdefgh", headers=[("Sec-WebSocket-Protocol", f"realtime, openai-insecure-api-key.{stolen}"), ("mj-api-secret", stolen)])
+    assert answer.status == 200 and stolen not in answer.body.decode(), "what is not read does not reach the upstream"
+    # A database goes with one form.
+    replica.stop()
+    replica.write(secrets="{}")
+    with pytest.raises(AssertionError, match="another secrets.key_form"):
+        replica.start()
+
+
+@pytest.mark.parametrize("before_headers", ["", ", before_headers: 100ms"])
+def test_a_stream_that_begins_early_says_nothing_of_its_key(start, database, before_headers):
+    def slow(request, send):
+        time.sleep(0.3)
+        send(plain("401 Unauthorized", b"{}"))
+        return True
+
+    policy = f"      - key_binding: {{}}\n      - sse_keepalive: {{interval: 15s{before_headers}}}"
+    with Scripted(slow) as upstream:
+        replica = start(upstream, route_filters=policy, secrets=SECRET, storage=storage(database))
+        for n in range(5):
+            ask(replica, f"sk-made-up-{n}-abcdefgh", headers=[("Accept", "text/event-stream")])
+        wait_for(lambda: replica.command("bindings", "list").stdout == "", "none of them stays")
+
+
+def test_a_ban_just_before_the_database_goes_holds(replicas, database):
+    """Also where unknown keys pass: what was changed is read at once, and what could not be read lets nobody pass."""
+    policy = "      - key_binding: {new_keys_per_client: 1000000/s, on_store_failure: open}"
+    (replica,) = replicas(1, route_filters=policy)
+    assert ask(replica, "sk-banned-1-abcdefgh").status == 200
+    database.psql("UPDATE bindings SET banned = true")
+    time.sleep(0.3)
+    database.kill()
+    try:
+        answers = {ask(replica, "sk-banned-1-abcdefgh", source).status for source in ("127.0.0.1", "127.0.0.2") for _ in range(3)}
+        assert 200 not in answers, answers
+        assert ask(replica, "sk-unknown-abcdefgh").status == 200
+    finally:
+        database.start()
+
+
+def test_streams_end_when_the_database_is_back(start, database):
+    """Of a key that was banned while this replica heard nothing of it."""
+    def silent(request, send):
+        send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"data: one\n\n"))
+        released.wait(30)
+        return False
+
+    released = threading.Event()
+    with Scripted(silent) as upstream, Relay(database.port) as relay:
+        via = storage(database).replace(str(database.port), str(relay.port))
+        replica = start(upstream, route_filters=FREE + "\n      - sse_keepalive: {interval: 60s}", secrets=SECRET, storage=via)
+        command = ["curl", "-sN", replica.url("/v1/x"), "-H", "Authorization: Bearer sk-cut-off-1-abcdefgh"]
+        stream = subprocess.Popen(command, stdout=subprocess.PIPE)
+        try:
+            assert stream.stdout.read(1) == b"d"
+            relay.away(True)
+            # Long enough for the breaker to know that it is away.
+            for n in range(8):
+                ask(replica, f"sk-meanwhile-{n}-abcdefgh", timeout=20)
+            database.psql("UPDATE bindings SET banned = true")
+            assert stream.poll() is None
+            relay.away(False)
+            assert b"key_not_allowed_here" in stream.communicate(timeout=10)[0]
+        finally:
+            released.set()
+            stream.kill()
 
 
 def test_only_known_keys_or_until_a_date(start, database, echo_upstream):

@@ -66,9 +66,35 @@ pub struct Key {
     pub hint: String,
 }
 
+/// Which spellings of a key are the same key to the upstream, and so are the same here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyForm {
+    /// Each is a key of its own.
+    #[default]
+    Exact,
+    /// As New API and one-api read keys: `sk-` in front does not matter, nor what comes behind the next `-` (a channel).
+    /// Not for services whose keys have dashes within, such as `sk-proj-…`.
+    NewApi,
+}
+
+impl KeyForm {
+    /// What makes it that key.
+    fn essence(self, key: &str) -> &str {
+        match self {
+            KeyForm::Exact => key,
+            KeyForm::NewApi => {
+                let rest = key.strip_prefix("sk-").unwrap_or(key);
+                rest.split_once('-').map_or(rest, |(key, _)| key)
+            }
+        }
+    }
+}
+
 /// Turns keys into [`KeyId`]s. Holds the secret.
 #[derive(Clone)]
 pub struct KeyHasher {
+    form: KeyForm,
     mac: Hmac<Sha256>,
     /// Under secrets that were used before.
     previous: Vec<Hmac<Sha256>>,
@@ -77,7 +103,7 @@ pub struct KeyHasher {
 impl KeyHasher {
     /// `secret` may be of any length; 32 random bytes are right.
     pub fn new(secret: &[u8]) -> Self {
-        Self { mac: mac(secret), previous: Vec::new() }
+        Self { form: KeyForm::Exact, mac: mac(secret), previous: Vec::new() }
     }
 
     /// The same, with secrets that were used before it.
@@ -85,14 +111,25 @@ impl KeyHasher {
         Self { previous: secrets.map(mac).collect(), ..self }
     }
 
+    /// The same, for keys that are spelt in this form.
+    pub fn of_form(self, form: KeyForm) -> Self {
+        Self { form, ..self }
+    }
+
     /// The id of `key`.
     pub fn id(&self, key: &str) -> KeyId {
-        id(&self.mac, key)
+        id(&self.mac, self.form.essence(key))
+    }
+
+    /// By which another secret, or another form, is told from this one. Tells nothing about the secret.
+    pub fn fingerprint(&self) -> KeyId {
+        let form = if self.form == KeyForm::Exact { "" } else { " (new_api)" };
+        id(&self.mac, &format!("keylatch: the fingerprint of the key_hmac secret{form}"))
     }
 
     /// The ids that `key` had under the secrets before, the latest first.
     pub fn previous_ids(&self, key: &str) -> Vec<KeyId> {
-        self.previous.iter().map(|mac| id(mac, key)).collect()
+        self.previous.iter().map(|mac| id(mac, self.form.essence(key))).collect()
     }
 
     /// The id and the hint of `key`.
@@ -144,11 +181,33 @@ pub enum KeySource {
     ApiKey,
     /// `x-goog-api-key` (Gemini)
     XGoogApiKey,
+    /// `mj-api-secret` (Midjourney clients)
+    MjApiSecret,
+    /// `openai-insecure-api-key.…` among the protocols of `sec-websocket-protocol` (OpenAI's Realtime API from a browser)
+    SecWebsocketProtocol,
 }
 
 impl KeySource {
     /// All of them.
-    pub const ALL: [KeySource; 4] = [KeySource::Authorization, KeySource::XApiKey, KeySource::ApiKey, KeySource::XGoogApiKey];
+    pub const ALL: [KeySource; 6] = [
+        KeySource::Authorization,
+        KeySource::XApiKey,
+        KeySource::ApiKey,
+        KeySource::XGoogApiKey,
+        KeySource::MjApiSecret,
+        KeySource::SecWebsocketProtocol,
+    ];
+
+    /// What of a field's value may be a key.
+    pub fn key_in(self, value: &str) -> Option<&str> {
+        match self {
+            KeySource::SecWebsocketProtocol => {
+                let protocols = value.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
+                protocols.filter_map(|protocol| protocol.strip_prefix("openai-insecure-api-key.")).next_back()
+            }
+            _ => Some(value.trim_matches([' ', '\t'])),
+        }
+    }
 
     /// The field's name.
     pub fn header(self) -> HeaderName {
@@ -157,6 +216,8 @@ impl KeySource {
             KeySource::XApiKey => HeaderName::from_static("x-api-key"),
             KeySource::ApiKey => HeaderName::from_static("api-key"),
             KeySource::XGoogApiKey => HeaderName::from_static("x-goog-api-key"),
+            KeySource::MjApiSecret => HeaderName::from_static("mj-api-secret"),
+            KeySource::SecWebsocketProtocol => HeaderName::from_static("sec-websocket-protocol"),
         }
     }
 }
@@ -205,7 +266,7 @@ impl KeyReader {
         let mut found: Option<&str> = None;
         for (source, name) in &self.sources {
             for value in headers.get_all(name) {
-                let text = value.to_str().map_err(|_| KeyError::Malformed)?.trim_matches([' ', '\t']);
+                let Some(text) = source.key_in(value.to_str().map_err(|_| KeyError::Malformed)?) else { continue };
                 let key = match source {
                     KeySource::Authorization => credential(text)?,
                     _ => text,
@@ -290,6 +351,31 @@ mod tests {
         for other in ["key=sk-2", "key=sk-1&key=sk-2", "%6bey=sk-2", "api_key=", "apikey=sk-1%20"] {
             assert!(other_key_in_query(other, "sk-1"), "{other}");
         }
+    }
+
+    #[test]
+    fn keys_as_new_api_reads_them() {
+        let (exact, hasher) = (KeyHasher::new(b"s"), KeyHasher::new(b"s").of_form(KeyForm::NewApi));
+        for same in ["sk-abc", "abc", "sk-abc-7", "abc-7-x"] {
+            assert_eq!(hasher.id(same), hasher.id("abc"), "{same}");
+        }
+        for other in ["abd", "sk-sk-abc", "sk-", "ab-c"] {
+            assert_ne!(hasher.id(other), hasher.id("abc"), "{other}");
+        }
+        assert_ne!(exact.id("sk-abc"), exact.id("abc"));
+        assert_eq!(exact.id("abc"), hasher.id("abc"));
+        assert_ne!(exact.fingerprint(), hasher.fingerprint(), "what is bound under one is not to be read under the other");
+    }
+
+    #[test]
+    fn keys_where_some_services_look_for_them() {
+        let some = |key: &str| Ok(Some(key.to_owned()));
+        let realtime = "realtime, openai-insecure-api-key.sk-1, openai-beta.realtime-v1";
+        assert_eq!(read(&[("sec-websocket-protocol", realtime)]), some("sk-1"));
+        assert_eq!(read(&[("sec-websocket-protocol", "realtime")]), Ok(None));
+        assert_eq!(read(&[("sec-websocket-protocol", realtime), ("authorization", "Bearer sk-2")]), Err(KeyError::Two));
+        assert_eq!(read(&[("mj-api-secret", "sk-1")]), some("sk-1"));
+        assert_eq!(read(&[("mj-api-secret", "sk-1"), ("authorization", "Bearer midjourney-proxy")]), Err(KeyError::Two));
     }
 
     #[test]

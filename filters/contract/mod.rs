@@ -24,7 +24,7 @@ pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, 
 pub use fields::is_framing;
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use invalid::{Invalid, decode};
-pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyHasher, KeyId, KeyReader, KeySource, other_key_in_query};
+pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyForm, KeyHasher, KeyId, KeyReader, KeySource, other_key_in_query};
 pub use kind::{Kind, manual_of};
 pub use leash::Leash;
 pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};

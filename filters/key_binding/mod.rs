@@ -62,7 +62,7 @@ pub struct KeyBinding {
     config: Config,
     reader: KeyReader,
     /// Fields that could carry a key and are not read.
-    unread: Vec<HeaderName>,
+    unread: Vec<(KeySource, HeaderName)>,
     hasher: KeyHasher,
     bindings: Arc<dyn Bindings>,
     /// First uses by client.
@@ -98,7 +98,7 @@ impl Filter for KeyBinding {
         config.check()?;
         Ok(Self {
             reader: KeyReader::new(&config.from),
-            unread: KeySource::ALL.iter().filter(|source| !config.from.contains(source)).map(|source| source.header()).collect(),
+            unread: KeySource::ALL.iter().filter(|source| !config.from.contains(source)).map(|source| (*source, source.header())).collect(),
             hasher: site.ports.hasher.clone(),
             bindings: Arc::clone(&site.ports.bindings),
             // One for all places: several chains are no way to more.
@@ -158,9 +158,10 @@ impl Filter for KeyBinding {
 
     /// What was not judged here must not be found by the upstream.
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _admitted: &mut Self::State) -> Result<()> {
-        for name in &self.unread {
-            let clients = cx.request.headers.get(name).is_some_and(|value| cx.upstream.headers.get(name) == Some(value));
-            if clients {
+        for (source, name) in &self.unread {
+            let carries = |value: &&HeaderValue| value.to_str().ok().is_none_or(|text| source.key_in(text).is_some());
+            let value = cx.request.headers.get(name).filter(carries);
+            if value.is_some_and(|value| cx.upstream.headers.get(name) == Some(value)) {
                 cx.upstream.remove_header(name);
             }
         }

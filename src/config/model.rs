@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use keylatch_filters::contract::{ByteSize, HumanDuration, SecretRef, TrustConfig};
+use keylatch_filters::contract::{ByteSize, HumanDuration, KeyForm, SecretRef, TrustConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -150,6 +150,8 @@ pub struct Secrets {
     /// Secrets that were `key_hmac` before, the latest first: what is bound under them holds, and is taken over
     /// to the new one when its key is used.
     pub previous: Vec<SecretRef>,
+    /// Which spellings of a key are the same key. A database goes with one, as with one secret. Default: `exact`.
+    pub key_form: KeyForm,
 }
 
 /// What the logs say and where they go.

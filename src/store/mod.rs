@@ -105,7 +105,7 @@ trait Authority: Send + Sync + 'static {
 }
 
 /// A database goes with one secret.
-const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac: every key would look new and be bound again. \
+const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac, or another secrets.key_form: every key would look new and be bound again. \
     Configure the secret it was made with, or begin anew with another database";
 
 /// Whether the configured secret, if there is one, can be read and is good enough.

@@ -75,12 +75,12 @@ fn make(path: &Path) -> Result<String, String> {
 /// Turns keys into ids under a secret, and knows those before it.
 pub fn hasher(secret: &str, secrets: &Secrets, files: &Files) -> Result<KeyHasher, String> {
     let previous = previous(secrets, files)?;
-    Ok(KeyHasher::new(secret.as_bytes()).with_previous(previous.iter().map(String::as_bytes)))
+    Ok(KeyHasher::new(secret.as_bytes()).with_previous(previous.iter().map(String::as_bytes)).of_form(secrets.key_form))
 }
 
 /// What databases remember of the secrets before.
 pub fn previous_fingerprints(secrets: &Secrets, files: &Files) -> Result<Vec<String>, String> {
-    Ok(previous(secrets, files)?.iter().map(|secret| fingerprint(&KeyHasher::new(secret.as_bytes()))).collect())
+    Ok(previous(secrets, files)?.iter().map(|secret| fingerprint(&KeyHasher::new(secret.as_bytes()).of_form(secrets.key_form))).collect())
 }
 
 fn previous(secrets: &Secrets, files: &Files) -> Result<Vec<String>, String> {
@@ -90,5 +90,5 @@ fn previous(secrets: &Secrets, files: &Files) -> Result<Vec<String>, String> {
 
 /// What the database remembers of the secret. Tells nothing about it.
 pub fn fingerprint(hasher: &KeyHasher) -> String {
-    hasher.id("keylatch: the fingerprint of the key_hmac secret").0.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hasher.fingerprint().0.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

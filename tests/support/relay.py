@@ -1,5 +1,6 @@
 """A TCP relay whose connections can be frozen: they stay open, and nothing comes through any more."""
 
+import contextlib
 import socket
 import threading
 
@@ -10,13 +11,16 @@ class Relay:
     def __init__(self, target):
         self.target, self.port = target, free_port()
         self.listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
-        self.generation, self.open = 0, []
+        self.generation, self.open, self.is_away = 0, [], False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
         while True:
             try:
                 client, _ = self.listener.accept()
+                if self.is_away:
+                    client.close()
+                    continue
                 server = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
                 return
@@ -38,6 +42,15 @@ class Relay:
     def freeze(self):
         """Connections that are open now; those to come are fine."""
         self.generation += 1
+
+    def away(self, away):
+        """Nobody gets through, and whoever had is cut off."""
+        self.is_away = away
+        if away:
+            self.generation += 1
+            for each in self.open:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self):
         return self
