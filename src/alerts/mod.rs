@@ -7,10 +7,12 @@
 mod event;
 mod webhook;
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use keylatch_filters::contract::Invalid;
+use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use serde_json::Value;
 
@@ -22,6 +24,8 @@ pub use webhook::Webhook;
 
 /// How often it is looked.
 pub const EVERY: Duration = Duration::from_secs(1);
+/// How often keys are looked at of which another replica has written intercepts.
+const LOOK_BACK_EVERY: Duration = Duration::from_secs(30);
 /// For how long nobody else sends what one has taken: longer than any attempt may take.
 const LEASE: Duration = Duration::from_secs(90);
 /// The pause after the first attempt; it doubles up to the longest one.
@@ -75,11 +79,14 @@ pub struct Watch {
     store: Arc<Store>,
     raised: IntCounter,
     sent: Option<IntCounterVec>,
+    /// Webhooks that are being sent something.
+    sending: Mutex<HashSet<String>>,
+    looked_back: Mutex<Option<Instant>>,
 }
 
 impl Watch {
     /// Over a store.
-    pub fn new(store: Arc<Store>, metrics: &Registry) -> Self {
+    pub fn new(store: Arc<Store>, metrics: &Registry) -> Arc<Self> {
         let raised = IntCounter::new("keylatch_alerts_total", "Alerts raised by this replica.");
         let raised = raised.unwrap_or_else(|_| unreachable!("the name is a valid one"));
         let _ = metrics.register(Box::new(raised.clone()));
@@ -88,14 +95,20 @@ impl Watch {
         let sent = sent.ok().inspect(|sent| {
             let _ = metrics.register(Box::new(sent.clone()));
         });
-        Self { store, raised, sent }
+        Arc::new(Self { store, raised, sent, sending: Mutex::default(), looked_back: Mutex::default() })
     }
 
     /// Looks once. The store logs nothing of its own here: what is away is tried again the next time.
-    pub async fn look(&self, alerts: &Alerts, threshold: Option<Threshold>) {
-        // Also where nobody wants to know: they would wait for ever.
+    pub async fn look(self: &Arc<Self>, alerts: &Arc<Alerts>, threshold: Option<Threshold>) {
+        let Some(threshold) = threshold else {
+            // Nobody wants to know, and they would wait for ever.
+            drop(self.store.take_intercepted());
+            return;
+        };
+        if self.looks_back() {
+            self.store.look_back(threshold.window).await;
+        }
         let ids = self.store.take_intercepted();
-        let Some(threshold) = threshold else { return };
         if !ids.is_empty() {
             match self.store.hot(ids, threshold).await {
                 Ok(hot) => {
@@ -106,12 +119,35 @@ impl Watch {
                 Err(error) => tracing::warn!(%error, "it is not known whether a key was refused too often; looking again in a moment"),
             }
         }
-        if !alerts.webhooks.is_empty() {
-            let names = alerts.webhooks.iter().map(|webhook| webhook.name.clone()).collect();
-            // While the store is away its own messages say so.
-            let due = self.store.due(names, LEASE).await.unwrap_or_default();
-            futures::future::join_all(due.into_iter().map(|delivery| self.deliver(delivery, &alerts.webhooks))).await;
+        for index in 0..alerts.webhooks.len() {
+            self.send_due(alerts, index);
         }
+    }
+
+    /// At the start, and now and then: another replica may have ended before it looked.
+    fn looks_back(&self) -> bool {
+        let mut last = self.looked_back.lock();
+        let due = last.is_none_or(|last| last.elapsed() >= LOOK_BACK_EVERY);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+
+    /// Sends a webhook what is due for it, unless that is under way: one that hangs holds up nobody else.
+    fn send_due(self: &Arc<Self>, alerts: &Arc<Alerts>, index: usize) {
+        let Some(webhook) = alerts.webhooks.get(index) else { return };
+        if !self.sending.lock().insert(webhook.name.clone()) {
+            return;
+        }
+        let (watch, alerts) = (Arc::clone(self), Arc::clone(alerts));
+        tokio::spawn(async move {
+            let Some(webhook) = alerts.webhooks.get(index) else { return };
+            // While the store is away its own messages say so.
+            let due = watch.store.due(vec![webhook.name.clone()], LEASE).await.unwrap_or_default();
+            futures::future::join_all(due.into_iter().map(|delivery| watch.deliver(delivery, webhook))).await;
+            watch.sending.lock().remove(&webhook.name);
+        });
     }
 
     async fn raise(&self, hot: &Hot, threshold: Threshold, webhooks: &[Webhook]) {
@@ -127,8 +163,7 @@ impl Watch {
         }
     }
 
-    async fn deliver(&self, delivery: Delivery, webhooks: &[Webhook]) {
-        let Some(webhook) = webhooks.iter().find(|webhook| webhook.name == delivery.webhook) else { return };
+    async fn deliver(&self, delivery: Delivery, webhook: &Webhook) {
         let event: Value = serde_json::from_str(&delivery.event).unwrap_or_default();
         let (now, id) = (SystemTime::now(), delivery.id.clone());
         let age = now.duration_since(delivery.raised_at).unwrap_or_default();

@@ -24,6 +24,8 @@ use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 
+/// How long the end waits for alerts to be noted.
+const LAST_LOOK: Duration = Duration::from_secs(5);
 /// Configurations are compiled there, whose expressions nest.
 const HOUSE_STACK_BYTES: usize = 8 << 20;
 
@@ -31,6 +33,7 @@ const HOUSE_STACK_BYTES: usize = 8 << 20;
 struct House {
     shared: Arc<Shared>,
     store: Arc<Store>,
+    watch: Arc<Watch>,
     settings: Settings,
     stop: watch::Receiver<Stop>,
     _control: control::Guard,
@@ -49,7 +52,11 @@ pub fn run(path: &Path) -> Result<(), String> {
     let house = runtime.block_on(open(path, settings))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %house.settings.admin.address, "ready");
     let served = proxy::run(&house.shared, &house.settings, house.stop.clone(), runtime.handle());
-    runtime.block_on(house.store.finish());
+    runtime.block_on(async {
+        house.store.finish().await;
+        // What was written last is noted, and sent by whoever comes after.
+        let _ = tokio::time::timeout(LAST_LOOK, look(&house.watch, &house.shared)).await;
+    });
     house.shared.access.close();
     tracing::info!("ended");
     served
@@ -79,12 +86,12 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let current = Arc::clone(&shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
     opened.store.tend_every(Duration::from_secs(5), move || current.live.tending(current.snapshot.load().settings.retention.tending()));
-    let (watch, current) = (Watch::new(Arc::clone(&opened.store), &shared.metrics.registry), Arc::clone(&shared));
+    let watch = Watch::new(Arc::clone(&opened.store), &shared.metrics.registry);
+    let (watching, current) = (Arc::clone(&watch), Arc::clone(&shared));
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(alerts::EVERY).await;
-            let alerts = Arc::clone(&current.snapshot.load().alerts);
-            watch.look(&alerts, current.live.threshold(alerts.threshold)).await;
+            look(&watching, &current).await;
         }
     });
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
@@ -93,7 +100,13 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         .await?;
     let control = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
     let stop = watch_signals(&settings, reloader, stopping)?;
-    Ok(House { shared, store: opened.store, settings, stop, _control: control })
+    Ok(House { shared, store: opened.store, watch, settings, stop, _control: control })
+}
+
+/// Looks for keys that were refused too often.
+async fn look(watch: &Arc<Watch>, shared: &Shared) {
+    let alerts = Arc::clone(&shared.snapshot.load().alerts);
+    watch.look(&alerts, shared.live.threshold(alerts.threshold)).await;
 }
 
 async fn serve_admin(settings: &Settings, known: Known) -> Result<(), String> {

@@ -10,6 +10,10 @@ use keylatch_filters::contract::{Intercept, KeyId};
 /// Entries of each kind that wait at most; past it, new ones are dropped and counted.
 const WAITING_MAX: usize = 100_000;
 
+/// Different intercepts of one key that wait; further ones are one with the path and method `*`, and past twice as many
+/// also with the client `0.0.0.0`: whoever has a key chooses these, and must not choose how much is written.
+const DIFFERENT_MAX: u32 = 20;
+
 /// Entries that are written at once.
 const PIECE_MAX: usize = 1000;
 
@@ -22,6 +26,19 @@ pub struct Same {
     path: String,
     route: String,
     banned: bool,
+}
+
+impl Same {
+    fn of(intercept: &Intercept) -> Self {
+        Self {
+            id: intercept.id,
+            client: intercept.client,
+            method: intercept.method.clone(),
+            path: intercept.path.clone(),
+            route: intercept.route.clone(),
+            banned: intercept.banned,
+        }
+    }
 }
 
 /// Intercepts that are the same but for their time.
@@ -38,6 +55,8 @@ pub struct Batch {
     pub used: HashMap<KeyId, SystemTime>,
     pub confirmed: HashSet<(KeyId, i64)>,
     pub intercepts: HashMap<Same, Repeated>,
+    /// How many of them each key has.
+    different: HashMap<KeyId, u32>,
 }
 
 impl Batch {
@@ -72,16 +91,20 @@ impl Batch {
         self.repeated(Repeated { first: intercept, last_at: at, count: 1 })
     }
 
-    fn repeated(&mut self, new: Repeated) -> bool {
-        let first = &new.first;
-        let same = Same {
-            id: first.id,
-            client: first.client,
-            method: first.method.clone(),
-            path: first.path.clone(),
-            route: first.route.clone(),
-            banned: first.banned,
-        };
+    fn repeated(&mut self, mut new: Repeated) -> bool {
+        let mut same = Same::of(&new.first);
+        let different = self.different.get(&same.id).copied().unwrap_or(0);
+        for most in [DIFFERENT_MAX, 2 * DIFFERENT_MAX] {
+            if different < most || self.intercepts.contains_key(&same) {
+                break;
+            }
+            if most == DIFFERENT_MAX {
+                (new.first.method, new.first.path) = ("*".into(), "*".into());
+            } else {
+                new.first.client = std::net::Ipv4Addr::UNSPECIFIED.into();
+            }
+            same = Same::of(&new.first);
+        }
         let full = self.intercepts.len() >= WAITING_MAX;
         match self.intercepts.entry(same) {
             Entry::Occupied(mut known) => {
@@ -91,6 +114,7 @@ impl Batch {
                 true
             }
             Entry::Vacant(slot) if !full => {
+                *self.different.entry(new.first.id).or_default() += 1;
                 slot.insert(new);
                 true
             }
@@ -132,6 +156,28 @@ pub fn networks(networks: &[IpNet]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_key_fills_nothing() {
+        let mut batch = Batch::default();
+        for n in 0..10_000_u32 {
+            let intercept = Intercept {
+                id: KeyId([1; 32]),
+                hint: String::new(),
+                client: std::net::Ipv4Addr::from_bits(n % 5000).into(),
+                networks: Vec::new(),
+                method: "GET".into(),
+                path: format!("/{n}"),
+                user_agent: String::new(),
+                route: "r".into(),
+                banned: false,
+                at: SystemTime::UNIX_EPOCH,
+            };
+            assert!(batch.intercepted(intercept));
+        }
+        assert!(batch.intercepts.len() as u32 <= 2 * DIFFERENT_MAX + 1, "{}", batch.intercepts.len());
+        assert_eq!(batch.intercepts.values().map(|repeated| repeated.count).sum::<u64>(), 10_000, "and none is lost");
+    }
 
     #[test]
     fn pieces_hold_everything_once() {

@@ -182,6 +182,11 @@ impl Authority for Memory {
         at_once(Ok(Vec::new()))
     }
 
+    /// Nobody else has written any, and this process has looked at its own.
+    fn intercepted_since(&self, _at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {
+        at_once(Ok(Vec::new()))
+    }
+
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
         let alerts = self.1.lock();
         let fresh = |id: &&KeyId| !alerts.raised.get(id).is_some_and(|at| is_within(*at, threshold.window));

@@ -91,6 +91,8 @@ trait Authority: Send + Sync + 'static {
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>>;
     /// Archives, sweeps and trims, if it is time. `None`: it is not, or another process did it.
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>>;
+    /// Keys of which intercepts were written since then; not more than are looked at at once.
+    fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>>;
     /// Which of these keys are over the threshold, and nobody was alerted of them within its window.
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>>;
     /// Notes that somebody is alerted of the key, and what is to be sent: id, webhook and event of each. False:
@@ -152,13 +154,19 @@ pub async fn open(
         }
         Storage::Sqlite(config) => {
             let path = std::path::Path::new(&config.path);
-            let database = sqlite::Sqlite::open(path).await?;
+            let serves = purpose == Purpose::Serve;
+            let database = sqlite::Sqlite::open(path, serves).await?;
             let secret = match secret::configured(secrets, files)? {
                 Some(secret) => secret,
                 None => secret::beside(path, database.is_new().await?)?,
             };
             let hasher = secret::hasher(&secret, secrets, files)?;
-            database.claim(&secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?).await?;
+            let (fingerprint, previous) = (secret::fingerprint(&hasher), secret::previous_fingerprints(secrets, files)?);
+            if serves {
+                database.claim(&fingerprint, &previous).await?;
+            } else {
+                database.belongs(&fingerprint, &previous).await?;
+            }
             let store = Store::new(Arc::new(database), None, config.cache_max, config.stale_grace.0, metrics);
             store.flush_every(config.flush_every.0);
             Ok(Opened { store, hasher })
@@ -204,7 +212,7 @@ pub fn counters(redis: &Arc<Redis>) -> Arc<dyn Counters> {
 pub async fn migrate(storage: &Storage, files: &Files) -> Result<(), String> {
     match storage {
         Storage::Memory => Err("storage is memory, which has no schema".into()),
-        Storage::Sqlite(config) => sqlite::Sqlite::open(std::path::Path::new(&config.path)).await.map(|_| ()),
+        Storage::Sqlite(config) => sqlite::Sqlite::open(std::path::Path::new(&config.path), true).await.map(|_| ()),
         Storage::Postgres(config) => postgres::Postgres::open(config, files, true).await.map(|_| ()),
     }
 }

@@ -54,6 +54,8 @@ pub enum Attempted {
 
 /// Deliveries that are taken at once.
 pub const AT_ONCE: i64 = 16;
+/// Keys that are looked at once more, where it is not known whether somebody has.
+pub const LOOKED_BACK_MAX: i64 = 10_000;
 /// Events older than this are gone, whoever they are for.
 pub const AGE_MAX: Duration = Duration::from_secs(2 * 86_400);
 
@@ -61,6 +63,15 @@ impl Store {
     /// The keys of which intercepts were written since the last time.
     pub fn take_intercepted(&self) -> Vec<KeyId> {
         std::mem::take(&mut *self.intercepted.lock()).into_iter().collect()
+    }
+
+    /// Keys of which intercepts were written within `window`, by whomever: a replica that has ended may not have looked at
+    /// its own.
+    pub async fn look_back(&self, window: Duration) {
+        let since = SystemTime::now().checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
+        // While the store is away its own messages say so, and it is looked back again.
+        let ids = self.authority.intercepted_since(since).await.unwrap_or_default();
+        self.intercepted.lock().extend(ids);
     }
 
     /// Those of these keys that were refused too often, and of which nobody was alerted yet. Where the store is

@@ -207,7 +207,7 @@ async fn memory_keeps_the_contract() {
 #[tokio::test]
 async fn sqlite_keeps_the_contract() {
     let folder = tempfile::tempdir().unwrap();
-    contract(Arc::new(sqlite::Sqlite::open(&folder.path().join("deep/er/t.db")).await.unwrap())).await;
+    contract(Arc::new(sqlite::Sqlite::open(&folder.path().join("deep/er/t.db"), true).await.unwrap())).await;
 }
 
 /// A PostgreSQL server of the test's own.
@@ -306,12 +306,12 @@ async fn sqlite_outlives_the_process_and_counts_repeated_intercepts() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.db");
     {
-        let store = Store::new(Arc::new(sqlite::Sqlite::open(&path).await.unwrap()), None, 16, Duration::ZERO, &Registry::new());
+        let store = Store::new(Arc::new(sqlite::Sqlite::open(&path, true).await.unwrap()), None, 16, Duration::ZERO, &Registry::new());
         store.latch(first("a", "10.0.0.1")).await.unwrap();
         (0..1000).for_each(|_| store.intercepted(intercept("a")));
         store.flush().await;
     }
-    let reopened = sqlite::Sqlite::open(&path).await.unwrap();
+    let reopened = sqlite::Sqlite::open(&path, true).await.unwrap();
     let row = reopened.latch(first("a", "10.0.0.2")).await.unwrap();
     assert_eq!(row.networks, ["10.0.0.1/32".parse().unwrap()], "the first use was another process's");
     let url = format!("sqlite://{}", path.display());

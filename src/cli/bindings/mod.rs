@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
+use keylatch_filters::contract::{Bindings as _, KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
 use super::{actor, maker, on_runtime};
@@ -158,8 +158,10 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
         Command::List { label, address, banned, limit, json } => {
             let query =
                 Query { label: label.clone(), address: *address, banned: banned.then_some(true), limit: *limit, ..Query::default() };
-            for record in opened.store.list(query).await.map_err(|e| e.to_string())? {
-                show(&record, *json)?;
+            let records = opened.store.list(query).await.map_err(|e| e.to_string())?;
+            records.iter().try_for_each(|record| show(record, *json))?;
+            if records.len() as u64 == u64::from(*limit) {
+                eprintln!("these are the first {limit}; there may be more, see --limit and `export`");
             }
             Ok(false)
         }
@@ -186,7 +188,7 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
 
 async fn set(opened: &Opened, which: &Which, rule: Option<Terms>, note: &Option<String>, labels: &[String]) -> Result<bool, String> {
     let (id, hint) = match which.id.as_str() {
-        "-" => key_from_stdin(opened)?,
+        "-" => key_from_stdin(opened).await?,
         digits => match KeyId::from_hex(digits) {
             Some(id) => (id, String::new()),
             None => (find(opened, digits).await?.binding.id, String::new()),
@@ -206,6 +208,9 @@ fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>) -> 
         (None, 1, None) => Rule::Single,
         (None, _, None) => Rule::Multiple,
     };
+    if let Some(roaming) = roaming.filter(|roaming| networks.len() > usize::from(roaming.networks_max)) {
+        return Err(format!("{} networks are more than the {} that networks_max lets there be", networks.len(), roaming.networks_max));
+    }
     let fine = roaming.is_none_or(|r| (1..=64).contains(&r.networks_max) && r.window >= Duration::from_secs(60));
     match (rule, networks.len(), roaming) {
         (Rule::Single, 1, None) | (Rule::Multiple, 1.., None) | (Rule::All, 0, None) => {}
@@ -226,25 +231,35 @@ async fn change(opened: &Opened, id: KeyId, change: Change) -> Result<bool, Stri
     }
 }
 
-fn key_from_stdin(opened: &Opened) -> Result<(KeyId, String), String> {
+async fn key_from_stdin(opened: &Opened) -> Result<(KeyId, String), String> {
     let mut key = String::new();
     let limit = KEY_BYTES_MAX as u64 + 2;
     std::io::stdin().take(limit).read_to_string(&mut key).map_err(|e| format!("standard input: {e}"))?;
-    hashed(opened, key.trim_end_matches(['\r', '\n']))
+    hashed(opened, key.trim_end_matches(['\r', '\n'])).await
 }
 
-fn hashed(opened: &Opened, key: &str) -> Result<(KeyId, String), String> {
+/// The id under which the key is bound: where it was not used since the secret was changed, that is still the one
+/// under the secret before.
+async fn hashed(opened: &Opened, key: &str) -> Result<(KeyId, String), String> {
     if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("that is not a key: it must be 1 to 8192 visible ASCII characters".into());
     }
-    let key = opened.hasher.key(key);
+    let (previous, key) = (opened.hasher.previous_ids(key), opened.hasher.key(key));
+    if previous.is_empty() {
+        return Ok((key.id, key.hint));
+    }
+    for id in std::iter::once(key.id).chain(previous) {
+        if opened.store.look_up(id).await.map_err(|e| e.to_string())?.is_some() {
+            return Ok((id, key.hint));
+        }
+    }
     Ok((key.id, key.hint))
 }
 
 /// The one binding that is meant.
 async fn find(opened: &Opened, id: &str) -> Result<Record, String> {
     let prefix = match id {
-        "-" => key_from_stdin(opened)?.0.hex(),
+        "-" => key_from_stdin(opened).await?.0.hex(),
         digits => digits.to_ascii_lowercase(),
     };
     let whole = prefix.len().is_multiple_of(2);
@@ -266,7 +281,7 @@ async fn show_audit(opened: &Opened, id: Option<&str>, limit: u32, json: bool) -
     let target = match id {
         // What was removed is found by its whole id.
         Some(digits) if KeyId::from_hex(digits).is_some() => Some(digits.to_ascii_lowercase()),
-        Some("-") => Some(key_from_stdin(opened)?.0.hex()),
+        Some("-") => Some(key_from_stdin(opened).await?.0.hex()),
         Some(digits) => Some(find(opened, digits).await?.binding.id.hex()),
         None => None,
     };

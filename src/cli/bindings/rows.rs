@@ -116,7 +116,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
                 .collect()
         }
         Format::Csv => {
-            let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
+            let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(text.as_bytes());
             (2..)
                 .zip(reader.deserialize::<FlatRow>())
                 .map(|(number, row)| (number, row.map(Row::from).map_err(|_| unreadable("a line of names comes first"))))
@@ -125,7 +125,11 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
     };
     let (mut changes, mut wrong) = (Vec::new(), Vec::new());
     for (number, row) in rows {
-        match row.and_then(|row| meant(opened, row)) {
+        let meant = match row {
+            Ok(row) => meant(opened, row).await,
+            Err(error) => Err(error),
+        };
+        match meant {
             Ok(change) => changes.push(change),
             Err(error) => wrong.push(format!("{name}:{number}: {error}")),
         }
@@ -151,10 +155,10 @@ fn unreadable(hint: &str) -> String {
 }
 
 /// What a row wants.
-fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
+async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     let (id, hint) = match (row.key_id.as_str(), row.key.as_str()) {
         ("", "") => return Err("`key_id` or `key` is needed".into()),
-        ("", key) => hashed(opened, key)?,
+        ("", key) => hashed(opened, key).await?,
         (id, "") => (KeyId::from_hex(id).ok_or("`key_id` must be 64 hex digits")?, String::new()),
         _ => return Err("`key_id` and `key` cannot both be given".into()),
     };

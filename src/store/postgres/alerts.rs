@@ -1,17 +1,26 @@
 //! Keys that were refused too often, and events on their way.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use keylatch_filters::contract::{Intercept, KeyId, StoreError};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Executor, Row};
 
 use super::failed;
-use crate::store::outbox::{AT_ONCE, Attempted, Delivery, Hot, Threshold};
-use crate::store::record::{key_id, parsed_networks, time};
+use crate::store::outbox::{AT_ONCE, Attempted, Delivery, Hot, LOOKED_BACK_MAX, Threshold};
+use crate::store::record::{key_id, millis, parsed_networks, time};
 
 /// Nobody waits for it, and a key may have been refused in very many ways.
 const TIME_MAX: &str = "SET LOCAL statement_timeout = '5s'";
+
+pub async fn intercepted_since(pool: &PgPool, at: SystemTime) -> Result<Vec<KeyId>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT key_id FROM intercepts
+         WHERE minute >= to_timestamp($1::float8 / 1e3) - interval '1 minute' AND last_at >= to_timestamp($1::float8 / 1e3) LIMIT $2",
+    );
+    let rows = rows.bind(millis(at)).bind(LOOKED_BACK_MAX).fetch_all(pool).await.map_err(failed)?;
+    rows.iter().map(|row| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)).collect()
+}
 
 pub async fn hot(pool: &PgPool, ids: &[KeyId], threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;

@@ -157,6 +157,10 @@ impl Authority for Postgres {
         Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| tend::tend(&pool, &tending).await.map_err(failed)))
     }
 
+    fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::intercepted_since(&pool, at).await))
+    }
+
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
         Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::hot(&pool, &ids, threshold).await))
     }

@@ -7,7 +7,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::{Sqlite, failed, json};
-use crate::store::outbox::{AT_ONCE, Attempted, Delivery, Hot, Threshold};
+use crate::store::outbox::{AT_ONCE, Attempted, Delivery, Hot, LOOKED_BACK_MAX, Threshold};
 use crate::store::record::{key_id, millis, parsed_networks, time};
 
 fn ms(time: Duration) -> i64 {
@@ -19,6 +19,13 @@ fn now_ms() -> i64 {
 }
 
 impl Sqlite {
+    pub(super) async fn keys_intercepted_since(&self, at: SystemTime) -> Result<Vec<KeyId>, StoreError> {
+        let rows = sqlx::query("SELECT DISTINCT key_id FROM intercepts WHERE minute_ms >= ? AND last_ms >= ? LIMIT ?");
+        let (minute_ms, at_ms) = (millis(at) - 60_000, millis(at));
+        let rows = rows.bind(minute_ms).bind(at_ms).bind(LOOKED_BACK_MAX).fetch_all(&self.pool).await.map_err(failed)?;
+        rows.iter().map(|row| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)).collect()
+    }
+
     pub(super) async fn hot_keys(&self, ids: &[KeyId], threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
         let ids: Vec<_> = ids.iter().map(KeyId::hex).collect();
         // With max(), the other columns are those of the row that has it.

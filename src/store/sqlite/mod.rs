@@ -38,27 +38,52 @@ pub struct Sqlite {
     settled: Together<(KeyId, i64, bool), bool>,
 }
 
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./src/store/migrations/sqlite");
+
+fn newer(path: &Path, version: i64) -> String {
+    let path = path.display();
+    format!("the database {path} is newer than this program: it has migration {version}; install the newer one again")
+}
+
 impl Sqlite {
-    /// Opens the file, makes it and its folder if they are not there, and brings its schema up to date.
-    pub async fn open(path: &Path) -> Result<Self, String> {
+    /// Opens the file. With `makes`, it and its folder are made if they are not there, and its schema is brought up to
+    /// date; without, they must be there and be so.
+    pub async fn open(path: &Path, makes: bool) -> Result<Self, String> {
         let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the database {} {what}: {e}", path.display());
+        if !makes && !path.exists() {
+            return Err(format!(
+                "there is no database {}: it is made when Keylatch runs for the first time, or by `keylatch migrate`",
+                path.display()
+            ));
+        }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|e| wrong("cannot get its folder", &e))?;
         }
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
+            .create_if_missing(makes)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_MAX);
         let pool = SqlitePoolOptions::new().max_connections(4).acquire_timeout(BUSY_MAX).connect_with(options.clone()).await;
         let pool = pool.map_err(|e| wrong("cannot be opened", &e))?;
-        sqlx::migrate!("./src/store/migrations/sqlite").run(&pool).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::VersionMissing(version) => {
-                wrong("is newer than this program", &format!("it has migration {version}; install the newer one again"))
+        if makes {
+            MIGRATIONS.run(&pool).await.map_err(|error| match error {
+                sqlx::migrate::MigrateError::VersionMissing(version) => newer(path, version),
+                other => wrong("cannot be brought up to date", &other),
+            })?;
+        } else {
+            let found: i64 = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+                .fetch_one(&pool)
+                .await
+                .map_err(|e| wrong("is not one of Keylatch's, or was never brought up to date; run `keylatch migrate`", &e))?;
+            let wanted = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+            match found.cmp(&wanted) {
+                std::cmp::Ordering::Less => return Err(wrong("is older than this program", &"run `keylatch migrate`")),
+                std::cmp::Ordering::Greater => return Err(newer(path, found)),
+                std::cmp::Ordering::Equal => {}
             }
-            other => wrong("cannot be brought up to date", &other),
-        })?;
+        }
         let (reading, uses, released) = (pool.clone(), pool.clone(), pool.clone());
         let reads = Together::new(2, TOGETHER_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
         let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), all));
@@ -76,6 +101,14 @@ impl Sqlite {
             .fetch_optional(&self.pool)
             .await
             .map_err(|e| format!("the database cannot be read: {e}"))
+    }
+
+    /// Refused if it belongs to another secret that is not a previous one.
+    pub async fn belongs(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
+        match self.fingerprint().await? {
+            Some(known) if known != fingerprint && !previous.contains(&known) => Err(OTHER_SECRET.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Ties the database to the secret with this fingerprint. Refused if it belongs to one that is not a previous one.
@@ -219,6 +252,10 @@ impl Authority for Sqlite {
 
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
         Box::pin(audit::list(&self.pool, asked))
+    }
+
+    fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {
+        Box::pin(self.keys_intercepted_since(at))
     }
 
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {

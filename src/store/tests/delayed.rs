@@ -77,6 +77,9 @@ impl Authority for Slow {
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
         self.inner.tend(tending)
     }
+    fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {
+        self.inner.intercepted_since(at)
+    }
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
         self.inner.hot(ids, threshold)
     }
