@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import signal
 import time
 import urllib.parse
 
@@ -126,6 +127,44 @@ def test_a_crash_and_an_outage_lose_no_alert(replicas, database):
         wait_for(lambda: database.psql("SELECT count(*) FROM outbox", check=False) == "0", "it is gone from the outbox")
     finally:
         listener.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_what_is_refused_just_before_a_stop_is_told_of(start, echo_upstream, kind, request):
+    store = storage(request.getfixturevalue("database")) if kind == "postgres" else "{sqlite: {path: t.db}}"
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with receiver() as server:
+            store_of = store.replace("t.db", f"{how.name}.db").replace("flush_every: 100ms", "flush_every: 200ms")
+            key = f"sk-{how.name.lower()}-0001-abcdefgh"
+            replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=store_of, more=alerts(webhook("ops", server.port)))
+            assert ask(replica, key).status == 200
+            refuse(replica, 9, key)
+            if how == signal.SIGKILL:
+                # Written, and perhaps not looked at yet.
+                time.sleep(6 if kind == "sqlite" else 0.5)
+                replica.process.kill()
+                replica.process.wait()
+            else:
+                replica.stop(how)
+            replica.start()
+            wait_for(lambda: server.requests, f"it is told of after {how.name}", 10)  # noqa: B023
+            time.sleep(1)
+            assert len({dict(one["headers"])["webhook-id"] for one in server.requests}) == 1
+
+
+def test_a_webhook_that_hangs_holds_up_nobody(start, echo_upstream):
+    def hang(request, send):
+        time.sleep(30)
+        return False
+
+    with receiver() as good, Scripted(hang) as bad:
+        section = alerts(webhook("bad", bad.port, ", timeout: 20s"), webhook("good", good.port))
+        replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 100ms}}", more=section)
+        for number in range(3):
+            key = f"sk-alerted-{number:04}-abcdefgh"
+            assert ask(replica, key).status == 200
+            refuse(replica, 6, key)
+            wait_for(lambda: len(good.requests) == number + 1, "the other one is told", 5)  # noqa: B023
 
 
 def test_the_forms_that_receivers_want(start, echo_upstream):

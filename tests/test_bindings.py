@@ -9,7 +9,7 @@ import time
 
 import pytest
 from support import raw
-from support.keylatch import free_port, wait_for
+from support.keylatch import BINARY, free_port, wait_for
 from support.relay import Relay
 from support.stores import FREE, SECRET, ask, key_id, storage
 from support.upstreams import Scripted, chunk, plain
@@ -417,6 +417,47 @@ def test_a_secret_is_rotated(replicas, database, tmp_path):
     with pytest.raises(AssertionError, match="another secrets.key_hmac"):
         replicas(1)
     assert "another secrets.key_hmac" in old.command("bindings", "list").stderr
+
+
+def test_commands_know_keys_under_the_secret_before(replicas, database):
+    old, new = "{key_hmac: 0123456789abcdef0123456789abcdef}", "{key_hmac: fedcba9876543210fedcba9876543210, previous: [0123456789abcdef0123456789abcdef]}"
+    (replica,) = replicas(1, secrets=old)
+    for key in ("sk-leaked-01-abcdefgh", "sk-banned-01-abcdefgh"):
+        assert ask(replica, key).status == 200
+    assert replica.command("bindings", "ban", "-", stdin="sk-banned-01-abcdefgh").returncode == 0
+    replica.stop()
+    replica.write(secrets=new)
+    replica.start()
+    # Neither was used since.
+    assert replica.command("bindings", "ban", "-", stdin="sk-leaked-01-abcdefgh").returncode == 0
+    assert replica.command("bindings", "set", "-", "--network", "127.0.0.9", stdin="sk-banned-01-abcdefgh").returncode == 0
+    assert ask(replica, "sk-leaked-01-abcdefgh").status == 403
+    assert ask(replica, "sk-banned-01-abcdefgh", "127.0.0.9").status == 403, "a ban is a ban"
+    assert database.psql("SELECT count(*) FROM bindings") == "2"
+
+
+def test_commands_on_sqlite_make_nothing(start, echo_upstream, tmp_path):
+    replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}")
+    assert ask(replica, "sk-here-0001-abcdefgh").status == 200
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "keylatch.yaml").write_text(replica.path.read_text())
+    said = subprocess.run([BINARY, "bindings", "list", "-c", "keylatch.yaml"], cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert said.returncode == 1 and "there is no database t.db" in said.stderr and [each.name for each in elsewhere.iterdir()] == ["keylatch.yaml"]
+    # A command with the next secret does not take the database away from the process that runs.
+    secret = (replica.folder / "t.db.secret").read_text()
+    running = replica.path.read_text()
+    replica.write(secrets=f"{{key_hmac: fedcba9876543210fedcba9876543210, previous: [{secret}]}}")
+    assert replica.command("bindings", "list").returncode == 0
+    replica.stop()
+    replica.path.write_text(running)
+    replica.start()
+    assert ask(replica, "sk-here-0001-abcdefgh").status == 200
+    too_many = ["--rule", "roaming", "--networks-max", "1", "--window", "1h", "--network", "10.0.0.1", "--network", "10.0.0.2"]
+    said = replica.command("bindings", "set", "-", *too_many, stdin="sk-here-0001-abcdefgh")
+    assert said.returncode == 1 and "more than the 1" in said.stderr
+    said = replica.command("bindings", "list", "--limit", "1")
+    assert said.returncode == 0 and "there may be more" in said.stderr
 
 
 def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):

@@ -66,6 +66,17 @@ def test_what_one_replica_has_read_the_others_need_not_ask_for(replicas, redis, 
         database.start()
 
 
+def test_nobody_is_refused_on_the_word_of_redis_alone(replicas, redis, database):
+    one, two = replicas(2, sections=section(redis.url))
+    settle((one, two))
+    assert ask(one, "sk-hearsay-1-abcdefgh").status == 200
+    remembered(redis, 2)
+    for name, text in redis.entries().items():
+        if "127.0.0.1" in text:
+            redis.cli("SET", name, text.replace("127.0.0.1", "10.1.2.3"))
+    assert ask(two, "sk-hearsay-1-abcdefgh").status == 200, "the database was asked"
+
+
 def test_changes_under_load_are_in_force_everywhere(replicas, redis, database):
     """Fills race changes: what was read before a change never comes back after it."""
     three = replicas(3, sections=section(redis.url), more=", cache_max: 16")
