@@ -8,9 +8,11 @@ Prints Markdown tables. Needs wrk, nginx, PostgreSQL, Redis; starts its own and 
 
 import argparse
 import contextlib
+import hashlib
 import http.client
 import os
 import pathlib
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -61,8 +63,12 @@ class Keylatch:
         path = self.folder / "keylatch.yaml"
         values = dict(port=self.port, admin=self.admin, upstream=upstream, storage=storage, redis=redis, secrets=secrets, workers=workers)
         path.write_text(CONFIG.format(**values))
-        arguments, env = [run.RELEASE / "keylatch", "run", "-c", path], {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.folder)}
-        if pinned:
+        self.path, self.pinned = path, pinned
+        self.begin()
+
+    def begin(self):
+        arguments, env = [run.RELEASE / "keylatch", "run", "-c", self.path], {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.folder)}
+        if self.pinned:
             self.process = run.spawn(arguments, run.PROXY_CORE, self.folder, env=env)
         else:
             log = open(self.folder / "log", "ab")
@@ -156,6 +162,49 @@ def bench_misses(postgres, redis, upstream, folder):
         print(f"| {name} | {statistics.median(times):.3f} | {times[len(times) * 99 // 100]:.3f} | {statistics.median(times) - base:+.3f} |", flush=True)
 
 
+def bench_many(postgres, upstream, folder, rows=1_000_000):
+    """A known key, and keys that only the database knows, beside so many other bindings; and what the process then takes."""
+    print(f"\n### With {rows:,} bindings in the database\n")
+    print("| store | bindings | p50, ms | p99 of a known key, ms | a second | p50 of a cold key, ms | process, MiB |\n| --- | --- | --- | --- | --- | --- | --- |")
+    made = "(i::text || 'x')::bytea"
+    fill = f"""INSERT INTO bindings (key_id, hint, rule, networks, version, made_by, created_at, last_used_at)
+        SELECT sha256({made}), 'sk-…', 'single', ARRAY['10.0.0.1'::inet]::cidr[], i, 'first_use', now(), now() FROM generate_series(1, {rows}) i"""
+    for store in ("PostgreSQL", "SQLite"):
+        for filled in (False, True):
+            kind = f'{{postgres: {{url: "{postgres.url}"}}}}' if store == "PostgreSQL" else "{sqlite: {path: bench.db}}"
+            if store == "PostgreSQL":
+                postgres.psql("TRUNCATE bindings", *([fill, "ANALYZE bindings"] if filled else []), timeout=600)
+            replica = Keylatch(folder, upstream, kind)
+            try:
+                if store == "SQLite" and filled:
+                    replica.stop()
+                    fill_sqlite(replica.folder / "bench.db", rows)
+                    replica.begin()
+                cold = ask_each(replica.port, [f"sk-cold-{n:04}-abcdefgh" for n in range(1000)])
+                run.load(replica.port, "POST", 1, folder, "full")
+                script = folder / "known.lua"
+                script.write_text(f"wrk.headers['Authorization'] = '{run.KEY}'\nfunction done(s, l) io.write(string.format('RESULT %.3f %.3f %.0f\\n', l:percentile(50) / 1e3, l:percentile(99) / 1e3, s.requests / s.duration * 1e6)) end\n")
+                command = ["taskset", "-c", str(run.LOAD_CORE), "wrk", "-t1", "-c16", "-d5s", "--latency", "-s", script, f"http://127.0.0.1:{replica.port}/v1/models"]
+                said = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+                p50, p99, rate = next(line.split()[1:] for line in said.splitlines() if line.startswith("RESULT"))
+                memory = run.rss_kib(replica.process.pid) / 1024
+                print(f"| {store} | {rows if filled else 0:,} | {p50} | {p99} | {rate} | {statistics.median(cold):.3f} | {memory:.0f} |", flush=True)
+            finally:
+                replica.stop()
+
+
+def fill_sqlite(path, rows):
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        names = [row[1] for row in database.execute("PRAGMA table_info(bindings)")]
+        values = {"hint": "sk-…", "rule": "single", "networks": "10.0.0.1/32", "made_by": "first_use", "confirmed": 1, "banned": 0, "note": "", "labels": "", "seen_ms": ""}
+        now_ms = int(time.time() * 1000)
+        def row(n):
+            known = {**values, "key_id": hashlib.sha256(b"%dx" % n).digest(), "version": n, "created_ms": now_ms, "last_used_ms": now_ms}
+            return [known.get(name) for name in names]
+        database.executemany(f"INSERT INTO bindings ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", map(row, range(rows)))
+        database.commit()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -180,6 +229,7 @@ def main():
         postgres.psql("TRUNCATE bindings")
         redis.cli("FLUSHALL")
         bench_misses(postgres, redis, upstream, folder)
+        bench_many(postgres, upstream, folder)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
 """Bindings as operators and replicas see them: PostgreSQL and SQLite, commands, races, stores that go away."""
 
 import concurrent.futures
+import contextlib
 import json
+import os
+import pathlib
 import re
+import shutil
 import subprocess
 import threading
 import time
 
 import pytest
 from support import raw
+from support.certificates import Certificates
 from support.keylatch import BINARY, free_port, wait_for
+from support.postgres import Postgres
 from support.relay import Relay
 from support.stores import FREE, SECRET, ask, key_id, storage
 from support.upstreams import Scripted, chunk, plain
@@ -417,6 +423,54 @@ def test_a_secret_is_rotated(replicas, database, tmp_path):
     with pytest.raises(AssertionError, match="another secrets.key_hmac"):
         replicas(1)
     assert "another secrets.key_hmac" in old.command("bindings", "list").stderr
+
+
+def test_the_next_secret_is_made_and_takes_the_place_of_the_first(start, echo_upstream):
+    replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}")
+    assert ask(replica, "sk-rotated-1-abcdefgh").status == 200
+    said = replica.command("secret", "rotate")
+    assert said.returncode == 0, said.stderr
+    made = replica.folder / "t.db.secret.next"
+    assert made.stat().st_mode & 0o777 == 0o600 and len(made.read_text()) == 64 and made.read_text() not in said.stdout
+    again = replica.command("secret", "rotate")
+    assert again.returncode == 1 and "a rotation was begun" in again.stderr
+    replica.stop()
+    # As it says.
+    key, previous = re.search(r"key_hmac: (\S+)", said.stdout)[1], re.search(r"previous: (\[.*\])", said.stdout)[1]
+    replica.write(secrets=f"{{key_hmac: {key}, previous: {previous}}}")
+    replica.start()
+    assert ask(replica, "sk-rotated-1-abcdefgh", "127.0.0.2").status == 403 and ask(replica, "sk-rotated-1-abcdefgh").status == 200
+    # With a file that is configured, the one after it is beside that.
+    assert replica.command("secret", "rotate").returncode == 0 and (replica.folder / "t.db.secret.next.next").exists()
+
+
+def test_postgres_over_tls_is_verified(start, echo_upstream, tmp_path):
+    tls, other, elsewhere = Certificates(tmp_path / "a"), Certificates(tmp_path / "b"), Certificates(tmp_path / "c", name="DNS:db.example")
+    for certificates, ca, mode, fine in (
+        (tls, tls.ca, "verify_full", True),
+        (tls, other.ca, "verify_full", False),
+        (elsewhere, elsewhere.ca, "verify_full", False),
+        (elsewhere, elsewhere.ca, "verify_ca", True),
+        (tls, other.ca, "verify_ca", False),
+    ):
+        server = Postgres()
+        home = pathlib.Path(server.home.name)
+        for source in (certificates.cert, certificates.key):
+            shutil.copy(source, home)
+            if os.geteuid() == 0:
+                shutil.chown(home / source.name, "postgres")
+        (home / "key.pem").chmod(0o600)
+        server.start("-c", "ssl=on", "-c", f"ssl_cert_file={home}/cert.pem", "-c", f"ssl_key_file={home}/key.pem")
+        with contextlib.ExitStack() as stack:
+            stack.push(server.__exit__)
+            store = storage(server, f", tls: {mode}, ca_file: {ca}")
+            if fine:
+                replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=store)
+                assert ask(replica, "sk-over-tls-abcdefgh").status == 200
+                assert server.psql("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'keylatch'") in ("t", "")
+            else:
+                with pytest.raises(AssertionError, match="certificate|TLS|tls"):
+                    start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=store)
 
 
 def test_commands_know_keys_under_the_secret_before(replicas, database):

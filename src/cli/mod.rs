@@ -10,6 +10,7 @@ mod migrate;
 mod reload;
 mod run;
 mod schema;
+mod secret;
 mod settings;
 mod token;
 
@@ -64,6 +65,8 @@ enum Command {
     Alerts(alerts::Alerts),
     /// Make tokens that `bearer` knows by their hashes
     Token(token::Token),
+    /// Make the next secret under which keys are hashed, and say how it takes the place of the one in use
+    Secret(secret::Secret),
     /// Bring the store's schema up to date, and do nothing else
     Migrate(ConfigFile),
     /// Serve a made-up model API, to try things with: OpenAI's chat completions, plain and streamed
@@ -83,6 +86,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Settings(settings) => settings::settings(&settings),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Token(token) => token::token(&token),
+        Command::Secret(secret) => secret::secret(&secret),
         Command::Migrate(file) => migrate::migrate(&file.config),
         Command::DemoUpstream(demo) => demo_upstream::serve(&demo),
     };

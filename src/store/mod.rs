@@ -124,6 +124,8 @@ pub struct Opened {
     pub hasher: KeyHasher,
 }
 
+pub use secret::fresh as fresh_secret;
+
 /// What a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {

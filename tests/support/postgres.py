@@ -29,11 +29,11 @@ class Postgres:
         assert self.process.poll() is None, (pathlib.Path(self.home.name) / "log").read_text()
         return self
 
-    def psql(self, *statements, check=True):
+    def psql(self, *statements, check=True, timeout=30):
         """Unaligned rows, as text; each statement is a transaction."""
         each = [argument for statement in statements for argument in ("-c", statement)]
         arguments = ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", self.url, *each]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == 0 or not check, done.stderr
         return done.stdout.strip()
 

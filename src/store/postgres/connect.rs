@@ -33,13 +33,21 @@ pub async fn pools(config: &Config, files: &Files) -> Result<Pools, String> {
     let pool = pools.get();
     // Longer than a request would wait: a server may just be starting.
     let patient = tokio::time::timeout(config.connect_timeout.0, async {
+        let mut told = String::new();
         loop {
             match pool.acquire().await {
                 Ok(_) => return Ok(()),
+                Err(error) if is_certificate(&error) => {
+                    let advice = "its certificate is not accepted; see storage.postgres.tls and ca_file, and the host's name in the URL";
+                    return Err(wrong(advice, &error));
+                }
                 // No server there, or one that is starting or stopping (class 57): another moment. The rest does not heal.
-                Err(error @ (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)) => tracing::warn!(%error, "postgres is not there yet"),
-                Err(error) if code(&error).is_some_and(|code| code.starts_with("57")) => {
-                    tracing::warn!(%error, "postgres is not there yet")
+                Err(error) if is_absent(&error) => {
+                    let says = error.to_string();
+                    if says != told {
+                        tracing::warn!(%error, "postgres is not there yet");
+                        told = says;
+                    }
                 }
                 Err(error) => return Err(wrong(advice(&error), &error)),
             }
@@ -51,6 +59,19 @@ pub async fn pools(config: &Config, files: &Files) -> Result<Pools, String> {
         Ok(connected) => connected.map(|()| pools),
         Err(_) => Err(format!("storage.postgres: no server answered within {:?}", config.connect_timeout.0)),
     }
+}
+
+fn is_absent(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) || code(error).is_some_and(|code| code.starts_with("57"))
+}
+
+/// The driver tells it as an error of the connection, of which rustls is the cause.
+fn is_certificate(error: &sqlx::Error) -> bool {
+    let cause = match error {
+        sqlx::Error::Io(error) => error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()),
+        _ => None,
+    };
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn code(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {

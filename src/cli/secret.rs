@@ -1,0 +1,88 @@
+//! `keylatch secret rotate`: the next secret, and what to write where.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+
+use crate::config::model::Storage;
+use crate::config::{Files, Parsed, parse_file};
+use crate::store::fresh_secret;
+
+#[derive(Args)]
+pub struct Secret {
+    /// The configuration file
+    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the secret that takes the place of secrets.key_hmac, beside the one in use, and say what to do. Changes nothing else
+    Rotate,
+}
+
+pub fn secret(asked: &Secret) -> Result<(), String> {
+    let Command::Rotate = asked.command;
+    let settings = parse_file(&asked.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    // Where nothing is configured it lies beside the SQLite file.
+    let in_use = match (&settings.secrets.key_hmac, &settings.storage) {
+        (Some(secret), _) => secret.file().map(str::to_owned),
+        (None, Storage::Sqlite(sqlite)) => {
+            // As a whole: the configuration's paths begin elsewhere.
+            let database = std::path::absolute(&sqlite.path).map_err(|e| format!("{}: {e}", sqlite.path))?;
+            Some(format!("{}.secret", database.display()))
+        }
+        (None, _) => return Err("secrets.key_hmac is not configured, and with this storage there is no other place for it".into()),
+    };
+    let fresh = fresh_secret()?;
+    let current = match &in_use {
+        Some(path) => format!("file:{path}"),
+        None => "the one that is key_hmac now, such as ${KEYLATCH_KEY_HMAC_OLD}".to_owned(),
+    };
+    let next = match &in_use {
+        Some(path) => {
+            let next = format!("{path}.next");
+            write(&asked.config, &next, &fresh)?;
+            format!("file:{next}")
+        }
+        None => {
+            eprintln!("The new secret, which is shown this once and stored nowhere:");
+            eprintln!("{fresh}");
+            "the new one, such as ${KEYLATCH_KEY_HMAC}".to_owned()
+        }
+    };
+    let mut previous = vec![current];
+    previous.extend(settings.secrets.previous.iter().map(|secret| match secret.file() {
+        Some(path) => format!("file:{path}"),
+        None => "(as before)".to_owned(),
+    }));
+    println!("1. Stop every process that uses this storage.");
+    println!("2. In the configuration of each:");
+    println!("     secrets:");
+    println!("       key_hmac: {next}");
+    println!("       previous: [{}]", previous.join(", "));
+    println!("3. Start them. What is bound holds, and moves to the new secret as keys are used.");
+    println!("4. When every key that counts has been used once, take the last of `previous` away. Bans of keys that were not");
+    println!("   used meanwhile go with it: `keylatch bindings list --banned` shows them; `ban` them once more, or keep it.");
+    println!("Back the secret up with the database.");
+    Ok(())
+}
+
+fn write(config: &Path, name: &str, secret: &str) -> Result<(), String> {
+    let path = Files::beside(config).path(name);
+    let wrong = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            format!("{} is there already: a rotation was begun; end it, or remove the file", path.display())
+        }
+        _ => format!("{} cannot be written: {e}", path.display()),
+    };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(wrong)?;
+    file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(wrong)?;
+    println!("Made {}.", path.display());
+    Ok(())
+}
