@@ -48,11 +48,7 @@ fn chained(source: &str) -> usize {
                 }
                 open.push(0);
             }
-            ')' | ']' | '}' => {
-                if open.len() > 1 {
-                    open.pop();
-                }
-            }
+            ')' | ']' | '}' if open.len() > 1 => drop(open.pop()),
             ',' => open.last_mut().into_iter().for_each(|last| *last = 0),
             '&' | '|' if chars.peek() == Some(&c) => {
                 chars.next();

@@ -132,7 +132,7 @@ fn it_ends() {
     let heavy = r#"request.headers["x-long"].matches(r"(?i)\w*1\w{2}[01]{600}x")"#;
     assert_eq!(holds(heavy, &large, &mut facts), Err(Trouble::Budget));
     // Each stage multiplies what there is by ten.
-    let list = format!("[{}]", vec!["1"; 10].join(","));
+    let list = format!("[{}]", ["1"; 10].join(","));
     let squares = (0..2).fold(format!("{list}.map(x, x)"), |so_far, _| format!("{so_far}.filter(a, {list}.exists(b, a == b))"));
     assert!(holds(&format!("{squares}.size() > 0"), &request(), &mut facts).is_ok());
     // Not valid UTF-8: to be made text of again and again.
