@@ -33,7 +33,7 @@
 //!
 //! ## The language
 //!
-//! It is CEL (https://cel.dev), checked when the configuration is read. There are `&& || ! == != < <= > >= + - * / %`,
+//! It is CEL (<https://cel.dev>), checked when the configuration is read. There are `&& || ! == != < <= > >= + - * / %`,
 //! `? :`, `in`, `[…]`, lists, text in single or double quotes (r"…" without escapes), and
 //!
 //! - of text: `contains(t)`, `startsWith(t)`, `endsWith(t)`, `matches(regex)`, `lowerAscii()`, `upperAscii()`, `size()`

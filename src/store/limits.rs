@@ -79,7 +79,7 @@ static REFUND: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Takes a place: its name ARGV[1], most, time to live in ms. 1: taken.
+/// Takes a place: its name `ARGV[1]`, most, time to live in ms. 1: taken.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')

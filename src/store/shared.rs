@@ -31,7 +31,7 @@ static READ: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Writes version ARGV[1] with row ARGV[2] for ARGV[4] ms, unless a newer version was written at ARGV[3] or later.
+/// Writes version `ARGV[1]` with row `ARGV[2]` for `ARGV[4]` ms, unless a newer version was written at `ARGV[3]` or later.
 static WRITE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
