@@ -124,6 +124,13 @@ def test_the_commands_of_an_operator(replicas, database, start, echo_upstream):
         assert ask(replica, "sk-imported-0001-abcdefgh", "127.0.0.6").status == 403
         assert "sk-imported" not in run("export").stdout
 
+        # A key that leaked before anybody used it.
+        unused = replica.command("bindings", "ban", "-", stdin="sk-unused-0001-abcdefgh")
+        assert "was not bound" in unused.stderr and json.loads(unused.stdout)["banned"] is True
+        assert ask(replica, "sk-unused-0001-abcdefgh").status == 403
+        assert run("unbind", json.loads(unused.stdout)["key_id"]).returncode == 0
+        wait_for(lambda: ask(replica, "sk-unused-0001-abcdefgh").status == 200, "it binds", 3)
+
         for arguments, says in [
             (("show", "zz"), "not a key id"),
             (("show", "ffffffffffff"), "no binding begins with"),

@@ -148,6 +148,7 @@ impl Authority for Memory {
 
     fn change(&self, id: KeyId, change: Change, _actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
         let mut rows = self.0.lock();
+        let made_by = change.made_by().map(str::to_owned);
         if let (Some((hint, made_by)), Some(_)) = (change.make, &change.rule) {
             rows.entry(id).or_insert_with(|| fresh(id, hint, &made_by, SystemTime::now()));
         }
@@ -156,6 +157,7 @@ impl Authority for Memory {
             row.binding.seen = roaming.map(|_| vec![SystemTime::now(); networks.len()]).unwrap_or_default();
             (row.binding.rule, row.binding.networks, row.binding.roaming) = (rule, networks, roaming);
         }
+        row.made_by = made_by.unwrap_or_else(|| row.made_by.clone());
         row.binding.banned = change.banned.unwrap_or(row.binding.banned);
         row.note = change.note.unwrap_or_else(|| row.note.clone());
         row.labels = change.labels.unwrap_or_else(|| row.labels.clone());

@@ -13,7 +13,7 @@ pub struct Record {
     pub binding: Binding,
     /// What people recognise the key by.
     pub hint: String,
-    /// `first_use`, or who else made it.
+    /// `first_use`, or whoever made it or set its rule by hand.
     pub made_by: String,
     /// What somebody wrote about it.
     pub note: String,
@@ -36,8 +36,17 @@ pub struct Change {
     pub note: Option<String>,
     /// All labels.
     pub labels: Option<Vec<String>>,
-    /// Make the binding if it is not there, with this hint and maker. Needs a rule.
+    /// Make the binding if it is not there, with this hint and maker; if it is there, it is the maker's from now on, and no
+    /// longer what a first use made. Needs a rule.
     pub make: Option<(String, String)>,
+}
+
+impl Change {
+    /// Whose the binding is afterwards, where that changes.
+    pub fn made_by(&self) -> Option<&str> {
+        self.rule.as_ref()?;
+        self.make.as_ref().map(|(_, made_by)| made_by.as_str())
+    }
 }
 
 /// A rule with what goes with it.

@@ -190,11 +190,17 @@ async fn tended(store: &Store) {
     let banned = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("banned", "10.0.0.1") };
     store.latch(banned).await.unwrap();
     store.change(id("banned"), Change { banned: Some(true), ..Change::default() }, somebody()).await.unwrap();
+    let fixed = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("fixed", "10.0.0.1") };
+    store.latch(fixed).await.unwrap();
+    let office = Terms { rule: Rule::Single, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: None };
+    let change = Change { rule: Some(office), make: Some((String::new(), "admin".into())), ..Change::default() };
+    assert_eq!(store.change(id("fixed"), change, somebody()).await.unwrap().unwrap().made_by, "admin");
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
     store.latch(never).await.unwrap();
     store.tend(Tending { unconfirmed: Duration::from_secs(40), ..tending }).await;
     assert_eq!(store.look_up(id("old")).await.unwrap(), None);
     assert!(store.look_up(id("banned")).await.unwrap().unwrap().banned, "a ban is for ever");
+    assert!(store.look_up(id("fixed")).await.unwrap().is_some(), "what an operator has set stays");
     assert_eq!(store.look_up(id("never confirmed")).await.unwrap(), None);
     assert!(store.look_up(id("a")).await.unwrap().is_some(), "used just now");
 }

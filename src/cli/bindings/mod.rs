@@ -88,9 +88,9 @@ enum Command {
     },
     /// Remove a binding: the key's next use binds anew
     Unbind(Which),
-    /// Refuse a key from everywhere
+    /// Refuse a key from everywhere, also one that was never used (which needs all of the id, or the key)
     Ban(Which),
-    /// Let a banned key be used again, within its binding
+    /// Let a banned key be used again, within its binding; for one that was never used, see `unbind`
     Unban(Which),
     /// Make or change bindings as a file says; each needs `key_id` or `key`, and `rule`, `networks`
     Import {
@@ -153,7 +153,6 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
 
 /// Whether something was changed.
 async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
-    let ban = |banned| Change { banned: Some(banned), ..Change::default() };
     match command {
         Command::List { label, address, banned, limit, json } => {
             let query =
@@ -178,22 +177,43 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
             let record = find(opened, &which.id).await?;
             opened.store.remove(record.binding.id, actor()).await.map_err(|e| e.to_string())
         }
-        Command::Ban(which) => change(opened, find(opened, &which.id).await?.binding.id, ban(true)).await,
-        Command::Unban(which) => change(opened, find(opened, &which.id).await?.binding.id, ban(false)).await,
+        Command::Ban(which) => ban(opened, which).await,
+        Command::Unban(which) => {
+            let unbanned = Change { banned: Some(false), ..Change::default() };
+            change(opened, find(opened, &which.id).await?.binding.id, unbanned).await
+        }
         Command::Import { file, format } => rows::import(opened, file, *format).await,
         Command::Audit { id, limit, json } => show_audit(opened, id.as_deref(), *limit, *json).await.map(|()| false),
         Command::Export { format } => rows::export(opened, *format).await.map(|()| false),
     }
 }
 
-async fn set(opened: &Opened, which: &Which, rule: Option<Terms>, note: &Option<String>, labels: &[String]) -> Result<bool, String> {
-    let (id, hint) = match which.id.as_str() {
-        "-" => key_from_stdin(opened).await?,
+/// The key that is meant, which need not be bound if all of it is said, and its hint.
+async fn meant(opened: &Opened, which: &Which) -> Result<(KeyId, String), String> {
+    match which.id.as_str() {
+        "-" => key_from_stdin(opened).await,
         digits => match KeyId::from_hex(digits) {
-            Some(id) => (id, String::new()),
-            None => (find(opened, digits).await?.binding.id, String::new()),
+            Some(id) => Ok((id, String::new())),
+            None => Ok((find(opened, digits).await?.binding.id, String::new())),
         },
-    };
+    }
+}
+
+async fn ban(opened: &Opened, which: &Which) -> Result<bool, String> {
+    let (id, hint) = meant(opened, which).await?;
+    let banned = Change { banned: Some(true), ..Change::default() };
+    if opened.store.look_up(id).await.map_err(|e| e.to_string())?.is_some() {
+        return change(opened, id, banned).await;
+    }
+    // Nothing is known of where it would be used from. Should somebody use it right now, the ban wins.
+    let everywhere = Terms { rule: Rule::All, networks: Vec::new(), roaming: None };
+    let done = change(opened, id, Change { rule: Some(everywhere), make: Some((hint, maker())), ..banned }).await?;
+    eprintln!("it was not bound; to let its first use bind it one day, `unbind` it, as `unban` lets it be used from everywhere");
+    Ok(done)
+}
+
+async fn set(opened: &Opened, which: &Which, rule: Option<Terms>, note: &Option<String>, labels: &[String]) -> Result<bool, String> {
+    let (id, hint) = meant(opened, which).await?;
     let made = rule.is_some().then(|| (hint, maker()));
     let labels = (!labels.is_empty()).then(|| labels.to_vec());
     change(opened, id, Change { rule, banned: None, note: note.clone(), labels, make: made }).await

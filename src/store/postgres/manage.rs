@@ -97,7 +97,8 @@ pub async fn change(pool: &PgPool, id: KeyId, change: Change, actor: &Actor) -> 
              networks_max = CASE WHEN $2 IS NULL THEN networks_max ELSE $7 END,
              window_s = CASE WHEN $2 IS NULL THEN window_s ELSE $8 END,
              seen_ms = CASE WHEN $2 IS NULL THEN seen_ms WHEN $7 IS NULL THEN '{{}}' ELSE $9 END, banned = coalesce($4, banned),
-             note = coalesce($5, note), labels = coalesce($6, labels), confirmed = true, version = keylatch_version(version)
+             note = coalesce($5, note), labels = coalesce($6, labels), made_by = coalesce($10, made_by), confirmed = true,
+             version = keylatch_version(version)
          WHERE key_id = $1 RETURNING {JUDGED}, {MORE}"
     );
     let row = sqlx::query(AssertSqlSafe(statement))
@@ -105,11 +106,12 @@ pub async fn change(pool: &PgPool, id: KeyId, change: Change, actor: &Actor) -> 
         .bind(rule)
         .bind(&networks)
         .bind(change.banned)
-        .bind(change.note)
-        .bind(change.labels)
+        .bind(&change.note)
+        .bind(&change.labels)
         .bind(networks_max)
         .bind(window_s)
         .bind(seen)
+        .bind(change.made_by())
         .fetch_optional(&mut *tx)
         .await
         .map_err(failed)?;

@@ -94,7 +94,8 @@ impl Sqlite {
             "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3, networks),
                  networks_max = iif($2 IS NULL, networks_max, $8), window_s = iif($2 IS NULL, window_s, $9),
                  seen_ms = iif($2 IS NULL, seen_ms, $10), banned = coalesce($4, banned),
-                 note = coalesce($5, note), labels = coalesce($6, labels), confirmed = 1, version = max(version + 1, $7)
+                 note = coalesce($5, note), labels = coalesce($6, labels), made_by = coalesce($11, made_by), confirmed = 1,
+                 version = max(version + 1, $7)
              WHERE key_id = $1 RETURNING {JUDGED}, {MORE}"
         );
         let row = sqlx::query(AssertSqlSafe(statement))
@@ -102,12 +103,13 @@ impl Sqlite {
             .bind(rule)
             .bind(networks)
             .bind(change.banned)
-            .bind(change.note)
-            .bind(change.labels.map(|labels| labels.join(",")))
+            .bind(&change.note)
+            .bind(change.labels.as_ref().map(|labels| labels.join(",")))
             .bind(version_now(0))
             .bind(networks_max)
             .bind(window_s)
             .bind(numbers(&vec![now_ms; change.rule.as_ref().map_or(0, |terms| terms.networks.len())]))
+            .bind(change.made_by())
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed)?;
