@@ -149,8 +149,9 @@ impl Authority for Memory {
     fn change(&self, id: KeyId, change: Change, _actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
         let mut rows = self.0.lock();
         let made_by = change.made_by().map(str::to_owned);
-        if let (Some((hint, made_by)), Some(_)) = (change.make, &change.rule) {
-            rows.entry(id).or_insert_with(|| fresh(id, hint, &made_by, SystemTime::now()));
+        if let (Some(make), Some(_)) = (change.make, &change.rule) {
+            let made = fresh(id, make.hint, &make.made_by, make.created_at);
+            rows.entry(id).or_insert(Record { last_used_at: SystemTime::now(), ..made });
         }
         let Some(row) = rows.get_mut(&id) else { return at_once(Ok(None)) };
         if let Some(Terms { rule, networks, roaming }) = change.rule {

@@ -36,16 +36,35 @@ pub struct Change {
     pub note: Option<String>,
     /// All labels.
     pub labels: Option<Vec<String>>,
-    /// Make the binding if it is not there, with this hint and maker; if it is there, it is the maker's from now on, and no
-    /// longer what a first use made. Needs a rule.
-    pub make: Option<(String, String)>,
+    /// Make the binding if it is not there; if it is there, it is the maker's from now on, and no longer what a first use
+    /// made. Needs a rule.
+    pub make: Option<Make>,
+}
+
+/// How a binding is made by hand.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Make {
+    /// What people recognise the key by.
+    pub hint: String,
+    /// Who makes it.
+    pub made_by: String,
+    /// When it was made, where that is known to be long ago. It counts as used when it is written, all the same: whoever
+    /// brings back what he saved does not want it archived at once.
+    pub created_at: SystemTime,
+}
+
+impl Make {
+    /// Now.
+    pub fn now(hint: String, made_by: String) -> Self {
+        Self { hint, made_by, created_at: SystemTime::now() }
+    }
 }
 
 impl Change {
     /// Whose the binding is afterwards, where that changes.
     pub fn made_by(&self) -> Option<&str> {
         self.rule.as_ref()?;
-        self.make.as_ref().map(|(_, made_by)| made_by.as_str())
+        self.make.as_ref().map(|make| make.made_by.as_str())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use keylatch_filters::contract::{Bindings, FirstUse, Intercept, KeyHasher, KeyId, Roaming, Rule, SecretRef};
 use prometheus::Registry;
 
-use super::record::{Change, Query, Record, Tending, Terms};
+use super::record::{Change, Make, Query, Record, Tending, Terms};
 use super::*;
 
 mod delayed;
@@ -104,9 +104,11 @@ async fn managed(store: &Store) {
         ..Change::default()
     };
     assert_eq!(store.change(id("new"), change.clone(), somebody()).await.unwrap(), None, "nothing to change");
-    let made = Change { make: Some(("…ew".into(), "admin".into())), ..change };
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let made = Change { make: Some(Make { created_at: long_ago, ..Make::now("…ew".into(), "admin".into()) }), ..change };
     let made = store.change(id("new"), made, somebody()).await.unwrap().unwrap();
     assert_eq!((made.binding.rule, made.binding.networks.clone(), made.hint.as_str()), (Rule::Multiple, networks(), "…ew"));
+    assert!(made.created_at == long_ago && made.last_used_at.elapsed().unwrap() < Duration::from_secs(60));
     assert_eq!((made.made_by.as_str(), made.note.as_str()), ("admin", "it's Ann's; \"really\""));
     let ban = Change { banned: Some(true), ..Change::default() };
     let banned = store.change(id("new"), ban, somebody()).await.unwrap().unwrap();
@@ -193,7 +195,7 @@ async fn tended(store: &Store) {
     let fixed = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("fixed", "10.0.0.1") };
     store.latch(fixed).await.unwrap();
     let office = Terms { rule: Rule::Single, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: None };
-    let change = Change { rule: Some(office), make: Some((String::new(), "admin".into())), ..Change::default() };
+    let change = Change { rule: Some(office), make: Some(Make::now(String::new(), "admin".into())), ..Change::default() };
     assert_eq!(store.change(id("fixed"), change, somebody()).await.unwrap().unwrap().made_by, "admin");
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
     store.latch(never).await.unwrap();

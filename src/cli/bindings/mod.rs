@@ -17,7 +17,7 @@ use super::{actor, maker, on_runtime};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::store::audit::{Asked, Entry};
-use crate::store::record::{Change, Query, Record, Terms, label};
+use crate::store::record::{Change, Make, Query, Record, Terms, label};
 use crate::store::row::Row;
 use crate::store::{self, Opened, Purpose};
 
@@ -207,14 +207,14 @@ async fn ban(opened: &Opened, which: &Which) -> Result<bool, String> {
     }
     // Nothing is known of where it would be used from. Should somebody use it right now, the ban wins.
     let everywhere = Terms { rule: Rule::All, networks: Vec::new(), roaming: None };
-    let done = change(opened, id, Change { rule: Some(everywhere), make: Some((hint, maker())), ..banned }).await?;
+    let done = change(opened, id, Change { rule: Some(everywhere), make: Some(Make::now(hint, maker())), ..banned }).await?;
     eprintln!("it was not bound; to let its first use bind it one day, `unbind` it, as `unban` lets it be used from everywhere");
     Ok(done)
 }
 
 async fn set(opened: &Opened, which: &Which, rule: Option<Terms>, note: &Option<String>, labels: &[String]) -> Result<bool, String> {
     let (id, hint) = meant(opened, which).await?;
-    let made = rule.is_some().then(|| (hint, maker()));
+    let made = rule.is_some().then(|| Make::now(hint, maker()));
     let labels = (!labels.is_empty()).then(|| labels.to_vec());
     change(opened, id, Change { rule, banned: None, note: note.clone(), labels, make: made }).await
 }

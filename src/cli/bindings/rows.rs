@@ -2,13 +2,14 @@
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
+use std::time::SystemTime;
 
 use keylatch_filters::contract::{KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
 use super::{Format, actor, hashed, network, terms, written};
 use crate::store::Opened;
-use crate::store::record::{Change, Query, label};
+use crate::store::record::{Change, Make, Query, label};
 use crate::store::row::Row;
 
 /// Rows read at once.
@@ -150,7 +151,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
 /// A row may hold keys: what cannot be read is not shown.
 fn unreadable(hint: &str) -> String {
     format!(
-        "this is not a binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, note, labels"
+        "this is not a binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, made_by, note, labels, created"
     )
 }
 
@@ -177,12 +178,15 @@ async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     let labels = labels.map(|labels| labels.iter().map(|word| label(word)).collect::<Result<_, _>>()).transpose();
     let labels = labels.map_err(|_| "`labels` holds something that is not a label")?;
     let made_by = if row.made_by.is_empty() { "import".into() } else { row.made_by };
+    let created = (!row.created.is_empty()).then(|| humantime::parse_rfc3339(&row.created)).transpose();
+    let created = created.map_err(|_| "`created` must be a time such as 2026-01-31T09:00:00Z")?;
+    let created_at = created.unwrap_or_else(SystemTime::now).min(SystemTime::now());
     let change = Change {
         rule: Some(terms),
         banned: row.banned,
         note: row.note.filter(|note| !note.is_empty()),
         labels,
-        make: Some((hint, made_by)),
+        make: Some(Make { hint, made_by, created_at }),
     };
     Ok((id, change))
 }

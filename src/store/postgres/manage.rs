@@ -75,18 +75,19 @@ pub async fn change(pool: &PgPool, id: KeyId, change: Change, actor: &Actor) -> 
     let seen = vec![millis(SystemTime::now()); networks.as_ref().map_or(0, Vec::len)];
     let mut tx = pool.begin().await.map_err(failed)?;
     let before = held(&mut tx, id).await?;
-    if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
+    if let (Some(make), Some(rule)) = (&change.make, rule) {
         sqlx::query(
             "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, version, made_by, created_at, last_used_at)
-             VALUES ($1, $2, $3, $4::text[]::cidr[], $6, $7, keylatch_version(0), $5, now(), now()) ON CONFLICT (key_id) DO NOTHING",
+             VALUES ($1, $2, $3, $4::text[]::cidr[], $6, $7, keylatch_version(0), $5, to_timestamp($8::float8 / 1e3), now()) ON CONFLICT (key_id) DO NOTHING",
         )
         .bind(id.0)
-        .bind(hint)
+        .bind(&make.hint)
         .bind(rule)
         .bind(&networks)
-        .bind(made_by)
+        .bind(&make.made_by)
         .bind(networks_max)
         .bind(window_s)
+        .bind(millis(make.created_at))
         .execute(&mut *tx)
         .await
         .map_err(failed)?;

@@ -70,20 +70,20 @@ impl Sqlite {
         let networks = change.rule.as_ref().map(|terms| joined(&terms.networks));
         let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
         let now_ms = millis(SystemTime::now());
-        if let (Some((hint, made_by)), Some(rule)) = (&change.make, rule) {
+        if let (Some(make), Some(rule)) = (&change.make, rule) {
             sqlx::query(
                 "INSERT INTO bindings (key_id, hint, rule, networks, networks_max, window_s, version, made_by, created_ms, last_used_ms)
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             )
             .bind(id.0.as_slice())
-            .bind(hint)
+            .bind(&make.hint)
             .bind(rule)
             .bind(&networks)
             .bind(networks_max)
             .bind(window_s)
             .bind(version_now(0))
-            .bind(made_by)
-            .bind(now_ms)
+            .bind(&make.made_by)
+            .bind(millis(make.created_at))
             .bind(now_ms)
             .execute(&mut *tx)
             .await
