@@ -64,7 +64,7 @@ def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):
     replica = start(echo_upstream, route_filters=FREE, storage=f"{{sqlite: {{path: {place}/t.db, flush_every: 100ms}}}}")
     full_disk(replica, place, lambda: None)
     wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "it goes on when there is room")
-    assert "full" in replica.stdout.read_text(), "said in the access log"
+    wait_for(lambda: "full" in replica.stdout.read_text(), "the access log says why")
     # What waited was kept.
     wait_for(lambda: "sk-…efgh" in replica.command("bindings", "list").stdout, "the store is whole")
     replica.stop()
@@ -86,7 +86,7 @@ def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
                 list(pool.map(lambda n: ask(replica, f"sk-many-{n:06}-abcdefgh"), range(600)))
 
         full_disk(replica, tables, lambda: (fill(tables), use_up()))
-        assert "No space left on device" in replica.stdout.read_text(), "said in the access log"
+        wait_for(lambda: "No space left on device" in replica.stdout.read_text(), "the access log says why")
         wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "it goes on when there is room")
         assert replica.health("ready")[0] == 200
         replica.stop()

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
 use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection, Row};
 
 use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
@@ -65,7 +65,13 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_MAX);
-        let pool = SqlitePoolOptions::new().max_connections(4).acquire_timeout(BUSY_MAX).connect_with(options.clone()).await;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .acquire_timeout(BUSY_MAX)
+            // Where the disk is full or fails, SQLite itself ends the transaction, and sqlx holds it for open ever after.
+            .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))))
+            .connect_with(options)
+            .await;
         let pool = pool.map_err(|e| wrong("cannot be opened", &e))?;
         if makes {
             MIGRATIONS.run(&pool).await.map_err(|error| match error {
@@ -406,5 +412,21 @@ fn failed(error: sqlx::Error) -> StoreError {
     match code.map(|code| code & 0xff) {
         None | Some(5 | 6 | 9 | 10) => StoreError::Away(text),
         Some(_) => StoreError::Useless(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_ended_by_itself_costs_one_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("t.db"), true).await.unwrap();
+        for _ in 0..8 {
+            let mut tx = store.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+            sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
+        }
+        assert!(store.is_new().await.unwrap());
     }
 }
