@@ -32,16 +32,7 @@ impl Services {
 
 impl Outbound for Services {
     fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
-        let (url, client) = check(endpoint, ca)?;
-        Ok(Arc::new(Remote {
-            url,
-            private: endpoint.allow_private,
-            timeout: endpoint.timeout.0,
-            client,
-            runtime: self.0.clone(),
-            breaker: Breaker::default(),
-            turns: Arc::new(Semaphore::new(CALLS_MAX)),
-        }))
+        Ok(Arc::new(Remote::new(endpoint, ca, self.0.clone())?))
     }
 
     fn tend(&self, task: Weak<dyn Tend>) -> Arc<dyn Tender> {
@@ -140,9 +131,11 @@ impl Service for Remote {
                 // Whoever asks for much at once must not make it look as if nobody were there.
                 return Err(CallError::Unclear(format!("{CALLS_MAX} calls are under way already")));
             };
-            // It goes on where the proxy's client leaves: its connection can be used again.
-            let called = self.runtime.spawn(send(self.request(&call), call.answer, begun, turn));
-            let answer = async { called.await.unwrap_or_else(|_| Err(CallError::Away("this process is stopping".into()))) };
+            let answer = async {
+                // It goes on where the proxy's client leaves: its connection can be used again.
+                let called = self.runtime.spawn(send(self.request(&call), call.answer, begun, turn));
+                called.await.unwrap_or_else(|_| Err(CallError::Away("this process is stopping".into())))
+            };
             let asked = self.breaker.run(answer, |error| matches!(error, CallError::Away(_))).await;
             asked.unwrap_or_else(|| Err(CallError::Away("it does not answer, and is asked again in a moment".into())))
         })
@@ -166,6 +159,19 @@ impl Service for Remote {
 }
 
 impl Remote {
+    fn new(endpoint: &Endpoint, ca: Option<String>, runtime: Handle) -> Result<Self, Invalid> {
+        let (url, client) = check(endpoint, ca)?;
+        Ok(Self {
+            url,
+            private: endpoint.allow_private,
+            timeout: endpoint.timeout.0,
+            client,
+            runtime,
+            breaker: Breaker::default(),
+            turns: Arc::new(Semaphore::new(CALLS_MAX)),
+        })
+    }
+
     fn request(&self, call: &Call) -> RequestBuilder {
         let mut url = self.url.clone();
         if !call.path.is_empty() {
@@ -198,4 +204,28 @@ async fn send(request: RequestBuilder, wanted: Body, begun: Instant, _turn: Owne
         body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
     }
     Ok(Answered { status, headers, body, took: begun.elapsed() })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use keylatch_filters::contract::HumanDuration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_sent_to_a_service_that_is_known_to_be_away() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", silent.local_addr().unwrap());
+        let timeout = HumanDuration(Duration::from_millis(50));
+        let service = Remote::new(&Endpoint { url, allow_private: true, ca_file: None, timeout }, None, Handle::current()).unwrap();
+        let ask =
+            || service.call(Call { method: Method::GET, path: "".into(), headers: Vec::new(), body: String::new(), answer: Body::Cut(0) });
+        for _ in 0..3 {
+            assert!(matches!(ask().await, Err(CallError::Away(_))));
+        }
+        assert!(service.breaker.is_open());
+        assert!(matches!(ask().await, Err(CallError::Away(_))));
+        assert_eq!(service.turns.available_permits(), CALLS_MAX, "something is under way");
+    }
 }
