@@ -14,7 +14,7 @@ use http::{StatusCode, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site};
+use crate::contract::{Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, host_name};
 
 /// `allowed_hosts`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -73,10 +73,7 @@ impl Filter for AllowedHosts {
 
 impl AllowedHosts {
     fn allows(&self, host: &str) -> bool {
-        let name = match host.strip_prefix('[') {
-            Some(_) => host.split_inclusive(']').next().unwrap_or_default(),
-            None => host.split(':').next().unwrap_or_default(),
-        };
+        let name = host_name(host);
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         self.exact.contains(&name) || self.below.iter().any(|end| name.len() > end.len() && name.ends_with(end.as_str()))
     }

@@ -26,7 +26,7 @@ use http::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Filter, Hooks, Invalid, ResponseCx, Result, SecretRef, Site, UpstreamCx, failure, is_framing};
+use crate::contract::{Filter, Hooks, Invalid, ResponseCx, Result, SecretRef, Site, UpstreamCx, failure, field_name, is_framing};
 
 /// What to do with the fields of one direction.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -64,7 +64,7 @@ pub struct Headers {
 }
 
 fn name_of(text: &str) -> Result<HeaderName, Invalid> {
-    let name: HeaderName = text.to_ascii_lowercase().parse().map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))?;
+    let name = field_name(text)?;
     if is_framing(&name) {
         return Err(Invalid::new(format!("`{text}` belongs to the framing of messages and cannot be changed here")));
     }

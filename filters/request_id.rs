@@ -16,7 +16,9 @@ use http::{HeaderMap, HeaderName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Filter, Flow, Hooks, Invalid, RequestCx, RequestIds, ResponseCx, Result, Site, UpstreamCx, failure, header_value};
+use crate::contract::{
+    Filter, Flow, Hooks, Invalid, RequestCx, RequestIds, ResponseCx, Result, Site, UpstreamCx, failure, field_name, header_value,
+};
 
 const ID_BYTES_MAX: usize = 128;
 
@@ -81,11 +83,7 @@ impl Filter for RequestId {
     type State = ();
 
     fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
-        let header = config
-            .header
-            .to_ascii_lowercase()
-            .parse()
-            .map_err(|_| Invalid::new(format!("`{}` is not a header field's name", config.header)).at("header"))?;
+        let header = field_name(&config.header).map_err(|invalid| invalid.at("header"))?;
         Ok(Self { header, accept: config.accept })
     }
 

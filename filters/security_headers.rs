@@ -20,7 +20,7 @@ use http::{HeaderName, HeaderValue, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Filter, Hooks, HumanDuration, Invalid, ResponseCx, Result, Site, failure, is_framing};
+use crate::contract::{Filter, Hooks, HumanDuration, Invalid, ResponseCx, Result, Site, failure, field_name, is_framing};
 
 /// Strict-Transport-Security (RFC 6797).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -119,10 +119,9 @@ impl Filter for SecurityHeaders {
             set.push((header::STRICT_TRANSPORT_SECURITY, strict(hsts).map_err(|e| e.at("hsts"))?));
         }
         let remove = config.remove.iter().enumerate().map(|(index, name)| {
-            let parsed = name.to_ascii_lowercase().parse();
-            let wrong = |says: String| Invalid::new(says).index(index).at("remove");
-            let parsed: HeaderName = parsed.map_err(|_| wrong(format!("`{name}` is not a header field's name")))?;
-            if is_framing(&parsed) { Err(wrong(format!("`{name}` belongs to the framing of messages"))) } else { Ok(parsed) }
+            let wrong = |invalid: Invalid| invalid.index(index).at("remove");
+            let parsed = field_name(name).map_err(wrong)?;
+            if is_framing(&parsed) { Err(wrong(Invalid::new(format!("`{name}` belongs to the framing of messages")))) } else { Ok(parsed) }
         });
         Ok(Self { set, remove: remove.collect::<Result<_, _>>()?, keep_own: config.keep_own })
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use keylatch_filters::contract::hex;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -46,8 +47,7 @@ pub fn socket(config: &Path) -> Result<PathBuf, String> {
     use std::os::unix::ffi::OsStrExt;
     let config = config.canonicalize().map_err(|e| format!("{}: {e}", config.display()))?;
     let hash = Sha256::digest(config.as_os_str().as_bytes());
-    let name: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Ok(folder().join(format!("{name}.sock")))
+    Ok(folder().join(format!("{}.sock", hex(&hash[..8]))))
 }
 
 /// Listens on the socket, for as long as the process lives.

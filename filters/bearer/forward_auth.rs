@@ -15,7 +15,8 @@ use super::introspection::remembered;
 use super::memo::Memo;
 use super::verdict::{Rejected, Verdict, Verified};
 use crate::contract::{
-    AnswerBody, Answered, Body, Call, Endpoint, HumanDuration, Identity, Invalid, Problem, Reply, RequestCx, Service, Site, is_framing,
+    AnswerBody, Answered, Body, Call, Endpoint, HumanDuration, Identity, Invalid, Problem, Reply, RequestCx, Service, Site, field_name,
+    is_framing,
 };
 
 /// What a refusal shows of the service's words.
@@ -96,10 +97,6 @@ pub struct ForwardAuth {
     refusal: Refusal,
     on_failure: OnFailure,
     memo: Memo,
-}
-
-pub fn field_name(text: &str) -> Result<HeaderName, Invalid> {
-    text.to_ascii_lowercase().parse().map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))
 }
 
 impl ForwardAuth {

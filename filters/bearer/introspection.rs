@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::OnFailure;
-use super::jwt::{lacks, numeric_date};
+use super::jwt::{is_for, lacks, numeric_date};
 use super::memo::Memo;
 use super::verdict::{Rejected, Verdict, Verified};
 use crate::contract::{AnswerBody, Call, Endpoint, HumanDuration, Identity, Invalid, SecretRef, Service, Site};
@@ -145,14 +145,7 @@ impl Introspection {
         {
             return Err(Rejected::Issuer);
         }
-        let is_ours = |named: &Value| named.as_str().is_some_and(|named| self.config.audiences.iter().any(|ours| ours == named));
-        let fits = match claims.get("aud") {
-            _ if self.config.audiences.is_empty() => true,
-            Some(Value::Array(several)) => several.iter().any(is_ours),
-            Some(one) => is_ours(one),
-            None => false,
-        };
-        if !fits {
+        if !self.config.audiences.is_empty() && !is_for(&claims, &self.config.audiences) {
             return Err(Rejected::Audience);
         }
         if lacks(&claims, &self.config.required_claims) {

@@ -223,16 +223,10 @@ impl Jwt {
         let leeway_s = self.config.leeway.0.as_secs();
         let Some(expires_s) = numeric_date(&claims, "exp")? else { return Err(Rejected::Claims) };
         let from_s = numeric_date(&claims, "nbf")?;
-        let named: Vec<&str> = match claims.get("aud") {
-            None => Vec::new(),
-            Some(Value::String(one)) => vec![one],
-            Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
-            Some(_) => return Err(Rejected::Audience),
-        };
         // A token made for somebody else is refused also by those who expect no audience (RFC 7519, section 4.1.3).
-        let fits = match (self.config.audiences.as_slice(), claims.contains_key("aud")) {
-            ([], named) => !named,
-            (ours, _) => ours.iter().any(|one| named.contains(&one.as_str())),
+        let fits = match self.config.audiences.as_slice() {
+            [] => !claims.contains_key("aud"),
+            ours => is_for(&claims, ours),
         };
         if !fits {
             return Err(Rejected::Audience);
@@ -263,6 +257,16 @@ impl Parts<'_> {
 fn json<T: serde::de::DeserializeOwned>(part: &str) -> Result<T, Rejected> {
     let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Rejected::Malformed)?;
     serde_json::from_slice(&bytes).map_err(|_| Rejected::Malformed)
+}
+
+/// Whether it is made for one of these audiences.
+pub(super) fn is_for(claims: &Map<String, Value>, ours: &[String]) -> bool {
+    let is_ours = |named: &Value| named.as_str().is_some_and(|named| ours.iter().any(|one| one == named));
+    match claims.get("aud") {
+        Some(Value::Array(several)) => several.iter().any(is_ours),
+        Some(one) => is_ours(one),
+        None => false,
+    }
 }
 
 /// Whether one of these claims is not there, or null.

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::verdict::Verified;
-use crate::contract::{Identity, Invalid};
+use crate::contract::{Identity, Invalid, unhex};
 
 /// A token known in advance.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -67,15 +67,4 @@ fn known(token: StaticToken) -> Result<([u8; 32], Verified), Invalid> {
     }
     let identity = Identity { subject: Some(token.name), claims: Arc::new(claims) };
     Ok((hash, Verified { expires_s, ..Verified::new(identity) }))
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(index * 2..index * 2 + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }

@@ -10,9 +10,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::forward_auth::field_name;
 use super::verdict::Verified;
-use crate::contract::{Invalid, Result, failure, is_framing};
+use crate::contract::{Invalid, Result, failure, field_name, is_framing};
 
 /// `tell_upstream`
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]

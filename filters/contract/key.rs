@@ -8,6 +8,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::Sha256;
 
+use super::{hex, unhex};
+
 /// The longest key there is, in bytes. JWTs with many claims are the longest in practice.
 pub const KEY_BYTES_MAX: usize = 8192;
 
@@ -18,19 +20,12 @@ pub struct KeyId(pub [u8; 32]);
 impl KeyId {
     /// From all 64 hex digits.
     pub fn from_hex(text: &str) -> Option<Self> {
-        let mut id = [0; 32];
-        if text.len() != 64 || !text.is_ascii() {
-            return None;
-        }
-        for (index, byte) in id.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
-        }
-        Some(Self(id))
+        unhex(text).map(Self)
     }
 
     /// All 64 hex digits, in lower case.
     pub fn hex(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.0)
     }
 
     /// The first 12 hex digits, in lower case: what people see of it.

@@ -7,6 +7,7 @@ mod context;
 mod facts;
 mod fields;
 mod filter;
+mod hex;
 mod invalid;
 mod key;
 mod kind;
@@ -21,8 +22,9 @@ mod values;
 
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, Source, UpstreamCx};
 pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, StreamPlan, Tags, Trace};
-pub use fields::is_framing;
+pub use fields::{field_name, host_name, is_framing};
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
+pub use hex::{hex, unhex};
 pub use invalid::{Invalid, decode};
 pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyForm, KeyHasher, KeyId, KeyReader, KeySource, other_key_in_query};
 pub use kind::{Kind, manual_of};

@@ -9,7 +9,7 @@ use pingora_http::RequestHeader;
 
 use super::value::{Fuel, Trouble, Value, field};
 use super::variables::Var;
-use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, Tags};
+use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, Tags, host_name};
 use crate::rate_limit::subject::client_network;
 
 /// Nobody means anything by more layers.
@@ -61,11 +61,7 @@ impl<'c> Scope<'c> {
                     Value::text(self.decoded.get_or_init(|| decoded(other)).as_deref().ok_or(Trouble::Layers)?)
                 }
             },
-            Var::Host => {
-                let host = self.field(&header::HOST);
-                let name = if host.starts_with('[') { host.split_inclusive(']').next() } else { host.split(':').next() };
-                Value::owned(name.unwrap_or_default().to_ascii_lowercase())
-            }
+            Var::Host => Value::owned(host_name(self.field(&header::HOST)).to_ascii_lowercase()),
             Var::Headers => Value::Headers(&self.request.headers),
             Var::Params => Value::Params(self.request.uri.query().unwrap_or_default()),
             Var::UserAgent => field(&self.request.headers, "user-agent", fuel)?,

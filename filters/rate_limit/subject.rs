@@ -10,7 +10,7 @@ use serde::de::{self, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-use crate::contract::{Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx};
+use crate::contract::{Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx, field_name, hex};
 
 /// What is counted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -112,8 +112,7 @@ impl Subject {
                 Per::Client => (Source::Client, "client".to_owned()),
                 Per::Route => (Source::Route, "route".to_owned()),
                 Per::Header(name) => {
-                    let parsed = name.to_ascii_lowercase().parse();
-                    let parsed = parsed.map_err(|_| Invalid::new(format!("`{name}` is not a header field's name")).at("header"))?;
+                    let parsed = field_name(&name).map_err(|invalid| invalid.at("header"))?;
                     (Source::Header(parsed), name)
                 }
                 Per::Claim(name) => (Source::Claim(name.clone()), name),
@@ -173,7 +172,7 @@ impl fmt::Display for Things {
             Things::One(one) => std::slice::from_ref(one),
             Things::More(more) => more,
         };
-        let hashed = |bytes: &[u8]| Sha256::digest(bytes).iter().take(16).map(|byte| format!("{byte:02x}")).collect::<String>();
+        let hashed = |bytes: &[u8]| hex(&Sha256::digest(bytes)[..16]);
         for (index, thing) in things.iter().enumerate() {
             if index > 0 {
                 f.write_str("+")?;

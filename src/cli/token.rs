@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::{Args, Subcommand};
+use keylatch_filters::contract::hex;
 use sha2::{Digest, Sha256};
 
 #[derive(Args)]
@@ -42,7 +43,7 @@ pub fn token(asked: &Token) -> Result<(), String> {
     getrandom::fill(&mut random).map_err(|e| format!("the system has no randomness: {e}"))?;
     // A prefix of its own lets scanners of leaked secrets find it.
     let token = format!("klt_{}", URL_SAFE_NO_PAD.encode(random));
-    let sha256: String = Sha256::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex(&Sha256::digest(token.as_bytes()));
     // JSON is YAML, whatever is in a name; and nothing in it is to come from the environment.
     let text = |text: &str| serde_json::Value::from(text).to_string().replace('$', "$$");
     let mut line = format!("- {{name: {}, sha256: {sha256}", text(name));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::Method;
 use keylatch_filters::chain::Chain;
-use keylatch_filters::contract::Invalid;
+use keylatch_filters::contract::{Invalid, host_name};
 
 use super::model::Match;
 use crate::upstream::Upstream;
@@ -103,7 +103,7 @@ impl Matcher {
 
 impl HostPattern {
     fn matches(&self, host: &str) -> bool {
-        let name = host_without_port(host);
+        let name = host_name(host);
         match self {
             HostPattern::Exact(exact) => name.eq_ignore_ascii_case(exact),
             HostPattern::Below(suffix) => {
@@ -119,13 +119,6 @@ impl PathPattern {
             PathPattern::Exact(exact) => path == exact,
             PathPattern::Below(base) => path.strip_prefix(base.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
         }
-    }
-}
-
-fn host_without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() => name,
-        _ => host,
     }
 }
 

@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use keylatch_filters::contract::host_name;
 use memchr::memchr_iter;
 use pingora::http::RequestHeader;
 
@@ -201,7 +202,7 @@ fn host(head: &mut RequestHeader) -> Result<(), Refused> {
 /// A name with a dot at its end is the same name (RFC 1034, section 3.1), and no route and no rule is to be passed by it.
 fn unrooted(head: &mut RequestHeader) -> Result<(), Refused> {
     let Some(host) = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return Ok(()) };
-    let (name, port) = host.find(':').map_or((host, ""), |at| host.split_at(at));
+    let (name, port) = host.split_at(host_name(host).len());
     let Some(plain) = name.strip_suffix('.').filter(|plain| !plain.is_empty()) else { return Ok(()) };
     let value = HeaderValue::from_str(&format!("{plain}{port}")).map_err(|_| bad("host"))?;
     head.insert_header(header::HOST, value).map_err(|_| bad("host"))

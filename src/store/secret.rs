@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use keylatch_filters::contract::KeyHasher;
+use keylatch_filters::contract::{KeyHasher, hex};
 
 use crate::config::Files;
 use crate::config::model::Secrets;
@@ -29,7 +29,7 @@ pub fn configured(secrets: &Secrets, files: &Files) -> Result<Option<String>, St
 pub fn fresh() -> Result<String, String> {
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes).map_err(|e| format!("no randomness to be had for a secret: {e}"))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 /// The secret that lies beside the database; made if the database is new and there is none.
@@ -90,5 +90,5 @@ fn previous(secrets: &Secrets, files: &Files) -> Result<Vec<String>, String> {
 
 /// What the database remembers of the secret. Tells nothing about it.
 pub fn fingerprint(hasher: &KeyHasher) -> String {
-    hasher.fingerprint().0.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    hex(&hasher.fingerprint().0[..16])
 }
