@@ -1,17 +1,14 @@
 //! `keylatch alerts`: whether alerts arrive.
 
-use std::path::PathBuf;
-
 use clap::{Args, Subcommand};
 
-use super::on_runtime;
+use super::{ConfigFile, on_runtime};
 use crate::config::{Compiler, check_ports, parse_file};
 
 #[derive(Args)]
 pub struct Alerts {
-    /// The configuration file
-    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    file: ConfigFile,
     #[command(subcommand)]
     command: Command,
 }
@@ -23,7 +20,7 @@ enum Command {
 }
 
 pub fn alerts(asked: &Alerts) -> Result<(), String> {
-    let parsed = parse_file(&asked.config).map_err(|report| report.to_string())?;
+    let parsed = parse_file(&asked.file.config).map_err(|report| report.to_string())?;
     let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
     let Command::Test = asked.command;
     let outcomes = on_runtime(async { Ok(snapshot.alerts.test().await) })?;

@@ -1,22 +1,20 @@
 //! `keylatch explain`: what would become of a request, filter by filter, without sending or storing anything.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
-
 use clap::Args;
 use keylatch_filters::chain::{Chain, Explained};
 use keylatch_filters::contract::{ClientAddress, Facts, Now, RequestCx, canonical};
 use pingora::http::RequestHeader;
+use std::net::IpAddr;
 
+use super::ConfigFile;
 use crate::config::{Compiler, check_ports, parse_file};
 use crate::proxy::errors;
 use crate::proxy::gate::{self, HeadLimits};
 
 #[derive(Args)]
 pub struct Explain {
-    /// The configuration file
-    #[arg(short, long, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    file: ConfigFile,
     /// The address the connection comes from
     #[arg(long, value_name = "ADDRESS")]
     peer: IpAddr,
@@ -32,7 +30,7 @@ pub struct Explain {
 }
 
 pub fn explain(asked: &Explain) -> Result<(), String> {
-    let parsed = parse_file(&asked.config).map_err(|report| report.to_string())?;
+    let parsed = parse_file(&asked.file.config).map_err(|report| report.to_string())?;
     let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
     let mut request = request(asked)?;
     let peer = canonical(asked.peer);

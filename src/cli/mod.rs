@@ -36,7 +36,7 @@ pub struct Cli {
 #[derive(Args)]
 struct ConfigFile {
     /// The configuration file
-    #[arg(short, long, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
+    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
     config: PathBuf,
 }
 

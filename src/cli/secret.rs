@@ -3,19 +3,19 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::{Args, Subcommand};
 
+use super::ConfigFile;
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::store::fresh_secret;
 
 #[derive(Args)]
 pub struct Secret {
-    /// The configuration file
-    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    file: ConfigFile,
     #[command(subcommand)]
     command: Command,
 }
@@ -28,7 +28,7 @@ enum Command {
 
 pub fn secret(asked: &Secret) -> Result<(), String> {
     let Command::Rotate = asked.command;
-    let settings = parse_file(&asked.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
     // Where nothing is configured it lies beside the SQLite file.
     let in_use = match (&settings.secrets.key_hmac, &settings.storage) {
         (Some(secret), _) => secret.file().map(str::to_owned),
@@ -47,7 +47,7 @@ pub fn secret(asked: &Secret) -> Result<(), String> {
     let next = match &in_use {
         Some(path) => {
             let next = format!("{path}.next");
-            write(&asked.config, &next, &fresh)?;
+            write(&asked.file.config, &next, &fresh)?;
             format!("file:{next}")
         }
         None => {

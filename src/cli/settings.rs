@@ -1,11 +1,9 @@
 //! `keylatch settings`: what can be changed while it runs. It works on the store itself; processes that run hear of it.
 
-use std::path::PathBuf;
-
 use clap::{Args, Subcommand};
 use prometheus::Registry;
 
-use super::on_runtime;
+use super::{ConfigFile, on_runtime};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, Settings as Configured, parse_file};
 use crate::live::{self, Origin, Shown};
@@ -14,9 +12,8 @@ use crate::store::{self, Purpose, Store};
 
 #[derive(Args)]
 pub struct Settings {
-    /// The configuration file
-    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    file: ConfigFile,
     #[command(subcommand)]
     command: Command,
 }
@@ -44,14 +41,14 @@ enum Command {
 }
 
 pub fn settings(asked: &Settings) -> Result<(), String> {
-    let parsed = parse_file(&asked.config).map_err(|report| report.to_string())?;
+    let parsed = parse_file(&asked.file.config).map_err(|report| report.to_string())?;
     let written: Vec<bool> = live::ALL.iter().map(|setting| parsed.says(setting.name)).collect();
     let settings = Parsed::settings(parsed).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
         return Err("storage is memory: its settings are those of the file".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings, &Files::beside(&asked.config), &Registry::new(), Purpose::Command, None).await?;
+        let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         let store = &opened.store;
         match &asked.command {
             Command::List { json } => list(store, &settings, &written, *json).await,
@@ -77,7 +74,7 @@ async fn change(
 ) -> Result<(), String> {
     store.set_setting(name, value, super::actor()).await.map_err(|error| error.to_string())?;
     // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
-    let told = crate::control::ask(&asked.config, "settings changed");
+    let told = crate::control::ask(&asked.file.config, "settings changed");
     if told.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
         eprintln!("no running process was told; one that runs sees the change within 5s");
     }

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Bindings as _, KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
-use super::{actor, maker, on_runtime};
+use super::{ConfigFile, actor, maker, on_runtime};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::store::audit::{Asked, Entry};
@@ -26,9 +26,8 @@ const DIGITS_MIN: usize = 6;
 
 #[derive(Args)]
 pub struct Bindings {
-    /// The configuration file
-    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
-    config: PathBuf,
+    #[command(flatten)]
+    file: ConfigFile,
     #[command(subcommand)]
     command: Command,
 }
@@ -134,15 +133,15 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 pub fn bindings(asked: &Bindings) -> Result<(), String> {
-    let settings = parse_file(&asked.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
         return Err("storage is memory: its bindings are in the running process alone, and go with it".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings, &Files::beside(&asked.config), &Registry::new(), Purpose::Command, None).await?;
+        let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         if carry_out(&opened, &asked.command).await? {
             // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
-            let told = crate::control::ask(&asked.config, "bindings changed");
+            let told = crate::control::ask(&asked.file.config, "bindings changed");
             if told.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
                 eprintln!("no running process was told; one that runs sees the change within 30s");
             }
