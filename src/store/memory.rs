@@ -130,6 +130,14 @@ impl Authority for Memory {
         at_once(Ok(()))
     }
 
+    fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    fn own(&self, _: String, _: Option<String>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         at_once(Ok(()))
     }

@@ -11,6 +11,7 @@ mod counters;
 mod leashes;
 mod limits;
 mod memory;
+mod open;
 pub mod outbox;
 mod postgres;
 pub mod record;
@@ -30,18 +31,17 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use keylatch_filters::contract::{Binding, BoxFuture, Counters, FirstUse, KeyHasher, KeyId, StoreError};
-use prometheus::Registry;
+use keylatch_filters::contract::{Binding, BoxFuture, Counters, FirstUse, KeyId, StoreError};
 use serde_json::Value;
 
-use crate::config::Files;
-use crate::config::model::{Secrets, Settings, Storage};
 use audit::{Actor, Asked, Entry};
 use batch::Batch;
 pub use bindings::Store;
+pub use open::{Opened, Purpose, check, migrate, open, open_redis};
 use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Query, Record, Tended, Tending};
 pub use redis::Redis;
+pub use secret::fresh as fresh_secret;
 use settings::Stored;
 
 /// What other processes have done.
@@ -75,6 +75,10 @@ trait Authority: Send + Sync + 'static {
     fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>>;
     /// Writes what nobody waits for. On an error nothing of it was written.
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// The fingerprint of the secret that the database goes with; `None`: no secret has claimed it.
+    fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>>;
+    /// Has it go with the secret of this fingerprint, if it goes with that of `before`, or with none where that is `None`.
+    fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>>;
     /// Whether it answers.
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Rows for an operator.
@@ -106,115 +110,7 @@ trait Authority: Send + Sync + 'static {
     fn watch(&self, _on_change: OnChange) {}
 }
 
-/// A database goes with one secret.
-const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac, or another secrets.key_form: every key would look new and be bound again. \
-    Configure the secret it was made with, or begin anew with another database";
-
-/// Whether the configured secret, if there is one, can be read and is good enough.
-pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
-    secret::configured(secrets, files)?;
-    secret::previous_fingerprints(secrets, files).map(|_| ())
-}
-
-/// An open store and the secret that goes with it.
-pub struct Opened {
-    /// The bindings.
-    pub store: Arc<Store>,
-    /// Turns keys into key ids.
-    pub hasher: KeyHasher,
-}
-
-pub use secret::fresh as fresh_secret;
-
-/// What a store is opened for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Serving: the schema is brought up to date, and the database goes with the secret from then on.
-    Serve,
-    /// A command of an operator's, which changes neither.
-    Command,
-}
-
-/// Opens what is configured. Errors say what to do.
-pub async fn open(
-    settings: &Settings,
-    files: &Files,
-    metrics: &Registry,
-    purpose: Purpose,
-    redis: Option<Arc<Redis>>,
-) -> Result<Opened, String> {
-    let secrets = &settings.secrets;
-    match &settings.storage {
-        Storage::Memory => {
-            let secret = match secret::configured(secrets, files)? {
-                Some(secret) => secret,
-                None => secret::fresh()?,
-            };
-            let store = Store::new(Arc::new(memory::Memory::default()), None, 100_000, Duration::ZERO, metrics);
-            store.flush_every(Duration::from_secs(1));
-            Ok(Opened { store, hasher: secret::hasher(&secret, secrets, files)? })
-        }
-        Storage::Sqlite(config) => {
-            let path = std::path::Path::new(&config.path);
-            let serves = purpose == Purpose::Serve;
-            let database = sqlite::Sqlite::open(path, serves).await?;
-            let secret = match secret::configured(secrets, files)? {
-                Some(secret) => secret,
-                None => secret::beside(path, database.is_new().await?)?,
-            };
-            let hasher = secret::hasher(&secret, secrets, files)?;
-            let (fingerprint, previous) = (secret::fingerprint(&hasher), secret::previous_fingerprints(secrets, files)?);
-            if serves {
-                database.claim(&fingerprint, &previous).await?;
-            } else {
-                database.belongs(&fingerprint, &previous).await?;
-            }
-            let store = Store::new(Arc::new(database), None, config.cache_max, config.stale_grace.0, metrics);
-            store.flush_every(config.flush_every.0);
-            Ok(Opened { store, hasher })
-        }
-        Storage::Postgres(config) => {
-            let Some(secret) = secret::configured(secrets, files)? else {
-                return Err("secrets.key_hmac is needed with storage.postgres: every replica must have the same. \
-                     `openssl rand -hex 32` makes a good one"
-                    .into());
-            };
-            let hasher = secret::hasher(&secret, secrets, files)?;
-            let serves = purpose == Purpose::Serve;
-            let database = postgres::Postgres::open(config, files, serves).await?;
-            let (fingerprint, previous) = (secret::fingerprint(&hasher), secret::previous_fingerprints(secrets, files)?);
-            if serves {
-                database.claim(&fingerprint, &previous).await?;
-            } else {
-                database.belongs(&fingerprint, &previous).await?;
-            }
-            let cache_ttl = settings.redis.as_ref().map(|redis| redis.cache_ttl.0);
-            let shared = redis.zip(cache_ttl).map(|(redis, ttl)| shared::Shared::new(redis, ttl, config.stale_grace.0));
-            let store = Store::new(Arc::new(database), shared, config.cache_max, config.stale_grace.0, metrics);
-            store.flush_every(config.flush_every.0);
-            Ok(Opened { store, hasher })
-        }
-    }
-}
-
-/// Opens the Redis that is configured, if one is. Commands need none: they change the authority, which tells the replicas.
-pub async fn open_redis(settings: &Settings, files: &Files, metrics: &Registry) -> Result<Option<Arc<Redis>>, String> {
-    match &settings.redis {
-        Some(config) => Redis::open(config, files, metrics).await.map(Some),
-        None => Ok(None),
-    }
-}
-
 /// Counts that replicas share, in a Redis.
 pub fn counters(redis: &Arc<Redis>) -> Arc<dyn Counters> {
     limits::Shared::new(Arc::clone(redis))
-}
-
-/// Brings the schema up to date.
-pub async fn migrate(storage: &Storage, files: &Files) -> Result<(), String> {
-    match storage {
-        Storage::Memory => Err("storage is memory, which has no schema".into()),
-        Storage::Sqlite(config) => sqlite::Sqlite::open(std::path::Path::new(&config.path), true).await.map(|_| ()),
-        Storage::Postgres(config) => postgres::Postgres::open(config, files, true).await.map(|_| ()),
-    }
 }

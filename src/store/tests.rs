@@ -9,6 +9,8 @@ use prometheus::Registry;
 
 use super::record::{Change, Make, Query, Record, Tending, Terms};
 use super::*;
+use crate::config::Files;
+use crate::config::model::{Secrets, Settings, Storage};
 
 mod delayed;
 

@@ -168,31 +168,17 @@ pub async fn migrate(pool: &PgPool) -> Result<(), String> {
     })
 }
 
-async fn known(pool: &PgPool) -> Result<Option<String>, String> {
+/// See [`crate::store::Authority::owner`].
+pub async fn owner(pool: &PgPool) -> Result<Option<String>, String> {
     let known = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(pool).await;
     known.map_err(|e| wrong(advice(&e), &e))
 }
 
-/// See [`super::Postgres::belongs`].
-pub async fn belongs(pool: &PgPool, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-    match known(pool).await? {
-        Some(known) if known != fingerprint && !previous.contains(&known) => Err(crate::store::OTHER_SECRET.into()),
-        _ => Ok(()),
-    }
-}
-
-/// See [`super::Postgres::claim`].
-pub async fn claim(pool: &PgPool, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-    belongs(pool, fingerprint, previous).await?;
-    let claimed = match known(pool).await? {
-        Some(known) if known == fingerprint => return Ok(()),
-        Some(_) => {
-            tracing::info!("the database goes with the new secrets.key_hmac from now on");
-            sqlx::query("UPDATE meta SET value = $1 WHERE name = 'key_hmac'")
-        }
-        None => sqlx::query("INSERT INTO meta (name, value) VALUES ('key_hmac', $1) ON CONFLICT DO NOTHING"),
+/// See [`crate::store::Authority::own`].
+pub async fn own(pool: &PgPool, fingerprint: &str, before: Option<&str>) -> Result<(), String> {
+    let statement = match before {
+        Some(before) => sqlx::query("UPDATE meta SET value = $1 WHERE name = 'key_hmac' AND value = $2").bind(fingerprint).bind(before),
+        None => sqlx::query("INSERT INTO meta (name, value) VALUES ('key_hmac', $1) ON CONFLICT DO NOTHING").bind(fingerprint),
     };
-    claimed.bind(fingerprint).execute(pool).await.map_err(|e| wrong(advice(&e), &e))?;
-    // Of two that claimed it at once one was first.
-    belongs(pool, fingerprint, previous).await
+    statement.execute(pool).await.map(|_| ()).map_err(|e| wrong(advice(&e), &e))
 }

@@ -73,16 +73,6 @@ impl Postgres {
         Ok(Self { pools, replica: config.replica().into(), runtime: tokio::runtime::Handle::current(), reads, first_uses, settled })
     }
 
-    /// Whether the database goes with one of these secrets, without changing anything.
-    pub async fn belongs(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-        connect::belongs(&self.pools.get(), fingerprint, previous).await
-    }
-
-    /// Ties the database to the secret with this fingerprint. Refused if it belongs to one that is not a previous one.
-    pub async fn claim(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-        connect::claim(&self.pools.get(), fingerprint, previous).await
-    }
-
     /// Works for a request on the store's own runtime: a connection lives no longer than the runtime it was made on.
     async fn here<T: Send + 'static>(&self, work: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> Result<T, StoreError> {
         self.runtime.spawn(work).await.unwrap_or_else(|_| Err(StoreError::Away("the store has ended".into())))
@@ -123,6 +113,14 @@ impl Authority for Postgres {
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(self.pools.run_for(WRITE_TIME_MAX, async |pool| write(&pool, &self.replica, batch).await.map_err(failed)))
+    }
+
+    fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>> {
+        Box::pin(async { connect::owner(&self.pools.get()).await })
+    }
+
+    fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { connect::own(&self.pools.get(), &fingerprint, before.as_deref()).await })
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {

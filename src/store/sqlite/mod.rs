@@ -5,6 +5,7 @@
 
 mod alerts;
 mod audit;
+mod connect;
 mod manage;
 mod settings;
 
@@ -15,15 +16,15 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
 use serde_json::Value;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Connection, Row};
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{AssertSqlSafe, Row};
 
 use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
 use super::settings::Stored;
 use super::together::Together;
-use super::{Authority, Batch, Events, OTHER_SECRET};
+use super::{Authority, Batch, Events};
 
 /// First uses in one transaction.
 const TOGETHER_MAX: usize = 512;
@@ -38,101 +39,16 @@ pub struct Sqlite {
     settled: Together<(KeyId, i64, bool), bool>,
 }
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./src/store/migrations/sqlite");
-
-fn newer(path: &Path, version: i64) -> String {
-    let path = path.display();
-    format!("the database {path} is newer than this program: it has migration {version}; install the newer one again")
-}
-
 impl Sqlite {
     /// Opens the file. With `makes`, it and its folder are made if they are not there, and its schema is brought up to
     /// date; without, they must be there and be so.
     pub async fn open(path: &Path, makes: bool) -> Result<Self, String> {
-        let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the database {} {what}: {e}", path.display());
-        if !makes && !path.exists() {
-            return Err(format!(
-                "there is no database {}: it is made when Keylatch runs for the first time, or by `keylatch migrate`",
-                path.display()
-            ));
-        }
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|e| wrong("cannot get its folder", &e))?;
-        }
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(makes)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_MAX);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .acquire_timeout(BUSY_MAX)
-            // Where the disk is full or fails, SQLite itself ends the transaction, and sqlx holds it for open ever after.
-            .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))))
-            .connect_with(options)
-            .await;
-        let pool = pool.map_err(|e| wrong("cannot be opened", &e))?;
-        if makes {
-            MIGRATIONS.run(&pool).await.map_err(|error| match error {
-                sqlx::migrate::MigrateError::VersionMissing(version) => newer(path, version),
-                other => wrong("cannot be brought up to date", &other),
-            })?;
-        } else {
-            let found: i64 = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-                .fetch_one(&pool)
-                .await
-                .map_err(|e| wrong("is not one of Keylatch's, or was never brought up to date; run `keylatch migrate`", &e))?;
-            let wanted = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
-            match found.cmp(&wanted) {
-                std::cmp::Ordering::Less => return Err(wrong("is older than this program", &"run `keylatch migrate`")),
-                std::cmp::Ordering::Greater => return Err(newer(path, found)),
-                std::cmp::Ordering::Equal => {}
-            }
-        }
+        let pool = connect::pool(path, makes).await?;
         let (reading, uses, released) = (pool.clone(), pool.clone(), pool.clone());
         let reads = Together::new(2, TOGETHER_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
         let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), all));
         let settled = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| settle(released.clone(), all));
         Ok(Self { pool, reads, first_uses, settled })
-    }
-
-    /// Whether no secret has claimed it yet.
-    pub async fn is_new(&self) -> Result<bool, String> {
-        self.fingerprint().await.map(|known| known.is_none())
-    }
-
-    async fn fingerprint(&self) -> Result<Option<String>, String> {
-        sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'")
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(|e| format!("the database cannot be read: {e}"))
-    }
-
-    /// Refused if it belongs to another secret that is not a previous one.
-    pub async fn belongs(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-        match self.fingerprint().await? {
-            Some(known) if known != fingerprint && !previous.contains(&known) => Err(OTHER_SECRET.into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Ties the database to the secret with this fingerprint. Refused if it belongs to one that is not a previous one.
-    pub async fn claim(&self, fingerprint: &str, previous: &[String]) -> Result<(), String> {
-        sqlx::query("INSERT INTO meta (name, value) VALUES ('key_hmac', ?) ON CONFLICT DO NOTHING")
-            .bind(fingerprint)
-            .execute(&self.pool)
-            .await
-            .map_err(|e| format!("the database cannot be written: {e}"))?;
-        match self.fingerprint().await? {
-            Some(known) if known == fingerprint => Ok(()),
-            Some(known) if previous.contains(&known) => {
-                tracing::info!("the database goes with the new secrets.key_hmac from now on");
-                let moved = sqlx::query("UPDATE meta SET value = ? WHERE name = 'key_hmac'").bind(fingerprint).execute(&self.pool).await;
-                moved.map(|_| ()).map_err(|e| format!("the database cannot be written: {e}"))
-            }
-            _ => Err(OTHER_SECRET.into()),
-        }
     }
 
     async fn write_batch(&self, batch: &Batch) -> sqlx::Result<()> {
@@ -230,6 +146,14 @@ impl Authority for Sqlite {
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move { self.write_batch(batch).await.map_err(failed) })
+    }
+
+    fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>> {
+        Box::pin(connect::owner(&self.pool))
+    }
+
+    fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { connect::own(&self.pool, &fingerprint, before.as_deref()).await })
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -412,21 +336,5 @@ fn failed(error: sqlx::Error) -> StoreError {
     match code.map(|code| code & 0xff) {
         None | Some(5 | 6 | 9 | 10) => StoreError::Away(text),
         Some(_) => StoreError::Useless(text),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_transaction_that_sqlite_ended_by_itself_costs_one_connection() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Sqlite::open(&folder.path().join("t.db"), true).await.unwrap();
-        for _ in 0..8 {
-            let mut tx = store.pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
-            sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
-        }
-        assert!(store.is_new().await.unwrap());
     }
 }

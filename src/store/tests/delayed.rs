@@ -53,6 +53,12 @@ impl Authority for Slow {
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
         self.inner.write(batch)
     }
+    fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>> {
+        self.inner.owner()
+    }
+    fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
+        self.inner.own(fingerprint, before)
+    }
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.ping()
     }
