@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod every;
 pub mod live;
 pub mod outbound;
 pub mod proxy;

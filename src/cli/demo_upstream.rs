@@ -9,7 +9,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Query;
@@ -73,8 +72,9 @@ impl Default for Wishes {
     }
 }
 
-fn duration(text: &str) -> Duration {
-    humantime::parse_duration(text).unwrap_or_default()
+/// Being slow is what it is asked for: so can keep-alive frames and time limits be tried.
+async fn dawdle(wish: &str) {
+    tokio::time::sleep(humantime::parse_duration(wish).unwrap_or_default()).await;
 }
 
 async fn answer(wishes: Wishes, body: Bytes, api: Api) -> Response {
@@ -82,7 +82,7 @@ async fn answer(wishes: Wishes, body: Bytes, api: Api) -> Response {
         Ok(asked) => asked,
         Err(error) => return (StatusCode::BAD_REQUEST, Json(json!({ "error": { "message": error.to_string() } }))).into_response(),
     };
-    tokio::time::sleep(duration(&wishes.wait)).await;
+    dawdle(&wishes.wait).await;
     let status = StatusCode::from_u16(wishes.status).unwrap_or(StatusCode::OK);
     if !status.is_success() {
         return (status, Json(json!({ "error": { "message": "the demo fails as it was asked to", "type": "server_error", "param": null, "code": "demo" } }))).into_response();
@@ -97,9 +97,9 @@ async fn answer(wishes: Wishes, body: Bytes, api: Api) -> Response {
     let stream = stream::unfold(state, move |(mut events, wishes)| async move {
         let (index, event) = events.next()?;
         if index == half {
-            tokio::time::sleep(duration(&wishes.pause)).await;
+            dawdle(&wishes.pause).await;
         } else if index > 0 {
-            tokio::time::sleep(duration(&wishes.delay)).await;
+            dawdle(&wishes.delay).await;
         }
         let item =
             if wishes.die == Some(index) { Err(std::io::Error::other("the demo dies as it was asked to")) } else { Ok(Bytes::from(event)) };

@@ -15,6 +15,7 @@ use crate::admin::{self, Known};
 use crate::alerts::{self, Watch};
 use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
+use crate::every::every;
 use crate::live::{self, Live};
 use crate::outbound::Services;
 use crate::proxy::{self, Shared, Stop};
@@ -87,12 +88,10 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     // As often as the smallest period that makes sense; the store knows whether it is time.
     opened.store.tend_every(Duration::from_secs(5), move || current.live.tending(current.snapshot.load().settings.retention.tending()));
     let watch = Watch::new(Arc::clone(&opened.store), &shared.metrics.registry);
-    let (watching, current) = (Arc::clone(&watch), Arc::clone(&shared));
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(alerts::EVERY).await;
-            look(&watching, &current).await;
-        }
+    let current = Arc::clone(&shared);
+    every(&watch, alerts::EVERY, move |watch| {
+        let current = Arc::clone(&current);
+        async move { look(&watch, &current).await }
     });
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
     let stopping = Arc::new(AtomicBool::new(false));
@@ -139,6 +138,7 @@ fn watch_signals(settings: &Settings, reloader: Arc<Reloader>, stopping: Arc<Ato
                     tracing::info!(?readiness_delay, "stopping: readiness fails from now on");
                     let tell = tell.clone();
                     tokio::spawn(async move {
+                        // So long whoever balances load needs to see that it is not ready.
                         tokio::time::sleep(readiness_delay).await;
                         tell.send_if_modified(|stop| std::mem::replace(stop, if *stop == Stop::No { Stop::Drain } else { *stop }) == Stop::No);
                     });

@@ -9,19 +9,17 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
 use parking_lot::Mutex;
 use prometheus::Registry;
-use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
 
-use super::audit::{Actor, Asked, Entry};
 use super::cache::Cache;
 use super::counters::Counters;
 use super::leashes::Leashes;
-use super::record::{Change, Query, Record, Tending, version_now};
-use super::settings::Stored;
+use super::record::Tending;
 use super::shared::Shared;
 use super::unsettled::Unsettled;
 use super::{Authority, Batch, News};
 use crate::breaker::Breaker;
+use crate::every::every;
 
 /// Words of the upstream that are written at once; further ones wait for the next batch.
 const SETTLING_MAX: usize = 4096;
@@ -46,7 +44,7 @@ pub struct Store {
     /// Keys that are to be read anew.
     pub(super) unsettled: Mutex<Unsettled>,
     /// Somebody has changed a live setting, or may have.
-    settings_changed: Notify,
+    pub(super) settings_changed: Notify,
     /// Where what nobody waits for is done.
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) metrics: Counters,
@@ -130,25 +128,14 @@ impl Store {
 
     /// Writes what waits, every `period`, for as long as the store is in use.
     pub fn flush_every(self: &Arc<Self>, period: Duration) {
-        self.every(period, |store| async move { store.flush().await });
+        every(self, period, |store| async move { store.flush().await });
     }
 
     /// Archives, sweeps and trims as `tending` says, whenever it says.
     pub fn tend_every(self: &Arc<Self>, period: Duration, tending: impl Fn() -> Tending + Send + 'static) {
-        self.every(period, move |store| {
+        every(self, period, move |store| {
             let tending = tending();
             async move { store.tend(tending).await }
-        });
-    }
-
-    fn every<W: Future<Output = ()> + Send>(self: &Arc<Self>, period: Duration, work: impl Fn(Arc<Self>) -> W + Send + 'static) {
-        let weak = Arc::downgrade(self);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(period).await;
-                let Some(store) = weak.upgrade() else { return };
-                work(store).await;
-            }
         });
     }
 
@@ -211,49 +198,6 @@ impl Store {
     /// Whether Redis is there; `None` where there is none to be.
     pub fn shares(&self) -> Option<bool> {
         self.shared.as_ref().map(|shared| shared.is_there())
-    }
-
-    /// Bindings with all that is known of them.
-    pub async fn list(&self, query: Query) -> Result<Vec<Record>, StoreError> {
-        self.authority.list(query).await
-    }
-
-    /// Changes a binding. `None`: there is none, and none was to be made.
-    pub async fn change(&self, id: KeyId, change: Change, actor: Actor) -> Result<Option<Record>, StoreError> {
-        let changed = self.authority.change(id, change, actor).await?;
-        if let Some(record) = &changed {
-            self.hear(News::Changed(id, record.binding.version));
-        }
-        Ok(changed)
-    }
-
-    /// Removes a binding: the next use binds anew. False: there was none.
-    pub async fn remove(&self, id: KeyId, actor: Actor) -> Result<bool, StoreError> {
-        let removed = self.authority.remove(id, actor).await?;
-        self.hear(News::Changed(id, version_now(0)));
-        Ok(removed)
-    }
-
-    /// The live settings that are set apart from the file.
-    pub async fn settings(&self) -> Result<Vec<Stored>, StoreError> {
-        self.authority.settings().await
-    }
-
-    /// Sets one, or (`None`) gives it back to the file.
-    pub async fn set_setting(&self, name: &str, value: Option<Value>, actor: Actor) -> Result<(), StoreError> {
-        self.authority.set_setting(name.to_owned(), value, actor).await?;
-        self.hear(News::Settings);
-        Ok(())
-    }
-
-    /// Once one was changed, here or elsewhere, or may have been. For one task.
-    pub async fn settings_changed(&self) {
-        self.settings_changed.notified().await;
-    }
-
-    /// What operators have changed, the latest first.
-    pub async fn audit(&self, asked: Asked) -> Result<Vec<Entry>, StoreError> {
-        self.authority.audit(asked).await
     }
 
     /// Writes the upstream's word, soon; a good one that cannot be written now is written with the next batch.

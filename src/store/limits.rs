@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use redis::Script;
 
 use super::redis::Redis;
+use crate::every::every;
 
 /// For each key: kind, interval or most, tolerance, cost, block, time to live (µs; ms), shadow. Answers with whether it
 /// was allowed and how far ahead it is (µs), or how much is used, for each. A rolling entry is `TAT INTERVAL BLOCKED`.
@@ -122,14 +123,7 @@ impl Shared {
     pub fn new(redis: Arc<Redis>) -> Arc<Self> {
         let shared =
             Arc::new_cyclic(|me| Self { me: me.clone(), redis, held: Mutex::default(), runtime: tokio::runtime::Handle::current() });
-        let weak = Arc::downgrade(&shared);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(HELD / 3).await;
-                let Some(shared) = weak.upgrade() else { return };
-                shared.hold().await;
-            }
-        });
+        every(&shared, HELD / 3, |shared| async move { shared.hold().await });
         shared
     }
 

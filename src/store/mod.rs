@@ -12,6 +12,7 @@ mod leashes;
 mod limits;
 mod memory;
 mod open;
+mod operate;
 pub mod outbox;
 mod postgres;
 pub mod record;

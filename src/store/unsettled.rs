@@ -40,6 +40,7 @@ impl Store {
             let unasked: Vec<KeyId> = futures::future::join_all(asked).await.into_iter().flatten().collect();
             if !unasked.is_empty() {
                 self.unsettled.lock().ids.extend(unasked);
+                // Nothing says when the store is back: it is asked.
                 tokio::time::sleep(AGAIN).await;
             }
         }

@@ -165,6 +165,7 @@ async fn keep(redis: std::sync::Weak<Redis>, mut target: Target) {
                     }
                     failures = failures.saturating_add(1);
                     let pause = PAUSE.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
+                    // It is asked less and less often for as long as it is away.
                     tokio::time::sleep(crate::breaker::up_to_a_quarter_less(pause)).await;
                 }
             },

@@ -1,0 +1,54 @@
+//! What operators have a store do, by commands and by whatever else serves them.
+
+use keylatch_filters::contract::{KeyId, StoreError};
+use serde_json::Value;
+
+use super::audit::{Actor, Asked, Entry};
+use super::record::{Change, Query, Record, version_now};
+use super::settings::Stored;
+use super::{News, Store};
+
+impl Store {
+    /// Bindings with all that is known of them.
+    pub async fn list(&self, query: Query) -> Result<Vec<Record>, StoreError> {
+        self.authority.list(query).await
+    }
+
+    /// Changes a binding. `None`: there is none, and none was to be made.
+    pub async fn change(&self, id: KeyId, change: Change, actor: Actor) -> Result<Option<Record>, StoreError> {
+        let changed = self.authority.change(id, change, actor).await?;
+        if let Some(record) = &changed {
+            self.hear(News::Changed(id, record.binding.version));
+        }
+        Ok(changed)
+    }
+
+    /// Removes a binding: the next use binds anew. False: there was none.
+    pub async fn remove(&self, id: KeyId, actor: Actor) -> Result<bool, StoreError> {
+        let removed = self.authority.remove(id, actor).await?;
+        self.hear(News::Changed(id, version_now(0)));
+        Ok(removed)
+    }
+
+    /// The live settings that are set apart from the file.
+    pub async fn settings(&self) -> Result<Vec<Stored>, StoreError> {
+        self.authority.settings().await
+    }
+
+    /// Sets one, or (`None`) gives it back to the file.
+    pub async fn set_setting(&self, name: &str, value: Option<Value>, actor: Actor) -> Result<(), StoreError> {
+        self.authority.set_setting(name.to_owned(), value, actor).await?;
+        self.hear(News::Settings);
+        Ok(())
+    }
+
+    /// Once one was changed, here or elsewhere, or may have been. For one task.
+    pub async fn settings_changed(&self) {
+        self.settings_changed.notified().await;
+    }
+
+    /// What operators have changed, the latest first.
+    pub async fn audit(&self, asked: Asked) -> Result<Vec<Entry>, StoreError> {
+        self.authority.audit(asked).await
+    }
+}
