@@ -53,6 +53,7 @@
 //! Verified signatures are remembered until the token expires or the issuer's keys change; at most `cache_max` of them.
 //! What services have said takes at most 64 MiB for each mode.
 
+mod config;
 mod forward_auth;
 mod introspection;
 mod jwt;
@@ -68,79 +69,17 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use prometheus::IntCounter;
 use quick_cache::sync::Cache;
-use schemars::JsonSchema;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::contract::{
-    Filter, Flow, Hooks, Invalid, KeyReader, KeySource, Problem, Reply, RequestCx, Result, Site, UpstreamCx, header_value,
-};
-use forward_auth::{ForwardAuth, ForwardAuthConfig};
-use introspection::{Introspection, IntrospectionConfig};
-use jwt::{Jwt, JwtConfig, Outcome};
-use known::{Known, StaticConfig};
-use upstream::{TellUpstream, Told};
+use crate::contract::{Filter, Flow, Hooks, Invalid, KeyReader, Problem, Reply, RequestCx, Result, Site, UpstreamCx, header_value};
+use config::CACHE_MAX;
+pub use config::{Config, Mode, OnFailure};
+use forward_auth::ForwardAuth;
+use introspection::Introspection;
+use jwt::{Jwt, Outcome};
+use known::Known;
+use upstream::Told;
 use verdict::{Rejected, Verdict, Verified};
-
-/// What becomes of a token that nobody can be asked about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnFailure {
-    /// 503.
-    #[default]
-    Closed,
-    /// It passes, and nothing is known of whose it is.
-    Open,
-}
-
-/// A way to check a token.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Mode {
-    /// Tokens known by their hash.
-    Static(StaticConfig),
-    /// Signed tokens.
-    Jwt(Box<JwtConfig>),
-    /// Tokens that the authorization server is asked about.
-    Introspection(Box<IntrospectionConfig>),
-    /// Tokens that any service is asked about.
-    ForwardAuth(Box<ForwardAuthConfig>),
-    /// Any token of the right form.
-    WellFormed,
-}
-
-/// `bearer`
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The ways to check a token, tried in order; at least one.
-    pub accept: Vec<Mode>,
-    /// The header fields the token may stand in. Default: `authorization`.
-    #[serde(default = "default_from")]
-    pub from: Vec<KeySource>,
-    /// What of the identity the upstream gets. Default: nothing.
-    #[serde(default)]
-    pub tell_upstream: TellUpstream,
-    /// The realm named in `WWW-Authenticate`. Default: `api`.
-    #[serde(default = "default_realm")]
-    pub realm: String,
-    /// How many tokens are remembered, by each mode that asks somebody and by all others together. Default: 10000.
-    #[serde(default = "default_cache_max")]
-    pub cache_max: usize,
-}
-
-fn default_from() -> Vec<KeySource> {
-    vec![KeySource::Authorization]
-}
-fn default_realm() -> String {
-    "api".into()
-}
-/// A token in memory takes about a kilobyte.
-const CACHE_MAX: usize = 10_000_000;
-
-fn default_cache_max() -> usize {
-    10_000
-}
 
 enum Check {
     Static(Known),

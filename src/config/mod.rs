@@ -14,6 +14,7 @@ mod routes;
 mod schema;
 mod sections;
 mod storage;
+mod upstreams;
 mod yaml;
 
 use std::path::{Path, PathBuf};
