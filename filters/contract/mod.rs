@@ -17,6 +17,7 @@ mod outbound;
 mod ports;
 mod reply;
 mod site;
+mod strict;
 mod trust;
 mod values;
 

@@ -102,6 +102,8 @@ pub struct Live {
     /// Looked at by every request.
     maintenance: AtomicBool,
     set: Mutex<Vec<(&'static str, Value)>>,
+    /// What is wrong with stored ones, so that it is told once.
+    wrong: Mutex<Vec<String>>,
 }
 
 impl Live {
@@ -113,13 +115,17 @@ impl Live {
     /// Reads them anew. While the store is away what was known holds.
     pub async fn refresh(&self, store: &Store) {
         let Ok(stored) = store.settings().await else { return };
-        let mut set = Vec::new();
+        let (mut set, mut wrong) = (Vec::new(), Vec::new());
         for one in stored {
             // Rows that somebody else has written may be anything.
             match named(&one.name).and_then(|setting| setting.kind.check(&one.value).map(|()| setting)) {
                 Ok(setting) => set.push((setting.name, one.value)),
-                Err(why) => tracing::warn!(setting = one.name, why, "a stored setting makes no sense; the file's holds"),
+                Err(why) => wrong.push(format!("{}: {why}", one.name)),
             }
+        }
+        let told = std::mem::replace(&mut *self.wrong.lock(), wrong.clone());
+        for why in wrong.iter().filter(|why| !told.contains(why)) {
+            tracing::warn!(why, "a stored setting makes no sense; the file's holds");
         }
         let maintenance = set.iter().any(|(name, value)| *name == MAINTENANCE && *value == Value::Bool(true));
         if self.maintenance.swap(maintenance, Ordering::Relaxed) != maintenance {
