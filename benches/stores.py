@@ -6,20 +6,16 @@ Prints Markdown tables. Needs wrk, nginx, PostgreSQL, Redis; starts its own and 
     python3 benches/stores.py [--rounds 5]
 """
 
-import argparse
 import contextlib
 import hashlib
-import http.client
-import os
-import pathlib
 import sqlite3
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 import run
+from alone import SQLITE, Keylatch, ask_each, in_turns, measure, show_added, show_turns
 
 sys.path.insert(0, str(run.ROOT / "tests"))
 
@@ -27,23 +23,10 @@ from support.postgres import Postgres  # noqa: E402
 from support.redis import Redis  # noqa: E402
 
 SECRET = "{key_hmac: 0123456789abcdef0123456789abcdef}"
-CONFIG = """
-listeners: [{{address: "127.0.0.1:{port}"}}]
-admin: {{address: "127.0.0.1:{admin}"}}
-storage: {storage}
-{redis}
-secrets: {secrets}
-workers: {workers}
-upstreams: [{{name: model, servers: [{{address: "127.0.0.1:{upstream}"}}]}}]
-filters: [client_ip: {{}}, request_id: {{}}, flood_guard: {{limit: 10000000/s}}]
-routes:
-  - name: api
-    upstream: model
-    filters:
-      - bearer: {{accept: [well_formed]}}
-      - key_binding: {{new_keys_per_client: 1000000000/s}}
-      - rate_limit: {{per: key, limit: 1000000/s}}
-      - sse_keepalive: {{}}
+FILTERS = """      - bearer: {accept: [well_formed]}
+      - key_binding: {new_keys_per_client: 1000000000/s}
+      - rate_limit: {per: key, limit: 1000000/s}
+      - sse_keepalive: {}
 """
 NEW_KEYS = """
 local n = 0
@@ -57,49 +40,14 @@ function done(s, l) io.write(string.format("RESULT %.0f %d %.1f\\n", s.requests 
 """
 
 
-class Keylatch:
-    def __init__(self, folder, upstream, storage, redis="", secrets=SECRET, workers=1, pinned=True):
-        self.folder, self.port, self.admin = pathlib.Path(tempfile.mkdtemp(dir=folder)), run.free_port(), run.free_port()
-        path = self.folder / "keylatch.yaml"
-        values = dict(port=self.port, admin=self.admin, upstream=upstream, storage=storage, redis=redis, secrets=secrets, workers=workers)
-        path.write_text(CONFIG.format(**values))
-        self.path, self.pinned = path, pinned
-        self.begin()
-
-    def begin(self):
-        arguments, env = [run.RELEASE / "keylatch", "run", "-c", self.path], {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.folder)}
-        if self.pinned:
-            self.process = run.spawn(arguments, run.PROXY_CORE, self.folder, env=env)
-        else:
-            log = open(self.folder / "log", "ab")
-            self.process = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=self.folder, env=env)
-        run.wait_listen(self.port, self.process)
-
-    def stop(self):
-        self.process.terminate()
-        self.process.wait(30)
+def keylatch(folder, upstream, storage, redis="", secrets=SECRET, **more):
+    return Keylatch(folder, upstream, FILTERS, storage, redis, secrets, **more)
 
 
 def bench_known(kinds, rounds, upstream, folder):
     """The processor time of a POST with a known key, on the whole chain."""
-    replicas = {name: Keylatch(folder, upstream, *kind) for name, kind in kinds.items()}
-    times = {name: [] for name in kinds}
-    try:
-        for replica in replicas.values():
-            run.load(replica.port, "POST", 1, folder, "full")
-        for _ in range(rounds):
-            for name, replica in replicas.items():
-                before = run.cpu_s(replica.process.pid)
-                answered = run.load(replica.port, "POST", 3, folder, "full")
-                times[name].append((run.cpu_s(replica.process.pid) - before) / answered * 1e6)
-    finally:
-        for replica in replicas.values():
-            replica.stop()
-    print(f"\n### Processor time of a POST with a known key (µs, median of {rounds} rounds; in brackets min–max)\n")
-    print("| store | whole chain | beside memory |\n| --- | --- | --- |")
-    for name, each in times.items():
-        more = statistics.median(a - b for a, b in zip(each, times["memory"]))
-        print(f"| {name} | {statistics.median(each):.1f} ({min(each):.1f}–{max(each):.1f}) | {more:+.1f} |", flush=True)
+    times = in_turns({name: keylatch(folder, upstream, *kind) for name, kind in kinds.items()}, rounds, folder)
+    show_turns("Processor time of a POST with a known key", "beside memory", times, rounds, lambda pairs: f"{statistics.median(a - b for a, b in pairs):+.1f}")
 
 
 def bench_first_uses(kinds, upstream, folder):
@@ -107,7 +55,7 @@ def bench_first_uses(kinds, upstream, folder):
     script.write_text(NEW_KEYS)
     print("\n### First uses, 64 at a time, with everything on the same cores\n\n| store | a second | p99, ms |\n| --- | --- | --- |")
     for name, kind in kinds.items():
-        replica = Keylatch(folder, upstream, *kind, workers=0, pinned=False)
+        replica = keylatch(folder, upstream, *kind, workers=0, pinned=False)
         try:
             command = ["wrk", "-t1", "-c64", "-d8s", "-s", script, f"http://127.0.0.1:{replica.port}"]
             said = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
@@ -119,27 +67,12 @@ def bench_first_uses(kinds, upstream, folder):
             replica.stop()
 
 
-def ask_each(port, keys):
-    """The time of each request, one after the other on one connection, in ms."""
-    connection, times = http.client.HTTPConnection("127.0.0.1", port), []
-    for key in keys:
-        began = time.perf_counter()
-        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
-        answer = connection.getresponse()
-        answer.read()
-        times.append((time.perf_counter() - began) * 1000)
-        if answer.status != 200:
-            raise SystemExit(f"a request was answered with {answer.status}")
-    connection.close()
-    return times
-
-
 def bench_misses(postgres, redis, upstream, folder):
     """What a request takes whose key the process does not know, by who does."""
     storage, section = f'{{postgres: {{url: "{postgres.url}"}}}}', f'redis: {{url: "{redis.url}"}}'
-    warm = Keylatch(folder, upstream, storage, section)
-    asking = Keylatch(folder, upstream, storage, section)
-    without = Keylatch(folder, upstream, storage)
+    warm = keylatch(folder, upstream, storage, section)
+    asking = keylatch(folder, upstream, storage, section)
+    without = keylatch(folder, upstream, storage)
     keys = [f"sk-bench-{n:05}-abcdefgh" for n in range(3000)]
     try:
         # The first look tells a replica since when it may believe.
@@ -154,12 +87,7 @@ def bench_misses(postgres, redis, upstream, folder):
     finally:
         for replica in (warm, asking, without):
             replica.stop()
-    print(f"\n### Time of a request by who knows its key, one after the other (ms; Redis answered {answered})\n")
-    print("| known to | p50 | p99 | p50 added |\n| --- | --- | --- | --- |")
-    base = statistics.median(rows["the process"])
-    for name, times in rows.items():
-        times.sort()
-        print(f"| {name} | {statistics.median(times):.3f} | {times[len(times) * 99 // 100]:.3f} | {statistics.median(times) - base:+.3f} |", flush=True)
+    show_added(f"Time of a request by who knows its key, one after the other (ms; Redis answered {answered})", "the process", rows)
 
 
 def bench_many(postgres, upstream, folder, rows=1_000_000):
@@ -171,10 +99,10 @@ def bench_many(postgres, upstream, folder, rows=1_000_000):
         SELECT sha256({made}), 'sk-…', 'single', ARRAY['10.0.0.1'::inet]::cidr[], i, 'first_use', now(), now() FROM generate_series(1, {rows}) i"""
     for store in ("PostgreSQL", "SQLite"):
         for filled in (False, True):
-            kind = f'{{postgres: {{url: "{postgres.url}"}}}}' if store == "PostgreSQL" else "{sqlite: {path: bench.db}}"
+            kind = f'{{postgres: {{url: "{postgres.url}"}}}}' if store == "PostgreSQL" else SQLITE
             if store == "PostgreSQL":
                 postgres.psql("TRUNCATE bindings", *([fill, "ANALYZE bindings"] if filled else []), timeout=600)
-            replica = Keylatch(folder, upstream, kind)
+            replica = keylatch(folder, upstream, kind)
             try:
                 if store == "SQLite" and filled:
                     replica.stop()
@@ -205,32 +133,25 @@ def fill_sqlite(path, rows):
         database.commit()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        upstream, process = run.upstream_nginx(folder)
-        stack.callback(process.terminate)
-        postgres = Postgres()
-        stack.push(postgres)
-        postgres.start("-c", "fsync=on", "-c", "synchronous_commit=on")
-        redis = stack.enter_context(Redis())
-        stored = f'{{postgres: {{url: "{postgres.url}"}}}}'
-        kinds = {
-            "memory": ("memory", "", "{}"),
-            "SQLite": ("{sqlite: {path: bench.db}}", "", "{}"),
-            "PostgreSQL": (stored,),
-            "PostgreSQL and Redis": (stored, f'redis: {{url: "{redis.url}"}}'),
-        }
-        bench_known(kinds, options.rounds, upstream, folder)
-        bench_first_uses({name: kinds[name] for name in ("SQLite", "PostgreSQL", "PostgreSQL and Redis")}, upstream, folder)
-        postgres.psql("TRUNCATE bindings")
-        redis.cli("FLUSHALL")
-        bench_misses(postgres, redis, upstream, folder)
-        bench_many(postgres, upstream, folder)
+def benches(rounds, upstream, folder, stack):
+    postgres = Postgres()
+    stack.push(postgres)
+    postgres.start("-c", "fsync=on", "-c", "synchronous_commit=on")
+    redis = stack.enter_context(Redis())
+    stored = f'{{postgres: {{url: "{postgres.url}"}}}}'
+    kinds = {
+        "memory": ("memory", "", "{}"),
+        "SQLite": (SQLITE, "", "{}"),
+        "PostgreSQL": (stored,),
+        "PostgreSQL and Redis": (stored, f'redis: {{url: "{redis.url}"}}'),
+    }
+    bench_known(kinds, rounds, upstream, folder)
+    bench_first_uses({name: kinds[name] for name in ("SQLite", "PostgreSQL", "PostgreSQL and Redis")}, upstream, folder)
+    postgres.psql("TRUNCATE bindings")
+    redis.cli("FLUSHALL")
+    bench_misses(postgres, redis, upstream, folder)
+    bench_many(postgres, upstream, folder)
 
 
 if __name__ == "__main__":
-    main()
+    measure(__doc__, benches)
