@@ -1,7 +1,7 @@
 //! Where bindings and intercepts are kept. The only SQL of the project.
 //!
 //! [`Store`] puts a process cache, a breaker and batched writing before an [`Authority`]: [`postgres`],
-//! [`sqlite`] or [`memory`]. The contract's tests run against all of them.
+//! [`sqlite`], which may also keep all of it in memory. The contract's tests run against all of them.
 
 pub mod audit;
 mod batch;
@@ -10,7 +10,6 @@ mod cache;
 mod counters;
 mod leashes;
 mod limits;
-mod memory;
 mod open;
 mod operate;
 pub mod outbox;

@@ -8,7 +8,7 @@ use keylatch_filters::contract::KeyHasher;
 use prometheus::Registry;
 
 use super::shared::Shared;
-use super::{Authority, Redis, Store, memory, postgres, secret, sqlite};
+use super::{Authority, Redis, Store, postgres, secret, sqlite};
 use crate::config::Files;
 use crate::config::model::{Secrets, Settings, Storage};
 
@@ -62,7 +62,7 @@ pub async fn open(
     let serves = purpose == Purpose::Serve;
     let base = match &settings.storage {
         Storage::Memory => Base {
-            authority: Arc::new(memory::Memory::default()),
+            authority: Arc::new(sqlite::Sqlite::in_memory().await?),
             secret: configured.map_or_else(secret::fresh, Ok)?,
             shared: None,
             cache_max: 100_000,

@@ -211,7 +211,7 @@ async fn tended(store: &Store) {
 
 #[tokio::test]
 async fn memory_keeps_the_contract() {
-    contract(Arc::new(memory::Memory::default())).await;
+    contract(Arc::new(sqlite::Sqlite::in_memory().await.unwrap())).await;
 }
 
 #[tokio::test]

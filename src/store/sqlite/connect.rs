@@ -45,6 +45,16 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
     Ok(pool)
 }
 
+/// A database in memory, for trials and tests. It lives as long as its one connection, so that is never given up.
+pub async fn in_memory() -> Result<SqlitePool, String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("no database can be made in memory: {e}");
+    let pool = SqlitePoolOptions::new().max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
+    let options = SqliteConnectOptions::new().in_memory(true);
+    let pool = pool.acquire_timeout(BUSY_MAX).connect_with(options).await.map_err(|e| wrong(&e))?;
+    MIGRATIONS.run(&pool).await.map_err(|e| wrong(&e))?;
+    Ok(pool)
+}
+
 /// Brings it up to date, or says that it is not.
 async fn schema(pool: &SqlitePool, path: &Path, makes: bool) -> Result<(), String> {
     let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the database {} {what}: {e}", path.display());

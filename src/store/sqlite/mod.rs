@@ -1,4 +1,5 @@
-//! Bindings in one SQLite file (WAL), for one process; operators' commands may open it beside that.
+//! Bindings in one SQLite file (WAL), for one process; operators' commands may open it beside that. Or in memory, for
+//! trials and tests.
 //!
 //! First uses go through one worker, which commits all that wait in one transaction: each of them is on
 //! the disk before its request goes on, and many at once share one flush.
@@ -28,6 +29,8 @@ use super::{Authority, Batch, Events};
 
 /// First uses in one transaction.
 const TOGETHER_MAX: usize = 512;
+/// Past so many pages of 4 KiB a database in memory takes no new keys: a gigabyte, about four million of them.
+const MEMORY_PAGES_MAX: i64 = 1 << 18;
 /// How long a statement waits for another process that holds the file.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
@@ -43,12 +46,20 @@ impl Sqlite {
     /// Opens the file. With `makes`, it and its folder are made if they are not there, and its schema is brought up to
     /// date; without, they must be there and be so.
     pub async fn open(path: &Path, makes: bool) -> Result<Self, String> {
-        let pool = connect::pool(path, makes).await?;
+        Ok(Self::on(connect::pool(path, makes).await?, i64::MAX))
+    }
+
+    /// A database in memory: gone with the process.
+    pub async fn in_memory() -> Result<Self, String> {
+        Ok(Self::on(connect::in_memory().await?, MEMORY_PAGES_MAX))
+    }
+
+    fn on(pool: SqlitePool, pages_max: i64) -> Self {
         let (reading, uses, released) = (pool.clone(), pool.clone(), pool.clone());
         let reads = Together::new(2, TOGETHER_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
-        let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), all));
+        let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), pages_max, all));
         let settled = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| settle(released.clone(), all));
-        Ok(Self { pool, reads, first_uses, settled })
+        Self { pool, reads, first_uses, settled }
     }
 
     async fn write_batch(&self, batch: &Batch) -> sqlx::Result<()> {
@@ -251,8 +262,8 @@ async fn read(pool: SqlitePool, ids: Vec<KeyId>) -> Vec<Result<Option<Binding>, 
 }
 
 /// Takes all first uses that wait, commits them together, and tells each what holds.
-async fn bind(pool: SqlitePool, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
-    match commit(&pool, &uses).await {
+async fn bind(pool: SqlitePool, pages_max: i64, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
+    match commit(&pool, pages_max, &uses).await {
         Ok(rows) => uses
             .iter()
             .map(|first| rows.get(&first.id).cloned().unwrap_or_else(|| Err(StoreError::Useless("the row is gone".into()))))
@@ -261,7 +272,7 @@ async fn bind(pool: SqlitePool, uses: Vec<FirstUse>) -> Vec<Result<Binding, Stor
     }
 }
 
-async fn commit(pool: &SqlitePool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
+async fn commit(pool: &SqlitePool, pages_max: i64, uses: &[FirstUse]) -> Result<Rows, StoreError> {
     let rows: Vec<_> = uses
         .iter()
         .map(|first| {
@@ -270,6 +281,10 @@ async fn commit(pool: &SqlitePool, uses: &[FirstUse]) -> Result<Rows, StoreError
         })
         .collect();
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *tx).await.map_err(failed)?;
+    if pages > pages_max {
+        return Err(StoreError::Useless("memory takes no more bindings; use a file".into()));
+    }
     // `WHERE true`: without it the parser takes ON CONFLICT for a join's condition.
     let statement = format!(
         "INSERT INTO bindings

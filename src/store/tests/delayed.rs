@@ -4,11 +4,11 @@
 use tokio::sync::{Notify, Semaphore};
 
 use super::*;
-use crate::store::memory::Memory;
+use crate::store::sqlite::Sqlite;
 
 /// An authority that others change, too, and whose readers wait with the row in their hands.
 struct Slow {
-    inner: Arc<Memory>,
+    inner: Arc<Sqlite>,
     /// A row was read, and nobody has it yet.
     read: Notify,
     /// Lets so many readers go on.
@@ -105,7 +105,7 @@ impl Authority for Slow {
 
 /// A store on such an authority, with a key that is bound.
 async fn slow() -> (Arc<Slow>, Arc<Store>) {
-    let inner = Arc::new(Memory::default());
+    let inner = Arc::new(Sqlite::in_memory().await.unwrap());
     inner.latch(FirstUse { confirmed: true, ..first("a", "10.0.0.1") }).await.unwrap();
     let slow = Arc::new(Slow { inner, read: Notify::new(), gate: Semaphore::new(0), tell: parking_lot::Mutex::default() });
     let store = Store::new(Arc::clone(&slow) as _, None, 1000, Duration::from_secs(60), &Registry::new());
