@@ -14,6 +14,7 @@ pub mod live;
 pub mod outbound;
 pub mod proxy;
 pub mod reload;
+pub mod service;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;

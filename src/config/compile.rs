@@ -18,7 +18,7 @@ use super::model::{FilterItem, RouteSettings, Settings, Storage};
 use super::report::nearest;
 use super::routes::{Matcher, Route};
 use super::sections::tell;
-use super::{Files, Parsed, Report};
+use super::{Files, Parsed, Report, Written};
 use crate::alerts::Alerts;
 use crate::outbound;
 use crate::upstream::Upstream;
@@ -37,6 +37,10 @@ pub struct Snapshot {
     pub trusted: Arc<TrustedProxies>,
     /// Who is told what.
     pub alerts: Arc<Alerts>,
+    /// What stands in the file.
+    pub written: Written,
+    /// All of it as YAML, secrets masked.
+    pub masked: String,
 }
 
 impl Snapshot {
@@ -96,7 +100,8 @@ impl Compiler {
         let snapshot = work.snapshot();
         match snapshot {
             Some((trusted, upstreams, routes, unrouted, alerts)) if report.is_empty() => {
-                Ok(Snapshot { settings: parsed.settings, routes, unrouted, upstreams, trusted, alerts })
+                let (written, masked) = (parsed.written(), parsed.masked());
+                Ok(Snapshot { settings: parsed.settings, routes, unrouted, upstreams, trusted, alerts, written, masked })
             }
             _ => Err(report),
         }

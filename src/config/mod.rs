@@ -7,6 +7,7 @@
 mod alerts;
 mod compile;
 mod interpolate;
+mod masked;
 pub mod model;
 mod redis;
 mod report;
@@ -17,6 +18,7 @@ mod storage;
 mod upstreams;
 mod yaml;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
@@ -44,9 +46,16 @@ pub struct Parsed {
 }
 
 impl Parsed {
-    /// Whether something stands in the file at this place, such as `retention.audit`.
-    pub fn says(&self, place: &str) -> bool {
-        place.split('.').try_fold(&self.tree, |node, key| node.get(key)).is_some()
+    /// What stands in the file.
+    pub fn written(&self) -> Written {
+        let mut places = Written::default();
+        places.walk(&self.tree, "");
+        places
+    }
+
+    /// All of it as YAML, secrets masked.
+    pub fn masked(&self) -> String {
+        masked::text(&self.tree, &schema())
     }
 
     /// What the file says, if it is right as a whole as far as that can be known without a running process.
@@ -55,6 +64,25 @@ impl Parsed {
             return Ok(self.settings);
         }
         Compiler::new(check_ports()).compile(self).map(|snapshot| snapshot.settings)
+    }
+}
+
+/// Which places of a file something stands at.
+#[derive(Clone, Debug, Default)]
+pub struct Written(BTreeSet<String>);
+
+impl Written {
+    /// Whether something stands there, such as at `retention.audit`.
+    pub fn has(&self, place: &str) -> bool {
+        self.0.contains(place)
+    }
+
+    fn walk(&mut self, node: &yaml::Node, place: &str) {
+        for (key, below) in node.entries() {
+            let place = if place.is_empty() { key.name.clone() } else { format!("{place}.{}", key.name) };
+            self.walk(below, &place);
+            self.0.insert(place);
+        }
     }
 }
 

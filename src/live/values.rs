@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// What a setting may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// `true` or `false`
     Bool,
@@ -64,7 +66,7 @@ impl Kind {
 }
 
 /// Where a value comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// Nobody has said anything.
@@ -76,7 +78,7 @@ pub enum Origin {
 }
 
 /// A setting as operators see it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Shown {
     /// Its name.
     pub name: &'static str,
@@ -92,6 +94,8 @@ pub struct Shown {
     pub changed_at: Option<String>,
     /// What it means.
     pub means: &'static str,
+    /// What it may be.
+    pub kind: Kind,
 }
 
 #[cfg(test)]

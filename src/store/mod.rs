@@ -3,11 +3,13 @@
 //! [`Store`] puts a process cache, a breaker and batched writing before an [`Authority`]: [`postgres`],
 //! [`sqlite`], which may also keep all of it in memory. The contract's tests run against all of them.
 
+pub mod accounts;
 pub mod audit;
 mod batch;
 mod bindings;
 mod cache;
 mod counters;
+pub mod intercepts;
 mod leashes;
 mod limits;
 mod open;
@@ -17,6 +19,7 @@ mod postgres;
 pub mod record;
 mod redis;
 pub mod row;
+pub mod samples;
 mod secret;
 pub mod settings;
 mod shared;
@@ -37,9 +40,10 @@ use serde_json::Value;
 use audit::{Actor, Asked, Entry};
 use batch::Batch;
 pub use bindings::Store;
+use intercepts::Page;
 pub use open::{Opened, Purpose, check, migrate, open, open_redis};
 use outbox::{Attempted, Delivery, Hot, Threshold};
-use record::{Change, Query, Record, Tended, Tending};
+use record::{Change, Changed, Mark, Query, Record, Tended, Tending};
 pub use redis::Redis;
 pub use secret::fresh as fresh_secret;
 use settings::Stored;
@@ -59,6 +63,10 @@ pub enum News {
 type Events = Vec<(String, String, String)>;
 
 type OnChange = Arc<dyn Fn(News) + Send + Sync>;
+
+/// What is asked for by operators alone.
+pub trait Desk: accounts::Accounts + intercepts::Intercepts + samples::Samples {}
+impl<T: accounts::Accounts + intercepts::Intercepts + samples::Samples> Desk for T {}
 
 /// What holds the truth. Every method may be called from anywhere, at any time.
 trait Authority: Send + Sync + 'static {
@@ -82,11 +90,13 @@ trait Authority: Send + Sync + 'static {
     /// Whether it answers.
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Rows for an operator.
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>>;
-    /// An operator's change, in a new version, with its line in the audit. `None`: no such row, and none was to be made.
-    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>>;
-    /// Removes the row, with a line in the audit. False: there was none.
-    fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>>;
+    /// How many there are, without regard to `after` and `limit`. `None`: more than [`record::COUNTED_MAX`], or too dear to count.
+    fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>>;
+    /// An operator's change, in a new version, with its line in the audit.
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>>;
+    /// Removes the row, if it is in the version that is expected, with a line in the audit.
+    fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>>;
     /// What is set apart from the file.
     fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
     /// Sets one, or (`None`) gives it back to the file; with its line in the audit.
@@ -106,6 +116,8 @@ trait Authority: Send + Sync + 'static {
     fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>>;
     /// What came of an attempt.
     fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// What the admin API needs beside the above.
+    fn desk(&self) -> &dyn Desk;
     /// Tells of what others do, from now on. Nobody else writes to what only this process has.
     fn watch(&self, _on_change: OnChange) {}
 }

@@ -4,28 +4,39 @@ use keylatch_filters::contract::{KeyId, StoreError};
 use serde_json::Value;
 
 use super::audit::{Actor, Asked, Entry};
-use super::record::{Change, Query, Record, version_now};
+use super::intercepts::Page;
+use super::record::{Change, Changed, Mark, Query, Record, version_now};
 use super::settings::Stored;
-use super::{News, Store};
+use super::{Desk, News, Store};
 
 impl Store {
+    /// Accounts, lists and counts.
+    pub fn desk(&self) -> &dyn Desk {
+        self.authority.desk()
+    }
+
     /// Bindings with all that is known of them.
-    pub async fn list(&self, query: Query) -> Result<Vec<Record>, StoreError> {
+    pub async fn list(&self, query: Query) -> Result<Page<Record, Mark>, StoreError> {
         self.authority.list(query).await
     }
 
-    /// Changes a binding. `None`: there is none, and none was to be made.
-    pub async fn change(&self, id: KeyId, change: Change, actor: Actor) -> Result<Option<Record>, StoreError> {
+    /// How many there are; `None`: many.
+    pub async fn count(&self, query: Query) -> Result<Option<u64>, StoreError> {
+        self.authority.count(query).await
+    }
+
+    /// Changes a binding, or makes it where that is wanted.
+    pub async fn change(&self, id: KeyId, change: Change, actor: Actor) -> Result<Changed<Record>, StoreError> {
         let changed = self.authority.change(id, change, actor).await?;
-        if let Some(record) = &changed {
+        if let Changed::Done(record) = &changed {
             self.hear(News::Changed(id, record.binding.version));
         }
         Ok(changed)
     }
 
-    /// Removes a binding: the next use binds anew. False: there was none.
-    pub async fn remove(&self, id: KeyId, actor: Actor) -> Result<bool, StoreError> {
-        let removed = self.authority.remove(id, actor).await?;
+    /// Removes a binding: the next use binds anew.
+    pub async fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> Result<Changed<()>, StoreError> {
+        let removed = self.authority.remove(id, expects, actor).await?;
         self.hear(News::Changed(id, version_now(0)));
         Ok(removed)
     }

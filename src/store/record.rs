@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, KeyId, Roaming, Rule, StoreError};
+use serde::{Deserialize, Serialize};
 
 /// A binding with everything the store knows of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,9 +37,32 @@ pub struct Change {
     pub note: Option<String>,
     /// All labels.
     pub labels: Option<Vec<String>>,
+    /// Only if it is in this version.
+    pub expects: Option<i64>,
     /// Make the binding if it is not there; if it is there, it is the maker's from now on, and no longer what a first use
     /// made. Needs a rule.
     pub make: Option<Make>,
+}
+
+/// What came of a change.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Changed<T> {
+    /// It was made.
+    Done(T),
+    /// There is nothing to change.
+    Missing,
+    /// Somebody else has changed it since the version that was expected: it is this one now.
+    Newer(i64),
+}
+
+impl<T> Changed<T> {
+    /// What it is now, if the change was made.
+    pub fn done(self) -> Option<T> {
+        match self {
+            Changed::Done(done) => Some(done),
+            Changed::Missing | Changed::Newer(_) => None,
+        }
+    }
 }
 
 /// How a binding is made by hand.
@@ -79,22 +103,64 @@ pub struct Terms {
     pub roaming: Option<Roaming>,
 }
 
-/// Which bindings, in the order of their key ids.
+/// Which bindings, and in which order.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    /// Those behind this one.
-    pub after: Option<KeyId>,
     /// Whose id begins with these bytes.
     pub prefix: Vec<u8>,
-    /// That admit this address.
-    pub address: Option<IpAddr>,
+    /// Whose hint ends so.
+    pub hint: Option<String>,
+    /// Whose networks hold this one, or stand within it. Those that admit everybody are not among them.
+    pub network: Option<IpNet>,
     /// With this label.
     pub label: Option<String>,
     /// Banned or not.
     pub banned: Option<bool>,
+    /// With this rule.
+    pub rule: Option<Rule>,
+    /// Made by him, or by `first_use`.
+    pub made_by: Option<String>,
+    /// The order.
+    pub sort: Sort,
+    /// The other way round.
+    pub descending: bool,
+    /// Those behind this one.
+    pub after: Option<Mark>,
     /// At most so many.
     pub limit: u32,
 }
+
+impl Query {
+    /// Whether something is wanted that no index knows: then only [`super::intercepts::EXAMINED_MAX`] rows are looked at.
+    pub(super) fn searches(&self) -> bool {
+        self.rule.is_some() || self.made_by.is_some() || self.banned == Some(false)
+    }
+}
+
+/// Orders of bindings; ids decide where it leaves a choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sort {
+    /// By key id.
+    #[default]
+    Key,
+    /// By last use.
+    Used,
+    /// By the time they were made.
+    Created,
+}
+
+/// Where a binding stands in an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The time of the order, as the store counts it; 0 in that of ids.
+    pub at: i64,
+    /// The binding.
+    #[serde(with = "super::intercepts::hex_id")]
+    pub id: KeyId,
+}
+
+/// How many are counted at most.
+pub const COUNTED_MAX: i64 = 10_000;
 
 /// A word to find bindings by: 1 to 64 letters, digits and `-_.:/@`.
 pub fn label(word: &str) -> Result<String, String> {

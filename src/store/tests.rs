@@ -7,12 +7,14 @@ use std::time::SystemTime;
 use keylatch_filters::contract::{Bindings, FirstUse, Intercept, KeyHasher, KeyId, Roaming, Rule, SecretRef};
 use prometheus::Registry;
 
-use super::record::{Change, Make, Query, Record, Tending, Terms};
+use super::record::{Change, Changed, Make, Query, Record, Tending, Terms};
 use super::*;
 use crate::config::Files;
 use crate::config::model::{Secrets, Settings, Storage};
 
+mod accounts;
 mod delayed;
+mod lists;
 
 fn id(key: &str) -> KeyId {
     KeyHasher::new(b"test").id(key)
@@ -73,6 +75,11 @@ async fn contract(authority: Arc<dyn Authority>) {
     managed(&store).await;
     adopts(&store).await;
     roams(&store).await;
+    lists::listed(&store).await;
+    lists::intercepts(&store).await;
+    accounts::accounts(&store).await;
+    accounts::guesses(&store).await;
+    accounts::samples(&store).await;
     tended(&store).await;
 }
 
@@ -105,38 +112,42 @@ async fn managed(store: &Store) {
         labels: Some(vec!["team-a".into(), "paid".into()]),
         ..Change::default()
     };
-    assert_eq!(store.change(id("new"), change.clone(), somebody()).await.unwrap(), None, "nothing to change");
+    assert_eq!(store.change(id("new"), change.clone(), somebody()).await.unwrap(), Changed::Missing);
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let made = Change { make: Some(Make { created_at: long_ago, ..Make::now("…ew".into(), "admin".into()) }), ..change };
-    let made = store.change(id("new"), made, somebody()).await.unwrap().unwrap();
+    let made = store.change(id("new"), made, somebody()).await.unwrap().done().unwrap();
     assert_eq!((made.binding.rule, made.binding.networks.clone(), made.hint.as_str()), (Rule::Multiple, networks(), "…ew"));
     assert!(made.created_at == long_ago && made.last_used_at.elapsed().unwrap() < Duration::from_secs(60));
     assert_eq!((made.made_by.as_str(), made.note.as_str()), ("admin", "it's Ann's; \"really\""));
     let ban = Change { banned: Some(true), ..Change::default() };
-    let banned = store.change(id("new"), ban, somebody()).await.unwrap().unwrap();
+    let banned = store.change(id("new"), ban, somebody()).await.unwrap().done().unwrap();
     assert!(banned.binding.banned && banned.binding.version > made.binding.version);
     assert_eq!(banned.labels, ["team-a", "paid"]);
     assert!(store.look_up(id("new")).await.unwrap().unwrap().banned);
 
-    let list = async |query: Query| store.list(Query { limit: 10, ..query }).await.unwrap();
+    let list = async |query: Query| store.list(Query { limit: 10, ..query }).await.unwrap().rows;
     let ids = |records: &[Record]| records.iter().map(|record| record.binding.id).collect::<Vec<_>>();
     assert_eq!(ids(&list(Query { banned: Some(true), ..Query::default() }).await), [id("new")]);
     assert_eq!(ids(&list(Query { label: Some("paid".into()), ..Query::default() }).await), [id("new")]);
     assert_eq!(list(Query { label: Some("pai".into()), ..Query::default() }).await, []);
-    assert_eq!(ids(&list(Query { address: Some("10.9.3.4".parse().unwrap()), ..Query::default() }).await), [id("new")]);
+    assert_eq!(ids(&list(Query { network: Some("10.9.3.4/32".parse().unwrap()), ..Query::default() }).await), [id("new")]);
     assert_eq!(ids(&list(Query { prefix: id("new").0[..6].to_vec(), ..Query::default() }).await), [id("new")]);
     let all = list(Query::default()).await;
     assert!(all.len() >= 4 && all.is_sorted_by_key(|record| record.binding.id));
-    assert_eq!(list(Query { after: all.first().map(|record| record.binding.id), ..Query::default() }).await, all[1..]);
+    assert_eq!(list(Query { after: all.first().map(|record| Mark { at: 0, id: record.binding.id }), ..Query::default() }).await, all[1..]);
 
-    assert!(store.remove(id("new"), somebody()).await.unwrap() && !store.remove(id("new"), somebody()).await.unwrap());
+    let stale = Change { expects: Some(made.binding.version), note: Some("late".into()), ..Change::default() };
+    assert_eq!(store.change(id("new"), stale, somebody()).await.unwrap(), Changed::Newer(banned.binding.version));
+    assert_eq!(store.remove(id("new"), Some(1), somebody()).await.unwrap(), Changed::Newer(banned.binding.version));
+    assert_eq!(store.remove(id("new"), Some(banned.binding.version), somebody()).await.unwrap(), Changed::Done(()));
+    assert_eq!(store.remove(id("new"), None, somebody()).await.unwrap(), Changed::Missing);
     assert_eq!(store.look_up(id("new")).await.unwrap(), None);
 }
 
 async fn adopts(store: &Store) {
     store.latch(first("old", "10.0.0.1")).await.unwrap();
     let ban = Change { banned: Some(true), ..Change::default() };
-    let old = store.change(id("old"), ban, somebody()).await.unwrap().unwrap();
+    let old = store.change(id("old"), ban, somebody()).await.unwrap().done().unwrap();
     let previous = || vec![id("nobody's"), id("old")];
     let adopted = store.adopt(id("old, anew"), previous()).await.unwrap().unwrap();
     assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("old, anew"));
@@ -144,7 +155,7 @@ async fn adopts(store: &Store) {
     assert_eq!(store.adopt(id("b"), vec![id("nobody's")]).await.unwrap(), None);
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(store.look_up(id("old")).await.unwrap(), None, "it has moved");
-    assert!(store.remove(id("old, anew"), somebody()).await.unwrap());
+    assert_eq!(store.remove(id("old, anew"), None, somebody()).await.unwrap(), Changed::Done(()));
     assert_eq!(store.adopt(id("old, anew"), previous()).await.unwrap(), None, "and is gone for good");
 }
 
@@ -165,14 +176,14 @@ async fn roams(store: &Store) {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(!uses(1, 3603).await && uses(2, 3604).await);
     let stay = Terms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
-    let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, somebody()).await.unwrap().unwrap();
+    let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, somebody()).await.unwrap().done().unwrap();
     assert_eq!((settled.binding.roaming, settled.binding.networks.as_slice()), (None, [net(9)].as_slice()));
     let again = Terms { rule: Rule::Roaming, networks: vec![net(9)], roaming: Some(terms) };
-    let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }, somebody()).await.unwrap().unwrap();
+    let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }, somebody()).await.unwrap().done().unwrap();
     assert!(again.binding.admits(net(9).addr(), SystemTime::now()));
     // A wider network that an operator gave stays as it is while it is used.
     let wide = Terms { rule: Rule::Roaming, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: Some(terms) };
-    let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }, somebody()).await.unwrap().unwrap();
+    let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }, somebody()).await.unwrap().done().unwrap();
     let later = SystemTime::now() + Duration::from_secs(1800);
     let used = store.roam(id("moves"), net(77), later).await.unwrap().unwrap();
     assert_eq!(used.networks, wide.binding.networks);
@@ -198,7 +209,7 @@ async fn tended(store: &Store) {
     store.latch(fixed).await.unwrap();
     let office = Terms { rule: Rule::Single, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: None };
     let change = Change { rule: Some(office), make: Some(Make::now(String::new(), "admin".into())), ..Change::default() };
-    assert_eq!(store.change(id("fixed"), change, somebody()).await.unwrap().unwrap().made_by, "admin");
+    assert_eq!(store.change(id("fixed"), change, somebody()).await.unwrap().done().unwrap().made_by, "admin");
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
     store.latch(never).await.unwrap();
     store.tend(Tending { unconfirmed: Duration::from_secs(40), ..tending }).await;
@@ -289,7 +300,7 @@ async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_
     here.change(id("shared"), Change { banned: Some(true), ..Change::default() }, somebody()).await.unwrap();
     told("a ban", &|| there.peek(&id("shared")).is_none_or(|known| known.banned)).await;
     assert!(there.look_up(id("shared")).await.unwrap().unwrap().banned);
-    here.remove(id("shared"), somebody()).await.unwrap();
+    here.remove(id("shared"), None, somebody()).await.unwrap();
     told("a removal", &|| there.peek(&id("shared")).is_none()).await;
     assert_eq!(there.look_up(id("shared")).await.unwrap(), None);
 

@@ -6,23 +6,24 @@ mod rows;
 use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use keylatch_filters::contract::{Bindings as _, KEY_BYTES_MAX, KeyId, Roaming, Rule};
+use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
-use super::{ConfigFile, actor, maker, on_runtime};
+use super::{ConfigFile, actor, on_runtime};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
-use crate::store::audit::{Asked, Entry};
-use crate::store::record::{Change, Make, Query, Record, Terms, label};
+use crate::service::bindings as service;
+use crate::service::bindings::network;
+use crate::store::audit::{Actor, Asked, Entry};
+use crate::store::record::{Change, Query, Record, label};
 use crate::store::row::Row;
 use crate::store::{self, Opened, Purpose};
 
-/// Fewer digits would often fit several keys; logs show 12.
-const DIGITS_MIN: usize = 6;
+/// Rows read at once.
+const PAGE: u32 = 1000;
 
 #[derive(Args)]
 pub struct Bindings {
@@ -40,6 +41,13 @@ struct Which {
     id: String,
 }
 
+impl Which {
+    /// With the key that was read, if one was.
+    fn key<'a>(&'a self, key: &'a Option<String>) -> service::Which<'a> {
+        key.as_deref().map_or(service::Which::Id(&self.id), service::Which::Key)
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// List bindings, in the order of their ids
@@ -47,7 +55,7 @@ enum Command {
         /// With this label
         #[arg(long)]
         label: Option<String>,
-        /// That admit this address
+        /// With this address, or a network that holds it
         #[arg(long, value_name = "IP")]
         address: Option<IpAddr>,
         /// Banned ones only
@@ -127,11 +135,6 @@ enum Format {
     Csv,
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
-    let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    net.map(|net| net.trunc()).map_err(|_| format!("`{text}` is neither a network such as `192.0.2.0/24` nor an address"))
-}
-
 pub fn bindings(asked: &Bindings) -> Result<(), String> {
     let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
@@ -152,156 +155,85 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
 
 /// Whether something was changed.
 async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
+    let actor = actor();
+    let work = at_work(opened, &actor);
+    let key = match command {
+        Command::Show(which) | Command::Set { which, .. } | Command::Unbind(which) | Command::Ban(which) | Command::Unban(which) => {
+            key_from_stdin(&which.id)?
+        }
+        _ => None,
+    };
     match command {
         Command::List { label, address, banned, limit, json } => {
-            let query =
-                Query { label: label.clone(), address: *address, banned: banned.then_some(true), limit: *limit, ..Query::default() };
-            let records = opened.store.list(query).await.map_err(|e| e.to_string())?;
-            records.iter().try_for_each(|record| show(record, *json))?;
-            if records.len() as u64 == u64::from(*limit) {
-                eprintln!("these are the first {limit}; there may be more, see --limit and `export`");
+            let network = address.map(IpNet::from);
+            let query = Query { label: label.clone(), network, banned: banned.then_some(true), limit: *limit, ..Query::default() };
+            let (mut after, mut left) = (None, *limit as usize);
+            loop {
+                let page = opened.store.list(Query { after, limit: PAGE, ..query.clone() }).await.map_err(|e| e.to_string())?;
+                page.rows.iter().take(left).try_for_each(|record| show(record, *json))?;
+                if left < page.rows.len() || left == page.rows.len() && page.next.is_some() {
+                    eprintln!("these are the first {limit}; there are more, see --limit and `export`");
+                    return Ok(false);
+                }
+                (after, left) = (page.next, left - page.rows.len());
+                if after.is_none() {
+                    return Ok(false);
+                }
             }
-            Ok(false)
         }
-        Command::Show(which) => {
-            let record = find(opened, &which.id).await?;
-            show(&record, true).map(|()| false)
-        }
+        Command::Show(which) => show(&work.find(which.key(&key)).await?, true).map(|()| false),
         Command::Set { which, rule, networks, networks_max, window, note, labels } => {
             let roaming = networks_max.zip(*window).map(|(networks_max, window)| Roaming { networks_max, window: window.into() });
-            let terms = terms(*rule, networks.clone(), roaming)?;
-            set(opened, which, terms, note, labels).await
+            let rule = service::terms(*rule, networks.clone(), roaming)?;
+            let labels = (!labels.is_empty()).then(|| labels.clone());
+            let change = Change { rule, note: note.clone(), labels, ..Change::default() };
+            show(&work.set(which.key(&key), change).await?, true).map(|()| true)
         }
-        Command::Unbind(which) => {
-            let record = find(opened, &which.id).await?;
-            opened.store.remove(record.binding.id, actor()).await.map_err(|e| e.to_string())
+        Command::Unbind(which) => work.unbind(which.key(&key), None).await.map(|_| true).map_err(String::from),
+        Command::Ban(which) => {
+            let (record, was_bound) = work.ban(which.key(&key), None).await?;
+            if !was_bound {
+                eprintln!(
+                    "it was not bound; to let its first use bind it one day, `unbind` it, as `unban` lets it be used from everywhere"
+                );
+            }
+            show(&record, true).map(|()| true)
         }
-        Command::Ban(which) => ban(opened, which).await,
-        Command::Unban(which) => {
-            let unbanned = Change { banned: Some(false), ..Change::default() };
-            change(opened, find(opened, &which.id).await?.binding.id, unbanned).await
-        }
+        Command::Unban(which) => show(&work.unban(which.key(&key), None).await?, true).map(|()| true),
         Command::Import { file, format } => rows::import(opened, file, *format).await,
         Command::Audit { id, limit, json } => show_audit(opened, id.as_deref(), *limit, *json).await.map(|()| false),
         Command::Export { format } => rows::export(opened, *format).await.map(|()| false),
     }
 }
 
-/// The key that is meant, which need not be bound if all of it is said, and its hint.
-async fn meant(opened: &Opened, which: &Which) -> Result<(KeyId, String), String> {
-    match which.id.as_str() {
-        "-" => key_from_stdin(opened).await,
-        digits => match KeyId::from_hex(digits) {
-            Some(id) => Ok((id, String::new())),
-            None => Ok((find(opened, digits).await?.binding.id, String::new())),
-        },
-    }
+/// Who and what, for the work itself.
+fn at_work<'a>(opened: &'a Opened, actor: &'a Actor) -> service::Bindings<'a> {
+    service::Bindings { store: &opened.store, hasher: &opened.hasher, actor }
 }
 
-async fn ban(opened: &Opened, which: &Which) -> Result<bool, String> {
-    let (id, hint) = meant(opened, which).await?;
-    let banned = Change { banned: Some(true), ..Change::default() };
-    if opened.store.look_up(id).await.map_err(|e| e.to_string())?.is_some() {
-        return change(opened, id, banned).await;
+/// The key on standard input, where the id is `-`.
+fn key_from_stdin(id: &str) -> Result<Option<String>, String> {
+    if id != "-" {
+        return Ok(None);
     }
-    // Nothing is known of where it would be used from. Should somebody use it right now, the ban wins.
-    let everywhere = Terms { rule: Rule::All, networks: Vec::new(), roaming: None };
-    let done = change(opened, id, Change { rule: Some(everywhere), make: Some(Make::now(hint, maker())), ..banned }).await?;
-    eprintln!("it was not bound; to let its first use bind it one day, `unbind` it, as `unban` lets it be used from everywhere");
-    Ok(done)
-}
-
-async fn set(opened: &Opened, which: &Which, rule: Option<Terms>, note: &Option<String>, labels: &[String]) -> Result<bool, String> {
-    let (id, hint) = meant(opened, which).await?;
-    let made = rule.is_some().then(|| Make::now(hint, maker()));
-    let labels = (!labels.is_empty()).then(|| labels.to_vec());
-    change(opened, id, Change { rule, banned: None, note: note.clone(), labels, make: made }).await
-}
-
-/// A rule with what must go with it; `None` if nothing is said of either.
-fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>) -> Result<Option<Terms>, String> {
-    let rule = match (rule, networks.len(), roaming) {
-        (Some(rule), _, _) => rule,
-        (None, _, Some(_)) => Rule::Roaming,
-        (None, 0, None) => return Ok(None),
-        (None, 1, None) => Rule::Single,
-        (None, _, None) => Rule::Multiple,
-    };
-    if let Some(roaming) = roaming.filter(|roaming| networks.len() > usize::from(roaming.networks_max)) {
-        return Err(format!("{} networks are more than the {} that networks_max lets there be", networks.len(), roaming.networks_max));
-    }
-    let fine = roaming.is_none_or(|r| (1..=64).contains(&r.networks_max) && r.window >= Duration::from_secs(60));
-    match (rule, networks.len(), roaming) {
-        (Rule::Single, 1, None) | (Rule::Multiple, 1.., None) | (Rule::All, 0, None) => {}
-        (Rule::Roaming, _, Some(_)) if fine => {}
-        (Rule::Roaming, _, _) => return Err("the rule `roaming` needs networks_max, 1 to 64, and window, at least 1min".into()),
-        (_, _, Some(_)) => return Err("networks_max and window go with the rule `roaming` only".into()),
-        (Rule::Single, _, _) => return Err("the rule `single` needs exactly one network".into()),
-        (Rule::Multiple, _, _) => return Err("the rule `multiple` needs at least one network".into()),
-        (Rule::All, _, _) => return Err("the rule `all` takes no network".into()),
-    }
-    Ok(Some(Terms { rule, networks, roaming }))
-}
-
-async fn change(opened: &Opened, id: KeyId, change: Change) -> Result<bool, String> {
-    match opened.store.change(id, change, actor()).await.map_err(|e| e.to_string())? {
-        Some(record) => show(&record, true).map(|()| true),
-        None => Err(format!("{id} is not bound; say `--rule` and `--network` to make a binding")),
-    }
-}
-
-async fn key_from_stdin(opened: &Opened) -> Result<(KeyId, String), String> {
     let mut key = String::new();
     let limit = KEY_BYTES_MAX as u64 + 2;
     std::io::stdin().take(limit).read_to_string(&mut key).map_err(|e| format!("standard input: {e}"))?;
-    hashed(opened, key.trim_end_matches(['\r', '\n'])).await
-}
-
-/// The id under which the key is bound: where it was not used since the secret was changed, that is still the one
-/// under the secret before.
-async fn hashed(opened: &Opened, key: &str) -> Result<(KeyId, String), String> {
-    if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("that is not a key: it must be 1 to 8192 visible ASCII characters".into());
-    }
-    let (previous, key) = (opened.hasher.previous_ids(key), opened.hasher.key(key));
-    if previous.is_empty() {
-        return Ok((key.id, key.hint));
-    }
-    for id in std::iter::once(key.id).chain(previous) {
-        if opened.store.look_up(id).await.map_err(|e| e.to_string())?.is_some() {
-            return Ok((id, key.hint));
-        }
-    }
-    Ok((key.id, key.hint))
-}
-
-/// The one binding that is meant.
-async fn find(opened: &Opened, id: &str) -> Result<Record, String> {
-    let prefix = match id {
-        "-" => key_from_stdin(opened).await?.0.hex(),
-        digits => digits.to_ascii_lowercase(),
-    };
-    let whole = prefix.len().is_multiple_of(2);
-    let hex = prefix.len() <= 64 && prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !hex || prefix.len() < DIGITS_MIN || !whole {
-        return Err(format!("`{id}` is not a key id: give an even number of its first digits, at least {DIGITS_MIN}, as logs show them"));
-    }
-    let bytes = (0..prefix.len()).step_by(2).filter_map(|at| u8::from_str_radix(prefix.get(at..at + 2)?, 16).ok()).collect();
-    let query = Query { prefix: bytes, limit: 2, ..Query::default() };
-    let mut found = opened.store.list(query).await.map_err(|e| e.to_string())?;
-    match (found.pop(), found.pop()) {
-        (Some(record), None) => Ok(record),
-        (Some(_), Some(_)) => Err(format!("`{prefix}` fits several keys; give more digits")),
-        (None, _) => Err(format!("no binding begins with `{prefix}`")),
-    }
+    Ok(Some(key.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
 async fn show_audit(opened: &Opened, id: Option<&str>, limit: u32, json: bool) -> Result<(), String> {
     let target = match id {
         // What was removed is found by its whole id.
         Some(digits) if KeyId::from_hex(digits).is_some() => Some(digits.to_ascii_lowercase()),
-        Some("-") => Some(key_from_stdin(opened).await?.0.hex()),
-        Some(digits) => Some(find(opened, digits).await?.binding.id.hex()),
+        Some(id) => {
+            let (actor, key) = (actor(), key_from_stdin(id)?);
+            let work = at_work(opened, &actor);
+            Some(match key {
+                Some(key) => work.hashed(&key).await?.0.hex(),
+                None => work.find(service::Which::Id(id)).await?.binding.id.hex(),
+            })
+        }
         None => None,
     };
     let (mut before, mut left) = (None, limit);

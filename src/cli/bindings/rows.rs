@@ -7,13 +7,11 @@ use std::time::SystemTime;
 use keylatch_filters::contract::{KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
-use super::{Format, actor, hashed, network, terms, written};
+use super::{Format, PAGE, actor, at_work, written};
+use crate::service::bindings::{network, newer, terms};
 use crate::store::Opened;
 use crate::store::record::{Change, Make, Query, label};
 use crate::store::row::Row;
-
-/// Rows read at once.
-const PAGE: u32 = 1000;
 
 /// A binding in CSV: lists as text.
 #[derive(Serialize, Deserialize, Default)]
@@ -78,9 +76,7 @@ pub async fn export(opened: &Opened, format: Format) -> Result<(), String> {
     let mut csv = csv::Writer::from_writer(Vec::new());
     loop {
         let page = opened.store.list(Query { after, limit: PAGE, ..Query::default() }).await.map_err(|e| e.to_string())?;
-        let Some(last) = page.last() else { break };
-        after = Some(last.binding.id);
-        for record in &page {
+        for record in &page.rows {
             let row = Row::from(record);
             match format {
                 Format::Jsonl => {
@@ -94,6 +90,10 @@ pub async fn export(opened: &Opened, format: Format) -> Result<(), String> {
             csv.flush().map_err(|e| e.to_string())?;
             written(out.write_all(csv.get_ref()))?;
             csv = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+        }
+        after = page.next;
+        if after.is_none() {
+            break;
         }
     }
     written(out.flush())
@@ -141,7 +141,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
     }
     let count = changes.len();
     for (done, (id, change)) in changes.into_iter().enumerate() {
-        let changed = opened.store.change(id, change, actor()).await;
+        let changed = opened.store.change(id, change, actor()).await.map_err(Into::into).and_then(|changed| newer(changed, id));
         changed.map_err(|e| format!("{e}; {done} of {count} were imported, importing again does no harm"))?;
     }
     println!("{count} bindings imported");
@@ -159,7 +159,7 @@ fn unreadable(hint: &str) -> String {
 async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     let (id, hint) = match (row.key_id.as_str(), row.key.as_str()) {
         ("", "") => return Err("`key_id` or `key` is needed".into()),
-        ("", key) => hashed(opened, key).await?,
+        ("", key) => at_work(opened, &actor()).hashed(key).await?,
         (id, "") => (KeyId::from_hex(id).ok_or("`key_id` must be 64 hex digits")?, String::new()),
         _ => return Err("`key_id` and `key` cannot both be given".into()),
     };
@@ -186,6 +186,7 @@ async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
         banned: row.banned,
         note: row.note.filter(|note| !note.is_empty()),
         labels,
+        expects: None,
         make: Some(Make { hint, made_by, created_at }),
     };
     Ok((id, change))

@@ -7,11 +7,19 @@
 mod alerts;
 mod audit;
 mod connect;
+mod intercepts;
 mod listen;
 mod manage;
 mod pools;
 mod settings;
 mod tend;
+
+#[path = "../both/accounts.rs"]
+mod accounts;
+#[path = "../both/samples.rs"]
+mod samples;
+#[path = "../both/trim.rs"]
+mod trim;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +32,8 @@ use serde_json::Value;
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Executor, Postgres as Pg, Row};
 
-use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms};
+use super::intercepts::Page;
+use super::record::{Change, Changed, Mark, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms};
 use pools::Pools;
 
 use super::audit::{Actor, Asked, Entry};
@@ -34,6 +43,15 @@ use super::together::Together;
 use super::{Authority, Batch, Events, OnChange};
 use crate::config::Files;
 use crate::config::model::Postgres as Config;
+
+// What the statements that both databases understand are compiled with.
+type Db = Pg;
+type Own = Postgres;
+type Connection = sqlx::PgConnection;
+
+async fn begin(own: &Own) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
+    own.with(async |pool| pool.begin().await.map_err(failed)).await
+}
 
 /// Questions in one statement.
 const TOGETHER_MAX: usize = 512;
@@ -71,6 +89,11 @@ impl Postgres {
             each(Arc::clone(&settling), WRITE_TIME_MAX, words, settle)
         });
         Ok(Self { pools, replica: config.replica().into(), runtime: tokio::runtime::Handle::current(), reads, first_uses, settled })
+    }
+
+    /// Works for an operator.
+    async fn with<T>(&self, work: impl AsyncFnOnce(PgPool) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.pools.run_for(OPERATOR_TIME_MAX, work).await
     }
 
     /// Works for a request on the store's own runtime: a connection lives no longer than the runtime it was made on.
@@ -127,16 +150,20 @@ impl Authority for Postgres {
         Box::pin(self.pools.run(async |pool| pool.execute("SELECT 1").await.map(|_| ()).map_err(failed)))
     }
 
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
         Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::list(&pool, query).await))
     }
 
-    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+    fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::count(&pool, query).await))
+    }
+
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>> {
         Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::change(&pool, id, change, &actor).await))
     }
 
-    fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, &actor).await))
+    fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
+        Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, expects, &actor).await))
     }
 
     fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
@@ -153,6 +180,10 @@ impl Authority for Postgres {
 
     fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
         Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| tend::tend(&pool, &tending).await.map_err(failed)))
+    }
+
+    fn desk(&self) -> &dyn super::Desk {
+        self
     }
 
     fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {

@@ -1,9 +1,12 @@
 //! What goes with time. Whichever process comes first does it, once each period.
 
+use std::time::SystemTime;
+
 use sqlx::postgres::PgPool;
 
+use super::trim;
 use crate::store::outbox::AGE_MAX;
-use crate::store::record::{Tended, Tending};
+use crate::store::record::{Tended, Tending, millis};
 
 /// Rows in one statement: none holds its locks for long.
 const AT_ONCE: i64 = 1000;
@@ -66,6 +69,9 @@ pub async fn tend(pool: &PgPool, tending: &Tending) -> sqlx::Result<Option<Tende
         tending.audit.as_secs_f64(),
     )
     .await?;
+    let now_ms = millis(SystemTime::now());
+    let audit_ms = now_ms - i64::try_from(tending.audit.as_millis()).unwrap_or(i64::MAX);
+    tended.trimmed += trim::trim(pool, now_ms, audit_ms).await?;
     Ok(Some(tended))
 }
 

@@ -2,70 +2,153 @@
 
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row};
 
-use super::{JUDGED, Sqlite, audit, failed, judged, numbers};
+use super::{Db, JUDGED, Sqlite, audit, failed, json, judged, numbers, text, trim};
 use crate::store::audit::{Actor, Line};
 use crate::store::batch::networks as joined;
+use crate::store::intercepts::{EXAMINED_MAX, Page};
 use crate::store::outbox::AGE_MAX;
-use crate::store::record::{Change, Query, Record, Tended, Tending, millis, range, roaming_columns, time, version_now};
+use crate::store::record::{
+    COUNTED_MAX, Change, Changed, Mark, Query, Record, Sort, Tended, Tending, key_id, millis, range, roaming_columns, time, version_now,
+};
 
-/// Rows that are looked through at once.
-const PAGE: u32 = 1000;
 const MORE: &str = "hint, made_by, note, labels, created_ms, last_used_ms";
 
-impl Sqlite {
-    pub(super) async fn select(&self, query: Query) -> Result<Vec<Record>, StoreError> {
-        let (low, high) = range(&query.prefix);
-        let mut found = Vec::new();
-        let mut after = query.after;
-        // SQLite knows nothing of networks: what it finds is looked through here, page by page.
-        while found.len() < query.limit as usize {
-            let statement = format!(
-                "SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id >= $1 AND key_id <= $2 AND ($3 IS NULL OR key_id > $3)
-                     AND ($4 IS NULL OR banned = $4) AND ($5 IS NULL OR ',' || labels || ',' LIKE '%,' || $5 || ',%')
-                 ORDER BY key_id LIMIT $6"
-            );
-            let rows = sqlx::query(AssertSqlSafe(statement))
-                .bind(low.as_slice())
-                .bind(high.as_slice())
-                .bind(after.map(|id| id.0.to_vec()))
-                .bind(query.banned)
-                .bind(query.label.clone())
-                .bind(i64::from(PAGE))
-                .fetch_all(&self.pool)
-                .await
-                .map_err(failed)?;
-            let last = rows.len() < PAGE as usize;
-            for row in &rows {
-                let record = record(row)?;
-                after = Some(record.binding.id);
-                let label = query.label.as_ref().is_none_or(|label| record.labels.contains(label));
-                if label && query.address.is_none_or(|address| record.binding.covers(address)) && found.len() < query.limit as usize {
-                    found.push(record);
-                }
-            }
-            if last {
-                break;
-            }
+/// The conditions of which an index knows; of a network they let some others pass, too.
+fn indexed(statement: &mut QueryBuilder<Db>, query: &Query) {
+    let (low, high) = range(&query.prefix);
+    statement.push(" FROM bindings WHERE key_id >= ").push_bind(low.to_vec()).push(" AND key_id <= ").push_bind(high.to_vec());
+    if let Some(hint) = &query.hint {
+        statement.push(" AND substr(hint, -4) = substr(").push_bind(hint.clone()).push(", -4) AND substr(hint, -length(");
+        statement.push_bind(hint.clone()).push(")) = ").push_bind(hint.clone());
+    }
+    if let Some(net) = query.network {
+        let (low, high) = text::range(net);
+        statement.push(" AND (networks IN (SELECT value FROM json_each(").push_bind(json(&text::holders(net)));
+        statement.push(")) OR (networks >= ").push_bind(low).push(" AND networks < ").push_bind(high);
+        statement.push(") OR instr(networks, ',') > 0)");
+    }
+    if let Some(label) = &query.label {
+        statement.push(" AND labels <> '' AND instr(',' || labels || ',', ',' || ").push_bind(label.clone()).push(" || ',') > 0");
+    }
+    if query.banned == Some(true) {
+        statement.push(" AND banned");
+    }
+}
+
+fn others(statement: &mut QueryBuilder<Db>, query: &Query) {
+    if query.banned == Some(false) {
+        statement.push(" AND NOT banned");
+    }
+    if let Some(rule) = query.rule {
+        statement.push(" AND rule = ").push_bind(rule.as_str());
+    }
+    if let Some(made_by) = &query.made_by {
+        statement.push(" AND made_by = ").push_bind(made_by.clone());
+    }
+}
+
+/// Those behind the mark, in their order.
+fn ordered(statement: &mut QueryBuilder<Db>, query: &Query) {
+    let beyond = if query.descending { "<" } else { ">" };
+    match (query.after, column(query.sort)) {
+        (Some(after), Some(column)) => {
+            statement.push(format!(" AND ({column}, key_id) {beyond} ("));
+            statement.push_bind(after.at).push(", ").push_bind(after.id.0.to_vec()).push(")");
         }
-        Ok(found)
+        (Some(after), None) => {
+            statement.push(format!(" AND key_id {beyond} ")).push_bind(after.id.0.to_vec());
+        }
+        (None, _) => {}
+    }
+    sorted(statement, query);
+}
+
+fn sorted(statement: &mut QueryBuilder<Db>, query: &Query) {
+    let way = if query.descending { "DESC" } else { "ASC" };
+    statement.push(match column(query.sort) {
+        Some(column) => format!(" ORDER BY {column} {way}, key_id {way} LIMIT "),
+        None => format!(" ORDER BY key_id {way} LIMIT "),
+    });
+}
+
+fn column(sort: Sort) -> Option<&'static str> {
+    match sort {
+        Sort::Key => None,
+        Sort::Used => Some("last_used_ms"),
+        Sort::Created => Some("created_ms"),
+    }
+}
+
+fn mark(row: &SqliteRow, id: usize, at: usize) -> Result<Mark, StoreError> {
+    Ok(Mark { id: key_id(row.try_get(id).map_err(failed)?)?, at: row.try_get(at).map_err(failed)? })
+}
+
+impl Sqlite {
+    pub(super) async fn select(&self, query: Query) -> Result<Page<Record, Mark>, StoreError> {
+        let at = column(query.sort).unwrap_or("0");
+        let mut statement = QueryBuilder::new(format!("SELECT {JUDGED}, {MORE}, {at} FROM (SELECT *"));
+        indexed(&mut statement, &query);
+        ordered(&mut statement, &query);
+        statement.push_bind(EXAMINED_MAX).push(") WHERE true");
+        others(&mut statement, &query);
+        sorted(&mut statement, &query);
+        statement.push_bind(i64::from(query.limit));
+        let rows = statement.build().fetch_all(&self.pool).await.map_err(failed)?;
+        let next = match rows.last() {
+            Some(last) if rows.len() >= query.limit as usize => Some(mark(last, 0, 15)?),
+            _ if query.searches() => {
+                let mut statement = QueryBuilder::new(format!("SELECT key_id, {at}"));
+                indexed(&mut statement, &query);
+                ordered(&mut statement, &query);
+                statement.push("1 OFFSET ").push_bind(EXAMINED_MAX - 1);
+                let row = statement.build().fetch_optional(&self.pool).await.map_err(failed)?;
+                row.as_ref().map(|row| mark(row, 0, 1)).transpose()?
+            }
+            _ => None,
+        };
+        let mut rows = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        let within = |net: &IpNet, other: IpNet| net.contains(&other) || other.contains(net);
+        rows.retain(|row| query.network.is_none_or(|other| row.binding.networks.iter().any(|net| within(net, other))));
+        Ok(Page { rows, next })
     }
 
-    pub(super) async fn delete(&self, id: KeyId, actor: Actor) -> Result<bool, StoreError> {
+    pub(super) async fn count_rows(&self, query: Query) -> Result<Option<u64>, StoreError> {
+        // Of a network more are found than there are.
+        if query.searches() || query.network.is_some() {
+            return Ok(None);
+        }
+        let mut statement = QueryBuilder::new("SELECT count(*) FROM (SELECT 1");
+        indexed(&mut statement, &query);
+        statement.push(" LIMIT ").push_bind(COUNTED_MAX + 1).push(")");
+        let count: i64 = statement.build_query_scalar().fetch_one(&self.pool).await.map_err(failed)?;
+        Ok(u64::try_from(count).ok().filter(|_| count <= COUNTED_MAX))
+    }
+
+    pub(super) async fn delete(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> Result<Changed<()>, StoreError> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        let Some(before) = one(&mut tx, id).await? else { return Ok(false) };
+        let Some(before) = one(&mut tx, id).await? else { return Ok(Changed::Missing) };
+        if expects.is_some_and(|expects| expects != before.binding.version) {
+            return Ok(Changed::Newer(before.binding.version));
+        }
         sqlx::query("DELETE FROM bindings WHERE key_id = ?").bind(id.0.as_slice()).execute(&mut *tx).await.map_err(failed)?;
         audit::write(&mut tx, &actor, Line::of(id, Some(&before), None)).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(true)
+        Ok(Changed::Done(()))
     }
 
-    pub(super) async fn update(&self, id: KeyId, change: Change, actor: Actor) -> Result<Option<Record>, StoreError> {
+    pub(super) async fn update(&self, id: KeyId, change: Change, actor: Actor) -> Result<Changed<Record>, StoreError> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
         let before = one(&mut tx, id).await?;
+        match (change.expects, &before) {
+            (Some(_), None) => return Ok(Changed::Missing),
+            (Some(expects), Some(before)) if expects != before.binding.version => return Ok(Changed::Newer(before.binding.version)),
+            _ => {}
+        }
         let rule = change.rule.as_ref().map(|terms| terms.rule.as_str());
         let networks = change.rule.as_ref().map(|terms| joined(&terms.networks));
         let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
@@ -113,12 +196,10 @@ impl Sqlite {
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed)?;
-        let changed = row.as_ref().map(record).transpose()?;
-        if let Some(after) = &changed {
-            audit::write(&mut tx, &actor, Line::of(id, before.as_ref(), Some(after))).await?;
-        }
+        let Some(after) = row.as_ref().map(record).transpose()? else { return Ok(Changed::Missing) };
+        audit::write(&mut tx, &actor, Line::of(id, before.as_ref(), Some(&after))).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(changed)
+        Ok(Changed::Done(after))
     }
 
     pub(super) async fn trim(&self, tending: &Tending) -> sqlx::Result<Option<Tended>> {
@@ -159,7 +240,8 @@ impl Sqlite {
         }
         tx.commit().await?;
         let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
-        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed: (2..7).map(rows).sum() }))
+        let trimmed = (2..7).map(rows).sum::<u64>() + trim::trim(&self.pool, now_ms, before(tending.audit)).await?;
+        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed }))
     }
 }
 

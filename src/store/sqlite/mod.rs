@@ -7,8 +7,20 @@
 mod alerts;
 mod audit;
 mod connect;
+mod intercepts;
 mod manage;
 mod settings;
+mod text;
+
+#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[path = "../both/accounts.rs"]
+mod accounts;
+#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[path = "../both/samples.rs"]
+mod samples;
+#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[path = "../both/trim.rs"]
+mod trim;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,11 +33,21 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
 
 use super::audit::{Actor, Asked, Entry};
+use super::intercepts::Page;
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
-use super::record::{Change, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
+use super::record::{Change, Changed, Mark, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
 use super::settings::Stored;
 use super::together::Together;
 use super::{Authority, Batch, Events};
+
+// What the statements that both databases understand are compiled with.
+type Db = sqlx::Sqlite;
+type Own = Sqlite;
+type Connection = sqlx::SqliteConnection;
+
+async fn begin(own: &Own) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
+    own.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)
+}
 
 /// First uses in one transaction.
 const TOGETHER_MAX: usize = 512;
@@ -60,6 +82,11 @@ impl Sqlite {
         let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), pages_max, all));
         let settled = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| settle(released.clone(), all));
         Self { pool, reads, first_uses, settled }
+    }
+
+    /// Works for an operator.
+    async fn with<T>(&self, work: impl AsyncFnOnce(SqlitePool) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        work(self.pool.clone()).await
     }
 
     async fn write_batch(&self, batch: &Batch) -> sqlx::Result<()> {
@@ -171,16 +198,20 @@ impl Authority for Sqlite {
         Box::pin(async move { sqlx::query("SELECT 1 FROM meta LIMIT 1").fetch_optional(&self.pool).await.map(|_| ()).map_err(failed) })
     }
 
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
         Box::pin(self.select(query))
     }
 
-    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+    fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+        Box::pin(self.count_rows(query))
+    }
+
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>> {
         Box::pin(self.update(id, change, actor))
     }
 
-    fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(self.delete(id, actor))
+    fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
+        Box::pin(self.delete(id, expects, actor))
     }
 
     fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
@@ -193,6 +224,10 @@ impl Authority for Sqlite {
 
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
         Box::pin(audit::list(&self.pool, asked))
+    }
+
+    fn desk(&self) -> &dyn super::Desk {
+        self
     }
 
     fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {

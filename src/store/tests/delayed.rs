@@ -19,7 +19,7 @@ struct Slow {
 impl Slow {
     /// Somebody else changes the row, and this process hears of it.
     async fn elsewhere(&self, key: &str, change: Change) -> i64 {
-        let changed = self.inner.change(id(key), change, somebody()).await.unwrap().unwrap();
+        let changed = self.inner.change(id(key), change, somebody()).await.unwrap().done().unwrap();
         self.tell(News::Changed(id(key), changed.binding.version));
         changed.binding.version
     }
@@ -62,14 +62,17 @@ impl Authority for Slow {
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.ping()
     }
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
         self.inner.list(query)
     }
-    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Option<Record>, StoreError>> {
+    fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+        self.inner.count(query)
+    }
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>> {
         self.inner.change(id, change, actor)
     }
-    fn remove(&self, id: KeyId, actor: Actor) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.inner.remove(id, actor)
+    fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
+        self.inner.remove(id, expects, actor)
     }
     fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
         self.inner.settings()
@@ -97,6 +100,9 @@ impl Authority for Slow {
     }
     fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.attempted(id, what)
+    }
+    fn desk(&self) -> &dyn Desk {
+        self.inner.desk()
     }
     fn watch(&self, on_change: OnChange) {
         *self.tell.lock() = Some(on_change);
@@ -160,7 +166,7 @@ async fn an_unbind_that_races_a_fill_wins() {
     });
     slow.read.notified().await;
     let before = slow.inner.get(id("a")).await.unwrap().unwrap().version;
-    assert!(slow.inner.remove(id("a"), somebody()).await.unwrap());
+    assert_eq!(slow.inner.remove(id("a"), None, somebody()).await.unwrap(), Changed::Done(()));
     slow.tell(News::Changed(id("a"), before + 1));
     slow.gate.add_permits(1);
     reader.await.unwrap().unwrap();

@@ -1,0 +1,128 @@
+//! A configuration as it was understood, as YAML, without its secrets: the schema says where they stand.
+
+use std::fmt::Write;
+
+use serde_json::Value as Json;
+
+use super::yaml::{Node, Value};
+
+/// What stands in a secret's place.
+const MASK: &str = "••••••••";
+/// What the schema calls them.
+const SECRET: &str = "#/$defs/Secret";
+
+/// The whole tree; secrets in it are masked, but for `file:` with the path.
+pub fn text(tree: &Node, schema: &Json) -> String {
+    let mut out = String::new();
+    node(tree, &[schema], schema, 0, &mut out);
+    out.trim_start_matches('\n').to_owned()
+}
+
+/// Writes what stands behind a key or a dash. `schemas`: those that it may be read by.
+fn node(tree: &Node, schemas: &[&Json], root: &Json, depth: usize, out: &mut String) {
+    let mut known = Vec::new();
+    let secret = schemas.iter().fold(false, |secret, schema| secret | unfold(schema, root, &mut known));
+    match &tree.value {
+        Value::Scalar { text, plain } => {
+            let hidden = secret && !text.starts_with("file:") && !tree.is_null();
+            let _ = writeln!(out, " {}", if hidden { masked(text) } else { scalar(text, *plain) });
+        }
+        Value::List(items) if items.is_empty() => out.push_str(" []\n"),
+        Value::Map(entries) if entries.is_empty() => out.push_str(" {}\n"),
+        Value::List(items) => {
+            out.push('\n');
+            let below: Vec<&Json> = known.iter().filter_map(|schema| schema.get("items")).collect();
+            for item in items {
+                let _ = write!(out, "{:depth$}-", "");
+                let mut piece = String::new();
+                node(item, &below, root, depth + 2, &mut piece);
+                // A map begins on the line of its dash.
+                let first = piece.strip_prefix('\n').map(|rest| format!(" {}", rest.trim_start_matches(' ')));
+                out.push_str(first.as_deref().unwrap_or(&piece));
+            }
+        }
+        Value::Map(entries) => {
+            out.push('\n');
+            for (key, value) in entries {
+                let _ = write!(out, "{:depth$}{}:", "", scalar(&key.name, true));
+                let property = |schema: &&&Json| schema.get("properties").and_then(|all| all.get(&key.name)).is_some();
+                let named = known.iter().filter(property).filter_map(|schema| schema.get("properties")?.get(&key.name));
+                let others = known.iter().filter(|schema| !property(schema)).filter_map(|schema| schema.get("additionalProperties"));
+                let below: Vec<&Json> = named.chain(others).collect();
+                let deeper = if matches!(value.value, Value::List(_)) { depth } else { depth + 2 };
+                node(value, &below, root, deeper, out);
+            }
+        }
+    }
+}
+
+/// Everything that a schema stands for. Whether one of it is a secret.
+fn unfold<'a>(schema: &'a Json, root: &'a Json, known: &mut Vec<&'a Json>) -> bool {
+    let mut secret = false;
+    if let Some(reference) = schema.get("$ref").and_then(Json::as_str) {
+        secret |= reference == SECRET;
+        if let Some(meant) = reference.strip_prefix('#').and_then(|pointer| root.pointer(pointer))
+            && !known.iter().any(|one| std::ptr::eq(*one, meant))
+        {
+            secret |= unfold(meant, root, known);
+        }
+    }
+    for several in ["anyOf", "oneOf", "allOf"].into_iter().filter_map(|name| schema.get(name)?.as_array()) {
+        secret |= several.iter().fold(false, |secret, one| secret | unfold(one, root, known));
+    }
+    known.push(schema);
+    secret
+}
+
+/// Of a URL all but the password is shown, and what stands in its query.
+fn masked(text: &str) -> String {
+    let parts = text.split_once("://").and_then(|(scheme, rest)| {
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (user, host) = authority.rsplit_once('@')?;
+        let user = user.split_once(':').map_or(user, |(user, _)| user);
+        Some(format!("{scheme}://{user}:{MASK}@{host}/{}", path.split('?').next().unwrap_or_default()))
+    });
+    scalar(parts.as_deref().unwrap_or(MASK), false)
+}
+
+fn scalar(text: &str, plain: bool) -> String {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "-_./@%+,~*•".contains(c);
+    let safe = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(harmless);
+    let reads_as_text = matches!(
+        Node { position: super::yaml::Position::default(), value: Value::Scalar { text: text.into(), plain: true } }.to_json(),
+        Json::String(_)
+    );
+    if (safe && reads_as_text) || (plain && !reads_as_text) { text.to_owned() } else { Json::from(text).to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::{parse, schema};
+
+    #[test]
+    fn secrets_are_masked_and_the_rest_reads_the_same() {
+        let text = r#"
+listeners: [{address: "127.0.0.1:1", limits: {header_bytes: 8KiB, headers: 50}}]
+storage: {postgres: {url: "postgres://kl:hunter2@db.internal:5432/keylatch?sslmode=verify-full"}}
+secrets: {key_hmac: "hunter2-0123456789abcdef0123456789", previous: ["hunter2-b", "file:old.secret"]}
+alerts: {intercepts: {count: 5}, webhooks: [{name: ops, url: "https://hooks.example/hunter2", secret: hunter2c}]}
+upstreams: [{name: u, servers: [{address: "127.0.0.1:2"}]}]
+filters: [{client_ip: {}}, {headers: {request: {set: {Authorization: "Bearer hunter2"}, remove: [x-a]}}}]
+routes:
+  - {name: "yes: no", match: {paths: ["/v1/*", '5']}, upstream: u, filters: []}
+"#;
+        let parsed = parse(Path::new("k.yaml"), text, &|_| None).unwrap();
+        let shown = parsed.masked();
+        assert!(!shown.contains("hunter2"), "{shown}");
+        for kept in ["postgres://kl:••••••••@db.internal:5432/keylatch", "file:old.secret", "headers: 50", "name: ops", "client_ip: {}"]
+        {
+            assert!(shown.contains(kept), "{kept} in {shown}");
+        }
+        let again = parse(Path::new("k.yaml"), &shown, &|_| None).unwrap_or_else(|e| panic!("{e}\n{shown}"));
+        assert_eq!(again.masked(), shown);
+        assert_eq!(again.tree.get("routes").unwrap().to_json(), parsed.tree.get("routes").unwrap().to_json());
+        assert!(schema().pointer("/$defs/Secret").is_some(), "secrets are found by this name");
+    }
+}

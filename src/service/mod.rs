@@ -1,0 +1,56 @@
+//! What operators do, whoever carries it in: commands and the admin API say it in their own words, and mean this.
+
+pub mod bindings;
+pub mod settings;
+
+use std::fmt;
+
+use keylatch_filters::contract::StoreError;
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// What was said makes no sense.
+    Invalid {
+        /// The field to blame, as the admin API calls it.
+        field: &'static str,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// There is no such thing.
+    Missing(String),
+    /// It is not as whoever asked believes.
+    Conflict(String),
+    /// Whoever asks may not.
+    Forbidden(String),
+    /// The store does not answer.
+    Away(String),
+}
+
+impl Fault {
+    /// What was said makes no sense.
+    pub fn invalid(field: &'static str, why: impl Into<String>) -> Self {
+        Fault::Invalid { field, why: why.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Invalid { why, .. } => f.write_str(why),
+            Fault::Missing(why) | Fault::Conflict(why) | Fault::Forbidden(why) | Fault::Away(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Fault::Away(error.to_string())
+    }
+}
+
+impl From<Fault> for String {
+    fn from(fault: Fault) -> Self {
+        fault.to_string()
+    }
+}

@@ -1,0 +1,61 @@
+//! Addresses and networks are text in SQLite, which knows nothing of them but the order of letters.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// From where (included) to where (not included) the texts of all addresses and networks within `net` stand in the order
+/// of letters. Others may stand there, too.
+pub fn range(net: IpNet) -> (String, String) {
+    let whole = match net.network() {
+        IpAddr::V4(v4) => {
+            let octets = v4.octets();
+            let whole = usize::from(net.prefix_len() / 8).min(3);
+            octets[..whole].iter().map(|octet| format!("{octet}.")).collect::<String>()
+        }
+        // Behind a group that is zero the text may be cut short anywhere.
+        IpAddr::V6(v6) => {
+            let whole = v6.segments().into_iter().take(usize::from(net.prefix_len() / 16).min(7)).take_while(|group| *group != 0);
+            whole.map(|group| format!("{group:x}:")).collect::<String>()
+        }
+    };
+    // Of digits, letters, `.`, `/` and `:` none stands behind `z`.
+    (whole.clone(), format!("{whole}z"))
+}
+
+/// All networks that hold the whole of `net`, as text.
+pub fn holders(net: IpNet) -> Vec<String> {
+    let holder = |length| IpNet::new(net.addr(), length).ok().map(|holder| holder.trunc().to_string());
+    (0..=net.prefix_len()).filter_map(holder).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_within_stands_between() {
+        for (net, within) in [
+            ("203.0.113.0/24", vec!["203.0.113.7/32", "203.0.113.128/25", "203.0.113.0/24", "203.0.113.255"]),
+            ("203.0.0.0/12", vec!["203.0.113.7/32", "203.15.0.0/16"]),
+            ("0.0.0.0/0", vec!["1.2.3.4", "255.255.255.255/32", "9.0.0.0/8"]),
+            ("203.0.113.7/32", vec!["203.0.113.7/32", "203.0.113.7"]),
+            ("2001:db8::/32", vec!["2001:db8::1/128", "2001:db8:1::/48", "2001:db8:0:1:1:1:1:1", "2001:db8::/32"]),
+            ("2001:0:1::/48", vec!["2001:0:1::/48", "2001:0:1:2:3:4:5:6"]),
+            ("::/0", vec!["::1", "fe80::1/128"]),
+        ] {
+            let (low, high) = range(net.parse().unwrap());
+            for text in within {
+                assert!(low.as_str() <= text && text < high.as_str(), "{net}: {text}");
+            }
+        }
+        assert!(!"198.51.100.1".starts_with(&range("203.0.113.0/24".parse().unwrap()).0));
+    }
+
+    #[test]
+    fn those_that_hold_it() {
+        let holders = holders("192.0.2.128/25".parse().unwrap());
+        assert_eq!((holders.len(), holders[0].as_str(), holders[24].as_str()), (26, "0.0.0.0/0", "192.0.2.0/24"));
+        assert_eq!(holders[25], "192.0.2.128/25");
+    }
+}
