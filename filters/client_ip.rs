@@ -108,6 +108,11 @@ pub struct ClientIp {
 }
 
 impl ClientIp {
+    /// With the default sources: for what is no exchange, such as the admin API.
+    pub fn of(trusted: Arc<TrustedProxies>) -> Self {
+        Self { sources: Config::default().sources, trusted }
+    }
+
     /// Who is it really: the whole decision, without an exchange around it.
     pub fn find(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         if self.trusted.trusts(peer) {

@@ -1,12 +1,16 @@
 //! A new configuration takes the place of the old one: read, compile, swap. The only writer of the
 //! [`arc_swap::ArcSwap`]. Any error, and nothing has changed.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::config::{Compiler, Settings, Snapshot, parse_file};
+use parking_lot::Mutex;
+
+use crate::config::{Compiler, Report, Settings, Snapshot, check_ports, parse, parse_file};
 use crate::proxy::Shared;
+use crate::store::record::millis;
 
 /// Reloads one file, one reload at a time.
 pub struct Reloader {
@@ -16,13 +20,34 @@ pub struct Reloader {
     /// What the process was started with: what needs a restart is compared with this.
     started: Settings,
     one_at_a_time: tokio::sync::Mutex<()>,
+    last: Mutex<Last>,
+}
+
+/// What came of the last attempts.
+#[derive(Clone, Debug)]
+pub struct Last {
+    /// How often a configuration was taken, the start included.
+    pub generation: u64,
+    /// When the one in force was, in milliseconds since 1970.
+    pub loaded_ms: i64,
+    /// When it was tried last.
+    pub at_ms: i64,
+    /// What happened then.
+    pub outcome: Result<String, Report>,
 }
 
 impl Reloader {
     /// For the file the process was started with.
     pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<Shared>) -> Self {
         let started = shared.snapshot.load().settings.clone();
-        Self { path: path.to_owned(), compiler, shared, started, one_at_a_time: tokio::sync::Mutex::default() }
+        let now = millis(SystemTime::now());
+        let last = Last { generation: 1, loaded_ms: now, at_ms: now, outcome: Ok(format!("{} is in force", path.display())) };
+        Self { path: path.to_owned(), compiler, shared, started, one_at_a_time: tokio::sync::Mutex::default(), last: Mutex::new(last) }
+    }
+
+    /// What came of the last attempts.
+    pub fn last(&self) -> Last {
+        self.last.lock().clone()
     }
 
     /// Reloads. The text says what happened, either way.
@@ -30,7 +55,7 @@ impl Reloader {
         let _one = self.one_at_a_time.lock().await;
         let loaded = load(&self.path, &self.compiler).await;
         let metrics = &self.shared.metrics;
-        match loaded {
+        let outcome = match loaded {
             Ok(fresh) => {
                 let pending = fresh.needs_restart(&self.started);
                 self.shared.snapshot.store(Arc::new(fresh));
@@ -49,14 +74,36 @@ impl Reloader {
                 tracing::error!("the configuration was not reloaded, the old one stays in force:\n{report}");
                 Err(report)
             }
+        };
+        let mut last = self.last.lock();
+        last.at_ms = millis(SystemTime::now());
+        if outcome.is_ok() {
+            (last.generation, last.loaded_ms) = (last.generation + 1, last.at_ms);
         }
+        last.outcome = outcome.clone();
+        outcome.map_err(|report| report.to_string())
+    }
+
+    /// Whether this text, or the file, would be taken. What a text has from the environment is not told.
+    pub fn check(&self, text: Option<&str>) -> Result<(), Report> {
+        let looked_up = RefCell::new(Vec::new());
+        let look_up = |name: &str| {
+            let value = std::env::var(name).ok()?;
+            looked_up.borrow_mut().push(value.clone());
+            Some(value)
+        };
+        let parsed = match text {
+            Some(text) => parse(&self.path, text, &look_up),
+            None => parse_file(&self.path),
+        };
+        let checked = parsed.and_then(|parsed| Compiler::new(check_ports()).compile(parsed)).map(|_| ());
+        checked.map_err(|report| report.without(&looked_up.take()))
     }
 }
 
 /// Reads and compiles, and starts what the snapshot needs.
-pub async fn load(path: &Path, compiler: &Compiler) -> Result<Snapshot, String> {
-    let parsed = parse_file(path).map_err(|report| report.to_string())?;
-    let snapshot = compiler.compile(parsed).map_err(|report| report.to_string())?;
+pub async fn load(path: &Path, compiler: &Compiler) -> Result<Snapshot, Report> {
+    let snapshot = compiler.compile(parse_file(path)?)?;
     for upstream in &snapshot.upstreams {
         upstream.start().await;
     }
@@ -65,5 +112,5 @@ pub async fn load(path: &Path, compiler: &Compiler) -> Result<Snapshot, String> 
 
 /// Seconds since 1970.
 pub fn unix_s() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    millis(SystemTime::now()) / 1000
 }

@@ -115,9 +115,9 @@ fn ranges(text: &str) -> Result<Vec<IpNet>, Invalid> {
         if line.is_empty() {
             continue;
         }
-        let network: IpNet = line.parse().map_err(|_| Invalid::new(format!("line {} of the file, `{line}`, is not a CIDR", number + 1)))?;
+        let network: IpNet = line.parse().map_err(|_| Invalid::new(format!("line {} of the file is not a CIDR", number + 1)))?;
         if network.prefix_len() < 8 {
-            return Err(Invalid::new(format!("line {} of the file, `{line}`, is too wide for a proxy's range", number + 1)));
+            return Err(Invalid::new(format!("line {} of the file is too wide for a proxy's range", number + 1)));
         }
         networks.push(network.trunc());
     }

@@ -1,86 +1,130 @@
-//! The admin listener: health and metrics. Handlers only put together what others know.
+//! The admin listener: health, metrics, and the API by which operators and the console do their work. Handlers say in
+//! HTTP what `crate::service` does; each is described by its `utoipa::path`, and all of them together are the OpenAPI
+//! document.
 
+mod account;
+mod accounts;
+#[expect(unused_qualifications, reason = "utoipa's macro writes them")]
+mod audit;
+#[expect(unused_qualifications, reason = "utoipa's macro writes them")]
+mod bindings;
+mod configuration;
+mod export;
+mod extract;
+mod health;
+#[expect(unused_qualifications, reason = "utoipa's macro writes them")]
+mod logs;
+mod openapi;
+mod paging;
+mod problem;
+mod settings;
+mod sign_in;
+mod time;
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
-use serde_json::{Value, json};
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, FromRef};
+use axum::middleware;
+use keylatch_filters::contract::KeyHasher;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use openapi::document;
 
 use crate::proxy::Shared;
+use crate::reload::Reloader;
+use crate::service::access::Caller;
+use crate::service::bindings::Bindings;
+use crate::service::sign_in::Door;
 use crate::store::Store;
 
-/// A store that takes longer counts as away.
-const STORE_TIME_MAX: Duration = Duration::from_secs(2);
+/// The largest body of a request; a whole configuration fits.
+const BODY_BYTES_MAX: usize = 5 << 20;
 
-/// What the handlers ask.
-#[derive(Clone)]
-pub struct Known {
+/// What the handlers work with.
+pub struct Api {
     /// Snapshot and metrics.
     pub shared: Arc<Shared>,
     /// The store.
     pub store: Arc<Store>,
+    /// Turns keys into key ids.
+    pub hasher: KeyHasher,
+    /// Lets people in.
+    pub door: Door,
+    /// Reloads the configuration.
+    pub reloader: Arc<Reloader>,
+    /// The configuration file.
+    pub path: PathBuf,
     /// Set once the process has begun to stop.
     pub stopping: Arc<AtomicBool>,
 }
 
-/// The routes.
-pub fn router(known: Known) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics))
-        .route("/health", get(health))
-        .route("/health/live", get(|| async { Json(json!({ "status": "ok" })) }))
-        .route("/health/ready", get(ready))
-        .with_state(known)
-}
+/// How handlers hold it.
+#[derive(Clone)]
+pub struct Known(pub Arc<Api>);
 
-async fn metrics(State(known): State<Known>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], known.shared.metrics.text())
-}
-
-async fn store_state(known: &Known) -> Result<(), String> {
-    match tokio::time::timeout(STORE_TIME_MAX, known.store.ping()).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err("does not answer".into()),
+impl FromRef<Known> for Arc<Api> {
+    fn from_ref(known: &Known) -> Self {
+        Arc::clone(&known.0)
     }
 }
 
-/// Whether requests should be sent here.
-async fn ready(State(known): State<Known>) -> (StatusCode, Json<Value>) {
-    let stopping = known.stopping.load(Ordering::Relaxed);
-    match (stopping, store_state(&known).await) {
-        (false, Ok(())) => (StatusCode::OK, Json(json!({ "status": "ok" }))),
-        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" }))),
-        (false, Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "store", "error": error }))),
+impl Api {
+    /// What this caller does with bindings.
+    fn bindings<'a>(&'a self, caller: &'a Caller) -> Bindings<'a> {
+        Bindings { store: &self.store, hasher: &self.hasher, actor: &caller.actor }
     }
 }
 
-/// All that is known of how things are. Always 200: it is to be read, not to be acted on.
-async fn health(State(known): State<Known>) -> Json<Value> {
-    let snapshot = known.shared.snapshot.load();
-    let upstreams: Vec<Value> = snapshot
-        .upstreams
-        .iter()
-        .map(|upstream| {
-            let (servers, well) = upstream.health();
-            json!({ "name": &*upstream.name, "servers": servers, "well": well })
-        })
-        .collect();
-    let store = store_state(&known).await;
-    Json(json!({
-        "status": if store.is_ok() { "ok" } else { "degraded" },
-        "version": env!("CARGO_PKG_VERSION"),
-        "stopping": known.stopping.load(Ordering::Relaxed),
-        "maintenance": known.shared.live.in_maintenance(),
-        "store": { "ok": store.is_ok(), "error": store.err() },
-        "redis": known.store.shares().map(|ok| json!({ "ok": ok })),
-        "upstreams": upstreams,
-        "open_streams": known.shared.metrics.streams.open.get(),
-        "connections": known.shared.metrics.connections.get(),
-        "last_reload": known.shared.metrics.last_reload.get(),
-    }))
+/// All calls of the API.
+fn calls() -> OpenApiRouter<Known> {
+    OpenApiRouter::with_openapi(openapi::frame())
+        .routes(routes!(sign_in::sign_in))
+        .routes(routes!(sign_in::sign_out))
+        .routes(routes!(sign_in::renew))
+        .routes(routes!(account::me))
+        .routes(routes!(account::choose_password))
+        .routes(routes!(account::sessions))
+        .routes(routes!(account::end_session))
+        .routes(routes!(account::tokens, account::make_token))
+        .routes(routes!(account::remove_token))
+        .routes(routes!(accounts::list, accounts::make))
+        .routes(routes!(accounts::get, accounts::change, accounts::remove))
+        .routes(routes!(bindings::list))
+        .routes(routes!(bindings::export))
+        .routes(routes!(bindings::look_up))
+        .routes(routes!(bindings::get, bindings::change::change))
+        .routes(routes!(bindings::timeline))
+        .routes(routes!(bindings::change::unbind))
+        .routes(routes!(bindings::change::bind))
+        .routes(routes!(bindings::change::allow))
+        .routes(routes!(bindings::change::ban))
+        .routes(routes!(bindings::change::unban))
+        .routes(routes!(bindings::bulk::bulk))
+        .routes(routes!(logs::list))
+        .routes(routes!(logs::groups))
+        .routes(routes!(logs::export))
+        .routes(routes!(settings::list, settings::change))
+        .routes(routes!(settings::revert))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::export))
+        .routes(routes!(configuration::get))
+        .routes(routes!(configuration::check))
+        .routes(routes!(configuration::reload))
+}
+
+/// Everything the listener serves.
+pub fn router(api: Arc<Api>) -> Router {
+    let (calls, document) = calls().split_for_parts();
+    let document = Arc::new(document.to_json().unwrap_or_default());
+    let api_calls = calls
+        .route("/admin/api/openapi.json", axum::routing::get(move || openapi::serve(Arc::clone(&document))))
+        .fallback(problem::no_such_call)
+        .method_not_allowed_fallback(problem::no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(extract::own_origin));
+    health::routes().merge(api_calls).with_state(Known(api))
 }

@@ -1,5 +1,6 @@
 //! `keylatch run`: put the parts together, serve, and end in order.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::admin::{self, Known};
+use crate::admin::{self, Api};
 use crate::alerts::{self, Watch};
 use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
@@ -20,6 +21,8 @@ use crate::live::{self, Live};
 use crate::outbound::Services;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
+use crate::service::accounts;
+use crate::service::sign_in::Door;
 use crate::store::{self, Purpose, Store};
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
@@ -27,6 +30,8 @@ use crate::telemetry::metrics::Metrics;
 
 /// How long the end waits for alerts to be noted.
 const LAST_LOOK: Duration = Duration::from_secs(5);
+/// The first account's password, if it is not to be made up.
+const FIRST_PASSWORD: &str = "KEYLATCH_ADMIN_PASSWORD";
 /// Configurations are compiled there, whose expressions nest.
 const HOUSE_STACK_BYTES: usize = 8 << 20;
 
@@ -71,13 +76,13 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let opened = store::open(&settings, &files, registry, Purpose::Serve, redis).await?;
     let ports = Ports {
         bindings: Arc::clone(&opened.store) as _,
-        hasher: opened.hasher,
+        hasher: opened.hasher.clone(),
         meter: Arc::new(Meter::new(metrics.registry.clone())),
         counters,
         outbound: Arc::new(Services::here()),
     };
     let compiler = Arc::new(Compiler::new(ports));
-    let snapshot = reload::load(path, &compiler).await?;
+    let snapshot = reload::load(path, &compiler).await.map_err(|report| report.to_string())?;
     metrics.last_reload.set(reload::unix_s());
     let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
     let live = Arc::new(Live::default());
@@ -95,8 +100,18 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     });
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
     let stopping = Arc::new(AtomicBool::new(false));
-    serve_admin(&settings, Known { shared: Arc::clone(&shared), store: Arc::clone(&opened.store), stopping: Arc::clone(&stopping) })
-        .await?;
+    let door = Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?;
+    let api = Arc::new(Api {
+        shared: Arc::clone(&shared),
+        store: Arc::clone(&opened.store),
+        hasher: opened.hasher,
+        door,
+        reloader: Arc::clone(&reloader),
+        path: path.to_owned(),
+        stopping: Arc::clone(&stopping),
+    });
+    tokio::spawn(first_account(Arc::clone(&api)));
+    serve_admin(&settings, api).await?;
     let control = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
     let stop = watch_signals(&settings, reloader, stopping)?;
     Ok(House { shared, store: opened.store, watch, settings, stop, _control: control })
@@ -108,11 +123,29 @@ async fn look(watch: &Arc<Watch>, shared: &Shared) {
     watch.look(&alerts, shared.live.threshold(alerts.threshold)).await;
 }
 
-async fn serve_admin(settings: &Settings, known: Known) -> Result<(), String> {
+/// Where nobody may sign in yet, somebody may from now on.
+async fn first_account(api: Arc<Api>) {
+    let given = std::env::var(FIRST_PASSWORD).ok().filter(|password| !password.is_empty());
+    match accounts::make_first(&api.store, api.door.passwords(), given.as_deref()).await {
+        Ok(None) => {}
+        Ok(Some(_)) if given.is_some() => {
+            tracing::info!("the account `{}` was made, with the password of {FIRST_PASSWORD}", accounts::FIRST)
+        }
+        // Not by the log: this is for whoever starts it, and for nobody else.
+        Ok(Some(password)) => eprintln!(
+            "The admin API's first account is `{}`, and its password, which is shown this once and must be changed:\n{password}",
+            accounts::FIRST
+        ),
+        Err(fault) => tracing::error!("no first account can be made, so nobody can sign in: {fault}"),
+    }
+}
+
+async fn serve_admin(settings: &Settings, api: Arc<Api>) -> Result<(), String> {
     let address = settings.admin.address;
     let listener = TcpListener::bind(address).await.map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
     tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, admin::router(known)).await {
+        let service = admin::router(api).into_make_service_with_connect_info::<SocketAddr>();
+        if let Err(error) = axum::serve(listener, service).await {
             tracing::error!(%error, "the admin listener has ended");
         }
     });

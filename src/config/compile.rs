@@ -195,6 +195,13 @@ impl Work<'_> {
                 wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
             }
         }
+        let admin = &self.parsed.settings.admin;
+        if !(60..=30 * 86_400).contains(&admin.session.0.as_secs()) {
+            wrong.push(Invalid::new("must be between 1m and 30days").at("session").at("admin"));
+        }
+        if !(10..=3600).contains(&admin.token.0.as_secs()) {
+            wrong.push(Invalid::new("must be between 10s and 1h").at("token").at("admin"));
+        }
         let mut stored = |kind: &str, ok: bool, key: &str, says: &str| {
             if !ok {
                 wrong.push(Invalid::new(says).at(key).at(kind).at("storage"));

@@ -25,7 +25,7 @@ use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
 
 pub use compile::{Compiler, Snapshot, check_ports};
 pub use model::Settings;
-pub use report::Report;
+pub use report::{Mistake, Report};
 pub use routes::Route;
 pub use schema::schema;
 

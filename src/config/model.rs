@@ -19,7 +19,7 @@ pub use super::upstreams::{ActiveHealth, Balance, Health, HttpVersion, PassiveHe
 pub struct Settings {
     /// Where requests come in; at least one.
     pub listeners: Vec<Listener>,
-    /// The listener for health and metrics.
+    /// The listener for health, metrics, the admin API and the console.
     #[schemars(default)]
     pub admin: Admin,
     /// The peers whose word about the client's address is taken.
@@ -126,17 +126,21 @@ impl Default for Limits {
     }
 }
 
-/// The listener for health and metrics. Changing it needs a restart.
+/// The listener for health, metrics, the admin API and the console. Changing it needs a restart.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// Its address. Default: `127.0.0.1:9901`. Whoever reaches it sees the metrics.
     pub address: SocketAddr,
+    /// How long a sign-in lasts, 1m to 30days. Default: 12h.
+    pub session: HumanDuration,
+    /// How long the token of a sign-in lasts before it must be renewed, 10s to 1h. Default: 10m.
+    pub token: HumanDuration,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 9901)) }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 9901)), session: HumanDuration::secs(12 * 3600), token: HumanDuration::secs(600) }
     }
 }
 
@@ -151,6 +155,9 @@ pub struct Secrets {
     /// Secrets that were `key_hmac` before, the latest first: what is bound under them holds, and is taken over
     /// to the new one when its key is used.
     pub previous: Vec<SecretRef>,
+    /// The secret under which sign-ins to the admin API are signed, at least 32 bytes; every replica needs the same.
+    /// Changing it signs everybody out. Default: one that follows from `key_hmac` and tells nothing of it.
+    pub admin: Option<SecretRef>,
     /// Which spellings of a key are the same key. A database goes with one, as with one secret. Default: `exact`.
     pub key_form: KeyForm,
 }

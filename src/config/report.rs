@@ -6,13 +6,26 @@ use std::path::{Path, PathBuf};
 use super::yaml::Position;
 
 /// A list of findings, in the order of the file once shown.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Report {
     path: PathBuf,
     findings: Vec<Finding>,
 }
 
-#[derive(Debug)]
+/// One finding, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The line, from 1 on; 0: it is the file as a whole.
+    pub line: usize,
+    /// The column, from 1 on.
+    pub column: usize,
+    /// Keys and indexes from the root: `routes[2].filters`.
+    pub place: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+#[derive(Clone, Debug)]
 struct Finding {
     position: Position,
     /// Keys and indexes from the root.
@@ -43,6 +56,30 @@ impl Report {
         self.findings.is_empty()
     }
 
+    /// All findings, in the order of the file.
+    pub fn mistakes(&self) -> Vec<Mistake> {
+        let mut sorted: Vec<&Finding> = self.findings.iter().collect();
+        sorted.sort_by_key(|finding| finding.position);
+        let mistake = |finding: &Finding| Mistake {
+            line: finding.position.line,
+            column: finding.position.column,
+            place: dotted(&finding.path),
+            message: finding.message.clone(),
+        };
+        sorted.into_iter().map(mistake).collect()
+    }
+
+    /// Without these texts, wherever they stand in it.
+    #[must_use]
+    pub fn without(mut self, secrets: &[String]) -> Self {
+        for finding in &mut self.findings {
+            for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+                finding.message = finding.message.replace(secret, "••••");
+            }
+        }
+        self
+    }
+
     /// How many findings there are.
     pub fn len(&self) -> usize {
         self.findings.len()
@@ -51,21 +88,19 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut sorted: Vec<&Finding> = self.findings.iter().collect();
-        sorted.sort_by_key(|finding| finding.position);
-        for (index, finding) in sorted.into_iter().enumerate() {
+        for (index, Mistake { line, column, place, message }) in self.mistakes().into_iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
             write!(f, "{}", self.path.display())?;
-            if finding.position.line > 0 {
-                write!(f, ":{}:{}", finding.position.line, finding.position.column)?;
+            if line > 0 {
+                write!(f, ":{line}:{column}")?;
             }
             write!(f, ": ")?;
-            if !finding.path.is_empty() {
-                write!(f, "{}: ", dotted(&finding.path))?;
+            if !place.is_empty() {
+                write!(f, "{place}: ")?;
             }
-            write!(f, "{}", finding.message)?;
+            write!(f, "{message}")?;
         }
         Ok(())
     }

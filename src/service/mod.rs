@@ -1,7 +1,11 @@
 //! What operators do, whoever carries it in: commands and the admin API say it in their own words, and mean this.
 
+pub mod access;
+pub mod accounts;
 pub mod bindings;
+pub mod passwords;
 pub mod settings;
+pub mod sign_in;
 
 use std::fmt;
 

@@ -47,6 +47,10 @@ pub struct Asked {
     pub before: Option<i64>,
     /// Of this thing.
     pub target: Option<String>,
+    /// By him.
+    pub actor: Option<String>,
+    /// Of this kind, or of those that begin with it and a dot.
+    pub action: Option<String>,
     /// At most so many.
     pub limit: u32,
 }

@@ -18,7 +18,8 @@ const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac,
 
 /// Whether the configured secret, if there is one, can be read and is good enough.
 pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
-    secret::configured(secrets, files)?;
+    let key_hmac = secret::configured(secrets, files)?;
+    secret::admin(&key_hmac.unwrap_or_default(), secrets, files)?;
     secret::previous_fingerprints(secrets, files).map(|_| ())
 }
 
@@ -28,6 +29,8 @@ pub struct Opened {
     pub store: Arc<Store>,
     /// Turns keys into key ids.
     pub hasher: KeyHasher,
+    /// Signs what the admin API hands out.
+    pub admin_secret: Vec<u8>,
 }
 
 /// What a store is opened for.
@@ -91,11 +94,12 @@ pub async fn open(
             Base { authority, secret, shared, cache_max, stale_grace, flush_every }
         }
     };
+    let admin_secret = secret::admin(&base.secret, secrets, files)?;
     let hasher = secret::hasher(&base.secret, secrets, files)?;
     belongs(&*base.authority, secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?, serves).await?;
     let store = Store::new(base.authority, base.shared, base.cache_max, base.stale_grace, metrics);
     store.flush_every(base.flush_every);
-    Ok(Opened { store, hasher })
+    Ok(Opened { store, hasher, admin_secret })
 }
 
 /// Refused where the database goes with another secret than this and those before it. With `claims` it goes with this

@@ -5,7 +5,9 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use keylatch_filters::contract::{KeyHasher, hex};
+use hmac::{Hmac, KeyInit, Mac};
+use keylatch_filters::contract::{KeyHasher, SecretRef, hex};
+use sha2::Sha256;
 
 use crate::config::Files;
 use crate::config::model::Secrets;
@@ -14,15 +16,29 @@ const BYTES_MIN: usize = 32;
 
 /// The secret of the configuration, if it has one.
 pub fn configured(secrets: &Secrets, files: &Files) -> Result<Option<String>, String> {
-    let Some(reference) = &secrets.key_hmac else { return Ok(None) };
-    let secret = files.secret(reference).map_err(|e| format!("secrets.key_hmac: {e}"))?;
+    secrets.key_hmac.as_ref().map(|reference| read("secrets.key_hmac", reference, files)).transpose()
+}
+
+fn read(place: &str, reference: &SecretRef, files: &Files) -> Result<String, String> {
+    let secret = files.secret(reference).map_err(|e| format!("{place}: {e}"))?;
     if secret.len() < BYTES_MIN {
         return Err(format!(
-            "secrets.key_hmac has {} bytes; at least {BYTES_MIN} are needed. `openssl rand -hex 32` makes a good one",
+            "{place} has {} bytes; at least {BYTES_MIN} are needed. `openssl rand -hex 32` makes a good one",
             secret.len()
         ));
     }
-    Ok(Some(secret))
+    Ok(secret)
+}
+
+/// The secret of the admin API: the one of the configuration, or one that follows from the secret of keys.
+pub fn admin(key_hmac: &str, secrets: &Secrets, files: &Files) -> Result<Vec<u8>, String> {
+    match &secrets.admin {
+        Some(reference) => read("secrets.admin", reference, files).map(String::into_bytes),
+        None => {
+            let mac = Hmac::<Sha256>::new_from_slice(key_hmac.as_bytes()).map(|mac| mac.chain_update(b"keylatch admin sign-ins"));
+            Ok(mac.map_err(|e| e.to_string())?.finalize().into_bytes().to_vec())
+        }
+    }
 }
 
 /// 32 random bytes in hex.

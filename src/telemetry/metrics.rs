@@ -35,6 +35,8 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// Seconds since 1970 of the last reload that succeeded, the start included.
     pub last_reload: IntGauge,
+    /// Sign-ins to the admin API by result.
+    pub sign_ins: IntCounterVec,
     /// Lines of the access log that were lost.
     pub access_lost: IntCounter,
     /// Of event streams.
@@ -59,6 +61,7 @@ impl Metrics {
             upstream_errors: counters(&registry, "upstream_errors_total", "Failures upstream.", &["upstream", "error"])?,
             reloads: counters(&registry, "reloads_total", "Reloads of the configuration.", &["result"])?,
             last_reload: gauge(&registry, "last_reload_success_timestamp_seconds", "When the configuration in force was loaded.")?,
+            sign_ins: counters(&registry, "admin_sign_ins_total", "Sign-ins to the admin API.", &["result"])?,
             access_lost: counter(&registry, "access_log_lost_total", "Lines of the access log lost because the reader was too slow.")?,
             streams: Arc::new(StreamMetrics {
                 open: gauge(&registry, "open_streams", "Event streams that are open.")?,

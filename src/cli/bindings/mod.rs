@@ -238,7 +238,7 @@ async fn show_audit(opened: &Opened, id: Option<&str>, limit: u32, json: bool) -
     };
     let (mut before, mut left) = (None, limit);
     while left > 0 {
-        let asked = Asked { before, target: target.clone(), limit: left.min(1000) };
+        let asked = Asked { before, target: target.clone(), limit: left.min(1000), ..Asked::default() };
         let page = opened.store.audit(asked).await.map_err(|e| e.to_string())?;
         let Some(last) = page.last() else { break };
         (before, left) = (Some(last.id), left - u32::try_from(page.len()).unwrap_or(left));

@@ -26,11 +26,14 @@ pub async fn write(tx: &mut PgConnection, actor: &Actor, line: Line) -> Result<(
 pub async fn list(pool: &PgPool, asked: Asked) -> Result<Vec<Entry>, StoreError> {
     let rows = sqlx::query(
         "SELECT id, (extract(epoch FROM at) * 1e3)::bigint, actor, origin, action, target, before, after FROM audit
-         WHERE id < $1 AND ($2::text IS NULL OR target = $2) ORDER BY id DESC LIMIT $3",
+         WHERE id < $1 AND ($2::text IS NULL OR target = $2) AND ($4::text IS NULL OR actor = $4)
+             AND ($5::text IS NULL OR action = $5 OR substr(action, 1, length($5) + 1) = $5 || '.') ORDER BY id DESC LIMIT $3",
     )
     .bind(asked.before.unwrap_or(i64::MAX))
     .bind(asked.target)
     .bind(i64::from(asked.limit))
+    .bind(asked.actor)
+    .bind(asked.action)
     .fetch_all(pool)
     .await
     .map_err(failed)?;

@@ -1,0 +1,206 @@
+//! Changing one binding.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use keylatch_filters::contract::Roaming;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::super::Api;
+use super::super::accounts::precise;
+use super::super::extract::{BINDINGS, Body, IfMatch, May, Part};
+use super::super::problem::{Answer, Problem, Problems};
+use super::{Binding, One, RuleName, one};
+use crate::service::Fault;
+use crate::service::bindings::{Which, network, terms};
+use crate::store::record::{Change as Changes, label};
+
+/// The longest note, in characters.
+const NOTE_CHARS_MAX: usize = 1000;
+
+/// What is to change of a binding; what is not given stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// The rule. Where it is not given, it follows from the networks.
+    rule: Option<RuleName>,
+    /// From where the key may be used.
+    #[schema(max_items = 256)]
+    networks: Option<Vec<String>>,
+    /// With the rule `roaming`: how many networks at a time.
+    #[schema(minimum = 1, maximum = 64)]
+    networks_max: Option<u8>,
+    /// With the rule `roaming`: how long a network counts after its last use.
+    #[schema(example = "24h")]
+    window: Option<String>,
+    /// What somebody writes about it.
+    #[schema(max_length = 1000)]
+    note: Option<String>,
+    /// Words to find it by, all of them.
+    labels: Option<Vec<String>>,
+}
+
+impl Change {
+    fn read(self, expects: Option<i64>) -> Answer<Changes> {
+        let networks = self.networks.unwrap_or_default().iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>();
+        let networks = networks.map_err(|why| Problem::invalid("networks", why))?;
+        let window = self.window.as_deref().map(humantime::parse_duration).transpose();
+        let window = window.map_err(|_| Problem::invalid("window", "this must be a duration such as 24h"))?;
+        if self.networks_max.is_some() != window.is_some() {
+            return Err(Problem::invalid("window", "networks_max and window go together"));
+        }
+        let roaming = self.networks_max.zip(window).map(|(networks_max, window)| Roaming { networks_max, window });
+        let labels = self.labels.map(|labels| labels.iter().map(|word| label(word)).collect::<Result<Vec<_>, _>>()).transpose();
+        if self.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_CHARS_MAX) {
+            return Err(Problem::invalid("note", format!("a note has at most {NOTE_CHARS_MAX} characters")));
+        }
+        Ok(Changes {
+            rule: terms(self.rule.map(Into::into), networks, roaming)?,
+            note: self.note.map(|note| note.replace('\0', "")),
+            labels: labels.map_err(|why| Problem::invalid("labels", why))?,
+            expects,
+            ..Changes::default()
+        })
+    }
+}
+
+/// Change a binding, or make one
+///
+/// A binding is made where there is none, if the whole key id and a rule or networks are given.
+#[utoipa::path(patch, path = "/admin/api/bindings/{key_id}", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Change,
+    params(("key_id" = String, Path, description = "The key id, or its first digits."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")),
+    responses((status = 200, body = Binding), Problems))]
+pub async fn change(
+    State(api): State<Arc<Api>>,
+    May(caller): May<BINDINGS>,
+    Part(key_id): Part,
+    IfMatch(expects): IfMatch,
+    Body(asked): Body<Change>,
+) -> Answer<One> {
+    let changed = api.bindings(&caller).set(Which::Id(&key_id), asked.read(expects)?).await;
+    answer(changed, expects)
+}
+
+/// Which key.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// The key id, or its first digits.
+    key_id: Option<String>,
+    /// Or the key itself. It is hashed, and neither logged nor kept.
+    #[schema(format = Password)]
+    key: Option<String>,
+}
+
+fn which<'a>(key_id: &'a Option<String>, key: &'a Option<String>) -> Answer<Which<'a>> {
+    match (key_id, key) {
+        (Some(id), None) => Ok(Which::Id(id)),
+        (None, Some(key)) => Ok(Which::Key(key)),
+        _ => Err(Problem::invalid("key_id", "give either `key_id` or `key`")),
+    }
+}
+
+fn answer(changed: Result<crate::store::record::Record, Fault>, expects: Option<i64>) -> Answer<One> {
+    changed.map(|record| one(&record)).map_err(|fault| precise(fault.into(), expects))
+}
+
+/// Let the key's next use bind it anew
+///
+/// Answers with the binding as it was.
+#[utoipa::path(post, path = "/admin/api/bindings/unbind", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Key,
+    params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Binding), Problems))]
+pub async fn unbind(
+    State(api): State<Arc<Api>>,
+    May(caller): May<BINDINGS>,
+    IfMatch(expects): IfMatch,
+    Body(asked): Body<Key>,
+) -> Answer<One> {
+    answer(api.bindings(&caller).unbind(which(&asked.key_id, &asked.key)?, expects).await, expects)
+}
+
+/// Refuse a key from everywhere
+///
+/// Also one that was never used, by its whole id or by the key.
+#[utoipa::path(post, path = "/admin/api/bindings/ban", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Key,
+    params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Banned), Problems))]
+pub async fn ban(
+    State(api): State<Arc<Api>>,
+    May(caller): May<BINDINGS>,
+    IfMatch(expects): IfMatch,
+    Body(asked): Body<Key>,
+) -> Answer<Json<Banned>> {
+    let banned = api.bindings(&caller).ban(which(&asked.key_id, &asked.key)?, expects).await;
+    let (record, was_bound) = banned.map_err(|fault| precise(fault.into(), expects))?;
+    Ok(Json(Banned { binding: Binding::from(&record), was_bound }))
+}
+
+/// A banned key.
+#[derive(Serialize, ToSchema)]
+pub struct Banned {
+    /// Its binding.
+    #[serde(flatten)]
+    binding: Binding,
+    /// It was bound before. If not, `unbind` lets its first use bind it one day, while `unban` lets it be used from everywhere.
+    was_bound: bool,
+}
+
+/// Let a banned key be used again, within its binding
+#[utoipa::path(post, path = "/admin/api/bindings/unban", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Key,
+    params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Binding), Problems))]
+pub async fn unban(
+    State(api): State<Arc<Api>>,
+    May(caller): May<BINDINGS>,
+    IfMatch(expects): IfMatch,
+    Body(asked): Body<Key>,
+) -> Answer<One> {
+    answer(api.bindings(&caller).unban(which(&asked.key_id, &asked.key)?, expects).await, expects)
+}
+
+/// A key and an address.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyAndIp {
+    /// The key id, or its first digits.
+    key_id: Option<String>,
+    /// Or the key itself. It is hashed, and neither logged nor kept.
+    #[schema(format = Password)]
+    key: Option<String>,
+    /// The address or network.
+    #[schema(example = "203.0.113.7")]
+    ip: String,
+}
+
+fn ip(text: &str) -> Answer<ipnet::IpNet> {
+    network(text).map_err(|why| Problem::invalid("ip", why))
+}
+
+/// Bind a key to this address alone
+#[utoipa::path(put, path = "/admin/api/bindings/ip", tag = "bindings", security(("bearer" = ["bindings"])), request_body = KeyAndIp,
+    params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Binding), Problems))]
+pub async fn bind(
+    State(api): State<Arc<Api>>,
+    May(caller): May<BINDINGS>,
+    IfMatch(expects): IfMatch,
+    Body(asked): Body<KeyAndIp>,
+) -> Answer<One> {
+    let rule = terms(None, vec![ip(&asked.ip)?], None)?;
+    let change = Changes { rule, expects, ..Changes::default() };
+    answer(api.bindings(&caller).set(which(&asked.key_id, &asked.key)?, change).await, expects)
+}
+
+/// Let a key be used from one more address
+///
+/// A binding of one network becomes one of several.
+#[utoipa::path(post, path = "/admin/api/bindings/allow", tag = "bindings", security(("bearer" = ["bindings"])), request_body = KeyAndIp,
+    params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Binding), Problems))]
+pub async fn allow(
+    State(api): State<Arc<Api>>,
+    May(caller): May<BINDINGS>,
+    IfMatch(expects): IfMatch,
+    Body(asked): Body<KeyAndIp>,
+) -> Answer<One> {
+    let net = ip(&asked.ip)?;
+    answer(api.bindings(&caller).allow(which(&asked.key_id, &asked.key)?, net, expects).await, expects)
+}

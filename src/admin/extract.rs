@@ -1,0 +1,194 @@
+//! What handlers are given of a request: who asks and whether he may, the body, the query, the version he has seen.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use keylatch_filters::client_ip::ClientIp;
+use keylatch_filters::contract::canonical;
+use serde::de::DeserializeOwned;
+
+use super::problem::Problem;
+use super::{Api, Known};
+use crate::service::access::{Caller, SCOPES, Scope};
+
+/// Somebody who is signed in, whatever he may do.
+pub struct Anybody(pub Caller);
+
+/// Somebody who may do this: `May<{ READ }>`.
+pub struct May<const SCOPE: u8>(pub Caller);
+
+/// See [`Scope::Read`]; the others alike.
+pub const READ: u8 = Scope::Read as u8;
+pub const BINDINGS: u8 = Scope::Bindings as u8;
+pub const SETTINGS: u8 = Scope::Settings as u8;
+pub const CONFIG: u8 = Scope::Config as u8;
+pub const ACCOUNTS: u8 = Scope::Accounts as u8;
+
+/// Whose address it is, behind trusted proxies too.
+pub struct From(pub IpAddr);
+
+impl FromRequestParts<Known> for From {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+        let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
+        let snapshot = known.0.shared.snapshot.load();
+        Ok(Self(ClientIp::of(Arc::clone(&snapshot.trusted)).find(canonical(peer), &parts.headers).address))
+    }
+}
+
+impl FromRequestParts<Known> for Anybody {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+        let From(from) = From::from_request_parts(parts, known).await?;
+        let token = bearer(&parts.headers).ok_or_else(Problem::unknown_caller)?;
+        let api: &Api = &known.0;
+        Ok(Self(api.door.caller(&api.store, token, from).await?))
+    }
+}
+
+impl<const SCOPE: u8> FromRequestParts<Known> for May<SCOPE> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+        let Anybody(caller) = Anybody::from_request_parts(parts, known).await?;
+        if caller.must_change {
+            return Err(Problem::forbidden("choose a password of your own first: PUT /admin/api/account/password"));
+        }
+        match SCOPES.into_iter().find(|scope| *scope as u8 == SCOPE) {
+            Some(scope) if caller.scopes.has(scope) => Ok(Self(caller)),
+            scope => Err(Problem::forbidden(format!("this needs the scope `{}`", scope.map_or("", Scope::as_str)))),
+        }
+    }
+}
+
+/// The one token of a request.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut fields = headers.get_all(header::AUTHORIZATION).iter();
+    let (field, None) = (fields.next()?, fields.next()) else { return None };
+    let (scheme, token) = field.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// A body of JSON.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Known> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, known: &Known) -> Result<Self, Problem> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+            return Err(Problem::not_json());
+        }
+        let bytes = Bytes::from_request(request, known).await.map_err(|rejection| match rejection {
+            BytesRejection::FailedToBufferBody(_) => Problem::too_large(),
+            _ => Problem::unreadable("the body did not arrive"),
+        })?;
+        let mut reader = serde_json::Deserializer::from_slice(&bytes);
+        let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            let path = error.path().to_string();
+            let error = error.into_inner();
+            match error.classify() {
+                serde_json::error::Category::Data => Problem::invalid(path.trim_matches('.'), blameless(&error)),
+                _ => Problem::unreadable(format!("the body is no JSON, from line {}, column {} on", error.line(), error.column())),
+            }
+        })?;
+        match reader.end() {
+            Ok(()) => Ok(Self(read)),
+            Err(_) => Err(Problem::unreadable("something stands behind the JSON of the body")),
+        }
+    }
+}
+
+/// What serde says of a field, without its value: that may be a password or a key.
+fn blameless(error: &serde_json::Error) -> String {
+    let says = error.to_string();
+    let says = says.rsplit_once(" at line ").map_or(says.as_str(), |(says, _)| says);
+    match says.split_once(", expected ") {
+        Some((_, expected)) if says.starts_with("invalid") => format!("this must be {expected}"),
+        _ => says.to_owned(),
+    }
+}
+
+/// The query.
+pub struct Asked<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Known> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+        let query = Query::<T>::from_request_parts(parts, known).await;
+        let says = |rejection: axum::extract::rejection::QueryRejection| {
+            let text = rejection.body_text();
+            let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text).to_owned();
+            match text.split_once(": ") {
+                Some((field, why)) if !field.contains(' ') => Problem::invalid(field, why),
+                _ => Problem::unreadable(text),
+            }
+        };
+        query.map(|Query(query)| Self(query)).map_err(says)
+    }
+}
+
+/// A part of the path. What is none stands for nothing that there is.
+pub struct Part(pub String);
+
+impl FromRequestParts<Known> for Part {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, known).await;
+        path.map(|axum::extract::Path(part)| Self(part)).map_err(|_| Problem::missing("there is nothing of this name"))
+    }
+}
+
+/// The version in `If-Match`, if one is there; `*` is any.
+pub struct IfMatch(pub Option<i64>);
+
+impl FromRequestParts<Known> for IfMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Known) -> Result<Self, Problem> {
+        let Some(field) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
+        let text = field.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(Self(None));
+        }
+        match text.trim_matches('"').parse() {
+            Ok(version) if text.starts_with('"') => Ok(Self(Some(version))),
+            _ => Err(Problem::stale("the version in `If-Match` is none of ours; take it from the `ETag` of what you have looked at")),
+        }
+    }
+}
+
+/// What has a version, with it.
+pub fn etag(version: i64) -> [(header::HeaderName, String); 1] {
+    [(header::ETAG, format!("\"{version}\""))]
+}
+
+/// Pages of other sites have no business here, whatever a browser lets them send; and nothing here is kept by caches.
+pub async fn own_origin(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let text = |name: header::HeaderName| headers.get(name).and_then(|field| field.to_str().ok());
+    let foreign = |origin: &str| Some(origin.split_once("://").map_or("", |(_, host)| host)) != text(header::HOST);
+    let site = headers.get("sec-fetch-site").and_then(|field| field.to_str().ok());
+    let mut response = if headers.get(header::ORIGIN).is_some_and(|origin| origin.to_str().map_or(true, foreign))
+        || matches!(site, Some("cross-site" | "same-site"))
+    {
+        Problem::forbidden("pages of other sites may not use this API").into_response()
+    } else {
+        next.run(request).await
+    };
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(header::HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    response
+}

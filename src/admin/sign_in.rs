@@ -1,0 +1,106 @@
+//! Signing in, staying signed in, signing out.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Api;
+use super::extract::{Anybody, Body, From};
+use super::problem::{Answer, Problem, Problems};
+use crate::service::access::{Role, Scope};
+use crate::service::sign_in::SignedIn;
+
+/// Who wants in.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// The account's name.
+    #[schema(max_length = 64)]
+    username: String,
+    /// Its password.
+    #[schema(max_length = 1024, format = Password)]
+    password: String,
+}
+
+/// Somebody is in.
+#[derive(Serialize, ToSchema)]
+pub struct In {
+    /// To be sent as `Authorization: Bearer`.
+    access_token: String,
+    /// Always `Bearer`.
+    token_type: &'static str,
+    /// For how many seconds it is good; renew it before.
+    expires_in: u64,
+    /// Who it is.
+    username: String,
+    /// What he is.
+    role: Role,
+    /// What he may do.
+    scopes: Vec<Scope>,
+    /// He must choose a password of his own before he may do anything else.
+    must_change_password: bool,
+}
+
+impl In {
+    fn of(signed_in: SignedIn) -> Self {
+        let SignedIn { token, expires_in, account } = signed_in;
+        let role = Role::stored(&account.role);
+        let scopes = if account.must_change { Vec::new() } else { role.scopes().list() };
+        In {
+            access_token: token,
+            token_type: "Bearer",
+            expires_in: expires_in.as_secs(),
+            username: account.name,
+            role,
+            scopes,
+            must_change_password: account.must_change,
+        }
+    }
+}
+
+/// Sign in with a password
+///
+/// After 5 wrong passwords for an account, or 20 from an address, each further one locks for twice as long, from 1 s to 15 min.
+#[utoipa::path(post, path = "/admin/api/login", tag = "sign-in", request_body = Credentials, responses((status = 200, body = In), Problems))]
+pub async fn sign_in(
+    State(api): State<Arc<Api>>,
+    From(from): From,
+    headers: HeaderMap,
+    Body(asked): Body<Credentials>,
+) -> Answer<Json<In>> {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let signed_in = api.door.sign_in(&api.store, &asked.username, &asked.password, from, agent).await;
+    let result = match &signed_in {
+        Ok(_) => "ok",
+        Err(crate::service::sign_in::Refusal::Wrong) => "wrong",
+        Err(crate::service::sign_in::Refusal::Locked(_)) => "locked",
+        Err(crate::service::sign_in::Refusal::Away(_)) => "away",
+    };
+    api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
+    match signed_in {
+        Ok(signed_in) => Ok(Json(In::of(signed_in))),
+        Err(refusal) => {
+            let problem = Problem::from(refusal);
+            Err(if result == "wrong" { problem.saying("name or password is wrong") } else { problem })
+        }
+    }
+}
+
+/// Have a fresh token for the sign-in
+#[utoipa::path(post, path = "/admin/api/session", tag = "sign-in", security(("bearer" = [])), responses((status = 200, body = In), Problems))]
+pub async fn renew(State(api): State<Arc<Api>>, Anybody(caller): Anybody) -> Answer<Json<In>> {
+    let session = caller.session.ok_or_else(|| Problem::forbidden("a script's token is not renewed"))?;
+    Ok(Json(In::of(api.door.renew(&api.store, &session).await?)))
+}
+
+/// Sign out
+#[utoipa::path(post, path = "/admin/api/logout", tag = "sign-in", security(("bearer" = [])), responses((status = 204, description = "Signed out."), Problems))]
+pub async fn sign_out(State(api): State<Arc<Api>>, Anybody(caller): Anybody) -> Answer<StatusCode> {
+    let session = caller.session.as_deref().ok_or_else(|| Problem::forbidden("a script's token is removed, not signed out"))?;
+    api.store.desk().end_session(&caller.account, session, &caller.actor).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

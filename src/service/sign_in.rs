@@ -1,0 +1,242 @@
+//! Signing in, and who somebody is afterwards.
+//!
+//! A session lives in the store; what a browser carries is a short-lived JWT (RFC 7519, HS256) that names it. Each call
+//! looks the session up, so that a sign-out, a new password or another role counts at once on every replica. While the
+//! store is away, whoever was seen since then may go on looking until his JWT has expired.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use keylatch_filters::contract::StoreError;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::Fault;
+use super::access::{Caller, Role, Scope, Scopes};
+use super::accounts::{hashed, now_ms};
+use super::passwords::{BYTES_MAX, Passwords};
+use crate::store::Store;
+use crate::store::accounts::{Account, Guessed, Session};
+use crate::store::audit::Actor;
+
+/// Wrong passwords for one account that cost nothing but their count.
+const FREE_OF_ACCOUNT: i64 = 5;
+/// Wrong passwords from one address: several people may sit behind it.
+const FREE_OF_ADDRESS: i64 = 20;
+/// Sessions that are remembered for when the store is away.
+const REMEMBERED_MAX: usize = 1000;
+/// What is kept of a browser's name.
+const AGENT_CHARS_MAX: usize = 200;
+/// Who has issued our tokens, and for whom.
+const ISSUER: &str = "keylatch-admin";
+
+/// Why somebody is not let in. The same for names that there are and those that there are not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Name or password is wrong, or the account is disabled.
+    Wrong,
+    /// Too many were wrong: not before so many seconds.
+    Locked(u64),
+    /// The store does not answer.
+    Away(String),
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Refusal::Away(error.to_string())
+    }
+}
+
+/// Somebody who has signed in.
+#[derive(Clone, Debug)]
+pub struct SignedIn {
+    /// The JWT.
+    pub token: String,
+    /// For how long it is good.
+    pub expires_in: Duration,
+    /// Who he is.
+    pub account: Account,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Claims {
+    iss: String,
+    aud: String,
+    sub: String,
+    sid: String,
+    iat: i64,
+    exp: i64,
+}
+
+/// Lets people in.
+pub struct Door {
+    passwords: Passwords,
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    validation: Validation,
+    session_max: Duration,
+    token_ttl: Duration,
+    remembered: Mutex<HashMap<String, (Account, Instant)>>,
+}
+
+impl Door {
+    /// `secret`: under which JWTs are signed, the same on every replica.
+    pub fn new(secret: &[u8], session_max: Duration, token_ttl: Duration) -> Result<Self, String> {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[ISSUER]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation.leeway = 0;
+        Ok(Self {
+            passwords: Passwords::new()?,
+            encoding: EncodingKey::from_secret(secret),
+            decoding: DecodingKey::from_secret(secret),
+            validation,
+            session_max,
+            token_ttl,
+            remembered: Mutex::default(),
+        })
+    }
+
+    /// Passwords.
+    pub fn passwords(&self) -> &Passwords {
+        &self.passwords
+    }
+
+    /// Lets somebody in who knows the password.
+    pub async fn sign_in(&self, store: &Store, name: &str, password: &str, from: IpAddr, agent: &str) -> Result<SignedIn, Refusal> {
+        // A name that cannot be one is refused as late as any other.
+        let name: String = name.to_lowercase().chars().take(64).collect();
+        let guessed = guessed(&name, from);
+        let (desk, now) = (store.desk(), now_ms());
+        if let Some(until) = desk.guess(&guessed, now).await? {
+            return Err(Refusal::Locked(u64::try_from((until - now).max(1)).unwrap_or(1).div_ceil(1000)));
+        }
+        let account = desk.account(&name).await?;
+        let stored = account.as_ref().filter(|account| !account.disabled).and_then(|account| account.password.clone());
+        let password = if password.len() > BYTES_MAX { "" } else { password };
+        let right = self.passwords.is(password, stored.as_deref()).await.map_err(|fault| Refusal::Away(fault.to_string()))?;
+        let Some(account) = account.filter(|_| right) else { return Err(Refusal::Wrong) };
+        desk.forgive(&guessed).await?;
+        self.begin(store, account, from, agent).await
+    }
+
+    /// Begins a session of somebody who has shown who he is.
+    async fn begin(&self, store: &Store, account: Account, from: IpAddr, agent: &str) -> Result<SignedIn, Refusal> {
+        let now = now_ms();
+        let session = Session {
+            id: uuid::Uuid::now_v7().to_string(),
+            account: account.name.clone(),
+            created_ms: now,
+            expires_ms: now + i64::try_from(self.session_max.as_millis()).unwrap_or(i64::MAX / 2),
+            origin: from.to_string(),
+            agent: agent.chars().filter(|c| !c.is_control()).take(AGENT_CHARS_MAX).collect(),
+        };
+        store.desk().begin_session(&session, &Actor { who: account.name.clone(), origin: from.to_string() }).await?;
+        self.token(&session, account)
+    }
+
+    fn token(&self, session: &Session, account: Account) -> Result<SignedIn, Refusal> {
+        let now_s = now_ms() / 1000;
+        let left = Duration::from_secs(u64::try_from(session.expires_ms / 1000 - now_s).unwrap_or(0));
+        let expires_in = self.token_ttl.min(left);
+        let claims = Claims {
+            iss: ISSUER.into(),
+            aud: ISSUER.into(),
+            sub: account.name.clone(),
+            sid: session.id.clone(),
+            iat: now_s,
+            exp: now_s + i64::try_from(expires_in.as_secs()).unwrap_or(0),
+        };
+        let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding);
+        Ok(SignedIn { token: token.map_err(|e| Refusal::Away(format!("no token can be signed: {e}")))?, expires_in, account })
+    }
+
+    /// A fresh JWT for whoever is signed in.
+    pub async fn renew(&self, store: &Store, session: &str) -> Result<SignedIn, Refusal> {
+        let (session, account) = store.desk().session(session, now_ms()).await?.ok_or(Refusal::Wrong)?;
+        self.token(&session, account)
+    }
+
+    /// Who carries this token.
+    pub async fn caller(&self, store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
+        match token.starts_with("kla_") {
+            true => script(store, token, from).await,
+            false => self.person(store, token, from).await,
+        }
+    }
+
+    async fn person(&self, store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
+        let read = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| Refusal::Wrong)?;
+        let session = read.claims.sid;
+        let (account, scopes) = match store.desk().session(&session, now_ms()).await {
+            Ok(Some((_, account))) => {
+                self.remember(&session, &account);
+                let scopes = Role::stored(&account.role).scopes();
+                (account, scopes)
+            }
+            Ok(None) => {
+                self.remembered.lock().remove(&session);
+                return Err(Refusal::Wrong);
+            }
+            Err(error) => {
+                let remembered = self.remembered.lock().get(&session).filter(|(_, at)| at.elapsed() < self.token_ttl).cloned();
+                (remembered.ok_or(error)?.0, Scopes::of(&[Scope::Read]))
+            }
+        };
+        if account.name != read.claims.sub {
+            return Err(Refusal::Wrong);
+        }
+        let scopes = if account.must_change { Scopes::default() } else { scopes };
+        let actor = Actor { who: account.name.clone(), origin: from.to_string() };
+        let role = Role::stored(&account.role);
+        Ok(Caller { account: account.name, role, scopes, session: Some(session), must_change: account.must_change, actor })
+    }
+
+    fn remember(&self, session: &str, account: &Account) {
+        let mut remembered = self.remembered.lock();
+        if remembered.len() >= REMEMBERED_MAX {
+            remembered.retain(|_, (_, at)| at.elapsed() < self.token_ttl);
+        }
+        if remembered.len() < REMEMBERED_MAX {
+            remembered.insert(session.to_owned(), (account.clone(), Instant::now()));
+        }
+    }
+}
+
+/// A script may do what its token says, and never more than whoever has made it.
+async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
+    let (token, account) = store.desk().token(&hashed(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
+    let role = Role::stored(&account.role);
+    let actor = Actor { who: format!("{}/{}", account.name, token.name), origin: from.to_string() };
+    Ok(Caller {
+        account: account.name,
+        role,
+        scopes: Scopes::stored(&token.scopes).and(role.scopes()),
+        session: None,
+        must_change: false,
+        actor,
+    })
+}
+
+/// The names under which failures count. Of IPv6 a whole /64 is one address: so much has everybody.
+fn guessed(name: &str, from: IpAddr) -> Vec<Guessed> {
+    let network = match from {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    };
+    vec![
+        Guessed { subject: format!("account:{name}"), free: FREE_OF_ACCOUNT },
+        Guessed { subject: format!("address:{network}"), free: FREE_OF_ADDRESS },
+    ]
+}
+
+/// Forgets what was wrong under an account's name.
+pub async fn unlock(store: &Store, name: &str) -> Result<(), Fault> {
+    Ok(store.desk().forgive(&[Guessed { subject: format!("account:{name}"), free: 0 }]).await?)
+}
