@@ -1,8 +1,6 @@
 //! The committed copy of the admin API's document is what the program serves. After a change of the API:
 //! `UPDATE=1 cargo test --test openapi` writes it anew.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
-
 use std::path::Path;
 
 #[test]

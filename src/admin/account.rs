@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{Anybody, Body, Part};
+use super::extract::{Anybody, Body, Part, Person, Settled};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
@@ -39,22 +39,6 @@ pub async fn me(Anybody(caller): Anybody) -> Json<Me> {
     Json(Me { username: account, role, scopes: scopes.list(), must_change_password: must_change, session })
 }
 
-/// People change these; scripts do not.
-fn person(caller: &Caller) -> Answer<()> {
-    match caller.session {
-        Some(_) => Ok(()),
-        None => Err(Problem::forbidden("this needs a sign-in; a script's token is not enough")),
-    }
-}
-
-/// And not before they have chosen a password.
-fn settled(caller: &Caller) -> Answer<()> {
-    match caller.must_change {
-        false => person(caller),
-        true => Err(Problem::forbidden("choose a password of your own first: PUT /admin/api/account/password")),
-    }
-}
-
 /// A new password.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -72,8 +56,7 @@ pub struct NewPassword {
 /// Ends all other sign-ins.
 #[utoipa::path(put, path = "/admin/api/account/password", tag = "account", security(("bearer" = [])), request_body = NewPassword,
     responses((status = 204, description = "Chosen."), Problems))]
-pub async fn choose_password(State(api): State<Arc<Api>>, Anybody(caller): Anybody, Body(asked): Body<NewPassword>) -> Answer<StatusCode> {
-    person(&caller)?;
+pub async fn choose_password(State(api): State<Arc<Api>>, Person(caller): Person, Body(asked): Body<NewPassword>) -> Answer<StatusCode> {
     accounts::choose_password(&api.store, api.door.passwords(), &caller, &asked.current, &asked.password).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -99,8 +82,7 @@ pub struct Session {
 
 /// Where am I signed in?
 #[utoipa::path(get, path = "/admin/api/account/sessions", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<Session>), Problems))]
-pub async fn sessions(State(api): State<Arc<Api>>, Anybody(caller): Anybody) -> Answer<Json<List<Session>>> {
-    settled(&caller)?;
+pub async fn sessions(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<Session>>> {
     let sessions = api.store.desk().sessions(&caller.account, now_ms()).await?;
     let items = sessions.into_iter().map(|session| Session {
         current: caller.session.as_ref() == Some(&session.id),
@@ -116,8 +98,7 @@ pub async fn sessions(State(api): State<Arc<Api>>, Anybody(caller): Anybody) -> 
 /// Sign out somewhere
 #[utoipa::path(delete, path = "/admin/api/account/sessions/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The sign-in's id.")),
     responses((status = 204, description = "Signed out."), Problems))]
-pub async fn end_session(State(api): State<Arc<Api>>, Anybody(caller): Anybody, Part(id): Part) -> Answer<StatusCode> {
-    settled(&caller)?;
+pub async fn end_session(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
     match api.store.desk().end_session(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you are not signed in there")),
@@ -157,8 +138,7 @@ fn shown(token: Token) -> Shown {
 
 /// Which tokens do my scripts have?
 #[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<Shown>), Problems))]
-pub async fn tokens(State(api): State<Arc<Api>>, Anybody(caller): Anybody) -> Answer<Json<List<Shown>>> {
-    settled(&caller)?;
+pub async fn tokens(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<Shown>>> {
     let tokens = api.store.desk().tokens(Some(&caller.account)).await?;
     Ok(Json(List::all(tokens.into_iter().map(shown).collect())))
 }
@@ -198,10 +178,9 @@ pub struct MadeToken {
     responses((status = 201, body = MadeToken), Problems))]
 pub async fn make_token(
     State(api): State<Arc<Api>>,
-    Anybody(caller): Anybody,
+    Settled(caller): Settled,
     Body(asked): Body<NewToken>,
 ) -> Answer<(StatusCode, Json<MadeToken>)> {
-    settled(&caller)?;
     let (token, secret) = accounts::make_token(&api.store, &caller, &asked.name, &asked.scopes, asked.days).await?;
     Ok((StatusCode::CREATED, Json(MadeToken { token: secret, shown: shown(token) })))
 }
@@ -209,8 +188,7 @@ pub async fn make_token(
 /// Remove a script's token
 #[utoipa::path(delete, path = "/admin/api/account/tokens/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The token's id.")),
     responses((status = 204, description = "It is good no more."), Problems))]
-pub async fn remove_token(State(api): State<Arc<Api>>, Anybody(caller): Anybody, Part(id): Part) -> Answer<StatusCode> {
-    settled(&caller)?;
+pub async fn remove_token(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
     match api.store.desk().remove_token(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you have no such token")),

@@ -21,6 +21,12 @@ use crate::service::access::{Caller, SCOPES, Scope};
 /// Somebody who is signed in, whatever he may do.
 pub struct Anybody(pub Caller);
 
+/// A person who is signed in; scripts leave accounts alone.
+pub struct Person(pub Caller);
+
+/// A person who has chosen a password.
+pub struct Settled(pub Caller);
+
 /// Somebody who may do this: `May<{ READ }>`.
 pub struct May<const SCOPE: u8>(pub Caller);
 
@@ -55,14 +61,41 @@ impl FromRequestParts<Known> for Anybody {
     }
 }
 
+impl FromRequestParts<Known> for Person {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+        let Anybody(caller) = Anybody::from_request_parts(parts, known).await?;
+        match caller.session {
+            Some(_) => Ok(Self(caller)),
+            None => Err(Problem::forbidden("this needs a sign-in; a script's token is not enough")),
+        }
+    }
+}
+
+impl FromRequestParts<Known> for Settled {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+        let Person(caller) = Person::from_request_parts(parts, known).await?;
+        settled(caller).map(Self)
+    }
+}
+
+/// Nobody does anything else before he has chosen a password that only he knows.
+fn settled(caller: Caller) -> Result<Caller, Problem> {
+    match caller.must_change {
+        false => Ok(caller),
+        true => Err(Problem::forbidden("choose a password of your own first: PUT /admin/api/account/password")),
+    }
+}
+
 impl<const SCOPE: u8> FromRequestParts<Known> for May<SCOPE> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
         let Anybody(caller) = Anybody::from_request_parts(parts, known).await?;
-        if caller.must_change {
-            return Err(Problem::forbidden("choose a password of your own first: PUT /admin/api/account/password"));
-        }
+        let caller = settled(caller)?;
         match SCOPES.into_iter().find(|scope| *scope as u8 == SCOPE) {
             Some(scope) if caller.scopes.has(scope) => Ok(Self(caller)),
             scope => Err(Problem::forbidden(format!("this needs the scope `{}`", scope.map_or("", Scope::as_str)))),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{Anybody, Body, From};
+use super::extract::{Body, From, Person};
 use super::problem::{Answer, Problem, Problems};
 use crate::service::access::{Role, Scope};
 use crate::service::sign_in::SignedIn;
@@ -92,15 +92,15 @@ pub async fn sign_in(
 
 /// Have a fresh token for the sign-in
 #[utoipa::path(post, path = "/admin/api/session", tag = "sign-in", security(("bearer" = [])), responses((status = 200, body = In), Problems))]
-pub async fn renew(State(api): State<Arc<Api>>, Anybody(caller): Anybody) -> Answer<Json<In>> {
-    let session = caller.session.ok_or_else(|| Problem::forbidden("a script's token is not renewed"))?;
+pub async fn renew(State(api): State<Arc<Api>>, Person(caller): Person) -> Answer<Json<In>> {
+    let session = caller.session.unwrap_or_default();
     Ok(Json(In::of(api.door.renew(&api.store, &session).await?)))
 }
 
 /// Sign out
 #[utoipa::path(post, path = "/admin/api/logout", tag = "sign-in", security(("bearer" = [])), responses((status = 204, description = "Signed out."), Problems))]
-pub async fn sign_out(State(api): State<Arc<Api>>, Anybody(caller): Anybody) -> Answer<StatusCode> {
-    let session = caller.session.as_deref().ok_or_else(|| Problem::forbidden("a script's token is removed, not signed out"))?;
-    api.store.desk().end_session(&caller.account, session, &caller.actor).await?;
+pub async fn sign_out(State(api): State<Arc<Api>>, Person(caller): Person) -> Answer<StatusCode> {
+    let session = caller.session.unwrap_or_default();
+    api.store.desk().end_session(&caller.account, &session, &caller.actor).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod admin;
 mod alerts;
 mod bindings;
 mod check;
@@ -61,6 +62,8 @@ enum Command {
     Bindings(bindings::Bindings),
     /// Look at and change what can be changed while it runs, in the store of a configuration
     Settings(settings::Settings),
+    /// Look at and change who may sign in to the admin API; the way back in for whoever has locked himself out
+    Admin(admin::Admin),
     /// Whether alerts arrive
     Alerts(alerts::Alerts),
     /// Make tokens that `bearer` knows by their hashes
@@ -84,6 +87,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
         Command::Settings(settings) => settings::settings(&settings),
+        Command::Admin(admin) => admin::admin(&admin),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Token(token) => token::token(&token),
         Command::Secret(secret) => secret::secret(&secret),

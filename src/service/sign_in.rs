@@ -135,6 +135,7 @@ impl Door {
             agent: agent.chars().filter(|c| !c.is_control()).take(AGENT_CHARS_MAX).collect(),
         };
         store.desk().begin_session(&session, &Actor { who: account.name.clone(), origin: from.to_string() }).await?;
+        self.remember(&session.id, &account);
         self.token(&session, account)
     }
 

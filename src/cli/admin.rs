@@ -1,0 +1,147 @@
+//! `keylatch admin`: who may sign in to the admin API, from the machine itself. Whoever can read the configuration and the
+//! store has a way in; what he does stands in the audit.
+
+use std::io::Read;
+
+use clap::{Args, Subcommand, ValueEnum};
+use prometheus::Registry;
+
+use super::{ConfigFile, actor, on_runtime};
+use crate::config::model::Storage;
+use crate::config::{Files, Parsed, parse_file};
+use crate::service::access::Role;
+use crate::service::accounts::{self, Change};
+use crate::service::passwords::{BYTES_MAX, Passwords};
+use crate::service::sign_in::unlock;
+use crate::store::{self, Opened, Purpose};
+
+#[derive(Args)]
+pub struct Admin {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RoleName {
+    /// Looks
+    Viewer,
+    /// Changes bindings, ends streams and resets limits, too
+    Operator,
+    /// Does everything
+    Admin,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List accounts
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make an account; prints its first password, which must be changed
+    Make {
+        /// Its name
+        name: String,
+        /// What he may do
+        #[arg(long, default_value = "viewer")]
+        role: RoleName,
+    },
+    /// Give an account a new password, and let it sign in again if it was locked or disabled. Prints the password, which must be
+    /// changed, or reads one from standard input with `--stdin`. Ends its sign-ins
+    ResetPassword {
+        /// The account; it is made, as an admin, if there is none at all
+        #[arg(default_value = accounts::FIRST)]
+        name: String,
+        /// Read the password instead of making one up
+        #[arg(long)]
+        stdin: bool,
+    },
+    /// Forget the wrong passwords that have locked an account
+    Unlock {
+        /// The account
+        name: String,
+    },
+    /// Remove an account with its sign-ins and tokens
+    Remove {
+        /// The account
+        name: String,
+    },
+}
+
+pub fn admin(asked: &Admin) -> Result<(), String> {
+    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    if settings.storage == Storage::Memory {
+        return Err("storage is memory: its accounts are in the running process alone, and go with it".into());
+    }
+    on_runtime(async {
+        let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
+        carry_out(&opened, &asked.command).await
+    })
+}
+
+async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
+    let (store, actor) = (&opened.store, actor());
+    match command {
+        Command::List { json } => {
+            for account in store.desk().accounts().await.map_err(|e| e.to_string())? {
+                let last = account.signed_in_ms.map(|ms| humantime::format_rfc3339_seconds(store::record::time(ms)).to_string());
+                if *json {
+                    let row = serde_json::json!({ "name": account.name, "role": account.role, "disabled": account.disabled,
+                        "must_change_password": account.must_change, "signed_in_at": last });
+                    println!("{row}");
+                } else {
+                    let state = if account.disabled { "disabled" } else { "" };
+                    println!("{:<24} {:<9} {:<21} {state}", account.name, account.role, last.unwrap_or_else(|| "never".into()));
+                }
+            }
+            Ok(())
+        }
+        Command::Make { name, role } => {
+            let role = match role {
+                RoleName::Viewer => Role::Viewer,
+                RoleName::Operator => Role::Operator,
+                RoleName::Admin => Role::Admin,
+            };
+            let password = accounts::random_password()?;
+            accounts::make(store, &Passwords::new()?, name, role, &password, &actor).await?;
+            show(name, &password)
+        }
+        Command::ResetPassword { name, stdin } => {
+            let password = if *stdin { read()? } else { accounts::random_password()? };
+            let passwords = Passwords::new()?;
+            if store.desk().accounts().await.map_err(|e| e.to_string())?.is_empty() {
+                accounts::make(store, &passwords, name, Role::Admin, &password, &actor).await?;
+            } else {
+                let change = Change { password: Some(password.clone()), disabled: Some(false), role: None };
+                accounts::change(store, &passwords, &accounts::name(name)?, &change, None, &actor).await?;
+            }
+            unlock(store, &accounts::name(name)?).await?;
+            if *stdin { Ok(()) } else { show(name, &password) }
+        }
+        Command::Unlock { name } => {
+            let account = accounts::get(store, name).await?;
+            Ok(unlock(store, &account.name).await?)
+        }
+        Command::Remove { name } => {
+            let account = accounts::get(store, name).await?;
+            let removed = store.desk().remove_account(&account.name, Some(account.version), &actor).await.map_err(|e| e.to_string())?;
+            Ok(accounts::made(removed, &account.name)?)
+        }
+    }
+}
+
+fn read() -> Result<String, String> {
+    let mut password = String::new();
+    std::io::stdin().take(BYTES_MAX as u64 + 2).read_to_string(&mut password).map_err(|e| format!("standard input: {e}"))?;
+    Ok(password.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The password alone on standard output, so that it can be handed on.
+fn show(name: &str, password: &str) -> Result<(), String> {
+    eprintln!("The password of `{name}`, which is shown this once and must be changed:");
+    println!("{password}");
+    Ok(())
+}
