@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import threading
 import time
 
+import httpx_sse
 import pytest
 from support import raw
 from support.admin import ENV, Admin, signed_in
 from support.keylatch import wait_for
 from support.stores import FREE, SECRET, ask, storage
+from support.upstreams import STREAM_HEAD, Scripted, chunk
 
 KEY = "sk-admin-0001-abcdwxyz"
 SQLITE = "{sqlite: {path: t.db, flush_every: 50ms}}"
@@ -250,3 +253,93 @@ def test_the_way_back_in(start, echo_upstream):
         assert said.returncode == 1 and says in said.stderr
     assert replica.command("admin", "remove", "ops").returncode == 0
     assert raw.request(replica.admin, "/admin/api/openapi.json").status == 200
+
+
+def stream_of(replica, key, **more):
+    """A stream that stays open, as a raw connection with its head read."""
+    connection = raw.connect(replica.port, **more)
+    connection.sendall(f"GET /v1/slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nAccept: text/event-stream\r\n\r\n".encode())
+    file = connection.makefile("rb")
+    assert raw.read_head(file)[0] == 200
+    return connection, file
+
+
+def test_streams_are_listed_and_ended(start):
+    over = threading.Event()
+
+    def silent(_, send):
+        send(STREAM_HEAD + chunk(b"data: 1\n\n"))
+        over.wait(30)
+
+    with Scripted(silent) as upstream:
+        more = FREE + "\n      - sse_keepalive: {interval: 1s}"
+        replica = start(upstream, route_filters=more, storage=SQLITE, env=ENV)
+        admin = signed_in(replica)
+        operator = admin.other("op", "operator")
+        one, first = stream_of(replica, KEY)
+        two, second = stream_of(replica, "sk-admin-0002-abcdefgh", source="127.0.0.2")
+        wait_for(lambda: admin.get("/streams").json()["total"] == 2, "both are open")
+        streams = admin.get("/streams").json()["items"]
+        assert [(row["client"], row["route"], row["path"], row["hint"][-4:]) for row in streams] == [("127.0.0.1", "api", "/v1/slow", "wxyz"), ("127.0.0.2", "api", "/v1/slow", "efgh")]
+        page = admin.get("/streams", params={"limit": 1}).json()
+        assert admin.get("/streams", params={"limit": 1, "cursor": page["next"]}).json()["items"][0]["client"] == "127.0.0.2"
+        ended = operator.call("DELETE", f"/streams/{streams[1]['id']}", status=200).json()
+        assert ended["client"] == "127.0.0.2"
+        body = raw.read_body(second, [("transfer-encoding", "chunked")])[0]
+        assert b"data: 1\n\n" in body
+        wait_for(lambda: admin.get("/streams").json()["total"] == 1, "it has ended")
+        operator.call("DELETE", f"/streams/{streams[1]['id']}", status=404)
+        entry = admin.get("/audit", params={"action": "stream"}).json()["items"][0]
+        assert (entry["action"], entry["actor"], entry["after"]["client"]) == ("stream.ended", "op", "127.0.0.2")
+        # The other goes on.
+        assert admin.get("/streams").json()["items"][0]["id"] == streams[0]["id"]
+        for connection in (one, two):
+            connection.close()
+        over.set()
+        wait_for(lambda: admin.get("/streams").json()["items"] == [], "they are forgotten")
+
+
+def test_the_dashboard_over_all_replicas_and_a_restart(replicas):
+    two = replicas(2, env=ENV)
+    admin = signed_in(two[0])
+    for n in range(20):
+        assert ask(two[n % 2], KEY).status == 200
+    for n in range(6):
+        assert ask(two[n % 2], KEY, "127.0.0.2").status == 403
+    assert ask(two[0], KEY, path="/nowhere").status == 404
+    board = wait_for(lambda: (got := admin.get("/dashboard").json())["requests"] == 27 and len(got["replicas"]) == 2 and got, "both have said so", 15)
+    assert board["intercepts"] == 6 and board["now"]["replicas"] == 2 and board["step_s"] == 60 and len(board["points"]) == 60
+    assert sum(point["requests"].get("2xx", 0) for point in board["points"]) == 20 and sum(point["intercepts"] for point in board["points"]) == 6
+    assert [(row["filter"], row["count"]) for row in board["decisions"]][0] == ("key_binding", 6)
+    assert board["top_keys"][0]["count"] == 6 and board["top_clients"][0]["what"] == "127.0.0.2" and 0 < board["first_byte"]["p50"] < 1
+    assert board["health"]["store_error"] is None and board["health"]["upstreams"] == [{"name": "model", "servers": 1, "well": 1}]
+    assert [replica["current"] for replica in board["replicas"]].count(True) == 1 and all(not replica["gone"] for replica in board["replicas"])
+    # What was counted before a restart stays, and what comes after is added to it.
+    two[0].stop()
+    two[0].start()
+    for _ in range(3):
+        assert ask(two[0], KEY).status == 200
+    admin = signed_in(two[0])
+    wait_for(lambda: admin.get("/dashboard").json()["requests"] == 30, "they add up", 15)
+    for of, points in (("6h", 72), ("24h", 96), ("7d", 168), ("30d", 120)):
+        other = admin.get("/dashboard", params={"range": of}).json()
+        assert len(other["points"]) == points and other["requests"] == 30, of
+    admin.get("/dashboard?range=1y", 422)
+
+
+def test_what_happens_is_told_as_it_happens(start, echo_upstream):
+    replica = start(echo_upstream, route_filters=FREE, storage=SQLITE, env=ENV)
+    admin = signed_in(replica)
+    assert ask(replica, KEY).status == 200
+    with admin.client.stream("GET", "/events", headers={"authorization": f"Bearer {admin.token}"}) as answer:
+        assert answer.status_code == 200 and answer.headers["content-type"] == "text/event-stream"
+        events = httpx_sse.EventSource(answer).iter_sse()
+        first = next(events)
+        assert first.event == "now" and json.loads(first.data)["maintenance"] is False
+        assert ask(replica, KEY, "127.0.0.2").status == 403
+        refused = next(event for event in events if event.event == "intercepts")
+        assert [row["client"] for row in json.loads(refused.data)] == ["127.0.0.2"]
+        # Whoever is signed out sees nothing more.
+        admin.post("/logout", status=204)
+        assert len(list(events)) <= 2
+    admin.get("/events", 401)

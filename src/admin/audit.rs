@@ -46,6 +46,11 @@ impl From<audit::Entry> for Entry {
     }
 }
 
+/// A line of something that is no change of a row.
+pub fn line(action: &'static str, target: &str, after: Option<Value>) -> audit::Line {
+    audit::Line { action, target: target.to_owned(), before: None, after: after.map(|after| after.to_string()) }
+}
+
 /// Which changes.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
+use super::audit::line;
 use super::extract::{Body, CONFIG, May, READ};
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
@@ -120,8 +121,15 @@ pub struct Reloaded {
 
 /// Take the file, on this replica
 #[utoipa::path(post, path = "/admin/api/config/reload", tag = "configuration", security(("bearer" = ["config"])), responses((status = 200, body = Reloaded), Problems))]
-pub async fn reload(State(api): State<Arc<Api>>, May(_caller): May<CONFIG>) -> Answer<Json<Reloaded>> {
-    match api.reloader.reload().await {
+pub async fn reload(State(api): State<Arc<Api>>, May(caller): May<CONFIG>) -> Answer<Json<Reloaded>> {
+    let outcome = api.reloader.reload().await;
+    let after = serde_json::json!({ "replica": api.sampler.replica, "taken": outcome.is_ok() });
+    // The file is what counts: that it cannot be written down now does not undo it.
+    let noted = api.store.desk().note_down(line("config.reloaded", &api.path.display().to_string(), Some(after)), &caller.actor).await;
+    if let Err(error) = noted {
+        tracing::warn!(%error, by = caller.actor.who, "a reload is missing in the audit");
+    }
+    match outcome {
         Ok(message) => Ok(Json(Reloaded { message })),
         Err(why) => Err(Problem::refused(why)),
     }

@@ -32,6 +32,7 @@ pub struct May<const SCOPE: u8>(pub Caller);
 
 /// See [`Scope::Read`]; the others alike.
 pub const READ: u8 = Scope::Read as u8;
+pub const STREAMS: u8 = Scope::Streams as u8;
 pub const BINDINGS: u8 = Scope::Bindings as u8;
 pub const SETTINGS: u8 = Scope::Settings as u8;
 pub const CONFIG: u8 = Scope::Config as u8;
@@ -104,7 +105,7 @@ impl<const SCOPE: u8> FromRequestParts<Known> for May<SCOPE> {
 }
 
 /// The one token of a request.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let (field, None) = (fields.next()?, fields.next()) else { return None };
     let (scheme, token) = field.to_str().ok()?.split_once(' ')?;

@@ -29,7 +29,8 @@ async fn metrics(State(known): State<Arc<Api>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], known.shared.metrics.text())
 }
 
-async fn store_state(known: &Api) -> Result<(), String> {
+/// Whether the store answers.
+pub async fn store_state(known: &Api) -> Result<(), String> {
     match tokio::time::timeout(STORE_TIME_MAX, known.store.ping()).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
         Err(_) => Err("does not answer".into()),

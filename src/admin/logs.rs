@@ -181,6 +181,12 @@ pub struct Group {
     last_at: String,
 }
 
+impl From<crate::store::intercepts::Group> for Group {
+    fn from(group: crate::store::intercepts::Group) -> Self {
+        Self { what: group.what, hint: group.hint, count: group.count, others: group.others, last_at: rfc3339(group.last_ms) }
+    }
+}
+
 /// Who causes most intercepts.
 #[derive(Serialize, ToSchema)]
 pub struct Groups {
@@ -199,14 +205,7 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
     };
     let groups = api.store.desk().intercept_groups(by, &wanted(&api, &caller, &filter).await?).await?;
     let complete = groups.examined < crate::store::intercepts::EXAMINED_MAX;
-    let items = groups.groups.into_iter().map(|group| Group {
-        what: group.what,
-        hint: group.hint,
-        count: group.count,
-        others: group.others,
-        last_at: rfc3339(group.last_ms),
-    });
-    Ok(Json(Groups { items: items.collect(), complete }))
+    Ok(Json(Groups { items: groups.groups.into_iter().map(Group::from).collect(), complete }))
 }
 
 /// Write intercepts to a file

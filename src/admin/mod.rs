@@ -9,6 +9,9 @@ mod audit;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod bindings;
 mod configuration;
+#[expect(unused_qualifications, reason = "utoipa's macro writes them")]
+mod dashboard;
+mod events;
 mod export;
 mod extract;
 mod health;
@@ -19,6 +22,8 @@ mod paging;
 mod problem;
 mod settings;
 mod sign_in;
+#[expect(unused_qualifications, reason = "utoipa's macro writes them")]
+mod streams;
 mod time;
 
 use std::path::PathBuf;
@@ -40,6 +45,7 @@ use crate::service::access::Caller;
 use crate::service::bindings::Bindings;
 use crate::service::sign_in::Door;
 use crate::store::Store;
+use crate::telemetry::sampler::Sampler;
 
 /// The largest body of a request; a whole configuration fits.
 const BODY_BYTES_MAX: usize = 5 << 20;
@@ -56,6 +62,8 @@ pub struct Api {
     pub door: Door,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
+    /// Tells what this replica counts.
+    pub sampler: Sampler,
     /// The configuration file.
     pub path: PathBuf,
     /// Set once the process has begun to stop.
@@ -93,6 +101,10 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(account::remove_token))
         .routes(routes!(accounts::list, accounts::make))
         .routes(routes!(accounts::get, accounts::change, accounts::remove))
+        .routes(routes!(dashboard::get))
+        .routes(routes!(events::follow))
+        .routes(routes!(streams::list))
+        .routes(routes!(streams::end))
         .routes(routes!(bindings::list))
         .routes(routes!(bindings::export))
         .routes(routes!(bindings::look_up))

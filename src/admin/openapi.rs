@@ -21,6 +21,8 @@ use super::problem::{Problem, Problems};
         (name = "sign-in", description = "Signing in and out"),
         (name = "account", description = "Whoever asks: his password, his sessions, the tokens of his scripts"),
         (name = "accounts", description = "Who may sign in"),
+        (name = "dashboard", description = "How things are and have been"),
+        (name = "streams", description = "Event streams that are open"),
         (name = "bindings", description = "Which key may be used from where"),
         (name = "logs", description = "Requests that were refused because of a binding"),
         (name = "settings", description = "What can be changed while it runs"),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use keylatch_filters::contract::{Meter, Ports};
@@ -23,10 +23,12 @@ use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
 use crate::service::accounts;
 use crate::service::sign_in::Door;
+use crate::store::record::millis;
 use crate::store::{self, Purpose, Store};
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::sampler::{self, Sampler, State};
 
 /// How long the end waits for alerts to be noted.
 const LAST_LOOK: Duration = Duration::from_secs(5);
@@ -101,7 +103,9 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
     let stopping = Arc::new(AtomicBool::new(false));
     let door = Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?;
+    let sampler = Sampler::new(settings.replica(), Arc::clone(&shared.metrics));
     let api = Arc::new(Api {
+        sampler,
         shared: Arc::clone(&shared),
         store: Arc::clone(&opened.store),
         hasher: opened.hasher,
@@ -111,6 +115,8 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         stopping: Arc::clone(&stopping),
     });
     tokio::spawn(first_account(Arc::clone(&api)));
+    let started_ms = millis(SystemTime::now());
+    every(&api, sampler::SAID_EVERY, move |api| async move { api.sampler.say(&api.store, &state(&api, started_ms)).await });
     serve_admin(&settings, api).await?;
     let control = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
     let stop = watch_signals(&settings, reloader, stopping)?;
@@ -121,6 +127,22 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
 async fn look(watch: &Arc<Watch>, shared: &Shared) {
     let alerts = Arc::clone(&shared.snapshot.load().alerts);
     watch.look(&alerts, shared.live.threshold(alerts.threshold)).await;
+}
+
+/// How this replica is.
+fn state(api: &Api, started_ms: i64) -> State {
+    let (metrics, last) = (&api.shared.metrics, api.reloader.last());
+    State {
+        version: env!("CARGO_PKG_VERSION").into(),
+        started_ms,
+        generation: last.generation,
+        loaded_ms: last.loaded_ms,
+        reload_ok: last.outcome.is_ok(),
+        streams: metrics.streams.open.get(),
+        connections: metrics.connections.get(),
+        requests_per_s: api.sampler.rate(),
+        stopping: api.stopping.load(Ordering::Relaxed),
+    }
 }
 
 /// Where nobody may sign in yet, somebody may from now on.

@@ -67,6 +67,19 @@ impl Parsed {
     }
 }
 
+impl Settings {
+    /// This replica's name among those that share a store: that of the storage, or the machine's, with the port by which
+    /// several on one machine differ.
+    pub fn replica(&self) -> String {
+        let machine = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "here".into());
+        let name = match &self.storage {
+            model::Storage::Postgres(postgres) => postgres.replica(),
+            _ => machine(),
+        };
+        format!("{name}:{}", self.admin.address.port())
+    }
+}
+
 /// Which places of a file something stands at.
 #[derive(Clone, Debug, Default)]
 pub struct Written(BTreeSet<String>);

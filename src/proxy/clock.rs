@@ -17,7 +17,7 @@ use pingora::{Error, ErrorType};
 use tokio::time::Instant;
 
 use super::errors::{Answer, FIRST_BYTE_ERROR, MAX_AGE_ERROR, of_status};
-use crate::telemetry::metrics::StreamMetrics;
+use crate::telemetry::streams::{About, Open, Streams};
 
 /// The most of an upstream's error that is read to be told as an event.
 const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
@@ -32,8 +32,10 @@ pub struct Terms {
     pub dialect: Dialect,
     /// Named in errors.
     pub request_id: Option<String>,
-    /// Counted in.
-    pub metrics: Arc<StreamMetrics>,
+    /// Where it stands while it is open.
+    pub streams: Arc<Streams>,
+    /// What stands there.
+    pub about: Box<About>,
     /// By which the stream is ended from elsewhere.
     pub leash: Option<Arc<Leash>>,
     /// How long a client may send nothing in the middle of a body.
@@ -67,7 +69,7 @@ pub struct Clock {
     pub body_since: Option<Instant>,
     /// What of a frame has not gone out yet (HTTP/2 only).
     pub unsent: Bytes,
-    counted_open: bool,
+    open: Option<Open>,
 }
 
 impl Clock {
@@ -81,15 +83,27 @@ impl Clock {
             spoke: false,
             body_since: None,
             unsent: Bytes::new(),
-            counted_open: false,
+            open: None,
         }
     }
 
     pub fn stream_begins(&mut self) {
         self.stage = Stage::Streaming;
-        if !self.counted_open {
-            self.counted_open = true;
-            self.terms.metrics.open.inc();
+        if self.open.is_none() {
+            // Without a key nobody else holds it; an operator may end it all the same.
+            let leash = Arc::clone(self.terms.leash.get_or_insert_default());
+            self.open = Some(self.terms.streams.begin((*self.terms.about).clone(), leash));
+        }
+    }
+
+    /// It is ended by this one from here on.
+    pub fn hold_by(&mut self, leash: Option<Arc<Leash>>) {
+        if let (Some(open), Some(leash)) = (&self.open, &leash) {
+            open.hold_by(leash);
+        }
+        // One that is open and that no key holds is still held by its own.
+        if leash.is_some() || self.open.is_none() {
+            self.terms.leash = leash;
         }
     }
 
@@ -173,7 +187,7 @@ impl Clock {
     pub fn framed(&mut self) {
         self.tracker.framed();
         self.last_sent = Instant::now();
-        self.terms.metrics.frames.inc();
+        self.terms.streams.frames.inc();
     }
 
     /// Our own header goes out now; the frame that follows it.
@@ -251,14 +265,6 @@ impl Clock {
             (Some(own), Dialect::Anthropic) => format!("event: error\ndata: {own}\n\n").into(),
             (None, _) => event,
         })
-    }
-}
-
-impl Drop for Clock {
-    fn drop(&mut self) {
-        if self.counted_open {
-            self.terms.metrics.open.dec();
-        }
     }
 }
 

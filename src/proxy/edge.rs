@@ -146,7 +146,8 @@ impl Edge {
             early_header,
             dialect: exchange.dialect,
             request_id: exchange.request_id().map(str::to_owned),
-            metrics: Arc::clone(&self.shared.metrics.streams),
+            streams: Arc::clone(&self.shared.metrics.streams),
+            about: Box::new(exchange.about_stream(session)),
             leash: exchange.facts.get::<Arc<Leash>>().cloned(),
             body_timeout: self.limits.body_timeout.0,
         };

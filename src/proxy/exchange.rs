@@ -14,6 +14,7 @@ use super::edge::Shared;
 use super::timed_session::Home;
 use crate::config::{Route, Snapshot};
 use crate::telemetry::access::Line;
+use crate::telemetry::streams::About;
 
 /// The state of one exchange.
 pub struct Exchange {
@@ -85,6 +86,20 @@ impl Exchange {
     /// The id it has in logs.
     pub fn request_id(&self) -> Option<&str> {
         self.facts.get::<RequestIds>().map(|ids| ids.request_id.as_str())
+    }
+
+    /// What operators see of its stream.
+    pub fn about_stream(&self, session: &Session) -> About {
+        About {
+            started_at: self.now.wall,
+            route: self.route().map_or_else(|| "-".into(), |route| route.name.to_string()),
+            client: self.facts.get::<ClientAddress>().map_or(self.peer, |client| client.address),
+            key: self.facts.get::<Key>().cloned(),
+            subject: self.facts.get::<Identity>().and_then(|identity| identity.subject.as_deref().map(str::to_owned)),
+            path: session.req_header().uri.path().to_owned(),
+            request_id: self.request_id().map(str::to_owned),
+            upstream: self.server,
+        }
     }
 
     /// The last of an exchange: log hooks, metrics, the access line.

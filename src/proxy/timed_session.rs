@@ -68,7 +68,7 @@ fn wear(session: &mut Box<HttpSession>, clock: Clock, home: &Home) {
 /// plan of its chain holds.
 pub fn adopt(session: &mut Box<HttpSession>, home: &Home, plan: StreamPlan, leash: Option<Arc<Leash>>) {
     if let Some(mut clock) = restore(session, home) {
-        clock.terms.leash = leash;
+        clock.hold_by(leash);
         if clock.terms.plan.before_headers.is_none() {
             clock.terms.plan = plan;
         }

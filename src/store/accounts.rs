@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
 
-use super::audit::Actor;
+use super::audit::{Actor, Line};
 
 /// Somebody who may sign in. Times are milliseconds since 1970, here and below.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +129,13 @@ pub trait Accounts: Send + Sync {
     async fn guess(&self, guessed: &[Guessed], now_ms: i64) -> Result<Option<i64>, StoreError>;
     /// The try was none of the failed ones: forgets all of the first name, and one under each of the others.
     async fn forgive(&self, guessed: &[Guessed]) -> Result<(), StoreError>;
+}
+
+/// Lines of the audit about what no row was changed for.
+#[async_trait]
+pub trait Notes: Send + Sync {
+    /// Writes one.
+    async fn note_down(&self, line: Line, actor: &Actor) -> Result<(), StoreError>;
 }
 
 /// For how long the failure of this number locks.

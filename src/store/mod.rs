@@ -65,8 +65,8 @@ type Events = Vec<(String, String, String)>;
 type OnChange = Arc<dyn Fn(News) + Send + Sync>;
 
 /// What is asked for by operators alone.
-pub trait Desk: accounts::Accounts + intercepts::Intercepts + samples::Samples {}
-impl<T: accounts::Accounts + intercepts::Intercepts + samples::Samples> Desk for T {}
+pub trait Desk: accounts::Accounts + accounts::Notes + intercepts::Intercepts + samples::Samples {}
+impl<T: accounts::Accounts + accounts::Notes + intercepts::Intercepts + samples::Samples> Desk for T {}
 
 /// What holds the truth. Every method may be called from anywhere, at any time.
 trait Authority: Send + Sync + 'static {

@@ -5,13 +5,10 @@ use std::sync::Arc;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
-/// Those of event streams, which the timed session counts in.
-pub struct StreamMetrics {
-    /// Streams that are open now.
-    pub open: IntGauge,
-    /// Comment frames sent.
-    pub frames: IntCounter,
-}
+use super::streams::Streams;
+
+/// Where the buckets of times end, in seconds: answers of models take from milliseconds (cached, refused) to minutes (streams).
+pub const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
 
 /// All of them.
 pub struct Metrics {
@@ -40,7 +37,7 @@ pub struct Metrics {
     /// Lines of the access log that were lost.
     pub access_lost: IntCounter,
     /// Of event streams.
-    pub streams: Arc<StreamMetrics>,
+    pub streams: Arc<Streams>,
 }
 
 impl Metrics {
@@ -63,10 +60,10 @@ impl Metrics {
             last_reload: gauge(&registry, "last_reload_success_timestamp_seconds", "When the configuration in force was loaded.")?,
             sign_ins: counters(&registry, "admin_sign_ins_total", "Sign-ins to the admin API.", &["result"])?,
             access_lost: counter(&registry, "access_log_lost_total", "Lines of the access log lost because the reader was too slow.")?,
-            streams: Arc::new(StreamMetrics {
-                open: gauge(&registry, "open_streams", "Event streams that are open.")?,
-                frames: counter(&registry, "stream_frames_total", "Comment frames sent into event streams.")?,
-            }),
+            streams: Streams::new(
+                gauge(&registry, "open_streams", "Event streams that are open.")?,
+                counter(&registry, "stream_frames_total", "Comment frames sent into event streams.")?,
+            ),
             registry,
         };
         let build = IntGaugeVec::new(Opts::new("keylatch_build_info", "Always 1; the version is a label."), &["version"])?;
@@ -100,8 +97,6 @@ fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntG
 }
 
 fn histograms(registry: &Registry, name: &str, help: &str) -> prometheus::Result<HistogramVec> {
-    // Answers of models take from milliseconds (cached, refused) to minutes (streams).
-    const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
     let made = HistogramVec::new(HistogramOpts::new(format!("keylatch_{name}"), help).buckets(BUCKETS.to_vec()), &["route"])?;
     registry.register(Box::new(made.clone()))?;
     Ok(made)

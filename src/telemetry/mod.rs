@@ -1,5 +1,8 @@
 //! Logs, metrics, the access log.
 
 pub mod access;
+pub mod counted;
 pub mod logs;
 pub mod metrics;
+pub mod sampler;
+pub mod streams;

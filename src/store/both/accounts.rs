@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{Database, Row};
 
 use super::{Connection, Db, Own, audit, begin, failed};
-use crate::store::accounts::{Account, Accounts, Guessed, Made, Session, Token, locked_ms};
+use crate::store::accounts::{Account, Accounts, Guessed, Made, Notes, Session, Token, locked_ms};
 use crate::store::audit::{Actor, Line};
 
 type DbRow = <Db as Database>::Row;
@@ -106,6 +106,15 @@ async fn admin_is_left(tx: &mut Tx) -> Result<bool, StoreError> {
         .await
         .map_err(failed)?;
     Ok(left > 0)
+}
+
+#[async_trait]
+impl Notes for Own {
+    async fn note_down(&self, line: Line, actor: &Actor) -> Result<(), StoreError> {
+        let mut tx = begin(self).await?;
+        audit::write(&mut tx, actor, line).await?;
+        tx.commit().await.map_err(failed)
+    }
 }
 
 #[async_trait]

@@ -1,0 +1,136 @@
+//! Tells the store what this replica counts: how it is every few seconds, and sums of minutes and hours. Whoever looks at
+//! any replica so sees them all, without a server that collects metrics.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::counted::Counted;
+use super::metrics::Metrics;
+use crate::store::Store;
+use crate::store::record::millis;
+use crate::store::samples::{HOUR_S, MINUTE_S, Replica, Sample};
+
+/// How often a replica says how it is.
+pub const SAID_EVERY: Duration = Duration::from_secs(5);
+/// A replica that has said nothing for so long is gone.
+pub const GONE_MS: i64 = 20_000;
+
+/// How a replica is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// Its program's version.
+    pub version: String,
+    /// When it was started, in milliseconds since 1970.
+    pub started_ms: i64,
+    /// How often it has taken a configuration.
+    pub generation: u64,
+    /// When it took the one in force.
+    pub loaded_ms: i64,
+    /// Whether its last attempt to take one succeeded.
+    pub reload_ok: bool,
+    /// Open streams.
+    pub streams: i64,
+    /// Open connections.
+    pub connections: i64,
+    /// Requests a second, of late.
+    pub requests_per_s: f64,
+    /// It was told to stop.
+    pub stopping: bool,
+}
+
+/// Of one replica.
+pub struct Sampler {
+    /// Its name.
+    pub replica: String,
+    metrics: Arc<Metrics>,
+    steps: Mutex<[Step; 2]>,
+    /// What was counted when the replica said how it is, and when.
+    said: Mutex<(u64, SystemTime)>,
+}
+
+/// A minute or an hour that is being counted.
+struct Step {
+    step_s: i64,
+    /// When it began; 0: not yet.
+    at_ms: i64,
+    /// What had been counted when it began, or when this process was started.
+    before: Counted,
+    /// What this replica had counted in it before that.
+    base: Counted,
+}
+
+impl Sampler {
+    /// Begins to count. `replica`: a name that no other has, and that stays the same over restarts.
+    pub fn new(replica: String, metrics: Arc<Metrics>) -> Self {
+        let now = Counted::of(&metrics);
+        let step = |step_s| Step { step_s, at_ms: 0, before: now.clone(), base: Counted::default() };
+        Self { replica, metrics, steps: Mutex::new([step(MINUTE_S), step(HOUR_S)]), said: Mutex::new((0, SystemTime::now())) }
+    }
+
+    /// Requests a second since this was asked last.
+    pub fn rate(&self) -> f64 {
+        let (total, now) = (Counted::of(&self.metrics).total(), SystemTime::now());
+        let mut said = self.said.lock();
+        let (before, at) = std::mem::replace(&mut *said, (total, now));
+        let seconds = now.duration_since(at).unwrap_or_default().as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "requests of a few seconds")]
+        if seconds > 0.5 { total.saturating_sub(before) as f64 / seconds } else { 0.0 }
+    }
+
+    /// Says how it is, and what was counted so far in the minute and the hour.
+    pub async fn say(&self, store: &Store, state: &State) {
+        let now_ms = millis(SystemTime::now());
+        let said = Replica { name: self.replica.clone(), seen_ms: now_ms, state: serde_json::to_value(state).unwrap_or_default() };
+        // The store may be away; then this is said in a moment.
+        if store.desk().say(&said).await.is_ok() {
+            self.note(store, now_ms).await;
+        }
+    }
+
+    async fn note(&self, store: &Store, now_ms: i64) {
+        let counted = Counted::of(&self.metrics);
+        for index in 0..2 {
+            let (step_s, fresh) = {
+                let steps = self.steps.lock();
+                (steps[index].step_s, now_ms - now_ms.rem_euclid(steps[index].step_s * 1000) != steps[index].at_ms)
+            };
+            if fresh {
+                // What was counted since the last note belongs to the step before: it is noted once more, whole.
+                self.write(store, index, &counted).await;
+                let at_ms = now_ms - now_ms.rem_euclid(step_s * 1000);
+                let base = self.base(store, step_s, at_ms).await;
+                let step = &mut self.steps.lock()[index];
+                let before = if step.at_ms == 0 { step.before.clone() } else { counted.clone() };
+                *step = Step { step_s, at_ms, before, base };
+            }
+            self.write(store, index, &counted).await;
+        }
+    }
+
+    /// What a process before this one has counted in this step.
+    async fn base(&self, store: &Store, step_s: i64, at_ms: i64) -> Counted {
+        let known = store.desk().samples(step_s, at_ms).await.unwrap_or_default();
+        let mine = known.into_iter().find(|sample| sample.replica == self.replica && sample.at_ms == at_ms);
+        mine.and_then(|sample| serde_json::from_value(sample.counted).ok()).unwrap_or_default()
+    }
+
+    async fn write(&self, store: &Store, index: usize, counted: &Counted) {
+        let (step_s, sample) = {
+            let step = &self.steps.lock()[index];
+            if step.at_ms == 0 {
+                return;
+            }
+            let mut sum = counted.since(&step.before);
+            sum.add(&step.base);
+            let counted = serde_json::to_value(&sum).unwrap_or_default();
+            (step.step_s, Sample { at_ms: step.at_ms, replica: self.replica.clone(), counted })
+        };
+        if let Err(error) = store.desk().note(step_s, &sample).await {
+            tracing::debug!(%error, "what was counted is noted later");
+        }
+    }
+}
