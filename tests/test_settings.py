@@ -74,7 +74,7 @@ def test_where_each_comes_from_and_who_has_set_it(start, echo_upstream, kind, re
     wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 2)
     # Given back twice is as good as once.
     assert replica.command("settings", "revert", "maintenance").returncode == 0
-    audit = [json.loads(line) for line in replica.command("bindings", "audit", "--json").stdout.splitlines()]
+    audit = [json.loads(line) for line in replica.command("audit", "--action", "setting", "--json").stdout.splitlines()]
     changes = [(entry["action"], entry["target"], entry["before"], entry["after"]) for entry in reversed(audit)]
     assert changes == [
         ("setting.set", "retention.audit", None, "7days"),

@@ -9,6 +9,7 @@ mod audit;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod bindings;
 mod configuration;
+mod console;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod dashboard;
 mod events;
@@ -138,5 +139,5 @@ pub fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn(extract::own_origin));
-    health::routes().merge(api_calls).with_state(Known(api))
+    health::routes().merge(console::routes()).merge(api_calls).with_state(Known(api))
 }

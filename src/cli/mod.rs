@@ -2,6 +2,7 @@
 
 mod admin;
 mod alerts;
+mod audit;
 mod bindings;
 mod check;
 mod demo_upstream;
@@ -60,6 +61,8 @@ enum Command {
     },
     /// Look at and change bindings, in the stores of a configuration
     Bindings(bindings::Bindings),
+    /// Show who has changed what, in the store of a configuration
+    Audit(audit::Audit),
     /// Look at and change what can be changed while it runs, in the store of a configuration
     Settings(settings::Settings),
     /// Look at and change who may sign in to the admin API; the way back in for whoever has locked himself out
@@ -86,6 +89,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Explain(explain) => explain::explain(&explain),
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
+        Command::Audit(audit) => audit::audit(&audit),
         Command::Settings(settings) => settings::settings(&settings),
         Command::Admin(admin) => admin::admin(&admin),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
@@ -100,6 +104,15 @@ pub fn main(cli: Cli) -> ExitCode {
             eprintln!("{message}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What came of writing to standard output.
+fn written(result: std::io::Result<()>) -> Result<(), String> {
+    match result {
+        // Whoever read has seen enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|e| format!("standard output: {e}")),
     }
 }
 

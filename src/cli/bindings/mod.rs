@@ -12,12 +12,12 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
-use super::{ConfigFile, actor, on_runtime};
+use super::{ConfigFile, actor, audit, on_runtime, written};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::service::bindings as service;
 use crate::service::bindings::network;
-use crate::store::audit::{Actor, Asked, Entry};
+use crate::store::audit::{Actor, Asked};
 use crate::store::record::{Change, Query, Record, label};
 use crate::store::row::Row;
 use crate::store::{self, Opened, Purpose};
@@ -107,7 +107,7 @@ enum Command {
         #[arg(long)]
         format: Option<Format>,
     },
-    /// Show what operators have changed, the latest first
+    /// Show what operators have changed of bindings, the latest first; see also `keylatch audit`
     Audit {
         /// Of one binding, by its key id's first digits or whole; `-` reads the key from standard input
         #[arg(value_name = "ID")]
@@ -201,7 +201,10 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
         }
         Command::Unban(which) => show(&work.unban(which.key(&key), None).await?, true).map(|()| true),
         Command::Import { file, format } => rows::import(opened, file, *format).await,
-        Command::Audit { id, limit, json } => show_audit(opened, id.as_deref(), *limit, *json).await.map(|()| false),
+        Command::Audit { id, limit, json } => {
+            let asked = Asked { target: target(opened, id.as_deref()).await?, action: Some("binding".into()), ..Asked::default() };
+            audit::show(&opened.store, asked, *limit, *json).await.map(|()| false)
+        }
         Command::Export { format } => rows::export(opened, *format).await.map(|()| false),
     }
 }
@@ -222,51 +225,19 @@ fn key_from_stdin(id: &str) -> Result<Option<String>, String> {
     Ok(Some(key.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-async fn show_audit(opened: &Opened, id: Option<&str>, limit: u32, json: bool) -> Result<(), String> {
-    let target = match id {
-        // What was removed is found by its whole id.
-        Some(digits) if KeyId::from_hex(digits).is_some() => Some(digits.to_ascii_lowercase()),
-        Some(id) => {
-            let (actor, key) = (actor(), key_from_stdin(id)?);
-            let work = at_work(opened, &actor);
-            Some(match key {
-                Some(key) => work.hashed(&key).await?.0.hex(),
-                None => work.find(service::Which::Id(id)).await?.binding.id.hex(),
-            })
-        }
-        None => None,
-    };
-    let (mut before, mut left) = (None, limit);
-    while left > 0 {
-        let asked = Asked { before, target: target.clone(), limit: left.min(1000), ..Asked::default() };
-        let page = opened.store.audit(asked).await.map_err(|e| e.to_string())?;
-        let Some(last) = page.last() else { break };
-        (before, left) = (Some(last.id), left - u32::try_from(page.len()).unwrap_or(left));
-        for entry in &page {
-            let line = if json { serde_json::to_string(entry).map_err(|e| e.to_string())? } else { plain(entry) };
-            written(writeln!(std::io::stdout(), "{line}"))?;
-        }
+/// Of one binding, or of all.
+async fn target(opened: &Opened, id: Option<&str>) -> Result<Option<String>, String> {
+    let Some(id) = id else { return Ok(None) };
+    // What was removed is found by its whole id.
+    if KeyId::from_hex(id).is_some() {
+        return Ok(Some(id.to_ascii_lowercase()));
     }
-    Ok(())
-}
-
-/// Who did what to which, and what is different since.
-fn plain(entry: &Entry) -> String {
-    let fields = |side: &Option<serde_json::Value>| side.as_ref().and_then(|value| value.as_object().cloned()).unwrap_or_default();
-    let (before, after) = (fields(&entry.before), fields(&entry.after));
-    let differs = |name: &&String| before.get(*name) != after.get(*name) && !["key_id", "last_used"].contains(&name.as_str());
-    let changed: Vec<String> = after.keys().filter(differs).map(|name| format!("{name}={}", after[name])).collect();
-    let at = humantime::format_rfc3339_seconds(entry.at);
-    let target = entry.target.get(..12).unwrap_or(&entry.target);
-    format!("{at}  {}@{}  {}  {target}  {}", entry.actor, entry.origin, entry.action, changed.join(" ")).trim_end().to_owned()
-}
-
-fn written(result: std::io::Result<()>) -> Result<(), String> {
-    match result {
-        // Whoever read has seen enough.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|e| format!("standard output: {e}")),
-    }
+    let (actor, key) = (actor(), key_from_stdin(id)?);
+    let work = at_work(opened, &actor);
+    Ok(Some(match key {
+        Some(key) => work.hashed(&key).await?.0.hex(),
+        None => work.find(service::Which::Id(id)).await?.binding.id.hex(),
+    }))
 }
 
 fn show(record: &Record, json: bool) -> Result<(), String> {

@@ -1,0 +1,114 @@
+// The console: who is signed in sees the page of the address; who is not signs in first.
+
+import { current, follow, may, onSession, signOut } from "./api.js";
+import { html, render, useEffect, useRef, useState } from "./html.js";
+import { choose, language, languages, t } from "./i18n.js";
+import { href, useRoute } from "./route.js";
+import { Dialog } from "./ui.js";
+import { Account } from "./pages/account.js";
+import { Accounts } from "./pages/accounts.js";
+import { Audit } from "./pages/audit.js";
+import { Binding } from "./pages/binding.js";
+import { Bindings } from "./pages/bindings.js";
+import { Configuration } from "./pages/configuration.js";
+import { Dashboard } from "./pages/dashboard.js";
+import { Intercepts } from "./pages/intercepts.js";
+import { Settings } from "./pages/settings.js";
+import { ChoosePassword, SignIn } from "./pages/sign-in.js";
+import { Streams } from "./pages/streams.js";
+
+const pages = [
+  ["dashboard", () => t("Dashboard"), Dashboard],
+  ["bindings", () => t("Bindings"), Bindings],
+  ["intercepts", () => t("Intercepts"), Intercepts],
+  ["streams", () => t("Streams"), Streams],
+  ["settings", () => t("Settings"), Settings],
+  ["configuration", () => t("Configuration"), Configuration],
+  ["audit", () => t("Audit"), Audit],
+  ["accounts", () => t("Accounts"), Accounts, "accounts"],
+  ["account", () => t("Your account"), Account],
+];
+
+const THEME = "keylatch.theme";
+const dress = (theme) => {
+  if (theme) document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
+};
+dress(localStorage.getItem(THEME));
+
+function Appearance({ speak }) {
+  const [theme, set] = useState(localStorage.getItem(THEME) || "");
+  const wear = (next) => {
+    if (next) localStorage.setItem(THEME, next);
+    else localStorage.removeItem(THEME);
+    dress(next);
+    set(next);
+  };
+  return html`<div class="appearance">
+    <label><span>${t("Language")}</span> <select value=${language} onChange=${(event) => speak(event.target.value)}>
+      ${Object.entries(languages).map(([code, name]) => html`<option value=${code} lang=${code} selected=${code === language}>${name}</option>`)}
+    </select></label>
+    <label><span>${t("Colours")}</span> <select value=${theme} onChange=${(event) => wear(event.target.value)}>
+      <option value="">${t("As the system")}</option><option value="light">${t("Light")}</option><option value="dark">${t("Dark")}</option>
+    </select></label>
+  </div>`;
+}
+
+function Frame({ session, speak }) {
+  const route = useRoute();
+  const [live, setLive] = useState({ on: null, now: null, fresh: [] });
+  const [menu, setMenu] = useState(false);
+  const main = useRef();
+  useEffect(() => {
+    const tell = (event, data) =>
+      setLive((before) => {
+        if (event === "now") return { ...before, now: data, away: null, at: Date.now() };
+        if (event === "intercepts") return { ...before, fresh: data, at: Date.now() };
+        return { ...before, away: data };
+      });
+    return follow(tell, (on) => setLive((before) => ({ ...before, on })));
+  }, [session.username]);
+  useEffect(() => {
+    setMenu(false);
+    const [, name] = pages.find(([page]) => page === route.page) || pages[0];
+    document.title = `${name()} · Keylatch`;
+    // Whoever hears the page hears that it is another one.
+    document.getElementById("title")?.focus({ preventScroll: true });
+    main.current?.scrollTo(0, 0);
+  }, [route.page, route.thing, language]);
+  const [, , Shown] = pages.find(([page]) => page === route.page) || pages[0];
+  const One = route.page === "bindings" && route.thing ? Binding : Shown;
+  return html`<a class="skip" href="#title" onClick=${(event) => (event.preventDefault(), document.getElementById("title")?.focus())}>${t("Skip to the page")}</a>
+    <header class="top">
+      <button type="button" class="menu" aria-expanded=${menu} aria-controls="nav" onClick=${() => setMenu(!menu)}>${t("Menu")}</button>
+      <a class="brand" href=${href("dashboard")}><img src="icon.svg" alt="" width="24" height="24" /> Keylatch</a>
+      <span class="line ${live.on ? "on" : "off"}" role="status">${live.on === null ? t("Connecting…") : live.on ? t("Live") : t("Reconnecting…")}</span>
+      ${live.now?.maintenance && html`<span class="badge bad">${t("Maintenance: every request is refused")}</span>`}
+      ${live.away && html`<span class="badge bad">${t("The store does not answer")}</span>`}
+      <span class="who">${session.username} <small>${t(session.role)}</small></span>
+      <button type="button" onClick=${signOut}>${t("Sign out")}</button>
+    </header>
+    <nav id="nav" class=${menu ? "open" : ""} aria-label=${t("Pages")}>
+      <ul>
+        ${pages.filter(([, , , scope]) => !scope || may(scope)).map(([page, name]) => html`<li><a href=${href(page)} aria-current=${route.page === page ? "page" : undefined}>${name()}</a></li>`)}
+      </ul>
+      <${Appearance} speak=${speak} />
+    </nav>
+    <main ref=${main} id="main"><${One} key=${`${route.page}/${route.thing}`} route=${route} live=${live} session=${session} /></main>`;
+}
+
+function App() {
+  const [session, set] = useState(current());
+  const [spoken, setSpoken] = useState(language);
+  useEffect(() => onSession(set), []);
+  const speak = (next) => {
+    choose(next);
+    setSpoken(next);
+  };
+  if (!session) return html`<${SignIn} key=${spoken}><${Appearance} speak=${speak} /></${SignIn}>`;
+  if (session.mustChange) return html`<${ChoosePassword} key=${spoken} />`;
+  return html`<${Frame} key=${spoken} session=${session} speak=${speak} />
+    ${session.expired && html`<${Dialog} title=${t("Sign in again")} fixed><p>${t("Your sign-in has ended. The page behind this stays as it is.")}</p><${SignIn} again=${session.username} /></${Dialog}>`}`;
+}
+
+render(html`<${App} />`, document.getElementById("app"));

@@ -1,0 +1,54 @@
+// Who may sign in.
+
+import { call, get } from "../api.js";
+import { html, useState } from "../html.js";
+import { t } from "../i18n.js";
+import { Action, Badge, Done, Field, Page, Table, Time, Trouble, useLoad } from "../ui.js";
+
+const ROLES = ["viewer", "operator", "admin"];
+
+export function Accounts({ session }) {
+  const accounts = useLoad((signal) => get("/accounts", { signal }), []);
+  const [values, set] = useState({ name: "", role: "viewer", password: "" });
+  const [error, setError] = useState(null);
+  const [done, setDone] = useState("");
+  const put = (name) => (value) => set((before) => ({ ...before, [name]: value }));
+  const change = (row, what, text) => async () => {
+    await call("PATCH", `/accounts/${row.name}`, what, { version: row.version }).finally(accounts.reload);
+    setDone(text);
+  };
+  const submit = async (event) => {
+    event.preventDefault();
+    setError(null);
+    try {
+      const made = await call("POST", "/accounts", values);
+      set({ name: "", role: "viewer", password: "" });
+      setDone(t("{name} may sign in, and must choose a password first.", made));
+      accounts.reload();
+    } catch (failed) {
+      setError(failed);
+    }
+  };
+  const wrong = (field) => error?.field === field && error.message;
+  return html`<${Page} title=${t("Accounts")}>
+    ${done && html`<${Done}>${done}</${Done}>`}
+    <${Trouble} error=${accounts.error} retry=${accounts.reload} />
+    <${Table} caption=${t("Accounts")} rows=${accounts.data?.items || []} loading=${accounts.loading} empty="" columns=${[
+      [t("Name"), (row) => html`<strong>${row.name}</strong> ${row.name === session.username && html`<${Badge}>${t("you")}</${Badge}>`}`],
+      [t("Role"), (row) => (row.name === session.username ? t(row.role) : html`<span class="row">${ROLES.map((role) => (role === row.role ? html`<${Badge} kind="good">${t(role)}</${Badge}>` : html`<${Action} run=${change(row, { role }, t("{name} is signed out and has another role.", row))} label=${t("Make {name} {role}", { name: row.name, role: t(role) })}>${t(role)}</${Action}>`))}</span>`)],
+      [t("State"), (row) => html`${row.disabled ? html`<${Badge} kind="bad">${t("disabled")}</${Badge}>` : html`<${Badge} kind="good">${t("may sign in")}</${Badge}>`} ${row.must_change_password && html`<${Badge} kind="warn">${t("must choose a password")}</${Badge}>`}`],
+      [t("Signed in last"), (row) => html`<${Time} at=${row.signed_in_at} />`],
+      [t("Do"), (row) => row.name !== session.username && html`<span class="row">
+        <${Action} run=${change(row, { disabled: !row.disabled, unlock: true }, row.disabled ? t("{name} may sign in.", row) : t("{name} is signed out and may not sign in.", row))}>${row.disabled ? t("Enable") : t("Disable")}</${Action}>
+        <${Action} run=${async () => (await call("PATCH", `/accounts/${row.name}`, { unlock: true }), setDone(t("{name} may try again.", row)))}>${t("Unlock")}</${Action}>
+        <${Action} kind="danger" confirm=${t("The account, its sign-ins and its tokens are gone. This cannot be undone.")} run=${async () => (await call("DELETE", `/accounts/${row.name}`, undefined, { version: row.version }), accounts.reload())}>${t("Remove")}</${Action}></span>`],
+    ]} />
+    <form class="card" onSubmit=${submit}><h2>${t("A new account")}</h2>
+      <${Trouble} error=${error?.field ? null : error} />
+      <${Field} label=${t("Name")} required autocomplete="off" maxlength="64" value=${values.name} onInput=${put("name")} error=${wrong("name")} />
+      <${Field} label=${t("Role")} as="select" value=${values.role} onInput=${put("role")}>${ROLES.map((role) => html`<option value=${role} selected=${values.role === role}>${t(role)}</option>`)}</${Field}>
+      <${Field} label=${t("First password")} help=${t("At least 12 characters; it must be changed at the first sign-in.")} type="password" autocomplete="new-password" required value=${values.password} onInput=${put("password")} error=${wrong("password")} />
+      <div class="row end"><button type="submit" class="primary">${t("Make the account")}</button></div>
+    </form>
+  </${Page}>`;
+}

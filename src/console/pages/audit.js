@@ -1,0 +1,33 @@
+// Who has changed what.
+
+import { download, get, query } from "../api.js";
+import { html } from "../html.js";
+import { t } from "../i18n.js";
+import { go, href } from "../route.js";
+import { Action, Field, More, Page, Table, Time, Trouble, useList } from "../ui.js";
+import { Difference } from "./binding.js";
+
+const KINDS = { binding: () => t("Bindings"), setting: () => t("Settings"), config: () => t("Configuration"), account: () => t("Accounts"), session: () => t("Sign-ins"), token: () => t("Tokens"), stream: () => t("Streams") };
+
+export function Audit({ route }) {
+  const filter = route.params;
+  const put = (change) => go("audit", { ...filter, ...change });
+  const list = useList((cursor, signal) => get(`/audit${query({ ...filter, cursor })}`, { signal }), [JSON.stringify(filter)]);
+  const target = (row) => (row.action.startsWith("binding.") ? html`<a href=${href(`bindings/${row.target}`)}><code>${row.target.slice(0, 12)}</code></a>` : html`<code>${row.target}</code>`);
+  return html`<${Page} title=${t("Audit")} actions=${html`<${Action} run=${() => download(`/audit/export${query({ ...filter, format: "csv" })}`)}>CSV</${Action}><${Action} run=${() => download(`/audit/export${query(filter)}`)}>JSON</${Action}>`}>
+    <form class="search" role="search" onSubmit=${(event) => event.preventDefault()}>
+      <${Field} label=${t("What")} as="select" value=${filter.action || ""} onInput=${(action) => put({ action })}><option value="">${t("everything")}</option>${Object.entries(KINDS).map(([kind, name]) => html`<option value=${kind} selected=${filter.action === kind}>${name()}</option>`)}</${Field}>
+      <${Field} label=${t("By")} value=${filter.actor || ""} onInput=${(actor) => put({ actor })} />
+      <${Field} label=${t("Of")} help=${t("A whole key id, a setting, an account.")} value=${filter.target || ""} onInput=${(next) => put({ target: next })} />
+    </form>
+    <${Trouble} error=${list.error} retry=${list.reload} />
+    <${Table} caption=${t("Audit")} rows=${list.items} loading=${list.loading} empty=${t("Nothing was changed that fits.")} columns=${[
+      [t("When"), (row) => html`<${Time} at=${row.at} />`],
+      [t("By"), (row) => html`${row.actor} <small>${row.origin}</small>`],
+      [t("What"), (row) => html`<code>${row.action}</code>`],
+      [t("Of"), target],
+      [t("Before and after"), (row) => html`<${Difference} before=${row.before} after=${row.after} />`],
+    ]} />
+    <${More} list=${list} />
+  </${Page}>`;
+}

@@ -1,0 +1,110 @@
+// Bindings: find them, change many of them at once.
+
+import { call, download, get, may, query } from "../api.js";
+import { html, useState } from "../html.js";
+import { t } from "../i18n.js";
+import { go } from "../route.js";
+import { Action, Badge, Dialog, Done, Field, KeyId, More, Page, Table, Time, Trouble, useList } from "../ui.js";
+
+const SORTS = { "-last_used_at": () => t("Last used first"), last_used_at: () => t("Longest unused first"), "-created_at": () => t("Newest first"), created_at: () => t("Oldest first"), key_id: () => t("By key id") };
+const RULES = ["single", "multiple", "all", "roaming"];
+
+// What somebody means by what he has typed. A key is never part of an address.
+function meant(text) {
+  const said = text.trim();
+  if (/^[0-9a-f]{6,64}$/i.test(said) && said.length % 2 === 0) return { key_id: said.toLowerCase() };
+  if (/^[0-9a-f:.]+(\/\d{1,3})?$/i.test(said) && /[.:]/.test(said)) return { network: said };
+  if (said.length >= 20) return { key: said };
+  return { hint: said };
+}
+
+export const Rule = ({ row }) => html`${row.banned && html`<${Badge} kind="bad">${t("banned")}</${Badge}> `}${t(row.rule)}${!row.confirmed && html` <${Badge}>${t("not confirmed")}</${Badge}>`}`;
+export const Networks = ({ row }) => (row.rule === "all" ? t("everywhere") : html`<span class="networks">${row.networks.slice(0, 3).map((net) => html`<code>${net.replace(/\/(32|128)$/, "")}</code> `)}${row.networks.length > 3 && t("and {n} more", { n: row.networks.length - 3 })}</span>`);
+
+export function Bindings({ route }) {
+  const filter = route.params;
+  const [text, setText] = useState(filter.key_id || filter.network || filter.hint || "");
+  const [error, setError] = useState(null);
+  const [bulk, setBulk] = useState(false);
+  const [done, setDone] = useState("");
+  const list = useList((cursor, signal) => get(`/bindings${query({ ...filter, cursor })}`, { signal }), [JSON.stringify(filter)]);
+  const put = (change) => go("bindings", { ...filter, ...change });
+  const search = async (event) => {
+    event.preventDefault();
+    setError(null);
+    const nothing = { key_id: undefined, network: undefined, hint: undefined };
+    const what = text.trim() ? meant(text) : {};
+    if (!what.key) return put({ ...nothing, ...what });
+    try {
+      const found = await call("POST", "/bindings/look-up", { key: what.key });
+      setText("");
+      if (found.binding) go(`bindings/${found.key_id}`);
+      else setError({ title: t("This key is not bound."), message: t("Its key id is {id}. It was never used, was unbound, or was archived.", { id: found.key_id.slice(0, 12) }) });
+    } catch (failed) {
+      setError(failed);
+    }
+  };
+  const narrowed = ["key_id", "network", "hint", "label", "banned", "rule", "made_by"].some((name) => filter[name]);
+  return html`<${Page} title=${t("Bindings")} actions=${html`<${Action} run=${() => download("/bindings/export?format=csv")}>CSV</${Action}><${Action} run=${() => download("/bindings/export")}>JSON</${Action}>`}>
+    <form class="search" role="search" onSubmit=${search}>
+      <${Field} label=${t("Search")} help=${t("A key, the beginning of a key id, the end of a hint, an address or a network.")} value=${text} onInput=${setText} autocomplete="off" spellcheck=${false} maxlength="8192" />
+      <${Field} label=${t("Label")} value=${filter.label || ""} onInput=${(label) => put({ label })} />
+      <${Field} label=${t("State")} as="select" value=${filter.banned || ""} onInput=${(banned) => put({ banned })}><option value="">${t("any")}</option><option value="true" selected=${filter.banned === "true"}>${t("banned")}</option><option value="false" selected=${filter.banned === "false"}>${t("not banned")}</option></${Field}>
+      <${Field} label=${t("Rule")} as="select" value=${filter.rule || ""} onInput=${(rule) => put({ rule })}><option value="">${t("any")}</option>${RULES.map((rule) => html`<option value=${rule} selected=${filter.rule === rule}>${t(rule)}</option>`)}</${Field}>
+      <${Field} label=${t("Order")} as="select" value=${filter.sort || "-last_used_at"} onInput=${(sort) => put({ sort })}>${Object.entries(SORTS).map(([value, name]) => html`<option value=${value} selected=${(filter.sort || "-last_used_at") === value}>${name()}</option>`)}</${Field}>
+      <div class="row end"><button type="submit" class="primary">${t("Search")}</button>${narrowed && html`<button type="button" onClick=${() => (setText(""), go("bindings"))}>${t("Clear")}</button>`}${narrowed && may("bindings") && html`<button type="button" onClick=${() => setBulk(true)}>${t("Change all of these…")}</button>`}</div>
+    </form>
+    <${Trouble} error=${error} />
+    ${done && html`<${Done}>${done}</${Done}>`}
+    <${Trouble} error=${list.error} retry=${list.reload} />
+    <${Table} caption=${t("Bindings")} rows=${list.items} loading=${list.loading} empty=${t("There is no such binding.")} columns=${[
+      [t("Key"), (row) => html`<${KeyId} id=${row.key_id} hint=${row.hint} />`],
+      [t("Rule"), (row) => html`<${Rule} row=${row} />`],
+      [t("May be used from"), (row) => html`<${Networks} row=${row} />`],
+      [t("Last used"), (row) => html`<${Time} at=${row.last_used_at} />`],
+      [t("Labels"), (row) => row.labels.map((label) => html`<${Badge}>${label}</${Badge}> `)],
+      [t("Made by"), (row) => (row.made_by === "first_use" ? t("first use") : row.made_by)],
+    ]} />
+    <${More} list=${list} />
+    ${bulk && html`<${Bulk} filter=${filter} close=${() => setBulk(false)} done=${(text) => (setDone(text), setBulk(false), list.reload())} />`}
+  </${Page}>`;
+}
+
+// First what would change, then that and nothing else.
+function Bulk({ filter, close, done }) {
+  const [action, setAction] = useState("ban");
+  const [labels, setLabels] = useState("");
+  const [would, setWould] = useState(null);
+  const [error, setError] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const { key_id, hint, network, label, rule, made_by } = filter;
+  const what = () => ({
+    action,
+    filter: { key_id, hint, network, label, rule, made_by, banned: filter.banned ? filter.banned === "true" : undefined },
+    labels: action === "label" ? labels.split(/[\s,]+/).filter(Boolean) : undefined,
+  });
+  const run = async (dry) => {
+    setBusy(true);
+    setError(null);
+    try {
+      const outcome = await call("POST", "/bindings/bulk", { ...what(), dry_run: dry, expected: dry ? undefined : would.matched });
+      if (dry) setWould(outcome);
+      else done(t("{changed} of {matched} bindings were changed.", outcome));
+    } catch (failed) {
+      setError(failed);
+      setWould(null);
+    }
+    setBusy(false);
+  };
+  const choose = (next) => (setAction(next), setWould(null));
+  return html`<${Dialog} title=${t("Change all of these")} close=${close}>
+    <${Trouble} error=${error} />
+    <${Field} label=${t("What")} as="select" value=${action} onInput=${choose}><option value="ban">${t("Ban")}</option><option value="unban">${t("Unban")}</option><option value="unbind">${t("Unbind")}</option><option value="label">${t("Set labels")}</option></${Field}>
+    ${action === "label" && html`<${Field} label=${t("Labels")} help=${t("Separated by spaces.")} value=${labels} onInput=${(next) => (setLabels(next), setWould(null))} />`}
+    ${would && html`<p role="status"><strong>${t("{matched} bindings are meant.", would)}</strong></p>
+      <ul class="plain short">${would.sample.map((row) => html`<li><code>${row.key_id.slice(0, 12)}</code> ${row.hint} · <${Networks} row=${row} /></li>`)}${would.matched > would.sample.length && html`<li>${t("and {n} more", { n: would.matched - would.sample.length })}</li>`}</ul>
+      ${action === "unbind" && html`<p class="wrong">${t("This cannot be undone: the next use of each key binds it anew.")}</p>`}`}
+    <div class="row end"><button type="button" onClick=${close}>${t("Cancel")}</button>
+      ${would ? html`<button type="button" class="danger" disabled=${busy || !would.matched} onClick=${() => run(false)}>${t("Change {matched} bindings", would)}</button>` : html`<button type="button" class="primary" disabled=${busy} onClick=${() => run(true)}>${t("See what would change")}</button>`}</div>
+  </${Dialog}>`;
+}

@@ -1,0 +1,77 @@
+// How things are and have been.
+
+import { get, query } from "../api.js";
+import { Bars, Chart } from "../charts.js";
+import { html, useEffect } from "../html.js";
+import { number, seconds, t } from "../i18n.js";
+import { go, href } from "../route.js";
+import { Badge, KeyId, Page, Time, Trouble, useLoad } from "../ui.js";
+
+const RANGES = { "1h": () => t("1 hour"), "6h": () => t("6 hours"), "24h": () => t("1 day"), "7d": () => t("1 week"), "30d": () => t("30 days") };
+const CLASSES = [["2xx", "--good"], ["3xx", "--c3"], ["4xx", "--warn"], ["5xx", "--bad"], ["0", "--muted"]];
+
+export function Dashboard({ route, live }) {
+  const range = route.params.range in RANGES ? route.params.range : "1h";
+  const board = useLoad((signal) => get(`/dashboard${query({ range })}`, { signal }), [range]);
+  useEffect(() => {
+    const again = setInterval(board.reload, 15_000);
+    return () => clearInterval(again);
+  }, []);
+  const { data } = board;
+  const now = live.now || data?.now;
+  const picker = html`<fieldset class="picker"><legend>${t("Range")}</legend>
+    ${Object.entries(RANGES).map(([value, name]) => html`<label><input type="radio" name="range" value=${value} checked=${value === range} onChange=${() => go("dashboard", { range: value })} /> ${name()}</label>`)}
+  </fieldset>`;
+  return html`<${Page} title=${t("Dashboard")} actions=${picker}>
+    <${Trouble} error=${board.error} retry=${board.reload} />
+    <dl class="tiles">
+      <${Tile} name=${t("Requests a second")} value=${number(now?.requests_per_s)} />
+      <${Tile} name=${t("Open streams")} value=${number(now?.streams)} to=${href("streams")} />
+      <${Tile} name=${t("Time to first byte")} value=${seconds(data?.first_byte.p50)} note=${t("95 %: {p95}", { p95: seconds(data?.first_byte.p95) })} />
+      <${Tile} name=${t("Requests")} value=${number(data?.requests)} />
+      <${Tile} name=${t("Intercepts")} value=${number(data?.intercepts)} to=${href("intercepts")} />
+      <${Tile} name=${t("Replicas")} value=${number(now?.replicas)} />
+    </dl>
+    ${data && html`<${Charts} data=${data} /><${Tops} data=${data} /><${Health} data=${data} />`}
+  </${Page}>`;
+}
+
+const Tile = ({ name, value, note, to }) => html`<div class="tile"><dt>${to ? html`<a href=${to}>${name}</a>` : name}</dt><dd>${value}${note && html`<small>${note}</small>`}</dd></div>`;
+
+function Charts({ data }) {
+  const at = data.points.map((point) => point.at);
+  const rate = (value) => value / data.step_s;
+  const classes = CLASSES.filter(([name]) => name === "2xx" || data.points.some((point) => point.requests[name]));
+  const filters = [...new Set(data.points.flatMap((point) => Object.keys(point.decisions)))].sort();
+  const perSecond = (value) => (value === 0 ? "0" : value < 0.1 ? value.toPrecision(1) : number(value));
+  return html`<div class="charts">
+    <${Chart} title=${t("Requests a second, by status")} points=${at} stack format=${perSecond}
+      series=${classes.map(([name, colour]) => ({ name: name === "0" ? t("unanswered") : name, colour, values: data.points.map((point) => rate(point.requests[name] || 0)) }))} />
+    <${Chart} title=${t("Time to first byte")} points=${at} format=${seconds}
+      series=${["p50", "p95", "p99"].map((name) => ({ name, values: data.points.map((point) => point.first_byte[name]) }))} />
+    <${Chart} title=${t("Decisions, by filter")} points=${at} stack format=${number}
+      series=${(filters.length ? filters : [t("none")]).map((name) => ({ name, values: data.points.map((point) => point.decisions[name] || 0) }))} />
+    <${Chart} title=${t("Intercepts")} points=${at} stack format=${number} series=${[{ name: t("Intercepts"), colour: "--bad", values: data.points.map((point) => point.intercepts) }]} />
+  </div>`;
+}
+
+const Tops = ({ data }) => html`<div class="charts">
+  <${Bars} title=${t("Keys that were refused most")} empty=${t("None was refused in this time.")}
+    rows=${data.top_keys.map((group) => ({ name: html`<${KeyId} id=${group.what} hint=${group.hint} />`, label: group.what.slice(0, 12), value: group.count, shown: t("{count} from {others}", { count: number(group.count), others: number(group.others) }) }))} />
+  <${Bars} title=${t("Addresses that were refused most")} empty=${t("None was refused in this time.")}
+    rows=${data.top_clients.map((group) => ({ name: html`<a href=${href("intercepts", { client: group.what })}>${group.what}</a>`, label: group.what, value: group.count, shown: number(group.count) }))} />
+  <${Bars} title=${t("Decisions")} empty=${t("Nothing was refused in this time.")}
+    rows=${data.decisions.slice(0, 10).map((row) => ({ name: html`${row.filter}: ${row.reason} ${row.outcome === "shadow" ? html`<${Badge}>${t("shadow")}</${Badge}>` : ""}`, label: `${row.filter} ${row.reason}`, value: row.count, shown: number(row.count) }))} />
+</div>`;
+
+const Health = ({ data }) => html`<div class="charts">
+  <div class="card"><h2>${t("Health")}</h2><ul class="plain">
+    <li>${t("Store")} ${data.health.store_error ? html`<${Badge} kind="bad">${data.health.store_error}</${Badge}>` : html`<${Badge} kind="good">${t("well")}</${Badge}>`}</li>
+    ${data.health.redis !== null && html`<li>Redis ${data.health.redis ? html`<${Badge} kind="good">${t("well")}</${Badge}>` : html`<${Badge} kind="bad">${t("away")}</${Badge}>`}</li>`}
+    ${data.health.upstreams.map((one) => html`<li>${t("Upstream")} ${one.name} <${Badge} kind=${one.well === one.servers ? "good" : one.well ? "warn" : "bad"}>${t("{well} of {servers} servers", one)}</${Badge}></li>`)}
+  </ul></div>
+  <div class="card"><h2>${t("Replicas")}</h2><ul class="plain">
+    ${data.replicas.map((one) => html`<li><strong>${one.name}</strong> ${one.current && html`<${Badge}>${t("this one")}</${Badge}>`} ${one.gone ? html`<${Badge} kind="bad">${t("gone")}</${Badge}>` : html`<${Badge} kind="good">${t("well")}</${Badge}>`} ${!one.reload_ok && html`<${Badge} kind="bad">${t("last reload failed")}</${Badge}>`}
+      <br /><small>${one.version} · ${t("configuration of")} <${Time} at=${one.loaded_at} /> · ${t("last word")} <${Time} at=${one.seen_at} /></small></li>`)}
+  </ul></div>
+</div>`;

@@ -1,0 +1,58 @@
+// What can be changed while it runs: what holds, where it comes from, and back to the file.
+
+import { call, get, may } from "../api.js";
+import { html, useState } from "../html.js";
+import { t } from "../i18n.js";
+import { Action, Badge, Done, Field, Page, Time, Trouble, useLoad } from "../ui.js";
+
+const ORIGINS = { default: () => t("default"), file: () => t("file"), live: () => t("set here") };
+
+export function Settings() {
+  const settings = useLoad((signal) => get("/settings", { signal }), []);
+  const [done, setDone] = useState("");
+  const put = (text) => (data) => {
+    settings.put(data);
+    setDone(text);
+  };
+  return html`<${Page} title=${t("Settings")}>
+    <p>${t("They hold on every replica within a second, until they are given back to the configuration file.")}</p>
+    ${done && html`<${Done}>${done}</${Done}>`}
+    <${Trouble} error=${settings.error} retry=${settings.reload} />
+    <div class="settings">${(settings.data?.items || []).map((one) => html`<${Setting} key=${one.name + JSON.stringify(one.value) + one.origin} one=${one} put=${put} />`)}</div>
+  </${Page}>`;
+}
+
+function range(kind) {
+  if (kind.count) return t("{least} to {most}", kind.count);
+  if (kind.duration) return t("A duration such as 15m, 12h or 90days.");
+  return "";
+}
+
+function Setting({ one, put }) {
+  const [value, setValue] = useState(one.value);
+  const [error, setError] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const bool = one.kind === "bool";
+  const save = async (next) => {
+    setBusy(true);
+    setError(null);
+    try {
+      const meant = one.kind.count ? Number(next) : next;
+      put(t("{name} was changed.", one))(await call("PUT", "/settings", { values: { [one.name]: meant } }));
+    } catch (failed) {
+      setError(failed);
+    }
+    setBusy(false);
+  };
+  const revert = async () => put(t("{name} is the file's again.", one))(await call("DELETE", `/settings/${one.name}`));
+  const input = bool ? { type: "checkbox", checked: value === true } : one.kind.count ? { type: "number", min: one.kind.count.least, max: one.kind.count.most, value } : { value };
+  return html`<form class="card setting" onSubmit=${(event) => (event.preventDefault(), save(value))}>
+    <h2><code>${one.name}</code> <${Badge} kind=${one.origin === "live" ? "warn" : ""}>${ORIGINS[one.origin]()}</${Badge}></h2>
+    <${Field} label=${t(one.means)} help=${range(one.kind)} disabled=${busy || !may("settings")} error=${error?.message} onInput=${setValue} ...${input} />
+    <div class="row">
+      <small>${one.origin === "live" ? html`${t("set by {changed_by}", one)} <${Time} at=${one.changed_at} />. ${t("The file says {file}.", { file: String(one.file) })}` : ""}</small>
+      <span class="row end">${one.origin === "live" && may("settings") && html`<${Action} run=${revert} label=${t("Undo {name}", one)}>${t("Undo")}</${Action}>`}
+      ${may("settings") && html`<button type="submit" class="primary" aria-label=${t("Save {name}", one)} disabled=${busy || value === one.value}>${t("Save")}</button>`}</span>
+    </div>
+  </form>`;
+}

@@ -1,0 +1,157 @@
+// What pages are made of.
+
+import { html, useCallback, useEffect, useRef, useState } from "./html.js";
+import { local, t } from "./i18n.js";
+import { href } from "./route.js";
+
+// Loads by `load(signal)` whenever something in `deps` changes. What was loaded stays until there is something newer.
+export function useLoad(load, deps) {
+  const [state, set] = useState({ loading: true });
+  const [again, repeat] = useState(0);
+  useEffect(() => {
+    const stop = new AbortController();
+    set((before) => ({ ...before, loading: true }));
+    load(stop.signal).then(
+      (data) => set({ data, loading: false }),
+      (error) => error.name === "AbortError" || set((before) => ({ ...before, error, loading: false })),
+    );
+    return () => stop.abort();
+  }, [...deps, again]);
+  return { ...state, reload: useCallback(() => repeat((n) => n + 1), []), put: (data) => set({ data, loading: false }) };
+}
+
+export const Time = ({ at }) => (at ? html`<time datetime=${at} title=${at.replace("T", " ").replace("Z", " UTC")}>${local(at)}</time>` : "–");
+
+export const KeyId = ({ id, hint }) =>
+  html`<a class="key" href=${href(`bindings/${id}`)} title=${id}><code>${id.slice(0, 12)}</code>${hint ? html` <span class="hint">${hint}</span>` : ""}</a>`;
+
+export const Badge = ({ kind, children }) => html`<span class="badge ${kind || ""}">${children}</span>`;
+
+export function Trouble({ error, retry }) {
+  if (!error) return null;
+  const offline = error.status === 0;
+  return html`<div class="notice bad" role="alert">
+    <p><strong>${offline ? t("Keylatch cannot be reached.") : t(error.title || "That did not work.")}</strong> ${offline ? t("What you have typed is kept; try again in a moment.") : error.message}</p>
+    ${retry && html`<button type="button" onClick=${retry}>${t("Try again")}</button>`}
+  </div>`;
+}
+
+export const Done = ({ children }) => html`<div class="notice good" role="status">${children}</div>`;
+
+// A button that does something that takes a while, and says what went wrong beside itself.
+export function Action({ run, children, kind, confirm, label, disabled }) {
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState(null);
+  const [asking, setAsking] = useState(false);
+  const go = async () => {
+    setAsking(false);
+    setBusy(true);
+    setError(null);
+    try {
+      await run();
+    } catch (failed) {
+      setError(failed);
+    }
+    setBusy(false);
+  };
+  return html`<span class="action">
+    <button type="button" class=${kind || ""} disabled=${busy || disabled} aria-label=${label} onClick=${() => (confirm ? setAsking(true) : go())}>${children}</button>
+    ${error && html`<span class="wrong" role="alert">${error.message}</span>`}
+    ${asking && html`<${Dialog} title=${children} close=${() => setAsking(false)}>
+      <p>${confirm}</p>
+      <div class="row end"><button type="button" onClick=${() => setAsking(false)}>${t("Cancel")}</button><button type="button" class="danger" onClick=${go}>${children}</button></div>
+    </${Dialog}>`}
+  </span>`;
+}
+
+export function Dialog({ title, close, children, fixed }) {
+  const dialog = useRef();
+  useEffect(() => {
+    dialog.current.showModal();
+    return () => dialog.current?.close();
+  }, []);
+  return html`<dialog ref=${dialog} aria-labelledby="dialog-title" onCancel=${(event) => (fixed ? event.preventDefault() : close())}>
+    <h2 id="dialog-title">${title}</h2>
+    ${children}
+  </dialog>`;
+}
+
+let fields = 0;
+
+// A labelled input with what is wrong about it. `as` may be `select` or `textarea`.
+export function Field({ label, help, error, as = "input", children, onInput, ...rest }) {
+  const [id] = useState(() => `field-${++fields}`);
+  const control = useRef();
+  useEffect(() => {
+    if (error) control.current?.focus();
+  }, [error]);
+  const described = [help && `${id}-help`, error && `${id}-error`].filter(Boolean).join(" ");
+  const props = { id, ref: control, "aria-describedby": described || undefined, "aria-invalid": error ? "true" : undefined, ...rest };
+  if (onInput) props[as === "select" || rest.type === "checkbox" ? "onChange" : "onInput"] = (event) => onInput(rest.type === "checkbox" ? event.target.checked : event.target.value);
+  return html`<div class="field ${rest.type === "checkbox" ? "check" : ""}">
+    <label for=${id}>${label}</label>
+    <${as} ...${props}>${children}</${as}>
+    ${help && html`<small id="${id}-help">${help}</small>`}
+    ${error && html`<small id="${id}-error" class="wrong">${error}</small>`}
+  </div>`;
+}
+
+// `columns`: [heading, row => cell, class]. It scrolls by itself where it is too wide.
+export function Table({ caption, columns, rows, empty, loading }) {
+  return html`<div class="table" role="region" tabindex="0" aria-label=${caption} aria-busy=${loading ? "true" : "false"}>
+    <table>
+      <caption>${caption}</caption>
+      <thead><tr>${columns.map(([heading, , kind]) => html`<th scope="col" class=${kind || ""}>${heading}</th>`)}</tr></thead>
+      <tbody>
+        ${rows.map((row) => html`<tr key=${row.id || row.key_id || row.name}>${columns.map(([heading, cell, kind]) => html`<td class=${kind || ""} data-label=${typeof heading === "string" ? heading : ""}>${cell(row)}</td>`)}</tr>`)}
+        ${!rows.length && html`<tr><td class="empty" colspan=${columns.length}>${loading ? t("Loading…") : empty}</td></tr>`}
+      </tbody>
+    </table>
+  </div>`;
+}
+
+// A list that is read page by page: `load(cursor, signal)`. Short pages that go on are read on by themselves for a while.
+export function useList(load, deps) {
+  const [state, set] = useState({ items: [], next: null, total: null, loading: true });
+  const [again, repeat] = useState(0);
+  const stop = useRef();
+  const fetch = useCallback(async (cursor, before) => {
+    stop.current?.abort();
+    const mine = (stop.current = new AbortController());
+    set({ ...before, loading: true, error: null });
+    try {
+      let [items, total, next] = [before.items, before.total, cursor];
+      for (let searched = 0; searched < 5; searched += 1) {
+        const page = await load(next, mine.signal);
+        [items, next, total] = [[...items, ...page.items], page.next, page.total ?? total];
+        if (page.items.length || !next) break;
+      }
+      set({ items, next, total, loading: false });
+    } catch (error) {
+      if (error.name !== "AbortError") set({ ...before, loading: false, error });
+    }
+  }, deps);
+  useEffect(() => {
+    fetch(null, { items: [], next: null, total: null });
+    return () => stop.current?.abort();
+  }, [...deps, again]);
+  return { ...state, more: () => fetch(state.next, state), reload: () => repeat((n) => n + 1) };
+}
+
+export function More({ list }) {
+  const shown = list.items.length;
+  return html`<div class="row more">
+    <span role="status">${list.total === null || list.total === undefined ? t("{shown} shown", { shown }) : t("{shown} of {total} shown", { shown, total: list.total })}</span>
+    ${list.next && html`<button type="button" disabled=${list.loading} onClick=${list.more}>${list.loading ? t("Loading…") : shown ? t("Show more") : t("Search on")}</button>`}
+  </div>`;
+}
+
+export const Page = ({ title, actions, children }) => html`<section class="page">
+  <header class="row"><h1 tabindex="-1" id="title">${title}</h1><div class="row">${actions}</div></header>
+  ${children}
+</section>`;
+
+export const Copy = ({ text }) => {
+  const [done, set] = useState(false);
+  return html`<button type="button" onClick=${() => navigator.clipboard?.writeText(text).then(() => set(true))}>${done ? t("Copied") : t("Copy")}</button>`;
+};

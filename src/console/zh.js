@@ -1,0 +1,4 @@
+// Simplified Chinese.
+
+export default {
+};
