@@ -4,7 +4,15 @@ import { html, useEffect, useRef } from "./html.js";
 import { local, locale, t } from "./i18n.js";
 import uPlot from "./vendor/uplot.js";
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// A canvas knows nothing of variables, nor of light and dark: an element is asked what it comes to.
+function colour(name) {
+  const probe = document.createElement("i");
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const { color } = getComputedStyle(probe);
+  probe.remove();
+  return color;
+}
 export const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
 
 // Each series on top of those before it; what is drawn first is the sum of all.
@@ -23,8 +31,9 @@ export function Chart({ title, points, series, stack, format }) {
   const box = useRef();
   const key = JSON.stringify([points.length, points[0], points.at(-1), series]);
   useEffect(() => {
+    const host = box.current;
     const draw = () => {
-      box.current.replaceChildren();
+      host.replaceChildren();
       if (!points.length) return null;
       const order = stack ? [...series.keys()].reverse() : [...series.keys()];
       const drawn = stack ? stacked(series) : series.map((one) => one.values);
@@ -32,7 +41,7 @@ export function Chart({ title, points, series, stack, format }) {
       const axis = { stroke: ink, grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") }, font: "12px system-ui" };
       const chart = new uPlot(
         {
-          width: Math.max(200, box.current.clientWidth),
+          width: Math.max(200, host.clientWidth),
           height: 200,
           legend: { show: false },
           cursor: { points: { show: false }, drag: { x: false, y: false } },
@@ -45,12 +54,12 @@ export function Chart({ title, points, series, stack, format }) {
             {},
             ...order.map((at) => {
               const stroke = colour(series[at].colour || COLOURS[at % COLOURS.length]);
-              return { label: series[at].name, stroke, width: 1.5, fill: stack ? stroke : undefined, points: { show: false }, spanGaps: false };
+              return { label: series[at].name, stroke, width: 1.5, fill: stack ? stroke : undefined, paths: stack ? uPlot.paths.stepped({ align: 1 }) : undefined, points: stack ? { show: false } : { show: true, size: 5, stroke, fill: stroke }, spanGaps: false };
             }),
           ],
         },
         [points.map((at) => Date.parse(at) / 1000), ...order.map((at) => drawn[at])],
-        box.current,
+        host,
       );
       return chart;
     };
@@ -59,14 +68,14 @@ export function Chart({ title, points, series, stack, format }) {
       chart?.destroy();
       chart = draw();
     };
-    let width = box.current.clientWidth;
+    let width = host.clientWidth;
     const resized = new ResizeObserver(() => {
-      if (Math.abs(box.current.clientWidth - width) > 2) {
-        width = box.current.clientWidth;
+      if (Math.abs(host.clientWidth - width) > 2) {
+        width = host.clientWidth;
         again();
       }
     });
-    resized.observe(box.current);
+    resized.observe(host);
     const dressed = new MutationObserver(again);
     dressed.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
     const system = matchMedia("(prefers-color-scheme: dark)");

@@ -103,7 +103,7 @@ export function Table({ caption, columns, rows, empty, loading }) {
       <caption>${caption}</caption>
       <thead><tr>${columns.map(([heading, , kind]) => html`<th scope="col" class=${kind || ""}>${heading}</th>`)}</tr></thead>
       <tbody>
-        ${rows.map((row) => html`<tr key=${row.id || row.key_id || row.name}>${columns.map(([heading, cell, kind]) => html`<td class=${kind || ""} data-label=${typeof heading === "string" ? heading : ""}>${cell(row)}</td>`)}</tr>`)}
+        ${rows.map((row) => html`<tr key=${row.id || row.key_id || row.name}>${columns.map(([heading, cell, kind]) => html`<td class=${kind || ""} data-label=${heading}><div>${cell(row)}</div></td>`)}</tr>`)}
         ${!rows.length && html`<tr><td class="empty" colspan=${columns.length}>${loading ? t("Loading…") : empty}</td></tr>`}
       </tbody>
     </table>

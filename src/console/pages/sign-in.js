@@ -1,6 +1,6 @@
 // Signing in, and choosing a password of one's own.
 
-import { choosePassword, signIn, signOut } from "../api.js";
+import { choosePassword, current, signIn, signOut } from "../api.js";
 import { html, useState } from "../html.js";
 import { t } from "../i18n.js";
 import { Field, Trouble } from "../ui.js";
@@ -53,6 +53,7 @@ export function PasswordForm({ done }) {
   };
   return html`<form onSubmit=${submit}>
     <${Trouble} error=${error?.field ? null : error} />
+    <input name="username" autocomplete="username" value=${current()?.username} readonly hidden />
     <${Field} label=${t("The password you have now")} type="password" autocomplete="current-password" required value=${values.now} onInput=${put("now")} error=${error?.field === "current" && error.message} />
     <${Field} label=${t("A new one")} help=${t("At least 12 characters.")} type="password" autocomplete="new-password" minlength="12" required value=${values.next} onInput=${put("next")} error=${error?.field === "password" && error.message} />
     <${Field} label=${t("The new one again")} type="password" autocomplete="new-password" required value=${values.again} onInput=${put("again")} error=${differs && t("The two are not the same.")} />

@@ -1,0 +1,392 @@
+"""The console in a real browser: Debian's Chromium, driven by its own driver."""
+
+import json
+import pathlib
+import re
+import shutil
+import time
+
+import pytest
+from axe_core_python.selenium import Axe
+from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException, NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from support import raw
+from support.admin import ENV, PASSWORD, signed_in
+from support.keylatch import ROOT, wait_for
+from support.stores import FREE, ask
+
+KEY = "sk-console-01-abcdwxyz"
+CONSOLE = ROOT / "src" / "console"
+STORE = "{sqlite: {path: t.db, flush_every: 50ms}}"
+PAGES = ["dashboard", "bindings", "intercepts", "streams", "settings", "configuration", "audit", "accounts", "account"]
+
+
+class Browser:
+    """A person at the console."""
+
+    def __init__(self, driver, replica):
+        self.driver, self.base = driver, f"http://127.0.0.1:{replica.admin}/admin/ui/"
+
+    def open(self, page=""):
+        self.driver.get("about:blank")
+        self.driver.get(self.base + (f"#/{page}" if page else ""))
+
+    def text(self):
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def sees(self, text, seconds=10):
+        wait_for(lambda: text in self.text(), f"{text!r} in {self.text()[:2000]!r}", seconds)
+
+    def field(self, label):
+        xpath = f"//*[self::input or self::select or self::textarea][@id=//label[normalize-space()='{label}']/@for]"
+        return wait_for(lambda: next(iter(self.driver.find_elements(By.XPATH, xpath)), None), f"the field {label}")
+
+    def fill(self, label, text):
+        def typed():
+            field = self.field(label)
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(text)
+            return True
+
+        wait_for(fresh(typed), f"{label} is filled")
+
+    def choose(self, label, value):
+        wait_for(fresh(lambda: self.field(label).find_element(By.CSS_SELECTOR, f"option[value='{value}']").click() or True), f"{label} is {value}")
+
+    def press(self, name, within=""):
+        """The first button or link of this name."""
+        xpath = f"{within}//*[self::button or self::a][normalize-space()='{name}' or @aria-label='{name}']"
+        found = lambda: next((one for one in self.driver.find_elements(By.XPATH, xpath) if one.is_displayed() and one.is_enabled()), None)  # noqa: E731
+        wait_for(fresh(lambda: (button := found()) and (button.click() or True)), f"the button {name}")
+
+    def sign_in(self, name="admin", password=PASSWORD):
+        self.fill("Name", name)
+        self.fill("Password", password)
+        self.press("Sign in")
+
+    def complaints(self):
+        """What the browser itself has to say; refusals of the API are ours to say."""
+        said = [entry["message"] for entry in self.driver.get_log("browser")]
+        return [message for message in said if "the server responded with a status of" not in message]
+
+
+def fresh(act):
+    """A page that is drawn anew takes elements away under one's hands: then one reaches for the new ones."""
+
+    def again():
+        try:
+            return act()
+        except (StaleElementReferenceException, ElementClickInterceptedException, NoSuchElementException):
+            return False
+
+    return again
+
+
+def driver_for(language="en-US"):
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1360,1000", f"--lang={language}", "--disable-background-networking"):
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"intl.accept_languages": language})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
+    return webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+
+
+@pytest.fixture(scope="module")
+def driver():
+    with driver_for() as driver:
+        yield driver
+
+
+@pytest.fixture
+def replica(start, echo_upstream):
+    return start(echo_upstream, route_filters=FREE, storage=STORE, env=ENV)
+
+
+@pytest.fixture
+def browser(driver, replica):
+    browser = Browser(driver, replica)
+    browser.open()
+    driver.execute_script("sessionStorage.clear(); localStorage.clear()")
+    browser.open()
+    driver.get_log("browser")
+    yield browser
+    complaints = browser.complaints()
+    driver.get("about:blank")
+    assert complaints == []
+
+
+def test_the_first_sign_in(start, echo_upstream, driver):
+    replica = start(echo_upstream, storage=STORE)
+    said = "must be changed:\n"
+    wait_for(lambda: said in replica.stderr.read_text(), "the password is printed")
+    browser = Browser(driver, replica)
+    browser.open()
+    browser.sign_in(password="wrong-horse-battery")
+    browser.sees("name or password is wrong")
+    assert browser.field("Name").get_attribute("value") == "admin", "nothing that was typed is lost"
+    first = replica.stderr.read_text().split(said)[1].splitlines()[0]
+    browser.fill("Password", first)
+    browser.press("Sign in")
+    browser.sees("Choose a password")
+    browser.fill("The password you have now", first)
+    browser.fill("A new one", "my-admin-password")
+    browser.fill("The new one again", "my-admin-password")
+    browser.press("Change the password")
+    browser.sees("must not hold the account's name")
+    browser.fill("A new one", PASSWORD)
+    browser.fill("The new one again", PASSWORD + "x")
+    browser.sees("The two are not the same.")
+    browser.fill("The new one again", PASSWORD)
+    browser.press("Change the password")
+    browser.sees("Requests a second")
+    browser.press("Sign out")
+    browser.sees("Sign in to Keylatch")
+    driver.get("about:blank")
+
+
+def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, replica, driver):
+    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    browser.sign_in()
+    browser.press("Bindings")
+    browser.fill("Search", KEY + Keys.ENTER)
+    browser.sees("Refused from")
+    assert KEY not in driver.current_url and "127.0.0.2" in browser.text()
+    browser.press("Allow 127.0.0.2")
+    browser.sees("It may be used from 127.0.0.2.")
+    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "it passes", 1)
+    browser.sees("allowed")
+    browser.press("Ban")
+    browser.sees("It is refused from everywhere.")
+    wait_for(lambda: ask(replica, KEY).status == 403, "it is refused", 1)
+    # Somebody else is faster: nothing that was typed is lost, and nothing of his is undone.
+    other = signed_in(replica)
+    key_id = other.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
+    browser.fill("Note", "typed before")
+    other.post("/bindings/unban", {"key_id": key_id})
+    browser.press("Save")
+    browser.sees("It was changed meanwhile")
+    assert browser.field("Note").get_attribute("value") == "typed before"
+    browser.press("Load what it is now")
+    wait_for(lambda: browser.field("Note").get_attribute("value") == "", "what it is now is there")
+    browser.fill("Note", "Ann's laptop")
+    browser.fill("Labels", "team-a")
+    browser.press("Save")
+    browser.sees("It was changed.")
+    # Back and forth.
+    browser.press("← All bindings")
+    browser.sees("Order")
+    browser.fill("Label", "team-a")
+    wait_for(lambda: "label=team-a" in driver.current_url, "the filter is in the address")
+    browser.sees("1 of 1 shown")
+    driver.get(driver.current_url)
+    browser.sees("1 of 1 shown")
+    # What cannot be undone is asked about.
+    browser.open(f"bindings/{key_id}")
+    browser.press("Unbind")
+    browser.sees("This cannot be undone.")
+    browser.press("Unbind", "//dialog")
+    browser.sees("This key is not bound any more.")
+    browser.sees("unbound by admin")
+    driver.back()
+    assert ask(replica, KEY, "127.0.0.9").status == 200
+
+
+def test_intercepts_appear_by_themselves_and_many_bindings_change_at_once(browser, replica, driver):
+    browser.sign_in()
+    browser.press("Intercepts")
+    browser.sees("Nothing was refused that fits.")
+    for n in range(6):
+        assert ask(replica, f"sk-many-{n:04}-abcdefgh", f"127.0.3.{n}").status == 200
+    assert ask(replica, "sk-many-0000-abcdefgh", "127.0.4.1").status == 403
+    browser.press("1 new: show them")
+    browser.sees("127.0.4.1")
+    browser.press("Allow 127.0.4.1")
+    browser.sees("may be used from 127.0.4.1.")
+    browser.choose("Together by", "key")
+    wait_for(lambda: "by=key" in driver.current_url, "it is in the address")
+    driver.back()
+    browser.sees("bound to")
+    browser.open("bindings?network=127.0.3.0%2F24")
+    browser.press("Change all of these…")
+    browser.choose("What", "label")
+    browser.driver.find_element(By.XPATH, "//dialog//input").send_keys("floor-3")
+    browser.press("See what would change")
+    browser.sees("6 bindings are meant.")
+    browser.press("Change 6 bindings")
+    browser.sees("6 of 6 bindings were changed.")
+    browser.open("bindings?label=floor-3")
+    browser.sees("6 of 6 shown")
+
+
+def test_a_live_setting_and_a_broken_configuration(browser, replica):
+    assert ask(replica, KEY).status == 200
+    browser.sign_in()
+    browser.press("Settings")
+    browser.field("every request gets 503; streams that are open go on").click()
+    browser.press("Save maintenance")
+    browser.sees("maintenance was changed.")
+    wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 1)
+    browser.sees("Maintenance: every request is refused")
+    browser.fill("the audit is kept for so long", "1s")
+    browser.press("Save retention.audit")
+    browser.sees("not a duration between")
+    assert browser.field("the audit is kept for so long").get_attribute("value") == "1s"
+    browser.press("Undo maintenance")
+    browser.sees("maintenance is the file's again.")
+    wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 1)
+    text = replica.path.read_text()
+    wrong = text.replace("client_ip", "client_pi")
+    line = next(number for number, content in enumerate(wrong.splitlines(), 1) if "client_pi" in content)
+    browser.press("Configuration")
+    browser.driver.execute_script("arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", browser.field("A configuration"), wrong)
+    browser.press("Check this")
+    browser.sees(f"Line {line}, column")
+    browser.sees("did you mean `client_ip`?")
+    marked = browser.driver.find_element(By.CSS_SELECTOR, ".code .marked").text
+    assert marked.startswith(str(line)) and "client_pi" in marked
+    replica.path.write_text(wrong)
+    browser.press("Reload the file")
+    browser.sees("The file was not taken; the configuration before it stays in force.")
+    browser.sees(f"Line {line}, column")
+    replica.path.write_text(text)
+    browser.press("Reload the file")
+    browser.sees("is in force")
+
+
+def test_a_sign_in_that_has_ended_and_keylatch_away(browser, replica):
+    assert ask(replica, KEY).status == 200
+    browser.sign_in()
+    key_id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
+    browser.sees("Live")
+    browser.open(f"bindings/{key_id}")
+    browser.fill("Note", "typed before it ended")
+    admin = signed_in(replica)
+    for session in admin.get("/account/sessions").json()["items"]:
+        if not session["current"]:
+            admin.call("DELETE", f"/account/sessions/{session['id']}", status=204)
+    browser.press("Save")
+    browser.sees("Sign in again")
+    browser.fill("Password", PASSWORD)
+    browser.press("Sign in", "//dialog")
+    wait_for(lambda: "Sign in again" not in browser.text(), "it goes on")
+    assert browser.field("Note").get_attribute("value") == "typed before it ended"
+    browser.fill("Note", "kept")
+    replica.stop()
+    browser.press("Save")
+    browser.sees("Keylatch cannot be reached.")
+    assert browser.field("Note").get_attribute("value") == "kept"
+    browser.sees("Reconnecting…")
+    replica.start()
+    browser.sees("Live", 30)
+    browser.press("Save")
+    browser.sees("It was changed.")
+    assert all("net::ERR_" in each for each in browser.complaints())
+
+
+def test_both_languages_and_whatever_may_be_done(browser, replica):
+    admin = signed_in(replica)
+    admin.other("looker", "viewer")
+    browser.sign_in("looker", "another-horse-battery")
+    browser.sees("Requests a second")
+    assert "Accounts" not in browser.text(), "what is not his is not shown"
+    assert browser.driver.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
+    browser.driver.find_element(By.CSS_SELECTOR, ".appearance option[value='zh']").click()
+    browser.sees("每秒请求数")
+    assert browser.driver.find_element(By.TAG_NAME, "html").get_attribute("lang") == "zh-Hans"
+    browser.press("设置")
+    browser.sees("所有请求得到 503")
+    assert not browser.driver.find_elements(By.XPATH, "//button[normalize-space()='保存']")
+    browser.driver.refresh()
+    browser.sees("所有请求得到 503")
+    with driver_for("zh-CN") as chinese:
+        other = Browser(chinese, replica)
+        other.open()
+        other.sees("登录 Keylatch")
+
+
+def test_no_page_keeps_anybody_out(browser, replica, driver):
+    """axe-core on each page, light and dark, wide and narrow; and nothing is wider than the window."""
+    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    axe = Axe()
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+
+    def look(what):
+        found = [(one["id"], one["nodes"][0]["html"][:200]) for one in axe.run(driver, options=rules)["violations"] if one["impact"] in ("serious", "critical", "moderate")]
+        assert found == [], what
+        assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), f"{what} is too wide"
+
+    look("sign-in")
+    browser.sign_in()
+    browser.sees("Requests a second")
+    key_id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
+    wait_for(lambda: signed_in(replica).get("/logs").json()["items"], "the intercept is written")
+    try:
+        for theme, width in (("light", 1360), ("dark", 360), ("light", 2560)):
+            driver.execute_script(f"localStorage.setItem('keylatch.theme', '{theme}')")
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
+            for page in [*PAGES, f"bindings/{key_id}"]:
+                browser.open(page)
+                wait_for(lambda: driver.find_elements(By.ID, "title") and "Loading…" not in browser.text(), f"{page} is there")
+                time.sleep(0.2)
+                look(f"{page} {theme} {width}")
+                assert not driver.find_elements(By.XPATH, "//*[@style and ancestor::main and not(ancestor::*[contains(@class, 'uplot')]) and not(contains(@class, 'uplot'))]"), "no style is inline"
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_by_keyboard_alone(browser, replica, driver):
+    def active():
+        return driver.execute_script("return document.activeElement.textContent || document.activeElement.name || ''").strip()
+
+    def press(*keys):
+        webdriver.ActionChains(driver).send_keys(*keys).perform()
+
+    browser.field("Name").send_keys("admin")
+    press(Keys.TAB, PASSWORD, Keys.ENTER)
+    browser.sees("Requests a second")
+    driver.execute_script("document.body.focus(); document.activeElement.blur()")
+    for _ in range(30):
+        press(Keys.TAB)
+        if active() == "Settings":
+            break
+    press(Keys.ENTER)
+    browser.sees("within a second")
+    assert active() == "Settings", "whoever hears the page hears which it is"
+
+
+def test_what_is_served_and_what_it_may_do(replica):
+    page = raw.request(replica.admin, "/admin/ui/")
+    policy = page.header("content-security-policy")
+    assert page.status == 200 and "default-src 'none'" in policy and "unsafe" not in policy and page.header("x-frame-options") == "DENY"
+    assert raw.request(replica.admin, "/").header("location") == "/admin/ui/"
+    script = raw.request(replica.admin, "/admin/ui/app.js")
+    assert script.header("content-type").startswith("text/javascript")
+    assert raw.request(replica.admin, "/admin/ui/app.js", headers=[("If-None-Match", script.header("etag"))]).status == 304
+    for path in ("/admin/ui/../Cargo.toml", "/admin/ui/%2e%2e/lib.rs", "/admin/ui/no-such.js", "/admin/ui/vendor", "/admin/ui/vendor/README.md"):
+        assert raw.request(replica.admin, path).status == 404, path
+
+
+def test_every_text_is_in_both_languages():
+    zh = dict(re.findall(r'^  "?((?:[^"\\:]|\\.|:(?! "))+?)"?: "((?:[^"\\]|\\.)*)",$', (CONSOLE / "zh.js").read_text(), re.M))
+    used = set()
+    for path in [*CONSOLE.glob("*.js"), *CONSOLE.glob("pages/*.js")]:
+        used |= set(re.findall(r'\bt\(\s*"((?:[^"\\]|\\.)*)"', path.read_text()))
+        used |= {text for pair in re.findall(r'\bt\([^"()]*\? "([^"]*)" : "([^"]*)"', path.read_text()) for text in pair}
+    used |= set(re.findall(r'means: "([^"]*)"', (ROOT / "src/live/mod.rs").read_text()))
+    used |= set(re.findall(r'::\w+, "[a-z-]+", "([^"]*)"', (ROOT / "src/admin/problem.rs").read_text()))
+    assert len(used) > 200 and used - set(zh) == set()
+    for text, said in zh.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", said)), text
+
+
+def test_vendored_libraries_carry_their_licences():
+    vendor = CONSOLE / "vendor"
+    listed = set(re.findall(r"[\w-]+\.(?:js|css)", (vendor / "README.md").read_text())) - {"uPlot.esm.js"}
+    assert {path.name for path in vendor.iterdir() if path.suffix in (".js", ".css")} <= listed
+    licences = (vendor / "LICENSES.txt").read_text()
+    assert all(name in licences for name in ("== preact", "== htm", "== uplot"))
+    assert json.dumps(sorted(path.name for path in pathlib.Path(CONSOLE).iterdir() if path.is_dir())) == '["pages", "vendor"]'
