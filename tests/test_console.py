@@ -54,7 +54,11 @@ class Browser:
         wait_for(fresh(typed), f"{label} is filled")
 
     def choose(self, label, value):
-        wait_for(fresh(lambda: self.field(label).find_element(By.CSS_SELECTOR, f"option[value='{value}']").click() or True), f"{label} is {value}")
+        def chosen():
+            options = self.field(label).find_elements(By.TAG_NAME, "option")
+            return next(option for option in options if option.get_property("value") == value).click() or True
+
+        wait_for(fresh(chosen), f"{label} is {value}")
 
     def press(self, name, within=""):
         """The first button or link of this name."""
@@ -325,11 +329,13 @@ def test_no_page_keeps_anybody_out(browser, replica, driver):
     key_id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     wait_for(lambda: signed_in(replica).get("/logs").json()["items"], "the intercept is written")
     try:
-        for theme, width in (("light", 1360), ("dark", 360), ("light", 2560)):
+        everything = [*PAGES, f"bindings/{key_id}"]
+        for theme, width, pages in (("light", 1360, everything), ("dark", 360, everything), ("dark", 2560, ["dashboard", "bindings"])):
             driver.execute_script(f"localStorage.setItem('keylatch.theme', '{theme}')")
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
-            for page in [*PAGES, f"bindings/{key_id}"]:
-                browser.open(page)
+            browser.open()
+            for page in pages:
+                driver.execute_script(f"location.hash = '#/{page}'")
                 wait_for(lambda: driver.find_elements(By.ID, "title") and "Loading…" not in browser.text(), f"{page} is there")
                 time.sleep(0.2)
                 look(f"{page} {theme} {width}")

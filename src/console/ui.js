@@ -78,12 +78,13 @@ export function Dialog({ title, close, children, fixed }) {
 
 let fields = 0;
 
-// A labelled input with what is wrong about it. `as` may be `select` or `textarea`.
-export function Field({ label, help, error, as = "input", children, onInput, ...rest }) {
+// A labelled input with what is wrong about it. `as` may be `select` or `textarea`. What is `quiet` says so without
+// drawing anybody there who is typing elsewhere.
+export function Field({ label, help, error, quiet, as = "input", children, onInput, ...rest }) {
   const [id] = useState(() => `field-${++fields}`);
   const control = useRef();
   useEffect(() => {
-    if (error) control.current?.focus();
+    if (error && !quiet) control.current?.focus();
   }, [error]);
   const described = [help && `${id}-help`, error && `${id}-error`].filter(Boolean).join(" ");
   const props = { id, ref: control, "aria-describedby": described || undefined, "aria-invalid": error ? "true" : undefined, ...rest };

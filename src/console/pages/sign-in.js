@@ -56,7 +56,7 @@ export function PasswordForm({ done }) {
     <input name="username" autocomplete="username" value=${current()?.username} readonly hidden />
     <${Field} label=${t("The password you have now")} type="password" autocomplete="current-password" required value=${values.now} onInput=${put("now")} error=${error?.field === "current" && error.message} />
     <${Field} label=${t("A new one")} help=${t("At least 12 characters.")} type="password" autocomplete="new-password" minlength="12" required value=${values.next} onInput=${put("next")} error=${error?.field === "password" && error.message} />
-    <${Field} label=${t("The new one again")} type="password" autocomplete="new-password" required value=${values.again} onInput=${put("again")} error=${differs && t("The two are not the same.")} />
+    <${Field} label=${t("The new one again")} type="password" autocomplete="new-password" required value=${values.again} onInput=${put("again")} quiet error=${differs && t("The two are not the same.")} />
     <div class="row end"><button type="submit" class="primary" disabled=${busy || differs}>${t("Change the password")}</button></div>
   </form>`;
 }
