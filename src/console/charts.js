@@ -35,6 +35,7 @@ export function Chart({ title, points, series, stack, format }) {
     const draw = () => {
       host.replaceChildren();
       if (!points.length) return null;
+      const step = points.length > 1 ? (Date.parse(points[1]) - Date.parse(points[0])) / 1000 : 60;
       const order = stack ? [...series.keys()].reverse() : [...series.keys()];
       const drawn = stack ? stacked(series) : series.map((one) => one.values);
       const ink = colour("--muted");
@@ -45,7 +46,8 @@ export function Chart({ title, points, series, stack, format }) {
           height: 200,
           legend: { show: false },
           cursor: { points: { show: false }, drag: { x: false, y: false } },
-          scales: { y: { range: (_, least, most) => [0, Math.max(most * 1.1, stack ? 1 : 0.001)] } },
+          // Each point is a step of time that begins there.
+          scales: { x: { range: (_, from, until) => [from, until + (stack ? step : 0)] }, y: { range: (_, least, most) => [0, Math.max(most * 1.1, stack ? 1 : 0.001)] } },
           axes: [
             { ...axis, values: (_, splits) => splits.map((at) => clock(at, points)) },
             { ...axis, size: 60, values: (_, splits) => splits.map((value) => format(value)) },
@@ -54,7 +56,7 @@ export function Chart({ title, points, series, stack, format }) {
             {},
             ...order.map((at) => {
               const stroke = colour(series[at].colour || COLOURS[at % COLOURS.length]);
-              return { label: series[at].name, stroke, width: 1.5, fill: stack ? stroke : undefined, paths: stack ? uPlot.paths.stepped({ align: 1 }) : undefined, points: stack ? { show: false } : { show: true, size: 5, stroke, fill: stroke }, spanGaps: false };
+              return { label: series[at].name, stroke, width: 1.5, fill: stack ? stroke : undefined, paths: stack ? uPlot.paths.bars({ size: [0.9, 80], align: 1 }) : undefined, points: stack ? { show: false } : { show: true, size: 5, stroke, fill: stroke }, spanGaps: false };
             }),
           ],
         },
