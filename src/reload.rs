@@ -1,14 +1,13 @@
 //! A new configuration takes the place of the old one: read, compile, swap. The only writer of the
 //! [`arc_swap::ArcSwap`]. Any error, and nothing has changed.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-use crate::config::{Compiler, Report, Settings, Snapshot, check_ports, parse, parse_file};
+use crate::config::{Compiler, Report, Settings, Snapshot, check, parse_file};
 use crate::proxy::Shared;
 use crate::store::record::millis;
 
@@ -84,20 +83,9 @@ impl Reloader {
         outcome.map_err(|report| report.to_string())
     }
 
-    /// Whether this text, or the file, would be taken. What a text has from the environment is not told.
+    /// Whether this text, or the file, would be taken.
     pub fn check(&self, text: Option<&str>) -> Result<(), Report> {
-        let looked_up = RefCell::new(Vec::new());
-        let look_up = |name: &str| {
-            let value = std::env::var(name).ok()?;
-            looked_up.borrow_mut().push(value.clone());
-            Some(value)
-        };
-        let parsed = match text {
-            Some(text) => parse(&self.path, text, &look_up),
-            None => parse_file(&self.path),
-        };
-        let checked = parsed.and_then(|parsed| Compiler::new(check_ports()).compile(parsed)).map(|_| ());
-        checked.map_err(|report| report.without(&looked_up.take()))
+        check(&self.path, text)
     }
 }
 

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -343,3 +346,22 @@ def test_what_happens_is_told_as_it_happens(start, echo_upstream):
         admin.post("/logout", status=204)
         assert len(list(events)) <= 2
     admin.get("/events", 401)
+
+
+def test_every_answer_is_in_the_document(start, echo_upstream):
+    """schemathesis sends what the document allows, and what it does not, to every call."""
+    replica = start(echo_upstream, route_filters=FREE, storage=SQLITE, env=ENV)
+    admin = signed_in(replica)
+    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    program = pathlib.Path(sys.executable).parent / "schemathesis"
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    # An event stream has no end, and whoever signs out sees nothing more.
+    left_out = [argument for path in ("events", "login", "logout") for argument in ("--exclude-path", f"/admin/api/{path}")]
+    said = subprocess.run(
+        [program, "run", f"http://127.0.0.1:{replica.admin}/admin/api/openapi.json", "-H", f"Authorization: Bearer {admin.token}", *left_out,
+         "--checks", checks, "--max-examples", "20", "--phases", "examples,coverage,fuzzing", "--seed", "1", "--generation-database", "none", "--no-color"],
+        cwd=replica.folder, capture_output=True, text=True, timeout=240, check=False,
+    )
+    assert said.returncode == 0, said.stdout[-6000:]
+    assert "Tested: 4" in said.stdout or "Tested: 3" in said.stdout, said.stdout[-2000:]
+    assert replica.health("ready")[0] == 200 and "panicked" not in replica.stderr.read_text()

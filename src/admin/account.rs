@@ -107,7 +107,7 @@ pub async fn end_session(State(api): State<Arc<Api>>, Settled(caller): Settled, 
 
 /// A script's token, without the token itself: nobody knows that any more.
 #[derive(Serialize, ToSchema)]
-pub struct Shown {
+pub struct ScriptToken {
     /// Its id.
     id: String,
     /// What it is called.
@@ -125,8 +125,8 @@ pub struct Shown {
     last_used_at: Option<String>,
 }
 
-fn shown(token: Token) -> Shown {
-    Shown {
+fn shown(token: Token) -> ScriptToken {
+    ScriptToken {
         id: token.id,
         name: token.name,
         scopes: Scopes::stored(&token.scopes).list(),
@@ -137,8 +137,8 @@ fn shown(token: Token) -> Shown {
 }
 
 /// Which tokens do my scripts have?
-#[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<Shown>), Problems))]
-pub async fn tokens(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<Shown>>> {
+#[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<ScriptToken>), Problems))]
+pub async fn tokens(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<ScriptToken>>> {
     let tokens = api.store.desk().tokens(Some(&caller.account)).await?;
     Ok(Json(List::all(tokens.into_iter().map(shown).collect())))
 }
@@ -170,7 +170,7 @@ pub struct MadeToken {
     token: String,
     /// All else.
     #[serde(flatten)]
-    shown: Shown,
+    shown: ScriptToken,
 }
 
 /// Make a token for a script

@@ -97,7 +97,7 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Part(
 /// What is to change of an account; what is not given stays.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Change {
+pub struct AccountChange {
     /// What he is.
     role: Option<Role>,
     /// Whether he may not sign in.
@@ -113,7 +113,7 @@ pub struct Change {
 /// Change an account
 ///
 /// Ends all its sign-ins.
-#[utoipa::path(patch, path = "/admin/api/accounts/{name}", tag = "accounts", security(("bearer" = ["accounts"])), request_body = Change,
+#[utoipa::path(patch, path = "/admin/api/accounts/{name}", tag = "accounts", security(("bearer" = ["accounts"])), request_body = AccountChange,
     params(("name" = String, Path, description = "The account's name."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")),
     responses((status = 200, body = Account), Problems))]
 pub async fn change(
@@ -121,7 +121,7 @@ pub async fn change(
     May(caller): May<ACCOUNTS>,
     Part(name): Part,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<Change>,
+    Body(asked): Body<AccountChange>,
 ) -> Answer<One> {
     let before = accounts::get(&api.store, &name).await?;
     stale(expects, before.version)?;

@@ -98,7 +98,7 @@ pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fi
 
 /// Write the audit to a file
 #[utoipa::path(get, path = "/admin/api/audit/export", tag = "audit", security(("bearer" = ["read"])), params(Filter),
-    responses((status = 200, body = String, content_type = "application/x-ndjson"), Problems))]
+    responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
 pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Response> {
     let wanted = audit::Asked { limit: export::PAGE, ..asked(&filter)? };
     export::stream(filter.format.unwrap_or_default(), "audit", move |before: Option<i64>| {

@@ -210,7 +210,7 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
 
 /// Write intercepts to a file
 #[utoipa::path(get, path = "/admin/api/logs/export", tag = "logs", security(("bearer" = ["read"])), params(Filter),
-    responses((status = 200, body = String, content_type = "application/x-ndjson"), Problems))]
+    responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
 pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Response> {
     let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
     export::stream(filter.format.unwrap_or_default(), "intercepts", move |after: Option<Mark>| {

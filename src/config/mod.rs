@@ -18,6 +18,7 @@ mod storage;
 mod upstreams;
 mod yaml;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -116,6 +117,16 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
         Some(settings) if all_known => Ok(Parsed { settings, mistakes: report, tree, path: path.to_owned() }),
         _ => Err(report),
     }
+}
+
+/// Whether a file could be taken, or a text as if it stood there. What a text has from the environment is not told: whoever
+/// sends it may not know that.
+pub fn check(path: &Path, text: Option<&str>) -> Result<(), Report> {
+    let looked_up = RefCell::new(Vec::new());
+    let look_up = |name: &str| std::env::var(name).ok().inspect(|value| looked_up.borrow_mut().push(value.clone()));
+    let parsed = text.map_or_else(|| parse_file(path), |text| parse(path, text, &look_up));
+    let checked = parsed.and_then(|parsed| Compiler::new(check_ports()).compile(parsed));
+    checked.map(|_| ()).map_err(|report| report.without(&looked_up.take()))
 }
 
 fn read(path: &Path, bytes_max: u64) -> Result<String, String> {

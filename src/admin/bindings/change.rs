@@ -15,7 +15,7 @@ use super::super::problem::{Answer, Problem, Problems};
 use super::{Binding, One, RuleName, one};
 use crate::service::Fault;
 use crate::service::bindings::{Which, network, terms};
-use crate::store::record::{Change as Changes, label};
+use crate::store::record::{Change, label};
 
 /// The longest note, in characters.
 const NOTE_CHARS_MAX: usize = 1000;
@@ -23,7 +23,7 @@ const NOTE_CHARS_MAX: usize = 1000;
 /// What is to change of a binding; what is not given stays.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Change {
+pub struct BindingChange {
     /// The rule. Where it is not given, it follows from the networks.
     rule: Option<RuleName>,
     /// From where the key may be used.
@@ -42,8 +42,8 @@ pub struct Change {
     labels: Option<Vec<String>>,
 }
 
-impl Change {
-    fn read(self, expects: Option<i64>) -> Answer<Changes> {
+impl BindingChange {
+    fn read(self, expects: Option<i64>) -> Answer<Change> {
         let networks = self.networks.unwrap_or_default().iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>();
         let networks = networks.map_err(|why| Problem::invalid("networks", why))?;
         let window = self.window.as_deref().map(humantime::parse_duration).transpose();
@@ -56,12 +56,12 @@ impl Change {
         if self.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_CHARS_MAX) {
             return Err(Problem::invalid("note", format!("a note has at most {NOTE_CHARS_MAX} characters")));
         }
-        Ok(Changes {
+        Ok(Change {
             rule: terms(self.rule.map(Into::into), networks, roaming)?,
             note: self.note.map(|note| note.replace('\0', "")),
             labels: labels.map_err(|why| Problem::invalid("labels", why))?,
             expects,
-            ..Changes::default()
+            ..Change::default()
         })
     }
 }
@@ -69,7 +69,7 @@ impl Change {
 /// Change a binding, or make one
 ///
 /// A binding is made where there is none, if the whole key id and a rule or networks are given.
-#[utoipa::path(patch, path = "/admin/api/bindings/{key_id}", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Change,
+#[utoipa::path(patch, path = "/admin/api/bindings/{key_id}", tag = "bindings", security(("bearer" = ["bindings"])), request_body = BindingChange,
     params(("key_id" = String, Path, description = "The key id, or its first digits."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")),
     responses((status = 200, body = Binding), Problems))]
 pub async fn change(
@@ -77,7 +77,7 @@ pub async fn change(
     May(caller): May<BINDINGS>,
     Part(key_id): Part,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<Change>,
+    Body(asked): Body<BindingChange>,
 ) -> Answer<One> {
     let changed = api.bindings(&caller).set(Which::Id(&key_id), asked.read(expects)?).await;
     answer(changed, expects)
@@ -186,7 +186,7 @@ pub async fn bind(
     Body(asked): Body<KeyAndIp>,
 ) -> Answer<One> {
     let rule = terms(None, vec![ip(&asked.ip)?], None)?;
-    let change = Changes { rule, expects, ..Changes::default() };
+    let change = Change { rule, expects, ..Change::default() };
     answer(api.bindings(&caller).set(which(&asked.key_id, &asked.key)?, change).await, expects)
 }
 

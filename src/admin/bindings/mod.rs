@@ -222,7 +222,7 @@ pub struct As {
 
 /// Write all bindings to a file
 #[utoipa::path(get, path = "/admin/api/bindings/export", tag = "bindings", security(("bearer" = ["read"])), params(As),
-    responses((status = 200, body = String, content_type = "application/x-ndjson"), Problems))]
+    responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
 pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(asked): Asked<As>) -> Answer<Response> {
     export::stream(asked.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
         let api = Arc::clone(&api);

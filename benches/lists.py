@@ -1,0 +1,182 @@
+"""Measures the admin API's lists with 1,000,000 bindings and 5,000,000 intercepts, on PostgreSQL and on SQLite: every page
+that the console can show, by the time of the answer as a client sees it. Prints a Markdown table.
+
+    cargo build --release --locked && python3 benches/lists.py
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import random
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+
+import alone
+import run
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
+from support.postgres import Postgres  # noqa: E402
+
+PASSWORD = "correct-horse-battery"
+MINUTES = 30 * 24 * 60
+
+
+def fill_postgres(postgres, bindings, intercepts):
+    address = "('10.' || (i / 65536) % 256 || '.' || (i / 256) % 256 || '.' || i % 256)::inet"
+    postgres.psql(
+        f"""INSERT INTO bindings (key_id, hint, rule, networks, banned, version, made_by, labels, created_at, last_used_at)
+            SELECT sha256(i::text::bytea), 'sk-…' || right(md5(i::text), 4), 'single', ARRAY[{address}]::cidr[], i % 1000 = 0, i,
+                CASE WHEN i % 50 = 0 THEN 'admin' ELSE 'first_use' END, CASE WHEN i % 100 = 0 THEN ARRAY['team-' || i % 7] ELSE '{{}}' END,
+                now() - interval '1 second' * (i % 7776000), now() - interval '1 second' * ((i::bigint * 7919) % 7776000)
+            FROM generate_series(1, {bindings}) i""",
+        f"""INSERT INTO intercepts (minute, key_id, client, method, path, route, replica, banned, hint, networks, user_agent, count, first_at, last_at)
+            SELECT date_trunc('minute', now()) - interval '1 minute' * (i % {MINUTES}), sha256(((i * 31) % {bindings})::text::bytea), {address}, 'POST',
+                '/v1/chat/' || i % 13, CASE WHEN i % 1000 = 0 THEN 'rare' ELSE 'api' END, 'edge', i % 1000 = 0, 'sk-…' || right(md5(((i * 31) % {bindings})::text), 4), '{{10.0.0.1/32}}', 'bench', 1, now(), now()
+            FROM generate_series(1, {intercepts}) i ON CONFLICT DO NOTHING""",
+        "ANALYZE",
+        timeout=1200,
+    )
+
+
+def fill_sqlite(path, bindings, intercepts):
+    import hashlib
+
+    now = int(time.time() * 1000)
+    ids = [hashlib.sha256(str(i).encode()).digest() for i in range(bindings + 1)]
+    hint = lambda i: "sk-…" + hashlib.md5(str(i).encode()).hexdigest()[-4:]  # noqa: E731
+    address = lambda i: f"10.{i // 65536 % 256}.{i // 256 % 256}.{i % 256}"  # noqa: E731
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executemany(
+            "INSERT INTO bindings (key_id, hint, rule, networks, banned, version, made_by, labels, created_ms, last_used_ms) VALUES (?, ?, 'single', ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (ids[i], hint(i), address(i) + "/32", int(i % 1000 == 0), i, "admin" if i % 50 == 0 else "first_use", f"team-{i % 7}" if i % 100 == 0 else "", now - 1000 * (i % 7776000), now - 1000 * (i * 7919 % 7776000))
+                for i in range(1, bindings + 1)
+            ),
+        )
+        minute = now - now % 60_000
+        database.executemany(
+            "INSERT OR IGNORE INTO intercepts (minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms) VALUES (?, ?, ?, 'POST', ?, ?, ?, ?, '10.0.0.1/32', 'bench', 1, ?, ?)",
+            (
+                (minute - 60_000 * (i % MINUTES), ids[i * 31 % bindings], address(i), f"/v1/chat/{i % 13}", "rare" if i % 1000 == 0 else "api", int(i % 1000 == 0), hint(i * 31 % bindings), now, now)
+                for i in range(1, intercepts + 1)
+            ),
+        )
+        database.commit()
+        database.execute("ANALYZE")
+        database.commit()
+
+
+def pages(bindings):
+    """Every kind of page, each with other values from call to call."""
+    pick = lambda: random.randrange(1, bindings)  # noqa: E731
+    address = lambda i: f"10.{i // 65536 % 256}.{i // 256 % 256}.{i % 256}"  # noqa: E731
+    since = lambda hours: time.strftime("%Y-%m-%dT%H:%M:00Z", time.gmtime(time.time() - 3600 * hours))  # noqa: E731
+    yield "bindings, last used first", lambda: ("bindings", {})
+    yield "bindings, oldest first", lambda: ("bindings", {"sort": "created_at"})
+    yield "bindings, by key id", lambda: ("bindings", {"sort": "key_id"})
+    yield "bindings, beginning of a key id", lambda: ("bindings", {"key_id": f"{random.randrange(1 << 24):06x}"})
+    yield "bindings, end of a hint", lambda: ("bindings", {"hint": f"{random.randrange(1 << 16):04x}"})
+    yield "bindings, an address", lambda: ("bindings", {"network": address(pick())})
+    yield "bindings, a /24", lambda: ("bindings", {"network": f"10.{random.randrange(15)}.{random.randrange(256)}.0/24"})
+    yield "bindings, a /16", lambda: ("bindings", {"network": f"10.{random.randrange(15)}.0.0/16"})
+    yield "bindings, a label", lambda: ("bindings", {"label": f"team-{random.randrange(7)}"})
+    yield "bindings, banned", lambda: ("bindings", {"banned": "true"})
+    yield "bindings, rule that none has", lambda: ("bindings", {"rule": "roaming"})
+    yield "bindings, made by", lambda: ("bindings", {"made_by": "admin"})
+    yield "intercepts, the latest", lambda: ("logs", {})
+    yield "intercepts, an hour", lambda: ("logs", {"since": since(1)})
+    yield "intercepts, an address", lambda: ("logs", {"client": address(pick())})
+    yield "intercepts, a /24", lambda: ("logs", {"client": f"10.{random.randrange(70)}.{random.randrange(256)}.0/24"})
+    yield "intercepts, a path", lambda: ("logs", {"path": f"/v1/chat/{random.randrange(13)}"})
+    yield "intercepts, a rare route", lambda: ("logs", {"route": "rare"})
+    yield "intercepts, a method that none has", lambda: ("logs", {"method": "PUT"})
+    yield "intercepts, by key", lambda: ("logs/groups", {"by": "key"})
+    yield "intercepts, by address, a day", lambda: ("logs/groups", {"by": "client", "since": since(24)})
+    yield "audit", lambda: ("audit", {})
+    yield "dashboard, an hour", lambda: ("dashboard", {})
+    yield "dashboard, 30 days", lambda: ("dashboard", {"range": "30d"})
+
+
+class Client:
+    def __init__(self, replica):
+        self.base, self.token = f"http://127.0.0.1:{replica.admin}/admin/api/", None
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                self.token = self.call("login", body={"username": "admin", "password": PASSWORD})["access_token"]
+                return
+            time.sleep(0.1)
+        raise SystemExit("nobody can sign in")
+
+    def call(self, path, query=None, body=None):
+        headers = {"content-type": "application/json", **({"authorization": f"Bearer {self.token}"} if self.token else {})}
+        url = self.base + path + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def times(self, page, rounds):
+        """Of the first page, and, where there is one, of the one behind it."""
+        taken = []
+        for _ in range(rounds):
+            path, query = page()
+            began = time.perf_counter()
+            first = self.call(path, query)
+            taken.append(time.perf_counter() - began)
+            if first.get("next"):
+                began = time.perf_counter()
+                self.call(path, {**query, "cursor": first["next"]})
+                taken.append(time.perf_counter() - began)
+        return taken
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bindings", type=int, default=1_000_000)
+    parser.add_argument("--intercepts", type=int, default=5_000_000)
+    parser.add_argument("--rounds", type=int, default=50)
+    asked = parser.parse_args()
+    import os
+
+    os.environ["KEYLATCH_ADMIN_PASSWORD"] = PASSWORD
+    shown = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        for store in ("PostgreSQL", "SQLite"):
+            filters, secrets = "      - key_binding: {}\n", "{key_hmac: 0123456789abcdef0123456789abcdef}"
+            kind = alone.SQLITE
+            if store == "PostgreSQL":
+                postgres = Postgres()
+                stack.push(postgres)
+                postgres.start()
+                kind = f'{{postgres: {{url: "{postgres.url}"}}}}'
+            replica = alone.Keylatch(folder, 1, filters, kind, secrets=secrets, pinned=False)
+            client = Client(replica)
+            replica.stop()
+            began = time.monotonic()
+            if store == "PostgreSQL":
+                fill_postgres(postgres, asked.bindings, asked.intercepts)
+            else:
+                fill_sqlite(replica.folder / "bench.db", asked.bindings, asked.intercepts)
+            print(f"{store}: filled in {time.monotonic() - began:.0f} s", file=sys.stderr)
+            replica.begin()
+            client = Client(replica)
+            try:
+                for name, page in pages(asked.bindings):
+                    client.times(page, 2)
+                    taken = sorted(client.times(page, asked.rounds))
+                    shown.setdefault(name, {})[store] = (statistics.median(taken) * 1e3, taken[int(len(taken) * 0.99)] * 1e3)
+            finally:
+                replica.stop()
+    print(f"\n### Lists with {asked.bindings:,} bindings and {asked.intercepts:,} intercepts (ms)\n")
+    print("| page | PostgreSQL p50 | p99 | SQLite p50 | p99 |\n| --- | --- | --- | --- | --- |")
+    for name, row in shown.items():
+        print(f"| {name} | " + " | ".join(f"{value:.1f}" for store in ("PostgreSQL", "SQLite") for value in row[store]) + " |")
+
+
+if __name__ == "__main__":
+    main()
