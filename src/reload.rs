@@ -7,7 +7,8 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-use crate::config::{Compiler, Report, Settings, Snapshot, check, parse_file};
+use crate::config::{Compiler, Parsed, Report, Settings, Snapshot, check, parse_file};
+use crate::live::Overrides;
 use crate::proxy::Shared;
 use crate::store::record::millis;
 
@@ -18,7 +19,8 @@ pub struct Reloader {
     shared: Arc<Shared>,
     /// What the process was started with: what needs a restart is compared with this.
     started: Settings,
-    one_at_a_time: tokio::sync::Mutex<()>,
+    /// The file in force, as it was read: what operators set apart from it is put into it, whatever the file has become since.
+    in_force: tokio::sync::Mutex<Parsed>,
     last: Mutex<Last>,
 }
 
@@ -37,11 +39,11 @@ pub struct Last {
 
 impl Reloader {
     /// For the file the process was started with.
-    pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<Shared>) -> Self {
+    pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<Shared>, parsed: Parsed) -> Self {
         let started = shared.snapshot.load().settings.clone();
         let now = millis(SystemTime::now());
         let last = Last { generation: 1, loaded_ms: now, at_ms: now, outcome: Ok(format!("{} is in force", path.display())) };
-        Self { path: path.to_owned(), compiler, shared, started, one_at_a_time: tokio::sync::Mutex::default(), last: Mutex::new(last) }
+        Self { path: path.to_owned(), compiler, shared, started, in_force: tokio::sync::Mutex::new(parsed), last: Mutex::new(last) }
     }
 
     /// What came of the last attempts.
@@ -51,13 +53,21 @@ impl Reloader {
 
     /// Reloads. The text says what happened, either way.
     pub async fn reload(&self) -> Result<String, String> {
-        let _one = self.one_at_a_time.lock().await;
-        let loaded = load(&self.path, &self.compiler).await;
+        // One at a time.
+        let mut in_force = self.in_force.lock().await;
+        let read = parse_file(&self.path).map(|parsed| parsed.with(&self.shared.live.overrides()));
+        let loaded = match &read {
+            Ok(parsed) => begin(&self.compiler, parsed.clone()).await,
+            Err(report) => Err(report.clone()),
+        };
         let metrics = &self.shared.metrics;
         let outcome = match loaded {
             Ok(fresh) => {
                 let pending = fresh.needs_restart(&self.started);
                 self.shared.snapshot.store(Arc::new(fresh));
+                if let Ok(parsed) = read {
+                    *in_force = parsed;
+                }
                 metrics.reloads.with_label_values(&["ok"]).inc();
                 metrics.last_reload.set(unix_s());
                 let mut said = format!("{} is in force", self.path.display());
@@ -83,15 +93,30 @@ impl Reloader {
         outcome.map_err(|report| report.to_string())
     }
 
+    /// Puts what operators have set of filters into the configuration in force.
+    pub async fn apply(&self, overrides: &Overrides) {
+        let mut in_force = self.in_force.lock().await;
+        let parsed = in_force.clone().with(overrides);
+        match begin(&self.compiler, parsed.clone()).await {
+            Ok(fresh) => {
+                self.shared.snapshot.store(Arc::new(fresh));
+                *in_force = parsed;
+                tracing::info!("what operators have set of filters is in force");
+            }
+            // What it refers to may have changed since it was read.
+            Err(report) => tracing::error!("what operators have set of filters is not in force:\n{report}"),
+        }
+    }
+
     /// Whether this text, or the file, would be taken.
     pub fn check(&self, text: Option<&str>) -> Result<(), Report> {
         check(&self.path, text)
     }
 }
 
-/// Reads and compiles, and starts what the snapshot needs.
-pub async fn load(path: &Path, compiler: &Compiler) -> Result<Snapshot, Report> {
-    let snapshot = compiler.compile(parse_file(path)?)?;
+/// Compiles, and starts what the snapshot needs.
+pub async fn begin(compiler: &Compiler, parsed: Parsed) -> Result<Snapshot, Report> {
+    let snapshot = compiler.compile(parsed)?;
     for upstream in &snapshot.upstreams {
         upstream.start().await;
     }

@@ -44,6 +44,10 @@ class Browser:
         xpath = f"//*[self::input or self::select or self::textarea][@id=//label[normalize-space()='{label}']/@for]"
         return wait_for(lambda: next(iter(self.driver.find_elements(By.XPATH, xpath)), None), f"the field {label}")
 
+    def holds(self, label, text):
+        """Whether the field holds this, at last."""
+        wait_for(fresh(lambda: self.field(label).get_property("value") == text), f"{label} holds {text!r}")
+
     def fill(self, label, text):
         def typed():
             field = self.field(label)
@@ -131,7 +135,7 @@ def test_the_first_sign_in(start, echo_upstream, driver):
     browser.open()
     browser.sign_in(password="wrong-horse-battery")
     browser.sees("name or password is wrong")
-    assert browser.field("Name").get_attribute("value") == "admin", "nothing that was typed is lost"
+    browser.holds("Name", "admin")
     first = replica.stderr.read_text().split(said)[1].splitlines()[0]
     browser.fill("Password", first)
     browser.press("Sign in")
@@ -173,9 +177,9 @@ def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, 
     other.post("/bindings/unban", {"key_id": key_id})
     browser.press("Save")
     browser.sees("It was changed meanwhile")
-    assert browser.field("Note").get_attribute("value") == "typed before"
+    browser.holds("Note", "typed before")
     browser.press("Load what it is now")
-    wait_for(lambda: browser.field("Note").get_attribute("value") == "", "what it is now is there")
+    browser.holds("Note", "")
     browser.fill("Note", "Ann's laptop")
     browser.fill("Labels", "team-a")
     browser.press("Save")
@@ -230,7 +234,7 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     assert ask(replica, KEY).status == 200
     browser.sign_in()
     browser.press("Settings")
-    browser.field("every request gets 503; streams that are open go on").click()
+    wait_for(fresh(lambda: browser.field("every request gets 503; streams that are open go on").click() or True), "it is ticked")
     browser.press("Save maintenance")
     browser.sees("maintenance was changed.")
     wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 1)
@@ -238,7 +242,7 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     browser.fill("the audit is kept for so long", "1s")
     browser.press("Save retention.audit")
     browser.sees("not a duration between")
-    assert browser.field("the audit is kept for so long").get_attribute("value") == "1s"
+    browser.holds("the audit is kept for so long", "1s")
     browser.press("Undo maintenance")
     browser.sees("maintenance is the file's again.")
     wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 1)
@@ -277,12 +281,12 @@ def test_a_sign_in_that_has_ended_and_keylatch_away(browser, replica):
     browser.fill("Password", PASSWORD)
     browser.press("Sign in", "//dialog")
     wait_for(lambda: "Sign in again" not in browser.text(), "it goes on")
-    assert browser.field("Note").get_attribute("value") == "typed before it ended"
+    browser.holds("Note", "typed before it ended")
     browser.fill("Note", "kept")
     replica.stop()
     browser.press("Save")
     browser.sees("Keylatch cannot be reached.")
-    assert browser.field("Note").get_attribute("value") == "kept"
+    browser.holds("Note", "kept")
     browser.sees("Reconnecting…")
     replica.start()
     browser.sees("Live", 30)

@@ -99,3 +99,55 @@ def test_an_alert_threshold_that_is_lowered_holds_at_once(start, echo_upstream):
 def test_memory_has_none(start, echo_upstream):
     said = start(echo_upstream).command("settings", "set", "maintenance", "on")
     assert said.returncode == 1 and "storage is memory" in said.stderr
+
+
+def test_a_filter_in_shadow_on_every_replica_and_over_a_restart(replicas):
+    two = replicas(2)
+    assert ask(two[0], KEY).status == 200
+    status = lambda replica: ask(replica, KEY, "127.0.0.2").status  # noqa: E731
+    assert [status(replica) for replica in two] == [403, 403]
+    # What the file has become since, and nobody has taken, is not taken by this.
+    two[1].path.write_text(two[1].path.read_text().replace("/v1/*", "/v2/*"))
+    began = time.monotonic()
+    assert two[0].command("settings", "set", "shadow.key_binding", "on").returncode == 0
+    for replica in two:
+        wait_for(lambda: status(replica) == 200, "it only counts", 3)  # noqa: B023
+    assert time.monotonic() - began < 1.5
+    assert any('filter="key_binding"' in name and 'outcome="shadow"' in name for name in two[0].metrics())
+    shown = listed(two[0])["shadow.key_binding"]
+    assert (shown["value"], shown["origin"], shown["file"]) == (True, "live", False)
+    two[0].stop()
+    two[0].start()
+    assert status(two[0]) == 200, "it holds from the start on"
+    # A reload of the file keeps it.
+    assert two[0].command("reload").returncode == 0 and status(two[0]) == 200
+    assert two[0].command("settings", "revert", "shadow.key_binding").returncode == 0
+    for replica in two:
+        wait_for(lambda: status(replica) == 403, "it is in force again", 3)  # noqa: B023
+
+
+def test_what_becomes_of_unknown_keys_while_the_store_is_away(replicas, database):
+    (replica,) = replicas(1)
+    assert ask(replica, KEY).status == 200
+    assert replica.command("settings", "set", "key_binding.on_store_failure", "open").returncode == 0
+    wait_for(lambda: "is in force" in replica.stderr.read_text(), "it is in force", 5)
+    database.kill()
+    try:
+        wait_for(lambda: ask(replica, "sk-never-seen-abcdefgh").status == 200, "it passes unjudged", 15)
+        assert ask(replica, KEY, "127.0.0.2").status == 403, "what is known is judged"
+    finally:
+        database.start()
+    wait_for(lambda: replica.command("settings", "revert", "key_binding.on_store_failure").returncode == 0, "it is given back", 10)
+    said = replica.command("settings", "set", "key_binding.on_store_failure", "ajar")
+    assert said.returncode == 1 and "none of closed, open" in said.stderr
+
+
+def test_the_level_of_the_log(start, echo_upstream):
+    replica = start(echo_upstream, storage="{sqlite: {path: t.db}}", more="log: {level: error}")
+    assert " INFO " not in replica.stderr.read_text()
+    assert replica.command("settings", "set", "log.level", "info").returncode == 0
+    wait_for(lambda: "the log's level has changed" in replica.stderr.read_text(), "it tells more", 6)
+    assert replica.command("reload").returncode == 0
+    wait_for(lambda: " INFO " in replica.stderr.read_text(), "it tells what happens")
+    assert listed(replica)["log.level"]["file"] == "error"
+    assert replica.command("settings", "revert", "log.level").returncode == 0

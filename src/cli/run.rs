@@ -84,12 +84,12 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         outbound: Arc::new(Services::here()),
     };
     let compiler = Arc::new(Compiler::new(ports));
-    let snapshot = reload::load(path, &compiler).await.map_err(|report| report.to_string())?;
-    metrics.last_reload.set(reload::unix_s());
-    let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
     let live = Arc::new(Live::default());
     live.refresh(&opened.store).await;
-    live::follow(Arc::clone(&live), Arc::clone(&opened.store));
+    let parsed = parse_file(path).map_err(|report| report.to_string())?.with(&live.overrides());
+    let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
+    metrics.last_reload.set(reload::unix_s());
+    let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
     let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live });
     let current = Arc::clone(&shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
@@ -100,7 +100,12 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         let current = Arc::clone(&current);
         async move { look(&watch, &current).await }
     });
-    let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared)));
+    let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
+    let reloads = Arc::clone(&reloader);
+    live::follow(Arc::clone(&shared.live), Arc::clone(&opened.store), move |overrides| {
+        let reloads = Arc::clone(&reloads);
+        async move { reloads.apply(&overrides).await }
+    });
     let stopping = Arc::new(AtomicBool::new(false));
     let door = Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?;
     let sampler = Sampler::new(settings.replica(), Arc::clone(&shared.metrics));

@@ -81,6 +81,9 @@ impl Compiler {
     /// Compiles a file. Nothing is started; all that is wrong is in the report.
     pub fn compile(&self, mut parsed: Parsed) -> Result<Snapshot, Report> {
         let mut report = std::mem::replace(&mut parsed.mistakes, Report::new(&parsed.path));
+        let said = parsed.settings.clone();
+        let overrides = std::mem::take(&mut parsed.overrides);
+        overrides.apply(&mut parsed.settings);
         let files = Files::beside(&parsed.path);
         let partial = !report.is_empty();
         // Where the file says nothing of Redis there is none, whatever the process was started with.
@@ -101,7 +104,7 @@ impl Compiler {
         match snapshot {
             Some((trusted, upstreams, routes, unrouted, alerts)) if report.is_empty() => {
                 let (written, masked) = (parsed.written(), parsed.masked());
-                Ok(Snapshot { settings: parsed.settings, routes, unrouted, upstreams, trusted, alerts, written, masked })
+                Ok(Snapshot { settings: said, routes, unrouted, upstreams, trusted, alerts, written, masked })
             }
             _ => Err(report),
         }

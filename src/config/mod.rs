@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
 
+use crate::live::Overrides;
+
 pub use compile::{Compiler, Snapshot, check_ports};
 pub use model::Settings;
 pub use report::{Mistake, Report};
@@ -36,17 +38,26 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 const REFERRED_BYTES_MAX: u64 = 1 << 20;
 
 /// A file that was read, not compiled yet.
+#[derive(Clone)]
 pub struct Parsed {
     /// What it says, as far as it could be understood.
     settings: Settings,
     /// What could not. Compiling adds what is wrong with the rest, so that all is told at once.
     mistakes: Report,
+    /// What takes the place of some of it.
+    overrides: Overrides,
     /// Where it says it.
     tree: yaml::Node,
     path: PathBuf,
 }
 
 impl Parsed {
+    /// With something else in the place of what it says of filters.
+    #[must_use]
+    pub fn with(self, overrides: &Overrides) -> Self {
+        Self { overrides: overrides.clone(), ..self }
+    }
+
     /// What stands in the file.
     pub fn written(&self) -> Written {
         let mut places = Written::default();
@@ -114,7 +125,9 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
     let all_known = report.is_empty();
     match sections::decode(&tree, &mut report) {
         // What stands for a value that is not known cannot be judged.
-        Some(settings) if all_known => Ok(Parsed { settings, mistakes: report, tree, path: path.to_owned() }),
+        Some(settings) if all_known => {
+            Ok(Parsed { settings, mistakes: report, overrides: Overrides::default(), tree, path: path.to_owned() })
+        }
         _ => Err(report),
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use keylatch_filters::contract::{ByteSize, HumanDuration, KeyForm, SecretRef, TrustConfig};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use super::alerts::{Alerts, InterceptAlert, Webhook, WebhookFormat};
@@ -181,7 +181,7 @@ impl Default for Log {
 }
 
 /// A log level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
     /// Only what failed.

@@ -1,6 +1,7 @@
 //! Live settings: what operators change while it runs, in force on every replica within a second, and given back to the
 //! file whenever they like. The file says what holds where nobody has said anything else.
 
+mod overrides;
 mod values;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::config::Settings;
 use crate::store::Store;
 use crate::store::outbox::Threshold;
 use crate::store::record::Tending;
+pub use overrides::Overrides;
 pub use values::{Kind, Origin, Shown};
 
 /// What can be set.
@@ -25,8 +27,8 @@ pub struct Setting {
     pub means: &'static str,
     /// What it may be.
     pub kind: Kind,
-    /// What the file, or its default, says.
-    pub file: fn(&Settings) -> Value,
+    /// What the file, or its default, says; it is given the name.
+    pub file: fn(&Settings, &str) -> Value,
 }
 
 /// As people write it: in the largest unit of which it is so many.
@@ -52,41 +54,86 @@ const ALERT_WINDOW: &str = "alerts.intercepts.window";
 const ARCHIVE_AFTER: &str = "retention.archive_after";
 const INTERCEPTS: &str = "retention.intercepts";
 const AUDIT: &str = "retention.audit";
+const LEVEL: &str = "log.level";
+const FAILURE: &str = "key_binding.on_store_failure";
 
 /// All of them.
 pub const ALL: &[Setting] = &[
-    Setting { name: MAINTENANCE, means: "every request gets 503; streams that are open go on", kind: Kind::Bool, file: |_| false.into() },
+    Setting {
+        name: MAINTENANCE,
+        means: "every request gets 503; streams that are open go on",
+        kind: Kind::Bool,
+        file: |_, _| false.into(),
+    },
     Setting {
         name: ALERT_COUNT,
         means: "from how many intercepts of one key on somebody is told",
         kind: Kind::Count { least: 1, most: 1_000_000 },
-        file: |settings| settings.alerts.as_ref().map_or(20, |alerts| alerts.intercepts.count).into(),
+        file: |settings, _| settings.alerts.as_ref().map_or(20, |alerts| alerts.intercepts.count).into(),
     },
     Setting {
         name: ALERT_WINDOW,
         means: "within which time they count, and how often one key is told of",
         kind: Kind::Duration { least_s: MINUTE_S, most_s: 7 * DAY_S },
-        file: |settings| settings.alerts.as_ref().map_or(duration(HumanDuration::secs(600)), |alerts| duration(alerts.intercepts.window)),
+        file: |settings, _| {
+            settings.alerts.as_ref().map_or(duration(HumanDuration::secs(600)), |alerts| duration(alerts.intercepts.window))
+        },
     },
     Setting {
         name: ARCHIVE_AFTER,
         means: "bindings that were unused for so long are archived",
         kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
-        file: |settings| duration(settings.retention.archive_after),
+        file: |settings, _| duration(settings.retention.archive_after),
     },
     Setting {
         name: INTERCEPTS,
         means: "intercepts are kept for so long",
         kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
-        file: |settings| duration(settings.retention.intercepts),
+        file: |settings, _| duration(settings.retention.intercepts),
     },
     Setting {
         name: AUDIT,
         means: "the audit is kept for so long",
         kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
-        file: |settings| duration(settings.retention.audit),
+        file: |settings, _| duration(settings.retention.audit),
     },
+    Setting {
+        name: LEVEL,
+        means: "the least level that is told on standard error",
+        kind: Kind::Choice { of: &["error", "warn", "info", "debug"] },
+        file: |settings, _| serde_json::to_value(settings.log.level).unwrap_or_default(),
+    },
+    Setting {
+        name: FAILURE,
+        means: "what becomes of unknown keys while the store is away: refused, or let through unjudged",
+        kind: Kind::Choice { of: &["closed", "open"] },
+        file: overrides::on_store_failure,
+    },
+    shadow("shadow.allowed_hosts"),
+    shadow("shadow.bearer"),
+    shadow("shadow.body_limit"),
+    shadow("shadow.client_ip"),
+    shadow("shadow.concurrency_limit"),
+    shadow("shadow.cors"),
+    shadow("shadow.flood_guard"),
+    shadow("shadow.headers"),
+    shadow("shadow.key_binding"),
+    shadow("shadow.rate_limit"),
+    shadow("shadow.request_id"),
+    shadow("shadow.rules"),
+    shadow("shadow.security_headers"),
+    shadow("shadow.sse_keepalive"),
 ];
+
+/// Whether all filters of a kind only decide, count and log.
+const fn shadow(name: &'static str) -> Setting {
+    Setting { name, means: "this filter decides, counts and logs, and changes nothing", kind: Kind::Bool, file: overrides::shadowed }
+}
+
+/// Whether a value that has no place of its own in the file stands there all the same: what filters say of themselves.
+pub fn overrides_file(name: &str, said: &Value) -> bool {
+    name.starts_with("shadow.") && *said == Value::Bool(true) || name == FAILURE && said != "closed"
+}
 
 /// The setting of this name.
 pub fn named(name: &str) -> Result<&'static Setting, String> {
@@ -131,7 +178,14 @@ impl Live {
         if self.maintenance.swap(maintenance, Ordering::Relaxed) != maintenance {
             tracing::warn!(maintenance, "maintenance mode has changed");
         }
+        let level = set.iter().find(|(name, _)| *name == LEVEL).and_then(|(_, value)| value.as_str());
+        crate::telemetry::logs::set_level(level);
         *self.set.lock() = set;
+    }
+
+    /// What stands in the place of what the file says of filters.
+    pub fn overrides(&self) -> Overrides {
+        Overrides::of(&self.set.lock())
     }
 
     /// The alerts' threshold that is in force.
@@ -166,10 +220,17 @@ impl Live {
 }
 
 /// Keeps them as they are stored: at once where the store tells of changes, and every few seconds where it may not.
-pub fn follow(live: Arc<Live>, store: Arc<Store>) {
+/// `changed` is told when filters are to be compiled anew.
+pub fn follow<W: Future<Output = ()> + Send>(live: Arc<Live>, store: Arc<Store>, changed: impl Fn(Overrides) -> W + Send + 'static) {
     const AT_LATEST: Duration = Duration::from_secs(5);
     tokio::spawn(async move {
+        let mut known = Overrides::default();
         loop {
+            let overrides = live.overrides();
+            if overrides != known {
+                changed(overrides.clone()).await;
+                known = overrides;
+            }
             let _ = tokio::time::timeout(AT_LATEST, store.settings_changed()).await;
             live.refresh(&store).await;
         }
@@ -188,9 +249,12 @@ mod tests {
         let parsed = parse(std::path::Path::new("k.yaml"), text, &|_| None).unwrap();
         let settings = Compiler::new(check_ports()).compile(parsed).unwrap().settings;
         for setting in ALL {
-            assert_eq!(setting.kind.check(&(setting.file)(&settings)), Ok(()), "{}", setting.name);
+            assert_eq!(setting.kind.check(&(setting.file)(&settings, setting.name)), Ok(()), "{}", setting.name);
             assert_eq!(ALL.iter().filter(|other| other.name == setting.name).count(), 1);
         }
         assert!(named("no.such").err().unwrap().contains("`maintenance`"));
+        for kind in keylatch_filters::ALL {
+            assert!(named(&format!("shadow.{}", kind.name)).is_ok(), "{} cannot be put in shadow while it runs", kind.name);
+        }
     }
 }

@@ -19,6 +19,11 @@ pub enum Kind {
         /// The most.
         most: u64,
     },
+    /// One of these words.
+    Choice {
+        /// The words.
+        of: &'static [&'static str],
+    },
     /// A duration as the file writes it: `15s`, `90days`.
     Duration {
         /// The shortest, in seconds.
@@ -43,7 +48,7 @@ impl Kind {
                 _ => return Err(format!("`{text}` is neither `true` nor `false`")),
             },
             Kind::Count { .. } => text.parse::<u64>().map_err(|_| format!("`{text}` is not a whole number"))?.into(),
-            Kind::Duration { .. } => text.into(),
+            Kind::Choice { .. } | Kind::Duration { .. } => text.into(),
         };
         self.check(&value).map(|()| value)
     }
@@ -56,6 +61,10 @@ impl Kind {
             Kind::Count { least, most } => match value.as_u64() {
                 Some(count) if (least..=most).contains(&count) => Ok(()),
                 _ => Err(format!("{value} is not a whole number between {least} and {most}")),
+            },
+            Kind::Choice { of } => match value.as_str() {
+                Some(word) if of.contains(&word) => Ok(()),
+                _ => Err(format!("{value} is none of {}", of.join(", "))),
             },
             Kind::Duration { least_s, most_s } => match time(value) {
                 Some(duration) if (least_s..=most_s).contains(&duration.as_secs()) => Ok(()),
@@ -103,6 +112,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_choice_is_one_of_its_words() {
+        let kind = Kind::Choice { of: &["open", "closed"] };
+        assert_eq!(kind.read("open"), Ok(json!("open")));
+        assert!(kind.read("ajar").unwrap_err().contains("none of open, closed") && kind.check(&json!(true)).is_err());
+    }
 
     #[test]
     fn what_can_be_set() {

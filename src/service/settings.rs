@@ -14,11 +14,11 @@ pub async fn list(store: &Store, file: &Configured, written: &Written) -> Result
     let stored = store.settings().await?;
     let shown = |setting: &live::Setting| {
         let set: Option<&Stored> = stored.iter().find(|one| one.name == setting.name && setting.kind.check(&one.value).is_ok());
-        let said = (setting.file)(file);
+        let said = (setting.file)(file, setting.name);
         Shown {
             name: setting.name,
             value: set.map_or_else(|| said.clone(), |one| one.value.clone()),
-            origin: match (set, written.has(setting.name)) {
+            origin: match (set, written.has(setting.name) || live::overrides_file(setting.name, &said)) {
                 (Some(_), _) => Origin::Live,
                 (None, true) => Origin::File,
                 (None, false) => Origin::Default,

@@ -24,6 +24,7 @@ export function Settings() {
 
 function range(kind) {
   if (kind.count) return t("{least} to {most}", kind.count);
+  if (kind.choice) return kind.choice.of.join(", ");
   if (kind.duration) return t("A duration such as 15m, 12h or 90days.");
   return "";
 }
@@ -48,7 +49,9 @@ function Setting({ one, put }) {
   const input = bool ? { type: "checkbox", checked: value === true } : one.kind.count ? { type: "number", min: one.kind.count.least, max: one.kind.count.most, value } : { value };
   return html`<form class="card setting" onSubmit=${(event) => (event.preventDefault(), save(value))}>
     <h2><code>${one.name}</code> <${Badge} kind=${one.origin === "live" ? "warn" : ""}>${ORIGINS[one.origin]()}</${Badge}></h2>
-    <${Field} label=${t(one.means)} help=${range(one.kind)} disabled=${busy || !may("settings")} error=${error?.message} onInput=${setValue} ...${input} />
+    ${one.kind.choice
+      ? html`<${Field} label=${t(one.means)} as="select" disabled=${busy || !may("settings")} error=${error?.message} value=${value} onInput=${setValue}>${one.kind.choice.of.map((word) => html`<option value=${word} selected=${word === value}>${word}</option>`)}</${Field}>`
+      : html`<${Field} label=${t(one.means)} help=${range(one.kind)} disabled=${busy || !may("settings")} error=${error?.message} onInput=${setValue} ...${input} />`}
     <div class="row">
       <small>${one.origin === "live" ? html`${t("set by {changed_by}", one)} <${Time} at=${one.changed_at} />. ${t("The file says {file}.", { file: String(one.file) })}` : ""}</small>
       <span class="row end">${one.origin === "live" && may("settings") && html`<${Action} run=${revert} label=${t("Undo {name}", one)}>${t("Undo")}</${Action}>`}
