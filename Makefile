@@ -26,3 +26,4 @@ bench: ## measure against a bare Pingora, nginx, HAProxy and Caddy, what the sto
 	python3 benches/run.py
 	python3 benches/stores.py
 	python3 benches/access.py
+	python3 benches/lists.py

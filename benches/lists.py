@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 
@@ -140,13 +141,14 @@ def main():
     parser.add_argument("--bindings", type=int, default=1_000_000)
     parser.add_argument("--intercepts", type=int, default=5_000_000)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--stores", nargs="+", default=["PostgreSQL", "SQLite"])
     asked = parser.parse_args()
     import os
 
     os.environ["KEYLATCH_ADMIN_PASSWORD"] = PASSWORD
     shown = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        for store in ("PostgreSQL", "SQLite"):
+        for store in asked.stores:
             filters, secrets = "      - key_binding: {}\n", "{key_hmac: 0123456789abcdef0123456789abcdef}"
             kind = alone.SQLITE
             if store == "PostgreSQL":
@@ -167,15 +169,21 @@ def main():
             client = Client(replica)
             try:
                 for name, page in pages(asked.bindings):
-                    client.times(page, 2)
-                    taken = sorted(client.times(page, asked.rounds))
-                    shown.setdefault(name, {})[store] = (statistics.median(taken) * 1e3, taken[int(len(taken) * 0.99)] * 1e3)
+                    try:
+                        client.times(page, 2)
+                        taken = sorted(client.times(page, asked.rounds))
+                    except urllib.error.HTTPError as error:
+                        taken = [float("inf")]
+                        print(f"{store}: {name}: {error}", file=sys.stderr)
+                    median, last = statistics.median(taken) * 1e3, taken[int(len(taken) * 0.99)] * 1e3
+                    shown.setdefault(name, {})[store] = (median, last)
+                    print(f"{store}: {name}: {median:.1f} {last:.1f}", file=sys.stderr, flush=True)
             finally:
                 replica.stop()
     print(f"\n### Lists with {asked.bindings:,} bindings and {asked.intercepts:,} intercepts (ms)\n")
-    print("| page | PostgreSQL p50 | p99 | SQLite p50 | p99 |\n| --- | --- | --- | --- | --- |")
+    print("| page |" + "".join(f" {store} p50 | p99 |" for store in asked.stores) + "\n| ---" + " | ---" * 2 * len(asked.stores) + " |")
     for name, row in shown.items():
-        print(f"| {name} | " + " | ".join(f"{value:.1f}" for store in ("PostgreSQL", "SQLite") for value in row[store]) + " |")
+        print(f"| {name} | " + " | ".join(f"{value:.1f}" for store in asked.stores for value in row[store]) + " |")
 
 
 if __name__ == "__main__":
