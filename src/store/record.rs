@@ -280,3 +280,21 @@ pub fn range(prefix: &[u8]) -> ([u8; 32], [u8; 32]) {
     }
     (low, high)
 }
+
+/// All networks that hold the whole of `net`, as text.
+pub fn holders(net: IpNet) -> Vec<String> {
+    let holder = |length| IpNet::new(net.addr(), length).ok().map(|holder| holder.trunc().to_string());
+    (0..=net.prefix_len()).filter_map(holder).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_hold_it() {
+        let holders = holders("192.0.2.128/25".parse().unwrap());
+        assert_eq!((holders.len(), holders[0].as_str(), holders[24].as_str()), (26, "0.0.0.0/0", "192.0.2.0/24"));
+        assert_eq!(holders[25], "192.0.2.128/25");
+    }
+}

@@ -9,6 +9,7 @@ mod audit;
 mod connect;
 mod intercepts;
 mod listen;
+mod lists;
 mod manage;
 mod pools;
 mod settings;
@@ -151,11 +152,11 @@ impl Authority for Postgres {
     }
 
     fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
-        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::list(&pool, query).await))
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| lists::list(&pool, query).await))
     }
 
     fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
-        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::count(&pool, query).await))
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| lists::count(&pool, query).await))
     }
 
     fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>> {

@@ -2,133 +2,19 @@
 
 use std::time::{Duration, SystemTime};
 
-use ipnet::IpNet;
 use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, QueryBuilder, Row};
+use sqlx::{AssertSqlSafe, Row};
 
-use super::{Db, JUDGED, Sqlite, audit, failed, json, judged, numbers, text, trim};
+use super::{JUDGED, Sqlite, audit, failed, judged, numbers, trim};
 use crate::store::audit::{Actor, Line};
 use crate::store::batch::networks as joined;
-use crate::store::intercepts::{EXAMINED_MAX, Page};
 use crate::store::outbox::AGE_MAX;
-use crate::store::record::{
-    COUNTED_MAX, Change, Changed, Mark, Query, Record, Sort, Tended, Tending, key_id, millis, range, roaming_columns, time, version_now,
-};
+use crate::store::record::{Change, Changed, Record, Tended, Tending, millis, roaming_columns, time, version_now};
 
-const MORE: &str = "hint, made_by, note, labels, created_ms, last_used_ms";
-
-/// The conditions of which an index knows; of a network they let some others pass, too.
-fn indexed(statement: &mut QueryBuilder<Db>, query: &Query) {
-    let (low, high) = range(&query.prefix);
-    statement.push(" FROM bindings WHERE key_id >= ").push_bind(low.to_vec()).push(" AND key_id <= ").push_bind(high.to_vec());
-    if let Some(hint) = &query.hint {
-        statement.push(" AND substr(hint, -4) = substr(").push_bind(hint.clone()).push(", -4) AND substr(hint, -length(");
-        statement.push_bind(hint.clone()).push(")) = ").push_bind(hint.clone());
-    }
-    if let Some(net) = query.network {
-        let (low, high) = text::range(net);
-        statement.push(" AND (networks IN (SELECT value FROM json_each(").push_bind(json(&text::holders(net)));
-        statement.push(")) OR (networks >= ").push_bind(low).push(" AND networks < ").push_bind(high);
-        statement.push(") OR instr(networks, ',') > 0)");
-    }
-    if let Some(label) = &query.label {
-        statement.push(" AND labels <> '' AND instr(',' || labels || ',', ',' || ").push_bind(label.clone()).push(" || ',') > 0");
-    }
-    if query.banned == Some(true) {
-        statement.push(" AND banned");
-    }
-}
-
-fn others(statement: &mut QueryBuilder<Db>, query: &Query) {
-    if query.banned == Some(false) {
-        statement.push(" AND NOT banned");
-    }
-    if let Some(rule) = query.rule {
-        statement.push(" AND rule = ").push_bind(rule.as_str());
-    }
-    if let Some(made_by) = &query.made_by {
-        statement.push(" AND made_by = ").push_bind(made_by.clone());
-    }
-}
-
-/// Those behind the mark, in their order.
-fn ordered(statement: &mut QueryBuilder<Db>, query: &Query) {
-    let beyond = if query.descending { "<" } else { ">" };
-    match (query.after, column(query.sort)) {
-        (Some(after), Some(column)) => {
-            statement.push(format!(" AND ({column}, key_id) {beyond} ("));
-            statement.push_bind(after.at).push(", ").push_bind(after.id.0.to_vec()).push(")");
-        }
-        (Some(after), None) => {
-            statement.push(format!(" AND key_id {beyond} ")).push_bind(after.id.0.to_vec());
-        }
-        (None, _) => {}
-    }
-    sorted(statement, query);
-}
-
-fn sorted(statement: &mut QueryBuilder<Db>, query: &Query) {
-    let way = if query.descending { "DESC" } else { "ASC" };
-    statement.push(match column(query.sort) {
-        Some(column) => format!(" ORDER BY {column} {way}, key_id {way} LIMIT "),
-        None => format!(" ORDER BY key_id {way} LIMIT "),
-    });
-}
-
-fn column(sort: Sort) -> Option<&'static str> {
-    match sort {
-        Sort::Key => None,
-        Sort::Used => Some("last_used_ms"),
-        Sort::Created => Some("created_ms"),
-    }
-}
-
-fn mark(row: &SqliteRow, id: usize, at: usize) -> Result<Mark, StoreError> {
-    Ok(Mark { id: key_id(row.try_get(id).map_err(failed)?)?, at: row.try_get(at).map_err(failed)? })
-}
+pub const MORE: &str = "hint, made_by, note, labels, created_ms, last_used_ms";
 
 impl Sqlite {
-    pub(super) async fn select(&self, query: Query) -> Result<Page<Record, Mark>, StoreError> {
-        let at = column(query.sort).unwrap_or("0");
-        let mut statement = QueryBuilder::new(format!("SELECT {JUDGED}, {MORE}, {at} FROM (SELECT *"));
-        indexed(&mut statement, &query);
-        ordered(&mut statement, &query);
-        statement.push_bind(EXAMINED_MAX).push(") WHERE true");
-        others(&mut statement, &query);
-        sorted(&mut statement, &query);
-        statement.push_bind(i64::from(query.limit));
-        let rows = statement.build().fetch_all(&self.pool).await.map_err(failed)?;
-        let next = match rows.last() {
-            Some(last) if rows.len() >= query.limit as usize => Some(mark(last, 0, 15)?),
-            _ if query.searches() => {
-                let mut statement = QueryBuilder::new(format!("SELECT key_id, {at}"));
-                indexed(&mut statement, &query);
-                ordered(&mut statement, &query);
-                statement.push("1 OFFSET ").push_bind(EXAMINED_MAX - 1);
-                let row = statement.build().fetch_optional(&self.pool).await.map_err(failed)?;
-                row.as_ref().map(|row| mark(row, 0, 1)).transpose()?
-            }
-            _ => None,
-        };
-        let mut rows = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
-        let within = |net: &IpNet, other: IpNet| net.contains(&other) || other.contains(net);
-        rows.retain(|row| query.network.is_none_or(|other| row.binding.networks.iter().any(|net| within(net, other))));
-        Ok(Page { rows, next })
-    }
-
-    pub(super) async fn count_rows(&self, query: Query) -> Result<Option<u64>, StoreError> {
-        // Of a network more are found than there are.
-        if query.searches() || query.network.is_some() {
-            return Ok(None);
-        }
-        let mut statement = QueryBuilder::new("SELECT count(*) FROM (SELECT 1");
-        indexed(&mut statement, &query);
-        statement.push(" LIMIT ").push_bind(COUNTED_MAX + 1).push(")");
-        let count: i64 = statement.build_query_scalar().fetch_one(&self.pool).await.map_err(failed)?;
-        Ok(u64::try_from(count).ok().filter(|_| count <= COUNTED_MAX))
-    }
-
     pub(super) async fn delete(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> Result<Changed<()>, StoreError> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
         let Some(before) = one(&mut tx, id).await? else { return Ok(Changed::Missing) };
@@ -251,7 +137,7 @@ async fn one(tx: &mut sqlx::SqliteConnection, id: KeyId) -> Result<Option<Record
     row.as_ref().map(record).transpose()
 }
 
-fn record(row: &SqliteRow) -> Result<Record, StoreError> {
+pub fn record(row: &SqliteRow) -> Result<Record, StoreError> {
     let labels: String = row.try_get(12).map_err(failed)?;
     Ok(Record {
         binding: judged(row)?,

@@ -8,6 +8,7 @@ mod alerts;
 mod audit;
 mod connect;
 mod intercepts;
+mod lists;
 mod manage;
 mod settings;
 mod text;
