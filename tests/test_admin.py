@@ -12,7 +12,7 @@ import time
 import httpx_sse
 import pytest
 from support import raw
-from support.admin import ENV, Admin, signed_in
+from support.admin import ENV, PASSWORD, Admin, signed_in
 from support.keylatch import wait_for
 from support.stores import FREE, SECRET, ask, storage
 from support.upstreams import STREAM_HEAD, Scripted, chunk
@@ -93,7 +93,12 @@ def test_what_makes_no_sense_is_told_with_the_field(replica):
         ("PATCH", f"/bindings/{key_id}", {"rule": "some"}, "rule", "unknown variant"),
         ("PATCH", f"/bindings/{key_id}", {"rule": "roaming"}, "rule", "needs networks_max"),
         ("PATCH", f"/bindings/{key_id}", {"labels": ["with space"]}, "labels", "not a label"),
+        ("PATCH", f"/bindings/{key_id}", {"labels": ["x"] * 33}, "labels", "at most 32"),
         ("PATCH", f"/bindings/{key_id}", {"note": "x" * 1001}, "note", "at most 1000"),
+        ("PUT", "/settings", {"values": {"retention.audit": "1m"}}, "values.retention.audit", "between 30days and"),
+        ("PUT", "/settings", {"values": {"retention.archive_after": "1m"}}, "values.retention.archive_after", "between 1day and"),
+        ("POST", "/accounts", {"name": "first_use", "role": "viewer", "password": "first-horse-battery"}, "name", "is taken"),
+        ("POST", "/accounts", {"name": "..", "role": "viewer", "password": "first-horse-battery"}, "name", "begins with"),
         ("PATCH", f"/bindings/{key_id}", {"window": "24h"}, "window", "go together"),
         ("PATCH", f"/bindings/{key_id}", {"no_such": 1}, "no_such", "unknown field"),
         ("PUT", "/settings", {"values": {"maintenance": "maybe"}}, "values.maintenance", "neither true nor false"),
@@ -112,8 +117,13 @@ def test_what_makes_no_sense_is_told_with_the_field(replica):
     for content, status in (("{", 400), ("{} x", 400), ("", 400), ("[]", 422)):
         answer = admin.call("POST", "/bindings/ban", status=status, content=content, headers={"content-type": "application/json"})
         assert answer.headers["content-type"] == "application/problem+json"
-    assert admin.call("POST", "/bindings/ban", status=413, content=b'{"key": "' + b"x" * (6 << 20), headers={"content-type": "application/json"})
+    assert admin.call("POST", "/bindings/ban", status=413, content=b'{"key": "' + b"x" * (1 << 17), headers={"content-type": "application/json"})
     admin.call("DELETE", "/bindings", status=405)
+    # No database takes a NUL.
+    admin.get("/audit?actor=%00", 400)
+    admin.get("/bindings/%00", 404)
+    admin.post("/bindings/look-up", {"key": "a\0b"}, 400)
+    assert Admin(replica).post("/login", {"username": "a\0b", "password": PASSWORD}, 400)
     assert admin.get("/bindings?no_such=1", 422).json()["field"] == "no_such"
     for etag in ("5", '"x"', 'W/"5"'):
         admin.post("/bindings/ban", {"key": KEY}, 412, headers={"if-match": etag})
@@ -183,12 +193,12 @@ def test_settings_on_every_replica_within_a_second(replicas):
     admin, other = signed_in(two[0]), signed_in(two[1])
     assert ask(two[1], KEY).status == 200
     began = time.monotonic()
-    changed = admin.put("/settings", {"values": {"maintenance": True, "retention.audit": "7days"}}).json()
+    changed = admin.put("/settings", {"values": {"maintenance": True, "retention.audit": "60days"}}).json()
     wait_for(lambda: ask(two[1], KEY).status == 503, "it is in force", 2)
     assert time.monotonic() - began < 1
     by_name = {row["name"]: row for row in changed["items"]}
     assert (by_name["maintenance"]["value"], by_name["maintenance"]["origin"], by_name["maintenance"]["changed_by"]) == (True, "live", "admin")
-    assert (by_name["retention.audit"]["value"], by_name["retention.audit"]["file"]) == ("7days", "30days")
+    assert (by_name["retention.audit"]["value"], by_name["retention.audit"]["file"]) == ("60days", "30days")
     # All or nothing.
     admin.put("/settings", {"values": {"maintenance": False, "retention.audit": "1s"}}, 422)
     assert ask(two[1], KEY).status == 503
@@ -245,7 +255,8 @@ def test_the_way_back_in(start, echo_upstream):
     again.sign_in(password="third-horse-battery")
     again.put("/account/password", {"current": "third-horse-battery", "password": "fourth-horse-battery"}, 204)
     trace = [(entry["action"], entry["actor"].split(":")[0]) for entry in again.get("/audit", params={"action": "account"}).json()["items"]]
-    assert trace == [("account.password_set", "admin"), ("account.password_set", "command"), ("account.password_set", "command"), ("account.made", "first start")]
+    reset = [("account.unlocked", "command"), ("account.password_set", "command")]
+    assert trace == [("account.password_set", "admin"), *reset, *reset, ("account.made", "first start")]
     made = replica.command("admin", "make", "ops", "--role", "operator")
     assert made.returncode == 0
     Admin(replica).sign_in("ops", made.stdout.strip())

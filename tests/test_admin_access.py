@@ -9,6 +9,7 @@ import time
 
 import jwt
 import pytest
+from support import raw
 from support.admin import ENV, PASSWORD, Admin, signed_in
 from support.keylatch import wait_for
 from support.stores import ask
@@ -165,6 +166,55 @@ def test_a_sign_in_ends_at_once_on_every_replica(replicas):
     admin.call("DELETE", "/accounts/ann", status=412, headers={"if-match": seen.headers["etag"]})
     admin.call("DELETE", "/accounts/ann", status=204)
     admin.call("DELETE", "/accounts/ann", status=404)
+
+
+def test_a_password_that_was_stolen(replica):
+    """What was made with it goes with it, and guessing it from inside is no easier than at the door."""
+    admin = signed_in(replica)
+    bob = admin.other("bob", "operator")
+    made = bob.post("/account/tokens", {"name": "ci", "scopes": ["read"]}, 201).json()
+    assert [token["name"] for token in admin.get("/accounts/bob/tokens").json()["items"]] == ["ci"]
+    other = bob.post("/account/tokens", {"name": "other", "scopes": ["read"]}, 201).json()
+    admin.call("DELETE", f"/accounts/bob/tokens/{other['id']}", status=204)
+    admin.call("DELETE", f"/accounts/bob/tokens/{other['id']}", status=404)
+    Admin(replica, other["token"]).get("/bindings", 401)
+    Admin(replica, made["token"]).get("/bindings")
+    guesses = [bob.put("/account/password", {"current": f"wrong-guess-{n}", "password": "third-horse-battery"}, None).status_code for n in range(20)]
+    assert guesses[:5] == [422] * 5 and 429 in guesses and guesses.count(422) <= 8, guesses
+    admin.call("PATCH", "/accounts/bob", {"password": "reset-horse-battery", "unlock": True}, 200)
+    assert admin.get("/audit", params={"action": "account.unlocked"}).json()["items"][0]["target"] == "bob"
+    Admin(replica, made["token"]).get("/bindings", 401)
+    assert admin.get("/accounts/bob/tokens").json()["items"] == []
+    bob.get("/account", 401)
+
+
+def test_a_password_that_is_changed_while_somebody_signs_in_with_the_old_one(replica):
+    admin = signed_in(replica)
+    admin.other("bob", "operator")
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        late = [pool.submit(lambda n=n: Admin(replica, source=f"127.0.0.{20 + n}").sign_in("bob", "another-horse-battery", None)) for n in range(16)]
+        assert replica.command("admin", "reset-password", "bob", "--stdin", stdin="reset-horse-battery").returncode == 0
+        tokens = [answer.json()["access_token"] for answer in (each.result() for each in late) if answer.status_code == 200]
+    assert {Admin(replica, token).get("/account", None).status_code for token in tokens} <= {401}
+
+
+def test_nobody_holds_the_listener_up(replica):
+    """Headers, bodies and connections that never end take little, and others are served beside them."""
+    before = replica.memory_kib()
+    held = []
+    for n in range(100):
+        connection = raw.connect(replica.admin)
+        head = "POST /admin/api/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n" if n % 2 else "GET /health HTTP/1.1\r\nHo"
+        connection.sendall(head.encode() + b"x" * 50_000 * (n % 2))
+        held.append(connection)
+    assert replica.health("ready")[0] == 200
+    signed_in(replica)
+    assert replica.memory_kib() - before < 60_000
+    # A body that does not arrive is given up.
+    answer = raw.read_head(held[1].makefile("rb"))
+    assert answer[0] == 400
+    for connection in held:
+        connection.close()
 
 
 def forged(token, **changes):

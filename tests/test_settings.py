@@ -54,17 +54,17 @@ def test_where_each_comes_from_and_who_has_set_it(start, echo_upstream, kind, re
     assert (before["retention.audit"]["value"], before["retention.audit"]["origin"]) == ("30days", "file")
     assert (before["retention.intercepts"]["value"], before["retention.intercepts"]["origin"]) == ("90days", "default")
     assert before["maintenance"]["value"] is False and before["alerts.intercepts.count"]["value"] == 20
-    for name, value in (("retention.audit", "7days"), ("alerts.intercepts.count", "5"), ("maintenance", "on")):
+    for name, value in (("retention.audit", "60days"), ("alerts.intercepts.count", "5"), ("maintenance", "on")):
         said = replica.command("settings", "set", name, value)
         assert said.returncode == 0 and said.stderr == "", said.stderr
     wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 2)
     after = listed(replica)
-    assert (after["retention.audit"]["value"], after["retention.audit"]["origin"], after["retention.audit"]["file"]) == ("7days", "live", "30days")
+    assert (after["retention.audit"]["value"], after["retention.audit"]["origin"], after["retention.audit"]["file"]) == ("60days", "live", "30days")
     assert after["alerts.intercepts.count"]["value"] == 5 and after["maintenance"]["changed_by"].startswith("command:")
     assert "retention.audit" in replica.command("settings", "list").stdout
     for name, value, says in (
         ("maintenance", "maybe", "neither `true` nor `false`"),
-        ("retention.audit", "1s", "not a duration between 1m and"),
+        ("retention.audit", "1s", "not a duration between 30days and"),
         ("alerts.intercepts.count", "0", "between 1 and 1000000"),
         ("listeners", "x", "cannot be set while it runs; there are `maintenance`"),
     ):
@@ -77,7 +77,7 @@ def test_where_each_comes_from_and_who_has_set_it(start, echo_upstream, kind, re
     audit = [json.loads(line) for line in replica.command("audit", "--action", "setting", "--json").stdout.splitlines()]
     changes = [(entry["action"], entry["target"], entry["before"], entry["after"]) for entry in reversed(audit)]
     assert changes == [
-        ("setting.set", "retention.audit", None, "7days"),
+        ("setting.set", "retention.audit", None, "60days"),
         ("setting.set", "alerts.intercepts.count", None, 5),
         ("setting.set", "maintenance", None, True),
         ("setting.reverted", "maintenance", True, None),

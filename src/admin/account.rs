@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{Anybody, Body, Part, Person, Settled};
+use super::extract::{Anybody, Body, From, Part, Person, Settled};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
 use crate::service::access::{Caller, Role, Scope, Scopes};
 use crate::service::accounts::{self, now_ms};
+use crate::service::sign_in::Declined;
 use crate::store::accounts::Token;
 
 /// Whoever asks.
@@ -56,9 +57,17 @@ pub struct NewPassword {
 /// Ends all other sign-ins.
 #[utoipa::path(put, path = "/admin/api/account/password", tag = "account", security(("bearer" = [])), request_body = NewPassword,
     responses((status = 204, description = "Chosen."), Problems))]
-pub async fn choose_password(State(api): State<Arc<Api>>, Person(caller): Person, Body(asked): Body<NewPassword>) -> Answer<StatusCode> {
-    accounts::choose_password(&api.store, api.door.passwords(), &caller, &asked.current, &asked.password).await?;
-    Ok(StatusCode::NO_CONTENT)
+pub async fn choose_password(
+    State(api): State<Arc<Api>>,
+    Person(caller): Person,
+    From(from): From,
+    Body(asked): Body<NewPassword>,
+) -> Answer<StatusCode> {
+    match api.door.choose_password(&api.store, &caller, &asked.current, &asked.password, from).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(Declined::Refused(refusal)) => Err(refusal.into()),
+        Err(Declined::Fault(fault)) => Err(fault.into()),
+    }
 }
 
 /// A sign-in.
@@ -125,7 +134,8 @@ pub struct ScriptToken {
     last_used_at: Option<String>,
 }
 
-fn shown(token: Token) -> ScriptToken {
+/// For the list.
+pub fn shown(token: Token) -> ScriptToken {
     ScriptToken {
         id: token.id,
         name: token.name,

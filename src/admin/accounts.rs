@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{ACCOUNTS, Body, IfMatch, May, Part, etag};
+use super::account::{ScriptToken, shown as shown_token};
+use super::extract::{ACCOUNTS, Body, IfMatch, May, Part, Parts, etag};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
 use crate::service::access::Role;
 use crate::service::accounts;
-use crate::service::sign_in::unlock;
 use crate::store::accounts::{Account as Stored, Made};
 
 /// Somebody who may sign in.
@@ -125,15 +125,39 @@ pub async fn change(
 ) -> Answer<One> {
     let before = accounts::get(&api.store, &name).await?;
     stale(expects, before.version)?;
-    if asked.unlock {
-        unlock(&api.store, &before.name).await?;
-    }
     let change = accounts::Change { role: asked.role, disabled: asked.disabled, password: asked.password };
-    if change.role.is_none() && change.disabled.is_none() && change.password.is_none() {
-        return Ok(one(&before));
+    let nothing = change.role.is_none() && change.disabled.is_none() && change.password.is_none();
+    let after = if nothing {
+        before
+    } else {
+        let changed = accounts::change(&api.store, api.door.passwords(), &before.name, &change, expects, &caller.actor).await;
+        changed.map_err(|fault| precise(fault.into(), expects))?
+    };
+    if asked.unlock {
+        api.store.desk().unlock(&after.name, &caller.actor).await?;
     }
-    let changed = accounts::change(&api.store, api.door.passwords(), &before.name, &change, expects, &caller.actor).await;
-    changed.map(|account| one(&account)).map_err(|fault| precise(fault.into(), expects))
+    Ok(one(&after))
+}
+
+/// See the tokens of an account's scripts
+#[utoipa::path(get, path = "/admin/api/accounts/{name}/tokens", tag = "accounts", security(("bearer" = ["accounts"])), params(("name" = String, Path, description = "The account's name.")),
+    responses((status = 200, body = List<ScriptToken>), Problems))]
+pub async fn tokens(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Part(name): Part) -> Answer<Json<List<ScriptToken>>> {
+    let account = accounts::get(&api.store, &name).await?;
+    let tokens = api.store.desk().tokens(Some(&account.name)).await?;
+    Ok(Json(List::all(tokens.into_iter().map(shown_token).collect())))
+}
+
+/// Remove the token of an account's script
+#[utoipa::path(delete, path = "/admin/api/accounts/{name}/tokens/{id}", tag = "accounts", security(("bearer" = ["accounts"])),
+    params(("name" = String, Path, description = "The account's name."), ("id" = String, Path, description = "The token's id.")),
+    responses((status = 204, description = "It is good no more."), Problems))]
+pub async fn remove_token(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, Parts((name, id)): Parts) -> Answer<StatusCode> {
+    let account = accounts::get(&api.store, &name).await?;
+    match api.store.desk().remove_token(&account.name, &id, &caller.actor).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::missing(format!("`{}` has no such token", account.name))),
+    }
 }
 
 /// Remove an account

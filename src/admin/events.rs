@@ -1,5 +1,6 @@
 //! What happens, as it happens: server-sent events.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,14 +16,18 @@ use utoipa::ToSchema;
 
 use super::dashboard::{Now, now};
 use super::extract::{Anybody, From, May, READ, bearer};
+use super::paging::cursor;
 use super::problem::{Answer, Problem, Problems};
 use super::{Api, Known, logs};
-use crate::store::intercepts::{Intercepted, Mark, Wanted};
+use crate::service::accounts::now_ms;
+use crate::store::intercepts::{Intercepted, Wanted};
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(2);
 /// Rows of one look; a browser that is flooded shows nobody anything.
-const AT_ONCE: u32 = 50;
+const AT_ONCE: u32 = 200;
+/// How far back rows may still grow: what waits to be written is written within this.
+const BACK_MS: i64 = 120_000;
 
 /// What an event carries.
 #[derive(Serialize, ToSchema)]
@@ -31,7 +36,7 @@ const AT_ONCE: u32 = 50;
 pub enum Happened {
     /// Every two seconds: how things are.
     Now(Now),
-    /// Intercepts that were written since the last look, the latest first.
+    /// Intercepts that were written since the last look, each with how many there are more.
     Intercepts(Vec<logs::Intercept>),
     /// The store does not answer.
     Away(String),
@@ -47,7 +52,7 @@ pub async fn follow(
     May(_caller): May<READ>,
     again: Again,
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
-    let seen = latest(&api).await?;
+    let seen = seen(&latest(&api).await?);
     let stream =
         futures::stream::unfold((api, again, seen, Vec::new(), true), |(api, again, mut seen, mut waiting, mut first)| async move {
             loop {
@@ -89,29 +94,35 @@ impl Again {
     }
 }
 
-/// Where the latest intercept stands, and how often it was.
-type Seen = Option<(Mark, i64)>;
+/// How often each of the latest rows was refused, when it was looked at last.
+type Seen = HashMap<String, i64>;
 
-async fn latest(api: &Api) -> Answer<Seen> {
-    let page = api.store.desk().intercepts(&Wanted { limit: 1, ..Wanted::default() }).await?;
-    Ok(page.rows.into_iter().next().map(|row| (row.mark, row.count)))
+/// The rows of the last minutes: those before them grow no more.
+async fn latest(api: &Api) -> Answer<Vec<Intercepted>> {
+    let since_ms = Some((now_ms() - BACK_MS).max(0)).map(|ms| ms - ms.rem_euclid(60_000));
+    Ok(api.store.desk().intercepts(&Wanted { since_ms, limit: AT_ONCE, ..Wanted::default() }).await?.rows)
+}
+
+fn seen(rows: &[Intercepted]) -> Seen {
+    rows.iter().map(|row| (cursor(&row.mark), row.count)).collect()
 }
 
 /// What is new, the last of it first.
-async fn look(api: &Api, seen: &mut Seen) -> Vec<Event> {
-    let wanted = Wanted { limit: AT_ONCE, ..Wanted::default() };
-    let (rows, now) = match (api.store.desk().intercepts(&wanted).await, now(api).await) {
-        (Ok(page), Ok((now, _))) => (page.rows, now),
-        (Err(error), _) => return vec![event("away", &error.to_string())],
-        (_, Err(_)) => return vec![event("away", &"the store does not answer".to_owned())],
+async fn look(api: &Api, before: &mut Seen) -> Vec<Event> {
+    let (rows, now) = match (latest(api).await, now(api).await) {
+        (Ok(rows), Ok((now, _))) => (rows, now),
+        _ => return vec![event("away", &"the store does not answer")],
     };
-    let known = |row: &Intercepted| seen.as_ref().is_some_and(|(mark, count)| *mark == row.mark && *count == row.count);
-    let fresh: Vec<_> = rows.into_iter().take_while(|row| !known(row)).collect();
+    let after = seen(&rows);
+    let more = |row: Intercepted| {
+        let count = row.count - before.get(&cursor(&row.mark)).copied().unwrap_or(0);
+        (count > 0).then(|| logs::Intercept::from(Intercepted { count, ..row }))
+    };
+    let fresh: Vec<logs::Intercept> = rows.into_iter().filter_map(more).collect();
+    *before = after;
     let mut events = Vec::new();
-    if let Some(first) = fresh.first() {
-        *seen = Some((first.mark.clone(), first.count));
-        let shown: Vec<logs::Intercept> = fresh.into_iter().map(logs::Intercept::from).collect();
-        events.push(event("intercepts", &shown));
+    if !fresh.is_empty() {
+        events.push(event("intercepts", &fresh));
     }
     events.push(event("now", &now));
     events

@@ -37,12 +37,13 @@ where
     W: Future<Output = Result<Piece<T, M>, Problem>> + Send,
 {
     let (rows, next) = page(None).await?;
+    let named = !rows.is_empty();
     let first = write(format, &rows, true);
-    let rest = stream::try_unfold((page, next), move |(page, next)| async move {
+    let rest = stream::try_unfold((page, next, named), move |(page, next, named)| async move {
         let Some(mark) = next else { return Ok(None) };
         let broken = |problem: Problem| std::io::Error::other(serde_json::to_string(&problem).unwrap_or_default());
         let (rows, next) = page(Some(mark)).await.map_err(broken)?;
-        Ok::<_, std::io::Error>(Some((write(format, &rows, false), (page, next))))
+        Ok::<_, std::io::Error>(Some((write(format, &rows, !named), (page, next, named || !rows.is_empty()))))
     });
     let all = futures::StreamExt::chain(stream::once(std::future::ready(Ok(first))), rest);
     let (kind, ending) = match format {

@@ -2,10 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request};
-use axum::http::request::Parts;
+use axum::http;
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -17,6 +18,9 @@ use serde::de::DeserializeOwned;
 use super::problem::Problem;
 use super::{Api, Known};
 use crate::service::access::{Caller, SCOPES, Scope};
+
+/// A body that takes longer does not arrive.
+const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Somebody who is signed in, whatever he may do.
 pub struct Anybody(pub Caller);
@@ -44,7 +48,7 @@ pub struct From(pub IpAddr);
 impl FromRequestParts<Known> for From {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
         let snapshot = known.0.shared.snapshot.load();
         Ok(Self(ClientIp::of(Arc::clone(&snapshot.trusted)).find(canonical(peer), &parts.headers).address))
@@ -54,7 +58,7 @@ impl FromRequestParts<Known> for From {
 impl FromRequestParts<Known> for Anybody {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let From(from) = From::from_request_parts(parts, known).await?;
         let token = bearer(&parts.headers).ok_or_else(Problem::unknown_caller)?;
         let api: &Api = &known.0;
@@ -65,7 +69,7 @@ impl FromRequestParts<Known> for Anybody {
 impl FromRequestParts<Known> for Person {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let Anybody(caller) = Anybody::from_request_parts(parts, known).await?;
         match caller.session {
             Some(_) => Ok(Self(caller)),
@@ -77,7 +81,7 @@ impl FromRequestParts<Known> for Person {
 impl FromRequestParts<Known> for Settled {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let Person(caller) = Person::from_request_parts(parts, known).await?;
         settled(caller).map(Self)
     }
@@ -94,7 +98,7 @@ fn settled(caller: Caller) -> Result<Caller, Problem> {
 impl<const SCOPE: u8> FromRequestParts<Known> for May<SCOPE> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let Anybody(caller) = Anybody::from_request_parts(parts, known).await?;
         let caller = settled(caller)?;
         match SCOPES.into_iter().find(|scope| *scope as u8 == SCOPE) {
@@ -123,10 +127,14 @@ impl<T: DeserializeOwned> FromRequest<Known> for Body<T> {
         if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
             return Err(Problem::not_json());
         }
-        let bytes = Bytes::from_request(request, known).await.map_err(|rejection| match rejection {
+        let arrives = tokio::time::timeout(BODY_TIME_MAX, Bytes::from_request(request, known)).await;
+        let bytes = arrives.map_err(|_| Problem::unreadable("the body did not arrive in time"))?.map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(_) => Problem::too_large(),
             _ => Problem::unreadable("the body did not arrive"),
         })?;
+        if let Some(problem) = null(&bytes) {
+            return Err(problem);
+        }
         let mut reader = serde_json::Deserializer::from_slice(&bytes);
         let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let path = error.path().to_string();
@@ -141,6 +149,12 @@ impl<T: DeserializeOwned> FromRequest<Known> for Body<T> {
             Err(_) => Err(Problem::unreadable("something stands behind the JSON of the body")),
         }
     }
+}
+
+/// No name, key or text of ours has a NUL, and databases do not take one.
+fn null(text: &[u8]) -> Option<Problem> {
+    let there = |what: &[u8]| memchr::memmem::find(text, what).is_some();
+    (there(b"\\u0000") || there(b"%00")).then(|| Problem::unreadable("it holds a NUL character"))
 }
 
 /// What serde says of a field, without its value: that may be a password or a key.
@@ -159,7 +173,10 @@ pub struct Asked<T>(pub T);
 impl<T: DeserializeOwned> FromRequestParts<Known> for Asked<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
+        if let Some(problem) = null(parts.uri.query().unwrap_or_default().as_bytes()) {
+            return Err(problem);
+        }
         let query = Query::<T>::from_request_parts(parts, known).await;
         let says = |rejection: axum::extract::rejection::QueryRejection| {
             let text = rejection.body_text();
@@ -179,9 +196,23 @@ pub struct Part(pub String);
 impl FromRequestParts<Known> for Part {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let path = axum::extract::Path::<String>::from_request_parts(parts, known).await;
-        path.map(|axum::extract::Path(part)| Self(part)).map_err(|_| Problem::missing("there is nothing of this name"))
+        let named = path.ok().map(|axum::extract::Path(part)| part).filter(|part| !part.contains('\0'));
+        named.map(Self).ok_or_else(|| Problem::missing("there is nothing of this name"))
+    }
+}
+
+/// Two parts of the path.
+pub struct Parts(pub (String, String));
+
+impl FromRequestParts<Known> for Parts {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<(String, String)>::from_request_parts(parts, known).await;
+        let named = path.ok().map(|axum::extract::Path(both)| both).filter(|(one, other)| !one.contains('\0') && !other.contains('\0'));
+        named.map(Self).ok_or_else(|| Problem::missing("there is nothing of this name"))
     }
 }
 
@@ -191,7 +222,7 @@ pub struct IfMatch(pub Option<i64>);
 impl FromRequestParts<Known> for IfMatch {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, _: &Known) -> Result<Self, Problem> {
         let Some(field) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
         let text = field.to_str().unwrap_or_default().trim();
         if text == "*" {

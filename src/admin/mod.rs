@@ -21,6 +21,7 @@ mod logs;
 mod openapi;
 mod paging;
 mod problem;
+pub mod server;
 mod settings;
 mod sign_in;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
@@ -48,8 +49,10 @@ use crate::service::sign_in::Door;
 use crate::store::Store;
 use crate::telemetry::sampler::Sampler;
 
-/// The largest body of a request; a whole configuration fits.
-const BODY_BYTES_MAX: usize = 5 << 20;
+/// The largest body of a request.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// The largest configuration that is looked at.
+const CONFIG_BYTES_MAX: usize = 5 << 20;
 
 /// What the handlers work with.
 pub struct Api {
@@ -102,6 +105,8 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(account::remove_token))
         .routes(routes!(accounts::list, accounts::make))
         .routes(routes!(accounts::get, accounts::change, accounts::remove))
+        .routes(routes!(accounts::tokens))
+        .routes(routes!(accounts::remove_token))
         .routes(routes!(dashboard::get))
         .routes(routes!(events::follow))
         .routes(routes!(streams::list))
@@ -125,8 +130,8 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(audit::list))
         .routes(routes!(audit::export))
         .routes(routes!(configuration::get))
-        .routes(routes!(configuration::check))
         .routes(routes!(configuration::reload))
+        .merge(OpenApiRouter::new().routes(routes!(configuration::check)).layer(DefaultBodyLimit::max(CONFIG_BYTES_MAX)))
 }
 
 /// Everything the listener serves.

@@ -59,7 +59,7 @@ impl Problem {
 
     /// The body is too large.
     pub fn too_large() -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", "a body has at most 5 MiB")
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", "a body has at most 64 KiB, a configuration 5 MiB")
     }
 
     /// Nobody is known to ask.

@@ -12,7 +12,6 @@ use crate::config::{Files, Parsed, parse_file};
 use crate::service::access::Role;
 use crate::service::accounts::{self, Change};
 use crate::service::passwords::{BYTES_MAX, Passwords};
-use crate::service::sign_in::unlock;
 use crate::store::{self, Opened, Purpose};
 
 #[derive(Args)]
@@ -118,12 +117,12 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
                 let change = Change { password: Some(password.clone()), disabled: Some(false), role: None };
                 accounts::change(store, &passwords, &accounts::name(name)?, &change, None, &actor).await?;
             }
-            unlock(store, &accounts::name(name)?).await?;
+            store.desk().unlock(&accounts::name(name)?, &actor).await.map_err(|e| e.to_string())?;
             if *stdin { Ok(()) } else { show(name, &password) }
         }
         Command::Unlock { name } => {
             let account = accounts::get(store, name).await?;
-            Ok(unlock(store, &account.name).await?)
+            store.desk().unlock(&account.name, &actor).await.map_err(|e| e.to_string())
         }
         Command::Remove { name } => {
             let account = accounts::get(store, name).await?;

@@ -1,6 +1,5 @@
 //! `keylatch run`: put the parts together, serve, and end in order.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +20,8 @@ use crate::live::{self, Live};
 use crate::outbound::Services;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
-use crate::service::accounts;
 use crate::service::sign_in::Door;
+use crate::service::{Fault, accounts};
 use crate::store::record::millis;
 use crate::store::{self, Purpose, Store};
 use crate::telemetry::access::AccessLog;
@@ -44,6 +43,8 @@ struct House {
     watch: Arc<Watch>,
     settings: Settings,
     stop: watch::Receiver<Stop>,
+    api: Arc<Api>,
+    started_ms: i64,
     _control: control::Guard,
 }
 
@@ -61,6 +62,8 @@ pub fn run(path: &Path) -> Result<(), String> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %house.settings.admin.address, "ready");
     let served = proxy::run(&house.shared, &house.settings, house.stop.clone(), runtime.handle());
     runtime.block_on(async {
+        // What was counted last, and that this replica has gone.
+        let _ = tokio::time::timeout(LAST_LOOK, house.api.sampler.say(&house.store, &state(&house.api, house.started_ms))).await;
         house.store.finish().await;
         // What was written last is noted, and sent by whoever comes after.
         let _ = tokio::time::timeout(LAST_LOOK, look(&house.watch, &house.shared)).await;
@@ -122,10 +125,10 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     tokio::spawn(first_account(Arc::clone(&api)));
     let started_ms = millis(SystemTime::now());
     every(&api, sampler::SAID_EVERY, move |api| async move { api.sampler.say(&api.store, &state(&api, started_ms)).await });
-    serve_admin(&settings, api).await?;
+    serve_admin(&settings, Arc::clone(&api)).await?;
     let control = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
     let stop = watch_signals(&settings, reloader, stopping)?;
-    Ok(House { shared, store: opened.store, watch, settings, stop, _control: control })
+    Ok(House { shared, store: opened.store, watch, settings, stop, api, started_ms, _control: control })
 }
 
 /// Looks for keys that were refused too often.
@@ -153,7 +156,14 @@ fn state(api: &Api, started_ms: i64) -> State {
 /// Where nobody may sign in yet, somebody may from now on.
 async fn first_account(api: Arc<Api>) {
     let given = std::env::var(FIRST_PASSWORD).ok().filter(|password| !password.is_empty());
-    match accounts::make_first(&api.store, api.door.passwords(), given.as_deref()).await {
+    let made = loop {
+        match accounts::make_first(&api.store, api.door.passwords(), given.as_deref()).await {
+            // The store will be back, and then somebody wants in.
+            Err(Fault::Away(_)) => tokio::time::sleep(Duration::from_secs(5)).await,
+            made => break made,
+        }
+    };
+    match made {
         Ok(None) => {}
         Ok(Some(_)) if given.is_some() => {
             tracing::info!("the account `{}` was made, with the password of {FIRST_PASSWORD}", accounts::FIRST)
@@ -170,12 +180,7 @@ async fn first_account(api: Arc<Api>) {
 async fn serve_admin(settings: &Settings, api: Arc<Api>) -> Result<(), String> {
     let address = settings.admin.address;
     let listener = TcpListener::bind(address).await.map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
-    tokio::spawn(async move {
-        let service = admin::router(api).into_make_service_with_connect_info::<SocketAddr>();
-        if let Err(error) = axum::serve(listener, service).await {
-            tracing::error!(%error, "the admin listener has ended");
-        }
-    });
+    tokio::spawn(admin::server::serve(listener, admin::router(api)));
     Ok(())
 }
 

@@ -74,12 +74,14 @@ fn unfold<'a>(schema: &'a Json, root: &'a Json, known: &mut Vec<&'a Json>) -> bo
     secret
 }
 
-/// Of a URL all but the password is shown, and what stands in its query.
+/// Of a database's URL all but the password is shown, and what stands in its query. Of others nothing: a webhook's path is
+/// often its secret.
 fn masked(text: &str) -> String {
-    let parts = text.split_once("://").and_then(|(scheme, rest)| {
+    let database = |scheme: &str| ["postgres", "postgresql", "redis", "rediss"].contains(&scheme);
+    let parts = text.split_once("://").filter(|(scheme, _)| database(scheme)).and_then(|(scheme, rest)| {
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, host) = authority.rsplit_once('@')?;
-        let user = user.split_once(':').map_or(user, |(user, _)| user);
+        let user = user.split_once(':').map_or(MASK, |(user, _)| user);
         Some(format!("{scheme}://{user}:{MASK}@{host}/{}", path.split('?').next().unwrap_or_default()))
     });
     scalar(parts.as_deref().unwrap_or(MASK), false)
@@ -107,7 +109,7 @@ mod tests {
 listeners: [{address: "127.0.0.1:1", limits: {header_bytes: 8KiB, headers: 50}}]
 storage: {postgres: {url: "postgres://kl:hunter2@db.internal:5432/keylatch?sslmode=verify-full"}}
 secrets: {key_hmac: "hunter2-0123456789abcdef0123456789", previous: ["hunter2-b", "file:old.secret"]}
-alerts: {intercepts: {count: 5}, webhooks: [{name: ops, url: "https://hooks.example/hunter2", secret: hunter2c}]}
+alerts: {intercepts: {count: 5}, webhooks: [{name: ops, url: "https://user:pw@hooks.example/hunter2", secret: hunter2c}]}
 upstreams: [{name: u, servers: [{address: "127.0.0.1:2"}]}]
 filters: [{client_ip: {}}, {headers: {request: {set: {Authorization: "Bearer hunter2"}, remove: [x-a]}}}]
 routes:

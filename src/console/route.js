@@ -5,7 +5,15 @@ import { useEffect, useState } from "./html.js";
 export function parse() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [page = "", ...rest] = path.split("/");
-  return { page: page || "dashboard", thing: rest.map(decodeURIComponent).join("/"), params: Object.fromEntries(new URLSearchParams(query)) };
+  // Whoever types an address may type nonsense.
+  const decoded = (text) => {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
+  };
+  return { page: page || "dashboard", thing: rest.map(decoded).join("/"), params: Object.fromEntries(new URLSearchParams(query)) };
 }
 
 export const href = (page, params = {}) => {

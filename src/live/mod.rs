@@ -82,7 +82,8 @@ pub const ALL: &[Setting] = &[
     Setting {
         name: ARCHIVE_AFTER,
         means: "bindings that were unused for so long are archived",
-        kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
+        // Shorter, keys that are in use would bind anew from wherever they are used next.
+        kind: Kind::Duration { least_s: DAY_S, most_s: YEAR_S },
         file: |settings, _| duration(settings.retention.archive_after),
     },
     Setting {
@@ -94,7 +95,8 @@ pub const ALL: &[Setting] = &[
     Setting {
         name: AUDIT,
         means: "the audit is kept for so long",
-        kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
+        // Whoever may change settings must not wipe out who did what.
+        kind: Kind::Duration { least_s: 30 * DAY_S, most_s: YEAR_S },
         file: |settings, _| duration(settings.retention.audit),
     },
     Setting {

@@ -31,9 +31,12 @@ pub fn now_ms() -> i64 {
 /// The one form of a name: 1 to 64 letters, digits and `-_.@`, in lower case.
 pub fn name(text: &str) -> Result<String, Fault> {
     let fine = (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
-    match fine {
+    // What bindings say of whoever made them must not mean two things.
+    match fine && text.starts_with(|first: char| first.is_ascii_alphanumeric()) && !text.eq_ignore_ascii_case("first_use") {
         true => Ok(text.to_ascii_lowercase()),
-        false => Err(Fault::invalid("name", "a name has 1 to 64 letters, digits and `-_.@`")),
+        false => {
+            Err(Fault::invalid("name", "a name begins with a letter or digit and has 1 to 64 of them and of `-_.@`; `first_use` is taken"))
+        }
     }
 }
 
@@ -136,21 +139,6 @@ pub async fn change(
     }
     made(store.desk().change_account(&after, expects.unwrap_or(before.version), None, actor).await?, name)?;
     get(store, name).await
-}
-
-/// Chooses a password of one's own, which ends one's other sessions.
-pub async fn choose_password(store: &Store, passwords: &Passwords, caller: &Caller, old: &str, new: &str) -> Result<(), Fault> {
-    let account = get(store, &caller.account).await?;
-    if !passwords.is(old, account.password.as_deref()).await? {
-        return Err(Fault::invalid("current", "that is not the password you have now"));
-    }
-    passwords::check(new, &account.name)?;
-    if old == new {
-        return Err(Fault::invalid("password", "that is the password you have now"));
-    }
-    let after = Account { password: Some(passwords.hash(new).await?), must_change: false, ..account.clone() };
-    let changed = store.desk().change_account(&after, account.version, caller.session.as_deref(), &caller.actor).await?;
-    made(changed, &account.name)
 }
 
 /// Makes a token of the caller's; it may do no more than he. The token itself is known to nobody afterwards.

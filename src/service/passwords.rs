@@ -1,5 +1,7 @@
 //! Passwords: Argon2id (RFC 9106, with the parameters OWASP recommends: 19 MiB, 2 passes), a few at a time.
 
+use std::sync::Arc;
+
 use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
@@ -16,7 +18,7 @@ const AT_ONCE: usize = 2;
 
 /// Computes them.
 pub struct Passwords {
-    places: Semaphore,
+    places: Arc<Semaphore>,
     /// What is compared with where there is nothing to compare with: it takes as long.
     nobodys: String,
 }
@@ -41,7 +43,7 @@ impl Passwords {
     /// Begins with a hash of its own.
     pub fn new() -> Result<Self, String> {
         let nobodys = hash(&crate::store::fresh_secret()?)?;
-        Ok(Self { places: Semaphore::new(AT_ONCE), nobodys })
+        Ok(Self { places: Arc::new(Semaphore::new(AT_ONCE)), nobodys })
     }
 
     /// The PHC string of a password.
@@ -62,7 +64,12 @@ impl Passwords {
     }
 
     async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, Fault> {
-        let _place = self.places.acquire().await;
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|e| Fault::Away(e.to_string()))?;
+        // The place is held until the work is done, whether or not anybody still waits for it.
+        let work = move || {
+            let _place = place;
+            work()
+        };
         tokio::task::spawn_blocking(work).await.map_err(|e| Fault::Away(e.to_string()))?.map_err(Fault::Away)
     }
 }

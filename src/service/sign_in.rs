@@ -49,6 +49,31 @@ impl From<StoreError> for Refusal {
     }
 }
 
+/// Why a password was not changed.
+#[derive(Clone, Debug)]
+pub enum Declined {
+    /// As at the door.
+    Refused(Refusal),
+    /// What was said makes no sense.
+    Fault(Fault),
+}
+
+impl From<Refusal> for Declined {
+    fn from(refusal: Refusal) -> Self {
+        Declined::Refused(refusal)
+    }
+}
+
+impl From<Fault> for Declined {
+    fn from(fault: Fault) -> Self {
+        Declined::Fault(fault)
+    }
+}
+
+fn seconds_until(ms: i64) -> u64 {
+    u64::try_from((ms - now_ms()).max(1)).unwrap_or(1).div_ceil(1000)
+}
+
 /// Somebody who has signed in.
 #[derive(Clone, Debug)]
 pub struct SignedIn {
@@ -112,19 +137,39 @@ impl Door {
         let guessed = guessed(&name, from);
         let (desk, now) = (store.desk(), now_ms());
         if let Some(until) = desk.guess(&guessed, now).await? {
-            return Err(Refusal::Locked(u64::try_from((until - now).max(1)).unwrap_or(1).div_ceil(1000)));
+            return Err(Refusal::Locked(seconds_until(until)));
         }
         let account = desk.account(&name).await?;
         let stored = account.as_ref().filter(|account| !account.disabled).and_then(|account| account.password.clone());
         let password = if password.len() > BYTES_MAX { "" } else { password };
         let right = self.passwords.is(password, stored.as_deref()).await.map_err(|fault| Refusal::Away(fault.to_string()))?;
         let Some(account) = account.filter(|_| right) else { return Err(Refusal::Wrong) };
-        desk.forgive(&guessed).await?;
-        self.begin(store, account, from, agent).await
+        self.begin(store, account, from, agent, &guessed).await
+    }
+
+    /// Chooses a password of one's own, which ends one's other sessions. Guessing the old one counts as at the door.
+    pub async fn choose_password(&self, store: &Store, caller: &Caller, old: &str, new: &str, from: IpAddr) -> Result<(), Declined> {
+        let guessed = guessed(&caller.account, from);
+        let desk = store.desk();
+        if let Some(until) = desk.guess(&guessed, now_ms()).await.map_err(Refusal::from)? {
+            return Err(Refusal::Locked(seconds_until(until)).into());
+        }
+        let account = super::accounts::get(store, &caller.account).await?;
+        if !self.passwords.is(old, account.password.as_deref()).await? {
+            return Err(Fault::invalid("current", "that is not the password you have now").into());
+        }
+        desk.forgive(&guessed).await.map_err(Refusal::from)?;
+        super::passwords::check(new, &account.name)?;
+        if old == new {
+            return Err(Fault::invalid("password", "that is the password you have now").into());
+        }
+        let after = Account { password: Some(self.passwords.hash(new).await?), must_change: false, ..account.clone() };
+        let changed = desk.change_account(&after, account.version, caller.session.as_deref(), &caller.actor).await;
+        Ok(super::accounts::made(changed.map_err(Refusal::from)?, &account.name)?)
     }
 
     /// Begins a session of somebody who has shown who he is.
-    async fn begin(&self, store: &Store, account: Account, from: IpAddr, agent: &str) -> Result<SignedIn, Refusal> {
+    async fn begin(&self, store: &Store, account: Account, from: IpAddr, agent: &str, guessed: &[Guessed]) -> Result<SignedIn, Refusal> {
         let now = now_ms();
         let session = Session {
             id: uuid::Uuid::now_v7().to_string(),
@@ -134,7 +179,11 @@ impl Door {
             origin: from.to_string(),
             agent: agent.chars().filter(|c| !c.is_control()).take(AGENT_CHARS_MAX).collect(),
         };
-        store.desk().begin_session(&session, &Actor { who: account.name.clone(), origin: from.to_string() }).await?;
+        let actor = Actor { who: account.name.clone(), origin: from.to_string() };
+        // Hashing takes a while: a password that was changed meanwhile is a wrong one.
+        if !store.desk().begin_session(&session, account.version, guessed, &actor).await? {
+            return Err(Refusal::Wrong);
+        }
         self.remember(&session.id, &account);
         self.token(&session, account)
     }
@@ -210,6 +259,9 @@ impl Door {
 /// A script may do what its token says, and never more than whoever has made it.
 async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
     let (token, account) = store.desk().token(&hashed(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
+    if account.must_change {
+        return Err(Refusal::Wrong);
+    }
     let role = Role::stored(&account.role);
     let actor = Actor { who: format!("{}/{}", account.name, token.name), origin: from.to_string() };
     Ok(Caller {
@@ -235,9 +287,4 @@ fn guessed(name: &str, from: IpAddr) -> Vec<Guessed> {
         Guessed { subject: format!("account:{name}"), free: FREE_OF_ACCOUNT },
         Guessed { subject: format!("address:{network}"), free: FREE_OF_ADDRESS },
     ]
-}
-
-/// Forgets what was wrong under an account's name.
-pub async fn unlock(store: &Store, name: &str) -> Result<(), Fault> {
-    Ok(store.desk().forgive(&[Guessed { subject: format!("account:{name}"), free: 0 }]).await?)
 }

@@ -105,12 +105,14 @@ pub trait Accounts: Send + Sync {
     async fn account(&self, name: &str) -> Result<Option<Account>, StoreError>;
     /// Makes one; with `first` only if there is none at all.
     async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<Made, StoreError>;
-    /// Puts it in the place of the one in `expects`' version, and ends its sessions except `keeps`, if that changes who may do what.
+    /// Puts it in the place of the one in `expects`' version, and ends its sessions except `keeps`; a password that somebody else
+    /// sets removes its tokens, too.
     async fn change_account(&self, account: &Account, expects: i64, keeps: Option<&str>, actor: &Actor) -> Result<Made, StoreError>;
     /// Removes it with all that belongs to it.
     async fn remove_account(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError>;
-    /// Somebody has signed in.
-    async fn begin_session(&self, session: &Session, actor: &Actor) -> Result<(), StoreError>;
+    /// Somebody has signed in, and nothing of what he counts as after `guessed`. False: his account was changed since this
+    /// version was looked at.
+    async fn begin_session(&self, session: &Session, version: i64, guessed: &[Guessed], actor: &Actor) -> Result<bool, StoreError>;
     /// Who is signed in, if he still is.
     async fn session(&self, id: &str, now_ms: i64) -> Result<Option<(Session, Account)>, StoreError>;
     /// Of one account, the latest first.
@@ -129,6 +131,8 @@ pub trait Accounts: Send + Sync {
     async fn guess(&self, guessed: &[Guessed], now_ms: i64) -> Result<Option<i64>, StoreError>;
     /// The try was none of the failed ones: forgets all of the first name, and one under each of the others.
     async fn forgive(&self, guessed: &[Guessed]) -> Result<(), StoreError>;
+    /// Forgets all failures under an account's name.
+    async fn unlock(&self, account: &str, actor: &Actor) -> Result<(), StoreError>;
 }
 
 /// Lines of the audit about what no row was changed for.

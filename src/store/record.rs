@@ -168,6 +168,14 @@ pub fn label(word: &str) -> Result<String, String> {
     if fine { Ok(word.to_owned()) } else { Err(format!("`{word}` is not a label; use up to 64 letters, digits and `-_.:/@`")) }
 }
 
+/// Labels of one binding, at most 32.
+pub fn labels(words: &[String]) -> Result<Vec<String>, String> {
+    if words.len() > 32 {
+        return Err(format!("{} labels are too many; a binding has at most 32", words.len()));
+    }
+    words.iter().map(|word| label(word)).collect()
+}
+
 /// When rows go.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tending {

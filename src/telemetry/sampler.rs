@@ -99,10 +99,12 @@ impl Sampler {
                 (steps[index].step_s, now_ms - now_ms.rem_euclid(steps[index].step_s * 1000) != steps[index].at_ms)
             };
             if fresh {
-                // What was counted since the last note belongs to the step before: it is noted once more, whole.
-                self.write(store, index, &counted).await;
                 let at_ms = now_ms - now_ms.rem_euclid(step_s * 1000);
-                let base = self.base(store, step_s, at_ms).await;
+                // What was counted since the last note belongs to the step before: it is noted once more, whole. Where it
+                // cannot be, or what stands in the new one is not known, the old one goes on until it can.
+                let (true, Some(base)) = (self.write(store, index, &counted).await, self.base(store, step_s, at_ms).await) else {
+                    continue;
+                };
                 let step = &mut self.steps.lock()[index];
                 let before = if step.at_ms == 0 { step.before.clone() } else { counted.clone() };
                 *step = Step { step_s, at_ms, before, base };
@@ -112,25 +114,25 @@ impl Sampler {
     }
 
     /// What a process before this one has counted in this step.
-    async fn base(&self, store: &Store, step_s: i64, at_ms: i64) -> Counted {
-        let known = store.desk().samples(step_s, at_ms).await.unwrap_or_default();
+    async fn base(&self, store: &Store, step_s: i64, at_ms: i64) -> Option<Counted> {
+        let known = store.desk().samples(step_s, at_ms).await.ok()?;
         let mine = known.into_iter().find(|sample| sample.replica == self.replica && sample.at_ms == at_ms);
-        mine.and_then(|sample| serde_json::from_value(sample.counted).ok()).unwrap_or_default()
+        Some(mine.and_then(|sample| serde_json::from_value(sample.counted).ok()).unwrap_or_default())
     }
 
-    async fn write(&self, store: &Store, index: usize, counted: &Counted) {
+    /// False: it was not noted.
+    async fn write(&self, store: &Store, index: usize, counted: &Counted) -> bool {
         let (step_s, sample) = {
             let step = &self.steps.lock()[index];
             if step.at_ms == 0 {
-                return;
+                return true;
             }
             let mut sum = counted.since(&step.before);
             sum.add(&step.base);
             let counted = serde_json::to_value(&sum).unwrap_or_default();
             (step.step_s, Sample { at_ms: step.at_ms, replica: self.replica.clone(), counted })
         };
-        if let Err(error) = store.desk().note(step_s, &sample).await {
-            tracing::debug!(%error, "what was counted is noted later");
-        }
+        let noted = store.desk().note(step_s, &sample).await;
+        noted.inspect_err(|error| tracing::debug!(%error, "what was counted is noted later")).is_ok()
     }
 }

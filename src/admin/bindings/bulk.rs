@@ -12,7 +12,7 @@ use super::super::extract::{BINDINGS, Body, May};
 use super::super::problem::{Answer, Problem, Problems};
 use super::{Binding, Filter, RuleName, query};
 use crate::store::audit::Actor;
-use crate::store::record::{Change, Changed, Query, Record, label};
+use crate::store::record::{Change, Changed, Query, Record, labels as labels_of};
 
 /// Bindings that one call changes.
 const AT_ONCE: usize = 10_000;
@@ -96,7 +96,7 @@ pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(
         return Err(Problem::invalid("filter", "say at least one thing of those that are meant"));
     }
     let labels = match (asked.action, asked.labels) {
-        (Action::Label, Some(labels)) => labels.iter().map(|word| label(word)).collect::<Result<Vec<_>, _>>(),
+        (Action::Label, Some(labels)) => labels_of(&labels),
         (Action::Label, None) => Err("give the labels from now on".into()),
         (_, Some(_)) => Err("labels go with the action `label` only".into()),
         (_, None) => Ok(Vec::new()),

@@ -15,7 +15,7 @@ use super::super::problem::{Answer, Problem, Problems};
 use super::{Binding, One, RuleName, one};
 use crate::service::Fault;
 use crate::service::bindings::{Which, network, terms};
-use crate::store::record::{Change, label};
+use crate::store::record::{Change, labels as labels_of};
 
 /// The longest note, in characters.
 const NOTE_CHARS_MAX: usize = 1000;
@@ -39,6 +39,7 @@ pub struct BindingChange {
     #[schema(max_length = 1000)]
     note: Option<String>,
     /// Words to find it by, all of them.
+    #[schema(max_items = 32)]
     labels: Option<Vec<String>>,
 }
 
@@ -52,7 +53,7 @@ impl BindingChange {
             return Err(Problem::invalid("window", "networks_max and window go together"));
         }
         let roaming = self.networks_max.zip(window).map(|(networks_max, window)| Roaming { networks_max, window });
-        let labels = self.labels.map(|labels| labels.iter().map(|word| label(word)).collect::<Result<Vec<_>, _>>()).transpose();
+        let labels = self.labels.as_deref().map(labels_of).transpose();
         if self.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_CHARS_MAX) {
             return Err(Problem::invalid("note", format!("a note has at most {NOTE_CHARS_MAX} characters")));
         }

@@ -163,6 +163,10 @@ impl Accounts for Own {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
+        if before.password != after.password && after.must_change {
+            // Somebody else has set it, most likely because it was stolen: what was made with it goes as well.
+            sqlx::query("DELETE FROM tokens WHERE account = $1").bind(account.name.clone()).execute(&mut *tx).await.map_err(failed)?;
+        }
         let action = if before.password == after.password { "account.changed" } else { "account.password_set" };
         audit::write(&mut tx, actor, line(action, &account.name, Some(told(&before)), Some(told(&after)))).await?;
         tx.commit().await.map_err(failed)?;
@@ -184,8 +188,16 @@ impl Accounts for Own {
         Ok(Made::Yes)
     }
 
-    async fn begin_session(&self, session: &Session, actor: &Actor) -> Result<(), StoreError> {
+    async fn begin_session(&self, session: &Session, version: i64, guessed: &[Guessed], actor: &Actor) -> Result<bool, StoreError> {
         let mut tx = begin(self).await?;
+        // The row is taken first: whoever changes the account meanwhile waits, and then finds the session to end.
+        let signed_in = sqlx::query("UPDATE accounts SET signed_in_ms = $2 WHERE name = $1 AND version = $3 AND NOT disabled")
+            .bind(session.account.clone())
+            .bind(session.created_ms)
+            .bind(version);
+        if signed_in.execute(&mut *tx).await.map_err(failed)?.rows_affected() == 0 {
+            return Ok(false);
+        }
         sqlx::query("INSERT INTO sessions (id, account, created_ms, expires_ms, origin, agent) VALUES ($1, $2, $3, $4, $5, $6)")
             .bind(session.id.clone())
             .bind(session.account.clone())
@@ -196,14 +208,10 @@ impl Accounts for Own {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        sqlx::query("UPDATE accounts SET signed_in_ms = $2 WHERE name = $1")
-            .bind(session.account.clone())
-            .bind(session.created_ms)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
+        forgiven(&mut tx, guessed).await?;
         audit::write(&mut tx, actor, line("session.begun", &session.account, None, Some(json!({ "session": session.id })))).await?;
-        tx.commit().await.map_err(failed)
+        tx.commit().await.map_err(failed)?;
+        Ok(true)
     }
 
     async fn session(&self, id: &str, now_ms: i64) -> Result<Option<(Session, Account)>, StoreError> {
@@ -325,13 +333,25 @@ impl Accounts for Own {
 
     async fn forgive(&self, guessed: &[Guessed]) -> Result<(), StoreError> {
         let mut tx = begin(self).await?;
-        for (index, Guessed { subject, .. }) in guessed.iter().enumerate() {
-            let statement = match index {
-                0 => "DELETE FROM login_failures WHERE subject = $1",
-                _ => "UPDATE login_failures SET failures = failures - 1, locked_ms = 0 WHERE subject = $1",
-            };
-            sqlx::query(statement).bind(subject.clone()).execute(&mut *tx).await.map_err(failed)?;
-        }
+        forgiven(&mut tx, guessed).await?;
         tx.commit().await.map_err(failed)
     }
+
+    async fn unlock(&self, account: &str, actor: &Actor) -> Result<(), StoreError> {
+        let mut tx = begin(self).await?;
+        forgiven(&mut tx, &[Guessed { subject: format!("account:{account}"), free: 0 }]).await?;
+        audit::write(&mut tx, actor, line("account.unlocked", account, None, None)).await?;
+        tx.commit().await.map_err(failed)
+    }
+}
+
+async fn forgiven(tx: &mut Tx, guessed: &[Guessed]) -> Result<(), StoreError> {
+    for (index, Guessed { subject, .. }) in guessed.iter().enumerate() {
+        let statement = match index {
+            0 => "DELETE FROM login_failures WHERE subject = $1",
+            _ => "UPDATE login_failures SET failures = failures - 1, locked_ms = 0 WHERE subject = $1",
+        };
+        sqlx::query(statement).bind(subject.clone()).execute(&mut **tx).await.map_err(failed)?;
+    }
+    Ok(())
 }

@@ -39,9 +39,12 @@ async fn narrowed(tx: &mut PgConnection, query: &Query) -> Result<Option<Vec<Vec
 
 /// The conditions of which an index knows; among `ids`, if it is known that it must be one of these.
 fn indexed(statement: &mut QueryBuilder<Pg>, query: &Query, ids: Option<&[Vec<u8>]>) {
-    let (low, high) = range(&query.prefix);
     // Only what is asked for stands in it: with `$5 IS NULL OR …` no index but the first would ever be used.
-    statement.push(" FROM bindings WHERE key_id >= ").push_bind(low).push(" AND key_id <= ").push_bind(high);
+    statement.push(" FROM bindings WHERE true");
+    if !query.prefix.is_empty() {
+        let (low, high) = range(&query.prefix);
+        statement.push(" AND key_id >= ").push_bind(low).push(" AND key_id <= ").push_bind(high);
+    }
     if let Some(ids) = ids {
         statement.push(" AND key_id = ANY(").push_bind(ids.to_vec()).push(")");
     }

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use async_trait::async_trait;
 use ipnet::IpNet;
 use keylatch_filters::contract::StoreError;
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite as Db};
 
-use super::{Sqlite, failed, text};
+use super::{Sqlite, failed, json, text};
 use crate::store::intercepts::{By, EXAMINED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
 use crate::store::record::{key_id, parsed_networks};
 
@@ -16,8 +16,31 @@ const MARK: &str = "minute_ms, key_id, client, method, path, route, banned";
 const ORDER: &str = " ORDER BY minute_ms DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, banned DESC LIMIT ";
 const ROW: &str = "minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms";
 
-/// The rows that an index finds, of those behind the mark; of a network that is no single address, some more.
-fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted) {
+/// Clients of a network that are looked for one by one; of more than so many the texts that stand between are looked through.
+const CLIENTS_MAX: usize = 5000;
+
+/// The clients in the network that is wanted, if it is none that texts can tell of: each is found by one look into the index.
+async fn clients(pool: &SqlitePool, wanted: &Wanted) -> Result<Option<Vec<String>>, StoreError> {
+    let Some(net) = wanted.client.filter(|net| net.prefix_len() < net.max_prefix_len()) else { return Ok(None) };
+    let (low, high) = text::range(net);
+    let found: Vec<String> = sqlx::query_scalar(
+        "WITH RECURSIVE c (client) AS (
+             SELECT min(client) FROM intercepts WHERE client >= $1 AND client < $2
+             UNION ALL SELECT (SELECT min(client) FROM intercepts WHERE client > c.client AND client < $2) FROM c WHERE c.client IS NOT NULL)
+         SELECT client FROM c WHERE client IS NOT NULL LIMIT $3",
+    )
+    .bind(low)
+    .bind(high)
+    .bind(i64::try_from(CLIENTS_MAX + 1).unwrap_or(i64::MAX))
+    .fetch_all(pool)
+    .await
+    .map_err(failed)?;
+    let within = |client: &String| client.parse::<IpAddr>().is_ok_and(|client| net.contains(&client));
+    Ok((found.len() <= CLIENTS_MAX).then(|| found.into_iter().filter(within).collect()))
+}
+
+/// The rows that an index finds, of those behind the mark. `clients`: those of the network that is wanted, where they are known.
+fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted, clients: Option<&[String]>) {
     query.push("SELECT * FROM intercepts WHERE true");
     for (condition, at) in [(" AND minute_ms >= ", wanted.since_ms), (" AND minute_ms < ", wanted.until_ms)] {
         if let Some(ms) = at {
@@ -30,6 +53,9 @@ fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted) {
     match wanted.client {
         Some(net) if net.prefix_len() == net.max_prefix_len() => {
             query.push(" AND client = ").push_bind(net.addr().to_string());
+        }
+        Some(_) if clients.is_some() => {
+            query.push(" AND client IN (SELECT value FROM json_each(").push_bind(json(clients.unwrap_or_default())).push("))");
         }
         Some(net) => {
             let (low, high) = text::range(net);
@@ -94,8 +120,9 @@ fn intercepted(row: &SqliteRow) -> Result<Intercepted, StoreError> {
 #[async_trait]
 impl Intercepts for Sqlite {
     async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, Mark>, StoreError> {
+        let clients = clients(&self.pool, wanted).await?;
         let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
-        indexed(&mut query, wanted);
+        indexed(&mut query, wanted, clients.as_deref());
         query.push(ORDER).push_bind(EXAMINED_MAX).push(") WHERE true");
         let searched = others(&mut query, wanted);
         query.push(ORDER).push_bind(i64::from(wanted.limit));
@@ -105,7 +132,7 @@ impl Intercepts for Sqlite {
             Some(last) if rows.len() >= wanted.limit as usize => Some(last.mark.clone()),
             _ if searched => {
                 let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
-                indexed(&mut query, wanted);
+                indexed(&mut query, wanted, clients.as_deref());
                 query.push(ORDER).push_bind(1).push(" OFFSET ").push_bind(EXAMINED_MAX - 1).push(")");
                 query.build().fetch_optional(&self.pool).await.map_err(failed)?.as_ref().map(mark).transpose()?
             }
@@ -116,12 +143,13 @@ impl Intercepts for Sqlite {
     }
 
     async fn intercept_groups(&self, by: By, wanted: &Wanted) -> Result<Groups, StoreError> {
+        let clients = clients(&self.pool, wanted).await?;
         let (what, hint, others_of) = match by {
             By::Key => ("lower(hex(key_id))", "max(hint)", "client"),
             By::Client => ("client", "''", "key_id"),
         };
         let mut query = QueryBuilder::new(format!("SELECT {what}, {hint}, sum(count), count(DISTINCT {others_of}), max(last_ms) FROM ("));
-        indexed(&mut query, wanted);
+        indexed(&mut query, wanted, clients.as_deref());
         query.push(" ORDER BY minute_ms DESC LIMIT ").push_bind(EXAMINED_MAX).push(") WHERE true");
         others(&mut query, wanted);
         query.push(" GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT ").push_bind(i64::from(wanted.limit));
@@ -140,7 +168,7 @@ impl Intercepts for Sqlite {
             groups.retain(|group| group.what.parse::<IpAddr>().is_ok_and(|client| net.contains(&client)));
         }
         let mut count = QueryBuilder::new("SELECT count(*) FROM (");
-        indexed(&mut count, wanted);
+        indexed(&mut count, wanted, clients.as_deref());
         count.push(" LIMIT ").push_bind(EXAMINED_MAX).push(")");
         Ok(Groups { groups, examined: count.build_query_scalar().fetch_one(&self.pool).await.map_err(failed)? })
     }

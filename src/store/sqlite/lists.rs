@@ -41,8 +41,11 @@ async fn narrowed(pool: &SqlitePool, query: &Query) -> Result<Option<Vec<String>
 /// The conditions of which an index knows; among `ids`, if it is known that it must be one of these. Of a network they let
 /// some others pass, too.
 fn indexed(statement: &mut QueryBuilder<Db>, query: &Query, ids: Option<&[String]>) {
-    let (low, high) = range(&query.prefix);
-    statement.push(" FROM bindings WHERE key_id >= ").push_bind(low.to_vec()).push(" AND key_id <= ").push_bind(high.to_vec());
+    statement.push(" FROM bindings WHERE true");
+    if !query.prefix.is_empty() {
+        let (low, high) = range(&query.prefix);
+        statement.push(" AND key_id >= ").push_bind(low.to_vec()).push(" AND key_id <= ").push_bind(high.to_vec());
+    }
     if let Some(ids) = ids {
         statement.push(" AND key_id IN (SELECT unhex(value) FROM json_each(").push_bind(json(ids)).push("))");
     }

@@ -32,8 +32,9 @@ pub async fn accounts(store: &Store) {
         agent: "tests".into(),
     };
     for (name, account) in [("s1", "ann"), ("s2", "bob"), ("s3", "bob")] {
-        desk.begin_session(&session(name, account), &who).await.unwrap();
+        assert!(desk.begin_session(&session(name, account), 1, &[], &who).await.unwrap());
     }
+    assert!(!desk.begin_session(&session("late", "bob"), 7, &[], &who).await.unwrap(), "it was changed meanwhile");
     let (found, bob) = desk.session("s2", 999).await.unwrap().unwrap();
     assert_eq!((found, bob.name.as_str(), bob.signed_in_ms), (session("s2", "bob"), "bob", Some(10)));
     assert_eq!(desk.session("s2", 1000).await.unwrap(), None, "it has expired");
@@ -65,17 +66,24 @@ pub async fn accounts(store: &Store) {
     assert_eq!((found, owner.role.as_str()), (token("t1", "ci", 1), "operator"));
     assert_eq!(desk.tokens(Some("bob")).await.unwrap()[0].used_ms, Some(100));
     assert!(desk.token(&[1; 32], 500).await.unwrap().is_none() && desk.token(&[2; 32], 100).await.unwrap().is_none());
-    let off = Account { disabled: true, version: 2, ..operator };
-    assert_eq!(desk.change_account(&off, 2, None, &who).await.unwrap(), Made::Yes);
+    let reset = Account { password: Some("$argon2id$other".into()), must_change: false, version: 2, ..operator.clone() };
+    assert_eq!(desk.change_account(&reset, 2, Some("s3"), &who).await.unwrap(), Made::Yes);
+    assert!(desk.token(&[1; 32], 100).await.unwrap().is_some(), "a password of one's own leaves tokens alone");
+    let operator = reset;
+    let off = Account { disabled: true, version: 3, ..operator };
+    assert_eq!(desk.change_account(&off, 3, None, &who).await.unwrap(), Made::Yes);
     assert!(desk.token(&[1; 32], 100).await.unwrap().is_none() && desk.session("s3", 20).await.unwrap().is_none());
     assert!(desk.end_session("ann", "s1", &who).await.unwrap() && !desk.end_session("ann", "s1", &who).await.unwrap());
     assert!(!desk.remove_token("ann", "t1", &who).await.unwrap(), "it is bob's");
     assert_eq!(desk.remove_account("bob", Some(1), &who).await.unwrap(), Made::Newer);
-    assert_eq!(desk.remove_account("bob", Some(3), &who).await.unwrap(), Made::Yes);
+    assert_eq!(desk.remove_account("bob", Some(4), &who).await.unwrap(), Made::Yes);
     assert_eq!(desk.tokens(None).await.unwrap(), [], "they go with him");
     let told = store.audit(Asked { limit: 100, ..Asked::default() }).await.unwrap();
     let told: Vec<_> = told.iter().filter(|entry| entry.target == "bob").map(|entry| entry.action.as_str()).rev().collect();
-    assert_eq!(told, ["account.made", "session.begun", "session.begun", "account.changed", "account.changed", "account.removed"]);
+    assert_eq!(
+        told,
+        ["account.made", "session.begun", "session.begun", "account.changed", "account.password_set", "account.changed", "account.removed"]
+    );
 }
 
 pub async fn guesses(store: &Store) {

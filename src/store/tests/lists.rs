@@ -109,6 +109,11 @@ pub async fn intercepts(store: &Store) {
     assert_eq!(minutes(Wanted { path: Some("/v1/1".into()), banned: Some(true), ..Wanted::default() }).await, [5]);
     assert_eq!(minutes(Wanted { since_ms: Some(minute(3)), until_ms: Some(minute(5)), ..Wanted::default() }).await, [4, 3]);
     assert_eq!(minutes(Wanted { method: Some("PUT".into()), ..Wanted::default() }).await, Vec::<i64>::new());
+    let odd = Wanted { client: Some("198.51.100.2/31".parse().unwrap()), limit: 1, ..Wanted::default() };
+    let by_key = desk.intercept_groups(By::Key, &odd).await.unwrap();
+    assert_eq!((by_key.groups[0].count, by_key.groups[0].others), (4, 1), "of this network alone");
+    let by_client = desk.intercept_groups(By::Client, &odd).await.unwrap();
+    assert_eq!((by_client.groups.len(), by_client.groups[0].what.as_str()), (1, "198.51.100.2"));
     let wanted = Wanted { until_ms: Some(minute(100)), route: Some("listed".into()), limit: 2, ..Wanted::default() };
     let by_key = desk.intercept_groups(By::Key, &wanted).await.unwrap();
     let group =
