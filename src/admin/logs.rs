@@ -192,7 +192,7 @@ impl From<crate::store::intercepts::Group> for Group {
 pub struct Groups {
     /// The largest first.
     items: Vec<Group>,
-    /// All that fit were looked at; otherwise the latest 20,000 rows.
+    /// All that fit were looked at; otherwise the latest 10,000 rows.
     complete: bool,
 }
 
@@ -204,7 +204,7 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
         GroupBy::Client => By::Client,
     };
     let groups = api.store.desk().intercept_groups(by, &wanted(&api, &caller, &filter).await?).await?;
-    let complete = groups.examined < crate::store::intercepts::EXAMINED_MAX;
+    let complete = groups.examined < crate::store::intercepts::GROUPED_MAX;
     Ok(Json(Groups { items: groups.groups.into_iter().map(Group::from).collect(), complete }))
 }
 

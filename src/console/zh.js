@@ -189,7 +189,7 @@ export default {
   "The stream of {client} was ended.": "已结束 {client} 的流。",
   "The token of {name}. It is shown this once and stored nowhere:": "{name} 的令牌。仅显示这一次，不会保存：",
   "The two are not the same.": "两次输入不一致。",
-  "There are very many: these are of the latest 20,000 lines. Choose a shorter time to see all.": "记录很多：这里统计最近 20,000 行。请选择较短的时间以查看全部。",
+  "There are very many: these are of the latest 10,000 lines. Choose a shorter time to see all.": "记录很多：这里统计最近 10,000 行。请选择较短的时间以查看全部。",
   "There is no such binding.": "没有这样的绑定。",
   "There is no such thing": "对象不存在",
   "They hold on every replica within a second, until they are given back to the configuration file.": "一秒内在所有副本生效，直到交还给配置文件。",

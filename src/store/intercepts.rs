@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 /// Rows that one question looks at, at most: what has no index is searched for piece by piece, and each piece says where
 /// the next begins.
 pub const EXAMINED_MAX: i64 = 20_000;
+/// Rows that are put together, at most: the latest ones.
+pub const GROUPED_MAX: i64 = 10_000;
 
 /// One row: the same refusals of one minute.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,7 +131,7 @@ pub struct Group {
 pub struct Groups {
     /// The largest first.
     pub groups: Vec<Group>,
-    /// How many rows were looked at. [`EXAMINED_MAX`]: only the latest ones were.
+    /// How many rows were looked at. [`GROUPED_MAX`]: only the latest ones were.
     pub examined: i64,
 }
 

@@ -60,7 +60,7 @@ function Groups({ filter }) {
   const byKey = filter.by === "key";
   const what = (row) => (byKey ? html`<${KeyId} id=${row.what} hint=${row.hint} />` : html`<a href=${href("intercepts", { ...filter, by: undefined, client: row.what })}><code>${row.what}</code></a>`);
   return html`<${Trouble} error=${groups.error} retry=${groups.reload} />
-    ${groups.data && !groups.data.complete && html`<div class="notice"><p>${t("There are very many: these are of the latest 20,000 lines. Choose a shorter time to see all.")}</p></div>`}
+    ${groups.data && !groups.data.complete && html`<div class="notice"><p>${t("There are very many: these are of the latest 10,000 lines. Choose a shorter time to see all.")}</p></div>`}
     <${Table} caption=${byKey ? t("By key") : t("By address")} rows=${groups.data?.items || []} loading=${groups.loading} empty=${t("Nothing was refused that fits.")} columns=${[
       [byKey ? t("Key") : t("Address"), what],
       [t("Times"), (row) => number(row.count), "number"],

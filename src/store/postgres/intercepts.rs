@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{QueryBuilder, Row};
 
 use super::{Pg, Postgres, failed};
-use crate::store::intercepts::{By, EXAMINED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
+use crate::store::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
 use crate::store::record::{key_id, parsed_networks};
 
 const MARK: &str = "minute, key_id, client, method, path, route, replica, banned";
@@ -129,12 +129,12 @@ impl Intercepts for Postgres {
             "SELECT {what}, {hint}, sum(count)::bigint, count(DISTINCT {others_of}), (extract(epoch FROM max(last_at)) * 1e3)::bigint FROM ("
         ));
         indexed(&mut query, wanted);
-        query.push(" ORDER BY minute DESC LIMIT ").push_bind(EXAMINED_MAX).push(") AS i WHERE true");
+        query.push(" ORDER BY minute DESC LIMIT ").push_bind(GROUPED_MAX).push(") AS i WHERE true");
         others(&mut query, wanted);
         query.push(" GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT ").push_bind(i64::from(wanted.limit));
         let mut count = QueryBuilder::new("SELECT count(*) FROM (");
         indexed(&mut count, wanted);
-        count.push(" LIMIT ").push_bind(EXAMINED_MAX).push(") AS i");
+        count.push(" LIMIT ").push_bind(GROUPED_MAX).push(") AS i");
         self.with(async |pool| {
             let rows = query.build().fetch_all(&pool).await.map_err(failed)?;
             let group = |row: &PgRow| -> sqlx::Result<Group> {

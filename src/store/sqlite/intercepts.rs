@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite as Db};
 
 use super::{Sqlite, failed, json, text};
-use crate::store::intercepts::{By, EXAMINED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
+use crate::store::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
 use crate::store::record::{key_id, parsed_networks};
 
 const MARK: &str = "minute_ms, key_id, client, method, path, route, banned";
@@ -150,7 +150,7 @@ impl Intercepts for Sqlite {
         };
         let mut query = QueryBuilder::new(format!("SELECT {what}, {hint}, sum(count), count(DISTINCT {others_of}), max(last_ms) FROM ("));
         indexed(&mut query, wanted, clients.as_deref());
-        query.push(" ORDER BY minute_ms DESC LIMIT ").push_bind(EXAMINED_MAX).push(") WHERE true");
+        query.push(" ORDER BY minute_ms DESC LIMIT ").push_bind(GROUPED_MAX).push(") WHERE true");
         others(&mut query, wanted);
         query.push(" GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT ").push_bind(i64::from(wanted.limit));
         let rows = query.build().fetch_all(&self.pool).await.map_err(failed)?;
@@ -169,7 +169,7 @@ impl Intercepts for Sqlite {
         }
         let mut count = QueryBuilder::new("SELECT count(*) FROM (");
         indexed(&mut count, wanted, clients.as_deref());
-        count.push(" LIMIT ").push_bind(EXAMINED_MAX).push(")");
+        count.push(" LIMIT ").push_bind(GROUPED_MAX).push(")");
         Ok(Groups { groups, examined: count.build_query_scalar().fetch_one(&self.pool).await.map_err(failed)? })
     }
 }
