@@ -245,6 +245,7 @@ pub async fn own_origin(request: Request, next: Next) -> Response {
     let headers = request.headers();
     let text = |name: header::HeaderName| headers.get(name).and_then(|field| field.to_str().ok());
     let foreign = |origin: &str| Some(origin.split_once("://").map_or("", |(_, host)| host)) != text(header::HOST);
+    let has_body = headers.contains_key(header::TRANSFER_ENCODING) || text(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     let site = headers.get("sec-fetch-site").and_then(|field| field.to_str().ok());
     let mut response = if headers.get(header::ORIGIN).is_some_and(|origin| origin.to_str().map_or(true, foreign))
         || matches!(site, Some("cross-site" | "same-site"))
@@ -253,6 +254,10 @@ pub async fn own_origin(request: Request, next: Next) -> Response {
     } else {
         next.run(request).await
     };
+    if has_body && (response.status().is_client_error() || response.status().is_server_error()) {
+        // Its body may not have been read, and then the connection ends: whoever sent it is told, and begins another one.
+        response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    }
     response.headers_mut().entry(header::CACHE_CONTROL).or_insert(header::HeaderValue::from_static("no-store"));
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
     response
