@@ -60,6 +60,7 @@ pub async fn follow(
                     return Some((Ok(event), (api, again, seen, waiting, first)));
                 }
                 if !first {
+                    // Rows come from any replica, and nothing tells of them: they are looked for.
                     tokio::time::sleep(EVERY).await;
                     // Whoever was signed out meanwhile sees nothing more.
                     again.still(&api).await?;

@@ -26,7 +26,7 @@ pub struct Admin {
 enum RoleName {
     /// Looks
     Viewer,
-    /// Changes bindings, ends streams and resets limits, too
+    /// Changes bindings and ends streams, too
     Operator,
     /// Does everything
     Admin,

@@ -190,6 +190,14 @@ impl Work<'_> {
             check(limits.connections_per_peer > 0, "connections_per_peer", "must be at least 1");
             check(limits.requests_per_connection > 0, "requests_per_connection", "must be at least 1");
         }
+        wrong.iter().for_each(|invalid| self.wrong(invalid));
+        self.admin();
+        self.rest();
+    }
+
+    /// The admin listener, and that no address is listened on twice.
+    fn admin(&mut self) {
+        let mut wrong = Vec::new();
         let addresses: Vec<_> = self.parsed.settings.listeners.iter().map(|listener| listener.address).collect();
         for (index, address) in addresses.iter().enumerate() {
             let earlier = addresses.iter().take(index).any(|other| other == address);
@@ -205,6 +213,12 @@ impl Work<'_> {
         if !(10..=3600).contains(&admin.token.0.as_secs()) {
             wrong.push(Invalid::new("must be between 10s and 1h").at("token").at("admin"));
         }
+        wrong.iter().for_each(|invalid| self.wrong(invalid));
+    }
+
+    /// Stores, what goes with time, threads.
+    fn rest(&mut self) {
+        let mut wrong = Vec::new();
         let mut stored = |kind: &str, ok: bool, key: &str, says: &str| {
             if !ok {
                 wrong.push(Invalid::new(says).at(key).at(kind).at("storage"));

@@ -15,19 +15,16 @@ pub enum Scope {
     Bindings = 2,
     /// End streams.
     Streams = 4,
-    /// Reset limits.
-    Limits = 8,
     /// Change live settings.
-    Settings = 16,
+    Settings = 8,
     /// Check and reload configurations.
-    Config = 32,
+    Config = 16,
     /// Look at and change accounts.
-    Accounts = 64,
+    Accounts = 32,
 }
 
 /// All of them.
-pub const SCOPES: [Scope; 7] =
-    [Scope::Read, Scope::Bindings, Scope::Streams, Scope::Limits, Scope::Settings, Scope::Config, Scope::Accounts];
+pub const SCOPES: [Scope; 6] = [Scope::Read, Scope::Bindings, Scope::Streams, Scope::Settings, Scope::Config, Scope::Accounts];
 
 impl Scope {
     /// As it is written.
@@ -36,7 +33,6 @@ impl Scope {
             Scope::Read => "read",
             Scope::Bindings => "bindings",
             Scope::Streams => "streams",
-            Scope::Limits => "limits",
             Scope::Settings => "settings",
             Scope::Config => "config",
             Scope::Accounts => "accounts",
@@ -50,7 +46,7 @@ impl Scope {
 pub enum Role {
     /// Looks.
     Viewer,
-    /// Changes bindings, ends streams and resets limits, too.
+    /// Changes bindings and ends streams, too.
     Operator,
     /// Does everything.
     Admin,
@@ -79,7 +75,7 @@ impl Role {
     pub fn scopes(self) -> Scopes {
         match self {
             Role::Viewer => Scopes(Scope::Read as u8),
-            Role::Operator => Scopes::of(&[Scope::Read, Scope::Bindings, Scope::Streams, Scope::Limits]),
+            Role::Operator => Scopes::of(&[Scope::Read, Scope::Bindings, Scope::Streams]),
             Role::Admin => Scopes::of(&SCOPES),
         }
     }
