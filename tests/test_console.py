@@ -16,6 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from support import raw
 from support.admin import ENV, PASSWORD, signed_in
 from support.keylatch import ROOT, wait_for
+from support.provider import CLIENT, SECRET, Provider
 from support.stores import FREE, ask
 
 KEY = "sk-console-01-abcdwxyz"
@@ -35,7 +36,11 @@ class Browser:
         self.driver.get(self.base + (f"#/{page}" if page else ""))
 
     def text(self):
-        return self.driver.find_element(By.TAG_NAME, "body").text
+        try:
+            return self.driver.find_element(By.TAG_NAME, "body").text
+        except (StaleElementReferenceException, NoSuchElementException):
+            # Between one page and the next.
+            return ""
 
     def sees(self, text, seconds=10):
         wait_for(lambda: text in self.text(), f"{text!r} in {self.text()[:2000]!r}", seconds)
@@ -57,6 +62,18 @@ class Browser:
 
         wait_for(fresh(typed), f"{label} is filled")
 
+    def fill_in(self, heading, label, text):
+        """As `fill`, in the form of this heading."""
+        xpath = f"//form[.//h2[normalize-space()='{heading}']]//label[normalize-space()='{label}']/following-sibling::*[self::input or self::textarea]"
+
+        def typed():
+            field = self.driver.find_element(By.XPATH, xpath)
+            field.send_keys(Keys.CONTROL, "a")
+            field.send_keys(text)
+            return True
+
+        wait_for(fresh(typed), f"{label} is filled")
+
     def choose(self, label, value):
         def chosen():
             options = self.field(label).find_elements(By.TAG_NAME, "option")
@@ -66,7 +83,7 @@ class Browser:
 
     def press(self, name, within=""):
         """The first button or link of this name."""
-        xpath = f"{within}//*[self::button or self::a][normalize-space()='{name}' or @aria-label='{name}']"
+        xpath = f"{within}//*[self::button or self::a or self::label][normalize-space()='{name}' or @aria-label='{name}']"
         found = lambda: next((one for one in self.driver.find_elements(By.XPATH, xpath) if one.is_displayed() and one.is_enabled()), None)  # noqa: E731
         wait_for(fresh(lambda: (button := found()) and (button.click() or True)), f"the button {name}")
 
@@ -293,6 +310,43 @@ def test_a_sign_in_that_has_ended_and_keylatch_away(browser, replica):
     browser.press("Save")
     browser.sees("It was changed.")
     assert all("net::ERR_" in each for each in browser.complaints())
+
+
+def test_a_sign_in_through_a_provider(browser, replica, driver):
+    with Provider() as provider:
+        browser.sign_in()
+        browser.sees("Dashboard")
+        browser.open("accounts")
+        browser.press("Add a provider")
+        for label, text in (("Name", "corp"), ("Label of its button", "The Company"), ("Issuer", "http://127.0.0.1:1"), ("Client id", CLIENT), ("Client secret", SECRET)):
+            browser.fill_in("A new provider", label, text)
+        browser.fill("Values that make somebody viewer", "staff")
+        browser.press("Save")
+        browser.sees("must begin with `https://`")
+        browser.holds("Client secret", SECRET)
+        browser.fill("Issuer", provider.url)
+        browser.press("It may be an address inside, or http")
+        browser.press("Save")
+        browser.sees("People may sign in through corp.")
+        browser.press("Check")
+        browser.sees("corp answers as it should.")
+        browser.press("Sign out")
+        # There and back: what was looked at is looked at again, and nothing of it stays in the address.
+        browser.open("intercepts")
+        browser.press("Sign in with The Company")
+        browser.sees("corp:ann")
+        browser.sees("Intercepts")
+        wait_for(lambda: driver.current_url == f"{browser.base}#/intercepts", driver.current_url)
+        assert "Settings" in browser.text() and "Accounts" not in browser.text().split("Your account")[0].split("Audit")[1]
+        browser.press("Sign out")
+        # Who is not let in is told why.
+        provider.person = {"sub": "2", "preferred_username": "eve", "groups": ["guests"]}
+        browser.press("Sign in with The Company")
+        browser.sees("knows you as corp:eve")
+        provider.denies = "access_denied"
+        browser.press("Sign in with The Company")
+        browser.sees("You may not.")
+        assert browser.complaints() == []
 
 
 def test_both_languages_and_whatever_may_be_done(browser, replica):

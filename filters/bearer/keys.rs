@@ -17,6 +17,7 @@ const KEYS_MAX: usize = 100;
 
 /// A signature algorithm (RFC 7518, section 3.1; RFC 8037).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "the standards say what each is")]
 pub enum Alg {
     HS256,
     HS384,
@@ -35,9 +36,13 @@ pub enum Alg {
 /// A kind of key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
+    /// A shared secret.
     Secret,
+    /// RSA.
     Rsa,
+    /// An elliptic curve.
     Ec,
+    /// Edwards curves.
     Ed,
 }
 

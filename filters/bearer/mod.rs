@@ -77,9 +77,11 @@ pub use config::{Config, Mode, OnFailure};
 use forward_auth::ForwardAuth;
 use introspection::Introspection;
 use jwt::{Jwt, Outcome};
+pub use keys::{Alg, KeySet};
 use known::Known;
 use upstream::Told;
-use verdict::{Rejected, Verdict, Verified};
+pub use verdict::Rejected;
+use verdict::{Verdict, Verified};
 
 enum Check {
     Static(Known),

@@ -9,6 +9,7 @@ use crate::contract::{CallError, Identity, Reply};
 /// Why a token is not accepted; the metric's words. Where several modes refuse it, the one that came closest to
 /// accepting it is told: the order here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "`reason` has the metric's words for them")]
 pub enum Rejected {
     Unknown,
     Malformed,
@@ -29,6 +30,7 @@ impl Rejected {
         self >= Rejected::Key
     }
 
+    /// The metric's word for it.
     pub fn reason(self) -> &'static str {
         match self {
             Rejected::Unknown => "unknown_token",

@@ -35,6 +35,8 @@ pub struct Account {
     /// When he signed in last.
     #[schema(format = DateTime)]
     signed_in_at: Option<String>,
+    /// The provider through which he signs in; `null`: he has a password.
+    provider: Option<String>,
     /// For `If-Match`.
     version: i64,
 }
@@ -47,6 +49,7 @@ fn shown(stored: &Stored) -> Account {
         must_change_password: stored.must_change,
         created_at: rfc3339(stored.created_ms),
         signed_in_at: stored.signed_in_ms.map(rfc3339),
+        provider: stored.elsewhere.as_ref().map(|elsewhere| elsewhere.provider.clone()),
         version: stored.version,
     }
 }

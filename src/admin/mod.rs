@@ -18,9 +18,11 @@ mod extract;
 mod health;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod logs;
+mod oidc;
 mod openapi;
 mod paging;
 mod problem;
+mod providers;
 pub mod server;
 mod settings;
 mod sign_in;
@@ -45,6 +47,7 @@ use crate::proxy::Shared;
 use crate::reload::Reloader;
 use crate::service::access::Caller;
 use crate::service::bindings::Bindings;
+use crate::service::oidc::Oidc;
 use crate::service::sign_in::Door;
 use crate::store::Store;
 use crate::telemetry::sampler::Sampler;
@@ -64,6 +67,8 @@ pub struct Api {
     pub hasher: KeyHasher,
     /// Lets people in.
     pub door: Door,
+    /// Knows the providers through which people come in.
+    pub oidc: Oidc,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
     /// Tells what this replica counts.
@@ -97,6 +102,9 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(sign_in::sign_in))
         .routes(routes!(sign_in::sign_out))
         .routes(routes!(sign_in::renew))
+        .routes(routes!(oidc::doors))
+        .routes(routes!(oidc::begin))
+        .routes(routes!(oidc::finish))
         .routes(routes!(account::me))
         .routes(routes!(account::choose_password))
         .routes(routes!(account::sessions))
@@ -107,6 +115,9 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(accounts::get, accounts::change, accounts::remove))
         .routes(routes!(accounts::tokens))
         .routes(routes!(accounts::remove_token))
+        .routes(routes!(providers::list))
+        .routes(routes!(providers::get, providers::put, providers::remove))
+        .routes(routes!(providers::check))
         .routes(routes!(dashboard::get))
         .routes(routes!(events::follow))
         .routes(routes!(streams::list))

@@ -13,7 +13,7 @@ use super::problem::{Problem, Problems};
 #[openapi(
     info(
         title = "Keylatch admin API",
-        description = "What operators do with a running Keylatch. All calls but `login` need `Authorization: Bearer TOKEN`: the token of a sign-in, or one made for a script. The names beside `bearer` are the scopes of which one is needed.",
+        description = "What operators do with a running Keylatch. All calls but those to sign in need `Authorization: Bearer TOKEN`: the token of a sign-in, or one made for a script. The names beside `bearer` are the scopes of which one is needed.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     components(schemas(Problem)),

@@ -78,6 +78,22 @@ impl Problem {
         Self { detail: detail.into(), ..self }
     }
 
+    /// The same, where its field stands below another one, unless it is one of these.
+    #[must_use]
+    pub fn below(self, above: &str, but: &[&str]) -> Self {
+        let field = self.field.map(|field| if but.contains(&field.as_str()) { field } else { format!("{above}.{field}") });
+        Self { field, ..self }
+    }
+
+    /// How a sign-in that ended so is counted.
+    pub fn sign_in_result(&self) -> &'static str {
+        match self.status {
+            429 => "locked",
+            502 | 503 => "away",
+            _ => "wrong",
+        }
+    }
+
     /// Whoever asks may not.
     pub fn forbidden(why: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "This is not yours to do", why)
@@ -110,6 +126,7 @@ impl From<Fault> for Problem {
                 let away = Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-away", "The store does not answer", why);
                 Self { retry_after: Some(1), ..away }
             }
+            Fault::Elsewhere(why) => Self::new(StatusCode::BAD_GATEWAY, "elsewhere", "Another service does not answer as it should", why),
         }
     }
 }
@@ -153,7 +170,7 @@ impl IntoResponse for Problem {
 pub struct Problems;
 
 /// The statuses of errors, and what each means.
-const STATUSES: [(&str, &str); 11] = [
+const STATUSES: [(&str, &str); 12] = [
     ("400", "The request cannot be read."),
     ("401", "Nobody is signed in."),
     ("403", "The role or the token's scopes do not allow it, or the request comes from another site."),
@@ -164,6 +181,7 @@ const STATUSES: [(&str, &str); 11] = [
     ("415", "The body is no JSON."),
     ("422", "A field makes no sense; `field` says which."),
     ("429", "Too many sign-ins have failed."),
+    ("502", "Another service does not answer as it should."),
     ("503", "The store does not answer."),
 ];
 

@@ -46,7 +46,8 @@ pub struct In {
 }
 
 impl In {
-    fn of(signed_in: SignedIn) -> Self {
+    /// Of somebody.
+    pub fn of(signed_in: SignedIn) -> Self {
         let SignedIn { token, expires_in, account } = signed_in;
         let role = Role::stored(&account.role);
         let scopes = if account.must_change { Vec::new() } else { role.scopes().list() };
@@ -74,20 +75,11 @@ pub async fn sign_in(
 ) -> Answer<Json<In>> {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let signed_in = api.door.sign_in(&api.store, &asked.username, &asked.password, from, agent).await;
-    let result = match &signed_in {
-        Ok(_) => "ok",
-        Err(crate::service::sign_in::Refusal::Wrong) => "wrong",
-        Err(crate::service::sign_in::Refusal::Locked(_)) => "locked",
-        Err(crate::service::sign_in::Refusal::Away(_)) => "away",
-    };
+    let signed_in = signed_in.map_err(Problem::from);
+    let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
     api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
-    match signed_in {
-        Ok(signed_in) => Ok(Json(In::of(signed_in))),
-        Err(refusal) => {
-            let problem = Problem::from(refusal);
-            Err(if result == "wrong" { problem.saying("name or password is wrong") } else { problem })
-        }
-    }
+    let says = |problem: Problem| if result == "wrong" { problem.saying("name or password is wrong") } else { problem };
+    signed_in.map(|signed_in| Json(In::of(signed_in))).map_err(says)
 }
 
 /// Have a fresh token for the sign-in

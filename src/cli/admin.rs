@@ -2,17 +2,25 @@
 //! store has a way in; what he does stands in the audit.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use prometheus::Registry;
+use serde::Deserialize;
 
 use super::{ConfigFile, actor, on_runtime};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
+use crate::outbound::Services;
 use crate::service::access::Role;
 use crate::service::accounts::{self, Change};
+use crate::service::oidc::Oidc;
+use crate::service::oidc::provider::Settings;
 use crate::service::passwords::{BYTES_MAX, Passwords};
 use crate::store::{self, Opened, Purpose};
+
+/// The largest description of a provider.
+const PROVIDER_BYTES_MAX: usize = 128 << 10;
 
 #[derive(Args)]
 pub struct Admin {
@@ -68,6 +76,27 @@ enum Command {
         /// The account
         name: String,
     },
+    /// List the OpenID Connect providers through which people sign in, one JSON object a line
+    Providers,
+    /// Make a provider or change it. Reads JSON from standard input, as the admin API takes it:
+    /// {"settings": {"issuer": …, "client_id": …, "roles": {"admin": ["…"]}}, "client_secret": "…"}
+    SetProvider {
+        /// Its name
+        name: String,
+    },
+    /// Remove a provider with the accounts of those who sign in there
+    RemoveProvider {
+        /// The provider
+        name: String,
+    },
+}
+
+/// A provider, as it is read.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProviderGiven {
+    settings: Settings,
+    client_secret: Option<String>,
 }
 
 pub fn admin(asked: &Admin) -> Result<(), String> {
@@ -109,15 +138,15 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
             show(name, &password)
         }
         Command::ResetPassword { name, stdin } => {
-            let password = if *stdin { read()? } else { accounts::random_password()? };
+            let password = if *stdin { read(BYTES_MAX)? } else { accounts::random_password()? };
             let passwords = Passwords::new()?;
             if store.desk().accounts().await.map_err(|e| e.to_string())?.is_empty() {
                 accounts::make(store, &passwords, name, Role::Admin, &password, &actor).await?;
             } else {
                 let change = Change { password: Some(password.clone()), disabled: Some(false), role: None };
-                accounts::change(store, &passwords, &accounts::name(name)?, &change, None, &actor).await?;
+                accounts::change(store, &passwords, &name.to_ascii_lowercase(), &change, None, &actor).await?;
             }
-            store.desk().unlock(&accounts::name(name)?, &actor).await.map_err(|e| e.to_string())?;
+            store.desk().unlock(&name.to_ascii_lowercase(), &actor).await.map_err(|e| e.to_string())?;
             if *stdin { Ok(()) } else { show(name, &password) }
         }
         Command::Unlock { name } => {
@@ -129,13 +158,30 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
             let removed = store.desk().remove_account(&account.name, Some(account.version), &actor).await.map_err(|e| e.to_string())?;
             Ok(accounts::made(removed, &account.name)?)
         }
+        Command::Providers => {
+            for provider in store.desk().providers().await.map_err(|e| e.to_string())? {
+                let row = serde_json::json!({ "name": provider.name, "settings": provider.settings, "has_client_secret": provider.secret.is_some() });
+                println!("{row}");
+            }
+            Ok(())
+        }
+        Command::SetProvider { name } => {
+            let given: ProviderGiven = serde_json::from_str(&read(PROVIDER_BYTES_MAX)?).map_err(|e| format!("standard input: {e}"))?;
+            let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
+            oidc.put(store, name, &given.settings, given.client_secret.as_deref(), None, &actor).await?;
+            Ok(())
+        }
+        Command::RemoveProvider { name } => {
+            let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
+            Ok(oidc.remove(store, name, None, &actor).await?)
+        }
     }
 }
 
-fn read() -> Result<String, String> {
-    let mut password = String::new();
-    std::io::stdin().take(BYTES_MAX as u64 + 2).read_to_string(&mut password).map_err(|e| format!("standard input: {e}"))?;
-    Ok(password.trim_end_matches(['\r', '\n']).to_owned())
+fn read(bytes_max: usize) -> Result<String, String> {
+    let mut text = String::new();
+    std::io::stdin().take(bytes_max as u64 + 2).read_to_string(&mut text).map_err(|e| format!("standard input: {e}"))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The password alone on standard output, so that it can be handed on.

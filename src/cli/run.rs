@@ -20,6 +20,7 @@ use crate::live::{self, Live};
 use crate::outbound::Services;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
+use crate::service::oidc::Oidc;
 use crate::service::sign_in::Door;
 use crate::service::{Fault, accounts};
 use crate::store::record::millis;
@@ -111,6 +112,7 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     });
     let stopping = Arc::new(AtomicBool::new(false));
     let door = Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?;
+    let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
     let sampler = Sampler::new(settings.replica(), Arc::clone(&shared.metrics));
     let api = Arc::new(Api {
         sampler,
@@ -118,6 +120,7 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         store: Arc::clone(&opened.store),
         hasher: opened.hasher,
         door,
+        oidc,
         reloader: Arc::clone(&reloader),
         path: path.to_owned(),
         stopping: Arc::clone(&stopping),

@@ -63,12 +63,13 @@ export class Problem extends Error {
   }
 }
 
-export async function call(method, path, body, { version, raw, signal } = {}) {
+export async function call(method, path, body, { version, fresh, raw, signal } = {}) {
   const headers = {};
   const token = session?.token;
   if (token) headers.authorization = `Bearer ${token}`;
   if (body !== undefined) headers["content-type"] = "application/json";
   if (version !== undefined) headers["if-match"] = `"${version}"`;
+  if (fresh) headers["if-none-match"] = "*";
   let answer;
   try {
     answer = await fetch(BASE + path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal, cache: "no-store" });
@@ -79,7 +80,7 @@ export async function call(method, path, body, { version, raw, signal } = {}) {
   if (answer.ok) return raw ? answer : answer.status === 204 ? null : answer.json();
   const problem = new Problem(await answer.json().catch(() => ({ status: answer.status, title: answer.statusText, detail: `${answer.status} ${answer.statusText}` })));
   // Signed out elsewhere, or too late: the page stays as it is until somebody has signed in again.
-  if (answer.status === 401 && session && session.token === token && path !== "/login") hold({ ...session, expired: true });
+  if (answer.status === 401 && session && session.token === token && path !== "/login" && !path.startsWith("/oidc/")) hold({ ...session, expired: true });
   throw problem;
 }
 
@@ -92,6 +93,32 @@ export const query = (values) => {
 
 export async function signIn(username, password) {
   hold(signedIn(await call("POST", "/login", { username, password })));
+}
+
+// Signing in elsewhere leaves this page; it is come back to as `?state=…&code=…`.
+const PLACE = "keylatch.place";
+export const doors = () => get("/oidc");
+
+export async function leave(provider) {
+  const { url } = await call("POST", `/oidc/${provider}/begin`);
+  sessionStorage.setItem(PLACE, location.hash);
+  location.assign(url);
+}
+
+// Finishes a sign-in that was begun elsewhere, if this is one: what went wrong, or `null`.
+export async function comeBack() {
+  const { state, code, iss, error, error_description: why } = Object.fromEntries(new URLSearchParams(location.search));
+  if (!state) return null;
+  // The code is good once, and nobody needs to see it again.
+  history.replaceState(null, "", location.pathname + (sessionStorage.getItem(PLACE) || ""));
+  sessionStorage.removeItem(PLACE);
+  if (!code) return new Problem({ status: 403, title: "The provider did not let you in", detail: why || error || "" });
+  try {
+    hold(signedIn(await call("POST", "/oidc/finish", { state, code, iss })));
+    return null;
+  } catch (failed) {
+    return failed;
+  }
 }
 
 export async function signOut() {

@@ -1,6 +1,6 @@
 // The console: who is signed in sees the page of the address; who is not signs in first.
 
-import { current, follow, may, onSession, signOut } from "./api.js";
+import { comeBack, current, follow, may, onSession, signOut } from "./api.js";
 import { html, render, useEffect, useRef, useState } from "./html.js";
 import { choose, language, languages, t } from "./i18n.js";
 import { href, useRoute } from "./route.js";
@@ -97,7 +97,7 @@ function Frame({ session, speak }) {
     <main ref=${main} id="main"><${One} key=${`${route.page}/${route.thing}`} route=${route} live=${live} session=${session} /></main>`;
 }
 
-function App() {
+function App({ refused }) {
   const [session, set] = useState(current());
   const [spoken, setSpoken] = useState(language);
   useEffect(() => onSession(set), []);
@@ -105,10 +105,10 @@ function App() {
     choose(next);
     setSpoken(next);
   };
-  if (!session) return html`<${SignIn} key=${spoken}><${Appearance} speak=${speak} /></${SignIn}>`;
+  if (!session) return html`<${SignIn} key=${spoken} refused=${refused}><${Appearance} speak=${speak} /></${SignIn}>`;
   if (session.mustChange) return html`<${ChoosePassword} key=${spoken} />`;
   return html`<${Frame} key=${spoken} session=${session} speak=${speak} />
     ${session.expired && html`<${Dialog} title=${t("Sign in again")} fixed><p>${t("Your sign-in has ended. The page behind this stays as it is.")}</p><${SignIn} again=${session.username} /></${Dialog}>`}`;
 }
 
-render(html`<${App} />`, document.getElementById("app"));
+comeBack().then((refused) => render(html`<${App} refused=${refused} />`, document.getElementById("app")));

@@ -8,11 +8,13 @@ use sha2::{Digest, Sha256};
 
 use super::Fault;
 use super::access::{Caller, Role, Scope, Scopes};
+use super::oidc::Known;
 use super::passwords::{self, Passwords};
 use crate::store::Store;
 use crate::store::accounts::{Account, Made, Token};
 use crate::store::audit::Actor;
 use crate::store::record::millis;
+use keylatch_filters::contract::hex;
 
 /// Days that a token is good for at most.
 pub const TOKEN_DAYS_MAX: u32 = 366;
@@ -45,7 +47,8 @@ pub fn random_password() -> Result<String, Fault> {
     random(PASSWORD_BYTES)
 }
 
-fn random(bytes: usize) -> Result<String, Fault> {
+/// So many random bytes, as base64url.
+pub fn random(bytes: usize) -> Result<String, Fault> {
     let mut random = vec![0; bytes];
     getrandom::fill(&mut random).map_err(|e| Fault::Away(format!("the system has no randomness: {e}")))?;
     Ok(URL_SAFE_NO_PAD.encode(random))
@@ -79,6 +82,7 @@ pub async fn make_first(store: &Store, passwords: &Passwords, given: Option<&str
         version: 1,
         created_ms: now_ms(),
         signed_in_ms: None,
+        elsewhere: None,
     };
     let actor = Actor { who: "first start".into(), origin: "here".into() };
     // Of several replicas that start at once one makes it.
@@ -98,9 +102,38 @@ pub async fn make(store: &Store, passwords: &Passwords, text: &str, role: Role, 
         version: 1,
         created_ms: now_ms(),
         signed_in_ms: None,
+        elsewhere: None,
     };
     made(store.desk().make_account(&account, false, actor).await?, &name)?;
     Ok(account)
+}
+
+/// Makes the account of somebody who has shown elsewhere who he is. Somebody else may be called the same there.
+pub async fn make_known(store: &Store, known: &Known, actor: &Actor) -> Result<Account, Fault> {
+    let digits = hex(&Sha256::digest(&known.elsewhere.subject)[..4]);
+    for name in [known.name.clone(), format!("{}-{digits}", known.name)] {
+        let account = Account {
+            name: name.clone(),
+            role: known.role.as_str().into(),
+            password: None,
+            disabled: false,
+            must_change: false,
+            version: 1,
+            created_ms: now_ms(),
+            signed_in_ms: None,
+            elsewhere: Some(known.elsewhere.clone()),
+        };
+        match store.desk().make_account(&account, false, &Actor { who: name.clone(), ..actor.clone() }).await? {
+            Made::Exists => {
+                // He may just have come through another door.
+                if let Some(account) = store.desk().account_of(&known.elsewhere).await? {
+                    return Ok(account);
+                }
+            }
+            outcome => return made(outcome, &name).map(|()| account),
+        }
+    }
+    Err(Fault::Conflict(format!("there is an account `{}` of somebody else's already", known.name)))
 }
 
 /// The account of this name.
@@ -130,6 +163,11 @@ pub async fn change(
     actor: &Actor,
 ) -> Result<Account, Fault> {
     let before = get(store, name).await?;
+    if let Some(elsewhere) = before.elsewhere.as_ref().filter(|_| change.password.is_some() || change.role.is_some()) {
+        let why =
+            format!("`{name}` signs in through `{}`, which says who and what he is; it can only be disabled here", elsewhere.provider);
+        return Err(Fault::Conflict(why));
+    }
     let mut after = before.clone();
     after.role = change.role.map_or(after.role, |role| role.as_str().to_owned());
     after.disabled = change.disabled.unwrap_or(after.disabled);

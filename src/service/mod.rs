@@ -3,7 +3,9 @@
 pub mod access;
 pub mod accounts;
 pub mod bindings;
+pub mod oidc;
 pub mod passwords;
+pub mod sealed;
 pub mod settings;
 pub mod sign_in;
 
@@ -29,6 +31,8 @@ pub enum Fault {
     Forbidden(String),
     /// The store does not answer.
     Away(String),
+    /// Another service does not answer, or not as it should.
+    Elsewhere(String),
 }
 
 impl Fault {
@@ -42,7 +46,9 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Invalid { why, .. } => f.write_str(why),
-            Fault::Missing(why) | Fault::Conflict(why) | Fault::Forbidden(why) | Fault::Away(why) => f.write_str(why),
+            Fault::Missing(why) | Fault::Conflict(why) | Fault::Forbidden(why) | Fault::Away(why) | Fault::Elsewhere(why) => {
+                f.write_str(why)
+            }
         }
     }
 }

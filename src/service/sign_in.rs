@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::Fault;
 use super::access::{Caller, Role, Scope, Scopes};
 use super::accounts::{hashed, now_ms};
+use super::oidc::Known;
 use super::passwords::{BYTES_MAX, Passwords};
 use crate::store::Store;
 use crate::store::accounts::{Account, Guessed, Session};
@@ -145,6 +146,36 @@ impl Door {
         let right = self.passwords.is(password, stored.as_deref()).await.map_err(|fault| Refusal::Away(fault.to_string()))?;
         let Some(account) = account.filter(|_| right) else { return Err(Refusal::Wrong) };
         self.begin(store, account, from, agent, &guessed).await
+    }
+
+    /// Lets somebody in who has shown elsewhere who he is. What he is may have changed there since: then his other sign-ins
+    /// end.
+    pub async fn sign_in_from(&self, store: &Store, known: &Known, from: IpAddr, agent: &str) -> Result<SignedIn, Declined> {
+        let desk = store.desk();
+        let actor = Actor { who: known.name.clone(), origin: from.to_string() };
+        let role = known.role.as_str().to_owned();
+        let account = match desk.account_of(&known.elsewhere).await.map_err(Refusal::from)? {
+            Some(account) if account.disabled => return Err(Fault::Forbidden(format!("the account `{}` is disabled", account.name)).into()),
+            Some(account) if account.role == role => account,
+            Some(account) => {
+                let actor = Actor { who: account.name.clone(), ..actor };
+                let changed = Account { role, ..account.clone() };
+                let changed = desk.change_account(&changed, account.version, None, &actor).await.map_err(Refusal::from)?;
+                super::accounts::made(changed, &account.name)?;
+                super::accounts::get(store, &account.name).await?
+            }
+            None => super::accounts::make_known(store, known, &actor).await?,
+        };
+        Ok(self.begin(store, account, from, agent, &[]).await?)
+    }
+
+    /// Counts a try to come back from elsewhere before it is made: what anybody sends has a provider asked.
+    pub async fn may_try(&self, store: &Store, from: IpAddr) -> Result<Vec<Guessed>, Refusal> {
+        let guessed: Vec<Guessed> = guessed("", from).into_iter().filter(|guessed| guessed.subject.starts_with("address:")).collect();
+        match store.desk().guess(&guessed, now_ms()).await? {
+            Some(until) => Err(Refusal::Locked(seconds_until(until))),
+            None => Ok(guessed),
+        }
     }
 
     /// Chooses a password of one's own, which ends one's other sessions. Guessing the old one counts as at the door.

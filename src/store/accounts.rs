@@ -25,6 +25,17 @@ pub struct Account {
     pub created_ms: i64,
     /// When he signed in last.
     pub signed_in_ms: Option<i64>,
+    /// Where he signs in, if he has no password here.
+    pub elsewhere: Option<Elsewhere>,
+}
+
+/// Who somebody is at a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// The provider's name.
+    pub provider: String,
+    /// The `sub` claim: the one name of his there that never changes hands.
+    pub subject: String,
 }
 
 /// Somebody who is signed in.
@@ -103,6 +114,8 @@ pub trait Accounts: Send + Sync {
     async fn accounts(&self) -> Result<Vec<Account>, StoreError>;
     /// One.
     async fn account(&self, name: &str) -> Result<Option<Account>, StoreError>;
+    /// Whoever signs in there under this name.
+    async fn account_of(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError>;
     /// Makes one; with `first` only if there is none at all.
     async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<Made, StoreError>;
     /// Puts it in the place of the one in `expects`' version, and ends its sessions except `keeps`; a password that somebody else
@@ -129,7 +142,7 @@ pub trait Accounts: Send + Sync {
     async fn remove_token(&self, account: &str, id: &str, actor: &Actor) -> Result<bool, StoreError>;
     /// Counts a try as failed before it is made, in one step under all its names. `Some`: it may not be made before then.
     async fn guess(&self, guessed: &[Guessed], now_ms: i64) -> Result<Option<i64>, StoreError>;
-    /// The try was none of the failed ones: forgets all of the first name, and one under each of the others.
+    /// The try was none of the failed ones: forgets one under the address, and all under other names.
     async fn forgive(&self, guessed: &[Guessed]) -> Result<(), StoreError>;
     /// Forgets all failures under an account's name.
     async fn unlock(&self, account: &str, actor: &Actor) -> Result<(), StoreError>;

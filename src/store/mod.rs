@@ -16,6 +16,7 @@ mod open;
 mod operate;
 pub mod outbox;
 mod postgres;
+pub mod providers;
 pub mod record;
 mod redis;
 pub mod row;
@@ -65,8 +66,8 @@ type Events = Vec<(String, String, String)>;
 type OnChange = Arc<dyn Fn(News) + Send + Sync>;
 
 /// What is asked for by operators alone.
-pub trait Desk: accounts::Accounts + accounts::Notes + intercepts::Intercepts + samples::Samples {}
-impl<T: accounts::Accounts + accounts::Notes + intercepts::Intercepts + samples::Samples> Desk for T {}
+pub trait Desk: accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + samples::Samples {}
+impl<T: accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + samples::Samples> Desk for T {}
 
 /// What holds the truth. Every method may be called from anywhere, at any time.
 trait Authority: Send + Sync + 'static {

@@ -78,6 +78,7 @@ async fn contract(authority: Arc<dyn Authority>) {
     lists::listed(&store).await;
     lists::intercepts(&store).await;
     accounts::accounts(&store).await;
+    accounts::providers(&store).await;
     accounts::guesses(&store).await;
     accounts::samples(&store).await;
     tended(&store).await;

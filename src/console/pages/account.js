@@ -12,7 +12,7 @@ export function Account({ session }) {
   return html`<${Page} title=${t("Your account")}>
     <p>${session.username}, ${t(session.role)}. ${t("You may: {scopes}.", { scopes: session.scopes.join(", ") })}</p>
     ${done && html`<${Done}>${done}</${Done}>`}
-    <div class="card"><h2>${t("Password")}</h2><${PasswordForm} done=${() => (setDone(t("The password was changed; you are signed out everywhere else.")), sessions.reload())} /></div>
+    ${!session.username.includes(":") && html`<div class="card"><h2>${t("Password")}</h2><${PasswordForm} done=${() => (setDone(t("The password was changed; you are signed out everywhere else.")), sessions.reload())} /></div>`}
     <div class="card"><h2>${t("Where you are signed in")}</h2>
       <${Trouble} error=${sessions.error} retry=${sessions.reload} />
       <${Table} caption=${t("Sign-ins")} rows=${sessions.data?.items || []} loading=${sessions.loading} empty="" columns=${[

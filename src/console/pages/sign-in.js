@@ -1,14 +1,23 @@
 // Signing in, and choosing a password of one's own.
 
-import { choosePassword, current, signIn, signOut } from "../api.js";
+import { choosePassword, current, doors, leave, signIn, signOut } from "../api.js";
 import { html, useState } from "../html.js";
 import { t } from "../i18n.js";
-import { Field, Trouble } from "../ui.js";
+import { Action, Field, Trouble, useLoad } from "../ui.js";
 
-export function SignIn({ again, children }) {
+// One button for each provider, if there are any. Whoever was signed in through one sees that one alone.
+function Doors({ only }) {
+  const { data } = useLoad(doors, []);
+  const items = (data?.items || []).filter(({ name }) => !only || name === only);
+  if (!items.length) return null;
+  return html`<div class="doors">${items.map(({ name, label }) => html`<${Action} key=${name} run=${() => leave(name)}>${t("Sign in with {label}", { label })}</${Action}>`)}</div>`;
+}
+
+export function SignIn({ again, refused, children }) {
+  const [elsewhere] = again?.includes(":") ? again.split(":") : [];
   const [username, setUsername] = useState(again || "");
   const [password, setPassword] = useState("");
-  const [error, setError] = useState(null);
+  const [error, setError] = useState(refused || null);
   const [busy, setBusy] = useState(false);
   const submit = async (event) => {
     event.preventDefault();
@@ -27,8 +36,9 @@ export function SignIn({ again, children }) {
     <${Field} label=${t("Password")} name="password" type="password" autocomplete="current-password" required value=${password} onInput=${setPassword} />
     <div class="row end"><button type="submit" class="primary" disabled=${busy}>${busy ? t("Signing in…") : t("Sign in")}</button></div>
   </form>`;
+  if (elsewhere) return html`<${Doors} only=${elsewhere} />`;
   if (again) return form;
-  return html`<main class="alone"><img src="icon.svg" alt="" width="48" height="48" /><h1>${t("Sign in to Keylatch")}</h1>${form}${children}</main>`;
+  return html`<main class="alone"><img src="icon.svg" alt="" width="48" height="48" /><h1>${t("Sign in to Keylatch")}</h1>${form}<${Doors} />${children}</main>`;
 }
 
 export function PasswordForm({ done }) {

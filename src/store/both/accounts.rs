@@ -6,13 +6,15 @@ use serde_json::json;
 use sqlx::{Database, Row};
 
 use super::{Connection, Db, Own, audit, begin, failed};
-use crate::store::accounts::{Account, Accounts, Guessed, Made, Notes, Session, Token, locked_ms};
+use crate::store::accounts::{Account, Accounts, Elsewhere, Guessed, Made, Notes, Session, Token, locked_ms};
 use crate::store::audit::{Actor, Line};
 
 type DbRow = <Db as Database>::Row;
-type Tx = sqlx::Transaction<'static, Db>;
+/// A change that is being made.
+pub type Tx = sqlx::Transaction<'static, Db>;
 
-const ACCOUNT: &str = "a.name, a.role, a.password, a.disabled, a.must_change, a.version, a.created_ms, a.signed_in_ms";
+const ACCOUNT: &str =
+    "a.name, a.role, a.password, a.disabled, a.must_change, a.version, a.created_ms, a.signed_in_ms, a.provider, a.subject";
 const SESSION: &str = "s.id, s.account, s.created_ms, s.expires_ms, s.origin, s.agent";
 const TOKEN: &str = "t.id, t.account, t.name, t.scopes, t.sha256, t.created_ms, t.expires_ms, t.used_ms";
 /// A token's last use is written once in so long.
@@ -28,6 +30,10 @@ fn account(row: &DbRow, at: usize) -> sqlx::Result<Account> {
         version: row.try_get(at + 5)?,
         created_ms: row.try_get(at + 6)?,
         signed_in_ms: row.try_get(at + 7)?,
+        elsewhere: row
+            .try_get::<Option<String>, _>(at + 8)?
+            .zip(row.try_get(at + 9)?)
+            .map(|(provider, subject)| Elsewhere { provider, subject }),
     })
 }
 
@@ -57,16 +63,22 @@ fn token(row: &DbRow) -> sqlx::Result<Token> {
 
 /// How an account stands in the audit.
 fn told(account: &Account) -> serde_json::Value {
-    json!({ "role": account.role, "disabled": account.disabled, "must_change": account.must_change, "password": account.password.is_some() })
+    let mut told = json!({ "role": account.role, "disabled": account.disabled, "must_change": account.must_change, "password": account.password.is_some() });
+    if let (Some(elsewhere), Some(fields)) = (&account.elsewhere, told.as_object_mut()) {
+        fields.insert("provider".into(), elsewhere.provider.clone().into());
+        fields.insert("subject".into(), elsewhere.subject.clone().into());
+    }
+    told
 }
 
-fn line(action: &'static str, target: &str, before: Option<serde_json::Value>, after: Option<serde_json::Value>) -> Line {
+/// A line of the audit.
+pub fn line(action: &'static str, target: &str, before: Option<serde_json::Value>, after: Option<serde_json::Value>) -> Line {
     let text = |value: Option<serde_json::Value>| value.map(|value| value.to_string());
     Line { action, target: target.to_owned(), before: text(before), after: text(after) }
 }
 
 /// Changes of accounts come one after the other, over all replicas: each sees who is left.
-async fn my_turn(own: &Own) -> Result<Tx, StoreError> {
+pub async fn my_turn(own: &Own) -> Result<Tx, StoreError> {
     let mut tx = begin(own).await?;
     sqlx::query("INSERT INTO meta (name, value) VALUES ('accounts', '') ON CONFLICT (name) DO UPDATE SET value = excluded.value")
         .execute(&mut *tx)
@@ -83,8 +95,8 @@ async fn held(connection: &mut Connection, name: &str) -> Result<Option<Account>
 
 async fn insert(tx: &mut Tx, account: &Account) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO accounts (name, role, password, disabled, must_change, version, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7)
-         ON CONFLICT (name) DO UPDATE SET role = excluded.role, password = excluded.password, disabled = excluded.disabled,
+        "INSERT INTO accounts (name, role, password, disabled, must_change, version, created_ms, provider, subject)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (name) DO UPDATE SET role = excluded.role, password = excluded.password, disabled = excluded.disabled,
              must_change = excluded.must_change, version = excluded.version",
     )
     .bind(account.name.clone())
@@ -94,13 +106,16 @@ async fn insert(tx: &mut Tx, account: &Account) -> Result<(), StoreError> {
     .bind(account.must_change)
     .bind(account.version)
     .bind(account.created_ms)
+    .bind(account.elsewhere.as_ref().map(|elsewhere| elsewhere.provider.clone()))
+    .bind(account.elsewhere.as_ref().map(|elsewhere| elsewhere.subject.clone()))
     .execute(&mut **tx)
     .await
     .map(|_| ())
     .map_err(failed)
 }
 
-async fn admin_is_left(tx: &mut Tx) -> Result<bool, StoreError> {
+/// Whether somebody is left who may do everything.
+pub async fn admin_is_left(tx: &mut Tx) -> Result<bool, StoreError> {
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM accounts WHERE role = 'admin' AND NOT disabled")
         .fetch_one(&mut **tx)
         .await
@@ -127,6 +142,13 @@ impl Accounts for Own {
 
     async fn account(&self, name: &str) -> Result<Option<Account>, StoreError> {
         self.with(async |pool| held(&mut *pool.acquire().await.map_err(failed)?, name).await).await
+    }
+
+    async fn account_of(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError> {
+        let statement = format!("SELECT {ACCOUNT} FROM accounts a WHERE a.provider = $1 AND a.subject = $2");
+        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(elsewhere.provider.clone()).bind(elsewhere.subject.clone());
+        let row = self.with(async |pool| asked.fetch_optional(&pool).await.map_err(failed)).await?;
+        row.as_ref().map(|row| account(row, 0)).transpose().map_err(failed)
     }
 
     async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<Made, StoreError> {
@@ -346,10 +368,10 @@ impl Accounts for Own {
 }
 
 async fn forgiven(tx: &mut Tx, guessed: &[Guessed]) -> Result<(), StoreError> {
-    for (index, Guessed { subject, .. }) in guessed.iter().enumerate() {
-        let statement = match index {
-            0 => "DELETE FROM login_failures WHERE subject = $1",
-            _ => "UPDATE login_failures SET failures = failures - 1, locked_ms = 0 WHERE subject = $1",
+    for Guessed { subject, .. } in guessed {
+        let statement = match subject.starts_with("address:") {
+            false => "DELETE FROM login_failures WHERE subject = $1",
+            true => "UPDATE login_failures SET failures = failures - 1, locked_ms = 0 WHERE subject = $1",
         };
         sqlx::query(statement).bind(subject.clone()).execute(&mut **tx).await.map_err(failed)?;
     }

@@ -17,6 +17,8 @@ mod tend;
 
 #[path = "../both/accounts.rs"]
 mod accounts;
+#[path = "../both/providers.rs"]
+mod providers;
 #[path = "../both/samples.rs"]
 mod samples;
 #[path = "../both/trim.rs"]

@@ -17,6 +17,9 @@ mod text;
 #[path = "../both/accounts.rs"]
 mod accounts;
 #[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[path = "../both/providers.rs"]
+mod providers;
+#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
 #[path = "../both/samples.rs"]
 mod samples;
 #[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]

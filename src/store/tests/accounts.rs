@@ -1,7 +1,8 @@
 //! Accounts, sessions, tokens, and sign-ins that failed.
 
 use super::*;
-use crate::store::accounts::{Account, Guessed, Made, Session, Token};
+use crate::store::accounts::{Account, Elsewhere, Guessed, Made, Session, Token};
+use crate::store::providers::Provider;
 use crate::store::samples::{MINUTE_S, Replica, Sample};
 
 fn account(name: &str, role: &str) -> Account {
@@ -14,6 +15,7 @@ fn account(name: &str, role: &str) -> Account {
         version: 1,
         created_ms: 1,
         signed_in_ms: None,
+        elsewhere: None,
     }
 }
 
@@ -84,6 +86,35 @@ pub async fn accounts(store: &Store) {
         told,
         ["account.made", "session.begun", "session.begun", "account.changed", "account.password_set", "account.changed", "account.removed"]
     );
+}
+
+pub async fn providers(store: &Store) {
+    let (desk, who) = (store.desk(), somebody());
+    let provider = |version, secret: Option<&[u8]>| Provider {
+        name: "corp".into(),
+        settings: serde_json::json!({ "issuer": "https://id.example.com" }),
+        secret: secret.map(<[u8]>::to_vec),
+        version,
+    };
+    assert_eq!(desk.put_provider(&provider(0, None), Some(1), &who).await.unwrap(), Made::Missing);
+    assert_eq!(desk.put_provider(&provider(0, None), None, &who).await.unwrap(), Made::Yes);
+    assert_eq!(desk.put_provider(&provider(0, None), None, &who).await.unwrap(), Made::Exists);
+    assert_eq!(desk.put_provider(&provider(0, Some(b"\0\xff")), Some(1), &who).await.unwrap(), Made::Yes);
+    assert_eq!(desk.put_provider(&provider(0, None), Some(1), &who).await.unwrap(), Made::Newer);
+    assert_eq!(desk.provider("corp").await.unwrap(), Some(provider(2, Some(b"\0\xff"))));
+    assert_eq!(desk.providers().await.unwrap(), [provider(2, Some(b"\0\xff"))]);
+    // Whoever signs in there is found by his name there, which is nobody else's.
+    let elsewhere = Elsewhere { provider: "corp".into(), subject: "1".into() };
+    let there = |name: &str| Account { elsewhere: Some(elsewhere.clone()), password: None, ..account(name, "viewer") };
+    assert_eq!(desk.account_of(&elsewhere).await.unwrap(), None);
+    assert_eq!(desk.make_account(&there("corp:ann"), false, &who).await.unwrap(), Made::Yes);
+    assert!(desk.make_account(&there("corp:bob"), false, &who).await.is_err(), "the same person");
+    assert_eq!(desk.account_of(&elsewhere).await.unwrap(), Some(there("corp:ann")));
+    assert_eq!(desk.account("corp:ann").await.unwrap(), Some(there("corp:ann")));
+    assert_eq!(desk.remove_provider("corp", Some(1), &who).await.unwrap(), Made::Newer);
+    assert_eq!(desk.remove_provider("corp", Some(2), &who).await.unwrap(), Made::Yes);
+    assert_eq!((desk.account("corp:ann").await.unwrap(), desk.provider("corp").await.unwrap()), (None, None));
+    assert_eq!(desk.remove_provider("corp", None, &who).await.unwrap(), Made::Missing);
 }
 
 pub async fn guesses(store: &Store) {

@@ -1,0 +1,123 @@
+//! Signing in through a provider of OpenID Connect. The console is where a provider sends people back to; it brings what
+//! they come with here, from the page that has begun it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Api;
+use super::extract::{Body, From, Part};
+use super::paging::List;
+use super::problem::{Answer, Problem, Problems};
+use super::sign_in::In;
+use crate::service::oidc::{self, Back};
+use crate::service::sign_in::{Declined, SignedIn};
+
+/// Holds what must come back with whoever has left. Only the calls below get it, and only from pages of this site.
+const COOKIE: &str = "keylatch-sign-in";
+
+/// A provider, as anybody sees it.
+#[derive(Serialize, ToSchema)]
+pub struct Door {
+    /// Its name.
+    name: String,
+    /// What stands on its button.
+    label: String,
+}
+
+/// Through which providers may one sign in?
+#[utoipa::path(get, path = "/admin/api/oidc", tag = "sign-in", responses((status = 200, body = List<Door>), Problems))]
+pub async fn doors(State(api): State<Arc<Api>>) -> Answer<Json<List<Door>>> {
+    let providers = api.store.desk().providers().await?;
+    let door = |provider: crate::store::providers::Provider| {
+        let label = provider.settings.get("label").and_then(|label| label.as_str()).filter(|label| !label.is_empty());
+        Door { label: label.unwrap_or(&provider.name).to_owned(), name: provider.name }
+    };
+    Ok(Json(List::all(providers.into_iter().map(door).collect())))
+}
+
+/// Where to go.
+#[derive(Serialize, ToSchema)]
+pub struct Away {
+    /// The provider's page. It sends back to the console.
+    url: String,
+}
+
+fn cookie(value: &str, seconds: u64, secure: bool) -> [(HeaderName, HeaderValue); 1] {
+    let secure = if secure { "; Secure" } else { "" };
+    let text = format!("{COOKIE}={value}; Path=/admin/api/oidc; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    [(header::SET_COOKIE, HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("")))]
+}
+
+fn held(headers: &HeaderMap) -> Option<&str> {
+    let pairs = headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok()).flat_map(|field| field.split(';'));
+    pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
+}
+
+/// Where the console is, as the browser says; `own_origin` has made sure that it is the host it was asked under.
+fn origin(headers: &HeaderMap) -> Answer<&str> {
+    let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    let fits = |origin: &&str| origin.starts_with("https://") || origin.starts_with("http://");
+    origin.filter(fits).ok_or_else(|| Problem::unreadable("this is for browsers: `Origin` must say where the console is"))
+}
+
+/// Begin to sign in through a provider
+///
+/// Answers with where to go, and leaves a cookie that must come back from there within ten minutes.
+#[utoipa::path(post, path = "/admin/api/oidc/{name}/begin", tag = "sign-in", params(("name" = String, Path, description = "The provider's name.")),
+    responses((status = 200, body = Away), Problems))]
+pub async fn begin(
+    State(api): State<Arc<Api>>,
+    Part(name): Part,
+    headers: HeaderMap,
+) -> Answer<([(HeaderName, HeaderValue); 1], Json<Away>)> {
+    let origin = origin(&headers)?;
+    let (url, sealed) = api.oidc.begin(&api.store, &name, origin).await?;
+    Ok((cookie(&sealed, oidc::AWAY.as_secs(), origin.starts_with("https:")), Json(Away { url })))
+}
+
+/// What a provider has sent somebody back with.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Returned {
+    /// The `state`.
+    #[schema(max_length = 512)]
+    state: String,
+    /// The `code`.
+    #[schema(min_length = 1, max_length = 8192)]
+    code: String,
+    /// The `iss`, where there is one.
+    #[schema(max_length = 512)]
+    iss: Option<String>,
+}
+
+/// Sign in with what a provider has sent back
+#[utoipa::path(post, path = "/admin/api/oidc/finish", tag = "sign-in", request_body = Returned, responses((status = 200, body = In), Problems))]
+pub async fn finish(
+    State(api): State<Arc<Api>>,
+    From(from): From,
+    headers: HeaderMap,
+    Body(asked): Body<Returned>,
+) -> Answer<([(HeaderName, HeaderValue); 1], Json<In>)> {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let back = Back { sealed: held(&headers).unwrap_or_default(), state: &asked.state, code: &asked.code, issuer: asked.iss.as_deref() };
+    let signed_in = come_back(&api, &back, from, agent).await;
+    let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
+    api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
+    Ok((cookie("", 0, false), Json(In::of(signed_in?))))
+}
+
+async fn come_back(api: &Api, back: &Back<'_>, from: std::net::IpAddr, agent: &str) -> Answer<SignedIn> {
+    let guessed = api.door.may_try(&api.store, from).await?;
+    let known = api.oidc.finish(&api.store, back).await.inspect_err(|fault| tracing::warn!(%from, why = %fault, "nobody was let in"))?;
+    let signed_in = api.door.sign_in_from(&api.store, &known, from, agent).await.map_err(|declined| match declined {
+        Declined::Refused(refusal) => Problem::from(refusal),
+        Declined::Fault(fault) => Problem::from(fault),
+    })?;
+    api.store.desk().forgive(&guessed).await?;
+    Ok(signed_in)
+}

@@ -1,0 +1,14 @@
+-- Sign-in through OpenID Connect: one row for each provider, made and removed by admins.
+CREATE TABLE providers (
+    name     text   NOT NULL PRIMARY KEY,
+    -- As JSON, without the client secret.
+    settings text   NOT NULL,
+    -- The client secret, encrypted under a key that follows from secrets.admin. NULL: a public client.
+    secret   bytea,
+    version  bigint NOT NULL
+);
+
+-- Who signs in there, and who he is there. Gone with the provider.
+ALTER TABLE accounts ADD COLUMN provider text REFERENCES providers (name) ON DELETE CASCADE;
+ALTER TABLE accounts ADD COLUMN subject text;
+CREATE UNIQUE INDEX accounts_by_subject ON accounts (provider, subject);
