@@ -18,6 +18,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, header};
 use parking_lot::Mutex;
@@ -25,10 +26,16 @@ use prometheus::IntCounter;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Counters, Filter, Flow, Hooks, Invalid, Lease, Problem, Reply, RequestCx, Result, Site, Trace};
+use crate::contract::{
+    About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, Invalid, Lease, Near, Problem, Reply, RequestCx, Result, Site, Standing,
+    StoreError, Trace,
+};
 use crate::rate_limit::subject::{Pers, Subject, Things};
 use crate::rate_limit::{OnStoreFailure, Scope};
 use crate::rules::word;
+
+/// For so long operators are told of somebody who was refused, where the places are not counted here.
+const TOLD: Duration = Duration::from_secs(10);
 
 /// `concurrency_limit`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -64,6 +71,10 @@ impl Open {
         Some(Lease::new(move || open.release(things)))
     }
 
+    fn count(&self, things: &Things) -> u32 {
+        self.0.lock().get(things).copied().unwrap_or(0)
+    }
+
     fn release(&self, things: Things) {
         if let Entry::Occupied(mut count) = self.0.lock().entry(things) {
             *count.get_mut() -= 1;
@@ -87,6 +98,8 @@ pub struct ConcurrencyLimit {
     refused: IntCounter,
     shadowed: IntCounter,
     name: String,
+    place: String,
+    near: Arc<Near>,
 }
 
 impl Filter for ConcurrencyLimit {
@@ -132,6 +145,8 @@ impl Filter for ConcurrencyLimit {
                 ("outcome", on_store_failure.as_str()),
             ),
             name,
+            place: site.place.clone(),
+            near: Arc::clone(&site.ports.near),
         })
     }
 
@@ -143,7 +158,7 @@ impl Filter for ConcurrencyLimit {
                 (Err(_), failure) => {
                     self.store_failures.inc();
                     match failure {
-                        OnStoreFailure::Local => self.open.take(things, self.most),
+                        OnStoreFailure::Local => self.open.take(things.clone(), self.most),
                         OnStoreFailure::Allow => {
                             cx.facts.let_through(Self::NAME);
                             return Ok(Flow::Continue);
@@ -152,9 +167,10 @@ impl Filter for ConcurrencyLimit {
                     }
                 }
             },
-            None => self.open.take(things, self.most),
+            None => self.open.take(things.clone(), self.most),
         };
         *place = taken;
+        self.note(&things, place.is_some(), cx);
         match (place.is_some(), cx.shadow) {
             (true, _) => self.allowed.inc(),
             (false, true) => self.shadowed.inc(),
@@ -165,6 +181,49 @@ impl Filter for ConcurrencyLimit {
             trace.0.push(format!("limit `{}`: {} open at once; {says}", self.name, self.most));
         }
         if place.is_some() { Ok(Flow::Continue) } else { Ok(refusal(self.most).detail(format!("limit `{}`", self.name)).into()) }
+    }
+}
+
+impl ConcurrencyLimit {
+    /// Lets operators see who is near or at the limit.
+    fn note(&self, things: &Things, taken: bool, cx: &RequestCx<'_>) {
+        let used = if taken { self.open.count(things) } else { self.most };
+        let over = if taken { Duration::ZERO } else { TOLD };
+        let standing = Standing { used, most: self.most, over: !taken, rolling: false, full_in: TOLD, retry_in: over };
+        // Where it is counted elsewhere, nothing is known of those who were not refused.
+        if taken && self.shared.is_some() {
+            return;
+        }
+        self.near.note(&(&self.shared_name, things), standing, cx.now.instant, || {
+            let about = About {
+                limit: self.name.clone(),
+                place: self.place.clone(),
+                shared: self.shared.is_some(),
+                shadow: cx.shadow,
+                ..things.about()
+            };
+            let open = self.shared.is_none().then(|| (Arc::clone(&self.open), things.clone(), self.most));
+            (about, Arc::new(Places(open)))
+        });
+    }
+}
+
+/// Open requests: counted here, if replicas do not count them together. They are open, and cannot be forgotten.
+struct Places(Option<(Arc<Open>, Things, u32)>);
+
+impl Counted for Places {
+    fn stands(&self) -> Option<Standing> {
+        let (open, things, most) = self.0.as_ref()?;
+        let used = open.count(things);
+        Some(Standing { used, most: *most, over: used >= *most, rolling: false, full_in: Duration::ZERO, retry_in: Duration::ZERO })
+    }
+
+    fn can_forget(&self) -> bool {
+        false
+    }
+
+    fn forget(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
     }
 }
 

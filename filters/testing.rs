@@ -89,7 +89,7 @@ pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
 /// The same, with somebody who can be asked.
 pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
     let (hasher, meter) = (KeyHasher::new(b"test"), Arc::default());
-    let ports = Ports { bindings: Arc::new(NoBindings), hasher, meter, counters: None, outbound };
+    let ports = Ports { bindings: Arc::new(NoBindings), hasher, meter, counters: None, outbound, near: Arc::default() };
     compile(&mut Site {
         place: "filters[0]".into(),
         trusted: Arc::default(),

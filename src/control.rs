@@ -1,5 +1,6 @@
-//! How `keylatch reload` reaches the running process: a Unix socket whose place follows from the
-//! configuration file's path alone, so that it is found even when the file is broken.
+//! How commands reach the running process: Unix sockets whose place follows from the configuration file's path alone, so
+//! that they are found even when the file is broken. One is for what is asked with a line, such as `reload`; the admin API
+//! is served on the other.
 //!
 //! The folder is `$KEYLATCH_RUNTIME_DIR`, else `/run/keylatch` for root, else `$XDG_RUNTIME_DIR/keylatch`, else
 //! `/tmp/keylatch-UID`; nobody but its owner can enter it. One line asks, one line of JSON answers.
@@ -50,8 +51,22 @@ pub fn socket(config: &Path) -> Result<PathBuf, String> {
     Ok(folder().join(format!("{}.sock", hex(&hash[..8]))))
 }
 
-/// Listens on the socket, for as long as the process lives.
-pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Result<Guard, String> {
+/// The socket on which the process that runs `config` serves its admin API to commands.
+pub fn api_socket(config: &Path) -> Result<PathBuf, String> {
+    socket(config).map(|path| path.with_extension("api"))
+}
+
+/// A socket that only its owner can open.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    // What a process that was killed has left.
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Listens on the sockets, for as long as the process lives. The listener is for the admin API.
+pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Result<(Guard, UnixListener), String> {
     let path = socket(config)?;
     let folder = folder();
     let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the control socket {}: {what}: {e}", path.display());
@@ -65,10 +80,8 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Resu
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
         return Err(format!("a process that runs {} is there already", config.display()));
     }
-    // What a process that was killed has left.
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(|e| wrong("cannot listen", &e))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|e| wrong("mode", &e))?;
+    let listener = bind(&path).map_err(|e| wrong("cannot listen", &e))?;
+    let api = bind(&api_socket(config)?).map_err(|e| wrong("cannot listen beside it", &e))?;
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
@@ -87,15 +100,16 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Resu
             }
         }
     });
-    Ok(Guard(path))
+    Ok((Guard(path), api))
 }
 
-/// Removes the socket when the process ends.
+/// Removes the sockets when the process ends.
 pub struct Guard(PathBuf);
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(self.0.with_extension("api"));
     }
 }
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -304,7 +305,7 @@ def test_streams_are_listed_and_ended(start):
         wait_for(lambda: admin.get("/streams").json()["total"] == 1, "it has ended")
         operator.call("DELETE", f"/streams/{streams[1]['id']}", status=404)
         entry = admin.get("/audit", params={"action": "stream"}).json()["items"][0]
-        assert (entry["action"], entry["actor"], entry["after"]["client"]) == ("stream.ended", "op", "127.0.0.2")
+        assert (entry["action"], entry["actor"], entry["before"]["client"]) == ("stream.ended", "op", "127.0.0.2")
         # The other goes on.
         assert admin.get("/streams").json()["items"][0]["id"] == streams[0]["id"]
         for connection in (one, two):
@@ -374,5 +375,5 @@ def test_every_answer_is_in_the_document(start, echo_upstream):
         cwd=replica.folder, capture_output=True, text=True, timeout=240, check=False,
     )
     assert said.returncode == 0, said.stdout[-6000:]
-    assert "Tested: 4" in said.stdout or "Tested: 3" in said.stdout, said.stdout[-2000:]
+    assert int(re.search(r"Tested: (\d+)", said.stdout)[1]) > 45, said.stdout[-2000:]
     assert replica.health("ready")[0] == 200 and "panicked" not in replica.stderr.read_text()

@@ -16,8 +16,8 @@ from support.stores import ask
 
 ROLES = {
     "viewer": {"read"},
-    "operator": {"read", "bindings", "streams"},
-    "admin": {"read", "bindings", "streams", "settings", "config", "accounts"},
+    "operator": {"read", "bindings", "streams", "limits"},
+    "admin": {"read", "bindings", "streams", "limits", "settings", "config", "accounts"},
 }
 SQLITE = "{sqlite: {path: t.db}}"
 

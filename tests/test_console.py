@@ -22,7 +22,7 @@ from support.stores import FREE, ask
 KEY = "sk-console-01-abcdwxyz"
 CONSOLE = ROOT / "src" / "console"
 STORE = "{sqlite: {path: t.db, flush_every: 50ms}}"
-PAGES = ["dashboard", "bindings", "intercepts", "streams", "settings", "configuration", "audit", "accounts", "account"]
+PAGES = ["dashboard", "bindings", "intercepts", "streams", "limits", "settings", "configuration", "audit", "accounts", "account"]
 
 
 class Browser:

@@ -20,6 +20,11 @@ impl Quota {
         Self { interval_ns, tolerance_ns: interval_ns.saturating_mul(u64::from(burst.max(1)) - 1) }
     }
 
+    /// How many there are at once.
+    pub fn burst(&self) -> u32 {
+        u32::try_from(self.tolerance_ns / self.interval_ns).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
     /// What is to be said of a hit after which the theoretical arrival time is so far ahead of now.
     pub fn outcome(&self, allowed: bool, ahead_ns: u64, cost: u32) -> Outcome {
         let left_ns = self.tolerance_ns.saturating_add(self.interval_ns).saturating_sub(ahead_ns);
@@ -89,6 +94,8 @@ pub trait Counters: Send + Sync {
     /// Counts a request on all of its limits in one step; where one of them refuses it, it is counted on none. In
     /// the order of the hits.
     fn hit(&self, hits: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
+    /// Forgets what is counted of what a hit counts.
+    fn forget<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Takes one of at most `most` places under this name, for as long as what is returned lives. `None`: all are taken.
     fn lease(&self, name: String, most: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>>;
 }

@@ -13,6 +13,7 @@ mod key;
 mod kind;
 mod leash;
 mod limits;
+mod near;
 mod outbound;
 mod ports;
 mod reply;
@@ -31,6 +32,7 @@ pub use key::{KEY_BYTES_MAX, Key, KeyError, KeyForm, KeyHasher, KeyId, KeyReader
 pub use kind::{Kind, manual_of};
 pub use leash::Leash;
 pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};
+pub use near::{About, Counted, Near, Shown, Standing};
 pub use outbound::{Answered, Body as AnswerBody, Call, CallError, Endpoint, Outbound, Service, Tend, Tended, Tender};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use reply::{Body, Dialect, Problem, Reply};

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, SecretRef, Service, TrustedProxies};
+use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Near, Outbound, SecretRef, Service, TrustedProxies};
 
 /// Reads the files a configuration refers to.
 pub trait Resolve {
@@ -85,6 +85,8 @@ pub struct Ports {
     pub counters: Option<Arc<dyn Counters>>,
     /// Who calls other people's services.
     pub outbound: Arc<dyn Outbound>,
+    /// Who has used up much of a limit.
+    pub near: Arc<Near>,
 }
 
 /// The surroundings of a filter that is being compiled.

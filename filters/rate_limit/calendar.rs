@@ -122,6 +122,11 @@ impl Table {
         outcome(allowed, entry.used, most, window.1)
     }
 
+    /// Forgets what was used.
+    pub fn forget(&self, slot: u128) {
+        self.entries.lock().remove(&slot);
+    }
+
     /// Takes a hit back.
     pub fn refund(&self, slot: u128, cost: u32) {
         if let Some(entry) = self.entries.lock().get_mut(&slot) {

@@ -93,6 +93,11 @@ impl Table {
         }
     }
 
+    /// Forgets what was used, and a block with it.
+    pub fn forget(&self, slot: u128) {
+        self.shard(slot).lock().remove(&slot);
+    }
+
     fn shard(&self, slot: u128) -> &Mutex<Shard> {
         let index = usize::try_from(slot % SHARDS as u128).unwrap_or(0);
         &self.shards[index]

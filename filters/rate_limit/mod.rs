@@ -136,6 +136,7 @@ impl Filter for RateLimit {
         for (policy, Asked { outcome, .. }) in self.told(asked) {
             policy.tell(outcome.allowed, cx.shadow);
         }
+        self.note(refused_by, asked, cx);
         if cx.facts.get::<Trace>().is_some() {
             let said: Vec<String> = self.told(asked).map(|(policy, one)| policy.says(one.cost, one.outcome, cx)).collect();
             cx.facts.get_mut::<Trace>().into_iter().for_each(|trace| trace.0.extend(said.iter().cloned()));
@@ -178,6 +179,15 @@ impl RateLimit {
     /// Each limit that was asked, with what came of it.
     fn told<'s>(&'s self, asked: &'s [Asked]) -> impl Iterator<Item = (&'s Policy, &'s Asked)> {
         asked.iter().filter_map(|one| Some((self.policies.get(one.policy)?, one)))
+    }
+
+    /// Lets operators see who is near or over a limit. What a refused request had used of the others it has got back.
+    fn note(&self, refused_by: Option<Asked>, asked: &[Asked], cx: &RequestCx<'_>) {
+        for (policy, one) in self.told(asked) {
+            if refused_by.is_none() || !one.outcome.allowed {
+                policy.note(one.cost, &one.outcome, self.shared.as_ref(), cx);
+            }
+        }
     }
 
     /// The limits that this request counts on, and how much.

@@ -10,7 +10,9 @@ use super::calendar::{self, Unit};
 use super::config::{Cost, Limit, Window};
 use super::gcra;
 use super::subject::{Subject, Things};
-use crate::contract::{Chosen, Hit, Invalid, Measure, Outcome, Quota, Rate, RequestCx, Site};
+use crate::contract::{
+    About, BoxFuture, Chosen, Counted, Counters, Hit, Invalid, Measure, Near, Outcome, Quota, Rate, RequestCx, Site, Standing, StoreError,
+};
 use crate::expression::{Expression, Scope, Type};
 use crate::rules::word;
 
@@ -33,6 +35,9 @@ pub struct Policy {
     pub shadow: bool,
     /// Its name among the counts that replicas share.
     shared_name: String,
+    /// Where its filter stands.
+    place: String,
+    near: Arc<Near>,
     subject: Subject,
     price: Price,
     /// Counts only where a rule has chosen it.
@@ -47,6 +52,33 @@ pub struct Policy {
 pub struct Slot {
     name: u128,
     cost: u32,
+}
+
+/// Where something is counted in this process.
+enum Here {
+    Rolling(Arc<gcra::Table>, u128),
+    Calendar(Arc<calendar::Table>, u128),
+}
+
+/// What somebody has used, here and where replicas count together.
+struct Used {
+    here: Here,
+    shared: Option<(Arc<dyn Counters>, Hit)>,
+}
+
+impl Counted for Used {
+    fn forget(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move {
+            match &self.here {
+                Here::Rolling(table, slot) => table.forget(*slot),
+                Here::Calendar(table, slot) => table.forget(*slot),
+            }
+            match &self.shared {
+                Some((shared, hit)) => shared.forget(hit).await,
+                None => Ok(()),
+            }
+        })
+    }
 }
 
 /// How much a request counts.
@@ -107,6 +139,8 @@ impl Policy {
             field: field.map_err(|e| Invalid::new(e.to_string()).at("name"))?,
             shadow: limit.shadow,
             shared_name: format!("{}:{name}", site.place),
+            place: site.place.clone(),
+            near: Arc::clone(&site.ports.near),
             subject,
             price,
             chosen: limit.chosen,
@@ -168,6 +202,34 @@ impl Policy {
             Count::Rolling { quota, table, .. } => table.refund(slot.name, *quota, slot.cost),
             Count::Calendar { table, .. } => table.refund(slot.name, slot.cost),
         }
+    }
+
+    /// Lets operators see who has used up much of it. `shared`: where it was counted, if not here.
+    pub fn note(&self, cost: u32, outcome: &Outcome, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) {
+        let (most, rolling) = match &self.count {
+            Count::Rolling { quota, .. } => (quota.burst(), true),
+            Count::Calendar { most, .. } => (*most, false),
+        };
+        let standing = Standing::of(outcome, most, rolling);
+        if !standing.is_near() {
+            return;
+        }
+        let things = self.subject.things(cx);
+        self.near.note(&(&self.shared_name, &things), standing, cx.now.instant, || {
+            let here = match &self.count {
+                Count::Rolling { table, .. } => Here::Rolling(Arc::clone(table), table.slot(&things)),
+                Count::Calendar { table, .. } => Here::Calendar(Arc::clone(table), table.slot(&things)),
+            };
+            let shared = shared.map(|shared| (Arc::clone(shared), self.hit(cost, cx)));
+            let about = About {
+                limit: self.name.clone(),
+                place: self.place.clone(),
+                shared: shared.is_some(),
+                shadow: self.shadow || cx.shadow,
+                ..things.about()
+            };
+            (about, Arc::new(Used { here, shared }))
+        });
     }
 
     /// For whoever asks what limits a request meets.

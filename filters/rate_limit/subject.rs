@@ -10,7 +10,10 @@ use serde::de::{self, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-use crate::contract::{Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx, field_name, hex};
+use crate::contract::{About, Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx, field_name, hex};
+
+/// What is kept of a claim for operators to read.
+const CLAIM_CHARS_MAX: usize = 128;
 
 /// What is counted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -165,15 +168,34 @@ pub enum Things {
     More(Vec<Thing>),
 }
 
+impl Things {
+    fn each(&self) -> &[Thing] {
+        match self {
+            Things::One(one) => std::slice::from_ref(one),
+            Things::More(more) => more,
+        }
+    }
+
+    /// For operators. A claim's value is shown to them, as it is in the list of streams.
+    pub fn about(&self) -> About {
+        let mut about = About { subject: self.to_string(), ..About::default() };
+        for thing in self.each() {
+            match thing {
+                Thing::Key(id) => about.key = Some(*id),
+                Thing::Client(address) => about.client = Some(*address),
+                Thing::Claim(value) => about.claim = Some(value.chars().take(CLAIM_CHARS_MAX).collect()),
+                Thing::Route(_) | Thing::Header(_) => {}
+            }
+        }
+        about
+    }
+}
+
 /// As replicas name it to each other. What may be long or private is hashed.
 impl fmt::Display for Things {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let things = match self {
-            Things::One(one) => std::slice::from_ref(one),
-            Things::More(more) => more,
-        };
         let hashed = |bytes: &[u8]| hex(&Sha256::digest(bytes)[..16]);
-        for (index, thing) in things.iter().enumerate() {
+        for (index, thing) in self.each().iter().enumerate() {
             if index > 0 {
                 f.write_str("+")?;
             }

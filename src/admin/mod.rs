@@ -16,6 +16,7 @@ mod events;
 mod export;
 mod extract;
 mod health;
+mod limits;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod logs;
 mod oidc;
@@ -41,12 +42,14 @@ use keylatch_filters::contract::KeyHasher;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use extract::ACTOR;
 pub use openapi::document;
 
 use crate::proxy::Shared;
 use crate::reload::Reloader;
 use crate::service::access::Caller;
 use crate::service::bindings::Bindings;
+use crate::service::everywhere::Everywhere;
 use crate::service::oidc::Oidc;
 use crate::service::sign_in::Door;
 use crate::store::Store;
@@ -69,6 +72,8 @@ pub struct Api {
     pub door: Door,
     /// Knows the providers through which people come in.
     pub oidc: Oidc,
+    /// What only the replica knows where it happens.
+    pub everywhere: Arc<Everywhere>,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
     /// Tells what this replica counts.
@@ -122,6 +127,8 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(events::follow))
         .routes(routes!(streams::list))
         .routes(routes!(streams::end))
+        .routes(routes!(limits::list))
+        .routes(routes!(limits::reset))
         .routes(routes!(bindings::list))
         .routes(routes!(bindings::export))
         .routes(routes!(bindings::look_up))

@@ -23,6 +23,7 @@ use super::problem::{Problem, Problems};
         (name = "accounts", description = "Who may sign in"),
         (name = "dashboard", description = "How things are and have been"),
         (name = "streams", description = "Event streams that are open"),
+        (name = "limits", description = "Who is near or over a limit"),
         (name = "bindings", description = "Which key may be used from where"),
         (name = "logs", description = "Requests that were refused because of a binding"),
         (name = "settings", description = "What can be changed while it runs"),

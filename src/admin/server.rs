@@ -10,9 +10,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tower_service::Service;
+
+use super::extract::Machine;
 
 /// Connections at a time; further ones wait. The proxy shares its descriptors and its memory with them.
 const CONNECTIONS_MAX: usize = 512;
@@ -42,6 +44,26 @@ pub async fn serve(listener: TcpListener, router: Router) {
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_buf_size(HEADER_BYTES_MAX);
             // A client that leaves or talks nonsense is nobody's concern.
+            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+/// Serves commands on this machine: whoever can open the socket owns the process, and may do everything.
+pub async fn serve_commands(listener: UnixListener, router: Router) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        let router = router.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+                request.extensions_mut().insert(Machine);
+                answer(router.clone(), SocketAddr::from(([127, 0, 0, 1], 0)), request)
+            });
+            let mut http = http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX);
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
         });
     }

@@ -8,12 +8,17 @@ mod check;
 mod demo_upstream;
 mod explain;
 mod filters;
+mod here;
+mod intercepts;
+mod limits;
 mod migrate;
 mod reload;
 mod run;
 mod schema;
 mod secret;
 mod settings;
+mod status;
+mod streams;
 mod token;
 
 use std::path::PathBuf;
@@ -61,6 +66,14 @@ enum Command {
     },
     /// Look at and change bindings, in the stores of a configuration
     Bindings(bindings::Bindings),
+    /// How things are and have been, over all replicas, as the process that runs here knows
+    Status(status::Status),
+    /// Look at requests that were refused because of a binding, as the process that runs here knows
+    Intercepts(intercepts::Intercepts),
+    /// Look at and end event streams that are open on any replica, through the process that runs here
+    Streams(streams::Streams),
+    /// See who is near or over a limit on any replica, and give it back, through the process that runs here
+    Limits(limits::Limits),
     /// Show who has changed what, in the store of a configuration
     Audit(audit::Audit),
     /// Look at and change what can be changed while it runs, in the store of a configuration
@@ -89,6 +102,10 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Explain(explain) => explain::explain(&explain),
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
+        Command::Status(status) => status::status(&status),
+        Command::Intercepts(intercepts) => intercepts::intercepts(&intercepts),
+        Command::Streams(streams) => streams::streams(&streams),
+        Command::Limits(limits) => limits::limits(&limits),
         Command::Audit(audit) => audit::audit(&audit),
         Command::Settings(settings) => settings::settings(&settings),
         Command::Admin(admin) => admin::admin(&admin),

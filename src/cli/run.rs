@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use keylatch_filters::contract::{Meter, Ports};
+use keylatch_filters::contract::{Meter, Near, Ports};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin::{self, Api};
 use crate::alerts::{self, Watch};
+use crate::config::model::Storage;
 use crate::config::{Compiler, Files, Parsed, Settings, parse_file};
 use crate::control;
 use crate::every::every;
@@ -20,6 +21,7 @@ use crate::live::{self, Live};
 use crate::outbound::Services;
 use crate::proxy::{self, Shared, Stop};
 use crate::reload::{self, Reloader};
+use crate::service::everywhere::Everywhere;
 use crate::service::oidc::Oidc;
 use crate::service::sign_in::Door;
 use crate::service::{Fault, accounts};
@@ -80,12 +82,14 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let redis = store::open_redis(&settings, &files, registry).await?;
     let counters = redis.as_ref().map(store::counters);
     let opened = store::open(&settings, &files, registry, Purpose::Serve, redis).await?;
+    let near = Arc::<Near>::default();
     let ports = Ports {
         bindings: Arc::clone(&opened.store) as _,
         hasher: opened.hasher.clone(),
         meter: Arc::new(Meter::new(metrics.registry.clone())),
         counters,
         outbound: Arc::new(Services::here()),
+        near: Arc::clone(&near),
     };
     let compiler = Arc::new(Compiler::new(ports));
     let live = Arc::new(Live::default());
@@ -112,6 +116,14 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     });
     let stopping = Arc::new(AtomicBool::new(false));
     let door = Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?;
+    let everywhere = Arc::new(Everywhere {
+        store: Arc::clone(&opened.store),
+        replica: settings.replica(),
+        others: matches!(settings.storage, Storage::Postgres(_)),
+        streams: Arc::clone(&shared.metrics.streams),
+        near,
+    });
+    tokio::spawn(Arc::clone(&everywhere).listen());
     let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
     let sampler = Sampler::new(settings.replica(), Arc::clone(&shared.metrics));
     let api = Arc::new(Api {
@@ -121,6 +133,7 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         hasher: opened.hasher,
         door,
         oidc,
+        everywhere,
         reloader: Arc::clone(&reloader),
         path: path.to_owned(),
         stopping: Arc::clone(&stopping),
@@ -129,7 +142,8 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let started_ms = millis(SystemTime::now());
     every(&api, sampler::SAID_EVERY, move |api| async move { api.sampler.say(&api.store, &state(&api, started_ms)).await });
     serve_admin(&settings, Arc::clone(&api)).await?;
-    let control = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
+    let (control, commands) = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
+    tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&api))));
     let stop = watch_signals(&settings, reloader, stopping)?;
     Ok(House { shared, store: opened.store, watch, settings, stop, api, started_ms, _control: control })
 }

@@ -346,6 +346,7 @@ pub fn check_ports() -> Ports {
         meter: Arc::new(Meter::default()),
         counters: Some(Arc::new(Nowhere)),
         outbound: Arc::new(Nowhere),
+        near: Arc::default(),
     }
 }
 
@@ -381,6 +382,9 @@ impl Service for Nowhere {
 
 impl Counters for Nowhere {
     fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
+    fn forget<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
     }
     fn lease(&self, _: String, _: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>> {

@@ -13,6 +13,7 @@ import { Bindings } from "./pages/bindings.js";
 import { Configuration } from "./pages/configuration.js";
 import { Dashboard } from "./pages/dashboard.js";
 import { Intercepts } from "./pages/intercepts.js";
+import { Limits } from "./pages/limits.js";
 import { Settings } from "./pages/settings.js";
 import { ChoosePassword, SignIn } from "./pages/sign-in.js";
 import { Streams } from "./pages/streams.js";
@@ -22,6 +23,7 @@ const pages = [
   ["bindings", () => t("Bindings"), Bindings],
   ["intercepts", () => t("Intercepts"), Intercepts],
   ["streams", () => t("Streams"), Streams],
+  ["limits", () => t("Limits"), Limits],
   ["settings", () => t("Settings"), Settings],
   ["configuration", () => t("Configuration"), Configuration],
   ["audit", () => t("Audit"), Audit],

@@ -36,6 +36,10 @@ export function Trouble({ error, retry }) {
   </div>`;
 }
 
+// Replicas that were asked and have said nothing: what is shown is not all.
+export const Silent = ({ replicas }) =>
+  replicas?.length ? html`<div class="notice warn" role="status"><p>${t("No answer from {names}: what they know is missing here.", { names: replicas.join(", ") })}</p></div>` : null;
+
 export const Done = ({ children }) => html`<div class="notice good" role="status">${children}</div>`;
 
 // A button that does something that takes a while, and says what went wrong beside itself.
@@ -98,13 +102,13 @@ export function Field({ label, help, error, quiet, as = "input", children, onInp
 }
 
 // `columns`: [heading, row => cell, class]. It scrolls by itself where it is too wide.
-export function Table({ caption, columns, rows, empty, loading }) {
+export function Table({ caption, columns, rows, empty, loading, of = (row) => row.id || row.key_id || row.name }) {
   return html`<div class="table" role="region" tabindex="0" aria-label=${caption} aria-busy=${loading ? "true" : "false"}>
     <table>
       <caption>${caption}</caption>
       <thead><tr>${columns.map(([heading, , kind]) => html`<th scope="col" class=${kind || ""}>${heading}</th>`)}</tr></thead>
       <tbody>
-        ${rows.map((row) => html`<tr key=${row.id || row.key_id || row.name}>${columns.map(([heading, cell, kind]) => html`<td class=${kind || ""} data-label=${heading}><div>${cell(row)}</div></td>`)}</tr>`)}
+        ${rows.map((row) => html`<tr key=${of(row)}>${columns.map(([heading, cell, kind]) => html`<td class=${kind || ""} data-label=${heading}><div>${cell(row)}</div></td>`)}</tr>`)}
         ${!rows.length && html`<tr><td class="empty" colspan=${columns.length}>${loading ? t("Loading…") : empty}</td></tr>`}
       </tbody>
     </table>
@@ -121,13 +125,13 @@ export function useList(load, deps) {
     const mine = (stop.current = new AbortController());
     set({ ...before, loading: true, error: null });
     try {
-      let [items, total, next] = [before.items, before.total, cursor];
+      let [items, total, next, silent] = [before.items, before.total, cursor, []];
       for (let searched = 0; searched < 5; searched += 1) {
         const page = await load(next, mine.signal);
-        [items, next, total] = [[...items, ...page.items], page.next, page.total ?? total];
+        [items, next, total, silent] = [[...items, ...page.items], page.next, page.total ?? total, page.silent || []];
         if (page.items.length || !next) break;
       }
-      set({ items, next, total, loading: false });
+      set({ items, next, total, silent, loading: false });
     } catch (error) {
       if (error.name !== "AbortError") set({ ...before, loading: false, error });
     }

@@ -15,6 +15,8 @@ pub enum Scope {
     Bindings = 2,
     /// End streams.
     Streams = 4,
+    /// Give back what was used of a limit.
+    Limits = 64,
     /// Change live settings.
     Settings = 8,
     /// Check and reload configurations.
@@ -24,7 +26,8 @@ pub enum Scope {
 }
 
 /// All of them.
-pub const SCOPES: [Scope; 6] = [Scope::Read, Scope::Bindings, Scope::Streams, Scope::Settings, Scope::Config, Scope::Accounts];
+pub const SCOPES: [Scope; 7] =
+    [Scope::Read, Scope::Bindings, Scope::Streams, Scope::Limits, Scope::Settings, Scope::Config, Scope::Accounts];
 
 impl Scope {
     /// As it is written.
@@ -33,6 +36,7 @@ impl Scope {
             Scope::Read => "read",
             Scope::Bindings => "bindings",
             Scope::Streams => "streams",
+            Scope::Limits => "limits",
             Scope::Settings => "settings",
             Scope::Config => "config",
             Scope::Accounts => "accounts",
@@ -46,7 +50,7 @@ impl Scope {
 pub enum Role {
     /// Looks.
     Viewer,
-    /// Changes bindings and ends streams, too.
+    /// Changes bindings, ends streams and gives back limits, too.
     Operator,
     /// Does everything.
     Admin,
@@ -75,7 +79,7 @@ impl Role {
     pub fn scopes(self) -> Scopes {
         match self {
             Role::Viewer => Scopes(Scope::Read as u8),
-            Role::Operator => Scopes::of(&[Scope::Read, Scope::Bindings, Scope::Streams]),
+            Role::Operator => Scopes::of(&[Scope::Read, Scope::Bindings, Scope::Streams, Scope::Limits]),
             Role::Admin => Scopes::of(&SCOPES),
         }
     }

@@ -3,11 +3,14 @@
 pub mod access;
 pub mod accounts;
 pub mod bindings;
+pub mod everywhere;
+pub mod limits;
 pub mod oidc;
 pub mod passwords;
 pub mod sealed;
 pub mod settings;
 pub mod sign_in;
+pub mod streams;
 
 use std::fmt;
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
 use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::cache::Cache;
 use super::counters::Counters;
@@ -45,6 +45,8 @@ pub struct Store {
     pub(super) unsettled: Mutex<Unsettled>,
     /// Somebody has changed a live setting, or may have.
     pub(super) settings_changed: Notify,
+    /// Replicas have asked or answered something, or may have.
+    pub(super) mail: watch::Sender<()>,
     /// Where what nobody waits for is done.
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) metrics: Counters,
@@ -73,6 +75,7 @@ impl Store {
             leashes: Leashes::default(),
             unsettled: Mutex::default(),
             settings_changed: Notify::new(),
+            mail: watch::Sender::new(()),
             runtime: tokio::runtime::Handle::current(),
             metrics: Counters::new(metrics),
         });
@@ -100,8 +103,13 @@ impl Store {
                 self.settings_changed.notify_one();
                 Vec::new()
             }
+            News::Mail => {
+                self.mail.send_replace(());
+                Vec::new()
+            }
             News::Lost => {
                 self.settings_changed.notify_one();
+                self.mail.send_replace(());
                 self.doubt_everything();
                 self.leashes.keys()
             }

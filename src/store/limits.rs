@@ -80,6 +80,9 @@ static REFUND: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Forgets what was counted.
+static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('DEL', KEYS[1])"));
+
 /// Takes a place: its name `ARGV[1]`, most, time to live in ms. 1: taken.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -219,6 +222,14 @@ impl Shared {
 impl Counters for Shared {
     fn hit(&self, hits: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move { if self.redis.is_cluster() { self.hit_each(&hits).await } else { self.hit_at_once(&hits).await } })
+    }
+
+    fn forget<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async move {
+            let forgotten: i64 = self.redis.run(&FORGET.key(self.key(hit))).await?;
+            tracing::debug!(forgotten, "what was counted is forgotten");
+            Ok(())
+        })
     }
 
     fn lease(&self, name: String, most: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>> {

@@ -17,6 +17,7 @@ mod operate;
 pub mod outbox;
 mod postgres;
 pub mod providers;
+pub mod questions;
 pub mod record;
 mod redis;
 pub mod row;
@@ -56,6 +57,8 @@ pub enum News {
     Changed(KeyId, i64),
     /// A live setting was changed.
     Settings,
+    /// A replica has asked something, or answered.
+    Mail,
     /// Something may have happened that was not heard of.
     Lost,
 }
@@ -66,8 +69,14 @@ type Events = Vec<(String, String, String)>;
 type OnChange = Arc<dyn Fn(News) + Send + Sync>;
 
 /// What is asked for by operators alone.
-pub trait Desk: accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + samples::Samples {}
-impl<T: accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + samples::Samples> Desk for T {}
+pub trait Desk:
+    accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + questions::Questions + samples::Samples
+{
+}
+impl<T> Desk for T where
+    T: accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + questions::Questions + samples::Samples
+{
+}
 
 /// What holds the truth. Every method may be called from anywhere, at any time.
 trait Authority: Send + Sync + 'static {

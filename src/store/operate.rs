@@ -2,6 +2,7 @@
 
 use keylatch_filters::contract::{KeyId, StoreError};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::audit::{Actor, Asked, Entry};
 use super::intercepts::Page;
@@ -56,6 +57,11 @@ impl Store {
     /// Once one was changed, here or elsewhere, or may have been. For one task.
     pub async fn settings_changed(&self) {
         self.settings_changed.notified().await;
+    }
+
+    /// Changes whenever a replica may have asked or answered something.
+    pub fn mail(&self) -> watch::Receiver<()> {
+        self.mail.subscribe()
     }
 
     /// What operators have changed, the latest first.

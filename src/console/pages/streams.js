@@ -3,26 +3,28 @@
 import { call, get, may, query } from "../api.js";
 import { html, useState } from "../html.js";
 import { age, t } from "../i18n.js";
-import { Action, Done, KeyId, More, Page, Table, Trouble, useList } from "../ui.js";
+import { Action, Done, KeyId, More, Page, Silent, Table, Trouble, useList } from "../ui.js";
 
 export function Streams() {
   const list = useList((cursor, signal) => get(`/streams${query({ cursor })}`, { signal }), []);
   const [done, setDone] = useState("");
   const end = (row) => async () => {
-    await call("DELETE", `/streams/${row.id}`);
+    await call("DELETE", `/streams/${row.id}${query({ replica: row.replica })}`);
     setDone(t("The stream of {client} was ended.", row));
     list.reload();
   };
   return html`<${Page} title=${t("Streams")} actions=${html`<button type="button" onClick=${list.reload}>${t("Look again")}</button>`}>
-    <p>${t("Event streams that are open on the replica that answers, the oldest first.")}</p>
+    <p>${t("Event streams that are open on all replicas, the oldest first.")}</p>
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${list.error} retry=${list.reload} />
-    <${Table} caption=${t("Open streams")} rows=${list.items} loading=${list.loading} empty=${t("No stream is open.")} columns=${[
+    <${Silent} replicas=${list.silent} />
+    <${Table} caption=${t("Open streams")} rows=${list.items} of=${(row) => `${row.replica} ${row.id}`} loading=${list.loading} empty=${t("No stream is open.")} columns=${[
       [t("Open for"), (row) => age(row.age_s)],
       [t("Client"), (row) => html`<code>${row.client}</code> ${row.subject && html`<small>${row.subject}</small>`}`],
       [t("Key"), (row) => (row.key_id ? html`<${KeyId} id=${row.key_id} hint=${row.hint} />` : "–")],
       [t("Route"), (row) => html`${row.route} <code>${row.path}</code>`],
       [t("Server"), (row) => row.upstream || "–"],
+      [t("Replica"), (row) => row.replica],
       [t("Request id"), (row) => html`<small>${row.request_id || "–"}</small>`],
       [t("Do"), (row) => may("streams") && html`<${Action} kind="danger" confirm=${t("The client's answer is cut off. This cannot be undone.")} run=${end(row)}>${t("End")}</${Action}>`],
     ]} />

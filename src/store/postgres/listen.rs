@@ -15,6 +15,7 @@ use crate::store::{News, OnChange};
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 const CHANNEL: &str = "keylatch_bindings";
 const SETTINGS: &str = "keylatch_settings";
+const MAIL: &str = "keylatch_mail";
 
 /// Listens for as long as the process lives. While the connection is away, news is lost: once it is back,
 /// everything that is remembered counts as old.
@@ -34,7 +35,7 @@ async fn listen_once(pools: &Pools, on_change: &OnChange) -> Result<(), Box<dyn 
     let mut listener = timeout(patience, PgListener::connect_with(&pools.get())).await??;
     // Whoever listens anew must know that he does.
     listener.eager_reconnect(false);
-    timeout(patience, listener.listen_all([CHANNEL, SETTINGS])).await??;
+    timeout(patience, listener.listen_all([CHANNEL, SETTINGS, MAIL])).await??;
     on_change(News::Lost);
     // `None`: the connection was lost. It would be made again silently; we want to know.
     loop {
@@ -48,13 +49,11 @@ async fn listen_once(pools: &Pools, on_change: &OnChange) -> Result<(), Box<dyn 
                 continue;
             }
         };
-        if said.channel() == SETTINGS {
-            on_change(News::Settings);
-            continue;
-        }
-        match parse(said.payload()) {
-            Some((id, version)) => on_change(News::Changed(id, version)),
-            None => tracing::warn!("somebody sends malformed notifications on {CHANNEL}"),
+        match (said.channel(), parse(said.payload())) {
+            (SETTINGS, _) => on_change(News::Settings),
+            (MAIL, _) => on_change(News::Mail),
+            (_, Some((id, version))) => on_change(News::Changed(id, version)),
+            (_, None) => tracing::warn!("somebody sends malformed notifications on {CHANNEL}"),
         }
     }
 }

@@ -19,6 +19,8 @@ mod tend;
 mod accounts;
 #[path = "../both/providers.rs"]
 mod providers;
+#[path = "../both/questions.rs"]
+mod questions;
 #[path = "../both/samples.rs"]
 mod samples;
 #[path = "../both/trim.rs"]

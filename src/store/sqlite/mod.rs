@@ -20,6 +20,9 @@ mod accounts;
 #[path = "../both/providers.rs"]
 mod providers;
 #[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[path = "../both/questions.rs"]
+mod questions;
+#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
 #[path = "../both/samples.rs"]
 mod samples;
 #[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]

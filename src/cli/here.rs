@@ -1,0 +1,102 @@
+//! What commands ask of the process that runs here: its admin API, by a socket that only its owner can open.
+
+use std::path::Path;
+use std::time::Duration;
+
+use http::Method;
+use serde_json::Value;
+
+use super::{actor, on_runtime};
+use crate::admin::ACTOR;
+use crate::control;
+
+/// Some answers look through much.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// Calls it. Its refusals are errors in its own words.
+pub fn call(config: &Path, method: Method, path: &str, query: &[(&str, Option<String>)], body: Option<&Value>) -> Result<Value, String> {
+    let socket = control::api_socket(config)?;
+    on_runtime(async {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(ANSWER_TIME_MAX).no_proxy().build();
+        let mut url = reqwest::Url::parse("http://localhost/admin/api").map_err(|e| e.to_string())?;
+        url.set_path(&format!("/admin/api{path}"));
+        let given = query.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        for (name, value) in given {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+        let mut request = client.map_err(|e| e.to_string())?.request(method, url).header(ACTOR, actor().who);
+        if let Some(body) = body {
+            request = request.header(http::header::CONTENT_TYPE, "application/json").body(body.to_string());
+        }
+        let answer = request.send().await.map_err(|_| {
+            format!("no process that runs {} was found, or it does not answer (its socket would be {})", config.display(), socket.display())
+        })?;
+        let status = answer.status();
+        let text = answer.text().await.map_err(|e| format!("the running process did not answer: {}", e.without_url()))?;
+        let said: Value = serde_json::from_str(&text).unwrap_or_default();
+        match status.is_success() {
+            true => Ok(said),
+            false => Err(refusal(&said).unwrap_or_else(|| format!("it answered with {status}"))),
+        }
+    })
+}
+
+/// In its own words, behind the field that is to blame.
+fn refusal(problem: &Value) -> Option<String> {
+    let detail = problem.get("detail")?.as_str()?;
+    Some(problem.get("field").and_then(Value::as_str).map_or_else(|| detail.to_owned(), |field| format!("{field}: {detail}")))
+}
+
+/// The rows of a list, page by page, at most so many.
+pub fn list(
+    config: &Path,
+    path: &str,
+    query: &[(&str, Option<String>)],
+    most: u32,
+    mut each: impl FnMut(&Value) -> Result<(), String>,
+) -> Result<Value, String> {
+    const PAGE: u32 = 1000;
+    let (mut cursor, mut left) = (None, most);
+    loop {
+        let mut asked = query.to_vec();
+        asked.push(("limit", Some(left.min(PAGE).to_string())));
+        asked.push(("cursor", cursor));
+        let page = call(config, Method::GET, path, &asked, None)?;
+        let items = rows(&page);
+        items.iter().try_for_each(&mut each)?;
+        left = left.saturating_sub(u32::try_from(items.len()).unwrap_or(left));
+        cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
+        if cursor.is_none() || left == 0 {
+            return Ok(page);
+        }
+    }
+}
+
+/// The rows of a page.
+pub fn rows(page: &Value) -> &[Value] {
+    page.get("items").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// A field as text; nothing where there is none.
+pub fn text(row: &Value, name: &str) -> String {
+    match row.get(name) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
+/// The beginning of a key's id, as logs show it.
+pub fn key(row: &Value) -> String {
+    let id = text(row, "key_id");
+    id.get(..12).unwrap_or(&id).to_owned()
+}
+
+/// What is missing, on standard error: what is listed is for others to read.
+pub fn warn_of_silent(page: &Value) {
+    let silent: Vec<&str> = page.get("silent").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    if !silent.is_empty() {
+        eprintln!("no answer from {}: what they know is missing here", silent.join(", "));
+    }
+}

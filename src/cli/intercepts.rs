@@ -1,0 +1,135 @@
+//! `keylatch intercepts`: requests that were refused because their key is bound elsewhere, or banned.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand, ValueEnum};
+use http::Method;
+use serde_json::Value;
+
+use super::here::{self, key, text};
+use super::{ConfigFile, written};
+
+#[derive(Args)]
+pub struct Intercepts {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which ones.
+#[derive(Args)]
+struct Filter {
+    /// Of this key: the first digits of its id
+    #[arg(long, value_name = "ID")]
+    key: Option<String>,
+    /// Of clients with this address, or in this network
+    #[arg(long)]
+    client: Option<String>,
+    /// On this route
+    #[arg(long)]
+    route: Option<String>,
+    /// Because of this
+    #[arg(long)]
+    reason: Option<Reason>,
+    /// Not before this time (RFC 3339)
+    #[arg(long)]
+    since: Option<String>,
+    /// Before this time
+    #[arg(long)]
+    until: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Reason {
+    /// The key is bound to other networks
+    Elsewhere,
+    /// It is banned
+    Banned,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum By {
+    /// The key
+    Key,
+    /// The client's address
+    Client,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List them, the latest first
+    List(Filter),
+    /// Who causes most of them
+    Top {
+        /// By what they are put together
+        #[arg(long, default_value = "key")]
+        by: By,
+        #[command(flatten)]
+        filter: Filter,
+    },
+}
+
+fn word(value: impl ValueEnum) -> Option<String> {
+    value.to_possible_value().map(|value| value.get_name().to_owned())
+}
+
+impl Filter {
+    fn query(&self) -> Vec<(&'static str, Option<String>)> {
+        vec![
+            ("key_id", self.key.clone()),
+            ("client", self.client.clone()),
+            ("route", self.route.clone()),
+            ("reason", self.reason.and_then(word)),
+            ("since", self.since.clone()),
+            ("until", self.until.clone()),
+        ]
+    }
+}
+
+pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
+    let config = &asked.file.config;
+    let show = |json: bool, plain: fn(&Value) -> String| {
+        move |row: &Value| written(writeln!(std::io::stdout(), "{}", if json { row.to_string() } else { plain(row) }))
+    };
+    match &asked.command {
+        Command::List(filter) => here::list(config, "/logs", &filter.query(), filter.limit, show(filter.json, plain)).map(|_| ()),
+        Command::Top { by, filter } => {
+            let mut query = filter.query();
+            query.extend([("by", word(*by)), ("limit", Some(filter.limit.min(1000).to_string()))]);
+            let page = here::call(config, Method::GET, "/logs/groups", &query, None)?;
+            if page.get("complete") == Some(&Value::Bool(false)) {
+                eprintln!("these are of the latest 10,000 rows; say `--since` and `--until` to look at others");
+            }
+            here::rows(&page).iter().try_for_each(show(filter.json, |row| {
+                format!(
+                    "{:>8}  from {:<6} last {}  {} {}",
+                    text(row, "count"),
+                    text(row, "others"),
+                    text(row, "last_at"),
+                    text(row, "what"),
+                    text(row, "hint")
+                )
+            }))
+        }
+    }
+}
+
+fn plain(row: &Value) -> String {
+    let (count, client, route) = (text(row, "count"), text(row, "client"), text(row, "route"));
+    format!(
+        "{}  {count:>5}  {} {}  {client}  {}  {route} {} {}",
+        text(row, "last_at"),
+        key(row),
+        text(row, "hint"),
+        text(row, "reason"),
+        text(row, "method"),
+        text(row, "path")
+    )
+}

@@ -1,0 +1,78 @@
+//! `keylatch limits`: who is near or over a limit, on all replicas, and giving back what he has used.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::here::{self, text};
+use super::{ConfigFile, written};
+
+#[derive(Args)]
+pub struct Limits {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List who has used four fifths of a limit or more, first who is over
+    List {
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give back what somebody has used, on all replicas; a block ends with it
+    GiveBack {
+        /// Who, as the list names him: `key=…`, `client=…`
+        subject: String,
+        /// Of this limit only
+        #[arg(long)]
+        limit: Option<String>,
+    },
+}
+
+pub fn limits(asked: &Limits) -> Result<(), String> {
+    let config = &asked.file.config;
+    let listed = here::call(config, Method::GET, "/limits", &[], None)?;
+    here::warn_of_silent(&listed);
+    let rows = here::rows(&listed);
+    match &asked.command {
+        Command::List { json } => rows.iter().try_for_each(|row| {
+            let line = if *json { row.to_string() } else { plain(row) };
+            written(writeln!(std::io::stdout(), "{line}"))
+        }),
+        Command::GiveBack { subject, limit } => {
+            let can = |row: &&Value| row.get("can_give_back") == Some(&Value::Bool(true));
+            let fits = |row: &&Value| text(row, "subject") == *subject && limit.as_ref().is_none_or(|limit| text(row, "limit") == *limit);
+            let mut given: Vec<Value> = Vec::new();
+            for row in rows.iter().filter(can).filter(fits) {
+                let which = json!({ "limit": row["limit"], "place": row["place"], "subject": row["subject"] });
+                // Each replica may have said so; it is given back on all at once.
+                if !given.contains(&which) {
+                    here::call(config, Method::POST, "/limits/reset", &[], Some(&which))?;
+                    println!("{} has all of `{}` ({}) again", subject, text(row, "limit"), text(row, "place"));
+                    given.push(which);
+                }
+            }
+            match given.is_empty() {
+                true => Err(format!("`{subject}` is near or over no limit that can be given back; `keylatch limits list` says who is")),
+                false => Ok(()),
+            }
+        }
+    }
+}
+
+fn plain(row: &Value) -> String {
+    let state = match (row["over"] == true, row["shadow"] == true) {
+        (true, false) => format!("refused, for another {}s", text(row, "retry_in_s")),
+        (true, true) => "would be refused".to_owned(),
+        (false, _) => "near".to_owned(),
+    };
+    let by = row["replica"].as_str().map_or_else(|| "all together".to_owned(), str::to_owned);
+    let used = format!("{}/{}", text(row, "used"), text(row, "most"));
+    format!("{:<16} {used:>12}  {}  {state}  {}  {by}", text(row, "limit"), text(row, "subject"), text(row, "place"))
+}

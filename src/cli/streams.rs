@@ -1,0 +1,61 @@
+//! `keylatch streams`: event streams that are open, on all replicas.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use http::Method;
+
+use super::here::{self, key, text};
+use super::{ConfigFile, written};
+
+#[derive(Args)]
+pub struct Streams {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List them, the oldest first
+    List {
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// End one; its client gets an error event
+    End {
+        /// Its number
+        id: u64,
+        /// The replica it is open on; without it, the one of this machine
+        #[arg(long)]
+        replica: Option<String>,
+    },
+}
+
+pub fn streams(asked: &Streams) -> Result<(), String> {
+    let config = &asked.file.config;
+    match &asked.command {
+        Command::List { limit, json } => {
+            let page = here::list(config, "/streams", &[], *limit, |row| {
+                let line = if *json {
+                    row.to_string()
+                } else {
+                    let (id, replica, age, client, route) =
+                        (text(row, "id"), text(row, "replica"), text(row, "age_s"), text(row, "client"), text(row, "route"));
+                    format!("{id:>6} {replica:<24} {age:>6}s {client:<39} {:<12} {route} {}", key(row), text(row, "path"))
+                };
+                written(writeln!(std::io::stdout(), "{line}"))
+            })?;
+            here::warn_of_silent(&page);
+            Ok(())
+        }
+        Command::End { id, replica } => {
+            here::call(config, Method::DELETE, &format!("/streams/{id}"), &[("replica", replica.clone())], None).map(|_| ())
+        }
+    }
+}

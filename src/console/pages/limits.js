@@ -1,0 +1,53 @@
+// Who is near or over a limit, as it changes.
+
+import { call, get, may } from "../api.js";
+import { html, useEffect, useState } from "../html.js";
+import { age, number, t } from "../i18n.js";
+import { go } from "../route.js";
+import { Action, Badge, Done, Field, KeyId, Page, Silent, Table, Trouble, useLoad } from "../ui.js";
+
+const EVERY_MS = 3000;
+
+function Who({ row }) {
+  const others = row.subject.split("+").filter((part) => !(part.startsWith("key=") && row.key_id) && !(part.startsWith("client=") && row.client) && !(part.startsWith("claim=") && row.claim));
+  return html`${row.key_id && html`<${KeyId} id=${row.key_id} />`} ${row.client && html`<code>${row.client}</code>`} ${row.claim && html`<code>${row.claim}</code>`} ${others.map((part) => html`<code>${part}</code>`)}`;
+}
+
+const Used = ({ row }) => html`<meter min="0" max=${row.most} low=${row.most * 0.8} high=${row.most * 0.99} optimum="0" value=${row.used} aria-label=${t("{used} of {most} used", row)}></meter> <small>${number(row.used)} / ${number(row.most)}</small>`;
+
+export function Limits({ route }) {
+  const { over, search = "" } = route.params;
+  const limits = useLoad((signal) => get("/limits", { signal }), []);
+  const [done, setDone] = useState("");
+  useEffect(() => {
+    const again = setInterval(limits.reload, EVERY_MS);
+    return () => clearInterval(again);
+  }, []);
+  const narrow = (params) => go("limits", { ...route.params, ...params }, { replace: true });
+  const giveBack = (row) => async () => {
+    await call("POST", "/limits/reset", { limit: row.limit, place: row.place, subject: row.subject });
+    setDone(t("{subject} has all of {limit} again.", row));
+    limits.reload();
+  };
+  const fits = (row) => (!over || row.over) && [row.limit, row.place, row.subject, row.claim || "", row.replica || ""].some((text) => text.includes(search));
+  const rows = (limits.data?.items || []).filter(fits);
+  return html`<${Page} title=${t("Limits")}>
+    <p>${t("Who has used four fifths of a limit or more, on all replicas; those first who are refused. It is looked at again every few seconds.")}</p>
+    ${done && html`<${Done}>${done}</${Done}>`}
+    <${Trouble} error=${limits.error} retry=${limits.reload} />
+    <${Silent} replicas=${limits.data?.silent} />
+    <form class="filters" onSubmit=${(event) => event.preventDefault()}>
+      <${Field} label=${t("Limit, key id, address or claim")} type="search" value=${search} onInput=${(text) => narrow({ search: text })} />
+      <${Field} label=${t("Only who is refused")} type="checkbox" checked=${Boolean(over)} onInput=${(on) => narrow({ over: on ? 1 : "" })} />
+    </form>
+    <${Table} caption=${t("Who is near or over a limit")} rows=${rows} of=${(row) => [row.place, row.limit, row.subject, row.replica].join(" ")} loading=${limits.loading && !limits.data} empty=${t("Nobody is near a limit.")} columns=${[
+      [t("Limit"), (row) => html`<strong>${row.limit}</strong> <small>${row.place}</small> ${row.shadow && html`<${Badge}>${t("shadow")}</${Badge}>`}`],
+      [t("Who"), (row) => html`<${Who} row=${row} />`],
+      [t("Used"), (row) => html`<${Used} row=${row} />`],
+      [t("State"), (row) => (row.over ? html`<${Badge} kind="bad">${row.shadow ? t("would be refused") : t("refused")}</${Badge}> ${row.retry_in_s > 0 && t("for another {time}", { time: age(row.retry_in_s) })}` : html`<${Badge} kind="warn">${t("near")}</${Badge}>`)],
+      [t("All of it back in"), (row) => (row.full_in_s ? age(row.full_in_s) : "–")],
+      [t("Counted by"), (row) => row.replica || t("all replicas together")],
+      [t("Do"), (row) => row.can_give_back && may("limits") && html`<${Action} run=${giveBack(row)} label=${t("Give {limit} back to {subject}", row)}>${t("Give back")}</${Action}>`],
+    ]} />
+  </${Page}>`;
+}

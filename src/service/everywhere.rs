@@ -1,0 +1,151 @@
+//! What only the replica knows where it happens (open streams, who is near a limit), asked of all of them at once, through
+//! the store that they share. One that does not answer in time is named.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use keylatch_filters::contract::Near;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Fault;
+use super::accounts::now_ms;
+use super::limits::{self, Which};
+use super::streams;
+use crate::store::Store;
+use crate::store::questions::Question as Written;
+use crate::telemetry::sampler::GONE_MS;
+use crate::telemetry::streams::Streams;
+
+/// So long is waited for answers.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// Where nobody tells that an answer is there, it is looked for so often.
+const LOOKED_EVERY: Duration = Duration::from_millis(100);
+/// A question that is older is nobody's any more.
+const OLD_MS: i64 = 10_000;
+
+/// What can be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// Which streams are open, behind this one, at most so many.
+    Streams(Option<streams::Mark>, usize),
+    /// End the stream of this number.
+    EndStream(u64),
+    /// Who is near or over a limit.
+    Limits,
+    /// Give back what was used of a limit.
+    GiveBack(Which),
+}
+
+/// Asks, and answers for this replica.
+pub struct Everywhere {
+    /// What they share.
+    pub store: Arc<Store>,
+    /// This replica's name.
+    pub replica: String,
+    /// Whether there may be others.
+    pub others: bool,
+    /// The streams open here.
+    pub streams: Arc<Streams>,
+    /// Who is near a limit here.
+    pub near: Arc<Near>,
+}
+
+/// What was heard.
+#[derive(Debug)]
+pub struct Heard<T> {
+    /// Who said what.
+    pub said: Vec<(String, T)>,
+    /// Who has said nothing.
+    pub silent: Vec<String>,
+}
+
+impl Everywhere {
+    /// Asks all replicas, or the one of this name.
+    pub async fn ask<T: DeserializeOwned>(&self, question: &Question, only: Option<&str>) -> Result<Heard<T>, Fault> {
+        let mut heard = Heard { said: Vec::new(), silent: Vec::new() };
+        if only.is_none_or(|only| only == self.replica) {
+            heard.said.push((self.replica.clone(), read(self.answer(question).await?)?));
+        }
+        let mut others = self.others().await?;
+        match only {
+            Some(only) if only == self.replica => return Ok(heard),
+            Some(only) if !others.iter().any(|other| other == only) => return Err(Fault::Missing(format!("no replica `{only}` is there"))),
+            Some(only) => others.retain(|other| other == only),
+            None => {}
+        }
+        if others.is_empty() {
+            return Ok(heard);
+        }
+        let body = serde_json::to_value(question).map_err(|e| Fault::Away(e.to_string()))?;
+        let id = uuid::Uuid::now_v7().to_string();
+        let (desk, mail) = (self.store.desk(), self.store.mail());
+        desk.ask(&Written { id: id.clone(), asker: self.replica.clone(), asked_ms: now_ms(), body }).await?;
+        let (begun, mut answers, mut mail) = (Instant::now(), Vec::new(), mail);
+        while begun.elapsed() < PATIENCE {
+            let _ = tokio::time::timeout(LOOKED_EVERY, mail.changed()).await;
+            answers = desk.answers(&id).await?;
+            if others.iter().all(|other| answers.iter().any(|(replica, _)| replica == other)) {
+                break;
+            }
+        }
+        desk.take_back(&id, now_ms() - OLD_MS).await?;
+        for other in others {
+            match answers.iter().position(|(replica, _)| *replica == other) {
+                Some(at) => heard.said.push((other, read(answers.swap_remove(at).1)?)),
+                None => heard.silent.push(other),
+            }
+        }
+        Ok(heard)
+    }
+
+    /// The other replicas that have said of late how they are.
+    async fn others(&self) -> Result<Vec<String>, Fault> {
+        if !self.others {
+            return Ok(Vec::new());
+        }
+        let replicas = self.store.desk().replicas(now_ms() - GONE_MS).await?;
+        let gone = |state: &Value| state.get("stopping") == Some(&Value::Bool(true));
+        let others = replicas.into_iter().filter(|replica| replica.name != self.replica && !gone(&replica.state));
+        Ok(others.map(|replica| replica.name).collect())
+    }
+
+    async fn answer(&self, question: &Question) -> Result<Value, Fault> {
+        let said = match question {
+            Question::Streams(after, most) => serde_json::to_value(streams::here(&self.streams, after.as_ref(), *most)),
+            Question::EndStream(id) => serde_json::to_value(self.streams.end(*id).map(|about| streams::row(*id, &about))),
+            Question::Limits => serde_json::to_value(limits::here(&self.near)),
+            Question::GiveBack(which) => serde_json::to_value(self.near.forget(&which.place, &which.limit, &which.subject).await?),
+        };
+        said.map_err(|e| Fault::Away(e.to_string()))
+    }
+
+    /// Answers what others ask, for as long as the process lives.
+    pub async fn listen(self: Arc<Self>) {
+        let mut mail = self.store.mail();
+        while self.others && mail.changed().await.is_ok() {
+            // One that cannot be answered now is named as silent.
+            if let Err(error) = self.answer_all().await {
+                tracing::debug!(%error, "another replica's question was not answered");
+            }
+        }
+    }
+
+    async fn answer_all(&self) -> Result<(), Fault> {
+        let desk = self.store.desk();
+        for asked in desk.asked(&self.replica, now_ms() - OLD_MS).await? {
+            // What a newer version asks may be unknown here.
+            let Ok(question) = serde_json::from_value::<Question>(asked.body) else { continue };
+            let said = self.answer(&question).await?;
+            desk.answer(&asked.id, &self.replica, &said).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a replica of another version says may be anything.
+fn read<T: DeserializeOwned>(said: Value) -> Result<T, Fault> {
+    serde_json::from_value(said).map_err(|e| Fault::Elsewhere(format!("a replica's answer makes no sense: {e}")))
+}

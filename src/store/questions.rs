@@ -1,0 +1,33 @@
+//! What replicas ask of each other, through what they share. What the questions are is `crate::service::everywhere`'s to say.
+
+use async_trait::async_trait;
+use keylatch_filters::contract::StoreError;
+use serde_json::Value;
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// A UUID.
+    pub id: String,
+    /// The replica that asks.
+    pub asker: String,
+    /// When, in milliseconds since 1970.
+    pub asked_ms: i64,
+    /// What.
+    pub body: Value,
+}
+
+/// Questions and answers.
+#[async_trait]
+pub trait Questions: Send + Sync {
+    /// Asks; other replicas hear of it.
+    async fn ask(&self, question: &Question) -> Result<(), StoreError>;
+    /// What others have asked since then that this replica has not answered.
+    async fn asked(&self, replica: &str, since_ms: i64) -> Result<Vec<Question>, StoreError>;
+    /// Answers one, if it still stands.
+    async fn answer(&self, question: &str, replica: &str, body: &Value) -> Result<(), StoreError>;
+    /// Who has answered what.
+    async fn answers(&self, question: &str) -> Result<Vec<(String, Value)>, StoreError>;
+    /// Takes back a question with its answers, and those of askers that have gone before then.
+    async fn take_back(&self, question: &str, before_ms: i64) -> Result<(), StoreError>;
+}

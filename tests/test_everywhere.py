@@ -1,0 +1,204 @@
+"""What only a replica knows where it happens, asked of all: open streams, who is near a limit; by the API and by commands."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+from support import raw
+from support.admin import ENV, signed_in
+from support.keylatch import wait_for
+from support.redis import Redis
+from support.stores import FREE, SECRET, ask, storage
+from support.upstreams import STREAM_HEAD, Scripted, chunk
+
+SQLITE = "{sqlite: {path: t.db}}"
+KEY = "sk-everywhere-01-abcdwxyz"
+
+
+def limit(text):
+    return f"      - rate_limit: {{{text}}}"
+
+
+def limits(admin):
+    return admin.get("/limits").json()
+
+
+def test_who_is_near_a_limit_and_has_it_back(start, echo_upstream):
+    more = limit("per: key, limit: 10/h, block_for: 30m, and: [{name: monthly, per: [client, key], limit: 20/month, window: calendar}, {name: quiet, per: client, limit: 1/h, shadow: true}]")
+    replica = start(echo_upstream, route_filters=more, storage=SQLITE, env=ENV)
+    admin = signed_in(replica)
+    operator, viewer = admin.other("op", "operator"), admin.other("vi", "viewer")
+    assert limits(admin) == {"items": [], "silent": []}
+    for _ in range(7):
+        assert ask(replica, KEY).status == 200
+    assert [row["limit"] for row in limits(viewer)["items"]] == ["quiet"], "seven of ten are far"
+    ask(replica, KEY)
+    near = next(row for row in limits(admin)["items"] if row["limit"] == "key")
+    assert (near["used"], near["most"], near["over"], near["retry_in_s"], near["can_give_back"]) == (8, 10, False, 0, True)
+    assert near["key_id"] and near["client"] is None and near["place"] == "routes.api.rate_limit[0]" and near["replica"]
+    assert 2800 < near["full_in_s"] <= 2880
+    statuses = [ask(replica, KEY).status for _ in range(4)]
+    assert statuses == [200, 200, 429, 429]
+    rows = {row["limit"]: row for row in limits(admin)["items"]}
+    assert rows["key"]["over"] and 1700 < rows["key"]["retry_in_s"] <= 1800, "blocked"
+    assert rows["quiet"]["over"] and rows["quiet"]["shadow"]
+    assert "monthly" not in rows, "what was refused has used nothing of it"
+    assert KEY not in json.dumps(rows)
+    which = {name: rows["key"][name] for name in ("limit", "place", "subject")}
+    viewer.post("/limits/reset", which, 403)
+    operator.post("/limits/reset", which, 204)
+    assert [ask(replica, KEY).status for _ in range(6)] == [200] * 6
+    monthly = next(row for row in limits(admin)["items"] if row["limit"] == "monthly")
+    assert (monthly["used"], monthly["most"], monthly["client"]) == (16, 20, "127.0.0.1") and monthly["key_id"]
+    operator.post("/limits/reset", {**which, "subject": "key=nobody"}, 404)
+    assert operator.post("/limits/reset", {**which, "more": 1}, 422).json()["field"] == "more"
+    entry = admin.get("/audit", params={"action": "limit"}).json()["items"]
+    assert [(line["action"], line["actor"], line["target"]) for line in entry] == [("limit.given_back", "op", which["subject"])]
+    # The same by commands.
+    said = replica.command("limits", "list", "--json")
+    assert {json.loads(line)["limit"] for line in said.stdout.splitlines()} == {"monthly", "quiet"}, said.stderr
+    assert "16/20" in replica.command("limits", "list").stdout
+    said = replica.command("limits", "give-back", monthly["subject"], "--limit", "monthly")
+    assert said.returncode == 0 and "monthly" in said.stdout, said.stderr
+    assert [row["limit"] for row in limits(admin)["items"]] == ["quiet"]
+    said = replica.command("limits", "give-back", "key=nobody")
+    assert said.returncode == 1 and "near or over no limit" in said.stderr
+    assert admin.get("/audit", params={"action": "limit"}).json()["items"][0]["actor"].startswith("command:")
+
+
+def test_open_requests_are_shown_and_cannot_be_given_back(start):
+    over = threading.Event()
+
+    def silent(_, send):
+        send(STREAM_HEAD + chunk(b"data: 1\n\n"))
+        over.wait(30)
+
+    with Scripted(silent) as upstream:
+        replica = start(upstream, route_filters="      - concurrency_limit: {per: client, most: 2}", storage=SQLITE, env=ENV)
+        admin = signed_in(replica)
+        streams = [stream(replica, KEY) for _ in range(2)]
+        row = limits(admin)["items"][0]
+        assert (row["used"], row["most"], row["over"], row["client"], row["can_give_back"]) == (2, 2, True, "127.0.0.1", False)
+        admin.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 404)
+        over.set()
+        for connection, _ in streams:
+            connection.close()
+        wait_for(lambda: limits(admin)["items"] == [], "they have ended")
+
+
+def stream(replica, key, source="127.0.0.1"):
+    connection = raw.connect(replica.port, source=source)
+    connection.sendall(f"GET /v1/slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nAccept: text/event-stream\r\n\r\n".encode())
+    file = connection.makefile("rb")
+    assert raw.read_head(file)[0] == 200
+    return connection, file
+
+
+def test_limits_over_replicas(replicas, database):
+    with Redis() as redis:
+        more = limit("name: together, per: key, limit: 10/h, scope: shared, and: [{name: all, per: route, limit: 100000/h}]") + "\n" + limit("name: alone, per: key, limit: 5/h")
+        one, two = replicas(2, env=ENV, route_filters=more, sections=f'redis: {{url: "{redis.url}"}}')
+        admin, other = signed_in(one), signed_in(two)
+        wait_for(lambda: admin.get("/dashboard").json()["now"]["replicas"] == 2, "both are there", 15)
+        assert [ask(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
+        assert ask(one, KEY).status == 429
+        for asked in (admin, other):
+            said = limits(asked)
+            rows = [(row["limit"], row["used"], row["over"], row["replica"] is None) for row in said["items"]]
+            assert rows == [("together", 10, True, True), ("alone", 5, False, False), ("alone", 5, False, False)], rows
+            assert said["silent"] == []
+        # Whichever is asked, all of them give it back.
+        for row in limits(other)["items"][:2]:
+            other.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 204)
+        assert limits(admin)["items"] == []
+        assert [ask(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
+        assert redis.cli("EVAL", "return #redis.call('KEYS', 'keylatch:limit:*together*')", "0").strip() == "1"
+        # One that says nothing is named, and nobody waits for it for long.
+        os.kill(two.process.pid, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            said = limits(admin)
+            assert len(said["silent"]) == 1 and time.monotonic() - begun < 3
+            assert {row["limit"] for row in said["items"]} == {"together", "alone"}
+        finally:
+            os.kill(two.process.pid, signal.SIGCONT)
+        assert limits(admin)["silent"] == []
+        assert int(database.psql("SELECT (SELECT count(*) FROM questions) + (SELECT count(*) FROM answers)")) == 0, "nothing of it stays"
+
+
+def test_streams_over_replicas(start, database):
+    over = threading.Event()
+
+    def silent(_, send):
+        send(STREAM_HEAD + chunk(b"data: 1\n\n"))
+        over.wait(60)
+
+    with Scripted(silent) as upstream:
+        more = FREE + "\n      - sse_keepalive: {interval: 1s}"
+        one, two = (start(upstream, route_filters=more, secrets=SECRET, storage=storage(database), env=ENV) for _ in range(2))
+        admin = signed_in(one)
+        wait_for(lambda: admin.get("/dashboard").json()["now"]["replicas"] == 2, "both are there", 15)
+        opened = [stream((one, two)[n % 2], KEY) for n in range(7)]
+        listed = wait_for(lambda: (got := admin.get("/streams").json())["total"] == 7 and got, "all are open")
+        assert listed["silent"] == [] and len({row["replica"] for row in listed["items"]}) == 2
+        paged, cursor = [], None
+        while True:
+            page = admin.get("/streams", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+            paged += page["items"]
+            cursor = page["next"]
+            if not cursor:
+                break
+        names = lambda rows: [(row["replica"], row["id"]) for row in rows]  # noqa: E731
+        assert names(paged) == names(listed["items"]) and len(set(names(paged))) == 7
+        assert [row["started_at"] for row in paged] == sorted(row["started_at"] for row in paged)
+        # One on the other replica is ended from here.
+        theirs = next(row for row in listed["items"] if row["replica"] != listed["items"][0]["replica"])
+        here = signed_in(one).get("/streams").json()["items"][0]
+        ended = admin.call("DELETE", f"/streams/{theirs['id']}", status=200, params={"replica": theirs["replica"]}).json()
+        assert (ended["replica"], ended["id"]) == (theirs["replica"], theirs["id"])
+        wait_for(lambda: admin.get("/streams").json()["total"] == 6, "it has ended")
+        admin.call("DELETE", f"/streams/{theirs['id']}", status=404, params={"replica": theirs["replica"]})
+        admin.call("DELETE", "/streams/1", status=404, params={"replica": "nobody"})
+        rows = [json.loads(line) for line in two.command("streams", "list", "--json").stdout.splitlines()]
+        assert len(rows) == 6 and names(rows)[0] == names([here])[0]
+        said = two.command("streams", "end", str(here["id"]), "--replica", here["replica"])
+        assert said.returncode == 0, said.stderr
+        wait_for(lambda: admin.get("/streams").json()["total"] == 5, "so has this one")
+        assert len(two.command("streams", "list").stdout.splitlines()) == 5
+        over.set()
+        for connection, _ in opened:
+            connection.close()
+
+
+def test_status_and_intercepts_by_command(start, echo_upstream):
+    replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 50ms}}", env=ENV)
+    for source in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.3"):
+        ask(replica, KEY, source)
+    rows = wait_for(lambda: (lines := replica.command("intercepts", "list", "--json").stdout.splitlines()) and len(lines) == 2 and [json.loads(line) for line in lines], "they are written")
+    assert {(row["client"], row["count"], row["reason"]) for row in rows} == {("127.0.0.2", 1, "elsewhere"), ("127.0.0.3", 2, "elsewhere")}
+    assert "127.0.0.3" in replica.command("intercepts", "list", "--client", "127.0.0.3").stdout
+    assert replica.command("intercepts", "list", "--reason", "banned").stdout == ""
+    top = replica.command("intercepts", "top", "--by", "client").stdout.splitlines()
+    assert len(top) == 2 and "127.0.0.3" in top[0]
+    said = replica.command("intercepts", "list", "--since", "yesterday")
+    assert said.returncode == 1 and "since: this must be a time" in said.stderr
+    board = wait_for(lambda: (got := json.loads(replica.command("status", "--json").stdout))["requests"] == 4 and got, "it is counted", 15)
+    assert board["intercepts"] == 3
+    shown = replica.command("status").stdout
+    assert "4 requests, 3 intercepts" in shown and "store       answers" in shown and "127.0.0.3" in shown
+    assert "range" in replica.command("status", "--range", "2h").stderr
+    # The field by which commands say who runs them means nothing to the listener.
+    assert raw.request(replica.admin, "/admin/api/bindings", headers=[("keylatch-actor", "root")]).status == 401
+    replica.stop()
+    said = replica.command("status")
+    assert said.returncode == 1 and "no process that runs" in said.stderr
+
+
+def test_who_may_open_the_socket(start, echo_upstream):
+    replica = start(echo_upstream, storage=SQLITE, env=ENV)
+    sockets = list((replica.folder / "run").iterdir())
+    assert {path.suffix for path in sockets} == {".api", ".sock"} and all(path.stat().st_mode & 0o777 == 0o600 for path in sockets)
+    replica.stop()
+    assert not any(path.exists() for path in sockets)
