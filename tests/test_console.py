@@ -85,7 +85,17 @@ class Browser:
         """The first button or link of this name."""
         xpath = f"{within}//*[self::button or self::a or self::label][normalize-space()='{name}' or @aria-label='{name}']"
         found = lambda: next((one for one in self.driver.find_elements(By.XPATH, xpath) if one.is_displayed() and one.is_enabled()), None)  # noqa: E731
-        wait_for(fresh(lambda: (button := found()) and (button.click() or True)), f"the button {name}")
+
+        def pressed():
+            button = found()
+            if not button:
+                return False
+            # As a person scrolls who sees half of it beneath the bar at the top.
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+            button.click()
+            return True
+
+        wait_for(fresh(pressed), f"the button {name}")
 
     def sign_in(self, name="admin", password=PASSWORD):
         self.fill("Name", name)

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from support.admin import ENV, signed_in
 from support.keylatch import wait_for
 from support.stores import FREE, SECRET, ask, storage
 from test_alerts import alerts, receiver, refuse, webhook
@@ -151,3 +152,61 @@ def test_the_level_of_the_log(start, echo_upstream):
     wait_for(lambda: " INFO " in replica.stderr.read_text(), "it tells what happens")
     assert listed(replica)["log.level"]["file"] == "error"
     assert replica.command("settings", "revert", "log.level").returncode == 0
+
+
+def test_where_alerts_go_is_set_while_it_runs(start, echo_upstream):
+    with receiver() as ops, receiver() as oncall, receiver() as last:
+        storage = "{sqlite: {path: t.db, flush_every: 50ms}}"
+        replica = start(echo_upstream, route_filters=FREE, storage=storage, more=alerts(webhook("ops", ops.port), count=3), env=ENV)
+        admin = signed_in(replica)
+        assert (listed(replica)["alerts.webhook.url"]["value"], listed(replica)["alerts.webhook.url"]["kind"]) == ("ops", {"secret": {"url": True}})
+        # It may not lead inside unless that is said; nothing of two that do not go together is kept.
+        url = f"http://127.0.0.1:{oncall.port}/hunter2"
+        problem = admin.put("/settings", {"values": {"alerts.webhook.url": url, "alerts.webhook.format": "slack"}}, 422).json()
+        assert problem["field"] == "values.alerts.webhook.url" and "allow_private" in problem["detail"]
+        assert listed(replica)["alerts.webhook.format"]["origin"] == "default"
+        values = {"alerts.webhook.url": url, "alerts.webhook.allow_private": True, "alerts.webhook.secret": "whsec_c2VjcmV0"}
+        problem = admin.put("/settings", {"values": {**values, "alerts.webhook.format": "slack"}}, 422).json()
+        assert problem["field"] == "values.alerts.webhook.secret" and "signs nothing" in problem["detail"]
+        shown = {row["name"]: row for row in admin.put("/settings", {"values": values}).json()["items"]}
+        assert (shown["alerts.webhook.url"]["value"], shown["alerts.webhook.url"]["file"]) == ("http://127.0.0.1/…", "ops")
+        assert shown["alerts.webhook.secret"]["value"] == "••••••••"
+        assert admin.post("/alerts/test").json()["items"] == [{"webhook": "live setting", "error": None}]
+        assert "webhook-signature" in dict(oncall.requests[0]["headers"])
+        ask(replica, KEY)
+        refuse(replica, 4, KEY)
+        wait_for(lambda: len(oncall.requests) == 2, "it goes there")
+        assert not ops.requests
+        # By command, from standard input: another place, and back to the file's.
+        said = replica.command("settings", "set", "alerts.webhook.url", "-", stdin=f"http://127.0.0.1:{last.port}/\n")
+        assert said.returncode == 0, said.stderr
+        wait_for(lambda: admin.post("/alerts/test") and last.requests, "it goes elsewhere")
+        assert "not an address" not in said.stderr and replica.command("settings", "set", "alerts.webhook.url", "ftp://x").returncode == 1
+        for name in values:
+            assert replica.command("settings", "revert", name).returncode == 0
+        wait_for(lambda: [row["webhook"] for row in admin.post("/alerts/test").json()["items"]] == ["ops"], "the file's again")
+        # Secrets stand nowhere in clear.
+        told = json.dumps(admin.get("/audit?limit=100").json()) + json.dumps(listed(replica))
+        replica.stop()
+        told += replica.stderr.read_text() + replica.stdout.read_text()
+        kept = b"".join(path.read_bytes() for path in replica.folder.glob("t.db*"))
+        assert "hunter2" not in told and b"hunter2" not in kept and "c2VjcmV0" not in told and b"c2VjcmV0" not in kept
+
+
+def test_edits_that_cross(replicas):
+    one, two = replicas(2, env=ENV)
+    here, there = signed_in(one), signed_in(two)
+    looked = here.get("/settings")
+    version = looked.json()["version"]
+    assert looked.headers["etag"] == f'"{version}"'
+    both = {"retention.audit": "60days", "alerts.intercepts.count": 7}
+    changed = there.put("/settings", {"values": both}, headers={"if-match": f'"{version}"'}).json()
+    assert changed["version"] == version + 1
+    problem = here.put("/settings", {"values": {"retention.audit": "90days"}}, 412, headers={"if-match": f'"{version}"'}).json()
+    assert "changed meanwhile" in problem["detail"]
+    here.call("DELETE", "/settings/retention.audit", status=412, headers={"if-match": f'"{version}"'})
+    # All or none: what makes no sense keeps the rest out.
+    here.put("/settings", {"values": {"retention.audit": "90days", "maintenance": "soon"}}, 422)
+    assert {row["name"]: row["value"] for row in here.get("/settings").json()["items"]}["retention.audit"] == "60days"
+    here.call("DELETE", "/settings/retention.audit", status=200, headers={"if-match": f'"{version + 1}"'})
+    assert here.get("/settings").json()["version"] == version + 2

@@ -145,6 +145,7 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(logs::export))
         .routes(routes!(settings::list, settings::change))
         .routes(routes!(settings::revert))
+        .routes(routes!(settings::test_alerts))
         .routes(routes!(audit::list))
         .routes(routes!(audit::export))
         .routes(routes!(configuration::get))

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderName;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{Body, May, Part, READ, SETTINGS};
+use super::accounts::precise;
+use super::extract::{Body, IfMatch, May, Part, READ, SETTINGS, etag};
+use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use crate::live::{self, Shown};
 use crate::service::settings;
@@ -20,16 +23,22 @@ use crate::service::settings;
 pub struct Settings {
     /// By name.
     items: Vec<Shown>,
+    /// Of all of them, for `If-Match`.
+    version: i64,
 }
 
-async fn all(api: &Api) -> Answer<Json<Settings>> {
+/// What an answer has.
+type All = ([(HeaderName, String); 1], Json<Settings>);
+
+async fn all(api: &Api) -> Answer<All> {
     let snapshot = api.shared.snapshot.load();
-    Ok(Json(Settings { items: settings::list(&api.store, &snapshot.settings, &snapshot.written).await? }))
+    let (items, version) = settings::list(&api.store, &snapshot.settings, &snapshot.written).await?;
+    Ok((etag(version), Json(Settings { items, version })))
 }
 
 /// See what can be changed while it runs
 #[utoipa::path(get, path = "/admin/api/settings", tag = "settings", security(("bearer" = ["read"])), responses((status = 200, body = Settings), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Answer<Json<Settings>> {
+pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Answer<All> {
     all(&api).await
 }
 
@@ -44,29 +53,47 @@ pub struct Values {
 
 /// Change settings, on every replica
 ///
-/// All are checked before the first is changed.
-#[utoipa::path(put, path = "/admin/api/settings", tag = "settings", security(("bearer" = ["settings"])), request_body = Values, responses((status = 200, body = Settings), Problems))]
-pub async fn change(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, Body(asked): Body<Values>) -> Answer<Json<Settings>> {
-    for (name, value) in &asked.values {
-        let field = || format!("values.{name}");
-        let setting = live::named(name).map_err(|why| Problem::invalid(field(), why))?;
-        if !value.is_null() {
-            setting.kind.check(value).map_err(|why| Problem::invalid(field(), why))?;
-        }
-    }
-    for (name, value) in asked.values {
-        match value {
-            Value::Null => settings::revert(&api.store, &name, &caller.actor).await?,
-            value => settings::set(&api.store, &name, value, &caller.actor).await?,
-        }
-    }
+/// All of them or none. Secrets among them are stored encrypted, and shown to nobody.
+#[utoipa::path(put, path = "/admin/api/settings", tag = "settings", security(("bearer" = ["settings"])), request_body = Values,
+    params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Settings), Problems))]
+pub async fn change(
+    State(api): State<Arc<Api>>,
+    May(caller): May<SETTINGS>,
+    IfMatch(expects): IfMatch,
+    Body(asked): Body<Values>,
+) -> Answer<All> {
+    let values: Vec<(String, Value)> = asked.values.into_iter().collect();
+    let changed = settings::change(&api.store, api.shared.live.sealer(), &values, expects, &caller.actor).await;
+    changed.map_err(|fault| precise(fault.into(), expects))?;
     all(&api).await
 }
 
+/// What a webhook has done with a test.
+#[derive(Serialize, ToSchema)]
+pub struct Tested {
+    /// The webhook's name; `live setting`: the one that is set here.
+    webhook: String,
+    /// Why it was not taken; `null`: it was.
+    error: Option<String>,
+}
+
+/// Send a test to where alerts go
+#[utoipa::path(post, path = "/admin/api/alerts/test", tag = "settings", security(("bearer" = ["settings"])), responses((status = 200, body = List<Tested>), Problems))]
+pub async fn test_alerts(State(api): State<Arc<Api>>, May(_caller): May<SETTINGS>) -> Answer<Json<List<Tested>>> {
+    // What was set a moment ago counts.
+    api.shared.live.refresh(&api.store).await;
+    let (alerts, _) = api.shared.live.alerts(&api.shared.snapshot.load().alerts);
+    let outcomes = alerts.test().await;
+    Ok(Json(List::all(outcomes.into_iter().map(|(webhook, sent)| Tested { webhook, error: sent.err() }).collect())))
+}
+
 /// Give a setting back to the file
-#[utoipa::path(delete, path = "/admin/api/settings/{name}", tag = "settings", security(("bearer" = ["settings"])), params(("name" = String, Path, description = "The setting's name.")),
+#[utoipa::path(delete, path = "/admin/api/settings/{name}", tag = "settings", security(("bearer" = ["settings"])),
+    params(("name" = String, Path, description = "The setting's name."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")),
     responses((status = 200, body = Settings), Problems))]
-pub async fn revert(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, Part(name): Part) -> Answer<Json<Settings>> {
-    settings::revert(&api.store, &name, &caller.actor).await?;
+pub async fn revert(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, Part(name): Part, IfMatch(expects): IfMatch) -> Answer<All> {
+    live::named(&name).map_err(Problem::missing)?;
+    let reverted = settings::change(&api.store, api.shared.live.sealer(), &[(name, Value::Null)], expects, &caller.actor).await;
+    reverted.map_err(|fault| precise(fault.into(), expects))?;
     all(&api).await
 }

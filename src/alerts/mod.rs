@@ -17,7 +17,7 @@ use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use serde_json::Value;
 
 use crate::config::Files;
-use crate::config::model::Alerts as Config;
+use crate::config::model::{Alerts as Config, InterceptAlert};
 use crate::store::Store;
 use crate::store::outbox::{Attempted, Delivery, Hot, Threshold};
 pub use webhook::Webhook;
@@ -39,10 +39,22 @@ const GIVEN_UP_AFTER: Duration = Duration::from_secs(86_400);
 pub struct Alerts {
     /// From when on, as the file says.
     pub threshold: Option<Threshold>,
-    webhooks: Vec<Webhook>,
+    /// Where they go.
+    webhooks: Vec<Arc<Webhook>>,
+    /// Where they went before, and what was raised then still goes.
+    before: Vec<Arc<Webhook>>,
 }
 
 impl Alerts {
+    /// The same, going to this webhook instead. What is under way to the others goes on.
+    pub fn going_to(&self, webhook: Webhook) -> Self {
+        let threshold = self.threshold.unwrap_or_else(|| {
+            let usual = InterceptAlert::default();
+            Threshold { count: usual.count, window: usual.window.0 }
+        });
+        Self { threshold: Some(threshold), webhooks: vec![Arc::new(webhook)], before: self.webhooks.clone() }
+    }
+
     /// Everything that is wrong, with its place below `alerts`.
     pub fn compile(config: Option<&Config>, files: &Files) -> Result<Self, Vec<Invalid>> {
         let Some(config) = config else { return Ok(Self::default()) };
@@ -52,7 +64,7 @@ impl Alerts {
         let (webhooks, wrong): (Vec<_>, Vec<_>) = compiled.partition(Result::is_ok);
         let wrong: Vec<Invalid> = wrong.into_iter().filter_map(Result::err).collect();
         if wrong.is_empty() {
-            Ok(Self { threshold: Some(threshold), webhooks: webhooks.into_iter().flatten().collect() })
+            Ok(Self { threshold: Some(threshold), webhooks: webhooks.into_iter().flatten().map(Arc::new).collect(), before: Vec::new() })
         } else {
             Err(wrong)
         }
@@ -119,8 +131,8 @@ impl Watch {
                 Err(error) => tracing::warn!(%error, "it is not known whether a key was refused too often; looking again in a moment"),
             }
         }
-        for index in 0..alerts.webhooks.len() {
-            self.send_due(alerts, index);
+        for webhook in alerts.webhooks.iter().chain(&alerts.before) {
+            self.send_due(webhook);
         }
     }
 
@@ -135,22 +147,20 @@ impl Watch {
     }
 
     /// Sends a webhook what is due for it, unless that is under way: one that hangs holds up nobody else.
-    fn send_due(self: &Arc<Self>, alerts: &Arc<Alerts>, index: usize) {
-        let Some(webhook) = alerts.webhooks.get(index) else { return };
+    fn send_due(self: &Arc<Self>, webhook: &Arc<Webhook>) {
         if !self.sending.lock().insert(webhook.name.clone()) {
             return;
         }
-        let (watch, alerts) = (Arc::clone(self), Arc::clone(alerts));
+        let (watch, webhook) = (Arc::clone(self), Arc::clone(webhook));
         tokio::spawn(async move {
-            let Some(webhook) = alerts.webhooks.get(index) else { return };
             // While the store is away its own messages say so.
             let due = watch.store.due(vec![webhook.name.clone()], LEASE).await.unwrap_or_default();
-            futures::future::join_all(due.into_iter().map(|delivery| watch.deliver(delivery, webhook))).await;
+            futures::future::join_all(due.into_iter().map(|delivery| watch.deliver(delivery, &webhook))).await;
             watch.sending.lock().remove(&webhook.name);
         });
     }
 
-    async fn raise(&self, hot: &Hot, threshold: Threshold, webhooks: &[Webhook]) {
+    async fn raise(&self, hot: &Hot, threshold: Threshold, webhooks: &[Arc<Webhook>]) {
         let event = event::intercepted(hot, threshold, SystemTime::now()).to_string();
         let events = webhooks.iter().map(|webhook| (fresh_id(), webhook.name.clone(), event.clone())).collect();
         match self.store.raise(hot.last.id, threshold.window, events).await {

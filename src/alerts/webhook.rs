@@ -14,6 +14,9 @@ use crate::config::Files;
 use crate::config::model::{Webhook as Config, WebhookFormat};
 use crate::outbound::{self, Answered, Reach};
 
+/// How long one attempt may take where nobody says.
+const USUAL_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// A webhook that can be used.
 pub struct Webhook {
     /// Its name.
@@ -33,6 +36,14 @@ pub struct Refused {
 }
 
 impl Webhook {
+    /// One that stands in no file.
+    pub fn new(name: &str, format: WebhookFormat, url: &str, secret: Option<&str>, private: bool) -> Result<Self, Invalid> {
+        let url = outbound::target(url, private).map_err(|says| Invalid::new(says).at("url"))?;
+        let secret = secret.map(|text| secret_bytes(text, format)).transpose().map_err(|says| Invalid::new(says).at("secret"))?;
+        let client = outbound::client(&Reach { private, ca: None, timeout: USUAL_TIME_MAX }).map_err(Invalid::new)?;
+        Ok(Self { name: name.to_owned(), format, url, secret, client })
+    }
+
     /// What is wrong with it holds no part of the URL.
     pub fn compile(config: &Config, files: &Files) -> Result<Self, Invalid> {
         let url = files.secret(&config.url).map_err(|invalid| invalid.at("url"))?;

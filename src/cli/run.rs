@@ -92,7 +92,7 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         near: Arc::clone(&near),
     };
     let compiler = Arc::new(Compiler::new(ports));
-    let live = Arc::new(Live::default());
+    let live = Arc::new(Live::new(&opened.admin_secret)?);
     live.refresh(&opened.store).await;
     let parsed = parse_file(path).map_err(|report| report.to_string())?.with(&live.overrides());
     let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
@@ -150,8 +150,8 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
 
 /// Looks for keys that were refused too often.
 async fn look(watch: &Arc<Watch>, shared: &Shared) {
-    let alerts = Arc::clone(&shared.snapshot.load().alerts);
-    watch.look(&alerts, shared.live.threshold(alerts.threshold)).await;
+    let (alerts, threshold) = shared.live.alerts(&shared.snapshot.load().alerts);
+    watch.look(&alerts, threshold).await;
 }
 
 /// How this replica is.

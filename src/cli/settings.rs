@@ -1,14 +1,21 @@
 //! `keylatch settings`: what can be changed while it runs. It works on the store itself; processes that run hear of it.
 
+use std::io::Read;
+
 use clap::{Args, Subcommand};
 use prometheus::Registry;
+use serde_json::Value;
 
 use super::{ConfigFile, actor, on_runtime};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, Settings as Configured, parse_file};
 use crate::live;
-use crate::service::settings as service;
-use crate::store::{self, Purpose};
+use crate::service::sealed::Sealer;
+use crate::service::{Fault, settings as service};
+use crate::store::{self, Opened, Purpose};
+
+/// The longest value that is read.
+const TYPED_BYTES_MAX: u64 = 8 << 10;
 
 #[derive(Args)]
 pub struct Settings {
@@ -30,7 +37,7 @@ enum Command {
     Set {
         /// Its name
         name: String,
-        /// What to set it to: `true`, `20`, `90days`
+        /// What to set it to: `true`, `20`, `90days`; `-`: what is read from standard input, as secrets should be
         value: String,
     },
     /// Give one back to the file
@@ -51,20 +58,37 @@ pub fn settings(asked: &Settings) -> Result<(), String> {
         let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         let store = &opened.store;
         match &asked.command {
-            Command::List { json } => service::list(store, &settings, &written).await?.iter().try_for_each(|shown| show(shown, *json)),
+            Command::List { json } => service::list(store, &settings, &written).await?.0.iter().try_for_each(|shown| show(shown, *json)),
             Command::Set { name, value } => {
+                let value = if value == "-" { &read()? } else { value };
                 let value = live::named(name)?.kind.read(value).map_err(|says| format!("{name}: {says}"))?;
-                service::set(store, name, value, &actor()).await?;
+                change(&opened, name, value).await?;
                 tell(asked, &settings);
                 Ok(())
             }
             Command::Revert { name } => {
-                service::revert(store, name, &actor()).await?;
+                live::named(name)?;
+                change(&opened, name, Value::Null).await?;
                 tell(asked, &settings);
                 Ok(())
             }
         }
     })
+}
+
+async fn change(opened: &Opened, name: &str, value: Value) -> Result<(), String> {
+    let sealer = Sealer::new(&opened.admin_secret)?;
+    let changed = service::change(&opened.store, &sealer, &[(name.to_owned(), value)], None, &actor()).await;
+    changed.map_err(|fault| match fault {
+        Fault::Invalid { field, why } => format!("{}: {why}", field.trim_start_matches("values.")),
+        other => other.to_string(),
+    })
+}
+
+fn read() -> Result<String, String> {
+    let mut text = String::new();
+    std::io::stdin().take(TYPED_BYTES_MAX).read_to_string(&mut text).map_err(|e| format!("standard input: {e}"))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Where the store does not tell, the process on this machine is told; that none runs is no mistake.

@@ -356,4 +356,12 @@ export default {
   "all replicas together": "所有副本共同",
   "Give {limit} back to {subject}": "恢复 {subject} 的 {limit}",
   "Give back": "恢复",
+  "where alerts go instead of to the file's webhooks: an https URL": "警报发往何处（代替文件中的 Webhook）：https 地址",
+  "in which form alerts go there": "警报以何种格式发送",
+  "signs what goes there, where the form can be signed": "用于签名（格式支持签名时）",
+  "it may be http, or an address that is not public": "允许 http 或非公网地址",
+  "Send a test": "发送测试",
+  "There is no webhook: alerts are in the log alone.": "没有 Webhook：警报只写入日志。",
+  "nothing": "无",
+  "Kept encrypted, and never shown whole.": "加密保存，永不完整显示。",
 };

@@ -3,6 +3,7 @@
 
 mod overrides;
 mod values;
+pub mod webhook;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,9 @@ use keylatch_filters::contract::HumanDuration;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use crate::alerts::Alerts;
 use crate::config::Settings;
+use crate::service::sealed::Sealer;
 use crate::store::Store;
 use crate::store::outbox::Threshold;
 use crate::store::record::Tending;
@@ -78,6 +81,30 @@ pub const ALL: &[Setting] = &[
         file: |settings, _| {
             settings.alerts.as_ref().map_or(duration(HumanDuration::secs(600)), |alerts| duration(alerts.intercepts.window))
         },
+    },
+    Setting {
+        name: webhook::URL,
+        means: "where alerts go instead of to the file's webhooks: an https URL",
+        kind: Kind::Secret { url: true },
+        file: webhook::of_file,
+    },
+    Setting {
+        name: webhook::FORMAT,
+        means: "in which form alerts go there",
+        kind: Kind::Choice { of: webhook::FORMATS },
+        file: |_, _| "json".into(),
+    },
+    Setting {
+        name: webhook::SECRET,
+        means: "signs what goes there, where the form can be signed",
+        kind: Kind::Secret { url: false },
+        file: |_, _| Value::Null,
+    },
+    Setting {
+        name: webhook::PRIVATE,
+        means: "it may be http, or an address that is not public",
+        kind: Kind::Bool,
+        file: |_, _| false.into(),
     },
     Setting {
         name: ARCHIVE_AFTER,
@@ -146,16 +173,28 @@ pub fn named(name: &str) -> Result<&'static Setting, String> {
 }
 
 /// The settings that are set apart from the file, in this process.
-#[derive(Default)]
 pub struct Live {
     /// Looked at by every request.
     maintenance: AtomicBool,
     set: Mutex<Vec<(&'static str, Value)>>,
     /// What is wrong with stored ones, so that it is told once.
     wrong: Mutex<Vec<String>>,
+    sealer: Sealer,
+    webhook: Mutex<webhook::Kept>,
 }
 
 impl Live {
+    /// None is set so far. `secret`: the admin API's.
+    pub fn new(secret: &[u8]) -> Result<Self, String> {
+        let (maintenance, set, wrong) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
+        Ok(Self { maintenance, set, wrong, sealer: Sealer::new(secret)?, webhook: Mutex::default() })
+    }
+
+    /// Encrypts what must not be read.
+    pub fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
     /// Whether every request is refused.
     pub fn in_maintenance(&self) -> bool {
         self.maintenance.load(Ordering::Relaxed)
@@ -163,11 +202,11 @@ impl Live {
 
     /// Reads them anew. While the store is away what was known holds.
     pub async fn refresh(&self, store: &Store) {
-        let Ok(stored) = store.settings().await else { return };
+        let Ok((stored, _)) = store.desk().settings().await else { return };
         let (mut set, mut wrong) = (Vec::new(), Vec::new());
         for one in stored {
             // Rows that somebody else has written may be anything.
-            match named(&one.name).and_then(|setting| setting.kind.check(&one.value).map(|()| setting)) {
+            match named(&one.name).and_then(|setting| setting.kind.check_stored(&one.value).map(|()| setting)) {
                 Ok(setting) => set.push((setting.name, one.value)),
                 Err(why) => wrong.push(format!("{}: {why}", one.name)),
             }
@@ -190,12 +229,14 @@ impl Live {
         Overrides::of(&self.set.lock())
     }
 
-    /// The alerts' threshold that is in force.
-    pub fn threshold(&self, file: Option<Threshold>) -> Option<Threshold> {
-        file.map(|file| Threshold {
+    /// The alerts that are in force, with where they go.
+    pub fn alerts(&self, file: &Arc<Alerts>) -> (Arc<Alerts>, Option<Threshold>) {
+        let alerts = self.webhook.lock().alerts(file, |name| self.get(name), &self.sealer);
+        let threshold = alerts.threshold.map(|file| Threshold {
             count: self.count(ALERT_COUNT).unwrap_or(file.count),
             window: self.time(ALERT_WINDOW).unwrap_or(file.window),
-        })
+        });
+        (alerts, threshold)
     }
 
     /// When rows go.
@@ -251,7 +292,9 @@ mod tests {
         let parsed = parse(std::path::Path::new("k.yaml"), text, &|_| None).unwrap();
         let settings = Compiler::new(check_ports()).compile(parsed).unwrap().settings;
         for setting in ALL {
-            assert_eq!(setting.kind.check(&(setting.file)(&settings, setting.name)), Ok(()), "{}", setting.name);
+            let said = (setting.file)(&settings, setting.name);
+            let secret = matches!(setting.kind, Kind::Secret { .. });
+            assert!(if secret { said.is_null() } else { setting.kind.check(&said).is_ok() }, "{}", setting.name);
             assert_eq!(ALL.iter().filter(|other| other.name == setting.name).count(), 1);
         }
         assert!(named("no.such").err().unwrap().contains("`maintenance`"));

@@ -12,6 +12,7 @@ pub mod settings;
 pub mod sign_in;
 pub mod streams;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use keylatch_filters::contract::StoreError;
@@ -22,7 +23,7 @@ pub enum Fault {
     /// What was said makes no sense.
     Invalid {
         /// The field to blame, as the admin API calls it.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What is wrong, and what to do.
         why: String,
     },
@@ -40,8 +41,8 @@ pub enum Fault {
 
 impl Fault {
     /// What was said makes no sense.
-    pub fn invalid(field: &'static str, why: impl Into<String>) -> Self {
-        Fault::Invalid { field, why: why.into() }
+    pub fn invalid(field: impl Into<Cow<'static, str>>, why: impl Into<String>) -> Self {
+        Fault::Invalid { field: field.into(), why: why.into() }
     }
 }
 

@@ -1,23 +1,24 @@
-//! Live settings: which there are, what holds, and since when.
+//! Live settings: which there are, what holds, since when, and changing them.
 
 use serde_json::Value;
 
 use super::Fault;
+use super::sealed::Sealer;
 use crate::config::{Settings as Configured, Written};
 use crate::live::{self, Origin, Shown};
 use crate::store::Store;
 use crate::store::audit::Actor;
 use crate::store::settings::Stored;
 
-/// All of them. `written`: which stand in the file.
-pub async fn list(store: &Store, file: &Configured, written: &Written) -> Result<Vec<Shown>, Fault> {
-    let stored = store.settings().await?;
+/// All of them, and their version. `written`: which stand in the file.
+pub async fn list(store: &Store, file: &Configured, written: &Written) -> Result<(Vec<Shown>, i64), Fault> {
+    let (stored, version) = store.desk().settings().await?;
     let shown = |setting: &live::Setting| {
-        let set: Option<&Stored> = stored.iter().find(|one| one.name == setting.name && setting.kind.check(&one.value).is_ok());
+        let set: Option<&Stored> = stored.iter().find(|one| one.name == setting.name && setting.kind.check_stored(&one.value).is_ok());
         let said = (setting.file)(file, setting.name);
         Shown {
             name: setting.name,
-            value: set.map_or_else(|| said.clone(), |one| one.value.clone()),
+            value: set.map_or_else(|| said.clone(), |one| setting.kind.shown(&one.value)),
             origin: match (set, written.has(setting.name) || live::overrides_file(setting.name, &said)) {
                 (Some(_), _) => Origin::Live,
                 (None, true) => Origin::File,
@@ -30,18 +31,37 @@ pub async fn list(store: &Store, file: &Configured, written: &Written) -> Result
             kind: setting.kind,
         }
     };
-    Ok(live::ALL.iter().map(shown).collect())
+    Ok((live::ALL.iter().map(shown).collect(), version))
 }
 
-/// Sets one on every replica, until it is given back to the file.
-pub async fn set(store: &Store, name: &str, value: Value, actor: &Actor) -> Result<(), Fault> {
-    let setting = live::named(name).map_err(Fault::Missing)?;
-    setting.kind.check(&value).map_err(|why| Fault::invalid("value", format!("{name}: {why}")))?;
-    Ok(store.set_setting(setting.name, Some(value), actor.clone()).await?)
-}
-
-/// Gives one back to the file.
-pub async fn revert(store: &Store, name: &str, actor: &Actor) -> Result<(), Fault> {
-    let setting = live::named(name).map_err(Fault::Missing)?;
-    Ok(store.set_setting(setting.name, None, actor.clone()).await?)
+/// Sets some on every replica, until they are given back to the file, or (`null`) gives them back; all or none. `expects`: the
+/// version that was looked at.
+pub async fn change(store: &Store, sealer: &Sealer, values: &[(String, Value)], expects: Option<i64>, actor: &Actor) -> Result<(), Fault> {
+    let mut changes = Vec::new();
+    for (name, value) in values {
+        let wrong = |why: String| Fault::invalid(format!("values.{name}"), why);
+        let setting = live::named(name).map_err(wrong)?;
+        let value = match value {
+            Value::Null => None,
+            value => {
+                setting.kind.check(value).map_err(wrong)?;
+                Some(setting.kind.stored(sealer, setting.name, value).map_err(Fault::Away)?)
+            }
+        };
+        changes.push((name.clone(), value));
+    }
+    if changes.iter().any(|(name, _)| name.starts_with("alerts.webhook.")) {
+        let (stored, _) = store.desk().settings().await?;
+        let get = |name: &str| match changes.iter().find(|(changed, _)| changed == name) {
+            Some((_, value)) => value.clone(),
+            None => stored.iter().find(|one| one.name == name).map(|one| one.value.clone()),
+        };
+        if let Some(Err((name, why))) = live::webhook::compile(get, sealer) {
+            return Err(Fault::invalid(format!("values.{name}"), why));
+        }
+    }
+    match store.set_settings(&changes, expects, actor).await? {
+        true => Ok(()),
+        false => Err(Fault::Conflict("the settings were changed meanwhile; look at them again".into())),
+    }
 }

@@ -37,7 +37,6 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, Counters, FirstUse, KeyId, StoreError};
-use serde_json::Value;
 
 use audit::{Actor, Asked, Entry};
 use batch::Batch;
@@ -48,7 +47,6 @@ use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Changed, Mark, Query, Record, Tended, Tending};
 pub use redis::Redis;
 pub use secret::fresh as fresh_secret;
-use settings::Stored;
 
 /// What other processes have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,11 +68,23 @@ type OnChange = Arc<dyn Fn(News) + Send + Sync>;
 
 /// What is asked for by operators alone.
 pub trait Desk:
-    accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + questions::Questions + samples::Samples
+    accounts::Accounts
+    + accounts::Notes
+    + intercepts::Intercepts
+    + providers::Providers
+    + questions::Questions
+    + samples::Samples
+    + settings::LiveSettings
 {
 }
 impl<T> Desk for T where
-    T: accounts::Accounts + accounts::Notes + intercepts::Intercepts + providers::Providers + questions::Questions + samples::Samples
+    T: accounts::Accounts
+        + accounts::Notes
+        + intercepts::Intercepts
+        + providers::Providers
+        + questions::Questions
+        + samples::Samples
+        + settings::LiveSettings
 {
 }
 
@@ -107,10 +117,6 @@ trait Authority: Send + Sync + 'static {
     fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>>;
     /// Removes the row, if it is in the version that is expected, with a line in the audit.
     fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>>;
-    /// What is set apart from the file.
-    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
-    /// Sets one, or (`None`) gives it back to the file; with its line in the audit.
-    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>>;
     /// The audit.
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>>;
     /// Archives, sweeps and trims, if it is time. `None`: it is not, or another process did it.

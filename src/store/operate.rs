@@ -7,7 +7,6 @@ use tokio::sync::watch;
 use super::audit::{Actor, Asked, Entry};
 use super::intercepts::Page;
 use super::record::{Change, Changed, Mark, Query, Record, version_now};
-use super::settings::Stored;
 use super::{Desk, News, Store};
 
 impl Store {
@@ -42,16 +41,12 @@ impl Store {
         Ok(removed)
     }
 
-    /// The live settings that are set apart from the file.
-    pub async fn settings(&self) -> Result<Vec<Stored>, StoreError> {
-        self.authority.settings().await
-    }
-
-    /// Sets one, or (`None`) gives it back to the file.
-    pub async fn set_setting(&self, name: &str, value: Option<Value>, actor: Actor) -> Result<(), StoreError> {
-        self.authority.set_setting(name.to_owned(), value, actor).await?;
+    /// Sets live settings, or (`None`) gives them back to the file, all or none. False: somebody has changed some since the
+    /// version that is expected.
+    pub async fn set_settings(&self, changes: &[(String, Option<Value>)], expects: Option<i64>, actor: &Actor) -> Result<bool, StoreError> {
+        let done = self.desk().set_settings(changes, expects, actor).await?;
         self.hear(News::Settings);
-        Ok(())
+        Ok(done)
     }
 
     /// Once one was changed, here or elsewhere, or may have been. For one task.

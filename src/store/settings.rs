@@ -2,9 +2,11 @@
 
 use std::time::SystemTime;
 
+use async_trait::async_trait;
+use keylatch_filters::contract::StoreError;
 use serde_json::Value;
 
-use super::audit::Line;
+use super::audit::{Actor, Line};
 
 /// One of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +21,24 @@ pub struct Stored {
     pub changed_at: SystemTime,
 }
 
+/// All of them.
+#[async_trait]
+pub trait LiveSettings: Send + Sync {
+    /// Those that are set, by name, and the version of all of them: it grows with each change.
+    async fn settings(&self) -> Result<(Vec<Stored>, i64), StoreError>;
+    /// Sets some, or (`None`) gives them back to the file, all or none, each with its line in the audit. False: they are not in
+    /// the version that is expected.
+    async fn set_settings(&self, changes: &[(String, Option<Value>)], expects: Option<i64>, actor: &Actor) -> Result<bool, StoreError>;
+}
+
+/// What may be read of a value that is kept encrypted.
+fn readable(value: &Value) -> &Value {
+    value.get(SHOWN).unwrap_or(value)
+}
+
+/// The field of an encrypted value that may be read.
+pub const SHOWN: &str = "shown";
+
 impl Line {
     /// Of a setting; nothing where nothing has changed.
     pub fn of_setting(name: &str, before: Option<&Value>, after: Option<&Value>) -> Option<Self> {
@@ -28,7 +48,7 @@ impl Line {
             (_, Some(_)) => "setting.set",
             (Some(_), None) => "setting.reverted",
         };
-        let json = |value: Option<&Value>| value.map(Value::to_string);
+        let json = |value: Option<&Value>| value.map(readable).map(Value::to_string);
         Some(Self { action, target: name.to_owned(), before: json(before), after: json(after) })
     }
 }

@@ -18,19 +18,29 @@ export function Settings() {
     <p>${t("They hold on every replica within a second, until they are given back to the configuration file.")}</p>
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${settings.error} retry=${settings.reload} />
-    <div class="settings">${(settings.data?.items || []).map((one) => html`<${Setting} key=${one.name + JSON.stringify(one.value) + one.origin} one=${one} put=${put} />`)}</div>
+    <div class="settings">${(settings.data?.items || []).map((one) => html`<${Setting} key=${one.name + JSON.stringify([one.value, one.changed_at]) + one.origin} one=${one} put=${put} version=${settings.data.version} again=${settings.reload} />`)}</div>
   </${Page}>`;
 }
 
 function range(kind) {
   if (kind.count) return t("{least} to {most}", kind.count);
   if (kind.choice) return kind.choice.of.join(", ");
+  if (kind.secret) return t("Kept encrypted, and never shown whole.");
   if (kind.duration) return t("A duration such as 15m, 12h or 90days.");
   return "";
 }
 
-function Setting({ one, put }) {
-  const [value, setValue] = useState(one.value);
+// Where alerts go, tried out.
+function TestAlerts() {
+  const [said, setSaid] = useState(null);
+  const run = async () => setSaid((await call("POST", "/alerts/test")).items);
+  return html`<${Action} run=${run}>${t("Send a test")}</${Action}>
+    ${said && (said.length ? said.map(({ webhook, error }) => html`<p role="status"><strong>${webhook}</strong>: ${error || t("taken")}</p>`) : html`<p role="status">${t("There is no webhook: alerts are in the log alone.")}</p>`)}`;
+}
+
+function Setting({ one, put, version, again }) {
+  const secret = one.kind.secret;
+  const [value, setValue] = useState(secret ? "" : one.value);
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
   const bool = one.kind === "bool";
@@ -39,23 +49,26 @@ function Setting({ one, put }) {
     setError(null);
     try {
       const meant = one.kind.count ? Number(next) : next;
-      put(t("{name} was changed.", one))(await call("PUT", "/settings", { values: { [one.name]: meant } }));
+      put(t("{name} was changed.", one))(await call("PUT", "/settings", { values: { [one.name]: meant } }, { version }));
     } catch (failed) {
       setError(failed);
+      // What was typed stays; what others have changed is shown beside it.
+      if (failed.status === 412) again();
     }
     setBusy(false);
   };
-  const revert = async () => put(t("{name} is the file's again.", one))(await call("DELETE", `/settings/${one.name}`));
-  const input = bool ? { type: "checkbox", checked: value === true } : one.kind.count ? { type: "number", min: one.kind.count.least, max: one.kind.count.most, value } : { value };
+  const revert = async () => put(t("{name} is the file's again.", one))(await call("DELETE", `/settings/${one.name}`, undefined, { version }));
+  const input = bool ? { type: "checkbox", checked: value === true } : one.kind.count ? { type: "number", min: one.kind.count.least, max: one.kind.count.most, value } : secret ? { type: secret.url ? "url" : "password", autocomplete: "off", placeholder: one.value || t("none"), value } : { value };
   return html`<form class="card setting" onSubmit=${(event) => (event.preventDefault(), save(value))}>
     <h2><code>${one.name}</code> <${Badge} kind=${one.origin === "live" ? "warn" : ""}>${ORIGINS[one.origin]()}</${Badge}></h2>
     ${one.kind.choice
       ? html`<${Field} label=${t(one.means)} as="select" disabled=${busy || !may("settings")} error=${error?.message} value=${value} onInput=${setValue}>${one.kind.choice.of.map((word) => html`<option value=${word} selected=${word === value}>${word}</option>`)}</${Field}>`
       : html`<${Field} label=${t(one.means)} help=${range(one.kind)} disabled=${busy || !may("settings")} error=${error?.message} onInput=${setValue} ...${input} />`}
+    ${one.name === "alerts.webhook.url" && may("settings") && html`<${TestAlerts} />`}
     <div class="row">
-      <small>${one.origin === "live" ? html`${t("set by {changed_by}", one)} <${Time} at=${one.changed_at} />. ${t("The file says {file}.", { file: String(one.file) })}` : ""}</small>
+      <small>${one.origin === "live" ? html`${t("set by {changed_by}", one)} <${Time} at=${one.changed_at} />. ${t("The file says {file}.", { file: one.file === null ? t("nothing") : String(one.file) })}` : ""}</small>
       <span class="row end">${one.origin === "live" && may("settings") && html`<${Action} run=${revert} label=${t("Undo {name}", one)}>${t("Undo")}</${Action}>`}
-      ${may("settings") && html`<button type="submit" class="primary" aria-label=${t("Save {name}", one)} disabled=${busy || value === one.value}>${t("Save")}</button>`}</span>
+      ${may("settings") && html`<button type="submit" class="primary" aria-label=${t("Save {name}", one)} disabled=${busy || (secret ? !value : value === one.value)}>${t("Save")}</button>`}</span>
     </div>
   </form>`;
 }

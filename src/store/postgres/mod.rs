@@ -12,7 +12,6 @@ mod listen;
 mod lists;
 mod manage;
 mod pools;
-mod settings;
 mod tend;
 
 #[path = "../both/accounts.rs"]
@@ -23,6 +22,8 @@ mod providers;
 mod questions;
 #[path = "../both/samples.rs"]
 mod samples;
+#[path = "../both/settings.rs"]
+mod settings;
 #[path = "../both/trim.rs"]
 mod trim;
 
@@ -33,7 +34,6 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, Intercept, KeyId, StoreError};
-use serde_json::Value;
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{Executor, Postgres as Pg, Row};
 
@@ -43,7 +43,6 @@ use pools::Pools;
 
 use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
-use super::settings::Stored;
 use super::together::Together;
 use super::{Authority, Batch, Events, OnChange};
 use crate::config::Files;
@@ -169,14 +168,6 @@ impl Authority for Postgres {
 
     fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
         Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, expects, &actor).await))
-    }
-
-    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
-        Box::pin(self.pools.run(async |pool| settings::list(&pool).await))
-    }
-
-    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.pools.run(async move |pool| settings::set(&pool, &name, value.as_ref(), &actor).await))
     }
 
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {

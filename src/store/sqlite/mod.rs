@@ -10,7 +10,6 @@ mod connect;
 mod intercepts;
 mod lists;
 mod manage;
-mod settings;
 mod text;
 
 #[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
@@ -26,6 +25,9 @@ mod questions;
 #[path = "../both/samples.rs"]
 mod samples;
 #[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[path = "../both/settings.rs"]
+mod settings;
+#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
 #[path = "../both/trim.rs"]
 mod trim;
 
@@ -35,7 +37,6 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
-use serde_json::Value;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
 
@@ -43,7 +44,6 @@ use super::audit::{Actor, Asked, Entry};
 use super::intercepts::Page;
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Changed, Mark, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
-use super::settings::Stored;
 use super::together::Together;
 use super::{Authority, Batch, Events};
 
@@ -219,14 +219,6 @@ impl Authority for Sqlite {
 
     fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
         Box::pin(self.delete(id, expects, actor))
-    }
-
-    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
-        Box::pin(settings::list(&self.pool))
-    }
-
-    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async move { settings::set(&self.pool, &name, value.as_ref(), &actor).await })
     }
 
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {

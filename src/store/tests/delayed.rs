@@ -74,12 +74,6 @@ impl Authority for Slow {
     fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
         self.inner.remove(id, expects, actor)
     }
-    fn settings(&self) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
-        self.inner.settings()
-    }
-    fn set_setting(&self, name: String, value: Option<Value>, actor: Actor) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.inner.set_setting(name, value, actor)
-    }
     fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
         self.inner.audit(asked)
     }
