@@ -326,6 +326,8 @@ def test_the_dashboard_over_all_replicas_and_a_restart(replicas):
     assert board["intercepts"] == 6 and board["now"]["replicas"] == 2 and board["step_s"] == 60 and len(board["points"]) == 60
     assert sum(point["requests"].get("2xx", 0) for point in board["points"]) == 20 and sum(point["intercepts"] for point in board["points"]) == 6
     assert [(row["filter"], row["count"]) for row in board["decisions"]][0] == ("key_binding", 6)
+    assert [(row["requests"], row["hint"][-4:]) for row in board["busiest_keys"]] == [(26, KEY[-4:])]
+    assert [(row["what"], row["requests"]) for row in board["busiest_clients"]] == [("127.0.0.1", 21), ("127.0.0.2", 6)]
     assert board["top_keys"][0]["count"] == 6 and board["top_clients"][0]["what"] == "127.0.0.2" and 0 < board["first_byte"]["p50"] < 1
     assert board["health"]["store_error"] is None and board["health"]["upstreams"] == [{"name": "model", "servers": 1, "well": 1}]
     assert [replica["current"] for replica in board["replicas"]].count(True) == 1 and all(not replica["gone"] for replica in board["replicas"])
@@ -339,6 +341,7 @@ def test_the_dashboard_over_all_replicas_and_a_restart(replicas):
     for of, points in (("6h", 72), ("24h", 96), ("7d", 168), ("30d", 120)):
         other = admin.get("/dashboard", params={"range": of}).json()
         assert len(other["points"]) == points and other["requests"] == 30, of
+        assert sum(row["requests"] for row in other["busiest_clients"]) == 30, of
     admin.get("/dashboard?range=1y", 422)
 
 

@@ -341,6 +341,7 @@ def test_a_sign_in_through_a_provider(browser, replica, driver):
         browser.press("Check")
         browser.sees("corp answers as it should.")
         browser.press("Sign out")
+        browser.sees("Sign in to Keylatch")
         # There and back: what was looked at is looked at again, and nothing of it stays in the address.
         browser.open("intercepts")
         browser.press("Sign in with The Company")
@@ -349,6 +350,7 @@ def test_a_sign_in_through_a_provider(browser, replica, driver):
         wait_for(lambda: driver.current_url == f"{browser.base}#/intercepts", driver.current_url)
         assert "Settings" in browser.text() and "Accounts" not in browser.text().split("Your account")[0].split("Audit")[1]
         browser.press("Sign out")
+        browser.sees("Sign in to Keylatch")
         # Who is not let in is told why.
         provider.person = {"sub": "2", "preferred_username": "eve", "groups": ["guests"]}
         browser.press("Sign in with The Company")

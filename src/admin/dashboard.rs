@@ -16,9 +16,10 @@ use super::time::rfc3339;
 use super::{Api, health};
 use crate::store::intercepts::{By, Wanted};
 use crate::store::record::millis;
-use crate::store::samples::{HOUR_S, MINUTE_S};
+use crate::store::samples::{HOUR_S, MINUTE_S, Of};
 use crate::telemetry::counted::Counted;
 use crate::telemetry::sampler::{GONE_MS, State as ReplicaState};
+use crate::telemetry::tops;
 
 /// Keys and addresses that are shown.
 const TOP: u32 = 10;
@@ -84,6 +85,10 @@ pub struct Dashboard {
     first_byte: Quantiles,
     /// What filters and the gate have decided, the most frequent first.
     decisions: Vec<Decision>,
+    /// Keys that asked most. Where very many are about, these are the fewest requests that each has certainly sent.
+    busiest_keys: Vec<Busy>,
+    /// Addresses that did.
+    busiest_clients: Vec<Busy>,
     /// Keys that were refused most because of their bindings.
     top_keys: Vec<Group>,
     /// Addresses that were.
@@ -92,6 +97,30 @@ pub struct Dashboard {
     replicas: Vec<Replica>,
     /// What serves them.
     health: Health,
+}
+
+/// Somebody who asks much.
+#[derive(Serialize, ToSchema)]
+pub struct Busy {
+    /// The key id, or the address.
+    what: String,
+    /// The key's hint; empty for an address.
+    hint: String,
+    /// How many requests.
+    requests: u64,
+}
+
+/// Those who have asked most since then: of an hour by its minutes, of longer by hours.
+async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<(Vec<Busy>, Vec<Busy>)> {
+    let mut all = tops::Asked::default();
+    for sample in api.store.desk().samples(Of::Tops, stored_s, since_ms - since_ms.rem_euclid(stored_s * 1000)).await? {
+        all.add(serde_json::from_value(sample.counted).unwrap_or_default());
+    }
+    let busy = |all| {
+        let most = tops::top(all, TOP as usize).into_iter();
+        most.map(|(what, who)| Busy { what, hint: who.hint, requests: who.count }).collect()
+    };
+    Ok((busy(all.keys), busy(all.clients)))
 }
 
 /// How things are now, over all replicas.
@@ -251,7 +280,7 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
     let mut steps: BTreeMap<i64, Counted> = (0..length_s / step_s).map(|n| (first_ms + n * step_ms, Counted::default())).collect();
     let mut all = Counted::default();
     let desk = api.store.desk();
-    for sample in desk.samples(stored_s, first_ms).await? {
+    for sample in desk.samples(Of::Counts, stored_s, first_ms).await? {
         let counted: Counted = serde_json::from_value(sample.counted).unwrap_or_default();
         all.add(&counted);
         if let Some(step) = steps.get_mut(&(sample.at_ms - sample.at_ms.rem_euclid(step_ms))) {
@@ -262,6 +291,7 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
     let groups =
         async |by| -> Answer<Vec<Group>> { Ok(desk.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect()) };
     let (now, replicas) = now(&api).await?;
+    let (busiest_keys, busiest_clients) = busiest(&api, first_ms, if length_s == HOUR_S { MINUTE_S } else { HOUR_S }).await?;
     let store = health::store_state(&api).await;
     let snapshot = api.shared.snapshot.load_full();
     let upstreams = snapshot.upstreams.iter().map(|upstream| {
@@ -276,6 +306,8 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         intercepts: intercepts(&all),
         first_byte: Quantiles::of(&all),
         decisions: decisions(&all),
+        busiest_keys,
+        busiest_clients,
         top_keys: groups(By::Key).await?,
         top_clients: groups(By::Client).await?,
         replicas,

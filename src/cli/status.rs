@@ -75,6 +75,13 @@ pub fn status(asked: &Status) -> Result<(), String> {
             text(decision, "outcome")
         );
     }
+    for (name, rows) in [("key", each("busiest_keys")), ("client", each("busiest_clients"))] {
+        rows.iter().take(5).for_each(|row: &Value| {
+            let what = text(row, "what");
+            let short = if name == "key" { what.get(..12).unwrap_or(&what) } else { &what };
+            println!("top {name:<7} {:>8} requests {short} {}", row["requests"], text(row, "hint"));
+        });
+    }
     for (name, rows) in [("key", each("top_keys")), ("client", each("top_clients"))] {
         rows.iter().take(5).for_each(|row: &Value| {
             let what = text(row, "what");

@@ -364,4 +364,7 @@ export default {
   "There is no webhook: alerts are in the log alone.": "没有 Webhook：警报只写入日志。",
   "nothing": "无",
   "Kept encrypted, and never shown whole.": "加密保存，永不完整显示。",
+  "Keys that asked most": "请求最多的密钥",
+  "None has asked in this time.": "这段时间没有请求。",
+  "Addresses that asked most": "请求最多的地址",
 };

@@ -127,6 +127,8 @@ impl Exchange {
         if let Some(first_byte) = self.first_byte {
             metrics.first_byte.with_label_values(&[route]).observe(first_byte.as_secs_f64());
         }
+        let client = self.facts.get::<ClientAddress>().map_or(self.peer, |client| client.address);
+        metrics.tops.count(client, self.facts.get::<Key>());
         for decision in &self.progress.decisions {
             let outcome = match (decision.shadow, decision.answer) {
                 (true, _) => "shadow",

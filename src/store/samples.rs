@@ -34,6 +34,15 @@ pub const HOUR_S: i64 = 3600;
 /// For how long minutes are kept, in milliseconds.
 pub const MINUTES_KEPT_MS: i64 = 2 * 24 * 3600 * 1000;
 
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// How many requests, and what became of them.
+    Counts,
+    /// Who asks most.
+    Tops,
+}
+
 /// Replicas and what they count.
 #[async_trait]
 pub trait Samples: Send + Sync {
@@ -42,7 +51,7 @@ pub trait Samples: Send + Sync {
     /// All that have said so since then, by name.
     async fn replicas(&self, since_ms: i64) -> Result<Vec<Replica>, StoreError>;
     /// Notes what was counted in one step; of the same step later again, in its place.
-    async fn note(&self, step_s: i64, sample: &Sample) -> Result<(), StoreError>;
+    async fn note(&self, of: Of, step_s: i64, sample: &Sample) -> Result<(), StoreError>;
     /// What was counted since then, by time.
-    async fn samples(&self, step_s: i64, since_ms: i64) -> Result<Vec<Sample>, StoreError>;
+    async fn samples(&self, of: Of, step_s: i64, since_ms: i64) -> Result<Vec<Sample>, StoreError>;
 }

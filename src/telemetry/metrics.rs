@@ -6,6 +6,7 @@ use std::sync::Arc;
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use super::streams::Streams;
+use super::tops::Tops;
 
 /// Where the buckets of times end, in seconds: answers of models take from milliseconds (cached, refused) to minutes (streams).
 pub const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
@@ -38,6 +39,8 @@ pub struct Metrics {
     pub access_lost: IntCounter,
     /// Of event streams.
     pub streams: Arc<Streams>,
+    /// Who asks most; not for Prometheus, to which it would be names without end.
+    pub tops: Tops,
 }
 
 impl Metrics {
@@ -64,6 +67,7 @@ impl Metrics {
                 gauge(&registry, "open_streams", "Event streams that are open.")?,
                 counter(&registry, "stream_frames_total", "Comment frames sent into event streams.")?,
             ),
+            tops: Tops::default(),
             registry,
         };
         let build = IntGaugeVec::new(Opts::new("keylatch_build_info", "Always 1; the version is a label."), &["version"])?;

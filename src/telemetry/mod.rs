@@ -6,3 +6,4 @@ pub mod logs;
 pub mod metrics;
 pub mod sampler;
 pub mod streams;
+pub mod tops;

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use super::counted::Counted;
 use super::metrics::Metrics;
+use super::tops::Asked;
 use crate::store::Store;
 use crate::store::record::millis;
-use crate::store::samples::{HOUR_S, MINUTE_S, Replica, Sample};
+use crate::store::samples::{HOUR_S, MINUTE_S, Of, Replica, Sample};
 
 /// How often a replica says how it is.
 pub const SAID_EVERY: Duration = Duration::from_secs(5);
@@ -61,13 +62,15 @@ struct Step {
     before: Counted,
     /// What this replica had counted in it before that.
     base: Counted,
+    /// Who has asked how often in it.
+    asked: Asked,
 }
 
 impl Sampler {
     /// Begins to count. `replica`: a name that no other has, and that stays the same over restarts.
     pub fn new(replica: String, metrics: Arc<Metrics>) -> Self {
         let now = Counted::of(&metrics);
-        let step = |step_s| Step { step_s, at_ms: 0, before: now.clone(), base: Counted::default() };
+        let step = |step_s| Step { step_s, at_ms: 0, before: now.clone(), base: Counted::default(), asked: Asked::default() };
         Self { replica, metrics, steps: Mutex::new([step(MINUTE_S), step(HOUR_S)]), said: Mutex::new((0, SystemTime::now())) }
     }
 
@@ -93,6 +96,8 @@ impl Sampler {
 
     async fn note(&self, store: &Store, now_ms: i64) {
         let counted = Counted::of(&self.metrics);
+        let asked = self.metrics.tops.take();
+        self.steps.lock().iter_mut().for_each(|step| step.asked.add(asked.clone()));
         for index in 0..2 {
             let (step_s, fresh) = {
                 let steps = self.steps.lock();
@@ -102,37 +107,53 @@ impl Sampler {
                 let at_ms = now_ms - now_ms.rem_euclid(step_s * 1000);
                 // What was counted since the last note belongs to the step before: it is noted once more, whole. Where it
                 // cannot be, or what stands in the new one is not known, the old one goes on until it can.
-                let (true, Some(base)) = (self.write(store, index, &counted).await, self.base(store, step_s, at_ms).await) else {
+                let (true, Some((base, asked))) = (self.write(store, index, &counted).await, self.base(store, step_s, at_ms).await) else {
                     continue;
                 };
                 let step = &mut self.steps.lock()[index];
-                let before = if step.at_ms == 0 { step.before.clone() } else { counted.clone() };
-                *step = Step { step_s, at_ms, before, base };
+                let mut asked = asked;
+                let before = if step.at_ms == 0 {
+                    asked.add(std::mem::take(&mut step.asked));
+                    step.before.clone()
+                } else {
+                    counted.clone()
+                };
+                *step = Step { step_s, at_ms, before, base, asked };
             }
             self.write(store, index, &counted).await;
         }
     }
 
     /// What a process before this one has counted in this step.
-    async fn base(&self, store: &Store, step_s: i64, at_ms: i64) -> Option<Counted> {
-        let known = store.desk().samples(step_s, at_ms).await.ok()?;
-        let mine = known.into_iter().find(|sample| sample.replica == self.replica && sample.at_ms == at_ms);
-        Some(mine.and_then(|sample| serde_json::from_value(sample.counted).ok()).unwrap_or_default())
+    async fn base(&self, store: &Store, step_s: i64, at_ms: i64) -> Option<(Counted, Asked)> {
+        let mine = async |of| {
+            let known = store.desk().samples(of, step_s, at_ms).await.ok()?;
+            Some(known.into_iter().find(|sample| sample.replica == self.replica && sample.at_ms == at_ms).map(|sample| sample.counted))
+        };
+        let (counted, asked) = (mine(Of::Counts).await?, mine(Of::Tops).await?);
+        // What a process of another version has written may be anything.
+        let counted = counted.and_then(|counted| serde_json::from_value(counted).ok()).unwrap_or_default();
+        Some((counted, asked.and_then(|asked| serde_json::from_value(asked).ok()).unwrap_or_default()))
     }
 
     /// False: it was not noted.
     async fn write(&self, store: &Store, index: usize, counted: &Counted) -> bool {
-        let (step_s, sample) = {
+        let (step_s, sample, asked) = {
             let step = &self.steps.lock()[index];
             if step.at_ms == 0 {
                 return true;
             }
             let mut sum = counted.since(&step.before);
             sum.add(&step.base);
-            let counted = serde_json::to_value(&sum).unwrap_or_default();
-            (step.step_s, Sample { at_ms: step.at_ms, replica: self.replica.clone(), counted })
+            let sample = |counted| Sample { at_ms: step.at_ms, replica: self.replica.clone(), counted };
+            let json = |sum: &Counted| serde_json::to_value(sum).unwrap_or_default();
+            (step.step_s, sample(json(&sum)), sample(serde_json::to_value(step.asked.told()).unwrap_or_default()))
         };
-        let noted = store.desk().note(step_s, &sample).await;
-        noted.inspect_err(|error| tracing::debug!(%error, "what was counted is noted later")).is_ok()
+        let desk = store.desk();
+        let noted = async {
+            desk.note(Of::Counts, step_s, &sample).await?;
+            desk.note(Of::Tops, step_s, &asked).await
+        };
+        noted.await.inspect_err(|error| tracing::debug!(%error, "what was counted is noted later")).is_ok()
     }
 }

@@ -6,9 +6,16 @@ use serde_json::Value;
 use sqlx::{Database, Row};
 
 use super::{Db, Own, failed};
-use crate::store::samples::{Replica, Sample, Samples};
+use crate::store::samples::{Of, Replica, Sample, Samples};
 
 type DbRow = <Db as Database>::Row;
+
+fn table(of: Of) -> &'static str {
+    match of {
+        Of::Counts => "samples",
+        Of::Tops => "tops",
+    }
+}
 
 fn json(row: &DbRow, at: usize) -> sqlx::Result<Value> {
     let text: String = row.try_get(at)?;
@@ -35,18 +42,20 @@ impl Samples for Own {
         rows.iter().map(|row| read(row).map_err(failed)).collect()
     }
 
-    async fn note(&self, step_s: i64, sample: &Sample) -> Result<(), StoreError> {
-        let noted = sqlx::query(
-            "INSERT INTO samples (step_s, at_ms, replica, counted) VALUES ($1, $2, $3, $4)
+    async fn note(&self, of: Of, step_s: i64, sample: &Sample) -> Result<(), StoreError> {
+        let noted = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "INSERT INTO {} (step_s, at_ms, replica, counted) VALUES ($1, $2, $3, $4)
              ON CONFLICT (step_s, at_ms, replica) DO UPDATE SET counted = excluded.counted",
-        );
+            table(of)
+        )));
         let noted = noted.bind(step_s).bind(sample.at_ms).bind(sample.replica.clone()).bind(sample.counted.to_string());
         self.with(async |pool| noted.execute(&pool).await.map(|_| ()).map_err(failed)).await
     }
 
-    async fn samples(&self, step_s: i64, since_ms: i64) -> Result<Vec<Sample>, StoreError> {
-        let asked = sqlx::query("SELECT at_ms, replica, counted FROM samples WHERE step_s = $1 AND at_ms >= $2 ORDER BY at_ms, replica");
-        let asked = asked.bind(step_s).bind(since_ms);
+    async fn samples(&self, of: Of, step_s: i64, since_ms: i64) -> Result<Vec<Sample>, StoreError> {
+        let statement =
+            format!("SELECT at_ms, replica, counted FROM {} WHERE step_s = $1 AND at_ms >= $2 ORDER BY at_ms, replica", table(of));
+        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(step_s).bind(since_ms);
         let rows = self.with(async |pool| asked.fetch_all(&pool).await.map_err(failed)).await?;
         let read = |row: &DbRow| -> sqlx::Result<Sample> {
             Ok(Sample { at_ms: row.try_get(0)?, replica: row.try_get(1)?, counted: json(row, 2)? })

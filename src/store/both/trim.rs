@@ -21,8 +21,9 @@ pub async fn trim(pool: &Pool<Db>, now_ms: i64, audit_ms: i64) -> sqlx::Result<u
         gone += sqlx::query(statement).bind(oldest).execute(pool).await?.rows_affected();
     }
     for (step_s, oldest) in [(MINUTE_S, now_ms - MINUTES_KEPT_MS), (HOUR_S, audit_ms)] {
-        let statement = sqlx::query("DELETE FROM samples WHERE step_s = $1 AND at_ms < $2");
-        gone += statement.bind(step_s).bind(oldest).execute(pool).await?.rows_affected();
+        for statement in ["DELETE FROM samples WHERE step_s = $1 AND at_ms < $2", "DELETE FROM tops WHERE step_s = $1 AND at_ms < $2"] {
+            gone += sqlx::query(statement).bind(step_s).bind(oldest).execute(pool).await?.rows_affected();
+        }
     }
     Ok(gone)
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::accounts::{Account, Elsewhere, Guessed, Made, Session, Token};
 use crate::store::providers::Provider;
-use crate::store::samples::{MINUTE_S, Replica, Sample};
+use crate::store::samples::{MINUTE_S, Of, Replica, Sample};
 
 fn account(name: &str, role: &str) -> Account {
     Account {
@@ -149,7 +149,10 @@ pub async fn samples(store: &Store) {
     assert_eq!((desk.replicas(7).await.unwrap(), desk.replicas(8).await.unwrap()), (vec![said(7)], vec![]));
     let sample = |at_ms, replica: &str| Sample { at_ms, replica: replica.into(), counted: serde_json::json!({ "requests": at_ms }) };
     for (at_ms, replica) in [(60_000, "b"), (0, "a"), (60_000, "a"), (60_000, "b")] {
-        desk.note(MINUTE_S, &sample(at_ms, replica)).await.unwrap();
+        desk.note(Of::Counts, MINUTE_S, &sample(at_ms, replica)).await.unwrap();
     }
-    assert_eq!(desk.samples(MINUTE_S, 60_000).await.unwrap(), [sample(60_000, "a"), sample(60_000, "b")]);
+    assert_eq!(desk.samples(Of::Counts, MINUTE_S, 60_000).await.unwrap(), [sample(60_000, "a"), sample(60_000, "b")]);
+    assert_eq!(desk.samples(Of::Tops, MINUTE_S, 0).await.unwrap(), []);
+    desk.note(Of::Tops, MINUTE_S, &sample(60_000, "a")).await.unwrap();
+    assert_eq!(desk.samples(Of::Tops, MINUTE_S, 60_000).await.unwrap(), [sample(60_000, "a")]);
 }
