@@ -360,3 +360,37 @@ def test_while_the_store_is_away(replicas, database):
     finally:
         database.start()
     wait_for(lambda: admin.get("/bindings", None).status_code == 200, "it is back")
+
+
+def test_strangers_lock_nobody_out_who_was_in_before(replica):
+    owner = signed_in(replica)
+    stranger = Admin(replica, source="127.0.0.66")
+    for _ in range(8):
+        stranger.sign_in(password="wrong-horse-battery", status=None)
+    elsewhere = Admin(replica, source="127.0.0.67")
+    assert elsewhere.sign_in(status=None).status_code == 429, "the account is locked"
+    cookie = elsewhere.client.cookies
+    assert not list(cookie.jar), "who is not let in gets none"
+    owner.sign_in()
+    # It is for one account, from one browser, and no more than that: its own wrong passwords count.
+    thief = Admin(replica, source="127.0.0.68")
+    thief.client.cookies = owner.client.cookies
+    answers = [thief.sign_in(password="wrong-horse-battery", status=None).status_code for _ in range(8)]
+    assert answers[:5] == [401] * 5 and 429 in answers
+    held = owner.client.cookies["keylatch-browser"]
+    assert PASSWORD not in held and "admin" not in held
+    said = owner.call("POST", "/login", {"username": "admin", "password": PASSWORD}, None, headers={"origin": f"http://127.0.0.1:{replica.admin}"})
+    if said.status_code == 200:
+        assert "HttpOnly" in said.headers["set-cookie"] and "SameSite=Strict" in said.headers["set-cookie"]
+
+
+def test_a_viewer_sees_nothing_of_accounts_and_a_file_ends_with_the_sign_in(replica):
+    admin = signed_in(replica)
+    viewer = admin.other("vi", "viewer")
+    admin.put("/settings", {"values": {"maintenance": True}})
+    admin.put("/settings", {"values": {"maintenance": None}})
+    kinds = {entry["action"].split(".")[0] for entry in admin.get("/audit").json()["items"]}
+    assert {"account", "session", "setting"} <= kinds
+    assert {entry["action"].split(".")[0] for entry in viewer.get("/audit").json()["items"]} == {"setting"}
+    assert {json.loads(line)["action"].split(".")[0] for line in viewer.get("/audit/export").text.splitlines()} == {"setting"}
+    assert viewer.get("/audit?action=session").json()["items"] == []

@@ -11,10 +11,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::export::{self, Format};
-use super::extract::{Asked, May, READ};
+use super::extract::{Again, Asked, May, READ};
 use super::paging::{List, cursor, limit, mark};
 use super::problem::{Answer, Problems};
 use super::time::of;
+use crate::service::access::{Caller, Scope};
 use crate::store::audit;
 
 /// One change.
@@ -72,12 +73,14 @@ pub struct Filter {
     limit: Option<u32>,
 }
 
-fn asked(filter: &Filter) -> Answer<audit::Asked> {
+fn asked(filter: &Filter, caller: &Caller) -> Answer<audit::Asked> {
     Ok(audit::Asked {
         before: mark(filter.cursor.as_deref())?,
         target: filter.target.clone(),
         actor: filter.actor.clone(),
         action: filter.action.clone(),
+        // What is about accounts is for those who may look at them.
+        without_accounts: !caller.scopes.has(Scope::Accounts),
         limit: limit(filter.limit)?,
     })
 }
@@ -90,18 +93,20 @@ async fn page(api: &Api, asked: audit::Asked) -> Answer<(Vec<Entry>, Option<i64>
 }
 
 /// See who has changed what, the latest first
+///
+/// What is about accounts, sign-ins and tokens is shown to those who may look at accounts.
 #[utoipa::path(get, path = "/admin/api/audit", tag = "audit", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = List<Entry>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Entry>>> {
-    let (items, next) = page(&api, asked(&filter)?).await?;
+pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Entry>>> {
+    let (items, next) = page(&api, asked(&filter, &caller)?).await?;
     Ok(Json(List { items, next: next.as_ref().map(cursor), total: None }))
 }
 
 /// Write the audit to a file
 #[utoipa::path(get, path = "/admin/api/audit/export", tag = "audit", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Response> {
-    let wanted = audit::Asked { limit: export::PAGE, ..asked(&filter)? };
-    export::stream(filter.format.unwrap_or_default(), "audit", move |before: Option<i64>| {
+pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
+    let wanted = audit::Asked { limit: export::PAGE, ..asked(&filter, &caller)? };
+    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "audit", move |before: Option<i64>| {
         let (api, wanted) = (Arc::clone(&api), audit::Asked { before: before.or(wanted.before), ..wanted.clone() });
         async move { page(&api, wanted).await }
     })

@@ -2,12 +2,10 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequestParts, State};
-use axum::http::request::Parts;
+use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures::Stream;
@@ -15,10 +13,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::dashboard::{Now, now};
-use super::extract::{Anybody, From, May, READ, bearer};
+use super::extract::{Again, May, READ};
 use super::paging::cursor;
-use super::problem::{Answer, Problem, Problems};
-use super::{Api, Known, logs};
+use super::problem::{Answer, Problems};
+use super::{Api, logs};
 use crate::service::accounts::now_ms;
 use crate::store::intercepts::{Intercepted, Wanted};
 
@@ -62,37 +60,13 @@ pub async fn follow(
                 if !first {
                     // Rows come from any replica, and nothing tells of them: they are looked for.
                     tokio::time::sleep(EVERY).await;
-                    // Whoever was signed out meanwhile sees nothing more.
-                    again.still(&api).await?;
+                    again.still(&api).await.ok()?;
                 }
                 first = false;
                 waiting = look(&api, &mut seen).await;
             }
         });
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
-}
-
-/// Who follows, and may go on to.
-pub struct Again {
-    token: String,
-    from: IpAddr,
-}
-
-impl FromRequestParts<Known> for Again {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, known: &Known) -> Result<Self, Problem> {
-        let From(from) = From::from_request_parts(parts, known).await?;
-        let Anybody(_) = Anybody::from_request_parts(parts, known).await?;
-        let token = bearer(&parts.headers).unwrap_or_default().to_owned();
-        Ok(Self { token, from })
-    }
-}
-
-impl Again {
-    async fn still(&self, api: &Api) -> Option<()> {
-        api.door.caller(&api.store, &self.token, self.from).await.ok().map(|_| ())
-    }
 }
 
 /// How often each of the latest rows was refused, when it was looked at last.

@@ -1,4 +1,7 @@
-//! Whole lists as files, page by page: however long they are, one page of them is in memory.
+//! Whole lists as files, page by page: however long they are, one page of them is in memory; and whoever is signed out
+//! meanwhile gets no more.
+
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::header;
@@ -8,6 +11,8 @@ use futures::stream;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Api;
+use super::extract::Again;
 use super::problem::Problem;
 
 /// Rows of a page.
@@ -29,7 +34,7 @@ pub type Piece<T, M> = (Vec<T>, Option<M>);
 
 /// Streams a list as a file. The first page is read before the answer begins, so that what is wrong is an error and not a
 /// short file; when a later one fails the transfer is broken off.
-pub async fn stream<T, M, F, W>(format: Format, name: &str, page: F) -> Result<Response, Problem>
+pub async fn stream<T, M, F, W>(api: Arc<Api>, again: Again, format: Format, name: &str, page: F) -> Result<Response, Problem>
 where
     T: Serialize + Send + 'static,
     M: Send + 'static,
@@ -39,11 +44,12 @@ where
     let (rows, next) = page(None).await?;
     let named = !rows.is_empty();
     let first = write(format, &rows, true);
-    let rest = stream::try_unfold((page, next, named), move |(page, next, named)| async move {
+    let rest = stream::try_unfold((api, again, page, next, named), move |(api, again, page, next, named)| async move {
         let Some(mark) = next else { return Ok(None) };
         let broken = |problem: Problem| std::io::Error::other(serde_json::to_string(&problem).unwrap_or_default());
+        again.still(&api).await.map_err(broken)?;
         let (rows, next) = page(Some(mark)).await.map_err(broken)?;
-        Ok::<_, std::io::Error>(Some((write(format, &rows, !named), (page, next, named || !rows.is_empty()))))
+        Ok::<_, std::io::Error>(Some((write(format, &rows, !named), (api, again, page, next, named || !rows.is_empty()))))
     });
     let all = futures::StreamExt::chain(stream::once(std::future::ready(Ok(first))), rest);
     let (kind, ending) = match format {

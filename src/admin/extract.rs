@@ -265,6 +265,31 @@ pub fn etag(version: i64) -> [(header::HeaderName, String); 1] {
     [(header::ETAG, format!("\"{version}\""))]
 }
 
+/// Whoever is still at it, and may go on.
+pub struct Again {
+    /// `None`: a command on this machine.
+    token: Option<String>,
+    from: IpAddr,
+}
+
+impl FromRequestParts<Known> for Again {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
+        let From(from) = From::from_request_parts(parts, known).await?;
+        let machine = parts.extensions.get::<Machine>().is_some();
+        Ok(Self { token: bearer(&parts.headers).filter(|_| !machine).map(str::to_owned), from })
+    }
+}
+
+impl Again {
+    /// Whether he is still known: whoever was signed out meanwhile sees nothing more.
+    pub async fn still(&self, api: &Api) -> Result<(), Problem> {
+        let Some(token) = &self.token else { return Ok(()) };
+        Ok(api.door.caller(&api.store, token, self.from).await.map(|_| ())?)
+    }
+}
+
 /// Pages of other sites have no business here, whatever a browser lets them send; and nothing here is kept by caches.
 pub async fn own_origin(request: Request, next: Next) -> Response {
     let headers = request.headers();

@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::export::{self, Format};
-use super::extract::{Asked, May, READ};
+use super::extract::{Again, Asked, May, READ};
 use super::paging::{List, cursor, limit, mark};
 use super::problem::{Answer, Problem, Problems};
 use super::time::{parse, rfc3339};
@@ -211,9 +211,9 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
 /// Write intercepts to a file
 #[utoipa::path(get, path = "/admin/api/logs/export", tag = "logs", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Response> {
+pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
     let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
-    export::stream(filter.format.unwrap_or_default(), "intercepts", move |after: Option<Mark>| {
+    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "intercepts", move |after: Option<Mark>| {
         let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
         async move {
             let page = api.store.desk().intercepts(&wanted).await?;

@@ -10,6 +10,7 @@ mod audit;
 mod bindings;
 mod configuration;
 mod console;
+mod cookie;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod dashboard;
 mod events;

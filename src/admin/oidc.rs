@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
+use super::cookie::Cookie;
 use super::extract::{Body, From, Part};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
@@ -18,7 +19,7 @@ use crate::service::oidc::{self, Back};
 use crate::service::sign_in::{Declined, SignedIn};
 
 /// Holds what must come back with whoever has left. Only the calls below get it, and only from pages of this site.
-const COOKIE: &str = "keylatch-sign-in";
+const AWAY: Cookie = Cookie { name: "keylatch-sign-in", path: "/admin/api/oidc" };
 
 /// A provider, as anybody sees it.
 #[derive(Serialize, ToSchema)]
@@ -47,17 +48,6 @@ pub struct Away {
     url: String,
 }
 
-fn cookie(value: &str, seconds: u64, secure: bool) -> [(HeaderName, HeaderValue); 1] {
-    let secure = if secure { "; Secure" } else { "" };
-    let text = format!("{COOKIE}={value}; Path=/admin/api/oidc; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
-    [(header::SET_COOKIE, HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("")))]
-}
-
-fn held(headers: &HeaderMap) -> Option<&str> {
-    let pairs = headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok()).flat_map(|field| field.split(';'));
-    pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(name, _)| *name == COOKIE).map(|(_, value)| value)
-}
-
 /// Where the console is, as the browser says; `own_origin` has made sure that it is the host it was asked under.
 fn origin(headers: &HeaderMap) -> Answer<&str> {
     let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
@@ -77,7 +67,7 @@ pub async fn begin(
 ) -> Answer<([(HeaderName, HeaderValue); 1], Json<Away>)> {
     let origin = origin(&headers)?;
     let (url, sealed) = api.oidc.begin(&api.store, &name, origin).await?;
-    Ok((cookie(&sealed, oidc::AWAY.as_secs(), origin.starts_with("https:")), Json(Away { url })))
+    Ok((AWAY.set(&sealed, oidc::AWAY.as_secs(), &headers), Json(Away { url })))
 }
 
 /// What a provider has sent somebody back with.
@@ -104,11 +94,12 @@ pub async fn finish(
     Body(asked): Body<Returned>,
 ) -> Answer<([(HeaderName, HeaderValue); 1], Json<In>)> {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let back = Back { sealed: held(&headers).unwrap_or_default(), state: &asked.state, code: &asked.code, issuer: asked.iss.as_deref() };
+    let back =
+        Back { sealed: AWAY.held(&headers).unwrap_or_default(), state: &asked.state, code: &asked.code, issuer: asked.iss.as_deref() };
     let signed_in = come_back(&api, &back, from, agent).await;
     let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
     api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
-    Ok((cookie("", 0, false), Json(In::of(signed_in?))))
+    Ok((AWAY.set("", 0, &headers), Json(In::of(signed_in?))))
 }
 
 async fn come_back(api: &Api, back: &Back<'_>, from: std::net::IpAddr, agent: &str) -> Answer<SignedIn> {

@@ -4,15 +4,20 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
+use super::cookie::Cookie;
 use super::extract::{Body, From, Person};
 use super::problem::{Answer, Problem, Problems};
+use crate::service::Fault;
 use crate::service::access::{Role, Scope};
-use crate::service::sign_in::SignedIn;
+use crate::service::sign_in::{BROWSER_KNOWN, SignedIn};
+
+/// By which a browser is known that somebody has signed in from.
+const BROWSER: Cookie = Cookie { name: "keylatch-browser", path: "/admin/api/login" };
 
 /// Who wants in.
 #[derive(Deserialize, ToSchema)]
@@ -66,20 +71,23 @@ impl In {
 /// Sign in with a password
 ///
 /// After 5 wrong passwords for an account, or 20 from an address, each further one locks for twice as long, from 1 s to 15 min.
+/// A browser from which somebody has signed in before gets a cookie, by which its wrong passwords count apart from others'.
 #[utoipa::path(post, path = "/admin/api/login", tag = "sign-in", request_body = Credentials, responses((status = 200, body = In), Problems))]
 pub async fn sign_in(
     State(api): State<Arc<Api>>,
     From(from): From,
     headers: HeaderMap,
     Body(asked): Body<Credentials>,
-) -> Answer<Json<In>> {
+) -> Answer<([(HeaderName, HeaderValue); 1], Json<In>)> {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let signed_in = api.door.sign_in(&api.store, &asked.username, &asked.password, from, agent).await;
+    let signed_in = api.door.sign_in(&api.store, &asked.username, &asked.password, from, agent, BROWSER.held(&headers)).await;
     let signed_in = signed_in.map_err(Problem::from);
     let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
     api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
     let says = |problem: Problem| if result == "wrong" { problem.saying("name or password is wrong") } else { problem };
-    signed_in.map(|signed_in| Json(In::of(signed_in))).map_err(says)
+    let signed_in = signed_in.map_err(says)?;
+    let known = api.door.remember_browser(&signed_in.account.name, BROWSER.held(&headers)).map_err(Fault::Away)?;
+    Ok((BROWSER.set(&known, BROWSER_KNOWN.as_secs(), &headers), Json(In::of(signed_in))))
 }
 
 /// Have a fresh token for the sign-in

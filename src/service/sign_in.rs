@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use keylatch_filters::contract::StoreError;
 use parking_lot::Mutex;
@@ -18,6 +20,7 @@ use super::access::{Caller, Role, Scope, Scopes};
 use super::accounts::{hashed, now_ms};
 use super::oidc::Known;
 use super::passwords::{BYTES_MAX, Passwords};
+use super::sealed::Sealer;
 use crate::store::Store;
 use crate::store::accounts::{Account, Guessed, Session};
 use crate::store::audit::Actor;
@@ -105,7 +108,22 @@ pub struct Door {
     session_max: Duration,
     token_ttl: Duration,
     remembered: Mutex<HashMap<String, (Account, Instant)>>,
+    sealer: Sealer,
 }
+
+/// A browser from which somebody has signed in to an account before: its wrong passwords count by themselves, so that
+/// nobody else's lock its owner out.
+#[derive(Serialize, Deserialize)]
+struct Browser {
+    account: String,
+    id: String,
+    until_ms: i64,
+}
+
+/// For so long a browser is remembered by what it holds.
+pub const BROWSER_KNOWN: Duration = Duration::from_secs(90 * 86_400);
+/// What opens as nothing but a browser's.
+const BROWSER: &str = "browser";
 
 impl Door {
     /// `secret`: under which JWTs are signed, the same on every replica.
@@ -123,6 +141,7 @@ impl Door {
             session_max,
             token_ttl,
             remembered: Mutex::default(),
+            sealer: Sealer::new(secret)?,
         })
     }
 
@@ -131,11 +150,36 @@ impl Door {
         &self.passwords
     }
 
-    /// Lets somebody in who knows the password.
-    pub async fn sign_in(&self, store: &Store, name: &str, password: &str, from: IpAddr, agent: &str) -> Result<SignedIn, Refusal> {
+    /// What a browser holds that somebody has signed in from, if it is for this account.
+    fn browser(&self, account: &str, held: Option<&str>) -> Option<Browser> {
+        let plain = self.sealer.open(BROWSER, &URL_SAFE_NO_PAD.decode(held?).ok()?)?;
+        serde_json::from_slice(&plain).ok().filter(|browser: &Browser| browser.account == account && browser.until_ms > now_ms())
+    }
+
+    /// What a browser may hold from now on that has just signed in, the same as before if it holds something.
+    pub fn remember_browser(&self, account: &str, held: Option<&str>) -> Result<String, String> {
+        let id = self.browser(account, held).map_or_else(|| uuid::Uuid::now_v7().to_string(), |browser| browser.id);
+        let until_ms = now_ms() + i64::try_from(BROWSER_KNOWN.as_millis()).unwrap_or(i64::MAX / 2);
+        let plain = serde_json::to_vec(&Browser { account: account.to_owned(), id, until_ms }).map_err(|e| e.to_string())?;
+        Ok(URL_SAFE_NO_PAD.encode(self.sealer.seal(BROWSER, &plain)?))
+    }
+
+    /// Lets somebody in who knows the password. `held`: what his browser was given when he signed in before.
+    pub async fn sign_in(
+        &self,
+        store: &Store,
+        name: &str,
+        password: &str,
+        from: IpAddr,
+        agent: &str,
+        held: Option<&str>,
+    ) -> Result<SignedIn, Refusal> {
         // A name that cannot be one is refused as late as any other.
         let name: String = name.to_lowercase().chars().take(64).collect();
-        let guessed = guessed(&name, from);
+        let mut guessed = guessed(&name, from);
+        if let (Some(browser), Some(by_account)) = (self.browser(&name, held), guessed.first_mut()) {
+            by_account.subject = format!("browser:{}", browser.id);
+        }
         let (desk, now) = (store.desk(), now_ms());
         if let Some(until) = desk.guess(&guessed, now).await? {
             return Err(Refusal::Locked(seconds_until(until)));

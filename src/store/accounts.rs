@@ -94,7 +94,7 @@ pub enum Made {
 /// How failed sign-ins are counted under one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guessed {
-    /// `account:NAME` or `address:NETWORK`.
+    /// `account:NAME`, `browser:ID` or `address:NETWORK`.
     pub subject: String,
     /// Failures that cost nothing but their count.
     pub free: i64,

@@ -51,6 +51,8 @@ pub struct Asked {
     pub actor: Option<String>,
     /// Of this kind, or of those that begin with it and a dot.
     pub action: Option<String>,
+    /// Without what is about who may sign in.
+    pub without_accounts: bool,
     /// At most so many.
     pub limit: u32,
 }

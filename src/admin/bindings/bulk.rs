@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use keylatch_filters::contract::hex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::super::Api;
@@ -69,6 +71,9 @@ pub struct Bulk {
     dry_run: bool,
     /// Do it only if it is so many: what a dry run has said.
     expected: Option<u64>,
+    /// Do it only if these are they, as they were: what a dry run has said.
+    #[schema(max_length = 64)]
+    digest: Option<String>,
 }
 
 /// What was done, or would be.
@@ -78,6 +83,8 @@ pub struct Outcome {
     dry_run: bool,
     /// How many the filter chooses.
     matched: u64,
+    /// Stands for just these bindings, as they are.
+    digest: String,
     /// How many were changed; the others were changed by somebody else meanwhile, or are as they should be.
     changed: u64,
     /// The first of them, as they were.
@@ -86,8 +93,8 @@ pub struct Outcome {
 
 /// Change many bindings
 ///
-/// At most 10,000 at once. With `dry_run` nothing is changed; what it says of `matched` goes into `expected` of the call
-/// that does it, which is refused if there are others by then.
+/// At most 10,000 at once. With `dry_run` nothing is changed; what it says of `matched` and `digest` goes into `expected`
+/// and `digest` of the call that does it, which is refused if there are others by then.
 #[utoipa::path(post, path = "/admin/api/bindings/bulk", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Bulk, responses((status = 200, body = Outcome), Problems))]
 pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(asked): Body<Bulk>) -> Answer<Json<Outcome>> {
     let Chosen { key_id, hint, network, label: labelled, banned, rule, made_by } = asked.filter;
@@ -108,6 +115,11 @@ pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(
     if asked.expected.is_some_and(|expected| expected != matched) {
         return Err(Problem::from(crate::service::Fault::Conflict(format!("it is {matched} bindings by now; look at them again"))));
     }
+    let digest = digest(&chosen);
+    if asked.digest.is_some_and(|expected| expected != digest) {
+        let why = format!("it is {matched} bindings still, but others, or some were changed meanwhile; look at them again");
+        return Err(Problem::from(crate::service::Fault::Conflict(why)));
+    }
     let sample = chosen.iter().take(SHOWN).map(Binding::from).collect();
     let mut changed = 0;
     if !asked.dry_run {
@@ -115,7 +127,16 @@ pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(
             changed += u64::from(one(&api, record, asked.action, &labels, &caller.actor).await?);
         }
     }
-    Ok(Json(Outcome { dry_run: asked.dry_run, matched, changed, sample }))
+    Ok(Json(Outcome { dry_run: asked.dry_run, matched, digest, changed, sample }))
+}
+
+fn digest(chosen: &[Record]) -> String {
+    let mut digest = Sha256::new();
+    for record in chosen {
+        digest.update(record.binding.id.0);
+        digest.update(record.binding.version.to_be_bytes());
+    }
+    hex(&digest.finalize()[..16])
 }
 
 /// All that are meant, before any is changed.

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::audit::Entry;
 use super::export::{self, Format};
-use super::extract::{Asked, Body, May, Part, READ, etag};
+use super::extract::{Again, Asked, Body, May, Part, READ, etag};
 use super::logs::Intercept;
 use super::paging::{List, cursor, limit, mark};
 use super::problem::{Answer, Problem, Problems};
@@ -223,8 +223,8 @@ pub struct As {
 /// Write all bindings to a file
 #[utoipa::path(get, path = "/admin/api/bindings/export", tag = "bindings", security(("bearer" = ["read"])), params(As),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(asked): Asked<As>) -> Answer<Response> {
-    export::stream(asked.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
+pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, again: Again, Asked(asked): Asked<As>) -> Answer<Response> {
+    export::stream(Arc::clone(&api), again, asked.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
         let api = Arc::clone(&api);
         async move {
             let page = api.store.list(Query { after, limit: export::PAGE, ..Query::default() }).await?;

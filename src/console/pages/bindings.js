@@ -87,7 +87,7 @@ function Bulk({ filter, close, done }) {
     setBusy(true);
     setError(null);
     try {
-      const outcome = await call("POST", "/bindings/bulk", { ...what(), dry_run: dry, expected: dry ? undefined : would.matched });
+      const outcome = await call("POST", "/bindings/bulk", { ...what(), dry_run: dry, ...(dry ? {} : { expected: would.matched, digest: would.digest }) });
       if (dry) setWould(outcome);
       else done(t("{changed} of {matched} bindings were changed.", outcome));
     } catch (failed) {

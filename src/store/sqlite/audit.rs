@@ -30,13 +30,15 @@ pub async fn list(pool: &SqlitePool, asked: Asked) -> Result<Vec<Entry>, StoreEr
     let rows = sqlx::query(
         "SELECT id, at_ms, actor, origin, action, target, before, after FROM audit
          WHERE id < $1 AND ($2 IS NULL OR target = $2) AND ($4 IS NULL OR actor = $4)
-             AND ($5 IS NULL OR action = $5 OR substr(action, 1, length($5) + 1) = $5 || '.') ORDER BY id DESC LIMIT $3",
+             AND ($5 IS NULL OR action = $5 OR substr(action, 1, length($5) + 1) = $5 || '.')
+             AND (NOT $6 OR NOT (action LIKE 'account.%' OR action LIKE 'session.%' OR action LIKE 'token.%' OR action LIKE 'provider.%')) ORDER BY id DESC LIMIT $3",
     )
     .bind(asked.before.unwrap_or(i64::MAX))
     .bind(asked.target)
     .bind(i64::from(asked.limit))
     .bind(asked.actor)
     .bind(asked.action)
+    .bind(asked.without_accounts)
     .fetch_all(pool)
     .await
     .map_err(failed)?;
