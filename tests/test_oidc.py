@@ -1,5 +1,6 @@
 """Signing in to the admin API through a provider of OpenID Connect."""
 
+import concurrent.futures
 import json
 import time
 import urllib.parse
@@ -32,16 +33,20 @@ def origin(admin):
     return {"origin": f"http://127.0.0.1:{admin.replica.admin}"}
 
 
-def leave(browser, status=200):
+def leave(browser, status=200, name="corp"):
     """A browser begins: where it is sent."""
-    answer = browser.post("/oidc/corp/begin", status=status, headers=origin(browser))
+    answer = browser.post(f"/oidc/{name}/begin", status=status, headers=origin(browser))
     return answer.json()["url"] if status == 200 else answer.json()
 
 
+def query(url):
+    return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query))
+
+
 def back(provider, url):
-    """What the provider sends it back with."""
-    asked = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query))
-    return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(provider.authorize(asked)).query))
+    """What the provider sends it back with, to an address of its own."""
+    there = urllib.parse.urlsplit(provider.authorize(query(url)))
+    return {**dict(urllib.parse.parse_qsl(there.query)), "provider": there.path.rpartition("/")[2]}
 
 
 def finish(browser, returned, status=200, **more):
@@ -222,7 +227,7 @@ def test_codes_that_are_guessed_lock_the_address(replica, provider):
     browser = Admin(replica, source="127.0.0.9")
     returned = back(provider, leave(browser))
     statuses = [finish_any(browser, {**returned, "code": f"guess-{guess}"}) for guess in range(30)]
-    assert statuses[:20] == [502] * 20 and 429 in statuses and len(provider.exchanged) <= 23
+    assert statuses[:20] == [403] * 20 and 429 in statuses and len(provider.exchanged) <= 23
     come_in(replica, provider)
 
 
@@ -249,3 +254,92 @@ def test_on_another_replica_and_by_command(replicas, provider):
     assert said.returncode == 1 and "signs in through `corp`" in said.stderr
     assert one.command("admin", "remove-provider", "corp").returncode == 0
     there.get("/bindings", 401)
+
+
+def test_a_provider_that_is_made_again_is_another_one(replica, provider):
+    admin = signed_in(replica)
+    first = put(admin, provider).json()
+    browser = Admin(replica)
+    returned = back(provider, leave(browser))
+    come_in(replica, provider)
+    admin.call("DELETE", "/providers/corp", status=204)
+    entry = admin.get("/audit?action=provider.removed").json()["items"][0]
+    assert entry["before"]["accounts"] == ["corp:ann"]
+    for headers in ({"if-match": f'"{first["version"]}"'}, {"if-match": '"7"'}):
+        admin.put("/providers/corp", {"settings": provider.settings}, 412, headers=headers)
+    with Provider() as other:
+        again = put(admin, other).json()
+        assert again["version"] > first["version"]
+        assert leave(Admin(replica)).startswith(other.url), "what was known of the other is not believed"
+        assert "changed meanwhile" in finish(browser, returned, 409)["detail"]
+        assert not provider.exchanged[1:], "nobody tells the old one the new one's secret"
+        come_in(replica, other)
+
+
+def test_one_provider_cannot_pass_for_another(replica, provider):
+    """Mix-up: a provider that may make viewers sends somebody on to one that makes admins."""
+    admin = signed_in(replica)
+    provider.names_itself_back = False
+    provider.person["groups"] = ["ops"]
+    put(admin, provider)
+    with Provider() as bad:
+        admin.put("/providers/bad", {"settings": {**bad.settings, "roles": {"viewer": ["staff"]}}, "client_secret": SECRET})
+        victim, mallory = Admin(replica), Admin(replica)
+        sent = query(leave(victim, name="bad"))
+        own = query(leave(mallory))
+        # What the bad one asks of the good one; it sends back to an address that it knows for Keylatch's.
+        mixed = {**sent, "code_challenge": own["code_challenge"], "nonce": own["nonce"], "redirect_uri": own["redirect_uri"]}
+        returned = {**query(provider.authorize(mixed)), "provider": "corp"}
+        assert "another provider" in finish(victim, returned, 403)["detail"]
+        assert not bad.exchanged, "the code goes nowhere"
+        # One that says who it is must say so.
+        provider.names_itself_back = True
+        put(admin, provider)
+        returned = back(provider, leave(victim))
+        del returned["iss"]
+        assert "another provider" in finish(victim, returned, 403)["detail"]
+
+
+def test_who_is_nobody_any_more_loses_what_he_had(replica, provider):
+    admin = signed_in(replica)
+    put(admin, provider)
+    provider.person["groups"] = ["ops"]
+    boss, _ = come_in(replica, provider)
+    script = Admin(replica, boss.post("/account/tokens", {"name": "ci", "scopes": ["read", "accounts"]}, 201).json()["token"])
+    script.get("/accounts")
+    assert "signs in with a password" in admin.call("DELETE", "/accounts/admin", status=409).json()["detail"]
+    provider.person["groups"] = ["guests"]
+    come_in(replica, provider, 403)
+    boss.get("/bindings", 401)
+    script.get("/bindings", 401)
+    assert admin.get("/audit?action=account.turned_away").json()["items"][0]["target"] == "corp:ann"
+    provider.person["groups"] = ["staff"]
+    assert come_in(replica, provider)[1]["role"] == "viewer"
+
+
+def test_a_provider_that_is_away_locks_nobody_out_and_is_left_alone(replica, provider):
+    admin = signed_in(replica)
+    put(admin, provider)
+    comers = [Admin(replica) for _ in range(25)]
+    returned = [back(provider, leave(comer)) for comer in comers]
+    provider.garbage = ("503 Service Unavailable", b"")
+    assert [finish_any(comer, what) for comer, what in zip(comers, returned, strict=True)] == [502] * 25
+    Admin(replica).sign_in()
+    # Asked where it is: once, whoever waits.
+    admin.put("/providers/corp", {"settings": provider.settings})
+    asked = len(provider.server.requests)
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        said = list(pool.map(lambda comer: comer.post("/oidc/corp/begin", status=None, headers=origin(comer)).status_code, comers))
+    assert said == [502] * 25 and len(provider.server.requests) - asked <= 2
+
+
+def test_many_come_at_once(replica, provider):
+    admin = signed_in(replica)
+    put(admin, provider)
+    comers = [Admin(replica) for _ in range(12)]
+    returned = [back(provider, leave(comer)) for comer in comers]
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(finish_any, comers, returned)) == [200] * 12
+        # A password that is being looked at counts as wrong until it is known to be right: so many may be at once.
+        assert list(pool.map(lambda comer: comer.sign_in(status=None).status_code, comers[:5])) == [200] * 5
+    assert {account["name"] for account in admin.get("/accounts").json()["items"]} == {"admin", "corp:ann"}

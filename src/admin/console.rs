@@ -1,6 +1,6 @@
 //! The web console: its files as they stand in `src/console`, embedded in the binary.
 
-use axum::extract::Path;
+use axum::extract::{Path, RawQuery};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
@@ -9,6 +9,7 @@ use keylatch_filters::contract::hex;
 use rust_embed::{Embed, EmbeddedFile};
 
 use super::Known;
+use crate::service::oidc::provider;
 
 #[derive(Embed)]
 #[folder = "src/console"]
@@ -24,7 +25,18 @@ pub fn routes() -> Router<Known> {
         .route("/", get(|| async { Redirect::temporary("/admin/ui/") }))
         .route("/admin/ui", get(|| async { Redirect::permanent("/admin/ui/") }))
         .route("/admin/ui/", get(|headers: HeaderMap| async move { file("index.html", &headers) }))
+        .route("/admin/ui/from/{provider}", get(come_back))
         .route("/admin/ui/{*path}", get(|Path(path): Path<String>, headers: HeaderMap| async move { file(&path, &headers) }))
+}
+
+/// Where a provider sends people back to. Each has an address of its own, so that none can pass for another; the page that
+/// goes on is the console.
+async fn come_back(Path(provider): Path<String>, RawQuery(query): RawQuery) -> Response {
+    match provider::name(&provider) {
+        // The last one counts, whatever was sent.
+        Ok(name) => Redirect::to(&format!("/admin/ui/?{}&provider={name}", query.unwrap_or_default())).into_response(),
+        Err(_) => StatusCode::NOT_FOUND.into_response(),
+    }
 }
 
 fn file(path: &str, headers: &HeaderMap) -> Response {

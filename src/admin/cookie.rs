@@ -11,11 +11,13 @@ pub struct Cookie {
 }
 
 impl Cookie {
-    /// What the browser holds.
+    /// What the browser holds, if it holds one.
     pub fn held<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
         let fields = headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok());
-        let mut pairs = fields.flat_map(|field| field.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        pairs.find(|(name, _)| *name == self.name).map(|(_, value)| value)
+        let pairs = fields.flat_map(|field| field.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        let mut held = pairs.filter(|(name, _)| *name == self.name).map(|(_, value)| value);
+        // Of two, a site beside this one may have set one.
+        held.next().filter(|_| held.next().is_none())
     }
 
     /// The field by which it holds this from now on; 0 seconds: nothing any more. Where the browser came by https it keeps it to

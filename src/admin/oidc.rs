@@ -15,6 +15,7 @@ use super::extract::{Body, From, Part};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use super::sign_in::In;
+use crate::service::Fault;
 use crate::service::oidc::{self, Back};
 use crate::service::sign_in::{Declined, SignedIn};
 
@@ -80,6 +81,9 @@ pub struct Returned {
     /// The `code`.
     #[schema(min_length = 1, max_length = 8192)]
     code: String,
+    /// The provider from which he comes: the last part of the path that he was sent back to.
+    #[schema(max_length = 32)]
+    provider: String,
     /// The `iss`, where there is one.
     #[schema(max_length = 512)]
     iss: Option<String>,
@@ -94,8 +98,13 @@ pub async fn finish(
     Body(asked): Body<Returned>,
 ) -> Answer<([(HeaderName, HeaderValue); 1], Json<In>)> {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let back =
-        Back { sealed: AWAY.held(&headers).unwrap_or_default(), state: &asked.state, code: &asked.code, issuer: asked.iss.as_deref() };
+    let back = Back {
+        from: &asked.provider,
+        sealed: AWAY.held(&headers).unwrap_or_default(),
+        state: &asked.state,
+        code: &asked.code,
+        issuer: asked.iss.as_deref(),
+    };
     let signed_in = come_back(&api, &back, from, agent).await;
     let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
     api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
@@ -104,11 +113,19 @@ pub async fn finish(
 
 async fn come_back(api: &Api, back: &Back<'_>, from: std::net::IpAddr, agent: &str) -> Answer<SignedIn> {
     let guessed = api.door.may_try(&api.store, from).await?;
-    let known = api.oidc.finish(&api.store, back).await.inspect_err(|fault| tracing::warn!(%from, why = %fault, "nobody was let in"))?;
-    let signed_in = api.door.sign_in_from(&api.store, &known, from, agent).await.map_err(|declined| match declined {
+    let known = match api.oidc.finish(&api.store, back).await {
+        Ok(known) => known,
+        Err(fault) => {
+            tracing::warn!(%from, why = %fault, "nobody was let in");
+            if matches!(fault, Fault::Elsewhere(_) | Fault::Away(_)) {
+                // It is not his fault.
+                api.store.desk().forgive(&guessed).await?;
+            }
+            return Err(fault.into());
+        }
+    };
+    api.door.sign_in_from(&api.store, &known, from, agent, &guessed).await.map_err(|declined| match declined {
         Declined::Refused(refusal) => Problem::from(refusal),
         Declined::Fault(fault) => Problem::from(fault),
-    })?;
-    api.store.desk().forgive(&guessed).await?;
-    Ok(signed_in)
+    })
 }

@@ -13,9 +13,9 @@ use super::accounts::precise;
 use super::extract::{ACCOUNTS, Body, IfMatch, May, Part, etag};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
-use crate::service::oidc;
 use crate::service::oidc::provider::Settings;
-use crate::store::providers::Provider as Stored;
+use crate::service::{Fault, oidc};
+use crate::store::providers::{Expects, Provider as Stored};
 
 /// A provider through which people may sign in.
 #[derive(Serialize, ToSchema)]
@@ -72,7 +72,7 @@ pub struct Put {
 
 /// Make a provider, or change it
 ///
-/// The client secret is stored encrypted. Its console must know `https://HOST/admin/ui/` as where to send people back to.
+/// The client secret is stored encrypted. Its console must know `https://HOST/admin/ui/from/NAME` as where to send people back to.
 #[utoipa::path(put, path = "/admin/api/providers/{name}", tag = "accounts", security(("bearer" = ["accounts"])), request_body = Put,
     params(("name" = String, Path, description = "The provider's name: lower-case letters, digits and `-`."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at."),
         ("If-None-Match" = Option<String>, Header, description = "`*`: there must be none of this name.")),
@@ -86,12 +86,18 @@ pub async fn put(
     Body(asked): Body<Put>,
 ) -> Answer<One> {
     let fresh = headers.get(header::IF_NONE_MATCH).is_some_and(|field| field.as_bytes() == b"*");
-    if fresh && api.store.desk().provider(&name).await?.is_some() {
-        return Err(Problem::stale(format!("there is a provider `{name}` already")));
-    }
+    let expected = match (expects, fresh) {
+        (Some(version), _) => Expects::Version(version),
+        (None, true) => Expects::Nothing,
+        (None, false) => Expects::Anything,
+    };
     let secret = asked.client_secret.as_deref();
-    let put = api.oidc.put(&api.store, &name, &asked.settings, secret, expects, &caller.actor).await;
-    put.map(one).map_err(|fault| precise(fault.into(), expects).below("settings", &["name", "client_secret"]))
+    let put = api.oidc.put(&api.store, &name, &asked.settings, secret, expected, &caller.actor).await;
+    put.map(one).map_err(|fault| match fault {
+        // What was asked for in the header is not so (RFC 9110, section 13.1).
+        Fault::Missing(why) | Fault::Conflict(why) if expected != Expects::Anything => Problem::stale(why),
+        fault => Problem::from(fault).below("settings", &["name", "client_secret"]),
+    })
 }
 
 /// Ask a provider what is asked when somebody signs in

@@ -17,6 +17,7 @@ use crate::service::accounts::{self, Change};
 use crate::service::oidc::Oidc;
 use crate::service::oidc::provider::Settings;
 use crate::service::passwords::{BYTES_MAX, Passwords};
+use crate::store::providers::Expects;
 use crate::store::{self, Opened, Purpose};
 
 /// The largest description of a provider.
@@ -168,7 +169,7 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
         Command::SetProvider { name } => {
             let given: ProviderGiven = serde_json::from_str(&read(PROVIDER_BYTES_MAX)?).map_err(|e| format!("standard input: {e}"))?;
             let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
-            oidc.put(store, name, &given.settings, given.client_secret.as_deref(), None, &actor).await?;
+            oidc.put(store, name, &given.settings, given.client_secret.as_deref(), Expects::Anything, &actor).await?;
             Ok(())
         }
         Command::RemoveProvider { name } => {

@@ -107,19 +107,24 @@ export async function leave(provider) {
 
 // Finishes a sign-in that was begun elsewhere, if this is one: what went wrong, or `null`.
 export async function comeBack() {
-  const { state, code, iss, error, error_description: why } = Object.fromEntries(new URLSearchParams(location.search));
+  const { state, code, iss, provider, error, error_description: why } = Object.fromEntries(new URLSearchParams(location.search));
   if (!state) return null;
+  // Whoever has not left from here does not come back: links say what they like.
+  const place = sessionStorage.getItem(PLACE);
   // The code is good once, and nobody needs to see it again.
-  history.replaceState(null, "", location.pathname + (sessionStorage.getItem(PLACE) || ""));
+  history.replaceState(null, "", location.pathname + (place || ""));
   sessionStorage.removeItem(PLACE);
+  if (place === null) return null;
   if (!code) return new Problem({ status: 403, title: "The provider did not let you in", detail: why || error || "" });
   try {
-    hold(signedIn(await call("POST", "/oidc/finish", { state, code, iss })));
+    hold(signedIn(await call("POST", "/oidc/finish", { state, code, iss, provider })));
     return null;
   } catch (failed) {
     return failed;
   }
 }
+
+export const forget = () => hold(null);
 
 export async function signOut() {
   try {

@@ -110,7 +110,7 @@ function App({ refused }) {
   if (!session) return html`<${SignIn} key=${spoken} refused=${refused}><${Appearance} speak=${speak} /></${SignIn}>`;
   if (session.mustChange) return html`<${ChoosePassword} key=${spoken} />`;
   return html`<${Frame} key=${spoken} session=${session} speak=${speak} />
-    ${session.expired && html`<${Dialog} title=${t("Sign in again")} fixed><p>${t("Your sign-in has ended. The page behind this stays as it is.")}</p><${SignIn} again=${session.username} /></${Dialog}>`}`;
+    ${session.expired && html`<${Dialog} title=${t("Sign in again")} fixed><p>${t("Your sign-in has ended. The page behind this stays as it is.")}</p><${SignIn} again=${session.username} refused=${refused} /></${Dialog}>`}`;
 }
 
 comeBack().then((refused) => render(html`<${App} refused=${refused} />`, document.getElementById("app")));

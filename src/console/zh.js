@@ -367,4 +367,5 @@ export default {
   "Keys that asked most": "请求最多的密钥",
   "None has asked in this time.": "这段时间没有请求。",
   "Addresses that asked most": "请求最多的地址",
+  "Sign in as somebody else": "以其他身份登录",
 };

@@ -61,7 +61,9 @@ pub fn made(made: Made, name: &str) -> Result<(), Fault> {
         Made::Missing => Err(Fault::Missing(format!("there is no account `{name}`"))),
         Made::Exists => Err(Fault::Conflict(format!("there is an account `{name}` already"))),
         Made::Newer => Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; look at it again"))),
-        Made::LastAdmin => Err(Fault::Conflict("nobody would be left who may do everything; make another admin first".into())),
+        Made::LastAdmin => {
+            Err(Fault::Conflict("nobody would be left who may do everything and signs in with a password; make another admin first".into()))
+        }
     }
 }
 
@@ -109,12 +111,12 @@ pub async fn make(store: &Store, passwords: &Passwords, text: &str, role: Role, 
 }
 
 /// Makes the account of somebody who has shown elsewhere who he is. Somebody else may be called the same there.
-pub async fn make_known(store: &Store, known: &Known, actor: &Actor) -> Result<Account, Fault> {
+pub async fn make_known(store: &Store, known: &Known, role: &str, actor: &Actor) -> Result<Account, Fault> {
     let digits = hex(&Sha256::digest(&known.elsewhere.subject)[..4]);
     for name in [known.name.clone(), format!("{}-{digits}", known.name)] {
         let account = Account {
             name: name.clone(),
-            role: known.role.as_str().into(),
+            role: role.into(),
             password: None,
             disabled: false,
             must_change: false,

@@ -31,6 +31,8 @@ const FREE_OF_ACCOUNT: i64 = 5;
 const FREE_OF_ADDRESS: i64 = 20;
 /// Sessions that are remembered for when the store is away.
 const REMEMBERED_MAX: usize = 1000;
+/// Scripts of somebody who signs in through a provider are known for so long after he has done so, 30 days.
+const ELSEWHERE_MS: i64 = 30 * 24 * 3600 * 1000;
 /// What is kept of a browser's name.
 const AGENT_CHARS_MAX: usize = 200;
 /// Who has issued our tokens, and for whom.
@@ -194,11 +196,29 @@ impl Door {
 
     /// Lets somebody in who has shown elsewhere who he is. What he is may have changed there since: then his other sign-ins
     /// end.
-    pub async fn sign_in_from(&self, store: &Store, known: &Known, from: IpAddr, agent: &str) -> Result<SignedIn, Declined> {
+    pub async fn sign_in_from(
+        &self,
+        store: &Store,
+        known: &Known,
+        from: IpAddr,
+        agent: &str,
+        guessed: &[Guessed],
+    ) -> Result<SignedIn, Declined> {
         let desk = store.desk();
         let actor = Actor { who: known.name.clone(), origin: from.to_string() };
-        let role = known.role.as_str().to_owned();
-        let account = match desk.account_of(&known.elsewhere).await.map_err(Refusal::from)? {
+        let there = desk.account_of(&known.elsewhere).await.map_err(Refusal::from)?;
+        let role = match &known.role {
+            Ok(role) => role.as_str().to_owned(),
+            Err(why) => {
+                // What he had while he was somebody goes.
+                if let Some(account) = there {
+                    let actor = Actor { who: account.name.clone(), ..actor };
+                    desk.turn_away(&account.name, &actor).await.map_err(Refusal::from)?;
+                }
+                return Err(Fault::Forbidden(why.clone()).into());
+            }
+        };
+        let account = match there {
             Some(account) if account.disabled => return Err(Fault::Forbidden(format!("the account `{}` is disabled", account.name)).into()),
             Some(account) if account.role == role => account,
             Some(account) => {
@@ -208,9 +228,9 @@ impl Door {
                 super::accounts::made(changed, &account.name)?;
                 super::accounts::get(store, &account.name).await?
             }
-            None => super::accounts::make_known(store, known, &actor).await?,
+            None => super::accounts::make_known(store, known, &role, &actor).await?,
         };
-        Ok(self.begin(store, account, from, agent, &[]).await?)
+        Ok(self.begin(store, account, from, agent, guessed).await?)
     }
 
     /// Counts a try to come back from elsewhere before it is made: what anybody sends has a provider asked.
@@ -334,7 +354,9 @@ impl Door {
 /// A script may do what its token says, and never more than whoever has made it.
 async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
     let (token, account) = store.desk().token(&hashed(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
-    if account.must_change {
+    // Nobody tells when somebody leaves who signs in elsewhere: that he has not come for long says so.
+    let left = account.elsewhere.is_some() && account.signed_in_ms.is_none_or(|at| at + ELSEWHERE_MS < now_ms());
+    if account.must_change || left {
         return Err(Refusal::Wrong);
     }
     let role = Role::stored(&account.role);

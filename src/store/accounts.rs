@@ -87,7 +87,7 @@ pub enum Made {
     Exists,
     /// Somebody else was faster: it is newer than the version that was said.
     Newer,
-    /// Nobody would be left who may do everything.
+    /// Nobody would be left who may do everything and signs in with a password.
     LastAdmin,
 }
 
@@ -123,6 +123,8 @@ pub trait Accounts: Send + Sync {
     async fn change_account(&self, account: &Account, expects: i64, keeps: Option<&str>, actor: &Actor) -> Result<Made, StoreError>;
     /// Removes it with all that belongs to it.
     async fn remove_account(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError>;
+    /// Ends the sign-ins of somebody who may not come in any more, takes his tokens, and leaves him the least of roles.
+    async fn turn_away(&self, name: &str, actor: &Actor) -> Result<(), StoreError>;
     /// Somebody has signed in, and nothing of what he counts as after `guessed`. False: his account was changed since this
     /// version was looked at.
     async fn begin_session(&self, session: &Session, version: i64, guessed: &[Guessed], actor: &Actor) -> Result<bool, StoreError>;

@@ -21,6 +21,17 @@ pub struct Provider {
     pub version: i64,
 }
 
+/// What must be there for a change to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expects {
+    /// Whatever is.
+    Anything,
+    /// Nothing of this name.
+    Nothing,
+    /// This version.
+    Version(i64),
+}
+
 /// All of them.
 #[async_trait]
 pub trait Providers: Send + Sync {
@@ -28,8 +39,8 @@ pub trait Providers: Send + Sync {
     async fn providers(&self) -> Result<Vec<Provider>, StoreError>;
     /// One.
     async fn provider(&self, name: &str) -> Result<Option<Provider>, StoreError>;
-    /// Puts it in the place of the one in `expects`' version; `None`: there must be none of its name. Ends no sign-in.
-    async fn put_provider(&self, provider: &Provider, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError>;
+    /// Puts it in the place of what is expected, in a version that none has had. Ends no sign-in.
+    async fn put_provider(&self, provider: &Provider, expects: Expects, actor: &Actor) -> Result<Made, StoreError>;
     /// Removes it with the accounts of those who sign in there.
     async fn remove_provider(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError>;
 }

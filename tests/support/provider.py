@@ -24,6 +24,7 @@ class Provider(Issuer):
         self.codes, self.access, self.exchanged = {}, {}, []
         self.info = None
         self.denies = None
+        self.names_itself_back = True
 
     @property
     def settings(self):
@@ -34,7 +35,7 @@ class Provider(Issuer):
         if self.garbage is None and path == "/.well-known/openid-configuration":
             self.asked["discovery"] += 1
             ways = {"authorization_endpoint": f"{self.url}/authorize", "token_endpoint": f"{self.url}/token", "userinfo_endpoint": f"{self.url}/userinfo"}
-            send(json_answer({"issuer": self.names_itself, "jwks_uri": f"{self.url}/keys", "token_endpoint_auth_methods_supported": [self.auth], **ways}))
+            send(json_answer({"issuer": self.names_itself, "jwks_uri": f"{self.url}/keys", "token_endpoint_auth_methods_supported": [self.auth], "authorization_response_iss_parameter_supported": self.names_itself_back, **ways}))
             return True
         if self.garbage is None and path == "/authorize":
             send(plain("302 Found", headers=[f"Location: {self.authorize(dict(urllib.parse.parse_qsl(query)))}"]))
@@ -57,7 +58,7 @@ class Provider(Issuer):
         else:
             code = secrets.token_urlsafe()
             self.codes[code] = asked
-            back = {"code": code, "iss": self.url}
+            back = {"code": code, **({"iss": self.url} if self.names_itself_back else {})}
         return asked["redirect_uri"] + "?" + urllib.parse.urlencode({**back, "state": asked["state"]})
 
     def _token(self, headers, form):

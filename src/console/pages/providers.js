@@ -24,10 +24,11 @@ const settingsOf = ({ label, issuer, client_id, scopes, name_claim, role_claim, 
 
 function Form({ values, put, error, submit, cancel }) {
   const wrong = (field) => error && [field, `settings.${field}`].includes(error.field) && error.message;
+  const back = `${location.origin}/admin/ui/from/${values.name || "…"}`;
   const text = (label, name, help, more = {}) => html`<${Field} label=${label} help=${help} autocomplete="off" spellcheck=${false} value=${values[name]} onInput=${put(name)} error=${wrong(name)} ...${more} />`;
   return html`<form class="card" onSubmit=${submit}><h2>${values.version ? t("Change {name}", values) : t("A new provider")}</h2>
     <${Trouble} error=${error?.field ? null : error} />
-    <p>${t("At the provider, people are sent back to:")} <code>${location.origin}/admin/ui/</code> <${Copy} text=${`${location.origin}/admin/ui/`} /></p>
+    <p>${t("At the provider, people are sent back to:")} <code>${back}</code> <${Copy} text=${back} /></p>
     <div class="columns"><div>
       ${text(t("Name"), "name", t("Lower-case letters, digits and -; accounts begin with it."), { required: true, maxlength: 32, readonly: Boolean(values.version) })}
       ${text(t("Label of its button"), "label")}

@@ -1,6 +1,6 @@
 // Signing in, and choosing a password of one's own.
 
-import { choosePassword, current, doors, leave, signIn, signOut } from "../api.js";
+import { choosePassword, current, doors, forget, leave, signIn, signOut } from "../api.js";
 import { html, useState } from "../html.js";
 import { t } from "../i18n.js";
 import { Action, Field, Trouble, useLoad } from "../ui.js";
@@ -36,7 +36,7 @@ export function SignIn({ again, refused, children }) {
     <${Field} label=${t("Password")} name="password" type="password" autocomplete="current-password" required value=${password} onInput=${setPassword} />
     <div class="row end"><button type="submit" class="primary" disabled=${busy}>${busy ? t("Signing in…") : t("Sign in")}</button></div>
   </form>`;
-  if (elsewhere) return html`<${Doors} only=${elsewhere} />`;
+  if (elsewhere) return html`<${Trouble} error=${error} /><${Doors} only=${elsewhere} /><div class="row end"><button type="button" onClick=${forget}>${t("Sign in as somebody else")}</button></div>`;
   if (again) return form;
   return html`<main class="alone"><img src="icon.svg" alt="" width="48" height="48" /><h1>${t("Sign in to Keylatch")}</h1>${form}<${Doors} />${children}</main>`;
 }

@@ -6,12 +6,13 @@
 //! provider's claims make him at each sign-in.
 
 mod id_token;
+mod manage;
 pub mod provider;
 mod talk;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -22,40 +23,31 @@ use subtle::ConstantTimeEq;
 
 use super::Fault;
 use super::access::Role;
-use super::accounts::{made, now_ms, random};
+use super::accounts::{now_ms, random};
 use super::sealed::Sealer;
 use crate::store::Store;
 use crate::store::accounts::Elsewhere;
-use crate::store::audit::Actor;
-use crate::store::providers::Provider;
-use provider::{Settings, find};
-use talk::Endpoints;
+pub use manage::get;
+use manage::settings;
+use provider::find;
 
 /// How long somebody may be away at the provider.
 pub const AWAY: Duration = Duration::from_secs(600);
-/// Where its endpoints are is asked for again after so long.
-const DISCOVERED_FOR: Duration = Duration::from_secs(600);
-/// Providers at most: each has a button.
-const PROVIDERS_MAX: usize = 20;
-const SECRET_BYTES_MAX: usize = 4096;
 /// What opens nothing but a sign-in that is under way.
 const PENDING: &str = "oidc sign-in";
-
-/// Where the endpoints of a provider in this version are, and since when that is known.
-type Discovered = HashMap<String, (i64, Instant, Arc<Endpoints>)>;
 
 /// Providers, and whoever is away at one.
 pub struct Oidc {
     sealer: Sealer,
     outbound: Arc<dyn Outbound>,
-    discovered: Mutex<Discovered>,
+    asked: Mutex<HashMap<String, Arc<manage::Asked>>>,
 }
 
 /// Somebody who is away at a provider.
 #[derive(Serialize, Deserialize)]
 struct Pending {
     provider: String,
-    /// The provider's.
+    /// The provider's, which no other one ever has.
     version: i64,
     state: String,
     nonce: String,
@@ -72,13 +64,15 @@ pub struct Known {
     pub elsewhere: Elsewhere,
     /// What he is called.
     pub name: String,
-    /// What he is here.
-    pub role: Role,
+    /// What he is here; or why he is nobody.
+    pub role: Result<Role, String>,
 }
 
 /// What somebody comes back with.
 #[derive(Debug)]
 pub struct Back<'a> {
+    /// The provider from which he comes, by the address he was sent back to.
+    pub from: &'a str,
     /// What was sealed when he left.
     pub sealed: &'a str,
     /// The `state`.
@@ -89,98 +83,10 @@ pub struct Back<'a> {
     pub issuer: Option<&'a str>,
 }
 
-fn purpose(name: &str) -> String {
-    format!("client secret of {name}")
-}
-
-fn settings(provider: &Provider) -> Result<Settings, Fault> {
-    serde_json::from_value(provider.settings.clone()).map_err(|error| {
-        Fault::Conflict(format!("what is stored of the provider `{}` makes no sense ({error}); set it again", provider.name))
-    })
-}
-
-/// The provider of this name.
-pub async fn get(store: &Store, name: &str) -> Result<Provider, Fault> {
-    store.desk().provider(name).await?.ok_or_else(|| Fault::Missing(format!("there is no provider `{name}`")))
-}
-
 impl Oidc {
     /// `secret`: the admin API's.
     pub fn new(secret: &[u8], outbound: Arc<dyn Outbound>) -> Result<Self, String> {
-        Ok(Self { sealer: Sealer::new(secret)?, outbound, discovered: Mutex::default() })
-    }
-
-    /// Makes a provider, or puts it in the place of the one in `expects`' version. A secret that is not said stays.
-    pub async fn put(
-        &self,
-        store: &Store,
-        name: &str,
-        settings: &Settings,
-        secret: Option<&str>,
-        expects: Option<i64>,
-        actor: &Actor,
-    ) -> Result<Provider, Fault> {
-        let name = provider::name(name)?;
-        settings.check(&*self.outbound)?;
-        let before = store.desk().provider(name).await?;
-        let secret = match secret {
-            None => before.as_ref().and_then(|before| before.secret.clone()),
-            Some("") => None,
-            Some(secret) if secret.len() > SECRET_BYTES_MAX || secret.chars().any(char::is_control) => {
-                return Err(Fault::invalid("client_secret", format!("at most {SECRET_BYTES_MAX} bytes, and no control characters")));
-            }
-            Some(secret) => Some(self.sealer.seal(&purpose(name), secret.as_bytes()).map_err(Fault::Away)?),
-        };
-        if let Some(before) = &before {
-            // Under another issuer the same subject is somebody else.
-            if before.settings.get("issuer").and_then(serde_json::Value::as_str) != Some(&settings.issuer) {
-                let why = "the issuer cannot be changed: accounts are of people it knows; remove the provider, or make another one";
-                return Err(Fault::invalid("issuer", why));
-            }
-        } else if store.desk().providers().await?.len() >= PROVIDERS_MAX {
-            return Err(Fault::Conflict(format!("there are {PROVIDERS_MAX} providers already; remove one first")));
-        }
-        let settings = serde_json::to_value(settings).map_err(|e| Fault::invalid("", e.to_string()))?;
-        let provider = Provider { name: name.to_owned(), settings, secret, version: 0 };
-        let expects = before.map(|before| expects.unwrap_or(before.version));
-        provider_made(store.desk().put_provider(&provider, expects, actor).await?, name)?;
-        get(store, name).await
-    }
-
-    /// Removes a provider with the accounts of those who sign in there.
-    pub async fn remove(&self, store: &Store, name: &str, expects: Option<i64>, actor: &Actor) -> Result<(), Fault> {
-        provider_made(store.desk().remove_provider(name, expects, actor).await?, name)
-    }
-
-    /// Asks a provider what would be asked when somebody signs in there; nobody can be let in while this fails.
-    pub async fn check(&self, store: &Store, name: &str) -> Result<(), Fault> {
-        let provider = get(store, name).await?;
-        let settings = settings(&provider)?;
-        self.secret(&provider)?;
-        let service = settings.check(&*self.outbound)?;
-        Endpoints::discover(&*service, &settings).await?.keys().await.map(|_| ())
-    }
-
-    fn secret(&self, provider: &Provider) -> Result<Option<String>, Fault> {
-        let Some(sealed) = &provider.secret else { return Ok(None) };
-        let opened = self.sealer.open(&purpose(&provider.name), sealed).and_then(|secret| String::from_utf8(secret).ok());
-        let why = "was encrypted under another secrets.admin (or key_hmac, where none is set); set it again";
-        opened.map(Some).ok_or_else(|| Fault::Conflict(format!("the client secret of the provider `{}` {why}", provider.name)))
-    }
-
-    async fn endpoints(&self, provider: &Provider, settings: &Settings) -> Result<Arc<Endpoints>, Fault> {
-        let known = self.discovered.lock().get(&provider.name).cloned();
-        if let Some((version, at, endpoints)) = known
-            && version == provider.version
-            && at.elapsed() < DISCOVERED_FOR
-        {
-            return Ok(endpoints);
-        }
-        let service = settings.check(&*self.outbound)?;
-        let endpoints = Arc::new(Endpoints::discover(&*service, settings).await?);
-        let entry = (provider.version, Instant::now(), Arc::clone(&endpoints));
-        self.discovered.lock().insert(provider.name.clone(), entry);
-        Ok(endpoints)
+        Ok(Self { sealer: Sealer::new(secret)?, outbound, asked: Mutex::default() })
     }
 
     /// Sends somebody to a provider. Where to, and what his browser must bring back. `origin`: where the console is, as his
@@ -195,7 +101,7 @@ impl Oidc {
             state: random(32)?,
             nonce: random(32)?,
             verifier: random(48)?,
-            back: format!("{origin}/admin/ui/"),
+            back: format!("{origin}/admin/ui/from/{name}"),
             until_ms: now_ms() + i64::try_from(AWAY.as_millis()).unwrap_or(i64::MAX / 2),
         };
         let there = endpoints.way_there(&settings, &pending.back, &pending.state, &pending.nonce, &pending.verifier);
@@ -221,13 +127,18 @@ impl Oidc {
         let pending = self.pending(back)?;
         let provider = get(store, &pending.provider).await?;
         if provider.version != pending.version {
-            return Err(Fault::Conflict(format!("the provider `{}` was changed meanwhile; begin again", provider.name)));
+            return Err(changed(&provider.name));
         }
         let settings = settings(&provider)?;
-        if back.issuer.is_some_and(|issuer| issuer != settings.issuer) {
-            return Err(Fault::Forbidden("another provider has answered than the one that was asked".into()));
+        // Mix-up (RFC 9700, section 4.4): each provider sends back to an address of its own, and many say who they are.
+        let another = || Fault::Forbidden("another provider has answered than the one that was asked".into());
+        if back.from != provider.name || back.issuer.is_some_and(|issuer| issuer != settings.issuer) {
+            return Err(another());
         }
         let endpoints = self.endpoints(&provider, &settings).await?;
+        if endpoints.names_itself && back.issuer.is_none() {
+            return Err(another());
+        }
         let secret = self.secret(&provider)?;
         let tokens = endpoints.tokens(&settings, secret.as_deref(), &pending.back, back.code, &pending.verifier).await?;
         let mut claims = id_token::claims(&tokens.id_token, &endpoints.keys().await?, &settings, &pending.nonce)?;
@@ -244,22 +155,19 @@ impl Oidc {
             });
         }
         let name = name_of(&provider.name, settings.called(&claims));
-        let Some(role) = settings.role(&claims) else {
-            let why =
-                format!("`{}` knows you as {name}, and nothing it says of you (`{}`) lets you in here", provider.name, settings.role_claim);
-            return Err(Fault::Forbidden(why));
-        };
+        let nobody =
+            || format!("`{}` knows you as {name}, and nothing it says of you (`{}`) lets you in here", provider.name, settings.role_claim);
+        let role = settings.role(&claims).ok_or_else(nobody);
+        if get(store, &provider.name).await?.version != pending.version {
+            return Err(changed(&provider.name));
+        }
         let subject = claims.get("sub").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
         Ok(Known { elsewhere: Elsewhere { provider: provider.name, subject }, name, role })
     }
 }
 
-fn provider_made(outcome: crate::store::accounts::Made, name: &str) -> Result<(), Fault> {
-    made(outcome, name).map_err(|fault| match fault {
-        Fault::Missing(_) => Fault::Missing(format!("there is no provider `{name}`")),
-        Fault::Conflict(why) => Fault::Conflict(why.replacen("account", "provider", 1)),
-        other => other,
-    })
+fn changed(name: &str) -> Fault {
+    Fault::Conflict(format!("the provider `{name}` was changed meanwhile; begin again"))
 }
 
 /// A name that no account with a password can have, and nobody of another provider.

@@ -23,6 +23,9 @@ const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 pub const ALGORITHMS: [Alg; 9] =
     [Alg::RS256, Alg::RS384, Alg::RS512, Alg::PS256, Alg::PS384, Alg::PS512, Alg::ES256, Alg::ES384, Alg::EdDSA];
 
+/// What a token endpoint says of a code that is none (RFC 6749, section 5.2).
+const NO_CODE: &str = "(invalid_grant)";
+
 /// The discovery document (OpenID Connect Discovery 1.0, section 3), as far as it matters here.
 #[derive(Clone, Debug, Deserialize)]
 struct Document {
@@ -32,6 +35,8 @@ struct Document {
     jwks_uri: String,
     userinfo_endpoint: Option<String>,
     token_endpoint_auth_methods_supported: Option<Vec<String>>,
+    #[serde(default)]
+    authorization_response_iss_parameter_supported: bool,
 }
 
 /// A provider's endpoints.
@@ -41,6 +46,8 @@ pub struct Endpoints {
     token: Arc<dyn Service>,
     keys: Arc<dyn Service>,
     userinfo: Option<Arc<dyn Service>>,
+    /// Whether it says who it is when it sends somebody back (RFC 9207).
+    pub names_itself: bool,
     /// Whether the client secret goes into the form; otherwise into `Authorization`.
     secret_in_form: bool,
 }
@@ -69,7 +76,8 @@ async fn ask<T: DeserializeOwned>(service: &dyn Service, what: &str, call: Call)
         let word = word.map(|word| format!(" ({word})")).unwrap_or_default();
         return Err(fault(format!("answered with {}{word}", answered.status.as_u16())));
     }
-    serde_json::from_slice(&answered.body).map_err(|error| fault(format!("makes no sense: {error}")))
+    // What serde would say may hold a token.
+    serde_json::from_slice(&answered.body).map_err(|_| fault("is not the JSON that it should be".into()))
 }
 
 fn get(path: &'static str, headers: Vec<(HeaderName, HeaderValue)>) -> Call {
@@ -100,12 +108,14 @@ impl Endpoints {
         let elsewhere = |name: &'static str, url: &str| service.elsewhere(url).map_err(|error| wrong(name, &error));
         let methods = document.token_endpoint_auth_methods_supported.unwrap_or_default();
         let has = |method: &str| methods.iter().any(|known| known == method);
-        let authorization = crate::outbound::target(&document.authorization_endpoint, settings.allow_private);
+        let private = settings.allow_private && settings.issuer.starts_with("http:");
+        let authorization = page(&document.authorization_endpoint, settings.allow_private, private);
         Ok(Self {
             authorization: authorization.map_err(|says| Fault::Elsewhere(format!("the provider's authorization_endpoint {says}")))?,
             token: elsewhere("token_endpoint", &document.token_endpoint)?,
             keys: elsewhere("jwks_uri", &document.jwks_uri)?,
             userinfo: document.userinfo_endpoint.map(|url| elsewhere("userinfo_endpoint", &url)).transpose()?,
+            names_itself: document.authorization_response_iss_parameter_supported,
             secret_in_form: has("client_secret_post") && !has("client_secret_basic"),
         })
     }
@@ -150,7 +160,12 @@ impl Endpoints {
         }
         let body = form.query().unwrap_or_default().to_owned();
         let call = Call { method: Method::POST, path: "".into(), headers, body, answer: AnswerBody::Whole(ANSWER_BYTES_MAX) };
-        ask(&*self.token, "token endpoint", call).await
+        ask(&*self.token, "token endpoint", call).await.map_err(|fault| match fault {
+            Fault::Elsewhere(why) if why.contains(NO_CODE) => {
+                Fault::Forbidden("the provider does not take this code, or not any more; begin again".into())
+            }
+            other => other,
+        })
     }
 
     /// Its keys, as they are now: people sign in seldom, and keys change.
@@ -165,6 +180,12 @@ impl Endpoints {
         let bearer = (header::AUTHORIZATION, sensitive(&format!("Bearer {access_token}"))?);
         ask(&**service, "userinfo endpoint", get("", vec![accepts_json(), bearer])).await.map(Some)
     }
+}
+
+/// A page that browsers are sent to; from https it does not lead to http.
+fn page(url: &str, inside: bool, http: bool) -> Result<reqwest::Url, String> {
+    let url = crate::outbound::target(url, inside)?;
+    if url.scheme() == "http" && !http { Err("leads from https to http".into()) } else { Ok(url) }
 }
 
 /// As a form has it.

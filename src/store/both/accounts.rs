@@ -114,9 +114,9 @@ async fn insert(tx: &mut Tx, account: &Account) -> Result<(), StoreError> {
     .map_err(failed)
 }
 
-/// Whether somebody is left who may do everything.
-pub async fn admin_is_left(tx: &mut Tx) -> Result<bool, StoreError> {
-    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM accounts WHERE role = 'admin' AND NOT disabled")
+/// Whether somebody is left who may do everything and signs in here: what a provider says of people can change at any time.
+async fn admin_is_left(tx: &mut Tx) -> Result<bool, StoreError> {
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM accounts WHERE role = 'admin' AND NOT disabled AND provider IS NULL")
         .fetch_one(&mut **tx)
         .await
         .map_err(failed)?;
@@ -176,7 +176,7 @@ impl Accounts for Own {
         }
         let after = Account { version: expects + 1, ..account.clone() };
         insert(&mut tx, &after).await?;
-        if !admin_is_left(&mut tx).await? {
+        if account.elsewhere.is_none() && !admin_is_left(&mut tx).await? {
             return Ok(Made::LastAdmin);
         }
         sqlx::query("DELETE FROM sessions WHERE account = $1 AND id <> $2")
@@ -202,12 +202,28 @@ impl Accounts for Own {
             return Ok(Made::Newer);
         }
         sqlx::query("DELETE FROM accounts WHERE name = $1").bind(name.to_owned()).execute(&mut *tx).await.map_err(failed)?;
-        if !admin_is_left(&mut tx).await? {
+        if before.elsewhere.is_none() && !admin_is_left(&mut tx).await? {
             return Ok(Made::LastAdmin);
         }
         audit::write(&mut tx, actor, line("account.removed", name, Some(told(&before)), None)).await?;
         tx.commit().await.map_err(failed)?;
         Ok(Made::Yes)
+    }
+
+    async fn turn_away(&self, name: &str, actor: &Actor) -> Result<(), StoreError> {
+        let mut tx = my_turn(self).await?;
+        let Some(before) = held(&mut tx, name).await? else { return Ok(()) };
+        let after = Account { role: "viewer".into(), version: before.version + 1, ..before.clone() };
+        insert(&mut tx, &after).await?;
+        let mut gone = 0;
+        for statement in ["DELETE FROM sessions WHERE account = $1", "DELETE FROM tokens WHERE account = $1"] {
+            gone += sqlx::query(statement).bind(name.to_owned()).execute(&mut *tx).await.map_err(failed)?.rows_affected();
+        }
+        if gone > 0 || before.role != after.role {
+            audit::write(&mut tx, actor, line("account.turned_away", name, Some(told(&before)), Some(told(&after)))).await?;
+            tx.commit().await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     async fn begin_session(&self, session: &Session, version: i64, guessed: &[Guessed], actor: &Actor) -> Result<bool, StoreError> {
@@ -342,12 +358,12 @@ impl Accounts for Own {
                 // What was counted under the names before goes with the transaction.
                 return until.fetch_optional(&mut *tx).await.map_err(failed);
             };
-            sqlx::query("UPDATE login_failures SET locked_ms = $2 WHERE subject = $1")
-                .bind(subject.clone())
-                .bind(now_ms + locked_ms(failures, *free))
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
+            // Who is not locked is not locked for a moment either: several may try at once.
+            let locked_ms = locked_ms(failures, *free);
+            if locked_ms > 0 {
+                let locked = sqlx::query("UPDATE login_failures SET locked_ms = $2 WHERE subject = $1").bind(subject.clone());
+                locked.bind(now_ms + locked_ms).execute(&mut *tx).await.map_err(failed)?;
+            }
         }
         tx.commit().await.map_err(failed)?;
         Ok(None)

@@ -5,11 +5,12 @@ use keylatch_filters::contract::StoreError;
 use serde_json::{Value, json};
 use sqlx::{Database, Row};
 
-use super::accounts::{Tx, admin_is_left, line, my_turn};
+use super::accounts::{Tx, line, my_turn};
 use super::{Db, Own, audit, failed};
 use crate::store::accounts::Made;
 use crate::store::audit::Actor;
-use crate::store::providers::{Provider, Providers};
+use crate::store::providers::{Expects, Provider, Providers};
+use crate::store::record::version_now;
 
 type DbRow = <Db as Database>::Row;
 
@@ -54,13 +55,13 @@ impl Providers for Own {
         row.as_ref().map(provider).transpose().map_err(failed)
     }
 
-    async fn put_provider(&self, provider: &Provider, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError> {
+    async fn put_provider(&self, provider: &Provider, expects: Expects, actor: &Actor) -> Result<Made, StoreError> {
         let mut tx = my_turn(self).await?;
         let before = held(&mut tx, &provider.name).await?;
         match (&before, expects) {
-            (None, Some(_)) => return Ok(Made::Missing),
-            (Some(_), None) => return Ok(Made::Exists),
-            (Some(before), Some(expects)) if before.version != expects => return Ok(Made::Newer),
+            (None, Expects::Version(_)) => return Ok(Made::Missing),
+            (Some(_), Expects::Nothing) => return Ok(Made::Exists),
+            (Some(before), Expects::Version(version)) if before.version != version => return Ok(Made::Newer),
             _ => {}
         }
         sqlx::query(
@@ -70,7 +71,7 @@ impl Providers for Own {
         .bind(provider.name.clone())
         .bind(provider.settings.to_string())
         .bind(provider.secret.clone())
-        .bind(before.as_ref().map_or(1, |before| before.version + 1))
+        .bind(version_now(before.as_ref().map_or(0, |before| before.version)))
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
@@ -85,11 +86,14 @@ impl Providers for Own {
         if expects.is_some_and(|expects| before.version != expects) {
             return Ok(Made::Newer);
         }
+        let accounts = sqlx::query_scalar("SELECT name FROM accounts WHERE provider = $1 ORDER BY name").bind(name.to_owned());
+        let accounts: Vec<String> = accounts.fetch_all(&mut *tx).await.map_err(failed)?;
         sqlx::query("DELETE FROM providers WHERE name = $1").bind(name.to_owned()).execute(&mut *tx).await.map_err(failed)?;
-        if !admin_is_left(&mut tx).await? {
-            return Ok(Made::LastAdmin);
+        let mut told = told(&before);
+        if let Some(fields) = told.as_object_mut() {
+            fields.insert("accounts".into(), json!(accounts));
         }
-        audit::write(&mut tx, actor, line("provider.removed", name, Some(told(&before)), None)).await?;
+        audit::write(&mut tx, actor, line("provider.removed", name, Some(told), None)).await?;
         tx.commit().await.map_err(failed)?;
         Ok(Made::Yes)
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::accounts::{Account, Elsewhere, Guessed, Made, Session, Token};
-use crate::store::providers::Provider;
+use crate::store::providers::{Expects, Provider};
 use crate::store::samples::{MINUTE_S, Of, Replica, Sample};
 
 fn account(name: &str, role: &str) -> Account {
@@ -96,13 +96,15 @@ pub async fn providers(store: &Store) {
         secret: secret.map(<[u8]>::to_vec),
         version,
     };
-    assert_eq!(desk.put_provider(&provider(0, None), Some(1), &who).await.unwrap(), Made::Missing);
-    assert_eq!(desk.put_provider(&provider(0, None), None, &who).await.unwrap(), Made::Yes);
-    assert_eq!(desk.put_provider(&provider(0, None), None, &who).await.unwrap(), Made::Exists);
-    assert_eq!(desk.put_provider(&provider(0, Some(b"\0\xff")), Some(1), &who).await.unwrap(), Made::Yes);
-    assert_eq!(desk.put_provider(&provider(0, None), Some(1), &who).await.unwrap(), Made::Newer);
-    assert_eq!(desk.provider("corp").await.unwrap(), Some(provider(2, Some(b"\0\xff"))));
-    assert_eq!(desk.providers().await.unwrap(), [provider(2, Some(b"\0\xff"))]);
+    assert_eq!(desk.put_provider(&provider(0, None), Expects::Version(1), &who).await.unwrap(), Made::Missing);
+    assert_eq!(desk.put_provider(&provider(0, None), Expects::Nothing, &who).await.unwrap(), Made::Yes);
+    assert_eq!(desk.put_provider(&provider(0, None), Expects::Nothing, &who).await.unwrap(), Made::Exists);
+    let first = desk.provider("corp").await.unwrap().unwrap().version;
+    assert_eq!(desk.put_provider(&provider(0, Some(b"\0\xff")), Expects::Version(first), &who).await.unwrap(), Made::Yes);
+    assert_eq!(desk.put_provider(&provider(0, None), Expects::Version(first), &who).await.unwrap(), Made::Newer);
+    let second = desk.provider("corp").await.unwrap().unwrap().version;
+    assert!(second > first);
+    assert_eq!(desk.providers().await.unwrap(), [provider(second, Some(b"\0\xff"))]);
     // Whoever signs in there is found by his name there, which is nobody else's.
     let elsewhere = Elsewhere { provider: "corp".into(), subject: "1".into() };
     let there = |name: &str| Account { elsewhere: Some(elsewhere.clone()), password: None, ..account(name, "viewer") };
@@ -111,10 +113,12 @@ pub async fn providers(store: &Store) {
     assert!(desk.make_account(&there("corp:bob"), false, &who).await.is_err(), "the same person");
     assert_eq!(desk.account_of(&elsewhere).await.unwrap(), Some(there("corp:ann")));
     assert_eq!(desk.account("corp:ann").await.unwrap(), Some(there("corp:ann")));
-    assert_eq!(desk.remove_provider("corp", Some(1), &who).await.unwrap(), Made::Newer);
-    assert_eq!(desk.remove_provider("corp", Some(2), &who).await.unwrap(), Made::Yes);
+    assert_eq!(desk.remove_provider("corp", Some(first), &who).await.unwrap(), Made::Newer);
+    assert_eq!(desk.remove_provider("corp", Some(second), &who).await.unwrap(), Made::Yes);
     assert_eq!((desk.account("corp:ann").await.unwrap(), desk.provider("corp").await.unwrap()), (None, None));
     assert_eq!(desk.remove_provider("corp", None, &who).await.unwrap(), Made::Missing);
+    assert_eq!(desk.put_provider(&provider(0, None), Expects::Anything, &who).await.unwrap(), Made::Yes);
+    assert!(desk.provider("corp").await.unwrap().unwrap().version > second, "another one of the same name");
 }
 
 pub async fn guesses(store: &Store) {
