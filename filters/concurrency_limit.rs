@@ -27,14 +27,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, Invalid, Lease, Near, Problem, Reply, RequestCx, Result, Site, Standing,
-    StoreError, Trace,
+    About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, InForce, Invalid, Lease, Near, Now, Problem, Reply, RequestCx, Result, Site,
+    Standing, StoreError, Trace,
 };
 use crate::rate_limit::subject::{Pers, Subject, Things};
 use crate::rate_limit::{OnStoreFailure, Scope};
 use crate::rules::word;
 
-/// For so long operators are told of somebody who was refused, where the places are not counted here.
+/// For so long operators are told that somebody was refused.
 const TOLD: Duration = Duration::from_secs(10);
 
 /// `concurrency_limit`
@@ -100,6 +100,7 @@ pub struct ConcurrencyLimit {
     name: String,
     place: String,
     near: Arc<Near>,
+    in_force: Arc<InForce>,
 }
 
 impl Filter for ConcurrencyLimit {
@@ -114,6 +115,7 @@ impl Filter for ConcurrencyLimit {
         if config.most == 0 {
             return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("most"));
         }
+        let as_it_is = format!("{} {config:?}", site.place);
         let (subject, counts) = Subject::compile(config.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
         let name = config.name.unwrap_or_else(|| counts.clone());
         word(&name, "name").map_err(|invalid| invalid.at("name"))?;
@@ -147,6 +149,7 @@ impl Filter for ConcurrencyLimit {
             name,
             place: site.place.clone(),
             near: Arc::clone(&site.ports.near),
+            in_force: site.keep(&as_it_is, InForce::default),
         })
     }
 
@@ -189,19 +192,13 @@ impl ConcurrencyLimit {
     fn note(&self, things: &Things, taken: bool, cx: &RequestCx<'_>) {
         let used = if taken { self.open.count(things) } else { self.most };
         let over = if taken { Duration::ZERO } else { TOLD };
-        let standing = Standing { used, most: self.most, over: !taken, rolling: false, full_in: TOLD, retry_in: over };
+        let standing = Standing { used, most: self.most, over: !taken, shadow: cx.shadow, rolling: false, full_in: TOLD, retry_in: over };
         // Where it is counted elsewhere, nothing is known of those who were not refused.
         if taken && self.shared.is_some() {
             return;
         }
-        self.near.note(&(&self.shared_name, things), standing, cx.now.instant, || {
-            let about = About {
-                limit: self.name.clone(),
-                place: self.place.clone(),
-                shared: self.shared.is_some(),
-                shadow: cx.shadow,
-                ..things.about()
-            };
+        self.near.note(&self.in_force, things, standing, cx.now.instant, || {
+            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..things.about() };
             let open = self.shared.is_none().then(|| (Arc::clone(&self.open), things.clone(), self.most));
             (about, Arc::new(Places(open)))
         });
@@ -212,10 +209,20 @@ impl ConcurrencyLimit {
 struct Places(Option<(Arc<Open>, Things, u32)>);
 
 impl Counted for Places {
-    fn stands(&self) -> Option<Standing> {
-        let (open, things, most) = self.0.as_ref()?;
-        let used = open.count(things);
-        Some(Standing { used, most: *most, over: used >= *most, rolling: false, full_in: Duration::ZERO, retry_in: Duration::ZERO })
+    fn stands(&self, _: Now) -> BoxFuture<'_, Option<Standing>> {
+        Box::pin(async move {
+            let (open, things, most) = self.0.as_ref()?;
+            let used = open.count(things);
+            Some(Standing {
+                used,
+                most: *most,
+                over: false,
+                shadow: false,
+                rolling: false,
+                full_in: Duration::ZERO,
+                retry_in: Duration::ZERO,
+            })
+        })
     }
 
     fn can_forget(&self) -> bool {

@@ -65,6 +65,11 @@ fn bind(path: &Path) -> std::io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Whether the other end is this user's, or root's: a folder or a mask that lets others in does not matter then.
+pub fn is_owner(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw() || peer.uid() == 0)
+}
+
 /// Listens on the sockets, for as long as the process lives. The listener is for the admin API.
 pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Result<(Guard, UnixListener), String> {
     let path = socket(config)?;
@@ -85,6 +90,7 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Resu
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
+                Ok((stream, _)) if !is_owner(&stream) => drop(stream),
                 Ok((stream, _)) => {
                     let (reloader, store) = (Arc::clone(&reloader), Arc::clone(&store));
                     tokio::spawn(async move {

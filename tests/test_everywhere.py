@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
 from support import raw
 from support.admin import ENV, signed_in
-from support.keylatch import wait_for
+from support.keylatch import BINARY, wait_for
 from support.redis import Redis
 from support.stores import FREE, SECRET, ask, storage
 from support.upstreams import STREAM_HEAD, Scripted, chunk
@@ -30,7 +31,7 @@ def test_who_is_near_a_limit_and_has_it_back(start, echo_upstream):
     replica = start(echo_upstream, route_filters=more, storage=SQLITE, env=ENV)
     admin = signed_in(replica)
     operator, viewer = admin.other("op", "operator"), admin.other("vi", "viewer")
-    assert limits(admin) == {"items": [], "silent": []}
+    assert limits(admin) == {"items": [], "complete": True, "silent": []}
     for _ in range(7):
         assert ask(replica, KEY).status == 200
     assert [row["limit"] for row in limits(viewer)["items"]] == ["quiet"], "seven of ten are far"
@@ -80,12 +81,15 @@ def test_open_requests_are_shown_and_cannot_be_given_back(start):
         admin = signed_in(replica)
         streams = [stream(replica, KEY) for _ in range(2)]
         row = limits(admin)["items"][0]
-        assert (row["used"], row["most"], row["over"], row["client"], row["can_give_back"]) == (2, 2, True, "127.0.0.1", False)
+        assert (row["used"], row["most"], row["over"], row["client"], row["can_give_back"]) == (2, 2, False, "127.0.0.1", False)
+        assert ask(replica, KEY).status == 429
+        row = limits(admin)["items"][0]
+        assert (row["used"], row["over"], row["retry_in_s"]) == (2, True, 0)
         admin.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 404)
         over.set()
         for connection, _ in streams:
             connection.close()
-        wait_for(lambda: limits(admin)["items"] == [], "they have ended")
+        wait_for(lambda: limits(admin)["items"] == [], "they have ended, and that one was refused is a while ago", 15)
 
 
 def stream(replica, key, source="127.0.0.1"):
@@ -161,10 +165,12 @@ def test_streams_over_replicas(start, database):
         wait_for(lambda: admin.get("/streams").json()["total"] == 6, "it has ended")
         admin.call("DELETE", f"/streams/{theirs['id']}", status=404, params={"replica": theirs["replica"]})
         admin.call("DELETE", "/streams/1", status=404, params={"replica": "nobody"})
+        assert admin.call("DELETE", f"/streams/{here['id']}", status=422).json()["field"] == "replica"
+        assert "say on which" in two.command("streams", "end", str(here["id"])).stderr
         rows = [json.loads(line) for line in two.command("streams", "list", "--json").stdout.splitlines()]
         assert len(rows) == 6 and names(rows)[0] == names([here])[0]
-        said = two.command("streams", "end", str(here["id"]), "--replica", here["replica"])
-        assert said.returncode == 0, said.stderr
+        said = two.command("streams", "end", str(here["id"]), "--replica", here["replica"], "--json")
+        assert json.loads(said.stdout)["id"] == here["id"], said.stderr
         wait_for(lambda: admin.get("/streams").json()["total"] == 5, "so has this one")
         assert len(two.command("streams", "list").stdout.splitlines()) == 5
         over.set()
@@ -202,3 +208,103 @@ def test_who_may_open_the_socket(start, echo_upstream):
     assert {path.suffix for path in sockets} == {".api", ".sock"} and all(path.stat().st_mode & 0o777 == 0o600 for path in sockets)
     replica.stop()
     assert not any(path.exists() for path in sockets)
+
+
+def test_a_limit_that_has_changed_and_a_window_that_has_passed(start, echo_upstream):
+    with Redis() as redis:
+        section = f'redis: {{url: "{redis.url}"}}'
+        per = lambda rest: limit("per: route, limit: 1000000/h, scope: shared") + "\n" + limit(f"per: key, {rest}")  # noqa: E731
+        replica = start(echo_upstream, route_filters=per("limit: 2/h"), storage=SQLITE, more=section, env=ENV)
+        admin = signed_in(replica)
+
+        def changed(rest):
+            replica.write(route_filters=per(rest))
+            replica.command("reload")
+
+        def give_back():
+            row = limits(admin)["items"][0]
+            admin.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 204)
+
+        assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
+        # A larger one: nobody is told of as he stood with the smaller one. Counts go on.
+        changed("limit: 10/h")
+        assert limits(admin)["items"] == []
+        assert [ask(replica, KEY).status for _ in range(6)] == [200] * 6
+        assert [(row["used"], row["most"], row["over"]) for row in limits(admin)["items"]] == [(8, 10, False)]
+        # In another table, together, in a window: what is given back is what counts.
+        for rest, passes in (("limit: 3/h, entries_max: 2000", 3), ("limit: 3/h, scope: shared", 3), ("limit: 3/day, window: calendar, scope: shared", 3), ("limit: 2/2s, scope: shared, name: short", 2)):
+            changed(rest)
+            statuses = [ask(replica, KEY).status for _ in range(passes + 1)]
+            assert statuses == [200] * passes + [429], rest
+            give_back()
+            assert ask(replica, KEY).status == 200, rest
+        # What has come back by itself is seen.
+        ask(replica, KEY)
+        assert limits(admin)["items"]
+        wait_for(lambda: limits(admin)["items"] == [], "it has come back", 5)
+        # A request that counts much is refused before all is used.
+        changed("limit: 10/h, cost: 6, name: dear")
+        assert [ask(replica, KEY).status for _ in range(2)] == [200, 429]
+        assert [(row["used"], row["over"]) for row in limits(admin)["items"]] == [(6, True)]
+        # In shadow nobody is refused, and then he is.
+        admin.put("/settings", {"values": {"shadow.rate_limit": True}})
+        wait_for(lambda: ask(replica, KEY).status == 200 and limits(admin)["items"][0]["shadow"], "it would be")
+        admin.put("/settings", {"values": {"shadow.rate_limit": None}})
+        wait_for(lambda: ask(replica, KEY).status == 429 and not limits(admin)["items"][0]["shadow"], "it is")
+
+
+def test_strangers_do_not_hide_whoever_asks_on(start, echo_upstream):
+    replica = start(echo_upstream, route_filters=limit("per: key, limit: 1/day"), storage=SQLITE, env=ENV)
+    admin = signed_in(replica)
+    for n in range(4300):
+        ask(replica, f"sk-invented-{n:06}-abcdefgh")
+        if n % 100 == 0:
+            ask(replica, KEY)
+    said = limits(admin)
+    assert said["complete"] is False and len(said["items"]) == 1000
+    mine = [row for row in said["items"] if row["over"]]
+    assert len(mine) == 1
+    admin.post("/limits/reset", {name: mine[0][name] for name in ("limit", "place", "subject")}, 204)
+    assert ask(replica, KEY).status == 200
+
+
+def test_while_the_database_is_away_what_is_here_is_shown_and_nothing_is_done_unseen(start, database):
+    over = threading.Event()
+
+    def silent(_, send):
+        send(STREAM_HEAD + chunk(b"data: 1\n\n"))
+        over.wait(60)
+
+    with Scripted(silent) as upstream:
+        replica = start(upstream, route_filters=FREE + "\n" + limit("per: client, limit: 2/h"), secrets=SECRET, storage=storage(database), env=ENV)
+        admin = signed_in(replica)
+        streams = [stream(replica, KEY) for _ in range(2)]
+        # No filter watches over them: they are shown and ended all the same.
+        listed = wait_for(lambda: (got := admin.get("/streams").json())["total"] == 2 and got["items"], "both are open")
+        which = {name: limits(admin)["items"][0][name] for name in ("limit", "place", "subject")}
+        database.kill()
+        try:
+            said = admin.get("/streams").json()
+            assert [row["id"] for row in said["items"]] == [row["id"] for row in listed] and said["silent"] == ["the other replicas"]
+            assert limits(admin)["items"][0]["used"] == 2
+            assert admin.call("DELETE", f"/streams/{listed[0]['id']}", status=None, params={"replica": listed[0]["replica"]}).status_code in (403, 503)
+            said = replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"])
+            assert said.returncode == 1
+            assert replica.command("limits", "give-back", which["subject"]).returncode == 1
+            assert len(replica.command("streams", "list").stdout.splitlines()) == 2, "it goes on"
+            assert ask(replica, KEY).status == 429, "it was not given back"
+        finally:
+            database.start()
+        wait_for(lambda: replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"]).returncode == 0, "it is ended", 20)
+        body = raw.read_body(streams[0][1], [("transfer-encoding", "chunked")])[0]
+        assert b"data: 1\n\n" in body and b"ended by an operator" in body and b"stream_ended" in body
+        over.set()
+        for connection, _ in streams:
+            connection.close()
+
+
+def test_whoever_reads_may_have_seen_enough(start, echo_upstream):
+    replica = start(echo_upstream, storage=SQLITE, env={**ENV, "USER": "somebody\nelse"})
+    for arguments in ("status", "limits list", "streams list", "intercepts list"):
+        said = subprocess.run(["bash", "-c", f"set -o pipefail; {BINARY} {arguments} -c {replica.path} | true"], env=replica.env, capture_output=True, text=True, check=False, timeout=30)
+        assert "panicked" not in said.stderr and said.returncode in (0, 141), said.stderr

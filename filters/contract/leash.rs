@@ -8,25 +8,34 @@ use parking_lot::Mutex;
 #[derive(Debug, Default)]
 pub struct Leash(Mutex<State>);
 
+/// Why a stream ends before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pulled {
+    /// Its key may not be used from there any more.
+    Binding,
+    /// An operator has ended it.
+    Operator,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    pulled: bool,
+    pulled: Option<Pulled>,
     waiting: Option<Waker>,
 }
 
 impl Leash {
     /// The stream is to end.
-    pub fn pull(&self) {
+    pub fn pull(&self, why: Pulled) {
         let mut state = self.0.lock();
-        state.pulled = true;
+        state.pulled.get_or_insert(why);
         state.waiting.take().into_iter().for_each(Waker::wake);
     }
 
     /// Ready once it was pulled.
-    pub fn poll_pulled(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_pulled(&self, cx: &mut Context<'_>) -> Poll<Pulled> {
         let mut state = self.0.lock();
-        if state.pulled {
-            return Poll::Ready(());
+        if let Some(why) = state.pulled {
+            return Poll::Ready(why);
         }
         if !state.waiting.as_ref().is_some_and(|waiting| waiting.will_wake(cx.waker())) {
             state.waiting = Some(cx.waker().clone());

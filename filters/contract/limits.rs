@@ -94,6 +94,8 @@ pub trait Counters: Send + Sync {
     /// Counts a request on all of its limits in one step; where one of them refuses it, it is counted on none. In
     /// the order of the hits.
     fn hit(&self, hits: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
+    /// How it stands with what a hit counts, without counting it: whether one more would be allowed.
+    fn look<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>>;
     /// Forgets what is counted of what a hit counts.
     fn forget<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>>;
     /// Takes one of at most `most` places under this name, for as long as what is returned lives. `None`: all are taken.

@@ -4,17 +4,15 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::{BoxFuture, KeyId, Outcome, StoreError};
+use super::{BoxFuture, KeyId, Now, Outcome, StoreError};
 
-/// So many are known at once; past it, only those that are over their limits are added, and past that nobody.
-const KNOWN_MAX: usize = 2000;
-/// Where there is no room, it is looked for it once in so long.
-const TIDIED_EVERY: Duration = Duration::from_secs(1);
+/// So many are known at once at most. Past it, those of whom nothing was heard for longest make room.
+const KNOWN_MAX: usize = 4000;
 /// From four fifths on somebody is near.
 const NEAR: (u64, u64) = (4, 5);
 
@@ -27,6 +25,8 @@ pub struct Standing {
     pub most: u32,
     /// The last request was refused.
     pub over: bool,
+    /// Nobody was refused because of it.
+    pub shadow: bool,
     /// It comes back bit by bit; otherwise all at once.
     pub rolling: bool,
     /// Until all of it is there again.
@@ -39,7 +39,7 @@ impl Standing {
     /// What an outcome says of a limit of so much at once.
     pub fn of(outcome: &Outcome, most: u32, rolling: bool) -> Self {
         let used = if outcome.allowed { most.saturating_sub(outcome.remaining) } else { most };
-        Self { used, most, over: !outcome.allowed, rolling, full_in: outcome.full_in, retry_in: outcome.retry_in }
+        Self { used, most, over: !outcome.allowed, shadow: false, rolling, full_in: outcome.full_in, retry_in: outcome.retry_in }
     }
 
     /// Whether it is worth telling.
@@ -81,16 +81,12 @@ pub struct About {
     pub claim: Option<String>,
     /// Replicas count it together.
     pub shared: bool,
-    /// It refuses nobody.
-    pub shadow: bool,
 }
 
 /// What is counted of one of them.
 pub trait Counted: Send + Sync {
-    /// As it stands now, where that can be told without asking anybody.
-    fn stands(&self) -> Option<Standing> {
-        None
-    }
+    /// How much is used now. `None`: that cannot be told; what was noted last holds, less what has come back since.
+    fn stands(&self, now: Now) -> BoxFuture<'_, Option<Standing>>;
     /// Whether what is used can be forgotten.
     fn can_forget(&self) -> bool {
         true
@@ -99,23 +95,49 @@ pub trait Counted: Send + Sync {
     fn forget(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
+/// A limit that is in force, held by its filter: once no configuration has it as it is, nobody is told of it.
+#[derive(Debug, Default)]
+pub struct InForce;
+
 struct Entry {
+    limit: Weak<InForce>,
     about: Arc<About>,
     counted: Arc<dyn Counted>,
     noted: Standing,
     at: Instant,
 }
 
-impl Entry {
-    fn stands(&self, now: Instant) -> Standing {
-        self.counted.stands().unwrap_or_else(|| self.noted.after(now.saturating_duration_since(self.at)))
-    }
-}
-
+/// Whoever was noted since there was no more room last, and those from before who have not been noted since.
 #[derive(Default)]
 struct Known {
-    entries: HashMap<u128, Entry>,
-    tidied: Option<Instant>,
+    young: HashMap<u128, Entry>,
+    old: HashMap<u128, Entry>,
+}
+
+impl Known {
+    /// One of them, who is young from now on.
+    fn get(&mut self, slot: u128) -> Option<&mut Entry> {
+        if let Some(entry) = self.old.remove(&slot) {
+            self.insert(slot, entry);
+        }
+        self.young.get_mut(&slot)
+    }
+
+    fn insert(&mut self, slot: u128, entry: Entry) {
+        if self.young.len() >= KNOWN_MAX / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(slot, entry);
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.young.values().chain(self.old.values())
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
+        self.young.retain(|_, entry| keep(entry));
+        self.old.retain(|_, entry| keep(entry));
+    }
 }
 
 /// See the module.
@@ -125,71 +147,74 @@ pub struct Near {
     seeds: [RandomState; 2],
 }
 
-/// One of them, as it stands.
+/// One of them, as he was noted last.
 #[derive(Clone)]
 pub struct Shown {
     /// Who.
     pub about: Arc<About>,
-    /// How much.
+    /// How much, less what has come back since.
     pub standing: Standing,
-    /// What can be forgotten.
+    /// What more can be asked.
     pub counted: Arc<dyn Counted>,
 }
 
 impl Near {
-    /// Notes how somebody stands with a limit; `who`: whoever he is and whichever limit it is. Does nothing where he is far
-    /// from it.
-    pub fn note(&self, who: &impl Hash, standing: Standing, now: Instant, make: impl FnOnce() -> (About, Arc<dyn Counted>)) {
+    /// Notes how somebody stands with a limit. Does nothing where he is far from it.
+    pub fn note(
+        &self,
+        limit: &Arc<InForce>,
+        who: &impl Hash,
+        standing: Standing,
+        now: Instant,
+        make: impl FnOnce() -> (About, Arc<dyn Counted>),
+    ) {
         if !standing.is_near() {
             return;
         }
         let [high, low] = &self.seeds;
+        let who = (Arc::as_ptr(limit) as usize, who);
         let slot = u128::from(high.hash_one(who)) << 64 | u128::from(low.hash_one(who));
         let mut known = self.known.lock();
-        if let Some(entry) = known.entries.get_mut(&slot) {
+        if let Some(entry) = known.get(slot).filter(|entry| entry.limit.strong_count() > 0) {
             (entry.noted, entry.at) = (standing, now);
             return;
         }
-        if known.entries.len() >= KNOWN_MAX && known.tidied.is_none_or(|last| now.saturating_duration_since(last) >= TIDIED_EVERY) {
-            known.tidied = Some(now);
-            known.entries.retain(|_, entry| entry.stands(now).is_near());
-        }
-        // Who was refused is what is asked for; who is only near must leave room for him.
-        if known.entries.len() < if standing.over { KNOWN_MAX * 2 } else { KNOWN_MAX } {
-            let (about, counted) = make();
-            known.entries.insert(slot, Entry { about: Arc::new(about), counted, noted: standing, at: now });
-        }
+        let (about, counted) = make();
+        known.insert(slot, Entry { limit: Arc::downgrade(limit), about: Arc::new(about), counted, noted: standing, at: now });
     }
 
-    /// Those who are near or over a limit, those first who have used most of it.
+    /// Those who were near or over a limit when they asked last, as far as they may still be.
     pub fn list(&self, now: Instant) -> Vec<Shown> {
         let mut known = self.known.lock();
-        known.entries.retain(|_, entry| entry.stands(now).is_near());
-        let shown =
-            |entry: &Entry| Shown { about: Arc::clone(&entry.about), standing: entry.stands(now), counted: Arc::clone(&entry.counted) };
-        let mut all: Vec<Shown> = known.entries.values().map(shown).collect();
-        drop(known);
-        all.sort_by_cached_key(|shown| {
-            let Standing { over, used, most, .. } = shown.standing;
-            let share = u64::from(used) * 1000 / u64::from(most.max(1));
-            (!over, std::cmp::Reverse(share), shown.about.place.clone(), shown.about.subject.clone())
-        });
-        all
+        known.retain(|entry| entry.limit.strong_count() > 0);
+        let shown = |entry: &Entry| Shown {
+            about: Arc::clone(&entry.about),
+            standing: entry.noted.after(now.saturating_duration_since(entry.at)),
+            counted: Arc::clone(&entry.counted),
+        };
+        known.all().map(shown).collect()
+    }
+
+    /// Those who turned out to be far from it are not asked for again.
+    pub fn drop_all(&self, far: &[Arc<About>]) {
+        let far: std::collections::HashSet<*const About> = far.iter().map(Arc::as_ptr).collect();
+        self.known.lock().retain(|entry| !far.contains(&Arc::as_ptr(&entry.about)));
     }
 
     /// Forgets what these have used, here and where replicas count together. How many there were.
     pub async fn forget(&self, place: &str, limit: &str, subject: &str) -> Result<usize, StoreError> {
         let is_meant = |about: &About| about.place == place && about.limit == limit && about.subject == subject;
-        let meant: Vec<Arc<dyn Counted>> = {
+        let meant: Vec<(Arc<About>, Arc<dyn Counted>)> = {
             let known = self.known.lock();
-            let meant = known.entries.values().filter(|entry| is_meant(&entry.about) && entry.counted.can_forget());
-            meant.map(|entry| Arc::clone(&entry.counted)).collect()
+            let meant = known.all().filter(|entry| is_meant(&entry.about) && entry.counted.can_forget());
+            meant.map(|entry| (Arc::clone(&entry.about), Arc::clone(&entry.counted))).collect()
         };
-        for counted in &meant {
+        for (_, counted) in &meant {
             counted.forget().await?;
         }
-        self.known.lock().entries.retain(|_, entry| !(is_meant(&entry.about) && entry.counted.can_forget()));
-        Ok(meant.len())
+        let forgotten: Vec<Arc<About>> = meant.into_iter().map(|(about, _)| about).collect();
+        self.drop_all(&forgotten);
+        Ok(forgotten.len())
     }
 }
 
@@ -199,6 +224,9 @@ mod tests {
 
     struct Nothing;
     impl Counted for Nothing {
+        fn stands(&self, _: Now) -> BoxFuture<'_, Option<Standing>> {
+            Box::pin(async { None })
+        }
         fn forget(&self) -> BoxFuture<'_, Result<(), StoreError>> {
             Box::pin(async { Ok(()) })
         }
@@ -207,46 +235,57 @@ mod tests {
     fn standing(used: u32, over: bool) -> Standing {
         let full_in = Duration::from_secs(u64::from(used));
         let retry_in = if over { Duration::from_secs(1) } else { Duration::ZERO };
-        Standing { used, most: 10, over, rolling: true, full_in, retry_in }
+        Standing { used, most: 10, over, shadow: false, rolling: true, full_in, retry_in }
     }
 
-    fn note(near: &Near, who: u32, standing: Standing, now: Instant) {
+    fn note(near: &Near, limit: &Arc<InForce>, who: u32, standing: Standing, now: Instant) {
         let about = About { subject: format!("client={who}"), ..About::default() };
-        near.note(&who, standing, now, || (about, Arc::new(Nothing)));
+        near.note(limit, &who, standing, now, || (about, Arc::new(Nothing)));
     }
 
-    fn seconds(count: u64) -> Duration {
-        Duration::from_secs(count)
+    fn subjects(near: &Near, now: Instant) -> Vec<String> {
+        let mut all: Vec<String> =
+            near.list(now).iter().filter(|shown| shown.standing.is_near()).map(|shown| shown.about.subject.clone()).collect();
+        all.sort();
+        all
     }
 
     #[test]
     fn who_is_near_is_shown_until_he_is_not() {
-        let (near, now) = (Near::default(), Instant::now());
+        let (near, limit, now) = (Near::default(), Arc::default(), Instant::now());
         for (who, used, over) in [(1, 7, false), (2, 8, false), (3, 9, false), (4, 10, true)] {
-            note(&near, who, standing(used, over), now);
+            note(&near, &limit, who, standing(used, over), now);
         }
-        let shown = |after| near.list(now + seconds(after)).iter().map(|shown| shown.about.subject.clone()).collect::<Vec<_>>();
-        assert_eq!(shown(0), ["client=4", "client=3", "client=2"]);
+        let seconds = Duration::from_secs;
+        assert_eq!(subjects(&near, now), ["client=2", "client=3", "client=4"]);
         assert_eq!(
-            near.list(now + seconds(1))[0].standing,
+            standing(10, true).after(seconds(1)),
             Standing { used: 9, over: false, full_in: seconds(9), retry_in: Duration::ZERO, ..standing(10, true) }
         );
-        assert_eq!(shown(1), ["client=4", "client=3"], "what is used comes back");
-        assert!(shown(60).is_empty() && near.known.lock().entries.is_empty());
+        assert_eq!(subjects(&near, now + seconds(1)), ["client=3", "client=4"], "what is used comes back");
+        assert!(subjects(&near, now + seconds(60)).is_empty());
         let window = Standing { rolling: false, ..standing(9, false) };
         assert_eq!((window.after(seconds(8)).used, window.after(seconds(9)).used), (9, 0), "all at once");
+        // A limit that is in force no more is told of no more, and another one is another one.
+        let other = Arc::default();
+        note(&near, &other, 4, standing(9, false), now);
+        drop(limit);
+        assert_eq!(subjects(&near, now), ["client=4"]);
+        assert_eq!(near.list(now)[0].standing.used, 9);
     }
 
     #[test]
-    fn there_is_an_end_to_what_is_known() {
-        let (near, now) = (Near::default(), Instant::now());
-        (0..100_000).for_each(|who| note(&near, who, standing(9, false), now));
-        assert_eq!(near.list(now).len(), KNOWN_MAX);
-        (100_000..200_000).for_each(|who| note(&near, who, standing(10, true), now));
-        assert_eq!(near.list(now).len(), 2 * KNOWN_MAX);
-        assert!(near.list(now)[0].standing.over);
-        let later = now + seconds(60);
-        note(&near, 7, standing(9, false), later);
-        assert_eq!(near.list(later).len(), 1, "there is room again");
+    fn strangers_make_room_for_one_another_and_not_who_asks_on() {
+        let (near, limit, now) = (Near::default(), Arc::default(), Instant::now());
+        for who in 0..100_000_u32 {
+            let at = now + Duration::from_millis(u64::from(who));
+            note(&near, &limit, who + 10, standing(10, true), at);
+            if who % 100 == 0 {
+                note(&near, &limit, 1, standing(10, true), at);
+            }
+        }
+        let all = near.list(now + Duration::from_secs(100));
+        assert!((KNOWN_MAX / 2..=KNOWN_MAX).contains(&all.len()), "{}", all.len());
+        assert!(all.iter().any(|shown| shown.about.subject == "client=1"));
     }
 }

@@ -122,6 +122,12 @@ impl Table {
         outcome(allowed, entry.used, most, window.1)
     }
 
+    /// How it stands with a thing: whether one more would be allowed.
+    pub fn look(&self, slot: u128, most: u32, window: (i64, Duration)) -> Outcome {
+        let used = self.entries.lock().get(&slot).filter(|entry| entry.window == window.0).map_or(0, |entry| entry.used);
+        outcome(used < most, used, most, window.1)
+    }
+
     /// Forgets what was used.
     pub fn forget(&self, slot: u128) {
         self.entries.lock().remove(&slot);
@@ -195,6 +201,7 @@ mod tests {
         assert!(!refused.allowed && refused.retry_in == Duration::from_secs(9));
         table.refund(1, 1);
         assert!(table.hit(1, 3, 1, now).allowed && table.hit(1, 3, 3, next).allowed);
+        assert!(!table.look(1, 3, next).allowed && table.look(1, 3, (7, Duration::ZERO)).remaining == 3);
         for thing in 2..100_000 {
             table.hit(thing, 3, 1, next);
         }

@@ -93,6 +93,14 @@ impl Table {
         }
     }
 
+    /// How it stands with a thing: whether one more hit would be allowed.
+    pub fn look(&self, slot: u128, quota: Quota, now: Instant) -> Outcome {
+        let now_ns = self.since_base(now);
+        let known = self.shard(slot).lock().get(&slot).copied();
+        let ahead_ns = known.map_or(0, |entry| entry.under(quota, now_ns)).saturating_sub(now_ns);
+        quota.outcome(ahead_ns <= quota.tolerance_ns, ahead_ns, 1)
+    }
+
     /// Forgets what was used, and a block with it.
     pub fn forget(&self, slot: u128) {
         self.shard(slot).lock().remove(&slot);
@@ -168,7 +176,11 @@ mod tests {
         assert_eq!(hit(0).retry_in, block);
         assert_eq!(hit(100).retry_in, Duration::from_secs(200), "trying does not prolong it");
         assert!(!hit(299).allowed && hit(300).allowed, "and then it is over");
+        let look = |after_s| table.look(1, quota, start + Duration::from_secs(after_s));
+        assert!(!look(300).allowed && look(301).allowed && look(301).remaining == 1 && look(302).remaining == 2);
         assert!(!hit(300).allowed, "but nothing was saved up meanwhile");
+        table.forget(1);
+        assert_eq!((look(300).remaining, look(300).full_in), (2, Duration::ZERO));
     }
 
     fn sixty_a_minute(burst: u32) -> Quota {

@@ -82,10 +82,11 @@ impl Filter for RateLimit {
         }
         let Config { name, per, limit, burst, window, cost, block_for, chosen, .. } = config;
         let first = Limit { name, per, limit, burst, window, cost, block_for, chosen, shadow: false };
-        let mut policies = vec![Policy::compile(first, entries_max, site)?];
+        let together = config.scope == Scope::Shared;
+        let mut policies = vec![Policy::compile(first, entries_max, together, site)?];
         for (index, limit) in config.and.into_iter().enumerate() {
             let wrong = |e: Invalid| e.index(index).at("and");
-            let policy = Policy::compile(limit, entries_max, site).map_err(wrong)?;
+            let policy = Policy::compile(limit, entries_max, together, site).map_err(wrong)?;
             if policies.iter().any(|other| other.name == policy.name) {
                 return Err(wrong(Invalid::new(format!("two limits are named `{}`; give one a `name`", policy.name))));
             }
@@ -185,7 +186,7 @@ impl RateLimit {
     fn note(&self, refused_by: Option<Asked>, asked: &[Asked], cx: &RequestCx<'_>) {
         for (policy, one) in self.told(asked) {
             if refused_by.is_none() || !one.outcome.allowed {
-                policy.note(one.cost, &one.outcome, self.shared.as_ref(), cx);
+                policy.note(&one.outcome, self.shared.as_ref(), cx);
             }
         }
     }

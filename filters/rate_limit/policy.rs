@@ -11,12 +11,14 @@ use super::config::{Cost, Limit, Window};
 use super::gcra;
 use super::subject::{Subject, Things};
 use crate::contract::{
-    About, BoxFuture, Chosen, Counted, Counters, Hit, Invalid, Measure, Near, Outcome, Quota, Rate, RequestCx, Site, Standing, StoreError,
+    About, BoxFuture, Chosen, Counted, Counters, Hit, InForce, Invalid, Measure, Near, Now, Outcome, Quota, Rate, RequestCx, Site,
+    Standing, StoreError,
 };
 use crate::expression::{Expression, Scope, Type};
 use crate::rules::word;
 
 /// How it is counted, and where.
+#[derive(Clone)]
 enum Count {
     Rolling { quota: Quota, block: Duration, table: Arc<gcra::Table> },
     Calendar { most: u32, unit: Unit, table: Arc<calendar::Table> },
@@ -38,6 +40,7 @@ pub struct Policy {
     /// Where its filter stands.
     place: String,
     near: Arc<Near>,
+    in_force: Arc<InForce>,
     subject: Subject,
     price: Price,
     /// Counts only where a rule has chosen it.
@@ -54,27 +57,71 @@ pub struct Slot {
     cost: u32,
 }
 
-/// Where something is counted in this process.
-enum Here {
-    Rolling(Arc<gcra::Table>, u128),
-    Calendar(Arc<calendar::Table>, u128),
+impl Count {
+    /// How many there are at once, and whether they come back bit by bit.
+    fn at_once(&self) -> (u32, bool) {
+        match self {
+            Count::Rolling { quota, .. } => (quota.burst(), true),
+            Count::Calendar { most, .. } => (*most, false),
+        }
+    }
+
+    /// For counting with other replicas.
+    fn measure(&self, now: Now) -> Measure {
+        match self {
+            Count::Rolling { quota, block, .. } => Measure::Rolling { quota: *quota, block: *block },
+            Count::Calendar { most, unit, .. } => {
+                let (number, left) = unit.at(now.wall);
+                Measure::Window { most: *most, number, left }
+            }
+        }
+    }
+
+    /// The name of something in this process.
+    fn slot(&self, things: &Things) -> u128 {
+        match self {
+            Count::Rolling { table, .. } => table.slot(things),
+            Count::Calendar { table, .. } => table.slot(things),
+        }
+    }
 }
 
 /// What somebody has used, here and where replicas count together.
 struct Used {
-    here: Here,
-    shared: Option<(Arc<dyn Counters>, Hit)>,
+    count: Count,
+    slot: u128,
+    /// His name there.
+    shared: Option<(Arc<dyn Counters>, String)>,
+}
+
+impl Used {
+    fn hit(&self, name: &str, now: Now) -> Hit {
+        Hit { name: name.to_owned(), measure: self.count.measure(now), cost: 1, shadow: false }
+    }
 }
 
 impl Counted for Used {
+    fn stands(&self, now: Now) -> BoxFuture<'_, Option<Standing>> {
+        Box::pin(async move {
+            let outcome = match (&self.shared, &self.count) {
+                (Some((shared, name)), _) => shared.look(&self.hit(name, now)).await.ok()?,
+                (None, Count::Rolling { quota, table, .. }) => table.look(self.slot, *quota, now.instant),
+                (None, Count::Calendar { most, unit, table }) => table.look(self.slot, *most, unit.at(now.wall)),
+            };
+            let (most, rolling) = self.count.at_once();
+            Some(Standing::of(&outcome, most, rolling))
+        })
+    }
+
     fn forget(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            match &self.here {
-                Here::Rolling(table, slot) => table.forget(*slot),
-                Here::Calendar(table, slot) => table.forget(*slot),
+            match &self.count {
+                Count::Rolling { table, .. } => table.forget(self.slot),
+                Count::Calendar { table, .. } => table.forget(self.slot),
             }
             match &self.shared {
-                Some((shared, hit)) => shared.forget(hit).await,
+                // The window that it is now, whichever it was when he was noted.
+                Some((shared, name)) => shared.forget(&self.hit(name, Now::read())).await,
                 None => Ok(()),
             }
         })
@@ -89,7 +136,8 @@ enum Price {
 }
 
 impl Policy {
-    pub fn compile(limit: Limit, entries_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
+    pub fn compile(limit: Limit, entries_max: usize, together: bool, site: &Site<'_>) -> Result<Self, Invalid> {
+        let as_it_is = format!("{} {limit:?} {entries_max} {together}", site.place);
         let (subject, usual_name) = Subject::compile(limit.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
         let name = limit.name.unwrap_or(usual_name);
         word(&name, "name").map_err(|invalid| invalid.at("name"))?;
@@ -141,6 +189,7 @@ impl Policy {
             shared_name: format!("{}:{name}", site.place),
             place: site.place.clone(),
             near: Arc::clone(&site.ports.near),
+            in_force: site.keep(&as_it_is, InForce::default),
             subject,
             price,
             chosen: limit.chosen,
@@ -169,23 +218,17 @@ impl Policy {
 
     /// For counting with other replicas.
     pub fn hit(&self, cost: u32, cx: &RequestCx<'_>) -> Hit {
-        let measure = match &self.count {
-            Count::Rolling { quota, block, .. } => Measure::Rolling { quota: *quota, block: *block },
-            Count::Calendar { most, unit, .. } => {
-                let (number, left) = unit.at(cx.now.wall);
-                Measure::Window { most: *most, number, left }
-            }
-        };
-        Hit { name: format!("{}:{}", self.shared_name, self.subject.things(cx)), measure, cost, shadow: self.shadow }
+        let name = self.name_together(&self.subject.things(cx));
+        Hit { name, measure: self.count.measure(cx.now), cost, shadow: self.shadow }
+    }
+
+    fn name_together(&self, things: &Things) -> String {
+        format!("{}:{things}", self.shared_name)
     }
 
     /// For counting in this process.
     pub fn slot(&self, cost: u32, cx: &RequestCx<'_>) -> Slot {
-        let hash = |things: Things| match &self.count {
-            Count::Rolling { table, .. } => table.slot(&things),
-            Count::Calendar { table, .. } => table.slot(&things),
-        };
-        Slot { name: hash(self.subject.things(cx)), cost }
+        Slot { name: self.count.slot(&self.subject.things(cx)), cost }
     }
 
     /// Counts in this process.
@@ -205,30 +248,17 @@ impl Policy {
     }
 
     /// Lets operators see who has used up much of it. `shared`: where it was counted, if not here.
-    pub fn note(&self, cost: u32, outcome: &Outcome, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) {
-        let (most, rolling) = match &self.count {
-            Count::Rolling { quota, .. } => (quota.burst(), true),
-            Count::Calendar { most, .. } => (*most, false),
-        };
-        let standing = Standing::of(outcome, most, rolling);
+    pub fn note(&self, outcome: &Outcome, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) {
+        let (most, rolling) = self.count.at_once();
+        let standing = Standing { shadow: self.shadow || cx.shadow, ..Standing::of(outcome, most, rolling) };
         if !standing.is_near() {
             return;
         }
         let things = self.subject.things(cx);
-        self.near.note(&(&self.shared_name, &things), standing, cx.now.instant, || {
-            let here = match &self.count {
-                Count::Rolling { table, .. } => Here::Rolling(Arc::clone(table), table.slot(&things)),
-                Count::Calendar { table, .. } => Here::Calendar(Arc::clone(table), table.slot(&things)),
-            };
-            let shared = shared.map(|shared| (Arc::clone(shared), self.hit(cost, cx)));
-            let about = About {
-                limit: self.name.clone(),
-                place: self.place.clone(),
-                shared: shared.is_some(),
-                shadow: self.shadow || cx.shadow,
-                ..things.about()
-            };
-            (about, Arc::new(Used { here, shared }))
+        self.near.note(&self.in_force, &things, standing, cx.now.instant, || {
+            let shared = shared.map(|shared| (Arc::clone(shared), self.name_together(&things)));
+            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: shared.is_some(), ..things.about() };
+            (about, Arc::new(Used { slot: self.count.slot(&things), count: self.count.clone(), shared }))
         });
     }
 

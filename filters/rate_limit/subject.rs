@@ -96,8 +96,8 @@ pub enum Thing {
     Client(IpAddr),
     /// A route.
     Route(String),
-    /// A header field's value.
-    Header(Vec<u8>),
+    /// A header field's value, by its hash: it may be long, and a secret.
+    Header([u8; 16]),
     /// A claim's value, as JSON.
     Claim(String),
 }
@@ -150,7 +150,7 @@ impl Subject {
                     Ok(None) | Err(_) => client(),
                 },
             },
-            Source::Header(name) => cx.headers().get(name).map_or_else(client, |value| Thing::Header(value.as_bytes().to_vec())),
+            Source::Header(name) => cx.headers().get(name).map_or_else(client, |value| Thing::Header(hashed(value.as_bytes()))),
             Source::Claim(name) => match cx.facts.get::<Identity>().and_then(|identity| identity.claims.get(name)) {
                 Some(value) => Thing::Claim(value.to_string()),
                 None => client(),
@@ -191,10 +191,15 @@ impl Things {
     }
 }
 
+fn hashed(bytes: &[u8]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&Sha256::digest(bytes)[..16]);
+    half
+}
+
 /// As replicas name it to each other. What may be long or private is hashed.
 impl fmt::Display for Things {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hashed = |bytes: &[u8]| hex(&Sha256::digest(bytes)[..16]);
         for (index, thing) in self.each().iter().enumerate() {
             if index > 0 {
                 f.write_str("+")?;
@@ -203,8 +208,8 @@ impl fmt::Display for Things {
                 Thing::Key(id) => write!(f, "key={}", id.hex())?,
                 Thing::Client(address) => write!(f, "client={address}")?,
                 Thing::Route(name) => write!(f, "route={name}")?,
-                Thing::Header(value) => write!(f, "header={}", hashed(value))?,
-                Thing::Claim(value) => write!(f, "claim={}", hashed(value.as_bytes()))?,
+                Thing::Header(hash) => write!(f, "header={}", hex(hash))?,
+                Thing::Claim(value) => write!(f, "claim={}", hex(&hashed(value.as_bytes())))?,
             }
         }
         Ok(())

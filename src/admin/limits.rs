@@ -18,6 +18,8 @@ use crate::service::limits::{self, Limit, Which};
 pub struct Limits {
     /// First who is over, then who has used most.
     items: Vec<Limit>,
+    /// All are here; otherwise a replica knows of more than 1,000.
+    complete: bool,
     /// Replicas that have not answered: what they count is missing.
     silent: Vec<String>,
 }
@@ -27,8 +29,8 @@ pub struct Limits {
 /// On all replicas: who has used at least four fifths of what there is at once.
 #[utoipa::path(get, path = "/admin/api/limits", tag = "limits", security(("bearer" = ["read"])), responses((status = 200, body = Limits), Problems))]
 pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Answer<Json<Limits>> {
-    let (items, silent) = limits::list(&api.everywhere).await?;
-    Ok(Json(Limits { items, silent }))
+    let limits::All { limits: items, complete, silent } = limits::list(&api.everywhere).await?;
+    Ok(Json(Limits { items, complete, silent }))
 }
 
 /// Give back what somebody has used of a limit

@@ -56,6 +56,9 @@ pub async fn serve_commands(listener: UnixListener, router: Router) {
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;
         };
+        if !crate::control::is_owner(&stream) {
+            continue;
+        }
         let router = router.clone();
         tokio::spawn(async move {
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {

@@ -51,7 +51,7 @@ pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(pa
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct On {
-    /// The replica; without it, the one that answers.
+    /// The replica; must be said where there are several.
     replica: Option<String>,
 }
 

@@ -25,12 +25,13 @@ pub fn call(config: &Path, method: Method, path: &str, query: &[(&str, Option<St
         for (name, value) in given {
             url.query_pairs_mut().append_pair(name, value);
         }
-        let mut request = client.map_err(|e| e.to_string())?.request(method, url).header(ACTOR, actor().who);
+        let mut request = client.map_err(|e| e.to_string())?.request(method, url).header(ACTOR, plainly(&actor().who));
         if let Some(body) = body {
             request = request.header(http::header::CONTENT_TYPE, "application/json").body(body.to_string());
         }
-        let answer = request.send().await.map_err(|_| {
-            format!("no process that runs {} was found, or it does not answer (its socket would be {})", config.display(), socket.display())
+        let answer = request.send().await.map_err(|error| match error.is_connect() {
+            true => format!("no process that runs {} was found (its socket would be {})", config.display(), socket.display()),
+            false => format!("the running process did not answer: {}", error.without_url()),
         })?;
         let status = answer.status();
         let text = answer.text().await.map_err(|e| format!("the running process did not answer: {}", e.without_url()))?;
@@ -42,33 +43,40 @@ pub fn call(config: &Path, method: Method, path: &str, query: &[(&str, Option<St
     })
 }
 
+/// A name as a field can hold it.
+fn plainly(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect()
+}
+
 /// In its own words, behind the field that is to blame.
 fn refusal(problem: &Value) -> Option<String> {
     let detail = problem.get("detail")?.as_str()?;
     Some(problem.get("field").and_then(Value::as_str).map_or_else(|| detail.to_owned(), |field| format!("{field}: {detail}")))
 }
 
-/// The rows of a list, page by page, at most so many.
+/// The rows of a list, page by page, at most so many. What else the pages say.
 pub fn list(
     config: &Path,
     path: &str,
     query: &[(&str, Option<String>)],
     most: u32,
     mut each: impl FnMut(&Value) -> Result<(), String>,
-) -> Result<Value, String> {
+) -> Result<Vec<Value>, String> {
     const PAGE: u32 = 1000;
-    let (mut cursor, mut left) = (None, most);
+    let (mut cursor, mut left, mut pages) = (None, most, Vec::new());
     loop {
         let mut asked = query.to_vec();
         asked.push(("limit", Some(left.min(PAGE).to_string())));
         asked.push(("cursor", cursor));
-        let page = call(config, Method::GET, path, &asked, None)?;
+        let mut page = call(config, Method::GET, path, &asked, None)?;
         let items = rows(&page);
         items.iter().try_for_each(&mut each)?;
         left = left.saturating_sub(u32::try_from(items.len()).unwrap_or(left));
         cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
+        page.as_object_mut().map(|fields| fields.remove("items"));
+        pages.push(page);
         if cursor.is_none() || left == 0 {
-            return Ok(page);
+            return Ok(pages);
         }
     }
 }
@@ -94,9 +102,10 @@ pub fn key(row: &Value) -> String {
 }
 
 /// What is missing, on standard error: what is listed is for others to read.
-pub fn warn_of_silent(page: &Value) {
-    let silent: Vec<&str> = page.get("silent").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+pub fn warn_of_silent(pages: &[&Value]) {
+    let silent = pages.iter().filter_map(|page| page.get("silent")?.as_array()).flatten().filter_map(Value::as_str);
+    let silent: std::collections::BTreeSet<&str> = silent.collect();
     if !silent.is_empty() {
-        eprintln!("no answer from {}: what they know is missing here", silent.join(", "));
+        eprintln!("no answer from {}: what they know is missing here", silent.into_iter().collect::<Vec<_>>().join(", "));
     }
 }

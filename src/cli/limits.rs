@@ -32,20 +32,26 @@ enum Command {
         /// Of this limit only
         #[arg(long)]
         limit: Option<String>,
+        /// What was given back, one JSON object a line
+        #[arg(long)]
+        json: bool,
     },
 }
 
 pub fn limits(asked: &Limits) -> Result<(), String> {
     let config = &asked.file.config;
     let listed = here::call(config, Method::GET, "/limits", &[], None)?;
-    here::warn_of_silent(&listed);
+    here::warn_of_silent(&[&listed]);
+    if listed["complete"] == false {
+        eprintln!("these are not all: a replica knows of more than 1,000");
+    }
     let rows = here::rows(&listed);
     match &asked.command {
         Command::List { json } => rows.iter().try_for_each(|row| {
             let line = if *json { row.to_string() } else { plain(row) };
             written(writeln!(std::io::stdout(), "{line}"))
         }),
-        Command::GiveBack { subject, limit } => {
+        Command::GiveBack { subject, limit, json } => {
             let can = |row: &&Value| row.get("can_give_back") == Some(&Value::Bool(true));
             let fits = |row: &&Value| text(row, "subject") == *subject && limit.as_ref().is_none_or(|limit| text(row, "limit") == *limit);
             let mut given: Vec<Value> = Vec::new();
@@ -54,7 +60,8 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
                 // Each replica may have said so; it is given back on all at once.
                 if !given.contains(&which) {
                     here::call(config, Method::POST, "/limits/reset", &[], Some(&which))?;
-                    println!("{} has all of `{}` ({}) again", subject, text(row, "limit"), text(row, "place"));
+                    let plain = || format!("{subject} has all of `{}` ({}) again", text(row, "limit"), text(row, "place"));
+                    written(writeln!(std::io::stdout(), "{}", if *json { which.to_string() } else { plain() }))?;
                     given.push(which);
                 }
             }
@@ -68,6 +75,7 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
 
 fn plain(row: &Value) -> String {
     let state = match (row["over"] == true, row["shadow"] == true) {
+        (true, false) if row["retry_in_s"] == 0 => "refused".to_owned(),
         (true, false) => format!("refused, for another {}s", text(row, "retry_in_s")),
         (true, true) => "would be refused".to_owned(),
         (false, _) => "near".to_owned(),

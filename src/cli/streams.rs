@@ -31,9 +31,12 @@ enum Command {
     End {
         /// Its number
         id: u64,
-        /// The replica it is open on; without it, the one of this machine
+        /// The replica it is open on; must be said where there are several
         #[arg(long)]
         replica: Option<String>,
+        /// What it was, as JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -41,7 +44,7 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
     let config = &asked.file.config;
     match &asked.command {
         Command::List { limit, json } => {
-            let page = here::list(config, "/streams", &[], *limit, |row| {
+            let pages = here::list(config, "/streams", &[], *limit, |row| {
                 let line = if *json {
                     row.to_string()
                 } else {
@@ -51,11 +54,13 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
                 };
                 written(writeln!(std::io::stdout(), "{line}"))
             })?;
-            here::warn_of_silent(&page);
+            here::warn_of_silent(&pages.iter().collect::<Vec<_>>());
             Ok(())
         }
-        Command::End { id, replica } => {
-            here::call(config, Method::DELETE, &format!("/streams/{id}"), &[("replica", replica.clone())], None).map(|_| ())
+        Command::End { id, replica, json } => {
+            let ended = here::call(config, Method::DELETE, &format!("/streams/{id}"), &[("replica", replica.clone())], None)?;
+            let plain = || format!("{} was cut off on {}", text(&ended, "client"), text(&ended, "replica"));
+            written(writeln!(std::io::stdout(), "{}", if *json { ended.to_string() } else { plain() }))
         }
     }
 }

@@ -384,6 +384,9 @@ impl Counters for Nowhere {
     fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
     }
+    fn look<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
     fn forget<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
     }

@@ -125,10 +125,10 @@ export function useList(load, deps) {
     const mine = (stop.current = new AbortController());
     set({ ...before, loading: true, error: null });
     try {
-      let [items, total, next, silent] = [before.items, before.total, cursor, []];
+      let [items, total, next, silent] = [before.items, before.total, cursor, cursor ? before.silent || [] : []];
       for (let searched = 0; searched < 5; searched += 1) {
         const page = await load(next, mine.signal);
-        [items, next, total, silent] = [[...items, ...page.items], page.next, page.total ?? total, page.silent || []];
+        [items, next, total, silent] = [[...items, ...page.items], page.next, page.total ?? total, [...new Set([...silent, ...(page.silent || [])])]];
         if (page.items.length || !next) break;
       }
       set({ items, next, total, silent, loading: false });

@@ -368,4 +368,5 @@ export default {
   "None has asked in this time.": "这段时间没有请求。",
   "Addresses that asked most": "请求最多的地址",
   "Sign in as somebody else": "以其他身份登录",
+  "A replica knows of more than 1,000; these are those who have used most.": "某个副本记录了超过 1,000 条；此处为用量最多者。",
 };

@@ -324,7 +324,10 @@ impl ProxyHttp for Edge {
         let stream = is_event_stream(&response.headers);
         fields::lower_response(response);
         reply::response_hooks(session, exchange, response, Source::Upstream)?;
+        // Without a plan a stream is watched over all the same: it is shown to operators, who may end it, and ends with its key.
+        let watched = stream && session.req_header().method != http::Method::HEAD && !response.headers.contains_key(header::CONTENT_LENGTH);
         let plan = exchange.facts.get::<StreamPlan>().filter(|_| stream).cloned();
+        let plan = plan.or_else(|| watched.then(|| StreamPlan::none(self.limits.write_timeout.0)));
         match (plan, &exchange.home) {
             (Some(plan), Some(home)) => {
                 timed_session::adopt(&mut session.downstream_session, home, plan, exchange.facts.get::<Arc<Leash>>().cloned());

@@ -128,6 +128,8 @@ pub const BAD_BODY: Answer = Answer::new(StatusCode::BAD_REQUEST, "malformed_bod
 const TOO_OLD: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "stream_max_age", "The stream has reached its maximum age.");
 const CUT: Answer = Answer::new(StatusCode::FORBIDDEN, "key_not_allowed_here", "This API key cannot be used from your network.");
 
+const ENDED: Answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "stream_ended", "This stream was ended by an operator of this service.");
+
 /// No server of the upstream can be chosen.
 pub const NO_SERVER_ERROR: ErrorType = ErrorType::Custom("NoServer");
 /// The body grew past the limit.
@@ -138,6 +140,8 @@ pub const FIRST_BYTE_ERROR: ErrorType = ErrorType::Custom("FirstByte");
 pub const MAX_AGE_ERROR: ErrorType = ErrorType::Custom("MaxAge");
 /// The key of the stream may not be used any more.
 pub const CUT_ERROR: ErrorType = ErrorType::Custom("Cut");
+/// An operator has ended the stream.
+pub const ENDED_ERROR: ErrorType = ErrorType::Custom("Ended");
 /// A filter failed.
 pub const FILTER_ERROR: ErrorType = ErrorType::Custom("Filter");
 
@@ -157,6 +161,7 @@ pub fn of_error(error: &Error) -> Option<Answer> {
         (t, _) if *t == FIRST_BYTE_ERROR => TIMEOUT,
         (t, _) if *t == MAX_AGE_ERROR => TOO_OLD,
         (t, _) if *t == CUT_ERROR => CUT,
+        (t, _) if *t == ENDED_ERROR => ENDED,
         (t, _) if *t == FILTER_ERROR => INTERNAL,
         (
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout,

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures::Stream;
 use http::HeaderMap;
-use keylatch_filters::contract::{Leash, StreamPlan};
+use keylatch_filters::contract::{Leash, Pulled, StreamPlan};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -37,7 +37,7 @@ use pingora::{Error, Result};
 use tokio::time::{Instant, Sleep};
 
 use super::clock::{Clock, Due, Terms};
-use super::errors::{CUT_ERROR, MAX_AGE_ERROR};
+use super::errors::{CUT_ERROR, ENDED_ERROR, MAX_AGE_ERROR};
 
 /// Where a session comes home to when its stream is over.
 pub type Home = Arc<Mutex<Option<(Box<HttpSession>, Clock)>>>;
@@ -207,7 +207,10 @@ impl CustomSession for Timed {
                     }
                     return read;
                 }
-                () = pulled(leash.as_deref()) => return Err(Error::explain(CUT_ERROR, "the stream was ended from elsewhere")),
+                why = pulled(leash.as_deref()) => return Err(match why {
+                    Pulled::Binding => Error::explain(CUT_ERROR, "the stream's key may not be used any more"),
+                    Pulled::Operator => Error::explain(ENDED_ERROR, "an operator has ended the stream"),
+                }),
                 () = &mut self.sleep => {}
             }
             self.act().await?;
@@ -355,8 +358,8 @@ impl CustomSession for Timed {
 }
 
 /// Waits until somebody ends the stream; for ever without a leash.
-async fn pulled(leash: Option<&Leash>) {
-    std::future::poll_fn(|cx| leash.map_or(Poll::Pending, |leash| leash.poll_pulled(cx))).await;
+async fn pulled(leash: Option<&Leash>) -> Pulled {
+    std::future::poll_fn(|cx| leash.map_or(Poll::Pending, |leash| leash.poll_pulled(cx))).await
 }
 
 /// Completes a frame that was being written when the stream failed.

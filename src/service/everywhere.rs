@@ -31,7 +31,9 @@ const OLD_MS: i64 = 10_000;
 pub enum Question {
     /// Which streams are open, behind this one, at most so many.
     Streams(Option<streams::Mark>, usize),
-    /// End the stream of this number.
+    /// What the stream of this number is, if it is open.
+    Stream(u64),
+    /// End it.
     EndStream(u64),
     /// Who is near or over a limit.
     Limits,
@@ -63,27 +65,41 @@ pub struct Heard<T> {
 }
 
 impl Everywhere {
-    /// Asks all replicas, or the one of this name.
-    pub async fn ask<T: DeserializeOwned>(&self, question: &Question, only: Option<&str>) -> Result<Heard<T>, Fault> {
+    /// Asks all replicas. While the store is away only this one answers.
+    pub async fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<Heard<T>, Fault> {
+        let here = (self.replica.clone(), read(self.answer(question).await?)?);
+        let mut heard = match self.others().await {
+            Ok(others) => self.ask_others(question, others).await,
+            Err(fault) => Err(fault),
+        }
+        .unwrap_or_else(|_| Heard { said: Vec::new(), silent: vec!["the other replicas".into()] });
+        heard.said.insert(0, here);
+        Ok(heard)
+    }
+
+    /// Asks one of them.
+    pub async fn ask_one<T: DeserializeOwned>(&self, question: &Question, replica: &str) -> Result<T, Fault> {
+        if replica == self.replica {
+            return read(self.answer(question).await?);
+        }
+        if !self.others().await?.iter().any(|other| other == replica) {
+            return Err(Fault::Missing(format!("no replica `{replica}` is there")));
+        }
+        let heard = self.ask_others(question, vec![replica.to_owned()]).await?;
+        let silent = || Fault::Elsewhere(format!("the replica `{replica}` does not answer"));
+        heard.said.into_iter().next().map(|(_, said)| said).ok_or_else(silent)
+    }
+
+    async fn ask_others<T: DeserializeOwned>(&self, question: &Question, others: Vec<String>) -> Result<Heard<T>, Fault> {
         let mut heard = Heard { said: Vec::new(), silent: Vec::new() };
-        if only.is_none_or(|only| only == self.replica) {
-            heard.said.push((self.replica.clone(), read(self.answer(question).await?)?));
-        }
-        let mut others = self.others().await?;
-        match only {
-            Some(only) if only == self.replica => return Ok(heard),
-            Some(only) if !others.iter().any(|other| other == only) => return Err(Fault::Missing(format!("no replica `{only}` is there"))),
-            Some(only) => others.retain(|other| other == only),
-            None => {}
-        }
         if others.is_empty() {
             return Ok(heard);
         }
         let body = serde_json::to_value(question).map_err(|e| Fault::Away(e.to_string()))?;
         let id = uuid::Uuid::now_v7().to_string();
-        let (desk, mail) = (self.store.desk(), self.store.mail());
-        desk.ask(&Written { id: id.clone(), asker: self.replica.clone(), asked_ms: now_ms(), body }).await?;
-        let (begun, mut answers, mut mail) = (Instant::now(), Vec::new(), mail);
+        let (desk, mut mail) = (self.store.desk(), self.store.mail());
+        desk.ask(&Written { id: id.clone(), asker: self.replica.clone(), body }).await?;
+        let (begun, mut answers) = (Instant::now(), Vec::new());
         while begun.elapsed() < PATIENCE {
             let _ = tokio::time::timeout(LOOKED_EVERY, mail.changed()).await;
             answers = desk.answers(&id).await?;
@@ -91,7 +107,7 @@ impl Everywhere {
                 break;
             }
         }
-        desk.take_back(&id, now_ms() - OLD_MS).await?;
+        desk.take_back(&id, OLD_MS).await?;
         for other in others {
             match answers.iter().position(|(replica, _)| *replica == other) {
                 Some(at) => heard.said.push((other, read(answers.swap_remove(at).1)?)),
@@ -102,7 +118,7 @@ impl Everywhere {
     }
 
     /// The other replicas that have said of late how they are.
-    async fn others(&self) -> Result<Vec<String>, Fault> {
+    pub async fn others(&self) -> Result<Vec<String>, Fault> {
         if !self.others {
             return Ok(Vec::new());
         }
@@ -115,8 +131,9 @@ impl Everywhere {
     async fn answer(&self, question: &Question) -> Result<Value, Fault> {
         let said = match question {
             Question::Streams(after, most) => serde_json::to_value(streams::here(&self.streams, after.as_ref(), *most)),
-            Question::EndStream(id) => serde_json::to_value(self.streams.end(*id).map(|about| streams::row(*id, &about))),
-            Question::Limits => serde_json::to_value(limits::here(&self.near)),
+            Question::Stream(id) => serde_json::to_value(self.streams.get(*id).map(|about| streams::row(*id, &about))),
+            Question::EndStream(id) => serde_json::to_value(self.streams.end(*id).is_some()),
+            Question::Limits => serde_json::to_value(limits::here(&self.near).await),
             Question::GiveBack(which) => serde_json::to_value(self.near.forget(&which.place, &which.limit, &which.subject).await?),
         };
         said.map_err(|e| Fault::Away(e.to_string()))
@@ -128,18 +145,23 @@ impl Everywhere {
         while self.others && mail.changed().await.is_ok() {
             // One that cannot be answered now is named as silent.
             if let Err(error) = self.answer_all().await {
-                tracing::debug!(%error, "another replica's question was not answered");
+                tracing::debug!(%error, "what other replicas ask cannot be read");
             }
         }
     }
 
     async fn answer_all(&self) -> Result<(), Fault> {
         let desk = self.store.desk();
-        for asked in desk.asked(&self.replica, now_ms() - OLD_MS).await? {
+        for asked in desk.asked(&self.replica, OLD_MS).await? {
             // What a newer version asks may be unknown here.
             let Ok(question) = serde_json::from_value::<Question>(asked.body) else { continue };
-            let said = self.answer(&question).await?;
-            desk.answer(&asked.id, &self.replica, &said).await?;
+            let answered = async {
+                let said = self.answer(&question).await?;
+                Ok::<_, Fault>(desk.answer(&asked.id, &self.replica, &said).await?)
+            };
+            if let Err(error) = answered.await {
+                tracing::warn!(%error, "another replica's question was not answered");
+            }
         }
         Ok(())
     }

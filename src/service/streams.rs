@@ -101,7 +101,7 @@ pub fn here(streams: &Streams, after: Option<&Mark>, most: usize) -> Here {
 
 /// Those of all replicas, the oldest first.
 pub async fn list(everywhere: &Everywhere, after: Option<Mark>, most: usize) -> Result<Page, Fault> {
-    let heard = everywhere.ask::<Here>(&Question::Streams(after.clone(), most), None).await?;
+    let heard = everywhere.ask::<Here>(&Question::Streams(after.clone(), most)).await?;
     let total = heard.said.iter().map(|(_, here)| here.total).sum();
     let mut marked: Vec<(Mark, Stream)> = Vec::new();
     for (replica, here) in heard.said {
@@ -121,14 +121,18 @@ pub async fn list(everywhere: &Everywhere, after: Option<Mark>, most: usize) -> 
 
 /// Ends one. What it was.
 pub async fn end(everywhere: &Everywhere, id: u64, replica: Option<&str>, actor: &Actor) -> Result<Stream, Fault> {
-    let replica = replica.unwrap_or(&everywhere.replica);
-    let mut heard = everywhere.ask::<Option<Stream>>(&Question::EndStream(id), Some(replica)).await?;
-    let Some((_, ended)) = heard.said.pop() else {
-        return Err(Fault::Elsewhere(format!("the replica `{replica}` has not answered; the stream may have been ended all the same")));
+    let replica = match replica {
+        Some(replica) => replica,
+        // Its number says nothing of where it is.
+        None if !everywhere.others().await?.is_empty() => {
+            return Err(Fault::invalid("replica", "there are several replicas: say on which it is open, as the list does"));
+        }
+        None => &everywhere.replica,
     };
-    let stream = ended.ok_or_else(|| Fault::Missing(format!("no stream {id} is open on `{replica}`")))?;
+    let missing = || Fault::Missing(format!("no stream {id} is open on `{replica}`"));
+    let stream = everywhere.ask_one::<Option<Stream>>(&Question::Stream(id), replica).await?.ok_or_else(missing)?;
     let stream = Stream { replica: replica.to_owned(), started_ms: None, ..stream };
-    tracing::info!(by = actor.who, client = stream.client, route = stream.route, replica, "a stream was ended");
+    // First it is written down: nothing is done that nobody can know of.
     let line = Line {
         action: "stream.ended",
         target: stream.request_id.clone().unwrap_or_else(|| id.to_string()),
@@ -136,5 +140,7 @@ pub async fn end(everywhere: &Everywhere, id: u64, replica: Option<&str>, actor:
         after: None,
     };
     everywhere.store.desk().note_down(line, actor).await?;
+    everywhere.ask_one::<bool>(&Question::EndStream(id), replica).await?;
+    tracing::info!(by = actor.who, client = stream.client, route = stream.route, replica, "a stream was ended");
     Ok(stream)
 }

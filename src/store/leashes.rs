@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
-use keylatch_filters::contract::{Binding, KeyId, Leash};
+use keylatch_filters::contract::{Binding, KeyId, Leash, Pulled};
 use parking_lot::Mutex;
 
 type Held = Vec<(IpAddr, Weak<Leash>)>;
@@ -58,7 +58,7 @@ impl Leashes {
             let Some(leash) = leash.upgrade() else { return false };
             let stays = holds.is_some_and(|binding| !binding.banned && binding.covers(*client));
             if !stays {
-                leash.pull();
+                leash.pull(Pulled::Binding);
                 pulled += 1;
             }
             stays

@@ -80,6 +80,21 @@ static REFUND: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// How it stands: kind, interval. Answers as the script that counts: how far ahead it is (µs), or how much is used.
+static LOOK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local known = redis.call('GET', KEYS[1])
+         if not known then return 0 end
+         if ARGV[1] == 'w' then return tonumber(known) or 0 end
+         local t = redis.call('TIME')
+         local now = t[1] * 1000000 + t[2]
+         local x, y = string.match(known, '^(%S+) (%S+) (%d)$')
+         local tat, before, interval = tonumber(x) or 0, tonumber(y) or 1, tonumber(ARGV[2])
+         if tat <= now then return 0 end
+         return math.floor((tat - now) * interval / before)",
+    )
+});
+
 /// Forgets what was counted.
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('DEL', KEYS[1])"));
 
@@ -222,6 +237,20 @@ impl Shared {
 impl Counters for Shared {
     fn hit(&self, hits: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move { if self.redis.is_cluster() { self.hit_each(&hits).await } else { self.hit_at_once(&hits).await } })
+    }
+
+    fn look<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
+        Box::pin(async move {
+            let (kind, interval, ..) = numbers(&hit.measure);
+            let mut asked = LOOK.key(self.key(hit));
+            asked.arg(kind).arg(interval);
+            let value = u64::try_from(self.redis.run::<i64>(&asked).await?).unwrap_or(0);
+            let allowed = match &hit.measure {
+                Measure::Rolling { quota, .. } => value.saturating_mul(1000) <= quota.tolerance_ns,
+                Measure::Window { most, .. } => value < u64::from(*most),
+            };
+            Ok(outcome(hit, allowed, value))
+        })
     }
 
     fn forget<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {

@@ -11,8 +11,6 @@ pub struct Question {
     pub id: String,
     /// The replica that asks.
     pub asker: String,
-    /// When, in milliseconds since 1970.
-    pub asked_ms: i64,
     /// What.
     pub body: Value,
 }
@@ -22,12 +20,12 @@ pub struct Question {
 pub trait Questions: Send + Sync {
     /// Asks; other replicas hear of it.
     async fn ask(&self, question: &Question) -> Result<(), StoreError>;
-    /// What others have asked since then that this replica has not answered.
-    async fn asked(&self, replica: &str, since_ms: i64) -> Result<Vec<Question>, StoreError>;
+    /// What others have asked within this time, by the database's clock, that this replica has not answered.
+    async fn asked(&self, replica: &str, within_ms: i64) -> Result<Vec<Question>, StoreError>;
     /// Answers one, if it still stands.
     async fn answer(&self, question: &str, replica: &str, body: &Value) -> Result<(), StoreError>;
     /// Who has answered what.
     async fn answers(&self, question: &str) -> Result<Vec<(String, Value)>, StoreError>;
-    /// Takes back a question with its answers, and those of askers that have gone before then.
-    async fn take_back(&self, question: &str, before_ms: i64) -> Result<(), StoreError>;
+    /// Takes back a question with its answers, and those of askers that have gone since.
+    async fn take_back(&self, question: &str, within_ms: i64) -> Result<(), StoreError>;
 }

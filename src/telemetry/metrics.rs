@@ -2,6 +2,7 @@
 //! Labels come from closed lists (routes, filters, reasons, statuses), never from a request.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
@@ -66,6 +67,8 @@ impl Metrics {
             streams: Streams::new(
                 gauge(&registry, "open_streams", "Event streams that are open.")?,
                 counter(&registry, "stream_frames_total", "Comment frames sent into event streams.")?,
+                // Milliseconds: fewer streams than that begin.
+                SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0)),
             ),
             tops: Tops::default(),
             registry,

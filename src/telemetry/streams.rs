@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use keylatch_filters::contract::{Key, Leash};
+use keylatch_filters::contract::{Key, Leash, Pulled};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 
@@ -20,7 +20,7 @@ pub struct Streams {
 
 #[derive(Default)]
 struct Each {
-    /// Numbers grow with time and are never given twice.
+    /// Numbers grow with time and are never given twice, not by the process before this one either.
     last: u64,
     open: BTreeMap<u64, (Arc<About>, Arc<Leash>)>,
 }
@@ -47,9 +47,9 @@ pub struct About {
 }
 
 impl Streams {
-    /// None is open.
-    pub fn new(open: IntGauge, frames: IntCounter) -> Arc<Self> {
-        Arc::new(Self { open, frames, each: Mutex::default() })
+    /// None is open. `before`: the number before the first one.
+    pub fn new(open: IntGauge, frames: IntCounter, before: u64) -> Arc<Self> {
+        Arc::new(Self { open, frames, each: Mutex::new(Each { last: before, open: BTreeMap::new() }) })
     }
 
     /// One begins; it is open for as long as what is returned lives.
@@ -68,10 +68,15 @@ impl Streams {
         each.open.range(after.saturating_add(1)..).take(limit).map(|(id, (about, _))| (*id, Arc::clone(about))).collect()
     }
 
+    /// One of them; `None`: it is not open.
+    pub fn get(&self, id: u64) -> Option<Arc<About>> {
+        self.each.lock().open.get(&id).map(|(about, _)| Arc::clone(about))
+    }
+
     /// Ends one. What it was; `None`: it is not open.
     pub fn end(&self, id: u64) -> Option<Arc<About>> {
         let (about, leash) = self.each.lock().open.get(&id).cloned()?;
-        leash.pull();
+        leash.pull(Pulled::Operator);
         Some(about)
     }
 }
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn they_are_listed_ended_and_forgotten() {
-        let streams = Streams::new(IntGauge::new("a", "a").unwrap(), IntCounter::new("b", "b").unwrap());
+        let streams = Streams::new(IntGauge::new("a", "a").unwrap(), IntCounter::new("b", "b").unwrap(), 0);
         let about = |path: &str| About {
             started_at: SystemTime::now(),
             route: "api".into(),
@@ -126,7 +131,7 @@ mod tests {
         assert_eq!((paths(0, 1).len(), paths(1, 9).len(), streams.open.get()), (1, 1, 2));
         assert_eq!(streams.end(2).unwrap().path, "/2");
         let mut cx = Context::from_waker(Waker::noop());
-        assert_eq!((leashes[0].poll_pulled(&mut cx), leashes[1].poll_pulled(&mut cx)), (Poll::Pending, Poll::Ready(())));
+        assert_eq!((leashes[0].poll_pulled(&mut cx), leashes[1].poll_pulled(&mut cx)), (Poll::Pending, Poll::Ready(Pulled::Operator)));
         drop((one, two));
         assert!(streams.list(0, 9).is_empty() && streams.open.get() == 0 && streams.end(1).is_none());
     }

@@ -19,10 +19,12 @@ export function Limits({ route }) {
   const { over, search = "" } = route.params;
   const limits = useLoad((signal) => get("/limits", { signal }), []);
   const [done, setDone] = useState("");
+  // One after the other: a slow answer is waited for.
   useEffect(() => {
-    const again = setInterval(limits.reload, EVERY_MS);
-    return () => clearInterval(again);
-  }, []);
+    if (limits.loading) return undefined;
+    const again = setTimeout(limits.reload, EVERY_MS);
+    return () => clearTimeout(again);
+  }, [limits.loading]);
   const narrow = (params) => go("limits", { ...route.params, ...params }, { replace: true });
   const giveBack = (row) => async () => {
     await call("POST", "/limits/reset", { limit: row.limit, place: row.place, subject: row.subject });
@@ -36,6 +38,7 @@ export function Limits({ route }) {
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${limits.error} retry=${limits.reload} />
     <${Silent} replicas=${limits.data?.silent} />
+    ${limits.data?.complete === false && html`<div class="notice warn" role="status"><p>${t("A replica knows of more than 1,000; these are those who have used most.")}</p></div>`}
     <form class="filters" onSubmit=${(event) => event.preventDefault()}>
       <${Field} label=${t("Limit, key id, address or claim")} type="search" value=${search} onInput=${(text) => narrow({ search: text })} />
       <${Field} label=${t("Only who is refused")} type="checkbox" checked=${Boolean(over)} onInput=${(on) => narrow({ over: on ? 1 : "" })} />

@@ -5,7 +5,7 @@ use keylatch_filters::contract::StoreError;
 use serde_json::Value;
 use sqlx::{Database, Row};
 
-use super::{Db, Own, failed};
+use super::{Db, NOW_MS, Own, failed};
 use crate::store::questions::{Question, Questions};
 
 type DbRow = <Db as Database>::Row;
@@ -18,21 +18,21 @@ fn json(row: &DbRow, at: usize) -> sqlx::Result<Value> {
 #[async_trait]
 impl Questions for Own {
     async fn ask(&self, question: &Question) -> Result<(), StoreError> {
-        let asked = sqlx::query("INSERT INTO questions (id, asker, asked_ms, body) VALUES ($1, $2, $3, $4)");
-        let asked = asked.bind(question.id.clone()).bind(question.asker.clone()).bind(question.asked_ms).bind(question.body.to_string());
+        let statement = format!("INSERT INTO questions (id, asker, asked_ms, body) VALUES ($1, $2, {NOW_MS}, $3)");
+        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(question.id.clone()).bind(question.asker.clone());
+        let asked = asked.bind(question.body.to_string());
         self.with(async |pool| asked.execute(&pool).await.map(|_| ()).map_err(failed)).await
     }
 
-    async fn asked(&self, replica: &str, since_ms: i64) -> Result<Vec<Question>, StoreError> {
-        let asked = sqlx::query(
-            "SELECT q.id, q.asker, q.asked_ms, q.body FROM questions q WHERE q.asker <> $1 AND q.asked_ms >= $2
-             AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.question = q.id AND a.replica = $1)",
+    async fn asked(&self, replica: &str, within_ms: i64) -> Result<Vec<Question>, StoreError> {
+        let statement = format!(
+            "SELECT q.id, q.asker, q.body FROM questions q WHERE q.asker <> $1 AND q.asked_ms >= {NOW_MS} - $2
+             AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.question = q.id AND a.replica = $1)"
         );
-        let asked = asked.bind(replica.to_owned()).bind(since_ms);
+        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(replica.to_owned()).bind(within_ms);
         let rows = self.with(async |pool| asked.fetch_all(&pool).await.map_err(failed)).await?;
-        let read = |row: &DbRow| -> sqlx::Result<Question> {
-            Ok(Question { id: row.try_get(0)?, asker: row.try_get(1)?, asked_ms: row.try_get(2)?, body: json(row, 3)? })
-        };
+        let read =
+            |row: &DbRow| -> sqlx::Result<Question> { Ok(Question { id: row.try_get(0)?, asker: row.try_get(1)?, body: json(row, 2)? }) };
         rows.iter().map(|row| read(row).map_err(failed)).collect()
     }
 
@@ -52,8 +52,9 @@ impl Questions for Own {
         rows.iter().map(|row| read(row).map_err(failed)).collect()
     }
 
-    async fn take_back(&self, question: &str, before_ms: i64) -> Result<(), StoreError> {
-        let gone = sqlx::query("DELETE FROM questions WHERE id = $1 OR asked_ms < $2").bind(question.to_owned()).bind(before_ms);
+    async fn take_back(&self, question: &str, within_ms: i64) -> Result<(), StoreError> {
+        let statement = format!("DELETE FROM questions WHERE id = $1 OR asked_ms < {NOW_MS} - $2");
+        let gone = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(question.to_owned()).bind(within_ms);
         self.with(async |pool| gone.execute(&pool).await.map(|_| ()).map_err(failed)).await
     }
 }

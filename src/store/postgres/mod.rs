@@ -52,6 +52,8 @@ use crate::config::model::Postgres as Config;
 type Db = Pg;
 type Own = Postgres;
 type Connection = sqlx::PgConnection;
+/// By its own clock, in milliseconds since 1970.
+const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
 async fn begin(own: &Own) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
     own.with(async |pool| pool.begin().await.map_err(failed)).await

@@ -51,6 +51,8 @@ use super::{Authority, Batch, Events};
 type Db = sqlx::Sqlite;
 type Own = Sqlite;
 type Connection = sqlx::SqliteConnection;
+/// By its own clock, in milliseconds since 1970.
+const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
 async fn begin(own: &Own) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
     own.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)
