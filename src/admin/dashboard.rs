@@ -148,6 +148,8 @@ pub struct Point {
     requests: BTreeMap<String, u64>,
     /// Decisions by filter.
     decisions: BTreeMap<String, u64>,
+    /// Decisions by what became of the request: `refused`, `answered`, or `shadow`.
+    outcomes: BTreeMap<String, u64>,
     /// Intercepts.
     intercepts: u64,
     /// Times to the first byte.
@@ -316,18 +318,16 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
 }
 
 fn point(at_ms: i64, counted: &Counted) -> Point {
-    let mut by_filter = BTreeMap::new();
-    for (name, count) in &counted.decisions {
-        *by_filter.entry(name.split(' ').next().unwrap_or_default().to_owned()).or_default() += count;
-    }
-    let refused: u64 = counted.refused.values().sum();
-    if refused > 0 {
-        by_filter.insert("gate".into(), refused);
+    let (mut by_filter, mut by_outcome) = (BTreeMap::new(), BTreeMap::new());
+    for decision in decisions(counted) {
+        *by_filter.entry(decision.filter).or_default() += decision.count;
+        *by_outcome.entry(decision.outcome).or_default() += decision.count;
     }
     Point {
         at: rfc3339(at_ms),
         requests: counted.requests.clone(),
         decisions: by_filter,
+        outcomes: by_outcome,
         intercepts: intercepts(counted),
         first_byte: Quantiles::of(counted),
     }

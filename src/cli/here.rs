@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, header};
 use serde_json::Value;
 
 use super::{actor, on_runtime};
@@ -13,34 +13,59 @@ use crate::control;
 /// Some answers look through much.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// Calls it. Its refusals are errors in its own words.
+/// One call.
+pub struct Call<'a> {
+    /// Its method.
+    pub method: Method,
+    /// Its path, behind `/admin/api`.
+    pub path: &'a str,
+    /// Its query, as it is sent.
+    pub query: &'a str,
+    /// Its body.
+    pub body: Option<&'a Value>,
+    /// The version for `If-Match`.
+    pub version: Option<i64>,
+}
+
+impl Call<'_> {
+    /// Carries it out. Refusals are errors in the API's own words; what is no JSON comes as text.
+    pub fn carry_out(&self, config: &Path) -> Result<Value, String> {
+        let socket = control::api_socket(config)?;
+        on_runtime(async {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(ANSWER_TIME_MAX).no_proxy().build();
+            let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
+            url.set_path(&format!("/admin/api/{}", self.path.trim_start_matches('/')));
+            url.set_query(Some(self.query).filter(|query| !query.is_empty()));
+            let mut request = client.map_err(|e| e.to_string())?.request(self.method.clone(), url).header(ACTOR, plainly(&actor().who));
+            if let Some(body) = self.body {
+                request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
+            }
+            if let Some(version) = self.version {
+                request = request.header(header::IF_MATCH, format!("\"{version}\""));
+            }
+            let answer = request.send().await.map_err(|error| match error.is_connect() {
+                true => format!("no process that runs {} was found (its socket would be {})", config.display(), socket.display()),
+                false => format!("the running process did not answer: {}", error.without_url()),
+            })?;
+            let status = answer.status();
+            let text = answer.text().await.map_err(|e| format!("the running process did not answer: {}", e.without_url()))?;
+            let said = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
+            match status.is_success() {
+                true => Ok(said),
+                false => Err(refusal(&said).unwrap_or_else(|| format!("it answered with {status}"))),
+            }
+        })
+    }
+}
+
+/// Calls it.
 pub fn call(config: &Path, method: Method, path: &str, query: &[(&str, Option<String>)], body: Option<&Value>) -> Result<Value, String> {
-    let socket = control::api_socket(config)?;
-    on_runtime(async {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(ANSWER_TIME_MAX).no_proxy().build();
-        let mut url = reqwest::Url::parse("http://localhost/admin/api").map_err(|e| e.to_string())?;
-        url.set_path(&format!("/admin/api{path}"));
-        let given = query.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
-        for (name, value) in given {
-            url.query_pairs_mut().append_pair(name, value);
-        }
-        let mut request = client.map_err(|e| e.to_string())?.request(method, url).header(ACTOR, plainly(&actor().who));
-        if let Some(body) = body {
-            request = request.header(http::header::CONTENT_TYPE, "application/json").body(body.to_string());
-        }
-        let answer = request.send().await.map_err(|error| match error.is_connect() {
-            true => format!("no process that runs {} was found (its socket would be {})", config.display(), socket.display()),
-            false => format!("the running process did not answer: {}", error.without_url()),
-        })?;
-        let status = answer.status();
-        let text = answer.text().await.map_err(|e| format!("the running process did not answer: {}", e.without_url()))?;
-        let said: Value = serde_json::from_str(&text).unwrap_or_default();
-        match status.is_success() {
-            true => Ok(said),
-            false => Err(refusal(&said).unwrap_or_else(|| format!("it answered with {status}"))),
-        }
-    })
+    let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
+    for (name, value) in query.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+        url.query_pairs_mut().append_pair(name, value);
+    }
+    Call { method, path, query: url.query().unwrap_or_default(), body, version: None }.carry_out(config)
 }
 
 /// A name as a field can hold it.

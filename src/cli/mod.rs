@@ -2,6 +2,7 @@
 
 mod admin;
 mod alerts;
+mod api;
 mod audit;
 mod bindings;
 mod check;
@@ -80,6 +81,8 @@ enum Command {
     Settings(settings::Settings),
     /// Look at and change who may sign in to the admin API; the way back in for whoever has locked himself out
     Admin(admin::Admin),
+    /// Make any call of the admin API to the process that runs here, and print its JSON
+    Api(api::Api),
     /// Whether alerts arrive
     Alerts(alerts::Alerts),
     /// Make tokens that `bearer` knows by their hashes
@@ -109,6 +112,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Audit(audit) => audit::audit(&audit),
         Command::Settings(settings) => settings::settings(&settings),
         Command::Admin(admin) => admin::admin(&admin),
+        Command::Api(api) => api::api(&api),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Token(token) => token::token(&token),
         Command::Secret(secret) => secret::secret(&secret),

@@ -369,4 +369,7 @@ export default {
   "Addresses that asked most": "请求最多的地址",
   "Sign in as somebody else": "以其他身份登录",
   "A replica knows of more than 1,000; these are those who have used most.": "某个副本记录了超过 1,000 条；此处为用量最多者。",
+  "Decisions, by outcome": "按结果统计的判定",
+  "answered by a filter": "由过滤器应答",
+  "would have been, in shadow": "影子模式下的判定",
 };

@@ -10,6 +10,8 @@ import { Badge, KeyId, Page, Time, Trouble, useLoad } from "../ui.js";
 const RANGES = { "1h": () => t("1 hour"), "6h": () => t("6 hours"), "24h": () => t("1 day"), "7d": () => t("1 week"), "30d": () => t("30 days") };
 const CLASSES = [["2xx", "--good"], ["3xx", "--c3"], ["4xx", "--warn"], ["5xx", "--bad"], ["0", "--muted"]];
 
+const OUTCOMES = [["refused", "--bad", () => t("refused")], ["answered", "--c3", () => t("answered by a filter")], ["shadow", "--warn", () => t("would have been, in shadow")]];
+
 export function Dashboard({ route, live }) {
   const range = route.params.range in RANGES ? route.params.range : "1h";
   const board = useLoad((signal) => get(`/dashboard${query({ range })}`, { signal }), [range]);
@@ -51,6 +53,8 @@ function Charts({ data }) {
       series=${["p50", "p95", "p99"].map((name) => ({ name, values: data.points.map((point) => point.first_byte[name]) }))} />
     <${Chart} title=${t("Decisions, by filter")} points=${at} stack format=${number}
       series=${(filters.length ? filters : [t("none")]).map((name) => ({ name, values: data.points.map((point) => point.decisions[name] || 0) }))} />
+    <${Chart} title=${t("Decisions, by outcome")} points=${at} stack format=${number}
+      series=${OUTCOMES.map(([name, colour, text]) => ({ name: text(), colour, values: data.points.map((point) => point.outcomes[name] || 0) }))} />
     <${Chart} title=${t("Intercepts")} points=${at} stack format=${number} series=${[{ name: t("Intercepts"), colour: "--bad", values: data.points.map((point) => point.intercepts) }]} />
   </div>`;
 }
