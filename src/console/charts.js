@@ -49,7 +49,7 @@ export function Chart({ title, points, series, stack, format }) {
           // Each point is a step of time that begins there.
           scales: { x: { range: (_, from, until) => [from, until + (stack ? step : 0)] }, y: { range: (_, least, most) => [0, Math.max(most * 1.1, stack ? 1 : 0.001)] } },
           axes: [
-            { ...axis, values: (_, splits) => splits.map((at) => clock(at, points)) },
+            { ...axis, space: 72, values: (_, splits) => splits.map((at) => clock(at, points)) },
             { ...axis, size: 60, values: (_, splits) => splits.map((value) => format(value)) },
           ],
           series: [

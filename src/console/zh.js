@@ -372,4 +372,5 @@ export default {
   "Decisions, by outcome": "按结果统计的判定",
   "answered by a filter": "由过滤器应答",
   "would have been, in shadow": "影子模式下的判定",
+  "Providers": "身份提供方",
 };

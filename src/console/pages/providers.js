@@ -68,9 +68,10 @@ export function Providers() {
   };
   const begin = (next) => () => (set(next), setError(null), setDone(""));
   const check = ({ name }) => async () => (await call("POST", `/providers/${name}/check`), setDone(t("{name} answers as it should.", { name })));
-  return html`${done && html`<${Done}>${done}</${Done}>`}
+  return html`<h2>${t("Providers people sign in through (OpenID Connect)")}</h2>
+    ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${providers.error} retry=${providers.reload} />
-    <${Table} caption=${t("Providers people sign in through (OpenID Connect)")} rows=${providers.data?.items || []} loading=${providers.loading} empty=${t("None: everybody has a password here.")} columns=${[
+    <${Table} caption=${t("Providers")} rows=${providers.data?.items || []} loading=${providers.loading} empty=${t("None: everybody has a password here.")} columns=${[
       [t("Name"), (row) => html`<strong>${row.name}</strong>`],
       [t("Issuer"), (row) => html`<code>${row.settings?.issuer}</code>`],
       [t("Claim"), (row) => html`<code>${row.settings?.role_claim}</code>`],
