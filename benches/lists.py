@@ -6,6 +6,7 @@ that the console can show, by the time of the answer as a client sees it. Prints
 
 import argparse
 import contextlib
+import hashlib
 import json
 import pathlib
 import random
@@ -28,6 +29,20 @@ PASSWORD = "correct-horse-battery"
 MINUTES = 30 * 24 * 60
 
 
+def counts():
+    """What two other replicas have counted: 30 days by hours, two by minutes."""
+    counted = {"requests": {"2xx": 90000, "4xx": 4000, "5xx": 30}, "decisions": {f"filter_{n} reason_{n} refused": n for n in range(12)}, "refused": {"no_host": 3}, "first_byte": list(range(15)), "upstream_errors": 3}
+    now = int(time.time() * 1000)
+    for table in ("samples", "tops"):
+        for step_s, steps in ((60, 2880), (3600, 720)):
+            for n in range(steps):
+                for replica in ("bench-a", "bench-b"):
+                    if table == "tops":
+                        keys = {hashlib.sha256(f"{n % 50}-{k}".encode()).hexdigest(): {"hint": "sk-…abcd", "count": 1000 - k} for k in range(20)}
+                        counted = {"keys": keys, "clients": {f"10.{n % 50}.{replica[-1] == 'a'}.{k}": {"count": 900 - k} for k in range(20)}}
+                    yield table, (step_s, now - now % (step_s * 1000) - n * step_s * 1000, replica, json.dumps(counted))
+
+
 def fill_postgres(postgres, bindings, intercepts):
     address = "('10.' || (i / 65536) % 256 || '.' || (i / 256) % 256 || '.' || i % 256)::inet"
     postgres.psql(
@@ -40,14 +55,17 @@ def fill_postgres(postgres, bindings, intercepts):
             SELECT date_trunc('minute', now()) - interval '1 minute' * (i % {MINUTES}), sha256(((i * 31) % {bindings})::text::bytea), {address}, 'POST',
                 '/v1/chat/' || i % 13, CASE WHEN i % 1000 = 0 THEN 'rare' ELSE 'api' END, 'edge', i % 1000 = 0, 'sk-…' || right(md5(((i * 31) % {bindings})::text), 4), '{{10.0.0.1/32}}', 'bench', 1, now(), now()
             FROM generate_series(1, {intercepts}) i ON CONFLICT DO NOTHING""",
-        "ANALYZE",
         timeout=1200,
     )
+    for table in ("samples", "tops"):
+        rows = [row for into, row in counts() if into == table]
+        values = lambda some: ", ".join(f"({step}, {at}, '{replica}', '{counted}')" for step, at, replica, counted in some)  # noqa: E731
+        for first in range(0, len(rows), 20):
+            postgres.psql(f"INSERT INTO {table} (step_s, at_ms, replica, counted) VALUES {values(rows[first : first + 20])}")
+    postgres.psql("ANALYZE")
 
 
 def fill_sqlite(path, bindings, intercepts):
-    import hashlib
-
     now = int(time.time() * 1000)
     ids = [hashlib.sha256(str(i).encode()).digest() for i in range(bindings + 1)]
     hint = lambda i: "sk-…" + hashlib.md5(str(i).encode()).hexdigest()[-4:]  # noqa: E731
@@ -68,6 +86,8 @@ def fill_sqlite(path, bindings, intercepts):
                 for i in range(1, intercepts + 1)
             ),
         )
+        for table, row in counts():
+            database.execute(f"INSERT INTO {table} (step_s, at_ms, replica, counted) VALUES (?, ?, ?, ?)", row)
         database.commit()
         database.execute("ANALYZE")
         database.commit()
@@ -101,6 +121,7 @@ def pages(bindings):
     yield "intercepts, by address, a day", lambda: ("logs/groups", {"by": "client", "since": since(24)})
     yield "audit", lambda: ("audit", {})
     yield "dashboard, an hour", lambda: ("dashboard", {})
+    yield "dashboard, a day", lambda: ("dashboard", {"range": "24h"})
     yield "dashboard, 30 days", lambda: ("dashboard", {"range": "30d"})
 
 
