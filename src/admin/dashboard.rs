@@ -279,21 +279,30 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
     let now_ms = millis(SystemTime::now());
     let step_ms = step_s * 1000;
     let first_ms = now_ms - now_ms.rem_euclid(step_ms) - (length_s - step_s) * 1000;
-    let mut steps: BTreeMap<i64, Counted> = (0..length_s / step_s).map(|n| (first_ms + n * step_ms, Counted::default())).collect();
-    let mut all = Counted::default();
     let desk = api.store.desk();
-    for sample in desk.samples(Of::Counts, stored_s, first_ms).await? {
-        let counted: Counted = serde_json::from_value(sample.counted).unwrap_or_default();
-        all.add(&counted);
-        if let Some(step) = steps.get_mut(&(sample.at_ms - sample.at_ms.rem_euclid(step_ms))) {
-            step.add(&counted);
+    let counted = async || -> Answer<(BTreeMap<i64, Counted>, Counted)> {
+        let mut steps: BTreeMap<i64, Counted> = (0..length_s / step_s).map(|n| (first_ms + n * step_ms, Counted::default())).collect();
+        let mut all = Counted::default();
+        for sample in desk.samples(Of::Counts, stored_s, first_ms).await? {
+            let counted: Counted = serde_json::from_value(sample.counted).unwrap_or_default();
+            all.add(&counted);
+            if let Some(step) = steps.get_mut(&(sample.at_ms - sample.at_ms.rem_euclid(step_ms))) {
+                step.add(&counted);
+            }
         }
-    }
+        Ok((steps, all))
+    };
     let wanted = Wanted { since_ms: Some(first_ms), limit: TOP, ..Wanted::default() };
     let groups =
         async |by| -> Answer<Vec<Group>> { Ok(desk.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect()) };
-    let (now, replicas) = now(&api).await?;
-    let (busiest_keys, busiest_clients) = busiest(&api, first_ms, if length_s == HOUR_S { MINUTE_S } else { HOUR_S }).await?;
+    // All at once: each waits for the database most of its time.
+    let ((steps, all), top_keys, top_clients, (now, replicas), (busiest_keys, busiest_clients)) = tokio::try_join!(
+        counted(),
+        groups(By::Key),
+        groups(By::Client),
+        now(&api),
+        busiest(&api, first_ms, if length_s == HOUR_S { MINUTE_S } else { HOUR_S }),
+    )?;
     let store = health::store_state(&api).await;
     let snapshot = api.shared.snapshot.load_full();
     let upstreams = snapshot.upstreams.iter().map(|upstream| {
@@ -310,8 +319,8 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         decisions: decisions(&all),
         busiest_keys,
         busiest_clients,
-        top_keys: groups(By::Key).await?,
-        top_clients: groups(By::Client).await?,
+        top_keys,
+        top_clients,
         replicas,
         health: Health { store_error: store.err(), redis: api.store.shares(), upstreams: upstreams.collect() },
     }))

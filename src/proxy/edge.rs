@@ -325,7 +325,9 @@ impl ProxyHttp for Edge {
         fields::lower_response(response);
         reply::response_hooks(session, exchange, response, Source::Upstream)?;
         // Without a plan a stream is watched over all the same: it is shown to operators, who may end it, and ends with its key.
-        let watched = stream && session.req_header().method != http::Method::HEAD && !response.headers.contains_key(header::CONTENT_LENGTH);
+        let whole = !response.status.is_success() || response.status == http::StatusCode::NO_CONTENT;
+        let watched =
+            stream && !whole && session.req_header().method != http::Method::HEAD && !response.headers.contains_key(header::CONTENT_LENGTH);
         let plan = exchange.facts.get::<StreamPlan>().filter(|_| stream).cloned();
         let plan = plan.or_else(|| watched.then(|| StreamPlan::none(self.limits.write_timeout.0)));
         match (plan, &exchange.home) {
