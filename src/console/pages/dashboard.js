@@ -56,6 +56,8 @@ function Charts({ data }) {
     <${Chart} title=${t("Decisions, by outcome")} points=${at} stack format=${number}
       series=${OUTCOMES.map(([name, colour, text]) => ({ name: text(), colour, values: data.points.map((point) => point.outcomes[name] || 0) }))} />
     <${Chart} title=${t("Intercepts")} points=${at} stack format=${number} series=${[{ name: t("Intercepts"), colour: "--bad", values: data.points.map((point) => point.intercepts) }]} />
+    <${Bars} title=${t("Decisions")} empty=${t("Nothing was refused in this time.")}
+      rows=${data.decisions.slice(0, 10).map((row) => ({ name: html`${row.filter}: ${row.reason} ${row.outcome === "shadow" ? html`<${Badge}>${t("shadow")}</${Badge}>` : ""}`, label: `${row.filter} ${row.reason}`, value: row.count, shown: number(row.count) }))} />
   </div>`;
 }
 
@@ -68,8 +70,6 @@ const Tops = ({ data }) => html`<div class="charts">
     rows=${data.top_keys.map((group) => ({ name: html`<${KeyId} id=${group.what} hint=${group.hint} />`, label: group.what.slice(0, 12), value: group.count, shown: t("{count} from {others}", { count: number(group.count), others: number(group.others) }) }))} />
   <${Bars} title=${t("Addresses that were refused most")} empty=${t("None was refused in this time.")}
     rows=${data.top_clients.map((group) => ({ name: html`<a href=${href("intercepts", { client: group.what })}>${group.what}</a>`, label: group.what, value: group.count, shown: number(group.count) }))} />
-  <${Bars} title=${t("Decisions")} empty=${t("Nothing was refused in this time.")}
-    rows=${data.decisions.slice(0, 10).map((row) => ({ name: html`${row.filter}: ${row.reason} ${row.outcome === "shadow" ? html`<${Badge}>${t("shadow")}</${Badge}>` : ""}`, label: `${row.filter} ${row.reason}`, value: row.count, shown: number(row.count) }))} />
 </div>`;
 
 const Health = ({ data }) => html`<div class="charts">
