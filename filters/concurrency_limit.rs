@@ -59,16 +59,18 @@ pub struct Config {
 struct Open(Mutex<HashMap<Things, u32>>);
 
 impl Open {
-    fn take(self: &Arc<Self>, things: Things, most: u32) -> Option<Lease> {
-        match self.0.lock().entry(things.clone()) {
-            Entry::Occupied(mut count) if *count.get() < most => *count.get_mut() += 1,
-            Entry::Occupied(_) => return None,
-            Entry::Vacant(slot) => {
-                slot.insert(1);
+    /// The place, and how many are taken with it.
+    fn take(self: &Arc<Self>, things: &Things, most: u32) -> Option<(Lease, u32)> {
+        let taken = match self.0.lock().entry(things.clone()) {
+            Entry::Occupied(mut count) if *count.get() < most => {
+                *count.get_mut() += 1;
+                *count.get()
             }
-        }
-        let open = Arc::clone(self);
-        Some(Lease::new(move || open.release(things)))
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(slot) => *slot.insert(1),
+        };
+        let (open, things) = (Arc::clone(self), things.clone());
+        Some((Lease::new(move || open.release(things)), taken))
     }
 
     fn count(&self, things: &Things) -> u32 {
@@ -157,11 +159,12 @@ impl Filter for ConcurrencyLimit {
         let things = self.subject.things(cx);
         let taken = match &self.shared {
             Some(shared) => match (shared.lease(format!("{}:{things}", self.shared_name), self.most).await, self.on_store_failure) {
-                (Ok(taken), _) => taken,
+                // How many there are elsewhere is not told, so nobody is near there, only over.
+                (Ok(taken), _) => taken.map(|lease| (lease, 0)),
                 (Err(_), failure) => {
                     self.store_failures.inc();
                     match failure {
-                        OnStoreFailure::Local => self.open.take(things.clone(), self.most),
+                        OnStoreFailure::Local => self.open.take(&things, self.most),
                         OnStoreFailure::Allow => {
                             cx.facts.let_through(Self::NAME);
                             return Ok(Flow::Continue);
@@ -170,10 +173,10 @@ impl Filter for ConcurrencyLimit {
                     }
                 }
             },
-            None => self.open.take(things.clone(), self.most),
+            None => self.open.take(&things, self.most),
         };
-        *place = taken;
-        self.note(&things, place.is_some(), cx);
+        self.note(&things, taken.as_ref().map(|(_, used)| *used), cx);
+        *place = taken.map(|(lease, _)| lease);
         match (place.is_some(), cx.shadow) {
             (true, _) => self.allowed.inc(),
             (false, true) => self.shadowed.inc(),
@@ -189,12 +192,11 @@ impl Filter for ConcurrencyLimit {
 
 impl ConcurrencyLimit {
     /// Lets operators see who is near or at the limit.
-    fn note(&self, things: &Things, taken: bool, cx: &RequestCx<'_>) {
-        let used = if taken { self.open.count(things) } else { self.most };
-        let over = if taken { Duration::ZERO } else { TOLD };
-        let standing = Standing { used, most: self.most, over: !taken, shadow: cx.shadow, rolling: false, full_in: TOLD, retry_in: over };
-        // Where it is counted elsewhere, nothing is known of those who were not refused.
-        if taken && self.shared.is_some() {
+    fn note(&self, things: &Things, used: Option<u32>, cx: &RequestCx<'_>) {
+        let (over, most) = (used.is_none(), self.most);
+        let retry_in = if over { TOLD } else { Duration::ZERO };
+        let standing = Standing { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: TOLD, retry_in };
+        if !standing.is_near() {
             return;
         }
         self.near.note(&self.in_force, things, standing, cx.now.instant, || {
@@ -249,11 +251,12 @@ mod tests {
     fn places_come_back_and_nothing_is_remembered() {
         let open = Arc::new(Open::default());
         let thing = |name: &str| Things::One(Thing::Route(name.into()));
-        let (one, two) = (open.take(thing("a"), 2), open.take(thing("a"), 2));
-        assert!(one.is_some() && two.is_some() && open.take(thing("a"), 2).is_none());
-        assert!(open.take(thing("b"), 2).is_some());
+        let (one, two) = (open.take(&thing("a"), 2), open.take(&thing("a"), 2));
+        assert_eq!((one.as_ref().map(|one| one.1), two.as_ref().map(|two| two.1)), (Some(1), Some(2)));
+        assert!(open.take(&thing("a"), 2).is_none());
+        assert!(open.take(&thing("b"), 2).is_some());
         drop(one);
-        assert!(open.take(thing("a"), 2).is_some());
+        assert!(open.take(&thing("a"), 2).is_some());
         drop(two);
         assert!(open.0.lock().is_empty());
     }

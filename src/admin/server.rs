@@ -31,9 +31,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "the admin listener takes no connection");
-                // Out of descriptors, most likely: trying at once would only keep a processor busy.
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                not_taken(&error).await;
                 continue;
             }
         };
@@ -51,16 +49,22 @@ pub async fn serve(listener: TcpListener, router: Router) {
 
 /// Serves commands on this machine: whoever can open the socket owns the process, and may do everything.
 pub async fn serve_commands(listener: UnixListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            continue;
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                not_taken(&error).await;
+                continue;
+            }
         };
         if !crate::control::is_owner(&stream) {
             continue;
         }
         let router = router.clone();
         tokio::spawn(async move {
+            let _place = place;
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
                 request.extensions_mut().insert(Machine);
                 answer(router.clone(), SocketAddr::from(([127, 0, 0, 1], 0)), request)
@@ -70,6 +74,12 @@ pub async fn serve_commands(listener: UnixListener, router: Router) {
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
         });
     }
+}
+
+async fn not_taken(error: &std::io::Error) {
+    tracing::warn!(%error, "the admin listener takes no connection");
+    // Out of descriptors, most likely: trying at once would only keep a processor busy.
+    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 async fn answer(

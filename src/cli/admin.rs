@@ -1,7 +1,6 @@
 //! `keylatch admin`: who may sign in to the admin API, from the machine itself. Whoever can read the configuration and the
 //! store has a way in; what he does stands in the audit.
 
-use std::io::Read;
 use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -9,6 +8,7 @@ use prometheus::Registry;
 use serde::Deserialize;
 
 use super::{ConfigFile, actor, on_runtime};
+use crate::cli::terminal::{read_stdin, say};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::outbound::Services;
@@ -120,10 +120,10 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
                 if *json {
                     let row = serde_json::json!({ "name": account.name, "role": account.role, "disabled": account.disabled,
                         "must_change_password": account.must_change, "signed_in_at": last });
-                    println!("{row}");
+                    say!("{row}")?;
                 } else {
                     let state = if account.disabled { "disabled" } else { "" };
-                    println!("{:<24} {:<9} {:<21} {state}", account.name, account.role, last.unwrap_or_else(|| "never".into()));
+                    say!("{:<24} {:<9} {:<21} {state}", account.name, account.role, last.unwrap_or_else(|| "never".into()))?;
                 }
             }
             Ok(())
@@ -139,7 +139,7 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
             show(name, &password)
         }
         Command::ResetPassword { name, stdin } => {
-            let password = if *stdin { read(BYTES_MAX)? } else { accounts::random_password()? };
+            let password = if *stdin { read_stdin(BYTES_MAX)? } else { accounts::random_password()? };
             let passwords = Passwords::new()?;
             if store.desk().accounts().await.map_err(|e| e.to_string())?.is_empty() {
                 accounts::make(store, &passwords, name, Role::Admin, &password, &actor).await?;
@@ -162,12 +162,13 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
         Command::Providers => {
             for provider in store.desk().providers().await.map_err(|e| e.to_string())? {
                 let row = serde_json::json!({ "name": provider.name, "settings": provider.settings, "has_client_secret": provider.secret.is_some() });
-                println!("{row}");
+                say!("{row}")?;
             }
             Ok(())
         }
         Command::SetProvider { name } => {
-            let given: ProviderGiven = serde_json::from_str(&read(PROVIDER_BYTES_MAX)?).map_err(|e| format!("standard input: {e}"))?;
+            let given: ProviderGiven =
+                serde_json::from_str(&read_stdin(PROVIDER_BYTES_MAX)?).map_err(|e| format!("standard input: {e}"))?;
             let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
             oidc.put(store, name, &given.settings, given.client_secret.as_deref(), Expects::Anything, &actor).await?;
             Ok(())
@@ -179,15 +180,8 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
     }
 }
 
-fn read(bytes_max: usize) -> Result<String, String> {
-    let mut text = String::new();
-    std::io::stdin().take(bytes_max as u64 + 2).read_to_string(&mut text).map_err(|e| format!("standard input: {e}"))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
 /// The password alone on standard output, so that it can be handed on.
 fn show(name: &str, password: &str) -> Result<(), String> {
     eprintln!("The password of `{name}`, which is shown this once and must be changed:");
-    println!("{password}");
-    Ok(())
+    say!("{password}")
 }

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{ConfigFile, on_runtime};
+use crate::cli::terminal::say;
 use crate::config::{Compiler, check_ports, parse_file};
 
 #[derive(Args)]
@@ -28,7 +29,7 @@ pub fn alerts(asked: &Alerts) -> Result<(), String> {
         return Err("no webhook is configured; see alerts.webhooks".into());
     }
     for (name, outcome) in &outcomes {
-        println!("{name}: {}", outcome.as_ref().err().map_or("taken", String::as_str));
+        say!("{name}: {}", outcome.as_ref().err().map_or("taken", String::as_str))?;
     }
     if outcomes.iter().all(|(_, outcome)| outcome.is_ok()) { Ok(()) } else { Err("not every webhook has taken it".into()) }
 }

@@ -1,14 +1,13 @@
 //! `keylatch api`: any call of the admin API, of the process that runs here.
 
-use std::io::{Read, Write};
-
 use clap::Args;
 use http::Method;
 
-use super::{ConfigFile, here, written};
+use super::{ConfigFile, here};
+use crate::cli::terminal::{read_stdin, say};
 
 /// The largest body that is read.
-const BODY_BYTES_MAX: u64 = 6 << 20;
+const BODY_BYTES_MAX: usize = 6 << 20;
 
 #[derive(Args)]
 pub struct Api {
@@ -28,7 +27,7 @@ pub struct Api {
 
 pub fn api(asked: &Api) -> Result<(), String> {
     let body = match asked.data.as_deref() {
-        Some("-") => Some(read()?),
+        Some("-") => Some(read_stdin(BODY_BYTES_MAX)?),
         Some(text) => Some(text.to_owned()),
         None => None,
     };
@@ -38,12 +37,6 @@ pub fn api(asked: &Api) -> Result<(), String> {
     let said = call.carry_out(&asked.file.config)?;
     match said {
         serde_json::Value::Null => Ok(()),
-        said => written(writeln!(std::io::stdout(), "{said}")),
+        said => say!("{said}"),
     }
-}
-
-fn read() -> Result<String, String> {
-    let mut text = String::new();
-    std::io::stdin().take(BODY_BYTES_MAX).read_to_string(&mut text).map_err(|e| format!("standard input: {e}"))?;
-    Ok(text)
 }

@@ -1,11 +1,10 @@
 //! `keylatch audit`: who has changed what.
 
-use std::io::Write;
-
 use clap::Args;
 use prometheus::Registry;
 
-use super::{ConfigFile, on_runtime, written};
+use super::{ConfigFile, on_runtime};
+use crate::cli::terminal::say;
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::store::audit::{Asked, Entry};
@@ -56,7 +55,7 @@ pub async fn show(store: &Store, asked: Asked, limit: u32, json: bool) -> Result
         (before, left) = (Some(last.id), left - u32::try_from(page.len()).unwrap_or(left));
         for entry in &page {
             let line = if json { serde_json::to_string(entry).map_err(|e| e.to_string())? } else { plain(entry) };
-            written(writeln!(std::io::stdout(), "{line}"))?;
+            say!("{line}")?;
         }
     }
     Ok(())

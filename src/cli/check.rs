@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use crate::cli::terminal::say;
 use crate::config::{Compiler, Files, check_ports, parse_file};
 
 pub fn check(path: &Path) -> Result<(), String> {
     let parsed = parse_file(path).map_err(|report| report.to_string())?;
     let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
     crate::store::check(&snapshot.settings.secrets, &Files::beside(path))?;
-    println!("{} is fine: {} routes, {} upstreams", path.display(), snapshot.routes.len(), snapshot.upstreams.len());
+    say!("{} is fine: {} routes, {} upstreams", path.display(), snapshot.routes.len(), snapshot.upstreams.len())?;
     Ok(())
 }

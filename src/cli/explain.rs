@@ -7,6 +7,7 @@ use pingora::http::RequestHeader;
 use std::net::IpAddr;
 
 use super::ConfigFile;
+use crate::cli::terminal::say;
 use crate::config::{Compiler, check_ports, parse_file};
 use crate::proxy::errors;
 use crate::proxy::gate::{self, HeadLimits};
@@ -39,30 +40,30 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     } else {
         "not one of trusted_proxies: what it says of others is ignored"
     };
-    println!("peer      {peer}, {trusted}");
+    say!("peer      {peer}, {trusted}")?;
 
     let limits = snapshot.settings.listeners.first().map(|listener| &listener.limits).cloned().unwrap_or_default();
     let limits = HeadLimits { bytes: limits.header_bytes.as_usize(), fields: limits.headers };
     let passed = match gate::check(&mut request, None, true, limits) {
         Ok(passed) => passed,
         Err(refused) => {
-            println!("gate      refused with {}: {}", refused.status.as_u16(), refused.reason);
+            say!("gate      refused with {}: {}", refused.status.as_u16(), refused.reason)?;
             return Ok(());
         }
     };
     let target = String::from_utf8_lossy(request.raw_path()).into_owned();
-    println!("gate      passed; the target is {target}");
+    say!("gate      passed; the target is {target}")?;
 
     let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
-        println!("route     none: 404, unless a top-level filter answers before");
+        say!("route     none: 404, unless a top-level filter answers before")?;
         return chain(&snapshot.unrouted, "-", &request, peer);
     };
     if passed.encoded_slash && !route.allow_encoded_slash {
-        println!("route     {}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name);
+        say!("route     {}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name)?;
         return Ok(());
     }
-    println!("route     {}, to upstream {}", route.name, route.upstream.name);
+    say!("route     {}, to upstream {}", route.name, route.upstream.name)?;
 
     chain(&route.chain, &route.name, &request, peer)
 }
@@ -74,25 +75,24 @@ fn chain(chain: &Chain, route: &str, request: &RequestHeader, peer: IpAddr) -> R
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let explained = runtime.block_on(chain.explain(&mut cx)).map_err(|failure| failure.to_string())?;
     match facts.get::<ClientAddress>() {
-        Some(client) => println!("client    {}, from {}", client.address, client.source),
-        None => println!("client    {peer}, the peer: no client_ip in force in the chain"),
+        Some(client) => say!("client    {}, from {}", client.address, client.source)?,
+        None => say!("client    {peer}, the peer: no client_ip in force in the chain")?,
     }
     let unknown = explained.iter().position(asks_somebody);
     let outcome = explained.iter().position(|one| one.reply.is_some() && !one.shadow && !asks_somebody(one));
     for (index, one) in explained.iter().enumerate() {
         let label = if index == 0 { "filters" } else { "" };
-        println!("{label:<9} {:>2}. {}: {}", index + 1, one.filter, says(one));
-        one.lines.iter().for_each(|line| println!("              {line}"));
+        say!("{label:<9} {:>2}. {}: {}", index + 1, one.filter, says(one))?;
+        one.lines.iter().try_for_each(|line| say!("              {line}"))?;
     }
     let status = outcome.and_then(|index| explained.get(index)?.reply.clone()).map(|reply| errors::of_reply(*reply).status.as_u16());
     match (status, unknown) {
         // What somebody who is asked says may be what decides.
-        (Some(status), Some(asked)) if Some(asked) < outcome => println!("outcome   {status}, if what is asked before says nothing else"),
-        (Some(status), _) => println!("outcome   {status}"),
-        (None, _) if route == "-" => println!("outcome   404"),
-        (None, _) => println!("outcome   goes upstream, as far as this can be told without stores and services"),
+        (Some(status), Some(asked)) if Some(asked) < outcome => say!("outcome   {status}, if what is asked before says nothing else"),
+        (Some(status), _) => say!("outcome   {status}"),
+        (None, _) if route == "-" => say!("outcome   404"),
+        (None, _) => say!("outcome   goes upstream, as far as this can be told without stores and services"),
     }
-    Ok(())
 }
 
 /// Stores and services are not asked here.

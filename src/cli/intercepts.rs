@@ -1,13 +1,12 @@
 //! `keylatch intercepts`: requests that were refused because their key is bound elsewhere, or banned.
 
-use std::io::Write;
-
 use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 use serde_json::Value;
 
+use super::ConfigFile;
 use super::here::{self, key, text};
-use super::{ConfigFile, written};
+use crate::cli::terminal::say;
 
 #[derive(Args)]
 pub struct Intercepts {
@@ -95,9 +94,7 @@ impl Filter {
 
 pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
     let config = &asked.file.config;
-    let show = |json: bool, plain: fn(&Value) -> String| {
-        move |row: &Value| written(writeln!(std::io::stdout(), "{}", if json { row.to_string() } else { plain(row) }))
-    };
+    let show = |json: bool, plain: fn(&Value) -> String| move |row: &Value| say!("{}", if json { row.to_string() } else { plain(row) });
     match &asked.command {
         Command::List(filter) => here::list(config, "/logs", &filter.query(), filter.limit, show(filter.json, plain)).map(|_| ()),
         Command::Top { by, filter } => {

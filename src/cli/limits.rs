@@ -1,13 +1,12 @@
 //! `keylatch limits`: who is near or over a limit, on all replicas, and giving back what he has used.
 
-use std::io::Write;
-
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
+use super::ConfigFile;
 use super::here::{self, text};
-use super::{ConfigFile, written};
+use crate::cli::terminal::say;
 
 #[derive(Args)]
 pub struct Limits {
@@ -49,7 +48,7 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
     match &asked.command {
         Command::List { json } => rows.iter().try_for_each(|row| {
             let line = if *json { row.to_string() } else { plain(row) };
-            written(writeln!(std::io::stdout(), "{line}"))
+            say!("{line}")
         }),
         Command::GiveBack { subject, limit, json } => {
             let can = |row: &&Value| row.get("can_give_back") == Some(&Value::Bool(true));
@@ -61,7 +60,7 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
                 if !given.contains(&which) {
                     here::call(config, Method::POST, "/limits/reset", &[], Some(&which))?;
                     let plain = || format!("{subject} has all of `{}` ({}) again", text(row, "limit"), text(row, "place"));
-                    written(writeln!(std::io::stdout(), "{}", if *json { which.to_string() } else { plain() }))?;
+                    say!("{}", if *json { which.to_string() } else { plain() })?;
                     given.push(which);
                 }
             }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use crate::cli::terminal::say;
 use crate::config::{Files, Parsed, parse_file};
 
 pub fn migrate(path: &Path) -> Result<(), String> {
     let settings = parse_file(path).and_then(Parsed::settings).map_err(|report| report.to_string())?;
     super::on_runtime(async {
         crate::store::migrate(&settings.storage, &Files::beside(path)).await?;
-        println!("the schema is up to date");
+        say!("the schema is up to date")?;
         Ok(())
     })
 }

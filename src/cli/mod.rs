@@ -20,6 +20,7 @@ mod secret;
 mod settings;
 mod status;
 mod streams;
+mod terminal;
 mod token;
 
 use std::path::PathBuf;
@@ -125,15 +126,6 @@ pub fn main(cli: Cli) -> ExitCode {
             eprintln!("{message}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// What came of writing to standard output.
-fn written(result: std::io::Result<()>) -> Result<(), String> {
-    match result {
-        // Whoever read has seen enough.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|e| format!("standard output: {e}")),
     }
 }
 

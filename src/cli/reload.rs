@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use crate::cli::terminal::say;
+
 pub fn reload(path: &Path) -> Result<(), String> {
     let answer = crate::control::ask(path, "reload")?;
     if answer.ok {
-        println!("{}", answer.message);
+        say!("{}", answer.message)?;
         Ok(())
     } else {
         Err(format!("{}\nnothing was reloaded; the old configuration stays in force", answer.message))

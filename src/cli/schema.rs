@@ -1,7 +1,9 @@
 //! `keylatch schema`: the JSON Schema of the configuration.
 
+use crate::cli::terminal::say;
+
 pub fn schema() -> Result<(), String> {
     let text = serde_json::to_string_pretty(&crate::config::schema()).map_err(|e| e.to_string())?;
-    println!("{text}");
+    say!("{text}")?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 
 use super::ConfigFile;
+use crate::cli::terminal::say;
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::store::fresh_secret;
@@ -61,15 +62,15 @@ pub fn secret(asked: &Secret) -> Result<(), String> {
         Some(path) => format!("file:{path}"),
         None => "(as before)".to_owned(),
     }));
-    println!("1. Stop every process that uses this storage.");
-    println!("2. In the configuration of each:");
-    println!("     secrets:");
-    println!("       key_hmac: {next}");
-    println!("       previous: [{}]", previous.join(", "));
-    println!("3. Start them. What is bound holds, and moves to the new secret as keys are used.");
-    println!("4. When every key that counts has been used once, take the last of `previous` away. Bans of keys that were not");
-    println!("   used meanwhile go with it: `keylatch bindings list --banned` shows them; `ban` them once more, or keep it.");
-    println!("Back the secret up with the database.");
+    say!("1. Stop every process that uses this storage.")?;
+    say!("2. In the configuration of each:")?;
+    say!("     secrets:")?;
+    say!("       key_hmac: {next}")?;
+    say!("       previous: [{}]", previous.join(", "))?;
+    say!("3. Start them. What is bound holds, and moves to the new secret as keys are used.")?;
+    say!("4. When every key that counts has been used once, take the last of `previous` away. Bans of keys that were not")?;
+    say!("   used meanwhile go with it: `keylatch bindings list --banned` shows them; `ban` them once more, or keep it.")?;
+    say!("Back the secret up with the database.")?;
     Ok(())
 }
 
@@ -83,6 +84,6 @@ fn write(config: &Path, name: &str, secret: &str) -> Result<(), String> {
     };
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(wrong)?;
     file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(wrong)?;
-    println!("Made {}.", path.display());
+    say!("Made {}.", path.display())?;
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! `keylatch settings`: what can be changed while it runs. It works on the store itself; processes that run hear of it.
 
-use std::io::Read;
-
 use clap::{Args, Subcommand};
 use prometheus::Registry;
 use serde_json::Value;
 
 use super::{ConfigFile, actor, on_runtime};
+use crate::cli::terminal::{read_stdin, say};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, Settings as Configured, parse_file};
 use crate::live;
@@ -15,7 +14,7 @@ use crate::service::{Fault, settings as service};
 use crate::store::{self, Opened, Purpose};
 
 /// The longest value that is read.
-const TYPED_BYTES_MAX: u64 = 8 << 10;
+const TYPED_BYTES_MAX: usize = 8 << 10;
 
 #[derive(Args)]
 pub struct Settings {
@@ -60,7 +59,7 @@ pub fn settings(asked: &Settings) -> Result<(), String> {
         match &asked.command {
             Command::List { json } => service::list(store, &settings, &written).await?.0.iter().try_for_each(|shown| show(shown, *json)),
             Command::Set { name, value } => {
-                let value = if value == "-" { &read()? } else { value };
+                let value = if value == "-" { &read_stdin(TYPED_BYTES_MAX)? } else { value };
                 let value = live::named(name)?.kind.read(value).map_err(|says| format!("{name}: {says}"))?;
                 change(&opened, name, value).await?;
                 tell(asked, &settings);
@@ -85,12 +84,6 @@ async fn change(opened: &Opened, name: &str, value: Value) -> Result<(), String>
     })
 }
 
-fn read() -> Result<String, String> {
-    let mut text = String::new();
-    std::io::stdin().take(TYPED_BYTES_MAX).read_to_string(&mut text).map_err(|e| format!("standard input: {e}"))?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
 /// Where the store does not tell, the process on this machine is told; that none runs is no mistake.
 fn tell(asked: &Settings, settings: &Configured) {
     let told = crate::control::ask(&asked.file.config, "settings changed");
@@ -101,11 +94,11 @@ fn tell(asked: &Settings, settings: &Configured) {
 
 fn show(shown: &live::Shown, json: bool) -> Result<(), String> {
     if json {
-        println!("{}", serde_json::to_string(shown).map_err(|e| e.to_string())?);
+        say!("{}", serde_json::to_string(shown).map_err(|e| e.to_string())?)?;
     } else {
         let value = shown.value.as_str().map_or_else(|| shown.value.to_string(), str::to_owned);
         let origin = format!("{:?}", shown.origin).to_lowercase();
-        println!("{:<26} {value:<12} {origin:<8} {}", shown.name, shown.means);
+        say!("{:<26} {value:<12} {origin:<8} {}", shown.name, shown.means)?;
     }
     Ok(())
 }

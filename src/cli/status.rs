@@ -1,12 +1,12 @@
 //! `keylatch status`: how things are and have been, over all replicas.
 
-use std::io::Write;
-
 use clap::Args;
 use http::Method;
+use serde_json::Value;
 
+use super::ConfigFile;
 use super::here::{self, text};
-use super::{ConfigFile, written};
+use super::terminal::say;
 
 #[derive(Args)]
 pub struct Status {
@@ -20,79 +20,77 @@ pub struct Status {
     json: bool,
 }
 
-/// Whoever reads may have seen enough, and then the rest is not said.
-macro_rules! say {
-    ($($what:tt)*) => { written(writeln!(std::io::stdout(), $($what)*))? };
-}
-
 pub fn status(asked: &Status) -> Result<(), String> {
     let board = here::call(&asked.file.config, Method::GET, "/dashboard", &[("range", Some(asked.range.clone()))], None)?;
     if asked.json {
-        say!("{board}");
-        return Ok(());
+        return say!("{board}");
     }
-    let (now, health) = (&board["now"], &board["health"]);
-    say!(
-        "now         {:.1} requests/s, {} streams, {} connections",
-        now["requests_per_s"].as_f64().unwrap_or(0.0),
-        now["streams"],
-        now["connections"]
-    );
+    traffic(&board, &asked.range)?;
+    health(&board["health"])?;
+    replicas(&board)?;
+    tops(&board)
+}
+
+fn rows<'a>(board: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
+    board[name].as_array().into_iter().flatten()
+}
+
+fn traffic(board: &Value, range: &str) -> Result<(), String> {
+    let now = &board["now"];
+    let rate = now["requests_per_s"].as_f64().unwrap_or(0.0);
+    say!("now         {rate:.1} requests/s, {} streams, {} connections", now["streams"], now["connections"])?;
     if now["maintenance"] == true {
-        say!("            MAINTENANCE: every request is refused");
+        say!("            MAINTENANCE: every request is refused")?;
     }
     let quantile = |name: &str| board["first_byte"][name].as_f64().map_or_else(|| "–".to_owned(), |s| format!("{:.0} ms", s * 1e3));
     say!(
-        "last {:<6} {} requests, {} intercepts; first byte p50 {}, p95 {}, p99 {}",
-        asked.range,
+        "last {range:<6} {} requests, {} intercepts; first byte p50 {}, p95 {}, p99 {}",
         board["requests"],
         board["intercepts"],
         quantile("p50"),
         quantile("p95"),
         quantile("p99")
-    );
-    say!("store       {}", health["store_error"].as_str().unwrap_or("answers"));
+    )
+}
+
+fn health(health: &Value) -> Result<(), String> {
+    say!("store       {}", health["store_error"].as_str().unwrap_or("answers"))?;
     if let Some(there) = health["redis"].as_bool() {
-        say!("redis       {}", if there { "answers" } else { "does not answer" });
+        say!("redis       {}", if there { "answers" } else { "does not answer" })?;
     }
-    let each = |name: &str| board[name].as_array().cloned().unwrap_or_default();
-    for upstream in health["upstreams"].as_array().into_iter().flatten() {
-        say!("upstream    {:<20} {} of {} servers are well", text(upstream, "name"), upstream["well"], upstream["servers"]);
-    }
-    for replica in each("replicas") {
+    rows(health, "upstreams").try_for_each(|upstream| {
+        say!("upstream    {:<20} {} of {} servers are well", text(upstream, "name"), upstream["well"], upstream["servers"])
+    })
+}
+
+fn replicas(board: &Value) -> Result<(), String> {
+    rows(board, "replicas").try_for_each(|replica| {
         let state = match (replica["gone"] == true, replica["reload_ok"] == false) {
             (true, _) => "gone",
             (false, true) => "its last reload failed",
             (false, false) => "serves",
         };
-        say!(
-            "replica     {:<20} {} {state}, configuration of {}",
-            text(&replica, "name"),
-            text(&replica, "version"),
-            text(&replica, "loaded_at")
-        );
+        let (name, version, loaded) = (text(replica, "name"), text(replica, "version"), text(replica, "loaded_at"));
+        say!("replica     {name:<20} {version} {state}, configuration of {loaded}")
+    })
+}
+
+/// What was decided most, and about whom.
+fn tops(board: &Value) -> Result<(), String> {
+    for decision in rows(board, "decisions").take(10) {
+        let (filter, reason, outcome) = (text(decision, "filter"), text(decision, "reason"), text(decision, "outcome"));
+        say!("decided     {:>8} {filter} {reason} {outcome}", decision["count"])?;
     }
-    for decision in each("decisions").iter().take(10) {
-        say!(
-            "decided     {:>8} {} {} {}",
-            decision["count"],
-            text(decision, "filter"),
-            text(decision, "reason"),
-            text(decision, "outcome")
-        );
-    }
-    for (name, rows) in [("key", each("busiest_keys")), ("client", each("busiest_clients"))] {
-        for row in rows.iter().take(5) {
+    for (list, count, of, name) in [
+        ("busiest_keys", "requests", "requests", "key"),
+        ("busiest_clients", "requests", "requests", "client"),
+        ("top_keys", "count", "intercepts", "key"),
+        ("top_clients", "count", "intercepts", "client"),
+    ] {
+        for row in rows(board, list).take(5) {
             let what = text(row, "what");
             let short = if name == "key" { what.get(..12).unwrap_or(&what) } else { &what };
-            say!("top {name:<7} {:>8} requests {short} {}", row["requests"], text(row, "hint"));
-        }
-    }
-    for (name, rows) in [("key", each("top_keys")), ("client", each("top_clients"))] {
-        for row in rows.iter().take(5) {
-            let what = text(row, "what");
-            let short = if name == "key" { what.get(..12).unwrap_or(&what) } else { &what };
-            say!("top {name:<7} {:>8} intercepts {short} {}", row["count"], text(row, "hint"));
+            say!("top {name:<7} {:>8} {of} {short} {}", row[count], text(row, "hint"))?;
         }
     }
     Ok(())

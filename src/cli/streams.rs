@@ -1,12 +1,11 @@
 //! `keylatch streams`: event streams that are open, on all replicas.
 
-use std::io::Write;
-
 use clap::{Args, Subcommand};
 use http::Method;
 
+use super::ConfigFile;
 use super::here::{self, key, text};
-use super::{ConfigFile, written};
+use crate::cli::terminal::say;
 
 #[derive(Args)]
 pub struct Streams {
@@ -52,7 +51,7 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
                         (text(row, "id"), text(row, "replica"), text(row, "age_s"), text(row, "client"), text(row, "route"));
                     format!("{id:>6} {replica:<24} {age:>6}s {client:<39} {:<12} {route} {}", key(row), text(row, "path"))
                 };
-                written(writeln!(std::io::stdout(), "{line}"))
+                say!("{line}")
             })?;
             here::warn_of_silent(&pages.iter().collect::<Vec<_>>());
             Ok(())
@@ -60,7 +59,7 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
         Command::End { id, replica, json } => {
             let ended = here::call(config, Method::DELETE, &format!("/streams/{id}"), &[("replica", replica.clone())], None)?;
             let plain = || format!("{} was cut off on {}", text(&ended, "client"), text(&ended, "replica"));
-            written(writeln!(std::io::stdout(), "{}", if *json { ended.to_string() } else { plain() }))
+            say!("{}", if *json { ended.to_string() } else { plain() })
         }
     }
 }

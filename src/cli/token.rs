@@ -8,6 +8,8 @@ use clap::{Args, Subcommand};
 use keylatch_filters::contract::hex;
 use sha2::{Digest, Sha256};
 
+use crate::cli::terminal::say;
+
 #[derive(Args)]
 pub struct Token {
     #[command(subcommand)]
@@ -57,7 +59,7 @@ pub fn token(asked: &Token) -> Result<(), String> {
     if !scopes.is_empty() {
         line.push_str(&format!(", scopes: [{}]", scopes.iter().map(|scope| text(scope)).collect::<Vec<_>>().join(", ")));
     }
-    println!("{line}}}");
+    say!("{line}}}")?;
     // Apart from the line, so that this can be sent to a file and the token seen once.
     eprintln!("The token, which is shown this once and stored nowhere:");
     eprintln!("{token}");

@@ -56,8 +56,13 @@ pub async fn change(store: &Store, sealer: &Sealer, values: &[(String, Value)], 
             Some((_, value)) => value.clone(),
             None => stored.iter().find(|one| one.name == name).map(|one| one.value.clone()),
         };
+        let known = |name: &str| stored.iter().find(|one| one.name == name).map(|one| one.value.clone());
         if let Some(Err((name, why))) = live::webhook::compile(get, sealer) {
-            return Err(Fault::invalid(format!("values.{name}"), why));
+            // What was wrong before must not keep anybody from changing the rest.
+            let before = live::webhook::compile(known, sealer).and_then(Result::err);
+            if before.is_none_or(|(known, says)| (known, &says) != (name, &why)) {
+                return Err(Fault::invalid(format!("values.{name}"), why));
+            }
         }
     }
     match store.set_settings(&changes, expects, actor).await? {

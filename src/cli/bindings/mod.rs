@@ -3,7 +3,6 @@
 
 mod rows;
 
-use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -12,7 +11,8 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
-use super::{ConfigFile, actor, audit, on_runtime, written};
+use super::{ConfigFile, actor, audit, on_runtime};
+use crate::cli::terminal::{read_stdin, say};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::service::bindings as service;
@@ -219,10 +219,7 @@ fn key_from_stdin(id: &str) -> Result<Option<String>, String> {
     if id != "-" {
         return Ok(None);
     }
-    let mut key = String::new();
-    let limit = KEY_BYTES_MAX as u64 + 2;
-    std::io::stdin().take(limit).read_to_string(&mut key).map_err(|e| format!("standard input: {e}"))?;
-    Ok(Some(key.trim_end_matches(['\r', '\n']).to_owned()))
+    read_stdin(KEY_BYTES_MAX).map(Some)
 }
 
 /// Of one binding, or of all.
@@ -256,5 +253,5 @@ fn show(record: &Record, json: bool) -> Result<(), String> {
             row.labels.unwrap_or_default().join(",")
         )
     };
-    written(writeln!(std::io::stdout(), "{}", line.trim_end()))
+    say!("{}", line.trim_end())
 }

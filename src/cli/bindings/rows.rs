@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use keylatch_filters::contract::{KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
-use super::{Format, PAGE, actor, at_work, written};
+use super::{Format, PAGE, actor, at_work};
+use crate::cli::terminal::{say, written};
 use crate::service::bindings::{network, newer, terms};
 use crate::store::Opened;
 use crate::store::record::{Change, Make, Query, label};
@@ -144,7 +145,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
         let changed = opened.store.change(id, change, actor()).await.map_err(Into::into).and_then(|changed| newer(changed, id));
         changed.map_err(|e| format!("{e}; {done} of {count} were imported, importing again does no harm"))?;
     }
-    println!("{count} bindings imported");
+    say!("{count} bindings imported")?;
     Ok(count > 0)
 }
 
