@@ -2,69 +2,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use ipnet::IpNet;
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
-use keylatch_filters::contract::{
-    Answered, Binding, Bindings, BoxFuture, Call, CallError, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, Keep, KeyHasher, KeyId,
-    Lease, Leash, Meter, Named, Outbound, Outcome, Ports, Service, Site, StoreError, Tend, Tender, TrustedProxies,
-};
+use keylatch_filters::contract::{Invalid, Keep, Named, Ports, Site, TrustedProxies};
 
-use super::model::{FilterItem, RouteSettings, Settings, Storage};
+use super::bounds;
+use super::model::{FilterItem, RouteSettings, Storage};
 use super::report::nearest;
 use super::routes::{Matcher, Route};
 use super::sections::tell;
-use super::{Files, Parsed, Report, Written};
+use super::snapshot::Snapshot;
+use super::{Files, Parsed, Report};
 use crate::alerts::Alerts;
-use crate::outbound;
 use crate::upstream::Upstream;
-
-/// Everything compiled from one file. A request takes it once, at its start, and keeps it to its end.
-pub struct Snapshot {
-    /// What the file said.
-    pub settings: Settings,
-    /// In order; the first that matches is taken.
-    pub routes: Vec<Route>,
-    /// The top-level filters alone, for requests that no route is for.
-    pub unrouted: Chain,
-    /// Every upstream, used by a route or not.
-    pub upstreams: Vec<Arc<Upstream>>,
-    /// Who may speak for others.
-    pub trusted: Arc<TrustedProxies>,
-    /// Who is told what.
-    pub alerts: Arc<Alerts>,
-    /// What stands in the file.
-    pub written: Written,
-    /// All of it as YAML, secrets masked.
-    pub masked: String,
-}
-
-impl Snapshot {
-    /// The route for a request; `path` normalised and without its query.
-    pub fn route(&self, method: &http::Method, host: &str, path: &str) -> Option<(usize, &Route)> {
-        self.routes.iter().enumerate().find(|(_, route)| route.matches(method, host, path))
-    }
-
-    /// The sections that differ from those the process was started with and take effect at a restart only.
-    pub fn needs_restart(&self, other: &Settings) -> Vec<&'static str> {
-        let (a, b) = (&self.settings, other);
-        let changed = [
-            ("listeners", a.listeners != b.listeners),
-            ("admin", a.admin != b.admin),
-            ("storage", a.storage != b.storage),
-            ("redis", a.redis != b.redis),
-            ("secrets", a.secrets != b.secrets),
-            ("log.level or log.format", (a.log.level, a.log.format) != (b.log.level, b.log.format)),
-            ("shutdown", a.shutdown != b.shutdown),
-            ("workers", a.workers != b.workers),
-        ];
-        changed.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
-    }
-}
 
 /// Compiles files, one after the other, with what outlives a reload.
 pub struct Compiler {
@@ -135,7 +87,7 @@ impl Work<'_> {
 
     fn snapshot(&mut self) -> Option<Pieces> {
         let settings = &self.parsed.settings;
-        self.numbers();
+        bounds::check(settings, self.partial).iter().for_each(|invalid| self.wrong(invalid));
         match TrustedProxies::compile(&settings.trusted_proxies, self.files) {
             Ok(trusted) => self.trusted = Arc::new(trusted),
             Err(invalid) => self.wrong(&invalid.at("trusted_proxies")),
@@ -168,99 +120,6 @@ impl Work<'_> {
             self.wrong(&Invalid::new("nothing uses it: neither storage.postgres nor a limit with `scope: shared`").at("redis"));
         }
         Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes, Chain::new(shared), Arc::new(alerts)))
-    }
-
-    /// Numbers that make sense only within bounds.
-    fn numbers(&mut self) {
-        let mut wrong = Vec::new();
-        for (index, listener) in self.parsed.settings.listeners.iter().enumerate() {
-            let limits = &listener.limits;
-            let mut check = |ok: bool, key: &str, says: &str| {
-                if !ok {
-                    wrong.push(Invalid::new(says).at(key).at("limits").index(index).at("listeners"));
-                }
-            };
-            check((1024..=512 * 1024).contains(&limits.header_bytes.0), "header_bytes", "must be between 1KiB and 512KiB");
-            check((1..=256).contains(&limits.headers), "headers", "must be between 1 and 256");
-            check((100..=600_000).contains(&limits.header_timeout.0.as_millis()), "header_timeout", "must be between 100ms and 10min");
-            check((100..=3_600_000).contains(&limits.body_timeout.0.as_millis()), "body_timeout", "must be between 100ms and 1h");
-            check((100..=3_600_000).contains(&limits.write_timeout.0.as_millis()), "write_timeout", "must be between 100ms and 1h");
-            check((1000..=3_600_000).contains(&limits.idle_timeout.0.as_millis()), "idle_timeout", "must be between 1s and 1h");
-            check(limits.connections > 0, "connections", "must be at least 1");
-            check(limits.connections_per_peer > 0, "connections_per_peer", "must be at least 1");
-            check(limits.requests_per_connection > 0, "requests_per_connection", "must be at least 1");
-        }
-        wrong.iter().for_each(|invalid| self.wrong(invalid));
-        self.admin();
-        self.rest();
-    }
-
-    /// The admin listener, and that no address is listened on twice.
-    fn admin(&mut self) {
-        let mut wrong = Vec::new();
-        let addresses: Vec<_> = self.parsed.settings.listeners.iter().map(|listener| listener.address).collect();
-        for (index, address) in addresses.iter().enumerate() {
-            let earlier = addresses.iter().take(index).any(|other| other == address);
-            let admins = !self.partial && *address == self.parsed.settings.admin.address;
-            if earlier || admins {
-                wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
-            }
-        }
-        let admin = &self.parsed.settings.admin;
-        if !(60..=30 * 86_400).contains(&admin.session.0.as_secs()) {
-            wrong.push(Invalid::new("must be between 1m and 30days").at("session").at("admin"));
-        }
-        if !(10..=3600).contains(&admin.token.0.as_secs()) {
-            wrong.push(Invalid::new("must be between 10s and 1h").at("token").at("admin"));
-        }
-        wrong.iter().for_each(|invalid| self.wrong(invalid));
-    }
-
-    /// Stores, what goes with time, threads.
-    fn rest(&mut self) {
-        let mut wrong = Vec::new();
-        let mut stored = |kind: &str, ok: bool, key: &str, says: &str| {
-            if !ok {
-                wrong.push(Invalid::new(says).at(key).at(kind).at("storage"));
-            }
-        };
-        match &self.parsed.settings.storage {
-            Storage::Sqlite(sqlite) => {
-                stored("sqlite", sqlite.flush_every.0.as_millis() >= 10, "flush_every", "must be at least 10ms");
-                stored("sqlite", sqlite.cache_max >= 16, "cache_max", "must be at least 16");
-            }
-            Storage::Postgres(postgres) => {
-                stored("postgres", postgres.flush_every.0.as_millis() >= 10, "flush_every", "must be at least 10ms");
-                stored("postgres", postgres.cache_max >= 16, "cache_max", "must be at least 16");
-                stored("postgres", (2..=500).contains(&postgres.connections_max), "connections_max", "must be between 2 and 500");
-                let timeout = (50..=60_000).contains(&postgres.timeout.0.as_millis());
-                stored("postgres", timeout, "timeout", "must be between 50ms and 1min");
-            }
-            Storage::Memory => {}
-        }
-        if let Some(redis) = &self.parsed.settings.redis {
-            wrong.extend(redis.mistakes());
-        }
-        if let Some(alerts) = &self.parsed.settings.alerts {
-            wrong.extend(alerts.mistakes());
-        }
-        let retention = &self.parsed.settings.retention;
-        for (key, age, least_s) in [
-            ("archive_after", retention.archive_after, 60),
-            ("unconfirmed", retention.unconfirmed, 1),
-            ("intercepts", retention.intercepts, 60),
-            ("archive", retention.archive, 60),
-            ("audit", retention.audit, 60),
-            ("every", retention.every, 1),
-        ] {
-            if age.0.as_secs() < least_s {
-                wrong.push(Invalid::new(format!("must be at least {least_s}s")).at(key).at("retention"));
-            }
-        }
-        if self.parsed.settings.workers > 1024 {
-            wrong.push(Invalid::new("at most 1024 threads").at("workers"));
-        }
-        wrong.iter().for_each(|invalid| self.wrong(invalid));
     }
 
     /// One for each item of the list; `None` for one that is wrong, so that references to it are not.
@@ -336,89 +195,4 @@ impl Work<'_> {
             matcher: matcher?,
         })
     }
-}
-
-/// Ports for compiling without running: nothing is stored, nothing is known.
-pub fn check_ports() -> Ports {
-    Ports {
-        bindings: Arc::new(Nowhere),
-        hasher: KeyHasher::new(b""),
-        meter: Arc::new(Meter::default()),
-        counters: Some(Arc::new(Nowhere)),
-        outbound: Arc::new(Nowhere),
-        near: Arc::default(),
-    }
-}
-
-struct Nowhere;
-
-impl Outbound for Nowhere {
-    fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
-        outbound::check(endpoint, ca)?;
-        Ok(Arc::new(Nowhere))
-    }
-    fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
-        Arc::new(Nowhere)
-    }
-}
-
-impl Tender for Nowhere {
-    fn now(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
-    fn settled(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
-}
-
-impl Service for Nowhere {
-    fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
-        Box::pin(async { Err(CallError::Away("nobody is asked here".into())) })
-    }
-    fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
-        Ok(Arc::new(Nowhere))
-    }
-}
-
-impl Counters for Nowhere {
-    fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
-    }
-    fn look<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
-    }
-    fn forget<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
-    }
-    fn lease(&self, _: String, _: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
-    }
-}
-
-impl Bindings for Nowhere {
-    fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
-        None
-    }
-    fn recall(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
-        Box::pin(async { None })
-    }
-    fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("no store is open".into())) })
-    }
-    fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("no store is open".into())) })
-    }
-    fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
-        Box::pin(async { Ok(None) })
-    }
-    fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
-        Box::pin(async { Ok(None) })
-    }
-    fn leash(&self, _: KeyId, _: IpAddr) -> Arc<Leash> {
-        Arc::default()
-    }
-    fn confirm(&self, _: &Binding) {}
-    fn release(&self, _: &Binding) {}
-    fn used(&self, _: KeyId, _: SystemTime) {}
-    fn intercepted(&self, _: Intercept) {}
 }

@@ -5,15 +5,18 @@
 //! the types of [`model`], and [`compile`] makes a [`Snapshot`] of them.
 
 mod alerts;
+mod bounds;
 mod compile;
 mod interpolate;
 mod masked;
 pub mod model;
+mod nowhere;
 mod redis;
 mod report;
 mod routes;
 mod schema;
 mod sections;
+mod snapshot;
 mod storage;
 mod upstreams;
 mod yaml;
@@ -26,11 +29,13 @@ use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
 
 use crate::live::Overrides;
 
-pub use compile::{Compiler, Snapshot, check_ports};
+pub use compile::Compiler;
 pub use model::Settings;
+pub use nowhere::check_ports;
 pub use report::{Mistake, Report};
 pub use routes::Route;
 pub use schema::schema;
+pub use snapshot::Snapshot;
 
 /// The largest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;

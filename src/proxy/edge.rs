@@ -5,9 +5,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, header};
-use keylatch_filters::chain::{Chain, Decision};
-use keylatch_filters::contract::{BodyCx, Dialect, Leash, RequestCx, Source, StreamPlan, UpstreamCx};
+use http::header;
+use keylatch_filters::contract::{BodyCx, Leash, Source, StreamPlan, UpstreamCx};
 use keylatch_filters::sse_keepalive::is_event_stream;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -16,13 +15,10 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::clock::{Clock, Terms};
-use super::conn::{ConnStream, Framing};
-use super::errors::{self, Answer, BODY_ERROR, NO_SERVER_ERROR};
+use super::errors::{self, BODY_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
 use super::fields;
-use super::gate::{self, HeadLimits};
-use super::reply::{self, Rest, announced};
+use super::reply::{self, Rest};
 use super::timed_session;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
@@ -48,146 +44,6 @@ pub struct Edge {
     pub shared: Arc<Shared>,
     /// What this one allows.
     pub limits: Limits,
-}
-
-impl Edge {
-    /// The gate, the route, the chain. `Some`: the answer instead of the upstream's.
-    async fn admit(&self, session: &mut Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
-        let refuse = |exchange: &mut Exchange, refused: gate::Refused| {
-            self.shared.metrics.refused.with_label_values(&[refused.reason]).inc();
-            exchange.answered = Some(("gate", refused.reason));
-            Ok(Some(errors::of_refused(refused)))
-        };
-        let passed = match self.gate(session, exchange) {
-            Ok(passed) => passed,
-            Err(refused) => {
-                // Nothing that follows on this connection can be trusted to begin where we think it does.
-                session.set_keepalive(None);
-                return refuse(exchange, refused);
-            }
-        };
-        let request = session.req_header();
-        exchange.dialect = Dialect::of_path(request.uri.path());
-        if self.shared.live.in_maintenance() {
-            exchange.answered = Some(("gate", "maintenance"));
-            return Ok(Some(errors::maintenance()));
-        }
-        let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let snapshot = Arc::clone(&exchange.snapshot);
-        let Some((index, route)) = snapshot.route(&request.method, host, request.uri.path()) else {
-            let refused = self.run_chain(&snapshot.unrouted, "-", session, exchange).await?;
-            if refused.is_none() {
-                exchange.answered = Some(("gate", "no_route"));
-            }
-            return Ok(Some(refused.unwrap_or(errors::NO_ROUTE)));
-        };
-        if passed.encoded_slash && !route.allow_encoded_slash {
-            return refuse(exchange, gate::ENCODED_SLASH);
-        }
-        exchange.route = Some(index);
-        match self.run_chain(&route.chain, &route.name, session, exchange).await? {
-            Some(answer) => Ok(Some(answer)),
-            None => self.too_large(session, exchange),
-        }
-    }
-
-    /// Runs a chain's request hooks. `Some`: a filter answered.
-    async fn run_chain(&self, chain: &Chain, route: &str, session: &Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
-        exchange.progress = chain.begin();
-        let Exchange { facts, progress, peer, now, .. } = &mut *exchange;
-        let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route, now: *now, shadow: false };
-        let answer = chain.request(&mut cx, progress).await;
-        let reply = answer.map_err(|failure| errors::of_failure(&failure))?;
-        let Some(reply) = reply else { return Ok(None) };
-        if let Some(Decision { filter, reason, .. }) = exchange.progress.decisions.last() {
-            exchange.answered = Some((filter, reason));
-        }
-        exchange.detail.clone_from(&reply.detail);
-        Ok(Some(errors::of_reply(*reply)))
-    }
-
-    fn gate(&self, session: &mut Session, exchange: &mut Exchange) -> Result<gate::Passed, gate::Refused> {
-        let conn = session.digest().and_then(ConnStream::conn_of).cloned();
-        let line_ok = conn.as_ref().is_none_or(|conn| conn.line_ok());
-        if let Some(conn) = &conn {
-            exchange.peer = conn.peer;
-        }
-        exchange.conn = conn;
-        let limits = HeadLimits { bytes: self.limits.header_bytes.as_usize(), fields: self.limits.headers };
-        let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
-        let line_ok = line_ok || raw.is_none();
-        let upgrade = session.is_upgrade_req();
-        let passed = gate::check(session.req_header_mut(), raw.as_deref(), line_ok, limits)?;
-        if upgrade && !session.is_upgrade_req() {
-            // Somebody may believe that what follows is another protocol's; nothing will.
-            session.set_keepalive(None);
-        }
-        fields::lower_request(session.req_header_mut());
-        if let Some(conn) = &exchange.conn {
-            conn.head_complete(framing(session));
-        }
-        Ok(passed)
-    }
-
-    /// A body that announces itself as too large is not waited for.
-    fn too_large(&self, session: &Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
-        if announced(session).is_some_and(|length| length > self.limits.body_bytes.0) {
-            exchange.answered = Some(("gate", "body_bytes"));
-            return Ok(Some(errors::BODY_TOO_LARGE));
-        }
-        Ok(None)
-    }
-
-    /// Puts the clock around the client's session.
-    fn start_clock(&self, session: &mut Session, exchange: &mut Exchange, plan: StreamPlan, early: bool) -> Result<()> {
-        let early_header = if early { Some(Box::new(early_header(session, exchange)?)) } else { None };
-        let terms = Terms {
-            plan,
-            early_header,
-            dialect: exchange.dialect,
-            request_id: exchange.request_id().map(str::to_owned),
-            streams: Arc::clone(&self.shared.metrics.streams),
-            about: Box::new(exchange.about_stream(session)),
-            leash: exchange.facts.get::<Arc<Leash>>().cloned(),
-            body_timeout: self.limits.body_timeout.0,
-        };
-        exchange.home = Some(timed_session::install(&mut session.downstream_session, terms, exchange.now.instant.into()));
-        Ok(())
-    }
-
-    /// Ends a stream that has begun, as an event if one can still stand. What is left then is a clean end;
-    /// otherwise the connection is cut, so that the client knows that something is missing.
-    async fn end_stream(&self, session: &mut Session, clock: Option<Clock>, answer: &Answer) -> Result<bool> {
-        let Some(mut clock) = clock else { return Ok(false) };
-        timed_session::settle(&mut session.downstream_session).await?;
-        let Some(event) = clock.last_event(answer) else { return Ok(false) };
-        session.downstream_session.write_response_body(event, true).await?;
-        session.downstream_session.finish_body().await?;
-        Ok(true)
-    }
-}
-
-/// How the body of a request that has passed the gate ends.
-fn framing(session: &Session) -> Framing {
-    let headers = &session.req_header().headers;
-    if session.is_upgrade_req() {
-        Framing::Upgrade
-    } else if headers.contains_key(header::TRANSFER_ENCODING) {
-        Framing::Chunked
-    } else {
-        Framing::Length(announced(session).unwrap_or(0))
-    }
-}
-
-/// What goes out if the upstream takes too long to its header.
-fn early_header(session: &Session, exchange: &mut Exchange) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build_no_case(200, Some(8))?;
-    head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"))?;
-    reply::response_hooks(session, exchange, &mut head, Source::Early)?;
-    if session.req_header().version == http::Version::HTTP_11 {
-        head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
-    }
-    Ok(head)
 }
 
 #[async_trait]

@@ -1,6 +1,7 @@
 //! The proxy: connections, the gate, Pingora's phases, the clock of streams, and what the client gets when
 //! something goes wrong. The only place that sees a `Session`.
 
+mod admit;
 mod chunks;
 mod clock;
 mod conn;
@@ -14,6 +15,7 @@ mod head;
 pub mod path;
 mod reply;
 mod server;
+mod stream;
 mod timed_session;
 
 pub use edge::Shared;

@@ -4,8 +4,9 @@ use keylatch_filters::contract::StoreError;
 use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{Executor, QueryBuilder, Row};
 
+use super::bindings::JUDGED;
 use super::manage::{MORE, record};
-use super::{JUDGED, Pg, failed};
+use super::{Pg, failed};
 use crate::store::intercepts::{EXAMINED_MAX, Page};
 use crate::store::record::{COUNTED_MAX, Mark, Query, Record, Sort, holders, key_id, range};
 

@@ -6,7 +6,8 @@ use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::{JUDGED, audit, failed, judged};
+use super::bindings::{JUDGED, judged};
+use super::{audit, failed};
 use crate::store::audit::{Actor, Line};
 use crate::store::record::{Change, Changed, Record, millis, roaming_columns, time};
 

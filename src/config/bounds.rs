@@ -1,0 +1,103 @@
+//! Numbers that make sense only within bounds, and addresses only once.
+
+use keylatch_filters::contract::Invalid;
+
+use super::model::{Settings, Storage};
+
+/// What is out of bounds. `partial`: something could not be read, and defaults stand in its place.
+pub fn check(settings: &Settings, partial: bool) -> Vec<Invalid> {
+    let mut wrong = listeners(settings);
+    wrong.extend(admin(settings, partial));
+    wrong.extend(rest(settings));
+    wrong
+}
+
+fn listeners(settings: &Settings) -> Vec<Invalid> {
+    let mut wrong = Vec::new();
+    for (index, listener) in settings.listeners.iter().enumerate() {
+        let limits = &listener.limits;
+        let mut check = |ok: bool, key: &str, says: &str| {
+            if !ok {
+                wrong.push(Invalid::new(says).at(key).at("limits").index(index).at("listeners"));
+            }
+        };
+        check((1024..=512 * 1024).contains(&limits.header_bytes.0), "header_bytes", "must be between 1KiB and 512KiB");
+        check((1..=256).contains(&limits.headers), "headers", "must be between 1 and 256");
+        check((100..=600_000).contains(&limits.header_timeout.0.as_millis()), "header_timeout", "must be between 100ms and 10min");
+        check((100..=3_600_000).contains(&limits.body_timeout.0.as_millis()), "body_timeout", "must be between 100ms and 1h");
+        check((100..=3_600_000).contains(&limits.write_timeout.0.as_millis()), "write_timeout", "must be between 100ms and 1h");
+        check((1000..=3_600_000).contains(&limits.idle_timeout.0.as_millis()), "idle_timeout", "must be between 1s and 1h");
+        check(limits.connections > 0, "connections", "must be at least 1");
+        check(limits.connections_per_peer > 0, "connections_per_peer", "must be at least 1");
+        check(limits.requests_per_connection > 0, "requests_per_connection", "must be at least 1");
+    }
+    wrong
+}
+
+/// The admin listener, and that no address is listened on twice.
+fn admin(settings: &Settings, partial: bool) -> Vec<Invalid> {
+    let mut wrong = Vec::new();
+    let addresses: Vec<_> = settings.listeners.iter().map(|listener| listener.address).collect();
+    for (index, address) in addresses.iter().enumerate() {
+        let earlier = addresses.iter().take(index).any(|other| other == address);
+        let admins = !partial && *address == settings.admin.address;
+        if earlier || admins {
+            wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
+        }
+    }
+    let admin = &settings.admin;
+    if !(60..=30 * 86_400).contains(&admin.session.0.as_secs()) {
+        wrong.push(Invalid::new("must be between 1m and 30days").at("session").at("admin"));
+    }
+    if !(10..=3600).contains(&admin.token.0.as_secs()) {
+        wrong.push(Invalid::new("must be between 10s and 1h").at("token").at("admin"));
+    }
+    wrong
+}
+
+/// Stores, what goes with time, threads.
+fn rest(settings: &Settings) -> Vec<Invalid> {
+    let mut wrong = Vec::new();
+    let mut stored = |kind: &str, ok: bool, key: &str, says: &str| {
+        if !ok {
+            wrong.push(Invalid::new(says).at(key).at(kind).at("storage"));
+        }
+    };
+    match &settings.storage {
+        Storage::Sqlite(sqlite) => {
+            stored("sqlite", sqlite.flush_every.0.as_millis() >= 10, "flush_every", "must be at least 10ms");
+            stored("sqlite", sqlite.cache_max >= 16, "cache_max", "must be at least 16");
+        }
+        Storage::Postgres(postgres) => {
+            stored("postgres", postgres.flush_every.0.as_millis() >= 10, "flush_every", "must be at least 10ms");
+            stored("postgres", postgres.cache_max >= 16, "cache_max", "must be at least 16");
+            stored("postgres", (2..=500).contains(&postgres.connections_max), "connections_max", "must be between 2 and 500");
+            let timeout = (50..=60_000).contains(&postgres.timeout.0.as_millis());
+            stored("postgres", timeout, "timeout", "must be between 50ms and 1min");
+        }
+        Storage::Memory => {}
+    }
+    if let Some(redis) = &settings.redis {
+        wrong.extend(redis.mistakes());
+    }
+    if let Some(alerts) = &settings.alerts {
+        wrong.extend(alerts.mistakes());
+    }
+    let retention = &settings.retention;
+    for (key, age, least_s) in [
+        ("archive_after", retention.archive_after, 60),
+        ("unconfirmed", retention.unconfirmed, 1),
+        ("intercepts", retention.intercepts, 60),
+        ("archive", retention.archive, 60),
+        ("audit", retention.audit, 60),
+        ("every", retention.every, 1),
+    ] {
+        if age.0.as_secs() < least_s {
+            wrong.push(Invalid::new(format!("must be at least {least_s}s")).at(key).at("retention"));
+        }
+    }
+    if settings.workers > 1024 {
+        wrong.push(Invalid::new("at most 1024 threads").at("workers"));
+    }
+    wrong
+}

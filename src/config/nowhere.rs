@@ -1,0 +1,98 @@
+//! Ports for compiling without running: nothing is stored, nothing is known, nobody is asked.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Weak};
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use keylatch_filters::contract::{
+    Answered, Binding, Bindings, BoxFuture, Call, CallError, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher, KeyId,
+    Lease, Leash, Meter, Outbound, Outcome, Ports, Service, StoreError, Tend, Tender,
+};
+
+use crate::outbound;
+
+/// Ports for compiling without running: nothing is stored, nothing is known.
+pub fn check_ports() -> Ports {
+    Ports {
+        bindings: Arc::new(Nowhere),
+        hasher: KeyHasher::new(b""),
+        meter: Arc::new(Meter::default()),
+        counters: Some(Arc::new(Nowhere)),
+        outbound: Arc::new(Nowhere),
+        near: Arc::default(),
+    }
+}
+
+struct Nowhere;
+
+impl Outbound for Nowhere {
+    fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
+        outbound::check(endpoint, ca)?;
+        Ok(Arc::new(Nowhere))
+    }
+    fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
+        Arc::new(Nowhere)
+    }
+}
+
+impl Tender for Nowhere {
+    fn now(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+impl Service for Nowhere {
+    fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
+        Box::pin(async { Err(CallError::Away("nobody is asked here".into())) })
+    }
+    fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
+        Ok(Arc::new(Nowhere))
+    }
+}
+
+impl Counters for Nowhere {
+    fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
+    fn look<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
+    fn forget<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
+    fn lease(&self, _: String, _: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+    }
+}
+
+impl Bindings for Nowhere {
+    fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
+        None
+    }
+    fn recall(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+        Box::pin(async { None })
+    }
+    fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("no store is open".into())) })
+    }
+    fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
+        Box::pin(async { Err(StoreError::Away("no store is open".into())) })
+    }
+    fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn leash(&self, _: KeyId, _: IpAddr) -> Arc<Leash> {
+        Arc::default()
+    }
+    fn confirm(&self, _: &Binding) {}
+    fn release(&self, _: &Binding) {}
+    fn used(&self, _: KeyId, _: SystemTime) {}
+    fn intercepted(&self, _: Intercept) {}
+}
