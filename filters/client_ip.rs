@@ -31,8 +31,8 @@ use serde::Deserialize;
 use std::sync::Arc;
 
 use crate::contract::{
-    ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx, failure,
-    parse_address, write_address,
+    Arrival, ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx, Vouched,
+    failure, parse_address, write_address,
 };
 
 /// The longest walk, in entries from the right. Real chains have fewer than ten.
@@ -114,11 +114,11 @@ impl ClientIp {
     }
 
     /// Who is it really: the whole decision, without an exchange around it.
-    pub fn find(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
-        if self.trusted.trusts(peer) {
+    pub fn find(&self, peer: IpAddr, vouched: Vouched, headers: &HeaderMap) -> ClientAddress {
+        if self.trusted.trusts(peer) || vouched != Vouched::Nothing {
             for source in &self.sources {
                 let found = match source {
-                    Source::CfConnectingIp => self.cloudflares_word(peer, headers),
+                    Source::CfConnectingIp => self.cloudflares_word(peer, vouched, headers),
                     Source::XRealIp => single(headers, &X_REAL_IP),
                     Source::XForwardedFor => self.walk(entries_from_right(headers, &X_FORWARDED_FOR).map(parse_address)),
                     Source::Forwarded => self.walk(entries_from_right(headers, &header::FORWARDED).map(forwarded_for)),
@@ -131,7 +131,10 @@ impl ClientIp {
         ClientAddress { address: peer, source: "peer" }
     }
 
-    fn cloudflares_word(&self, peer: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+    fn cloudflares_word(&self, peer: IpAddr, vouched: Vouched, headers: &HeaderMap) -> Option<IpAddr> {
+        if vouched == Vouched::Cloudflare {
+            return single(headers, &CF_CONNECTING_IP);
+        }
         let hop = match entries_from_right(headers, &X_FORWARDED_FOR).next() {
             // A hop that cannot be read may be anybody.
             Some(entry) => Some(parse_address(entry)?),
@@ -201,7 +204,8 @@ impl Filter for ClientIp {
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
-        let found = self.find(cx.peer, cx.headers());
+        let vouched = cx.facts.get::<Arrival>().map_or(Vouched::Nothing, |arrival| arrival.vouched);
+        let found = self.find(cx.peer, vouched, cx.headers());
         if cx.shadow {
             let detail = format!("would take {} from {}", found.address, found.source);
             return Ok(Reply::new(Problem::BadRequest, "shadow", "found", "").detail(detail).into());
@@ -215,12 +219,16 @@ impl Filter for ClientIp {
         let claimed = |name: &&HeaderName| CLAIMS.contains(&name.as_str());
         let claims: Vec<HeaderName> = cx.upstream.headers.keys().filter(claimed).cloned().collect();
         claims.iter().for_each(|name| drop(cx.upstream.remove_header(name)));
-        // Only a trusted proxy knows how the client came; without one the client came to us in clear.
-        let scheme = cx.request.headers.get(&X_FORWARDED_PROTO).filter(|_| self.trusted.trusts(cx.peer));
-        let scheme = match scheme.map(HeaderValue::as_bytes) {
-            Some(b"https") => HeaderValue::from_static("https"),
-            _ => HeaderValue::from_static("http"),
-        };
+        // Only a trusted proxy knows how the client came to it; without one the client came to us.
+        let arrival = cx.facts.get::<Arrival>();
+        let trusted = self.trusted.trusts(cx.peer) || arrival.is_some_and(|arrival| arrival.vouched != Vouched::Nothing);
+        let said = cx.request.headers.get(&X_FORWARDED_PROTO).filter(|_| trusted).map(HeaderValue::as_bytes);
+        let here = if arrival.is_some_and(|arrival| arrival.tls) { "https" } else { "http" };
+        let scheme = HeaderValue::from_static(match said {
+            Some(b"https") => "https",
+            Some(b"http") => "http",
+            _ => here,
+        });
         let address = cx.facts.client().unwrap_or(cx.peer);
         let mut text = Vec::with_capacity(16);
         write_address(address, &mut text);

@@ -85,7 +85,7 @@ fn the_table_of_attacks() {
         for (name, value) in *fields {
             headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        let found = filter(sources).find(peer.parse().unwrap(), &headers);
+        let found = filter(sources).find(peer.parse().unwrap(), Vouched::Nothing, &headers);
         assert_eq!((found.address.to_string().as_str(), found.source), (*address, *source), "{what}");
     }
 }

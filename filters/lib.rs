@@ -10,6 +10,7 @@ pub mod expression;
 pub mod allowed_hosts;
 pub mod bearer;
 pub mod body_limit;
+pub mod client_certificate;
 pub mod client_ip;
 pub mod concurrency_limit;
 pub mod cors;
@@ -36,6 +37,7 @@ pub const ALL: &[Kind] = &[
     Kind::of::<cors::Cors>(),
     Kind::of::<security_headers::SecurityHeaders>(),
     Kind::of::<body_limit::BodyLimit>(),
+    Kind::of::<client_certificate::ClientCertificate>(),
     Kind::of::<bearer::Bearer>(),
     Kind::of::<key_binding::KeyBinding>(),
     Kind::of::<rules::Rules>(),

@@ -51,11 +51,23 @@ impl Reloader {
         self.last.lock().clone()
     }
 
-    /// Reloads. The text says what happened, either way.
+    /// Reloads the file. The text says what happened, either way.
     pub async fn reload(&self) -> Result<String, String> {
         // One at a time.
         let mut in_force = self.in_force.lock().await;
         let read = parse_file(&self.path).map(|parsed| parsed.with(&self.shared.live.overrides()));
+        self.take(&mut in_force, read, format!("{} is in force", self.path.display())).await
+    }
+
+    /// Compiles what is in force once more, since `what` it refers to has changed.
+    pub async fn again(&self, what: &str) {
+        let mut in_force = self.in_force.lock().await;
+        let same = in_force.clone();
+        // The outcome is logged and counted; nobody waits for it.
+        let _ = self.take(&mut in_force, Ok(same), format!("what has changed is in force: {what}")).await;
+    }
+
+    async fn take(&self, in_force: &mut Parsed, read: Result<Parsed, Report>, mut said: String) -> Result<String, String> {
         let loaded = match &read {
             Ok(parsed) => begin(&self.compiler, parsed.clone()).await,
             Err(report) => Err(report.clone()),
@@ -64,13 +76,13 @@ impl Reloader {
         let outcome = match loaded {
             Ok(fresh) => {
                 let pending = fresh.needs_restart(&self.started);
+                metrics.shows(&fresh.entries);
                 self.shared.snapshot.store(Arc::new(fresh));
                 if let Ok(parsed) = read {
                     *in_force = parsed;
                 }
                 metrics.reloads.with_label_values(&["ok"]).inc();
                 metrics.last_reload.set(unix_s());
-                let mut said = format!("{} is in force", self.path.display());
                 if !pending.is_empty() {
                     said.push_str(&format!("; a restart is needed for what has changed in: {}", pending.join(", ")));
                     tracing::warn!(sections = pending.join(", "), "changed, and in force only after a restart");
@@ -99,6 +111,7 @@ impl Reloader {
         let parsed = in_force.clone().with(overrides);
         match begin(&self.compiler, parsed.clone()).await {
             Ok(fresh) => {
+                self.shared.metrics.shows(&fresh.entries);
                 self.shared.snapshot.store(Arc::new(fresh));
                 *in_force = parsed;
                 tracing::info!("what operators have set of filters is in force");

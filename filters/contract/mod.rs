@@ -3,6 +3,7 @@
 //!
 //! No I/O lives here, and no filter is named here. `src/` implements the ports; filters use them.
 
+mod arrival;
 mod context;
 mod facts;
 mod fields;
@@ -22,6 +23,7 @@ mod strict;
 mod trust;
 mod values;
 
+pub use arrival::{Arrival, ClientCertificate, Vouched};
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, Source, UpstreamCx};
 pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, StreamPlan, Tags, Trace};
 pub use fields::{field_name, host_name, is_framing};

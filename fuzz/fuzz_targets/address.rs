@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderValue};
 use keylatch_filters::client_ip::ClientIp;
-use keylatch_filters::contract::{Filter, Invalid, Keep, Resolve, Site, TrustConfig, TrustedProxies, decode, parse_address};
+use keylatch_filters::contract::{Filter, Invalid, Keep, Resolve, Site, TrustConfig, TrustedProxies, Vouched, decode, parse_address};
 use libfuzzer_sys::fuzz_target;
 
 struct NoFiles;
@@ -47,6 +47,6 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let stranger = IpAddr::from([203, 0, 113, 66]);
-    assert_eq!(filter.find(stranger, &headers).address, stranger);
-    let _ = filter.find(IpAddr::from([127, 0, 0, 1]), &headers);
+    assert_eq!(filter.find(stranger, Vouched::Nothing, &headers).address, stranger);
+    let _ = filter.find(IpAddr::from([127, 0, 0, 1]), Vouched::Nothing, &headers);
 });

@@ -12,7 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use keylatch_filters::client_ip::ClientIp;
-use keylatch_filters::contract::canonical;
+use keylatch_filters::contract::{Vouched, canonical};
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -73,7 +73,7 @@ impl FromRequestParts<Known> for From {
     async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
         let snapshot = known.0.shared.snapshot.load();
-        Ok(Self(ClientIp::of(Arc::clone(&snapshot.trusted)).find(canonical(peer), &parts.headers).address))
+        Ok(Self(ClientIp::of(Arc::clone(&snapshot.trusted)).find(canonical(peer), Vouched::Nothing, &parts.headers).address))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use keylatch_filters::chain::{Chain, Explained};
-use keylatch_filters::contract::{ClientAddress, Facts, Now, RequestCx, canonical};
+use keylatch_filters::contract::{Arrival, ClientAddress, Facts, Now, RequestCx, canonical};
 use pingora::http::RequestHeader;
 use std::net::IpAddr;
 
@@ -54,10 +54,20 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     let target = String::from_utf8_lossy(request.raw_path()).into_owned();
     say!("gate      passed; the target is {target}")?;
 
+    let mut facts = Facts::default();
+    // As the first listener would: which one it comes in at cannot be said.
+    if let Some(origin) = snapshot.entries.first().and_then(|entry| entry.origin.as_ref()) {
+        let Some(vouched) = origin.take(&mut request) else {
+            return say!("origin    refused with 403: the first listener asks for a secret that this request has not");
+        };
+        say!("origin    the secret is there")?;
+        facts.put(Arrival { vouched, ..Arrival::default() });
+    }
+
     let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
         say!("route     none: 404, unless a top-level filter answers before")?;
-        return chain(&snapshot.unrouted, "-", &request, peer);
+        return chain(&snapshot.unrouted, "-", &request, peer, facts);
     };
     if passed.encoded_slash && !route.allow_encoded_slash {
         say!("route     {}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name)?;
@@ -65,12 +75,11 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     }
     say!("route     {}, to upstream {}", route.name, route.upstream.name)?;
 
-    chain(&route.chain, &route.name, &request, peer)
+    chain(&route.chain, &route.name, &request, peer, facts)
 }
 
 /// What each filter says, in order.
-fn chain(chain: &Chain, route: &str, request: &RequestHeader, peer: IpAddr) -> Result<(), String> {
-    let mut facts = Facts::default();
+fn chain(chain: &Chain, route: &str, request: &RequestHeader, peer: IpAddr, mut facts: Facts) -> Result<(), String> {
     let mut cx = RequestCx { request, facts: &mut facts, peer, route, now: Now::read(), shadow: false };
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let explained = runtime.block_on(chain.explain(&mut cx)).map_err(|failure| failure.to_string())?;

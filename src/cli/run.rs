@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use keylatch_filters::contract::{Meter, Near, Ports};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::watch::{Receiver, channel};
 
 use crate::admin::{self, Api};
 use crate::alerts::{self, Watch};
@@ -31,6 +31,7 @@ use crate::telemetry::access::AccessLog;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sampler::{self, Sampler, State};
+use crate::watch;
 
 /// How long the end waits for alerts to be noted.
 const LAST_LOOK: Duration = Duration::from_secs(5);
@@ -45,9 +46,10 @@ struct House {
     store: Arc<Store>,
     watch: Arc<Watch>,
     settings: Settings,
-    stop: watch::Receiver<Stop>,
+    stop: Receiver<Stop>,
     api: Arc<Api>,
     started_ms: i64,
+    _files: Arc<watch::Watch>,
     _control: control::Guard,
 }
 
@@ -97,6 +99,7 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let parsed = parse_file(path).map_err(|report| report.to_string())?.with(&live.overrides());
     let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
     metrics.last_reload.set(reload::unix_s());
+    metrics.shows(&snapshot.entries);
     let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
     let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live });
     let current = Arc::clone(&shared);
@@ -109,6 +112,8 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
         async move { look(&watch, &current).await }
     });
     let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
+    let files = Arc::new(watch::Watch::new(Arc::clone(&shared), Arc::clone(&reloader)));
+    every(&files, watch::EVERY, |files| async move { files.look().await });
     let reloads = Arc::clone(&reloader);
     live::follow(Arc::clone(&shared.live), Arc::clone(&opened.store), move |overrides| {
         let reloads = Arc::clone(&reloads);
@@ -145,7 +150,7 @@ async fn open(path: &Path, settings: Settings) -> Result<House, String> {
     let (control, commands) = control::listen(path, Arc::clone(&reloader), Arc::clone(&opened.store))?;
     tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&api))));
     let stop = watch_signals(&settings, reloader, stopping)?;
-    Ok(House { shared, store: opened.store, watch, settings, stop, api, started_ms, _control: control })
+    Ok(House { shared, store: opened.store, watch, settings, stop, api, started_ms, _files: files, _control: control })
 }
 
 /// Looks for keys that were refused too often.
@@ -202,12 +207,12 @@ async fn serve_admin(settings: &Settings, api: Arc<Api>) -> Result<(), String> {
 }
 
 /// SIGHUP reloads; SIGTERM stops in order, SIGINT and SIGQUIT at once. Handlers are in place before anything is served.
-fn watch_signals(settings: &Settings, reloader: Arc<Reloader>, stopping: Arc<AtomicBool>) -> Result<watch::Receiver<Stop>, String> {
+fn watch_signals(settings: &Settings, reloader: Arc<Reloader>, stopping: Arc<AtomicBool>) -> Result<Receiver<Stop>, String> {
     let listen = |kind| signal(kind).map_err(|e| format!("signals cannot be handled: {e}"));
     let (mut hangup, mut terminate) = (listen(SignalKind::hangup())?, listen(SignalKind::terminate())?);
     let (mut interrupt, mut quit) = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
     let readiness_delay = settings.shutdown.readiness_delay.0;
-    let (tell, stop) = watch::channel(Stop::No);
+    let (tell, stop) = channel(Stop::No);
     tokio::spawn(async move {
         loop {
             tokio::select! {

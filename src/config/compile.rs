@@ -16,6 +16,7 @@ use super::sections::tell;
 use super::snapshot::Snapshot;
 use super::{Files, Parsed, Report};
 use crate::alerts::Alerts;
+use crate::entry::Entry;
 use crate::upstream::Upstream;
 
 /// Compiles files, one after the other, with what outlives a reload.
@@ -52,11 +53,12 @@ impl Compiler {
             shares: Cell::default(),
             limits: RefCell::default(),
         };
-        let snapshot = work.snapshot();
-        match snapshot {
-            Some((trusted, upstreams, routes, unrouted, alerts)) if report.is_empty() => {
-                let (written, masked) = (parsed.written(), parsed.masked());
-                Ok(Snapshot { settings: said, routes, unrouted, upstreams, trusted, alerts, written, masked })
+        let pieces = work.pieces();
+        let trusted = Arc::clone(&work.trusted);
+        match pieces {
+            Pieces { entries, upstreams, routes, unrouted, alerts } if report.is_empty() => {
+                let (written, masked, files) = (parsed.written(), parsed.masked(), files.digests());
+                Ok(Snapshot { settings: said, entries, routes, unrouted, upstreams, trusted, alerts, written, masked, files })
             }
             _ => Err(report),
         }
@@ -78,20 +80,28 @@ struct Work<'a> {
     limits: RefCell<Named>,
 }
 
-type Pieces = (Arc<TrustedProxies>, Vec<Arc<Upstream>>, Vec<Route>, Chain, Arc<Alerts>);
+/// What a snapshot is put together of.
+struct Pieces {
+    entries: Vec<Arc<Entry>>,
+    upstreams: Vec<Arc<Upstream>>,
+    routes: Vec<Route>,
+    unrouted: Chain,
+    alerts: Arc<Alerts>,
+}
 
 impl Work<'_> {
     fn wrong(&mut self, invalid: &Invalid) {
         tell(self.report, &self.parsed.tree, &[], invalid);
     }
 
-    fn snapshot(&mut self) -> Option<Pieces> {
+    fn pieces(&mut self) -> Pieces {
         let settings = &self.parsed.settings;
         bounds::check(settings, self.partial).iter().for_each(|invalid| self.wrong(invalid));
         match TrustedProxies::compile(&settings.trusted_proxies, self.files) {
             Ok(trusted) => self.trusted = Arc::new(trusted),
             Err(invalid) => self.wrong(&invalid.at("trusted_proxies")),
         }
+        let entries = self.entries();
         let upstreams = self.upstreams();
         let shared = self.filters(&settings.filters, &|invalid, index| invalid.index(index).at("filters"), "");
         let above = self.limits.take();
@@ -119,7 +129,24 @@ impl Work<'_> {
         if unused && !self.partial && self.report.is_empty() {
             self.wrong(&Invalid::new("nothing uses it: neither storage.postgres nor a limit with `scope: shared`").at("redis"));
         }
-        Some((Arc::clone(&self.trusted), upstreams.into_iter().flatten().collect(), routes, Chain::new(shared), Arc::new(alerts)))
+        Pieces {
+            entries,
+            upstreams: upstreams.into_iter().flatten().collect(),
+            routes,
+            unrouted: Chain::new(shared),
+            alerts: Arc::new(alerts),
+        }
+    }
+
+    fn entries(&mut self) -> Vec<Arc<Entry>> {
+        let mut entries = Vec::new();
+        for (index, config) in self.parsed.settings.listeners.iter().enumerate() {
+            match Entry::compile(config, self.files, &self.compiler.keep) {
+                Ok(entry) => entries.push(Arc::new(entry)),
+                Err(wrong) => wrong.into_iter().for_each(|invalid| self.wrong(&invalid.index(index).at("listeners"))),
+            }
+        }
+        entries
     }
 
     /// One for each item of the list; `None` for one that is wrong, so that references to it are not.
@@ -132,8 +159,11 @@ impl Work<'_> {
                 self.wrong(&invalid.at("name").index(index).at("upstreams"));
             }
             // The same configuration is the same upstream: its connections, health and tasks go on.
-            let key = format!("{config:?}");
-            let made = Upstream::compile(config).map(|upstream| self.compiler.keep.get(&key, || upstream));
+            let own = self.files.apart();
+            let made = Upstream::compile(config, &own);
+            let key = format!("{config:?} {:?}", own.digests());
+            self.files.add(own);
+            let made = made.map(|upstream| self.compiler.keep.get(&key, || upstream));
             compiled.push(match made {
                 Ok(upstream) => Some(upstream),
                 Err(invalid) => {

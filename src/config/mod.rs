@@ -8,6 +8,7 @@ mod alerts;
 mod bounds;
 mod compile;
 mod interpolate;
+mod listeners;
 mod masked;
 pub mod model;
 mod nowhere;
@@ -22,10 +23,12 @@ mod upstreams;
 mod yaml;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 use crate::live::Overrides;
 
@@ -155,19 +158,37 @@ fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|e| format!("cannot be read: {e}"))
 }
 
-/// Reads the files a configuration names, relative to its own folder.
+/// Reads the files a configuration names, relative to its own folder, and remembers which.
 pub struct Files {
     base: PathBuf,
+    read: Mutex<BTreeMap<PathBuf, Digest>>,
 }
+
+/// What a file held: SHA-256.
+pub type Digest = [u8; 32];
 
 impl Files {
     /// For the configuration in the file `path`.
     pub fn beside(path: &Path) -> Self {
-        Self { base: path.parent().map(Path::to_owned).unwrap_or_default() }
+        Self { base: path.parent().map(Path::to_owned).unwrap_or_default(), read: Mutex::default() }
     }
-}
 
-impl Files {
+    /// Which were read, and what they held.
+    pub fn digests(&self) -> BTreeMap<PathBuf, Digest> {
+        self.read.lock().clone()
+    }
+
+    /// Reads the same files, and remembers only those that it has read itself.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { base: self.base.clone(), read: Mutex::default() }
+    }
+
+    /// Remembers those of another, too.
+    pub fn add(&self, other: Self) {
+        self.read.lock().extend(other.read.into_inner());
+    }
+
     /// The path that a configuration names.
     pub fn path(&self, path: &str) -> PathBuf {
         self.base.join(path)
@@ -185,6 +206,8 @@ impl Files {
 impl Resolve for Files {
     fn file(&self, path: &str) -> Result<String, Invalid> {
         let path = self.path(path);
-        read(&path, REFERRED_BYTES_MAX).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))
+        let text = read(&path, REFERRED_BYTES_MAX).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))?;
+        self.read.lock().insert(path, Sha256::digest(&text).into());
+        Ok(text)
     }
 }

@@ -3,12 +3,15 @@
 
 use std::net::SocketAddr;
 
-use keylatch_filters::contract::{ByteSize, HumanDuration, KeyForm, SecretRef, TrustConfig};
+use keylatch_filters::contract::{HumanDuration, KeyForm, SecretRef, TrustConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use super::alerts::{Alerts, InterceptAlert, Webhook, WebhookFormat};
+pub use super::listeners::{
+    CertificateFiles, ClientCertificates, Limits, Listener, ListenerTls, OriginSecret, Presented, TlsVersion, Vouches,
+};
 pub use super::redis::Redis;
 pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};
 pub use super::upstreams::{ActiveHealth, Balance, Health, HttpVersion, PassiveHealth, Server, Timeouts, Tls, Upstream};
@@ -67,63 +70,6 @@ pub struct FilterItem {
     pub config: Value,
     /// Decides, counts and logs, and changes nothing.
     pub shadow: bool,
-}
-
-/// A place where requests come in. Changing one needs a restart.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Listener {
-    /// The address to listen on: `127.0.0.1:8080`, `[::]:8080`.
-    pub address: SocketAddr,
-    /// Whether HTTP/2 in clear is spoken to clients that open with its preface. Default: true.
-    #[serde(default = "yes")]
-    pub h2c: bool,
-    /// What a client may ask for at most.
-    #[serde(default)]
-    pub limits: Limits,
-}
-
-/// Limits of a listener.
-#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// The size of a request's header, at most 512KiB. Default: 32KiB. Past it: 431.
-    pub header_bytes: ByteSize,
-    /// The number of its fields, at most 256. Default: 100. Past it: 431.
-    pub headers: usize,
-    /// How long it may take to arrive, from its first byte. Default: 10s. Past it: 408.
-    pub header_timeout: HumanDuration,
-    /// The size of a request's body. Default: 64MiB. Past it: 413.
-    pub body_bytes: ByteSize,
-    /// How long a client may send nothing in the middle of a body. Default: 30s. Past it: 408.
-    pub body_timeout: HumanDuration,
-    /// How long one write to a client that does not read may take. Default: 60s. Past it the client is cut off.
-    pub write_timeout: HumanDuration,
-    /// How long a connection may be idle between requests, 1s to 1h. Default: 75s.
-    pub idle_timeout: HumanDuration,
-    /// Connections in all. Default: 20000. Past it, new ones are closed.
-    pub connections: usize,
-    /// Connections of one peer address. Default: 20000: behind a proxy all come from one peer.
-    pub connections_per_peer: usize,
-    /// Requests on one HTTP/1 connection before it is closed. Default: 10000.
-    pub requests_per_connection: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            header_bytes: ByteSize::kib(32),
-            headers: 100,
-            header_timeout: HumanDuration::secs(10),
-            body_bytes: ByteSize::mib(64),
-            body_timeout: HumanDuration::secs(30),
-            write_timeout: HumanDuration::secs(60),
-            idle_timeout: HumanDuration::secs(75),
-            connections: 20_000,
-            connections_per_peer: 20_000,
-            requests_per_connection: 10_000,
-        }
-    }
 }
 
 /// The listener for health, metrics, the admin API and the console. Changing it needs a restart.
@@ -250,8 +196,4 @@ pub struct Match {
     pub paths: Vec<String>,
     /// Methods: `GET`, `POST`.
     pub methods: Vec<String>,
-}
-
-fn yes() -> bool {
-    true
 }

@@ -1,14 +1,18 @@
 //! What a request meets: everything compiled from one file.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use keylatch_filters::chain::Chain;
 use keylatch_filters::contract::TrustedProxies;
 
-use super::Written;
-use super::model::Settings;
+use super::model::{Listener, Settings};
 use super::routes::Route;
+use super::{Digest, Written};
 use crate::alerts::Alerts;
+use crate::entry::Entry;
 use crate::upstream::Upstream;
 
 /// Everything compiled from one file. A request takes it once, at its start, and keeps it to its end.
@@ -19,6 +23,8 @@ pub struct Snapshot {
     pub routes: Vec<Route>,
     /// The top-level filters alone, for requests that no route is for.
     pub unrouted: Chain,
+    /// What each listener asks of whoever connects.
+    pub entries: Vec<Arc<Entry>>,
     /// Every upstream, used by a route or not.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Who may speak for others.
@@ -29,6 +35,8 @@ pub struct Snapshot {
     pub written: Written,
     /// All of it as YAML, secrets masked.
     pub masked: String,
+    /// The files it was compiled from, and what they held.
+    pub files: BTreeMap<PathBuf, Digest>,
 }
 
 impl Snapshot {
@@ -37,11 +45,16 @@ impl Snapshot {
         self.routes.iter().enumerate().find(|(_, route)| route.matches(method, host, path))
     }
 
+    /// What the listener at this address asks of whoever connects, if the file still has it.
+    pub fn entry(&self, address: SocketAddr) -> Option<&Arc<Entry>> {
+        self.entries.iter().find(|entry| entry.address == address)
+    }
+
     /// The sections that differ from those the process was started with and take effect at a restart only.
     pub fn needs_restart(&self, other: &Settings) -> Vec<&'static str> {
         let (a, b) = (&self.settings, other);
         let changed = [
-            ("listeners", a.listeners != b.listeners),
+            ("listeners", !a.listeners.iter().map(Listener::at_start).eq(b.listeners.iter().map(Listener::at_start))),
             ("admin", a.admin != b.admin),
             ("storage", a.storage != b.storage),
             ("redis", a.redis != b.redis),

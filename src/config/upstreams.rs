@@ -4,6 +4,8 @@ use keylatch_filters::contract::HumanDuration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::listeners::CertificateFiles;
+
 /// A named group of servers that answer alike.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -61,12 +63,19 @@ pub enum Balance {
     ClientHash,
 }
 
-/// TLS towards servers.
+/// TLS towards servers. Their certificates are always verified: who has signed them, for which name, and when. All files are
+/// PEM, and read anew when they change.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     /// The name asked for and verified. Default: each server's own.
     pub server_name: Option<String>,
+    /// The certificates of the CAs that may have signed theirs. Default: the system's.
+    pub ca_file: Option<String>,
+    /// Lists of those that were revoked (CRLs). A server whose own certificate is in one gets no request.
+    pub revoked_file: Option<String>,
+    /// What is shown to them.
+    pub client_certificate: Option<CertificateFiles>,
 }
 
 /// Which HTTP is spoken to servers.

@@ -141,6 +141,7 @@ pub const ALL: &[Setting] = &[
     shadow("shadow.allowed_hosts"),
     shadow("shadow.bearer"),
     shadow("shadow.body_limit"),
+    shadow("shadow.client_certificate"),
     shadow("shadow.client_ip"),
     shadow("shadow.concurrency_limit"),
     shadow("shadow.cors"),

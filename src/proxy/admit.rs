@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::header;
 use keylatch_filters::chain::{Chain, Decision};
-use keylatch_filters::contract::{Dialect, RequestCx};
+use keylatch_filters::contract::{Arrival, Dialect, RequestCx, Vouched};
 use pingora::Result;
 use pingora::proxy::Session;
 
@@ -32,6 +32,13 @@ impl Edge {
                 return refuse(exchange, refused);
             }
         };
+        let entry = exchange.snapshot.entry(self.entry.address).unwrap_or(&self.entry);
+        let vouched = match &entry.origin {
+            None => Some(Vouched::Nothing),
+            Some(origin) => origin.take(session.req_header_mut()),
+        };
+        let Some(vouched) = vouched else { return refuse(exchange, gate::NO_ORIGIN_SECRET) };
+        arrival(exchange, vouched);
         let request = session.req_header();
         exchange.dialect = Dialect::of_path(request.uri.path());
         if self.shared.live.in_maintenance() {
@@ -102,6 +109,14 @@ impl Edge {
             return Ok(Some(errors::BODY_TOO_LARGE));
         }
         Ok(None)
+    }
+}
+
+/// States how the exchange came in, where there is something to say.
+fn arrival(exchange: &mut Exchange, vouched: Vouched) {
+    let tls = exchange.conn.as_ref().and_then(|conn| conn.tls.clone());
+    if tls.is_some() || vouched != Vouched::Nothing {
+        exchange.facts.put(Arrival { vouched, ..tls.unwrap_or_default() });
     }
 }
 

@@ -1,12 +1,14 @@
-//! Where connections come in: counted, bounded, wrapped in [`ConnStream`], and handed to Pingora's HTTP.
+//! Where connections come in: counted, bounded, told by the PROXY protocol for whom they are, decrypted, wrapped in
+//! [`ConnStream`], and handed to Pingora's HTTP.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use keylatch_filters::contract::canonical;
+use keylatch_filters::contract::{Arrival, Vouched, canonical};
 use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::protocols::Stream;
@@ -14,19 +16,32 @@ use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use prometheus::IntGauge;
 
-use super::conn::{Conn, ConnLimits, ConnStream, OnRefusal};
-use super::edge::Edge;
+use super::conn::{Conn, ConnLimits, ConnStream, OnRefusal, proxy_protocol, tls};
+use super::edge::{Edge, Shared};
 use crate::config::model::Limits;
+use crate::entry::Entry;
 
 /// The application of one listener.
 pub struct Door {
     proxy: Arc<HttpProxy<Edge>>,
+    shared: Arc<Shared>,
+    /// What it asked at the start; what the configuration in force says goes before.
+    entry: Arc<Entry>,
     limits: ConnLimits,
     connections_max: usize,
     connections_per_peer_max: usize,
     counts: Arc<Counts>,
     on_refusal: OnRefusal,
     open: IntGauge,
+}
+
+/// A connection on which HTTP begins.
+struct Opened {
+    stream: Stream,
+    read: Vec<u8>,
+    peer: IpAddr,
+    tls: Option<Arrival>,
+    http2: bool,
 }
 
 /// Open connections, in all and by peer.
@@ -60,9 +75,12 @@ impl Drop for Place {
 
 impl Door {
     /// For one listener.
-    pub fn new(proxy: Arc<HttpProxy<Edge>>, limits: &Limits, on_refusal: OnRefusal, open: IntGauge) -> Self {
+    pub fn new(proxy: Arc<HttpProxy<Edge>>, shared: Arc<Shared>, entry: Arc<Entry>, limits: &Limits, on_refusal: OnRefusal) -> Self {
+        let open = shared.metrics.connections.clone();
         Self {
             proxy,
+            shared,
+            entry,
             limits: ConnLimits {
                 header_bytes: limits.header_bytes.as_usize(),
                 header_fields: limits.headers,
@@ -74,6 +92,29 @@ impl Door {
             counts: Arc::default(),
             on_refusal,
             open,
+        }
+    }
+
+    /// What comes before HTTP. An error has a reason for the metrics.
+    async fn open(&self, mut stream: Stream, peer: IpAddr) -> Result<Opened, (&'static str, io::Error)> {
+        let entry = self.shared.snapshot.load().entry(self.entry.address).cloned();
+        let entry = entry.unwrap_or_else(|| Arc::clone(&self.entry));
+        let (mut peer, mut read) = (peer, Vec::new());
+        if entry.is_proxy(peer) {
+            let found = proxy_protocol::read(&mut stream).await.map_err(|e| ("proxy_protocol", e))?;
+            (peer, read) = (found.source.unwrap_or(peer), found.rest);
+        }
+        let Some(config) = &entry.tls else { return Ok(Opened { stream, read, peer, tls: None, http2: false }) };
+        let agreed = tls::accept(stream, read, Arc::clone(config)).await.map_err(|e| ("tls_handshake", e))?;
+        let arrival = Arrival { tls: true, certificate: agreed.certificate, vouched: Vouched::Nothing };
+        Ok(Opened { stream: agreed.stream, read: Vec::new(), peer, tls: Some(arrival), http2: agreed.http2 })
+    }
+
+    fn refuse(&self, peer: IpAddr, reason: &'static str, error: &io::Error) {
+        // Whoever only looks whether somebody listens is nobody's concern.
+        if error.kind() != io::ErrorKind::UnexpectedEof {
+            (self.on_refusal)(reason);
+            tracing::debug!(%peer, reason, %error, "a connection was refused");
         }
     }
 
@@ -102,8 +143,17 @@ impl ServerApp for Door {
             (self.on_refusal)("connections");
             return None;
         };
-        let conn = Arc::new(Conn::new(peer, place));
-        let guarded = ConnStream::new(stream, conn, self.limits, Arc::clone(&self.on_refusal)).ok()?;
+        // Both of a balancer's word and of a handshake, as of a header: a client has so long, and no longer.
+        let Ok(opened) = tokio::time::timeout(self.limits.header_timeout, self.open(stream, peer)).await else {
+            (self.on_refusal)("handshake_timeout");
+            return None;
+        };
+        let opened = opened.inspect_err(|(reason, error)| self.refuse(peer, reason, error)).ok()?;
+        let conn = Arc::new(Conn::new(opened.peer, opened.tls, place));
+        if opened.http2 {
+            conn.is_http2();
+        }
+        let guarded = ConnStream::new(opened.stream, opened.read, conn, self.limits, Arc::clone(&self.on_refusal)).ok()?;
         self.proxy.process_new(Box::new(guarded), shutdown).await
     }
 

@@ -22,6 +22,7 @@ use super::reply::{self, Rest};
 use super::timed_session;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
+use crate::entry::Entry;
 use crate::live::Live;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
@@ -42,6 +43,8 @@ pub struct Shared {
 pub struct Edge {
     /// What all listeners share.
     pub shared: Arc<Shared>,
+    /// What this one asked at the start; what the configuration in force says goes before.
+    pub entry: Arc<Entry>,
     /// What this one allows.
     pub limits: Limits,
 }
@@ -116,10 +119,14 @@ impl ProxyHttp for Edge {
         _reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
-        _digest: Option<&Digest>,
+        digest: Option<&Digest>,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
+            if route.upstream.is_revoked(digest) {
+                route.upstream.failed(address, std::time::Instant::now());
+                return Err(Error::explain(ErrorType::InvalidCert, "the server's certificate was revoked").into_up());
+            }
             route.upstream.succeeded(address);
         }
         Ok(())

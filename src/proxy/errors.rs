@@ -86,6 +86,7 @@ pub fn of_reply(reply: Reply) -> Answer {
 /// The gate's refusal.
 pub fn of_refused(refused: Refused) -> Answer {
     let message = match refused.status.as_u16() {
+        403 => "This request has not come the way it must.",
         405 => "This method is not allowed.",
         408 => "The request took too long to arrive.",
         413 => "The request's body is too large.",

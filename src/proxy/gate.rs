@@ -47,6 +47,8 @@ const fn bad(reason: &'static str) -> Refused {
 
 /// A request's path held `%2F` and its route does not take it.
 pub const ENCODED_SLASH: Refused = bad("path_encoded_slash");
+/// A request had not the secret that the origin's listener asks for.
+pub const NO_ORIGIN_SECRET: Refused = Refused { status: StatusCode::FORBIDDEN, reason: "origin_secret" };
 
 impl From<BadPath> for Refused {
     fn from(path: BadPath) -> Self {

@@ -18,6 +18,7 @@ use super::conn::OnRefusal;
 use super::door::Door;
 use super::edge::{Edge, Shared};
 use crate::config::model::{Listener, Settings};
+use crate::entry::Entry;
 
 /// Attempts Pingora makes at most; `upstreams[].retries` is bounded below it.
 const ATTEMPTS_MAX: usize = 12;
@@ -101,14 +102,18 @@ fn build(shared: &Arc<Shared>, settings: &Settings, drain: Duration) -> Server {
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
+    let snapshot = shared.snapshot.load();
     for listener in &settings.listeners {
-        server.add_service(service(shared, listener, &Arc::clone(&server.configuration)));
+        // What was started with is what was compiled.
+        if let Some(entry) = snapshot.entry(listener.address) {
+            server.add_service(service(shared, listener, entry, &Arc::clone(&server.configuration)));
+        }
     }
     server
 }
 
-fn service(shared: &Arc<Shared>, listener: &Listener, conf: &Arc<ServerConf>) -> Service<Door> {
-    let edge = Edge { shared: Arc::clone(shared), limits: listener.limits.clone() };
+fn service(shared: &Arc<Shared>, listener: &Listener, entry: &Arc<Entry>, conf: &Arc<ServerConf>) -> Service<Door> {
+    let edge = Edge { shared: Arc::clone(shared), entry: Arc::clone(entry), limits: listener.limits.clone() };
     let mut proxy = HttpProxy::new(edge, Arc::clone(conf));
     let mut options = HttpServerOptions::default();
     options.h2c = listener.h2c;
@@ -121,7 +126,7 @@ fn service(shared: &Arc<Shared>, listener: &Listener, conf: &Arc<ServerConf>) ->
     proxy.handle_init_modules();
     let refused = shared.metrics.refused.clone();
     let on_refusal: OnRefusal = Arc::new(move |reason| refused.with_label_values(&[reason]).inc());
-    let door = Door::new(Arc::new(proxy), &listener.limits, on_refusal, shared.metrics.connections.clone());
+    let door = Door::new(Arc::new(proxy), Arc::clone(shared), Arc::clone(entry), &listener.limits, on_refusal);
     let mut service = Service::new(format!("listener {}", listener.address), door);
     let endpoint =
         ListenerConfig::tcp(listener.address.to_string()).l4_buffer(L4BufferSettings::new(READ_BUFFER_BYTES, WRITE_BUFFER_BYTES));

@@ -8,6 +8,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaug
 
 use super::streams::Streams;
 use super::tops::Tops;
+use crate::entry::Entry;
 
 /// Where the buckets of times end, in seconds: answers of models take from milliseconds (cached, refused) to minutes (streams).
 pub const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
@@ -34,6 +35,8 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// Seconds since 1970 of the last reload that succeeded, the start included.
     pub last_reload: IntGauge,
+    /// When the certificates that listeners show end, in seconds since 1970.
+    certificates: IntGaugeVec,
     /// Sign-ins to the admin API by result.
     pub sign_ins: IntCounterVec,
     /// Lines of the access log that were lost.
@@ -62,6 +65,12 @@ impl Metrics {
             upstream_errors: counters(&registry, "upstream_errors_total", "Failures upstream.", &["upstream", "error"])?,
             reloads: counters(&registry, "reloads_total", "Reloads of the configuration.", &["result"])?,
             last_reload: gauge(&registry, "last_reload_success_timestamp_seconds", "When the configuration in force was loaded.")?,
+            certificates: gauges(
+                &registry,
+                "certificate_expiry_timestamp_seconds",
+                "When a certificate that a listener shows ends.",
+                &["listener", "name"],
+            )?,
             sign_ins: counters(&registry, "admin_sign_ins_total", "Sign-ins to the admin API.", &["result"])?,
             access_lost: counter(&registry, "access_log_lost_total", "Lines of the access log lost because the reader was too slow.")?,
             streams: Streams::new(
@@ -73,10 +82,20 @@ impl Metrics {
             tops: Tops::default(),
             registry,
         };
-        let build = IntGaugeVec::new(Opts::new("keylatch_build_info", "Always 1; the version is a label."), &["version"])?;
+        let build = gauges(&metrics.registry, "build_info", "Always 1; the version is a label.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        metrics.registry.register(Box::new(build))?;
         Ok(metrics)
+    }
+
+    /// Tells which certificates listeners show from now on.
+    pub fn shows(&self, entries: &[Arc<Entry>]) {
+        self.certificates.reset();
+        for entry in entries {
+            for shown in &entry.shown {
+                let name = shown.names.first().map_or("-", String::as_str);
+                self.certificates.with_label_values(&[entry.address.to_string().as_str(), name]).set(shown.not_after_s);
+            }
+        }
     }
 
     /// All metrics as Prometheus' text format.
@@ -99,6 +118,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<In
 
 fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
     let made = IntGauge::new(format!("keylatch_{name}"), help)?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+    let made = IntGaugeVec::new(Opts::new(format!("keylatch_{name}"), help), labels)?;
     registry.register(Box::new(made.clone()))?;
     Ok(made)
 }

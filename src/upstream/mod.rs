@@ -5,6 +5,7 @@
 
 mod passive;
 mod resolve;
+mod tls;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,11 +16,14 @@ use keylatch_filters::contract::Invalid;
 use pingora::lb::health_check::{HttpHealthCheck, TcpHealthCheck};
 use pingora::lb::selection::{BackendIter, BackendSelection, Consistent, Random, RoundRobin};
 use pingora::lb::{Backend, Backends, LoadBalancer};
+use pingora::protocols::Digest;
 use pingora::upstreams::peer::{HttpPeer, PeerOptions};
 
+use crate::config::Files;
 use crate::config::model::{ActiveHealth, Balance, HttpVersion, Upstream as Config};
 use passive::Passive;
 use resolve::{Names, Target};
+use tls::Tls;
 
 /// More servers than this are looked through for one request only if the first ones are ill.
 const LOOKED_AT_MAX: usize = 256;
@@ -32,6 +36,7 @@ pub struct Upstream {
     pub retries: usize,
     config: Config,
     options: PeerOptions,
+    tls: Option<Tls>,
     balancer: Balancer,
     passive: Passive,
     started: AtomicBool,
@@ -66,7 +71,7 @@ pub struct Picked {
 
 impl Upstream {
     /// From its configuration; starts nothing.
-    pub fn compile(config: &Config) -> Result<Self, Invalid> {
+    pub fn compile(config: &Config, files: &Files) -> Result<Self, Invalid> {
         if config.name.is_empty() {
             return Err(Invalid::new("the name is empty").at("name"));
         }
@@ -94,15 +99,20 @@ impl Upstream {
         if config.tls.as_ref().is_some_and(|tls| !plain(&tls.server_name)) {
             return Err(Invalid::new("not a host's name").at("server_name").at("tls"));
         }
-        let tls = config.tls.is_some();
+        let tls = config.tls.as_ref().map(|tls| Tls::compile(tls, files)).transpose().map_err(|invalid| invalid.at("tls"))?;
+        let shows = config.tls.as_ref().is_some_and(|tls| tls.client_certificate.is_some());
+        if shows && config.health.active.as_ref().is_some_and(|health| health.path.is_none()) {
+            let says = "is needed where servers are shown a client certificate: a connection alone would show none";
+            return Err(Invalid::new(says).at("path").at("active").at("health"));
+        }
         if let Some(health) = &config.health.active {
             check_health(health).map_err(|e| e.at("active").at("health"))?;
         }
         let names = || Backends::new(Box::new(Names::new(targets.clone())));
         let balancer = match config.balance {
-            Balance::RoundRobin => Balancer::RoundRobin(balancer(names(), config, tls)),
-            Balance::Random => Balancer::Random(balancer(names(), config, tls)),
-            Balance::ClientHash => Balancer::ClientHash(balancer(names(), config, tls)),
+            Balance::RoundRobin => Balancer::RoundRobin(balancer(names(), config, tls.as_ref())),
+            Balance::Random => Balancer::Random(balancer(names(), config, tls.as_ref())),
+            Balance::ClientHash => Balancer::ClientHash(balancer(names(), config, tls.as_ref())),
         };
         Ok(Self {
             name: config.name.as_str().into(),
@@ -110,6 +120,7 @@ impl Upstream {
             options: options(config),
             passive: Passive::new(config.health.passive.failures, config.health.passive.eject_for.0),
             config: config.clone(),
+            tls,
             balancer,
             started: AtomicBool::new(false),
         })
@@ -189,7 +200,15 @@ impl Upstream {
         };
         let mut peer = Box::new(HttpPeer::new(address, sni.is_some(), sni.unwrap_or_default()));
         peer.options = self.options.clone();
+        if let Some(tls) = &self.tls {
+            tls.apply(&mut peer);
+        }
         Some(Picked { peer, address, host })
+    }
+
+    /// Whether the certificate of the server at the other end of a connection was revoked.
+    pub fn is_revoked(&self, digest: Option<&Digest>) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_revoked(digest))
     }
 
     /// A connection to `address` was made.
@@ -239,7 +258,7 @@ fn check_health(health: &ActiveHealth) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn balancer<S>(backends: Backends, config: &Config, tls: bool) -> LoadBalancer<S>
+fn balancer<S>(backends: Backends, config: &Config, tls: Option<&Tls>) -> LoadBalancer<S>
 where
     S: BackendSelection + Send + Sync + 'static,
     S::Iter: BackendIter,
@@ -252,8 +271,11 @@ where
             name.unwrap_or_else(|| config.servers.first().map(|server| resolve::host_of(&server.address).to_owned()).unwrap_or_default());
         match &health.path {
             Some(path) => {
-                let mut check = HttpHealthCheck::new(&name, tls);
+                let mut check = HttpHealthCheck::new(&name, tls.is_some());
                 check.peer_template.options = options(config);
+                if let Some(tls) = tls {
+                    tls.apply(&mut check.peer_template);
+                }
                 check.peer_template.options.read_timeout = Some(Duration::from_secs(5));
                 check.consecutive_success = health.well_after;
                 check.consecutive_failure = health.ill_after;
@@ -263,7 +285,8 @@ where
                 balancer.set_health_check(Box::new(check));
             }
             None => {
-                let mut check = if tls { TcpHealthCheck::new_tls(&name) } else { TcpHealthCheck::new() };
+                let mut check = if tls.is_some() { TcpHealthCheck::new_tls(&name) } else { TcpHealthCheck::new() };
+                check.peer_template.options.ca = tls.and_then(|tls| tls.ca.clone());
                 check.consecutive_success = health.well_after;
                 check.consecutive_failure = health.ill_after;
                 balancer.set_health_check(check);

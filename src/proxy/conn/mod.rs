@@ -7,6 +7,8 @@
 //! next exchange. So nothing is ever read as a request that the gate has not seen the first byte of.
 
 mod handed_on;
+pub mod proxy_protocol;
+pub mod tls;
 
 use std::io;
 use std::net::IpAddr;
@@ -17,6 +19,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use keylatch_filters::contract::Arrival;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{Peek, Stream};
@@ -54,8 +57,10 @@ pub enum Framing {
 /// What is known of a connection, shared between its stream and the exchanges on it.
 #[derive(Debug)]
 pub struct Conn {
-    /// The other end, IPv4-mapped IPv6 already turned into IPv4.
+    /// The other end, or whom it has named by the PROXY protocol; IPv4-mapped IPv6 already turned into IPv4.
     pub peer: IpAddr,
+    /// What TLS says of it; `None`: it is in clear.
+    pub tls: Option<Arrival>,
     phase: AtomicU8,
     line_ok: AtomicBool,
     /// The length of the current body, or [`CHUNKED`].
@@ -68,15 +73,21 @@ pub struct Conn {
 
 impl Conn {
     /// A fresh connection that takes up this place.
-    pub fn new(peer: IpAddr, place: super::door::Place) -> Self {
+    pub fn new(peer: IpAddr, tls: Option<Arrival>, place: super::door::Place) -> Self {
         Self {
             peer,
+            tls,
             phase: AtomicU8::new(IDLE),
             line_ok: AtomicBool::new(true),
             body: AtomicU64::new(0),
             body_bad: AtomicBool::new(false),
             _place: place,
         }
+    }
+
+    /// HTTP/2 was agreed on: what is handed on is not HTTP/1's, and bounded elsewhere.
+    pub fn is_http2(&self) {
+        self.phase.store(OPAQUE, Ordering::Relaxed);
     }
 
     /// Whether the first line of the header that has arrived was fine as it was sent.
@@ -138,22 +149,16 @@ pub struct ConnStream {
 }
 
 impl ConnStream {
-    /// Puts the layer over a fresh connection.
-    pub fn new(inner: Stream, conn: Arc<Conn>, limits: ConnLimits, on_refusal: OnRefusal) -> io::Result<Self> {
+    /// Puts the layer over a fresh connection, of which something may have been read already.
+    pub fn new(inner: Stream, read: Vec<u8>, conn: Arc<Conn>, limits: ConnLimits, on_refusal: OnRefusal) -> io::Result<Self> {
         let none = ResponseHeader::build(200, Some(0)).map_err(|e| io::Error::other(e.to_string()))?;
         let carried: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&conn));
         let digest = Arc::new(ProxyDigest::new(Box::new(none), Some(carried)));
-        Ok(Self {
-            inner,
-            conn,
-            digest,
-            limits,
-            on_refusal,
-            held: Vec::new(),
-            head: Head::default(),
-            body_bytes: 0,
-            chunks: Chunks::default(),
-        })
+        let mut head = Head::default();
+        if !read.is_empty() {
+            head.deadline = Some(Instant::now() + limits.header_timeout);
+        }
+        Ok(Self { inner, conn, digest, limits, on_refusal, held: read, head, body_bytes: 0, chunks: Chunks::default() })
     }
 
     /// What the connection of this digest carries.

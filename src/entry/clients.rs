@@ -1,0 +1,53 @@
+//! Certificates of clients: which are good, and what stands in one.
+
+use std::sync::Arc;
+
+use keylatch_filters::contract::{ClientCertificate, Invalid, Resolve, hex};
+use rustls::pki_types::CertificateDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use sha2::{Digest, Sha256};
+use x509_parser::extensions::GeneralName;
+
+use super::pem;
+use crate::config::Files;
+use crate::config::model::{ClientCertificates, Presented};
+
+/// Verifies them: signed by one of the CAs, in their time, for clients, not revoked.
+pub fn compile(config: &ClientCertificates, files: &Files) -> Result<Arc<dyn ClientCertVerifier>, Invalid> {
+    let roots = files.file(&config.ca_file).and_then(|text| pem::roots(&text)).map_err(|e| e.at("ca_file"))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
+    if let Some(file) = &config.revoked_file {
+        let lists = files.file(file).and_then(|text| pem::revocations(&text)).map_err(|e| e.at("revoked_file"))?;
+        builder = builder.with_crls(lists);
+    }
+    if config.presented == Presented::Optional {
+        builder = builder.allow_unauthenticated();
+    }
+    builder.build().map_err(|e| {
+        let key = if config.revoked_file.is_some() { "revoked_file" } else { "ca_file" };
+        Invalid::new(format!("cannot be used: {e}")).at(key)
+    })
+}
+
+/// What stands in a certificate that was found good.
+pub fn client_certificate(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
+    let parsed = pem::parsed(certificate).ok()?;
+    let mut about = ClientCertificate {
+        fingerprint: hex(&Sha256::digest(certificate)),
+        serial: hex(parsed.raw_serial()),
+        common_name: parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(str::to_owned),
+        ..ClientCertificate::default()
+    };
+    let names = parsed.subject_alternative_name().ok().flatten();
+    for name in names.iter().flat_map(|names| &names.value.general_names) {
+        match name {
+            GeneralName::DNSName(name) => about.dns.push(name.to_ascii_lowercase()),
+            GeneralName::RFC822Name(name) => about.email.push((*name).to_owned()),
+            GeneralName::URI(name) => about.uri.push((*name).to_owned()),
+            _ => {}
+        }
+    }
+    Some(about)
+}

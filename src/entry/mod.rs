@@ -1,0 +1,79 @@
+//! What a listener asks of whoever connects, before the gate looks at a request: the PROXY protocol, TLS, a secret of the
+//! origin's. Compiled with the rest of a file, in force for the next connection; sockets are `proxy`'s.
+
+mod certificates;
+mod clients;
+mod origin;
+mod pem;
+mod tls;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use keylatch_filters::contract::{Invalid, Keep};
+use rustls::ServerConfig;
+
+use crate::config::Files;
+use crate::config::model::Listener;
+
+pub use certificates::Shown;
+pub use clients::client_certificate;
+pub use origin::Origin;
+pub use pem::{certificates, client_key, revoked_serials, roots};
+
+/// What one listener asks.
+pub struct Entry {
+    /// Which listener.
+    pub address: SocketAddr,
+    /// With what TLS is spoken; `None`: it is not.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// The certificates that are shown.
+    pub shown: Vec<Shown>,
+    /// The secret that each request must have.
+    pub origin: Option<Origin>,
+    /// Who must say whom he speaks for.
+    proxies: Vec<IpNet>,
+}
+
+impl Entry {
+    /// What is wrong has its place below the listener.
+    pub fn compile(config: &Listener, files: &Files, keep: &Keep) -> Result<Self, Vec<Invalid>> {
+        let mut wrong = Vec::new();
+        let mut proxies = Vec::new();
+        for (index, text) in config.proxy_protocol.iter().enumerate() {
+            match network(text) {
+                Ok(network) => proxies.push(network),
+                Err(invalid) => wrong.push(invalid.index(index).at("proxy_protocol")),
+            }
+        }
+        let tls = config.tls.as_ref().map(|tls| tls::compile(tls, files, keep)).transpose();
+        let (tls, shown) = match tls {
+            Ok(tls) => tls.unzip(),
+            Err(invalid) => {
+                wrong.extend(invalid.into_iter().map(|invalid| invalid.at("tls")));
+                (None, None)
+            }
+        };
+        let origin = config.origin_secret.as_ref().map(|origin| Origin::compile(origin, files)).transpose();
+        match origin.map_err(|invalid| wrong.push(invalid.at("origin_secret"))) {
+            Ok(origin) if wrong.is_empty() => Ok(Self { address: config.address, tls, shown: shown.unwrap_or_default(), origin, proxies }),
+            _ => Err(wrong),
+        }
+    }
+
+    /// Whether this peer must begin with a header of the PROXY protocol.
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.proxies.iter().any(|network| network.contains(&peer))
+    }
+}
+
+/// A network or an address; never the whole internet, which could then say anything.
+fn network(text: &str) -> Result<IpNet, Invalid> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = network.map_err(|_| Invalid::new(format!("`{text}` is neither a CIDR nor an address")))?;
+    match network.prefix_len() {
+        0 => Err(Invalid::new(format!("`{text}` is the whole internet: anybody could then claim any address"))),
+        _ => Ok(network.trunc()),
+    }
+}
