@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keylatch_filters::contract::hex;
@@ -17,11 +18,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::reload::Reloader;
 use crate::store::{News, Store};
 
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+/// A new process may take a while to be ready.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// Somebody asks for a new process in the place of this one, and where the answer goes.
+pub type Upgrade = oneshot::Sender<Result<String, String>>;
 const QUESTION_BYTES_MAX: u64 = 256;
 
 /// What a question is answered with.
@@ -56,12 +62,13 @@ pub fn api_socket(config: &Path) -> Result<PathBuf, String> {
     socket(config).map(|path| path.with_extension("api"))
 }
 
-/// A socket that only its owner can open.
+/// A socket that only its owner can open, in the place of what a process before has left, or is still listening on.
 fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    // What a process that was killed has left.
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    let _ = std::fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)?;
     Ok(listener)
 }
 
@@ -70,8 +77,15 @@ pub fn is_owner(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw() || peer.uid() == 0)
 }
 
-/// Listens on the sockets, for as long as the process lives. The listener is for the admin API.
-pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Result<(Guard, UnixListener), String> {
+/// Listens on the sockets, for as long as the process lives. The listener is for the admin API. `succeeds`: there may be a
+/// process whose place this one takes; otherwise two are one too many.
+pub fn listen(
+    config: &Path,
+    succeeds: bool,
+    reloader: Arc<Reloader>,
+    store: Arc<Store>,
+    upgrades: mpsc::Sender<Upgrade>,
+) -> Result<(Guard, UnixListener), String> {
     let path = socket(config)?;
     let folder = folder();
     let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the control socket {}: {what}: {e}", path.display());
@@ -82,7 +96,7 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Resu
     if owner.uid() != geteuid().as_raw() || owner.permissions().mode() & 0o022 != 0 {
         return Err(wrong("the folder", &"belongs to somebody else or is open to others; set KEYLATCH_RUNTIME_DIR to one of your own"));
     }
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+    if !succeeds && std::os::unix::net::UnixStream::connect(&path).is_ok() {
         return Err(format!("a process that runs {} is there already", config.display()));
     }
     let listener = bind(&path).map_err(|e| wrong("cannot listen", &e))?;
@@ -92,10 +106,10 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Resu
             match listener.accept().await {
                 Ok((stream, _)) if !is_owner(&stream) => drop(stream),
                 Ok((stream, _)) => {
-                    let (reloader, store) = (Arc::clone(&reloader), Arc::clone(&store));
+                    let (reloader, store, upgrades) = (Arc::clone(&reloader), Arc::clone(&store), upgrades.clone());
                     tokio::spawn(async move {
                         // Whoever asked may be gone; what he asked for is done all the same.
-                        let _ = tokio::time::timeout(ANSWER_TIME_MAX, answer(stream, &reloader, &store)).await;
+                        let _ = tokio::time::timeout(ANSWER_TIME_MAX, answer(stream, &reloader, &store, &upgrades)).await;
                     });
                 }
                 Err(error) => {
@@ -106,20 +120,32 @@ pub fn listen(config: &Path, reloader: Arc<Reloader>, store: Arc<Store>) -> Resu
             }
         }
     });
-    Ok((Guard(path), api))
+    Ok((Guard { path, left: AtomicBool::new(false) }, api))
 }
 
 /// Removes the sockets when the process ends.
-pub struct Guard(PathBuf);
+pub struct Guard {
+    path: PathBuf,
+    left: AtomicBool,
+}
 
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-        let _ = std::fs::remove_file(self.0.with_extension("api"));
+impl Guard {
+    /// Another process listens there now.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
     }
 }
 
-async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store) -> std::io::Result<()> {
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.left.load(Ordering::Relaxed) {
+            let _ = std::fs::remove_file(&self.path);
+            let _ = std::fs::remove_file(self.path.with_extension("api"));
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store, upgrades: &mpsc::Sender<Upgrade>) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut question = String::new();
     let read = tokio::io::AsyncReadExt::take(read, QUESTION_BYTES_MAX);
@@ -129,6 +155,15 @@ async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store) -> std::
             Ok(message) => Answer { ok: true, message },
             Err(message) => Answer { ok: false, message },
         },
+        "upgrade" => {
+            let (tell, told) = oneshot::channel();
+            let asked = upgrades.try_send(tell).is_ok();
+            match if asked { told.await.ok() } else { None } {
+                Some(Ok(message)) => Answer { ok: true, message },
+                Some(Err(message)) => Answer { ok: false, message },
+                None => Answer { ok: false, message: "an upgrade is under way already, or the process is stopping".into() },
+            }
+        }
         "settings changed" => {
             store.hear(News::Settings);
             Answer { ok: true, message: "settings are read anew".into() }

@@ -13,6 +13,7 @@ pub mod entry;
 pub mod every;
 pub mod live;
 pub mod outbound;
+pub mod process;
 pub mod proxy;
 pub mod reload;
 pub mod service;

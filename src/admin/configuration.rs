@@ -123,7 +123,7 @@ pub struct Reloaded {
 #[utoipa::path(post, path = "/admin/api/config/reload", tag = "configuration", security(("bearer" = ["config"])), responses((status = 200, body = Reloaded), Problems))]
 pub async fn reload(State(api): State<Arc<Api>>, May(caller): May<CONFIG>) -> Answer<Json<Reloaded>> {
     let outcome = api.reloader.reload().await;
-    let after = serde_json::json!({ "replica": api.sampler.replica, "taken": outcome.is_ok() });
+    let after = serde_json::json!({ "replica": api.replica.name(), "taken": outcome.is_ok() });
     // The file is what counts: that it cannot be written down now does not undo it.
     let noted = api.store.desk().note_down(line("config.reloaded", &api.path.display().to_string(), Some(after)), &caller.actor).await;
     if let Err(error) = noted {

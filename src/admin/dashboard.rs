@@ -199,6 +199,8 @@ pub struct Replica {
     seen_at: String,
     /// It has said nothing for 20 s, or was told to stop.
     gone: bool,
+    /// Another process serves in its place, and it only lets end what is open.
+    handed_over: bool,
     /// Its program's version.
     version: String,
     /// When it was started.
@@ -249,13 +251,17 @@ pub async fn now(api: &Api) -> Answer<(Now, Vec<Replica>)> {
             now.requests_per_s += state.requests_per_s;
             now.streams += state.streams;
             now.connections += state.connections;
-            now.replicas += 1;
+            now.replicas += usize::from(!state.handed_over);
+        } else if state.handed_over {
+            // Nobody misses it.
+            continue;
         }
         replicas.push(Replica {
-            current: said.name == api.sampler.replica,
+            current: said.name == api.replica.name(),
             name: said.name,
             seen_at: rfc3339(said.seen_ms),
             gone,
+            handed_over: state.handed_over,
             version: state.version,
             started_at: rfc3339(state.started_ms),
             loaded_at: rfc3339(state.loaded_ms),

@@ -1,7 +1,6 @@
 //! Health and metrics: put together from what others know. They need no sign-in.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -39,7 +38,7 @@ pub async fn store_state(known: &Api) -> Result<(), String> {
 
 /// Whether requests should be sent here.
 async fn ready(State(known): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
-    let stopping = known.stopping.load(Ordering::Relaxed);
+    let stopping = known.replica.is_stopping();
     match (stopping, store_state(&known).await) {
         (false, Ok(())) => (StatusCode::OK, Json(json!({ "status": "ok" }))),
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" }))),
@@ -62,7 +61,7 @@ async fn health(State(known): State<Arc<Api>>) -> Json<Value> {
     Json(json!({
         "status": if store.is_ok() { "ok" } else { "degraded" },
         "version": env!("CARGO_PKG_VERSION"),
-        "stopping": known.stopping.load(Ordering::Relaxed),
+        "stopping": known.replica.is_stopping(),
         "maintenance": known.shared.live.in_maintenance(),
         "store": { "ok": store.is_ok(), "error": store.err() },
         "redis": known.store.shares().map(|ok| json!({ "ok": ok })),

@@ -34,7 +34,6 @@ mod time;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRef};
@@ -52,6 +51,7 @@ use crate::service::access::Caller;
 use crate::service::bindings::Bindings;
 use crate::service::everywhere::Everywhere;
 use crate::service::oidc::Oidc;
+use crate::service::replica::Replica;
 use crate::service::sign_in::Door;
 use crate::store::Store;
 use crate::telemetry::sampler::Sampler;
@@ -81,8 +81,8 @@ pub struct Api {
     pub sampler: Sampler,
     /// The configuration file.
     pub path: PathBuf,
-    /// Set once the process has begun to stop.
-    pub stopping: Arc<AtomicBool>,
+    /// This process among its like.
+    pub replica: Arc<Replica>,
 }
 
 /// How handlers hold it.

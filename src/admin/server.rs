@@ -1,6 +1,7 @@
 //! The listener itself: so many connections, none of which may take its time for ever.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,47 +13,64 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use tokio::sync::watch::Receiver;
 use tower_service::Service;
 
 use super::extract::Machine;
+use crate::proxy::Stop;
 
 /// Connections at a time; further ones wait. The proxy shares its descriptors and its memory with them.
 const CONNECTIONS_MAX: usize = 512;
 /// How long a header may take to arrive, and a connection may be idle before one.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
+/// What is under way when another process takes over has so long.
+const UNDER_WAY: Duration = Duration::from_secs(2);
 /// The largest header, in bytes.
 const HEADER_BYTES_MAX: usize = 32 << 10;
 
-/// Serves for as long as the process lives.
-pub async fn serve(listener: TcpListener, router: Router) {
+/// Serves until another process does: what is under way then has a moment, and streams of events begin anew elsewhere.
+pub async fn serve(listener: TcpListener, router: Router, mut stop: Receiver<Stop>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let (stream, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = handed_over(&mut stop) => return,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 not_taken(&error).await;
                 continue;
             }
         };
-        let router = router.clone();
+        let (router, mut stop) = (router.clone(), stop.clone());
         tokio::spawn(async move {
             let _place = place;
             let service = service_fn(move |request| answer(router.clone(), peer, request));
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_buf_size(HEADER_BYTES_MAX);
+            let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
             // A client that leaves or talks nonsense is nobody's concern.
-            let _ = http.serve_connection(TokioIo::new(stream), service).await;
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = handed_over(&mut stop) => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = tokio::time::timeout(UNDER_WAY, connection).await;
         });
     }
 }
 
 /// Serves commands on this machine: whoever can open the socket owns the process, and may do everything.
-pub async fn serve_commands(listener: UnixListener, router: Router) {
+pub async fn serve_commands(listener: UnixListener, router: Router, mut stop: Receiver<Stop>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = handed_over(&mut stop) => return,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 not_taken(&error).await;
@@ -73,6 +91,14 @@ pub async fn serve_commands(listener: UnixListener, router: Router) {
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX);
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
         });
+    }
+}
+
+/// Returns once another process serves.
+async fn handed_over(stop: &mut Receiver<Stop>) {
+    if stop.wait_for(|stop| *stop == Stop::HandedOver).await.is_err() {
+        // The process is about to end; until then it serves.
+        std::future::pending::<()>().await;
     }
 }
 

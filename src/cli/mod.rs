@@ -14,7 +14,6 @@ mod intercepts;
 mod limits;
 mod migrate;
 mod reload;
-mod run;
 mod schema;
 mod secret;
 mod settings;
@@ -22,12 +21,14 @@ mod status;
 mod streams;
 mod terminal;
 mod token;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::process;
 use crate::store::audit::Actor;
 
 /// A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open.
@@ -49,14 +50,31 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+#[derive(Args)]
+struct Run {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// By what a process is started that takes another one's place
+    #[arg(long, hide = true)]
+    successor: Option<Step>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Step {
+    Launch,
+    Serve,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Serve. SIGHUP reloads the configuration, SIGTERM lets open requests end, SIGINT ends at once
-    Run(ConfigFile),
+    Run(Run),
     /// Say everything that is wrong with a configuration. Exit code 0: nothing is
     Check(ConfigFile),
     /// Have the running process reload its configuration, and wait for the outcome
     Reload(ConfigFile),
+    /// Have a new process, of the program that is installed now, take the place of the running one, which lets end what is open
+    Upgrade(ConfigFile),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
     /// Say what would become of a request: its client address and why, its route, what each filter, rule and limit says. Sends nothing
@@ -99,7 +117,12 @@ enum Command {
 /// Runs a command. What it cannot do is said on standard error, and the exit code is 1.
 pub fn main(cli: Cli) -> ExitCode {
     let done = match cli.command {
-        Command::Run(file) => run::run(&file.config),
+        Command::Run(Run { file, successor }) => match successor {
+            None => process::run(&file.config),
+            Some(Step::Launch) => process::launch(&file.config),
+            Some(Step::Serve) => process::succeed(&file.config),
+        },
+        Command::Upgrade(file) => upgrade::upgrade(&file.config),
         Command::Check(file) => check::check(&file.config),
         Command::Reload(file) => reload::reload(&file.config),
         Command::Schema => schema::schema(),

@@ -68,6 +68,7 @@ fn replicas(board: &Value) -> Result<(), String> {
         let state = match (replica["gone"] == true, replica["reload_ok"] == false) {
             (true, _) => "gone",
             (false, true) => "its last reload failed",
+            (false, false) if replica["handed_over"] == true => "has handed over, and lets end what is open",
             (false, false) => "serves",
         };
         let (name, version, loaded) = (text(replica, "name"), text(replica, "version"), text(replica, "loaded_at"));

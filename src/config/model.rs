@@ -158,11 +158,13 @@ pub struct Shutdown {
     pub readiness_delay: HumanDuration,
     /// How long open requests and streams may go on after that. Default: 30s.
     pub drain: HumanDuration,
+    /// How long they may go on in the old process once a new one has taken its place (`keylatch upgrade`). Default: 1h.
+    pub upgrade_drain: HumanDuration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { readiness_delay: HumanDuration::secs(0), drain: HumanDuration::secs(30) }
+        Self { readiness_delay: HumanDuration::secs(0), drain: HumanDuration::secs(30), upgrade_drain: HumanDuration::secs(3600) }
     }
 }
 

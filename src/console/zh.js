@@ -248,6 +248,7 @@ export default {
   "first use": "首次使用",
   "from how many intercepts of one key on somebody is told": "同一密钥被拦截多少次后发出告警",
   gone: "已离线",
+  "has handed over": "已移交",
   "intercepts are kept for so long": "拦截记录的保留时长",
   "it was banned": "已被封禁",
   "it was bound to {networks}": "当时绑定于 {networks}",

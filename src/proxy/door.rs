@@ -15,9 +15,11 @@ use pingora::protocols::Stream;
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use prometheus::IntGauge;
+use tokio::sync::watch::Receiver;
 
 use super::conn::{Conn, ConnLimits, ConnStream, OnRefusal, proxy_protocol, tls};
 use super::edge::{Edge, Shared};
+use super::server::Stop;
 use crate::config::model::Limits;
 use crate::entry::Entry;
 
@@ -33,6 +35,7 @@ pub struct Door {
     counts: Arc<Counts>,
     on_refusal: OnRefusal,
     open: IntGauge,
+    stop: Receiver<Stop>,
 }
 
 /// A connection on which HTTP begins.
@@ -75,7 +78,14 @@ impl Drop for Place {
 
 impl Door {
     /// For one listener.
-    pub fn new(proxy: Arc<HttpProxy<Edge>>, shared: Arc<Shared>, entry: Arc<Entry>, limits: &Limits, on_refusal: OnRefusal) -> Self {
+    pub fn new(
+        proxy: Arc<HttpProxy<Edge>>,
+        shared: Arc<Shared>,
+        entry: Arc<Entry>,
+        limits: &Limits,
+        stop: Receiver<Stop>,
+        on_refusal: OnRefusal,
+    ) -> Self {
         let open = shared.metrics.connections.clone();
         Self {
             proxy,
@@ -92,6 +102,7 @@ impl Door {
             counts: Arc::default(),
             on_refusal,
             open,
+            stop,
         }
     }
 
@@ -158,6 +169,11 @@ impl ServerApp for Door {
     }
 
     async fn cleanup(&self) {
+        // A connection that is closed while a request is on its way to it loses that request. Where another process serves
+        // there is no hurry: who is idle may send one more, whose answer says that the connection ends, or ends by himself.
+        if *self.stop.borrow() == Stop::HandedOver {
+            return;
+        }
         ServerApp::cleanup(&*self.proxy).await;
     }
 }

@@ -12,6 +12,7 @@ mod exchange;
 mod fields;
 pub mod gate;
 mod head;
+mod listening;
 pub mod path;
 mod reply;
 mod server;
@@ -19,4 +20,5 @@ mod stream;
 mod timed_session;
 
 pub use edge::Shared;
+pub use listening::Pulse;
 pub use server::{Stop, run};

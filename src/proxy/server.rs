@@ -1,5 +1,6 @@
 //! Pingora's server around the proxy: listeners, threads, the way it stops.
 
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +13,14 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch};
 use pingora::services::listening::Service;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::conn::OnRefusal;
 use super::door::Door;
 use super::edge::{Edge, Shared};
-use crate::config::model::{Listener, Settings};
+use super::listening::{Listening, Pulse};
+use crate::config::model::{Listener, Settings, Shutdown};
 use crate::entry::Entry;
 
 /// Attempts Pingora makes at most; `upstreams[].retries` is bounded below it.
@@ -33,60 +36,94 @@ const WRITE_BUFFER_BYTES: usize = 1460;
 pub enum Stop {
     /// Not yet.
     No,
+    /// Another process serves on the same sockets; what is open here may go on for long.
+    HandedOver,
     /// Open requests may go on for a while.
     Drain,
     /// At once.
     Now,
 }
 
-/// Serves until `stop` says otherwise, and returns when all is over: when the last connection has ended,
-/// or its time is up. What is still open then ends with the process.
+/// Serves on these sockets until `stop` says otherwise, and returns when all is over: when the last connection has ended,
+/// or its time is up. What is still open then ends with the process. `started` is called once it serves.
 pub fn run(
     shared: &Arc<Shared>,
     settings: &Settings,
-    mut stop: watch::Receiver<Stop>,
+    sockets: impl Iterator<Item = (SocketAddr, TcpListener)>,
+    stop: watch::Receiver<Stop>,
     house: &tokio::runtime::Handle,
+    pulse: &Arc<Pulse>,
+    started: impl FnOnce(),
 ) -> Result<(), String> {
-    for listener in &settings.listeners {
-        // Pingora panics when it cannot listen; so it is tried first, and said in words.
-        std::net::TcpListener::bind(listener.address).map_err(|e| format!("cannot listen on {}: {e}", listener.address))?;
-    }
-    let drain = settings.shutdown.drain.0;
-    let server = build(shared, settings, drain);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let server = build(shared, settings, sockets, &stop, pulse, &tell);
+    drop(tell);
     let signals = Signals { stop: stop.clone() };
     let thread = std::thread::Builder::new().name("pingora".into());
     let serving = thread
         .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(signals) }))
         .map_err(|e| format!("no thread for the server: {e}"))?;
-    let connections = shared.metrics.connections.clone();
-    house.block_on(async move {
-        const LOOK_EVERY: Duration = Duration::from_millis(20);
-        let mut looks = tokio::time::interval(LOOK_EVERY * 10);
-        loop {
-            tokio::select! {
-                wanted = stop.wait_for(|stop| *stop != Stop::No) => match wanted.as_deref() {
-                    Ok(Stop::Now) => return Ok(()),
-                    _ => break,
-                },
-                _ = looks.tick() => if serving.is_finished() {
-                    return Err("the server ended by itself; the lines before this one say why".to_owned());
-                },
-            }
+    for _ in &settings.listeners {
+        if told.blocking_recv().is_none() {
+            return Err(ENDED.to_owned());
         }
-        tracing::info!(?drain, open = connections.get(), "no new connections; open requests may go on");
-        let over = tokio::time::Instant::now() + drain;
-        while connections.get() > 0 && tokio::time::Instant::now() < over && *stop.borrow() != Stop::Now {
-            // A gauge cannot be waited on, and this runs once, at the end.
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        if connections.get() > 0 {
-            tracing::warn!(open = connections.get(), "connections are cut: their time is up");
-        }
-        Ok(())
-    })
+    }
+    started();
+    house.block_on(wait(shared, &settings.shutdown, stop, &serving))
 }
 
-fn build(shared: &Arc<Shared>, settings: &Settings, drain: Duration) -> Server {
+const ENDED: &str = "the server ended by itself; the lines before this one say why";
+
+/// Waits for the end, and then for what is open.
+async fn wait<T>(
+    shared: &Shared,
+    shutdown: &Shutdown,
+    mut stop: watch::Receiver<Stop>,
+    serving: &std::thread::JoinHandle<T>,
+) -> Result<(), String> {
+    const LOOK_EVERY: Duration = Duration::from_millis(20);
+    let connections = &shared.metrics.connections;
+    let mut looks = tokio::time::interval(LOOK_EVERY * 10);
+    while *stop.borrow_and_update() == Stop::No {
+        tokio::select! {
+            // Nobody is left to say it: then it is time as well.
+            changed = stop.changed() => if changed.is_err() { break },
+            _ = looks.tick() => if serving.is_finished() {
+                return Err(ENDED.to_owned());
+            },
+        }
+    }
+    let mut state = Stop::No;
+    let mut over = Instant::now();
+    // A gauge cannot be waited on, and this runs once, at the end.
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        let now = *stop.borrow();
+        if now != state {
+            let most = if now == Stop::HandedOver { shutdown.upgrade_drain.0 } else { shutdown.drain.0 };
+            (state, over) = (now, Instant::now() + most);
+            tracing::info!(?most, open = connections.get(), "no new connections; open requests may go on");
+        }
+        if state == Stop::Now || connections.get() == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= over {
+            tracing::warn!(open = connections.get(), "connections are cut: their time is up");
+            return Ok(());
+        }
+        looks.tick().await;
+    }
+}
+
+fn build(
+    shared: &Arc<Shared>,
+    settings: &Settings,
+    sockets: impl Iterator<Item = (SocketAddr, TcpListener)>,
+    stop: &watch::Receiver<Stop>,
+    pulse: &Arc<Pulse>,
+    started: &mpsc::UnboundedSender<()>,
+) -> Server {
+    let longest = settings.shutdown.drain.0.max(settings.shutdown.upgrade_drain.0);
     let threads = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         some => some,
@@ -96,23 +133,31 @@ fn build(shared: &Arc<Shared>, settings: &Settings, drain: Duration) -> Server {
         max_retries: ATTEMPTS_MAX,
         upstream_keepalive_pool_size: 1024,
         // Pingora waits for this long, whether or not anything is open; `run` returns before.
-        grace_period_seconds: Some(drain.as_secs() + 5),
+        grace_period_seconds: Some(longest.as_secs() + 5),
         graceful_shutdown_timeout_seconds: Some(1),
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let snapshot = shared.snapshot.load();
-    for listener in &settings.listeners {
+    for (address, socket) in sockets {
         // What was started with is what was compiled.
-        if let Some(entry) = snapshot.entry(listener.address) {
-            server.add_service(service(shared, listener, entry, &Arc::clone(&server.configuration)));
+        let listener = settings.listeners.iter().find(|listener| listener.address == address);
+        if let Some((listener, entry)) = listener.zip(snapshot.entry(address)) {
+            let service = service(shared, listener, entry, stop, &Arc::clone(&server.configuration));
+            server.add_service(Listening::new(service, &address.to_string(), socket, Arc::clone(pulse), started.clone()));
         }
     }
     server
 }
 
-fn service(shared: &Arc<Shared>, listener: &Listener, entry: &Arc<Entry>, conf: &Arc<ServerConf>) -> Service<Door> {
+fn service(
+    shared: &Arc<Shared>,
+    listener: &Listener,
+    entry: &Arc<Entry>,
+    stop: &watch::Receiver<Stop>,
+    conf: &Arc<ServerConf>,
+) -> Service<Door> {
     let edge = Edge { shared: Arc::clone(shared), entry: Arc::clone(entry), limits: listener.limits.clone() };
     let mut proxy = HttpProxy::new(edge, Arc::clone(conf));
     let mut options = HttpServerOptions::default();
@@ -126,7 +171,7 @@ fn service(shared: &Arc<Shared>, listener: &Listener, entry: &Arc<Entry>, conf: 
     proxy.handle_init_modules();
     let refused = shared.metrics.refused.clone();
     let on_refusal: OnRefusal = Arc::new(move |reason| refused.with_label_values(&[reason]).inc());
-    let door = Door::new(Arc::new(proxy), Arc::clone(shared), Arc::clone(entry), &listener.limits, on_refusal);
+    let door = Door::new(Arc::new(proxy), Arc::clone(shared), Arc::clone(entry), &listener.limits, stop.clone(), on_refusal);
     let mut service = Service::new(format!("listener {}", listener.address), door);
     let endpoint =
         ListenerConfig::tcp(listener.address.to_string()).l4_buffer(L4BufferSettings::new(READ_BUFFER_BYTES, WRITE_BUFFER_BYTES));
@@ -146,7 +191,7 @@ impl ShutdownSignalWatch for Signals {
         let wanted = stop.wait_for(|stop| *stop != Stop::No).await.map_or(Stop::Drain, |stop| *stop);
         match wanted {
             Stop::Now => ShutdownSignal::FastShutdown,
-            Stop::No | Stop::Drain => ShutdownSignal::GracefulTerminate,
+            Stop::No | Stop::HandedOver | Stop::Drain => ShutdownSignal::GracefulTerminate,
         }
     }
 }

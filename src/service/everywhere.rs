@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::Fault;
 use super::accounts::now_ms;
 use super::limits::{self, Which};
+use super::replica::Replica;
 use super::streams;
 use crate::store::Store;
 use crate::store::questions::Question as Written;
@@ -45,10 +46,13 @@ pub enum Question {
 pub struct Everywhere {
     /// What they share.
     pub store: Arc<Store>,
-    /// This replica's name.
-    pub replica: String,
+    /// This replica.
+    pub replica: Arc<Replica>,
     /// Whether there may be others.
     pub others: bool,
+    /// Whether the store tells when somebody asks. Where it does not, the others are processes that have handed over, and
+    /// those look by themselves.
+    pub told: bool,
     /// The streams open here.
     pub streams: Arc<Streams>,
     /// Who is near a limit here.
@@ -67,7 +71,7 @@ pub struct Heard<T> {
 impl Everywhere {
     /// Asks all replicas. While the store is away only this one answers.
     pub async fn ask<T: DeserializeOwned>(&self, question: &Question) -> Result<Heard<T>, Fault> {
-        let here = (self.replica.clone(), read(self.answer(question).await?)?);
+        let here = (self.replica.name(), read(self.answer(question).await?)?);
         let mut heard = match self.others().await {
             Ok(others) => self.ask_others(question, others).await,
             Err(fault) => Err(fault),
@@ -79,7 +83,7 @@ impl Everywhere {
 
     /// Asks one of them.
     pub async fn ask_one<T: DeserializeOwned>(&self, question: &Question, replica: &str) -> Result<T, Fault> {
-        if replica == self.replica {
+        if replica == self.replica.name() {
             return read(self.answer(question).await?);
         }
         if !self.others().await?.iter().any(|other| other == replica) {
@@ -98,7 +102,7 @@ impl Everywhere {
         let body = serde_json::to_value(question).map_err(|e| Fault::Away(e.to_string()))?;
         let id = uuid::Uuid::now_v7().to_string();
         let (desk, mut mail) = (self.store.desk(), self.store.mail());
-        desk.ask(&Written { id: id.clone(), asker: self.replica.clone(), body }).await?;
+        desk.ask(&Written { id: id.clone(), asker: self.replica.name(), body }).await?;
         let (begun, mut answers) = (Instant::now(), Vec::new());
         while begun.elapsed() < PATIENCE {
             let _ = tokio::time::timeout(LOOKED_EVERY, mail.changed()).await;
@@ -124,7 +128,8 @@ impl Everywhere {
         }
         let replicas = self.store.desk().replicas(now_ms() - GONE_MS).await?;
         let gone = |state: &Value| state.get("stopping") == Some(&Value::Bool(true));
-        let others = replicas.into_iter().filter(|replica| replica.name != self.replica && !gone(&replica.state));
+        let own = self.replica.name();
+        let others = replicas.into_iter().filter(|replica| replica.name != own && !gone(&replica.state));
         Ok(others.map(|replica| replica.name).collect())
     }
 
@@ -141,8 +146,25 @@ impl Everywhere {
 
     /// Answers what others ask, for as long as the process lives.
     pub async fn listen(self: Arc<Self>) {
+        const NOT_YET: Duration = Duration::from_secs(1);
         let mut mail = self.store.mail();
-        while self.others && mail.changed().await.is_ok() {
+        if !self.others {
+            return;
+        }
+        loop {
+            match (self.told, self.replica.has_handed_over()) {
+                (true, _) => {
+                    if mail.changed().await.is_err() {
+                        return;
+                    }
+                }
+                (false, true) => tokio::time::sleep(LOOKED_EVERY).await,
+                (false, false) => {
+                    // Until then nobody is there who could ask.
+                    tokio::time::sleep(NOT_YET).await;
+                    continue;
+                }
+            }
             // One that cannot be answered now is named as silent.
             if let Err(error) = self.answer_all().await {
                 tracing::debug!(%error, "what other replicas ask cannot be read");
@@ -152,12 +174,12 @@ impl Everywhere {
 
     async fn answer_all(&self) -> Result<(), Fault> {
         let desk = self.store.desk();
-        for asked in desk.asked(&self.replica, OLD_MS).await? {
+        for asked in desk.asked(&self.replica.name(), OLD_MS).await? {
             // What a newer version asks may be unknown here.
             let Ok(question) = serde_json::from_value::<Question>(asked.body) else { continue };
             let answered = async {
                 let said = self.answer(&question).await?;
-                Ok::<_, Fault>(desk.answer(&asked.id, &self.replica, &said).await?)
+                Ok::<_, Fault>(desk.answer(&asked.id, &self.replica.name(), &said).await?)
             };
             if let Err(error) = answered.await {
                 tracing::warn!(%error, "another replica's question was not answered");

@@ -122,15 +122,15 @@ pub async fn list(everywhere: &Everywhere, after: Option<Mark>, most: usize) -> 
 /// Ends one. What it was.
 pub async fn end(everywhere: &Everywhere, id: u64, replica: Option<&str>, actor: &Actor) -> Result<Stream, Fault> {
     let replica = match replica {
-        Some(replica) => replica,
+        Some(replica) => replica.to_owned(),
         // Its number says nothing of where it is.
         None if !everywhere.others().await?.is_empty() => {
             return Err(Fault::invalid("replica", "there are several replicas: say on which it is open, as the list does"));
         }
-        None => &everywhere.replica,
+        None => everywhere.replica.name(),
     };
     let missing = || Fault::Missing(format!("no stream {id} is open on `{replica}`"));
-    let stream = everywhere.ask_one::<Option<Stream>>(&Question::Stream(id), replica).await?.ok_or_else(missing)?;
+    let stream = everywhere.ask_one::<Option<Stream>>(&Question::Stream(id), &replica).await?.ok_or_else(missing)?;
     let stream = Stream { replica: replica.to_owned(), started_ms: None, ..stream };
     // First it is written down: nothing is done that nobody can know of.
     let line = Line {
@@ -140,7 +140,7 @@ pub async fn end(everywhere: &Everywhere, id: u64, replica: Option<&str>, actor:
         after: None,
     };
     everywhere.store.desk().note_down(line, actor).await?;
-    everywhere.ask_one::<bool>(&Question::EndStream(id), replica).await?;
+    everywhere.ask_one::<bool>(&Question::EndStream(id), &replica).await?;
     tracing::info!(by = actor.who, client = stream.client, route = stream.route, replica, "a stream was ended");
     Ok(stream)
 }

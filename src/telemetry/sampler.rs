@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::counted::Counted;
 use super::metrics::Metrics;
 use super::tops::Asked;
+use crate::service::replica::Replica;
 use crate::store::Store;
 use crate::store::record::millis;
-use crate::store::samples::{HOUR_S, MINUTE_S, Of, Replica, Sample};
+use crate::store::samples::{HOUR_S, MINUTE_S, Of, Replica as Said, Sample};
 
 /// How often a replica says how it is.
 pub const SAID_EVERY: Duration = Duration::from_secs(5);
@@ -41,16 +42,19 @@ pub struct State {
     pub requests_per_s: f64,
     /// It was told to stop.
     pub stopping: bool,
+    /// Another process serves in its place, and it only lets end what is open.
+    pub handed_over: bool,
 }
 
 /// Of one replica.
 pub struct Sampler {
-    /// Its name.
-    pub replica: String,
+    replica: Arc<Replica>,
     metrics: Arc<Metrics>,
     steps: Mutex<[Step; 2]>,
     /// What was counted when the replica said how it is, and when.
     said: Mutex<(u64, SystemTime)>,
+    /// One says so at a time.
+    saying: tokio::sync::Mutex<()>,
 }
 
 /// A minute or an hour that is being counted.
@@ -62,16 +66,33 @@ struct Step {
     before: Counted,
     /// What this replica had counted in it before that.
     base: Counted,
+    /// What had been counted when that was noted last.
+    noted: Counted,
     /// Who has asked how often in it.
     asked: Asked,
 }
 
+impl Step {
+    /// One of which nothing was noted yet; what was counted until now is none of it.
+    fn begin(step_s: i64, now: Counted) -> Self {
+        Self { step_s, at_ms: 0, before: now.clone(), base: Counted::default(), noted: now, asked: Asked::default() }
+    }
+}
+
 impl Sampler {
-    /// Begins to count. `replica`: a name that no other has, and that stays the same over restarts.
-    pub fn new(replica: String, metrics: Arc<Metrics>) -> Self {
+    /// Begins to count.
+    pub fn new(replica: Arc<Replica>, metrics: Arc<Metrics>) -> Self {
         let now = Counted::of(&metrics);
-        let step = |step_s| Step { step_s, at_ms: 0, before: now.clone(), base: Counted::default(), asked: Asked::default() };
-        Self { replica, metrics, steps: Mutex::new([step(MINUTE_S), step(HOUR_S)]), said: Mutex::new((0, SystemTime::now())) }
+        let steps = Mutex::new([MINUTE_S, HOUR_S].map(|step_s| Step::begin(step_s, now.clone())));
+        Self { replica, metrics, steps, said: Mutex::new((0, SystemTime::now())), saying: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Notes what was counted so far, and counts what comes, or could not be noted, under the name that `rename` gives.
+    pub async fn rename(&self, store: &Store, rename: impl FnOnce()) {
+        let _alone = self.saying.lock().await;
+        self.note(store, millis(SystemTime::now())).await;
+        rename();
+        self.steps.lock().iter_mut().for_each(|step| *step = Step::begin(step.step_s, std::mem::take(&mut step.noted)));
     }
 
     /// Requests a second since this was asked last.
@@ -86,8 +107,9 @@ impl Sampler {
 
     /// Says how it is, and what was counted so far in the minute and the hour.
     pub async fn say(&self, store: &Store, state: &State) {
+        let _alone = self.saying.lock().await;
         let now_ms = millis(SystemTime::now());
-        let said = Replica { name: self.replica.clone(), seen_ms: now_ms, state: serde_json::to_value(state).unwrap_or_default() };
+        let said = Said { name: self.replica.name(), seen_ms: now_ms, state: serde_json::to_value(state).unwrap_or_default() };
         // The store may be away; then this is said in a moment.
         if store.desk().say(&said).await.is_ok() {
             self.note(store, now_ms).await;
@@ -118,7 +140,7 @@ impl Sampler {
                 } else {
                     counted.clone()
                 };
-                *step = Step { step_s, at_ms, before, base, asked };
+                *step = Step { at_ms, before, base, asked, ..Step::begin(step_s, std::mem::take(&mut step.noted)) };
             }
             self.write(store, index, &counted).await;
         }
@@ -128,7 +150,12 @@ impl Sampler {
     async fn base(&self, store: &Store, step_s: i64, at_ms: i64) -> Option<(Counted, Asked)> {
         let mine = async |of| {
             let known = store.desk().samples(of, step_s, at_ms).await.ok()?;
-            Some(known.into_iter().find(|sample| sample.replica == self.replica && sample.at_ms == at_ms).map(|sample| sample.counted))
+            Some(
+                known
+                    .into_iter()
+                    .find(|sample| sample.replica == self.replica.name() && sample.at_ms == at_ms)
+                    .map(|sample| sample.counted),
+            )
         };
         let (counted, asked) = (mine(Of::Counts).await?, mine(Of::Tops).await?);
         // What a process of another version has written may be anything.
@@ -145,7 +172,7 @@ impl Sampler {
             }
             let mut sum = counted.since(&step.before);
             sum.add(&step.base);
-            let sample = |counted| Sample { at_ms: step.at_ms, replica: self.replica.clone(), counted };
+            let sample = |counted| Sample { at_ms: step.at_ms, replica: self.replica.name(), counted };
             let json = |sum: &Counted| serde_json::to_value(sum).unwrap_or_default();
             (step.step_s, sample(json(&sum)), sample(serde_json::to_value(step.asked.told()).unwrap_or_default()))
         };
@@ -154,6 +181,10 @@ impl Sampler {
             desk.note(Of::Counts, step_s, &sample).await?;
             desk.note(Of::Tops, step_s, &asked).await
         };
-        noted.await.inspect_err(|error| tracing::debug!(%error, "what was counted is noted later")).is_ok()
+        let noted = noted.await.inspect_err(|error| tracing::debug!(%error, "what was counted is noted later")).is_ok();
+        if noted {
+            self.steps.lock()[index].noted.clone_from(counted);
+        }
+        noted
     }
 }

@@ -69,6 +69,36 @@ routes:
 """
 
 
+class Successor:
+    """A process that has taken the place of one that a test has started: nobody's child but the system's."""
+
+    def __init__(self, pid):
+        self.pid = pid
+
+    def poll(self):
+        try:
+            # One that has ended and that nobody has asked about is there still, as a name.
+            state = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return 0 if state == "Z" else None
+
+    def send_signal(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, seconds=15):
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("keylatch", seconds)
+            time.sleep(0.02)
+        return 0
+
+
 class Keylatch:
     """A running Keylatch. As a context it is stopped at the end, and whatever it wrote is kept in `log`."""
 
@@ -84,7 +114,7 @@ class Keylatch:
         self.write()
         self.env = {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.folder / "run"), **(env or {})}
         self.stdout, self.stderr = self.folder / "stdout", self.folder / "stderr"
-        self.process = None
+        self.process, self.before = None, []
 
     def write(self, **changes):
         """Writes the configuration, with some values changed."""
@@ -107,6 +137,15 @@ class Keylatch:
             if self.process.poll() is not None:
                 raise AssertionError(f"keylatch ended: {self.stderr.read_text()}")
 
+    def upgrade(self):
+        """Has another process take its place; the one before, which lets end what is open."""
+        before = self.process
+        done = self.command("upgrade")
+        assert done.returncode == 0, done.stderr + self.stderr.read_text()
+        self.process = Successor(int(done.stdout.split()[1]))
+        self.before.append(before)
+        return before
+
     def _listens(self):
         try:
             socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -115,6 +154,9 @@ class Keylatch:
             return False
 
     def stop(self, how=signal.SIGTERM, seconds=15):
+        for before in self.before:
+            before.kill()
+            before.wait(seconds)
         if self.process and self.process.poll() is None:
             self.process.send_signal(how)
             try:

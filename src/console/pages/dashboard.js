@@ -79,7 +79,7 @@ const Health = ({ data }) => html`<div class="charts">
     ${data.health.upstreams.map((one) => html`<li>${t("Upstream")} ${one.name} <${Badge} kind=${one.well === one.servers ? "good" : one.well ? "warn" : "bad"}>${t("{well} of {servers} servers", one)}</${Badge}></li>`)}
   </ul></div>
   <div class="card"><h2>${t("Replicas")}</h2><ul class="plain">
-    ${data.replicas.map((one) => html`<li><strong>${one.name}</strong> ${one.current && html`<${Badge}>${t("this one")}</${Badge}>`} ${one.gone ? html`<${Badge} kind="bad">${t("gone")}</${Badge}>` : html`<${Badge} kind="good">${t("well")}</${Badge}>`} ${!one.reload_ok && html`<${Badge} kind="bad">${t("last reload failed")}</${Badge}>`}
+    ${data.replicas.map((one) => html`<li><strong>${one.name}</strong> ${one.current && html`<${Badge}>${t("this one")}</${Badge}>`} ${one.gone ? html`<${Badge} kind="bad">${t("gone")}</${Badge}>` : one.handed_over ? html`<${Badge}>${t("has handed over")}</${Badge}>` : html`<${Badge} kind="good">${t("well")}</${Badge}>`} ${!one.reload_ok && html`<${Badge} kind="bad">${t("last reload failed")}</${Badge}>`}
       <br /><small>${one.version} · ${t("configuration of")} <${Time} at=${one.loaded_at} /> · ${t("last word")} <${Time} at=${one.seen_at} /></small></li>`)}
   </ul></div>
 </div>`;

@@ -1,0 +1,11 @@
+//! `keylatch upgrade`: a new process takes the place of the running one.
+
+use std::path::Path;
+
+use super::terminal::say;
+use crate::control;
+
+pub fn upgrade(config: &Path) -> Result<(), String> {
+    let answer = control::ask(config, "upgrade")?;
+    if answer.ok { say!("{}", answer.message) } else { Err(answer.message) }
+}

@@ -1,0 +1,198 @@
+//! How a new process takes the place of this one without a moment in which nobody listens.
+//!
+//! The old process starts the new one, which opens its stores and compiles its configuration and then says so; only then is
+//! it handed the sockets, and only when it serves on them does the old one take no more connections. Whatever goes wrong
+//! before that leaves the old one as it was. They talk over a socket that is the new one's standard input, a line of JSON
+//! each time. The new one is started by a process that ends at once, so that it is nobody's child but the service manager's.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use serde::{Deserialize, Serialize};
+
+use super::sockets::{For, Sockets};
+
+/// How long a new process may take to be ready: its database may be slow to answer.
+pub const TIME_MAX: Duration = Duration::from_secs(90);
+const LINE_BYTES_MAX: usize = 64 << 10;
+const SOCKETS_MAX: usize = 64;
+
+/// What is said.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    /// The new one: it could serve. Its number.
+    Ready(u32),
+    /// The new one: it cannot, and why.
+    Failed(String),
+    /// The old one: these are the sockets, in this order.
+    Sockets(Vec<(For, SocketAddr)>),
+    /// The new one: it serves.
+    Serving,
+}
+
+/// A line, and the descriptors that came with it.
+fn read(stream: &UnixStream) -> io::Result<(Line, Vec<OwnedFd>)> {
+    let (mut line, mut handed) = (Vec::new(), Vec::new());
+    while !line.ends_with(b"\n") && line.len() < LINE_BYTES_MAX {
+        let mut piece = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut piece)], &mut control, RecvFlags::empty())?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                handed.extend(descriptors);
+            }
+        }
+        if got.bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        line.extend_from_slice(piece.get(..got.bytes).unwrap_or_default());
+    }
+    // Not before they are ours: what one is exec'ed with later must not keep them open.
+    handed.iter().try_for_each(|fd| rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC))?;
+    Ok((serde_json::from_slice(&line)?, handed))
+}
+
+fn write(stream: &UnixStream, line: &Line, sockets: &Sockets) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    let descriptors: Vec<_> = sockets.all.iter().map(|socket| socket.listener.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other(format!("more than {SOCKETS_MAX} listeners")));
+    }
+    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&text)], &mut control, SendFlags::empty())?;
+    if sent == text.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Whom this process takes the place of.
+pub struct Predecessor(UnixStream);
+
+impl Predecessor {
+    /// Who has started this process: its standard input is the line to him.
+    pub fn find() -> Result<Self, String> {
+        let line = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
+        let line = line.and_then(|line| line.set_read_timeout(Some(TIME_MAX)).map(|()| line));
+        line.map(Self).map_err(|e| format!("this process was not started by one that it could take the place of: {e}"))
+    }
+
+    /// Says that this one cannot.
+    pub fn fail(&self, why: &str) {
+        // He sees this process end as well.
+        let _ = write(&self.0, &Line::Failed(why.to_owned()), &Sockets::default());
+    }
+
+    /// Says that this one could serve, and waits for the sockets.
+    pub fn take(&self) -> Result<Sockets, String> {
+        let lost = |e: io::Error| format!("the process before this one has gone: {e}");
+        write(&self.0, &Line::Ready(std::process::id()), &Sockets::default()).map_err(lost)?;
+        match read(&self.0).map_err(lost)? {
+            (Line::Sockets(said), handed) if said.len() == handed.len() => Ok(Sockets::adopt(said, handed)),
+            _ => Err("the process before this one has handed over something else than its sockets".into()),
+        }
+    }
+
+    /// Says that this one serves.
+    pub fn serving(&self) {
+        let _ = write(&self.0, &Line::Serving, &Sockets::default());
+    }
+}
+
+/// Starts the process whose standard input leads to the one before, and ends: called in between the two.
+pub fn launch(config: &Path) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|e| format!("this program is not to be found: {e}"))?;
+    command(&program, config, "serve").spawn().map(|_| ()).map_err(|e| format!("no process could be started: {e}"))
+}
+
+fn command(program: &Path, config: &Path, step: &str) -> Command {
+    let mut command = Command::new(program);
+    // It has a number of its own, and looks after itself.
+    command.arg("run").arg("--config").arg(config).arg("--successor").arg(step).env_remove("WATCHDOG_PID");
+    command
+}
+
+/// A process that is ready to take this one's place.
+pub struct Successor {
+    line: UnixStream,
+    /// Its number.
+    pub pid: u32,
+}
+
+impl Successor {
+    /// Starts one, and waits until it is ready. Blocks.
+    pub fn start(program: &Path, config: &Path) -> Result<Self, String> {
+        let (line, its) = UnixStream::pair().map_err(|e| format!("no socket to be had: {e}"))?;
+        line.set_read_timeout(Some(TIME_MAX)).map_err(|e| e.to_string())?;
+        let mut launched = command(program, config, "launch")
+            .stdin(Stdio::from(OwnedFd::from(its)))
+            .spawn()
+            .map_err(|e| format!("{} could not be started: {e}", program.display()))?;
+        let ended = launched.wait().map_err(|e| e.to_string())?;
+        if !ended.success() {
+            return Err(format!("{} could not be started: it has ended at once ({ended})", program.display()));
+        }
+        match read(&line) {
+            Ok((Line::Ready(pid), _)) => Ok(Self { line, pid }),
+            Ok((Line::Failed(why), _)) => Err(format!("the new process could not begin, and this one goes on:\n{why}")),
+            Ok(_) => Err("the new process talks in a way that is not known here, and this one goes on".into()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                Err(format!("the new process was not ready within {}s, and this one goes on", TIME_MAX.as_secs()))
+            }
+            Err(e) => Err(format!("the new process has ended before it was ready, and this one goes on: {e}")),
+        }
+    }
+
+    /// Hands over the sockets, and waits until they are served on. Blocks.
+    pub fn hand_over(self, sockets: &Sockets) -> Result<(), String> {
+        let said = sockets.all.iter().map(|socket| (socket.of, socket.address)).collect();
+        let failed = |e: io::Error| format!("the new process did not take the sockets, and this one goes on: {e}");
+        write(&self.line, &Line::Sockets(said), sockets).map_err(failed)?;
+        match read(&self.line).map_err(failed)? {
+            (Line::Serving, _) => Ok(()),
+            (Line::Failed(why), _) => Err(format!("the new process could not begin, and this one goes on:\n{why}")),
+            _ => Err("the new process talks in a way that is not known here, and this one goes on".into()),
+        }
+    }
+}
+
+/// The program that was started, as it is called on disk: what takes its place there is what is started next.
+pub fn program() -> Result<PathBuf, String> {
+    std::env::current_exe().map_err(|e| format!("this program is not to be found: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    use crate::process::sockets::Socket;
+
+    #[test]
+    fn sockets_go_from_one_to_the_other() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let sockets = Sockets { all: vec![Socket { of: For::Admin, address, listener }], were_handed: false };
+        let said = Line::Sockets(vec![(For::Admin, address)]);
+        write(&old, &said, &sockets).unwrap();
+        // Somebody connects while nobody accepts, and the old one closes its own.
+        let waiting = TcpStream::connect(address).unwrap();
+        drop(sockets);
+        let (line, handed) = read(&new).unwrap();
+        assert_eq!(line, said);
+        let Sockets { all: taken, .. } = Sockets::adopt(vec![(For::Admin, address)], handed);
+        let (_, peer) = taken[0].listener.accept().unwrap();
+        assert_eq!(peer, waiting.local_addr().unwrap());
+        drop(old);
+        assert_eq!(read(&new).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -1,0 +1,45 @@
+//! What the service manager (systemd, by sd_notify) is told: that the process serves, how it is, that it is alive, that it
+//! stops, and which process is the main one after an upgrade. Where there is none, nobody is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+use crate::every::every;
+use crate::proxy::Pulse;
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}
+
+/// It serves. From here on the manager hears that it is alive for as long as its threads are, if it wants to hear that.
+pub fn serving(pulse: &Arc<Pulse>) {
+    tell(&[NotifyState::Ready]);
+    if let Some(patience) = sd_notify::watchdog_enabled() {
+        every(pulse, patience / 3, move |pulse| async move {
+            // Threads that carry requests and have not moved for so long will not move again.
+            if pulse.age() < patience / 2 {
+                tell(&[NotifyState::Watchdog]);
+            }
+        });
+    }
+}
+
+/// How it is, for people.
+pub fn status(text: &str) {
+    tell(&[NotifyState::Status(text)]);
+}
+
+/// It stops; what is open may take so long.
+pub fn stopping(time: Duration) {
+    let time = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(time)]);
+}
+
+/// Another process is the main one from now on.
+pub fn replaced_by(pid: u32) {
+    tell(&[NotifyState::MainPid(pid)]);
+}

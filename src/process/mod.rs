@@ -1,0 +1,133 @@
+//! The running process: its parts put together, its sockets, its signals, its end, and the process that takes its place.
+
+mod first_account;
+mod handover;
+mod manager;
+mod parts;
+mod signals;
+mod sockets;
+mod upgrade;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use crate::config::{Parsed, Settings, parse_file};
+use crate::control;
+use crate::every::every;
+use crate::proxy::{self, Pulse, Stop};
+use crate::store::News;
+use crate::telemetry::{logs, sampler};
+use crate::{admin, config::model::Storage};
+use handover::Predecessor;
+pub use handover::launch;
+use parts::Parts;
+use sockets::{For, Sockets};
+use upgrade::Upgrades;
+
+/// How long the end waits for alerts to be noted.
+const LAST_LOOK: Duration = Duration::from_secs(5);
+/// Configurations are compiled there, whose expressions nest.
+const HOUSE_STACK_BYTES: usize = 8 << 20;
+/// How often a process that only lets end what is open looks at what its successor has changed, where nobody tells it.
+const LOOK_BACK: Duration = Duration::from_secs(1);
+
+/// Serves a configuration until it is told to stop.
+pub fn run(path: &Path) -> Result<(), String> {
+    serve(path, None)
+}
+
+/// Serves a configuration in the place of the process that has started this one.
+pub fn succeed(path: &Path) -> Result<(), String> {
+    let predecessor = Arc::new(Predecessor::find()?);
+    let served = serve(path, Some(Arc::clone(&predecessor)));
+    served.inspect_err(|why| predecessor.fail(why))
+}
+
+fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), String> {
+    let settings = parse_file(path).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    // As it was called at the start: what takes its place there is what is started in an upgrade.
+    let program = handover::program()?;
+    logs::begin(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_stack_size(HOUSE_STACK_BYTES)
+        .thread_name("house")
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|e| format!("no threads to be had: {e}"))?;
+    let parts = Arc::new(runtime.block_on(Parts::open(path, &settings))?);
+    let there = predecessor.as_ref().map(|predecessor| predecessor.take()).transpose()?.unwrap_or_default();
+    let sockets = Sockets::open(&settings, there)?;
+    let (tell, stop) = watch::channel(Stop::No);
+    let pulse = Arc::new(Pulse::default());
+    let started = {
+        let (parts, pulse, predecessor, house) = (Arc::clone(&parts), Arc::clone(&pulse), predecessor.clone(), runtime.handle().clone());
+        move || {
+            let _inside = house.enter();
+            serving(&parts, &pulse, predecessor.as_deref());
+        }
+    };
+    let open = sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
+    let upgrades = Upgrades { parts: Arc::clone(&parts), program, path: path.to_owned(), tell: tell.clone(), sockets };
+    let control = runtime.block_on(begin(path, &settings, upgrades, stop.clone()))?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %settings.admin.address, "ready");
+    let served = proxy::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
+    runtime.block_on(end(&parts));
+    parts.shared.access.close();
+    drop(control);
+    tracing::info!("ended");
+    served
+}
+
+/// Starts what listens, but for the proxy.
+async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch::Receiver<Stop>) -> Result<Arc<control::Guard>, String> {
+    let parts = Arc::clone(&upgrades.parts);
+    tokio::spawn(first_account::make(Arc::clone(&parts.api)));
+    tokio::spawn(Arc::clone(&parts.api.everywhere).listen());
+    every(&parts, sampler::SAID_EVERY, |parts| async move {
+        parts.say().await;
+        let now = parts.state();
+        let what = if now.handed_over { "lets end what is open" } else { "serves" };
+        manager::status(&format!("{what}: {:.0} requests/s, {} streams, {} connections", now.requests_per_s, now.streams, now.connections));
+    });
+    if matches!(settings.storage, Storage::Sqlite(_)) {
+        every(&parts, LOOK_BACK, |parts| async move {
+            if parts.replica.has_handed_over() {
+                parts.store.hear(News::Lost);
+            }
+        });
+    }
+    let (asks, asked) = mpsc::channel(1);
+    signals::follow(&settings.shutdown, Arc::clone(&parts.reloader), Arc::clone(&parts.replica), asks.clone(), upgrades.tell.clone())?;
+    let open = upgrades.sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
+    for (address, listener) in open.of(For::Admin) {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
+        tokio::spawn(admin::server::serve(listener, admin::router(Arc::clone(&parts.api)), stop.clone()));
+    }
+    let (control, commands) = control::listen(path, upgrades.succeeds(), Arc::clone(&parts.reloader), Arc::clone(&parts.store), asks)?;
+    let control = Arc::new(control);
+    tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&parts.api)), stop.clone()));
+    tokio::spawn(upgrades.follow(asked, Arc::clone(&control), stop));
+    Ok(control)
+}
+
+/// The proxy's threads have begun.
+fn serving(parts: &Parts, pulse: &Arc<Pulse>, predecessor: Option<&Predecessor>) {
+    if let Some(predecessor) = predecessor {
+        predecessor.serving();
+        tracing::info!(replica = parts.replica.name(), "has taken the place of the process before");
+    }
+    manager::serving(pulse);
+}
+
+/// What was counted last, and that this replica has gone; what waits to be written; what is to be told.
+async fn end(parts: &Parts) {
+    parts.replica.stop();
+    let _ = tokio::time::timeout(LAST_LOOK, parts.say()).await;
+    parts.store.finish().await;
+    // What was written last is noted, and sent by whoever comes after.
+    let _ = tokio::time::timeout(LAST_LOOK, parts.look()).await;
+}

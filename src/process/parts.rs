@@ -1,0 +1,168 @@
+//! The parts of the process, put together: everything but its sockets.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use keylatch_filters::contract::{Meter, Near, Ports};
+
+use crate::admin::Api;
+use crate::alerts::{self, Watch};
+use crate::config::model::Storage;
+use crate::config::{Compiler, Files, Settings, parse_file};
+use crate::every::every;
+use crate::live::{self, Live};
+use crate::outbound::Services;
+use crate::proxy::Shared;
+use crate::reload::{self, Reloader};
+use crate::service::everywhere::Everywhere;
+use crate::service::oidc::Oidc;
+use crate::service::replica::Replica;
+use crate::service::sign_in::Door;
+use crate::store::record::millis;
+use crate::store::{self, Opened, Purpose, Store};
+use crate::telemetry::access::AccessLog;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::sampler::{Sampler, State};
+use crate::watch;
+
+/// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
+pub struct Parts {
+    /// What all listeners share.
+    pub shared: Arc<Shared>,
+    /// The store.
+    pub store: Arc<Store>,
+    /// Looks for keys that are refused too often.
+    pub watch: Arc<Watch>,
+    /// This process among its like.
+    pub replica: Arc<Replica>,
+    /// Reloads the configuration.
+    pub reloader: Arc<Reloader>,
+    /// The admin API.
+    pub api: Arc<Api>,
+    /// When the process began, in milliseconds since 1970.
+    pub started_ms: i64,
+    _files: Arc<watch::Watch>,
+}
+
+impl Parts {
+    /// Opens the stores, compiles the configuration, and starts what needs no listener. All of it can be done while another
+    /// process serves the same configuration.
+    pub async fn open(path: &Path, settings: &Settings) -> Result<Self, String> {
+        let metrics = Arc::new(Metrics::new().map_err(|e| format!("the metrics cannot be registered: {e}"))?);
+        let (files, registry) = (Files::beside(path), &metrics.registry);
+        let redis = store::open_redis(settings, &files, registry).await?;
+        let counters = redis.as_ref().map(store::counters);
+        let opened = store::open(settings, &files, registry, Purpose::Serve, redis).await?;
+        let near = Arc::<Near>::default();
+        let ports = Ports {
+            bindings: Arc::clone(&opened.store) as _,
+            hasher: opened.hasher.clone(),
+            meter: Arc::new(Meter::new(metrics.registry.clone())),
+            counters,
+            outbound: Arc::new(Services::here()),
+            near: Arc::clone(&near),
+        };
+        let compiler = Arc::new(Compiler::new(ports));
+        let live = Arc::new(Live::new(&opened.admin_secret)?);
+        live.refresh(&opened.store).await;
+        let parsed = parse_file(path).map_err(|report| report.to_string())?.with(&live.overrides());
+        let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
+        metrics.last_reload.set(reload::unix_s());
+        metrics.shows(&snapshot.entries);
+        let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
+        let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live });
+        let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
+        let (watch, files) = begin(&shared, &opened.store, &reloader);
+        let replica = Arc::new(Replica::new(settings.replica()));
+        let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
+        let store = Arc::clone(&api.store);
+        Ok(Self { shared, store, watch, replica, reloader, api, started_ms: millis(SystemTime::now()), _files: files })
+    }
+
+    /// How this replica is.
+    pub fn state(&self) -> State {
+        let (metrics, last) = (&self.shared.metrics, self.reloader.last());
+        State {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_ms: self.started_ms,
+            generation: last.generation,
+            loaded_ms: last.loaded_ms,
+            reload_ok: last.outcome.is_ok(),
+            streams: metrics.streams.open.get(),
+            connections: metrics.connections.get(),
+            requests_per_s: self.api.sampler.rate(),
+            stopping: self.replica.is_stopping(),
+            handed_over: self.replica.has_handed_over(),
+        }
+    }
+
+    /// Says how this replica is, and what it has counted.
+    pub async fn say(&self) {
+        self.api.sampler.say(&self.store, &self.state()).await;
+    }
+
+    /// Looks for keys that were refused too often.
+    pub async fn look(&self) {
+        look(&self.watch, &self.shared).await;
+    }
+}
+
+async fn look(watch: &Arc<Watch>, shared: &Shared) {
+    let (alerts, threshold) = shared.live.alerts(&shared.snapshot.load().alerts);
+    watch.look(&alerts, threshold).await;
+}
+
+/// What is done again and again.
+fn begin(shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<Reloader>) -> (Arc<Watch>, Arc<watch::Watch>) {
+    let current = Arc::clone(shared);
+    // As often as the smallest period that makes sense; the store knows whether it is time.
+    store.tend_every(Duration::from_secs(5), move || current.live.tending(current.snapshot.load().settings.retention.tending()));
+    let watch = Watch::new(Arc::clone(store), &shared.metrics.registry);
+    let current = Arc::clone(shared);
+    every(&watch, alerts::EVERY, move |watch| {
+        let current = Arc::clone(&current);
+        async move { look(&watch, &current).await }
+    });
+    let files = Arc::new(watch::Watch::new(Arc::clone(shared), Arc::clone(reloader)));
+    every(&files, watch::EVERY, |files| async move { files.look().await });
+    let reloads = Arc::clone(reloader);
+    live::follow(Arc::clone(&shared.live), Arc::clone(store), move |overrides| {
+        let reloads = Arc::clone(&reloads);
+        async move { reloads.apply(&overrides).await }
+    });
+    (watch, files)
+}
+
+fn api(
+    path: &Path,
+    settings: &Settings,
+    opened: Opened,
+    near: Arc<Near>,
+    shared: &Arc<Shared>,
+    replica: &Arc<Replica>,
+    reloader: &Arc<Reloader>,
+) -> Result<Arc<Api>, String> {
+    let everywhere = Arc::new(Everywhere {
+        store: Arc::clone(&opened.store),
+        replica: Arc::clone(replica),
+        // One process alone has its bindings in its memory.
+        others: settings.storage != Storage::Memory,
+        told: matches!(settings.storage, Storage::Postgres(_)),
+        streams: Arc::clone(&shared.metrics.streams),
+        near,
+    });
+    Ok(Arc::new(Api {
+        sampler: Sampler::new(Arc::clone(replica), Arc::clone(&shared.metrics)),
+        shared: Arc::clone(shared),
+        store: opened.store,
+        hasher: opened.hasher,
+        door: Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?,
+        oidc: Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?,
+        everywhere,
+        reloader: Arc::clone(reloader),
+        path: path.to_owned(),
+        replica: Arc::clone(replica),
+    }))
+}

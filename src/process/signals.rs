@@ -1,0 +1,63 @@
+//! SIGHUP reloads, SIGUSR2 has a new process take over; SIGTERM stops in order, SIGINT and SIGQUIT at once.
+
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::manager;
+use crate::config::model::Shutdown;
+use crate::control::Upgrade;
+use crate::proxy::Stop;
+use crate::reload::Reloader;
+use crate::service::replica::Replica;
+
+/// Follows them, from before anything is served.
+pub fn follow(
+    shutdown: &Shutdown,
+    reloader: Arc<Reloader>,
+    replica: Arc<Replica>,
+    upgrades: mpsc::Sender<Upgrade>,
+    tell: watch::Sender<Stop>,
+) -> Result<(), String> {
+    let listen = |kind| signal(kind).map_err(|e| format!("signals cannot be handled: {e}"));
+    let (mut hangup, mut terminate) = (listen(SignalKind::hangup())?, listen(SignalKind::terminate())?);
+    let (mut interrupt, mut quit) = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
+    let mut upgrade = listen(SignalKind::user_defined2())?;
+    let (readiness_delay, drain) = (shutdown.readiness_delay.0, shutdown.drain.0);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    // The outcome is logged and counted; nobody waits for it here.
+                    let _ = reloader.reload().await;
+                }
+                _ = upgrade.recv() => {
+                    // It is logged what comes of it. One at a time: a second one while one is under way is none.
+                    let (answer, _) = tokio::sync::oneshot::channel();
+                    let _ = upgrades.try_send(answer);
+                }
+                _ = terminate.recv() => {
+                    replica.stop();
+                    manager::stopping(readiness_delay + drain);
+                    tracing::info!(?readiness_delay, "stopping: readiness fails from now on");
+                    let (tell, delay) = (tell.clone(), if replica.has_handed_over() { Default::default() } else { readiness_delay });
+                    tokio::spawn(async move {
+                        // So long whoever balances load needs to see that it is not ready.
+                        tokio::time::sleep(delay).await;
+                        tell.send_if_modified(|stop| {
+                            let goes_on = matches!(stop, Stop::No | Stop::HandedOver);
+                            if goes_on {
+                                *stop = Stop::Drain;
+                            }
+                            goes_on
+                        });
+                    });
+                }
+                _ = interrupt.recv() => { tell.send_replace(Stop::Now); }
+                _ = quit.recv() => { tell.send_replace(Stop::Now); }
+            }
+        }
+    });
+    Ok(())
+}

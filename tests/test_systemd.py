@@ -1,0 +1,89 @@
+"""What the service manager is told, and what the units that are shipped ask of it."""
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from support.keylatch import ROOT, wait_for
+from support.raw import connect, request
+
+UNITS = ROOT / "systemd"
+
+
+class Manager:
+    """A service manager's ear."""
+
+    def __init__(self, path):
+        self.path, self.heard = path, []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.setblocking(False)
+
+    def lines(self):
+        while True:
+            try:
+                self.heard += self.socket.recv(65536).decode().splitlines()
+            except BlockingIOError:
+                return self.heard
+
+    def hears(self, text, seconds=10):
+        wait_for(lambda: any(line.startswith(text) for line in self.lines()), f"{text} among {self.heard}", seconds)
+
+
+@pytest.fixture
+def manager(tmp_path):
+    return Manager(tmp_path / "notify")
+
+
+def test_it_says_how_it_is(start, echo_upstream, manager):
+    env = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "4000000"}
+    keylatch = start(echo_upstream, storage="{sqlite: {path: keylatch.db}}", env=env)
+    manager.hears("READY=1")
+    manager.hears("WATCHDOG=1")
+    with connect(keylatch.port):
+        manager.hears("STATUS=serves: ")
+    assert request(keylatch.port).status == 200
+    old = keylatch.upgrade()
+    manager.hears(f"MAINPID={keylatch.process.pid}")
+    wait_for(lambda: old.poll() is not None, "the old one ends")
+    manager.heard.clear()
+    manager.hears("WATCHDOG=1")
+    keylatch.stop()
+    manager.hears("STOPPING=1")
+    manager.hears("EXTEND_TIMEOUT_USEC=5000000")
+
+
+def test_threads_that_do_not_move_are_not_alive(start, echo_upstream, manager):
+    """A process that is stopped says nothing, and the manager would start it anew."""
+    keylatch = start(echo_upstream, env={"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "4000000"})
+    manager.hears("WATCHDOG=1")
+    keylatch.process.send_signal(signal.SIGSTOP)
+    try:
+        manager.lines().clear()
+        time.sleep(4)
+        assert not manager.lines(), "for as long as the manager waits"
+    finally:
+        keylatch.process.send_signal(signal.SIGCONT)
+    manager.hears("WATCHDOG=1")
+
+
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is Linux's")
+
+
+@needs_systemd
+def test_the_unit_is_sound_and_tight(tmp_path):
+    unit = tmp_path / "keylatch.service"
+    # What it starts is there only once it is installed.
+    unit.write_text((UNITS / "keylatch.service").read_text().replace("/usr/bin/keylatch", "/bin/true"))
+    run = lambda *words: subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False)  # noqa: E731
+    verified = run("verify", str(unit))
+    ours = [line for line in verified.stderr.splitlines() if "keylatch" in line]
+    assert not ours, ours
+    scored = run("security", "--offline=yes", "--no-pager", str(unit)).stdout
+    score = float(re.search(r"exposure level for keylatch.service: ([\d.]+)", scored)[1])
+    assert score <= 1.5, scored
