@@ -16,6 +16,7 @@ fn filter(sources: &[Source]) -> ClientIp {
         networks: vec!["loopback".into(), "cloudflare".into(), "10.1.0.0/16".into()],
         behind_cloudflare: vec!["loopback".into()],
         cloudflare_file: None,
+        cloudflare_refresh: None,
     };
     let trusted = TrustedProxies::compile(&config, &NoFiles).unwrap();
     ClientIp { sources: sources.to_vec(), trusted: Arc::new(trusted) }

@@ -44,7 +44,7 @@ impl Watch {
 
     /// Looks once.
     pub async fn look(&self) {
-        let in_force: Held = self.shared.snapshot.load().files.iter().map(|(path, digest)| (path.clone(), Some(*digest))).collect();
+        let in_force: Held = self.shared.snapshot.load().files.iter().map(|(path, digest)| (path.clone(), *digest)).collect();
         let Some(changed) = self.changed(&in_force) else { return };
         let names: Vec<String> = changed.iter().map(|path| path.display().to_string()).collect();
         self.reloader.again(&names.join(", ")).await;

@@ -14,6 +14,10 @@ use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Near, Outbound, Se
 pub trait Resolve {
     /// The content of `path` (relative to the configuration's folder), at most 1 MiB of UTF-8.
     fn file(&self, path: &str) -> Result<String, Invalid>;
+    /// Whether there is such a file.
+    fn exists(&self, path: &str) -> bool {
+        self.file(path).is_ok()
+    }
 }
 
 /// State that outlives a reload, such as the counters of a limit: held by the filters that use it,

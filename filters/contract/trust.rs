@@ -6,14 +6,14 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{Invalid, Resolve};
+use super::ranges::{CLOUDFLARE, ranges};
+use super::{HumanDuration, Invalid, Resolve};
 
-const CLOUDFLARE: &str = include_str!("../../config/cloudflare-ips.txt");
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
 
 /// `trusted_proxies`: the peers whose word about the client's address is taken.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustConfig {
     /// CIDRs, single addresses, and the names `loopback`, `private` and `cloudflare`.
@@ -23,6 +23,27 @@ pub struct TrustConfig {
     pub behind_cloudflare: Vec<String>,
     /// A file with Cloudflare's ranges, one CIDR a line, in place of the embedded list.
     pub cloudflare_file: Option<String>,
+    /// Have that file written anew from time to time; until it is there, the embedded list holds. Default: it is as it is.
+    pub cloudflare_refresh: Option<CloudflareRefresh>,
+}
+
+/// Where Cloudflare's ranges are read from, and how often.
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CloudflareRefresh {
+    /// How often, 1m to 30days. Default: 24h.
+    pub every: HumanDuration,
+    /// URLs, https and public, and files; all of them together are the list. Default: Cloudflare's own two.
+    pub from: Vec<String>,
+    /// Also http, and addresses that are not public. Default: false.
+    pub allow_private: bool,
+}
+
+impl Default for CloudflareRefresh {
+    fn default() -> Self {
+        let from = ["https://www.cloudflare.com/ips-v4", "https://www.cloudflare.com/ips-v6"].map(String::from).to_vec();
+        Self { every: HumanDuration::secs(86_400), from, allow_private: false }
+    }
 }
 
 /// The compiled form of [`TrustConfig`].
@@ -38,12 +59,25 @@ pub struct TrustedProxies {
 impl TrustedProxies {
     /// Reads the names and networks.
     pub fn compile(config: &TrustConfig, resolve: &dyn Resolve) -> Result<Self, Invalid> {
+        if let Some(refresh) = &config.cloudflare_refresh {
+            let wrong = |says: &str, key: &str| Err(Invalid::new(says).at(key).at("cloudflare_refresh"));
+            if config.cloudflare_file.is_none() {
+                return Err(Invalid::new("needs `cloudflare_file`, which it writes").at("cloudflare_refresh"));
+            }
+            if !(60..=30 * 86_400).contains(&refresh.every.0.as_secs()) {
+                return wrong("must be between 1m and 30days", "every");
+            }
+            if refresh.from.is_empty() {
+                return wrong("the list is empty; at least one is needed", "from");
+            }
+        }
+        let missing = |path: &String| config.cloudflare_refresh.is_some() && !resolve.exists(path);
         let ranges = match &config.cloudflare_file {
-            Some(path) => {
+            Some(path) if !missing(path) => {
                 let text = resolve.file(path).map_err(|e| e.at("cloudflare_file"))?;
                 ranges(&text).map_err(|e| e.at("cloudflare_file"))?
             }
-            None => ranges(CLOUDFLARE)?,
+            _ => ranges(CLOUDFLARE)?,
         };
         let mut trusted = Self { cloudflare: ranges.clone(), ..Self::default() };
         for (index, name) in config.networks.iter().enumerate() {
@@ -105,26 +139,6 @@ fn named(name: &str, cloudflare: &[IpNet]) -> Result<Vec<IpNet>, Invalid> {
 
 fn all(networks: &[&str]) -> Result<Vec<IpNet>, Invalid> {
     networks.iter().map(|text| text.parse().map_err(|e| Invalid::new(format!("{text}: {e}")))).collect()
-}
-
-/// A file of ranges. Never empty, never a default route: both would be a mistake with a high price.
-fn ranges(text: &str) -> Result<Vec<IpNet>, Invalid> {
-    let mut networks = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.split('#').next().unwrap_or("").trim();
-        if line.is_empty() {
-            continue;
-        }
-        let network: IpNet = line.parse().map_err(|_| Invalid::new(format!("line {} of the file is not a CIDR", number + 1)))?;
-        if network.prefix_len() < 8 {
-            return Err(Invalid::new(format!("line {} of the file is too wide for a proxy's range", number + 1)));
-        }
-        networks.push(network.trunc());
-    }
-    if networks.is_empty() {
-        return Err(Invalid::new("the file holds no range"));
-    }
-    Ok(networks)
 }
 
 /// The one form of an address: IPv4-mapped IPv6 becomes IPv4.
@@ -210,7 +224,12 @@ mod tests {
 
     fn compile(networks: &[&str], behind: &[&str], file: Option<&str>) -> Result<TrustedProxies, Invalid> {
         let strings = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        let config = TrustConfig { networks: strings(networks), behind_cloudflare: strings(behind), cloudflare_file: file.map(Into::into) };
+        let config = TrustConfig {
+            networks: strings(networks),
+            behind_cloudflare: strings(behind),
+            cloudflare_file: file.map(Into::into),
+            cloudflare_refresh: None,
+        };
         TrustedProxies::compile(&config, &NoFiles)
     }
 

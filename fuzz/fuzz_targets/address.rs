@@ -20,6 +20,7 @@ fuzz_target!(|data: &[u8]| {
         networks: vec!["loopback".into(), "cloudflare".into()],
         behind_cloudflare: vec!["loopback".into()],
         cloudflare_file: None,
+        cloudflare_refresh: None,
     };
     let Ok(trusted) = TrustedProxies::compile(&config, &NoFiles) else { return };
     let ports = keylatch::config::check_ports();

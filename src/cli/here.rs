@@ -17,7 +17,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
 pub struct Call<'a> {
     /// Its method.
     pub method: Method,
-    /// Its path, behind `/admin/api`.
+    /// Its path, behind `/admin/api`; or one of `/health`.
     pub path: &'a str,
     /// Its query, as it is sent.
     pub query: &'a str,
@@ -35,7 +35,10 @@ impl Call<'_> {
             let _ = rustls::crypto::ring::default_provider().install_default();
             let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(ANSWER_TIME_MAX).no_proxy().build();
             let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
-            url.set_path(&format!("/admin/api/{}", self.path.trim_start_matches('/')));
+            match self.path.starts_with("/health/") {
+                true => url.set_path(self.path),
+                false => url.set_path(&format!("/admin/api/{}", self.path.trim_start_matches('/'))),
+            }
             url.set_query(Some(self.query).filter(|query| !query.is_empty()));
             let mut request = client.map_err(|e| e.to_string())?.request(self.method.clone(), url).header(ACTOR, plainly(&actor().who));
             if let Some(body) = self.body {

@@ -6,9 +6,12 @@ mod api;
 mod audit;
 mod bindings;
 mod check;
+mod cloudflare;
 mod demo_upstream;
 mod explain;
 mod filters;
+mod firewall;
+mod health;
 mod here;
 mod intercepts;
 mod limits;
@@ -102,6 +105,12 @@ enum Command {
     Admin(admin::Admin),
     /// Make any call of the admin API to the process that runs here, and print its JSON
     Api(api::Api),
+    /// Whether the process that runs here is well. Exit code 0: it is
+    Health(health::Health),
+    /// Look at Cloudflare's address ranges, and have them read anew
+    Cloudflare(cloudflare::Cloudflare),
+    /// Print rules that let only Cloudflare, SSH and WireGuard in. Applies nothing
+    Firewall(firewall::Firewall),
     /// Whether alerts arrive
     Alerts(alerts::Alerts),
     /// Make tokens that `bearer` knows by their hashes
@@ -137,6 +146,9 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Settings(settings) => settings::settings(&settings),
         Command::Admin(admin) => admin::admin(&admin),
         Command::Api(api) => api::api(&api),
+        Command::Health(health) => health::health(&health),
+        Command::Cloudflare(cloudflare) => cloudflare::cloudflare(&cloudflare),
+        Command::Firewall(firewall) => firewall::firewall(&firewall),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Token(token) => token::token(&token),
         Command::Secret(secret) => secret::secret(&secret),

@@ -161,7 +161,7 @@ fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
 /// Reads the files a configuration names, relative to its own folder, and remembers which.
 pub struct Files {
     base: PathBuf,
-    read: Mutex<BTreeMap<PathBuf, Digest>>,
+    read: Mutex<BTreeMap<PathBuf, Option<Digest>>>,
 }
 
 /// What a file held: SHA-256.
@@ -173,8 +173,8 @@ impl Files {
         Self { base: path.parent().map(Path::to_owned).unwrap_or_default(), read: Mutex::default() }
     }
 
-    /// Which were read, and what they held.
-    pub fn digests(&self) -> BTreeMap<PathBuf, Digest> {
+    /// Which were read, and what they held; `None`: it was looked for, and not there.
+    pub fn digests(&self) -> BTreeMap<PathBuf, Option<Digest>> {
         self.read.lock().clone()
     }
 
@@ -207,7 +207,16 @@ impl Resolve for Files {
     fn file(&self, path: &str) -> Result<String, Invalid> {
         let path = self.path(path);
         let text = read(&path, REFERRED_BYTES_MAX).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))?;
-        self.read.lock().insert(path, Sha256::digest(&text).into());
+        self.read.lock().insert(path, Some(Sha256::digest(&text).into()));
         Ok(text)
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        let path = self.path(path);
+        let there = path.exists();
+        if !there {
+            self.read.lock().insert(path, None);
+        }
+        there
     }
 }

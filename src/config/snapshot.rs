@@ -35,8 +35,8 @@ pub struct Snapshot {
     pub written: Written,
     /// All of it as YAML, secrets masked.
     pub masked: String,
-    /// The files it was compiled from, and what they held.
-    pub files: BTreeMap<PathBuf, Digest>,
+    /// The files it was compiled from, and what they held; `None`: they were not there.
+    pub files: BTreeMap<PathBuf, Option<Digest>>,
 }
 
 impl Snapshot {

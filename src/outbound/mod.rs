@@ -96,6 +96,22 @@ pub fn client(reach: &Reach) -> Result<Client, String> {
     builder.build().map_err(|error| format!("no client can be made: {}", plainly(error)))
 }
 
+/// Reads what is there, as text; what is longer than 64 KiB or no success is an error.
+pub async fn get(client: &Client, url: Url) -> Result<String, String> {
+    let mut answer = client.get(url).send().await.map_err(plainly)?;
+    if !answer.status().is_success() {
+        return Err(format!("the answer was {}", answer.status()));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(plainly)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > BODY_BYTES_MAX {
+            return Err("the answer is longer than 64 KiB".into());
+        }
+    }
+    String::from_utf8(body).map_err(|_| "the answer is not text".into())
+}
+
 /// Sends JSON.
 pub async fn post(client: &Client, url: Url, headers: &[(&'static str, String)], body: String) -> Result<Answered, String> {
     let mut request = client.post(url).header("content-type", "application/json").body(body);

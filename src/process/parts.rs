@@ -1,6 +1,6 @@
 //! The parts of the process, put together: everything but its sockets.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +18,7 @@ use crate::proxy::Shared;
 use crate::reload::{self, Reloader};
 use crate::service::everywhere::Everywhere;
 use crate::service::oidc::Oidc;
+use crate::service::ranges;
 use crate::service::replica::Replica;
 use crate::service::sign_in::Door;
 use crate::store::record::millis;
@@ -26,6 +27,11 @@ use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sampler::{Sampler, State};
 use crate::watch;
+
+/// How often it is looked whether Cloudflare's ranges are old.
+const RANGES_LOOKED_AT: Duration = Duration::from_secs(10);
+/// After those that could not be read it is tried again.
+const RANGES_PAUSE: Duration = Duration::from_secs(300);
 
 /// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
 pub struct Parts {
@@ -74,7 +80,7 @@ impl Parts {
         let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
         let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
-        let (watch, files) = begin(&shared, &opened.store, &reloader);
+        let (watch, files) = begin(path, &shared, &opened.store, &reloader);
         let replica = Arc::new(Replica::new(settings.replica()));
         let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
         let store = Arc::clone(&api.store);
@@ -115,7 +121,7 @@ async fn look(watch: &Arc<Watch>, shared: &Shared) {
 }
 
 /// What is done again and again.
-fn begin(shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<Reloader>) -> (Arc<Watch>, Arc<watch::Watch>) {
+fn begin(path: &Path, shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<Reloader>) -> (Arc<Watch>, Arc<watch::Watch>) {
     let current = Arc::clone(shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
     store.tend_every(Duration::from_secs(5), move || current.live.tending(current.snapshot.load().settings.retention.tending()));
@@ -127,12 +133,31 @@ fn begin(shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<Reloader>) -> 
     });
     let files = Arc::new(watch::Watch::new(Arc::clone(shared), Arc::clone(reloader)));
     every(&files, watch::EVERY, |files| async move { files.look().await });
+    every(shared, RANGES_LOOKED_AT, {
+        let path = path.to_owned();
+        move |shared| refresh(shared, path.clone())
+    });
     let reloads = Arc::clone(reloader);
     live::follow(Arc::clone(&shared.live), Arc::clone(store), move |overrides| {
         let reloads = Arc::clone(&reloads);
         async move { reloads.apply(&overrides).await }
     });
     (watch, files)
+}
+
+/// Has Cloudflare's ranges read anew, if it is time. The file is seen to have changed as any other.
+async fn refresh(shared: Arc<Shared>, path: PathBuf) {
+    let (snapshot, files) = (shared.snapshot.load_full(), Files::beside(&path));
+    let trusted = &snapshot.settings.trusted_proxies;
+    let Some(from) = trusted.cloudflare_refresh.as_ref().filter(|_| ranges::is_due(trusted, &files)) else { return };
+    match ranges::refresh(trusted, &files, from, false).await {
+        Ok(said) => tracing::info!("Cloudflare's ranges were read: {said}"),
+        Err(error) => {
+            tracing::error!(%error, "Cloudflare's ranges were not read; those that are known hold");
+            // Whoever does not answer is not asked all the time.
+            tokio::time::sleep(RANGES_PAUSE).await;
+        }
+    }
 }
 
 fn api(

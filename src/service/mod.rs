@@ -7,6 +7,7 @@ pub mod everywhere;
 pub mod limits;
 pub mod oidc;
 pub mod passwords;
+pub mod ranges;
 pub mod replica;
 pub mod sealed;
 pub mod settings;
