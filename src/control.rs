@@ -96,7 +96,7 @@ pub fn listen(
     if owner.uid() != geteuid().as_raw() || owner.permissions().mode() & 0o022 != 0 {
         return Err(wrong("the folder", &"belongs to somebody else or is open to others; set KEYLATCH_RUNTIME_DIR to one of your own"));
     }
-    if !succeeds && std::os::unix::net::UnixStream::connect(&path).is_ok() {
+    if !succeeds && is_there(config) {
         return Err(format!("a process that runs {} is there already", config.display()));
     }
     let listener = bind(&path).map_err(|e| wrong("cannot listen", &e))?;
@@ -177,6 +177,11 @@ async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store, upgrades
     let mut line = serde_json::to_vec(&answer)?;
     line.push(b'\n');
     write.write_all(&line).await
+}
+
+/// Whether a process that runs `config` is there.
+pub fn is_there(config: &Path) -> bool {
+    socket(config).is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
 }
 
 /// Asks the process that runs `config`.

@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod entry;
 pub mod every;
 pub mod live;

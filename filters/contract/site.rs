@@ -14,6 +14,10 @@ use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Near, Outbound, Se
 pub trait Resolve {
     /// The content of `path` (relative to the configuration's folder), at most 1 MiB of UTF-8.
     fn file(&self, path: &str) -> Result<String, Invalid>;
+    /// The same of a file that nobody else should be able to read.
+    fn secret_file(&self, path: &str) -> Result<String, Invalid> {
+        self.file(path)
+    }
     /// Whether there is such a file.
     fn exists(&self, path: &str) -> bool {
         self.file(path).is_ok()
@@ -138,7 +142,7 @@ impl Site<'_> {
     /// The secret itself: the text, or the content of its file without the line end.
     pub fn secret(&self, secret: &SecretRef) -> Result<String, Invalid> {
         let text = match secret.file() {
-            Some(path) => self.resolve.file(path)?.trim_end_matches(['\r', '\n']).to_owned(),
+            Some(path) => self.resolve.secret_file(path)?.trim_end_matches(['\r', '\n']).to_owned(),
             None => secret.text().to_owned(),
         };
         if text.is_empty() {

@@ -4,10 +4,12 @@ mod admin;
 mod alerts;
 mod api;
 mod audit;
+mod backup;
 mod bindings;
 mod check;
 mod cloudflare;
 mod demo_upstream;
+mod doctor;
 mod explain;
 mod filters;
 mod firewall;
@@ -111,6 +113,12 @@ enum Command {
     Cloudflare(cloudflare::Cloudflare),
     /// Print rules that let only Cloudflare, SSH and WireGuard in. Applies nothing
     Firewall(firewall::Firewall),
+    /// Copy what is stored, with its secret and the configuration, while it is in use; for PostgreSQL, say how
+    Backup(backup::Backup),
+    /// Put a backup back; for PostgreSQL, say how
+    Restore(backup::Restore),
+    /// Look at what should be seen to before strangers come, on this machine and in the servers it needs. Exit code 0: nothing
+    Doctor(doctor::Doctor),
     /// Whether alerts arrive
     Alerts(alerts::Alerts),
     /// Make tokens that `bearer` knows by their hashes
@@ -149,6 +157,9 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Health(health) => health::health(&health),
         Command::Cloudflare(cloudflare) => cloudflare::cloudflare(&cloudflare),
         Command::Firewall(firewall) => firewall::firewall(&firewall),
+        Command::Backup(backup) => backup::backup(&backup),
+        Command::Restore(restore) => backup::restore(&restore),
+        Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Token(token) => token::token(&token),
         Command::Secret(secret) => secret::secret(&secret),

@@ -57,8 +57,9 @@ impl Compiler {
         let trusted = Arc::clone(&work.trusted);
         match pieces {
             Pieces { entries, upstreams, routes, unrouted, alerts } if report.is_empty() => {
-                let (written, masked, files) = (parsed.written(), parsed.masked(), files.digests());
-                Ok(Snapshot { settings: said, entries, routes, unrouted, upstreams, trusted, alerts, written, masked, files })
+                let (written, masked) = (parsed.written(), parsed.masked());
+                let (files, secret_files) = (files.digests(), files.secrets());
+                Ok(Snapshot { settings: said, entries, routes, unrouted, upstreams, trusted, alerts, written, masked, files, secret_files })
             }
             _ => Err(report),
         }

@@ -162,6 +162,8 @@ fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
 pub struct Files {
     base: PathBuf,
     read: Mutex<BTreeMap<PathBuf, Option<Digest>>>,
+    /// Those of them that hold secrets.
+    secret: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// What a file held: SHA-256.
@@ -170,7 +172,12 @@ pub type Digest = [u8; 32];
 impl Files {
     /// For the configuration in the file `path`.
     pub fn beside(path: &Path) -> Self {
-        Self { base: path.parent().map(Path::to_owned).unwrap_or_default(), read: Mutex::default() }
+        Self { base: path.parent().map(Path::to_owned).unwrap_or_default(), read: Mutex::default(), secret: Mutex::default() }
+    }
+
+    /// Those of them that hold secrets.
+    pub fn secrets(&self) -> BTreeSet<PathBuf> {
+        self.secret.lock().clone()
     }
 
     /// Which were read, and what they held; `None`: it was looked for, and not there.
@@ -181,12 +188,13 @@ impl Files {
     /// Reads the same files, and remembers only those that it has read itself.
     #[must_use]
     pub fn apart(&self) -> Self {
-        Self { base: self.base.clone(), read: Mutex::default() }
+        Self { base: self.base.clone(), read: Mutex::default(), secret: Mutex::default() }
     }
 
     /// Remembers those of another, too.
     pub fn add(&self, other: Self) {
         self.read.lock().extend(other.read.into_inner());
+        self.secret.lock().extend(other.secret.into_inner());
     }
 
     /// The path that a configuration names.
@@ -197,7 +205,7 @@ impl Files {
     /// A secret, wherever it is; the line end at a file's end is not part of it.
     pub fn secret(&self, reference: &SecretRef) -> Result<String, Invalid> {
         match reference.file() {
-            Some(path) => Ok(self.file(path)?.trim_end_matches(['\r', '\n']).to_owned()),
+            Some(path) => Ok(self.secret_file(path)?.trim_end_matches(['\r', '\n']).to_owned()),
             None => Ok(reference.text().to_owned()),
         }
     }
@@ -209,6 +217,11 @@ impl Resolve for Files {
         let text = read(&path, REFERRED_BYTES_MAX).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))?;
         self.read.lock().insert(path, Some(Sha256::digest(&text).into()));
         Ok(text)
+    }
+
+    fn secret_file(&self, path: &str) -> Result<String, Invalid> {
+        self.secret.lock().insert(self.path(path));
+        self.file(path)
     }
 
     fn exists(&self, path: &str) -> bool {

@@ -1,6 +1,6 @@
 //! What a request meets: everything compiled from one file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub masked: String,
     /// The files it was compiled from, and what they held; `None`: they were not there.
     pub files: BTreeMap<PathBuf, Option<Digest>>,
+    /// Those of them that hold secrets.
+    pub secret_files: BTreeSet<PathBuf>,
 }
 
 impl Snapshot {

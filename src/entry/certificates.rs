@@ -73,7 +73,7 @@ impl ResolvesServerCert for Certificates {
 fn read(config: &CertificateFiles, files: &Files) -> Result<(CertifiedKey, Shown), Invalid> {
     use keylatch_filters::contract::Resolve;
     let chain = files.file(&config.chain_file).and_then(|text| pem::certificates(&text)).map_err(|e| e.at("chain_file"))?;
-    let key = files.file(&config.key_file).and_then(|text| pem::signing_key(&pem::key(&text)?)).map_err(|e| e.at("key_file"))?;
+    let key = files.secret_file(&config.key_file).and_then(|text| pem::signing_key(&pem::key(&text)?)).map_err(|e| e.at("key_file"))?;
     let about = chain.first().map(pem::parsed).transpose().map_err(|e| e.at("chain_file"))?;
     let shown = about.map(|about| {
         let alternative = about.subject_alternative_name().ok().flatten();

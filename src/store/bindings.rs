@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,7 +18,7 @@ use super::leashes::Leashes;
 use super::record::Tending;
 use super::shared::Shared;
 use super::unsettled::Unsettled;
-use super::{Authority, Batch, News};
+use super::{About, Authority, Batch, News};
 use crate::breaker::Breaker;
 use crate::every::every;
 
@@ -196,6 +197,16 @@ impl Store {
             }
             Err(error) => tracing::warn!(%error, "nothing was archived or trimmed; trying again later"),
         }
+    }
+
+    /// What the authority says of itself.
+    pub async fn about(&self) -> Result<About, StoreError> {
+        self.authority.about().await
+    }
+
+    /// Copies all that is stored into a new file, while it is in use.
+    pub async fn copy(&self, to: PathBuf) -> Result<(), String> {
+        self.authority.copy(to).await
     }
 
     /// Whether the authority answers.

@@ -31,6 +31,7 @@ mod tests;
 mod together;
 mod unsettled;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -89,6 +90,17 @@ impl<T> Desk for T where
 }
 
 /// What holds the truth. Every method may be called from anywhere, at any time.
+/// What a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Which kind of server, and its version, for people.
+    pub version: String,
+    /// Its major version.
+    pub major: u32,
+    /// Its clock, in milliseconds since 1970.
+    pub now_ms: i64,
+}
+
 trait Authority: Send + Sync + 'static {
     /// The row.
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
@@ -107,6 +119,12 @@ trait Authority: Send + Sync + 'static {
     fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>>;
     /// Has it go with the secret of this fingerprint, if it goes with that of `before`, or with none where that is `None`.
     fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>>;
+    /// What it is, and what time it has.
+    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>>;
+    /// Copies all of it into a new file, while it is in use. An error: it is no file, or cannot be copied.
+    fn copy(&self, _to: PathBuf) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { Err("the database is a server's, which has its own ways".into()) })
+    }
     /// Whether it answers.
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Rows for an operator.

@@ -31,8 +31,10 @@ impl Tls {
     pub fn compile(config: &Config, files: &Files) -> Result<Self, Invalid> {
         let mut hasher = DefaultHasher::new();
         format!("{config:?}").hash(&mut hasher);
-        let mut file =
-            |path: &String, key: &str| files.file(path).inspect(|text| text.hash(&mut hasher)).map_err(|invalid| invalid.at(key));
+        let mut file = |path: &String, key: &str| {
+            let text = if key == "key_file" { files.secret_file(path) } else { files.file(path) };
+            text.inspect(|text| text.hash(&mut hasher)).map_err(|invalid| invalid.at(key))
+        };
         let ca = match &config.ca_file {
             Some(path) => {
                 let text = file(path, "ca_file")?;

@@ -1,6 +1,7 @@
 //! `keylatch bindings`: what operators do with bindings from a shell. It works on the stores themselves,
 //! whether a process runs or not; those that run hear of it.
 
+mod foreign;
 mod rows;
 
 use std::net::IpAddr;
@@ -106,6 +107,15 @@ enum Command {
         /// Default: what the file's name ends with
         #[arg(long)]
         format: Option<Format>,
+        /// It is the table of another gateway, whose keys were hashed by HMAC-SHA256 under the same secret
+        #[arg(long)]
+        gateway: bool,
+        /// What a column is called there, as often as you like: `key_id=token_hash`, `networks=bound_ip`
+        #[arg(long, value_name = "NAME=THEIRS", value_parser = foreign::column, requires = "gateway")]
+        column: Vec<(String, String)>,
+        /// Read a key from standard input that must be among them: that shows that the secret is the same
+        #[arg(long, requires = "gateway")]
+        check_key: bool,
     },
     /// Show what operators have changed of bindings, the latest first; see also `keylatch audit`
     Audit {
@@ -200,7 +210,11 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
             show(&record, true).map(|()| true)
         }
         Command::Unban(which) => show(&work.unban(which.key(&key), None).await?, true).map(|()| true),
-        Command::Import { file, format } => rows::import(opened, file, *format).await,
+        Command::Import { file, format, gateway, column, check_key } => {
+            let key = if *check_key { Some(read_stdin(KEY_BYTES_MAX)?) } else { None };
+            let gateway = gateway.then_some(rows::Gateway { columns: column, key: key.as_deref() });
+            rows::import(opened, file, *format, gateway.as_ref()).await
+        }
         Command::Audit { id, limit, json } => {
             let asked = Asked { target: target(opened, id.as_deref()).await?, action: Some("binding".into()), ..Asked::default() };
             audit::show(&opened.store, asked, *limit, *json).await.map(|()| false)

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use keylatch_filters::contract::{KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
-use super::{Format, PAGE, actor, at_work};
+use super::{Format, PAGE, actor, at_work, foreign};
 use crate::cli::terminal::{say, written};
 use crate::service::bindings::{network, newer, terms};
 use crate::store::Opened;
@@ -100,8 +100,16 @@ pub async fn export(opened: &Opened, format: Format) -> Result<(), String> {
     written(out.flush())
 }
 
+/// How another gateway's table is read.
+pub struct Gateway<'a> {
+    /// What its columns are called.
+    pub columns: &'a [(String, String)],
+    /// A key that must be among them.
+    pub key: Option<&'a str>,
+}
+
 /// All rows are understood before the first is written.
-pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Result<bool, String> {
+pub async fn import(opened: &Opened, file: &Path, format: Option<Format>, gateway: Option<&Gateway<'_>>) -> Result<bool, String> {
     let name = file.display();
     let csv = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
     let format = format.unwrap_or(if csv { Format::Csv } else { Format::Jsonl });
@@ -111,6 +119,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
     };
     let text = text.map_err(|e| format!("{name}: {e}"))?;
     let rows: Vec<(u64, Result<Row, String>)> = match format {
+        format if gateway.is_some() => foreign::rows(&text, format, gateway.map_or(&[], |gateway| gateway.columns)),
         Format::Jsonl => {
             let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
             lines
@@ -136,6 +145,14 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
             Err(error) => wrong.push(format!("{name}:{number}: {error}")),
         }
     }
+    if let Some(key) = gateway.and_then(|gateway| gateway.key) {
+        let (id, _) = at_work(opened, &actor()).hashed(key).await?;
+        if !changes.iter().any(|(known, _)| *known == id) {
+            wrong.push(format!(
+                "{name}: the key that was given is none of these: they were hashed under another secret, or another key_form is set"
+            ));
+        }
+    }
     if !wrong.is_empty() {
         wrong.push("nothing was imported".into());
         return Err(wrong.join("\n"));
@@ -150,7 +167,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>) -> Res
 }
 
 /// A row may hold keys: what cannot be read is not shown.
-fn unreadable(hint: &str) -> String {
+pub fn unreadable(hint: &str) -> String {
     format!(
         "this is not a binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, made_by, note, labels, created"
     )

@@ -35,7 +35,7 @@ use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
 use sqlx::postgres::PgPool;
-use sqlx::{Executor, Postgres as Pg};
+use sqlx::{Executor, Postgres as Pg, Row};
 
 use super::intercepts::Page;
 use super::record::{Change, Changed, Mark, Query, Record, Tended, Tending};
@@ -45,7 +45,7 @@ use pools::Pools;
 use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::together::Together;
-use super::{Authority, Batch, Events, OnChange};
+use super::{About, Authority, Batch, Events, OnChange};
 use crate::config::Files;
 use crate::config::model::Postgres as Config;
 
@@ -151,6 +151,16 @@ impl Authority for Postgres {
 
     fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move { connect::own(&self.pools.get(), &fingerprint, before.as_deref()).await })
+    }
+
+    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
+        Box::pin(self.pools.run(async |pool| {
+            let asked = sqlx::query("SELECT current_setting('server_version'), current_setting('server_version_num')::bigint, now_ms FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms) AS clock");
+            let row = asked.fetch_one(&pool).await.map_err(failed)?;
+            let (version, number): (String, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+            let major = u32::try_from(number / 10_000).unwrap_or_default();
+            Ok(About { version: format!("PostgreSQL {version}"), major, now_ms: row.try_get(2).map_err(failed)? })
+        }))
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {

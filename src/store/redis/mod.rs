@@ -6,15 +6,16 @@
 
 mod connect;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use keylatch_filters::contract::StoreError;
 use parking_lot::Mutex;
 use prometheus::{IntGauge, Registry};
-use redis::{FromRedisValue, ScriptInvocation};
+use redis::{FromRedisValue, Script, ScriptInvocation};
 use tokio::sync::Notify;
 
+use super::About;
 use crate::config::Files;
 use crate::config::model::Redis as Config;
 use connect::{Link, Target, plainly};
@@ -85,6 +86,22 @@ impl Redis {
                 Err(StoreError::Away(format!("redis did not answer within {:?}", self.timeout)))
             }
         }
+    }
+
+    /// What the server says of itself.
+    pub async fn about(&self) -> Result<About, StoreError> {
+        static ASK: LazyLock<Script> = LazyLock::new(|| {
+            Script::new("local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000), redis.call('INFO', 'server')}")
+        });
+        let (now_ms, info): (i64, String) = self.run(&ASK.key(self.key("about", "it"))).await?;
+        let line = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        let version = line("redis_version:").unwrap_or_default();
+        let major = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default();
+        let version = match line("valkey_version:") {
+            Some(valkey) => format!("Valkey {valkey}"),
+            None => format!("Redis {version}"),
+        };
+        Ok(About { version, major, now_ms })
     }
 
     /// Whether keys may be on several nodes.

@@ -32,7 +32,7 @@ mod settings;
 mod trim;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -45,7 +45,7 @@ use super::intercepts::Page;
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
 use super::record::{Change, Changed, Mark, Query, Raw, Record, Tended, Tending, key_id, millis, roaming_columns, seen_ms, version_now};
 use super::together::Together;
-use super::{Authority, Batch, Events};
+use super::{About, Authority, Batch, Events};
 
 // What the statements that both databases understand are compiled with.
 type Db = sqlx::Sqlite;
@@ -201,6 +201,23 @@ impl Authority for Sqlite {
 
     fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move { connect::own(&self.pool, &fingerprint, before.as_deref()).await })
+    }
+
+    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
+        Box::pin(async move {
+            let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&self.pool).await.map_err(failed)?;
+            // It has this machine's.
+            Ok(About { version: format!("SQLite {version}"), major: 3, now_ms: millis(SystemTime::now()) })
+        })
+    }
+
+    fn copy(&self, to: PathBuf) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let path = to.to_str().ok_or("the path is not UTF-8")?;
+            // One transaction sees it all as of one moment; those who write go on.
+            let copied = sqlx::query("VACUUM INTO ?").bind(path).execute(&self.pool).await;
+            copied.map(|_| ()).map_err(|e| format!("{}: {e}", to.display()))
+        })
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -59,6 +59,9 @@ impl Authority for Slow {
     fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
         self.inner.own(fingerprint, before)
     }
+    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
+        self.inner.about()
+    }
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.ping()
     }

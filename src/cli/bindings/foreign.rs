@@ -1,0 +1,149 @@
+//! Bindings from another gateway's table, written out as CSV or JSON lines: its columns under their names, its values in the forms that
+//! PostgreSQL and Python write them. Its keys must have been hashed as ours are: HMAC-SHA256 under the same secret, in hex.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::Format;
+use super::rows::unreadable;
+use crate::store::row::Row;
+
+/// Ours, and what others call them; the first that is there is taken.
+const NAMES: [(&str, &[&str]); 6] = [
+    ("key_id", &["key_id", "token_hash", "token_hmac", "key_hash", "key_hmac", "api_key_hash", "hash"]),
+    ("hint", &["hint", "token_display", "key_hint", "key_display", "display"]),
+    ("networks", &["networks", "allowed_ips", "allowed_networks", "bound_ip", "bound_cidr", "client_ip", "ip_address", "ip"]),
+    ("rule", &["rule", "binding_mode", "mode"]),
+    ("banned", &["banned", "is_banned", "status"]),
+    ("created", &["created", "first_used_at", "created_at", "bound_at"]),
+];
+
+type Fields = BTreeMap<String, String>;
+
+/// `NAME=THEIRS`: what a column of ours is called there.
+pub fn column(text: &str) -> Result<(String, String), String> {
+    let (ours, theirs) = text.split_once('=').ok_or("must be NAME=THEIRS, such as key_id=token_hash")?;
+    match NAMES.iter().any(|(name, _)| *name == ours) {
+        true => Ok((ours.to_owned(), theirs.to_owned())),
+        false => Err(format!("there is no `{ours}`; there are {}", NAMES.map(|(name, _)| name).join(", "))),
+    }
+}
+
+/// The rows, each with the number of its line.
+pub fn rows(text: &str, format: Format, columns: &[(String, String)]) -> Vec<(u64, Result<Row, String>)> {
+    let fields: Vec<(u64, Result<Fields, String>)> = match format {
+        Format::Jsonl => {
+            let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+            let read = |line: &str| serde_json::from_str::<BTreeMap<String, Value>>(line).map(|map| map.into_iter().map(flat).collect());
+            lines.map(|(number, line)| (number, read(line).map_err(|e| unreadable(&format!("column {}", e.column()))))).collect()
+        }
+        Format::Csv => {
+            let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(text.as_bytes());
+            let read = |row: Result<Fields, csv::Error>| row.map_err(|_| unreadable("a line of names comes first"));
+            (2..).zip(reader.deserialize::<Fields>()).map(|(number, row)| (number, read(row))).collect()
+        }
+    };
+    fields.into_iter().map(|(number, fields)| (number, fields.and_then(|fields| row(&fields, columns)))).collect()
+}
+
+fn flat((name, value): (String, Value)) -> (String, String) {
+    let text = match value {
+        Value::Null => String::new(),
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    (name, text)
+}
+
+fn row(fields: &Fields, columns: &[(String, String)]) -> Result<Row, String> {
+    let get = |ours: &str| {
+        let named = columns.iter().find(|(name, _)| name == ours).map(|(_, theirs)| theirs.as_str());
+        let known = NAMES.iter().find(|(name, _)| *name == ours).map_or(&[][..], |(_, names)| names);
+        let mut names = named.into_iter().chain(known.iter().copied().filter(|_| named.is_none()));
+        // An empty one says nothing: another may.
+        names.find_map(|name| {
+            fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty() && *value != "{}" && *value != "[]")
+        })
+    };
+    let banned = get("banned").map(|text| match text.to_ascii_lowercase().as_str() {
+        "t" | "true" | "banned" | "disabled" | "blocked" | "2" => Ok(true),
+        "f" | "false" | "active" | "enabled" | "ok" | "0" | "1" => Ok(false),
+        _ => Err("what stands for banned is neither yes nor no: true, false, 1 (active), 2 (banned), active, banned".to_owned()),
+    });
+    let networks = get("networks").map(list).unwrap_or_default();
+    let rule = get("rule").map(str::to_ascii_lowercase).unwrap_or_default();
+    Ok(Row {
+        key_id: get("key_id").ok_or("no column holds the hash of the key; name it: --column key_id=THEIRS")?.to_ascii_lowercase(),
+        hint: get("hint").unwrap_or_default().to_owned(),
+        networks: if rule == "all" { Vec::new() } else { networks },
+        rule,
+        banned: banned.transpose()?,
+        made_by: "import:gateway".into(),
+        created: get("created").map(time).transpose()?.unwrap_or_default(),
+        ..Row::default()
+    })
+}
+
+/// `{a,b}` of PostgreSQL, `["a", "b"]` of JSON, or words.
+fn list(text: &str) -> Vec<String> {
+    let inside = text.trim_matches(['{', '}', '[', ']']);
+    inside.split([',', ' ', ';']).map(|item| item.trim_matches(['"', '\'']).to_owned()).filter(|item| !item.is_empty()).collect()
+}
+
+/// `2026-01-31 09:00:00.123+00` of PostgreSQL, `2026-01-31T09:00:00` of Python, RFC 3339, or seconds since 1970; in UTC.
+fn time(text: &str) -> Result<String, String> {
+    let wrong = || format!("`{text}` is no time in UTC, such as 2026-01-31T09:00:00Z");
+    if let Ok(seconds) = text.parse::<f64>() {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates, and is bounded below")]
+        let since = std::time::Duration::from_secs(seconds as u64);
+        return Ok(humantime::format_rfc3339_seconds(std::time::SystemTime::UNIX_EPOCH + since.min(FAR)).to_string());
+    }
+    let plain = text.replacen(' ', "T", 1);
+    let plain = ["+00:00", "+0000", "+00", "Z"].iter().find_map(|zone| plain.strip_suffix(zone)).unwrap_or(&plain);
+    humantime::parse_rfc3339(&format!("{plain}Z")).map(|time| humantime::format_rfc3339_seconds(time).to_string()).map_err(|_| wrong())
+}
+
+/// Some time in the year 9999.
+const FAR: std::time::Duration = std::time::Duration::from_secs(253_370_000_000);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_write() {
+        let id = "AB".repeat(32);
+        let csv = format!(
+            "id,token_hash,token_display,bound_ip,binding_mode,allowed_ips,status,first_used_at\n\
+             1,{id},sk-a…f00d,203.0.113.0/24,single,[],1,2026-01-31 09:00:00.5+00\n\
+             2,{id},,203.0.113.7,multiple,\"{{203.0.113.7,198.51.100.0/24}}\",2,2026-01-31T09:00:00\n\
+             3,{id},,203.0.113.7,all,,t,1769850000\n\
+             4,{id},,203.0.113.7,single,,perhaps,\n"
+        );
+        let rows = rows(&csv, Format::Csv, &[]);
+        let row = |at: usize| rows[at].1.clone().unwrap();
+        assert_eq!(row(0).key_id, "ab".repeat(32));
+        assert_eq!((row(0).hint.as_str(), row(0).rule.as_str(), row(0).banned), ("sk-a…f00d", "single", Some(false)));
+        assert_eq!((row(0).networks, row(0).created.as_str()), (vec!["203.0.113.0/24".to_owned()], "2026-01-31T09:00:00Z"));
+        assert_eq!(row(1).networks, ["203.0.113.7", "198.51.100.0/24"]);
+        assert_eq!((row(1).banned, row(1).created.as_str()), (Some(true), "2026-01-31T09:00:00Z"));
+        assert_eq!(
+            (row(2).networks.len(), row(2).rule.as_str(), row(2).banned, row(2).created.as_str()),
+            (0, "all", Some(true), "2026-01-31T09:00:00Z")
+        );
+        assert_eq!(rows[3].0, 5);
+        assert!(rows[3].1.as_ref().unwrap_err().contains("neither yes nor no"));
+    }
+
+    #[test]
+    fn columns_by_other_names() {
+        let columns = [column("key_id=wert").unwrap(), column("networks=wo").unwrap()];
+        let json = r#"{"wert": "00", "wo": ["2001:db8::/64"], "key_hash": "ff", "rule": null}"#;
+        let (_, row) = rows(json, Format::Jsonl, &columns).remove(0);
+        let row = row.unwrap();
+        assert_eq!((row.key_id.as_str(), row.networks), ("00", vec!["2001:db8::/64".to_owned()]));
+        assert!(column("nobody=x").is_err() && column("key_id").is_err());
+        assert!(rows("{\"ip\": \"1.2.3.4\"}", Format::Jsonl, &[]).remove(0).1.unwrap_err().contains("--column key_id="));
+    }
+}

@@ -1,0 +1,190 @@
+//! Where requests come in and where they go: who may reach what, and past whom.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use keylatch_filters::contract::TrustConfig;
+
+use super::{Findings, is_here, is_inside};
+use crate::config::model::{Listener, Storage};
+use crate::config::{Files, Snapshot};
+use crate::service::ranges;
+use crate::store::record::millis;
+
+/// A certificate that ends within so many days should have been renewed.
+const ENDS_SOON_DAYS: i64 = 14;
+/// A list of ranges that is older may lack some.
+const RANGES_OLD_DAYS: u64 = 90;
+
+pub fn look(snapshot: &Snapshot, files: &Files, found: &mut Findings) {
+    let settings = &snapshot.settings;
+    for (index, listener) in settings.listeners.iter().enumerate() {
+        self::listener(listener, &format!("listeners[{index}]"), &settings.trusted_proxies, found);
+    }
+    certificates(snapshot, found);
+    let admin = settings.admin.address;
+    if !is_inside(admin.ip()) {
+        let what = format!("{admin} can be reached from elsewhere: the console, and the metrics without any password");
+        found.bad("admin.address", what, "listen on 127.0.0.1, or on the address of WireGuard");
+    } else if !admin.ip().is_loopback() {
+        found.note("admin.address", format!("{admin} can be reached by whoever is in that network"), "127.0.0.1, if that is not meant");
+    }
+    trust(&settings.trusted_proxies, files, found);
+    upstreams(snapshot, found);
+    if settings.storage == Storage::Memory {
+        found.bad(
+            "storage",
+            "is memory: bindings and accounts are gone with the process",
+            "storage: {sqlite: {path: /var/lib/keylatch/keylatch.db}}, or postgres",
+        );
+    }
+    let binds = |name| name == "key_binding" || name == "bearer" || name == "client_certificate";
+    for route in snapshot.routes.iter().filter(|route| !route.chain.names().any(|(name, _)| binds(name))) {
+        let what = "asks for no key, token or certificate: whoever finds it uses it";
+        found.note(format!("routes: {}", route.name), what, "`key_binding`, `bearer` or `client_certificate`, if that is not meant");
+    }
+    for route in &snapshot.routes {
+        for (name, _) in route.chain.names().filter(|(_, shadow)| *shadow) {
+            found.note(
+                format!("routes: {}", route.name),
+                format!("`{name}` is in shadow: it decides and lets pass"),
+                "take `shadow: true` away once its decisions are right",
+            );
+        }
+    }
+}
+
+fn listener(listener: &Listener, place: &str, trusted: &TrustConfig, found: &mut Findings) {
+    let public = !is_inside(listener.address.ip());
+    let behind_cloudflare = trusted.networks.iter().any(|name| name == "cloudflare");
+    let proven = listener.origin_secret.is_some() || listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
+    if public && listener.tls.is_none() && listener.proxy_protocol.is_empty() {
+        let what = format!("{} can be reached from elsewhere, and speaks no TLS: keys travel in clear", listener.address);
+        found.warn(place, what, "`tls`, or listen on 127.0.0.1 behind a proxy that speaks it");
+    }
+    if public && behind_cloudflare && !proven {
+        let what = "whoever has an account at Cloudflare may send requests here through it, and say of himself what he likes";
+        found.warn(place, what, "`origin_secret`, or `tls.client_certificates` with Authenticated Origin Pulls of your own");
+    }
+}
+
+fn certificates(snapshot: &Snapshot, found: &mut Findings) {
+    let now_s = millis(SystemTime::now()) / 1000;
+    for (index, entry) in snapshot.entries.iter().enumerate() {
+        for shown in &entry.shown {
+            let (place, name) = (format!("listeners[{index}].tls.certificates"), shown.names.first().map_or("-", String::as_str));
+            let days = (shown.not_after_s - now_s) / 86_400;
+            if shown.not_after_s <= now_s {
+                found.bad(place, format!("the certificate of {name} has ended"), "renew it; it is read anew by itself");
+            } else if days < ENDS_SOON_DAYS {
+                found.warn(place, format!("the certificate of {name} ends in {days} days"), "renew it; it is read anew by itself");
+            }
+        }
+    }
+}
+
+fn trust(config: &TrustConfig, files: &Files, found: &mut Findings) {
+    for name in &config.networks {
+        let wide = name.parse::<IpNet>().is_ok_and(|network| match network {
+            IpNet::V4(v4) => v4.prefix_len() < 16 && !v4.addr().is_private() && !v4.addr().is_loopback(),
+            IpNet::V6(v6) => v6.prefix_len() < 32 && !v6.addr().is_unique_local(),
+        });
+        if wide {
+            found.bad(
+                "trusted_proxies.networks",
+                format!("`{name}` is much of the internet: whoever is in it may claim any address"),
+                "name the proxies themselves",
+            );
+        }
+        if name == "private" {
+            let what = "`private` trusts every machine and container of all private networks about the client's address";
+            found.warn("trusted_proxies.networks", what, "name the networks, or addresses, of the proxies themselves");
+        }
+    }
+    let uses_cloudflare = config.networks.iter().any(|name| name == "cloudflare") || !config.behind_cloudflare.is_empty();
+    if let (true, Ok((_, about))) = (uses_cloudflare, ranges::in_force(config, files)) {
+        let day = about.split("as of ").nth(1).map(|rest| rest.trim_end_matches('.').to_owned()).unwrap_or_default();
+        let day = if day.len() == 7 { format!("{day}-01") } else { day };
+        let then = humantime::parse_rfc3339(&format!("{day}T00:00:00Z")).ok();
+        if then.and_then(|then| then.elapsed().ok()).is_some_and(|age| age.as_secs() / 86_400 > RANGES_OLD_DAYS) {
+            let what = format!("Cloudflare's ranges are of {day}: who comes by a newer one is not believed");
+            found.warn("trusted_proxies.cloudflare_file", what, "`cloudflare_refresh`, or `keylatch cloudflare refresh` by the timer");
+        }
+    }
+}
+
+/// Servers to which others could go without us, or on the way to which others read along.
+fn upstreams(snapshot: &Snapshot, found: &mut Findings) {
+    for (index, upstream) in snapshot.settings.upstreams.iter().enumerate() {
+        for (at, server) in upstream.servers.iter().enumerate() {
+            let place = format!("upstreams[{index}].servers[{at}]");
+            let Some((host, port)) = server.address.rsplit_once(':') else { continue };
+            let bare = host.trim_start_matches('[').trim_end_matches(']');
+            let public = bare.parse::<IpAddr>().map_or(!is_here(host) && bare.contains('.'), |ip| !is_inside(ip));
+            if public && upstream.tls.is_none() {
+                let what = format!("{} is elsewhere, and no TLS is spoken to it: keys and answers travel in clear", server.address);
+                found.bad(&place, what, "`tls: {}`, or reach it by WireGuard");
+            }
+            let Some(port) = port.parse::<u16>().ok().filter(|_| is_here(host)) else { continue };
+            if let Some(open) = listens_openly(port) {
+                let what = format!(
+                    "the server on port {port} of this machine listens on {open}: who reaches that goes around Keylatch, its bindings and its limits"
+                );
+                found.bad(
+                    &place,
+                    what,
+                    format!("have it listen on 127.0.0.1 (in Compose: `127.0.0.1:{port}:{port}`), or close the port: `keylatch firewall`"),
+                );
+            }
+        }
+    }
+}
+
+/// An address other than loopback on which somebody listens at this port here, as Linux tells.
+fn listens_openly(port: u16) -> Option<SocketAddr> {
+    const LISTEN: &str = "0A";
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    let rows = tables.iter().flat_map(|table| table.lines().skip(1));
+    let open = rows.filter_map(|row| {
+        let mut fields = row.split_whitespace().skip(1);
+        let (local, state) = (fields.next()?, fields.nth(1)?);
+        let (address, at) = local.split_once(':')?;
+        let same = state == LISTEN && u16::from_str_radix(at, 16).ok()? == port;
+        same.then(|| address_of(address)).flatten()
+    });
+    open.map(|address| SocketAddr::new(address, port)).find(|open| !open.ip().is_loopback())
+}
+
+/// Linux writes addresses as words in the machine's own order.
+fn address_of(hex: &str) -> Option<IpAddr> {
+    let words: Option<Vec<[u8; 4]>> =
+        (0..hex.len() / 8).map(|at| Some(u32::from_str_radix(hex.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes())).collect();
+    let bytes: Vec<u8> = words?.concat();
+    let address = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+        _ => return None,
+    };
+    Some(keylatch_filters::contract::canonical(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn addresses_as_linux_writes_them() {
+        for (hex, address) in [
+            ("0100007F", "127.0.0.1"),
+            ("00000000", "0.0.0.0"),
+            ("00000000000000000000000000000000", "::"),
+            ("00000000000000000000000001000000", "::1"),
+            ("0000000000000000FFFF00000100007F", "127.0.0.1"),
+        ] {
+            assert_eq!(address_of(hex), Some(address.parse().unwrap()), "{hex}");
+        }
+        assert_eq!((address_of("zz"), address_of("")), (None, None));
+    }
+}

@@ -1,0 +1,111 @@
+//! The stores: whether they answer, their versions and clocks, and who may read along on the way to them.
+
+use std::time::SystemTime;
+
+use prometheus::Registry;
+use reqwest::Url;
+
+use super::{Findings, is_here};
+use crate::config::model::{PostgresTls, Storage};
+use crate::config::{Files, Settings};
+use crate::store::record::millis;
+use crate::store::{self, About, Purpose};
+
+/// Clocks that differ more mix up what was first.
+const CLOCKS_MS: i64 = 2000;
+const POSTGRES_MIN: u32 = 13;
+const REDIS_MIN: u32 = 6;
+
+pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
+    on_the_way(settings, files, found);
+    let registry = Registry::new();
+    let place = match &settings.storage {
+        Storage::Postgres(_) => "storage.postgres",
+        Storage::Sqlite(_) => "storage.sqlite",
+        Storage::Memory => return,
+    };
+    match store::open(settings, files, &registry, Purpose::Command, None).await {
+        Ok(opened) => match opened.store.about().await {
+            Ok(about) => {
+                version(place, &about, if place == "storage.postgres" { POSTGRES_MIN } else { 0 }, found);
+                accounts(&opened.store, found).await;
+            }
+            Err(error) => found.bad(place, format!("does not answer: {error}"), "see to the server"),
+        },
+        Err(error) => found.bad(place, error, "see to it before requests come: until then unknown keys are refused"),
+    }
+    if settings.redis.is_some() {
+        match store::open_redis(settings, files, &registry).await {
+            Ok(Some(redis)) => match redis.about().await {
+                Ok(about) => version("redis", &about, REDIS_MIN, found),
+                Err(error) => {
+                    found.warn("redis", format!("does not answer: {error}"), "see to the server; until then replicas count for themselves")
+                }
+            },
+            Ok(None) => {}
+            Err(error) => found.bad("redis", error, "mend its section"),
+        }
+    }
+}
+
+fn version(place: &str, about: &About, least: u32, found: &mut Findings) {
+    if about.major < least {
+        found.bad(place, format!("{} is too old", about.version), format!("at least version {least} is needed"));
+    }
+    let apart = (about.now_ms - millis(SystemTime::now())).abs();
+    if apart > CLOCKS_MS {
+        let what =
+            format!("its clock and this machine's are {:.1} s apart", std::time::Duration::from_millis(apart.unsigned_abs()).as_secs_f64());
+        found.warn(place, what, "set them by NTP (chrony, systemd-timesyncd)");
+    }
+}
+
+/// Whether somebody may still come in with what was printed at the first start.
+async fn accounts(store: &store::Store, found: &mut Findings) {
+    let Ok(accounts) = store.desk().accounts().await else { return };
+    for account in accounts.iter().filter(|account| account.must_change && !account.disabled) {
+        let what = format!("the account `{}` has a password that somebody else has made, and was not changed", account.name);
+        found.warn("accounts", what, "sign in and change it, or `keylatch admin remove`");
+    }
+}
+
+/// TLS to servers that are elsewhere.
+fn on_the_way(settings: &Settings, files: &Files, found: &mut Findings) {
+    let host = |secret| {
+        let url = files.secret(secret).ok().and_then(|text| Url::parse(&text).ok());
+        url.map(|url| (url.scheme().to_owned(), url.host_str().unwrap_or_default().to_owned()))
+    };
+    if let Storage::Postgres(postgres) = &settings.storage
+        && let Some((_, host)) = host(&postgres.url)
+        && !is_here(&host)
+    {
+        match postgres.tls {
+            Some(PostgresTls::Off) => {
+                found.bad(
+                    "storage.postgres.tls",
+                    format!("is off, and {host} is elsewhere: its password, and who may use which key, travel in clear"),
+                    "leave it at verify_full, with `ca_file` for a CA of your own",
+                );
+            }
+            Some(PostgresTls::VerifyCa) => {
+                found.note(
+                    "storage.postgres.tls",
+                    "does not look at the server's name: any server with a certificate of that CA will do",
+                    "verify_full",
+                );
+            }
+            _ => {}
+        }
+    }
+    if let Some(redis) = &settings.redis
+        && let Some((scheme, host)) = host(&redis.url)
+        && scheme != "rediss"
+        && !is_here(&host)
+    {
+        found.bad(
+            "redis.url",
+            format!("speaks no TLS, and {host} is elsewhere: its password, and who may use which key, travel in clear"),
+            "`rediss://`, with `ca_file` for a CA of your own",
+        );
+    }
+}

@@ -1,0 +1,287 @@
+"""What an operator does beside serving: doctor, backup and restore, health, and coming from another gateway."""
+
+import csv
+import hashlib
+import hmac
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+
+from support.authority import DAY, Authority, now
+from support.keylatch import wait_for
+from support.raw import request
+from support.redis import Redis
+from support.stores import FREE, SECRET, storage
+from support.upstreams import Scripted, plain
+
+SQLITE = "{sqlite: {path: data/keylatch.db, flush_every: 100ms}}"
+
+
+def findings(keylatch):
+    done = keylatch.command("doctor", "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == (1 if any(each["level"] != "note" for each in found) else 0), done.stderr
+    return found
+
+
+def said(found, level=None):
+    return "\n".join(f"{each['place']}: {each['what']}" for each in found if level in (None, each["level"]))
+
+
+BAD = """
+listeners:
+  - address: 0.0.0.0:{port}
+    origin_secret: {{values: [aaaaaaaaaaaaaaaaaaaaaaaa]}}
+  - address: 0.0.0.0:{other}
+    tls: {{certificates: [{{chain_file: soon.pem, key_file: soon.key}}, {{chain_file: ended.pem, key_file: ended.key}}]}}
+    limits: {{connections: 100000000}}
+admin: {{address: "0.0.0.0:{admin}"}}
+trusted_proxies: {{networks: [cloudflare, private, 12.0.0.0/8], cloudflare_file: ranges.txt}}
+storage: {{postgres: {{url: "postgres://keylatch:keylatch@db.example.com/keylatch", tls: off, connect_timeout: 1s}}}}
+redis: {{url: "redis://cache.example.com"}}
+secrets: {{key_hmac: "file:key", admin: "file:key"}}
+upstreams:
+  - {{name: model, servers: [{{address: "127.0.0.1:{upstream}"}}]}}
+  - {{name: elsewhere, servers: [{{address: "api.example.com:80"}}]}}
+routes:
+  - {{name: open, match: {{paths: [/a]}}, upstream: model}}
+  - name: api
+    upstream: elsewhere
+    filters:
+      - key_binding: {{}}
+        shadow: true
+"""
+
+
+def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
+    keylatch = start(echo_upstream)
+    authority = Authority(keylatch.folder)
+    authority.issue("soon", "soon.test", until=now() + 5 * DAY), authority.issue("ended", "ended.test", since=now() - 9 * DAY, until=now() - DAY)
+    (keylatch.folder / "key").write_text("0123456789abcdef" * 2)
+    (keylatch.folder / "key").chmod(0o644)
+    (keylatch.folder / "soon.key").chmod(0o600)
+    ranges = keylatch.folder / "ranges.txt"
+    ranges.write_text("# Cloudflare's address ranges, as of 2020-01-31.\n104.16.0.0/13\n")
+    ranges.chmod(0o666)
+    # An upstream that everybody reaches.
+    with socket.create_server(("0.0.0.0", 0)) as reachable:
+        values = {**keylatch.values, "upstream": reachable.getsockname()[1], "other": 1}
+        keylatch.path.write_text(BAD.format(**values))
+        found = findings(keylatch)
+    bad, warn, note = (said(found, level) for level in ("bad", "warn", "note"))
+    for text in [
+        "listeners[0].origin_secret.values[0]: is easily guessed",
+        "secrets.admin: is the same as secrets.key_hmac",
+        "/key: holds secrets, and everybody on this machine may open it (mode 0644)",
+        "/ended.key: holds secrets",
+        "/ranges.txt: may be changed by others than its owner (mode 0666)",
+        "stands in it, and everybody on this machine may read it",
+        "admin.address: 0.0.0.0:",
+        "listeners[1].tls.certificates: the certificate of ended.test has ended",
+        "`12.0.0.0/8` is much of the internet",
+        "upstreams[0].servers[0]: the server on port",
+        "goes around Keylatch",
+        "upstreams[1].servers[0]: api.example.com:80 is elsewhere, and no TLS",
+        "storage.postgres.tls: is off, and db.example.com is elsewhere",
+        "redis.url: speaks no TLS, and cache.example.com is elsewhere",
+        "storage.postgres: ",
+    ]:
+        assert text in bad, f"{text}\n---\n{bad}"
+    for text in [
+        "listeners[1].tls.certificates: the certificate of soon.test ends in",
+        "listeners[0]: 0.0.0.0:",
+        "speaks no TLS: keys travel in clear",
+        "listeners[1]: whoever has an account at Cloudflare",
+        "`private` trusts every machine",
+        "Cloudflare's ranges are of 2020-01-31",
+        "storage.postgres.url: has a password that is easily guessed",
+        "redis.url: has no password",
+        "descriptors: ",
+    ]:
+        assert text in warn, f"{text}\n---\n{warn}"
+    assert "routes: open: asks for no key" in note and "`key_binding` is in shadow" in note
+    assert all(each["remedy"] for each in found) and found == sorted(found, key=lambda each: ["bad", "warn", "note"].index(each["level"]))
+    assert "0123456789abcdef" not in said(found)
+    text = keylatch.command("doctor")
+    assert text.returncode == 1 and text.stdout.startswith("bad ") and "that will be" in text.stderr
+    keylatch.path.write_text("listeners: 1")
+    assert "it cannot be used" in said(findings(keylatch), "bad")
+
+
+GOOD = """
+listeners:
+  - address: 0.0.0.0:{port}
+    tls:
+      certificates: [{{chain_file: good.pem, key_file: good.key}}]
+      client_certificates: {{ca_file: ca.pem}}
+    limits: {{connections: 1000}}
+admin: {{address: "127.0.0.1:{admin}"}}
+trusted_proxies: {{networks: [cloudflare]}}
+storage: {storage}
+secrets: {{key_hmac: "file:key"}}
+{more}
+upstreams: [{{name: model, servers: [{{address: "127.0.0.1:{upstream}"}}]}}]
+routes: [{{name: api, upstream: model, filters: [{{key_binding: {{}}}}]}}]
+"""
+
+
+def good(keylatch, storage, more=""):
+    authority = Authority(keylatch.folder)
+    authority.issue("good", "api.test", until=now() + 90 * DAY)
+    key = keylatch.folder / "key"
+    key.write_text(hashlib.sha256(b"a good one").hexdigest())
+    for path in (key, keylatch.folder / "good.key"):
+        path.chmod(0o600)
+    keylatch.path.write_text(GOOD.format(**{**keylatch.values, "storage": storage, "more": more}))
+    keylatch.path.chmod(0o640)
+
+
+def test_doctor_on_good_ones(start, echo_upstream, database, tmp_path):
+    keylatch = start(echo_upstream)
+    keylatch.stop()
+    os.umask(0o077)
+    try:
+        good(keylatch, "{sqlite: {path: data/keylatch.db}}")
+        assert keylatch.command("migrate").returncode == 0
+        found = findings(keylatch)
+        assert all(each["place"] == "user" for each in found), found
+        assert keylatch.command("doctor").returncode == 0
+        with Redis() as redis:
+            good(keylatch, f"{{postgres: {{url: '{database.url}'}}}}", f"redis: {{url: 'redis://127.0.0.1:{redis.port}'}}")
+            assert keylatch.command("migrate").returncode == 0
+            found = findings(keylatch)
+            assert all(each["place"] == "user" for each in found), found
+    finally:
+        os.umask(0o022)
+
+
+def test_health(start, echo_upstream):
+    keylatch = start(echo_upstream, storage=SQLITE)
+    assert keylatch.command("health").stdout == "ok\n" and keylatch.command("health", "--ready").returncode == 0
+    keylatch.stop()
+    done = keylatch.command("health")
+    assert done.returncode == 1 and "not well: no process" in done.stderr
+
+
+def use(keylatch, key, source):
+    return request(keylatch.port, headers=[("Authorization", f"Bearer {key}")], source=source).status
+
+
+def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    for n in range(20):
+        assert use(keylatch, f"sk-{n}", f"127.0.0.{n + 2}") == 200
+    wait_for(lambda: keylatch.command("bindings", "list").stdout.count("\n") == 20, "all are bound")
+    backup = tmp_path / "backup"
+    made = keylatch.command("backup", str(backup))
+    assert made.returncode == 0, made.stderr
+    assert sorted(path.name for path in backup.iterdir()) == ["keylatch.db", "keylatch.db.secret", "keylatch.yaml"]
+    assert backup.stat().st_mode & 0o777 == 0o700 and all(path.stat().st_mode & 0o077 == 0 for path in backup.iterdir())
+    assert keylatch.command("backup", str(backup)).returncode == 1, "nothing is written over"
+    assert use(keylatch, "sk-later", "127.0.0.2") == 200
+    busy = keylatch.command("restore", str(backup))
+    assert busy.returncode == 1 and "stop it first" in busy.stderr
+    keylatch.stop()
+    there = keylatch.command("restore", str(backup))
+    assert there.returncode == 1 and "is there already; --replace" in there.stderr
+    # Everything is lost.
+    for path in (keylatch.folder / "data").iterdir():
+        path.unlink()
+    done = keylatch.command("restore", str(backup))
+    assert done.returncode == 0, done.stderr
+    keylatch.start()
+    assert [use(keylatch, f"sk-{n}", f"127.0.0.{n + 2}") for n in range(20)] == [200] * 20
+    assert use(keylatch, "sk-3", "127.0.0.99") == 403, "what was bound is bound"
+    assert "sk-later" not in keylatch.stdout.read_text() and keylatch.command("bindings", "list").stdout.count("\n") == 20
+    keylatch.stop()
+    # What cannot be one changes nothing.
+    before = (keylatch.folder / "data" / "keylatch.db").read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("keylatch.db", "keylatch.db.secret"):
+        (other / name).write_bytes((backup / name).read_bytes())
+    (other / "keylatch.db.secret").write_text("f" * 64)
+    for spoil, says in [
+        (lambda: None, "made with another secrets.key_hmac"),
+        (lambda: (other / "keylatch.db").write_bytes(os.urandom(8192)), "cannot be put back"),
+        (lambda: (other / "keylatch.db").unlink(), "No such file"),
+    ]:
+        spoil()
+        refused = keylatch.command("restore", "--replace", str(other))
+        assert refused.returncode == 1 and says in refused.stderr and "nothing was changed" in refused.stderr, refused.stderr
+    assert (keylatch.folder / "data" / "keylatch.db").read_bytes() == before
+    assert not list((keylatch.folder / "data").glob("*restoring*"))
+    assert keylatch.command("restore", "--replace", str(backup)).returncode == 0
+    assert (keylatch.folder / "data" / "keylatch.db.before").read_bytes() == before
+
+
+def test_a_backup_while_it_is_written(start, echo_upstream, tmp_path):
+    """It is whole, as of one moment, and nobody waits for it."""
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    for n in range(3):
+        for m in range(40):
+            assert use(keylatch, f"sk-{n}-{m}", "127.0.0.2") == 200
+        assert keylatch.command("backup", str(tmp_path / f"b{n}")).returncode == 0
+        copy = sqlite3.connect(tmp_path / f"b{n}" / "keylatch.db")
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert copy.execute("SELECT count(*) FROM bindings").fetchone()[0] == 40 * (n + 1)
+
+
+def test_servers_have_their_own_ways(start, echo_upstream, database, tmp_path):
+    """The steps that are printed are those that are carried out here."""
+    keylatch = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(database))
+    assert use(keylatch, "sk-1", "127.0.0.2") == 200
+    printed = keylatch.command("backup", str(tmp_path / "unused")).stdout
+    assert not (tmp_path / "unused").exists() and printed == keylatch.command("restore", "x").stdout
+    lines = [line.strip().removesuffix("\\") for line in printed.splitlines()]
+    dump = next(line.split("backup:")[1].strip() for line in lines if "pg_dump" in line)
+    back = next(line for line in lines if line.startswith("pg_restore"))
+    env = {**os.environ, "DATABASE_URL": database.url}
+    run = lambda line: subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, check=True, capture_output=True)  # noqa: E731
+    run(dump)
+    keylatch.stop()
+    database.psql("DROP SCHEMA public CASCADE")
+    database.psql("CREATE SCHEMA public")
+    run(back)
+    keylatch.start()
+    assert (use(keylatch, "sk-1", "127.0.0.2"), use(keylatch, "sk-1", "127.0.0.3")) == (200, 403)
+
+
+def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
+    secret = "the other gateway's secret, long enough"
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE, secrets=f"{{key_hmac: {secret!r}}}")
+    hashed = lambda key: hmac.new(secret.encode(), key.encode(), hashlib.sha256).hexdigest()  # noqa: E731
+    table = tmp_path / "token_bindings.csv"
+    with table.open("w") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "token_hash", "token_display", "bound_ip", "binding_mode", "allowed_ips", "status", "first_used_at", "last_used_at"])
+        rows.writerow([1, hashed("sk-one"), "sk-…one1", "127.0.0.2/32", "single", "[]", 1, "2026-01-31 09:00:00+00", ""])
+        rows.writerow([2, hashed("sk-two"), "sk-…two2", "127.0.0.2", "multiple", '["127.0.0.3", "127.0.4.0/24"]', 1, "", ""])
+        rows.writerow([3, hashed("sk-all"), "", "127.0.0.2", "all", "", 1, "", ""])
+        rows.writerow([4, hashed("sk-banned"), "", "127.0.0.2", "single", "", 2, "", ""])
+    wrong = keylatch.command("bindings", "import", str(table), "--gateway", "--check-key", stdin="sk-nobody\n")
+    assert wrong.returncode == 1 and "hashed under another secret" in wrong.stderr and "nothing was imported" in wrong.stderr
+    done = keylatch.command("bindings", "import", str(table), "--gateway", "--check-key", stdin="sk-one\n")
+    assert done.returncode == 0 and "4 bindings imported" in done.stdout, done.stderr
+    for key, source, status in [
+        ("sk-one", "127.0.0.2", 200), ("sk-one", "127.0.0.3", 403), ("sk-two", "127.0.0.3", 200), ("sk-two", "127.0.4.9", 200),
+        ("sk-two", "127.0.0.2", 403), ("sk-all", "127.0.0.77", 200), ("sk-banned", "127.0.0.2", 403),
+    ]:
+        assert use(keylatch, key, source) == status, (key, source)
+    # Other columns, and what cannot be understood, with its line.
+    other = tmp_path / "rows.jsonl"
+    other.write_text(json.dumps({"h": hashed("sk-x"), "wo": "127.0.0.9", "mode": "single"}) + "\n" + json.dumps({"h": "zz", "wo": "nowhere", "mode": "single"}) + "\n")
+    refused = keylatch.command("bindings", "import", str(other), "--gateway", "--column", "key_id=h", "--column", "networks=wo")
+    assert refused.returncode == 1 and "rows.jsonl:2: `key_id` must be 64 hex digits" in refused.stderr
+    assert keylatch.command("bindings", "import", str(table), "--column", "key_id=h").returncode == 2
+
+
+def test_an_upstream_in_secret(start):
+    """One that listens on loopback alone is not told of."""
+    with Scripted(lambda request, send: send(plain()) or True) as upstream:
+        keylatch = start(upstream)
+        assert "goes around" not in said(findings(keylatch))
+
+
