@@ -70,7 +70,10 @@ fn every_shipped_file_is_right() {
     for entry in folders.into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
-            let parsed = parse_file(&path).unwrap_or_else(|report| panic!("{report}"));
+            // What has no default comes from the environment of a container.
+            let text = std::fs::read_to_string(&path).unwrap();
+            let env = |name: &str| Some(if name.ends_with("_URL") { "redis://127.0.0.1" } else { "" }.to_owned()).filter(|text| !text.is_empty() || name == "KEYLATCH_KEY_HMAC");
+            let parsed = parse(&path, &text, &env).unwrap_or_else(|report| panic!("{report}"));
             Compiler::new(check_ports()).compile(parsed).map(|_| ()).unwrap_or_else(|report| panic!("{report}"));
             count += 1;
         }
