@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use keylatch::config::{Compiler, check_ports, parse, parse_file, schema};
+use keylatch::config::{Compiler, check_ports, parse, schema};
 
 /// A file that is right, with one thing replaced.
 const GOOD: &str = "\
@@ -72,7 +72,10 @@ fn every_shipped_file_is_right() {
         if path.extension().is_some_and(|extension| extension == "yaml") {
             // What has no default comes from the environment of a container.
             let text = std::fs::read_to_string(&path).unwrap();
-            let env = |name: &str| Some(if name.ends_with("_URL") { "redis://127.0.0.1" } else { "" }.to_owned()).filter(|text| !text.is_empty() || name == "KEYLATCH_KEY_HMAC");
+            let env = |name: &str| {
+                Some(if name.ends_with("_URL") { "redis://127.0.0.1" } else { "" }.to_owned())
+                    .filter(|text| !text.is_empty() || name == "KEYLATCH_KEY_HMAC")
+            };
             let parsed = parse(&path, &text, &env).unwrap_or_else(|report| panic!("{report}"));
             Compiler::new(check_ports()).compile(parsed).map(|_| ()).unwrap_or_else(|report| panic!("{report}"));
             count += 1;

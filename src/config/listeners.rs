@@ -144,6 +144,9 @@ pub struct Limits {
     pub write_timeout: HumanDuration,
     /// How long a connection may be idle between requests, 1s to 1h. Default: 75s.
     pub idle_timeout: HumanDuration,
+    /// How long either side of a connection that has become another protocol's, such as a WebSocket, may be silent, 1s to 24h.
+    /// Default: 10min.
+    pub upgrade_idle_timeout: HumanDuration,
     /// Connections in all. Default: 20000. Past it, new ones are closed.
     pub connections: usize,
     /// Connections of one peer address. Default: 20000: behind a proxy all come from one peer.
@@ -162,6 +165,7 @@ impl Default for Limits {
             body_timeout: HumanDuration::secs(30),
             write_timeout: HumanDuration::secs(60),
             idle_timeout: HumanDuration::secs(75),
+            upgrade_idle_timeout: HumanDuration::secs(600),
             connections: 20_000,
             connections_per_peer: 20_000,
             requests_per_connection: 10_000,

@@ -69,7 +69,13 @@ impl ProxyHttp for Edge {
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.limits.idle_timeout.0.as_secs().max(1)));
         }
-        let Some(answer) = self.admit(session, exchange).await? else { return Ok(false) };
+        let Some(answer) = self.admit(session, exchange).await? else {
+            // What it becomes if the upstream agrees has no body in the middle of which one could be silent.
+            if session.is_upgrade_req() {
+                session.set_read_timeout(Some(self.limits.upgrade_idle_timeout.0));
+            }
+            return Ok(false);
+        };
         // After a refusal of the gate's nothing that follows is looked at.
         let rest = if session.get_keepalive().is_some() || session.is_http2() { Rest::Drained } else { Rest::Ignored };
         reply::write(session, exchange, &answer, rest).await?;
@@ -78,12 +84,16 @@ impl ProxyHttp for Edge {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.bytes_in += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        // The gate lets no body pass beside an upgrade: this is the other protocol's, and may go on for hours.
+        if session.is_upgrade_req() {
+            return Ok(());
+        }
         if exchange.bytes_in > self.limits.body_bytes.0 {
             return Err(Error::explain(BODY_ERROR, "the request's body is larger than the listener allows").into_down());
         }
@@ -100,12 +110,15 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, exchange: &mut Box<Exchange>) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, exchange: &mut Box<Exchange>) -> Result<Box<HttpPeer>> {
         let client = exchange.facts.client().unwrap_or(exchange.peer);
         let Some(route) = exchange.route() else { return Err(Error::explain(NO_SERVER_ERROR, "no route")) };
-        let Some(picked) = route.upstream.pick(client, &exchange.unreachable, std::time::Instant::now()) else {
+        let Some(mut picked) = route.upstream.pick(client, &exchange.unreachable, std::time::Instant::now()) else {
             return Err(Error::explain(NO_SERVER_ERROR, format!("upstream `{}` has no server left to try", route.upstream.name)));
         };
+        if session.is_upgrade_req() {
+            picked.peer.options.read_timeout = Some(self.limits.upgrade_idle_timeout.0);
+        }
         exchange.server = Some(picked.address);
         exchange.host = picked.host;
         // A second attempt sends the body anew.

@@ -1,0 +1,159 @@
+"""What is not a plain request and its answer: WebSockets, gRPC, trailers; with real clients and servers."""
+
+import json
+import threading
+import time
+
+import grpc
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect as websocket
+from websockets.sync.server import serve
+
+from concurrent import futures
+
+from support.authority import Authority
+from support.keylatch import DEFAULT, wait_for
+
+
+@pytest.fixture
+def realtime():
+    """A server of WebSockets that says everything back, and `ping` ten times."""
+    seen = []
+
+    def answer(connection):
+        seen.append(dict(connection.request.headers.raw_items()))
+        for message in connection:
+            for _ in range(10 if message == "ping" else 1):
+                connection.send(message)
+
+    server = serve(answer, "127.0.0.1", 0, ping_interval=None, max_size=None)
+    server.seen, server.port = seen, server.socket.getsockname()[1]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+KEY = {"Authorization": "Bearer sk-realtime"}
+
+
+def test_a_websocket_runs_through_the_chain(start, realtime):
+    keylatch = start(realtime, route_filters="      - key_binding: {}\n      - body_limit: {bytes: 1KiB}\n      - rate_limit: {per: key, limit: 2/min}", limits="{body_timeout: 200ms, body_bytes: 64KiB}")
+    url = f"ws://127.0.0.1:{keylatch.port}/v1/realtime?model=m"
+    with websocket(url, additional_headers=KEY, ping_interval=None, max_size=None, compression=None) as connection:
+        connection.send("hello")
+        assert connection.recv(5) == "hello"
+        # Silence of a while is no slow body, and what is said no large one.
+        time.sleep(1)
+        for message in ("ping", b"\0" * 300_000, "x" * 70_000):
+            connection.send(message)
+            for _ in range(10 if message == "ping" else 1):
+                assert connection.recv(5) == message
+    assert realtime.seen[0]["X-Forwarded-For" if "X-Forwarded-For" in realtime.seen[0] else "x-forwarded-for"] == "127.0.0.1"
+    # Another address is refused, as any request.
+    with pytest.raises(InvalidStatus) as refused:
+        websocket(url, additional_headers=KEY, source_address=("127.0.0.9", 0))
+    assert refused.value.response.status_code == 403
+    with websocket(url, additional_headers=KEY):
+        pass
+    with pytest.raises(InvalidStatus) as limited:
+        websocket(url, additional_headers=KEY)
+    assert limited.value.response.status_code == 429
+    lines = wait_for(lambda: len(keylatch.access_log()) == 4 and keylatch.access_log(), "four lines")
+    assert sorted(line["status"] for line in lines) == [101, 101, 403, 429]
+    first = next(line for line in lines if line["status"] == 101 and line["bytes_out"] > 300_000)
+    assert first["bytes_in"] > 370_000
+
+
+def test_a_websocket_over_tls(start, realtime, tmp_path):
+    import ssl
+
+    authority = Authority(tmp_path / "ca")
+    issued = authority.issue("first", "api.test")
+    tls = json.dumps({"certificates": [{"chain_file": str(issued.cert), "key_file": str(issued.key)}]}).replace("{", "{{").replace("}", "}}")
+    keylatch = start(realtime, config=DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    tls: " + tls))
+    context = ssl.create_default_context(cafile=authority.ca)
+    with websocket("wss://api.test/v1/realtime", address=("127.0.0.1", keylatch.port), ssl=context, ping_interval=None) as connection:
+        connection.send("hello")
+        assert connection.recv(5) == "hello"
+
+
+def test_a_websocket_that_is_silent_has_its_time(start, realtime):
+    keylatch = start(realtime, limits="{upgrade_idle_timeout: 1s}")
+    with websocket(f"ws://127.0.0.1:{keylatch.port}/v1/realtime", ping_interval=None) as connection:
+        for _ in range(5):
+            time.sleep(0.4)
+            connection.send("hello")
+            assert connection.recv(5) == "hello"
+        since = time.monotonic()
+        with pytest.raises(ConnectionClosed):
+            connection.recv(10)
+        assert 0.5 < time.monotonic() - since < 5
+    wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over")
+
+
+class Echo(grpc.GenericRpcHandler):
+    """Calls of every kind, without a schema."""
+
+    def service(self, details):
+        whole = lambda data: data  # noqa: E731
+
+        def one(request, context):
+            context.set_trailing_metadata((("x-cost", "7"),))
+            if request == b"fail":
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too much of it")
+            return request * 3
+
+        def many(request, context):
+            context.set_trailing_metadata((("x-cost", "8"),))
+            for n in range(5):
+                yield request + b"%d" % n
+
+        def both(requests, context):
+            for request in requests:
+                yield request[::-1]
+
+        kinds = {
+            "/t.Echo/One": grpc.unary_unary_rpc_method_handler(one, whole, whole),
+            "/t.Echo/Many": grpc.unary_stream_rpc_method_handler(many, whole, whole),
+            "/t.Echo/Both": grpc.stream_stream_rpc_method_handler(both, whole, whole),
+        }
+        return kinds.get(details.method)
+
+
+@pytest.fixture
+def rpc():
+    server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[Echo()])
+    server.port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield server
+    server.stop(None)
+
+
+def test_grpc_passes_with_its_trailers(start, rpc):
+    config = DEFAULT.replace('    servers: [{{address: "127.0.0.1:{upstream}"}}]', '    servers: [{{address: "127.0.0.1:{upstream}"}}]\n    http: http2').replace('["/v1/*"]', '["/t.Echo/*"]')
+    keylatch = start(rpc, config=config)
+    with grpc.insecure_channel(f"127.0.0.1:{keylatch.port}") as channel:
+        answer, call = channel.unary_unary("/t.Echo/One").with_call(b"abc", timeout=10)
+        assert answer == b"abcabcabc" and call.code() == grpc.StatusCode.OK and ("x-cost", "7") in call.trailing_metadata()
+        large, _ = channel.unary_unary("/t.Echo/One").with_call(b"x" * 1_000_000, timeout=20)
+        assert len(large) == 3_000_000
+        with pytest.raises(grpc.RpcError) as failed:
+            channel.unary_unary("/t.Echo/One")(b"fail", timeout=10)
+        assert (failed.value.code(), failed.value.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "too much of it")
+        assert ("x-cost", "7") in failed.value.trailing_metadata()
+        stream = channel.unary_stream("/t.Echo/Many")(b"n", timeout=10)
+        assert list(stream) == [b"n%d" % n for n in range(5)] and ("x-cost", "8") in stream.trailing_metadata()
+        # Both ways at once: each answer comes before the next question is asked.
+        asked, answered = [], threading.Semaphore(1)
+
+        def questions():
+            for n in range(5):
+                assert answered.acquire(timeout=5)
+                asked.append(b"a%d" % n)
+                yield asked[-1]
+
+        for n, answer in enumerate(channel.stream_stream("/t.Echo/Both")(questions(), timeout=10)):
+            assert answer == asked[n][::-1]
+            answered.release()
+        assert len(asked) == 5
