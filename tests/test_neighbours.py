@@ -1,0 +1,419 @@
+"""The files that are shipped for what stands around Keylatch: each is run, or read by the program it is for."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import urllib.request
+
+import httpx
+import pytest
+import yaml
+from websockets.sync.client import connect as websocket
+from websockets.sync.server import serve
+
+from support.authority import Authority
+from support.keylatch import ROOT, free_port, wait_for
+from support.raw import connect, read_head
+from support.upstreams import STREAM_HEAD, Scripted, chunk
+
+CONFIG = ROOT / "config"
+# A loopback network that plays Cloudflare: what comes from it goes through it.
+CLOUDFLARE = "127.0.3.0/24"
+
+
+@pytest.fixture
+def running():
+    """Programs that end with the test."""
+    started = []
+
+    def begin(*command, folder, port, **env):
+        log = open(folder / "log", "wb")
+        home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+        process = subprocess.Popen(list(map(str, command)), cwd=folder, env={**os.environ, **home, **env}, stdout=log, stderr=log)
+        started.append(process)
+
+        def listens():
+            assert process.poll() is None, (folder / "log").read_text()
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return True
+
+        wait_for(listens, "it listens", 20)
+        return process
+
+    yield begin
+    for process in started:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path / "ca")
+
+
+def caddy(running, folder, keylatch, authority):
+    """Caddy with the file that is shipped, as behind Cloudflare with Authenticated Origin Pulls."""
+    port, issued = free_port(), authority.issue("origin", "api.test")
+    text = (CONFIG / "caddy" / "Caddyfile").read_text()
+    # Nothing else is changed than where it listens: 443 may be somebody else's here.
+    (folder / "Caddyfile").write_text(text.replace("{\n\tservers {", f"{{\n\tadmin off\n\thttps_port {port}\n\thttp_port {free_port()}\n\tservers {{", 1))
+    env = {
+        "KEYLATCH_SITE": f"https://api.test:{port}", "KEYLATCH_UPSTREAM": f"127.0.0.1:{keylatch.port}", "KEYLATCH_TLS": "tls_origin_pulls",
+        "KEYLATCH_TLS_CERT": str(issued.cert), "KEYLATCH_TLS_KEY": str(issued.key), "KEYLATCH_TLS_CLIENTS": str(authority.ca),
+    }
+    running("caddy", "run", "--config", folder / "Caddyfile", folder=folder, port=port, **env)
+    return port
+
+
+def nginx(running, folder, keylatch, authority):
+    """nginx with the file that is shipped, with Authenticated Origin Pulls."""
+    port, issued = free_port(), authority.issue("origin", "api.test")
+    text = (CONFIG / "nginx" / "keylatch.conf").read_text()
+    for was, becomes in [
+        ("127.0.0.1:8080", f"127.0.0.1:{keylatch.port}"),
+        ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
+        ("    listen [::]:443 ssl http2;\n", ""),
+        ("/etc/nginx/tls/api.pem", str(issued.cert)),
+        ("/etc/nginx/tls/api.key", str(issued.key)),
+        ("# ssl_client_certificate /etc/nginx/tls/origin-pull-ca.pem", f"ssl_client_certificate {authority.ca}"),
+        ("# ssl_verify_client      on", "ssl_verify_client      on"),
+    ]:
+        assert was in text, was
+        text = text.replace(was, becomes)
+    (folder / "keylatch.conf").write_text(text)
+    temp = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\nevents {{ worker_connections 1024; }}\nhttp {{ access_log off;\n{temp}include {folder}/keylatch.conf;\n}}\n"
+    )
+    running("nginx", "-p", folder, "-c", folder / "nginx.conf", folder=folder, port=port)
+    return port
+
+
+PROXIES = pytest.mark.parametrize("proxy", [caddy, nginx])
+
+
+@pytest.fixture
+def behind(start, running, tmp_path, authority):
+    """A Keylatch behind a proxy; its port, and a context for those that come from Cloudflare."""
+
+    def ready(proxy, upstream, **values):
+        folder = tmp_path / "proxy"
+        folder.mkdir()
+        ranges = tmp_path / "ranges.txt"
+        ranges.write_text(f"{CLOUDFLARE}\n")
+        trusted = f"{{networks: [127.0.0.1], behind_cloudflare: [127.0.0.1], cloudflare_file: {ranges}}}"
+        keylatch = start(upstream, trusted=trusted, **values)
+        context = ssl.create_default_context(cafile=authority.ca)
+        pull = authority.issue("pull", "origin-pull.test", client=True)
+        context.load_cert_chain(pull.cert, pull.key)
+        return keylatch, proxy(running, folder, keylatch, authority), context
+
+    return ready
+
+
+def shake(port, context, source="127.0.3.9", alpn=None):
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    return context.wrap_socket(connect(port, source), server_hostname="api.test")
+
+
+def ask(port, context, source, *fields):
+    with shake(port, context, source) as connection:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        connection.sendall(f"GET /v1/x HTTP/1.1\r\nHost: api.test:{port}\r\n{lines}Connection: close\r\n\r\n".encode())
+        file = connection.makefile("rb")
+        status, headers = read_head(file)
+        text = file.read()
+        return status, text[text.find(b"{") : text.rfind(b"}") + 1]
+
+
+@PROXIES
+def test_the_address_is_the_right_one(behind, echo_upstream, proxy, authority):
+    keylatch, port, context = behind(proxy, echo_upstream)
+
+    def seen(source, *fields):
+        status, body = ask(port, context, source, *fields)
+        assert status == 200
+        headers = dict(json.loads(body)["headers"])
+        return headers["x-forwarded-for"], headers["x-forwarded-proto"]
+
+    # By Cloudflare, which says who it is; and past it, by somebody who claims to be it, or anything else.
+    assert seen("127.0.3.9", ("CF-Connecting-IP", "203.0.113.7")) == ("203.0.113.7", "https")
+    assert seen("127.0.3.9", ("CF-Connecting-IP", "203.0.113.7"), ("X-Forwarded-For", "1.1.1.1, 127.0.3.7")) == ("203.0.113.7", "https")
+    for fields in [
+        [("CF-Connecting-IP", "203.0.113.7")],
+        [("CF-Connecting-IP", "203.0.113.7"), ("X-Forwarded-For", "127.0.3.9")],
+        [("X-Forwarded-For", "203.0.113.7"), ("X-Real-IP", "203.0.113.7"), ("Forwarded", "for=203.0.113.7")],
+    ]:
+        assert seen("127.0.0.66", *fields) == ("127.0.0.66", "https"), fields
+    # Nobody but Cloudflare is spoken to at all.
+    stranger = ssl.create_default_context(cafile=authority.ca)
+    with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
+        status, _ = ask(port, stranger, "127.0.3.9")
+        assert status == 200
+    assert not keylatch.metrics().get("keylatch_upstream_errors_total")
+
+
+@PROXIES
+def test_streams_come_as_they_are_sent_and_stay_open(behind, proxy):
+    """Two hours of a model that thinks, a second for every 24 of them: each piece is seen before the next is sent."""
+    rounds, seen, late = 300, threading.Semaphore(0), []
+
+    def answer(request, send):
+        send(STREAM_HEAD + chunk(b"data: begin\n\n"))
+        # Long silence first; only comment frames come.
+        time.sleep(3)
+        for n in range(rounds):
+            send(chunk(b"data: %d\n\n" % n))
+            if not seen.acquire(timeout=5):
+                late.append(n)
+                break
+        send(chunk(b"data: [DONE]\n\n") + chunk(b""))
+        return True
+
+    with Scripted(answer) as upstream:
+        _, port, context = behind(proxy, upstream, route_filters="      - sse_keepalive: {interval: 500ms}")
+        with shake(port, context) as connection:
+            connection.settimeout(10)
+            connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: api.test:{port}\r\nAccept-Encoding: br, gzip\r\nContent-Length: 15\r\n\r\n".encode() + b'{"stream":true}')
+            file = connection.makefile("rb")
+            status, headers = read_head(file)
+            assert status == 200 and "content-encoding" not in dict(headers)
+            text = b""
+            while b"data: [DONE]" not in text:
+                line = file.readline()
+                assert line, "the stream was cut"
+                text += line
+                if line.startswith(b"data: ") and line[6:7].isdigit():
+                    seen.release()
+        assert not late and text.count(b": keep-alive") >= 4
+        assert text.index(b": keep-alive") < text.index(b"data: 0\n")
+
+
+@PROXIES
+def test_http2_and_websockets(behind, proxy):
+    def answer(connection):
+        for message in connection:
+            connection.send(message)
+
+    server = serve(answer, "127.0.0.1", 0, ping_interval=None)
+    server.port = server.socket.getsockname()[1]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _, port, context = behind(proxy, server)
+    with websocket(f"wss://api.test:{port}/v1/realtime", address=("127.0.0.1", port), ssl=context, ping_interval=None) as connection:
+        for message in ("hello", b"\0" * 100_000):
+            connection.send(message)
+            assert connection.recv(5) == message
+    server.shutdown()
+
+
+@PROXIES
+def test_many_at_once_over_http2(behind, echo_upstream, proxy):
+    _, port, context = behind(proxy, echo_upstream)
+
+    async def go():
+        async with httpx.AsyncClient(http2=True, verify=context, timeout=20) as client:
+            url, fields = f"https://127.0.0.1:{port}/v1/x", {"Host": f"api.test:{port}"}
+            sni = {"sni_hostname": "api.test"}
+            answers = await asyncio.gather(*(client.post(url, headers=fields, content=b"x" * 5000, extensions=sni) for _ in range(60)))
+        assert {(each.http_version, each.status_code, len(each.json()["body"])) for each in answers} == {("HTTP/2", 200, 5000)}
+
+    asyncio.run(go())
+
+
+def metrics_named(text):
+    return set(re.findall(r"\bkeylatch_[a-z_]+", text))
+
+
+def test_prometheus_and_grafana_know_what_there_is(start, echo_upstream):
+    keylatch = start(echo_upstream, route_filters="      - key_binding: {}\n      - rate_limit: {per: key, limit: 9/s}\n      - concurrency_limit: {per: key, most: 9}", storage="{sqlite: {path: k.db}}")
+    with urllib.request.urlopen(f"http://127.0.0.1:{keylatch.admin}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    there = set(re.findall(r"^# TYPE (\S+)", text, re.M))
+    source = "\n".join(path.read_text() for path in (ROOT / "src" / "telemetry").glob("*.rs"))
+    # A counter with labels is told of from its first use on; its name stands in the source.
+    there |= {f"keylatch_{name}" for name in re.findall(r'&registry,\s*"([a-z_]+)"', source)}
+    dashboard = json.loads((CONFIG / "grafana" / "keylatch.json").read_text())
+    rules = yaml.safe_load((CONFIG / "prometheus" / "keylatch.rules.yml").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    expressions += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    assert len(expressions) > 30
+    used = metrics_named("\n".join(expressions))
+    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in used}
+    assert base <= there, base - there
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(places) == len(set(places)) and len({panel["id"] for panel in dashboard["panels"]}) == len(places)
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            assert rule["labels"]["severity"] in ("critical", "warning") and set(rule["annotations"]) == {"summary", "description"}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is of Debian's prometheus")
+def test_promtool_takes_rules_and_dashboard(tmp_path):
+    for name in ("prometheus.yml", "compose.yml"):
+        checked = subprocess.run(["promtool", "check", "config", str(CONFIG / "prometheus" / name)], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    dashboard = json.loads((CONFIG / "grafana" / "keylatch.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    rules = [{"record": f"r:{n}", "expr": expr.replace("$__rate_interval", "5m").replace("$job", ".*").replace("$instance", ".*")} for n, expr in enumerate(expressions)]
+    written = tmp_path / "rules.yml"
+    written.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    checked = subprocess.run(["promtool", "check", "rules", str(written)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    # And what they say when something is wrong.
+    tests = {
+        "rule_files": [str(CONFIG / "prometheus" / "keylatch.rules.yml")],
+        "evaluation_interval": "1m",
+        "tests": [{
+            "interval": "1m",
+            "input_series": [
+                {"series": 'keylatch_store_away{instance="a", job="keylatch"}', "values": "0 0 1x5"},
+                {"series": 'keylatch_certificate_expiry_timestamp_seconds{instance="a", listener="l", name="api.test"}', "values": "864000x10"},
+                {"series": 'keylatch_requests_total{instance="a", route="api", status="200"}', "values": "0+100x20"},
+                {"series": 'keylatch_requests_total{instance="a", route="api", status="502"}', "values": "0+100x20"},
+            ],
+            "alert_rule_test": [
+                {"eval_time": "1m", "alertname": "KeylatchStoreAway", "exp_alerts": []},
+                {"eval_time": "5m", "alertname": "KeylatchStoreAway", "exp_alerts": [{
+                    "exp_labels": {"severity": "critical", "instance": "a", "job": "keylatch"},
+                    "exp_annotations": {"summary": "a cannot reach its store", "description": "Known keys are judged by what was known of them; others are refused, or let through, as on_store_failure says."},
+                }]},
+            ],
+            "promql_expr_test": [
+                {"expr": 'count(ALERTS{alertname="KeylatchServerErrors", alertstate="firing"})', "eval_time": "12m", "exp_samples": [{"value": 1, "labels": "{}"}]},
+                {"expr": 'count(ALERTS{alertname="KeylatchCertificateEnds"})', "eval_time": "2m", "exp_samples": [{"value": 1, "labels": "{}"}]},
+            ],
+        }],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    tested = subprocess.run(["promtool", "test", "rules", str(tmp_path / "tests.yml")], capture_output=True, text=True, check=False)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@pytest.mark.skipif(not shutil.which("fail2ban-regex"), reason="fail2ban is not installed")
+def test_fail2ban_finds_who_is_refused(start, echo_upstream, tmp_path):
+    keylatch = start(echo_upstream, route_filters="      - key_binding: {}")
+    key = ("Authorization", "Bearer sk-1")
+    from support.raw import request
+
+    assert request(keylatch.port, headers=[key]).status == 200
+    for _ in range(3):
+        assert request(keylatch.port, headers=[key], source="127.0.0.9").status == 403
+    # Who writes somebody else into what he sends bans nobody but himself.
+    forged = '/v1/x","client":"203.0.113.7","status":403,"answered_by":"key_binding"'
+    with connect(keylatch.port, "127.0.0.9") as connection:
+        connection.sendall(f"GET /v1/x?{forged} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\nX-Request-Id: {forged}\r\n\r\n".encode())
+        connection.recv(1000)
+    wait_for(lambda: len(keylatch.access_log()) >= 4, "lines")
+    found = subprocess.run(
+        ["fail2ban-regex", "--print-all-matched", "-o", "ip", str(keylatch.stdout), str(CONFIG / "fail2ban" / "keylatch-filter.conf")],
+        capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path)},
+    )
+    hosts = [line for line in found.stdout.splitlines() if re.fullmatch(r"[0-9.]+", line)]
+    assert set(hosts) == {"127.0.0.9"} and len(hosts) >= 3, found.stdout + found.stderr
+
+
+@pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
+def test_logrotate_empties_the_log_in_its_place(tmp_path):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    folder.chmod(0o755)
+    log, conf = folder / "access.log", tmp_path / "conf"
+    conf.write_text((CONFIG / "logrotate" / "keylatch").read_text().replace("/var/log/keylatch", str(folder)))
+    conf.chmod(0o644)
+    with open(log, "ab", buffering=0) as held:
+        held.write(b"one\n")
+        rotated = subprocess.run(["logrotate", "-f", "-s", str(tmp_path / "state"), str(conf)], capture_output=True, text=True, check=False)
+        assert rotated.returncode == 0, rotated.stderr
+        held.write(b"two\n")
+    assert log.read_bytes() == b"two\n"
+    assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"one\n", b"two\n"]
+
+
+def test_the_tunnel_ends_with_a_rule_for_all():
+    tunnel = yaml.safe_load((CONFIG / "cloudflared" / "config.yml").read_text())
+    *named, last = tunnel["ingress"]
+    assert last == {"service": "http_status:404"} and all(each["hostname"] and each["service"].startswith("http://127.0.0.1") for each in named)
+
+
+class Compose(yaml.SafeLoader):
+    """With the tag by which one file overrides another."""
+
+
+Compose.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+
+
+def services(*names):
+    found = {}
+    for name in names:
+        for service, what in yaml.load((ROOT / name).read_text(), Compose)["services"].items():  # noqa: S506 — a safe loader
+            found[service] = {**found.get(service, {}), **what}
+    return found
+
+
+def test_compose_is_hardened_and_reached_as_it_says():
+    files = {name: yaml.load((ROOT / name).read_text(), Compose) for name in ("compose.yaml", "compose.production.yaml")}  # noqa: S506
+    for name, service in services("compose.yaml", "compose.production.yaml").items():
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"] and "privileged" not in service, name
+        limits = service["deploy"]["resources"]["limits"]
+        assert {"cpus", "memory", "pids"} <= set(limits), name
+        assert service["restart"] == "unless-stopped" and "network_mode" not in service, name
+        assert "docker.sock" not in json.dumps(service)
+    for name, service in services("compose.yaml").items():
+        for port in service.get("ports", []):
+            assert port.startswith(("127.0.0.1:", "${KEYLATCH_BIND:-127.0.0.1}:")), (name, port)
+    base = files["compose.yaml"]
+    assert base["networks"]["stores"]["internal"] and base["networks"]["new-api"]["external"]
+    for name, health in [("keylatch", "postgres"), ("keylatch", "redis"), ("caddy", "keylatch")]:
+        assert base["services"][name]["depends_on"][health] == {"condition": "service_healthy"}
+    for name in ("postgres", "redis"):
+        assert set(base["services"][name]["networks"]) == {"stores"} and base["services"][name]["healthcheck"]
+    # Caddy's address is the one that is trusted.
+    assert base["services"]["caddy"]["networks"]["edge"]["ipv4_address"] == base["services"]["keylatch"]["environment"]["KEYLATCH_TRUSTED"]
+    # Every variable that has no default is in the file of variables, and everything that is mounted is there.
+    needed = set(re.findall(r"\$\{([A-Z_]+):\?", "".join((ROOT / name).read_text() for name in files)))
+    given = set(re.findall(r"^([A-Z_]+)=", (CONFIG / "compose.env").read_text(), re.M))
+    assert needed <= given, needed - given
+    for name, service in services("compose.yaml", "compose.production.yaml").items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), (name, source)
+
+
+def test_the_container_takes_everything_from_its_environment(start, echo_upstream, tmp_path):
+    """The image's own configuration, with the variables that Compose gives it."""
+    for name in ("container.yaml", "container-postgres.yaml"):
+        used = set(re.findall(r"\$\{(KEYLATCH_[A-Z_]+)", (CONFIG / name).read_text()))
+        told = set(re.findall(r"^#   (KEYLATCH_[A-Z_]+)", (CONFIG / "container.yaml").read_text() + (CONFIG / name).read_text(), re.M)) - {"KEYLATCH_LOG"}
+        assert used <= told, used - told
+    keylatch = start(echo_upstream)
+    text = (CONFIG / "container.yaml").read_text().replace("/var/lib/keylatch", str(keylatch.folder))
+    keylatch.stop()
+    keylatch.path.write_text(text)
+    keylatch.env |= {
+        "KEYLATCH_LISTEN": f"127.0.0.1:{keylatch.port}", "KEYLATCH_ADMIN": f"127.0.0.1:{keylatch.admin}", "KEYLATCH_UPSTREAM": f"127.0.0.1:{echo_upstream.port}",
+        "KEYLATCH_TRUSTED": "127.0.0.5", "KEYLATCH_CLIENT_IP": "x-real-ip", "KEYLATCH_LIMIT": "2/min",
+    }
+    keylatch.start()
+    from support.raw import request
+
+    fields = [("Authorization", "Bearer sk-1"), ("X-Real-IP", "203.0.113.7")]
+    answers = [request(keylatch.port, headers=fields, source="127.0.0.5") for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert dict(json.loads(answers[0].body)["headers"])["x-forwarded-for"] == "203.0.113.7"
+    assert (keylatch.folder / "keylatch.db").exists()
+
