@@ -24,7 +24,7 @@ RUN mkdir -p src benches/passthrough/src fuzz/fuzz_targets \
 COPY filters filters
 COPY config config
 COPY src src
-RUN touch src/main.rs src/lib.rs filters/lib.rs && cargo build --release --locked -p keylatch && cp target/release/keylatch /keylatch
+RUN touch src/main.rs src/lib.rs filters/lib.rs && cargo build --release --locked -p keylatch && strip -o /keylatch target/release/keylatch
 
 FROM scratch AS prebuilt
 COPY target/release/keylatch /keylatch

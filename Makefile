@@ -1,6 +1,6 @@
 # `make run` starts Keylatch beside a demo upstream; `make test` passes everything; `make bench` measures.
 
-.PHONY: help run test bench build fuzz
+.PHONY: help run test bench build fuzz deb bundle image
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,17 @@ run: build ## start Keylatch on 127.0.0.1:8080 beside a demo upstream
 test: ## everything: format, lints, docs, licences, unit and black-box tests
 	@scripts/need test
 	@scripts/test
+
+deb: ## build the Debian package, into target/debian
+	@scripts/need build
+	@scripts/deb
+
+bundle: ## one archive for a host without internet: program, package, units, configuration, Compose, steps, checksums
+	@scripts/need build
+	@scripts/bundle
+
+image: ## build the container image `keylatch`, by docker, podman or buildah
+	@if command -v docker >/dev/null; then docker build -t keylatch .; elif command -v podman >/dev/null; then podman build --format docker -t keylatch .; else buildah build --format docker -t keylatch .; fi
 
 fuzz: ## run each fuzz target for SECONDS (default 60)
 	@scripts/fuzz

@@ -184,6 +184,13 @@ pub fn is_there(config: &Path) -> bool {
     socket(config).is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
 }
 
+/// The number of the process that runs `config`, if one is there and the system tells. Needs a runtime.
+pub fn pid(config: &Path) -> Option<i32> {
+    let stream = std::os::unix::net::UnixStream::connect(socket(config).ok()?).ok()?;
+    stream.set_nonblocking(true).ok()?;
+    UnixStream::from_std(stream).ok()?.peer_cred().ok()?.pid()
+}
+
 /// Asks the process that runs `config`.
 pub fn ask(config: &Path, question: &str) -> Result<Answer, String> {
     let path = socket(config)?;

@@ -1,30 +1,56 @@
-//! The machine: descriptors, and who runs this.
+//! The machine: descriptors, and as whom this runs.
+
+use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
 
 use super::Findings;
 use crate::config::Snapshot;
+use crate::control;
 
 /// Beside connections of clients: stores, logs, files, the console.
 const SPARE: u64 = 1024;
 
-pub fn look(snapshot: &Snapshot, found: &mut Findings) {
+/// The process that runs here, or the one that would if it were started as this command was.
+struct Process {
+    files: u64,
+    is_root: bool,
+    what: &'static str,
+}
+
+pub fn look(snapshot: &Snapshot, config: &Path, found: &mut Findings) {
+    let process = running(config).unwrap_or_else(|| Process {
+        files: getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft),
+        is_root: geteuid().is_root(),
+        what: "a process that is started here",
+    });
     let connections: u64 = snapshot.settings.listeners.iter().map(|listener| listener.limits.connections as u64).sum();
     // Each request has a connection to a server, too.
     let wanted = connections * 2 + SPARE;
-    if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < wanted
-    {
-        let what = format!("{soft} files may be open here, and the listeners' {connections} connections may need {wanted}");
+    if process.files < wanted {
+        let what = format!(
+            "{} may have {} files open, and the listeners' {connections} connections may need {wanted}",
+            process.what, process.files
+        );
         found.warn(
             "descriptors",
             what,
             "LimitNOFILE= in the unit, `ulimit -n`, or fewer `limits.connections`; the unit that is shipped has 262144",
         );
     }
-    if geteuid().is_root() {
-        let what = "this is root; a process that serves needs nothing but CAP_NET_BIND_SERVICE, for ports below 1024";
+    if process.is_root {
+        let what = format!("{} is root; it needs nothing but CAP_NET_BIND_SERVICE, for ports below 1024", process.what);
         found.note("user", what, "run it as a user of its own, as the unit and the container do");
     }
+}
+
+/// As Linux tells of it.
+fn running(config: &Path) -> Option<Process> {
+    let pid = control::pid(config)?;
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().unwrap_or(u64::MAX);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let user = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.to_owned();
+    Some(Process { files: soft, is_root: user == "0", what: "the process that runs" })
 }

@@ -65,7 +65,7 @@ pub async fn look(path: &Path) -> Vec<Finding> {
             let files = Files::beside(path);
             secrets::look(&snapshot, path, &files, &mut found);
             edge::look(&snapshot, &files, &mut found);
-            machine::look(&snapshot, &mut found);
+            machine::look(&snapshot, path, &mut found);
             stores::look(&snapshot.settings, &files, &mut found).await;
         }
         Err(report) => {

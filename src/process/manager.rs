@@ -15,9 +15,12 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// It serves. From here on the manager hears that it is alive for as long as its threads are, if it wants to hear that.
-pub fn serving(pulse: &Arc<Pulse>) {
-    tell(&[NotifyState::Ready]);
+/// It serves. From here on the manager hears that it is alive for as long as its threads are, if it wants to hear that. One that
+/// `succeeds` another need not say so: the manager knows the service as ready, and hears of the main process from that other.
+pub fn serving(pulse: &Arc<Pulse>, succeeds: bool) {
+    if !succeeds {
+        tell(&[NotifyState::Ready]);
+    }
     if let Some(patience) = sd_notify::watchdog_enabled() {
         every(pulse, patience / 3, move |pulse| async move {
             // Threads that carry requests and have not moved for so long will not move again.

@@ -120,7 +120,7 @@ fn serving(parts: &Parts, pulse: &Arc<Pulse>, predecessor: Option<&Predecessor>)
         predecessor.serving();
         tracing::info!(replica = parts.replica.name(), "has taken the place of the process before");
     }
-    manager::serving(pulse);
+    manager::serving(pulse, predecessor.is_some());
 }
 
 /// What was counted last, and that this replica has gone; what waits to be written; what is to be told.

@@ -86,6 +86,8 @@ impl Upgrades {
             return Err(error);
         }
         manager::replaced_by(pid);
+        // Whoever looks for what is open here finds it from now on.
+        parts.say().await;
         let (open, most) = (parts.shared.metrics.connections.get(), snapshot.settings.shutdown.upgrade_drain);
         Ok(format!(
             "process {pid} serves in the place of {}; {open} connections go on to their end here, for {most} at most",
