@@ -3,6 +3,7 @@
 //! README.md has the code map. The binary is `main.rs`; this library exists so that tests and fuzzers
 //! reach the parts that need no socket.
 
+pub mod acme;
 pub mod admin;
 pub mod alerts;
 pub mod breaker;

@@ -2,12 +2,13 @@
 
 use keylatch_filters::contract::Invalid;
 
-use super::model::{Settings, Storage};
+use super::model::{Acme, Settings, Storage};
 
 /// What is out of bounds. `partial`: something could not be read, and defaults stand in its place.
 pub fn check(settings: &Settings, partial: bool) -> Vec<Invalid> {
     let mut wrong = listeners(settings);
     wrong.extend(admin(settings, partial));
+    wrong.extend(settings.acme.iter().flat_map(Acme::mistakes));
     wrong.extend(rest(settings));
     wrong
 }

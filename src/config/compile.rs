@@ -142,7 +142,7 @@ impl Work<'_> {
     fn entries(&mut self) -> Vec<Arc<Entry>> {
         let mut entries = Vec::new();
         for (index, config) in self.parsed.settings.listeners.iter().enumerate() {
-            match Entry::compile(config, self.files, &self.compiler.keep) {
+            match Entry::compile(config, self.parsed.settings.acme.as_ref(), self.files, &self.compiler.keep) {
                 Ok(entry) => entries.push(Arc::new(entry)),
                 Err(wrong) => wrong.into_iter().for_each(|invalid| self.wrong(&invalid.index(index).at("listeners"))),
             }

@@ -43,6 +43,9 @@ pub struct ListenerTls {
     /// wildcard, and the first of them where none does or no name is asked for.
     #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
+    /// The names of one certificate more, which is had made by `acme`. It is shown for these names, and where no other fits.
+    #[serde(default)]
+    pub acme: Vec<String>,
     /// The least version that is spoken. Default: `1.2`.
     #[serde(default)]
     pub min_version: TlsVersion,

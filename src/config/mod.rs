@@ -4,6 +4,7 @@
 //! [`yaml`] reads text into a tree that knows where everything stands, [`sections`] turns the tree into
 //! the types of [`model`], and [`compile`] makes a [`Snapshot`] of them.
 
+mod acme;
 mod alerts;
 mod bounds;
 mod compile;
@@ -32,6 +33,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::live::Overrides;
 
+pub use acme::name as acme_name;
 pub use compile::Compiler;
 pub use model::Settings;
 pub use nowhere::check_ports;

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use super::acme::{Acme, Challenge, ExternalAccount};
 pub use super::alerts::{Alerts, InterceptAlert, Webhook, WebhookFormat};
 pub use super::listeners::{
     CertificateFiles, ClientCertificates, Limits, Listener, ListenerTls, OriginSecret, Presented, TlsVersion, Vouches,
@@ -22,6 +23,9 @@ pub use super::upstreams::{ActiveHealth, Balance, Health, HttpVersion, PassiveHe
 pub struct Settings {
     /// Where requests come in; at least one.
     pub listeners: Vec<Listener>,
+    /// Where certificates come from that are made by themselves.
+    #[schemars(default)]
+    pub acme: Option<Acme>,
     /// The listener for health, metrics, the admin API and the console.
     #[schemars(default)]
     pub admin: Admin,

@@ -11,8 +11,9 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "listeners",
+    "acme",
     "admin",
     "trusted_proxies",
     "storage",
@@ -47,6 +48,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let admin = reader.section("admin");
     let trusted_proxies = reader.section("trusted_proxies");
     let storage = reader.section("storage");
+    let acme = reader.section("acme");
     let redis = reader.section("redis");
     let secrets = reader.section("secrets");
     let retention = reader.section("retention");
@@ -62,6 +64,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         admin: admin.unwrap_or_default(),
         trusted_proxies: trusted_proxies.unwrap_or_default(),
         storage: storage.unwrap_or_default(),
+        acme: acme.unwrap_or_default(),
         redis: redis.unwrap_or_default(),
         secrets: secrets.unwrap_or_default(),
         retention: retention.unwrap_or_default(),

@@ -9,6 +9,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::extensions::GeneralName;
 
 use super::pem;
+use crate::acme::{Held, Wanted};
 use crate::config::Files;
 use crate::config::model::CertificateFiles;
 
@@ -25,12 +26,17 @@ pub struct Shown {
 #[derive(Debug)]
 pub struct Certificates {
     by_name: HashMap<String, Arc<CertifiedKey>>,
-    first: Arc<CertifiedKey>,
+    first: Option<Arc<CertifiedKey>>,
+    made: Option<(Arc<Held>, Wanted)>,
 }
 
 impl Certificates {
     /// Reads them.
-    pub fn compile(config: &[CertificateFiles], files: &Files) -> Result<(Self, Vec<Shown>), Vec<Invalid>> {
+    pub fn compile(
+        config: &[CertificateFiles],
+        made: Option<(Arc<Held>, Wanted)>,
+        files: &Files,
+    ) -> Result<(Self, Vec<Shown>), Vec<Invalid>> {
         let (mut wrong, mut all, mut shown) = (Vec::new(), Vec::new(), Vec::new());
         for (index, one) in config.iter().enumerate() {
             match read(one, files) {
@@ -41,12 +47,10 @@ impl Certificates {
                 Err(invalid) => wrong.push(invalid.index(index).at("certificates")),
             }
         }
-        let Some((first, _)) = all.first().cloned() else {
-            if wrong.is_empty() {
-                wrong.push(Invalid::new("the list is empty; at least one is needed").at("certificates"));
-            }
-            return Err(wrong);
-        };
+        let first = all.first().map(|(key, _)| Arc::clone(key));
+        if first.is_none() && made.is_none() && wrong.is_empty() {
+            wrong.push(Invalid::new("the list is empty; at least one is needed, or `acme`").at("certificates"));
+        }
         let mut by_name = HashMap::new();
         for (key, names) in all {
             for name in names {
@@ -54,19 +58,27 @@ impl Certificates {
                 by_name.entry(name).or_insert_with(|| Arc::clone(&key));
             }
         }
-        if wrong.is_empty() { Ok((Self { by_name, first }, shown)) } else { Err(wrong) }
+        if wrong.is_empty() { Ok((Self { by_name, first, made }, shown)) } else { Err(wrong) }
     }
 
-    fn of(&self, name: &str) -> &Arc<CertifiedKey> {
+    /// The one that was made, if it is for this name, or no name was asked for.
+    fn made(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        let (held, wanted) = self.made.as_ref()?;
+        if name.is_none_or(|name| wanted.has(name)) { held.get(wanted) } else { None }
+    }
+
+    fn of(&self, name: &str) -> Option<Arc<CertifiedKey>> {
         let name = name.to_ascii_lowercase();
         let wildcard = || name.split_once('.').and_then(|(_, rest)| self.by_name.get(&format!("*.{rest}")));
-        self.by_name.get(&name).or_else(wildcard).unwrap_or(&self.first)
+        let exact = self.by_name.get(&name).cloned().or_else(|| self.made(Some(&name)));
+        exact.or_else(|| wildcard().cloned())
     }
 }
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(hello.server_name().map_or(&self.first, |name| self.of(name))))
+        let named = hello.server_name().and_then(|name| self.of(name));
+        named.or_else(|| self.first.clone()).or_else(|| self.made(None))
     }
 }
 

@@ -14,13 +14,14 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Invalid, Keep};
 use rustls::ServerConfig;
 
-use crate::config::Files;
-use crate::config::model::Listener;
+use crate::acme::{Held, Wanted};
+use crate::config::model::{Acme, Listener, ListenerTls};
+use crate::config::{Files, acme_name};
 
 pub use certificates::Shown;
 pub use clients::client_certificate;
 pub use origin::Origin;
-pub use pem::{certificates, client_key, revoked_serials, roots};
+pub use pem::{certificates, client_key, key as pem_key, parsed, revoked_serials, roots, signing_key};
 
 /// What one listener asks.
 pub struct Entry {
@@ -30,6 +31,8 @@ pub struct Entry {
     pub tls: Option<Arc<ServerConfig>>,
     /// The certificates that are shown.
     pub shown: Vec<Shown>,
+    /// The certificate that is had made by itself.
+    pub acme: Option<(Arc<Held>, Wanted)>,
     /// The secret that each request must have.
     pub origin: Option<Origin>,
     /// Who must say whom he speaks for.
@@ -38,8 +41,10 @@ pub struct Entry {
 
 impl Entry {
     /// What is wrong has its place below the listener.
-    pub fn compile(config: &Listener, files: &Files, keep: &Keep) -> Result<Self, Vec<Invalid>> {
+    pub fn compile(config: &Listener, acme: Option<&Acme>, files: &Files, keep: &Keep) -> Result<Self, Vec<Invalid>> {
         let mut wrong = Vec::new();
+        let made = config.tls.as_ref().map(|tls| wanted(tls, acme, keep)).transpose().map(Option::flatten);
+        let made = made.map_err(|invalid| wrong.push(invalid.at("acme").at("tls"))).ok().flatten();
         let mut proxies = Vec::new();
         for (index, text) in config.proxy_protocol.iter().enumerate() {
             match network(text) {
@@ -47,7 +52,7 @@ impl Entry {
                 Err(invalid) => wrong.push(invalid.index(index).at("proxy_protocol")),
             }
         }
-        let tls = config.tls.as_ref().map(|tls| tls::compile(tls, files, keep)).transpose();
+        let tls = config.tls.as_ref().map(|tls| tls::compile(tls, made.clone(), files, keep)).transpose();
         let (tls, shown) = match tls {
             Ok(tls) => tls.unzip(),
             Err(invalid) => {
@@ -57,7 +62,9 @@ impl Entry {
         };
         let origin = config.origin_secret.as_ref().map(|origin| Origin::compile(origin, files)).transpose();
         match origin.map_err(|invalid| wrong.push(invalid.at("origin_secret"))) {
-            Ok(origin) if wrong.is_empty() => Ok(Self { address: config.address, tls, shown: shown.unwrap_or_default(), origin, proxies }),
+            Ok(origin) if wrong.is_empty() => {
+                Ok(Self { address: config.address, tls, shown: shown.unwrap_or_default(), acme: made, origin, proxies })
+            }
             _ => Err(wrong),
         }
     }
@@ -66,6 +73,19 @@ impl Entry {
     pub fn is_proxy(&self, peer: IpAddr) -> bool {
         self.proxies.iter().any(|network| network.contains(&peer))
     }
+}
+
+/// The certificate that is to be had made, and where those are held that were.
+fn wanted(config: &ListenerTls, acme: Option<&Acme>, keep: &Keep) -> Result<Option<(Arc<Held>, Wanted)>, Invalid> {
+    if config.acme.is_empty() {
+        return Ok(None);
+    }
+    let acme = acme.ok_or_else(|| Invalid::new("needs the section `acme`, which says where certificates come from"))?;
+    for (index, name) in config.acme.iter().enumerate() {
+        acme_name(name).map_err(|invalid| invalid.index(index))?;
+    }
+    let held = keep.get("acme", Held::default);
+    Ok(Some((held, Wanted { names: config.acme.clone(), directory: acme.directory.clone() })))
 }
 
 /// A network or an address; never the whole internet, which could then say anything.

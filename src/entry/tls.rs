@@ -9,16 +9,22 @@ use rustls::version::{TLS12, TLS13};
 
 use super::certificates::{Certificates, Shown};
 use super::clients;
+use crate::acme::{Held, Wanted};
 use crate::config::Files;
 use crate::config::model::{ListenerTls, TlsVersion};
 
 /// What it is spoken with, and the certificates that are shown. The same settings with the same files are the same
 /// configuration, so that sessions are resumed across reloads; others begin without any, so that nobody resumes what is not
 /// allowed any more.
-pub fn compile(config: &ListenerTls, files: &Files, keep: &Keep) -> Result<(Arc<ServerConfig>, Vec<Shown>), Vec<Invalid>> {
+pub fn compile(
+    config: &ListenerTls,
+    made: Option<(Arc<Held>, Wanted)>,
+    files: &Files,
+    keep: &Keep,
+) -> Result<(Arc<ServerConfig>, Vec<Shown>), Vec<Invalid>> {
     let mut wrong = Vec::new();
     let own = files.apart();
-    let certificates = Certificates::compile(&config.certificates, &own).map_err(|invalid| wrong.extend(invalid)).ok();
+    let certificates = Certificates::compile(&config.certificates, made, &own).map_err(|invalid| wrong.extend(invalid)).ok();
     let verifier = config.client_certificates.as_ref().map(|clients| clients::compile(clients, &own)).transpose();
     let verifier = verifier.map_err(|invalid| wrong.push(invalid.at("client_certificates"))).ok();
     let key = format!("{config:?} {:?}", own.digests());

@@ -132,7 +132,7 @@ pub async fn post(client: &Client, url: Url, headers: &[(&'static str, String)],
 }
 
 /// What went wrong, down to its cause, without the URL.
-fn plainly(error: reqwest::Error) -> String {
+pub fn plainly(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);

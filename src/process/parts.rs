@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use keylatch_filters::contract::{Meter, Near, Ports};
 
+use crate::acme::{self, Acme};
 use crate::admin::Api;
 use crate::alerts::{self, Watch};
 use crate::config::model::Storage;
@@ -77,8 +78,9 @@ impl Parts {
         let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
         metrics.last_reload.set(reload::unix_s());
         metrics.shows(&snapshot.entries);
+        let acme = Arc::new(Acme::new(Arc::clone(&opened.store), &opened.admin_secret, settings.replica(), registry)?);
         let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
-        let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live });
+        let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
         let (watch, files) = begin(path, &shared, &opened.store, &reloader);
         let replica = Arc::new(Replica::new(settings.replica()));
@@ -137,12 +139,27 @@ fn begin(path: &Path, shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<R
         let path = path.to_owned();
         move |shared| refresh(shared, path.clone())
     });
+    every(shared, acme::LOOKED_EVERY, {
+        let path = path.to_owned();
+        move |shared| {
+            let files = Files::beside(&path);
+            async move { certificates(&shared, &files).await }
+        }
+    });
     let reloads = Arc::clone(reloader);
     live::follow(Arc::clone(&shared.live), Arc::clone(store), move |overrides| {
         let reloads = Arc::clone(&reloads);
         async move { reloads.apply(&overrides).await }
     });
     (watch, files)
+}
+
+/// Has certificates made where they are missing or old, and shows those that were made elsewhere.
+async fn certificates(shared: &Shared, files: &Files) {
+    let snapshot = shared.snapshot.load_full();
+    if shared.acme.look(&snapshot, files).await {
+        shared.metrics.shows(&snapshot.entries);
+    }
 }
 
 /// Has Cloudflare's ranges read anew, if it is time. The file is seen to have changed as any other.

@@ -32,6 +32,9 @@ impl Edge {
                 return refuse(exchange, refused);
             }
         };
+        if let Some(answer) = self.acme(session, exchange).await {
+            return Ok(Some(answer));
+        }
         let entry = exchange.snapshot.entry(self.entry.address).unwrap_or(&self.entry);
         let vouched = match &entry.origin {
             None => Some(Vouched::Nothing),
@@ -62,6 +65,16 @@ impl Edge {
             Some(answer) => Ok(Some(answer)),
             None => self.too_large(session, exchange),
         }
+    }
+
+    /// A CA looks whose a name is (RFC 8555, section 8.3). It comes as anybody, so it is answered before anything else is asked.
+    async fn acme(&self, session: &Session, exchange: &mut Exchange) -> Option<Answer> {
+        const WELL_KNOWN: &str = "/.well-known/acme-challenge/";
+        let token = session.req_header().uri.path().strip_prefix(WELL_KNOWN)?;
+        exchange.snapshot.settings.acme.as_ref()?;
+        let answer = self.shared.acme.answer_http(token).await?;
+        exchange.answered = Some(("gate", "acme_challenge"));
+        Some(errors::plain(answer))
     }
 
     /// Runs a chain's request hooks. `Some`: a filter answered.

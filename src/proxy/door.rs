@@ -115,8 +115,9 @@ impl Door {
             let found = proxy_protocol::read(&mut stream).await.map_err(|e| ("proxy_protocol", e))?;
             (peer, read) = (found.source.unwrap_or(peer), found.rest);
         }
+        let acme = entry.acme.as_ref().map(|_| &*self.shared.acme);
         let Some(config) = &entry.tls else { return Ok(Opened { stream, read, peer, tls: None, http2: false }) };
-        let agreed = tls::accept(stream, read, Arc::clone(config)).await.map_err(|e| ("tls_handshake", e))?;
+        let agreed = tls::accept(stream, read, Arc::clone(config), acme).await.map_err(|e| ("tls_handshake", e))?;
         let arrival = Arrival { tls: true, certificate: agreed.certificate, vouched: Vouched::Nothing };
         Ok(Opened { stream: agreed.stream, read: Vec::new(), peer, tls: Some(arrival), http2: agreed.http2 })
     }

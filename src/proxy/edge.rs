@@ -20,6 +20,7 @@ use super::exchange::Exchange;
 use super::fields;
 use super::reply::{self, Rest};
 use super::timed_session;
+use crate::acme::Acme;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
 use crate::entry::Entry;
@@ -37,6 +38,8 @@ pub struct Shared {
     pub access: AccessLog,
     /// What operators have set while it runs.
     pub live: Arc<Live>,
+    /// Certificates that are made by themselves.
+    pub acme: Arc<Acme>,
 }
 
 /// The proxy behind one listener.

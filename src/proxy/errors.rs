@@ -112,6 +112,12 @@ pub fn maintenance() -> Answer {
     Answer { headers, ..Answer::new(StatusCode::SERVICE_UNAVAILABLE, "maintenance", message) }
 }
 
+/// Bytes as they are.
+pub fn plain(bytes: Vec<u8>) -> Answer {
+    let body = contract::Body { bytes: bytes.into(), content_type: Some(HeaderValue::from_static("application/octet-stream")) };
+    Answer { own_body: Some(body), ..Answer::new(StatusCode::OK, "answered", "") }
+}
+
 /// No route is for this request.
 pub const NO_ROUTE: Answer = Answer::new(StatusCode::NOT_FOUND, "unknown_path", "There is nothing at this path.");
 /// The body is larger than the listener allows.

@@ -30,6 +30,7 @@ mod sqlite;
 mod tests;
 mod together;
 mod unsettled;
+pub mod vault;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -76,6 +77,7 @@ pub trait Desk:
     + questions::Questions
     + samples::Samples
     + settings::LiveSettings
+    + vault::Vault
 {
 }
 impl<T> Desk for T where
@@ -86,10 +88,10 @@ impl<T> Desk for T where
         + questions::Questions
         + samples::Samples
         + settings::LiveSettings
+        + vault::Vault
 {
 }
 
-/// What holds the truth. Every method may be called from anywhere, at any time.
 /// What a server says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct About {
@@ -101,6 +103,7 @@ pub struct About {
     pub now_ms: i64,
 }
 
+/// What holds the truth. Every method may be called from anywhere, at any time.
 trait Authority: Send + Sync + 'static {
     /// The row.
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;

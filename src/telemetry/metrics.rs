@@ -91,6 +91,10 @@ impl Metrics {
     pub fn shows(&self, entries: &[Arc<Entry>]) {
         self.certificates.reset();
         for entry in entries {
+            let made = entry.acme.as_ref().and_then(|(held, wanted)| Some((wanted.names.first()?.as_str(), held.ends(wanted)?)));
+            if let Some((name, ends_s)) = made {
+                self.certificates.with_label_values(&[entry.address.to_string().as_str(), name]).set(ends_s);
+            }
             for shown in &entry.shown {
                 let name = shown.names.first().map_or("-", String::as_str);
                 self.certificates.with_label_values(&[entry.address.to_string().as_str(), name]).set(shown.not_after_s);

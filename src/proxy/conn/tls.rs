@@ -16,8 +16,9 @@ use pingora::protocols::{
 };
 use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
+use crate::acme::{ALPN as ACME, Acme};
 use crate::entry::client_certificate;
 
 /// A stream of which something was read already.
@@ -73,9 +74,23 @@ pub struct Agreed {
     pub certificate: Option<Arc<ClientCertificate>>,
 }
 
-/// The server's side of the handshake; `read`: what came before it was known that TLS comes.
-pub async fn accept(stream: Stream, read: Vec<u8>, config: Arc<ServerConfig>) -> io::Result<Agreed> {
-    let inner = TlsAcceptor::from(config).accept(Ahead { read, inner: stream }).await?;
+/// The server's side of the handshake; `read`: what came before it was known that TLS comes. `acme`: a CA may come to see whose
+/// a name is; it is answered, and that is all: an error of the kind `UnexpectedEof`.
+pub async fn accept(stream: Stream, read: Vec<u8>, config: Arc<ServerConfig>, acme: Option<&Acme>) -> io::Result<Agreed> {
+    let ahead = Ahead { read, inner: stream };
+    let inner = match acme {
+        None => TlsAcceptor::from(config).accept(ahead).await?,
+        Some(acme) => {
+            let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), ahead).await?;
+            if let Some(name) = challenged(&hello.client_hello()) {
+                let answer = acme.answer_tls(&name).await.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+                let mut answered = hello.into_stream(answer).await?;
+                let _ = answered.shutdown().await;
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            hello.into_stream(config).await?
+        }
+    };
     let (_, session) = inner.get_ref();
     let http2 = session.alpn_protocol() == Some(b"h2");
     let shown = session.peer_certificates().and_then(|chain| chain.first());
@@ -83,6 +98,13 @@ pub async fn accept(stream: Stream, read: Vec<u8>, config: Arc<ServerConfig>) ->
     let version = if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) { "TLSv1.3" } else { "TLSv1.2" };
     let digest = Arc::new(SslDigest::new("", version, None, None, Vec::new()));
     Ok(Agreed { stream: Box::new(TlsStream { inner, digest }), http2, certificate })
+}
+
+/// The name that a CA asks for by the challenge's protocol, and by nothing else.
+fn challenged(hello: &rustls::server::ClientHello<'_>) -> Option<String> {
+    let mut protocols = hello.alpn()?;
+    let only = protocols.next() == Some(ACME) && protocols.next().is_none();
+    hello.server_name().filter(|_| only).map(str::to_owned)
 }
 
 impl TlsStream {

@@ -27,6 +27,8 @@ mod samples;
 mod settings;
 #[path = "../both/trim.rs"]
 mod trim;
+#[path = "../both/vault.rs"]
+mod vault;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

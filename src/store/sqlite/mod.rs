@@ -30,6 +30,9 @@ mod settings;
 #[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
 #[path = "../both/trim.rs"]
 mod trim;
+#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[path = "../both/vault.rs"]
+mod vault;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,58 @@
+//! How the CA is called: as any other service that a configuration names, and no further than that.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
+
+use crate::outbound::{self, Reach};
+
+const TIME_MAX: Duration = Duration::from_secs(30);
+/// Chains and directories are a few KiB.
+const BODY_BYTES_MAX: usize = 512 << 10;
+
+/// A client for one CA.
+pub struct Client {
+    client: reqwest::Client,
+    private: bool,
+}
+
+impl Client {
+    /// `ca`: who may have signed its certificate, as PEM.
+    pub fn new(private: bool, ca: Option<String>) -> Result<Self, String> {
+        Ok(Self { client: outbound::client(&Reach { private, ca, timeout: TIME_MAX })?, private })
+    }
+}
+
+fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Other(error.into())
+}
+
+impl HttpClient for Client {
+    fn request(&self, request: http::Request<BodyWrapper<Bytes>>) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
+        let (client, private) = (self.client.clone(), self.private);
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            // Where it leads is the CA's to say, in its directory: it is looked at each time.
+            let url = outbound::target(&parts.uri.to_string(), private).map_err(other)?;
+            let asked = client.request(parts.method, url).headers(parts.headers).body(body);
+            let mut answer = asked.send().await.map_err(|e| other(outbound::plainly(e)))?;
+            let mut response = http::Response::builder().status(answer.status());
+            if let Some(headers) = response.headers_mut() {
+                headers.extend(answer.headers().clone());
+            }
+            let mut bytes = Vec::new();
+            while let Some(chunk) = answer.chunk().await.map_err(|e| other(outbound::plainly(e)))? {
+                bytes.extend_from_slice(&chunk);
+                if bytes.len() > BODY_BYTES_MAX {
+                    return Err(Error::Str("the CA's answer is too long"));
+                }
+            }
+            Ok(BytesResponse::from(response.body(Full::new(Bytes::from(bytes))).map_err(other)?))
+        })
+    }
+}

@@ -1,0 +1,162 @@
+"""Certificates that are made by themselves, against a CA that forgives nothing."""
+
+import base64
+import datetime
+import socket
+import ssl
+import time
+
+import pytest
+from cryptography import x509
+
+from support.acme import Acme
+from support.keylatch import free_port, wait_for
+from support.raw import connect, request
+from support.stores import SECRET, storage
+
+CONFIG = """
+listeners:
+  - address: 127.0.0.1:{port}
+  - address: 127.0.0.1:{tls}
+    tls: {{acme: [api.test, www.api.test]}}
+acme: {acme}
+admin: {{address: "127.0.0.1:{admin}"}}
+storage: {storage}
+secrets: {secrets}
+upstreams: [{{name: model, servers: [{{address: "127.0.0.1:{upstream}"}}]}}]
+filters: [{{client_ip: {{}}}}]
+routes: [{{name: api, match: {{paths: ["/v1/*"]}}, upstream: model}}]
+"""
+
+
+class Served:
+    """Keylatches whose certificate comes from a CA."""
+
+    def __init__(self, start, upstream, acme):
+        self.begin, self.upstream, self.acme, self.all = start, upstream, acme, []
+
+    def start(self, challenge="tls_alpn", more="", **values):
+        tls = free_port()
+        acme = f"{{directory: '{self.acme.url}/directory', accept_terms: true, allow_private: true, challenge: {challenge}, ca_file: '{self.acme.authority.ca}'{more}}}"
+        values = {"storage": "{sqlite: {path: keylatch.db}}", **values}
+        config = CONFIG.replace("{tls}", str(tls)).replace("{acme}", acme.replace("{", "{{").replace("}", "}}"))
+        keylatch = self.begin(self.upstream, config=config, **values)
+        keylatch.tls = tls
+        self.all.append(keylatch)
+        return keylatch
+
+
+@pytest.fixture
+def served(start, echo_upstream, tmp_path):
+    made = []
+    with Acme(tmp_path / "acme", lambda _: {"http": made[0].all[0].port, "tls": made[0].all[0].tls}) as acme:
+        made.append(Served(start, echo_upstream, acme))
+        yield made[0]
+
+
+def shown(keylatch, authority, name="api.test"):
+    """The certificate that is shown for a name; `None`: there is none yet."""
+    context = ssl.create_default_context(cafile=authority.ca)
+    try:
+        with context.wrap_socket(connect(keylatch.tls), server_hostname=name) as connection:
+            connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            return x509.load_der_x509_certificate(connection.getpeercert(binary_form=True))
+    except (ssl.SSLError, ConnectionError):
+        return None
+
+
+@pytest.mark.parametrize("challenge", ["tls_alpn", "http"])
+def test_a_certificate_is_had_made_and_kept(served, challenge):
+    acme, authority = served.acme, served.acme.authority
+    acme.bad_nonces = 1
+    keylatch = served.start(challenge, more=", contact: ['mailto:ops@example.com']")
+    assert shown(keylatch, authority) is None
+    first = wait_for(lambda: shown(keylatch, authority), "a certificate", 60)
+    assert shown(keylatch, authority, "www.api.test").serial_number == first.serial_number
+    assert [account["contact"] for account in acme.accounts.values()] == [["mailto:ops@example.com"]]
+    assert len(acme.certificates) == 1
+    series = f'keylatch_certificate_expiry_timestamp_seconds{{listener="127.0.0.1:{keylatch.tls}",name="api.test"}}'
+    assert wait_for(lambda: keylatch.metrics().get(series), "it is told when it ends") == first.not_valid_after_utc.timestamp()
+    # Kept: the next process shows it at once, and asks nobody. What is kept cannot be read.
+    keylatch.stop()
+    kept = (keylatch.folder / "keylatch.db").read_bytes()
+    assert b"PRIVATE KEY" not in kept and b"BEGIN CERTIFICATE" not in kept and b"key_pkcs8" not in kept
+    asked = len(acme.log)
+    keylatch.start()
+    again = wait_for(lambda: shown(keylatch, authority), "the same certificate", 30)
+    assert again.serial_number == first.serial_number and len(acme.log) == asked
+    # Strangers are told nothing.
+    assert request(keylatch.port, "/.well-known/acme-challenge/" + "x" * 40).status == 404
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["acme-tls/1"])
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        context.wrap_socket(socket.create_connection(("127.0.0.1", keylatch.tls)), server_hostname="other.test")
+
+
+def test_it_is_made_anew_long_before_its_end(served):
+    acme = served.acme
+    acme.lasts = datetime.timedelta(seconds=36)
+    keylatch = served.start()
+    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    second = wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "another one", 60)
+    assert datetime.datetime.now(datetime.timezone.utc) < first.not_valid_after_utc, "before the first has ended"
+    assert second.not_valid_after_utc > first.not_valid_after_utc
+    assert len(acme.accounts) == 1
+
+
+def test_one_of_many_replicas_has_it_made(served, database):
+    acme = served.acme
+    replicas = [served.start(storage=storage(database), secrets=SECRET) for _ in range(3)]
+    serials = set()
+    for keylatch in replicas:
+        serials.add(wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60).serial_number)  # noqa: B023
+    assert len(serials) == 1 and len(acme.certificates) == 1 and len(acme.accounts) == 1
+
+
+def test_what_the_ca_says_is_told_and_tried_again_later(served):
+    acme = served.acme
+    keylatch = served.start("http")
+    acme.offers = ("tls-alpn-01",)
+    wait_for(lambda: "does not offer Http for api.test" in keylatch.stderr.read_text(), "the reason", 60)
+    assert keylatch.metrics()['keylatch_acme_orders_total{outcome="failed"}'] == 1
+    asked = len(acme.log)
+    time.sleep(12)
+    assert len(acme.log) == asked, "the CA is not asked all the time"
+    assert request(keylatch.port).status == 200
+
+
+def test_a_name_that_leads_elsewhere(served, echo_upstream):
+    acme = served.acme
+    acme.reach = lambda _: {"http": echo_upstream.port, "tls": echo_upstream.port}
+    keylatch = served.start("http")
+    wait_for(lambda: "api.test has answered" in keylatch.stderr.read_text(), "what the CA has seen is told", 60)
+
+
+def test_an_account_that_the_ca_knows_already(served, tmp_path):
+    acme = served.acme
+    acme.external = ("kid-1", b"0123456789abcdef0123456789abcdef")
+    key = tmp_path / "eab"
+    key.write_text(base64.urlsafe_b64encode(acme.external[1]).decode())
+    keylatch = served.start(more=f", external_account: {{key_id: kid-1, key: 'file:{key}'}}")
+    assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+
+
+def test_what_makes_no_sense_is_told(served):
+    keylatch = served.start()
+    good = keylatch.path.read_text()
+    for was, becomes, says in [
+        ("accept_terms: true, ", "", "acme.accept_terms: must be `true`"),
+        ("acme: [api.test, www.api.test]", "acme: ['*.api.test']", "listeners[1].tls.acme[0]: a wildcard cannot be had"),
+        ("acme: [api.test, www.api.test]", "acme: [API.test]", "is not a host's name in lower case"),
+        ("acme: [api.test, www.api.test]", "acme: []", "listeners[1].tls.certificates: the list is empty; at least one is needed, or `acme`"),
+        ("allow_private: true, ", "", "acme.directory: is not a public address"),
+        ("accept_terms: true", "accept_terms: true, contact: [ops]", "acme.contact[0]: must be such as `mailto:ops@example.com`"),
+    ]:
+        assert was in good
+        keylatch.path.write_text(good.replace(was, becomes))
+        checked = keylatch.command("check")
+        assert checked.returncode == 1 and says in checked.stderr, checked.stderr
+    keylatch.path.write_text("\n".join(line for line in good.splitlines() if not line.startswith("acme:")))
+    assert "needs the section `acme`" in keylatch.command("check").stderr
