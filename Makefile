@@ -1,6 +1,6 @@
 # `make run` starts Keylatch beside a demo upstream; `make test` passes everything; `make bench` measures.
 
-.PHONY: help run test bench build fuzz deb bundle image
+.PHONY: help run test bench build fuzz deb bundle image try
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,10 @@ bundle: ## one archive for a host without internet: program, package, units, con
 
 image: ## build the container image `keylatch`, by docker, podman or buildah
 	@if command -v docker >/dev/null; then docker build -t keylatch .; elif command -v podman >/dev/null; then podman build --format docker -t keylatch .; else buildah build --format docker -t keylatch .; fi
+
+try: deb ## try package and image in machines of their own (Debian, as root)
+	@scripts/try-package
+	@scripts/try-image
 
 fuzz: ## run each fuzz target for SECONDS (default 60)
 	@scripts/fuzz

@@ -62,13 +62,18 @@ pub fn api_socket(config: &Path) -> Result<PathBuf, String> {
     socket(config).map(|path| path.with_extension("api"))
 }
 
-/// A socket that only its owner can open, in the place of what a process before has left, or is still listening on.
+/// Where a socket is until it takes the place of what a process before has left, or is still listening on.
+fn fresh(path: &Path) -> PathBuf {
+    let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
+    path.with_extension(format!("{kind}.{}", std::process::id()))
+}
+
+/// A socket that only its owner can open, beside its place.
 fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    let fresh = path.with_extension(format!("{}.new", std::process::id()));
+    let fresh = fresh(path);
     let _ = std::fs::remove_file(&fresh);
     let listener = UnixListener::bind(&fresh)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&fresh, path)?;
     Ok(listener)
 }
 
@@ -77,8 +82,8 @@ pub fn is_owner(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw() || peer.uid() == 0)
 }
 
-/// Listens on the sockets, for as long as the process lives. The listener is for the admin API. `succeeds`: there may be a
-/// process whose place this one takes; otherwise two are one too many.
+/// Listens on the sockets, for as long as the process lives. The listener is for the admin API. `succeeds`: there is a process
+/// whose place this one takes, once [`Guard::take_place`] is called; otherwise two are one too many, and it has its place.
 pub fn listen(
     config: &Path,
     succeeds: bool,
@@ -120,16 +125,34 @@ pub fn listen(
             }
         }
     });
-    Ok((Guard { path, left: AtomicBool::new(false) }, api))
+    let guard = Guard { path, placed: AtomicBool::new(false), left: AtomicBool::new(false) };
+    if !succeeds {
+        guard.take_place()?;
+    }
+    Ok((guard, api))
 }
 
 /// Removes the sockets when the process ends.
 pub struct Guard {
     path: PathBuf,
+    placed: AtomicBool,
     left: AtomicBool,
 }
 
 impl Guard {
+    /// Commands find this process from now on.
+    pub fn take_place(&self) -> Result<(), String> {
+        for path in self.paths() {
+            std::fs::rename(fresh(&path), &path).map_err(|e| format!("the control socket {}: {e}", path.display()))?;
+        }
+        self.placed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn paths(&self) -> [PathBuf; 2] {
+        [self.path.clone(), self.path.with_extension("api")]
+    }
+
     /// Another process listens there now.
     pub fn leave(&self) {
         self.left.store(true, Ordering::Relaxed);
@@ -138,9 +161,12 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if !self.left.load(Ordering::Relaxed) {
-            let _ = std::fs::remove_file(&self.path);
-            let _ = std::fs::remove_file(self.path.with_extension("api"));
+        if self.left.load(Ordering::Relaxed) {
+            return;
+        }
+        let placed = self.placed.load(Ordering::Relaxed);
+        for path in self.paths() {
+            let _ = std::fs::remove_file(if placed { path } else { fresh(&path) });
         }
     }
 }

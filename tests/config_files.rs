@@ -72,9 +72,11 @@ fn every_shipped_file_is_right() {
         if path.extension().is_some_and(|extension| extension == "yaml") {
             // What has no default comes from the environment of a container.
             let text = std::fs::read_to_string(&path).unwrap();
-            let env = |name: &str| {
-                Some(if name.ends_with("_URL") { "redis://127.0.0.1" } else { "" }.to_owned())
-                    .filter(|text| !text.is_empty() || name == "KEYLATCH_KEY_HMAC")
+            let env = |name: &str| match name {
+                "KEYLATCH_DATABASE_URL" => Some("postgres://a:b@127.0.0.1/c".to_owned()),
+                "KEYLATCH_REDIS_URL" => Some("redis://127.0.0.1".to_owned()),
+                "KEYLATCH_KEY_HMAC" => Some("0123456789abcdef".repeat(4)),
+                _ => None,
             };
             let parsed = parse(&path, &text, &env).unwrap_or_else(|report| panic!("{report}"));
             Compiler::new(check_ports()).compile(parsed).map(|_| ()).unwrap_or_else(|report| panic!("{report}"));

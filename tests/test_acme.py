@@ -97,7 +97,7 @@ def test_a_certificate_is_had_made_and_kept(served, challenge):
 
 def test_it_is_made_anew_long_before_its_end(served):
     acme = served.acme
-    acme.lasts = datetime.timedelta(seconds=36)
+    acme.lasts = datetime.timedelta(seconds=18)
     keylatch = served.start()
     first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
     second = wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "another one", 60)
@@ -122,7 +122,7 @@ def test_what_the_ca_says_is_told_and_tried_again_later(served):
     wait_for(lambda: "does not offer Http for api.test" in keylatch.stderr.read_text(), "the reason", 60)
     assert keylatch.metrics()['keylatch_acme_orders_total{outcome="failed"}'] == 1
     asked = len(acme.log)
-    time.sleep(12)
+    time.sleep(8)
     assert len(acme.log) == asked, "the CA is not asked all the time"
     assert request(keylatch.port).status == 200
 

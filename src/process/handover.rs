@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::{Deserialize, Serialize};
 
@@ -155,12 +157,16 @@ impl Successor {
     pub fn hand_over(self, sockets: &Sockets) -> Result<(), String> {
         let said = sockets.all.iter().map(|socket| (socket.of, socket.address)).collect();
         let failed = |e: io::Error| format!("the new process did not take the sockets, and this one goes on: {e}");
-        write(&self.line, &Line::Sockets(said), sockets).map_err(failed)?;
-        match read(&self.line).map_err(failed)? {
-            (Line::Serving, _) => Ok(()),
-            (Line::Failed(why), _) => Err(format!("the new process could not begin, and this one goes on:\n{why}")),
-            _ => Err("the new process talks in a way that is not known here, and this one goes on".into()),
-        }
+        let answer = write(&self.line, &Line::Sockets(said), sockets).and_then(|()| read(&self.line));
+        let error = match answer {
+            Ok((Line::Serving, _)) => return Ok(()),
+            Ok((Line::Failed(why), _)) => format!("the new process could not begin, and this one goes on:\n{why}"),
+            Ok(_) => "the new process talks in a way that is not known here, and this one goes on".into(),
+            Err(e) => failed(e),
+        };
+        // It may hold the sockets, and begin to serve at last when nobody expects it.
+        let _ = i32::try_from(self.pid).map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
+        Err(error)
     }
 }
 

@@ -63,16 +63,16 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
     let sockets = Sockets::open(&settings, there)?;
     let (tell, stop) = watch::channel(Stop::No);
     let pulse = Arc::new(Pulse::default());
-    let started = {
-        let (parts, pulse, predecessor, house) = (Arc::clone(&parts), Arc::clone(&pulse), predecessor.clone(), runtime.handle().clone());
-        move || {
-            let _inside = house.enter();
-            serving(&parts, &pulse, predecessor.as_deref());
-        }
-    };
     let open = sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
     let upgrades = Upgrades { parts: Arc::clone(&parts), program, path: path.to_owned(), tell: tell.clone(), sockets };
     let control = runtime.block_on(begin(path, &settings, upgrades, stop.clone()))?;
+    let started = {
+        let (parts, pulse, house, control) = (Arc::clone(&parts), Arc::clone(&pulse), runtime.handle().clone(), Arc::clone(&control));
+        move || {
+            let _inside = house.enter();
+            serving(&parts, &pulse, &control, predecessor.as_deref())
+        }
+    };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %settings.admin.address, "ready");
     let served = proxy::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
     runtime.block_on(end(&parts));
@@ -114,13 +114,16 @@ async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch
     Ok(control)
 }
 
-/// The proxy's threads have begun.
-fn serving(parts: &Parts, pulse: &Arc<Pulse>, predecessor: Option<&Predecessor>) {
+/// The proxy's threads have begun. An error: this process is not to be.
+fn serving(parts: &Parts, pulse: &Arc<Pulse>, control: &control::Guard, predecessor: Option<&Predecessor>) -> Result<(), String> {
     if let Some(predecessor) = predecessor {
+        // Not before: where anything has failed until now, commands still find the one that serves.
+        control.take_place()?;
         predecessor.serving();
         tracing::info!(replica = parts.replica.name(), "has taken the place of the process before");
     }
     manager::serving(pulse, predecessor.is_some());
+    Ok(())
 }
 
 /// What was counted last, and that this replica has gone; what waits to be written; what is to be told.

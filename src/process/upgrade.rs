@@ -36,7 +36,11 @@ impl Upgrades {
                 _ = stop.wait_for(|stop| *stop != Stop::No) => None,
             };
             let Some(answer) = answer else { return };
-            let done = self.upgrade().await;
+            let done = tokio::select! {
+                done = self.upgrade() => done,
+                // Told to stop meanwhile: then nobody's place is to be taken.
+                _ = stop.wait_for(|stop| *stop != Stop::No) => Err("the process was told to stop meanwhile".into()),
+            };
             let over = done.is_ok();
             match &done {
                 Ok(said) => tracing::info!("{said}"),

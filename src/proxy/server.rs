@@ -53,7 +53,7 @@ pub fn run(
     stop: watch::Receiver<Stop>,
     house: &tokio::runtime::Handle,
     pulse: &Arc<Pulse>,
-    started: impl FnOnce(),
+    started: impl FnOnce() -> Result<(), String>,
 ) -> Result<(), String> {
     let (tell, mut told) = mpsc::unbounded_channel();
     let server = build(shared, settings, sockets, &stop, pulse, &tell);
@@ -68,7 +68,7 @@ pub fn run(
             return Err(ENDED.to_owned());
         }
     }
-    started();
+    started()?;
     house.block_on(wait(shared, &settings.shutdown, stop, &serving))
 }
 
