@@ -384,6 +384,10 @@ def test_compose_is_hardened_and_reached_as_it_says():
         assert set(base["services"][name]["networks"]) == {"stores"} and base["services"][name]["healthcheck"]
     # Caddy's address is the one that is trusted.
     assert base["services"]["caddy"]["networks"]["edge"]["ipv4_address"] == base["services"]["keylatch"]["environment"]["KEYLATCH_TRUSTED"]
+    # What Caddy's file asks of its environment, and where its certificates are.
+    caddy = base["services"]["caddy"]
+    assert set(re.findall(r"\{\$(KEYLATCH_[A-Z_]+)", (CONFIG / "caddy" / "Caddyfile").read_text())) == set(caddy["environment"])
+    assert all(caddy["environment"][f"KEYLATCH_TLS_{name}"].startswith("/etc/caddy/tls/") for name in ("CERT", "KEY", "CLIENTS"))
     # Every variable that has no default is in the file of variables, and everything that is mounted is there.
     needed = set(re.findall(r"\$\{([A-Z_]+):\?", "".join((ROOT / name).read_text() for name in files)))
     given = set(re.findall(r"^([A-Z_]+)=", (CONFIG / "compose.env").read_text(), re.M))
@@ -416,4 +420,12 @@ def test_the_container_takes_everything_from_its_environment(start, echo_upstrea
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert dict(json.loads(answers[0].body)["headers"])["x-forwarded-for"] == "203.0.113.7"
     assert (keylatch.folder / "keylatch.db").exists()
+    # Behind a proxy that Cloudflare reaches, and past Cloudflare.
+    keylatch.stop()
+    keylatch.env |= {"KEYLATCH_BEHIND_CLOUDFLARE": "127.0.0.5", "KEYLATCH_LIMIT": "100/min", "KEYLATCH_CLIENT_IP": "x-forwarded-for"}
+    keylatch.start()
+    for hop, client in [("104.16.0.9", "203.0.113.7"), ("198.51.100.9", "198.51.100.9")]:
+        fields = [("Authorization", f"Bearer sk-{hop}"), ("CF-Connecting-IP", "203.0.113.7"), ("X-Forwarded-For", hop)]
+        answer = request(keylatch.port, headers=fields, source="127.0.0.5")
+        assert dict(json.loads(answer.body)["headers"])["x-forwarded-for"] == client
 

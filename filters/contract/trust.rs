@@ -16,7 +16,7 @@ const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustConfig {
-    /// CIDRs, single addresses, and the names `loopback`, `private` and `cloudflare`.
+    /// CIDRs, single addresses, and the names `loopback`, `private` and `cloudflare`; `none` for nobody.
     pub networks: Vec<String>,
     /// Those of them that stand behind Cloudflare and pass its `CF-Connecting-IP` on untouched,
     /// such as a Caddy that only Cloudflare can reach.
@@ -122,6 +122,8 @@ fn named(name: &str, cloudflare: &[IpNet]) -> Result<Vec<IpNet>, Invalid> {
         "loopback" => all(&LOOPBACK),
         "private" => all(&PRIVATE),
         "cloudflare" => Ok(cloudflare.to_vec()),
+        // For lists whose one item comes from the environment.
+        "none" => Ok(Vec::new()),
         network => {
             let parsed = network.parse::<IpNet>().or_else(|_| network.parse::<IpAddr>().map(IpNet::from));
             let parsed = parsed.map_err(|_| {
@@ -245,6 +247,7 @@ mod tests {
         assert!(!trusted.speaks_for_cloudflare(ip("127.0.0.1"), Some(ip("203.0.113.66"))), "past Cloudflare");
         let other = compile(&["cloudflare"], &[], Some("good")).unwrap();
         assert!(other.trusts(ip("192.0.2.9")) && !other.trusts(ip("104.16.1.1")));
+        assert!(!compile(&["none"], &["none"], None).unwrap().trusts(ip("127.0.0.1")));
         // Cloudflare's word counts only if Cloudflare is trusted at all.
         assert!(!compile(&["loopback"], &[], None).unwrap().speaks_for_cloudflare(ip("104.16.1.1"), None));
     }
