@@ -54,7 +54,7 @@ def test_reload_finds_only_its_own_process(start, echo_upstream):
     keylatch.stop()
     done = keylatch.command("reload")
     assert done.returncode == 1 and "no process that runs" in done.stderr
-    assert not list((keylatch.folder / "run").glob("*.sock")), "nothing is left behind"
+    assert not list(keylatch.runtime.glob("*.sock")), "nothing is left behind"
 
 
 class Ticker:

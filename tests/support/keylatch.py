@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,13 +18,16 @@ BINARY = pathlib.Path(os.environ.get("KEYLATCH_BINARY", ROOT / "target" / "debug
 
 
 _given = set()
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def free_port(below=32000):
     """A port nobody listens on, never the same twice, and below those that the system gives to outgoing connections:
-    a server that is stopped finds it free again. Another process may take it before; the caller then fails loudly."""
+    a server that is stopped finds it free again. Tests that run beside these draw from other ports; any other process
+    may take it before, and the caller then fails loudly."""
     while True:
-        port = random.randrange(11000, below)
+        port = random.randrange(11000 + _worker, below, _workers)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _given:
@@ -112,7 +116,10 @@ class Keylatch:
         self.path = self.folder / "keylatch.yaml"
         self.template = config or DEFAULT
         self.write()
-        self.env = {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.folder / "run"), **(env or {})}
+        # The path of a socket is at most 104 bytes long on macOS, and a test's own folder has a long name.
+        self.short = tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp", ignore_cleanup_errors=True)
+        self.runtime = pathlib.Path(self.short.name) / "run"
+        self.env = {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.runtime), **(env or {})}
         self.stdout, self.stderr = self.folder / "stdout", self.folder / "stderr"
         self.process, self.before = None, []
 
