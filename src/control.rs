@@ -9,7 +9,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keylatch_filters::contract::hex;
@@ -18,13 +17,15 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::reload::Reloader;
 use crate::store::{News, Store};
 
-/// A new process may take a while to be ready.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
+/// A new process may take a while to be ready, and to serve.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(200);
+/// How long the end of the process waits for answers that are on their way.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Somebody asks for a new process in the place of this one, and where the answer goes.
 pub type Upgrade = oneshot::Sender<Result<String, String>>;
@@ -68,13 +69,20 @@ fn fresh(path: &Path) -> PathBuf {
     path.with_extension(format!("{kind}.{}", std::process::id()))
 }
 
-/// A socket that only its owner can open, beside its place.
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
+/// A socket that only its owner can open, beside its place; and which file it is.
+fn bind(path: &Path) -> std::io::Result<(UnixListener, Inode)> {
     let fresh = fresh(path);
     let _ = std::fs::remove_file(&fresh);
     let listener = UnixListener::bind(&fresh)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok((listener, inode(&fresh)?))
+}
+
+/// A file, whatever it is called: its device and number.
+type Inode = (u64, u64);
+
+fn inode(path: &Path) -> std::io::Result<Inode> {
+    std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
 /// Whether the other end is this user's, or root's: a folder or a mask that lets others in does not matter then.
@@ -104,17 +112,22 @@ pub fn listen(
     if !succeeds && is_there(config) {
         return Err(format!("a process that runs {} is there already", config.display()));
     }
-    let listener = bind(&path).map_err(|e| wrong("cannot listen", &e))?;
-    let api = bind(&api_socket(config)?).map_err(|e| wrong("cannot listen beside it", &e))?;
+    let (listener, own) = bind(&path).map_err(|e| wrong("cannot listen", &e))?;
+    let (api, own_api) = bind(&api_socket(config)?).map_err(|e| wrong("cannot listen beside it", &e))?;
+    let answering = watch::Sender::new(0);
+    let guard = Guard { path, own: [own, own_api], answering: answering.clone() };
     tokio::spawn(async move {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) if !is_owner(&stream) => drop(stream),
                 Ok((stream, _)) => {
                     let (reloader, store, upgrades) = (Arc::clone(&reloader), Arc::clone(&store), upgrades.clone());
+                    let answering = answering.clone();
+                    answering.send_modify(|under_way| *under_way += 1);
                     tokio::spawn(async move {
                         // Whoever asked may be gone; what he asked for is done all the same.
                         let _ = tokio::time::timeout(ANSWER_TIME_MAX, answer(stream, &reloader, &store, &upgrades)).await;
+                        answering.send_modify(|under_way| *under_way -= 1);
                     });
                 }
                 Err(error) => {
@@ -125,18 +138,18 @@ pub fn listen(
             }
         }
     });
-    let guard = Guard { path, placed: AtomicBool::new(false), left: AtomicBool::new(false) };
     if !succeeds {
         guard.take_place()?;
     }
     Ok((guard, api))
 }
 
-/// Removes the sockets when the process ends.
+/// Removes the sockets when the process ends, where they are this process's still.
 pub struct Guard {
     path: PathBuf,
-    placed: AtomicBool,
-    left: AtomicBool,
+    own: [Inode; 2],
+    /// Questions that are not answered yet.
+    answering: watch::Sender<usize>,
 }
 
 impl Guard {
@@ -145,7 +158,6 @@ impl Guard {
         for path in self.paths() {
             std::fs::rename(fresh(&path), &path).map_err(|e| format!("the control socket {}: {e}", path.display()))?;
         }
-        self.placed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -153,20 +165,22 @@ impl Guard {
         [self.path.clone(), self.path.with_extension("api")]
     }
 
-    /// Another process listens there now.
-    pub fn leave(&self) {
-        self.left.store(true, Ordering::Relaxed);
+    /// Waits until all that was asked is answered, for a moment at most.
+    pub async fn answered(&self) {
+        let mut answering = self.answering.subscribe();
+        let _ = tokio::time::timeout(LAST_ANSWERS, answering.wait_for(|under_way| *under_way == 0)).await;
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.left.load(Ordering::Relaxed) {
-            return;
-        }
-        let placed = self.placed.load(Ordering::Relaxed);
-        for path in self.paths() {
-            let _ = std::fs::remove_file(if placed { path } else { fresh(&path) });
+        for (path, own) in self.paths().into_iter().zip(self.own) {
+            for path in [fresh(&path), path] {
+                // Another process that serves the same configuration has put its own there.
+                if inode(&path).is_ok_and(|found| found == own) {
+                    let _ = std::fs::remove_file(path);
+                }
+            }
         }
     }
 }
@@ -187,7 +201,7 @@ async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store, upgrades
             match if asked { told.await.ok() } else { None } {
                 Some(Ok(message)) => Answer { ok: true, message },
                 Some(Err(message)) => Answer { ok: false, message },
-                None => Answer { ok: false, message: "an upgrade is under way already, or the process is stopping".into() },
+                None => Answer { ok: false, message: "the process is stopping, or another upgrade is under way".into() },
             }
         }
         "settings changed" => {

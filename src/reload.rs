@@ -76,8 +76,7 @@ impl Reloader {
         let outcome = match loaded {
             Ok(fresh) => {
                 let pending = fresh.needs_restart(&self.started);
-                metrics.shows(&fresh.entries);
-                self.shared.snapshot.store(Arc::new(fresh));
+                self.enforce(fresh);
                 if let Ok(parsed) = read {
                     *in_force = parsed;
                 }
@@ -111,14 +110,22 @@ impl Reloader {
         let parsed = in_force.clone().with(overrides);
         match begin(&self.compiler, parsed.clone()).await {
             Ok(fresh) => {
-                self.shared.metrics.shows(&fresh.entries);
-                self.shared.snapshot.store(Arc::new(fresh));
+                self.enforce(fresh);
                 *in_force = parsed;
                 tracing::info!("what operators have set of filters is in force");
             }
             // What it refers to may have changed since it was read.
             Err(report) => tracing::error!("what operators have set of filters is not in force:\n{report}"),
         }
+    }
+
+    fn enforce(&self, mut fresh: Snapshot) {
+        // A listener that was taken out of the file is open until a restart: what it asked last, it asks until then.
+        let before = self.shared.snapshot.load_full();
+        let gone: Vec<_> = before.entries.iter().filter(|entry| fresh.entry(entry.address).is_none()).cloned().collect();
+        fresh.entries.extend(gone);
+        self.shared.metrics.shows(&fresh.entries);
+        self.shared.snapshot.store(Arc::new(fresh));
     }
 
     /// Whether this text, or the file, would be taken.

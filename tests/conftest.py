@@ -2,14 +2,18 @@
 
 import pathlib
 import sys
+import threading
 
 import pytest
+from websockets.sync.server import serve as serve_websockets
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+from support.authority import Authority  # noqa: E402
 from support.keylatch import Keylatch  # noqa: E402
 from support.postgres import Postgres  # noqa: E402
 from support.stores import FREE, SECRET, storage  # noqa: E402
+from support.tls import speaking  # noqa: E402
 from support.upstreams import Scripted, echo  # noqa: E402
 
 
@@ -61,3 +65,37 @@ def replicas(start, echo_upstream, database):
         return [start(echo_upstream, **values) for _ in range(count)]
 
     return begin
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path / "ca")
+
+
+@pytest.fixture
+def serve(start):
+    """Starts a Keylatch whose listener speaks TLS."""
+
+    def begin(upstream, tls, **values):
+        # The harness looks whether it is ready by a connection alone, as `Keylatch.start` does.
+        return start(upstream, config=speaking(tls), **values)
+
+    return begin
+
+
+@pytest.fixture
+def realtime():
+    """A server of WebSockets that says everything back, and `ping` ten times."""
+    seen = []
+
+    def answer(connection):
+        seen.append(dict(connection.request.headers.raw_items()))
+        for message in connection:
+            for _ in range(10 if message == "ping" else 1):
+                connection.send(message)
+
+    server = serve_websockets(answer, "127.0.0.1", 0, ping_interval=None, max_size=None)
+    server.seen, server.port = seen, server.socket.getsockname()[1]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()

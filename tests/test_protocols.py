@@ -8,30 +8,11 @@ import grpc
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websocket
-from websockets.sync.server import serve
 
 from concurrent import futures
 
 from support.authority import Authority
 from support.keylatch import DEFAULT, wait_for
-
-
-@pytest.fixture
-def realtime():
-    """A server of WebSockets that says everything back, and `ping` ten times."""
-    seen = []
-
-    def answer(connection):
-        seen.append(dict(connection.request.headers.raw_items()))
-        for message in connection:
-            for _ in range(10 if message == "ping" else 1):
-                connection.send(message)
-
-    server = serve(answer, "127.0.0.1", 0, ping_interval=None, max_size=None)
-    server.seen, server.port = seen, server.socket.getsockname()[1]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
 
 
 KEY = {"Authorization": "Bearer sk-realtime"}

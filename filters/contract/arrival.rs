@@ -30,6 +30,8 @@ pub enum Vouched {
 pub struct ClientCertificate {
     /// SHA-256 of the certificate, in hex.
     pub fingerprint: String,
+    /// When it ends, in seconds since 1970.
+    pub not_after_s: i64,
     /// Its serial number, in hex.
     pub serial: String,
     /// The first common name of its subject.

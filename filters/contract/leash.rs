@@ -15,6 +15,8 @@ pub enum Pulled {
     Binding,
     /// An operator has ended it.
     Operator,
+    /// The process ends, and so long it has waited.
+    Stop,
 }
 
 #[derive(Debug, Default)]

@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use pingora_http::ResponseHeader;
 use prometheus::IntCounter;
 
 use crate::contract::{
@@ -141,14 +142,16 @@ impl Filter for KeyBinding {
     /// The upstream's word on a key that was new; and a stream that begins can be ended from now on.
     fn response(&self, cx: &mut ResponseCx<'_>, admitted: &mut Self::State) -> Result<()> {
         let Some((client, binding)) = admitted else { return Ok(()) };
-        if self.config.on_ban == OnBan::Cut && is_event_stream(&cx.response.headers) && cx.facts.get::<Arc<Leash>>().is_none() {
+        if self.config.on_ban == OnBan::Cut && lasts(cx.response) && cx.facts.get::<Arc<Leash>>().is_none() {
             cx.facts.put(self.bindings.leash(binding.id, *client));
         }
         if cx.source == Source::Upstream && !binding.confirmed {
             match cx.response.status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.bindings.release(binding),
                 // A quota is somebody's: the key is known.
-                status if status.is_success() || status == StatusCode::TOO_MANY_REQUESTS => self.bindings.confirm(binding),
+                status if status.is_success() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SWITCHING_PROTOCOLS) => {
+                    self.bindings.confirm(binding)
+                }
                 // Says nothing of the key; the next answer may.
                 _ => {}
             }
@@ -290,6 +293,11 @@ impl KeyBinding {
             .into(),
         }
     }
+}
+
+/// Whether what this begins may go on for long: an event stream, or what is not HTTP any more.
+fn lasts(response: &ResponseHeader) -> bool {
+    response.status == StatusCode::SWITCHING_PROTOCOLS || is_event_stream(&response.headers)
 }
 
 fn not_here(reason: &'static str) -> Reply {

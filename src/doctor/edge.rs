@@ -72,7 +72,7 @@ fn listener(listener: &Listener, place: &str, trusted: &TrustConfig, found: &mut
 fn certificates(snapshot: &Snapshot, found: &mut Findings) {
     let now_s = millis(SystemTime::now()) / 1000;
     for (index, entry) in snapshot.entries.iter().enumerate() {
-        for shown in &entry.shown {
+        for shown in entry.shown() {
             let (place, name) = (format!("listeners[{index}].tls.certificates"), shown.names.first().map_or("-", String::as_str));
             let days = (shown.not_after_s - now_s) / 86_400;
             if shown.not_after_s <= now_s {

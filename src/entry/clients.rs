@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use keylatch_filters::contract::{ClientCertificate, Invalid, Resolve, hex};
-use rustls::pki_types::CertificateDer;
+use keylatch_filters::contract::{ClientCertificate, Invalid, Keep, Resolve, hex};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use sha2::{Digest, Sha256};
@@ -13,8 +13,36 @@ use super::pem;
 use crate::config::Files;
 use crate::config::model::{ClientCertificates, Presented};
 
+/// Who may come in: the same settings with the same files are the same.
+#[derive(Debug)]
+pub struct Clients(Arc<dyn ClientCertVerifier>);
+
+impl Clients {
+    /// For the handshake.
+    pub fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        Arc::clone(&self.0)
+    }
+
+    /// Whether whoever has shown this, under other rules perhaps, may go on under these.
+    pub fn admit(&self, shown: &[CertificateDer<'static>]) -> bool {
+        match shown {
+            [] => !self.0.client_auth_mandatory(),
+            [own, others @ ..] => self.0.verify_client_cert(own, others, UnixTime::now()).is_ok(),
+        }
+    }
+}
+
 /// Verifies them: signed by one of the CAs, in their time, for clients, not revoked.
-pub fn compile(config: &ClientCertificates, files: &Files) -> Result<Arc<dyn ClientCertVerifier>, Invalid> {
+pub fn compile(config: &ClientCertificates, files: &Files, keep: &Keep) -> Result<Arc<Clients>, Invalid> {
+    let own = files.apart();
+    let verifier = verifier(config, &own);
+    let key = format!("clients {config:?} {:?}", own.digests());
+    files.add(own);
+    let verifier = verifier?;
+    Ok(keep.get(&key, || Clients(verifier)))
+}
+
+fn verifier(config: &ClientCertificates, files: &Files) -> Result<Arc<dyn ClientCertVerifier>, Invalid> {
     let roots = files.file(&config.ca_file).and_then(|text| pem::roots(&text)).map_err(|e| e.at("ca_file"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
@@ -36,6 +64,7 @@ pub fn client_certificate(certificate: &CertificateDer<'_>) -> Option<ClientCert
     let parsed = pem::parsed(certificate).ok()?;
     let mut about = ClientCertificate {
         fingerprint: hex(&Sha256::digest(certificate)),
+        not_after_s: parsed.validity().not_after.timestamp(),
         serial: hex(parsed.raw_serial()),
         common_name: parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(str::to_owned),
         ..ClientCertificate::default()

@@ -12,25 +12,23 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use keylatch_filters::contract::{Invalid, Keep};
-use rustls::ServerConfig;
 
 use crate::acme::{Held, Wanted};
 use crate::config::model::{Acme, Listener, ListenerTls};
 use crate::config::{Files, acme_name};
 
 pub use certificates::Shown;
-pub use clients::client_certificate;
+pub use clients::{Clients, client_certificate};
 pub use origin::Origin;
 pub use pem::{certificates, client_key, key as pem_key, parsed, revoked_serials, roots, signing_key};
+pub use tls::Tls;
 
 /// What one listener asks.
 pub struct Entry {
     /// Which listener.
     pub address: SocketAddr,
-    /// With what TLS is spoken; `None`: it is not.
-    pub tls: Option<Arc<ServerConfig>>,
-    /// The certificates that are shown.
-    pub shown: Vec<Shown>,
+    /// TLS; `None`: it is not spoken.
+    pub tls: Option<Tls>,
     /// The certificate that is had made by itself.
     pub acme: Option<(Arc<Held>, Wanted)>,
     /// The secret that each request must have.
@@ -53,20 +51,22 @@ impl Entry {
             }
         }
         let tls = config.tls.as_ref().map(|tls| tls::compile(tls, made.clone(), files, keep)).transpose();
-        let (tls, shown) = match tls {
-            Ok(tls) => tls.unzip(),
-            Err(invalid) => {
-                wrong.extend(invalid.into_iter().map(|invalid| invalid.at("tls")));
-                (None, None)
-            }
-        };
+        let tls = tls.map_err(|invalid| wrong.extend(invalid.into_iter().map(|invalid| invalid.at("tls")))).ok().flatten();
         let origin = config.origin_secret.as_ref().map(|origin| Origin::compile(origin, files)).transpose();
         match origin.map_err(|invalid| wrong.push(invalid.at("origin_secret"))) {
-            Ok(origin) if wrong.is_empty() => {
-                Ok(Self { address: config.address, tls, shown: shown.unwrap_or_default(), acme: made, origin, proxies })
-            }
+            Ok(origin) if wrong.is_empty() => Ok(Self { address: config.address, tls, acme: made, origin, proxies }),
             _ => Err(wrong),
         }
+    }
+
+    /// The certificates that are shown, but for one that makes itself.
+    pub fn shown(&self) -> &[Shown] {
+        self.tls.as_ref().map_or(&[], |tls| &tls.shown)
+    }
+
+    /// Who may come in by a certificate, if that is asked.
+    pub fn clients(&self) -> Option<&Arc<Clients>> {
+        self.tls.as_ref()?.clients.as_ref()
     }
 
     /// Whether this peer must begin with a header of the PROXY protocol.
@@ -92,6 +92,11 @@ fn wanted(config: &ListenerTls, acme: Option<&Acme>, keep: &Keep) -> Result<Opti
 fn network(text: &str) -> Result<IpNet, Invalid> {
     let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let network = network.map_err(|_| Invalid::new(format!("`{text}` is neither a CIDR nor an address")))?;
+    if let IpNet::V6(v6) = network
+        && v6.addr().to_ipv4_mapped().is_some()
+    {
+        return Err(Invalid::new(format!("`{text}` is IPv4 in the form of IPv6, in which no peer is seen: write it as IPv4")));
+    }
     match network.prefix_len() {
         0 => Err(Invalid::new(format!("`{text}` is the whole internet: anybody could then claim any address"))),
         _ => Ok(network.trunc()),

@@ -23,7 +23,25 @@ impl Origin {
     pub fn compile(config: &OriginSecret, files: &Files) -> Result<Self, Invalid> {
         let header = field_name(&config.header).map_err(|e| e.at("header"))?;
         // Of these, others would be left with nothing.
-        const TAKEN: [&str; 5] = ["host", "authorization", "cookie", "content-length", "transfer-encoding"];
+        const TAKEN: [&str; 17] = [
+            "host",
+            "authorization",
+            "cookie",
+            "content-length",
+            "transfer-encoding",
+            "connection",
+            "upgrade",
+            "te",
+            "trailer",
+            "expect",
+            "content-type",
+            "accept",
+            "x-api-key",
+            "forwarded",
+            "x-forwarded-for",
+            "x-real-ip",
+            "cf-connecting-ip",
+        ];
         if TAKEN.contains(&header.as_str()) || header.as_str().contains('_') {
             return Err(Invalid::new("must be a field that nobody else needs, without underscores, such as `x-origin-secret`").at("header"));
         }

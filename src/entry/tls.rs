@@ -8,41 +8,47 @@ use rustls::crypto::ring::{Ticketer, default_provider};
 use rustls::version::{TLS12, TLS13};
 
 use super::certificates::{Certificates, Shown};
-use super::clients;
+use super::clients::{self, Clients};
 use crate::acme::{Held, Wanted};
 use crate::config::Files;
 use crate::config::model::{ListenerTls, TlsVersion};
 
-/// What it is spoken with, and the certificates that are shown. The same settings with the same files are the same
+/// TLS of one listener.
+pub struct Tls {
+    /// What it is spoken with.
+    pub server: Arc<ServerConfig>,
+    /// The certificates that are shown.
+    pub shown: Vec<Shown>,
+    /// Who may come in; `None`: nobody is asked for a certificate.
+    pub clients: Option<Arc<Clients>>,
+}
+
+/// Reads what it needs. The same settings with the same files are the same
 /// configuration, so that sessions are resumed across reloads; others begin without any, so that nobody resumes what is not
 /// allowed any more.
-pub fn compile(
-    config: &ListenerTls,
-    made: Option<(Arc<Held>, Wanted)>,
-    files: &Files,
-    keep: &Keep,
-) -> Result<(Arc<ServerConfig>, Vec<Shown>), Vec<Invalid>> {
+pub fn compile(config: &ListenerTls, made: Option<(Arc<Held>, Wanted)>, files: &Files, keep: &Keep) -> Result<Tls, Vec<Invalid>> {
     let mut wrong = Vec::new();
     let own = files.apart();
+    let wanted = made.as_ref().map(|(_, wanted)| wanted.clone());
     let certificates = Certificates::compile(&config.certificates, made, &own).map_err(|invalid| wrong.extend(invalid)).ok();
-    let verifier = config.client_certificates.as_ref().map(|clients| clients::compile(clients, &own)).transpose();
-    let verifier = verifier.map_err(|invalid| wrong.push(invalid.at("client_certificates"))).ok();
-    let key = format!("{config:?} {:?}", own.digests());
+    let clients = config.client_certificates.as_ref().map(|clients| clients::compile(clients, &own, keep)).transpose();
+    let clients = clients.map_err(|invalid| wrong.push(invalid.at("client_certificates"))).ok();
+    let key = format!("{config:?} {wanted:?} {:?}", own.digests());
     files.add(own);
-    let (Some((certificates, shown)), Some(verifier)) = (certificates, verifier) else { return Err(wrong) };
+    let (Some((certificates, shown)), Some(clients)) = (certificates, clients) else { return Err(wrong) };
     let versions: &[_] = match config.min_version {
         TlsVersion::V1_2 => &[&TLS12, &TLS13],
         TlsVersion::V1_3 => &[&TLS13],
     };
     let failed = |e: rustls::Error| vec![Invalid::new(e.to_string())];
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider())).with_protocol_versions(versions).map_err(failed)?;
-    let builder = match verifier {
-        Some(verifier) => builder.with_client_cert_verifier(verifier),
+    let builder = match &clients {
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier()),
         None => builder.with_no_client_auth(),
     };
     let mut server = builder.with_cert_resolver(Arc::new(certificates));
     server.ticketer = Ticketer::new().map_err(failed)?;
     let http1 = b"http/1.1".to_vec();
     server.alpn_protocols = if config.http2 { vec![b"h2".to_vec(), http1] } else { vec![http1] };
-    Ok((keep.get(&key, || server), shown))
+    Ok(Tls { server: keep.get(&key, || server), shown, clients })
 }

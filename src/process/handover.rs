@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,6 +23,10 @@ use super::sockets::{For, Sockets};
 
 /// How long a new process may take to be ready: its database may be slow to answer.
 pub const TIME_MAX: Duration = Duration::from_secs(90);
+/// How long the program may take to start a process, and nothing else.
+const LAUNCH_TIME_MAX: Duration = Duration::from_secs(10);
+/// How often whoever waits looks whether there is still anything to wait for.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LINE_BYTES_MAX: usize = 64 << 10;
 const SOCKETS_MAX: usize = 64;
 
@@ -34,20 +38,26 @@ enum Line {
     Ready(u32),
     /// The new one: it cannot, and why.
     Failed(String),
-    /// The old one: these are the sockets, in this order.
-    Sockets(Vec<(For, SocketAddr)>),
+    /// The old one: these are the sockets, in this order. `reloaded`: its configuration is of later than the new one's start.
+    Sockets { said: Vec<(For, SocketAddr)>, reloaded: bool },
     /// The new one: it serves.
     Serving,
 }
 
-/// A line, and the descriptors that came with it.
-fn read(stream: &UnixStream) -> io::Result<(Line, Vec<OwnedFd>)> {
+/// A line, and the descriptors that came with it. `TimedOut`: after [`TIME_MAX`], or as soon as it is given up.
+fn read(stream: &UnixStream, given_up: &dyn Fn() -> bool) -> io::Result<(Line, Vec<OwnedFd>)> {
+    stream.set_read_timeout(Some(LOOK_EVERY))?;
+    let until = Instant::now() + TIME_MAX;
     let (mut line, mut handed) = (Vec::new(), Vec::new());
     while !line.ends_with(b"\n") && line.len() < LINE_BYTES_MAX {
         let mut piece = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let got = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut piece)], &mut control, RecvFlags::empty())?;
+        let got = match rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut piece)], &mut control, RecvFlags::empty()) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) if Instant::now() < until && !given_up() => continue,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Err(io::ErrorKind::TimedOut.into()),
+            got => got?,
+        };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
                 handed.extend(descriptors);
@@ -83,7 +93,6 @@ impl Predecessor {
     /// Who has started this process: its standard input is the line to him.
     pub fn find() -> Result<Self, String> {
         let line = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
-        let line = line.and_then(|line| line.set_read_timeout(Some(TIME_MAX)).map(|()| line));
         line.map(Self).map_err(|e| format!("this process was not started by one that it could take the place of: {e}"))
     }
 
@@ -93,12 +102,12 @@ impl Predecessor {
         let _ = write(&self.0, &Line::Failed(why.to_owned()), &Sockets::default());
     }
 
-    /// Says that this one could serve, and waits for the sockets.
-    pub fn take(&self) -> Result<Sockets, String> {
+    /// Says that this one could serve, and waits for the sockets. With them comes whether the configuration was reloaded since.
+    pub fn take(&self) -> Result<(Sockets, bool), String> {
         let lost = |e: io::Error| format!("the process before this one has gone: {e}");
         write(&self.0, &Line::Ready(std::process::id()), &Sockets::default()).map_err(lost)?;
-        match read(&self.0).map_err(lost)? {
-            (Line::Sockets(said), handed) if said.len() == handed.len() => Ok(Sockets::adopt(said, handed)),
+        match read(&self.0, &|| false).map_err(lost)? {
+            (Line::Sockets { said, reloaded }, handed) if said.len() == handed.len() => Ok((Sockets::adopt(said, handed), reloaded)),
             _ => Err("the process before this one has handed over something else than its sockets".into()),
         }
     }
@@ -130,38 +139,39 @@ pub struct Successor {
 }
 
 impl Successor {
-    /// Starts one, and waits until it is ready. Blocks.
-    pub fn start(program: &Path, config: &Path) -> Result<Self, String> {
+    /// Starts one, and waits until it is ready, or it is given up. Blocks.
+    pub fn start(program: &Path, config: &Path, given_up: &dyn Fn() -> bool) -> Result<Self, String> {
         let (line, its) = UnixStream::pair().map_err(|e| format!("no socket to be had: {e}"))?;
-        line.set_read_timeout(Some(TIME_MAX)).map_err(|e| e.to_string())?;
-        let mut launched = command(program, config, "launch")
+        let launched = command(program, config, "launch")
             .stdin(Stdio::from(OwnedFd::from(its)))
             .spawn()
             .map_err(|e| format!("{} could not be started: {e}", program.display()))?;
-        let ended = launched.wait().map_err(|e| e.to_string())?;
+        let ended = end_of(launched, given_up).map_err(|why| format!("{} could not be started: {why}", program.display()))?;
         if !ended.success() {
             return Err(format!("{} could not be started: it has ended at once ({ended})", program.display()));
         }
-        match read(&line) {
+        match read(&line, given_up) {
             Ok((Line::Ready(pid), _)) => Ok(Self { line, pid }),
             Ok((Line::Failed(why), _)) => Err(format!("the new process could not begin, and this one goes on:\n{why}")),
             Ok(_) => Err("the new process talks in a way that is not known here, and this one goes on".into()),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut && !given_up() => {
                 Err(format!("the new process was not ready within {}s, and this one goes on", TIME_MAX.as_secs()))
             }
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => Err(STOPPED.into()),
             Err(e) => Err(format!("the new process has ended before it was ready, and this one goes on: {e}")),
         }
     }
 
-    /// Hands over the sockets, and waits until they are served on. Blocks.
-    pub fn hand_over(self, sockets: &Sockets) -> Result<(), String> {
+    /// Hands over the sockets, and waits until they are served on, or it is given up. Blocks.
+    pub fn hand_over(self, sockets: &Sockets, reloaded: bool, given_up: &dyn Fn() -> bool) -> Result<(), String> {
         let said = sockets.all.iter().map(|socket| (socket.of, socket.address)).collect();
         let failed = |e: io::Error| format!("the new process did not take the sockets, and this one goes on: {e}");
-        let answer = write(&self.line, &Line::Sockets(said), sockets).and_then(|()| read(&self.line));
+        let answer = write(&self.line, &Line::Sockets { said, reloaded }, sockets).and_then(|()| read(&self.line, given_up));
         let error = match answer {
             Ok((Line::Serving, _)) => return Ok(()),
             Ok((Line::Failed(why), _)) => format!("the new process could not begin, and this one goes on:\n{why}"),
             Ok(_) => "the new process talks in a way that is not known here, and this one goes on".into(),
+            Err(_) if given_up() => STOPPED.into(),
             Err(e) => failed(e),
         };
         // It may hold the sockets, and begin to serve at last when nobody expects it.
@@ -170,9 +180,32 @@ impl Successor {
     }
 }
 
-/// The program that was started, as it is called on disk: what takes its place there is what is started next.
+/// Nobody's place is to be taken.
+const STOPPED: &str = "the process was told to stop meanwhile";
+
+#[expect(clippy::disallowed_methods, reason = "the thread is for waiting, and no worker")]
+/// How a process has ended that has little to do; it is ended after [`LAUNCH_TIME_MAX`], or when it is given up.
+fn end_of(mut process: Child, given_up: &dyn Fn() -> bool) -> Result<ExitStatus, String> {
+    let until = Instant::now() + LAUNCH_TIME_MAX;
+    while Instant::now() < until && !given_up() {
+        if let Some(ended) = process.try_wait().map_err(|e| e.to_string())? {
+            return Ok(ended);
+        }
+        std::thread::sleep(LOOK_EVERY / 10);
+    }
+    let _ = process.kill().and_then(|()| process.wait());
+    let seconds = LAUNCH_TIME_MAX.as_secs();
+    Err(if given_up() { STOPPED.into() } else { format!("it has started nothing within {seconds}s, and this one goes on") })
+}
+
+/// The program that was started, as it was called: what takes its place there is what is started next. A link may lead to
+/// another program by then.
 pub fn program() -> Result<PathBuf, String> {
-    std::env::current_exe().map_err(|e| format!("this program is not to be found: {e}"))
+    let here = std::env::current_exe().map_err(|e| format!("this program is not to be found: {e}"))?;
+    let called = std::env::args_os().next().filter(|name| Path::new(name).components().count() > 1);
+    let called = called.and_then(|name| std::path::absolute(name).ok());
+    let is_it = |called: &PathBuf| called.canonicalize().is_ok_and(|called| here.canonicalize().is_ok_and(|here| called == here));
+    Ok(called.filter(is_it).unwrap_or(here))
 }
 
 #[cfg(test)]
@@ -188,17 +221,18 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let sockets = Sockets { all: vec![Socket { of: For::Admin, address, listener }], were_handed: false };
-        let said = Line::Sockets(vec![(For::Admin, address)]);
+        let said = Line::Sockets { said: vec![(For::Admin, address)], reloaded: true };
         write(&old, &said, &sockets).unwrap();
         // Somebody connects while nobody accepts, and the old one closes its own.
         let waiting = TcpStream::connect(address).unwrap();
         drop(sockets);
-        let (line, handed) = read(&new).unwrap();
+        let (line, handed) = read(&new, &|| false).unwrap();
         assert_eq!(line, said);
         let Sockets { all: taken, .. } = Sockets::adopt(vec![(For::Admin, address)], handed);
         let (_, peer) = taken[0].listener.accept().unwrap();
         assert_eq!(peer, waiting.local_addr().unwrap());
+        assert_eq!(read(&new, &|| true).unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(old);
-        assert_eq!(read(&new).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(read(&new, &|| false).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -29,6 +29,8 @@ use upgrade::Upgrades;
 
 /// How long the end waits for alerts to be noted.
 const LAST_LOOK: Duration = Duration::from_secs(5);
+/// How long the end waits for what runs beside the proxy.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Configurations are compiled there, whose expressions nest.
 const HOUSE_STACK_BYTES: usize = 8 << 20;
 /// How often a process that only lets end what is open looks at what its successor has changed, where nobody tells it.
@@ -59,26 +61,35 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
         .build();
     let runtime = runtime.map_err(|e| format!("no threads to be had: {e}"))?;
     let parts = Arc::new(runtime.block_on(Parts::open(path, &settings))?);
-    let there = predecessor.as_ref().map(|predecessor| predecessor.take()).transpose()?.unwrap_or_default();
+    let (there, reloaded) = predecessor.as_ref().map(|predecessor| predecessor.take()).transpose()?.unwrap_or_default();
     let sockets = Sockets::open(&settings, there)?;
     let (tell, stop) = watch::channel(Stop::No);
     let pulse = Arc::new(Pulse::default());
     let open = sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
-    let upgrades = Upgrades { parts: Arc::clone(&parts), program, path: path.to_owned(), tell: tell.clone(), sockets };
+    let upgrade_drain = settings.shutdown.upgrade_drain;
+    let upgrades = Upgrades { parts: Arc::clone(&parts), program, path: path.to_owned(), tell: tell.clone(), sockets, upgrade_drain };
     let control = runtime.block_on(begin(path, &settings, upgrades, stop.clone()))?;
     let started = {
         let (parts, pulse, house, control) = (Arc::clone(&parts), Arc::clone(&pulse), runtime.handle().clone(), Arc::clone(&control));
         move || {
             let _inside = house.enter();
-            serving(&parts, &pulse, &control, predecessor.as_deref())
+            serving(&parts, &pulse, &control, predecessor.as_deref())?;
+            if reloaded {
+                // Whoever asked the one before was told that it is in force; the outcome is logged.
+                tokio::spawn(async move { parts.reloader.reload().await });
+            }
+            Ok(())
         }
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %settings.admin.address, "ready");
     let served = proxy::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
     runtime.block_on(end(&parts));
     parts.shared.access.close();
+    runtime.block_on(control.answered());
     drop(control);
     tracing::info!("ended");
+    // What is under way there still can hold up nothing that matters any more.
+    runtime.shutdown_timeout(LAST_MOMENT);
     served
 }
 
@@ -110,7 +121,7 @@ async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch
     let (control, commands) = control::listen(path, upgrades.succeeds(), Arc::clone(&parts.reloader), Arc::clone(&parts.store), asks)?;
     let control = Arc::new(control);
     tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&parts.api)), stop.clone()));
-    tokio::spawn(upgrades.follow(asked, Arc::clone(&control), stop));
+    tokio::spawn(upgrades.follow(asked, stop));
     Ok(control)
 }
 

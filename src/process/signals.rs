@@ -33,7 +33,7 @@ pub fn follow(
                     let _ = reloader.reload().await;
                 }
                 _ = upgrade.recv() => {
-                    // It is logged what comes of it. One at a time: a second one while one is under way is none.
+                    // It is logged what comes of it; a second one while one is under way is none.
                     let (answer, _) = tokio::sync::oneshot::channel();
                     let _ = upgrades.try_send(answer);
                 }

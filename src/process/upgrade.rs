@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use keylatch_filters::contract::HumanDuration;
 use tokio::sync::{mpsc, watch};
 
 use super::handover::Successor;
@@ -10,7 +11,7 @@ use super::manager;
 use super::parts::Parts;
 use super::sockets::Sockets;
 use crate::config::model::Storage;
-use crate::control::{Guard, Upgrade};
+use crate::control::Upgrade;
 use crate::proxy::Stop;
 
 /// What it takes.
@@ -25,30 +26,36 @@ pub struct Upgrades {
     pub tell: watch::Sender<Stop>,
     /// The sockets to hand over; closed when the process stops.
     pub sockets: Sockets,
+    /// How long what is open may go on here.
+    pub upgrade_drain: HumanDuration,
 }
 
 impl Upgrades {
     /// Answers those who ask for an upgrade, until one has come about or the process stops.
-    pub async fn follow(self, mut asked: mpsc::Receiver<Upgrade>, control: Arc<Guard>, mut stop: watch::Receiver<Stop>) {
+    pub async fn follow(self, mut asked: mpsc::Receiver<Upgrade>, mut stop: watch::Receiver<Stop>) {
         loop {
             let answer = tokio::select! {
                 answer = asked.recv() => answer,
                 _ = stop.wait_for(|stop| *stop != Stop::No) => None,
             };
             let Some(answer) = answer else { return };
-            let done = tokio::select! {
-                done = self.upgrade() => done,
-                // Told to stop meanwhile: then nobody's place is to be taken.
-                _ = stop.wait_for(|stop| *stop != Stop::No) => Err("the process was told to stop meanwhile".into()),
+            let done = {
+                let mut upgrade = std::pin::pin!(self.upgrade());
+                loop {
+                    tokio::select! {
+                        done = &mut upgrade => break done,
+                        // Whoever asked may be gone.
+                        Some(other) = asked.recv() => { let _ = other.send(Err("an upgrade is under way already".into())); }
+                    }
+                }
             };
-            let over = done.is_ok();
             match &done {
                 Ok(said) => tracing::info!("{said}"),
                 Err(why) => tracing::error!("no upgrade: {why}"),
             }
+            let over = done.is_ok();
+            let _ = answer.send(done);
             if over {
-                // The sockets of commands are the new one's; they must not go with this process.
-                control.leave();
                 self.tell.send_if_modified(|stop| {
                     let goes_on = *stop == Stop::No;
                     if goes_on {
@@ -56,10 +63,6 @@ impl Upgrades {
                     }
                     goes_on
                 });
-            }
-            // Whoever asked may be gone.
-            let _ = answer.send(done);
-            if over {
                 return;
             }
         }
@@ -67,22 +70,26 @@ impl Upgrades {
 
     async fn upgrade(&self) -> Result<String, String> {
         let parts = &self.parts;
-        if parts.replica.is_stopping() {
-            return Err("this process is stopping".into());
+        if std::process::id() == 1 {
+            return Err(
+                "this is the first process of its container, and the container ends with it: start another container in its place".into()
+            );
         }
         let snapshot = parts.shared.snapshot.load_full();
         if snapshot.settings.storage == Storage::Memory {
             return Err("storage is memory: bindings, accounts and settings are in this process alone, and would be lost".into());
         }
         tracing::info!(program = %self.program.display(), "a new process is started to take the place of this one");
-        let (program, path) = (self.program.clone(), self.path.clone());
-        let successor = blocking(move || Successor::start(&program, &path)).await?;
+        let (program, path, generation) = (self.program.clone(), self.path.clone(), parts.reloader.last().generation);
+        let given_up = self.given_up();
+        let successor = blocking(move || Successor::start(&program, &path, &given_up)).await?;
         let pid = successor.pid;
         // Under its own name it counts no more: the next one goes on from there.
         parts.api.sampler.rename(&parts.store, || parts.replica.hand_over()).await;
         let sockets = self.sockets.again().map_err(|e| format!("no descriptors to be had: {e}"));
+        let (reloaded, given_up) = (parts.reloader.last().generation != generation, self.given_up());
         let handed = match sockets {
-            Ok(sockets) => blocking(move || successor.hand_over(&sockets)).await,
+            Ok(sockets) => blocking(move || successor.hand_over(&sockets, reloaded, &given_up)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = handed {
@@ -92,11 +99,17 @@ impl Upgrades {
         manager::replaced_by(pid);
         // Whoever looks for what is open here finds it from now on.
         parts.say().await;
-        let (open, most) = (parts.shared.metrics.connections.get(), snapshot.settings.shutdown.upgrade_drain);
+        let (open, most) = (parts.shared.metrics.connections.get(), self.upgrade_drain);
         Ok(format!(
             "process {pid} serves in the place of {}; {open} connections go on to their end here, for {most} at most",
             std::process::id()
         ))
+    }
+
+    /// Whether this process is to end meanwhile: then nobody is to take its place.
+    fn given_up(&self) -> impl Fn() -> bool + Send + 'static {
+        let (parts, stop) = (Arc::clone(&self.parts), self.tell.subscribe());
+        move || parts.replica.is_stopping() || *stop.borrow() != Stop::No
     }
 
     /// Whether the sockets of commands may be another process's still.

@@ -35,7 +35,11 @@ impl Edge {
         if let Some(answer) = self.acme(session, exchange).await {
             return Ok(Some(answer));
         }
-        let entry = exchange.snapshot.entry(self.entry.address).unwrap_or(&self.entry);
+        let Some(entry) = exchange.snapshot.entry(self.address) else { return Ok(Some(errors::INTERNAL)) };
+        if !exchange.conn.as_ref().is_some_and(|conn| conn.allowed.still(entry.clients(), exchange.now.wall)) {
+            session.set_keepalive(None);
+            return refuse(exchange, gate::NO_CERTIFICATE);
+        }
         let vouched = match &entry.origin {
             None => Some(Vouched::Nothing),
             Some(origin) => origin.take(session.req_header_mut()),

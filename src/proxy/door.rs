@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,18 +17,16 @@ use pingora::server::ShutdownWatch;
 use prometheus::IntGauge;
 use tokio::sync::watch::Receiver;
 
-use super::conn::{Conn, ConnLimits, ConnStream, OnRefusal, proxy_protocol, tls};
+use super::conn::{Allowed, Conn, ConnLimits, ConnStream, OnRefusal, proxy_protocol, tls};
 use super::edge::{Edge, Shared};
 use super::server::Stop;
 use crate::config::model::Limits;
-use crate::entry::Entry;
 
 /// The application of one listener.
 pub struct Door {
     proxy: Arc<HttpProxy<Edge>>,
     shared: Arc<Shared>,
-    /// What it asked at the start; what the configuration in force says goes before.
-    entry: Arc<Entry>,
+    address: SocketAddr,
     limits: ConnLimits,
     connections_max: usize,
     connections_per_peer_max: usize,
@@ -44,6 +42,7 @@ struct Opened {
     read: Vec<u8>,
     peer: IpAddr,
     tls: Option<Arrival>,
+    allowed: Allowed,
     http2: bool,
 }
 
@@ -81,7 +80,7 @@ impl Door {
     pub fn new(
         proxy: Arc<HttpProxy<Edge>>,
         shared: Arc<Shared>,
-        entry: Arc<Entry>,
+        address: SocketAddr,
         limits: &Limits,
         stop: Receiver<Stop>,
         on_refusal: OnRefusal,
@@ -90,7 +89,7 @@ impl Door {
         Self {
             proxy,
             shared,
-            entry,
+            address,
             limits: ConnLimits {
                 header_bytes: limits.header_bytes.as_usize(),
                 header_fields: limits.headers,
@@ -108,18 +107,21 @@ impl Door {
 
     /// What comes before HTTP. An error has a reason for the metrics.
     async fn open(&self, mut stream: Stream, peer: IpAddr) -> Result<Opened, (&'static str, io::Error)> {
-        let entry = self.shared.snapshot.load().entry(self.entry.address).cloned();
-        let entry = entry.unwrap_or_else(|| Arc::clone(&self.entry));
+        let entry = self.shared.snapshot.load().entry(self.address).cloned();
+        let entry = entry.ok_or_else(|| ("listener", io::Error::other("nothing is known of this listener")))?;
         let (mut peer, mut read) = (peer, Vec::new());
         if entry.is_proxy(peer) {
             let found = proxy_protocol::read(&mut stream).await.map_err(|e| ("proxy_protocol", e))?;
             (peer, read) = (found.source.unwrap_or(peer), found.rest);
         }
         let acme = entry.acme.as_ref().map(|_| &*self.shared.acme);
-        let Some(config) = &entry.tls else { return Ok(Opened { stream, read, peer, tls: None, http2: false }) };
-        let agreed = tls::accept(stream, read, Arc::clone(config), acme).await.map_err(|e| ("tls_handshake", e))?;
+        let Some(tls) = &entry.tls else {
+            return Ok(Opened { stream, read, peer, tls: None, allowed: Allowed::default(), http2: false });
+        };
+        let agreed = tls::accept(stream, read, Arc::clone(&tls.server), acme).await.map_err(|e| ("tls_handshake", e))?;
         let arrival = Arrival { tls: true, certificate: agreed.certificate, vouched: Vouched::Nothing };
-        Ok(Opened { stream: agreed.stream, read: Vec::new(), peer, tls: Some(arrival), http2: agreed.http2 })
+        let allowed = Allowed::new(agreed.shown, arrival.certificate.as_deref(), tls.clients.clone());
+        Ok(Opened { stream: agreed.stream, read: Vec::new(), peer, tls: Some(arrival), allowed, http2: agreed.http2 })
     }
 
     fn refuse(&self, peer: IpAddr, reason: &'static str, error: &io::Error) {
@@ -161,7 +163,7 @@ impl ServerApp for Door {
             return None;
         };
         let opened = opened.inspect_err(|(reason, error)| self.refuse(peer, reason, error)).ok()?;
-        let conn = Arc::new(Conn::new(opened.peer, opened.tls, place));
+        let conn = Arc::new(Conn::new(opened.peer, opened.tls, opened.allowed, place));
         if opened.http2 {
             conn.is_http2();
         }

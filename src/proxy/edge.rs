@@ -1,11 +1,12 @@
 //! Pingora's phases, in the order in which they run. Each is thin: what it does is said elsewhere.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header;
+use http::{StatusCode, header};
 use keylatch_filters::contract::{BodyCx, Leash, Source, StreamPlan, UpstreamCx};
 use keylatch_filters::sse_keepalive::is_event_stream;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -23,7 +24,6 @@ use super::timed_session;
 use crate::acme::Acme;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
-use crate::entry::Entry;
 use crate::live::Live;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
@@ -46,8 +46,8 @@ pub struct Shared {
 pub struct Edge {
     /// What all listeners share.
     pub shared: Arc<Shared>,
-    /// What this one asked at the start; what the configuration in force says goes before.
-    pub entry: Arc<Entry>,
+    /// Where this one listens.
+    pub address: SocketAddr,
     /// What this one allows.
     pub limits: Limits,
 }
@@ -140,23 +140,35 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
             if route.upstream.is_revoked(digest) {
-                route.upstream.failed(address, std::time::Instant::now());
-                return Err(Error::explain(ErrorType::InvalidCert, "the server's certificate was revoked").into_up());
+                let error = Error::explain(ErrorType::InvalidCert, "the server's certificate was revoked").into_up();
+                return Err(self.elsewhere(exchange, error));
             }
             route.upstream.succeeded(address);
         }
         Ok(())
     }
 
-    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Box<Exchange>, mut error: Box<Error>) -> Box<Error> {
-        exchange.unreachable.extend(exchange.server);
-        if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
-            route.upstream.failed(address, std::time::Instant::now());
-            self.shared.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
-            // Nothing was sent: every method may be tried elsewhere, if there is an elsewhere.
-            let client = exchange.facts.client().unwrap_or(exchange.peer);
-            let elsewhere = || route.upstream.pick(client, &exchange.unreachable, std::time::Instant::now()).is_some();
-            error.set_retry(exchange.unreachable.len() <= route.upstream.retries && elsewhere());
+    fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Box<Exchange>, error: Box<Error>) -> Box<Error> {
+        self.elsewhere(exchange, error)
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        _exchange: &mut Box<Exchange>,
+        reused: bool,
+    ) -> Box<Error> {
+        // Nothing was sent, and it is decided already what comes of it.
+        if *error.etype() == ErrorType::InvalidCert {
+            return error;
+        }
+        let mut error = error.more_context(format!("Peer: {peer}"));
+        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
+            error.set_retry(false);
+        } else {
+            error.retry.decide_reuse(reused);
         }
         error
     }
@@ -197,14 +209,19 @@ impl ProxyHttp for Edge {
         response: &mut ResponseHeader,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        if response.status.is_informational() {
+        let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS && session.is_upgrade_req();
+        if response.status.is_informational() && !upgraded {
             return Ok(());
         }
         let stream = is_event_stream(&response.headers);
         fields::lower_response(response);
         reply::response_hooks(session, exchange, response, Source::Upstream)?;
+        if upgraded {
+            self.hold_upgraded(session, exchange);
+            return Ok(());
+        }
         // Without a plan a stream is watched over all the same: it is shown to operators, who may end it, and ends with its key.
-        let whole = !response.status.is_success() || response.status == http::StatusCode::NO_CONTENT;
+        let whole = !response.status.is_success() || response.status == StatusCode::NO_CONTENT;
         let watched =
             stream && !whole && session.req_header().method != http::Method::HEAD && !response.headers.contains_key(header::CONTENT_LENGTH);
         let plan = exchange.facts.get::<StreamPlan>().filter(|_| stream).cloned();
@@ -248,7 +265,8 @@ impl ProxyHttp for Edge {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Box<Exchange>) -> FailToProxy {
-        exchange.error = Some(describe(error));
+        let pulled = exchange.conn.as_ref().and_then(|conn| conn.pulled()).map(errors::of_pulled);
+        exchange.error = Some(describe(pulled.as_deref().unwrap_or(error)));
         let clock = exchange.home.take().and_then(|home| timed_session::restore(&mut session.downstream_session, &home));
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let bad_body = exchange.conn.as_ref().is_some_and(|conn| conn.body_bad());
@@ -259,7 +277,9 @@ impl ProxyHttp for Edge {
             self.shared.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
         }
         session.set_keepalive(None);
-        let begun = session.response_written().is_some_and(|response| !response.status.is_informational());
+        let said = session.response_written().map(|response| response.status);
+        // What has become of an upgraded connection is not HTTP.
+        let begun = said.is_some_and(|status| !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS);
         if begun {
             // Whether or not it could be told, the connection ends here.
             if !matches!(self.end_stream(session, clock, &answer).await, Ok(true)) {
@@ -311,7 +331,11 @@ impl ProxyHttp for Edge {
     }
 }
 
-/// An error for the log: whose it is and of which kind. Its context may hold a request's bytes.
+/// An error for the log: whose it is and of which kind. Its context may hold a request's bytes, but for a handshake's, which comes
+/// before any.
 fn describe(error: &Error) -> String {
-    format!("{} {}", error.esource().as_str(), error.etype().as_str())
+    match (error.etype(), error.esource()) {
+        (ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError, ErrorSource::Upstream) => error.to_string(),
+        _ => format!("{} {}", error.esource().as_str(), error.etype().as_str()),
+    }
 }

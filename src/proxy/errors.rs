@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
-use keylatch_filters::contract::{self, Dialect, Failure, Problem, Reply};
+use keylatch_filters::contract::{self, Dialect, Failure, Problem, Pulled, Reply};
 use pingora::{Error, ErrorSource, ErrorType};
 use serde_json::json;
 
@@ -134,8 +134,9 @@ const SLOW_BODY: Answer = Answer::new(StatusCode::REQUEST_TIMEOUT, "request_time
 pub const BAD_BODY: Answer = Answer::new(StatusCode::BAD_REQUEST, "malformed_body", "The request's body is malformed.");
 const TOO_OLD: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "stream_max_age", "The stream has reached its maximum age.");
 const CUT: Answer = Answer::new(StatusCode::FORBIDDEN, "key_not_allowed_here", "This API key cannot be used from your network.");
-
 const ENDED: Answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "stream_ended", "This stream was ended by an operator of this service.");
+
+const STOPPED: Answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "This service is restarted. Try again shortly.");
 
 /// No server of the upstream can be chosen.
 pub const NO_SERVER_ERROR: ErrorType = ErrorType::Custom("NoServer");
@@ -149,6 +150,8 @@ pub const MAX_AGE_ERROR: ErrorType = ErrorType::Custom("MaxAge");
 pub const CUT_ERROR: ErrorType = ErrorType::Custom("Cut");
 /// An operator has ended the stream.
 pub const ENDED_ERROR: ErrorType = ErrorType::Custom("Ended");
+/// The process ends.
+pub const STOPPED_ERROR: ErrorType = ErrorType::Custom("Stopped");
 /// A filter failed.
 pub const FILTER_ERROR: ErrorType = ErrorType::Custom("Filter");
 
@@ -157,6 +160,15 @@ pub fn of_failure(failure: &Failure) -> Box<Error> {
     match failure {
         Failure::BodyTooLarge => Error::explain(BODY_ERROR, failure.to_string()).into_down(),
         Failure::Internal(_) => Error::explain(FILTER_ERROR, failure.to_string()),
+    }
+}
+
+/// A stream that is ended from elsewhere.
+pub fn of_pulled(why: Pulled) -> Box<Error> {
+    match why {
+        Pulled::Binding => Error::explain(CUT_ERROR, "the stream's key may not be used any more"),
+        Pulled::Operator => Error::explain(ENDED_ERROR, "an operator has ended the stream"),
+        Pulled::Stop => Error::explain(STOPPED_ERROR, "the process ends"),
     }
 }
 
@@ -169,6 +181,7 @@ pub fn of_error(error: &Error) -> Option<Answer> {
         (t, _) if *t == MAX_AGE_ERROR => TOO_OLD,
         (t, _) if *t == CUT_ERROR => CUT,
         (t, _) if *t == ENDED_ERROR => ENDED,
+        (t, _) if *t == STOPPED_ERROR => STOPPED,
         (t, _) if *t == FILTER_ERROR => INTERNAL,
         (
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout,

@@ -14,7 +14,7 @@ use super::edge::Shared;
 use super::timed_session::Home;
 use crate::config::{Route, Snapshot};
 use crate::telemetry::access::Line;
-use crate::telemetry::streams::About;
+use crate::telemetry::streams::{About, Open};
 
 /// The state of one exchange.
 pub struct Exchange {
@@ -50,6 +50,8 @@ pub struct Exchange {
     pub first_byte: Option<Duration>,
     /// Where the real session is while a timed one takes its place.
     pub home: Option<Home>,
+    /// That it is open, once it has become another protocol's.
+    pub open: Option<Open>,
     /// What went wrong.
     pub error: Option<String>,
 }
@@ -74,6 +76,7 @@ impl Exchange {
             bytes_in: 0,
             first_byte: None,
             home: None,
+            open: None,
             error: None,
         }
     }

@@ -47,6 +47,8 @@ const fn bad(reason: &'static str) -> Refused {
 
 /// A request's path held `%2F` and its route does not take it.
 pub const ENCODED_SLASH: Refused = bad("path_encoded_slash");
+/// The certificate that the connection has shown is not good any more, or none was shown where one is asked for now.
+pub const NO_CERTIFICATE: Refused = Refused { status: StatusCode::FORBIDDEN, reason: "client_certificate" };
 /// A request had not the secret that the origin's listener asks for.
 pub const NO_ORIGIN_SECRET: Refused = Refused { status: StatusCode::FORBIDDEN, reason: "origin_secret" };
 

@@ -51,16 +51,25 @@ pub struct Listening {
     inner: Service<Door>,
     socket: ListenFds,
     pulse: Arc<Pulse>,
-    started: UnboundedSender<()>,
+    tell: UnboundedSender<Listens>,
+}
+
+/// What a listener says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listens {
+    /// It has begun.
+    Begun,
+    /// It takes no more connections; one that it has taken at last may not be counted yet.
+    Ended,
 }
 
 impl Listening {
-    /// `inner` listens at `address` and nowhere else; `started` is told when it does.
-    pub fn new(inner: Service<Door>, address: &str, socket: TcpListener, pulse: Arc<Pulse>, started: UnboundedSender<()>) -> Self {
+    /// `inner` listens at `address` and nowhere else; `tell` hears when it does, and when no more.
+    pub fn new(inner: Service<Door>, address: &str, socket: TcpListener, pulse: Arc<Pulse>, tell: UnboundedSender<Listens>) -> Self {
         let mut sockets = Fds::new();
         // From here on it is Pingora's to close.
         sockets.add(address.to_owned(), socket.into_raw_fd());
-        Self { inner, socket: Arc::new(Mutex::new(sockets)), pulse, started }
+        Self { inner, socket: Arc::new(Mutex::new(sockets)), pulse, tell }
     }
 }
 
@@ -69,8 +78,9 @@ impl PingoraService for Listening {
     async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
         tokio::spawn(Arc::clone(&self.pulse).beat());
         // Nobody waits for it any more, if this fails.
-        let _ = self.started.send(());
+        let _ = self.tell.send(Listens::Begun);
         self.inner.start_service(Some(Arc::clone(&self.socket)), shutdown, listeners_per_fd).await;
+        let _ = self.tell.send(Listens::Ended);
     }
 
     fn name(&self) -> &str {

@@ -19,9 +19,8 @@ use tokio::time::Instant;
 use super::conn::OnRefusal;
 use super::door::Door;
 use super::edge::{Edge, Shared};
-use super::listening::{Listening, Pulse};
-use crate::config::model::{Listener, Settings, Shutdown};
-use crate::entry::Entry;
+use super::listening::{Listening, Listens, Pulse};
+use crate::config::model::{Listener, Settings};
 
 /// Attempts Pingora makes at most; `upstreams[].retries` is bounded below it.
 const ATTEMPTS_MAX: usize = 12;
@@ -64,12 +63,12 @@ pub fn run(
         .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(signals) }))
         .map_err(|e| format!("no thread for the server: {e}"))?;
     for _ in &settings.listeners {
-        if told.blocking_recv().is_none() {
+        if told.blocking_recv() != Some(Listens::Begun) {
             return Err(ENDED.to_owned());
         }
     }
     started()?;
-    house.block_on(wait(shared, &settings.shutdown, stop, &serving))
+    house.block_on(wait(shared, settings, stop, &serving, told))
 }
 
 const ENDED: &str = "the server ended by itself; the lines before this one say why";
@@ -77,12 +76,17 @@ const ENDED: &str = "the server ended by itself; the lines before this one say w
 /// Waits for the end, and then for what is open.
 async fn wait<T>(
     shared: &Shared,
-    shutdown: &Shutdown,
+    settings: &Settings,
     mut stop: watch::Receiver<Stop>,
     serving: &std::thread::JoinHandle<T>,
+    mut told: mpsc::UnboundedReceiver<Listens>,
 ) -> Result<(), String> {
     const LOOK_EVERY: Duration = Duration::from_millis(20);
-    let connections = &shared.metrics.connections;
+    // A connection that was accepted counts once a thread has turned to it.
+    const ACCEPTED: Duration = Duration::from_millis(250);
+    // What is cut notes how it ended.
+    const LAST_WORDS: Duration = Duration::from_secs(1);
+    let (connections, shutdown, listeners) = (&shared.metrics.connections, &settings.shutdown, settings.listeners.len());
     let mut looks = tokio::time::interval(LOOK_EVERY * 10);
     while *stop.borrow_and_update() == Stop::No {
         tokio::select! {
@@ -95,6 +99,7 @@ async fn wait<T>(
     }
     let mut state = Stop::No;
     let mut over = Instant::now();
+    let (mut listening, mut quiet) = (listeners, None);
     // A gauge cannot be waited on, and this runs once, at the end.
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
@@ -104,11 +109,20 @@ async fn wait<T>(
             (state, over) = (now, Instant::now() + most);
             tracing::info!(?most, open = connections.get(), "no new connections; open requests may go on");
         }
-        if state == Stop::Now || connections.get() == 0 {
+        if state == Stop::Now {
+            return Ok(());
+        }
+        while let Ok(Listens::Ended) = told.try_recv() {
+            listening -= 1;
+        }
+        quiet = if listening > 0 || connections.get() != 0 { None } else { quiet.or_else(|| Some(Instant::now())) };
+        if quiet.is_some_and(|since| since.elapsed() >= ACCEPTED) {
             return Ok(());
         }
         if Instant::now() >= over {
             tracing::warn!(open = connections.get(), "connections are cut: their time is up");
+            shared.metrics.streams.end_all();
+            tokio::time::sleep(LAST_WORDS).await;
             return Ok(());
         }
         looks.tick().await;
@@ -121,7 +135,7 @@ fn build(
     sockets: impl Iterator<Item = (SocketAddr, TcpListener)>,
     stop: &watch::Receiver<Stop>,
     pulse: &Arc<Pulse>,
-    started: &mpsc::UnboundedSender<()>,
+    tell: &mpsc::UnboundedSender<Listens>,
 ) -> Server {
     let longest = settings.shutdown.drain.0.max(settings.shutdown.upgrade_drain.0);
     let threads = match settings.workers {
@@ -139,26 +153,19 @@ fn build(
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let snapshot = shared.snapshot.load();
     for (address, socket) in sockets {
         // What was started with is what was compiled.
         let listener = settings.listeners.iter().find(|listener| listener.address == address);
-        if let Some((listener, entry)) = listener.zip(snapshot.entry(address)) {
-            let service = service(shared, listener, entry, stop, &Arc::clone(&server.configuration));
-            server.add_service(Listening::new(service, &address.to_string(), socket, Arc::clone(pulse), started.clone()));
+        if let Some(listener) = listener {
+            let service = service(shared, listener, stop, &Arc::clone(&server.configuration));
+            server.add_service(Listening::new(service, &address.to_string(), socket, Arc::clone(pulse), tell.clone()));
         }
     }
     server
 }
 
-fn service(
-    shared: &Arc<Shared>,
-    listener: &Listener,
-    entry: &Arc<Entry>,
-    stop: &watch::Receiver<Stop>,
-    conf: &Arc<ServerConf>,
-) -> Service<Door> {
-    let edge = Edge { shared: Arc::clone(shared), entry: Arc::clone(entry), limits: listener.limits.clone() };
+fn service(shared: &Arc<Shared>, listener: &Listener, stop: &watch::Receiver<Stop>, conf: &Arc<ServerConf>) -> Service<Door> {
+    let edge = Edge { shared: Arc::clone(shared), address: listener.address, limits: listener.limits.clone() };
     let mut proxy = HttpProxy::new(edge, Arc::clone(conf));
     let mut options = HttpServerOptions::default();
     options.h2c = listener.h2c;
@@ -171,7 +178,7 @@ fn service(
     proxy.handle_init_modules();
     let refused = shared.metrics.refused.clone();
     let on_refusal: OnRefusal = Arc::new(move |reason| refused.with_label_values(&[reason]).inc());
-    let door = Door::new(Arc::new(proxy), Arc::clone(shared), Arc::clone(entry), &listener.limits, stop.clone(), on_refusal);
+    let door = Door::new(Arc::new(proxy), Arc::clone(shared), listener.address, &listener.limits, stop.clone(), on_refusal);
     let mut service = Service::new(format!("listener {}", listener.address), door);
     let endpoint =
         ListenerConfig::tcp(listener.address.to_string()).l4_buffer(L4BufferSettings::new(READ_BUFFER_BYTES, WRITE_BUFFER_BYTES));

@@ -37,7 +37,7 @@ use pingora::{Error, Result};
 use tokio::time::{Instant, Sleep};
 
 use super::clock::{Clock, Due, Terms};
-use super::errors::{CUT_ERROR, ENDED_ERROR, MAX_AGE_ERROR};
+use super::errors::{MAX_AGE_ERROR, of_pulled};
 
 /// Where a session comes home to when its stream is over.
 pub type Home = Arc<Mutex<Option<(Box<HttpSession>, Clock)>>>;
@@ -207,10 +207,7 @@ impl CustomSession for Timed {
                     }
                     return read;
                 }
-                why = pulled(leash.as_deref()) => return Err(match why {
-                    Pulled::Binding => Error::explain(CUT_ERROR, "the stream's key may not be used any more"),
-                    Pulled::Operator => Error::explain(ENDED_ERROR, "an operator has ended the stream"),
-                }),
+                why = pulled(leash.as_deref()) => return Err(of_pulled(why)),
                 () = &mut self.sleep => {}
             }
             self.act().await?;

@@ -74,7 +74,7 @@ impl Metrics {
             sign_ins: counters(&registry, "admin_sign_ins_total", "Sign-ins to the admin API.", &["result"])?,
             access_lost: counter(&registry, "access_log_lost_total", "Lines of the access log lost because the reader was too slow.")?,
             streams: Streams::new(
-                gauge(&registry, "open_streams", "Event streams that are open.")?,
+                gauge(&registry, "open_streams", "Event streams and WebSockets that are open.")?,
                 counter(&registry, "stream_frames_total", "Comment frames sent into event streams.")?,
                 // Milliseconds: fewer streams than that begin.
                 SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0)),
@@ -82,6 +82,10 @@ impl Metrics {
             tops: Tops::default(),
             registry,
         };
+        // What is not there cannot be seen to grow.
+        for result in ["ok", "failed"] {
+            metrics.reloads.with_label_values(&[result]);
+        }
         let build = gauges(&metrics.registry, "build_info", "Always 1; the version is a label.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(metrics)
@@ -95,7 +99,7 @@ impl Metrics {
             if let Some((name, ends_s)) = made {
                 self.certificates.with_label_values(&[entry.address.to_string().as_str(), name]).set(ends_s);
             }
-            for shown in &entry.shown {
+            for shown in entry.shown() {
                 let name = shown.names.first().map_or("-", String::as_str);
                 self.certificates.with_label_values(&[entry.address.to_string().as_str(), name]).set(shown.not_after_s);
             }

@@ -1,4 +1,4 @@
-//! Event streams that are open: how many, and each of them, so that it can be looked at and ended.
+//! Event streams and WebSockets that are open: how many, and each of them, so that it can be looked at and ended.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -78,6 +78,12 @@ impl Streams {
         let (about, leash) = self.each.lock().open.get(&id).cloned()?;
         leash.pull(Pulled::Operator);
         Some(about)
+    }
+
+    /// Ends all of them: the process does.
+    pub fn end_all(&self) {
+        let leashes: Vec<_> = self.each.lock().open.values().map(|(_, leash)| Arc::clone(leash)).collect();
+        leashes.iter().for_each(|leash| leash.pull(Pulled::Stop));
     }
 }
 

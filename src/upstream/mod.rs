@@ -96,7 +96,8 @@ impl Upstream {
         if !plain(&config.host) {
             return Err(Invalid::new("not a host").at("host"));
         }
-        if config.tls.as_ref().is_some_and(|tls| !plain(&tls.server_name)) {
+        let a_name = |name: &String| rustls::pki_types::ServerName::try_from(name.as_str()).is_ok();
+        if config.tls.as_ref().is_some_and(|tls| !plain(&tls.server_name) || !tls.server_name.as_ref().is_none_or(a_name)) {
             return Err(Invalid::new("not a host's name").at("server_name").at("tls"));
         }
         let tls = config.tls.as_ref().map(|tls| Tls::compile(tls, files)).transpose().map_err(|invalid| invalid.at("tls"))?;

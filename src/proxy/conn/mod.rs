@@ -6,6 +6,7 @@
 //! handed on ends where the header ends, and then where the body ends ([`Framing`]); the rest waits for the
 //! next exchange. So nothing is ever read as a request that the gate has not seen the first byte of.
 
+mod allowed;
 mod handed_on;
 pub mod proxy_protocol;
 pub mod tls;
@@ -13,13 +14,13 @@ pub mod tls;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use keylatch_filters::contract::Arrival;
+use keylatch_filters::contract::{Arrival, Leash, Pulled};
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{Peek, Stream};
@@ -28,13 +29,20 @@ use tokio::time::Instant;
 
 use super::chunks::Chunks;
 use super::head::{END_OF_HEAD, FIELDS_PARSED_MAX, Head};
+pub use allowed::Allowed;
 
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Nothing of the next request has come.
 const IDLE: u8 = 0;
+/// Something of its header has.
 const HEAD: u8 = 1;
+/// Its body, and what is behind it.
 const REQUEST: u8 = 2;
-const OPAQUE: u8 = 3;
+/// HTTP/2 was agreed on, and its first bytes have not come.
+const PREFACE: u8 = 3;
+/// Another protocol's, which others look after.
+const OPAQUE: u8 = 4;
 
 /// What is read at once while looking for HTTP/2; most requests' headers are smaller.
 const PEEKED_BYTES: usize = 2048;
@@ -61,33 +69,51 @@ pub struct Conn {
     pub peer: IpAddr,
     /// What TLS says of it; `None`: it is in clear.
     pub tls: Option<Arrival>,
+    /// Whether it may still be served.
+    pub allowed: Allowed,
     phase: AtomicU8,
     line_ok: AtomicBool,
     /// The length of the current body, or [`CHUNKED`].
     body: AtomicU64,
     /// The current body's chunks are malformed.
     body_bad: AtomicBool,
+    /// By which it is ended from elsewhere, once it is another protocol's.
+    leash: OnceLock<Arc<Leash>>,
+    pulled: OnceLock<Pulled>,
     /// Given back when the connection ends.
     _place: super::door::Place,
 }
 
 impl Conn {
     /// A fresh connection that takes up this place.
-    pub fn new(peer: IpAddr, tls: Option<Arrival>, place: super::door::Place) -> Self {
+    pub fn new(peer: IpAddr, tls: Option<Arrival>, allowed: Allowed, place: super::door::Place) -> Self {
         Self {
             peer,
             tls,
+            allowed,
             phase: AtomicU8::new(IDLE),
             line_ok: AtomicBool::new(true),
             body: AtomicU64::new(0),
             body_bad: AtomicBool::new(false),
+            leash: OnceLock::new(),
+            pulled: OnceLock::new(),
             _place: place,
         }
     }
 
     /// HTTP/2 was agreed on: what is handed on is not HTTP/1's, and bounded elsewhere.
     pub fn is_http2(&self) {
-        self.phase.store(OPAQUE, Ordering::Relaxed);
+        self.phase.store(PREFACE, Ordering::Relaxed);
+    }
+
+    /// It ends when this is pulled.
+    pub fn hold_by(&self, leash: Arc<Leash>) {
+        let _ = self.leash.set(leash);
+    }
+
+    /// Why it was ended from elsewhere.
+    pub fn pulled(&self) -> Option<Pulled> {
+        self.pulled.get().copied()
     }
 
     /// Whether the first line of the header that has arrived was fine as it was sent.
@@ -143,6 +169,10 @@ pub struct ConnStream {
     /// Read, and not handed on yet: what was looked at for HTTP/2, a body, the next request.
     held: Vec<u8>,
     head: Head,
+    /// Until when the first byte of a fresh connection is waited for, or the last one of HTTP/2's preface.
+    first: Option<Instant>,
+    /// How much of the preface has come.
+    preface: usize,
     /// Bytes of the current body that were handed on.
     body_bytes: u64,
     chunks: Chunks,
@@ -155,10 +185,16 @@ impl ConnStream {
         let carried: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&conn));
         let digest = Arc::new(ProxyDigest::new(Box::new(none), Some(carried)));
         let mut head = Head::default();
+        let in_head = Instant::now() + limits.header_timeout;
+        let first = match conn.phase.load(Ordering::Relaxed) {
+            PREFACE => Some(in_head),
+            _ => read.is_empty().then(|| Instant::now() + limits.idle_timeout),
+        };
         if !read.is_empty() {
-            head.deadline = Some(Instant::now() + limits.header_timeout);
+            head.deadline = Some(in_head);
         }
-        Ok(Self { inner, conn, digest, limits, on_refusal, held: read, head, body_bytes: 0, chunks: Chunks::default() })
+        let chunks = Chunks::default();
+        Ok(Self { inner, conn, digest, limits, on_refusal, held: read, head, first, preface: 0, body_bytes: 0, chunks })
     }
 
     /// What the connection of this digest carries.
@@ -185,6 +221,7 @@ impl ConnStream {
         if self.conn.phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let deadline = self.head.deadline.take().unwrap_or_else(|| Instant::now() + self.limits.header_timeout);
             self.head = Head { deadline: Some(deadline), ..Head::default() };
+            self.first = None;
             (self.body_bytes, self.chunks) = (0, Chunks::default());
             self.conn.body_bad.store(false, Ordering::Relaxed);
         }
@@ -262,13 +299,57 @@ impl ConnStream {
             }
             Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
             Poll::Pending => {
-                let Some(deadline) = self.head.deadline.filter(|_| in_head) else { return Poll::Pending };
-                let sleep = self.head.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-                ready!(sleep.as_mut().poll(cx));
-                self.refuse(cx, "408 Request Timeout", "header_timeout");
+                let Some(deadline) = (if in_head { self.head.deadline } else { self.first }) else { return Poll::Pending };
+                ready!(self.poll_late(cx, deadline));
+                if in_head {
+                    self.refuse(cx, "408 Request Timeout", "header_timeout");
+                } else {
+                    (self.on_refusal)("idle_timeout");
+                }
                 Poll::Ready(Ok(()))
             }
         }
+    }
+
+    /// Ready at the deadline.
+    fn poll_late(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        self.head.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline))).as_mut().poll(cx)
+    }
+
+    /// Reads what comes first in HTTP/2, for which nobody else has a deadline.
+    fn read_preface(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Pending => {
+                let Some(deadline) = self.first else { return Poll::Pending };
+                ready!(self.poll_late(cx, deadline));
+                (self.on_refusal)("header_timeout");
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            Poll::Ready(read) => {
+                self.preface += buf.filled().len() - before;
+                if self.preface >= H2_PREFACE.len() {
+                    self.conn.phase.store(OPAQUE, Ordering::Relaxed);
+                    (self.first, self.head.sleep) = (None, None);
+                }
+                Poll::Ready(read)
+            }
+        }
+    }
+
+    /// Reads what is another protocol's.
+    fn read_opaque(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(Poll::Ready(why)) = self.conn.leash.get().map(|leash| leash.poll_pulled(cx)) {
+            let _ = self.conn.pulled.set(why);
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if self.held.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let length = self.held.len().min(buf.remaining());
+        let piece: Vec<u8> = self.held.drain(..length).collect();
+        buf.put_slice(&piece);
+        Poll::Ready(Ok(()))
     }
 
     /// Reads the body, and once it is complete waits for the client to leave: what else comes is held.
@@ -323,13 +404,8 @@ impl AsyncRead for ConnStream {
         let this = &mut *self;
         match this.conn.phase.load(Ordering::Relaxed) {
             REQUEST => this.read_body(cx, buf),
-            OPAQUE if this.held.is_empty() => Pin::new(&mut this.inner).poll_read(cx, buf),
-            OPAQUE => {
-                let length = this.held.len().min(buf.remaining());
-                let piece: Vec<u8> = this.held.drain(..length).collect();
-                buf.put_slice(&piece);
-                Poll::Ready(Ok(()))
-            }
+            OPAQUE => this.read_opaque(cx, buf),
+            PREFACE => this.read_preface(cx, buf),
             phase => this.read_head(cx, buf, phase == HEAD),
         }
     }

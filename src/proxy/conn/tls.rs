@@ -14,6 +14,7 @@ use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType,
 };
+use rustls::pki_types::CertificateDer;
 use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
@@ -72,6 +73,8 @@ pub struct Agreed {
     pub http2: bool,
     /// The certificate that was shown, found good.
     pub certificate: Option<Arc<ClientCertificate>>,
+    /// It, and those by which it was signed; none if none was shown.
+    pub shown: Vec<CertificateDer<'static>>,
 }
 
 /// The server's side of the handshake; `read`: what came before it was known that TLS comes. `acme`: a CA may come to see whose
@@ -93,11 +96,14 @@ pub async fn accept(stream: Stream, read: Vec<u8>, config: Arc<ServerConfig>, ac
     };
     let (_, session) = inner.get_ref();
     let http2 = session.alpn_protocol() == Some(b"h2");
-    let shown = session.peer_certificates().and_then(|chain| chain.first());
-    let certificate = shown.and_then(client_certificate).map(Arc::new);
+    let shown: Vec<_> = session.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
+    let certificate = shown.first().and_then(client_certificate).map(Arc::new);
+    if certificate.is_none() && !shown.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's certificate cannot be read"));
+    }
     let version = if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) { "TLSv1.3" } else { "TLSv1.2" };
     let digest = Arc::new(SslDigest::new("", version, None, None, Vec::new()));
-    Ok(Agreed { stream: Box::new(TlsStream { inner, digest }), http2, certificate })
+    Ok(Agreed { stream: Box::new(TlsStream { inner, digest }), http2, certificate, shown })
 }
 
 /// The name that a CA asks for by the challenge's protocol, and by nothing else.

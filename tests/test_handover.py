@@ -1,0 +1,198 @@
+"""The moment of a hand-over, and what may go wrong in it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+
+import pytest
+
+from support.keylatch import BINARY, Successor, wait_for
+from support.raw import connect, read_head, request
+from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
+
+SQLITE = "{sqlite: {path: keylatch.db}}"
+
+
+def pause(request, send):
+    """Answers after a moment; a stream goes on for as long as somebody reads."""
+    if "stream" not in request["target"]:
+        time.sleep(0.3)
+        send(plain())
+        return True
+    send(STREAM_HEAD)
+    while True:
+        send(chunk(b"data: x\n\n"))
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def upstream():
+    with Scripted(pause) as running:
+        yield running
+
+
+@pytest.fixture
+def own_program(start, upstream, tmp_path, monkeypatch):
+    """A Keylatch whose program can be replaced; it, and where its program is."""
+    program = tmp_path / "keylatch"
+    shutil.copy(BINARY, program)
+    monkeypatch.setattr("support.keylatch.BINARY", program)
+    keylatch = start(upstream, storage=SQLITE)
+    monkeypatch.undo()
+    return keylatch, program
+
+
+def replace(program, text):
+    """As package managers do: the running program keeps its own."""
+    fresh = program.with_suffix(".new")
+    fresh.write_bytes(text)
+    fresh.chmod(0o755)
+    fresh.rename(program)
+
+
+def test_whoever_comes_at_that_very_moment_is_served(start, upstream):
+    """Nothing else is open, so that the old process could end at once."""
+    keylatch = start(upstream, storage=SQLITE)
+    said = []
+
+    def ask(connection):
+        with connection:
+            connection.settimeout(20)
+            try:
+                connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n")
+                said.append(read_head(connection.makefile("rb"))[0])
+            except (OSError, TypeError) as error:
+                said.append(repr(error))
+
+    for turn in range(20):
+        place = next(path for path in keylatch.runtime.iterdir() if path.suffix == ".sock")
+        before = place.stat().st_ino
+        threads = []
+
+        def burst():
+            while place.stat().st_ino == before:
+                pass
+            # From here on it is a matter of a few milliseconds until the old process takes no more connections.
+            end = time.monotonic() + turn * 0.001
+            while time.monotonic() < end:
+                pass
+            for _ in range(12):
+                threads.append(threading.Thread(target=ask, args=(connect(keylatch.port),)))
+                threads[-1].start()
+
+        watching = threading.Thread(target=burst)
+        watching.start()
+        old = keylatch.upgrade()
+        watching.join()
+        [thread.join() for thread in threads]
+        wait_for(lambda: old.poll() is not None, "the old process ends", 15)
+    assert said == [200] * 240
+
+
+def test_a_program_that_hangs_holds_nothing_up(own_program):
+    keylatch, program = own_program
+    replace(program, b"#!/bin/sh\nexec sleep 60\n")
+    first = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+    second = keylatch.command("upgrade")
+    assert second.returncode == 1 and "under way already" in second.stderr
+    assert request(keylatch.port).status == 200
+    since = time.monotonic()
+    keylatch.process.send_signal(signal.SIGTERM)
+    assert keylatch.process.wait(15) == 0 and time.monotonic() - since < 5
+    assert first.wait(10) == 1 and "told to stop meanwhile" in first.stderr.read()
+    assert not subprocess.run(["pgrep", "-f", str(program)], capture_output=True).stdout
+    # After its time it is ended, and the old one serves on.
+    keylatch.start()
+    assert subprocess.run(["pkill", "-f", "^sleep 60$"], check=False).returncode in (0, 1)
+
+
+def test_a_stop_in_the_middle_leaves_nobody_behind(own_program, tmp_path):
+    """The new process is held up once it has been started; the old one is told to stop meanwhile."""
+    keylatch, program = own_program
+    replace(program, f'#!/bin/sh\ncase "$*" in *"--successor serve"*) sleep 1;; esac\nexec {BINARY} "$@"\n'.encode())
+    asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+    time.sleep(0.3)
+    keylatch.process.send_signal(signal.SIGTERM)
+    assert keylatch.process.wait(15) == 0
+    assert asked.wait(10) == 1 and "told to stop" in asked.stderr.read()
+    wait_for(lambda: not subprocess.run(["pgrep", "-f", str(keylatch.path)], capture_output=True).stdout, "no process is left", 15)
+    assert not list(keylatch.runtime.iterdir()), "nor a socket"
+    with pytest.raises(ConnectionRefusedError):
+        connect(keylatch.port)
+
+
+def test_a_reload_meanwhile_is_not_lost(start, upstream):
+    """The new process has read its configuration, and the old one is held up before it hands over its sockets: it writes what it
+    has counted, and somebody else is writing."""
+    keylatch = start(upstream, storage=SQLITE)
+    assert request(keylatch.port).status == 200
+    with contextlib.closing(sqlite3.connect(keylatch.folder / "keylatch.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+        time.sleep(1)
+        keylatch.path.write_text(keylatch.path.read_text().replace("/v1/*", "/v2/*"))
+        assert keylatch.command("reload").returncode == 0
+        assert "has taken the place" not in keylatch.stderr.read_text()
+        other.execute("COMMIT")
+    said, wrong = asked.communicate(timeout=30)
+    assert asked.returncode == 0, wrong
+    old, keylatch.process = keylatch.process, Successor(int(said.split()[1]))
+    keylatch.before.append(old)
+    wait_for(lambda: request(keylatch.port, "/v2/x").status == 200 and request(keylatch.port, "/v1/x").status == 404, "what was reloaded is in force")
+    assert keylatch.stderr.read_text().count("keylatch.yaml is in force") == 2
+
+
+def test_what_is_cut_at_the_end_of_its_time_is_told(start, upstream):
+    keylatch = start(upstream, storage=SQLITE, route_filters="      - sse_keepalive: {}")
+    keylatch.path.write_text(keylatch.path.read_text().replace("drain: 5s", "drain: 5s, upgrade_drain: 1s"))
+    keylatch.stop()
+    keylatch.start()
+    with connect(keylatch.port) as connection:
+        connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert b"data: x" in connection.recv(4096) + connection.recv(4096)
+        old = keylatch.upgrade()
+        text = b""
+        while piece := connection.recv(4096):
+            text += piece
+        assert b'"code":"stopping"' in text and text.endswith(b"0\r\n\r\n"), text[-400:]
+    assert old.wait(10) == 0
+    line = next(line for line in keylatch.access_log() if line["path"] == "/v1/stream")
+    assert line["status"] == 200 and line["error"].endswith("Stopped")
+
+
+def test_the_link_by_which_it_was_started_is_followed_anew(start, upstream, tmp_path, monkeypatch):
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        shutil.copy(BINARY, tmp_path / version / "keylatch")
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / "one")
+    monkeypatch.setattr("support.keylatch.BINARY", current / "keylatch")
+    keylatch = start(upstream, storage=SQLITE)
+    monkeypatch.undo()
+    current.unlink()
+    current.symlink_to(tmp_path / "two")
+    keylatch.upgrade()
+    assert os.readlink(f"/proc/{keylatch.process.pid}/exe") == str(tmp_path / "two" / "keylatch")
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode != 0, reason="no namespaces here")
+def test_the_first_process_of_a_container_is_not_replaced(start, upstream, tmp_path):
+    keylatch = start(upstream, storage=SQLITE)
+    keylatch.stop()
+    process = subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", BINARY, "run", "-c", keylatch.path], cwd=keylatch.folder, env=keylatch.env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: keylatch.health("ready")[0] == 200, "it serves")
+        done = keylatch.command("upgrade")
+        assert done.returncode == 1 and "start another container" in done.stderr
+        assert request(keylatch.port).status == 200
+    finally:
+        process.kill()
+        process.wait()
