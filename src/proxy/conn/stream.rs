@@ -1,0 +1,320 @@
+//! The layer over a connection's stream: what is read of it when, until when, and where a request ends.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{Peek, Stream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::{CHUNKED, Conn, ConnLimits, HEAD, IDLE, OPAQUE, OnRefusal, PREFACE, REQUEST};
+use crate::proxy::chunks::Chunks;
+use crate::proxy::head::{END_OF_HEAD, FIELDS_PARSED_MAX, Head};
+
+const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What is read at once while looking for HTTP/2; most requests' headers are smaller.
+const PEEKED_BYTES: usize = 2048;
+/// Bytes behind a request that wait for the next exchange, at most; past it the connection is not read on.
+const HELD_BYTES_MAX: usize = 16 * 1024;
+
+/// The layer.
+pub struct ConnStream {
+    pub(super) inner: Stream,
+    conn: Arc<Conn>,
+    pub(super) digest: Arc<ProxyDigest>,
+    limits: ConnLimits,
+    on_refusal: OnRefusal,
+    /// Read, and not handed on yet: what was looked at for HTTP/2, a body, the next request.
+    held: Vec<u8>,
+    head: Head,
+    /// Until when the first byte of a fresh connection is waited for, or the last one of HTTP/2's preface.
+    first: Option<Instant>,
+    /// How much of the preface has come.
+    preface: usize,
+    /// Bytes of the current body that were handed on.
+    body_bytes: u64,
+    chunks: Chunks,
+}
+
+impl ConnStream {
+    /// Puts the layer over a fresh connection, of which something may have been read already.
+    pub fn new(inner: Stream, read: Vec<u8>, conn: Arc<Conn>, limits: ConnLimits, on_refusal: OnRefusal) -> io::Result<Self> {
+        let none = ResponseHeader::build(200, Some(0)).map_err(|e| io::Error::other(e.to_string()))?;
+        let carried: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&conn));
+        let digest = Arc::new(ProxyDigest::new(Box::new(none), Some(carried)));
+        let mut head = Head::default();
+        let in_head = Instant::now() + limits.header_timeout;
+        let first = match conn.phase.load(Ordering::Relaxed) {
+            PREFACE => Some(in_head),
+            _ => read.is_empty().then(|| Instant::now() + limits.idle_timeout),
+        };
+        if !read.is_empty() {
+            head.deadline = Some(in_head);
+        }
+        let chunks = Chunks::default();
+        Ok(Self { inner, conn, digest, limits, on_refusal, held: read, head, first, preface: 0, body_bytes: 0, chunks })
+    }
+
+    /// What the connection of this digest carries.
+    pub fn conn_of(digest: &pingora::protocols::Digest) -> Option<&Arc<Conn>> {
+        digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// Answers as well as it can without waiting, and ends the stream: to Pingora the client has left.
+    fn refuse(&mut self, cx: &mut Context<'_>, status: &str, reason: &'static str) {
+        (self.on_refusal)(reason);
+        let body = format!(
+            "{{\"error\":{{\"message\":\"The request was refused.\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"{reason}\"}}}}"
+        );
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let _ = Pin::new(&mut self.inner).poll_write(cx, answer.as_bytes());
+        let _ = Pin::new(&mut self.inner).poll_flush(cx);
+    }
+
+    /// Notes what was read of a header, and how much of it belongs to it.
+    fn watch(&mut self, fresh: &[u8]) -> usize {
+        if self.conn.phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let deadline = self.head.deadline.take().unwrap_or_else(|| Instant::now() + self.limits.header_timeout);
+            self.head = Head { deadline: Some(deadline), ..Head::default() };
+            self.first = None;
+            (self.body_bytes, self.chunks) = (0, Chunks::default());
+            self.conn.body_bad.store(false, Ordering::Relaxed);
+        }
+        let own = self.head.end_in(fresh);
+        let head = fresh.get(..own).unwrap_or(fresh);
+        self.head.bytes += head.len();
+        self.head.lines += memchr::memchr_iter(b'\n', head).count();
+        self.head.line.feed(head);
+        if self.head.line.over {
+            self.conn.line_ok.store(!self.head.line.illegal, Ordering::Relaxed);
+        }
+        own
+    }
+
+    /// Why the header is refused before it is complete.
+    fn too_much(&self) -> Option<&'static str> {
+        // The first line and the last, empty one are no fields.
+        let fields = self.head.lines.saturating_sub(2);
+        if self.head.bytes > self.limits.header_bytes && self.head.ending < END_OF_HEAD.len() {
+            Some("header_bytes")
+        } else if fields > self.limits.header_fields.max(FIELDS_PARSED_MAX) {
+            Some("header_count")
+        } else {
+            None
+        }
+    }
+
+    /// Whether all of the current body was handed on.
+    fn body_complete(&self) -> bool {
+        match self.conn.body.load(Ordering::Relaxed) {
+            CHUNKED => self.chunks.over(),
+            length => self.body_bytes >= length,
+        }
+    }
+
+    /// How much of `fresh` is the current body's. `None`: it is malformed.
+    fn body_part(&mut self, fresh: &[u8]) -> Option<usize> {
+        let own = match self.conn.body.load(Ordering::Relaxed) {
+            CHUNKED => self.chunks.feed(fresh)?,
+            length => fresh.len().min(usize::try_from(length - self.body_bytes).unwrap_or(usize::MAX)),
+        };
+        self.body_bytes += own as u64;
+        Some(own)
+    }
+
+    /// Reads a header, or the start of one.
+    fn read_head(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, in_head: bool) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            let own = self.watch(held.get(..held.len().min(buf.remaining())).unwrap_or_default());
+            buf.put_slice(held.get(..own).unwrap_or_default());
+            self.held = held.get(own..).unwrap_or_default().to_vec();
+            if let Some(reason) = self.too_much() {
+                buf.set_filled(before);
+                self.held.clear();
+                self.refuse(cx, "431 Request Header Fields Too Large", reason);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) => {
+                let fresh = buf.filled().get(before..).unwrap_or_default();
+                if !fresh.is_empty() {
+                    let own = self.watch(fresh);
+                    self.held = fresh.get(own..).unwrap_or_default().to_vec();
+                    buf.set_filled(before + own);
+                }
+                if let Some(reason) = self.too_much() {
+                    buf.set_filled(before);
+                    self.held.clear();
+                    self.refuse(cx, "431 Request Header Fields Too Large", reason);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Pending => {
+                let Some(deadline) = (if in_head { self.head.deadline } else { self.first }) else { return Poll::Pending };
+                ready!(self.poll_late(cx, deadline));
+                if in_head {
+                    self.refuse(cx, "408 Request Timeout", "header_timeout");
+                } else {
+                    (self.on_refusal)("idle_timeout");
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Ready at the deadline.
+    fn poll_late(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        self.head.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline))).as_mut().poll(cx)
+    }
+
+    /// Reads what comes first in HTTP/2, for which nobody else has a deadline.
+    fn read_preface(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+            Poll::Pending => {
+                let Some(deadline) = self.first else { return Poll::Pending };
+                ready!(self.poll_late(cx, deadline));
+                (self.on_refusal)("header_timeout");
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            Poll::Ready(read) => {
+                self.preface += buf.filled().len() - before;
+                if self.preface >= H2_PREFACE.len() {
+                    self.conn.phase.store(OPAQUE, Ordering::Relaxed);
+                    (self.first, self.head.sleep) = (None, None);
+                }
+                Poll::Ready(read)
+            }
+        }
+    }
+
+    /// Reads what is another protocol's.
+    fn read_opaque(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(Poll::Ready(why)) = self.conn.leash.get().map(|leash| leash.poll_pulled(cx)) {
+            let _ = self.conn.pulled.set(why);
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if self.held.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let length = self.held.len().min(buf.remaining());
+        let piece: Vec<u8> = self.held.drain(..length).collect();
+        buf.put_slice(&piece);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads the body, and once it is complete waits for the client to leave: what else comes is held.
+    fn read_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.body_complete() {
+            return self.hold(cx);
+        }
+        let malformed = |this: &mut Self| {
+            this.conn.body_bad.store(true, Ordering::Relaxed);
+            this.held.clear();
+            Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "malformed chunks")))
+        };
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            let offered = held.get(..held.len().min(buf.remaining())).unwrap_or_default();
+            let Some(own) = self.body_part(offered) else { return malformed(self) };
+            buf.put_slice(held.get(..own).unwrap_or_default());
+            self.held = held.get(own..).unwrap_or_default().to_vec();
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        let fresh = buf.filled().get(before..).unwrap_or_default();
+        let Some(own) = self.body_part(fresh) else {
+            buf.set_filled(before);
+            return malformed(self);
+        };
+        self.held = fresh.get(own..).unwrap_or_default().to_vec();
+        buf.set_filled(before + own);
+        Poll::Ready(Ok(()))
+    }
+
+    /// The request is complete. Only the client's leaving is of interest; bytes wait for the next exchange.
+    fn hold(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.held.len() < HELD_BYTES_MAX {
+            let mut piece = [0; 1024];
+            let mut fresh = ReadBuf::new(&mut piece);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut fresh))?;
+            if fresh.filled().is_empty() {
+                // The client has left, or at least will send no more.
+                return Poll::Ready(Ok(()));
+            }
+            self.held.extend_from_slice(fresh.filled());
+        }
+        // Nobody pipelines that much; and whoever is not read any more cannot be seen leaving.
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much behind a request")))
+    }
+}
+
+impl AsyncRead for ConnStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        match this.conn.phase.load(Ordering::Relaxed) {
+            REQUEST => this.read_body(cx, buf),
+            OPAQUE => this.read_opaque(cx, buf),
+            PREFACE => this.read_preface(cx, buf),
+            phase => this.read_head(cx, buf, phase == HEAD),
+        }
+    }
+}
+
+impl std::fmt::Debug for ConnStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Never the bytes: they hold keys.
+        write!(f, "ConnStream({})", self.conn.peer)
+    }
+}
+
+#[async_trait]
+impl Peek for ConnStream {
+    /// Looks for HTTP/2's preface. Unlike a plain peek it gives up at the first byte that differs, so that
+    /// a request shorter than the preface is not waited on.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        let mut deadline = Instant::now() + self.limits.idle_timeout;
+        while H2_PREFACE.starts_with(&self.held) && self.held.len() < H2_PREFACE.len() {
+            // On the heap: in the future it would stay for as long as the connection.
+            let mut piece = vec![0; PEEKED_BYTES];
+            let read = tokio::time::timeout_at(deadline, self.inner.read(&mut piece)).await;
+            let Ok(read) = read else {
+                (self.on_refusal)(if self.held.is_empty() { "idle_timeout" } else { "header_timeout" });
+                return Err(io::ErrorKind::TimedOut.into());
+            };
+            let read = read?;
+            if read == 0 {
+                break;
+            }
+            if self.held.is_empty() {
+                deadline = Instant::now() + self.limits.header_timeout;
+                self.head.deadline = Some(deadline);
+            }
+            self.held.extend_from_slice(piece.get(..read).unwrap_or_default());
+        }
+        if self.held.starts_with(H2_PREFACE) {
+            self.conn.phase.store(OPAQUE, Ordering::Relaxed);
+        } else if self.held.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let length = self.held.len().min(buf.len());
+        for (to, from) in buf.iter_mut().zip(&self.held[..length]) {
+            *to = *from;
+        }
+        Ok(true)
+    }
+}
