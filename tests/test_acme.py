@@ -4,6 +4,7 @@ import base64
 import datetime
 import socket
 import ssl
+import threading
 import time
 
 import pytest
@@ -84,8 +85,12 @@ def test_a_certificate_is_had_made_and_kept(served, challenge):
     assert b"PRIVATE KEY" not in kept and b"BEGIN CERTIFICATE" not in kept and b"key_pkcs8" not in kept
     asked = len(acme.log)
     keylatch.start()
-    again = wait_for(lambda: shown(keylatch, authority), "the same certificate", 30)
-    assert again.serial_number == first.serial_number and len(acme.log) == asked
+    # Not a moment without: neither after a start nor in an upgrade.
+    assert shown(keylatch, authority).serial_number == first.serial_number
+    for _ in range(3):
+        keylatch.upgrade()
+        assert shown(keylatch, authority).serial_number == first.serial_number
+    assert len(acme.log) == asked
     # Strangers are told nothing.
     assert request(keylatch.port, "/.well-known/acme-challenge/" + "x" * 40).status == 404
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -143,6 +148,120 @@ def test_an_account_that_the_ca_knows_already(served, tmp_path):
     assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
 
 
+def reload(keylatch, *changes):
+    text = keylatch.path.read_text()
+    for was, becomes in changes:
+        assert was in text
+        text = text.replace(was, becomes)
+    keylatch.path.write_text(text)
+    done = keylatch.command("reload")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_name_more_takes_nothing_from_those_that_are_there(served, echo_upstream):
+    acme = served.acme
+    keylatch = served.start("http")
+    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    elsewhere = {"http": echo_upstream.port, "tls": echo_upstream.port}
+    here = acme.reach
+    acme.reach = lambda name: elsewhere if name == "new.test" else here(name)
+    reload(keylatch, ("[api.test, www.api.test]", "[api.test, www.api.test, new.test]"))
+    assert shown(keylatch, acme.authority).serial_number == first.serial_number
+    wait_for(lambda: "new.test has answered" in keylatch.stderr.read_text(), "the order fails", 60)
+    keylatch.stop()
+    keylatch.start()
+    for name in ("api.test", "www.api.test"):
+        assert shown(keylatch, acme.authority, name).serial_number == first.serial_number, "nor is it lost by a restart"
+    assert shown(keylatch, acme.authority, "new.test") is None
+    # What had failed is tried at once where something was done about it.
+    acme.reach = here
+    reload(keylatch, ("accept_terms: true", "accept_terms: true, contact: ['mailto:new@example.com']"))
+    second = wait_for(lambda: shown(keylatch, acme.authority, "new.test"), "one for all of them", 60)
+    assert shown(keylatch, acme.authority).serial_number == second.serial_number
+    assert [account["contact"] for account in acme.accounts.values()] == [["mailto:new@example.com"]], "and the CA is told whom to write to"
+
+
+def test_another_ca(served, tmp_path):
+    keylatch = served.start("http")
+    first = wait_for(lambda: shown(keylatch, served.acme.authority), "a certificate", 60)
+    with Acme(tmp_path / "other", served.acme.reach) as other:
+        reload(keylatch, (served.acme.url, other.url), (str(served.acme.authority.ca), str(other.authority.ca)))
+        second = wait_for(lambda: shown(keylatch, other.authority), "the other's", 60)
+        assert second.serial_number != first.serial_number
+
+
+def test_an_account_that_the_ca_knows_no_more(served):
+    acme = served.acme
+    acme.lasts = datetime.timedelta(seconds=18)
+    keylatch = served.start("http")
+    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    gone = set(acme.accounts)
+    acme.accounts.clear()
+    wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number, "another one", 60)
+    assert "knows the account no more" in keylatch.stderr.read_text() and not gone & set(acme.accounts)
+
+
+def test_a_certificate_that_is_old_when_it_is_made(served):
+    acme = served.acme
+    acme.since, acme.lasts = datetime.timedelta(days=80), datetime.timedelta(days=10)
+    keylatch = served.start("http")
+    assert wait_for(lambda: shown(keylatch, acme.authority), "it is shown all the same", 60)
+    assert wait_for(lambda: "whether this machine's clock is right" in keylatch.stderr.read_text(), "it is told")
+    time.sleep(8)
+    assert len(acme.certificates) == 1, "the CA is not asked for another one at once"
+    keylatch.stop()
+    keylatch.start()
+    time.sleep(8)
+    assert len(acme.certificates) == 1, "nor after a restart"
+
+
+def test_a_certificate_of_another_key(served):
+    served.acme.key = served.acme.authority.private.public_key()
+    keylatch = served.start("http")
+    wait_for(lambda: "the certificate is another key's" in keylatch.stderr.read_text(), "it is told", 60)
+    time.sleep(8)
+    assert keylatch.stderr.read_text().count("another key's") == 1 and len(served.acme.certificates) == 1
+
+
+def test_a_ca_that_asks_to_be_left_alone(served):
+    served.acme.broken, served.acme.retry_after = "/order", "7200"
+    keylatch = served.start("http")
+    line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "no certificate was made" in line], "it is told", 60)[0]
+    assert "again_in=7200s" in line
+
+
+def test_strangers_do_not_keep_the_ca_out(served):
+    """Each asks for what it has made up, faster than anybody answers."""
+    acme, over = served.acme, threading.Event()
+    acme.thinks = 1
+    keylatch = served.start("http")
+
+    def stranger(n):
+        while not over.is_set():
+            request(keylatch.port, f"/.well-known/acme-challenge/{n:04}{'x' * 30}")
+
+    threads = [threading.Thread(target=stranger, args=(n,)) for n in range(40)]
+    [thread.start() for thread in threads]
+    try:
+        assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    finally:
+        over.set()
+        [thread.join() for thread in threads]
+    assert len(acme.certificates) == 1
+
+
+def test_what_was_begun_is_begun_anew_by_the_next(served):
+    """The lease of a process that stops in the middle of an order is let go."""
+    acme = served.acme
+    acme.thinks = 3
+    keylatch = served.start("http")
+    wait_for(lambda: any(path.startswith("/challenge") for path in acme.log), "an order is under way", 60)
+    keylatch.stop()
+    acme.thinks = 0
+    keylatch.start()
+    assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 30)
+
+
 def test_what_makes_no_sense_is_told(served):
     keylatch = served.start()
     good = keylatch.path.read_text()
@@ -152,6 +271,7 @@ def test_what_makes_no_sense_is_told(served):
         ("acme: [api.test, www.api.test]", "acme: [API.test]", "is not a host's name in lower case"),
         ("acme: [api.test, www.api.test]", "acme: []", "listeners[1].tls.certificates: the list is empty; at least one is needed, or `acme`"),
         ("allow_private: true, ", "", "acme.directory: is not a public address"),
+        ("storage: {sqlite: {path: keylatch.db}}", "storage: memory", "acme: needs a store that lasts"),
         ("accept_terms: true", "accept_terms: true, contact: [ops]", "acme.contact[0]: must be such as `mailto:ops@example.com`"),
     ]:
         assert was in good

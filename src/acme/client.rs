@@ -2,6 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,12 +20,15 @@ const BODY_BYTES_MAX: usize = 512 << 10;
 pub struct Client {
     client: reqwest::Client,
     private: bool,
+    /// For how many seconds the CA has asked not to be asked (`Retry-After` of 429 and 503).
+    asked: Arc<AtomicU64>,
 }
 
 impl Client {
     /// `ca`: who may have signed its certificate, as PEM.
-    pub fn new(private: bool, ca: Option<String>) -> Result<Self, String> {
-        Ok(Self { client: outbound::client(&Reach { private, ca, timeout: TIME_MAX })?, private })
+    pub fn new(private: bool, ca: Option<String>, asked: &Arc<AtomicU64>) -> Result<Self, String> {
+        let client = outbound::client(&Reach { private, ca, timeout: TIME_MAX })?;
+        Ok(Self { client, private, asked: Arc::clone(asked) })
     }
 }
 
@@ -33,7 +38,7 @@ fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
 
 impl HttpClient for Client {
     fn request(&self, request: http::Request<BodyWrapper<Bytes>>) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
-        let (client, private) = (self.client.clone(), self.private);
+        let (client, private, pause) = (self.client.clone(), self.private, Arc::clone(&self.asked));
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
@@ -41,6 +46,10 @@ impl HttpClient for Client {
             let url = outbound::target(&parts.uri.to_string(), private).map_err(other)?;
             let asked = client.request(parts.method, url).headers(parts.headers).body(body);
             let mut answer = asked.send().await.map_err(|e| other(outbound::plainly(e)))?;
+            if matches!(answer.status().as_u16(), 429 | 503) {
+                let after = answer.headers().get(http::header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.trim().parse().ok());
+                pause.fetch_max(after.unwrap_or(0), Ordering::Relaxed);
+            }
             let mut response = http::Response::builder().status(answer.status());
             if let Some(headers) = response.headers_mut() {
                 headers.extend(answer.headers().clone());

@@ -2,15 +2,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::ServerConfig;
+use rustls::client::verify_server_name;
 use rustls::crypto::ring::default_provider;
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::server::ParsedCertificate;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
+use super::shelf::Kept;
 use crate::entry::{certificates, parsed, pem_key, signing_key};
+use crate::store::record::millis;
 
 /// A certificate that a listener wants: its names, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +45,42 @@ struct One {
     ends_s: i64,
 }
 
+impl One {
+    fn read(chain: &str, key: &str) -> Result<Self, String> {
+        let certificates = certificates(chain).map_err(|_| "the chain is not one of certificates")?;
+        let first = certificates.first().ok_or("the chain is empty")?;
+        let (begins_s, ends_s) = {
+            let about = parsed(first).map_err(|invalid| invalid.message)?;
+            (about.validity().not_before.timestamp(), about.validity().not_after.timestamp())
+        };
+        let key = pem_key(key).and_then(|key| signing_key(&key)).map_err(|invalid| invalid.message)?;
+        let key = CertifiedKey::new(certificates, key);
+        key.keys_match().map_err(|_| "the certificate is another key's")?;
+        Ok(Self { key: Arc::new(key), chain: chain.to_owned(), begins_s, ends_s })
+    }
+}
+
+/// Looks at what a CA has sent, before anybody relies on it: it is of this key, for these names, and has not ended. When it ends.
+pub fn look_at(chain: &str, key: &str, names: &[String]) -> Result<i64, String> {
+    let one = One::read(chain, key).map_err(|why| format!("what the CA has sent makes no sense: {why}"))?;
+    let certificate = one.key.end_entity_cert().map_err(|e| e.to_string())?;
+    let certificate = ParsedCertificate::try_from(certificate).map_err(|e| e.to_string())?;
+    for name in names {
+        let server = ServerName::try_from(name.as_str()).map_err(|e| e.to_string())?;
+        verify_server_name(&certificate, &server).map_err(|_| format!("the CA has sent a certificate that is not for {name}"))?;
+    }
+    match one.ends_s > millis(SystemTime::now()) / 1000 {
+        true => Ok(one.ends_s),
+        false => Err("the CA has sent a certificate that has ended: see whether this machine's clock is right".into()),
+    }
+}
+
+/// When the first certificate of a chain begins, in seconds since 1970.
+pub fn begins_s(chain: &str) -> Option<i64> {
+    let all = certificates(chain).ok()?;
+    Some(parsed(all.first()?).ok()?.validity().not_before.timestamp())
+}
+
 /// Those that were made, by what was wanted. Outlives reloads.
 #[derive(Default)]
 pub struct Held(Mutex<HashMap<Wanted, One>>);
@@ -53,24 +94,28 @@ impl std::fmt::Debug for Held {
 
 impl Held {
     /// Shows it from now on. False: it is shown already, or is none.
-    pub fn show(&self, wanted: &Wanted, chain: &str, key: &str, ends_s: i64) -> bool {
-        if self.0.lock().get(wanted).is_some_and(|one| one.chain == chain) {
+    pub fn show(&self, wanted: &Wanted, kept: &Kept) -> bool {
+        if self.0.lock().get(wanted).is_some_and(|one| one.chain == kept.chain) {
             return false;
         }
-        let read = || {
-            let certificates = certificates(chain).ok()?;
-            let begins_s = parsed(certificates.first()?).ok()?.validity().not_before.timestamp();
-            let key = CertifiedKey::new(certificates, signing_key(&pem_key(key).ok()?).ok()?);
-            key.keys_match().ok()?;
-            Some(One { key: Arc::new(key), chain: chain.to_owned(), begins_s, ends_s })
-        };
-        match read() {
-            Some(one) => self.0.lock().insert(wanted.clone(), one).is_none_or(|_| true),
-            None => {
-                tracing::error!(names = wanted.names.join(", "), "the certificate that is kept makes no sense");
+        match One::read(&kept.chain, &kept.key) {
+            Ok(one) => {
+                self.0.lock().insert(wanted.clone(), one);
+                true
+            }
+            Err(why) => {
+                tracing::error!(names = wanted.names.join(", "), why, "the certificate that is kept makes no sense");
                 false
             }
         }
+    }
+
+    /// The one that lasts longest of those for this name that have not ended, whatever else they are for.
+    pub fn of_name(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+        let now_s = millis(SystemTime::now()) / 1000;
+        let all = self.0.lock();
+        let good = all.iter().filter(|(wanted, one)| wanted.has(name) && one.ends_s > now_s);
+        good.max_by_key(|(_, one)| one.ends_s).map(|(_, one)| Arc::clone(&one.key))
     }
 
     /// The one that is shown.
@@ -87,13 +132,6 @@ impl Held {
     pub fn ends(&self, wanted: &Wanted) -> Option<i64> {
         self.0.lock().get(wanted).map(|one| one.ends_s)
     }
-}
-
-/// When the first certificate of a chain ends, in seconds since 1970.
-pub fn not_after_s(chain: &str) -> Result<i64, String> {
-    let all = certificates(chain).map_err(|_| "the CA has sent something else than certificates")?;
-    let first = all.first().ok_or("the CA has sent no certificate")?;
-    parsed(first).map(|one| one.validity().not_after.timestamp()).map_err(|invalid| invalid.message)
 }
 
 /// TLS-ALPN-01: a certificate that signs itself, for that name alone, with the digest that shows who has it (RFC 8737, section 3).

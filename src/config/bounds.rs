@@ -9,6 +9,10 @@ pub fn check(settings: &Settings, partial: bool) -> Vec<Invalid> {
     let mut wrong = listeners(settings);
     wrong.extend(admin(settings, partial));
     wrong.extend(settings.acme.iter().flat_map(Acme::mistakes));
+    if settings.acme.is_some() && settings.storage == Storage::Memory {
+        let says = "needs a store that lasts: with `storage: memory` each start would have certificates made, and CAs make few in a week";
+        wrong.push(Invalid::new(says).at("acme"));
+    }
     wrong.extend(rest(settings));
     wrong
 }

@@ -64,7 +64,9 @@ impl Certificates {
     /// The one that was made, if it is for this name, or no name was asked for.
     fn made(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let (held, wanted) = self.made.as_ref()?;
-        if name.is_none_or(|name| wanted.has(name)) { held.get(wanted) } else { None }
+        let name = name.or(wanted.names.first().map(String::as_str))?;
+        // One for other names too, until the one that is wanted was made.
+        if wanted.has(name) { held.get(wanted).or_else(|| held.of_name(name)) } else { None }
     }
 
     fn of(&self, name: &str) -> Option<Arc<CertifiedKey>> {

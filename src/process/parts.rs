@@ -78,12 +78,17 @@ impl Parts {
         let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
         metrics.last_reload.set(reload::unix_s());
         metrics.shows(&snapshot.entries);
-        let acme = Arc::new(Acme::new(Arc::clone(&opened.store), &opened.admin_secret, settings.replica(), registry)?);
+        let acme = Acme::new(Arc::clone(&opened.store), &opened.admin_secret, &settings.replica(), registry)?;
+        // What was made before is there for the first who connects.
+        if acme.look(&snapshot, &files, false).await {
+            metrics.shows(&snapshot.entries);
+        }
         let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
         let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
         let (watch, files) = begin(path, &shared, &opened.store, &reloader);
         let replica = Arc::new(Replica::new(settings.replica()));
+        have_made(path, &shared, &replica);
         let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
         let store = Arc::clone(&api.store);
         Ok(Self { shared, store, watch, replica, reloader, api, started_ms: millis(SystemTime::now()), _files: files })
@@ -139,13 +144,6 @@ fn begin(path: &Path, shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<R
         let path = path.to_owned();
         move |shared| refresh(shared, path.clone())
     });
-    every(shared, acme::LOOKED_EVERY, {
-        let path = path.to_owned();
-        move |shared| {
-            let files = Files::beside(&path);
-            async move { certificates(&shared, &files).await }
-        }
-    });
     let reloads = Arc::clone(reloader);
     live::follow(Arc::clone(&shared.live), Arc::clone(store), move |overrides| {
         let reloads = Arc::clone(&reloads);
@@ -154,12 +152,19 @@ fn begin(path: &Path, shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<R
     (watch, files)
 }
 
-/// Has certificates made where they are missing or old, and shows those that were made elsewhere.
-async fn certificates(shared: &Shared, files: &Files) {
-    let snapshot = shared.snapshot.load_full();
-    if shared.acme.look(&snapshot, files).await {
-        shared.metrics.shows(&snapshot.entries);
-    }
+/// Has certificates made where they are missing or old, and shows those that were made elsewhere. Who only lets end what is open has
+/// none made: others go by what is wanted now.
+fn have_made(path: &Path, shared: &Arc<Shared>, replica: &Arc<Replica>) {
+    let (path, replica) = (path.to_owned(), Arc::clone(replica));
+    every(shared, acme::LOOKED_EVERY, move |shared| {
+        let (files, orders) = (Files::beside(&path), !replica.has_handed_over() && !replica.is_stopping());
+        async move {
+            let snapshot = shared.snapshot.load_full();
+            if shared.acme.look(&snapshot, &files, orders).await {
+                shared.metrics.shows(&snapshot.entries);
+            }
+        }
+    });
 }
 
 /// Has Cloudflare's ranges read anew, if it is time. The file is seen to have changed as any other.

@@ -97,6 +97,8 @@ impl Upgrades {
             return Err(error);
         }
         manager::replaced_by(pid);
+        // Whatever certificate is had made, the new one has it made by its own configuration.
+        parts.shared.acme.end().await;
         // Whoever looks for what is open here finds it from now on.
         parts.say().await;
         let (open, most) = (parts.shared.metrics.connections.get(), self.upgrade_drain);

@@ -11,6 +11,7 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from cryptography import x509
@@ -59,7 +60,9 @@ class Acme:
         self.certificates, self.log, self.offers = {}, [], ("http-01", "tls-alpn-01")
         self.lock = threading.RLock()
         # What it says of itself, to be tried: a nonce that is refused once, errors, silence.
-        self.bad_nonces, self.broken = 0, None
+        self.bad_nonces, self.broken, self.retry_after = 0, None, None
+        # How it goes about it: since when its certificates are good, for whose key they are, how long it thinks before it looks.
+        self.since, self.key, self.thinks = datetime.timedelta(0), None, 0
         acme = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -96,7 +99,7 @@ class Acme:
                     with acme.lock:
                         self.answer(*acme.post(self.path, self.headers, body))
                 except Refused as refused:
-                    self.answer(refused.status, refused.problem)
+                    self.answer(refused.status, refused.problem, (("Retry-After", acme.retry_after),) if acme.retry_after else ())
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         issued = self.authority.issue("acme", "IP:127.0.0.1")
@@ -148,12 +151,15 @@ class Acme:
     def post(self, path, headers, body):
         self.log.append(path)
         if self.broken and path.startswith(self.broken):
-            raise Refused("serverInternal", "something is broken here", 500)
+            raise Refused("serverInternal", "something is broken here", 503 if self.retry_after else 500)
         account, jwk, payload = self.opened(path, headers, body)
         kind, _, number = path.strip("/").partition("/")
         match kind:
             case "account":
                 return self.new_account(jwk, payload)
+            case "accounts":
+                account |= payload or {}
+                return 200, {"status": "valid", "contact": account["contact"]}, ()
             case "order" if not number:
                 return self.new_order(account, payload)
             case "order":
@@ -217,6 +223,7 @@ class Acme:
 
     def visit(self, authorization, challenge, jwk):
         name, expected = authorization["identifier"]["value"], f"{challenge['token']}.{thumbprint(jwk)}"
+        time.sleep(self.thinks)
         try:
             where = self.reach(name)
             if challenge["type"] == "http-01":
@@ -258,8 +265,8 @@ class Acme:
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
         if not csr.is_signature_valid or sorted(names) != wanted:
             raise Refused("badCSR", f"for {names}, not {wanted}")
-        builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(self.authority.name).public_key(csr.public_key())
-        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now()).not_valid_after(now() + self.lasts)
+        builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(self.authority.name).public_key(self.key or csr.public_key())
+        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now() - self.since).not_valid_after(now() + self.lasts)
         certificate = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in wanted]), critical=True).sign(self.authority.private, hashes.SHA256())
         chain = b"".join(each.public_bytes(serialization.Encoding.PEM) for each in (certificate, self.authority.certificate))
         self.certificates[order["_number"]] = chain

@@ -143,4 +143,3 @@ pub struct ConnLimits {
 
 /// A refusal that Pingora never hears of: it only sees the stream end.
 pub type OnRefusal = Arc<dyn Fn(&'static str) + Send + Sync>;
-

@@ -20,6 +20,17 @@ impl Vault for Own {
         self.with(async |pool| asked.fetch_optional(&pool).await.map_err(failed)).await
     }
 
+    async fn fetch_all(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let statement = format!("SELECT name, kept FROM vault WHERE substr(name, 1, length($1)) = $1 AND until_ms > {NOW_MS}");
+        let asked = sqlx::query_as(sqlx::AssertSqlSafe(statement)).bind(prefix.to_owned());
+        self.with(async |pool| asked.fetch_all(&pool).await.map_err(failed)).await
+    }
+
+    async fn forget(&self, name: &str) -> Result<(), StoreError> {
+        let gone = sqlx::query("DELETE FROM vault WHERE name = $1").bind(name.to_owned());
+        self.with(async |pool| gone.execute(&pool).await.map(|_| ()).map_err(failed)).await
+    }
+
     async fn keep(&self, name: &str, kept: &[u8], time: Duration) -> Result<(), StoreError> {
         let statement = format!(
             "INSERT INTO vault (name, kept, until_ms) VALUES ($1, $2, {NOW_MS} + $3)
