@@ -115,7 +115,8 @@ def test_a_program_that_hangs_holds_nothing_up(own_program):
 def test_a_stop_in_the_middle_leaves_nobody_behind(own_program, tmp_path):
     """The new process is held up once it has been started; the old one is told to stop meanwhile."""
     keylatch, program = own_program
-    replace(program, f'#!/bin/sh\ncase "$*" in *"--successor serve"*) sleep 1;; esac\nexec {BINARY} "$@"\n'.encode())
+    held_up = f"(sleep 2; exec {BINARY} run --config {keylatch.path} --successor serve)"
+    replace(program, f'#!/bin/sh\nexec 3<&0\n{held_up} <&3 &\n'.encode())
     asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
     time.sleep(0.3)
