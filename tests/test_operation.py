@@ -1,4 +1,4 @@
-"""What an operator does beside serving: doctor, backup and restore, health, and coming from another gateway."""
+"""What an operator does beside serving: doctor, health, and coming from another gateway."""
 
 import csv
 import hashlib
@@ -6,7 +6,6 @@ import hmac
 import json
 import os
 import socket
-import sqlite3
 import subprocess
 
 from support.authority import DAY, Authority, now
@@ -169,86 +168,6 @@ def use(keylatch, key, source):
     return request(keylatch.port, headers=[("Authorization", f"Bearer {key}")], source=source).status
 
 
-def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
-    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
-    for n in range(20):
-        assert use(keylatch, f"sk-{n}", f"127.0.0.{n + 2}") == 200
-    wait_for(lambda: keylatch.command("bindings", "list").stdout.count("\n") == 20, "all are bound")
-    backup = tmp_path / "backup"
-    made = keylatch.command("backup", str(backup))
-    assert made.returncode == 0, made.stderr
-    assert sorted(path.name for path in backup.iterdir()) == ["keylatch.db", "keylatch.db.secret", "keylatch.yaml"]
-    assert backup.stat().st_mode & 0o777 == 0o700 and all(path.stat().st_mode & 0o077 == 0 for path in backup.iterdir())
-    assert keylatch.command("backup", str(backup)).returncode == 1, "nothing is written over"
-    assert use(keylatch, "sk-later", "127.0.0.2") == 200
-    busy = keylatch.command("restore", str(backup))
-    assert busy.returncode == 1 and "stop it first" in busy.stderr
-    keylatch.stop()
-    there = keylatch.command("restore", str(backup))
-    assert there.returncode == 1 and "is there already; --replace" in there.stderr
-    # Everything is lost.
-    for path in (keylatch.folder / "data").iterdir():
-        path.unlink()
-    done = keylatch.command("restore", str(backup))
-    assert done.returncode == 0, done.stderr
-    keylatch.start()
-    assert [use(keylatch, f"sk-{n}", f"127.0.0.{n + 2}") for n in range(20)] == [200] * 20
-    assert use(keylatch, "sk-3", "127.0.0.99") == 403, "what was bound is bound"
-    assert "sk-later" not in keylatch.stdout.read_text() and keylatch.command("bindings", "list").stdout.count("\n") == 20
-    keylatch.stop()
-    # What cannot be one changes nothing.
-    before = (keylatch.folder / "data" / "keylatch.db").read_bytes()
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("keylatch.db", "keylatch.db.secret"):
-        (other / name).write_bytes((backup / name).read_bytes())
-    (other / "keylatch.db.secret").write_text("f" * 64)
-    for spoil, says in [
-        (lambda: None, "made with another secrets.key_hmac"),
-        (lambda: (other / "keylatch.db").write_bytes(os.urandom(8192)), "cannot be put back"),
-        (lambda: (other / "keylatch.db").unlink(), "No such file"),
-    ]:
-        spoil()
-        refused = keylatch.command("restore", "--replace", str(other))
-        assert refused.returncode == 1 and says in refused.stderr and "nothing was changed" in refused.stderr, refused.stderr
-    assert (keylatch.folder / "data" / "keylatch.db").read_bytes() == before
-    assert not list((keylatch.folder / "data").glob("*restoring*"))
-    assert keylatch.command("restore", "--replace", str(backup)).returncode == 0
-    assert (keylatch.folder / "data" / "keylatch.db.before").read_bytes() == before
-
-
-def test_a_backup_while_it_is_written(start, echo_upstream, tmp_path):
-    """It is whole, as of one moment, and nobody waits for it."""
-    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
-    for n in range(3):
-        for m in range(40):
-            assert use(keylatch, f"sk-{n}-{m}", "127.0.0.2") == 200
-        assert keylatch.command("backup", str(tmp_path / f"b{n}")).returncode == 0
-        copy = sqlite3.connect(tmp_path / f"b{n}" / "keylatch.db")
-        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        assert copy.execute("SELECT count(*) FROM bindings").fetchone()[0] == 40 * (n + 1)
-
-
-def test_servers_have_their_own_ways(start, echo_upstream, database, tmp_path):
-    """The steps that are printed are those that are carried out here."""
-    keylatch = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(database))
-    assert use(keylatch, "sk-1", "127.0.0.2") == 200
-    printed = keylatch.command("backup", str(tmp_path / "unused")).stdout
-    assert not (tmp_path / "unused").exists() and printed == keylatch.command("restore", "x").stdout
-    lines = [line.strip().removesuffix("\\") for line in printed.splitlines()]
-    dump = next(line.split("backup:")[1].strip() for line in lines if "pg_dump" in line)
-    back = next(line for line in lines if line.startswith("pg_restore"))
-    env = {**os.environ, "DATABASE_URL": database.url}
-    run = lambda line: subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, check=True, capture_output=True)  # noqa: E731
-    run(dump)
-    keylatch.stop()
-    database.psql("DROP SCHEMA public CASCADE")
-    database.psql("CREATE SCHEMA public")
-    run(back)
-    keylatch.start()
-    assert (use(keylatch, "sk-1", "127.0.0.2"), use(keylatch, "sk-1", "127.0.0.3")) == (200, 403)
-
-
 def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
     secret = "the other gateway's secret, long enough"
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE, secrets=f"{{key_hmac: {secret!r}}}")
@@ -283,5 +202,3 @@ def test_an_upstream_in_secret(start):
     with Scripted(lambda request, send: send(plain()) or True) as upstream:
         keylatch = start(upstream)
         assert "goes around" not in said(findings(keylatch))
-
-

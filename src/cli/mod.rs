@@ -19,6 +19,7 @@ mod intercepts;
 mod limits;
 mod migrate;
 mod reload;
+mod restore;
 mod schema;
 mod secret;
 mod settings;
@@ -116,7 +117,7 @@ enum Command {
     /// Copy what is stored, with its secret and the configuration, while it is in use; for PostgreSQL, say how
     Backup(backup::Backup),
     /// Put a backup back; for PostgreSQL, say how
-    Restore(backup::Restore),
+    Restore(restore::Restore),
     /// Look at what should be seen to before strangers come, on this machine and in the servers it needs. Exit code 0: nothing
     Doctor(doctor::Doctor),
     /// Whether alerts arrive
@@ -158,7 +159,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Cloudflare(cloudflare) => cloudflare::cloudflare(&cloudflare),
         Command::Firewall(firewall) => firewall::firewall(&firewall),
         Command::Backup(backup) => backup::backup(&backup),
-        Command::Restore(restore) => backup::restore(&restore),
+        Command::Restore(restore) => restore::restore(&restore),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Alerts(alerts) => alerts::alerts(&alerts),
         Command::Token(token) => token::token(&token),

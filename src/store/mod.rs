@@ -16,6 +16,7 @@ mod open;
 mod operate;
 pub mod outbox;
 mod postgres;
+pub mod private;
 pub mod providers;
 pub mod questions;
 pub mod record;
@@ -49,6 +50,7 @@ use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Changed, Mark, Query, Record, Tended, Tending};
 pub use redis::Redis;
 pub use secret::fresh as fresh_secret;
+pub use sqlite::alone as sqlite_alone;
 
 /// What other processes have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,14 @@
 //! The secret under which keys are hashed: configured, or made beside the database on the first run.
 
-use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use hmac::{Hmac, KeyInit, Mac};
 use keylatch_filters::contract::{KeyHasher, SecretRef, hex};
 use sha2::Sha256;
 
+use super::private;
 use crate::config::Files;
 use crate::config::model::Secrets;
 
@@ -82,7 +82,7 @@ pub fn beside(database: &Path, database_is_new: bool) -> Result<String, String> 
 fn make(path: &Path) -> Result<String, String> {
     let secret = fresh()?;
     let wrong = |e: std::io::Error| format!("{} cannot be written: {e}", path.display());
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(wrong)?;
+    let mut file = private::make(path).map_err(wrong)?;
     file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(wrong)?;
     tracing::info!(path = %path.display(), "made the secret under which keys are hashed; back it up with the database");
     Ok(secret)

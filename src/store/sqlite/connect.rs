@@ -1,11 +1,17 @@
 //! Opening the file, and which secret it goes with.
 
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc::{F_WRLCK, SEEK_SET, flock};
 use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::BUSY_MAX;
+use crate::store::private;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./src/store/migrations/sqlite");
 
@@ -24,17 +30,23 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
             path.display()
         ));
     }
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|e| wrong("cannot get its folder", &e))?;
+    if makes {
+        private::make_folder(private::folder_of(path)).map_err(|e| wrong("cannot get its folder", &e))?;
+        // An empty file is an empty database. Those that SQLite puts beside it are as this one is.
+        match private::make(path) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(wrong("cannot be made", &e)),
+            _ => {}
+        }
     }
     let options = SqliteConnectOptions::new()
         .filename(path)
-        .create_if_missing(makes)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_MAX);
     let pool = SqlitePoolOptions::new()
         .max_connections(4)
+        // One is always there, so that others can see that the file is in use.
+        .min_connections(1)
         .acquire_timeout(BUSY_MAX)
         // Where the disk is full or fails, SQLite itself ends the transaction, and sqlx holds it for open ever after.
         .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))))
@@ -43,6 +55,27 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
     let pool = pool.map_err(|e| wrong("cannot be opened", &e))?;
     schema(&pool, path, makes).await?;
     Ok(pool)
+}
+
+/// Nobody has the file open for as long as this lives, and nobody can. Whatever is in it.
+///
+/// Whoever has a database in WAL mode open holds a shared lock on bytes past the first gigabyte (`SHARED_FIRST` and `SHARED_SIZE`
+/// of the [locking of SQLite](https://www.sqlite.org/lockingv3.html)).
+pub struct Alone {
+    // The lock is gone with it.
+    _file: File,
+}
+
+/// Takes the file for this process alone, if it can.
+pub fn alone(path: &Path) -> Result<Alone, String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("the database {}: {e}", path.display());
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| wrong(&e))?;
+    let lock = flock { l_type: F_WRLCK as _, l_whence: SEEK_SET as _, l_start: (1 << 30) + 2, l_len: 510, l_pid: 0 };
+    match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
+        Ok(_) => Ok(Alone { _file: file }),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(wrong(&"a process has it open: stop it first")),
+        Err(e) => Err(wrong(&e)),
+    }
 }
 
 /// A database in memory, for trials and tests. It lives as long as its one connection, so that is never given up.

@@ -43,6 +43,8 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
 
+pub use connect::alone;
+
 use super::audit::{Actor, Asked, Entry};
 use super::intercepts::Page;
 use super::outbox::{Attempted, Delivery, Hot, Threshold};

@@ -1,0 +1,169 @@
+"""Backups: made while it is used, put back whole or not at all, and by whom they are meant for."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+
+import pytest
+from support.keylatch import BINARY, wait_for
+from support.raw import request
+from support.stores import FREE, SECRET, storage
+
+SQLITE = "{sqlite: {path: data/keylatch.db, flush_every: 100ms}}"
+
+
+def use(keylatch, key, source):
+    return request(keylatch.port, headers=[("Authorization", f"Bearer {key}")], source=source).status
+
+
+def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    for n in range(20):
+        assert use(keylatch, f"sk-{n}", f"127.0.0.{n + 2}") == 200
+    wait_for(lambda: keylatch.command("bindings", "list").stdout.count("\n") == 20, "all are bound")
+    backup = tmp_path / "backup"
+    made = keylatch.command("backup", str(backup))
+    assert made.returncode == 0, made.stderr
+    assert sorted(path.name for path in backup.iterdir()) == ["keylatch.db", "keylatch.db.secret", "keylatch.yaml"]
+    assert backup.stat().st_mode & 0o777 == 0o700 and all(path.stat().st_mode & 0o077 == 0 for path in backup.iterdir())
+    assert keylatch.command("backup", str(backup)).returncode == 1, "nothing is written over"
+    assert use(keylatch, "sk-later", "127.0.0.2") == 200
+    busy = keylatch.command("restore", str(backup))
+    assert busy.returncode == 1 and "stop it first" in busy.stderr
+    keylatch.stop()
+    there = keylatch.command("restore", str(backup))
+    assert there.returncode == 1 and "is there already; --replace" in there.stderr
+    # Everything is lost.
+    for path in (keylatch.folder / "data").iterdir():
+        path.unlink()
+    done = keylatch.command("restore", str(backup))
+    assert done.returncode == 0, done.stderr
+    keylatch.start()
+    assert [use(keylatch, f"sk-{n}", f"127.0.0.{n + 2}") for n in range(20)] == [200] * 20
+    assert use(keylatch, "sk-3", "127.0.0.99") == 403, "what was bound is bound"
+    assert "sk-later" not in keylatch.stdout.read_text() and keylatch.command("bindings", "list").stdout.count("\n") == 20
+    keylatch.stop()
+    # What cannot be one changes nothing.
+    before = (keylatch.folder / "data" / "keylatch.db").read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("keylatch.db", "keylatch.db.secret"):
+        (other / name).write_bytes((backup / name).read_bytes())
+    (other / "keylatch.db.secret").write_text("f" * 64)
+    for spoil, says in [
+        (lambda: None, "made with another secrets.key_hmac"),
+        (lambda: (other / "keylatch.db").write_bytes(os.urandom(8192)), "cannot be put back"),
+        (lambda: (other / "keylatch.db").unlink(), "No such file"),
+    ]:
+        spoil()
+        refused = keylatch.command("restore", "--replace", str(other))
+        assert refused.returncode == 1 and says in refused.stderr and "nothing was changed" in refused.stderr, refused.stderr
+    assert (keylatch.folder / "data" / "keylatch.db").read_bytes() == before
+    assert not list((keylatch.folder / "data").glob("*restoring*"))
+    # What is put aside is never written over, and can be restored itself.
+    data = keylatch.folder / "data"
+    for n in range(3):
+        assert keylatch.command("restore", "--replace", str(backup)).returncode == 0
+        assert len(list(data.glob("keylatch.db.before-*"))) == n + 1
+    first = min(data.glob("keylatch.db.before-*"), key=lambda path: path.stat().st_ctime_ns)
+    assert (first / "keylatch.db").read_bytes() == before and (first / "keylatch.db.secret").read_text() == (backup / "keylatch.db.secret").read_text()
+    done = keylatch.command("restore", "--replace", str(first))
+    assert done.returncode == 0 and "can be restored from there" in done.stdout
+    # A log that was not merged when it was put aside is part of it.
+    with contextlib.closing(sqlite3.connect(data / "keylatch.db")) as database:
+        for statement in ("journal_mode = WAL", "wal_autocheckpoint = 0"):
+            database.execute(f"PRAGMA {statement}")
+        database.execute("UPDATE bindings SET networks = '127.0.0.77/32' WHERE networks = '127.0.0.5/32'")
+        database.commit()
+        for path in data.glob("keylatch.db*"):
+            if path.is_file():
+                (other / path.name).write_bytes(path.read_bytes())
+    assert (other / "keylatch.db-wal").stat().st_size and keylatch.command("restore", "--replace", str(other)).returncode == 0
+    keylatch.start()
+    assert (use(keylatch, "sk-3", "127.0.0.77"), use(keylatch, "sk-3", "127.0.0.5")) == (200, 403)
+
+
+def test_nothing_is_restored_under_a_process(start, echo_upstream, tmp_path):
+    """Though it runs another configuration, in another place, and nothing of it is found but that it has the file open."""
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    assert use(keylatch, "sk-1", "127.0.0.2") == 200
+    backup = tmp_path / "backup"
+    assert keylatch.command("backup", str(backup)).returncode == 0
+    copied = tmp_path / "copied.yaml"
+    copied.write_text(keylatch.path.read_text().replace("data/keylatch.db", str(keylatch.folder / "data/keylatch.db")))
+    command = [BINARY, "restore", "-c", copied, "--replace", backup]
+    refused = subprocess.run(command, capture_output=True, text=True, env=keylatch.env)
+    assert refused.returncode == 1 and "a process has it open: stop it first" in refused.stderr, refused.stderr
+    assert use(keylatch, "sk-2", "127.0.0.2") == 200 and not list((keylatch.folder / "data").glob("*.before-*"))
+    keylatch.stop()
+    assert subprocess.run(command, capture_output=True, env=keylatch.env).returncode == 0
+
+
+def test_what_cannot_be_backed_up_leaves_nothing(start, echo_upstream, tmp_path):
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    (keylatch.folder / "data" / "keylatch.db.secret").rename(tmp_path / "secret")
+    failed = keylatch.command("backup", str(tmp_path / "backup"))
+    assert failed.returncode == 1 and "keylatch.db.secret is missing" in failed.stderr and not (tmp_path / "backup").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_what_root_makes_is_the_services(start, echo_upstream, tmp_path, umask):
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    backup, data = tmp_path / "backup", keylatch.folder / "data"
+    assert keylatch.command("backup", str(backup)).returncode == 0
+    keylatch.stop()
+
+    def owners():
+        return {(path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o7777) for path in data.rglob("*") if path.is_file()}
+
+    os.umask(umask)
+    try:
+        for make in (["migrate"], ["restore", str(backup)], ["restore", "--replace", str(backup)]):
+            if make[-1] != str(backup) or "--replace" not in make:
+                shutil.rmtree(data)
+                data.mkdir(mode=0o700)
+                os.chown(data, 12345, 12346)
+            done = keylatch.command(*make)
+            assert done.returncode == 0, done.stderr
+            assert (data / "keylatch.db").exists() and owners() == {(12345, 12346, 0o600)}, make
+        # And those that come while it is open.
+        keylatch.start()
+        assert use(keylatch, "sk-1", "127.0.0.2") == 200 and len(list(data.glob("keylatch.db*"))) > 3
+        assert owners() == {(12345, 12346, 0o600)}
+    finally:
+        os.umask(0o022)
+
+
+def test_a_backup_while_it_is_written(start, echo_upstream, tmp_path):
+    """It is whole, as of one moment, and nobody waits for it."""
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    for n in range(3):
+        for m in range(40):
+            assert use(keylatch, f"sk-{n}-{m}", "127.0.0.2") == 200
+        assert keylatch.command("backup", str(tmp_path / f"b{n}")).returncode == 0
+        copy = sqlite3.connect(tmp_path / f"b{n}" / "keylatch.db")
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert copy.execute("SELECT count(*) FROM bindings").fetchone()[0] == 40 * (n + 1)
+
+
+def test_servers_have_their_own_ways(start, echo_upstream, database, tmp_path):
+    """The steps that are printed are those that are carried out here."""
+    keylatch = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(database))
+    assert use(keylatch, "sk-1", "127.0.0.2") == 200
+    printed = keylatch.command("backup", str(tmp_path / "unused")).stdout
+    assert not (tmp_path / "unused").exists() and printed == keylatch.command("restore", "x").stdout
+    lines = [line.strip().removesuffix("\\") for line in printed.splitlines()]
+    dump = next(line.split("backup:")[1].strip() for line in lines if "pg_dump" in line)
+    back = next(line for line in lines if line.startswith("pg_restore"))
+    env = {**os.environ, "DATABASE_URL": database.url}
+    run = lambda line: subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, check=True, capture_output=True)  # noqa: E731
+    run(dump)
+    keylatch.stop()
+    database.psql("DROP SCHEMA public CASCADE")
+    database.psql("CREATE SCHEMA public")
+    run(back)
+    keylatch.start()
+    assert (use(keylatch, "sk-1", "127.0.0.2"), use(keylatch, "sk-1", "127.0.0.3")) == (200, 403)
