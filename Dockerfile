@@ -1,42 +1,45 @@
 # syntax=docker/dockerfile:1
 # The image of Keylatch: one program, no shell needed, a user of its own.
 #
-#   docker build -t keylatch .                    # builds everything
-#   docker build -t keylatch --build-arg PREBUILT=1 --build-arg BUILDER=debian:12-slim .
-#                                                 # takes target/release/keylatch, made before on a Debian 12 or older
+#   docker build -t keylatch .                                  # builds everything
+#   docker build -t keylatch --build-arg PROGRAM=prebuilt .     # takes PREBUILT, made before on a Debian 12 or older
+#
+# What is not used is not looked at: with a program that is there, neither sources nor BUILDER are needed.
 
+ARG PROGRAM=compiled
 ARG BUILDER=docker.io/library/rust:1.95-bookworm
 ARG BASE=gcr.io/distroless/cc-debian12
 
-FROM ${BUILDER} AS built
-ARG PREBUILT=
-RUN [ -n "$PREBUILT" ] || command -v cmake >/dev/null || { apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*; }
+FROM ${BUILDER} AS compiled
+RUN command -v cmake >/dev/null || { apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /src
 # Dependencies first, in a layer of their own: it is made anew only when they change.
 COPY Cargo.toml Cargo.lock ./
 COPY filters/Cargo.toml filters/
 COPY benches/passthrough/Cargo.toml benches/passthrough/
 COPY fuzz/Cargo.toml fuzz/
-RUN [ -n "$PREBUILT" ] || { \
-    mkdir -p src benches/passthrough/src fuzz/fuzz_targets \
+RUN mkdir -p src benches/passthrough/src fuzz/fuzz_targets \
     && for target in $(sed -n 's/^path = "\(fuzz_targets.*\)"/\1/p' fuzz/Cargo.toml); do echo 'fn main() {}' >"fuzz/$target"; done \
     && for main in src/main.rs benches/bearer.rs benches/passthrough/src/main.rs; do echo 'fn main() {}' >"$main"; done \
     && touch src/lib.rs filters/lib.rs \
-    && cargo build --release --locked -p keylatch; }
+    && cargo build --release --locked -p keylatch
 COPY filters filters
 COPY config config
 COPY src src
-# Beside a file that is always there, since the program may not be.
-COPY LICENSE target/release/keylatch* /prebuilt/
-RUN if [ -n "$PREBUILT" ]; then cp /prebuilt/keylatch /keylatch; else \
-    touch src/main.rs src/lib.rs filters/lib.rs && cargo build --release --locked -p keylatch && strip -o /keylatch target/release/keylatch; fi
+RUN touch src/main.rs src/lib.rs filters/lib.rs && cargo build --release --locked -p keylatch && strip -o /keylatch target/release/keylatch
+
+FROM scratch AS prebuilt
+ARG PREBUILT=target/release/keylatch
+COPY ${PREBUILT} /keylatch
+
+FROM ${PROGRAM} AS program
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="keylatch" \
       org.opencontainers.image.description="A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.documentation="/usr/share/doc/keylatch/README.md"
-COPY --from=built /keylatch /usr/bin/keylatch
+COPY --from=program /keylatch /usr/bin/keylatch
 COPY config/container.yaml config/container-postgres.yaml config/keylatch.yaml /etc/keylatch/
 COPY README.md LICENSE /usr/share/doc/keylatch/
 # What must be written: the database, and the sockets by which commands find the process. All the rest may be read-only.

@@ -28,7 +28,7 @@ bundle: ## one archive for a host without internet: program, package, units, con
 image: ## build the container image `keylatch`, by docker, podman or buildah
 	@if command -v docker >/dev/null; then docker build -t keylatch .; elif command -v podman >/dev/null; then podman build --format docker -t keylatch .; else buildah build --format docker -t keylatch .; fi
 
-try: deb ## try package and image in machines of their own (Debian, as root)
+try: bundle ## try package and image in machines of their own (Debian, as root)
 	@scripts/try-package
 	@scripts/try-image
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -384,6 +385,25 @@ def test_compose_is_hardened_and_reached_as_it_says():
         assert set(base["services"][name]["networks"]) == {"stores"} and base["services"][name]["healthcheck"]
     # Caddy's address is the one that is trusted.
     assert base["services"]["caddy"]["networks"]["edge"]["ipv4_address"] == base["services"]["keylatch"]["environment"]["KEYLATCH_TRUSTED"]
+    # Nobody else can be given a fixed address, and the console is in a network where only Prometheus is, too.
+    keylatch = base["services"]["keylatch"]
+    fixed = {("edge", base["services"]["caddy"]["networks"]["edge"]["ipv4_address"])}
+    for network, listener in [("edge", "KEYLATCH_LISTEN"), ("admin", "KEYLATCH_ADMIN")]:
+        address = keylatch["networks"][network]["ipv4_address"]
+        assert keylatch["environment"][listener].split(":")[0] == address
+        fixed.add((network, address))
+    assert len(fixed) == 3
+    for network, address in fixed:
+        (ranges,) = base["networks"][network]["ipam"]["config"]
+        at, gateway = ipaddress.ip_address(address), ipaddress.ip_network(ranges["subnet"])[1]
+        assert at in ipaddress.ip_network(ranges["subnet"]) and at not in ipaddress.ip_network(ranges["ip_range"]) and at != gateway
+    everyone = services("compose.yaml", "compose.production.yaml")
+    assert {name for name, service in everyone.items() if "admin" in service["networks"]} == {"keylatch", "prometheus"}
+    assert base["networks"]["admin"]["internal"] and not keylatch.get("ports")
+    assert all(re.search(r":v?\d+\.\d+\.\d+|:\d+\.\d+-|keylatch", service["image"]) for service in everyone.values()), "images stay what they are"
+    # Production publishes everywhere, unless the file of variables says otherwise: which, as it is shipped, it does not.
+    assert "KEYLATCH_BIND" not in dict(re.findall(r"^([A-Z_]+)=(.*)$", (CONFIG / "compose.env").read_text(), re.M))
+    assert all(port.startswith("${KEYLATCH_BIND:-0.0.0.0}:") for port in files["compose.production.yaml"]["services"]["caddy"]["ports"])
     # What Caddy's file asks of its environment, and where its certificates are.
     caddy = base["services"]["caddy"]
     assert set(re.findall(r"\{\$(KEYLATCH_[A-Z_]+)", (CONFIG / "caddy" / "Caddyfile").read_text())) == set(caddy["environment"])
@@ -396,6 +416,22 @@ def test_compose_is_hardened_and_reached_as_it_says():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert not source.startswith("./") or (ROOT / source).exists(), (name, source)
+
+
+def test_redis_of_compose_takes_its_password_from_nobody_elses_eyes(tmp_path):
+    redis = services("compose.yaml")["redis"]
+    script = redis["command"][2].replace("$$", "$").replace("redis-server -", f"redis-server - --port {(port := free_port())} --bind 127.0.0.1", 1)
+    assert redis["command"][:2] == ["sh", "-c"] and redis["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:?in .env}"}
+    secret = "0123456789abcdef0123456789abcdef"
+    process = subprocess.Popen(["sh", "-c", script], cwd=tmp_path, env={**os.environ, "REDISCLI_AUTH": secret}, stdout=subprocess.DEVNULL)
+    ask = lambda **env: subprocess.run(["redis-cli", "-p", str(port), "config", "get", "maxmemory-policy"], env={**os.environ, **env}, capture_output=True, text=True)  # noqa: E731
+    try:
+        wait_for(lambda: "volatile-ttl" in ask(REDISCLI_AUTH=secret).stdout, "it asks for the password")
+        assert "NOAUTH" in ask().stdout
+        assert secret not in open(f"/proc/{process.pid}/cmdline").read()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_container_takes_everything_from_its_environment(start, echo_upstream, tmp_path):
