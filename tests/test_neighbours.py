@@ -319,12 +319,15 @@ def test_fail2ban_finds_who_is_refused(start, echo_upstream, tmp_path):
         connection.sendall(f"GET /v1/x?{forged} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\nX-Request-Id: {forged}\r\n\r\n".encode())
         connection.recv(1000)
     wait_for(lambda: len(keylatch.access_log()) >= 4, "lines")
-    found = subprocess.run(
-        ["fail2ban-regex", "--print-all-matched", "-o", "ip", str(keylatch.stdout), str(CONFIG / "fail2ban" / "keylatch-filter.conf")],
-        capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path)},
-    )
-    hosts = [line for line in found.stdout.splitlines() if re.fullmatch(r"[0-9.]+", line)]
-    assert set(hosts) == {"127.0.0.9"} and len(hosts) >= 3, found.stdout + found.stderr
+    for zone in ("UTC", "America/New_York", "Asia/Shanghai"):
+        found = subprocess.run(
+            ["fail2ban-regex", "-o", "row", str(keylatch.stdout), str(CONFIG / "fail2ban" / "keylatch-filter.conf")],
+            capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path), "TZ": zone},
+        )
+        rows = re.findall(r"^\['([0-9.]+)',\s*([0-9.]+),", found.stdout, re.M)
+        assert {host for host, _ in rows} == {"127.0.0.9"} and len(rows) >= 3, found.stdout + found.stderr
+        # The log is in UTC, wherever this machine is.
+        assert all(abs(float(at) - time.time()) < 60 for _, at in rows), (zone, found.stdout)
 
 
 @pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")

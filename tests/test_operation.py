@@ -197,6 +197,22 @@ def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
     assert keylatch.command("bindings", "import", str(table), "--column", "key_id=h").returncode == 2
 
 
+def test_a_secret_that_is_too_short_to_be_ours(start, echo_upstream, tmp_path):
+    """As the page on migration says: it goes under `previous`."""
+    short, banned = "a short secret", "sk-gone"
+    hashed = lambda key: hmac.new(short.encode(), key.encode(), hashlib.sha256).hexdigest()  # noqa: E731
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE, secrets=f"{{key_hmac: {'n' * 64}, previous: [{short!r}]}}")
+    table = tmp_path / "table.csv"
+    rows = [f"{hashed(key)},127.0.0.2,single,{status}" for key, status in (("sk-one", 1), (banned, 2))]
+    table.write_text("\n".join(["token_hash,bound_ip,binding_mode,status", *rows]) + "\n")
+    done = keylatch.command("bindings", "import", str(table), "--gateway", "--check-key", stdin="sk-one\n")
+    assert done.returncode == 0, done.stderr
+    assert [use(keylatch, "sk-one", f"127.0.0.{n}") for n in (3, 2, 3)] == [403, 200, 403] and use(keylatch, banned, "127.0.0.2") == 403
+    keylatch.stop()
+    keylatch.path.write_text(keylatch.path.read_text().replace(f"{'n' * 64}, previous: [{short!r}]", f"{short!r}"))
+    assert "secrets.key_hmac has 14 bytes; at least 32 are needed" in keylatch.command("check").stderr
+
+
 def test_an_upstream_in_secret(start):
     """One that listens on loopback alone is not told of."""
     with Scripted(lambda request, send: send(plain()) or True) as upstream:

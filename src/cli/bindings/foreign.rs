@@ -2,6 +2,7 @@
 //! PostgreSQL and Python write them. Its keys must have been hashed as ours are: HMAC-SHA256 under the same secret, in hex.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -18,6 +19,11 @@ const NAMES: [(&str, &[&str]); 6] = [
     ("banned", &["banned", "is_banned", "status"]),
     ("created", &["created", "first_used_at", "created_at", "bound_at"]),
 ];
+
+/// What a key with the rule `single` is bound to; a list of those that are allowed may be left over from another rule.
+const BOUND: [&str; 4] = ["networks", "bound_ip", "bound_cidr", "client_ip"];
+/// Columns of numbers in which 1 is a yes, where `status` says 1 of those that are well.
+const FLAGS: [&str; 2] = ["banned", "is_banned"];
 
 type Fields = BTreeMap<String, String>;
 
@@ -57,32 +63,46 @@ fn flat((name, value): (String, Value)) -> (String, String) {
 }
 
 fn row(fields: &Fields, columns: &[(String, String)]) -> Result<Row, String> {
-    let get = |ours: &str| {
-        let named = columns.iter().find(|(name, _)| name == ours).map(|(_, theirs)| theirs.as_str());
+    let named = |ours: &str| columns.iter().find(|(name, _)| name == ours).map(|(_, theirs)| theirs.as_str());
+    // An empty one says nothing: another may.
+    let said =
+        |name: &str| fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty() && *value != "{}" && *value != "[]");
+    let column = |ours: &str, first: &[&'static str]| {
         let known = NAMES.iter().find(|(name, _)| *name == ours).map_or(&[][..], |(_, names)| names);
-        let mut names = named.into_iter().chain(known.iter().copied().filter(|_| named.is_none()));
-        // An empty one says nothing: another may.
-        names.find_map(|name| {
-            fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty() && *value != "{}" && *value != "[]")
-        })
+        let known = first.iter().chain(known).copied().filter(|_| named(ours).is_none());
+        named(ours).into_iter().chain(known).find_map(|name| said(name).map(|value| (name, value)))
     };
-    let banned = get("banned").map(|text| match text.to_ascii_lowercase().as_str() {
-        "t" | "true" | "banned" | "disabled" | "blocked" | "2" => Ok(true),
-        "f" | "false" | "active" | "enabled" | "ok" | "0" | "1" => Ok(false),
-        _ => Err("what stands for banned is neither yes nor no: true, false, 1 (active), 2 (banned), active, banned".to_owned()),
-    });
-    let networks = get("networks").map(list).unwrap_or_default();
+    let get = |ours: &str| column(ours, &[]).map(|(_, value)| value);
     let rule = get("rule").map(str::to_ascii_lowercase).unwrap_or_default();
+    let networks = column("networks", if rule == "single" { &BOUND } else { &[] });
+    let networks = networks.map(|(_, text)| list(text)).unwrap_or_default();
+    let banned = column("banned", &[]).map(|(name, text)| banned(name, text)).transpose()?;
     Ok(Row {
         key_id: get("key_id").ok_or("no column holds the hash of the key; name it: --column key_id=THEIRS")?.to_ascii_lowercase(),
         hint: get("hint").unwrap_or_default().to_owned(),
         networks: if rule == "all" { Vec::new() } else { networks },
         rule,
-        banned: banned.transpose()?,
+        banned,
         made_by: "import:gateway".into(),
         created: get("created").map(time).transpose()?.unwrap_or_default(),
         ..Row::default()
     })
+}
+
+fn banned(column: &str, text: &str) -> Result<bool, String> {
+    let flag = FLAGS.contains(&column);
+    match text.to_ascii_lowercase().as_str() {
+        "t" | "true" | "yes" | "banned" | "disabled" | "blocked" => Ok(true),
+        "f" | "false" | "no" | "active" | "enabled" | "ok" => Ok(false),
+        "0" if flag => Ok(false),
+        "1" if flag => Ok(true),
+        "1" if column == "status" => Ok(false),
+        "2" if column == "status" => Ok(true),
+        number if number.bytes().all(|digit| digit.is_ascii_digit()) => Err(format!(
+            "`{column}`: what {number} stands for is not known: in `status` 1 is active and 2 banned, in `banned` 1 is banned; write true or false"
+        )),
+        _ => Err(format!("`{column}` is neither yes nor no: true, false, active, banned; in `status` 1, 2; in `banned` 0, 1")),
+    }
 }
 
 /// `{a,b}` of PostgreSQL, `["a", "b"]` of JSON, or words.
@@ -91,21 +111,36 @@ fn list(text: &str) -> Vec<String> {
     inside.split([',', ' ', ';']).map(|item| item.trim_matches(['"', '\'']).to_owned()).filter(|item| !item.is_empty()).collect()
 }
 
-/// `2026-01-31 09:00:00.123+00` of PostgreSQL, `2026-01-31T09:00:00` of Python, RFC 3339, or seconds since 1970; in UTC.
+/// `2026-01-31 09:00:00.123+08` of PostgreSQL, `2026-01-31T09:00:00` of Python, RFC 3339, or seconds since 1970. In UTC, where no
+/// zone is told.
 fn time(text: &str) -> Result<String, String> {
-    let wrong = || format!("`{text}` is no time in UTC, such as 2026-01-31T09:00:00Z");
+    let wrong = || format!("`{text}` is no time, such as 2026-01-31T09:00:00Z or 2026-01-31 09:00:00+08");
     if let Ok(seconds) = text.parse::<f64>() {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates, and is bounded below")]
-        let since = std::time::Duration::from_secs(seconds as u64);
-        return Ok(humantime::format_rfc3339_seconds(std::time::SystemTime::UNIX_EPOCH + since.min(FAR)).to_string());
+        let since = Duration::from_secs(seconds as u64);
+        return Ok(humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since.min(FAR)).to_string());
     }
     let plain = text.replacen(' ', "T", 1);
-    let plain = ["+00:00", "+0000", "+00", "Z"].iter().find_map(|zone| plain.strip_suffix(zone)).unwrap_or(&plain);
-    humantime::parse_rfc3339(&format!("{plain}Z")).map(|time| humantime::format_rfc3339_seconds(time).to_string()).map_err(|_| wrong())
+    let plain = plain.strip_suffix(['Z', 'z']).unwrap_or(&plain);
+    let zone = plain.find('T').and_then(|day| plain[day..].rfind(['+', '-']).map(|at| day + at));
+    let (plain, zone) = zone.map_or((plain, "+00"), |at| plain.split_at(at));
+    let local = humantime::parse_rfc3339(&format!("{plain}Z")).map_err(|_| wrong())?;
+    let ahead = offset(&zone[1..]).ok_or_else(wrong)?;
+    let utc = if zone.starts_with('+') { local.checked_sub(ahead) } else { local.checked_add(ahead) };
+    utc.filter(|time| *time >= SystemTime::UNIX_EPOCH).map(|time| humantime::format_rfc3339_seconds(time).to_string()).ok_or_else(wrong)
+}
+
+/// `08`, `0530` or `05:30`.
+fn offset(text: &str) -> Option<Duration> {
+    let digits = text.replace(':', "");
+    let whole = matches!(digits.len(), 2 | 4) && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let number = |range: std::ops::Range<usize>| digits.get(range).map_or(Some(0), |part| part.parse::<u64>().ok());
+    let (hours, minutes) = (number(0..2).filter(|_| whole)?, number(2..4)?);
+    (hours < 24 && minutes < 60).then(|| Duration::from_secs(hours * 3600 + minutes * 60))
 }
 
 /// Some time in the year 9999.
-const FAR: std::time::Duration = std::time::Duration::from_secs(253_370_000_000);
+const FAR: Duration = Duration::from_secs(253_370_000_000);
 
 #[cfg(test)]
 mod tests {
@@ -134,6 +169,62 @@ mod tests {
         );
         assert_eq!(rows[3].0, 5);
         assert!(rows[3].1.as_ref().unwrap_err().contains("neither yes nor no"));
+    }
+
+    #[test]
+    fn a_single_key_is_bound_to_one() {
+        let row = |rule: &str| {
+            let csv =
+                format!("key_hash,allowed_ips,bound_ip,mode\n00,\"[\"\"203.0.113.1\"\", \"\"203.0.113.2\"\"]\",198.51.100.7,{rule}\n");
+            rows(&csv, Format::Csv, &[]).remove(0).1.unwrap().networks
+        };
+        assert_eq!(row("single"), ["198.51.100.7"], "the list is left over from another rule");
+        assert_eq!(row("multiple"), ["203.0.113.1", "203.0.113.2"]);
+    }
+
+    #[test]
+    fn who_is_banned() {
+        for (column, text, is) in [
+            ("status", "1", Some(false)),
+            ("status", "2", Some(true)),
+            ("status", "0", None),
+            ("status", "3", None),
+            ("status", "Banned", Some(true)),
+            ("banned", "1", Some(true)),
+            ("is_banned", "0", Some(false)),
+            ("is_banned", "2", None),
+            ("banned", "f", Some(false)),
+            ("is_banned", "t", Some(true)),
+            ("zustand", "1", None),
+            ("zustand", "true", Some(true)),
+            ("zustand", "perhaps", None),
+        ] {
+            let read = banned(column, text);
+            assert_eq!(read.as_ref().ok().copied(), is, "{column} {text}: {read:?}");
+            assert!(read.is_ok() || read.unwrap_err().contains(column));
+        }
+        let csv = "key_hash,ip,is_banned\n00,203.0.113.7,1\n";
+        assert_eq!(rows(csv, Format::Csv, &[]).remove(0).1.unwrap().banned, Some(true));
+    }
+
+    #[test]
+    fn times() {
+        for (text, is) in [
+            ("2026-01-31 09:00:00+00", "2026-01-31T09:00:00Z"),
+            ("2026-01-31 09:00:00.25+08", "2026-01-31T01:00:00Z"),
+            ("2026-01-31T09:00:00-0330", "2026-01-31T12:30:00Z"),
+            ("2026-01-31T09:00:00+05:45", "2026-01-31T03:15:00Z"),
+            ("2026-01-31 09:00:00", "2026-01-31T09:00:00Z"),
+            ("2026-01-31t09:00:00z", ""),
+            ("2026-01-31 09:00:00+8", ""),
+            ("2026-01-31 09:00:00+24", ""),
+            ("2026-01-31", ""),
+            ("1970-01-01 00:00:00+08", ""),
+            ("+", ""),
+            ("yesterday", ""),
+        ] {
+            assert_eq!(time(text).unwrap_or_default(), is, "{text}");
+        }
     }
 
     #[test]
