@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from support.keylatch import ROOT, wait_for
+from support.keylatch import BINARY, ROOT, wait_for
 from support.network import Network, can
 from support.raw import request
 from support.upstreams import Scripted, plain
@@ -51,10 +51,10 @@ def test_they_are_read_anew_by_command(start, echo_upstream, site):
     wait_for(path.exists, "the file is written", 20)
     assert f"Read from {site.url}/v4" in path.read_text()
     # 127.0.0.0/8 would be nobody's public network: as what it is it is refused; what is fetched goes into force by itself.
-    site.pages["/v4"] = RANGES + "\n198.18.0.0/15\n"
+    site.pages["/v4"] = RANGES + "\n2.16.0.0/13\n"
     assert "are in" in keylatch.command("cloudflare", "refresh").stdout
     wait_for(lambda: "what has changed is in force" in keylatch.stderr.read_text(), "it is in force")
-    assert "198.18.0.0/15" in keylatch.command("cloudflare", "ranges").stdout
+    assert "2.16.0.0/13" in keylatch.command("cloudflare", "ranges").stdout
     good = path.read_text()
     for page, says in [
         ("", "the file holds no range"),
@@ -75,6 +75,12 @@ def test_they_are_read_anew_by_command(start, echo_upstream, site):
     # From a file, and never from a private place unless that is said.
     (keylatch.folder / "local.txt").write_text(RANGES)
     assert keylatch.command("cloudflare", "refresh", "--from", "local.txt").returncode == 0
+    # It is meant from where one is, not from where the configuration is.
+    (keylatch.folder / "sub").mkdir()
+    (keylatch.folder / "sub" / "there.txt").write_text(RANGES)
+    elsewhere = [BINARY, "cloudflare", "refresh", "--from", "there.txt", "-c", keylatch.path]
+    done = subprocess.run(elsewhere, cwd=keylatch.folder / "sub", capture_output=True, text=True, check=False, env=keylatch.env)
+    assert done.returncode == 0 and "sub/there.txt" in path.read_text(), done.stderr
     keylatch.write(trusted=trusted())
     refused = keylatch.command("cloudflare", "refresh", "--from", f"{site.url}/v4")
     assert refused.returncode == 1 and "https" in refused.stderr
@@ -86,12 +92,23 @@ def test_a_file_that_is_there_goes_before_the_embedded_one(start, echo_upstream)
     keylatch.write(trusted="{networks: [127.0.0.1], cloudflare_file: ranges.txt, cloudflare_refresh: {every: 30s}}")
     said = keylatch.command("check").stderr
     assert "cloudflare_refresh.every: must be between 1m and 30days" in said
+    # A file that is not there yet is no riddle, and the command that makes it goes.
+    keylatch.write(trusted="{networks: [127.0.0.1], cloudflare_file: ranges.txt}")
+    said = keylatch.command("check").stderr
+    assert "trusted_proxies.cloudflare_file: `ranges.txt` is not there: `keylatch cloudflare refresh` writes it" in said, said
+    (keylatch.folder / "local.txt").write_text(RANGES)
+    assert keylatch.command("cloudflare", "refresh", "--from", "local.txt").returncode == 0
+    assert keylatch.command("check").returncode == 0 and (keylatch.folder / "ranges.txt").stat().st_mode & 0o777 == 0o600
     keylatch.write(trusted="{cloudflare_refresh: {}}")
     assert "needs `cloudflare_file`" in keylatch.command("check").stderr
 
 
 network = pytest.mark.skipif(not can(), reason="needs root on Linux, and leave to make network namespaces")
 CLOUDFLARES, STRANGERS = ["104.16.0.9", "2606:4700::9"], ["203.0.113.9", "2001:db9::9"]
+DHCP = {
+    "nft": ["sh", "-c", "nft list ruleset | grep -q 'ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept'"],
+    "iptables": ["ip6tables", "-C", "KEYLATCH", "-p", "udp", "-s", "fe80::/10", "--sport", "547", "--dport", "546", "-j", "ACCEPT"],
+}
 LISTENS_443 = """
 listeners: [{{address: "0.0.0.0:443"}}, {{address: "127.0.0.1:{port}"}}]
 admin: {{address: "127.0.0.1:{admin}"}}
@@ -120,6 +137,8 @@ def test_only_cloudflare_ssh_and_wireguard_are_let_in(start, echo_upstream, tmp_
                 assert net.lets_in(address, 443) == (address in CLOUDFLARES), address
                 assert net.lets_in(address, 22) and not net.lets_in(address, 3000), address
             assert net.lets_in("203.0.113.9", 51820, "udp")
+            # Answers of a DHCPv6 server, which are of no connection.
+            assert form == "ufw" or net.run(net.inside, *DHCP[form]).returncode == 0
             # From inside everything goes on: to itself, and out.
             assert net.run(net.inside, "python3", "-c", "import socket; print(socket.create_connection(('127.0.0.1', 3000), 1).recv(10))").returncode == 0
             if times == 0:
@@ -132,13 +151,18 @@ def load(net, form, rules, folder):
         loaded = net.run(net.inside, *(["nft", "-f"] if form == "nft" else ["sh"]), str(rules))
         assert loaded.returncode == 0, loaded.stderr
         return
-    # ufw keeps what it is told under /etc: a copy stands in its place for what runs here.
+    return within(net, folder, f"sh {rules}")
+
+
+def within(net, folder, command):
+    """ufw keeps what it is told under /etc: a copy stands in its place for what runs here."""
     for name in ("etc/ufw", "etc/default"):
         if not (folder / name).exists():
             shutil.copytree(f"/{name}", folder / name)
-    mounts = f"mount --bind {folder}/etc/ufw /etc/ufw && mount --bind {folder}/etc/default /etc/default && sh {rules}"
+    mounts = f"mount --bind {folder}/etc/ufw /etc/ufw && mount --bind {folder}/etc/default /etc/default && {command}"
     loaded = net.run(net.inside, "unshare", "-m", "sh", "-c", mounts)
     assert loaded.returncode == 0, loaded.stdout + loaded.stderr
+    return loaded.stdout + loaded.stderr
 
 
 @network
@@ -164,7 +188,55 @@ def test_what_cannot_be_a_rule(start, echo_upstream):
     named = keylatch.command("firewall", "--port", "443", "--interface", "wg0; rm -rf /")
     assert named.returncode == 1 and "not the name of an interface" in named.stderr
     assert keylatch.command("firewall", "--port", "443", "--ssh-from", "nowhere").returncode == 2
+    for option in ("--port", "--ssh", "--wireguard"):
+        assert "0 is not in 1..=65535" in keylatch.command("firewall", option, "0").stderr
+    # What others than Cloudflare reach by a network of their own is not opened to it.
+    keylatch.path.write_text(LISTENS_443.format(**keylatch.values).replace('"127.0.0.1:{port}"'.format(**keylatch.values), '"10.8.0.1:8080"'))
+    printed = keylatch.command("firewall", "--interface", "wg0", "--interface", "docker0").stdout
+    assert "dport { 443 } accept" in printed and "Not opened to Cloudflare, as the address is private: 10.8.0.1:8080" in printed
+    assert 'iifname { "wg0", "docker0" } accept' in printed
+    keylatch.path.write_text(keylatch.path.read_text().replace("0.0.0.0:443", "10.8.0.1:443"))
+    printed = keylatch.command("firewall").stdout
+    assert "tcp dport 22 accept" in printed and "443 }" not in printed
     if shutil.which("nft") and os.geteuid() == 0:
         printed = keylatch.command("firewall", "--port", "443").stdout
         checked = subprocess.run(["nft", "-c", "-f", "-"], input=printed, text=True, capture_output=True, check=False)
         assert checked.returncode == 0 or "Operation not permitted" in checked.stderr, checked.stderr
+
+
+@network
+@pytest.mark.parametrize("form", ["iptables", "ufw"])
+def test_other_ranges_take_the_place_of_those_before(start, echo_upstream, tmp_path, form):
+    """Nobody who belongs is out meanwhile, what is gone is gone, and what others have made stays and is told of."""
+    if not shutil.which(form):
+        pytest.skip(f"{form} is not installed")
+    keylatch = start(echo_upstream)
+    keylatch.path.write_text(LISTENS_443.format(**keylatch.values) + "trusted_proxies: {cloudflare_file: ranges.txt}\n")
+    rules = tmp_path / "rules"
+    gone, stays, own = "203.0.113.9", "104.16.0.9", "198.18.0.9"
+
+    def printed(*ranges):
+        (keylatch.folder / "ranges.txt").write_text("\n".join(ranges))
+        done = keylatch.command("firewall", "--format", form)
+        assert done.returncode == 0, done.stderr
+        rules.write_text(done.stdout)
+
+    printed("203.0.113.0/24", "104.16.0.0/13")
+    with Network([gone, stays, own], [443, 22, 3000]) as net:
+        load(net, form, rules, tmp_path)
+        assert net.lets_in(gone, 443) and net.lets_in(stays, 443) and not net.lets_in(own, 443)
+        if form == "ufw":
+            within(net, tmp_path, f"ufw allow from {own} to any port 443 proto tcp")
+        printed("104.16.0.0/13")
+        said = load(net, form, rules, tmp_path)
+        assert not net.lets_in(gone, 443) and net.lets_in(stays, 443) and net.lets_in(stays, 22) and not net.lets_in(stays, 3000)
+        if form == "ufw":
+            assert net.lets_in(own, 443) and f"ufw allow from {own} to any port 443 proto tcp" in said and "These rules are not from here" in said
+            again = load(net, form, rules, tmp_path)
+            assert "Rule deleted" not in again and "Skipping adding existing rule" in again
+        else:
+            # A list that cannot be loaded changes nothing.
+            broken = rules.read_text().replace("104.16.0.0/13", "104.16.0.0/99")
+            rules.write_text(broken)
+            assert net.run(net.inside, "sh", str(rules)).returncode != 0
+            assert net.lets_in(stays, 443) and not net.lets_in(gone, 443) and not net.lets_in(stays, 3000)

@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 
+import pytest
+
 from support.authority import DAY, Authority, now
 from support.keylatch import wait_for
 from support.raw import request
@@ -103,6 +105,10 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
     assert "routes: open: asks for no key" in note and "`key_binding` is in shadow" in note
     assert all(each["remedy"] for each in found) and found == sorted(found, key=lambda each: ["bad", "warn", "note"].index(each["level"]))
     assert "0123456789abcdef" not in said(found)
+    # What is meant so is accepted by its place.
+    accepted = [json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "admin.address", "--accept", "redis.url").stdout.splitlines()]
+    assert {each["level"] for each in accepted if each["place"] in ("admin.address", "redis.url")} == {"note"}
+    assert "secrets.admin: is the same" in said(accepted, "bad")
     text = keylatch.command("doctor")
     assert text.returncode == 1 and text.stdout.startswith("bad ") and "that will be" in text.stderr
     keylatch.path.write_text("listeners: 1")
@@ -135,6 +141,19 @@ def good(keylatch, storage, more=""):
         path.chmod(0o600)
     keylatch.path.write_text(GOOD.format(**{**keylatch.values, "storage": storage, "more": more}))
     keylatch.path.chmod(0o640)
+
+
+@pytest.mark.parametrize("clients", ["optional", "shared", "own"])
+def test_whose_certificates_prove_something(start, echo_upstream, clients):
+    """Those of the CA that all of Cloudflare's customers share do not, nor do those that need not be shown."""
+    keylatch = start(echo_upstream)
+    keylatch.stop()
+    good(keylatch, "memory")
+    if clients == "shared":
+        Authority(keylatch.folder / "cloudflares", "origin-pull.cloudflare.net").ca.rename(keylatch.folder / "ca.pem")
+    more = {"optional": "{ca_file: ca.pem, presented: optional}"}.get(clients, "{ca_file: ca.pem}")
+    keylatch.path.write_text(keylatch.path.read_text().replace("{ca_file: ca.pem}", more))
+    assert ("whoever has an account at Cloudflare" in said(findings(keylatch), "warn")) == (clients != "own")
 
 
 def test_doctor_on_good_ones(start, echo_upstream, database, tmp_path):

@@ -74,6 +74,12 @@ impl TrustedProxies {
         let missing = |path: &String| config.cloudflare_refresh.is_some() && !resolve.exists(path);
         let ranges = match &config.cloudflare_file {
             Some(path) if !missing(path) => {
+                if !resolve.exists(path) {
+                    let says = format!(
+                        "`{path}` is not there: `keylatch cloudflare refresh` writes it, and with `cloudflare_refresh: {{}}` it is written by itself"
+                    );
+                    return Err(Invalid::new(says).at("cloudflare_file"));
+                }
                 let text = resolve.file(path).map_err(|e| e.at("cloudflare_file"))?;
                 ranges(&text).map_err(|e| e.at("cloudflare_file"))?
             }

@@ -42,10 +42,19 @@ pub fn cloudflare(asked: &Cloudflare) -> Result<(), String> {
         Command::Refresh { from, force } => {
             let mut sources = config.cloudflare_refresh.clone().unwrap_or_default();
             if !from.is_empty() {
-                sources.from.clone_from(from);
+                sources.from = from.iter().map(|source| here(source)).collect::<Result<_, _>>()?;
             }
             let said = on_runtime(ranges::refresh(config, &files, &sources, *force))?;
             say!("{said}")
         }
     }
+}
+
+/// A file is meant from where the command is typed, not from where the configuration is.
+fn here(source: &str) -> Result<String, String> {
+    if source.contains("://") {
+        return Ok(source.to_owned());
+    }
+    let path = std::path::absolute(source).map_err(|e| format!("{source}: {e}"))?;
+    path.into_os_string().into_string().map_err(|_| format!("{source}: the path is not UTF-8"))
 }

@@ -13,10 +13,13 @@ pub struct Doctor {
     /// One JSON object a line
     #[arg(long)]
     json: bool,
+    /// What is found at this place is meant so, and is worth a note; as often as you like
+    #[arg(long, value_name = "PLACE")]
+    accept: Vec<String>,
 }
 
 pub fn doctor(asked: &Doctor) -> Result<(), String> {
-    let found = on_runtime(async { Ok(look(&asked.file.config).await) })?;
+    let found = on_runtime(async { Ok(look(&asked.file.config, &asked.accept).await) })?;
     for finding in &found {
         if asked.json {
             say!("{}", serde_json::to_string(finding).map_err(|e| e.to_string())?)?;

@@ -3,34 +3,32 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
-use ipnet::IpNet;
 use keylatch_filters::contract::TrustConfig;
 
-use super::{Findings, is_here, is_inside};
-use crate::config::model::{Listener, Storage};
+use super::{Findings, Level, is_elsewhere, is_here, is_reached};
+use crate::config::model::{ClientCertificates, Listener, Presented, Storage};
 use crate::config::{Files, Snapshot};
-use crate::service::ranges;
+use crate::entry::{certificates as certificates_of, parsed};
 use crate::store::record::millis;
 
 /// A certificate that ends within so many days should have been renewed.
 const ENDS_SOON_DAYS: i64 = 14;
-/// A list of ranges that is older may lack some.
-const RANGES_OLD_DAYS: u64 = 90;
+/// Who stands in Cloudflare's CA for Authenticated Origin Pulls, which all of its customers share.
+const SHARED_BY_ALL: &str = "origin-pull.cloudflare.net";
 
 pub fn look(snapshot: &Snapshot, files: &Files, found: &mut Findings) {
     let settings = &snapshot.settings;
     for (index, listener) in settings.listeners.iter().enumerate() {
-        self::listener(listener, &format!("listeners[{index}]"), &settings.trusted_proxies, found);
+        self::listener(listener, &format!("listeners[{index}]"), &settings.trusted_proxies, files, found);
     }
     certificates(snapshot, found);
     let admin = settings.admin.address;
-    if !is_inside(admin.ip()) {
+    if is_reached(admin.ip()) {
         let what = format!("{admin} can be reached from elsewhere: the console, and the metrics without any password");
         found.bad("admin.address", what, "listen on 127.0.0.1, or on the address of WireGuard");
     } else if !admin.ip().is_loopback() {
         found.note("admin.address", format!("{admin} can be reached by whoever is in that network"), "127.0.0.1, if that is not meant");
     }
-    trust(&settings.trusted_proxies, files, found);
     upstreams(snapshot, found);
     if settings.storage == Storage::Memory {
         found.bad(
@@ -55,18 +53,33 @@ pub fn look(snapshot: &Snapshot, files: &Files, found: &mut Findings) {
     }
 }
 
-fn listener(listener: &Listener, place: &str, trusted: &TrustConfig, found: &mut Findings) {
-    let public = !is_inside(listener.address.ip());
+fn listener(listener: &Listener, place: &str, trusted: &TrustConfig, files: &Files, found: &mut Findings) {
+    let public = is_reached(listener.address.ip());
     let behind_cloudflare = trusted.networks.iter().any(|name| name == "cloudflare");
-    let proven = listener.origin_secret.is_some() || listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
-    if public && listener.tls.is_none() && listener.proxy_protocol.is_empty() {
+    let clients = listener.tls.as_ref().and_then(|tls| tls.client_certificates.as_ref());
+    let proven = listener.origin_secret.is_some() || clients.is_some_and(|clients| are_own(clients, files));
+    if public && listener.tls.is_none() {
         let what = format!("{} can be reached from elsewhere, and speaks no TLS: keys travel in clear", listener.address);
-        found.warn(place, what, "`tls`, or listen on 127.0.0.1 behind a proxy that speaks it");
+        found.warn(place, what, "`tls`, or listen on 127.0.0.1 (or a private address) behind a proxy that speaks it");
     }
     if public && behind_cloudflare && !proven {
         let what = "whoever has an account at Cloudflare may send requests here through it, and say of himself what he likes";
-        found.warn(place, what, "`origin_secret`, or `tls.client_certificates` with Authenticated Origin Pulls of your own");
+        found.warn(
+            place,
+            what,
+            "`origin_secret`, or `tls.client_certificates` with a CA of your own (Authenticated Origin Pulls per hostname)",
+        );
     }
+}
+
+/// Whether certificates are asked of all, and are of a CA of one's own.
+fn are_own(clients: &ClientCertificates, files: &Files) -> bool {
+    let shared = || {
+        let text = std::fs::read_to_string(files.path(&clients.ca_file)).unwrap_or_default();
+        let all = certificates_of(&text).unwrap_or_default();
+        all.iter().any(|one| parsed(one).is_ok_and(|one| one.subject().to_string().contains(SHARED_BY_ALL)))
+    };
+    clients.presented == Presented::Required && !shared()
 }
 
 fn certificates(snapshot: &Snapshot, found: &mut Findings) {
@@ -84,59 +97,26 @@ fn certificates(snapshot: &Snapshot, found: &mut Findings) {
     }
 }
 
-fn trust(config: &TrustConfig, files: &Files, found: &mut Findings) {
-    for name in &config.networks {
-        let wide = name.parse::<IpNet>().is_ok_and(|network| match network {
-            IpNet::V4(v4) => v4.prefix_len() < 16 && !v4.addr().is_private() && !v4.addr().is_loopback(),
-            IpNet::V6(v6) => v6.prefix_len() < 32 && !v6.addr().is_unique_local(),
-        });
-        if wide {
-            found.bad(
-                "trusted_proxies.networks",
-                format!("`{name}` is much of the internet: whoever is in it may claim any address"),
-                "name the proxies themselves",
-            );
-        }
-        if name == "private" {
-            let what = "`private` trusts every machine and container of all private networks about the client's address";
-            found.warn("trusted_proxies.networks", what, "name the networks, or addresses, of the proxies themselves");
-        }
-    }
-    let uses_cloudflare = config.networks.iter().any(|name| name == "cloudflare") || !config.behind_cloudflare.is_empty();
-    if let (true, Ok((_, about))) = (uses_cloudflare, ranges::in_force(config, files)) {
-        let day = about.split("as of ").nth(1).map(|rest| rest.trim_end_matches('.').to_owned()).unwrap_or_default();
-        let day = if day.len() == 7 { format!("{day}-01") } else { day };
-        let then = humantime::parse_rfc3339(&format!("{day}T00:00:00Z")).ok();
-        if then.and_then(|then| then.elapsed().ok()).is_some_and(|age| age.as_secs() / 86_400 > RANGES_OLD_DAYS) {
-            let what = format!("Cloudflare's ranges are of {day}: who comes by a newer one is not believed");
-            found.warn("trusted_proxies.cloudflare_file", what, "`cloudflare_refresh`, or `keylatch cloudflare refresh` by the timer");
-        }
-    }
-}
-
 /// Servers to which others could go without us, or on the way to which others read along.
 fn upstreams(snapshot: &Snapshot, found: &mut Findings) {
     for (index, upstream) in snapshot.settings.upstreams.iter().enumerate() {
         for (at, server) in upstream.servers.iter().enumerate() {
             let place = format!("upstreams[{index}].servers[{at}]");
             let Some((host, port)) = server.address.rsplit_once(':') else { continue };
-            let bare = host.trim_start_matches('[').trim_end_matches(']');
-            let public = bare.parse::<IpAddr>().map_or(!is_here(host) && bare.contains('.'), |ip| !is_inside(ip));
-            if public && upstream.tls.is_none() {
+            if is_elsewhere(host) && upstream.tls.is_none() {
                 let what = format!("{} is elsewhere, and no TLS is spoken to it: keys and answers travel in clear", server.address);
                 found.bad(&place, what, "`tls: {}`, or reach it by WireGuard");
             }
             let Some(port) = port.parse::<u16>().ok().filter(|_| is_here(host)) else { continue };
-            if let Some(open) = listens_openly(port) {
-                let what = format!(
-                    "the server on port {port} of this machine listens on {open}: who reaches that goes around Keylatch, its bindings and its limits"
-                );
-                found.bad(
-                    &place,
-                    what,
-                    format!("have it listen on 127.0.0.1 (in Compose: `127.0.0.1:{port}:{port}`), or close the port: `keylatch firewall`"),
-                );
-            }
+            let Some(open) = listens_openly(port) else { continue };
+            let what = format!(
+                "the server on port {port} of this machine listens on {open}: who reaches that goes around Keylatch, its bindings and its limits"
+            );
+            let remedy = format!(
+                "have it listen on 127.0.0.1 (in Compose: `127.0.0.1:{port}:{port}`); whether a firewall closes the port is not seen"
+            );
+            let level = if is_reached(open.ip()) { Level::Bad } else { Level::Note };
+            found.add(level, &place, what, remedy);
         }
     }
 }
@@ -153,7 +133,8 @@ fn listens_openly(port: u16) -> Option<SocketAddr> {
         let same = state == LISTEN && u16::from_str_radix(at, 16).ok()? == port;
         same.then(|| address_of(address)).flatten()
     });
-    open.map(|address| SocketAddr::new(address, port)).find(|open| !open.ip().is_loopback())
+    // The one that most can reach.
+    open.filter(|address| !address.is_loopback()).max_by_key(|address| is_reached(*address)).map(|address| SocketAddr::new(address, port))
 }
 
 /// Linux writes addresses as words in the machine's own order.

@@ -4,6 +4,7 @@ mod edge;
 mod machine;
 mod secrets;
 mod stores;
+mod trust;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::config::{Compiler, Files, check_ports, parse_file};
+use crate::outbound::is_public;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -56,8 +58,9 @@ impl Findings {
     }
 }
 
-/// Looks at a configuration, the machine it is on and the servers it names; the worst first.
-pub async fn look(path: &Path) -> Vec<Finding> {
+/// Looks at a configuration, the machine it is on and the servers it names; the worst first. What is found at `accepted` places is
+/// worth a note.
+pub async fn look(path: &Path, accepted: &[String]) -> Vec<Finding> {
     let mut found = Findings::default();
     let snapshot = parse_file(path).and_then(|parsed| Compiler::new(check_ports()).compile(parsed));
     match snapshot {
@@ -65,6 +68,7 @@ pub async fn look(path: &Path) -> Vec<Finding> {
             let files = Files::beside(path);
             secrets::look(&snapshot, path, &files, &mut found);
             edge::look(&snapshot, &files, &mut found);
+            trust::look(&snapshot.settings, &files, &mut found);
             machine::look(&snapshot, path, &mut found);
             stores::look(&snapshot.settings, &files, &mut found).await;
         }
@@ -72,20 +76,50 @@ pub async fn look(path: &Path) -> Vec<Finding> {
             found.bad(path.display().to_string(), format!("it cannot be used:\n{report}"), "mend it; `keylatch check` tells the same")
         }
     }
+    for finding in found.0.iter_mut().filter(|finding| accepted.contains(&finding.place)) {
+        finding.level = Level::Note;
+    }
     found.0.sort_by_key(|finding| finding.level);
     found.0
 }
 
-/// Whether an address is this machine's alone, or of a network that is nobody else's.
-fn is_inside(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
-    }
+/// Whether somebody elsewhere may come to this address: everywhere is elsewhere, too.
+pub fn is_reached(address: IpAddr) -> bool {
+    address.is_unspecified() || is_public(address)
+}
+
+/// Whether a host is elsewhere on the internet. A name of one word is known in a network of one's own alone, such as that of containers.
+fn is_elsewhere(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().map_or(!is_here(host) && bare.contains('.'), is_public)
 }
 
 /// Whether a host is this machine.
 fn is_here(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.is_empty() || host == "localhost" || host.starts_with('/') || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_elsewhere() {
+        for (host, is) in [
+            ("db.example.com", true),
+            ("postgres", false),
+            ("localhost", false),
+            ("", false),
+            ("/run/postgresql", false),
+            ("[::1]", false),
+            ("203.0.112.9", true),
+            ("[2606:4700::1]", true),
+            ("10.8.0.2", false),
+            ("100.64.0.7", false),
+            ("[fd00::2]", false),
+        ] {
+            assert_eq!(is_elsewhere(host), is, "{host}");
+        }
+    }
 }

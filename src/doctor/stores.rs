@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use prometheus::Registry;
 use reqwest::Url;
 
-use super::{Findings, is_here};
+use super::{Findings, is_elsewhere};
 use crate::config::model::{PostgresTls, Storage};
 use crate::config::{Files, Settings};
 use crate::store::record::millis;
@@ -77,7 +77,7 @@ fn on_the_way(settings: &Settings, files: &Files, found: &mut Findings) {
     };
     if let Storage::Postgres(postgres) = &settings.storage
         && let Some((_, host)) = host(&postgres.url)
-        && !is_here(&host)
+        && is_elsewhere(&host)
     {
         match postgres.tls {
             Some(PostgresTls::Off) => {
@@ -100,7 +100,7 @@ fn on_the_way(settings: &Settings, files: &Files, found: &mut Findings) {
     if let Some(redis) = &settings.redis
         && let Some((scheme, host)) = host(&redis.url)
         && scheme != "rediss"
-        && !is_here(&host)
+        && is_elsewhere(&host)
     {
         found.bad(
             "redis.url",

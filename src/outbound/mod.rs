@@ -11,7 +11,7 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Url, redirect};
 
-use public::is_public;
+pub use public::is_public;
 pub use services::{Services, check};
 
 /// What may be called, and how.

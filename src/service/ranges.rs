@@ -9,6 +9,7 @@ use keylatch_filters::contract::{CLOUDFLARE, CloudflareRefresh, TrustConfig, fet
 
 use crate::config::Files;
 use crate::outbound::{self, Reach};
+use crate::store::private;
 
 /// How long one source may take.
 const FETCH_TIME_MAX: Duration = Duration::from_secs(20);
@@ -60,7 +61,8 @@ async fn read(source: &str, files: &Files, private: bool) -> Result<String, Stri
 fn write(path: &Path, ranges: &[IpNet], sources: &[String]) -> std::io::Result<()> {
     let today = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let fresh = path.with_extension("new");
-    let mut file = std::fs::File::create(&fresh)?;
+    let _ = std::fs::remove_file(&fresh);
+    let mut file = private::make(&fresh)?;
     writeln!(file, "# Cloudflare's address ranges, as of {}.", today.get(..10).unwrap_or(&today))?;
     writeln!(file, "# Read from {}. One CIDR a line.", sources.join(", "))?;
     ranges.iter().try_for_each(|network| writeln!(file, "{network}"))?;
