@@ -2,6 +2,7 @@
 //! the configuration in force is compiled with it, as a reload would; the configuration's own file waits for a reload.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-use crate::config::Digest;
+use crate::config::{self, Digest};
 use crate::proxy::Shared;
 use crate::reload::Reloader;
 
@@ -17,8 +18,9 @@ use crate::reload::Reloader;
 pub const EVERY: Duration = Duration::from_secs(2);
 
 type Held = BTreeMap<PathBuf, Option<Digest>>;
-/// By which a file that was not touched is known without reading it.
-type Stamp = Option<(SystemTime, u64)>;
+/// By which a file that was not touched is known without reading it: which file it is, how long, and when it was changed, in
+/// nanoseconds since 1970. Whoever writes can set back every other time, but not that.
+type Stamp = Option<(u64, u64, i128)>;
 
 /// What was seen so far.
 pub struct Watch {
@@ -66,14 +68,17 @@ impl Watch {
 
 impl Seen {
     fn digest(&mut self, path: &Path) -> Option<Digest> {
-        let about = std::fs::metadata(path).ok();
-        let stamp = about.and_then(|about| Some((about.modified().ok()?, about.len())));
+        let stamp: Stamp = std::fs::metadata(path)
+            .ok()
+            .map(|about| (about.ino(), about.len(), i128::from(about.ctime()) * 1_000_000_000 + i128::from(about.ctime_nsec())));
         // Soon after it was written, it may be written again within the same tick of its clock.
-        let fresh = stamp.is_none_or(|(at, _)| at.elapsed().is_ok_and(|age| age < 2 * EVERY));
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = |at: i128| i128::try_from(now.as_nanos()).unwrap_or_default() - at;
+        let fresh = stamp.is_none_or(|(_, _, changed)| since(changed) < i128::from((2 * EVERY).as_secs()) * 1_000_000_000);
         match self.read.get(path) {
             Some((known, digest)) if *known == stamp && !fresh => *digest,
             _ => {
-                let digest = std::fs::read(path).ok().map(|bytes| Sha256::digest(bytes).into());
+                let digest = config::read(path).ok().map(|text| Sha256::digest(text).into());
                 self.read.insert(path.to_owned(), (stamp, digest));
                 digest
             }

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 import threading
+import time
 
 import pytest
 from websockets.sync.server import serve as serve_websockets
@@ -85,14 +86,15 @@ def serve(start):
 
 @pytest.fixture
 def realtime():
-    """A server of WebSockets that says everything back, and `ping` ten times."""
+    """A server of WebSockets that says everything back, `ping` ten times, `quiet` never, and `talk` for three seconds."""
     seen = []
 
     def answer(connection):
         seen.append(dict(connection.request.headers.raw_items()))
         for message in connection:
-            for _ in range(10 if message == "ping" else 1):
+            for _ in range({"ping": 10, "talk": 8, "quiet": 0}.get(message, 1)):
                 connection.send(message)
+                time.sleep(0.4 if message == "talk" else 0)
 
     server = serve_websockets(answer, "127.0.0.1", 0, ping_interval=None, max_size=None)
     server.seen, server.port = seen, server.socket.getsockname()[1]

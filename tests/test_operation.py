@@ -5,13 +5,15 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import socket
 import subprocess
 
 import pytest
+import yaml
 
 from support.authority import DAY, Authority, now
-from support.keylatch import wait_for
+from support.keylatch import ROOT, wait_for
 from support.raw import request
 from support.redis import Redis
 from support.stores import FREE, SECRET, storage
@@ -173,6 +175,24 @@ def test_doctor_on_good_ones(start, echo_upstream, database, tmp_path):
             assert all(each["place"] == "user" for each in found), found
     finally:
         os.umask(0o022)
+
+
+def test_doctor_on_what_compose_starts(start, echo_upstream, database):
+    """With the image's configuration and the variables of compose.yaml; only the servers are here, and Redis has no password."""
+    keylatch = start(echo_upstream)
+    keylatch.stop()
+    variables = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["keylatch"]["environment"]
+    plain_ones = {name: re.sub(r"\$\{[A-Z_]+:-(.*)\}", r"\1", value) for name, value in variables.items()}
+    keylatch.path.write_text((ROOT / "config" / "container-postgres.yaml").read_text())
+    keylatch.path.chmod(0o640)
+    with Redis() as redis:
+        own = {"KEYLATCH_DATABASE_URL": database.url, "KEYLATCH_REDIS_URL": f"redis://127.0.0.1:{redis.port}", "KEYLATCH_KEY_HMAC": hashlib.sha256(b"k").hexdigest()}
+        keylatch.env |= {**plain_ones, **own}
+        del keylatch.env["KEYLATCH_CONFIG"]
+        assert keylatch.command("migrate").returncode == 0
+        found = [each for each in findings(keylatch) if each["place"] not in ("user", "descriptors", "redis.url")]
+    assert all(each["level"] == "note" for each in found), found
+    assert [each["place"] for each in found] == ["admin.address", "routes: rest"]
 
 
 def test_health(start, echo_upstream):

@@ -73,6 +73,21 @@ def test_a_websocket_that_is_silent_has_its_time(start, realtime):
     wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over")
 
 
+@pytest.mark.parametrize("talks", ["client", "server"])
+def test_a_websocket_on_which_one_side_talks_is_not_silent(start, realtime, talks):
+    keylatch = start(realtime, limits="{upgrade_idle_timeout: 1s}")
+    with websocket(f"ws://127.0.0.1:{keylatch.port}/v1/realtime", ping_interval=None) as connection:
+        if talks == "server":
+            connection.send("talk")
+            assert [connection.recv(5) for _ in range(8)] == ["talk"] * 8
+        else:
+            for _ in range(8):
+                connection.send("quiet")
+                time.sleep(0.4)
+        connection.send("hello")
+        assert connection.recv(5) == "hello"
+
+
 class Echo(grpc.GenericRpcHandler):
     """Calls of every kind, without a schema."""
 

@@ -147,8 +147,8 @@ pub struct Limits {
     pub write_timeout: HumanDuration,
     /// How long a connection may be idle between requests, 1s to 1h. Default: 75s.
     pub idle_timeout: HumanDuration,
-    /// How long either side of a connection that has become another protocol's, such as a WebSocket, may be silent, 1s to 24h.
-    /// Default: 10min.
+    /// How long nobody may say anything on a connection that has become a WebSocket, 1s to 24h. Default: 10min. No other protocol is
+    /// upgraded to: such requests are answered as if they had not asked.
     pub upgrade_idle_timeout: HumanDuration,
     /// Connections in all. Default: 20000. Past it, new ones are closed.
     pub connections: usize,

@@ -25,6 +25,8 @@ mod yaml;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
@@ -123,7 +125,7 @@ impl Written {
 
 /// Reads a file. An error: it cannot be read, is not YAML, or names variables that are not set.
 pub fn parse_file(path: &Path) -> Result<Parsed, Report> {
-    let text = read(path, FILE_BYTES_MAX).map_err(|message| Report::whole(path, message))?;
+    let text = read_bounded(path, FILE_BYTES_MAX).map_err(|message| Report::whole(path, message))?;
     parse(path, &text, &|name| std::env::var(name).ok())
 }
 
@@ -152,12 +154,22 @@ pub fn check(path: &Path, text: Option<&str>) -> Result<(), Report> {
     checked.map(|_| ()).map_err(|report| report.without(&looked_up.take()))
 }
 
-fn read(path: &Path, bytes_max: u64) -> Result<String, String> {
-    let size = std::fs::metadata(path).map_err(|e| format!("cannot be read: {e}"))?.len();
-    if size > bytes_max {
-        return Err(format!("has {size} bytes; at most {bytes_max} are read"));
+/// What a file that a configuration refers to holds.
+pub fn read(path: &Path) -> Result<String, String> {
+    read_bounded(path, REFERRED_BYTES_MAX)
+}
+
+fn read_bounded(path: &Path, bytes_max: u64) -> Result<String, String> {
+    let wrong = |e: std::io::Error| format!("cannot be read: {e}");
+    let file = File::open(path).map_err(wrong)?;
+    let size = file.metadata().map_err(wrong)?.len();
+    let mut text = String::new();
+    // What it says of its size is not all that may come of it.
+    let read = if size > bytes_max { 0 } else { file.take(bytes_max + 1).read_to_string(&mut text).map_err(wrong)? };
+    if size.max(read as u64) > bytes_max {
+        return Err(format!("has {} bytes; at most {bytes_max} are read", size.max(read as u64)));
     }
-    std::fs::read_to_string(path).map_err(|e| format!("cannot be read: {e}"))
+    Ok(text)
 }
 
 /// Reads the files a configuration names, relative to its own folder, and remembers which.
@@ -216,7 +228,7 @@ impl Files {
 impl Resolve for Files {
     fn file(&self, path: &str) -> Result<String, Invalid> {
         let path = self.path(path);
-        let text = read(&path, REFERRED_BYTES_MAX).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))?;
+        let text = read(&path).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))?;
         self.read.lock().insert(path, Some(Sha256::digest(&text).into()));
         Ok(text)
     }

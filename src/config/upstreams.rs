@@ -72,7 +72,8 @@ pub struct Tls {
     pub server_name: Option<String>,
     /// The certificates of the CAs that may have signed theirs. Default: the system's.
     pub ca_file: Option<String>,
-    /// Lists of those that were revoked (CRLs). A server whose own certificate is in one gets no request.
+    /// Lists of those that were revoked (CRLs), taken as they are: a server whose own certificate has a serial number that is in one gets no
+    /// request. Those of CAs between are not looked for.
     pub revoked_file: Option<String>,
     /// What is shown to them.
     pub client_certificate: Option<CertificateFiles>,

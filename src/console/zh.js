@@ -335,7 +335,7 @@ export default {
   "The accounts of those who sign in through it go with it. This cannot be undone.": "通过它登录的账户将一并删除，且无法撤销。",
   "Check": "检查",
   "Change": "修改",
-  "Event streams that are open on all replicas, the oldest first.": "所有副本上打开的事件流，最早的在前。",
+  "Event streams and WebSockets that are open on all replicas, the oldest first.": "所有副本上打开的事件流和 WebSocket，最早的在前。",
   "Replica": "副本",
   "No answer from {names}: what they know is missing here.": "{names} 没有应答：这里缺少它们的数据。",
   "{used} of {most} used": "已用 {used} / {most}",

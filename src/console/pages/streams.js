@@ -1,4 +1,4 @@
-// Event streams that are open.
+// Event streams and WebSockets that are open.
 
 import { call, get, may, query } from "../api.js";
 import { html, useState } from "../html.js";
@@ -14,7 +14,7 @@ export function Streams() {
     list.reload();
   };
   return html`<${Page} title=${t("Streams")} actions=${html`<button type="button" onClick=${list.reload}>${t("Look again")}</button>`}>
-    <p>${t("Event streams that are open on all replicas, the oldest first.")}</p>
+    <p>${t("Event streams and WebSockets that are open on all replicas, the oldest first.")}</p>
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${list.error} retry=${list.reload} />
     <${Silent} replicas=${list.silent} />
