@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The image of Keylatch: one program, no shell needed, a user of its own.
 #
 #   docker build -t keylatch .                                  # builds everything

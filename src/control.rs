@@ -105,7 +105,7 @@ pub fn listen(
     if !folder.exists() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|e| wrong("no folder", &e))?;
     }
-    let owner = std::fs::metadata(&folder).map_err(|e| wrong("no folder", &e))?;
+    let owner = std::fs::symlink_metadata(&folder).map_err(|e| wrong("no folder", &e))?;
     if owner.uid() != geteuid().as_raw() || owner.permissions().mode() & 0o022 != 0 {
         return Err(wrong("the folder", &"belongs to somebody else or is open to others; set KEYLATCH_RUNTIME_DIR to one of your own"));
     }
@@ -219,21 +219,36 @@ async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store, upgrades
     write.write_all(&line).await
 }
 
+/// Refuses a folder in which somebody else may have put the sockets: commands believe what they are told there. Root believes whoever
+/// owns it.
+pub fn trusted(config: &Path) -> Result<PathBuf, String> {
+    let (path, own) = (socket(config)?, geteuid());
+    let folder = folder();
+    let strangers = std::fs::symlink_metadata(&folder).is_ok_and(|about| {
+        let owner = about.uid();
+        !about.is_dir() || (!own.is_root() && owner != own.as_raw() && owner != 0) || about.mode() & 0o022 != 0
+    });
+    match strangers {
+        true => Err(format!("{} belongs to somebody else or is open to others: what is in it is not believed", folder.display())),
+        false => Ok(path),
+    }
+}
+
 /// Whether a process that runs `config` is there.
 pub fn is_there(config: &Path) -> bool {
-    socket(config).is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
+    trusted(config).is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
 }
 
 /// The number of the process that runs `config`, if one is there and the system tells. Needs a runtime.
 pub fn pid(config: &Path) -> Option<i32> {
-    let stream = std::os::unix::net::UnixStream::connect(socket(config).ok()?).ok()?;
+    let stream = std::os::unix::net::UnixStream::connect(trusted(config).ok()?).ok()?;
     stream.set_nonblocking(true).ok()?;
     UnixStream::from_std(stream).ok()?.peer_cred().ok()?.pid()
 }
 
 /// Asks the process that runs `config`.
 pub fn ask(config: &Path, question: &str) -> Result<Answer, String> {
-    let path = socket(config)?;
+    let path = trusted(config)?;
     let stream = std::os::unix::net::UnixStream::connect(&path)
         .map_err(|e| format!("no process that runs {} was found (its socket would be {}): {e}", config.display(), path.display()))?;
     let lost = |e: std::io::Error| format!("the running process did not answer: {e}");

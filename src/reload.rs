@@ -11,6 +11,7 @@ use crate::config::{Compiler, Parsed, Report, Settings, Snapshot, check, parse_f
 use crate::live::Overrides;
 use crate::proxy::Shared;
 use crate::store::record::millis;
+use crate::upstream::Upstream;
 
 /// Reloads one file, one reload at a time.
 pub struct Reloader {
@@ -123,7 +124,7 @@ impl Reloader {
         // A listener that was taken out of the file is open until a restart: what it asked last, it asks until then.
         let before = self.shared.snapshot.load_full();
         let gone: Vec<_> = before.entries.iter().filter(|entry| fresh.entry(entry.address).is_none()).cloned().collect();
-        fresh.entries.extend(gone);
+        gone.iter().for_each(|gone| self.compiler.keep_on(gone, &self.path, &mut fresh));
         self.shared.metrics.shows(&fresh.entries);
         self.shared.snapshot.store(Arc::new(fresh));
     }
@@ -137,9 +138,7 @@ impl Reloader {
 /// Compiles, and starts what the snapshot needs.
 pub async fn begin(compiler: &Compiler, parsed: Parsed) -> Result<Snapshot, Report> {
     let snapshot = compiler.compile(parsed)?;
-    for upstream in &snapshot.upstreams {
-        upstream.start().await;
-    }
+    futures::future::join_all(snapshot.upstreams.iter().map(Upstream::start)).await;
     Ok(snapshot)
 }
 

@@ -220,11 +220,12 @@ def test_settings_on_every_replica_within_a_second(replicas):
 def test_the_configuration_in_force_and_another(start, echo_upstream):
     env = {**ENV, "UPSTREAM_TOKEN": "hunter2-upstream"}
     filters = '  - headers: {request: {set: {Authorization: "Bearer ${UPSTREAM_TOKEN}"}}}'
-    replica = start(echo_upstream, storage=SQLITE, secrets=SECRET, filters=filters, env=env)
+    own = '      - headers: {request: {set: {X-Provider: "${UPSTREAM_TOKEN}-of-the-route"}}}'
+    replica = start(echo_upstream, storage=SQLITE, secrets=SECRET, filters=filters, route_filters=own, env=env)
     admin = signed_in(replica)
     shown = admin.get("/config").json()
     assert shown["generation"] == 1 and shown["last_reload"]["ok"] and "hunter2" not in shown["yaml"] and "0123456789abcdef" not in shown["yaml"]
-    assert "key_hmac: \"••••" in shown["yaml"]
+    assert "key_hmac: \"••••" in shown["yaml"] and "X-Provider: \"••••" in shown["yaml"]
     text = replica.path.read_text()
     assert admin.post("/config/check", {"yaml": text}).json() == {"ok": True, "mistakes": []}
     wrong = text.replace("upstream: model", "upstream: ${UPSTREAM_TOKEN}").replace("client_ip", "client_pi")

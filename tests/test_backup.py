@@ -153,8 +153,10 @@ def test_servers_have_their_own_ways(start, echo_upstream, database, tmp_path):
     """The steps that are printed are those that are carried out here."""
     keylatch = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(database))
     assert use(keylatch, "sk-1", "127.0.0.2") == 200
-    printed = keylatch.command("backup", str(tmp_path / "unused")).stdout
-    assert not (tmp_path / "unused").exists() and printed == keylatch.command("restore", "x").stdout
+    nothing = keylatch.command("backup", str(tmp_path / "unused"))
+    assert nothing.returncode == 1 and not nothing.stdout and "nothing was copied" in nothing.stderr and not (tmp_path / "unused").exists()
+    printed, again = nothing.stderr, keylatch.command("restore", "x")
+    assert again.returncode == 1 and again.stderr.replace("changed", "copied") == printed
     lines = [line.strip().removesuffix("\\") for line in printed.splitlines()]
     dump = next(line.split("backup:")[1].strip() for line in lines if "pg_dump" in line)
     back = next(line for line in lines if line.startswith("pg_restore"))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -98,7 +99,14 @@ def test_a_file_that_is_there_goes_before_the_embedded_one(start, echo_upstream)
     assert "trusted_proxies.cloudflare_file: `ranges.txt` is not there: `keylatch cloudflare refresh` writes it" in said, said
     (keylatch.folder / "local.txt").write_text(RANGES)
     assert keylatch.command("cloudflare", "refresh", "--from", "local.txt").returncode == 0
-    assert keylatch.command("check").returncode == 0 and (keylatch.folder / "ranges.txt").stat().st_mode & 0o777 == 0o600
+    assert keylatch.command("check").returncode == 0 and (keylatch.folder / "ranges.txt").stat().st_mode & 0o777 == 0o644
+    # Whoever could read the one before can read the next.
+    (keylatch.folder / "ranges.txt").chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(keylatch.folder / "ranges.txt", 12345, 12346)
+    assert keylatch.command("cloudflare", "refresh", "--from", "local.txt").returncode == 0
+    after = (keylatch.folder / "ranges.txt").stat()
+    assert after.st_mode & 0o777 == 0o640 and (os.geteuid() != 0 or (after.st_uid, after.st_gid) == (12345, 12346))
     keylatch.write(trusted="{cloudflare_refresh: {}}")
     assert "needs `cloudflare_file`" in keylatch.command("check").stderr
 
@@ -107,7 +115,7 @@ network = pytest.mark.skipif(not can(), reason="needs root on Linux, and leave t
 CLOUDFLARES, STRANGERS = ["104.16.0.9", "2606:4700::9"], ["203.0.113.9", "2001:db9::9"]
 DHCP = {
     "nft": ["sh", "-c", "nft list ruleset | grep -q 'ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept'"],
-    "iptables": ["ip6tables", "-C", "KEYLATCH", "-p", "udp", "-s", "fe80::/10", "--sport", "547", "--dport", "546", "-j", "ACCEPT"],
+    "iptables": ["ip6tables", "-C", "KEYLATCH", "-p", "udp", "-s", "fe80::/10", "--sport", "547", "--dport", "546", "-j", "RETURN"],
 }
 LISTENS_443 = """
 listeners: [{{address: "0.0.0.0:443"}}, {{address: "127.0.0.1:{port}"}}]
@@ -190,6 +198,7 @@ def test_what_cannot_be_a_rule(start, echo_upstream):
     assert keylatch.command("firewall", "--port", "443", "--ssh-from", "nowhere").returncode == 2
     for option in ("--port", "--ssh", "--wireguard"):
         assert "0 is not in 1..=65535" in keylatch.command("firewall", option, "0").stderr
+    assert "--docker goes with" in keylatch.command("firewall", "--port", "443", "--docker", "--format", "ufw").stderr
     # What others than Cloudflare reach by a network of their own is not opened to it.
     keylatch.path.write_text(LISTENS_443.format(**keylatch.values).replace('"127.0.0.1:{port}"'.format(**keylatch.values), '"10.8.0.1:8080"'))
     printed = keylatch.command("firewall", "--interface", "wg0", "--interface", "docker0").stdout
@@ -235,8 +244,85 @@ def test_other_ranges_take_the_place_of_those_before(start, echo_upstream, tmp_p
             again = load(net, form, rules, tmp_path)
             assert "Rule deleted" not in again and "Skipping adding existing rule" in again
         else:
+            # Others judge what is let through here: whom fail2ban has banned stays so.
+            for rule in (["-N", "f2b-sshd"], ["-A", "f2b-sshd", "-s", stays, "-j", "REJECT"], ["-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "f2b-sshd"]):
+                assert net.run(net.inside, "iptables", *rule).returncode == 0
+            load(net, form, rules, tmp_path)
+            assert not net.lets_in(stays, 22) and net.lets_in(own, 22) and net.lets_in(stays, 443)
             # A list that cannot be loaded changes nothing.
             broken = rules.read_text().replace("104.16.0.0/13", "104.16.0.0/99")
             rules.write_text(broken)
             assert net.run(net.inside, "sh", str(rules)).returncode != 0
             assert net.lets_in(stays, 443) and not net.lets_in(gone, 443) and not net.lets_in(stays, 3000)
+
+
+@network
+def test_the_next_is_made_like_the_one_before(start, echo_upstream, tmp_path):
+    """By the options that stand in it: nobody has to say them twice, and nobody is locked out by having said them once."""
+    keylatch = start(echo_upstream)
+    keylatch.path.write_text(LISTENS_443.format(**keylatch.values) + "trusted_proxies: {cloudflare_file: ranges.txt}\n")
+    ranges, rules, following = keylatch.folder / "ranges.txt", keylatch.folder / "firewall.nft", keylatch.folder / "firewall.next"
+    # One in another is no harm.
+    ranges.write_text("104.16.0.0/13\n104.16.5.0/24\n104.24.0.0/14\n")
+    options = ["--ssh", "2222", "--ssh-from", "203.0.113.0/24", "--wireguard", "51821", "--interface", "wg7", "--interface", "docker0", "--port", "443", "--port", "80"]
+    made = keylatch.command("firewall", *options, "--output", str(rules))
+    assert made.returncode == 0 and not made.stdout, made.stderr
+    text = rules.read_text()
+    assert text == keylatch.command("firewall", *options).stdout
+    again = keylatch.command("firewall", "--like", str(rules), "--output", str(following))
+    assert again.returncode == 0 and following.read_text() == text, again.stderr
+    ranges.write_text("104.16.0.0/13\n198.41.128.0/17\n")
+    assert keylatch.command("firewall", "--like", str(rules), "--output", str(following)).returncode == 0
+    assert "198.41.128.0/17" in following.read_text() and "tcp dport 2222" in following.read_text()
+    with Network(["203.0.113.9"], [2222, 22]) as net:
+        for path in (rules, following):
+            load(net, "nft", path, tmp_path)
+            assert net.lets_in("203.0.113.9", 2222) and not net.lets_in("203.0.113.9", 22)
+    # What cannot be made changes nothing.
+    ranges.write_text("nonsense\n")
+    before = rules.read_text()
+    assert keylatch.command("firewall", *options, "--output", str(rules)).returncode == 1 and rules.read_text() == before
+    rules.write_text("table inet keylatch {}\n")
+    assert "by which options" in keylatch.command("firewall", "--like", str(rules)).stderr
+    many = [word for port in range(1000, 1020) for word in ("--port", str(port))]
+    ranges.write_text("104.16.0.0/13\n")
+    assert keylatch.command("firewall", "--format", "iptables", *many).stdout.count("--dports") == 2
+
+
+@network
+def test_what_docker_publishes(start, echo_upstream, tmp_path):
+    """A container behind this machine, to which a port is forwarded, as Docker does it."""
+    if not shutil.which("nft"):
+        pytest.skip("nft is not installed")
+    keylatch = start(echo_upstream)
+    keylatch.path.write_text(LISTENS_443.format(**keylatch.values))
+    rules, container = tmp_path / "rules", f"kl-box-{os.getpid()}"
+    rules.write_text(keylatch.command("firewall", "--docker").stdout)
+    with Network(["104.16.0.9", "203.0.113.9"], [22, 443, 3000]) as net:
+        net.ip("netns", "add", container)
+        server = None
+        try:
+            net.ip("link", "add", "br-test", "netns", net.inside, "type", "veth", "peer", "name", "eth0", "netns", container)
+            for name, link, address in ((net.inside, "br-test", "172.31.0.1/24"), (container, "eth0", "172.31.0.2/24")):
+                net.ip("-n", name, "addr", "add", address, "dev", link)
+                net.ip("-n", name, "link", "set", link, "up")
+            net.ip("-n", container, "route", "add", "default", "via", "172.31.0.1")
+            dnat = "table ip nat { chain pre { type nat hook prerouting priority dstnat; tcp dport { 443, 8443 } dnat to 172.31.0.2:8080; }; chain post { type nat hook postrouting priority srcnat; ip saddr 172.31.0.0/24 masquerade; }; }"
+            assert net.run(net.inside, "sh", "-c", f"echo 1 > /proc/sys/net/ipv4/ip_forward && nft '{dnat}'").returncode == 0
+            serve = "import socket\nlistener = socket.create_server(('0.0.0.0', 8080))\nprint('up', flush=True)\nwhile True: listener.accept()[0].sendall(b'here')"
+            server = subprocess.Popen(["ip", "netns", "exec", container, sys.executable, "-c", serve], stdout=subprocess.PIPE)
+            assert server.stdout.readline() == b"up\n"
+            assert all(net.lets_in(address, port) for address in net.addresses for port in (443, 8443)), "before"
+            load(net, "nft", rules, tmp_path)
+            assert net.lets_in("104.16.0.9", 443) and not net.lets_in("203.0.113.9", 443)
+            assert not net.lets_in("104.16.0.9", 8443), "only what is named"
+            # Containers go out as before.
+            out = net.run(container, sys.executable, "-c", "import socket; socket.create_connection(('172.31.0.1', 3000), 2).recv(10)")
+            assert out.returncode != 0, "this machine lets in containers only where their bridge is named"
+            udp = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('192.0.2.2', 9)); s.settimeout(2); s.connect(('192.0.2.2', 9)); s.send(b'x'); s.recv(1)"
+            assert "refused" in net.run(container, sys.executable, "-c", udp).stderr, "an answer comes back"
+        finally:
+            if server:
+                server.kill()
+                server.wait()
+            net.ip("netns", "del", container)

@@ -145,6 +145,49 @@ def good(keylatch, storage, more=""):
     keylatch.path.chmod(0o640)
 
 
+def test_doctor_on_secrets_of_filters_and_who_may_change_them(start, echo_upstream):
+    keylatch = start(echo_upstream)
+    keylatch.stop()
+    good(keylatch, "{sqlite: {path: data/keylatch.db}}", "acme: {directory: https://acme.example/dir, accept_terms: true, external_account: {key_id: k, key: example1}}")
+    filters = """[
+        {bearer: {accept: [{jwt: {algorithms: [HS256], key: {secret: changemechangemechangemechangeme}}}]}},
+        {headers: {request: {set: {Authorization: Bearer changeme, X-Env: test}}}},
+        {headers: {request: {set: {x-api-key: "file:provider"}}}}]"""
+    keylatch.path.write_text(keylatch.path.read_text().replace("[{key_binding: {}}]", filters))
+    (keylatch.folder / "provider").write_text("12345678")
+    (keylatch.folder / "provider").chmod(0o620)
+    keylatch.path.chmod(0o644)
+    (keylatch.folder / "data").mkdir()
+    (keylatch.folder / "data").chmod(0o777)
+    found = said(findings(keylatch), "bad")
+    for text in [
+        "routes[0].filters[0].bearer.accept[0].jwt.key.secret: is easily guessed",
+        "routes[0].filters[1].headers.request.set.Authorization: is easily guessed",
+        "routes[0].filters[2].headers.request.set.x-api-key: is easily guessed",
+        "acme.external_account.key: is easily guessed",
+        "/provider: holds secrets, and its group may change it (mode 0620)",
+        "data: everybody on this machine may put other files in the place of those in it (mode 0777)",
+        "stands in it, and everybody on this machine may read it (mode 0644)",
+    ]:
+        assert text in found, f"{text}\n---\n{found}"
+    assert "X-Env" not in found
+
+
+def test_lists_of_revoked_ones_that_nobody_brings_any_more(start, echo_upstream):
+    keylatch = start(echo_upstream)
+    keylatch.stop()
+    good(keylatch, "memory")
+    authority = Authority(keylatch.folder / "other")
+    authority.ca.rename(keylatch.folder / "ca.pem")
+    text = keylatch.path.read_text()
+    for days in (-1, 1):
+        authority.revoke(next_update=days * DAY)
+        authority.revoked.rename(keylatch.folder / "revoked.pem")
+        keylatch.path.write_text(text.replace("{ca_file: ca.pem}", "{ca_file: ca.pem, revoked_file: revoked.pem}"))
+        told = "client_certificates.revoked_file: a list in it should have been followed by another" in said(findings(keylatch), "bad")
+        assert told == (days < 0)
+
+
 @pytest.mark.parametrize("clients", ["optional", "shared", "own"])
 def test_whose_certificates_prove_something(start, echo_upstream, clients):
     """Those of the CA that all of Cloudflare's customers share do not, nor do those that need not be shown."""
@@ -192,7 +235,7 @@ def test_doctor_on_what_compose_starts(start, echo_upstream, database):
         assert keylatch.command("migrate").returncode == 0
         found = [each for each in findings(keylatch) if each["place"] not in ("user", "descriptors", "redis.url")]
     assert all(each["level"] == "note" for each in found), found
-    assert [each["place"] for each in found] == ["admin.address", "routes: rest"]
+    assert [each["place"] for each in found] == ["admin.address", "upstreams[0].servers[0]", "routes: rest"]
 
 
 def test_health(start, echo_upstream):

@@ -66,6 +66,19 @@ impl Order {
     }
 }
 
+/// An order that has come to its end, whatever that was.
+struct Over {
+    acme: Arc<Acme>,
+    name: String,
+}
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.acme.challenges.over(&self.name);
+        self.acme.under_way.lock().remove(&self.name);
+    }
+}
+
 impl Acme {
     /// `secret`: the admin API's, from which the key for what is kept follows.
     pub fn new(store: Arc<Store>, secret: &[u8], replica: &str, registry: &Registry) -> Result<Arc<Self>, String> {
@@ -140,9 +153,8 @@ impl Acme {
         }
         let (this, key) = (Arc::clone(self), name.clone());
         let task = tokio::spawn(async move {
+            let _over = Over { acme: Arc::clone(&this), name: key };
             this.order(&order).await;
-            this.challenges.over(&key);
-            this.under_way.lock().remove(&key);
         });
         under_way.insert(name, task.abort_handle());
     }

@@ -29,7 +29,7 @@ pub struct Backup {
 /// Copies what is stored while it is in use.
 pub fn backup(asked: &Backup) -> Result<(), String> {
     let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
-    let Storage::Sqlite(sqlite) = &settings.storage else { return steps(&settings) };
+    let Storage::Sqlite(sqlite) = &settings.storage else { return Err(format!("nothing was copied. {}", steps(&settings))) };
     let wrong = |e: std::io::Error| format!("{}: {e}", asked.to.display());
     DirBuilder::new().recursive(false).mode(0o700).create(&asked.to).map_err(wrong)?;
     let made = fill(asked, &settings, sqlite);
@@ -66,21 +66,24 @@ pub fn beside(sqlite: &Sqlite, end: &str) -> PathBuf {
 }
 
 /// What there is to do where a server has the data.
-pub fn steps(settings: &Settings) -> Result<(), String> {
-    match &settings.storage {
-        Storage::Postgres(_) => {
-            say!("The data is PostgreSQL's, which has its own ways; with the URL of storage.postgres in DATABASE_URL:")?;
-            say!("  backup:   pg_dump --format=custom --no-owner --file=keylatch.dump \"$DATABASE_URL\"")?;
-            say!("  restore:  stop every replica, then")?;
-            say!("            pg_restore --clean --if-exists --no-owner --single-transaction --dbname=\"$DATABASE_URL\" keylatch.dump")?;
-            say!("  secrets:  secrets.key_hmac (and secrets.admin, if it is set) as they were; without key_hmac every key looks new,")?;
-            say!("            and the database refuses any other. Keep them apart from the dump: who has both can try out keys.")?;
-            if settings.redis.is_some() {
-                say!("  Redis:    holds nothing that must be kept: a cache, and the counts of limits, which begin anew. After a restore,")?;
-                say!("            forget what it remembers: redis-cli --scan --pattern 'keylatch:*' | xargs -r redis-cli unlink")?;
-            }
-            say!("  and:      the configuration, and the files that it refers to.")
-        }
-        _ => Err("storage is memory: there is nothing that outlives the process".into()),
+pub fn steps(settings: &Settings) -> String {
+    let Storage::Postgres(_) = &settings.storage else { return "Storage is memory: there is nothing that outlives the process".into() };
+    let mut lines = vec![
+        "The data is PostgreSQL's, which has its own ways; with the URL of storage.postgres in DATABASE_URL:".to_owned(),
+        "  backup:   pg_dump --format=custom --no-owner --file=keylatch.dump \"$DATABASE_URL\"".into(),
+        "  restore:  stop every replica, then".into(),
+        "            pg_restore --clean --if-exists --no-owner --single-transaction --dbname=\"$DATABASE_URL\" keylatch.dump".into(),
+        "  secrets:  secrets.key_hmac (and secrets.admin, if it is set) as they were; without key_hmac every key looks new,".into(),
+        "            and the database refuses any other. Keep them apart from the dump: who has both can try out keys.".into(),
+    ];
+    if let Some(redis) = &settings.redis {
+        let scan = format!("redis-cli -u \"$REDIS_URL\" --scan --pattern '{}:*'", redis.prefix);
+        lines.push(
+            "  Redis:    holds nothing that must be kept: a cache, and the counts of limits, which begin anew. After a restore,".into(),
+        );
+        lines.push("            forget what it remembers, with the URL of redis in REDIS_URL:".into());
+        lines.push(format!("            {scan} | xargs -r redis-cli -u \"$REDIS_URL\" unlink"));
     }
+    lines.push("  and:      the configuration, and the files that it refers to.".into());
+    lines.join("\n")
 }

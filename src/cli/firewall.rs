@@ -1,9 +1,11 @@
 //! `keylatch firewall`: rules for the machine's own firewall, which let only Cloudflare reach the listeners, and everybody only SSH
 //! and WireGuard. They are printed and never applied: whoever locks himself out should have read them.
 
-use std::fmt::{Error, Write};
+use std::fmt::{Display, Error, Write};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Args, Parser, ValueEnum, value_parser};
 use ipnet::IpNet;
 
 use super::ConfigFile;
@@ -11,11 +13,31 @@ use super::terminal::say;
 use crate::config::{Files, Parsed, Settings, parse_file};
 use crate::doctor::is_reached;
 use crate::service::ranges;
+use crate::store::private;
 
 #[derive(Args)]
 pub struct Firewall {
     #[command(flatten)]
     file: ConfigFile,
+    /// Write it to this file, whole or not at all, in place of standard output
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// With the options by which this file was made, which stand in it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["format", "port", "ssh", "ssh_from", "wireguard", "interface", "docker"])]
+    like: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What a file of rules says of how it was made.
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Args)]
+struct Options {
     /// For which program: `nft -f`, a shell with ufw, or a shell with iptables and ip6tables
     #[arg(long, value_enum, default_value = "nft")]
     format: Format,
@@ -35,7 +57,45 @@ pub struct Firewall {
     /// An interface from which everything is let in, as often as you like: that of WireGuard, the bridge of containers that ask this host
     #[arg(long, value_name = "NAME", default_value = "wg0")]
     interface: Vec<String>,
+    /// Also for the ports that Docker publishes, which do not come by what the rest of this is about; with nft
+    #[arg(long)]
+    docker: bool,
 }
+
+impl Options {
+    /// As they would be typed.
+    fn line(&self) -> String {
+        let mut out = match self.format {
+            Format::Nft => "--format nft",
+            Format::Ufw => "--format ufw",
+            Format::Iptables => "--format iptables",
+        }
+        .to_owned();
+        let mut add = |name: &str, value: &dyn Display| out.push_str(&format!(" --{name} {value}"));
+        self.port.iter().for_each(|port| add("port", port));
+        add("ssh", &self.ssh);
+        self.ssh_from.iter().for_each(|from| add("ssh-from", from));
+        add("wireguard", &self.wireguard);
+        self.interface.iter().for_each(|name| add("interface", name));
+        if self.docker {
+            out.push_str(" --docker");
+        }
+        out
+    }
+
+    /// Those by which a file was made.
+    fn of(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(MADE_BY));
+        let line = line.ok_or_else(|| format!("{}: it does not say by which options it was made", path.display()))?;
+        let words = ["keylatch firewall"].into_iter().chain(line.split_whitespace());
+        let made = Line::try_parse_from(words).map_err(|e| format!("{}: {}", path.display(), e.kind()))?;
+        Ok(made.options)
+    }
+}
+
+/// Before the options in what is made.
+const MADE_BY: &str = "# Made by: keylatch firewall ";
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Format {
@@ -46,18 +106,37 @@ enum Format {
 
 /// Who is let in.
 struct Rules<'a> {
-    asked: &'a Firewall,
+    asked: &'a Options,
     ranges: Vec<IpNet>,
     /// What Cloudflare reaches.
     ports: Vec<u16>,
 }
 
 pub fn firewall(asked: &Firewall) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
-    let (ranges, about) = ranges::in_force(&settings.trusted_proxies, &Files::beside(&asked.file.config))?;
+    let like = asked.like.as_deref().map(Options::of).transpose()?;
+    let text = text(like.as_ref().unwrap_or(&asked.options), &asked.file.config)?;
+    match &asked.output {
+        None => say!("{}", text.trim_end()),
+        Some(path) => {
+            let mut fresh = path.clone().into_os_string();
+            fresh.push(".new");
+            let fresh = PathBuf::from(fresh);
+            let _ = std::fs::remove_file(&fresh);
+            let written = private::make(&fresh).and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+            written.and_then(|()| std::fs::rename(&fresh, path)).map_err(|e| format!("{}: {e}", path.display()))
+        }
+    }
+}
+
+fn text(asked: &Options, config: &Path) -> Result<String, String> {
+    let settings = parse_file(config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let (ranges, about) = ranges::in_force(&settings.trusted_proxies, &Files::beside(config))?;
     let name_ok = |name: &str| (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     if let Some(wrong) = asked.interface.iter().find(|name| !name_ok(name)) {
         return Err(format!("`{wrong}` is not the name of an interface"));
+    }
+    if asked.docker && asked.format != Format::Nft {
+        return Err("--docker goes with --format nft".into());
     }
     let (ports, private) = ports(asked, &settings)?;
     let rules = Rules { asked, ranges, ports };
@@ -68,19 +147,26 @@ pub fn firewall(asked: &Firewall) -> Result<(), String> {
     };
     let text = text.map_err(|e| e.to_string())?;
     let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
-    say!("{first}\n# Lets only Cloudflare reach Keylatch, and everybody SSH and WireGuard. {about}")?;
+    let mut out =
+        format!("{first}\n{MADE_BY}{}\n# Lets only Cloudflare reach Keylatch, and everybody SSH and WireGuard. {about}\n", asked.line());
     if !private.is_empty() {
         let open = list(private.iter());
-        say!("# Not opened to Cloudflare, as the address is private: {open}. If it is reached there: --port PORT")?;
+        out.push_str(&format!("# Not opened to Cloudflare, as the address is private: {open}. If it is reached there: --port PORT\n"));
     }
-    say!(
-        "# Ports that Docker publishes do not come by here: publish them on 127.0.0.1 or on the address of WireGuard. Containers that ask"
-    )?;
-    say!("# this host are let in where their bridge is named: --interface docker0\n{}", rest.trim_end())
+    if !asked.docker {
+        let bridges = asked.interface.iter().map(|name| format!("--interface {name} ")).collect::<String>();
+        out.push_str(
+            "# Ports that Docker publishes do not come by here: publish them on 127.0.0.1 or on the address of WireGuard, or --docker.\n",
+        );
+        out.push_str(&format!(
+            "# Containers that ask this host are let in where their bridge is named, too: {bridges}--interface docker0\n"
+        ));
+    }
+    Ok(out + rest)
 }
 
 /// Those that Cloudflare reaches, and what is left out since others than Cloudflare reach it.
-fn ports(asked: &Firewall, settings: &Settings) -> Result<(Vec<u16>, Vec<std::net::SocketAddr>), String> {
+fn ports(asked: &Options, settings: &Settings) -> Result<(Vec<u16>, Vec<std::net::SocketAddr>), String> {
     if !asked.port.is_empty() {
         return Ok((asked.port.clone(), Vec::new()));
     }
@@ -112,7 +198,7 @@ impl Rules<'_> {
         );
         writeln!(out, "table inet keylatch\ndelete table inet keylatch\n\ntable inet keylatch {{")?;
         for (name, kind, v6) in [("cloudflare4", "ipv4_addr", false), ("cloudflare6", "ipv6_addr", true)] {
-            writeln!(out, "    set {name} {{\n        type {kind}\n        flags interval")?;
+            writeln!(out, "    set {name} {{\n        type {kind}\n        flags interval\n        auto-merge")?;
             if of(ranges, v6).next().is_some() {
                 writeln!(out, "        elements = {{ {} }}", list(of(ranges, v6)))?;
             }
@@ -139,8 +225,26 @@ impl Rules<'_> {
             writeln!(out, "        ip saddr @cloudflare4 tcp dport {{ {ports} }} accept")?;
             writeln!(out, "        ip6 saddr @cloudflare6 tcp dport {{ {ports} }} accept")?;
         }
-        writeln!(out, "    }}\n}}")?;
+        writeln!(out, "    }}")?;
+        if asked.docker {
+            self.docker(&mut out, &interfaces)?;
+        }
+        writeln!(out, "}}")?;
         Ok(out)
+    }
+
+    /// What is published is forwarded, to an address that Docker has put in the place of this machine's: of that, what comes from
+    /// elsewhere than containers is let through if it comes from Cloudflare.
+    fn docker(&self, out: &mut String, interfaces: &str) -> Result<(), Error> {
+        writeln!(out, "    chain docker {{\n        type filter hook forward priority filter - 1; policy accept;")?;
+        writeln!(out, "        ct state established,related accept\n        ct status ! dnat accept")?;
+        writeln!(out, "        iifname {{ {interfaces}, \"docker*\", \"br-*\" }} accept")?;
+        if !self.ports.is_empty() {
+            let ports = list(self.ports.iter());
+            writeln!(out, "        ip saddr @cloudflare4 meta l4proto tcp ct original proto-dst {{ {ports} }} accept")?;
+            writeln!(out, "        ip6 saddr @cloudflare6 meta l4proto tcp ct original proto-dst {{ {ports} }} accept")?;
+        }
+        writeln!(out, "        drop\n    }}")
     }
 
     fn ufw(&self) -> Result<String, Error> {
@@ -170,24 +274,25 @@ impl Rules<'_> {
     fn iptables(&self) -> Result<String, Error> {
         let Self { asked, ranges, ports } = self;
         let mut out = String::from(
-            "#!/bin/sh\nset -eu\n# Each list takes the place of what it was before in one step, or not at all; chains of others stay.\n",
+            "#!/bin/sh\nset -eu\n# Each list takes the place of what it was before in one step, or not at all; chains of others stay, and judge what passes here.\n",
         );
-        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        // So many go into one rule.
+        let ports: Vec<String> = ports.chunks(15).map(|some| some.iter().map(u16::to_string).collect::<Vec<_>>().join(",")).collect();
         for (program, icmp, v6) in [("iptables", "icmp", false), ("ip6tables", "ipv6-icmp", true)] {
             writeln!(out, "{program}-restore --noflush <<'END'\n*filter\n:KEYLATCH - [0:0]")?;
             let mut rule = |text: String| writeln!(out, "-A KEYLATCH {text}");
-            rule("-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT".into())?;
-            rule(format!("-i lo -j ACCEPT\n-A KEYLATCH -p {icmp} -j ACCEPT"))?;
+            rule("-m conntrack --ctstate ESTABLISHED,RELATED -j RETURN".into())?;
+            rule(format!("-i lo -j RETURN\n-A KEYLATCH -p {icmp} -j RETURN"))?;
             let answers = if v6 { "-s fe80::/10 --sport 547 --dport 546" } else { "--sport 67 --dport 68" };
-            rule(format!("-p udp {answers} -j ACCEPT"))?;
+            rule(format!("-p udp {answers} -j RETURN"))?;
             match asked.ssh_from.is_empty() {
-                true => rule(format!("-p tcp --dport {} -j ACCEPT", asked.ssh))?,
-                false => of(&asked.ssh_from, v6).try_for_each(|from| rule(format!("-p tcp -s {from} --dport {} -j ACCEPT", asked.ssh)))?,
+                true => rule(format!("-p tcp --dport {} -j RETURN", asked.ssh))?,
+                false => of(&asked.ssh_from, v6).try_for_each(|from| rule(format!("-p tcp -s {from} --dport {} -j RETURN", asked.ssh)))?,
             }
-            rule(format!("-p udp --dport {} -j ACCEPT", asked.wireguard))?;
-            asked.interface.iter().try_for_each(|name| rule(format!("-i {name} -j ACCEPT")))?;
-            if !ports.is_empty() {
-                of(ranges, v6).try_for_each(|from| rule(format!("-p tcp -s {from} -m multiport --dports {ports} -j ACCEPT")))?;
+            rule(format!("-p udp --dport {} -j RETURN", asked.wireguard))?;
+            asked.interface.iter().try_for_each(|name| rule(format!("-i {name} -j RETURN")))?;
+            for ports in &ports {
+                of(ranges, v6).try_for_each(|from| rule(format!("-p tcp -s {from} -m multiport --dports {ports} -j RETURN")))?;
             }
             rule("-j DROP".into())?;
             writeln!(out, "COMMIT\nEND\n{program} -C INPUT -j KEYLATCH 2>/dev/null || {program} -I INPUT 1 -j KEYLATCH")?;

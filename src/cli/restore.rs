@@ -32,10 +32,11 @@ const PARTS: [&str; 4] = ["", "-wal", "-shm", ".secret"];
 /// Puts back what a backup holds.
 pub fn restore(asked: &Restore) -> Result<(), String> {
     let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
-    let Storage::Sqlite(sqlite) = &settings.storage else { return steps(&settings) };
+    let Storage::Sqlite(sqlite) = &settings.storage else { return Err(format!("nothing was changed. {}", steps(&settings))) };
     if control::is_there(&asked.file.config) {
         return Err(format!("a process that runs {} is there: stop it first", asked.file.config.display()));
     }
+    let sqlite = &at_home(sqlite)?;
     let target = PathBuf::from(&sqlite.path);
     // Nor one that runs another configuration, or was started elsewhere.
     let alone = target.exists().then(|| store::sqlite_alone(&target)).transpose()?;
@@ -71,6 +72,21 @@ pub fn restore(asked: &Restore) -> Result<(), String> {
         say!("What was there before is in {}, and can be restored from there.", aside.display())?;
     }
     say!("The configuration stays as it is; the one of then is {}.", asked.from.join(CONFIGURATION).display())
+}
+
+/// With a path that is the same from everywhere. A relative one is meant from where the service runs, so that typed elsewhere it leads
+/// to where nothing is.
+fn at_home(sqlite: &Sqlite) -> Result<Sqlite, String> {
+    let said = Path::new(&sqlite.path);
+    let path = std::path::absolute(said).map_err(|e| format!("{}: {e}", sqlite.path))?;
+    if said.is_relative() && !private::folder_of(&path).is_dir() {
+        let says = "is relative, and there is no such folder here: go to where Keylatch runs (WorkingDirectory= of its unit) first, or make the folder";
+        return Err(format!("storage.sqlite.path: {} {says}", sqlite.path));
+    }
+    // Where it is a link, what it leads to is what takes part in all this.
+    let path = path.canonicalize().unwrap_or(path);
+    let path = path.into_os_string().into_string().map_err(|_| "storage.sqlite.path is not UTF-8")?;
+    Ok(Sqlite { path, ..sqlite.clone() })
 }
 
 /// A new folder for what is there now. Each has its own: none takes another's place.

@@ -1,5 +1,7 @@
 //! Numbers that make sense only within bounds, and addresses only once.
 
+use std::net::{IpAddr, SocketAddr};
+
 use keylatch_filters::contract::Invalid;
 
 use super::model::{Acme, Settings, Storage};
@@ -45,11 +47,16 @@ fn admin(settings: &Settings, partial: bool) -> Vec<Invalid> {
     let mut wrong = Vec::new();
     let addresses: Vec<_> = settings.listeners.iter().map(|listener| listener.address).collect();
     for (index, address) in addresses.iter().enumerate() {
-        let earlier = addresses.iter().take(index).any(|other| other == address);
-        let admins = !partial && *address == settings.admin.address;
-        if earlier || admins {
-            wrong.push(Invalid::new(format!("{address} is listened on twice")).at("address").index(index).at("listeners"));
-        }
+        let admins = Some(&settings.admin.address).filter(|_| !partial);
+        let other = addresses.iter().take(index).chain(admins).find(|other| overlap(address, other));
+        let says = match other {
+            Some(other) if other == address => format!("{address} is listened on twice"),
+            Some(other) => {
+                format!("{address} and {other} are no two: what is listened on everywhere is listened on there, and [::] takes IPv4, too")
+            }
+            None => continue,
+        };
+        wrong.push(Invalid::new(says).at("address").index(index).at("listeners"));
     }
     let admin = &settings.admin;
     if !(60..=30 * 86_400).contains(&admin.session.0.as_secs()) {
@@ -59,6 +66,12 @@ fn admin(settings: &Settings, partial: bool) -> Vec<Invalid> {
         wrong.push(Invalid::new("must be between 10s and 1h").at("token").at("admin"));
     }
     wrong
+}
+
+/// Whether the system would refuse the second of them.
+fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
+    let takes = |all: IpAddr, ip: IpAddr| all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
+    one.port() == other.port() && (one.ip() == other.ip() || takes(one.ip(), other.ip()) || takes(other.ip(), one.ip()))
 }
 
 /// Stores, what goes with time, threads.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use keylatch_filters::ALL;
@@ -29,6 +30,16 @@ impl Compiler {
     /// With the implementations behind the ports.
     pub fn new(ports: Ports) -> Self {
         Self { keep: Keep::default(), ports }
+    }
+
+    /// What a listener asks whose socket is open though the file says nothing of it any more: what it asked last, with its files as they
+    /// are now, which are watched with the others.
+    pub fn keep_on(&self, gone: &Arc<Entry>, path: &Path, fresh: &mut Snapshot) {
+        let files = Files::beside(path);
+        let entry = gone.again(&files, &self.keep).map_or_else(|_| Arc::clone(gone), Arc::new);
+        fresh.files.extend(files.digests());
+        fresh.secret_files.extend(files.secrets());
+        fresh.entries.push(entry);
     }
 
     /// Compiles a file. Nothing is started; all that is wrong is in the report.

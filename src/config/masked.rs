@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use keylatch_filters::contract::SecretRef;
 use serde_json::Value as Json;
 
 use super::yaml::{Node, Value};
@@ -31,7 +32,7 @@ fn node(tree: &Node, schemas: &[&Json], root: &Json, depth: usize, out: &mut Str
         Value::Map(entries) if entries.is_empty() => out.push_str(" {}\n"),
         Value::List(items) => {
             out.push('\n');
-            let below: Vec<&Json> = known.iter().filter_map(|schema| schema.get("items")).collect();
+            let below = items_of(&known);
             for item in items {
                 let _ = write!(out, "{:depth$}-", "");
                 let mut piece = String::new();
@@ -45,12 +46,51 @@ fn node(tree: &Node, schemas: &[&Json], root: &Json, depth: usize, out: &mut Str
             out.push('\n');
             for (key, value) in entries {
                 let _ = write!(out, "{:depth$}{}:", "", scalar(&key.name, true));
-                let property = |schema: &&&Json| schema.get("properties").and_then(|all| all.get(&key.name)).is_some();
-                let named = known.iter().filter(property).filter_map(|schema| schema.get("properties")?.get(&key.name));
-                let others = known.iter().filter(|schema| !property(schema)).filter_map(|schema| schema.get("additionalProperties"));
-                let below: Vec<&Json> = named.chain(others).collect();
+                let below = behind(&known, &key.name);
                 let deeper = if matches!(value.value, Value::List(_)) { depth } else { depth + 2 };
                 node(value, &below, root, deeper, out);
+            }
+        }
+    }
+}
+
+/// By what the items of a list may be read.
+fn items_of<'a>(known: &[&'a Json]) -> Vec<&'a Json> {
+    known.iter().filter_map(|schema| schema.get("items")).collect()
+}
+
+/// By what the value of a key may be read.
+fn behind<'a>(known: &[&'a Json], key: &str) -> Vec<&'a Json> {
+    let of = |schema: &'a Json| schema.get("properties").and_then(|all| all.get(key)).or_else(|| schema.get("additionalProperties"));
+    known.iter().filter_map(|schema| of(schema)).collect()
+}
+
+/// Every secret, with its place.
+pub fn secrets(tree: &Node, schema: &Json) -> Vec<(Vec<String>, SecretRef)> {
+    let mut found = Vec::new();
+    collect(tree, &[schema], schema, &mut Vec::new(), &mut found);
+    found
+}
+
+fn collect(tree: &Node, schemas: &[&Json], root: &Json, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, SecretRef)>) {
+    let mut known = Vec::new();
+    let secret = schemas.iter().fold(false, |secret, schema| secret | unfold(schema, root, &mut known));
+    match &tree.value {
+        Value::Scalar { text, .. } if secret && !tree.is_null() => found.push((path.clone(), SecretRef::new(text.as_str()))),
+        Value::Scalar { .. } => {}
+        Value::List(items) => {
+            let below = items_of(&known);
+            for (index, item) in items.iter().enumerate() {
+                path.push(format!("[{index}]"));
+                collect(item, &below, root, path, found);
+                path.pop();
+            }
+        }
+        Value::Map(entries) => {
+            for (key, value) in entries {
+                path.push(key.name.clone());
+                collect(value, &behind(&known, &key.name), root, path, found);
+                path.pop();
             }
         }
     }
@@ -114,6 +154,9 @@ upstreams: [{name: u, servers: [{address: "127.0.0.1:2"}]}]
 filters: [{client_ip: {}}, {headers: {request: {set: {Authorization: "Bearer hunter2"}, remove: [x-a]}}}]
 routes:
   - {name: "yes: no", match: {paths: ["/v1/*", '5']}, upstream: u, filters: []}
+  - name: own
+    upstream: u
+    filters: [{headers: {request: {set: {Authorization: "Bearer hunter2-of-the-route"}}}, shadow: true}]
 "#;
         let parsed = parse(Path::new("k.yaml"), text, &|_| None).unwrap();
         let shown = parsed.masked();
@@ -124,7 +167,21 @@ routes:
         }
         let again = parse(Path::new("k.yaml"), &shown, &|_| None).unwrap_or_else(|e| panic!("{e}\n{shown}"));
         assert_eq!(again.masked(), shown);
-        assert_eq!(again.tree.get("routes").unwrap().to_json(), parsed.tree.get("routes").unwrap().to_json());
+        assert_eq!(again.tree.get("routes").unwrap().to_json()[0], parsed.tree.get("routes").unwrap().to_json()[0]);
         assert!(schema().pointer("/$defs/Secret").is_some(), "secrets are found by this name");
+        let places: Vec<String> = parsed.secrets().into_iter().map(|(place, _)| place).collect();
+        assert_eq!(
+            places,
+            [
+                "storage.postgres.url",
+                "secrets.key_hmac",
+                "secrets.previous[0]",
+                "secrets.previous[1]",
+                "alerts.webhooks[0].url",
+                "alerts.webhooks[0].secret",
+                "filters[1].headers.request.set.Authorization",
+                "routes[1].filters[0].headers.request.set.Authorization"
+            ]
+        );
     }
 }

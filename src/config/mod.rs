@@ -82,6 +82,11 @@ impl Parsed {
         masked::text(&self.tree, &schema())
     }
 
+    /// Every secret that is configured, or where it is, with its place.
+    pub fn secrets(&self) -> Vec<(String, SecretRef)> {
+        masked::secrets(&self.tree, &schema()).into_iter().map(|(path, secret)| (report::dotted(&path), secret)).collect()
+    }
+
     /// What the file says, if it is right as a whole as far as that can be known without a running process.
     pub fn settings(self) -> Result<Settings, Report> {
         if self.mistakes.is_empty() {

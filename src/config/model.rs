@@ -185,7 +185,7 @@ pub struct RouteSettings {
     pub upstream: String,
     /// The filters they run through, after the top-level ones.
     #[serde(skip)]
-    #[schemars(default)]
+    #[schemars(!skip, default)]
     pub filters: Vec<FilterItem>,
     /// Let `%2F` in paths pass, for APIs whose names hold slashes. Default: false, it is refused.
     #[serde(default)]

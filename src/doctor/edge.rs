@@ -1,18 +1,14 @@
 //! Where requests come in and where they go: who may reach what, and past whom.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::SystemTime;
 
 use keylatch_filters::contract::TrustConfig;
 
-use super::{Findings, Level, is_elsewhere, is_here, is_reached};
+use super::{Findings, Level, in_clear, is_here, is_reached};
 use crate::config::model::{ClientCertificates, Listener, Presented, Storage};
 use crate::config::{Files, Snapshot};
 use crate::entry::{certificates as certificates_of, parsed};
-use crate::store::record::millis;
 
-/// A certificate that ends within so many days should have been renewed.
-const ENDS_SOON_DAYS: i64 = 14;
 /// Who stands in Cloudflare's CA for Authenticated Origin Pulls, which all of its customers share.
 const SHARED_BY_ALL: &str = "origin-pull.cloudflare.net";
 
@@ -21,7 +17,6 @@ pub fn look(snapshot: &Snapshot, files: &Files, found: &mut Findings) {
     for (index, listener) in settings.listeners.iter().enumerate() {
         self::listener(listener, &format!("listeners[{index}]"), &settings.trusted_proxies, files, found);
     }
-    certificates(snapshot, found);
     let admin = settings.admin.address;
     if is_reached(admin.ip()) {
         let what = format!("{admin} can be reached from elsewhere: the console, and the metrics without any password");
@@ -82,30 +77,15 @@ fn are_own(clients: &ClientCertificates, files: &Files) -> bool {
     clients.presented == Presented::Required && !shared()
 }
 
-fn certificates(snapshot: &Snapshot, found: &mut Findings) {
-    let now_s = millis(SystemTime::now()) / 1000;
-    for (index, entry) in snapshot.entries.iter().enumerate() {
-        for shown in entry.shown() {
-            let (place, name) = (format!("listeners[{index}].tls.certificates"), shown.names.first().map_or("-", String::as_str));
-            let days = (shown.not_after_s - now_s) / 86_400;
-            if shown.not_after_s <= now_s {
-                found.bad(place, format!("the certificate of {name} has ended"), "renew it; it is read anew by itself");
-            } else if days < ENDS_SOON_DAYS {
-                found.warn(place, format!("the certificate of {name} ends in {days} days"), "renew it; it is read anew by itself");
-            }
-        }
-    }
-}
-
 /// Servers to which others could go without us, or on the way to which others read along.
 fn upstreams(snapshot: &Snapshot, found: &mut Findings) {
     for (index, upstream) in snapshot.settings.upstreams.iter().enumerate() {
         for (at, server) in upstream.servers.iter().enumerate() {
             let place = format!("upstreams[{index}].servers[{at}]");
             let Some((host, port)) = server.address.rsplit_once(':') else { continue };
-            if is_elsewhere(host) && upstream.tls.is_none() {
+            if let Some(level) = in_clear(host).filter(|_| upstream.tls.is_none()) {
                 let what = format!("{} is elsewhere, and no TLS is spoken to it: keys and answers travel in clear", server.address);
-                found.bad(&place, what, "`tls: {}`, or reach it by WireGuard");
+                found.add(level, &place, what, "`tls: {}`, or reach it by WireGuard and accept this");
             }
             let Some(port) = port.parse::<u16>().ok().filter(|_| is_here(host)) else { continue };
             let Some(open) = listens_openly(port) else { continue };

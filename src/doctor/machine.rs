@@ -1,6 +1,7 @@
 //! The machine: descriptors, and as whom this runs.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
@@ -39,10 +40,22 @@ pub fn look(snapshot: &Snapshot, config: &Path, found: &mut Findings) {
             "LimitNOFILE= in the unit, `ulimit -n`, or fewer `limits.connections`; the unit that is shipped has 262144",
         );
     }
+    if clock_runs_alone() {
+        let what = "nothing sets this machine's clock: certificates, tokens and limits by the calendar go by it";
+        found.warn("clock", what, "chrony, or systemd-timesyncd: timedatectl set-ntp true");
+    }
     if process.is_root {
         let what = format!("{} is root; it needs nothing but CAP_NET_BIND_SERVICE, for ports below 1024", process.what);
         found.note("user", what, "run it as a user of its own, as the unit and the container do");
     }
+}
+
+/// Whether the system knows that its clock is set by nobody. Where it is no systemd, it is not known.
+fn clock_runs_alone() -> bool {
+    // Without a manager it would wait for one.
+    let managed = Path::new("/run/systemd/system").is_dir();
+    let asked = || Command::new("timedatectl").args(["show", "--property=NTPSynchronized", "--value"]).stderr(Stdio::null()).output().ok();
+    managed && asked().is_some_and(|said| said.status.success() && said.stdout.trim_ascii() == b"no")
 }
 
 /// As Linux tells of it.

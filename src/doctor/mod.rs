@@ -1,5 +1,6 @@
 //! What one would look at before strangers come: the production checklist, as far as a program can look. Nothing is changed.
 
+mod certificates;
 mod edge;
 mod machine;
 mod secrets;
@@ -11,7 +12,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::{Compiler, Files, check_ports, parse_file};
+use crate::config::{Compiler, Files, Parsed, check_ports, parse_file};
 use crate::outbound::is_public;
 
 /// How bad it is.
@@ -62,11 +63,13 @@ impl Findings {
 /// worth a note.
 pub async fn look(path: &Path, accepted: &[String]) -> Vec<Finding> {
     let mut found = Findings::default();
-    let snapshot = parse_file(path).and_then(|parsed| Compiler::new(check_ports()).compile(parsed));
-    match snapshot {
+    let parsed = parse_file(path);
+    let secrets = parsed.as_ref().map(Parsed::secrets).unwrap_or_default();
+    match parsed.and_then(|parsed| Compiler::new(check_ports()).compile(parsed)) {
         Ok(snapshot) => {
             let files = Files::beside(path);
-            secrets::look(&snapshot, path, &files, &mut found);
+            secrets::look(&snapshot, &secrets, path, &files, &mut found);
+            certificates::look(&snapshot, &files, &mut found);
             edge::look(&snapshot, &files, &mut found);
             trust::look(&snapshot.settings, &files, &mut found);
             machine::look(&snapshot, path, &mut found);
@@ -88,10 +91,16 @@ pub fn is_reached(address: IpAddr) -> bool {
     address.is_unspecified() || is_public(address)
 }
 
-/// Whether a host is elsewhere on the internet. A name of one word is known in a network of one's own alone, such as that of containers.
-fn is_elsewhere(host: &str) -> bool {
+/// How bad it is if nothing is encrypted on the way to a host; `None`: it is this machine. A name of one word is known in a network of
+/// one's own alone, such as that of containers; a private network may be shared with others all the same.
+fn in_clear(host: &str) -> Option<Level> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare.parse().map_or(!is_here(host) && bare.contains('.'), is_public)
+    match bare.parse::<IpAddr>() {
+        _ if is_here(host) => None,
+        Ok(address) if is_public(address) => Some(Level::Bad),
+        Ok(_) => Some(Level::Warn),
+        Err(_) => Some(if bare.contains('.') { Level::Bad } else { Level::Note }),
+    }
 }
 
 /// Whether a host is this machine.
@@ -105,21 +114,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_elsewhere() {
-        for (host, is) in [
-            ("db.example.com", true),
-            ("postgres", false),
-            ("localhost", false),
-            ("", false),
-            ("/run/postgresql", false),
-            ("[::1]", false),
-            ("203.0.112.9", true),
-            ("[2606:4700::1]", true),
-            ("10.8.0.2", false),
-            ("100.64.0.7", false),
-            ("[fd00::2]", false),
+    fn who_reads_along() {
+        for (host, level) in [
+            ("db.example.com", Some(Level::Bad)),
+            ("postgres", Some(Level::Note)),
+            ("localhost", None),
+            ("", None),
+            ("/run/postgresql", None),
+            ("[::1]", None),
+            ("8.8.8.8", Some(Level::Bad)),
+            ("[2606:4700::1]", Some(Level::Bad)),
+            ("10.8.0.2", Some(Level::Warn)),
+            ("100.64.0.7", Some(Level::Warn)),
+            ("[fd00::2]", Some(Level::Warn)),
         ] {
-            assert_eq!(is_elsewhere(host), is, "{host}");
+            assert_eq!(in_clear(host), level, "{host}");
         }
     }
 }

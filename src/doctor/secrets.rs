@@ -10,22 +10,31 @@ use reqwest::Url;
 use super::{Findings, is_here};
 use crate::config::model::Storage;
 use crate::config::{Files, Settings, Snapshot};
+use crate::store::private::folder_of;
 
 /// What stands in examples.
 const WORDS: [&str; 8] = ["changeme", "change_me", "change-me", "password", "secret", "example", "keylatch", "12345678"];
 /// What a good one of 16 bytes and more has at least.
 const DIFFERENT_MIN: usize = 8;
 
-pub fn look(snapshot: &Snapshot, config: &Path, files: &Files, found: &mut Findings) {
+/// Fields in which a header's value is a secret.
+const SECRET_FIELDS: [&str; 5] = ["authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key"];
+
+/// `all`: every secret that is configured, or where it is, with its place.
+pub fn look(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files: &Files, found: &mut Findings) {
     let settings = &snapshot.settings;
-    let all = named(settings, files);
-    for (index, (place, secret)) in all.iter().enumerate() {
+    let read =
+        |(place, secret): &(String, SecretRef)| Some((place.clone(), files.secret(secret).ok()?)).filter(|(place, _)| is_ours(place));
+    let known: Vec<(String, String)> = all.iter().filter_map(read).collect();
+    for (index, (place, secret)) in known.iter().enumerate() {
         let lower = secret.to_ascii_lowercase();
         let different = secret.bytes().collect::<BTreeSet<_>>().len();
         if different < DIFFERENT_MIN || WORDS.iter().any(|word| lower.contains(word)) {
             found.bad(place, "is easily guessed", "make one that nobody can guess: openssl rand -hex 32");
         }
-        if let Some((other, _)) = all.iter().take(index).find(|(_, known)| known == secret) {
+        // Filters of several routes may ask the same service, or speak to the same provider.
+        let twice = |(other, text): &&(String, String)| text == secret && !(in_filter(other) && in_filter(place));
+        if let Some((other, _)) = known.iter().take(index).find(twice) {
             found.bad(
                 place,
                 format!("is the same as {other}: who knows one knows both"),
@@ -34,22 +43,20 @@ pub fn look(snapshot: &Snapshot, config: &Path, files: &Files, found: &mut Findi
         }
     }
     passwords(settings, files, found);
-    modes(snapshot, config, files, found);
+    modes(snapshot, all, config, files, found);
 }
 
-/// The secrets that are no passwords of somebody else's, each with its place.
-fn named(settings: &Settings, files: &Files) -> Vec<(String, String)> {
-    let mut all: Vec<(String, &SecretRef)> = Vec::new();
-    all.extend(settings.secrets.key_hmac.iter().map(|secret| ("secrets.key_hmac".into(), secret)));
-    all.extend(settings.secrets.admin.iter().map(|secret| ("secrets.admin".into(), secret)));
-    all.extend(settings.secrets.previous.iter().enumerate().map(|(index, secret)| (format!("secrets.previous[{index}]"), secret)));
-    for (at, listener) in settings.listeners.iter().enumerate() {
-        let values = listener.origin_secret.iter().flat_map(|origin| origin.values.iter().enumerate());
-        all.extend(values.map(|(index, secret)| (format!("listeners[{at}].origin_secret.values[{index}]"), secret)));
-    }
-    let webhooks = settings.alerts.iter().flat_map(|alerts| alerts.webhooks.iter().enumerate());
-    all.extend(webhooks.filter_map(|(index, webhook)| Some((format!("alerts.webhooks[{index}].secret"), webhook.secret.as_ref()?))));
-    all.into_iter().filter_map(|(place, secret)| Some((place, files.secret(secret).ok()?))).collect()
+fn in_filter(place: &str) -> bool {
+    place.contains("filters[")
+}
+
+/// Whether a secret is one that is to be guessed by nobody: no address with a password of somebody else's, no public key, no field that
+/// everybody may know.
+fn is_ours(place: &str) -> bool {
+    let (above, last) = place.rsplit_once('.').unwrap_or(("", place));
+    let field = above.ends_with(".set") || above.ends_with(".add");
+    let public = ["pem", "jwks", "url"].contains(&last) || last.starts_with("sentinels");
+    if field { SECRET_FIELDS.contains(&last.to_ascii_lowercase().as_str()) } else { !public }
 }
 
 /// Passwords of servers that are elsewhere.
@@ -70,29 +77,39 @@ fn passwords(settings: &Settings, files: &Files, found: &mut Findings) {
 }
 
 /// Who may read and write the files.
-fn modes(snapshot: &Snapshot, config: &Path, files: &Files, found: &mut Findings) {
+fn modes(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files: &Files, found: &mut Findings) {
     let mut secret = snapshot.secret_files.clone();
     let settings = &snapshot.settings;
-    let own = [settings.secrets.key_hmac.as_ref(), settings.secrets.admin.as_ref()];
-    secret.extend(
-        own.into_iter().flatten().chain(&settings.secrets.previous).filter_map(|secret| secret.file()).map(|path| files.path(path)),
-    );
+    secret.extend(all.iter().filter_map(|(_, secret)| secret.file()).map(|path| files.path(path)));
     if let Storage::Sqlite(sqlite) = &settings.storage {
         // With their journals: each holds the hashes of keys and passwords.
         secret.extend(["", ".secret", "-wal", "-shm"].map(|end| PathBuf::from(format!("{}{end}", sqlite.path))));
     }
     let mode = |path: &Path| std::fs::metadata(path).ok().map(|about| about.permissions().mode());
     for path in &secret {
-        if let Some(mode) = mode(path).filter(|mode| mode & 0o007 != 0) {
-            let what = format!("holds secrets, and everybody on this machine may open it (mode {:04o})", mode & 0o7777);
-            found.bad(path.display().to_string(), what, format!("chmod o= {}", path.display()));
+        if let Some(mode) = mode(path).filter(|mode| mode & 0o027 != 0) {
+            let who = if mode & 0o007 != 0 { "everybody on this machine may open it" } else { "its group may change it" };
+            found.bad(
+                path.display().to_string(),
+                format!("holds secrets, and {who} (mode {:04o})", mode & 0o7777),
+                format!("chmod g-w,o= {}", path.display()),
+            );
         }
     }
     let others = snapshot.files.keys().filter(|path| !secret.contains(*path)).cloned().chain([config.to_owned()]);
+    let mut folders: BTreeSet<PathBuf> = secret.iter().map(|path| folder_of(path).to_owned()).collect();
     for path in others {
+        folders.insert(folder_of(&path).to_owned());
         if let Some(mode) = mode(&path).filter(|mode| mode & 0o022 != 0) {
             let what = format!("may be changed by others than its owner (mode {:04o})", mode & 0o7777);
             found.bad(path.display().to_string(), what, format!("chmod go-w {}", path.display()));
+        }
+    }
+    // Whoever may write to the folder puts another file in a file's place, unless only owners may (as in /tmp).
+    for folder in folders {
+        if let Some(mode) = mode(&folder).filter(|mode| mode & 0o002 != 0 && mode & 0o1000 == 0) {
+            let what = format!("everybody on this machine may put other files in the place of those in it (mode {:04o})", mode & 0o7777);
+            found.bad(folder.display().to_string(), what, format!("chmod o-w {}", folder.display()));
         }
     }
     let text = std::fs::read_to_string(config).unwrap_or_default();
@@ -100,7 +117,9 @@ fn modes(snapshot: &Snapshot, config: &Path, files: &Files, found: &mut Findings
         let password = Url::parse(&files.secret(url).ok()?).ok()?.password().map(str::to_owned);
         Some((place.to_owned(), password.filter(|password| !password.is_empty())?))
     });
-    let inside = named(settings, files).into_iter().chain(urls).find(|(_, secret)| text.contains(secret.as_str()));
+    let written = all.iter().filter(|(place, secret)| is_ours(place) && secret.file().is_none());
+    let written = written.map(|(place, secret)| (place.clone(), secret.text().to_owned()));
+    let inside = written.chain(urls).find(|(_, secret)| text.contains(secret.as_str()));
     if let (Some((place, _)), Some(mode)) = (inside, mode(config).filter(|mode| mode & 0o004 != 0)) {
         let what = format!("{place} stands in it, and everybody on this machine may read it (mode {:04o})", mode & 0o7777);
         let remedy = format!("chmod o= {}, or put the secret into a file: `file:PATH`", config.display());
@@ -115,4 +134,27 @@ fn urls(settings: &Settings) -> Vec<(&'static str, &SecretRef)> {
         _ => None,
     };
     postgres.into_iter().chain(settings.redis.iter().map(|redis| ("redis.url", &redis.url))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ours;
+
+    #[test]
+    fn what_nobody_should_guess() {
+        for (place, is) in [
+            ("secrets.key_hmac", true),
+            ("secrets.previous[0]", true),
+            ("acme.external_account.key", true),
+            ("filters[0].bearer.jwt[0].key.secret", true),
+            ("filters[0].bearer.jwt[0].key.pem", false),
+            ("routes[1].filters[0].headers.request.set.Authorization", true),
+            ("routes[1].filters[0].headers.request.set.X-Env", false),
+            ("redis.url", false),
+            ("redis.sentinels[0]", false),
+            ("alerts.webhooks[0].url", false),
+        ] {
+            assert_eq!(is_ours(place), is, "{place}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use prometheus::Registry;
 use reqwest::Url;
 
-use super::{Findings, is_elsewhere};
+use super::{Findings, in_clear};
 use crate::config::model::{PostgresTls, Storage};
 use crate::config::{Files, Settings};
 use crate::store::record::millis;
@@ -75,24 +75,20 @@ fn on_the_way(settings: &Settings, files: &Files, found: &mut Findings) {
         let url = files.secret(secret).ok().and_then(|text| Url::parse(&text).ok());
         url.map(|url| (url.scheme().to_owned(), url.host_str().unwrap_or_default().to_owned()))
     };
+    let travels = "its password, and who may use which key, travel in clear";
     if let Storage::Postgres(postgres) = &settings.storage
         && let Some((_, host)) = host(&postgres.url)
-        && is_elsewhere(&host)
+        && let Some(level) = in_clear(&host)
     {
+        let place = "storage.postgres.tls";
         match postgres.tls {
             Some(PostgresTls::Off) => {
-                found.bad(
-                    "storage.postgres.tls",
-                    format!("is off, and {host} is elsewhere: its password, and who may use which key, travel in clear"),
-                    "leave it at verify_full, with `ca_file` for a CA of your own",
-                );
+                let what = format!("is off, and {host} is elsewhere: {travels}");
+                found.add(level, place, what, "leave it at verify_full, with `ca_file` for a CA of your own");
             }
             Some(PostgresTls::VerifyCa) => {
-                found.note(
-                    "storage.postgres.tls",
-                    "does not look at the server's name: any server with a certificate of that CA will do",
-                    "verify_full",
-                );
+                let what = "does not look at the server's name: any server with a certificate of that CA will do";
+                found.note(place, what, "verify_full");
             }
             _ => {}
         }
@@ -100,12 +96,9 @@ fn on_the_way(settings: &Settings, files: &Files, found: &mut Findings) {
     if let Some(redis) = &settings.redis
         && let Some((scheme, host)) = host(&redis.url)
         && scheme != "rediss"
-        && is_elsewhere(&host)
+        && let Some(level) = in_clear(&host)
     {
-        found.bad(
-            "redis.url",
-            format!("speaks no TLS, and {host} is elsewhere: its password, and who may use which key, travel in clear"),
-            "`rediss://`, with `ca_file` for a CA of your own",
-        );
+        let what = format!("speaks no TLS, and {host} is elsewhere: {travels}");
+        found.add(level, "redis.url", what, "`rediss://`, with `ca_file` for a CA of your own");
     }
 }

@@ -1,6 +1,7 @@
 //! Certificates of clients: which are good, and what stands in one.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use keylatch_filters::contract::{ClientCertificate, Invalid, Keep, Resolve, hex};
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -12,6 +13,7 @@ use x509_parser::extensions::GeneralName;
 use super::pem;
 use crate::config::Files;
 use crate::config::model::{ClientCertificates, Presented};
+use crate::store::record::millis;
 
 /// Who may come in: the same settings with the same files are the same.
 #[derive(Debug)]
@@ -49,6 +51,14 @@ fn verifier(config: &ClientCertificates, files: &Files) -> Result<Arc<dyn Client
     if let Some(file) = &config.revoked_file {
         let lists = files.file(file).and_then(|text| pem::revocations(&text)).map_err(|e| e.at("revoked_file"))?;
         builder = builder.with_crls(lists);
+        // It is held to all the same: nobody is to be locked out because whoever brings it has stopped.
+        let ends = files.file(file).ok().and_then(|text| pem::lists_end_s(&text));
+        if ends.is_some_and(|ends| ends <= millis(SystemTime::now()) / 1000) {
+            tracing::warn!(
+                file,
+                "a list of revoked certificates should have been followed by another: what was revoked since is not known"
+            );
+        }
     }
     if config.presented == Presented::Optional {
         builder = builder.allow_unauthenticated();

@@ -20,7 +20,7 @@ use crate::config::{Files, acme_name};
 pub use certificates::Shown;
 pub use clients::{Clients, client_certificate};
 pub use origin::Origin;
-pub use pem::{certificates, client_key, key as pem_key, parsed, revoked_serials, roots, signing_key};
+pub use pem::{certificates, client_key, key as pem_key, lists_end_s, parsed, revoked_serials, roots, signing_key};
 pub use tls::Tls;
 
 /// What one listener asks.
@@ -35,6 +35,8 @@ pub struct Entry {
     pub origin: Option<Origin>,
     /// Who must say whom he speaks for.
     proxies: Vec<IpNet>,
+    /// What it was compiled from.
+    said: (Listener, Option<Acme>),
 }
 
 impl Entry {
@@ -54,9 +56,16 @@ impl Entry {
         let tls = tls.map_err(|invalid| wrong.extend(invalid.into_iter().map(|invalid| invalid.at("tls")))).ok().flatten();
         let origin = config.origin_secret.as_ref().map(|origin| Origin::compile(origin, files)).transpose();
         match origin.map_err(|invalid| wrong.push(invalid.at("origin_secret"))) {
-            Ok(origin) if wrong.is_empty() => Ok(Self { address: config.address, tls, acme: made, origin, proxies }),
+            Ok(origin) if wrong.is_empty() => {
+                Ok(Self { address: config.address, tls, acme: made, origin, proxies, said: (config.clone(), acme.cloned()) })
+            }
             _ => Err(wrong),
         }
+    }
+
+    /// Compiles the same once more, since its files may hold something else.
+    pub fn again(&self, files: &Files, keep: &Keep) -> Result<Self, Vec<Invalid>> {
+        Self::compile(&self.said.0, self.said.1.as_ref(), files, keep)
     }
 
     /// The certificates that are shown, but for one that makes itself.

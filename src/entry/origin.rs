@@ -23,7 +23,7 @@ impl Origin {
     pub fn compile(config: &OriginSecret, files: &Files) -> Result<Self, Invalid> {
         let header = field_name(&config.header).map_err(|e| e.at("header"))?;
         // Of these, others would be left with nothing.
-        const TAKEN: [&str; 17] = [
+        const TAKEN: [&str; 22] = [
             "host",
             "authorization",
             "cookie",
@@ -37,6 +37,11 @@ impl Origin {
             "content-type",
             "accept",
             "x-api-key",
+            "api-key",
+            "x-goog-api-key",
+            "x-forwarded-proto",
+            "x-forwarded-host",
+            "true-client-ip",
             "forwarded",
             "x-forwarded-for",
             "x-real-ip",

@@ -70,3 +70,11 @@ pub fn revoked_serials(text: &str) -> Result<HashSet<String>, Invalid> {
     }
     Ok(serials)
 }
+
+/// When the first of the lists of revoked certificates of a file should have been followed by another, in seconds since 1970, as far
+/// as they say.
+pub fn lists_end_s(text: &str) -> Option<i64> {
+    let all = revocations(text).ok()?;
+    let ends = all.iter().filter_map(|list| CertificateRevocationList::from_der(list).ok()?.1.next_update());
+    ends.map(|end| end.timestamp()).min()
+}

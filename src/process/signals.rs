@@ -29,8 +29,9 @@ pub fn follow(
         loop {
             tokio::select! {
                 _ = hangup.recv() => {
-                    // The outcome is logged and counted; nobody waits for it here.
-                    let _ = reloader.reload().await;
+                    // The outcome is logged and counted; whoever says stop meanwhile is not kept waiting.
+                    let reloader = Arc::clone(&reloader);
+                    tokio::spawn(async move { reloader.reload().await });
                 }
                 _ = upgrade.recv() => {
                     // It is logged what comes of it; a second one while one is under way is none.

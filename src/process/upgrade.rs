@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use keylatch_filters::contract::HumanDuration;
+use nix::unistd::getppid;
 use tokio::sync::{mpsc, watch};
 
 use super::handover::Successor;
@@ -70,10 +71,10 @@ impl Upgrades {
 
     async fn upgrade(&self) -> Result<String, String> {
         let parts = &self.parts;
-        if std::process::id() == 1 {
-            return Err(
-                "this is the first process of its container, and the container ends with it: start another container in its place".into()
-            );
+        if ends_a_container() {
+            return Err("this is the process that its container was started for, and the container ends with it: start another container \
+                in its place"
+                .into());
         }
         let snapshot = parts.shared.snapshot.load_full();
         if snapshot.settings.storage == Storage::Memory {
@@ -118,6 +119,14 @@ impl Upgrades {
     pub fn succeeds(&self) -> bool {
         self.sockets.were_handed
     }
+}
+
+/// Whether this process is the first of a container, or one whose end its first process waits for.
+fn ends_a_container() -> bool {
+    const INITS: [&str; 5] = ["tini", "docker-init", "dumb-init", "catatonit", "podman-init"];
+    let first = || std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    // The parent of whoever was started from outside of a container is not seen in it.
+    std::process::id() == 1 || getppid().as_raw() == 0 || (getppid().as_raw() == 1 && INITS.contains(&first().trim_end()))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {

@@ -1,6 +1,8 @@
 //! Cloudflare's ranges: which are in force, and having them read anew. What is wrong with fresh ones leaves the old ones.
 
+use std::fs::Permissions;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +25,8 @@ pub fn in_force(config: &TrustConfig, files: &Files) -> Result<(Vec<IpNet>, Stri
         None => CLOUDFLARE.to_owned(),
     };
     let about = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap_or("no date is known").to_owned();
-    Ok((ranges(&text).map_err(|invalid| invalid.message)?, about))
+    // One in another says nothing more, and firewalls do not take it.
+    Ok((IpNet::aggregate(&ranges(&text).map_err(|invalid| invalid.message)?), about))
 }
 
 /// Reads them anew, and writes the configured file. `force`: even if most of those that are known are not there any more.
@@ -57,12 +60,17 @@ async fn read(source: &str, files: &Files, private: bool) -> Result<String, Stri
     outbound::get(&client, url).await
 }
 
-/// Whole or not at all.
+/// Whole or not at all. It is no secret: whoever reads the one before reads this one.
 fn write(path: &Path, ranges: &[IpNet], sources: &[String]) -> std::io::Result<()> {
     let today = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let fresh = path.with_extension("new");
+    let mut fresh = path.to_owned().into_os_string();
+    fresh.push(".new");
     let _ = std::fs::remove_file(&fresh);
-    let mut file = private::make(&fresh)?;
+    let mut file = private::make(Path::new(&fresh))?;
+    match path.metadata() {
+        Ok(before) => private::as_before(&file, &before)?,
+        Err(_) => file.set_permissions(Permissions::from_mode(0o644))?,
+    }
     writeln!(file, "# Cloudflare's address ranges, as of {}.", today.get(..10).unwrap_or(&today))?;
     writeln!(file, "# Read from {}. One CIDR a line.", sources.join(", "))?;
     ranges.iter().try_for_each(|network| writeln!(file, "{network}"))?;

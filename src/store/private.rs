@@ -1,7 +1,7 @@
 //! Files that nobody else may read, whatever the mask, and that belong to whom their folder belongs to, also where root makes them:
 //! a service opens what an operator's command has left.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
@@ -45,6 +45,12 @@ pub fn keep(path: &Path) -> Result<()> {
     let file = File::open(path)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     belongs(&file, folder_of(path))
+}
+
+/// Makes it as another was: that one's mode and, by root, its owner.
+pub fn as_before(file: &File, before: &Metadata) -> Result<()> {
+    file.set_permissions(before.permissions())?;
+    if geteuid().is_root() { fchown(file, Some(before.uid()), Some(before.gid())) } else { Ok(()) }
 }
 
 /// Root gives it to whom the folder belongs to.

@@ -140,7 +140,9 @@ impl Upstream {
         let resolve_every = self.config.resolve_every.0;
         self.every(resolve_every, |upstream| async move { upstream.update().await });
         if let Some(health) = &self.config.health.active {
-            self.check().await;
+            if tokio::time::timeout(FIRST_MAX, self.check()).await.is_err() {
+                tracing::warn!(upstream = %self.name, "the first health check takes longer than {FIRST_MAX:?}; going on without");
+            }
             self.every(health.interval.0, |upstream| async move { upstream.check().await });
         }
     }

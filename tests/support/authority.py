@@ -75,9 +75,9 @@ class Authority:
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         return Issued(self.folder, stem, builder.sign(signer, hashes.SHA256()), key)
 
-    def revoke(self, *issued):
+    def revoke(self, *issued, next_update=30 * DAY):
         """Writes the list of what was revoked: these."""
-        builder = x509.CertificateRevocationListBuilder().issuer_name(self.name).last_update(now() - DAY).next_update(now() + 30 * DAY)
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.name).last_update(now() - 60 * DAY).next_update(now() + next_update)
         for each in issued:
             entry = x509.RevokedCertificateBuilder().serial_number(each.serial).revocation_date(now() - DAY).build()
             builder = builder.add_revoked_certificate(entry)

@@ -77,6 +77,9 @@ fn row(fields: &Fields, columns: &[(String, String)]) -> Result<Row, String> {
     let networks = column("networks", if rule == "single" { &BOUND } else { &[] });
     let networks = networks.map(|(_, text)| list(text)).unwrap_or_default();
     let banned = column("banned", &[]).map(|(name, text)| banned(name, text)).transpose()?;
+    if rule == "single" && networks.iter().any(|network| network.ends_with("/0")) {
+        return Err("a `single` key is bound to everywhere, which is nowhere: `all` says so".into());
+    }
     Ok(Row {
         key_id: get("key_id").ok_or("no column holds the hash of the key; name it: --column key_id=THEIRS")?.to_ascii_lowercase(),
         hint: get("hint").unwrap_or_default().to_owned(),
@@ -115,10 +118,11 @@ fn list(text: &str) -> Vec<String> {
 /// zone is told.
 fn time(text: &str) -> Result<String, String> {
     let wrong = || format!("`{text}` is no time, such as 2026-01-31T09:00:00Z or 2026-01-31 09:00:00+08");
-    if let Ok(seconds) = text.parse::<f64>() {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates, and is bounded below")]
-        let since = Duration::from_secs(seconds as u64);
-        return Ok(humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since.min(FAR)).to_string());
+    if let Ok(number) = text.parse::<f64>() {
+        // So many seconds are the year 5138; milliseconds are more since 1973.
+        let seconds = if number > 1e11 { number / 1000.0 } else { number };
+        let since = Duration::try_from_secs_f64(seconds).ok().filter(|since| *since < FAR).ok_or_else(wrong)?;
+        return Ok(humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string());
     }
     let plain = text.replacen(' ', "T", 1);
     let plain = plain.strip_suffix(['Z', 'z']).unwrap_or(&plain);
@@ -219,6 +223,11 @@ mod tests {
             ("2026-01-31 09:00:00+8", ""),
             ("2026-01-31 09:00:00+24", ""),
             ("2026-01-31", ""),
+            ("1769850000", "2026-01-31T09:00:00Z"),
+            ("1769850000000", "2026-01-31T09:00:00Z"),
+            ("-5", ""),
+            ("nan", ""),
+            ("1e300", ""),
             ("1970-01-01 00:00:00+08", ""),
             ("+", ""),
             ("yesterday", ""),
