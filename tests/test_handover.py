@@ -197,3 +197,22 @@ def test_the_first_process_of_a_container_is_not_replaced(start, upstream, tmp_p
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0, reason="no namespaces here")
+def test_whoever_a_containers_first_process_waits_for_is_not_replaced(start, upstream, tmp_path):
+    """`docker run --init` and what is like it end with the process that they have started."""
+    keylatch = start(upstream, storage=SQLITE)
+    keylatch.stop()
+    # A shell by its name does what it does.
+    shutil.copy("/bin/sh", init := tmp_path / "tini")
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", init, "-c", f"{BINARY} run -c {keylatch.path} & wait"]
+    process = subprocess.Popen(command, cwd=keylatch.folder, env=keylatch.env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: keylatch.health("ready")[0] == 200, "it serves")
+        done = keylatch.command("upgrade")
+        assert done.returncode == 1 and "start another container" in done.stderr
+        assert request(keylatch.port).status == 200
+    finally:
+        process.kill()
+        process.wait()

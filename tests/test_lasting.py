@@ -14,7 +14,7 @@ from websockets.sync.client import connect as websocket
 from support.authority import now
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect
-from support.tls import ask, context, files, refused, shake, speaking
+from support.tls import ask, context, files, refused, serial, shake, speaking
 from support.upstreams import Scripted, echo
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -117,6 +117,16 @@ def test_a_listener_that_is_taken_out_asks_what_it_asked_last(serve, authority, 
     with shake(keylatch.port, authority, client=other) as connection:
         assert ask(connection)[0] == 403
         assert ask(connection, headers=f"X-Origin: {secret}\r\n")[0] == 200
+    # Its files are watched as they were: what is renewed is shown, and what is revoked is out.
+    renewed = authority.issue("server", "api.test")
+
+    def shown():
+        with shake(keylatch.port, authority, client=other) as connection:
+            return serial(connection)
+
+    wait_for(lambda: shown() == renewed.serial, "the new certificate is shown", 15)
+    authority.revoke(agent, other)
+    wait_for(lambda: refused(keylatch.port, authority, other), "the new list is in force", 15)
 
 
 def test_another_server_is_tried_where_one_is_revoked(start, authority):

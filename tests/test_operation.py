@@ -5,15 +5,18 @@ import hashlib
 import hmac
 import json
 import os
+import pathlib
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
 
 import pytest
 import yaml
 
 from support.authority import DAY, Authority, now
-from support.keylatch import ROOT, wait_for
+from support.keylatch import BINARY, ROOT, wait_for
 from support.raw import request
 from support.redis import Redis
 from support.stores import FREE, SECRET, storage
@@ -300,3 +303,23 @@ def test_an_upstream_in_secret(start):
     with Scripted(lambda request, send: send(plain()) or True) as upstream:
         keylatch = start(upstream)
         assert "goes around" not in said(findings(keylatch))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is somebody else, too")
+def test_nobody_else_answers_in_a_process_s_place(start, echo_upstream):
+    """In a folder that somebody else has made there may be anything."""
+    keylatch = start(echo_upstream)
+    with tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp") as folder:
+        folder = pathlib.Path(folder)
+        folder.chmod(0o755)
+        shutil.copy(BINARY, folder / "keylatch")
+        shutil.copy(keylatch.path, folder / "keylatch.yaml")
+        (folder / "keylatch.yaml").chmod(0o644)
+        (folder / "run").mkdir(mode=0o755)
+        command = [folder / "keylatch", "reload", "-c", folder / "keylatch.yaml"]
+        ask = lambda: subprocess.run(command, env={"KEYLATCH_RUNTIME_DIR": str(folder / "run")}, user=12345, group=12345, capture_output=True, text=True)  # noqa: E731
+        for owner, mode, strange in ((12346, 0o755, True), (12345, 0o777, True), (12345, 0o755, False), (0, 0o755, False)):
+            os.chown(folder / "run", owner, owner)
+            (folder / "run").chmod(mode)
+            done = ask()
+            assert done.returncode == 1 and ("belongs to somebody else or is open to others" in done.stderr) == strange, (owner, mode, done.stderr)

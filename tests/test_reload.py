@@ -1,9 +1,11 @@
 """A new configuration takes the place of the old one, or nothing changes."""
 
+import contextlib
 import json
 import signal
 import socket
 import threading
+import time
 
 from support import raw
 from support.keylatch import wait_for
@@ -157,3 +159,23 @@ def test_it_stops_in_order(start):
     client.close()
     assert keylatch.process.wait(10) == 0
     assert json.loads(keylatch.stdout.read_text().splitlines()[-1])["status"] == 200
+
+
+def test_who_says_stop_is_not_kept_waiting_by_a_reload(start, echo_upstream):
+    """Servers that take connections and say nothing hold up a reload for a while, each no longer than all of them."""
+    keylatch = start(echo_upstream)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(6)]
+        health = "health: {active: {path: /health, interval: 60s}}"
+        more = "".join(f'\n  - {{name: u{n}, servers: [{{address: "127.0.0.1:{each.getsockname()[1]}"}}], {health}}}' for n, each in enumerate(silent))
+        text = keylatch.path.read_text()
+        keylatch.path.write_text(text.replace("upstreams:", "upstreams:" + more, 1))
+        since = time.monotonic()
+        done = keylatch.command("reload")
+        assert done.returncode == 0 and time.monotonic() - since < 10, done.stderr
+        keylatch.path.write_text(text.replace("upstreams:", "upstreams:" + more.replace("interval: 60s", "interval: 61s"), 1))
+        keylatch.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        keylatch.process.send_signal(signal.SIGTERM)
+        since = time.monotonic()
+        assert keylatch.process.wait(10) == 0 and time.monotonic() - since < 3
