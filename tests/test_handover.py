@@ -69,6 +69,8 @@ def test_whoever_comes_at_that_very_moment_is_served(start, upstream):
             except (OSError, TypeError) as error:
                 said.append(repr(error))
 
+    # Its port is open before it is ready.
+    assert request(keylatch.port).status == 200
     for turn in range(20):
         place = next(path for path in keylatch.runtime.iterdir() if path.suffix == ".sock")
         before = place.stat().st_ino
