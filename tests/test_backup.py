@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import pathlib
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 
 import pytest
 from support.keylatch import BINARY, wait_for
@@ -101,6 +103,38 @@ def test_nothing_is_restored_under_a_process(start, echo_upstream, tmp_path):
     assert subprocess.run(command, capture_output=True, env=keylatch.env).returncode == 0
 
 
+def test_who_begins_where_a_restore_was_cut_off(start, echo_upstream, tmp_path):
+    """The database may be anywhere then: nobody makes a new one, whose secret would be another."""
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    backup, data = tmp_path / "backup", keylatch.folder / "data"
+    assert keylatch.command("backup", str(backup)).returncode == 0
+    itself = keylatch.command("restore", "--replace", str(data))
+    keylatch.stop()
+    assert itself.returncode == 1 and "stop it first" in itself.stderr
+    itself = keylatch.command("restore", "--replace", str(data))
+    assert itself.returncode == 1 and "is the database itself" in itself.stderr, itself.stderr
+    (data / "keylatch.db").rename(data / "keylatch.db.restoring")
+    for refused in (keylatch.command("migrate"), keylatch.command("run")):
+        assert refused.returncode == 1 and "was being restored when that was cut off" in refused.stderr, refused.stderr
+    assert not (data / "keylatch.db").exists()
+    assert keylatch.command("restore", "--replace", str(backup)).returncode == 0
+    assert not (data / "keylatch.db.restoring").exists() and keylatch.command("migrate").returncode == 0
+
+
+def test_a_database_that_is_to_be_elsewhere(start, echo_upstream, tmp_path):
+    """Its place is a link to where it is not yet; what is put back goes there, too."""
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    backup, data, real = tmp_path / "backup", keylatch.folder / "data", tmp_path / "real"
+    assert keylatch.command("backup", str(backup)).returncode == 0
+    keylatch.stop()
+    shutil.rmtree(data)
+    data.mkdir(), real.mkdir()
+    (data / "keylatch.db").symlink_to(real / "keylatch.db")
+    done = keylatch.command("migrate")
+    assert done.returncode == 0 and (real / "keylatch.db").stat().st_mode & 0o777 == 0o600, done.stderr
+    assert (data / "keylatch.db").is_symlink()
+
+
 def test_what_cannot_be_backed_up_leaves_nothing(start, echo_upstream, tmp_path):
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     (keylatch.folder / "data" / "keylatch.db.secret").rename(tmp_path / "secret")
@@ -111,8 +145,11 @@ def test_what_cannot_be_backed_up_leaves_nothing(start, echo_upstream, tmp_path)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_what_root_makes_is_the_services(start, echo_upstream, tmp_path, umask):
-    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
-    backup, data = tmp_path / "backup", keylatch.folder / "data"
+    # Where its owner can go.
+    place = tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp", ignore_cleanup_errors=True)
+    os.chmod(place.name, 0o755)
+    backup, data = tmp_path / "backup", pathlib.Path(place.name) / "data"
+    keylatch = start(echo_upstream, route_filters=FREE, storage=f"{{sqlite: {{path: {data}/keylatch.db, flush_every: 100ms}}}}")
     assert keylatch.command("backup", str(backup)).returncode == 0
     keylatch.stop()
 

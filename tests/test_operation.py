@@ -97,9 +97,9 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
         assert text in bad, f"{text}\n---\n{bad}"
     for text in [
         "listeners[1].tls.certificates: the certificate of soon.test ends in",
-        "listeners[0]: 0.0.0.0:",
+        "listeners[0].tls: 0.0.0.0:",
         "speaks no TLS: keys travel in clear",
-        "listeners[1]: whoever has an account at Cloudflare",
+        "listeners[1].origin_secret: whoever has an account at Cloudflare",
         "`private` trusts every machine",
         "Cloudflare's ranges are of 2020-01-31",
         "storage.postgres.url: has a password that is easily guessed",
@@ -113,11 +113,14 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
     # What is meant so is accepted by its place.
     accepted = [json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "admin.address", "--accept", "redis.url").stdout.splitlines()]
     assert {each["level"] for each in accepted if each["place"] in ("admin.address", "redis.url")} == {"note"}
+    assert "`12.0.0.0/8` is much of the internet" in said([json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "trusted_proxies.networks[1]").stdout.splitlines()], "bad")
+    assert "nowhere: is accepted, and nothing was found there" in keylatch.command("doctor", "--accept", "nowhere").stdout
     assert "secrets.admin: is the same" in said(accepted, "bad")
     text = keylatch.command("doctor")
     assert text.returncode == 1 and text.stdout.startswith("bad ") and "that will be" in text.stderr
     keylatch.path.write_text("listeners: 1")
     assert "it cannot be used" in said(findings(keylatch), "bad")
+    assert keylatch.command("doctor", "--accept", str(keylatch.path)).returncode == 1
 
 
 GOOD = """

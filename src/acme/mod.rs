@@ -49,6 +49,8 @@ pub struct Acme {
     unkept: Mutex<HashMap<Wanted, Kept>>,
     /// Something is shown that was not, since the last look.
     changed: AtomicBool,
+    /// Nothing is begun any more; read and written under the lock of what is under way.
+    ended: AtomicBool,
 }
 
 /// One certificate, and what it takes to have it made.
@@ -97,6 +99,7 @@ impl Acme {
             under_way: Mutex::default(),
             unkept: Mutex::default(),
             changed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         }))
     }
 
@@ -148,7 +151,7 @@ impl Acme {
     fn begin(self: &Arc<Self>, order: Order) {
         let name = order.wanted.certificate();
         let mut under_way = self.under_way.lock();
-        if under_way.contains_key(&name) {
+        if self.ended.load(Ordering::Relaxed) || under_way.contains_key(&name) {
             return;
         }
         let (this, key) = (Arc::clone(self), name.clone());
@@ -161,7 +164,11 @@ impl Acme {
 
     /// Has nothing made any more: another process may begin at once.
     pub async fn end(&self) {
-        let under_way: Vec<_> = self.under_way.lock().drain().collect();
+        let under_way: Vec<_> = {
+            let mut all = self.under_way.lock();
+            self.ended.store(true, Ordering::Relaxed);
+            all.drain().collect()
+        };
         for (name, task) in under_way {
             task.abort();
             // Without a store the lease ends by itself.

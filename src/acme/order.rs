@@ -39,8 +39,8 @@ pub async fn made(acme: &Acme, order: &Order, asked: &Arc<AtomicU64>) -> Result<
     let begun = match account.new_order(&NewOrder::new(&identifiers)).await {
         Err(error) if is_unknown(&error) => {
             tracing::warn!(directory = order.config.directory, "the CA knows the account no more: another is made");
-            acme.shelf.forget_account(&order.config).await?;
-            let account = self::account(acme, &order.config, &order.files, asked).await?;
+            // It takes the other's place once it is there: what CAs call unauthorized may be something else.
+            let account = fresh_account(acme, &order.config, &order.files, asked).await?;
             account.new_order(&NewOrder::new(&identifiers)).await
         }
         begun => begun,
@@ -58,11 +58,13 @@ fn is_unknown(error: &instant_acme::Error) -> bool {
 /// The account that is kept, or one that is made.
 async fn account(acme: &Acme, config: &Config, files: &Files, asked: &Arc<AtomicU64>) -> Result<Account, String> {
     let ca = config.ca_file.as_ref().map(|path| files.file(path)).transpose().map_err(|invalid| invalid.message)?;
-    let client = || Client::new(config.allow_private, ca.clone(), asked);
     let contact: Vec<&str> = config.contact.iter().map(String::as_str).collect();
     if let Some(KeptAccount { credentials, contact: told }) = acme.shelf.account(config).await? {
         let again = serde_json::to_value(&credentials).and_then(serde_json::from_value).map_err(|e| e.to_string())?;
-        let account = Account::builder_with_http(Box::new(client()?)).from_credentials(credentials).await.map_err(plainly)?;
+        let account = Account::builder_with_http(Box::new(Client::new(config.allow_private, ca, asked)?))
+            .from_credentials(credentials)
+            .await
+            .map_err(plainly)?;
         if told != config.contact {
             match account.update_contacts(&contact).await {
                 Ok(()) => acme.shelf.keep_account(config, &KeptAccount { credentials: again, contact: config.contact.clone() }).await?,
@@ -73,6 +75,13 @@ async fn account(acme: &Acme, config: &Config, files: &Files, asked: &Arc<Atomic
         }
         return Ok(account);
     }
+    fresh_account(acme, config, files, asked).await
+}
+
+/// One that is made, and kept from now on.
+async fn fresh_account(acme: &Acme, config: &Config, files: &Files, asked: &Arc<AtomicU64>) -> Result<Account, String> {
+    let ca = config.ca_file.as_ref().map(|path| files.file(path)).transpose().map_err(|invalid| invalid.message)?;
+    let contact: Vec<&str> = config.contact.iter().map(String::as_str).collect();
     let external = match &config.external_account {
         Some(external) => {
             let key = files.secret(&external.key).map_err(|invalid| invalid.message)?;
@@ -82,7 +91,9 @@ async fn account(acme: &Acme, config: &Config, files: &Files, asked: &Arc<Atomic
         None => None,
     };
     let wanted = NewAccount { contact: &contact, terms_of_service_agreed: config.accept_terms, only_return_existing: false };
-    let made = Account::builder_with_http(Box::new(client()?)).create(&wanted, config.directory.clone(), external.as_ref()).await;
+    let made = Account::builder_with_http(Box::new(Client::new(config.allow_private, ca, asked)?))
+        .create(&wanted, config.directory.clone(), external.as_ref())
+        .await;
     let (account, credentials) = made.map_err(plainly)?;
     acme.shelf.keep_account(config, &KeptAccount { credentials, contact: config.contact.clone() }).await?;
     Ok(account)

@@ -119,11 +119,6 @@ impl Shelf {
         self.keep(&account(config), kept, ACCOUNT_TIME).await
     }
 
-    /// The CA knows it no more.
-    pub async fn forget_account(&self, config: &Config) -> Result<(), String> {
-        self.store.desk().forget(&account(config)).await.map_err(away)
-    }
-
     /// Whether it is to be waited still until this is tried again. What is asked for in another way is another thing.
     pub async fn is_paused(&self, what: &str) -> Result<bool, String> {
         Ok(self.fetch::<Pause>(what).await?.is_some_and(|pause| pause.until_s > now_s()))

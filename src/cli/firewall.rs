@@ -2,7 +2,9 @@
 //! and WireGuard. They are printed and never applied: whoever locks himself out should have read them.
 
 use std::fmt::{Display, Error, Write};
+use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, ValueEnum, value_parser};
@@ -13,7 +15,6 @@ use super::terminal::say;
 use crate::config::{Files, Parsed, Settings, parse_file};
 use crate::doctor::is_reached;
 use crate::service::ranges;
-use crate::store::private;
 
 #[derive(Args)]
 pub struct Firewall {
@@ -122,7 +123,8 @@ pub fn firewall(asked: &Firewall) -> Result<(), String> {
             fresh.push(".new");
             let fresh = PathBuf::from(fresh);
             let _ = std::fs::remove_file(&fresh);
-            let written = private::make(&fresh).and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
+            let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh);
+            let written = made.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
             written.and_then(|()| std::fs::rename(&fresh, path)).map_err(|e| format!("{}: {e}", path.display()))
         }
     }
@@ -251,7 +253,8 @@ impl Rules<'_> {
         let Self { asked, ranges, ports } = self;
         let mut out = String::from("#!/bin/sh\nset -eu\n# SSH first: whoever enables ufw by SSH goes on being let in.\n");
         match asked.ssh_from.is_empty() {
-            true => writeln!(out, "ufw allow {}/tcp", asked.ssh)?,
+            // Whoever has limited it has it limited still.
+            true => writeln!(out, "ufw show added | grep -q '^ufw limit {0}/tcp' || ufw allow {0}/tcp", asked.ssh)?,
             false => {
                 asked
                     .ssh_from

@@ -1,6 +1,7 @@
 //! `keylatch restore`: puts a backup back, whole or not at all.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -26,7 +27,7 @@ pub struct Restore {
     replace: bool,
 }
 
-/// What a database consists of: how the names of its files end, here and in a backup.
+/// What a database consists of: how the names of its files end, here and in a backup. The log is part of it, its index is not.
 const PARTS: [&str; 4] = ["", "-wal", "-shm", ".secret"];
 
 /// Puts back what a backup holds.
@@ -38,32 +39,26 @@ pub fn restore(asked: &Restore) -> Result<(), String> {
     }
     let sqlite = &at_home(sqlite)?;
     let target = PathBuf::from(&sqlite.path);
+    let folder = private::folder_of(&target);
+    let keeps_secret = settings.secrets.key_hmac.is_none();
+    // Whoever types this may read the backup; what is written is the service's.
+    let backup = Opened::of(&asked.from, keeps_secret)?;
+    if target.metadata().is_ok_and(|there| backup.is(&there)) {
+        return Err(format!("{} is the database itself, and no backup of it", asked.from.display()));
+    }
+    private::act_as_owner(folder)?;
     // Nor one that runs another configuration, or was started elsewhere.
     let alone = target.exists().then(|| store::sqlite_alone(&target)).transpose()?;
-    let keeps_secret = settings.secrets.key_hmac.is_none();
     let parts = || PARTS.into_iter().filter(|end| keeps_secret || *end != ".secret");
     let there: Vec<&str> = parts().filter(|end| beside(sqlite, end).exists()).collect();
     if let Some(first) = there.first().filter(|_| !asked.replace) {
         return Err(format!("{} is there already; --replace puts it aside", beside(sqlite, first).display()));
     }
-    let folder = private::folder_of(&target);
     private::make_folder(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let staged = stage(asked, &settings, sqlite)?;
+    let staged = stage(asked, &backup, &settings, sqlite)?;
     let aside = if there.is_empty() { None } else { Some(aside(sqlite)?) };
-    let mut moved = Moved::default();
-    let swap = |moved: &mut Moved| {
-        if let Some(aside) = &aside {
-            there.iter().try_for_each(|end| moved.rename(beside(sqlite, end), aside.join(format!("{DATABASE}{end}"))))?;
-        }
-        if keeps_secret {
-            moved.rename(staged.with(".secret"), beside(sqlite, ".secret"))?;
-        }
-        moved.rename(staged.with(""), target.clone())?;
-        File::open(folder)?.sync_all()
-    };
-    if let Err(error) = swap(&mut moved) {
-        let back = moved.back();
-        let _ = aside.map(std::fs::remove_dir);
+    if let Err(error) = swap(sqlite, &staged, &there, aside.as_deref(), keeps_secret) {
+        let back = aside.as_deref().map_or(Ok(()), |aside| undo(sqlite, &there, aside));
         return Err(format!("{}: {error}; {}", target.display(), back.err().unwrap_or_else(|| "everything is as it was".into())));
     }
     drop(alone);
@@ -72,6 +67,75 @@ pub fn restore(asked: &Restore) -> Result<(), String> {
         say!("What was there before is in {}, and can be restored from there.", aside.display())?;
     }
     say!("The configuration stays as it is; the one of then is {}.", asked.from.join(CONFIGURATION).display())
+}
+
+/// What is there gets a second name in the folder aside, and what was staged takes its place: the database last, so that there is one
+/// at every moment. Until then the file `.restoring` keeps everybody from beginning with what is half there.
+fn swap(sqlite: &Sqlite, staged: &Staged, there: &[&str], aside: Option<&Path>, keeps_secret: bool) -> std::io::Result<()> {
+    let target = PathBuf::from(&sqlite.path);
+    let restoring = store::sqlite_restoring(&target);
+    if let Some(aside) = aside {
+        there.iter().try_for_each(|end| std::fs::hard_link(beside(sqlite, end), aside.join(format!("{DATABASE}{end}"))))?;
+        File::open(aside)?.sync_all()?;
+    }
+    std::fs::rename(staged.with(""), &restoring)?;
+    let last = || {
+        for end in ["-wal", "-shm"].iter().filter(|end| there.contains(*end)) {
+            std::fs::remove_file(beside(sqlite, end))?;
+        }
+        if keeps_secret {
+            std::fs::rename(staged.with(".secret"), beside(sqlite, ".secret"))?;
+        }
+        std::fs::rename(&restoring, &target)?;
+        File::open(private::folder_of(&target))?.sync_all()
+    };
+    last().inspect_err(|_| drop(std::fs::remove_file(&restoring)))
+}
+
+/// Everything gets its old name back. An error says what stays where.
+fn undo(sqlite: &Sqlite, there: &[&str], aside: &Path) -> Result<(), String> {
+    for end in there {
+        let (from, to) = (aside.join(format!("{DATABASE}{end}")), beside(sqlite, end));
+        // Two names of one file stay both.
+        let back = if from.exists() { std::fs::rename(&from, &to).and_then(|()| remove(&from)) } else { Ok(()) };
+        back.map_err(|e| format!("{} could not be moved back to {}: {e}", from.display(), to.display()))?;
+    }
+    std::fs::remove_dir(aside).map_err(|e| format!("{}: {e}", aside.display()))
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// The files of a backup, open.
+struct Opened {
+    database: File,
+    /// What was put aside has a log; a backup has none.
+    log: Option<File>,
+    secret: Option<File>,
+}
+
+impl Opened {
+    fn of(folder: &Path, keeps_secret: bool) -> Result<Self, String> {
+        let open = |name: String| {
+            let path = folder.join(name);
+            File::open(&path)
+                .map_err(|e| format!("{} cannot be put back, and nothing was changed: {}: {e}", folder.display(), path.display()))
+        };
+        Ok(Self {
+            database: open(DATABASE.into())?,
+            log: folder.join(format!("{DATABASE}-wal")).exists().then(|| open(format!("{DATABASE}-wal"))).transpose()?,
+            secret: keeps_secret.then(|| open(SECRET.into())).transpose()?,
+        })
+    }
+
+    /// Whether its database is this file.
+    fn is(&self, there: &std::fs::Metadata) -> bool {
+        self.database.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino()))
+    }
 }
 
 /// With a path that is the same from everywhere. A relative one is meant from where the service runs, so that typed elsewhere it leads
@@ -103,27 +167,6 @@ fn aside(sqlite: &Sqlite) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// Files that have got other names, and can have their old ones back.
-#[derive(Default)]
-struct Moved(Vec<(PathBuf, PathBuf)>);
-
-impl Moved {
-    fn rename(&mut self, from: PathBuf, to: PathBuf) -> std::io::Result<()> {
-        std::fs::rename(&from, &to)?;
-        self.0.push((from, to));
-        Ok(())
-    }
-
-    /// The last first. An error says what stays where.
-    fn back(self) -> Result<(), String> {
-        let back = |(from, to): (PathBuf, PathBuf)| {
-            std::fs::rename(&to, &from).map_err(|e| format!("{} could not be moved back to {}: {e}", to.display(), from.display()))
-        };
-        let wrong: Vec<String> = self.0.into_iter().rev().filter_map(|one| back(one).err()).collect();
-        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
-    }
-}
-
 /// A backup that is about to be put back. What of it is left is removed at the end.
 struct Staged(PathBuf);
 
@@ -146,19 +189,14 @@ impl Drop for Staged {
 }
 
 /// A copy of the backup beside where it is to be: opened, so that it is whole, goes with its secret, and is of this program's schema.
-fn stage(asked: &Restore, settings: &Settings, sqlite: &Sqlite) -> Result<Staged, String> {
-    let staged = Staged(beside(sqlite, ".restoring"));
+fn stage(asked: &Restore, backup: &Opened, settings: &Settings, sqlite: &Sqlite) -> Result<Staged, String> {
+    let staged = Staged(beside(sqlite, ".staged"));
     staged.clear();
-    let copy = |end: &str| private::copy(&asked.from.join(format!("{DATABASE}{end}")), &staged.with(end)).map_err(|e| e.to_string());
+    let copy = |from: &File, end: &str| private::fill(from, &staged.with(end)).map_err(|e| format!("{}: {e}", staged.with(end).display()));
     let work = || {
-        copy("")?;
-        // What was put aside has one; a backup has none.
-        if asked.from.join(format!("{DATABASE}-wal")).exists() {
-            copy("-wal")?;
-        }
-        if settings.secrets.key_hmac.is_none() {
-            private::copy(&asked.from.join(SECRET), &staged.with(".secret")).map_err(|e| e.to_string())?;
-        }
+        copy(&backup.database, "")?;
+        backup.log.iter().try_for_each(|log| copy(log, "-wal"))?;
+        backup.secret.iter().try_for_each(|secret| copy(secret, ".secret"))?;
         let storage = Storage::Sqlite(Sqlite { path: staged.with("").display().to_string(), ..sqlite.clone() });
         let settings = Settings { storage, ..settings.clone() };
         on_runtime(async {
@@ -176,12 +214,7 @@ fn whole(staged: &Staged) -> std::io::Result<()> {
     let copied: &Path = &staged.with(".whole");
     private::keep(copied)?;
     File::open(copied)?.sync_all()?;
-    for end in ["-wal", "-shm"] {
-        match std::fs::remove_file(staged.with(end)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
+    ["-wal", "-shm"].iter().try_for_each(|end| remove(&staged.with(end)))?;
     std::fs::rename(copied, staged.with(""))
 }
 
@@ -190,21 +223,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_moved_can_be_moved_back() {
+    fn what_cannot_be_done_is_undone() {
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::write(at("a"), "one").unwrap();
-        std::fs::write(at("b"), "two").unwrap();
-        let mut moved = Moved::default();
-        moved.rename(at("a"), at("aside")).unwrap();
-        moved.rename(at("b"), at("a")).unwrap();
-        moved.rename(at("missing"), at("c")).unwrap_err();
-        moved.back().unwrap();
-        assert_eq!([at("a"), at("b")].map(|path| std::fs::read_to_string(path).unwrap()), ["one", "two"]);
-        let mut moved = Moved::default();
-        moved.rename(at("a"), at("aside")).unwrap();
-        std::fs::remove_file(at("aside")).unwrap();
-        let stays = moved.back().unwrap_err();
-        assert!(stays.contains("/aside could not be moved back to ") && stays.contains("/a: "), "{stays}");
+        let sqlite = Sqlite { path: folder.path().join("k.db").display().to_string(), ..Sqlite::default() };
+        let (staged, aside) = (Staged(beside(&sqlite, ".staged")), folder.path().join("aside"));
+        let all = || {
+            let read = |entry: std::io::Result<std::fs::DirEntry>| {
+                let path = entry.unwrap().path();
+                (path.file_name().unwrap().to_owned(), std::fs::read_to_string(path).unwrap_or_default())
+            };
+            std::fs::read_dir(folder.path()).unwrap().map(read).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        for end in PARTS {
+            std::fs::write(beside(&sqlite, end), format!("old{end}")).unwrap();
+        }
+        let before = all();
+        std::fs::create_dir(&aside).unwrap();
+        std::fs::write(staged.with(""), "new").unwrap();
+        // There is no new secret, which comes last but one.
+        swap(&sqlite, &staged, &PARTS, Some(&aside), true).unwrap_err();
+        undo(&sqlite, &PARTS, &aside).unwrap();
+        assert_eq!(all(), before);
+        std::fs::create_dir(&aside).unwrap();
+        std::fs::write(staged.with(""), "new").unwrap();
+        std::fs::write(staged.with(".secret"), "new").unwrap();
+        swap(&sqlite, &staged, &PARTS, Some(&aside), true).unwrap();
+        let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+        assert_eq!((read(beside(&sqlite, "")), read(beside(&sqlite, ".secret"))), ("new".to_owned(), "new".to_owned()));
+        assert_eq!(read(aside.join("keylatch.db-wal")), "old-wal");
+        assert!(!beside(&sqlite, "-wal").exists() && !store::sqlite_restoring(Path::new(&sqlite.path)).exists());
     }
 }

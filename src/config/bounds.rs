@@ -71,7 +71,8 @@ fn admin(settings: &Settings, partial: bool) -> Vec<Invalid> {
 /// Whether the system would refuse the second of them.
 fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
     let takes = |all: IpAddr, ip: IpAddr| all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
-    one.port() == other.port() && (one.ip() == other.ip() || takes(one.ip(), other.ip()) || takes(other.ip(), one.ip()))
+    let (first, second) = (one.ip().to_canonical(), other.ip().to_canonical());
+    one.port() == other.port() && (first == second || takes(first, second) || takes(second, first))
 }
 
 /// Stores, what goes with time, threads.

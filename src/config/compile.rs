@@ -36,7 +36,11 @@ impl Compiler {
     /// are now, which are watched with the others.
     pub fn keep_on(&self, gone: &Arc<Entry>, path: &Path, fresh: &mut Snapshot) {
         let files = Files::beside(path);
-        let entry = gone.again(&files, &self.keep).map_or_else(|_| Arc::clone(gone), Arc::new);
+        let entry = gone.again(&files, &self.keep).map(Arc::new).unwrap_or_else(|wrong| {
+            let why = wrong.iter().map(|invalid| invalid.message.as_str()).collect::<Vec<_>>().join("; ");
+            tracing::error!(listener = %gone.address, why, "the file says nothing of it any more, and what it asks until a restart stays as it was");
+            Arc::clone(gone)
+        });
         fresh.files.extend(files.digests());
         fresh.secret_files.extend(files.secrets());
         fresh.entries.push(entry);

@@ -233,9 +233,10 @@ impl Files {
 impl Resolve for Files {
     fn file(&self, path: &str) -> Result<String, Invalid> {
         let path = self.path(path);
-        let text = read(&path).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())))?;
-        self.read.lock().insert(path, Some(Sha256::digest(&text).into()));
-        Ok(text)
+        let text = read(&path).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())));
+        // What cannot be read now may be there later.
+        self.read.lock().insert(path, text.as_ref().ok().map(|text| Sha256::digest(text).into()));
+        text
     }
 
     fn secret_file(&self, path: &str) -> Result<String, Invalid> {

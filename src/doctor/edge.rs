@@ -55,12 +55,12 @@ fn listener(listener: &Listener, place: &str, trusted: &TrustConfig, files: &Fil
     let proven = listener.origin_secret.is_some() || clients.is_some_and(|clients| are_own(clients, files));
     if public && listener.tls.is_none() {
         let what = format!("{} can be reached from elsewhere, and speaks no TLS: keys travel in clear", listener.address);
-        found.warn(place, what, "`tls`, or listen on 127.0.0.1 (or a private address) behind a proxy that speaks it");
+        found.warn(format!("{place}.tls"), what, "`tls`, or listen on 127.0.0.1 (or a private address) behind a proxy that speaks it");
     }
     if public && behind_cloudflare && !proven {
         let what = "whoever has an account at Cloudflare may send requests here through it, and say of himself what he likes";
         found.warn(
-            place,
+            format!("{place}.origin_secret"),
             what,
             "`origin_secret`, or `tls.client_certificates` with a CA of your own (Authenticated Origin Pulls per hostname)",
         );

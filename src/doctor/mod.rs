@@ -75,12 +75,19 @@ pub async fn look(path: &Path, accepted: &[String]) -> Vec<Finding> {
             machine::look(&snapshot, path, &mut found);
             stores::look(&snapshot.settings, &files, &mut found).await;
         }
+        // Nothing else can be said of it then, and nobody can mean it so.
         Err(report) => {
-            found.bad(path.display().to_string(), format!("it cannot be used:\n{report}"), "mend it; `keylatch check` tells the same")
+            found.bad(path.display().to_string(), format!("it cannot be used:\n{report}"), "mend it; `keylatch check` tells the same");
+            return found.0;
         }
     }
-    for finding in found.0.iter_mut().filter(|finding| accepted.contains(&finding.place)) {
-        finding.level = Level::Note;
+    for place in accepted {
+        let mut there = found.0.iter_mut().filter(|finding| finding.place == *place).peekable();
+        if there.peek().is_none() {
+            found.note(place, "is accepted, and nothing was found there", "take it out of what is accepted, or look at how it is written");
+            continue;
+        }
+        there.for_each(|finding| finding.level = Level::Note);
     }
     found.0.sort_by_key(|finding| finding.level);
     found.0

@@ -14,16 +14,13 @@ const OWN: [&str; 7] = ["10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0
 
 pub fn look(settings: &Settings, files: &Files, found: &mut Findings) {
     let config = &settings.trusted_proxies;
-    for name in &config.networks {
-        network(name, "trusted_proxies.networks", found);
-    }
-    for name in &config.behind_cloudflare {
-        network(name, "trusted_proxies.behind_cloudflare", found);
-    }
+    let mut all = |names: &[String], place: &str| {
+        names.iter().enumerate().for_each(|(index, name)| network(name, &format!("{place}[{index}]"), found));
+    };
+    all(&config.networks, "trusted_proxies.networks");
+    all(&config.behind_cloudflare, "trusted_proxies.behind_cloudflare");
     for (index, listener) in settings.listeners.iter().enumerate() {
-        for name in &listener.proxy_protocol {
-            network(name, &format!("listeners[{index}].proxy_protocol"), found);
-        }
+        all(&listener.proxy_protocol, &format!("listeners[{index}].proxy_protocol"));
     }
     age(config, files, found);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::manager;
 use crate::config::model::Shutdown;
@@ -25,13 +25,21 @@ pub fn follow(
     let (mut interrupt, mut quit) = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
     let mut upgrade = listen(SignalKind::user_defined2())?;
     let (readiness_delay, drain) = (shutdown.readiness_delay.0, shutdown.drain.0);
+    let again = Arc::new(Notify::new());
+    let asked = Arc::clone(&again);
+    tokio::spawn(async move {
+        loop {
+            asked.notified().await;
+            // The outcome is logged and counted.
+            let _ = reloader.reload().await;
+        }
+    });
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 _ = hangup.recv() => {
-                    // The outcome is logged and counted; whoever says stop meanwhile is not kept waiting.
-                    let reloader = Arc::clone(&reloader);
-                    tokio::spawn(async move { reloader.reload().await });
+                    // Whoever says stop meanwhile is not kept waiting, and however often it is said, one more is enough.
+                    again.notify_one();
                 }
                 _ = upgrade.recv() => {
                     // It is logged what comes of it; a second one while one is under way is none.

@@ -67,9 +67,9 @@ fn write(path: &Path, ranges: &[IpNet], sources: &[String]) -> std::io::Result<(
     fresh.push(".new");
     let _ = std::fs::remove_file(&fresh);
     let mut file = private::make(Path::new(&fresh))?;
-    match path.metadata() {
-        Ok(before) => private::as_before(&file, &before)?,
-        Err(_) => file.set_permissions(Permissions::from_mode(0o644))?,
+    match path.symlink_metadata() {
+        Ok(before) if before.is_file() => private::as_before(&file, &before)?,
+        _ => file.set_permissions(Permissions::from_mode(0o644))?,
     }
     writeln!(file, "# Cloudflare's address ranges, as of {}.", today.get(..10).unwrap_or(&today))?;
     writeln!(file, "# Read from {}. One CIDR a line.", sources.join(", "))?;

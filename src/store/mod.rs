@@ -50,7 +50,7 @@ use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Changed, Mark, Query, Record, Tended, Tending};
 pub use redis::Redis;
 pub use secret::fresh as fresh_secret;
-pub use sqlite::alone as sqlite_alone;
+pub use sqlite::{alone as sqlite_alone, restoring as sqlite_restoring};
 
 /// What other processes have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

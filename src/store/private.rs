@@ -6,7 +6,8 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
-use nix::unistd::geteuid;
+use nix::fcntl::OFlag;
+use nix::unistd::{Gid, Uid, geteuid, setegid, seteuid};
 
 /// The folder that a file is in.
 pub fn folder_of(file: &Path) -> &Path {
@@ -22,7 +23,7 @@ pub fn make_folder(folder: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
         Err(e) => Err(e),
-        Ok(()) => belongs(&File::open(folder)?, folder_of(folder)),
+        Ok(()) => belongs(&unfollowed(folder, OFlag::O_DIRECTORY)?, folder_of(folder)),
     }
 }
 
@@ -35,22 +36,52 @@ pub fn make(path: &Path) -> Result<File> {
 
 /// Copies a file, which is on the disk then. It must not be there.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut from = File::open(from).map_err(|e| Error::new(e.kind(), format!("{}: {e}", from.display())))?;
-    let mut copied = make(to).map_err(|e| Error::new(e.kind(), format!("{}: {e}", to.display())))?;
-    std::io::copy(&mut from, &mut copied).and_then(|_| copied.sync_all())
+    let from = File::open(from).map_err(|e| Error::new(e.kind(), format!("{}: {e}", from.display())))?;
+    fill(&from, to).map_err(|e| Error::new(e.kind(), format!("{}: {e}", to.display())))
+}
+
+/// Makes a file of what is left to read of another.
+pub fn fill(mut from: &File, to: &Path) -> Result<()> {
+    let mut made = make(to)?;
+    std::io::copy(&mut from, &mut made).and_then(|_| made.sync_all())
 }
 
 /// Makes it one of these, where something else has made it.
 pub fn keep(path: &Path) -> Result<()> {
-    let file = File::open(path)?;
+    let file = unfollowed(path, OFlag::empty())?;
+    let about = file.metadata()?;
+    if !about.is_file() || about.nlink() != 1 {
+        return Err(Error::other("is not a file of its own"));
+    }
     file.set_permissions(Permissions::from_mode(0o600))?;
     belongs(&file, folder_of(path))
 }
 
 /// Makes it as another was: that one's mode and, by root, its owner.
 pub fn as_before(file: &File, before: &Metadata) -> Result<()> {
-    file.set_permissions(before.permissions())?;
-    if geteuid().is_root() { fchown(file, Some(before.uid()), Some(before.gid())) } else { Ok(()) }
+    file.set_permissions(Permissions::from_mode(before.mode() & 0o777))?;
+    given(file, before)
+}
+
+/// Opens what is there, and not what a link leads to: in a folder that is not root's, its owner may put one there at any time.
+fn unfollowed(path: &Path, more: OFlag) -> Result<File> {
+    OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | more).bits()).open(path)
+}
+
+/// From here on, root does what it does in a folder as its owner: nobody else's files are then touched, whatever links lie there.
+pub fn act_as_owner(folder: &Path) -> std::result::Result<(), String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("{}: its owner's part cannot be taken: {e}", folder.display());
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let whole = std::path::absolute(folder).map_err(|e| wrong(&e))?;
+    let there = whole.ancestors().find(|above| above.is_dir()).unwrap_or(folder);
+    let owner = there.metadata().map_err(|e| wrong(&e))?;
+    if owner.uid() != 0 {
+        setegid(Gid::from_raw(owner.gid())).map_err(|e| wrong(&e))?;
+        seteuid(Uid::from_raw(owner.uid())).map_err(|e| wrong(&e))?;
+    }
+    Ok(())
 }
 
 /// Root gives it to whom the folder belongs to.
@@ -58,8 +89,19 @@ fn belongs(file: &File, folder: &Path) -> Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    let owner = folder.metadata()?;
-    fchown(file, Some(owner.uid()), Some(owner.gid()))
+    given(file, &folder.metadata()?)
+}
+
+/// By root, to whom something else belongs. Root without leave to give away (CAP_CHOWN) keeps what is its own.
+fn given(file: &File, owner: &Metadata) -> Result<()> {
+    let about = file.metadata()?;
+    if !geteuid().is_root() || (about.uid(), about.gid()) == (owner.uid(), owner.gid()) {
+        return Ok(());
+    }
+    match fchown(file, Some(owner.uid()), Some(owner.gid())) {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied && about.uid() == owner.uid() => Ok(()),
+        given => given,
+    }
 }
 
 #[cfg(test)]
@@ -85,6 +127,12 @@ mod tests {
             let found = path.metadata().unwrap();
             assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (mode, owner.uid(), owner.gid()), "{}", path.display());
         }
+        // A link is not followed, and nothing that has another name elsewhere is given away.
+        let (link, twice) = (deep.join("link"), deep.join("twice"));
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        std::fs::hard_link(&other, &twice).unwrap();
+        keep(&link).unwrap_err();
+        keep(&twice).unwrap_err();
         assert_eq!(make(&file).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert!(copy(&other, &file).unwrap_err().to_string().contains("/a/b/f: "));
         copy(&other, &deep.join("h")).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -32,8 +32,21 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
     }
     if makes {
         private::make_folder(private::folder_of(path)).map_err(|e| wrong("cannot get its folder", &e))?;
+        if restoring(path).exists() {
+            let says = format!(
+                "was being restored when that was cut off: `keylatch restore --replace` once more, or take {} away to go on with what is there",
+                restoring(path).display()
+            );
+            return Err(format!("the database {} {says}", path.display()));
+        }
         // An empty file is an empty database. Those that SQLite puts beside it are as this one is.
-        match private::make(path) {
+        let there = || path.symlink_metadata().is_ok();
+        let target = if there() && !path.exists() {
+            private::folder_of(path).join(std::fs::read_link(path).unwrap_or_default())
+        } else {
+            path.to_owned()
+        };
+        match private::make(&target) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(wrong("cannot be made", &e)),
             _ => {}
         }
@@ -55,6 +68,13 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
     let pool = pool.map_err(|e| wrong("cannot be opened", &e))?;
     schema(&pool, path, makes).await?;
     Ok(pool)
+}
+
+/// What is there for as long as a restored database is about to take its place: without it that place may be empty for a moment.
+pub fn restoring(database: &Path) -> PathBuf {
+    let mut path = database.to_owned().into_os_string();
+    path.push(".restoring");
+    path.into()
 }
 
 /// Nobody has the file open for as long as this lives, and nobody can. Whatever is in it.

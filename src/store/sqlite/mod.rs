@@ -43,7 +43,7 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
 
-pub use connect::alone;
+pub use connect::{alone, restoring};
 
 use super::audit::{Actor, Asked, Entry};
 use super::intercepts::Page;
