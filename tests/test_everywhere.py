@@ -182,7 +182,7 @@ def test_status_and_intercepts_by_command(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 50ms}}", env=ENV)
     for source in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.3"):
         ask(replica, KEY, source)
-    rows = wait_for(lambda: (lines := replica.command("intercepts", "list", "--json").stdout.splitlines()) and len(lines) == 2 and [json.loads(line) for line in lines], "they are written")
+    rows = wait_for(lambda: (lines := replica.command("intercepts", "list", "--json").stdout.splitlines()) and len(lines) == 2 and (rows := [json.loads(line) for line in lines]) and sum(row["count"] for row in rows) == 3 and rows, "they are written")
     assert {(row["client"], row["count"], row["reason"]) for row in rows} == {("127.0.0.2", 1, "elsewhere"), ("127.0.0.3", 2, "elsewhere")}
     assert "127.0.0.3" in replica.command("intercepts", "list", "--client", "127.0.0.3").stdout
     assert replica.command("intercepts", "list", "--reason", "banned").stdout == ""

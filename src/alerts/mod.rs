@@ -9,6 +9,7 @@ mod webhook;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use keylatch_filters::contract::Invalid;
@@ -94,6 +95,8 @@ pub struct Watch {
     /// Webhooks that are being sent something.
     sending: Mutex<HashSet<String>>,
     looked_back: Mutex<Option<Instant>>,
+    /// Nothing more is taken to be sent: who takes it and ends keeps it from others for [`LEASE`].
+    ending: AtomicBool,
 }
 
 impl Watch {
@@ -107,7 +110,7 @@ impl Watch {
         let sent = sent.ok().inspect(|sent| {
             let _ = metrics.register(Box::new(sent.clone()));
         });
-        Arc::new(Self { store, raised, sent, sending: Mutex::default(), looked_back: Mutex::default() })
+        Arc::new(Self { store, raised, sent, sending: Mutex::default(), looked_back: Mutex::default(), ending: AtomicBool::new(false) })
     }
 
     /// Looks once. The store logs nothing of its own here: what is away is tried again the next time.
@@ -136,6 +139,12 @@ impl Watch {
         }
     }
 
+    /// The last look: what is raised is noted, and sent by whoever comes after.
+    pub async fn look_last(self: &Arc<Self>, alerts: &Arc<Alerts>, threshold: Option<Threshold>) {
+        self.ending.store(true, Ordering::Relaxed);
+        self.look(alerts, threshold).await;
+    }
+
     /// At the start, and now and then: another replica may have ended before it looked.
     fn looks_back(&self) -> bool {
         let mut last = self.looked_back.lock();
@@ -148,7 +157,7 @@ impl Watch {
 
     /// Sends a webhook what is due for it, unless that is under way: one that hangs holds up nobody else.
     fn send_due(self: &Arc<Self>, webhook: &Arc<Webhook>) {
-        if !self.sending.lock().insert(webhook.name.clone()) {
+        if self.ending.load(Ordering::Relaxed) || !self.sending.lock().insert(webhook.name.clone()) {
             return;
         }
         let (watch, webhook) = (Arc::clone(self), Arc::clone(webhook));

@@ -144,5 +144,5 @@ async fn end(parts: &Parts) {
     let _ = tokio::time::timeout(LAST_LOOK, parts.say()).await;
     parts.store.finish().await;
     // What was written last is noted, and sent by whoever comes after.
-    let _ = tokio::time::timeout(LAST_LOOK, parts.look()).await;
+    let _ = tokio::time::timeout(LAST_LOOK, parts.look_last()).await;
 }

@@ -116,9 +116,10 @@ impl Parts {
         self.api.sampler.say(&self.store, &self.state()).await;
     }
 
-    /// Looks for keys that were refused too often.
-    pub async fn look(&self) {
-        look(&self.watch, &self.shared).await;
+    /// Looks for the last time for keys that were refused too often.
+    pub async fn look_last(&self) {
+        let (alerts, threshold) = self.shared.live.alerts(&self.shared.snapshot.load().alerts);
+        self.watch.look_last(&alerts, threshold).await;
     }
 }
 
