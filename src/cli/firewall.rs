@@ -15,6 +15,7 @@ use super::terminal::say;
 use crate::config::{Files, Parsed, Settings, parse_file};
 use crate::doctor::is_reached;
 use crate::service::ranges;
+use crate::store::private;
 
 #[derive(Args)]
 pub struct Firewall {
@@ -119,9 +120,7 @@ pub fn firewall(asked: &Firewall) -> Result<(), String> {
     match &asked.output {
         None => say!("{}", text.trim_end()),
         Some(path) => {
-            let mut fresh = path.clone().into_os_string();
-            fresh.push(".new");
-            let fresh = PathBuf::from(fresh);
+            let fresh = private::beside(path, ".new");
             let _ = std::fs::remove_file(&fresh);
             let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh);
             let written = made.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));

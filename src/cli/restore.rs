@@ -172,9 +172,7 @@ struct Staged(PathBuf);
 
 impl Staged {
     fn with(&self, end: &str) -> PathBuf {
-        let mut path = self.0.clone().into_os_string();
-        path.push(end);
-        path.into()
+        private::beside(&self.0, end)
     }
 
     fn clear(&self) {

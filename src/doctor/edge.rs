@@ -6,7 +6,7 @@ use keylatch_filters::contract::TrustConfig;
 
 use super::{Findings, Level, in_clear, is_here, is_reached};
 use crate::config::model::{ClientCertificates, Listener, Presented, Storage};
-use crate::config::{Files, Snapshot};
+use crate::config::{Files, Snapshot, read};
 use crate::entry::{certificates as certificates_of, parsed};
 
 /// Who stands in Cloudflare's CA for Authenticated Origin Pulls, which all of its customers share.
@@ -70,7 +70,7 @@ fn listener(listener: &Listener, place: &str, trusted: &TrustConfig, files: &Fil
 /// Whether certificates are asked of all, and are of a CA of one's own.
 fn are_own(clients: &ClientCertificates, files: &Files) -> bool {
     let shared = || {
-        let text = std::fs::read_to_string(files.path(&clients.ca_file)).unwrap_or_default();
+        let text = read(&files.path(&clients.ca_file)).unwrap_or_default();
         let all = certificates_of(&text).unwrap_or_default();
         all.iter().any(|one| parsed(one).is_ok_and(|one| one.subject().to_string().contains(SHARED_BY_ALL)))
     };

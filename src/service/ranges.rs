@@ -63,10 +63,9 @@ async fn read(source: &str, files: &Files, private: bool) -> Result<String, Stri
 /// Whole or not at all. It is no secret: whoever reads the one before reads this one.
 fn write(path: &Path, ranges: &[IpNet], sources: &[String]) -> std::io::Result<()> {
     let today = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let mut fresh = path.to_owned().into_os_string();
-    fresh.push(".new");
+    let fresh = private::beside(path, ".new");
     let _ = std::fs::remove_file(&fresh);
-    let mut file = private::make(Path::new(&fresh))?;
+    let mut file = private::make(&fresh)?;
     match path.symlink_metadata() {
         Ok(before) if before.is_file() => private::as_before(&file, &before)?,
         _ => file.set_permissions(Permissions::from_mode(0o644))?,

@@ -72,9 +72,7 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
 
 /// What is there for as long as a restored database is about to take its place: without it that place may be empty for a moment.
 pub fn restoring(database: &Path) -> PathBuf {
-    let mut path = database.to_owned().into_os_string();
-    path.push(".restoring");
-    path.into()
+    private::beside(database, ".restoring")
 }
 
 /// Nobody has the file open for as long as this lives, and nobody can. Whatever is in it.
