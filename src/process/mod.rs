@@ -113,14 +113,15 @@ async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch
     }
     let (asks, asked) = mpsc::channel(1);
     signals::follow(&settings.shutdown, Arc::clone(&parts.reloader), Arc::clone(&parts.replica), asks.clone(), upgrades.tell.clone())?;
+    // Before the admin listener, which answers whether this process is ready: whoever is told so may give commands at once.
+    let (control, commands) = control::listen(path, upgrades.succeeds(), Arc::clone(&parts.reloader), Arc::clone(&parts.store), asks)?;
+    let control = Arc::new(control);
+    tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&parts.api)), stop.clone()));
     let open = upgrades.sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
     for (address, listener) in open.of(For::Admin) {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
         tokio::spawn(admin::server::serve(listener, admin::router(Arc::clone(&parts.api)), stop.clone()));
     }
-    let (control, commands) = control::listen(path, upgrades.succeeds(), Arc::clone(&parts.reloader), Arc::clone(&parts.store), asks)?;
-    let control = Arc::new(control);
-    tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&parts.api)), stop.clone()));
     tokio::spawn(upgrades.follow(asked, stop));
     Ok(control)
 }
