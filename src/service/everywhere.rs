@@ -158,6 +158,7 @@ impl Everywhere {
                         return;
                     }
                 }
+                // SQLite tells nobody that another process has asked: one can only look.
                 (false, true) => tokio::time::sleep(LOOKED_EVERY).await,
                 (false, false) => {
                     // Until then nobody is there who could ask.

@@ -6,8 +6,9 @@ use keylatch_filters::contract::StoreError;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
+use super::bindings::JUDGED;
 use super::manage::{MORE, record};
-use super::{Db, JUDGED, Sqlite, failed, json, text};
+use super::{Db, Sqlite, failed, json, text};
 use crate::store::intercepts::{EXAMINED_MAX, Page};
 use crate::store::record::{COUNTED_MAX, Mark, Query, Record, Sort, holders, key_id, range};
 

@@ -6,7 +6,8 @@ use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::{JUDGED, Sqlite, audit, failed, judged, numbers, trim};
+use super::bindings::{JUDGED, judged};
+use super::{Sqlite, audit, failed, numbers, trim};
 use crate::store::audit::{Actor, Line};
 use crate::store::batch::networks as joined;
 use crate::store::outbox::AGE_MAX;
