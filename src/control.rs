@@ -6,6 +6,7 @@
 //! `/tmp/keylatch-UID`; nobody but its owner can enter it. One line asks, one line of JSON answers.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,16 +71,24 @@ fn fresh(path: &Path) -> PathBuf {
 }
 
 /// A socket that only its owner can open, beside its place; and which file it is.
-fn bind(path: &Path) -> std::io::Result<(UnixListener, Inode)> {
+fn bind(path: &Path) -> std::io::Result<(UnixListener, Own)> {
     let fresh = fresh(path);
     let _ = std::fs::remove_file(&fresh);
     let listener = UnixListener::bind(&fresh)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    Ok((listener, inode(&fresh)?))
+    let own = Own { inode: inode(&fresh)?, _open: listener.as_fd().try_clone_to_owned()? };
+    Ok((listener, own))
 }
 
 /// A file, whatever it is called: its device and number.
 type Inode = (u64, u64);
+
+/// The file of a socket of this process. The number of a file that is gone is given to the next one, a successor's socket for
+/// example: as long as the socket is open, it is nobody else's.
+struct Own {
+    inode: Inode,
+    _open: OwnedFd,
+}
 
 fn inode(path: &Path) -> std::io::Result<Inode> {
     std::fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()))
@@ -147,7 +156,7 @@ pub fn listen(
 /// Removes the sockets when the process ends, where they are this process's still.
 pub struct Guard {
     path: PathBuf,
-    own: [Inode; 2],
+    own: [Own; 2],
     /// Questions that are not answered yet.
     answering: watch::Sender<usize>,
 }
@@ -174,10 +183,10 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        for (path, own) in self.paths().into_iter().zip(self.own) {
+        for (path, own) in self.paths().into_iter().zip(&self.own) {
             for path in [fresh(&path), path] {
-                // Another process that serves the same configuration has put its own there.
-                if inode(&path).is_ok_and(|found| found == own) {
+                // Another process that serves the same configuration may have put its own there.
+                if inode(&path).is_ok_and(|found| found == own.inode) {
                     let _ = std::fs::remove_file(path);
                 }
             }

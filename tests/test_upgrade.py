@@ -173,6 +173,17 @@ def test_what_is_counted_is_counted_once(start, upstream):
     assert counted() == 20
 
 
+def test_those_that_end_leave_the_sockets_of_the_next_ones(start, upstream):
+    """A file's number is given to another one soon after it is gone: no process takes its successor's socket for its own."""
+    keylatch = start(upstream, storage=SQLITE)
+    olds = [keylatch.upgrade() for _ in range(8)]
+    [wait_for(lambda old=old: old.poll() is not None, "the old process ends") for old in olds]
+    assert {path.suffix for path in keylatch.runtime.iterdir()} == {".api", ".sock"}
+    for command in ("status", "reload"):
+        said = keylatch.command(command)
+        assert said.returncode == 0, said.stderr
+
+
 def test_one_that_cannot_begin_changes_nothing(start, upstream, tmp_path):
     program = tmp_path / "keylatch"
     shutil.copy(BINARY, program)
