@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -47,8 +47,8 @@ impl HttpClient for Client {
             let asked = client.request(parts.method, url).headers(parts.headers).body(body);
             let mut answer = asked.send().await.map_err(|e| other(outbound::plainly(e)))?;
             if matches!(answer.status().as_u16(), 429 | 503) {
-                let after = answer.headers().get(http::header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.trim().parse().ok());
-                pause.fetch_max(after.unwrap_or(0), Ordering::Relaxed);
+                let after = outbound::retry_after(answer.headers(), SystemTime::now()).unwrap_or_default();
+                pause.fetch_max(after.as_secs(), Ordering::Relaxed);
             }
             let mut response = http::Response::builder().status(answer.status());
             if let Some(headers) = response.headers_mut() {

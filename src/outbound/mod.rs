@@ -6,7 +6,7 @@ mod services;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Url, redirect};
@@ -29,7 +29,7 @@ pub struct Reach {
 pub struct Answered {
     /// The status.
     pub status: u16,
-    /// Seconds in `Retry-After`, if it says some.
+    /// For how long `Retry-After` asks to be left alone, if it says so.
     pub retry_after: Option<Duration>,
     /// The beginning of the body.
     pub body: Vec<u8>,
@@ -119,7 +119,7 @@ pub async fn post(client: &Client, url: Url, headers: &[(&'static str, String)],
         request = request.header(*name, value);
     }
     let mut answer = request.send().await.map_err(plainly)?;
-    let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+    let retry_after = retry_after(answer.headers(), SystemTime::now());
     let (status, mut body) = (answer.status().as_u16(), Vec::new());
     while let Some(chunk) = answer.chunk().await.map_err(plainly)? {
         let room = BODY_BYTES_MAX.saturating_sub(body.len());
@@ -129,6 +129,16 @@ pub async fn post(client: &Client, url: Url, headers: &[(&'static str, String)],
         }
     }
     Ok(Answered { status, retry_after, body })
+}
+
+/// For how long a service asks to be left alone: `Retry-After` (RFC 9110, 10.2.3) in seconds, or as a date, which is none once it
+/// has passed.
+pub fn retry_after(headers: &http::HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).ok(),
+    }
 }
 
 /// What went wrong, down to its cause, without the URL.
@@ -168,6 +178,25 @@ mod tests {
             assert_eq!(said.is_ok(), fine, "{url}: {said:?}");
             assert!(said.err().is_none_or(|text| !text.contains("latest")));
         }
+    }
+
+    #[test]
+    fn how_long_to_leave_a_service_alone() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (said, seconds) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sunday, 06-Nov-94 08:50:37 GMT", Some(60)),
+            ("Sun, 06 Nov 1994 08:49:36 GMT", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+        ] {
+            let headers = http::HeaderMap::from_iter([(http::header::RETRY_AFTER, http::HeaderValue::from_static(said))]);
+            assert_eq!(retry_after(&headers, now), seconds.map(Duration::from_secs), "{said}");
+        }
+        assert_eq!(retry_after(&http::HeaderMap::new(), now), None);
     }
 
     #[tokio::test]
