@@ -569,14 +569,14 @@ def test_nothing_panicked_and_the_upstream_saw_no_error(keylatch, upstream):
 
 def test_a_second_header_has_its_time_as_well(keylatch, upstream):
     for first in (target(b"/v1/x"), length(b"5"), target(b"/elsewhere")):
-        with raw.connect(keylatch.port, timeout=1.5) as connection:
+        with raw.connect(keylatch.port, timeout=6) as connection:
             connection.sendall(first)
             file = connection.makefile("rb")
             assert read_answer(file, "GET") in (200, 404)
             connection.sendall(b"GET /v1/x HTTP/1.1\r\nHo")
             begun = time.monotonic()
             assert read_answer(file, "GET") == 408
-            assert 0.7 < time.monotonic() - begun < 1.5
+            assert 0.7 < time.monotonic() - begun < 1.9, "and is not what an idle connection has"
             assert file.read() == b"", "and is closed"
 
 
