@@ -526,6 +526,9 @@ def exchange(port, attack):
         try:
             statuses = [read_answer(file, method)]
             if statuses[0] in (200, 404) or not attack.closes:
+                # Who closes a half while a request is under way gives it up, and the upstream may see it at any time after.
+                while statuses[-1] == 200 and len(statuses) < len(attack.reaches):
+                    statuses.append(read_answer(file, "GET"))
                 # An ordinary end of a connection that is kept. Whatever else was sent is served before it.
                 send(connection, (END,))
             # A refusal ends the connection, whether or not the client does.
