@@ -17,7 +17,8 @@ use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts, Registry};
 use rustls::ServerConfig;
 use sha2::{Digest, Sha256};
-use tokio::task::AbortHandle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::config::model::Acme as Config;
 use crate::config::{Files, Snapshot};
@@ -35,6 +36,8 @@ const LEASE: Duration = Duration::from_secs(600);
 const PAUSE_MIN: Duration = Duration::from_secs(60);
 const PAUSE_MAX: Duration = Duration::from_secs(6 * 3600);
 const PAUSE_ASKED_MAX: Duration = Duration::from_secs(48 * 3600);
+/// How long the end waits for orders to be given up.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Has certificates made.
 pub struct Acme {
@@ -44,13 +47,13 @@ pub struct Acme {
     holder: String,
     outcomes: IntCounterVec,
     challenges: Challenges,
-    under_way: Mutex<HashMap<String, AbortHandle>>,
+    under_way: Mutex<HashMap<String, JoinHandle<()>>>,
     /// What was made, and could not be kept yet.
     unkept: Mutex<HashMap<Wanted, Kept>>,
     /// Something is shown that was not, since the last look.
     changed: AtomicBool,
     /// Nothing is begun any more; read and written under the lock of what is under way.
-    ended: AtomicBool,
+    ended: watch::Sender<bool>,
 }
 
 /// One certificate, and what it takes to have it made.
@@ -99,7 +102,7 @@ impl Acme {
             under_way: Mutex::default(),
             unkept: Mutex::default(),
             changed: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
+            ended: watch::Sender::new(false),
         }))
     }
 
@@ -151,7 +154,7 @@ impl Acme {
     fn begin(self: &Arc<Self>, order: Order) {
         let name = order.wanted.certificate();
         let mut under_way = self.under_way.lock();
-        if self.ended.load(Ordering::Relaxed) || under_way.contains_key(&name) {
+        if *self.ended.borrow() || under_way.contains_key(&name) {
             return;
         }
         let (this, key) = (Arc::clone(self), name.clone());
@@ -159,21 +162,18 @@ impl Acme {
             let _over = Over { acme: Arc::clone(&this), name: key };
             this.order(&order).await;
         });
-        under_way.insert(name, task.abort_handle());
+        under_way.insert(name, task);
     }
 
     /// Has nothing made any more: another process may begin at once.
     pub async fn end(&self) {
         let under_way: Vec<_> = {
             let mut all = self.under_way.lock();
-            self.ended.store(true, Ordering::Relaxed);
-            all.drain().collect()
+            self.ended.send_replace(true);
+            all.drain().map(|(_, task)| task).collect()
         };
-        for (name, task) in under_way {
-            task.abort();
-            // Without a store the lease ends by itself.
-            let _ = self.store.desk().let_go(&name, &self.holder).await;
-        }
+        // Each lets its lease go by itself, after whatever it has on its way to the store. Without a store the lease ends in time.
+        let _ = tokio::time::timeout(ENDED_WITHIN, futures::future::join_all(under_way)).await;
     }
 
     async fn order(&self, order: &Order) {
@@ -189,14 +189,19 @@ impl Acme {
         if needed {
             tracing::info!(names, directory = order.config.directory, "a certificate is had made");
             let asked = Arc::new(AtomicU64::new(0));
-            let made = tokio::time::timeout(LEASE - Duration::from_secs(30), self.make(order, &asked)).await;
-            match made.unwrap_or_else(|_| Err("the CA took too long".into())) {
-                Ok(()) => {
+            let mut ended = self.ended.subscribe();
+            let made = tokio::select! {
+                made = tokio::time::timeout(LEASE - Duration::from_secs(30), self.make(order, &asked)) => Some(made),
+                _ = ended.wait_for(|ended| *ended) => None,
+            };
+            match made.map(|made| made.unwrap_or_else(|_| Err("the CA took too long".into()))) {
+                None => tracing::info!(names, "the order is given up: this process ends, or another serves in its place"),
+                Some(Ok(())) => {
                     self.outcomes.with_label_values(&["made"]).inc();
                     self.shelf.go_on(&order.pause()).await;
                     tracing::info!(names, "the certificate was made");
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     self.outcomes.with_label_values(&["failed"]).inc();
                     let asked = Duration::from_secs(asked.load(Ordering::Relaxed)).min(PAUSE_ASKED_MAX);
                     let pause = |failed| (PAUSE_MIN * 2_u32.saturating_pow(failed)).min(PAUSE_MAX).max(asked);
