@@ -86,8 +86,8 @@ impl Parts {
         let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
         let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
-        let (watch, files) = begin(path, &shared, &opened.store, &reloader);
         let replica = Arc::new(Replica::new(settings.replica()));
+        let (watch, files) = begin(path, &shared, &opened.store, &reloader, &replica);
         have_made(path, &shared, &replica);
         let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
         let store = Arc::clone(&api.store);
@@ -129,10 +129,20 @@ async fn look(watch: &Arc<Watch>, shared: &Shared) {
 }
 
 /// What is done again and again.
-fn begin(path: &Path, shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<Reloader>) -> (Arc<Watch>, Arc<watch::Watch>) {
+fn begin(
+    path: &Path,
+    shared: &Arc<Shared>,
+    store: &Arc<Store>,
+    reloader: &Arc<Reloader>,
+    replica: &Arc<Replica>,
+) -> (Arc<Watch>, Arc<watch::Watch>) {
     let current = Arc::clone(shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
-    store.tend_every(Duration::from_secs(5), move || current.live.tending(current.snapshot.load().settings.retention.tending()));
+    let tending = Arc::clone(replica);
+    store.tend_every(Duration::from_secs(5), move || {
+        // Others go by what is wanted now.
+        (!tending.has_handed_over()).then(|| current.live.tending(current.snapshot.load().settings.retention.tending()))
+    });
     let watch = Watch::new(Arc::clone(store), &shared.metrics.registry);
     let current = Arc::clone(shared);
     every(&watch, alerts::EVERY, move |watch| {
@@ -142,8 +152,8 @@ fn begin(path: &Path, shared: &Arc<Shared>, store: &Arc<Store>, reloader: &Arc<R
     let files = Arc::new(watch::Watch::new(Arc::clone(shared), Arc::clone(reloader)));
     every(&files, watch::EVERY, |files| async move { files.look().await });
     every(shared, RANGES_LOOKED_AT, {
-        let path = path.to_owned();
-        move |shared| refresh(shared, path.clone())
+        let (path, replica) = (path.to_owned(), Arc::clone(replica));
+        move |shared| refresh(shared, path.clone(), Arc::clone(&replica))
     });
     let reloads = Arc::clone(reloader);
     live::follow(Arc::clone(&shared.live), Arc::clone(store), move |overrides| {
@@ -169,7 +179,10 @@ fn have_made(path: &Path, shared: &Arc<Shared>, replica: &Arc<Replica>) {
 }
 
 /// Has Cloudflare's ranges read anew, if it is time. The file is seen to have changed as any other.
-async fn refresh(shared: Arc<Shared>, path: PathBuf) {
+async fn refresh(shared: Arc<Shared>, path: PathBuf, replica: Arc<Replica>) {
+    if replica.has_handed_over() {
+        return;
+    }
     let (snapshot, files) = (shared.snapshot.load_full(), Files::beside(&path));
     let trusted = &snapshot.settings.trusted_proxies;
     let Some(from) = trusted.cloudflare_refresh.as_ref().filter(|_| ranges::is_due(trusted, &files)) else { return };

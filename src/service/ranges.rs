@@ -63,7 +63,8 @@ async fn read(source: &str, files: &Files, private: bool) -> Result<String, Stri
 /// Whole or not at all. It is no secret: whoever reads the one before reads this one.
 fn write(path: &Path, ranges: &[IpNet], sources: &[String]) -> std::io::Result<()> {
     let today = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let fresh = private::beside(path, ".new");
+    // A process that is about to end may write at the same time.
+    let fresh = private::beside(path, &format!(".{}.new", std::process::id()));
     let _ = std::fs::remove_file(&fresh);
     let mut file = private::make(&fresh)?;
     match path.symlink_metadata() {

@@ -141,10 +141,14 @@ impl Store {
     }
 
     /// Archives, sweeps and trims as `tending` says, whenever it says.
-    pub fn tend_every(self: &Arc<Self>, period: Duration, tending: impl Fn() -> Tending + Send + 'static) {
+    pub fn tend_every(self: &Arc<Self>, period: Duration, tending: impl Fn() -> Option<Tending> + Send + 'static) {
         every(self, period, move |store| {
             let tending = tending();
-            async move { store.tend(tending).await }
+            async move {
+                if let Some(tending) = tending {
+                    store.tend(tending).await;
+                }
+            }
         });
     }
 
