@@ -219,6 +219,15 @@ def test_who_may_open_the_socket(start, echo_upstream):
     assert not any(path.exists() for path in sockets)
 
 
+def test_a_replica_is_known_from_the_beginning(start, echo_upstream):
+    """Of one that has stopped and is there again, others say neither that it has gone nor that nobody is there."""
+    replica = start(echo_upstream, storage=SQLITE, env=ENV)
+    for _ in range(2):
+        wait_for(lambda: replica.command("status").stdout.count("replica ") == 1, "it is there", 2)
+        replica.stop()
+        replica.start()
+
+
 def test_a_limit_that_has_changed_and_a_window_that_has_passed(start, echo_upstream):
     with Redis() as redis:
         section = f'redis: {{url: "{redis.url}"}}'

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import sqlite3
@@ -151,6 +152,82 @@ def test_a_reload_meanwhile_is_not_lost(start, upstream):
     keylatch.before.append(old)
     wait_for(lambda: request(keylatch.port, "/v2/x").status == 200 and request(keylatch.port, "/v1/x").status == 404, "what was reloaded is in force")
     assert keylatch.stderr.read_text().count("keylatch.yaml is in force") == 2
+
+
+holds_up = pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="it is Linux that tells whether a process is stopped")
+
+
+def held_up(keylatch):
+    """Asks for an upgrade, and stops the new process where it has the sockets and commands find the old one still; the upgrade and
+    the new process's number."""
+    asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    place = keylatch.runtime / next(path.name for path in keylatch.runtime.iterdir() if path.suffix == ".sock")
+    before, end = place.stat().st_ino, time.monotonic() + 20
+    while not (fresh := list(keylatch.runtime.glob("*.sock.*"))):
+        assert time.monotonic() < end, "it begins"
+    pid = int(fresh[0].suffix[1:])
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T", "it is stopped")
+    if place.stat().st_ino == before:
+        return asked, pid
+    # It was faster.
+    os.kill(pid, signal.SIGCONT)
+    assert asked.wait(30) == 0
+    keylatch.before.append(keylatch.process)
+    keylatch.process = Successor(pid)
+    return held_up(keylatch)
+
+
+@holds_up
+def test_a_reload_after_the_sockets_are_handed_over_is_not_lost(start, upstream):
+    keylatch = start(upstream, storage=SQLITE)
+    asked, pid = held_up(keylatch)
+    keylatch.path.write_text(keylatch.path.read_text().replace("/v1/*", "/v2/*"))
+    assert keylatch.command("reload").returncode == 0
+    os.kill(pid, signal.SIGCONT)
+    assert asked.wait(30) == 0, asked.stderr.read()
+    keylatch.before.append(keylatch.process)
+    keylatch.process = Successor(pid)
+    # Before anybody is told that it serves: the old configuration is nobody's any more.
+    assert [request(keylatch.port, path).status for path in ("/v2/x", "/v1/x")] == [200, 404]
+
+
+@holds_up
+def test_a_stop_after_the_sockets_are_handed_over_waits_until_it_is_seen(start, upstream):
+    """Whoever balances load has readiness_delay to look elsewhere, and the old process is the only one that serves."""
+    keylatch = start(upstream, storage=SQLITE)
+    keylatch.path.write_text(keylatch.path.read_text().replace("drain: 5s", "drain: 5s, readiness_delay: 2s"))
+    keylatch.stop()
+    keylatch.start()
+    asked, pid = held_up(keylatch)
+    keylatch.process.send_signal(signal.SIGTERM)
+    assert asked.wait(10) == 1 and "told to stop" in asked.stderr.read()
+    assert keylatch.health("ready")[1] == {"status": "stopping"}
+    assert request(keylatch.port).status == 200
+    assert keylatch.process.wait(15) == 0
+    wait_for(lambda: not pathlib.Path(f"/proc/{pid}").exists(), "nobody is left")
+
+
+@holds_up
+def test_whoever_is_stopped_right_after_it_lets_nobody_into_its_admin_listener(start, upstream):
+    """A store that takes its time holds up what is said of the hand-over, and not the hand-over."""
+    keylatch = start(upstream, storage=SQLITE, route_filters="      - sse_keepalive: {}")
+    with connect(keylatch.port) as connection, contextlib.closing(sqlite3.connect(keylatch.folder / "keylatch.db", isolation_level=None)) as other:
+        connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert b"data: x" in connection.recv(4096) + connection.recv(4096)
+        asked, pid = held_up(keylatch)
+        other.execute("BEGIN IMMEDIATE")
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: "has taken the place" in keylatch.stderr.read_text(), "it has taken the place")
+        old = keylatch.process
+        old.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert {keylatch.health("ready")[0] for _ in range(40)} == {200}, "that of the new one"
+        assert old.poll() is None, "its stream goes on"
+        other.execute("COMMIT")
+    keylatch.before.append(old)
+    keylatch.process = Successor(pid)
+    assert asked.wait(20) == 0
 
 
 def test_what_is_cut_at_the_end_of_its_time_is_told(start, upstream):

@@ -13,11 +13,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
-use tokio::sync::watch::Receiver;
 use tower_service::Service;
 
 use super::extract::Machine;
-use crate::proxy::Stop;
+use crate::service::replica::Replica;
 
 /// Connections at a time; further ones wait. The proxy shares its descriptors and its memory with them.
 const CONNECTIONS_MAX: usize = 512;
@@ -29,13 +28,13 @@ const UNDER_WAY: Duration = Duration::from_secs(2);
 const HEADER_BYTES_MAX: usize = 32 << 10;
 
 /// Serves until another process does: what is under way then has a moment, and streams of events begin anew elsewhere.
-pub async fn serve(listener: TcpListener, router: Router, mut stop: Receiver<Stop>) {
+pub async fn serve(listener: TcpListener, router: Router, replica: Arc<Replica>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = handed_over(&mut stop) => return,
+            () = replica.until_handed_over() => return,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -44,7 +43,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: Receiver<Sto
                 continue;
             }
         };
-        let (router, mut stop) = (router.clone(), stop.clone());
+        let (router, replica) = (router.clone(), Arc::clone(&replica));
         tokio::spawn(async move {
             let _place = place;
             let service = service_fn(move |request| answer(router.clone(), peer, request));
@@ -54,7 +53,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: Receiver<Sto
             // A client that leaves or talks nonsense is nobody's concern.
             tokio::select! {
                 _ = connection.as_mut() => return,
-                () = handed_over(&mut stop) => connection.as_mut().graceful_shutdown(),
+                () = replica.until_handed_over() => connection.as_mut().graceful_shutdown(),
             }
             let _ = tokio::time::timeout(UNDER_WAY, connection).await;
         });
@@ -62,13 +61,13 @@ pub async fn serve(listener: TcpListener, router: Router, mut stop: Receiver<Sto
 }
 
 /// Serves commands on this machine: whoever can open the socket owns the process, and may do everything.
-pub async fn serve_commands(listener: UnixListener, router: Router, mut stop: Receiver<Stop>) {
+pub async fn serve_commands(listener: UnixListener, router: Router, replica: Arc<Replica>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = handed_over(&mut stop) => return,
+            () = replica.until_handed_over() => return,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -91,14 +90,6 @@ pub async fn serve_commands(listener: UnixListener, router: Router, mut stop: Re
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX);
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
         });
-    }
-}
-
-/// Returns once another process serves.
-async fn handed_over(stop: &mut Receiver<Stop>) {
-    if stop.wait_for(|stop| *stop == Stop::HandedOver).await.is_err() {
-        // The process is about to end; until then it serves.
-        std::future::pending::<()>().await;
     }
 }
 

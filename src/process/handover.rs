@@ -38,8 +38,8 @@ enum Line {
     Ready(u32),
     /// The new one: it cannot, and why.
     Failed(String),
-    /// The old one: these are the sockets, in this order. `reloaded`: its configuration is of later than the new one's start.
-    Sockets { said: Vec<(For, SocketAddr)>, reloaded: bool },
+    /// The old one: these are the sockets, in this order.
+    Sockets(Vec<(For, SocketAddr)>),
     /// The new one: it serves.
     Serving,
 }
@@ -102,12 +102,12 @@ impl Predecessor {
         let _ = write(&self.0, &Line::Failed(why.to_owned()), &Sockets::default());
     }
 
-    /// Says that this one could serve, and waits for the sockets. With them comes whether the configuration was reloaded since.
-    pub fn take(&self) -> Result<(Sockets, bool), String> {
+    /// Says that this one could serve, and waits for the sockets.
+    pub fn take(&self) -> Result<Sockets, String> {
         let lost = |e: io::Error| format!("the process before this one has gone: {e}");
         write(&self.0, &Line::Ready(std::process::id()), &Sockets::default()).map_err(lost)?;
         match read(&self.0, &|| false).map_err(lost)? {
-            (Line::Sockets { said, reloaded }, handed) if said.len() == handed.len() => Ok((Sockets::adopt(said, handed), reloaded)),
+            (Line::Sockets(said), handed) if said.len() == handed.len() => Ok(Sockets::adopt(said, handed)),
             _ => Err("the process before this one has handed over something else than its sockets".into()),
         }
     }
@@ -163,15 +163,21 @@ impl Successor {
     }
 
     /// Hands over the sockets, and waits until they are served on, or it is given up. Blocks.
-    pub fn hand_over(self, sockets: &Sockets, reloaded: bool, given_up: &dyn Fn() -> bool) -> Result<(), String> {
+    pub fn hand_over(self, sockets: &Sockets, given_up: &dyn Fn() -> bool) -> Result<(), String> {
         let said = sockets.all.iter().map(|socket| (socket.of, socket.address)).collect();
         let failed = |e: io::Error| format!("the new process did not take the sockets, and this one goes on: {e}");
-        let answer = write(&self.line, &Line::Sockets { said, reloaded }, sockets).and_then(|()| read(&self.line, given_up));
+        if given_up() {
+            // It sees that nobody is there to hand it anything, and ends.
+            return Err(STOPPED.into());
+        }
+        let answer = write(&self.line, &Line::Sockets(said), sockets).and_then(|()| read(&self.line, given_up));
         let error = match answer {
             Ok((Line::Serving, _)) => return Ok(()),
             Ok((Line::Failed(why), _)) => format!("the new process could not begin, and this one goes on:\n{why}"),
             Ok(_) => "the new process talks in a way that is not known here, and this one goes on".into(),
             Err(_) if given_up() => STOPPED.into(),
+            // It has ended, and its number may be another's.
+            Err(e) if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => return Err(failed(e)),
             Err(e) => failed(e),
         };
         // It may hold the sockets, and begin to serve at last when nobody expects it.
@@ -221,7 +227,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let sockets = Sockets { all: vec![Socket { of: For::Admin, address, listener }], were_handed: false };
-        let said = Line::Sockets { said: vec![(For::Admin, address)], reloaded: true };
+        let said = Line::Sockets(vec![(For::Admin, address)]);
         write(&old, &said, &sockets).unwrap();
         // Somebody connects while nobody accepts, and the old one closes its own.
         let waiting = TcpStream::connect(address).unwrap();

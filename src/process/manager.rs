@@ -2,6 +2,7 @@
 //! stops, and which process is the main one after an upgrade. Where there is none, nobody is told.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -9,7 +10,13 @@ use sd_notify::NotifyState;
 use crate::every::every;
 use crate::proxy::Pulse;
 
+/// Another process is the main one. It speaks then: the manager takes nobody else's word, and logs each of them.
+static REPLACED: AtomicBool = AtomicBool::new(false);
+
 fn tell(states: &[NotifyState<'_>]) {
+    if REPLACED.load(Ordering::Relaxed) {
+        return;
+    }
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager was not told");
     }
@@ -45,4 +52,10 @@ pub fn stopping(time: Duration) {
 /// Another process is the main one from now on.
 pub fn replaced_by(pid: u32) {
     tell(&[NotifyState::MainPid(pid)]);
+    REPLACED.store(true, Ordering::Relaxed);
+}
+
+/// Whether there is a manager, which starts another main process once all of a service's processes have ended.
+pub fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
 }

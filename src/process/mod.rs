@@ -10,7 +10,7 @@ mod upgrade;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
@@ -33,8 +33,11 @@ const LAST_LOOK: Duration = Duration::from_secs(5);
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Configurations are compiled there, whose expressions nest.
 const HOUSE_STACK_BYTES: usize = 8 << 20;
-/// How often a process that only lets end what is open looks at what its successor has changed, where nobody tells it.
+/// How often a process that only lets end what is open looks at what its successor has changed, where nobody tells it; and a
+/// successor, in the beginning, at what commands that the one before had begun have changed.
 const LOOK_BACK: Duration = Duration::from_secs(1);
+/// How long such commands may take.
+const LAST_COMMANDS: Duration = Duration::from_secs(30);
 
 /// Serves a configuration until it is told to stop.
 pub fn run(path: &Path) -> Result<(), String> {
@@ -61,7 +64,7 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
         .build();
     let runtime = runtime.map_err(|e| format!("no threads to be had: {e}"))?;
     let parts = Arc::new(runtime.block_on(Parts::open(path, &settings))?);
-    let (there, reloaded) = predecessor.as_ref().map(|predecessor| predecessor.take()).transpose()?.unwrap_or_default();
+    let there = predecessor.as_ref().map(|predecessor| predecessor.take()).transpose()?.unwrap_or_default();
     let sockets = Sockets::open(&settings, there)?;
     let (tell, stop) = watch::channel(Stop::No);
     let pulse = Arc::new(Pulse::default());
@@ -71,15 +74,7 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
     let control = runtime.block_on(begin(path, &settings, upgrades, stop.clone()))?;
     let started = {
         let (parts, pulse, house, control) = (Arc::clone(&parts), Arc::clone(&pulse), runtime.handle().clone(), Arc::clone(&control));
-        move || {
-            let _inside = house.enter();
-            serving(&parts, &pulse, &control, predecessor.as_deref())?;
-            if reloaded {
-                // Whoever asked the one before was told that it is in force; the outcome is logged.
-                tokio::spawn(async move { parts.reloader.reload().await });
-            }
-            Ok(())
-        }
+        move || house.block_on(serving(&parts, &pulse, &control, predecessor.as_deref()))
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %settings.admin.address, "ready");
     let served = proxy::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
@@ -105,36 +100,55 @@ async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch
         manager::status(&format!("{what}: {:.0} requests/s, {} streams, {} connections", now.requests_per_s, now.streams, now.connections));
     });
     if matches!(settings.storage, Storage::Sqlite(_)) {
-        every(&parts, LOOK_BACK, |parts| async move {
-            if parts.replica.has_handed_over() {
+        let succeeded = upgrades.succeeds().then(Instant::now);
+        every(&parts, LOOK_BACK, move |parts| async move {
+            if parts.replica.has_handed_over() || succeeded.is_some_and(|at| at.elapsed() < LAST_COMMANDS) {
                 parts.store.hear(News::Lost);
             }
         });
     }
     let (asks, asked) = mpsc::channel(1);
-    signals::follow(&settings.shutdown, Arc::clone(&parts.reloader), Arc::clone(&parts.replica), asks.clone(), upgrades.tell.clone())?;
+    signals::follow(
+        path,
+        &settings.shutdown,
+        Arc::clone(&parts.reloader),
+        Arc::clone(&parts.replica),
+        asks.clone(),
+        upgrades.tell.clone(),
+    )?;
     // Before the admin listener, which answers whether this process is ready: whoever is told so may give commands at once.
     let (control, commands) = control::listen(path, upgrades.succeeds(), Arc::clone(&parts.reloader), Arc::clone(&parts.store), asks)?;
     let control = Arc::new(control);
-    tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&parts.api)), stop.clone()));
+    tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&parts.api)), Arc::clone(&parts.replica)));
     let open = upgrades.sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
     for (address, listener) in open.of(For::Admin) {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
-        tokio::spawn(admin::server::serve(listener, admin::router(Arc::clone(&parts.api)), stop.clone()));
+        tokio::spawn(admin::server::serve(listener, admin::router(Arc::clone(&parts.api)), Arc::clone(&parts.replica)));
     }
     tokio::spawn(upgrades.follow(asked, stop));
     Ok(control)
 }
 
 /// The proxy's threads have begun. An error: this process is not to be.
-fn serving(parts: &Parts, pulse: &Arc<Pulse>, control: &control::Guard, predecessor: Option<&Predecessor>) -> Result<(), String> {
+async fn serving(
+    parts: &Arc<Parts>,
+    pulse: &Arc<Pulse>,
+    control: &control::Guard,
+    predecessor: Option<&Predecessor>,
+) -> Result<(), String> {
     if let Some(predecessor) = predecessor {
         // Not before: where anything has failed until now, commands still find the one that serves.
         control.take_place()?;
+        // Whoever had the file reloaded by the one before, at any moment since this one has read it, was told that it is in force.
+        // The outcome is logged: with a file that is broken by now, what this one was started with is in force.
+        let _ = parts.reloader.reload().await;
         predecessor.serving();
         tracing::info!(replica = parts.replica.name(), "has taken the place of the process before");
     }
     manager::serving(pulse, predecessor.is_some());
+    // Others count on it from now on.
+    let parts = Arc::clone(parts);
+    tokio::spawn(async move { parts.say().await });
     Ok(())
 }
 

@@ -1,19 +1,25 @@
 //! SIGHUP reloads, SIGUSR2 has a new process take over; SIGTERM stops in order, SIGINT and SIGQUIT at once.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::manager;
 use crate::config::model::Shutdown;
-use crate::control::Upgrade;
+use crate::control::{self, Upgrade};
 use crate::proxy::Stop;
 use crate::reload::Reloader;
 use crate::service::replica::Replica;
 
+/// What is written and told at the end, after open requests have had their time, takes no longer.
+const LAST_STEPS: Duration = Duration::from_secs(20);
+
 /// Follows them, from before anything is served.
 pub fn follow(
+    config: &Path,
     shutdown: &Shutdown,
     reloader: Arc<Reloader>,
     replica: Arc<Replica>,
@@ -25,7 +31,7 @@ pub fn follow(
     let (mut interrupt, mut quit) = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
     let mut upgrade = listen(SignalKind::user_defined2())?;
     let (readiness_delay, drain) = (shutdown.readiness_delay.0, shutdown.drain.0);
-    let again = Arc::new(Notify::new());
+    let (config, again) = (config.to_owned(), Arc::new(Notify::new()));
     let asked = Arc::clone(&again);
     tokio::spawn(async move {
         loop {
@@ -48,16 +54,19 @@ pub fn follow(
                 }
                 _ = terminate.recv() => {
                     replica.stop();
-                    manager::stopping(readiness_delay + drain);
+                    manager::stopping(readiness_delay + drain + LAST_STEPS);
                     tracing::info!(?readiness_delay, "stopping: readiness fails from now on");
                     let (tell, delay) = (tell.clone(), if replica.has_handed_over() { Default::default() } else { readiness_delay });
+                    // Where the process that serves has ended, which one does not expect, nobody does: the manager waits for this one.
+                    let last = replica.has_handed_over() && manager::is_there() && !control::is_there(&config);
+                    let how = if last { Stop::Cut } else { Stop::Drain };
                     tokio::spawn(async move {
                         // So long whoever balances load needs to see that it is not ready.
                         tokio::time::sleep(delay).await;
                         tell.send_if_modified(|stop| {
                             let goes_on = matches!(stop, Stop::No | Stop::HandedOver);
                             if goes_on {
-                                *stop = Stop::Drain;
+                                *stop = how;
                             }
                             goes_on
                         });

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use keylatch_filters::contract::HumanDuration;
 use nix::unistd::getppid;
@@ -14,6 +15,9 @@ use super::sockets::Sockets;
 use crate::config::model::Storage;
 use crate::control::Upgrade;
 use crate::proxy::Stop;
+
+/// How long whoever has asked for the upgrade waits for what is said of it in the store.
+const SAID_WITHIN: Duration = Duration::from_secs(1);
 
 /// What it takes.
 pub struct Upgrades {
@@ -57,13 +61,6 @@ impl Upgrades {
             let over = done.is_ok();
             let _ = answer.send(done);
             if over {
-                self.tell.send_if_modified(|stop| {
-                    let goes_on = *stop == Stop::No;
-                    if goes_on {
-                        *stop = Stop::HandedOver;
-                    }
-                    goes_on
-                });
                 return;
             }
         }
@@ -81,32 +78,45 @@ impl Upgrades {
             return Err("storage is memory: bindings, accounts and settings are in this process alone, and would be lost".into());
         }
         tracing::info!(program = %self.program.display(), "a new process is started to take the place of this one");
-        let (program, path, generation) = (self.program.clone(), self.path.clone(), parts.reloader.last().generation);
+        let (program, path) = (self.program.clone(), self.path.clone());
         let given_up = self.given_up();
         let successor = blocking(move || Successor::start(&program, &path, &given_up)).await?;
         let pid = successor.pid;
         // Under its own name it counts no more: the next one goes on from there.
-        parts.api.sampler.rename(&parts.store, || parts.replica.hand_over()).await;
+        parts.api.sampler.rename(&parts.store, || parts.replica.leave_name()).await;
         let sockets = self.sockets.again().map_err(|e| format!("no descriptors to be had: {e}"));
-        let (reloaded, given_up) = (parts.reloader.last().generation != generation, self.given_up());
+        let given_up = self.given_up();
         let handed = match sockets {
-            Ok(sockets) => blocking(move || successor.hand_over(&sockets, reloaded, &given_up)).await,
+            Ok(sockets) => blocking(move || successor.hand_over(&sockets, &given_up)).await,
             Err(error) => Err(error),
         };
         if let Err(error) = handed {
-            parts.api.sampler.rename(&parts.store, || parts.replica.take_back()).await;
+            parts.api.sampler.rename(&parts.store, || parts.replica.take_name_back()).await;
             return Err(error);
         }
-        manager::replaced_by(pid);
+        // First of all: both accept connections until then, and a store may take its time.
+        self.handed_over(pid);
         // Whatever certificate is had made, the new one has it made by its own configuration.
         parts.shared.acme.end().await;
-        // Whoever looks for what is open here finds it from now on.
-        parts.say().await;
+        // Whoever looks for what is open here finds it from now on, if the store does not take its time.
+        let _ = tokio::time::timeout(SAID_WITHIN, parts.say()).await;
         let (open, most) = (parts.shared.metrics.connections.get(), self.upgrade_drain);
         Ok(format!(
             "process {pid} serves in the place of {}; {open} connections go on to their end here, for {most} at most",
             std::process::id()
         ))
+    }
+
+    fn handed_over(&self, pid: u32) {
+        self.parts.replica.hand_over();
+        self.tell.send_if_modified(|stop| {
+            let goes_on = *stop == Stop::No;
+            if goes_on {
+                *stop = Stop::HandedOver;
+            }
+            goes_on
+        });
+        manager::replaced_by(pid);
     }
 
     /// Whether this process is to end meanwhile: then nobody is to take its place.

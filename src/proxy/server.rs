@@ -39,6 +39,8 @@ pub enum Stop {
     HandedOver,
     /// Open requests may go on for a while.
     Drain,
+    /// Open requests end now, and are told so.
+    Cut,
     /// At once.
     Now,
 }
@@ -105,7 +107,11 @@ async fn wait<T>(
     loop {
         let now = *stop.borrow();
         if now != state {
-            let most = if now == Stop::HandedOver { shutdown.upgrade_drain.0 } else { shutdown.drain.0 };
+            let most = match now {
+                Stop::HandedOver => shutdown.upgrade_drain.0,
+                Stop::Cut => Duration::ZERO,
+                Stop::No | Stop::Drain | Stop::Now => shutdown.drain.0,
+            };
             (state, over) = (now, Instant::now() + most);
             tracing::info!(?most, open = connections.get(), "no new connections; open requests may go on");
         }
@@ -198,7 +204,7 @@ impl ShutdownSignalWatch for Signals {
         let wanted = stop.wait_for(|stop| *stop != Stop::No).await.map_or(Stop::Drain, |stop| *stop);
         match wanted {
             Stop::Now => ShutdownSignal::FastShutdown,
-            Stop::No | Stop::HandedOver | Stop::Drain => ShutdownSignal::GracefulTerminate,
+            Stop::No | Stop::HandedOver | Stop::Drain | Stop::Cut => ShutdownSignal::GracefulTerminate,
         }
     }
 }

@@ -3,18 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 /// A name that no other has, and that stays the same over restarts.
 pub struct Replica {
     name: Mutex<String>,
     stopping: AtomicBool,
-    handed_over: AtomicBool,
+    handed_over: watch::Sender<bool>,
 }
 
 impl Replica {
     /// One that serves.
     pub fn new(name: String) -> Self {
-        Self { name: Mutex::new(name), stopping: AtomicBool::new(false), handed_over: AtomicBool::new(false) }
+        Self { name: Mutex::new(name), stopping: AtomicBool::new(false), handed_over: watch::Sender::new(false) }
     }
 
     /// What it is called.
@@ -34,19 +35,28 @@ impl Replica {
 
     /// Whether another process serves in its place, and it only lets end what is open.
     pub fn has_handed_over(&self) -> bool {
-        self.handed_over.load(Ordering::Relaxed)
+        *self.handed_over.borrow()
     }
 
-    /// Another process takes its place, and its name: from here on it is called by its number, too.
+    /// Returns once another process serves in its place.
+    pub async fn until_handed_over(&self) {
+        // It never fails: the other half is this one's.
+        let _ = self.handed_over.subscribe().wait_for(|over| *over).await;
+    }
+
+    /// Another process serves in its place.
     pub fn hand_over(&self) {
-        self.handed_over.store(true, Ordering::Relaxed);
+        self.handed_over.send_replace(true);
+    }
+
+    /// Another process is to take its name: from here on it is called by its number, too.
+    pub fn leave_name(&self) {
         let mut name = self.name.lock();
         *name = format!("{name}~{}", std::process::id());
     }
 
-    /// The successor has come to nothing: everything is as before.
-    pub fn take_back(&self) {
-        self.handed_over.store(false, Ordering::Relaxed);
+    /// The successor has come to nothing: it is called as before.
+    pub fn take_name_back(&self) {
         let mut name = self.name.lock();
         if let Some((before, _)) = name.clone().rsplit_once('~') {
             *name = before.to_owned();
