@@ -7,6 +7,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,7 +54,6 @@ fn folder() -> PathBuf {
 
 /// The socket of the process that runs `config`.
 pub fn socket(config: &Path) -> Result<PathBuf, String> {
-    use std::os::unix::ffi::OsStrExt;
     let config = config.canonicalize().map_err(|e| format!("{}: {e}", config.display()))?;
     let hash = Sha256::digest(config.as_os_str().as_bytes());
     Ok(folder().join(format!("{}.sock", hex(&hash[..8]))))
@@ -64,20 +64,40 @@ pub fn api_socket(config: &Path) -> Result<PathBuf, String> {
     socket(config).map(|path| path.with_extension("api"))
 }
 
-/// Where a socket is until it takes the place of what a process before has left, or is still listening on.
-fn fresh(path: &Path) -> PathBuf {
-    let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
-    path.with_extension(format!("{kind}.{}", std::process::id()))
+/// Where a process has a socket for as long as it lives. In the place where commands look it is by another name, and so can be put
+/// there again after another process's.
+fn own(path: &Path) -> PathBuf {
+    with_end(path, &std::process::id().to_string())
 }
 
-/// A socket that only its owner can open, beside its place; and which file it is.
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(".");
+    name.push(end);
+    name.into()
+}
+
+/// A socket that only its owner can open, not yet in its place; and which file it is.
 fn bind(path: &Path) -> std::io::Result<(UnixListener, Own)> {
-    let fresh = fresh(path);
-    let _ = std::fs::remove_file(&fresh);
-    let listener = UnixListener::bind(&fresh)?;
-    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    let own = Own { inode: inode(&fresh)?, _open: listener.as_fd().try_clone_to_owned()? };
+    let at = own(path);
+    let _ = std::fs::remove_file(&at);
+    let listener = UnixListener::bind(&at)?;
+    std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o600))?;
+    let own = Own { inode: inode(&at)?, _open: listener.as_fd().try_clone_to_owned()? };
     Ok((listener, own))
+}
+
+/// Removes what processes that have crashed have left in the folder.
+fn sweep(path: &Path) {
+    let Some((folder, name)) = path.parent().zip(path.file_name()) else { return };
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let is_one = entry.file_name().as_bytes().strip_prefix(name.as_bytes()).is_some_and(|end| end.starts_with(b"."));
+        let answers = || std::os::unix::net::UnixStream::connect(entry.path());
+        if is_one && answers().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A file, whatever it is called: its device and number.
@@ -121,6 +141,10 @@ pub fn listen(
     if !succeeds && is_there(config) {
         return Err(format!("a process that runs {} is there already", config.display()));
     }
+    if !succeeds {
+        sweep(&path);
+        sweep(&api_socket(config)?);
+    }
     let (listener, own) = bind(&path).map_err(|e| wrong("cannot listen", &e))?;
     let (api, own_api) = bind(&api_socket(config)?).map_err(|e| wrong("cannot listen beside it", &e))?;
     let answering = watch::Sender::new(0);
@@ -153,6 +177,17 @@ pub fn listen(
     Ok((guard, api))
 }
 
+/// Puts this process's socket into its place in one step: there is one at each moment.
+fn put(path: &Path) -> std::io::Result<()> {
+    let (at, staged) = (own(path), with_end(&own(path), "new"));
+    let _ = std::fs::remove_file(&staged);
+    std::fs::hard_link(at, &staged)?;
+    std::fs::rename(&staged, path)?;
+    // A name of the file that has the place already is not taken away by that.
+    let _ = std::fs::remove_file(&staged);
+    Ok(())
+}
+
 /// Removes the sockets when the process ends, where they are this process's still.
 pub struct Guard {
     path: PathBuf,
@@ -162,12 +197,9 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Commands find this process from now on.
+    /// Commands find this process from now on, whichever they have found before.
     pub fn take_place(&self) -> Result<(), String> {
-        for path in self.paths() {
-            std::fs::rename(fresh(&path), &path).map_err(|e| format!("the control socket {}: {e}", path.display()))?;
-        }
-        Ok(())
+        self.paths().iter().try_for_each(|path| put(path).map_err(|e| format!("the control socket {}: {e}", path.display())))
     }
 
     fn paths(&self) -> [PathBuf; 2] {
@@ -183,10 +215,10 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        for (path, own) in self.paths().into_iter().zip(&self.own) {
-            for path in [fresh(&path), path] {
+        for (path, mine) in self.paths().into_iter().zip(&self.own) {
+            for path in [own(&path), path] {
                 // Another process that serves the same configuration may have put its own there.
-                if inode(&path).is_ok_and(|found| found == own.inode) {
+                if inode(&path).is_ok_and(|found| found == mine.inode) {
                     let _ = std::fs::remove_file(path);
                 }
             }

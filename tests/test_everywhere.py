@@ -214,7 +214,7 @@ def test_status_and_intercepts_by_command(start, echo_upstream):
 def test_who_may_open_the_socket(start, echo_upstream):
     replica = start(echo_upstream, storage=SQLITE, env=ENV)
     sockets = list(replica.runtime.iterdir())
-    assert {path.suffix for path in sockets} == {".api", ".sock"} and all(path.stat().st_mode & 0o777 == 0o600 for path in sockets)
+    assert {path.suffix for path in sockets} == {".api", ".sock", f".{replica.process.pid}"} and all(path.stat().st_mode & 0o777 == 0o600 for path in sockets)
     replica.stop()
     assert not any(path.exists() for path in sockets)
 

@@ -157,25 +157,33 @@ def test_a_reload_meanwhile_is_not_lost(start, upstream):
 holds_up = pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="it is Linux that tells whether a process is stopped")
 
 
-def held_up(keylatch):
-    """Asks for an upgrade, and stops the new process where it has the sockets and commands find the old one still; the upgrade and
-    the new process's number."""
+def since(keylatch):
+    """What was logged since the last upgrade was asked for."""
+    return keylatch.stderr.read_text().rpartition("a new process is started")[2]
+
+
+def held_up(keylatch, in_place=False):
+    """Asks for an upgrade, and stops the new process where it has the sockets: where commands find the old one still, or `in_place`,
+    where they find the new one and the old one waits for it. The upgrade, and the new process's number."""
+    known = set(keylatch.runtime.iterdir())
     asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     place = keylatch.runtime / next(path.name for path in keylatch.runtime.iterdir() if path.suffix == ".sock")
     before, end = place.stat().st_ino, time.monotonic() + 20
-    while not (fresh := list(keylatch.runtime.glob("*.sock.*"))):
+    while not (fresh := [path for path in keylatch.runtime.glob("*.sock.*") if path not in known and path.suffix != ".new"]):
         assert time.monotonic() < end, "it begins"
     pid = int(fresh[0].suffix[1:])
+    while in_place and place.stat().st_ino == before:
+        assert time.monotonic() < end, "it takes the place"
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T", "it is stopped")
-    if place.stat().st_ino == before:
+    if (place.stat().st_ino == before) != in_place and asked.poll() is None and "has taken the place" not in since(keylatch):
         return asked, pid
     # It was faster.
     os.kill(pid, signal.SIGCONT)
     assert asked.wait(30) == 0
     keylatch.before.append(keylatch.process)
     keylatch.process = Successor(pid)
-    return held_up(keylatch)
+    return held_up(keylatch, in_place)
 
 
 @holds_up
@@ -190,6 +198,21 @@ def test_a_reload_after_the_sockets_are_handed_over_is_not_lost(start, upstream)
     keylatch.process = Successor(pid)
     # Before anybody is told that it serves: the old configuration is nobody's any more.
     assert [request(keylatch.port, path).status for path in ("/v2/x", "/v1/x")] == [200, 404]
+
+
+@holds_up
+def test_one_that_crashes_before_it_has_said_that_it_serves_leaves_the_old_one_as_it_was(start, upstream):
+    keylatch = start(upstream, storage=SQLITE)
+    asked, pid = held_up(keylatch, in_place=True)
+    os.kill(pid, signal.SIGKILL)
+    assert asked.wait(20) == 1 and "this one goes on" in asked.stderr.read()
+    for command in ("reload", "status"):
+        said = keylatch.command(command)
+        assert said.returncode == 0, said.stderr
+    assert request(keylatch.port).status == 200
+    keylatch.stop()
+    keylatch.start()
+    assert {path.suffix for path in keylatch.runtime.iterdir()} == {".api", ".sock", f".{keylatch.process.pid}"}, "what it has left is swept"
 
 
 @holds_up

@@ -178,7 +178,7 @@ def test_those_that_end_leave_the_sockets_of_the_next_ones(start, upstream):
     keylatch = start(upstream, storage=SQLITE)
     olds = [keylatch.upgrade() for _ in range(8)]
     [wait_for(lambda old=old: old.poll() is not None, "the old process ends") for old in olds]
-    assert {path.suffix for path in keylatch.runtime.iterdir()} == {".api", ".sock"}
+    assert {path.suffix for path in keylatch.runtime.iterdir()} == {".api", ".sock", f".{keylatch.process.pid}"}
     for command in ("status", "reload"):
         said = keylatch.command(command)
         assert said.returncode == 0, said.stderr

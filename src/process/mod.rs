@@ -125,7 +125,7 @@ async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
         tokio::spawn(admin::server::serve(listener, admin::router(Arc::clone(&parts.api)), Arc::clone(&parts.replica)));
     }
-    tokio::spawn(upgrades.follow(asked, stop));
+    tokio::spawn(upgrades.follow(asked, stop, Arc::clone(&control)));
     Ok(control)
 }
 

@@ -13,7 +13,7 @@ use super::manager;
 use super::parts::Parts;
 use super::sockets::Sockets;
 use crate::config::model::Storage;
-use crate::control::Upgrade;
+use crate::control::{Guard, Upgrade};
 use crate::proxy::Stop;
 
 /// How long whoever has asked for the upgrade waits for what is said of it in the store.
@@ -37,7 +37,7 @@ pub struct Upgrades {
 
 impl Upgrades {
     /// Answers those who ask for an upgrade, until one has come about or the process stops.
-    pub async fn follow(self, mut asked: mpsc::Receiver<Upgrade>, mut stop: watch::Receiver<Stop>) {
+    pub async fn follow(self, mut asked: mpsc::Receiver<Upgrade>, mut stop: watch::Receiver<Stop>, control: Arc<Guard>) {
         loop {
             let answer = tokio::select! {
                 answer = asked.recv() => answer,
@@ -45,7 +45,7 @@ impl Upgrades {
             };
             let Some(answer) = answer else { return };
             let done = {
-                let mut upgrade = std::pin::pin!(self.upgrade());
+                let mut upgrade = std::pin::pin!(self.upgrade(&control));
                 loop {
                     tokio::select! {
                         done = &mut upgrade => break done,
@@ -66,7 +66,7 @@ impl Upgrades {
         }
     }
 
-    async fn upgrade(&self) -> Result<String, String> {
+    async fn upgrade(&self, control: &Guard) -> Result<String, String> {
         let parts = &self.parts;
         if ends_a_container() {
             return Err("this is the process that its container was started for, and the container ends with it: start another container \
@@ -91,6 +91,8 @@ impl Upgrades {
             Err(error) => Err(error),
         };
         if let Err(error) = handed {
+            // It may have come as far as that.
+            control.take_place().unwrap_or_else(|error| tracing::error!(error, "commands do not find this process any more"));
             parts.api.sampler.rename(&parts.store, || parts.replica.take_name_back()).await;
             return Err(error);
         }
