@@ -129,6 +129,13 @@ def test_a_crash_and_an_outage_lose_no_alert(replicas, database):
         listener.close()
 
 
+def intercepts(replica):
+    """How many are in the store."""
+    said = replica.command("intercepts", "list", "--json")
+    assert said.returncode == 0, said.stderr
+    return sum(json.loads(line)["count"] for line in said.stdout.splitlines())
+
+
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 def test_what_is_refused_just_before_a_stop_is_told_of(start, echo_upstream, kind, request):
     store = storage(request.getfixturevalue("database")) if kind == "postgres" else "{sqlite: {path: t.db}}"
@@ -138,10 +145,10 @@ def test_what_is_refused_just_before_a_stop_is_told_of(start, echo_upstream, kin
             key = f"sk-{how.name.lower()}-0001-abcdefgh"
             replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=store_of, more=alerts(webhook("ops", server.port)))
             assert ask(replica, key).status == 200
+            before = intercepts(replica)
             refuse(replica, 9, key)
             if how == signal.SIGKILL:
-                # Written, and perhaps not looked at yet.
-                time.sleep(6 if kind == "sqlite" else 0.5)
+                wait_for(lambda: intercepts(replica) == before + 9, "they are written, and perhaps not looked at yet", 20)  # noqa: B023
                 replica.process.kill()
                 replica.process.wait()
             else:
