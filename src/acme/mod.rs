@@ -54,6 +54,7 @@ pub struct Acme {
     changed: AtomicBool,
     /// Nothing is begun any more; read and written under the lock of what is under way.
     ended: watch::Sender<bool>,
+    ending: tokio::sync::Mutex<()>,
 }
 
 /// One certificate, and what it takes to have it made.
@@ -103,6 +104,7 @@ impl Acme {
             unkept: Mutex::default(),
             changed: AtomicBool::new(false),
             ended: watch::Sender::new(false),
+            ending: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -167,6 +169,8 @@ impl Acme {
 
     /// Has nothing made any more: another process may begin at once.
     pub async fn end(&self) {
+        // Whoever comes second waits as long.
+        let _one = self.ending.lock().await;
         let under_way: Vec<_> = {
             let mut all = self.under_way.lock();
             self.ended.send_replace(true);
