@@ -6,7 +6,7 @@
 //! `/tmp/keylatch-UID`; nobody but its owner can enter it. One line asks, one line of JSON answers.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -83,7 +83,7 @@ fn bind(path: &Path) -> std::io::Result<(UnixListener, Own)> {
     let _ = std::fs::remove_file(&at);
     let listener = UnixListener::bind(&at)?;
     std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o600))?;
-    let own = Own { inode: inode(&at)?, _open: listener.as_fd().try_clone_to_owned()? };
+    let own = Own { inode: inode(&at)?, _held: hold(&at)? };
     Ok((listener, own))
 }
 
@@ -104,10 +104,24 @@ fn sweep(path: &Path) {
 type Inode = (u64, u64);
 
 /// The file of a socket of this process. The number of a file that is gone is given to the next one, a successor's socket for
-/// example: as long as the socket is open, it is nobody else's.
+/// example: as long as the file is held, it is nobody else's.
 struct Own {
     inode: Inode,
-    _open: OwnedFd,
+    _held: Option<OwnedFd>,
+}
+
+/// The file, and not the socket: that would go on listening.
+#[cfg(target_os = "linux")]
+fn hold(path: &Path) -> std::io::Result<Option<OwnedFd>> {
+    use nix::fcntl::OFlag;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(Some(nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())?))
+}
+
+/// Where numbers are given once: so do the file systems of macOS.
+#[cfg(not(target_os = "linux"))]
+fn hold(_path: &Path) -> std::io::Result<Option<OwnedFd>> {
+    Ok(None)
 }
 
 fn inode(path: &Path) -> std::io::Result<Inode> {
@@ -181,7 +195,11 @@ pub fn listen(
 fn put(path: &Path) -> std::io::Result<()> {
     let (at, staged) = (own(path), with_end(&own(path), "new"));
     let _ = std::fs::remove_file(&staged);
-    std::fs::hard_link(at, &staged)?;
+    if std::fs::hard_link(&at, &staged).is_err() {
+        // Not all that guards files allows names of sockets: it has its place then, but cannot have it twice.
+        let is_there = inode(path).ok().zip(inode(&at).ok()).is_some_and(|(there, own)| there == own);
+        return if is_there { Ok(()) } else { std::fs::rename(at, path) };
+    }
     std::fs::rename(&staged, path)?;
     // A name of the file that has the place already is not taken away by that.
     let _ = std::fs::remove_file(&staged);
@@ -199,7 +217,17 @@ pub struct Guard {
 impl Guard {
     /// Commands find this process from now on, whichever they have found before.
     pub fn take_place(&self) -> Result<(), String> {
-        self.paths().iter().try_for_each(|path| put(path).map_err(|e| format!("the control socket {}: {e}", path.display())))
+        let put = |path: &PathBuf| put(path).map_err(|e| format!("the control socket {}: {e}", path.display()));
+        // Where one cannot be put there, the other is.
+        let [one, other] = self.paths().each_ref().map(put);
+        one.and(other)
+    }
+
+    /// Removes what a successor that came to nothing has left.
+    pub fn clear_of(&self, pid: u32) {
+        self.paths().iter().for_each(|path| {
+            let _ = std::fs::remove_file(with_end(path, &pid.to_string()));
+        });
     }
 
     fn paths(&self) -> [PathBuf; 2] {

@@ -60,6 +60,17 @@ impl Reloader {
         self.take(&mut in_force, read, format!("{} is in force", self.path.display())).await
     }
 
+    /// Reloads the file if it says something else than what is in force. The outcome is logged and counted.
+    pub async fn catch_up(&self) {
+        let same = {
+            let in_force = self.in_force.lock().await;
+            parse_file(&self.path).is_ok_and(|read| read.says_the_same(&in_force))
+        };
+        if !same {
+            let _ = self.reload().await;
+        }
+    }
+
     /// Compiles what is in force once more, since `what` it refers to has changed.
     pub async fn again(&self, what: &str) {
         let mut in_force = self.in_force.lock().await;

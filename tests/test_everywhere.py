@@ -223,7 +223,7 @@ def test_a_replica_is_known_from_the_beginning(start, echo_upstream):
     """Of one that has stopped and is there again, others say neither that it has gone nor that nobody is there."""
     replica = start(echo_upstream, storage=SQLITE, env=ENV)
     for _ in range(2):
-        wait_for(lambda: replica.command("status").stdout.count("replica ") == 1, "it is there", 2)
+        wait_for(lambda: replica.command("status").stdout.count("replica ") == 1, "it is there", 4)
         replica.stop()
         replica.start()
 

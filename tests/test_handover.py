@@ -228,7 +228,7 @@ def test_a_stop_after_the_sockets_are_handed_over_waits_until_it_is_seen(start, 
     assert keylatch.health("ready")[1] == {"status": "stopping"}
     assert request(keylatch.port).status == 200
     assert keylatch.process.wait(15) == 0
-    wait_for(lambda: not pathlib.Path(f"/proc/{pid}").exists(), "nobody is left")
+    wait_for(lambda: Successor(pid).poll() is not None, "nobody is left")
 
 
 @holds_up

@@ -70,6 +70,11 @@ impl Parsed {
         Self { overrides: overrides.clone(), ..self }
     }
 
+    /// Whether both files say the same, whatever takes the place of some of it.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.tree == other.tree
+    }
+
     /// What stands in the file.
     pub fn written(&self) -> Written {
         let mut places = Written::default();

@@ -27,14 +27,14 @@ impl From<&Marker> for Position {
 }
 
 /// A value and where it stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub position: Position,
     pub value: Value,
 }
 
 /// What a node holds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Text; `plain` says that it was written without quotes, so that `5` is a number.
     Scalar {
@@ -46,7 +46,7 @@ pub enum Value {
 }
 
 /// A key of a map and where it stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Key {
     pub position: Position,
     pub name: String,

@@ -175,15 +175,20 @@ impl Successor {
             Ok((Line::Serving, _)) => return Ok(()),
             Ok((Line::Failed(why), _)) => format!("the new process could not begin, and this one goes on:\n{why}"),
             Ok(_) => "the new process talks in a way that is not known here, and this one goes on".into(),
-            Err(_) if given_up() => STOPPED.into(),
             // It has ended, and its number may be another's.
-            Err(e) if matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => return Err(failed(e)),
+            Err(e) if has_ended(&e) => return Err(if given_up() { STOPPED.into() } else { failed(e) }),
+            Err(_) if given_up() => STOPPED.into(),
             Err(e) => failed(e),
         };
         // It may hold the sockets, and begin to serve at last when nobody expects it.
         let _ = i32::try_from(self.pid).map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL));
         Err(error)
     }
+}
+
+/// Whether nobody holds the other end of the line any more.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 /// Nobody's place is to be taken.

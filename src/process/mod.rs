@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use crate::config::{Parsed, Settings, parse_file};
 use crate::control;
@@ -38,6 +39,10 @@ const HOUSE_STACK_BYTES: usize = 8 << 20;
 const LOOK_BACK: Duration = Duration::from_secs(1);
 /// How long such commands may take.
 const LAST_COMMANDS: Duration = Duration::from_secs(30);
+/// How long the process before waits for a successor that reloads its configuration.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(5);
+/// How long the end waits for an upgrade that is given up.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serves a configuration until it is told to stop.
 pub fn run(path: &Path) -> Result<(), String> {
@@ -71,7 +76,7 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
     let open = sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
     let upgrade_drain = settings.shutdown.upgrade_drain;
     let upgrades = Upgrades { parts: Arc::clone(&parts), program, path: path.to_owned(), tell: tell.clone(), sockets, upgrade_drain };
-    let control = runtime.block_on(begin(path, &settings, upgrades, stop.clone()))?;
+    let (control, upgrading) = runtime.block_on(begin(path, &settings, upgrades, stop.clone()))?;
     let started = {
         let (parts, pulse, house, control) = (Arc::clone(&parts), Arc::clone(&pulse), runtime.handle().clone(), Arc::clone(&control));
         move || house.block_on(serving(&parts, &pulse, &control, predecessor.as_deref()))
@@ -81,6 +86,7 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
     runtime.block_on(end(&parts));
     parts.shared.access.close();
     runtime.block_on(control.answered());
+    let _ = runtime.block_on(async { tokio::time::timeout(GIVEN_UP_WITHIN, upgrading).await });
     drop(control);
     tracing::info!("ended");
     // What is under way there still can hold up nothing that matters any more.
@@ -88,8 +94,13 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
     served
 }
 
-/// Starts what listens, but for the proxy.
-async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch::Receiver<Stop>) -> Result<Arc<control::Guard>, String> {
+/// Starts what listens, but for the proxy; and what makes upgrades.
+async fn begin(
+    path: &Path,
+    settings: &Settings,
+    upgrades: Upgrades,
+    stop: watch::Receiver<Stop>,
+) -> Result<(Arc<control::Guard>, JoinHandle<()>), String> {
     let parts = Arc::clone(&upgrades.parts);
     tokio::spawn(first_account::make(Arc::clone(&parts.api)));
     tokio::spawn(Arc::clone(&parts.api.everywhere).listen());
@@ -125,8 +136,8 @@ async fn begin(path: &Path, settings: &Settings, upgrades: Upgrades, stop: watch
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
         tokio::spawn(admin::server::serve(listener, admin::router(Arc::clone(&parts.api)), Arc::clone(&parts.replica)));
     }
-    tokio::spawn(upgrades.follow(asked, stop, Arc::clone(&control)));
-    Ok(control)
+    let upgrading = tokio::spawn(upgrades.follow(asked, stop, Arc::clone(&control)));
+    Ok((control, upgrading))
 }
 
 /// The proxy's threads have begun. An error: this process is not to be.
@@ -140,10 +151,12 @@ async fn serving(
         // Not before: where anything has failed until now, commands still find the one that serves.
         control.take_place()?;
         // Whoever had the file reloaded by the one before, at any moment since this one has read it, was told that it is in force.
-        // The outcome is logged: with a file that is broken by now, what this one was started with is in force.
-        let _ = parts.reloader.reload().await;
-        predecessor.serving();
+        // With a file that is broken by now, what this one was started with is in force; one that takes its time is in force later.
+        let catching_up = Arc::clone(parts);
+        let caught_up = tokio::spawn(async move { catching_up.reloader.catch_up().await });
+        let _ = tokio::time::timeout(CAUGHT_UP_WITHIN, caught_up).await;
         tracing::info!(replica = parts.replica.name(), "has taken the place of the process before");
+        predecessor.serving();
     }
     manager::serving(pulse, predecessor.is_some());
     // Others count on it from now on.

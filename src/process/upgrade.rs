@@ -61,6 +61,8 @@ impl Upgrades {
             let over = done.is_ok();
             let _ = answer.send(done);
             if over {
+                // Whatever certificate is had made, the new one has it made by its own configuration.
+                self.parts.shared.acme.end().await;
                 return;
             }
         }
@@ -93,13 +95,12 @@ impl Upgrades {
         if let Err(error) = handed {
             // It may have come as far as that.
             control.take_place().unwrap_or_else(|error| tracing::error!(error, "commands do not find this process any more"));
+            control.clear_of(pid);
             parts.api.sampler.rename(&parts.store, || parts.replica.take_name_back()).await;
             return Err(error);
         }
         // First of all: both accept connections until then, and a store may take its time.
         self.handed_over(pid);
-        // Whatever certificate is had made, the new one has it made by its own configuration.
-        parts.shared.acme.end().await;
         // Whoever looks for what is open here finds it from now on, if the store does not take its time.
         let _ = tokio::time::timeout(SAID_WITHIN, parts.say()).await;
         let (open, most) = (parts.shared.metrics.connections.get(), self.upgrade_drain);
