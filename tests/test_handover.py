@@ -13,27 +13,15 @@ import time
 import pytest
 
 from support.keylatch import BINARY, Successor, wait_for
-from support.raw import connect, read_head, request
-from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
+from support.raw import begin_stream, connect, is_told_that_it_ends, read_head, request
+from support.upstreams import Scripted, unending
 
 SQLITE = "{sqlite: {path: keylatch.db}}"
 
 
-def pause(request, send):
-    """Answers after a moment; a stream goes on for as long as somebody reads."""
-    if "stream" not in request["target"]:
-        time.sleep(0.3)
-        send(plain())
-        return True
-    send(STREAM_HEAD)
-    while True:
-        send(chunk(b"data: x\n\n"))
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def upstream():
-    with Scripted(pause) as running:
+    with Scripted(unending) as running:
         yield running
 
 
@@ -236,8 +224,7 @@ def test_whoever_is_stopped_right_after_it_lets_nobody_into_its_admin_listener(s
     """A store that takes its time holds up what is said of the hand-over, and not the hand-over."""
     keylatch = start(upstream, storage=SQLITE, route_filters="      - sse_keepalive: {}")
     with connect(keylatch.port) as connection, contextlib.closing(sqlite3.connect(keylatch.folder / "keylatch.db", isolation_level=None)) as other:
-        connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert b"data: x" in connection.recv(4096) + connection.recv(4096)
+        begin_stream(connection)
         asked, pid = held_up(keylatch)
         other.execute("BEGIN IMMEDIATE")
         os.kill(pid, signal.SIGCONT)
@@ -259,13 +246,9 @@ def test_what_is_cut_at_the_end_of_its_time_is_told(start, upstream):
     keylatch.stop()
     keylatch.start()
     with connect(keylatch.port) as connection:
-        connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert b"data: x" in connection.recv(4096) + connection.recv(4096)
+        begin_stream(connection)
         old = keylatch.upgrade()
-        text = b""
-        while piece := connection.recv(4096):
-            text += piece
-        assert b'"code":"stopping"' in text and text.endswith(b"0\r\n\r\n"), text[-400:]
+        is_told_that_it_ends(connection)
     assert old.wait(10) == 0
     line = next(line for line in keylatch.access_log() if line["path"] == "/v1/stream")
     assert line["status"] == 200 and line["error"].endswith("Stopped")

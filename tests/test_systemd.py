@@ -10,8 +10,8 @@ import time
 import pytest
 
 from support.keylatch import ROOT, wait_for
-from support.raw import connect, request
-from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
+from support.raw import begin_stream, connect, is_told_that_it_ends, request
+from support.upstreams import Scripted, unending
 
 UNITS = ROOT / "systemd"
 
@@ -59,28 +59,17 @@ def test_it_says_how_it_is(start, echo_upstream, manager):
     manager.hears("EXTEND_TIMEOUT_USEC=25000000")  # `drain`, and what is written after it
 
 
-def streams(request, send):
-    if "stream" not in request["target"]:
-        send(plain())
-        return True
-    send(STREAM_HEAD)
-    while True:
-        send(chunk(b"data: x\n\n"))
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("crashes", [True, False])
 def test_the_one_before_holds_nobody_up_who_is_to_serve_again(start, manager, crashes):
     """Where the main process ends unexpectedly, the manager stops all others, and waits for them before it starts another."""
-    with Scripted(streams) as upstream:
+    with Scripted(unending) as upstream:
         values = dict(storage="{sqlite: {path: keylatch.db}}", route_filters="      - sse_keepalive: {}", env={"NOTIFY_SOCKET": str(manager.path)})
         keylatch = start(upstream, **values)
         keylatch.path.write_text(keylatch.path.read_text().replace("drain: 5s", "drain: 4s"))
         keylatch.stop()
         keylatch.start()
         with connect(keylatch.port) as connection:
-            connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert b"data: x" in connection.recv(4096) + connection.recv(4096)
+            begin_stream(connection)
             old = keylatch.upgrade()
             manager.lines().clear()
             manager.hears("STATUS=serves")
@@ -91,10 +80,7 @@ def test_the_one_before_holds_nobody_up_who_is_to_serve_again(start, manager, cr
                 wait_for(lambda: "no process that runs" in keylatch.command("reload").stderr, "nobody serves")
             began = time.monotonic()
             old.send_signal(signal.SIGTERM)
-            text = b""
-            while piece := connection.recv(4096):
-                text += piece
-            assert b'"code":"stopping"' in text and text.endswith(b"0\r\n\r\n"), text[-400:]
+            is_told_that_it_ends(connection)
             assert old.wait(10) == 0 and (time.monotonic() - began < 3) == crashes
 
 

@@ -202,6 +202,7 @@ fn end_of(mut process: Child, given_up: &dyn Fn() -> bool) -> Result<ExitStatus,
         if let Some(ended) = process.try_wait().map_err(|e| e.to_string())? {
             return Ok(ended);
         }
+        // The standard library knows no wait for a process that ends by itself.
         std::thread::sleep(LOOK_EVERY / 10);
     }
     let _ = process.kill().and_then(|()| process.wait());

@@ -128,6 +128,7 @@ async fn wait<T>(
         if Instant::now() >= over {
             tracing::warn!(open = connections.get(), "connections are cut: their time is up");
             shared.metrics.streams.end_all();
+            // Nothing tells when the last client has read that it ends: each has so long.
             tokio::time::sleep(LAST_WORDS).await;
             return Ok(());
         }

@@ -74,3 +74,17 @@ def request(port, path="/v1/x", method="GET", headers=(), body=b"", source="127.
 
 def key(name):
     return ("Authorization", f"Bearer {name}")
+
+
+def begin_stream(connection):
+    """Asks for a stream, and has its first event."""
+    connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert b"data: x" in connection.recv(4096) + connection.recv(4096)
+
+
+def is_told_that_it_ends(connection):
+    """Reads a stream to its end: the process says that it stops, and the body is whole."""
+    text = b""
+    while piece := connection.recv(4096):
+        text += piece
+    assert b'"code":"stopping"' in text and text.endswith(b"0\r\n\r\n"), text[-400:]

@@ -4,6 +4,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 
 
 class Scripted:
@@ -92,6 +93,18 @@ def plain(status="200 OK", body=b"ok", headers=()):
 
 
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def unending(request, send):
+    """Answers after a moment, as models do; a stream goes on for as long as somebody reads."""
+    if "stream" not in request["target"]:
+        time.sleep(0.3)
+        send(plain())
+        return True
+    send(STREAM_HEAD)
+    while True:
+        send(chunk(b"data: x\n\n"))
+        time.sleep(0.1)
 
 
 def chunk(data):
