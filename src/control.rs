@@ -22,7 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::reload::Reloader;
-use crate::store::{News, Store};
+use crate::store::{News, Store, private};
 
 /// A new process may take a while to be ready, and to serve.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(200);
@@ -67,14 +67,11 @@ pub fn api_socket(config: &Path) -> Result<PathBuf, String> {
 /// Where a process has a socket for as long as it lives. In the place where commands look it is by another name, and so can be put
 /// there again after another process's.
 fn own(path: &Path) -> PathBuf {
-    with_end(path, &std::process::id().to_string())
+    of(path, std::process::id())
 }
 
-fn with_end(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
-    name.push(".");
-    name.push(end);
-    name.into()
+fn of(path: &Path, pid: u32) -> PathBuf {
+    private::beside(path, &format!(".{pid}"))
 }
 
 /// A socket that only its owner can open, not yet in its place; and which file it is.
@@ -193,7 +190,7 @@ pub fn listen(
 
 /// Puts this process's socket into its place in one step: there is one at each moment.
 fn put(path: &Path) -> std::io::Result<()> {
-    let (at, staged) = (own(path), with_end(&own(path), "new"));
+    let (at, staged) = (own(path), private::beside(&own(path), ".new"));
     let _ = std::fs::remove_file(&staged);
     if std::fs::hard_link(&at, &staged).is_err() {
         // Not all that guards files allows names of sockets: it has its place then, but cannot have it twice.
@@ -226,7 +223,7 @@ impl Guard {
     /// Removes what a successor that came to nothing has left.
     pub fn clear_of(&self, pid: u32) {
         self.paths().iter().for_each(|path| {
-            let _ = std::fs::remove_file(with_end(path, &pid.to_string()));
+            let _ = std::fs::remove_file(of(path, pid));
         });
     }
 
