@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
 use keylatch::config::check_ports;
 use keylatch_filters::bearer::Bearer;
-use keylatch_filters::contract::{Facts, Filter, Flow, Invalid, Keep, Now, RequestCx, Resolve, Site, decode};
+use keylatch_filters::contract::{Dialect, Facts, Filter, Flow, Invalid, Keep, Now, RequestCx, Resolve, Site, decode};
 use pingora::http::RequestHeader;
 use serde_json::json;
 
@@ -136,7 +136,8 @@ fn main() {
             for request in &requests {
                 let mut facts = Facts::default();
                 let peer = [127, 0, 0, 1].into();
-                let mut cx = RequestCx { request, facts: &mut facts, peer, route: "r", now: Now::read(), shadow: false };
+                let mut cx =
+                    RequestCx { request, facts: &mut facts, peer, route: "r", dialect: Dialect::OpenAi, now: Now::read(), shadow: false };
                 let flow = runtime.block_on(filter.request(&mut cx, &mut None)).unwrap();
                 assert!(matches!(flow, Flow::Continue), "a token was refused");
             }

@@ -9,7 +9,7 @@ use jsonwebtoken::{Algorithm, EncodingKey};
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
-use crate::contract::{Facts, Identity, Now};
+use crate::contract::{Dialect, Facts, Identity, Now};
 use crate::testing::at_once;
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -28,7 +28,7 @@ fn check(filter: &Bearer, token: &str, now_s: u64) -> Result<Identity, Rejected>
     let (request, mut facts) = (RequestHeader::build("GET", b"/", None).unwrap(), Facts::default());
     let now = Now { wall: SystemTime::UNIX_EPOCH + Duration::from_secs(now_s), ..Now::read() };
     let peer = "127.0.0.1".parse().unwrap();
-    let cx = RequestCx { request: &request, facts: &mut facts, peer, route: "r", now, shadow: false };
+    let cx = RequestCx { request: &request, facts: &mut facts, peer, route: "r", dialect: Dialect::OpenAi, now, shadow: false };
     match at_once(filter.decide(token, &cx)) {
         Decision::Accepted(verified) => Ok(verified.identity.clone()),
         Decision::Rejected(rejected) => Err(rejected),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::Facts;
+use super::{Dialect, Facts};
 
 /// The clock as an input, so that tests move it and nothing sleeps.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,8 @@ pub struct RequestCx<'a> {
     pub peer: IpAddr,
     /// The route's name.
     pub route: &'a str,
+    /// The API the client speaks: the route's, or else the one of the path.
+    pub dialect: Dialect,
     /// The time at which the header was complete.
     pub now: Now,
     /// This filter's verdict will be counted and logged, and not carried out.

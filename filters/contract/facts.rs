@@ -3,8 +3,6 @@
 use std::any::{Any, TypeId};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 /// At most one value of each type. A handful of entries, so a list that is searched beats a map.
 #[derive(Default)]
@@ -119,29 +117,4 @@ pub struct RequestIds {
     pub request_id: String,
     /// The trace id of a valid W3C `traceparent`.
     pub trace_id: Option<String>,
-}
-
-/// How this exchange's event stream is to be kept open; read by the timed session.
-#[derive(Clone, Debug)]
-pub struct StreamPlan {
-    /// Silence towards the client after which a comment frame is due.
-    pub interval: Duration,
-    /// If the client asked to stream and no header has come from upstream by then, answer ourselves.
-    pub before_headers: Option<Duration>,
-    /// How long the upstream may take to its first byte of data.
-    pub first_byte: Option<Duration>,
-    /// How long a stream may live.
-    pub max_age: Option<Duration>,
-    /// How long one write to a slow reader may take.
-    pub write_timeout: Duration,
-    /// Whether the client asked to stream, as far as is known by now: the body may say so later.
-    pub wanted: Arc<AtomicBool>,
-}
-
-impl StreamPlan {
-    /// Nothing is ever due: for exchanges whose chain has no plan, only a limit for slow readers.
-    pub fn none(write_timeout: Duration) -> Self {
-        const NEVER: Duration = Duration::from_secs(365 * 86_400);
-        Self { interval: NEVER, before_headers: None, first_byte: None, max_age: None, write_timeout, wanted: Arc::default() }
-    }
 }

@@ -5,6 +5,7 @@
 
 mod arrival;
 mod context;
+mod dialect;
 mod facts;
 mod fields;
 mod filter;
@@ -20,13 +21,15 @@ mod ports;
 mod ranges;
 mod reply;
 mod site;
+mod stream_plan;
 mod strict;
 mod trust;
 mod values;
 
 pub use arrival::{Arrival, ClientCertificate, Vouched};
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, Source, UpstreamCx};
-pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, StreamPlan, Tags, Trace};
+pub use dialect::{Dialect, StreamRequest};
+pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, Tags, Trace};
 pub use fields::{field_name, host_name, is_framing};
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use hex::{hex, unhex};
@@ -39,7 +42,8 @@ pub use near::{About, Counted, InForce, Near, Shown, Standing};
 pub use outbound::{Answered, Body as AnswerBody, Call, CallError, Endpoint, Outbound, Service, Tend, Tended, Tender};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use ranges::{CLOUDFLARE, fetched_ranges, ranges};
-pub use reply::{Body, Dialect, Problem, Reply};
+pub use reply::{Body, Problem, Reply};
 pub use site::{Keep, Meter, Named, Ports, Resolve, Site};
+pub use stream_plan::{AnswerKind, ExpectedAnswer, Frame, StreamPlan};
 pub use trust::{CloudflareRefresh, TrustConfig, TrustedProxies, canonical, parse_address, write_address};
 pub use values::{ByteSize, HumanDuration, Rate, SecretRef, Timestamp};

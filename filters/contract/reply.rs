@@ -89,20 +89,3 @@ impl Reply {
         self
     }
 }
-
-/// Whose error shape the client expects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Dialect {
-    /// `{"error":{"message","type","param","code"}}`
-    #[default]
-    OpenAi,
-    /// `{"type":"error","error":{"type","message"}}`
-    Anthropic,
-}
-
-impl Dialect {
-    /// Anthropic's API is known by its path `/v1/messages`; everything else speaks OpenAI's shape.
-    pub fn of_path(path: &str) -> Self {
-        if path.ends_with("/v1/messages") || path.contains("/v1/messages/") { Dialect::Anthropic } else { Dialect::OpenAi }
-    }
-}

@@ -6,7 +6,7 @@ use pingora_http::RequestHeader;
 use serde_json::json;
 
 use super::*;
-use crate::contract::{ClientAddress, Facts, Identity, Now, RequestCx};
+use crate::contract::{ClientAddress, Dialect, Facts, Identity, Now, RequestCx};
 
 fn request() -> RequestHeader {
     let mut request =
@@ -37,7 +37,7 @@ fn facts() -> Facts {
 fn holds(source: &str, request: &RequestHeader, facts: &mut Facts) -> Result<bool, Trouble> {
     let expression = Expression::compile(source, &Type::Bool).unwrap_or_else(|e| panic!("{source}: {e}"));
     let peer = "127.0.0.1".parse().unwrap();
-    let cx = RequestCx { request, facts, peer, route: "api", now: Now::read(), shadow: false };
+    let cx = RequestCx { request, facts, peer, route: "api", dialect: Dialect::OpenAi, now: Now::read(), shadow: false };
     expression.holds(&Scope::new(&cx))
 }
 

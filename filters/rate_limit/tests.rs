@@ -7,7 +7,7 @@ use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::contract::{Facts, Now, decode};
+use crate::contract::{Dialect, Facts, Now, decode};
 use crate::testing::{at_once, with_site};
 
 fn limit(config: Value) -> std::result::Result<RateLimit, Invalid> {
@@ -27,7 +27,15 @@ impl Asks<'_> {
         let after = Duration::from_secs(after_s);
         let now = Now { instant: self.start.instant + after, wall: self.start.wall + after };
         let mut facts = Facts::default();
-        let mut cx = RequestCx { request: &request, facts: &mut facts, peer: IpAddr::from(client), route: "api", now, shadow: false };
+        let mut cx = RequestCx {
+            request: &request,
+            facts: &mut facts,
+            peer: IpAddr::from(client),
+            route: "api",
+            dialect: Dialect::OpenAi,
+            now,
+            shadow: false,
+        };
         matches!(at_once(self.limit.request(&mut cx, &mut Vec::new())).unwrap(), Flow::Continue)
     }
 }

@@ -4,7 +4,7 @@ use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::contract::{Facts, Identity, Now, decode};
+use crate::contract::{Dialect, Facts, Identity, Now, decode};
 use crate::testing::{at_once, with_site};
 
 fn rules(config: Value) -> std::result::Result<Rules, Invalid> {
@@ -15,7 +15,7 @@ fn rules(config: Value) -> std::result::Result<Rules, Invalid> {
 fn meet(rules: &Rules, target: &str, facts: &mut Facts, shadow: bool) -> Option<Box<Reply>> {
     let request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
     let peer = "127.0.0.1".parse().unwrap();
-    let mut cx = RequestCx { request: &request, facts, peer, route: "r", now: Now::read(), shadow };
+    let mut cx = RequestCx { request: &request, facts, peer, route: "r", dialect: Dialect::OpenAi, now: Now::read(), shadow };
     match at_once(rules.request(&mut cx, &mut ())).unwrap() {
         Flow::Continue => None,
         Flow::Respond(reply) => Some(reply),

@@ -1,37 +1,67 @@
 //! # sse_keepalive
 //!
-//! Keeps event streams open: when nothing went to the client for `interval`, a comment frame
-//! (`: keep-alive`) is sent, so that Cloudflare's 100-second timer and its like never fire. Comments are
-//! invisible to every conforming client (WHATWG HTML, section 9.2).
+//! Keeps event streams open: when nothing went to the client for `interval`, a frame that changes nothing is sent, so
+//! that Cloudflare's read timeout (120 s) and those of other proxies and clients never fire.
 //!
 //! ```yaml
 //! sse_keepalive:
 //!   interval: 15s
+//!   frame: auto
+//!   frame_by_client:
+//!     - {user_agent: my-desktop-app/, frame: event}
 //!   before_headers: 10s
+//!   wanted_when: 'request.path == "/v1/agents/run"'
+//!   json_padding: 60s
 //!   first_byte: 5min
 //!   max_age: 1h
 //!   write_timeout: 30s
 //! ```
 //!
-//! Frames go only into responses of type `text/event-stream` without a `Content-Encoding`, and only where
-//! they change nothing: between events as a comment and a blank line, inside an event as a comment line,
-//! inside a line not at all. Once the stream has carried an `id:` field the blank line is left out.
-//! To get streams uncompressed, `Accept-Encoding` is removed from `POST` requests and from those that
-//! ask for an event stream.
+//! Frames go only into responses of type `text/event-stream` without a `Content-Encoding`, and only where they change
+//! nothing for a parser of the WHATWG's rules (HTML, section 9.2). To get streams uncompressed, `Accept-Encoding` is
+//! removed from `POST` requests and from those that ask for an event stream. Streams of JSON lines and of JSON arrays
+//! get no frames.
 //!
-//! - `before_headers`: when the client asked to stream (`"stream": true`, or `Accept: text/event-stream`)
-//!   and the upstream has not answered by then, the client gets `200 text/event-stream` and comments. A
-//!   later success is merged into it; a later failure becomes an error event in the dialect of the API.
-//!   Off unless set, since the status can then no longer tell of a failure.
-//! - `first_byte`: how long the upstream may take to its first byte of data. Comments do not count.
+//! `frame` is what is sent:
+//!
+//! | frame | between events | inside an event | for |
+//! | --- | --- | --- | --- |
+//! | `comment` | `: keep-alive` and a blank line | `: keep-alive` | nearly all clients; after an `id` field the blank line is left out |
+//! | `comment_line` | `: keep-alive` | `: keep-alive` | clients that take a blank line after a comment for an empty message |
+//! | `blank_line` | a blank line | nothing | Google's clients and others that fail on comments |
+//! | `event` | `event: ping` (Anthropic) or `event: keepalive`, with data | nothing | clients whose idle timer counts only events with data |
+//! | `auto` | `blank_line` for Gemini, `event` for Anthropic, `comment` for others; the client's own where it is known by its `User-Agent` | | |
+//!
+//! `comment_line` has a price: hand-written clients that split a stream on blank lines take the comment for a part of
+//! the next event and lose it. `frame_by_client` names other frames by a part of the `User-Agent`; the first row that
+//! fits is taken, before `frame`.
+//!
+//! - `before_headers`: when the client takes nothing but an event stream, the request is complete, and the upstream
+//!   has sent no header for so long, the client gets `200 text/event-stream` and frames. `POST` only. A later event
+//!   stream is merged into it. A later JSON answer is delivered within the stream, a later failure as an error of the
+//!   API's own form, with the upstream's own message and status; the access log has `late_status`. Off unless set,
+//!   since the status can then no longer tell of a failure.
+//!   A client takes nothing but a stream where the body says `"stream": true` or `"stream_format": "sse"` (JSON, or a
+//!   form's `stream`), for Gemini where the path is `:streamGenerateContent?alt=sse`, for DashScope with
+//!   `X-DashScope-SSE: enable`, and where `Accept` names `text/event-stream` alone. MCP's clients take JSON as well,
+//!   and Ollama streams JSON lines: they are not answered early. `wanted_when`, an expression as in `rules`, says that
+//!   other requests take nothing but a stream either.
+//! - `json_padding`: when the client takes nothing but JSON (it asked for no stream, and `Accept` names
+//!   `application/json`, or names nothing and the path is one of an API's JSON endpoints), and the upstream has sent no
+//!   header for so long, the client gets `200 application/json` and a space each `interval`, which JSON allows before a
+//!   document. The price: the status is 200 whatever the upstream says later; a failure is then told by the body alone,
+//!   which client libraries do not take for an error. Off unless set.
+//! - `first_byte`: how long the upstream may take from the complete request to its first byte of data. Frames do not
+//!   count.
 //! - `max_age`: how long a stream may live.
 //! - `write_timeout`: how long a client may refuse to read before it is cut off.
 
-pub mod stream_flag;
+mod accept;
+pub mod body_scan;
+mod frame;
 pub mod tracker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::header::{self, HeaderMap};
@@ -40,18 +70,31 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    BodyCx, Filter, Flow, Hooks, HumanDuration, Invalid, RequestCx, ResponseCx, Result, Site, Source, StreamPlan, UpstreamCx, failure,
+    AnswerKind, BodyCx, Dialect, ExpectedAnswer, Filter, Flow, Hooks, HumanDuration, Invalid, RequestCx, ResponseCx, Result, Site, Source,
+    StreamPlan, UpstreamCx, failure,
 };
-use stream_flag::StreamFlag;
+use crate::expression::{Expression, Scope, Type};
+use accept::{takes_json, wanted_by_header};
+use body_scan::BodyScan;
+use frame::{ClientFrame, FrameChoice, Frames};
 
 /// `sse_keepalive`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Silence after which a comment frame is sent, 100ms to 10min. Default: 15s.
+    /// Silence after which a frame is sent, 100ms to 10min. Default: 15s.
     pub interval: HumanDuration,
-    /// Answer ourselves if the upstream has not by then, at least 100ms. Default: never.
+    /// What a frame is. Default: `auto`, by API and client.
+    pub frame: FrameChoice,
+    /// Other frames for clients by a part of their `User-Agent`; the first row that fits. Default: none.
+    pub frame_by_client: Vec<ClientFrame>,
+    /// Answer with a stream of frames if the upstream has sent no header by then, at least 100ms. Default: never.
     pub before_headers: Option<HumanDuration>,
+    /// An expression that says which other requests take nothing but an event stream. Default: none.
+    pub wanted_when: Option<String>,
+    /// Answer with white space before a JSON document if the upstream has sent no header by then, at least 100ms.
+    /// Default: never.
+    pub json_padding: Option<HumanDuration>,
     /// How long the upstream may take to its first byte of data. Default: no limit of its own.
     pub first_byte: Option<HumanDuration>,
     /// How long a stream may live. Default: no limit.
@@ -64,7 +107,11 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             interval: HumanDuration::secs(15),
+            frame: FrameChoice::Auto,
+            frame_by_client: Vec::new(),
             before_headers: None,
+            wanted_when: None,
+            json_padding: None,
             first_byte: None,
             max_age: None,
             write_timeout: HumanDuration::secs(30),
@@ -75,6 +122,8 @@ impl Default for Config {
 /// The compiled filter.
 pub struct SseKeepalive {
     config: Config,
+    frames: Frames,
+    wanted_when: Option<Expression>,
 }
 
 const ACCEL: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -86,10 +135,55 @@ pub fn names_event_stream(value: &HeaderValue) -> bool {
     text.split(',').any(|part| part.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(EVENT_STREAM)))
 }
 
+/// Whether a body is sent as it is, without a coding.
+pub fn is_uncoded(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_ENCODING).is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
 /// Whether frames may be put into this response.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
-    let plain = headers.get(header::CONTENT_ENCODING).is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-    plain && headers.get(header::CONTENT_TYPE).is_some_and(names_event_stream)
+    is_uncoded(headers) && headers.get(header::CONTENT_TYPE).is_some_and(names_event_stream)
+}
+
+/// Whether a response is a stream of JSON lines, as Ollama sends them.
+pub fn is_json_lines(headers: &HeaderMap) -> bool {
+    const KINDS: [&str; 4] = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/jsonlines"];
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).and_then(|text| text.split(';').next());
+    is_uncoded(headers) && kind.is_some_and(|kind| KINDS.iter().any(|lines| kind.trim().eq_ignore_ascii_case(lines)))
+}
+
+/// What one request's hooks remember.
+#[derive(Debug, Default)]
+pub struct Progress {
+    scan: BodyScan,
+    /// The kind of answer if the body turns out not to ask for a stream.
+    otherwise: Option<AnswerKind>,
+}
+
+impl SseKeepalive {
+    /// What the request's header says about its answer, and what is to be looked for in its body.
+    fn expect(&self, cx: &RequestCx<'_>) -> (AnswerKind, Progress) {
+        if self.wanted_when.as_ref().is_some_and(|wanted| wanted.holds(&Scope::new(cx)).unwrap_or(false)) {
+            return (AnswerKind::EventStream, Progress { scan: rpc_scan(cx), otherwise: None });
+        }
+        let by_header = wanted_by_header(cx.request, cx.dialect);
+        if let Some(kind) = by_header {
+            return (kind, Progress { scan: rpc_scan(cx), otherwise: None });
+        }
+        let acts = self.config.before_headers.is_some() || self.config.first_byte.is_some() || self.config.json_padding.is_some();
+        // Ollama streams lines of JSON.
+        if cx.request.method != Method::POST || !acts || cx.dialect == Dialect::Ollama {
+            return (AnswerKind::Undecided, Progress::default());
+        }
+        let form = cx.headers().get(header::CONTENT_TYPE).and_then(accept::form_boundary);
+        let scan = form.map_or_else(|| BodyScan::json(false), |boundary| BodyScan::form(&boundary));
+        (AnswerKind::Undecided, Progress { scan, otherwise: takes_json(cx.request).then_some(AnswerKind::Json) })
+    }
+}
+
+/// Errors of JSON-RPC name the request's id.
+fn rpc_scan(cx: &RequestCx<'_>) -> BodyScan {
+    if cx.dialect == Dialect::Mcp { BodyScan::json(true) } else { BodyScan::Off }
 }
 
 impl Filter for SseKeepalive {
@@ -97,7 +191,7 @@ impl Filter for SseKeepalive {
     const HOOKS: Hooks = Hooks { request: true, request_body: true, upstream_request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("mod.rs");
     type Config = Config;
-    type State = StreamFlag;
+    type State = Progress;
 
     fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         let least = Duration::from_millis(100);
@@ -107,6 +201,7 @@ impl Filter for SseKeepalive {
         let short = |value: Option<HumanDuration>| value.is_some_and(|d| d.0 < least);
         for (name, value) in [
             ("before_headers", config.before_headers),
+            ("json_padding", config.json_padding),
             ("first_byte", config.first_byte),
             ("max_age", config.max_age),
             ("write_timeout", Some(config.write_timeout)),
@@ -115,44 +210,60 @@ impl Filter for SseKeepalive {
                 return Err(Invalid::new("must be at least 100ms").at(name));
             }
         }
-        Ok(Self { config })
+        if config.wanted_when.is_some() && config.before_headers.is_none() && config.first_byte.is_none() {
+            return Err(Invalid::new("says which requests `before_headers` and `first_byte` are for; set one of them").at("wanted_when"));
+        }
+        let wanted_when = config.wanted_when.as_deref().map(|source| Expression::compile(source, &Type::Bool)).transpose();
+        let wanted_when = wanted_when.map_err(|invalid| invalid.at("wanted_when"))?;
+        let frames = Frames::compile(config.frame, config.frame_by_client.clone())?;
+        Ok(Self { config, frames, wanted_when })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, flag: &mut StreamFlag) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, progress: &mut Progress) -> Result<Flow> {
         // A HEAD has no body that frames could go into.
         if cx.shadow || cx.request.method == Method::HEAD {
-            *flag = StreamFlag::off();
             return Ok(Flow::Continue);
         }
-        let asked = cx.headers().get(header::ACCEPT).is_some_and(names_event_stream);
-        // Only a JSON body can say `"stream": true`, and only what is due before the header needs to know.
-        let json =
-            cx.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().windows(4).any(|w| w.eq_ignore_ascii_case(b"json")));
-        let early = self.config.before_headers.is_some() || self.config.first_byte.is_some();
-        let look = early && !asked && cx.request.method == Method::POST;
-        *flag = if look && (json || !cx.headers().contains_key(header::CONTENT_TYPE)) { StreamFlag::default() } else { StreamFlag::off() };
-        cx.facts.put(StreamPlan {
+        let (kind, scan) = self.expect(cx);
+        *progress = scan;
+        // An EventSource that meets a late refusal as an event connects again, where a plain 401 would have ended it.
+        let post = cx.request.method == Method::POST;
+        let user_agent = cx.headers().get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
+        let plan = StreamPlan {
             interval: self.config.interval.0,
-            before_headers: self.config.before_headers.map(|d| d.0),
+            frame: self.frames.choose(cx.dialect, user_agent),
+            before_headers: self.config.before_headers.filter(|_| post && cx.dialect != Dialect::Ollama).map(|d| d.0),
+            json_padding: self.config.json_padding.filter(|_| post).map(|d| d.0),
             first_byte: self.config.first_byte.map(|d| d.0),
             max_age: self.config.max_age.map(|d| d.0),
             write_timeout: self.config.write_timeout.0,
-            wanted: Arc::new(AtomicBool::new(asked)),
-        });
+            expected: Arc::new(ExpectedAnswer::new(kind)),
+        };
+        cx.facts.put(plan);
         Ok(Flow::Continue)
     }
 
-    fn request_body(&self, cx: &mut BodyCx<'_>, flag: &mut StreamFlag) -> Result<()> {
-        if let Some(bytes) = cx.body.as_ref()
-            && flag.feed(bytes) == Some(true)
-            && let Some(plan) = cx.facts.get::<StreamPlan>()
+    fn request_body(&self, cx: &mut BodyCx<'_>, progress: &mut Progress) -> Result<()> {
+        if let Some(bytes) = cx.body.as_ref() {
+            progress.scan.feed(bytes);
+        }
+        let Some(plan) = cx.facts.get::<StreamPlan>() else { return Ok(()) };
+        let found = progress.scan.found();
+        if found.and_then(|found| found.stream) == Some(true) {
+            plan.expected.decide(AnswerKind::EventStream);
+            progress.scan = BodyScan::Off;
+        } else if let Some(id) = found.and_then(|found| found.rpc_id.clone()) {
+            plan.expected.set_rpc_id(id);
+            progress.scan = BodyScan::Off;
+        } else if cx.end
+            && let Some(kind) = progress.otherwise
         {
-            plan.wanted.store(true, Ordering::Relaxed);
+            plan.expected.decide(kind);
         }
         Ok(())
     }
 
-    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _flag: &mut StreamFlag) -> Result<()> {
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _progress: &mut Progress) -> Result<()> {
         let asked = cx.request.headers.get(header::ACCEPT).is_some_and(names_event_stream);
         if asked || cx.request.method == Method::POST {
             cx.upstream.remove_header(&header::ACCEPT_ENCODING);
@@ -160,7 +271,7 @@ impl Filter for SseKeepalive {
         Ok(())
     }
 
-    fn response(&self, cx: &mut ResponseCx<'_>, _flag: &mut StreamFlag) -> Result<()> {
+    fn response(&self, cx: &mut ResponseCx<'_>, _progress: &mut Progress) -> Result<()> {
         if cx.source != Source::Ours && is_event_stream(&cx.response.headers) {
             cx.response.insert_header(ACCEL, HeaderValue::from_static("no")).map_err(failure)?;
             cx.response.insert_header(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")).map_err(failure)?;

@@ -5,11 +5,14 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::contract::Frame;
+
 const BOM: &[u8] = b"\xEF\xBB\xBF";
-/// Between events: the comment, and a blank line to make proxies and readers take it as a frame.
-const FRAME: &[u8] = b": keep-alive\n\n";
+/// Between events: the comment, and a blank line so that proxies and readers take it as a frame.
+const COMMENT: &[u8] = b": keep-alive\n\n";
 /// Where a blank line would say something: the comment line alone.
-const LINE: &[u8] = b": keep-alive\n";
+const COMMENT_LINE: &[u8] = b": keep-alive\n";
+const BLANK_LINE: &[u8] = b"\n";
 
 /// Follows one stream.
 #[derive(Debug, Default)]
@@ -24,6 +27,10 @@ pub struct Tracker {
     at_line_start: bool,
     /// A line was seen since the last blank one.
     in_event: bool,
+    /// One of them was a `data` field.
+    has_data: bool,
+    /// Events with data that have been completed.
+    events: u64,
     /// The last byte was a CR; an LF would belong to it.
     after_cr: bool,
     /// A frame went out between a CR and the LF that may belong to it: such an LF is dropped, or it
@@ -52,6 +59,11 @@ impl LineStart {
         self.length = self.length.saturating_add(1);
     }
 
+    /// `data`, by what is kept of it; no other field begins so.
+    fn is_data(self) -> bool {
+        self.length > 3 && self.bytes == *b"dat"
+    }
+
     fn is_id(self) -> bool {
         match self.length {
             0 | 1 => false,
@@ -67,13 +79,36 @@ impl Tracker {
         Self { at_line_start: true, on_first_line: true, ..Self::default() }
     }
 
-    /// The frame that may go out right now; `None` inside a line. After it has gone out, say so with
-    /// [`Self::framed`].
-    pub fn frame(&self) -> Option<&'static [u8]> {
-        if !self.at_line_start || self.held_bom_bytes > 0 {
+    /// The frame that may go out right now; `None` where this form would change something: inside a line, and for all
+    /// forms but comments inside an event. After it has gone out, say so with [`Self::framed`].
+    pub fn frame(&self, form: Frame) -> Option<&'static [u8]> {
+        if !self.at_line_start() {
             return None;
         }
-        Some(if self.in_event || self.seen_id { LINE } else { FRAME })
+        match form {
+            // openai-python dispatches on every blank line once it has seen an id.
+            Frame::Comment if self.in_event || self.seen_id => Some(COMMENT_LINE),
+            Frame::Comment => Some(COMMENT),
+            Frame::CommentLine => Some(COMMENT_LINE),
+            Frame::BlankLine if !self.in_event => Some(BLANK_LINE),
+            Frame::Event(event) if !self.in_event => Some(event),
+            Frame::BlankLine | Frame::Event(_) => None,
+        }
+    }
+
+    /// Whether a whole line of ours may stand here.
+    pub fn at_line_start(&self) -> bool {
+        self.at_line_start && self.held_bom_bytes == 0
+    }
+
+    /// Whether lines of an event stand before this place, that a blank line would end.
+    pub fn in_event(&self) -> bool {
+        self.in_event
+    }
+
+    /// How many events with data have been completed.
+    pub fn events(&self) -> u64 {
+        self.events
     }
 
     /// The frame went out.
@@ -159,9 +194,11 @@ impl Tracker {
     fn end_of_line(&mut self) {
         self.on_first_line = false;
         if self.line.length == 0 {
-            self.in_event = false;
+            self.events += u64::from(self.has_data);
+            (self.in_event, self.has_data) = (false, false);
         } else {
             self.in_event = true;
+            self.has_data |= self.line.is_data();
             self.seen_id |= self.line.is_id();
         }
         self.line = LineStart::default();

@@ -3,7 +3,7 @@
 
 use std::sync::Once;
 
-use keylatch_filters::contract::{Facts, Identity, Now, RequestCx};
+use keylatch_filters::contract::{Dialect, Facts, Identity, Now, RequestCx};
 use keylatch_filters::expression::{Expression, Scope, Type};
 use libfuzzer_sys::fuzz_target;
 use pingora_http::RequestHeader;
@@ -24,7 +24,15 @@ fuzz_target!(|data: &[u8]| {
     let claims = serde_json::json!({"n": 7, "f": 1.5, "s": "text", "l": [1, "a", [2]], "o": {"b": true}, "z": null});
     let mut facts = Facts::default();
     facts.put(Identity { subject: Some("s".into()), claims: std::sync::Arc::new(claims.as_object().cloned().unwrap_or_default()) });
-    let cx = RequestCx { request: &request, facts: &mut facts, peer: [127, 0, 0, 1].into(), route: "r", now: Now::read(), shadow: false };
+    let cx = RequestCx {
+        request: &request,
+        facts: &mut facts,
+        peer: [127, 0, 0, 1].into(),
+        route: "r",
+        dialect: Dialect::OpenAi,
+        now: Now::read(),
+        shadow: false,
+    };
     let scope = Scope::new(&cx);
     let _ = (expression.holds(&scope), expression.number(&scope));
 });

@@ -3,7 +3,8 @@
 #![no_main]
 
 use bytes::Bytes;
-use keylatch_filters::sse_keepalive::stream_flag::StreamFlag;
+use keylatch_filters::contract::Frame;
+use keylatch_filters::sse_keepalive::body_scan::BodyScan;
 use keylatch_filters::sse_keepalive::tracker::Tracker;
 use libfuzzer_sys::fuzz_target;
 
@@ -40,11 +41,13 @@ fn events(stream: &[u8]) -> Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> {
 
 fuzz_target!(|data: &[u8]| {
     let (mut tracker, mut plain, mut framed) = (Tracker::new(), Vec::new(), Vec::new());
-    let mut flag = StreamFlag::default();
+    let (mut json, mut form) = (BodyScan::json(true), BodyScan::form("x"));
+    // The form is drawn from the input's length, so that all are tried.
+    let frame = [Frame::Comment, Frame::CommentLine, Frame::BlankLine][data.len() % 3];
     let mut rest = data;
     while let Some((control, after)) = rest.split_first() {
         if control & 0x80 != 0
-            && let Some(frame) = tracker.frame()
+            && let Some(frame) = tracker.frame(frame)
         {
             framed.extend_from_slice(frame);
             tracker.framed();
@@ -52,7 +55,8 @@ fuzz_target!(|data: &[u8]| {
         let (piece, after) = after.split_at(usize::from(control & 0x0f).min(after.len()));
         plain.extend_from_slice(piece);
         framed.extend_from_slice(&tracker.pass(Bytes::copy_from_slice(piece)));
-        let _ = flag.feed(piece);
+        json.feed(piece);
+        form.feed(piece);
         rest = after;
     }
     framed.extend_from_slice(&tracker.finish());

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use keylatch_filters::chain::{Chain, Explained};
-use keylatch_filters::contract::{Arrival, ClientAddress, Facts, Now, RequestCx, canonical};
+use keylatch_filters::contract::{Arrival, ClientAddress, Dialect, Facts, Now, RequestCx, canonical};
 use pingora::http::RequestHeader;
 use std::net::IpAddr;
 
@@ -67,7 +67,8 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
         say!("route     none: 404, unless a top-level filter answers before")?;
-        return chain(&snapshot.unrouted, "-", &request, peer, facts);
+        let dialect = Dialect::of_path(request.uri.path());
+        return chain(&snapshot.unrouted, "-", dialect, &request, peer, facts);
     };
     if passed.encoded_slash && !route.allow_encoded_slash {
         say!("route     {}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name)?;
@@ -75,12 +76,13 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     }
     say!("route     {}, to upstream {}", route.name, route.upstream.name)?;
 
-    chain(&route.chain, &route.name, &request, peer, facts)
+    let dialect = route.dialect.unwrap_or_else(|| Dialect::of_path(request.uri.path()));
+    chain(&route.chain, &route.name, dialect, &request, peer, facts)
 }
 
 /// What each filter says, in order.
-fn chain(chain: &Chain, route: &str, request: &RequestHeader, peer: IpAddr, mut facts: Facts) -> Result<(), String> {
-    let mut cx = RequestCx { request, facts: &mut facts, peer, route, now: Now::read(), shadow: false };
+fn chain(chain: &Chain, route: &str, dialect: Dialect, request: &RequestHeader, peer: IpAddr, mut facts: Facts) -> Result<(), String> {
+    let mut cx = RequestCx { request, facts: &mut facts, peer, route, dialect, now: Now::read(), shadow: false };
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let explained = runtime.block_on(chain.explain(&mut cx)).map_err(|failure| failure.to_string())?;
     match facts.get::<ClientAddress>() {

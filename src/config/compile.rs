@@ -238,6 +238,7 @@ impl Work<'_> {
             chain: Chain::new(shared.iter().cloned().chain(own).collect()),
             upstream,
             allow_encoded_slash: config.allow_encoded_slash,
+            dialect: config.dialect,
             matcher: matcher?,
         })
     }

@@ -154,6 +154,9 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one peer address. Default: 20000: behind a proxy all come from one peer.
     pub connections_per_peer: usize,
+    /// The longest wait that a 429 of ours asks clients to sit out, at most 24h: one whose `Retry-After` is longer carries
+    /// `x-should-retry: false`, since some client libraries otherwise sleep for all of it. Default: 60s.
+    pub client_retry_max: HumanDuration,
     /// Requests on one HTTP/1 connection before it is closed. Default: 10000.
     pub requests_per_connection: u32,
 }
@@ -171,6 +174,7 @@ impl Default for Limits {
             upgrade_idle_timeout: HumanDuration::secs(600),
             connections: 20_000,
             connections_per_peer: 20_000,
+            client_retry_max: HumanDuration::secs(60),
             requests_per_connection: 10_000,
         }
     }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use keylatch_filters::contract::{HumanDuration, KeyForm, SecretRef, TrustConfig};
+use keylatch_filters::contract::{Dialect, HumanDuration, KeyForm, SecretRef, TrustConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -190,6 +190,8 @@ pub struct RouteSettings {
     /// Let `%2F` in paths pass, for APIs whose names hold slashes. Default: false, it is refused.
     #[serde(default)]
     pub allow_encoded_slash: bool,
+    /// The API its clients speak, which decides the shape of errors and the frames of streams. Default: by the path.
+    pub dialect: Option<Dialect>,
 }
 
 /// Which requests a route is for. Each list that is given must hold one that fits.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::Method;
 use keylatch_filters::chain::Chain;
-use keylatch_filters::contract::{Invalid, host_name};
+use keylatch_filters::contract::{Dialect, Invalid, host_name};
 
 use super::model::Match;
 use crate::upstream::Upstream;
@@ -19,6 +19,8 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// `%2F` may stand in its paths.
     pub allow_encoded_slash: bool,
+    /// The API its clients speak; `None`: the one of the path.
+    pub dialect: Option<Dialect>,
     pub(super) matcher: Matcher,
 }
 

@@ -154,6 +154,7 @@ impl Reader<'_> {
                 upstream: String::new(),
                 filters: Vec::new(),
                 allow_encoded_slash: false,
+                dialect: None,
             });
             routes.push(RouteSettings { filters: filters.unwrap_or_default(), ..route });
         }

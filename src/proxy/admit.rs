@@ -65,6 +65,7 @@ impl Edge {
             return refuse(exchange, gate::ENCODED_SLASH);
         }
         exchange.route = Some(index);
+        exchange.dialect = route.dialect.unwrap_or(exchange.dialect);
         match self.run_chain(&route.chain, &route.name, session, exchange).await? {
             Some(answer) => Ok(Some(answer)),
             None => self.too_large(session, exchange),
@@ -84,8 +85,8 @@ impl Edge {
     /// Runs a chain's request hooks. `Some`: a filter answered.
     async fn run_chain(&self, chain: &Chain, route: &str, session: &Session, exchange: &mut Exchange) -> Result<Option<Answer>> {
         exchange.progress = chain.begin();
-        let Exchange { facts, progress, peer, now, .. } = &mut *exchange;
-        let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route, now: *now, shadow: false };
+        let Exchange { facts, progress, peer, now, dialect, .. } = &mut *exchange;
+        let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route, dialect: *dialect, now: *now, shadow: false };
         let answer = chain.request(&mut cx, progress).await;
         let reply = answer.map_err(|failure| errors::of_failure(&failure))?;
         let Some(reply) = reply else { return Ok(None) };

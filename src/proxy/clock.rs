@@ -3,26 +3,26 @@
 //! [`super::timed_session`] asks it, and does what it says to the client's session.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
-use keylatch_filters::contract::{Dialect, Leash, StreamPlan};
-use keylatch_filters::sse_keepalive::is_event_stream;
+use http::{HeaderValue, StatusCode, header};
+use keylatch_filters::contract::{AnswerKind, Dialect, Leash, StreamPlan};
 use keylatch_filters::sse_keepalive::tracker::Tracker;
+use keylatch_filters::sse_keepalive::{is_event_stream, is_json_lines};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
 use tokio::time::Instant;
 
-use super::errors::{Answer, FIRST_BYTE_ERROR, MAX_AGE_ERROR, of_status};
+use super::dialects::{Collected, LateAnswer, Place};
+use super::errors::{Answer, FIRST_BYTE_ERROR, MAX_AGE_ERROR};
 use crate::telemetry::streams::{About, Open, Streams};
 
-/// The most of an upstream's error that is read to be told as an event.
-const ERROR_BODY_BYTES_MAX: usize = 64 * 1024;
+/// JSON allows white space before a document (RFC 8259, section 2).
+const PADDING: &[u8] = b" ";
 
-/// What the timed session needs to know of its exchange.
+/// What the timed session needs to know of its request.
 pub struct Terms {
     /// The intervals.
     pub plan: StreamPlan,
@@ -48,9 +48,15 @@ enum Stage {
     Waiting,
     /// Events pass, with frames between them.
     Streaming,
-    /// Ours went out, and then the upstream failed: its error is collected to be told as an event.
-    Failing { status: StatusCode, body: Vec<u8> },
-    /// Not a stream: everything passes.
+    /// Lines of JSON pass, without frames.
+    Lines { in_line: bool },
+    /// Our stream has begun, and the upstream's answer is none.
+    Late(LateAnswer),
+    /// White space has gone out, and a JSON document is waited for.
+    Padding,
+    /// White space has gone out, and what came is no JSON document: it is told as one at its end.
+    PaddedFailure(Collected),
+    /// Everything passes: the response is no stream, or a document behind white space.
     Plain,
     /// The last event has gone out; what still comes is dropped.
     Over,
@@ -62,6 +68,8 @@ pub struct Clock {
     stage: Stage,
     tracker: Tracker,
     pub started: Instant,
+    /// When the request was complete; `None`: its body is still arriving.
+    complete: Option<Instant>,
     last_sent: Instant,
     /// Data of the upstream has been seen.
     spoke: bool,
@@ -69,6 +77,10 @@ pub struct Clock {
     pub body_since: Option<Instant>,
     /// What of a frame has not gone out yet (HTTP/2 only).
     pub unsent: Bytes,
+    /// The status of the upstream's answer where ours had gone out before.
+    late_status: Option<StatusCode>,
+    /// That answer was told as an error.
+    late_failure: bool,
     open: Option<Open>,
 }
 
@@ -79,16 +91,21 @@ impl Clock {
             stage: Stage::Waiting,
             tracker: Tracker::new(),
             started,
+            complete: None,
             last_sent: Instant::now(),
             spoke: false,
             body_since: None,
             unsent: Bytes::new(),
+            late_status: None,
+            late_failure: false,
             open: None,
         }
     }
 
-    pub fn stream_begins(&mut self) {
-        self.stage = Stage::Streaming;
+    fn stream_begins(&mut self, stage: Stage) {
+        self.stage = stage;
+        // Silence counts from the header: a frame right behind it would say nothing.
+        self.last_sent = Instant::now();
         if self.open.is_none() {
             // Without a key nobody else holds it; an operator may end it all the same.
             let leash = Arc::clone(self.terms.leash.get_or_insert_default());
@@ -107,16 +124,42 @@ impl Clock {
         }
     }
 
+    /// The request has arrived whole: from here on the upstream is waited for.
+    pub fn request_complete(&mut self) {
+        self.complete.get_or_insert_with(Instant::now);
+    }
+
+    /// The status and whether it was told as an error, of an upstream's answer that came after ours.
+    pub fn late_answer(&self) -> Option<(StatusCode, bool)> {
+        self.late_status.map(|status| (status, self.late_failure))
+    }
+
+    fn place(&self) -> Place<'_> {
+        let rpc_id = self.terms.plan.expected.rpc_id();
+        Place { request_id: self.terms.request_id.as_deref(), rpc_id, sequence: self.tracker.events() }
+    }
+
+    /// After how long of waiting for the upstream an answer of ours is due; `None`: never.
+    fn early_after(&self) -> Option<Duration> {
+        self.terms.early_header.as_ref()?;
+        let plan = &self.terms.plan;
+        match plan.expected.kind() {
+            AnswerKind::EventStream => plan.before_headers,
+            AnswerKind::Json => plan.json_padding,
+            AnswerKind::Either | AnswerKind::Undecided => None,
+        }
+    }
+
     /// The next moment at which something is due.
     pub fn next(&self) -> Instant {
         let plan = &self.terms.plan;
         let far = self.started + Duration::from_secs(86_400 * 365);
-        let early = match (&self.stage, &self.terms.early_header) {
-            (Stage::Waiting, Some(_)) => plan.before_headers.map(|after| self.started + after),
-            _ => None,
-        };
-        let frame = matches!(self.stage, Stage::Streaming).then(|| self.last_sent + plan.interval);
-        let first = plan.first_byte.filter(|_| !self.spoke).map(|after| self.started + after);
+        let waiting = matches!(self.stage, Stage::Waiting);
+        let after_complete = |after: Option<Duration>| Some(self.complete? + after?);
+        let early = after_complete(self.early_after().filter(|_| waiting));
+        let frame = (!matches!(self.stage, Stage::Waiting | Stage::Plain | Stage::Lines { .. } | Stage::Over))
+            .then(|| self.last_sent + plan.interval);
+        let first = after_complete(plan.first_byte.filter(|_| !self.spoke));
         let age = plan.max_age.map(|age| self.started + age);
         let body = self.body_since.map(|since| since + self.terms.body_timeout);
         [early, frame, first, age, body].into_iter().flatten().min().unwrap_or(far)
@@ -125,20 +168,40 @@ impl Clock {
     /// A last event of ours, if the stream is at a place where one can stand. Inside a line it cannot: the
     /// line's own event would be dispatched cut short.
     pub fn last_event(&mut self, answer: &Answer) -> Option<Bytes> {
-        if !matches!(self.stage, Stage::Streaming | Stage::Failing { .. }) || !self.unsent.is_empty() {
+        if !self.unsent.is_empty() {
             return None;
         }
-        let frame = self.tracker.frame()?;
+        let event = match &self.stage {
+            Stage::Padding | Stage::PaddedFailure(_) => answer.document(self.terms.dialect, &self.place()),
+            Stage::Lines { in_line: false } => [&answer.document(self.terms.dialect, &self.place())[..], b"\n"].concat().into(),
+            Stage::Late(late) if late.at_event_start() => answer.event(self.terms.dialect, &self.place()),
+            Stage::Streaming if self.tracker.at_line_start() => {
+                let event = answer.event(self.terms.dialect, &self.place());
+                // Lines of an unfinished event are ended first.
+                if self.tracker.in_event() { [b"\n", &event[..]].concat().into() } else { event }
+            }
+            _ => return None,
+        };
         self.stage = Stage::Over;
-        let event = answer.event(self.terms.dialect, self.terms.request_id.as_deref());
-        // A frame without a blank line means that an event's lines stand before it: they are ended first.
-        Some(if frame.ends_with(b"\n\n") { event } else { [b"\n", &event[..]].concat().into() })
+        Some(event)
     }
 
     /// The upstream's header after ours went out.
-    fn late_header(&mut self, header: &ResponseHeader) {
-        if !(header.status.is_success() && is_event_stream(&header.headers)) {
-            self.stage = Stage::Failing { status: header.status, body: Vec::new() };
+    fn late_header(&mut self, answer: &ResponseHeader) {
+        self.late_status = Some(answer.status);
+        match self.stage {
+            Stage::Streaming if answer.status.is_success() && is_event_stream(&answer.headers) => {}
+            Stage::Streaming => {
+                let late = LateAnswer::new(answer);
+                self.late_failure = late.is_failure();
+                self.stage = Stage::Late(late);
+            }
+            Stage::Padding if Collected::is_json_document(answer) => self.stage = Stage::Plain,
+            Stage::Padding => {
+                self.late_failure = true;
+                self.stage = Stage::PaddedFailure(Collected::new(answer));
+            }
+            _ => {}
         }
     }
 
@@ -146,55 +209,64 @@ impl Clock {
     pub fn due(&mut self) -> Due {
         let now = Instant::now();
         let plan = &self.terms.plan;
-        let past = |after: Option<Duration>| after.is_some_and(|after| now >= self.started + after);
+        let aged = plan.max_age.is_some_and(|age| now >= self.started + age);
+        let complete = self.complete;
+        let waited = |after: Option<Duration>| complete.zip(after).is_some_and(|(since, after)| now >= since + after);
+        let first_byte_late = !self.spoke && waited(plan.first_byte);
         // Before the header it is not known to be a stream, unless the client asked for one.
-        let streams = !matches!(self.stage, Stage::Waiting) || plan.wanted.load(Ordering::Relaxed);
-        if !streams && (past(plan.max_age) || past(plan.first_byte)) {
+        let streams = !matches!(self.stage, Stage::Waiting) || plan.expected.may_stream();
+        if !streams && (aged || first_byte_late) {
             (self.terms.plan.max_age, self.terms.plan.first_byte) = (None, None);
             return Due::Nothing;
         }
-        if past(plan.max_age) {
+        if aged {
             return Due::Failed(Error::explain(MAX_AGE_ERROR, "the stream reached its maximum age"));
         }
         if self.body_since.is_some_and(|since| now >= since + self.terms.body_timeout) {
             return Due::Failed(Error::explain(ErrorType::ReadTimedout, "the request's body stopped arriving").into_down());
         }
-        if !self.spoke && past(plan.first_byte) {
+        if first_byte_late {
             return Due::Failed(Error::explain(FIRST_BYTE_ERROR, "no data from upstream in time"));
         }
-        match self.stage {
-            Stage::Waiting if past(plan.before_headers) && self.terms.early_header.is_some() => {
-                if plan.wanted.load(Ordering::Relaxed) {
-                    Due::Header
-                } else {
-                    self.terms.early_header = None;
-                    Due::Nothing
-                }
-            }
-            Stage::Streaming if now >= self.last_sent + plan.interval => match self.tracker.frame() {
-                Some(frame) => Due::Frame(frame),
-                None => {
-                    // Inside a line: the next byte of the upstream starts the interval anew.
-                    self.last_sent = now;
-                    Due::Nothing
-                }
-            },
-            _ => Due::Nothing,
+        if matches!(self.stage, Stage::Waiting) && waited(self.early_after()) {
+            return Due::Header;
         }
+        if now < self.last_sent + plan.interval {
+            return Due::Nothing;
+        }
+        let frame = match &self.stage {
+            Stage::Streaming => self.tracker.frame(plan.frame),
+            Stage::Late(late) if late.at_event_start() => self.tracker.frame(plan.frame),
+            Stage::Padding | Stage::PaddedFailure(_) => Some(PADDING),
+            _ => None,
+        };
+        // Inside a line or an event the interval begins anew.
+        self.last_sent = if frame.is_some() { self.last_sent } else { now };
+        frame.map_or(Due::Nothing, Due::Frame)
     }
 
     /// A frame goes out now. From here on it counts as sent.
     pub fn framed(&mut self) {
-        self.tracker.framed();
+        if matches!(self.stage, Stage::Streaming) {
+            self.tracker.framed();
+        }
         self.last_sent = Instant::now();
         self.terms.streams.frames.inc();
     }
 
-    /// Our own header goes out now; the frame that follows it.
-    pub fn answers(&mut self) -> Option<&'static [u8]> {
-        self.stream_begins();
-        self.last_sent = Instant::now();
-        self.tracker.frame()
+    /// Our own header goes out now, with the frame that follows it.
+    pub fn answers(&mut self) -> Option<(Box<ResponseHeader>, Option<&'static [u8]>)> {
+        let mut header = self.terms.early_header.take()?;
+        if self.terms.plan.expected.kind() == AnswerKind::Json {
+            // Nothing about this value can be wrong.
+            let _ = header.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            (self.stage, self.last_sent) = (Stage::Padding, Instant::now());
+            // Deadlines of a stream are none of a document's.
+            (self.terms.plan.first_byte, self.terms.plan.max_age) = (None, None);
+            return Some((header, Some(PADDING)));
+        }
+        self.stream_begins(Stage::Streaming);
+        Some((header, self.tracker.frame(self.terms.plan.frame)))
     }
 
     /// Whether the last event has gone out.
@@ -210,7 +282,9 @@ impl Clock {
             }
             HttpTask::Header(header, end) if matches!(self.stage, Stage::Waiting) => {
                 if is_event_stream(&header.headers) && !end {
-                    self.stream_begins();
+                    self.stream_begins(Stage::Streaming);
+                } else if is_json_lines(&header.headers) && !end {
+                    self.stream_begins(Stage::Lines { in_line: false });
                 } else {
                     self.stage = Stage::Plain;
                     // From here on this is an ordinary response, with no deadlines of a stream.
@@ -230,6 +304,7 @@ impl Clock {
 
     fn body(&mut self, data: Option<Bytes>, end: bool) -> Option<HttpTask> {
         self.spoke |= data.as_ref().is_some_and(|data| !data.is_empty());
+        let dialect = self.terms.dialect;
         match &mut self.stage {
             Stage::Streaming => {
                 let data = data.map(|data| self.tracker.pass(data));
@@ -242,29 +317,33 @@ impl Clock {
                 self.last_sent = Instant::now();
                 Some(HttpTask::Body(data.filter(|data| !data.is_empty()), end))
             }
-            Stage::Failing { body, .. } => {
-                let room = ERROR_BODY_BYTES_MAX.saturating_sub(body.len());
-                body.extend(data.iter().flatten().take(room));
-                end.then(|| HttpTask::Body(self.failure(), true))
+            Stage::Lines { in_line } => {
+                if let Some(last) = data.as_ref().and_then(|data| data.last()) {
+                    *in_line = *last != b'\n';
+                }
+                Some(HttpTask::Body(data, end))
+            }
+            Stage::Late(late) => {
+                let passed = data.map(|data| late.pass(dialect, &data)).unwrap_or_default();
+                if !end {
+                    return (!passed.is_empty()).then_some(HttpTask::Body(Some(passed), false));
+                }
+                let Stage::Late(late) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
+                let last = late.finish(dialect, &self.place());
+                let whole: Bytes = if passed.is_empty() { last } else { [&passed[..], &last[..]].concat().into() };
+                Some(HttpTask::Body(Some(whole).filter(|whole| !whole.is_empty()), true))
+            }
+            Stage::PaddedFailure(collected) => {
+                data.iter().for_each(|data| collected.pass(data));
+                if !end {
+                    return None;
+                }
+                let Stage::PaddedFailure(collected) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
+                Some(HttpTask::Body(Some(collected.document(dialect, &self.place())), true))
             }
             Stage::Over => end.then_some(HttpTask::Body(None, true)),
-            Stage::Waiting | Stage::Plain => Some(HttpTask::Body(data, end)),
+            Stage::Waiting | Stage::Padding | Stage::Plain => Some(HttpTask::Body(data, end)),
         }
-    }
-
-    /// The upstream's error, after our header went out, as the stream's last event.
-    fn failure(&mut self) -> Option<Bytes> {
-        let Stage::Failing { status, body } = &self.stage else { return None };
-        // An upstream that already speaks the API's dialect is told in its own words.
-        let own: Option<serde_json::Value> =
-            serde_json::from_slice(body).ok().filter(|value: &serde_json::Value| value.get("error").is_some());
-        let answer = of_status(*status);
-        let event = self.last_event(&answer)?;
-        Some(match (own, self.terms.dialect) {
-            (Some(own), Dialect::OpenAi) => format!("data: {own}\n\n").into(),
-            (Some(own), Dialect::Anthropic) => format!("event: error\ndata: {own}\n\n").into(),
-            (None, _) => event,
-        })
     }
 }
 

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
 use keylatch_filters::contract::{BodyCx, Leash, Source, StreamPlan, UpstreamCx};
-use keylatch_filters::sse_keepalive::is_event_stream;
+use keylatch_filters::sse_keepalive::{is_event_stream, is_json_lines};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -72,13 +72,14 @@ impl ProxyHttp for Edge {
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.limits.idle_timeout.0.as_secs().max(1)));
         }
-        let Some(answer) = self.admit(session, exchange).await? else {
+        let Some(mut answer) = self.admit(session, exchange).await? else {
             // What it becomes if the upstream agrees has no body in the middle of which one could be silent.
             if session.is_upgrade_req() {
                 session.set_read_timeout(Some(self.limits.upgrade_idle_timeout.0));
             }
             return Ok(false);
         };
+        answer.hint_at_retry(self.limits.client_retry_max.0);
         // After a refusal of the gate's nothing that follows is looked at.
         let rest = if session.get_keepalive().is_some() || session.is_http2() { Rest::Drained } else { Rest::Ignored };
         reply::write(session, exchange, &answer, rest).await?;
@@ -189,10 +190,9 @@ impl ProxyHttp for Edge {
         if exchange.home.is_some() {
             return Ok(());
         }
-        let waits = |plan: &&StreamPlan| plan.before_headers.is_some() || plan.first_byte.is_some();
-        match exchange.facts.get::<StreamPlan>().filter(waits).cloned() {
+        match exchange.facts.get::<StreamPlan>().filter(|plan| plan.acts_before_headers()).cloned() {
             Some(plan) => {
-                let early = plan.before_headers.is_some();
+                let early = plan.before_headers.is_some() || plan.json_padding.is_some();
                 self.start_clock(session, exchange, plan, early)
             }
             // Pingora has no deadline for the body of an HTTP/2 request: the clock keeps it.
@@ -213,7 +213,7 @@ impl ProxyHttp for Edge {
         if response.status.is_informational() && !upgraded {
             return Ok(());
         }
-        let stream = is_event_stream(&response.headers);
+        let stream = is_event_stream(&response.headers) || is_json_lines(&response.headers);
         fields::lower_response(response);
         reply::response_hooks(session, exchange, response, Source::Upstream)?;
         if upgraded {
@@ -268,6 +268,7 @@ impl ProxyHttp for Edge {
         let pulled = exchange.conn.as_ref().and_then(|conn| conn.pulled()).map(errors::of_pulled);
         exchange.error = Some(describe(pulled.as_deref().unwrap_or(error)));
         let clock = exchange.home.take().and_then(|home| timed_session::restore(&mut session.downstream_session, &home));
+        exchange.note_late_answer(clock.as_ref());
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let bad_body = exchange.conn.as_ref().is_some_and(|conn| conn.body_bad());
         let Some(answer) = (if bad_body { Some(errors::BAD_BODY) } else { errors::of_error(error) }) else { return gone };
@@ -297,7 +298,8 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, exchange: &mut Box<Exchange>) {
         if let Some(home) = exchange.home.take() {
-            drop(timed_session::restore(&mut session.downstream_session, &home));
+            let clock = timed_session::restore(&mut session.downstream_session, &home);
+            exchange.note_late_answer(clock.as_ref());
         }
         if exchange.error.is_none() {
             exchange.error = error.map(describe);

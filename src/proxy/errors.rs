@@ -1,13 +1,15 @@
 //! From what went wrong to what the client gets: the one table of statuses and shapes.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::RETRY_AFTER;
 use http::{HeaderName, HeaderValue, StatusCode};
 use keylatch_filters::contract::{self, Dialect, Failure, Problem, Pulled, Reply};
 use pingora::{Error, ErrorSource, ErrorType};
-use serde_json::json;
 
+use super::dialects::{self, Fault, Place};
 use super::gate::Refused;
 
 /// What the client gets.
@@ -32,40 +34,31 @@ impl Answer {
 
     /// The body, in the shape of the API.
     pub fn body(&self, dialect: Dialect, request_id: Option<&str>) -> Bytes {
-        let (openai, anthropic) = types(self.status);
-        let value = match dialect {
-            Dialect::OpenAi => json!({ "error": {
-                "message": self.message, "type": openai, "param": null, "code": self.code, "request_id": request_id,
-            }}),
-            Dialect::Anthropic => json!({
-                "type": "error", "error": { "type": anthropic, "message": self.message }, "request_id": request_id,
-            }),
-        };
-        value.to_string().into()
+        self.document(dialect, &Place { request_id, ..Place::default() })
+    }
+
+    /// The same, for a request of which more is known.
+    pub fn document(&self, dialect: Dialect, place: &Place<'_>) -> Bytes {
+        dialects::body(dialect, &self.fault(), place)
     }
 
     /// The same as the last event of a stream.
-    pub fn event(&self, dialect: Dialect, request_id: Option<&str>) -> Bytes {
-        let body = self.body(dialect, request_id);
-        let name: &[u8] = match dialect {
-            Dialect::OpenAi => b"",
-            Dialect::Anthropic => b"event: error\n",
-        };
-        [name, b"data: ", &body, b"\n\n"].concat().into()
+    pub fn event(&self, dialect: Dialect, place: &Place<'_>) -> Bytes {
+        dialects::event(dialect, &self.fault(), place)
     }
-}
 
-/// `error.type` of OpenAI and of Anthropic.
-fn types(status: StatusCode) -> (&'static str, &'static str) {
-    match status.as_u16() {
-        401 => ("authentication_error", "authentication_error"),
-        403 => ("permission_error", "permission_error"),
-        404 => ("invalid_request_error", "not_found_error"),
-        413 => ("invalid_request_error", "request_too_large"),
-        429 => ("rate_limit_error", "rate_limit_error"),
-        400..=499 => ("invalid_request_error", "invalid_request_error"),
-        503 => ("server_error", "overloaded_error"),
-        _ => ("server_error", "api_error"),
+    /// Tells client libraries not to sit out a wait that is longer than this.
+    pub fn hint_at_retry(&mut self, longest: Duration) {
+        const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+        let wait =
+            self.headers.iter().find(|(name, _)| *name == RETRY_AFTER).and_then(|(_, value)| value.to_str().ok()?.parse::<u64>().ok());
+        if self.status == StatusCode::TOO_MANY_REQUESTS && wait.is_some_and(|seconds| seconds > longest.as_secs()) {
+            self.headers.push((SHOULD_RETRY, HeaderValue::from_static("false")));
+        }
+    }
+
+    fn fault(&self) -> Fault<'_> {
+        Fault { status: self.status, code: self.code.into(), message: (&*self.message).into(), retry_after_s: None, own: None }
     }
 }
 
@@ -96,18 +89,9 @@ pub fn of_refused(refused: Refused) -> Answer {
     Answer::new(refused.status, refused.reason, message)
 }
 
-/// An upstream's status that can no longer be told as one.
-pub fn of_status(status: StatusCode) -> Answer {
-    let status = if status.is_success() { StatusCode::BAD_GATEWAY } else { status };
-    Answer {
-        message: format!("The server behind this API answered with status {}.", status.as_u16()).into(),
-        ..Answer::new(status, "upstream_error", "")
-    }
-}
-
 /// Operators have said so.
 pub fn maintenance() -> Answer {
-    let headers = vec![(http::header::RETRY_AFTER, HeaderValue::from_static("30"))];
+    let headers = vec![(RETRY_AFTER, HeaderValue::from_static("30"))];
     let message = "This service is down for maintenance. Try again in a while.";
     Answer { headers, ..Answer::new(StatusCode::SERVICE_UNAVAILABLE, "maintenance", message) }
 }

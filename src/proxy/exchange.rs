@@ -9,6 +9,7 @@ use keylatch_filters::chain::Progress;
 use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags};
 use pingora::proxy::Session;
 
+use super::clock::Clock;
 use super::conn::Conn;
 use super::edge::Shared;
 use super::timed_session::Home;
@@ -52,6 +53,8 @@ pub struct Exchange {
     pub home: Option<Home>,
     /// That it is open, once it has become another protocol's.
     pub open: Option<Open>,
+    /// The status of the upstream's answer where an answer of ours had gone out before.
+    pub late_status: Option<StatusCode>,
     /// What went wrong.
     pub error: Option<String>,
 }
@@ -77,6 +80,7 @@ impl Exchange {
             first_byte: None,
             home: None,
             open: None,
+            late_status: None,
             error: None,
         }
     }
@@ -105,6 +109,15 @@ impl Exchange {
         }
     }
 
+    /// What a stream's clock knows of an upstream's answer that came after ours.
+    pub fn note_late_answer(&mut self, clock: Option<&Clock>) {
+        let Some((status, failure)) = clock.and_then(Clock::late_answer) else { return };
+        self.late_status = Some(status);
+        if failure && self.error.is_none() {
+            self.error = Some(format!("the upstream answered {} after the response had begun", status.as_u16()));
+        }
+    }
+
     /// The last of an exchange: log hooks, metrics, the access line.
     pub fn end(&mut self, session: &Session, shared: &Shared) {
         let status = session.response_written().map(|response| response.status);
@@ -127,6 +140,9 @@ impl Exchange {
         let status = status.as_ref().map_or("0", StatusCode::as_str);
         metrics.requests.with_label_values(&[route, status]).inc();
         metrics.duration.with_label_values(&[route]).observe(duration.as_secs_f64());
+        if let Some(late) = &self.late_status {
+            metrics.late_answers.with_label_values(&[route, late.as_str()]).inc();
+        }
         if let Some(first_byte) = self.first_byte {
             metrics.first_byte.with_label_values(&[route]).observe(first_byte.as_secs_f64());
         }
@@ -172,6 +188,7 @@ impl Exchange {
             let_through: self.facts.get::<LetThrough>().map_or(&[], |filters| &filters.0),
             tags: self.facts.get::<Tags>().map_or(&[], |tags| &tags.0),
             upstream: self.server,
+            late_status: self.late_status.map(|status| status.as_u16()),
             bytes_in: self.bytes_in,
             bytes_out: session.body_bytes_sent() as u64,
             first_byte_ms: self.first_byte,

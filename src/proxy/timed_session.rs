@@ -119,9 +119,7 @@ impl Timed {
             Due::Nothing => {}
             Due::Failed(error) => return Err(error),
             Due::Header => {
-                let Some(clock) = self.clock.as_mut() else { return Ok(()) };
-                let Some(header) = clock.terms.early_header.take() else { return Ok(()) };
-                let frame = clock.answers();
+                let Some((header, frame)) = self.clock.as_mut().and_then(Clock::answers) else { return Ok(()) };
                 match &mut *self.inner {
                     HttpSession::H1(session) => session.send_proxy_task(HttpTask::Header(header, false)),
                     HttpSession::H2(session) => session.write_response_header(header, false)?,
@@ -194,6 +192,9 @@ impl CustomSession for Timed {
         self.complete().await?;
         let body_expected = !no_body_expected && self.inner.is_http2() && !self.inner.is_body_done();
         if let Some(clock) = self.clock.as_mut() {
+            if no_body_expected {
+                clock.request_complete();
+            }
             clock.body_since = body_expected.then(|| clock.body_since.unwrap_or_else(Instant::now));
         }
         self.rearm_if_due_sooner();

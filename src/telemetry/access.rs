@@ -46,6 +46,8 @@ pub struct Line<'a> {
     pub http: &'static str,
     /// What the client got; 0 if it left before.
     pub status: u16,
+    /// The upstream's status where an answer of ours had gone out before it.
+    pub late_status: Option<u16>,
     /// The filter that answered, or `gate`.
     pub answered_by: Option<&'static str>,
     /// Why.
@@ -89,6 +91,7 @@ impl Line<'_> {
         object.text("path", Some(self.path));
         object.text("http", Some(self.http));
         object.number("status", u64::from(self.status));
+        self.late_status.iter().for_each(|status| object.number("late_status", u64::from(*status)));
         object.text("answered_by", self.answered_by);
         object.text("reason", self.reason);
         object.text("detail", self.detail);
@@ -308,6 +311,7 @@ mod tests {
             path: "/",
             http: "1.1",
             status: 200,
+            late_status: None,
             answered_by: None,
             reason: None,
             detail: None,

@@ -27,6 +27,8 @@ pub struct Metrics {
     pub decisions: IntCounterVec,
     /// What the gate refused, by reason.
     pub refused: IntCounterVec,
+    /// Answers of upstreams that came after one of ours had gone out, by route and the upstream's status.
+    pub late_answers: IntCounterVec,
     /// Open client connections.
     pub connections: IntGauge,
     /// Failures upstream, by upstream and kind.
@@ -61,6 +63,12 @@ impl Metrics {
             )?,
             decisions: counters(&registry, "filter_decisions_total", "Refusals by filters.", &["filter", "reason", "outcome"])?,
             refused: counters(&registry, "gate_refusals_total", "Requests and connections the gate refused.", &["reason"])?,
+            late_answers: counters(
+                &registry,
+                "late_answers_total",
+                "Answers from upstream after an early answer, by the upstream's status.",
+                &["route", "status"],
+            )?,
             connections: gauge(&registry, "connections", "Open client connections.")?,
             upstream_errors: counters(&registry, "upstream_errors_total", "Failures upstream.", &["upstream", "error"])?,
             reloads: counters(&registry, "reloads_total", "Reloads of the configuration.", &["result"])?,
@@ -75,7 +83,7 @@ impl Metrics {
             access_lost: counter(&registry, "access_log_lost_total", "Lines of the access log lost because the reader was too slow.")?,
             streams: Streams::new(
                 gauge(&registry, "open_streams", "Event streams and WebSockets that are open.")?,
-                counter(&registry, "stream_frames_total", "Comment frames sent into event streams.")?,
+                counter(&registry, "stream_frames_total", "Frames sent into silent responses.")?,
                 // Milliseconds: fewer streams than that begin.
                 SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0)),
             ),

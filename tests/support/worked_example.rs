@@ -51,7 +51,7 @@ impl Filter for UserAgent {
 #[cfg(test)]
 mod tests {
     use keylatch_filters::chain::{Chain, Item};
-    use keylatch_filters::contract::{Facts, Now};
+    use keylatch_filters::contract::{Dialect, Facts, Now};
     use pingora::http::RequestHeader;
 
     use super::*;
@@ -66,7 +66,15 @@ mod tests {
             request.insert_header(header::USER_AGENT, agent).unwrap();
             let mut facts = Facts::default();
             let peer = "127.0.0.1".parse().unwrap();
-            let mut cx = RequestCx { request: &request, facts: &mut facts, peer, route: "r", now: Now::read(), shadow: false };
+            let mut cx = RequestCx {
+                request: &request,
+                facts: &mut facts,
+                peer,
+                route: "r",
+                dialect: Dialect::OpenAi,
+                now: Now::read(),
+                shadow: false,
+            };
             let reply = runtime.block_on(chain.request(&mut cx, &mut chain.begin())).unwrap();
             assert_eq!(reply.is_some(), refused, "{agent}");
         }

@@ -1,0 +1,187 @@
+//! What the header of a request says about the kind of answer its client takes.
+
+use http::HeaderValue;
+use http::header::{self, HeaderMap};
+use pingora_http::RequestHeader;
+
+use super::EVENT_STREAM;
+use crate::contract::{AnswerKind, Dialect, StreamRequest};
+
+/// What an `Accept` field names (RFC 9110, section 12.5.1), as far as it matters here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Accepted {
+    event_stream: bool,
+    json: bool,
+    /// `*/*`, or no field at all.
+    anything: bool,
+    other: bool,
+}
+
+fn accepted(headers: &HeaderMap) -> Accepted {
+    let mut found = Accepted::default();
+    let mut ranges = 0;
+    for field in headers.get_all(header::ACCEPT) {
+        let Ok(text) = field.to_str() else { continue };
+        for range in text.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            // `q=0` says that it is not accepted.
+            let refused = parts.any(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")).is_some_and(is_zero));
+            if name.is_empty() || refused {
+                continue;
+            }
+            ranges += 1;
+            if name.eq_ignore_ascii_case(EVENT_STREAM) {
+                found.event_stream = true;
+            } else if name.eq_ignore_ascii_case("application/json") {
+                found.json = true;
+            } else if name == "*/*" {
+                found.anything = true;
+            } else {
+                found.other = true;
+            }
+        }
+    }
+    found.anything |= ranges == 0;
+    found
+}
+
+fn is_zero(weight: &str) -> bool {
+    weight.trim_start_matches('0').trim_start_matches('.').trim_matches('0').is_empty() && weight.starts_with('0')
+}
+
+/// The kind of answer by the request's header; `None` where the body decides.
+pub fn wanted_by_header(request: &RequestHeader, dialect: Dialect) -> Option<AnswerKind> {
+    let accepted = accepted(&request.headers);
+    let only_stream = accepted.event_stream && !(accepted.json || accepted.anything || accepted.other);
+    let by_accept = match (only_stream, accepted.event_stream) {
+        (true, _) => AnswerKind::EventStream,
+        (false, true) => AnswerKind::Either,
+        (false, false) => AnswerKind::Undecided,
+    };
+    match dialect.stream_request() {
+        // A body that asks for a stream is answered with one whatever `Accept` says.
+        StreamRequest::Body => Some(by_accept).filter(|kind| *kind == AnswerKind::EventStream),
+        StreamRequest::Target => Some(gemini(request)),
+        StreamRequest::Header => {
+            let asked = request.headers.get("x-dashscope-sse").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"enable"));
+            Some(if asked { AnswerKind::EventStream } else { by_accept }).filter(|kind| *kind != AnswerKind::Undecided)
+        }
+        StreamRequest::Server => Some(by_accept),
+        StreamRequest::Never => None,
+    }
+}
+
+/// Gemini streams events where the target says so, and a JSON array elsewhere, whatever `Accept` says.
+fn gemini(request: &RequestHeader) -> AnswerKind {
+    let path = request.uri.path();
+    let events = request.uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "alt=sse"));
+    if path.ends_with(":streamGenerateContent") {
+        return if events { AnswerKind::EventStream } else { AnswerKind::Undecided };
+    }
+    if path.rsplit('/').next().is_some_and(|last| last.contains(':')) { AnswerKind::Json } else { AnswerKind::Undecided }
+}
+
+/// Paths whose answers are JSON unless a stream is asked for.
+const JSON_ENDPOINTS: [&str; 11] = [
+    "/chat/completions",
+    "/completions",
+    "/responses",
+    "/messages",
+    "/embeddings",
+    "/moderations",
+    "/rerank",
+    "/images/generations",
+    "/images/edits",
+    "/v2/chat",
+    "/v2/embed",
+];
+
+/// Whether the client takes nothing but JSON, if it does not ask for a stream in its body.
+pub fn takes_json(request: &RequestHeader) -> bool {
+    let accepted = accepted(&request.headers);
+    if accepted.event_stream || accepted.other {
+        return false;
+    }
+    accepted.json || JSON_ENDPOINTS.iter().any(|end| request.uri.path().ends_with(end))
+}
+
+/// The boundary of `multipart/form-data`.
+pub fn form_boundary(content_type: &HeaderValue) -> Option<String> {
+    let text = content_type.to_str().ok()?;
+    let (kind, parameters) = text.split_once(';')?;
+    if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
+        return None;
+    }
+    let boundary = parameters.split(';').find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("boundary").then(|| value.trim().trim_matches('"').to_owned())
+    });
+    boundary.filter(|boundary| !boundary.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(target: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("POST", target.as_bytes(), None).unwrap();
+        for (name, value) in fields {
+            request.append_header(*name, *value).unwrap();
+        }
+        request
+    }
+
+    #[test]
+    fn what_the_header_tells() {
+        let stream = ("accept", "text/event-stream");
+        for (target, fields, kind) in [
+            ("/v1/chat/completions", &[][..], None),
+            ("/v1/chat/completions", &[("accept", "application/json")], None),
+            ("/v1/chat/completions", &[("accept", "application/json, text/event-stream")], None),
+            ("/v1/chat/completions", &[stream], Some(AnswerKind::EventStream)),
+            ("/v1/messages", &[("accept", "text/event-stream;q=1.0, application/json;q=0")], Some(AnswerKind::EventStream)),
+            ("/v1/messages", &[("accept", "text/event-stream;q=1.0, */*;q=0.1")], None),
+            ("/mcp", &[("accept", "application/json, text/event-stream")], Some(AnswerKind::Either)),
+            ("/mcp", &[stream], Some(AnswerKind::EventStream)),
+            ("/mcp", &[], Some(AnswerKind::Undecided)),
+            ("/v1beta/models/m:streamGenerateContent?alt=sse&key=x", &[], Some(AnswerKind::EventStream)),
+            ("/v1beta/models/m:streamGenerateContent", &[stream], Some(AnswerKind::Undecided)),
+            ("/v1beta/models/m:generateContent", &[stream], Some(AnswerKind::Json)),
+            ("/api/v1/services/x/generation", &[("x-dashscope-sse", "enable")], Some(AnswerKind::EventStream)),
+            ("/api/v1/services/x/generation", &[], None),
+            ("/api/chat", &[stream], None),
+        ] {
+            let request = request(target, fields);
+            assert_eq!(wanted_by_header(&request, Dialect::of_path(request.uri.path())), kind, "{target} {fields:?}");
+        }
+    }
+
+    #[test]
+    fn who_takes_json_alone() {
+        for (target, accept, json) in [
+            ("/v1/chat/completions", "application/json", true),
+            ("/v1/chat/completions", "*/*", true),
+            ("/v1/chat/completions", "text/event-stream", false),
+            ("/v1/audio/speech", "*/*", false),
+            ("/v1/audio/speech", "application/octet-stream", false),
+            ("/v1/anything", "application/json", true),
+        ] {
+            assert_eq!(takes_json(&request(target, &[("accept", accept)])), json, "{target} {accept}");
+        }
+        assert!(takes_json(&request("/v1/embeddings", &[])));
+    }
+
+    #[test]
+    fn boundaries() {
+        for (field, boundary) in [
+            ("multipart/form-data; boundary=abc", Some("abc")),
+            ("Multipart/Form-Data; charset=utf-8; Boundary=\"a b\"", Some("a b")),
+            ("multipart/form-data", None),
+            ("multipart/form-data; boundary=", None),
+            ("application/json; boundary=abc", None),
+        ] {
+            assert_eq!(form_boundary(&HeaderValue::from_str(field).unwrap()).as_deref(), boundary, "{field}");
+        }
+    }
+}

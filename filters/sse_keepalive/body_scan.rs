@@ -1,0 +1,344 @@
+//! Finds what a request body says about its answer while the body passes: `"stream": true`, `"stream_format": "sse"`
+//! or a JSON-RPC `id` at the top level of a JSON object, or a form's `stream=true`.
+//!
+//! Nothing is delayed and next to nothing is kept: the current key, the current scalar, and the end of a form's piece.
+
+use memchr::memmem::Finder;
+
+/// The most of a body that is looked at: parameters stand beside the messages, which may be long.
+const BYTES_MAX: usize = 16 << 20;
+/// The longest key and the longest scalar that matter. Ids of JSON-RPC may be strings.
+const TEXT_BYTES_MAX: usize = 128;
+/// The longest head of one part of a form (RFC 7578).
+const PART_HEAD_BYTES_MAX: usize = 1024;
+
+/// What was found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Whether a stream of events is asked for; `None`: the body has not said so yet.
+    pub stream: Option<bool>,
+    /// The `id` member, as JSON.
+    pub rpc_id: Option<String>,
+}
+
+/// A scanner, fed piece by piece.
+#[derive(Debug, Default)]
+pub enum BodyScan {
+    /// Looks at nothing.
+    #[default]
+    Off,
+    /// A JSON object.
+    Json(Box<JsonScan>),
+    /// `multipart/form-data`.
+    Form(Box<FormScan>),
+}
+
+impl BodyScan {
+    /// For a JSON body. `rpc`: its `id` is wanted, too.
+    pub fn json(rpc: bool) -> Self {
+        BodyScan::Json(Box::new(JsonScan { rpc, ..JsonScan::default() }))
+    }
+
+    /// For a form, by the boundary of its `Content-Type`.
+    pub fn form(boundary: &str) -> Self {
+        BodyScan::Form(Box::new(FormScan::new(boundary)))
+    }
+
+    /// Looks at the next piece. What is found once does not change any more.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        match self {
+            BodyScan::Off => {}
+            BodyScan::Json(scan) => scan.feed(bytes),
+            BodyScan::Form(scan) => scan.feed(bytes),
+        }
+    }
+
+    /// What was found so far.
+    pub fn found(&self) -> Option<&Found> {
+        match self {
+            BodyScan::Off => None,
+            BodyScan::Json(scan) => Some(&scan.found),
+            BodyScan::Form(scan) => Some(&scan.found),
+        }
+    }
+}
+
+/// Reads the top level of one JSON object.
+#[derive(Debug, Default)]
+pub struct JsonScan {
+    found: Found,
+    rpc: bool,
+    off: bool,
+    seen_bytes: usize,
+    depth: u32,
+    in_string: bool,
+    escaped: bool,
+    /// The current string at depth 1 stands where a key may.
+    key: Vec<u8>,
+    expects_value: bool,
+    /// The current scalar of the top level, with its quotes.
+    scalar: Vec<u8>,
+}
+
+impl JsonScan {
+    fn feed(&mut self, bytes: &[u8]) {
+        if self.done() {
+            return;
+        }
+        for byte in bytes {
+            self.byte(*byte);
+            if self.done() {
+                return;
+            }
+        }
+        self.seen_bytes += bytes.len();
+        self.off |= self.seen_bytes > BYTES_MAX;
+    }
+
+    fn done(&self) -> bool {
+        self.off || if self.rpc { self.found.rpc_id.is_some() } else { self.found.stream.is_some() }
+    }
+
+    fn byte(&mut self, byte: u8) {
+        if self.in_string {
+            let top = self.depth == 1;
+            let text = if self.expects_value { &mut self.scalar } else { &mut self.key };
+            if top && text.len() <= TEXT_BYTES_MAX && (self.expects_value || byte != b'"' || self.escaped) {
+                text.push(byte);
+            }
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            return;
+        }
+        match byte {
+            b'"' => {
+                self.in_string = true;
+                match (self.depth == 1, self.expects_value) {
+                    (true, true) => self.scalar.push(byte),
+                    (true, false) => self.key.clear(),
+                    (false, _) => {}
+                }
+            }
+            b'{' | b'[' => {
+                // What is no object has no members; batches of JSON-RPC have no one id.
+                self.off |= self.depth == 0 && byte == b'[';
+                self.depth += 1;
+                if self.depth == 2 {
+                    self.scalar.clear();
+                }
+            }
+            b'}' | b']' => {
+                self.end_of_member();
+                self.depth = self.depth.saturating_sub(1);
+            }
+            b':' if self.depth == 1 => {
+                self.expects_value = true;
+                self.scalar.clear();
+            }
+            b',' if self.depth == 1 => self.end_of_member(),
+            b' ' | b'\t' | b'\r' | b'\n' => {}
+            _ if self.depth == 0 => self.off = true,
+            _ if self.depth == 1 && self.expects_value && self.scalar.len() <= TEXT_BYTES_MAX => self.scalar.push(byte),
+            _ => {}
+        }
+    }
+
+    fn end_of_member(&mut self) {
+        if self.depth != 1 {
+            return;
+        }
+        if self.expects_value {
+            match (&*self.key, &*self.scalar) {
+                (b"stream", literal) => self.found.stream = Some(literal == b"true"),
+                // OpenAI's speech endpoint.
+                (b"stream_format", b"\"sse\"") => self.found.stream = Some(true),
+                (b"id", id) if self.rpc && self.found.rpc_id.is_none() && is_rpc_id(id) => {
+                    self.found.rpc_id = String::from_utf8(id.to_vec()).ok();
+                }
+                _ => {}
+            }
+        }
+        self.expects_value = false;
+        self.key.clear();
+        self.scalar.clear();
+    }
+}
+
+/// A string or a number (JSON-RPC 2.0, section 4), whole.
+fn is_rpc_id(json: &[u8]) -> bool {
+    json.len() <= TEXT_BYTES_MAX
+        && serde_json::from_slice::<serde_json::Value>(json).is_ok_and(|value| value.is_string() || value.is_number())
+}
+
+/// Reads the parts of a form for one named `stream`.
+#[derive(Debug)]
+pub struct FormScan {
+    found: Found,
+    off: bool,
+    seen_bytes: usize,
+    delimiter: Finder<'static>,
+    /// What may belong to a delimiter, a head or the value that the next piece completes.
+    carried: Vec<u8>,
+    state: FormState,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum FormState {
+    /// Before a delimiter.
+    Content,
+    /// The head of a part.
+    Head,
+    /// The value of the part that matters.
+    Value,
+}
+
+impl FormScan {
+    fn new(boundary: &str) -> Self {
+        let off = boundary.is_empty() || boundary.len() > 70;
+        let delimiter = Finder::new(&[b"\r\n--", boundary.as_bytes()].concat()).into_owned();
+        // The first delimiter has no line before it.
+        Self { found: Found::default(), off, seen_bytes: 0, delimiter, carried: b"\r\n".to_vec(), state: FormState::Content }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        if self.off || self.found.stream.is_some() {
+            return;
+        }
+        self.seen_bytes += bytes.len();
+        self.off |= self.seen_bytes > BYTES_MAX;
+        self.carried.extend_from_slice(bytes);
+        while self.step() {}
+    }
+
+    /// One state to the next; `false` where more bytes are needed.
+    fn step(&mut self) -> bool {
+        match self.state {
+            FormState::Content => match self.delimiter.find(&self.carried) {
+                Some(at) => {
+                    self.carried.drain(..at + self.delimiter.needle().len());
+                    self.state = FormState::Head;
+                    true
+                }
+                None => {
+                    let kept = self.carried.len().min(self.delimiter.needle().len());
+                    self.carried.drain(..self.carried.len() - kept);
+                    false
+                }
+            },
+            FormState::Head => match memchr::memmem::find(&self.carried, b"\r\n\r\n") {
+                Some(end) => {
+                    let matters = names_stream(self.carried.get(..end).unwrap_or_default());
+                    self.carried.drain(..end + 4);
+                    self.state = if matters { FormState::Value } else { FormState::Content };
+                    true
+                }
+                None => {
+                    self.off |= self.carried.len() > PART_HEAD_BYTES_MAX;
+                    false
+                }
+            },
+            FormState::Value => {
+                if let Some(end) = memchr::memmem::find(&self.carried, b"\r\n") {
+                    let value = self.carried.get(..end).unwrap_or_default().trim_ascii();
+                    self.found.stream = Some(value.eq_ignore_ascii_case(b"true") || value == b"1");
+                } else {
+                    self.off |= self.carried.len() > TEXT_BYTES_MAX;
+                }
+                false
+            }
+        }
+    }
+}
+
+/// Whether the head of a part has `name="stream"`.
+fn names_stream(head: &[u8]) -> bool {
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let disposition = head.split("\r\n").find_map(|line| line.strip_prefix("content-disposition:"));
+    disposition.is_some_and(|rest| rest.split(';').any(|part| matches!(part.trim(), "name=\"stream\"" | "name=stream")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same whole and byte by byte.
+    fn both(fresh: impl Fn() -> BodyScan, body: &str) -> Found {
+        let mut whole = fresh();
+        whole.feed(body.as_bytes());
+        let mut bytewise = fresh();
+        body.bytes().for_each(|byte| bytewise.feed(&[byte]));
+        assert_eq!(whole.found(), bytewise.found(), "byte by byte: {body}");
+        whole.found().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn the_stream_member_of_the_top_level_counts() {
+        for (body, wanted) in [
+            (r#"{"stream":true}"#, Some(true)),
+            (r#"{ "model" : "m" , "stream" : true , "n": 1 }"#, Some(true)),
+            ("{\n\t\"stream\":\r\ntrue\n}", Some(true)),
+            (r#"{"messages":[{"role":"user","content":"\"stream\": true, }{"}],"stream":true}"#, Some(true)),
+            (r#"{"stream":false}"#, Some(false)),
+            (r#"{"stream":"true"}"#, Some(false)),
+            (r#"{"stream":null}"#, Some(false)),
+            (r#"{"input":"hi","stream_format":"sse"}"#, Some(true)),
+            (r#"{"input":"hi","stream_format":"audio"}"#, None),
+            (r#"{"stream_options":{"stream":true}}"#, None),
+            (r#"{"messages":[{"stream":true}]}"#, None),
+            (r#"{"user":"stream","x":true}"#, None),
+            (r#"{"user":"\\","stream":true}"#, Some(true)),
+            (r#"{"\"stream":true}"#, None),
+            (r#"{"streams":true}"#, None),
+            (r#"["stream",true]"#, None),
+            ("stream=true", None),
+            ("", None),
+            ("}}}}", None),
+            (r#"{"stream":true"#, None),
+        ] {
+            assert_eq!(both(|| BodyScan::json(false), body).stream, wanted, "{body}");
+        }
+        let mut off = BodyScan::Off;
+        off.feed(br#"{"stream":true}"#);
+        assert_eq!(off.found(), None);
+    }
+
+    #[test]
+    fn ids_of_json_rpc() {
+        for (body, id) in [
+            (r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"id":9}}"#, Some("7")),
+            (r#"{"params":{"id":9,"x":"}"},"id":"a\"b","method":"m"}"#, Some(r#""a\"b""#)),
+            (r#"{"method":"notifications/initialized"}"#, None),
+            (r#"{"id":null}"#, None),
+            (r#"{"id":{"a":1}}"#, None),
+            (r#"[{"id":1}]"#, None),
+        ] {
+            assert_eq!(both(|| BodyScan::json(true), body).rpc_id.as_deref(), id, "{body}");
+        }
+        let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(200));
+        assert_eq!(both(|| BodyScan::json(true), &long).rpc_id, None);
+    }
+
+    #[test]
+    fn the_stream_part_of_a_form_counts() {
+        let part = |head: &str, value: &str| format!("--b0\r\nContent-Disposition: form-data; {head}\r\n\r\n{value}\r\n");
+        for (body, wanted) in [
+            (part("name=\"stream\"", "true"), Some(true)),
+            (part("name=\"stream\"", "True"), Some(true)),
+            (part("name=stream", "1"), Some(true)),
+            (part("name=\"stream\"", "false"), Some(false)),
+            (part("name=\"file\"; filename=\"stream\"", "true"), None),
+            (part("name=\"prompt\"", "") + &part("name=\"stream\"", "true"), Some(true)),
+            (part("name=\"file\"; filename=\"a\"", "name=\"stream\"\r\n\r\ntrue\r\n") + &part("name=\"stream\"", "false"), Some(false)),
+            (part("name=\"file\"; filename=\"a\"", "\r\n--b\r\n--b1") + &part("name=\"stream\"", "true"), Some(true)),
+            (part("name=\"streams\"", "true"), None),
+        ] {
+            let body = body + "--b0--\r\n";
+            assert_eq!(both(|| BodyScan::form("b0"), &body).stream, wanted, "{body}");
+        }
+        assert_eq!(both(|| BodyScan::form(""), "--\r\n").stream, None);
+    }
+}

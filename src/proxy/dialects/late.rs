@@ -1,0 +1,289 @@
+//! An answer that comes after ours has begun: what of it goes to the client within a stream or behind white space.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use keylatch_filters::contract::Dialect;
+use keylatch_filters::sse_keepalive::{is_json_lines, is_uncoded};
+use pingora::http::ResponseHeader;
+
+use super::{Fault, Place, body, event, of_upstream};
+
+/// The most of an upstream's error that is read to be told.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// An answer that is no event stream, after an event stream has begun.
+#[derive(Debug)]
+pub enum LateAnswer {
+    /// A JSON document that succeeded: it passes as the data of one event.
+    Json { begun: bool },
+    /// Lines of JSON: each passes as the data of one event.
+    Lines { in_line: bool },
+    /// All else is collected, and told as an error.
+    Failure(Collected),
+}
+
+/// An answer that is told as an error when it is complete.
+#[derive(Debug)]
+pub struct Collected {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+fn media_type(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.and_then(|text| text.split(';').next()).map(str::trim).unwrap_or_default()
+}
+
+fn is_json(media_type: &str) -> bool {
+    media_type.eq_ignore_ascii_case("application/json") || media_type.to_ascii_lowercase().ends_with("+json")
+}
+
+/// What stands before and behind a whole JSON answer that is put into a stream. Responses and Anthropic wrap it into
+/// the events by which their streams carry a whole answer; OpenAI's chat streams end with `[DONE]`.
+fn around(dialect: Dialect) -> (&'static str, &'static str) {
+    match dialect {
+        Dialect::OpenAi | Dialect::Mistral => ("data: ", "\n\ndata: [DONE]\n\n"),
+        Dialect::OpenAiResponses => {
+            ("event: response.completed\ndata: {\"type\":\"response.completed\",\"sequence_number\":0,\"response\":", "}\n\n")
+        }
+        Dialect::Anthropic => (
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":",
+            "}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+        ),
+        Dialect::Gemini | Dialect::Cohere | Dialect::Ollama => ("data: ", "\n\n"),
+        Dialect::Mcp => ("event: message\ndata: ", "\n\n"),
+        Dialect::DashScope => ("event: result\ndata: ", "\n\n"),
+    }
+}
+
+impl LateAnswer {
+    /// By the answer's header.
+    pub fn new(answer: &ResponseHeader) -> Self {
+        if Collected::is_json_document(answer) {
+            return LateAnswer::Json { begun: false };
+        }
+        if answer.status.is_success() && is_json_lines(&answer.headers) {
+            return LateAnswer::Lines { in_line: false };
+        }
+        LateAnswer::Failure(Collected::new(answer))
+    }
+
+    /// What goes to the client for a piece of the answer.
+    pub fn pass(&mut self, dialect: Dialect, piece: &[u8]) -> Bytes {
+        let (before, _) = around(dialect);
+        match self {
+            LateAnswer::Json { begun } => {
+                let mut out = BytesMut::with_capacity(before.len() + piece.len());
+                if !piece.is_empty() && !*begun {
+                    *begun = true;
+                    out.extend_from_slice(before.as_bytes());
+                }
+                // A line end is white space anywhere in JSON, and would end the event's line.
+                out.extend(piece.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }));
+                out.freeze()
+            }
+            LateAnswer::Lines { in_line } => {
+                let mut out = BytesMut::with_capacity(piece.len() * 2);
+                for byte in piece {
+                    match (byte, *in_line) {
+                        (b'\n', true) => out.extend_from_slice(b"\n\n"),
+                        (b'\r', _) | (b'\n', false) => {}
+                        (_, true) => out.extend_from_slice(&[*byte]),
+                        (_, false) => out.extend_from_slice(&[b"data: ", &[*byte][..]].concat()),
+                    }
+                    *in_line = match byte {
+                        b'\n' => false,
+                        b'\r' => *in_line,
+                        _ => true,
+                    };
+                }
+                out.freeze()
+            }
+            LateAnswer::Failure(collected) => {
+                collected.pass(piece);
+                Bytes::new()
+            }
+        }
+    }
+
+    /// What goes to the client at the answer's end.
+    pub fn finish(&self, dialect: Dialect, place: &Place<'_>) -> Bytes {
+        let (_, behind) = around(dialect);
+        match self {
+            LateAnswer::Json { begun: true } => Bytes::from_static(behind.as_bytes()),
+            LateAnswer::Json { begun: false } => Bytes::new(),
+            LateAnswer::Lines { in_line } => Bytes::from_static(if *in_line { b"\n\n" } else { b"" }),
+            LateAnswer::Failure(collected) => event(dialect, &collected.fault(), place),
+        }
+    }
+
+    /// Whether an event of ours may stand here.
+    pub fn at_event_start(&self) -> bool {
+        match self {
+            LateAnswer::Json { begun } => !*begun,
+            LateAnswer::Lines { in_line } => !*in_line,
+            LateAnswer::Failure(_) => true,
+        }
+    }
+
+    /// Whether the client is told of a failure.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, LateAnswer::Failure(_))
+    }
+}
+
+impl Collected {
+    /// By the answer's header.
+    pub fn new(answer: &ResponseHeader) -> Self {
+        Self { status: answer.status, headers: answer.headers.clone(), body: Vec::new() }
+    }
+
+    /// Whether a JSON document may stand for this answer as it is.
+    pub fn is_json_document(answer: &ResponseHeader) -> bool {
+        answer.status.is_success() && is_uncoded(&answer.headers) && is_json(media_type(&answer.headers))
+    }
+
+    /// Keeps a piece, as far as there is room.
+    pub fn pass(&mut self, piece: &[u8]) {
+        let room = ERROR_BYTES_MAX.saturating_sub(self.body.len());
+        self.body.extend_from_slice(piece.get(..room.min(piece.len())).unwrap_or_default());
+    }
+
+    /// The error as a JSON document.
+    pub fn document(&self, dialect: Dialect, place: &Place<'_>) -> Bytes {
+        body(dialect, &self.fault(), place)
+    }
+
+    fn fault(&self) -> Fault<'_> {
+        let mut fault = of_upstream(self.status, &self.headers, if is_uncoded(&self.headers) { &self.body } else { b"" });
+        if self.status.is_success() {
+            let coding = self.headers.get(header::CONTENT_ENCODING).map(HeaderValue::to_str);
+            let what = coding.and_then(Result::ok).unwrap_or_else(|| media_type(&self.headers));
+            fault.code = "upstream_not_streamable".into();
+            fault.message = format!("The server behind this API answered with `{what}`, which this stream cannot carry.").into();
+        }
+        fault
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, content_type: &str) -> ResponseHeader {
+        let mut answer = ResponseHeader::build(status, None).unwrap();
+        answer.insert_header("content-type", content_type).unwrap();
+        answer
+    }
+
+    /// The same whole and byte by byte.
+    fn told(dialect: Dialect, answer: &ResponseHeader, body: &str) -> String {
+        let place = Place { request_id: Some("r"), rpc_id: Some("7"), sequence: 0 };
+        let run = |pieces: &[&[u8]]| {
+            let mut late = LateAnswer::new(answer);
+            let mut out: Vec<u8> = pieces.iter().flat_map(|piece| late.pass(dialect, piece)).collect();
+            out.extend_from_slice(&late.finish(dialect, &place));
+            String::from_utf8(out).unwrap()
+        };
+        let whole = run(&[body.as_bytes()]);
+        let bytes: Vec<&[u8]> = body.as_bytes().chunks(1).collect();
+        assert_eq!(run(&bytes), whole, "byte by byte");
+        whole
+    }
+
+    #[test]
+    fn json_becomes_one_event() {
+        let json = answer(200, "application/json; charset=utf-8");
+        let body = "{\r\n \"a\": 1\n}\n";
+        for (dialect, out) in [
+            (Dialect::OpenAi, "data: {   \"a\": 1 } \n\ndata: [DONE]\n\n"),
+            (Dialect::Gemini, "data: {   \"a\": 1 } \n\n"),
+            (Dialect::Mcp, "event: message\ndata: {   \"a\": 1 } \n\n"),
+            (
+                Dialect::OpenAiResponses,
+                "event: response.completed\ndata: {\"type\":\"response.completed\",\"sequence_number\":0,\"response\":{   \"a\": 1 } }\n\n",
+            ),
+        ] {
+            assert_eq!(told(dialect, &json, body), out, "{dialect:?}");
+        }
+        let anthropic = told(Dialect::Anthropic, &json, "{}");
+        assert!(
+            anthropic
+                .ends_with("{\"type\":\"message_start\",\"message\":{}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n")
+        );
+        assert_eq!(told(Dialect::OpenAi, &json, ""), "");
+    }
+
+    #[test]
+    fn lines_become_events() {
+        let lines = answer(200, "application/x-ndjson");
+        assert_eq!(
+            told(Dialect::OpenAi, &lines, "{\"a\":1}\r\n\n{\"b\":2}\n{\"c\":3}"),
+            "data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: {\"c\":3}\n\n"
+        );
+    }
+
+    #[test]
+    fn failures_keep_what_the_upstream_said() {
+        let own = r#"{"error":{"message":"m","type":"t","param":null,"code":"c"}}"#;
+        for (dialect, status, kind, body, out) in [
+            (
+                Dialect::OpenAi,
+                429,
+                "application/json",
+                own,
+                r#"data: {"error":{"message":"m","type":"t","param":null,"code":"c","status":429}}"#,
+            ),
+            (Dialect::OpenAi, 500, "text/plain", "no", r#"data: {"error":{"message":"no","type":"server_error","#),
+            (
+                Dialect::Anthropic,
+                529,
+                "application/json",
+                r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#,
+                "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"m\",\"status\":529}}",
+            ),
+            (
+                Dialect::Anthropic,
+                500,
+                "application/json",
+                own,
+                "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"m\"}",
+            ),
+            (
+                Dialect::Gemini,
+                429,
+                "application/json",
+                r#"{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}"#,
+                "data: {\"error\":{\"code\":429,\"message\":\"m\",\"status\":\"RESOURCE_EXHAUSTED\"}}\n\n",
+            ),
+            (
+                Dialect::Mcp,
+                500,
+                "application/json",
+                own,
+                "event: message\ndata: {\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32603,\"message\":\"m\"",
+            ),
+            (
+                Dialect::OpenAi,
+                200,
+                "audio/mpeg",
+                "x",
+                r#"data: {"error":{"message":"The server behind this API answered with `audio/mpeg`, which"#,
+            ),
+            (
+                Dialect::OpenAi,
+                302,
+                "text/html",
+                "<p>",
+                r#"data: {"error":{"message":"The server behind this API answered with status 302."#,
+            ),
+        ] {
+            let told = told(dialect, &answer(status, kind), body);
+            assert!(told.starts_with(out), "{dialect:?} {status}: {told}");
+        }
+        let mut coded = answer(200, "application/json");
+        coded.insert_header("content-encoding", "gzip").unwrap();
+        assert!(told(Dialect::OpenAi, &coded, "x").contains("answered with `gzip`"));
+    }
+}
