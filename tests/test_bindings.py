@@ -210,7 +210,7 @@ def test_a_stream_that_begins_early_says_nothing_of_its_key(start, database, bef
     with Scripted(slow) as upstream:
         replica = start(upstream, route_filters=policy, secrets=SECRET, storage=storage(database))
         for n in range(5):
-            ask(replica, f"sk-made-up-{n}-abcdefgh", headers=[("Accept", "text/event-stream")])
+            ask(replica, f"sk-made-up-{n}-abcdefgh", headers=[("Accept", "text/event-stream")], method="POST", body=b"{}")
         wait_for(lambda: replica.command("bindings", "list").stdout == "", "none of them stays")
 
 
@@ -384,7 +384,7 @@ def test_streams_of_a_key_that_is_banned_end_on_every_replica(start, database, h
         try:
             for key in ("sk-cut-0001-abcdefgh", "sk-other-01-abcdefgh"):
                 for replica in (*cut, finish):
-                    command = ["curl", "-sN", *http, replica.url("/v1/x"), "-H", f"Authorization: Bearer {key}", "-H", "Accept: text/event-stream"]
+                    command = ["curl", "-sN", *http, "-d", "", replica.url("/v1/x"), "-H", f"Authorization: Bearer {key}", "-H", "Accept: text/event-stream"]
                     streams.append(subprocess.Popen(command, stdout=subprocess.PIPE))
                     assert streams[-1].stdout.read(1) == b"d"
             wait_for(lambda: all(replica.metrics()["keylatch_open_streams"] == 2 for replica in cut), "the streams are open")

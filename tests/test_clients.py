@@ -642,7 +642,7 @@ def test_a_client_that_leaves_before_the_upstream_has_answered(start):
     with Scripted(answer) as upstream:
         keylatch = start(upstream, route_filters=chain(before_headers="300ms"))
         client = raw.connect(keylatch.port)
-        client.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-l\r\nAccept: text/event-stream\r\n\r\n")
+        client.sendall(b"POST /v1/stream HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nAuthorization: Bearer sk-l\r\nAccept: text/event-stream\r\n\r\n")
         file = client.makefile("rb")
         assert raw.read_head(file)[0] == 200 and int(file.readline(), 16) == len(FRAME) + 1, "the header and a frame"
         file.close()

@@ -1,0 +1,439 @@
+"""Answers of Keylatch's own before the upstream's: when they are given, and what a late answer becomes."""
+
+import json
+import threading
+import time
+
+import pytest
+from support import raw
+from support.keylatch import DEFAULT, wait_for
+from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
+
+CONFIG = DEFAULT.replace('paths: ["/v1/*"]', 'paths: ["/*"]')
+CHAIN = "      - sse_keepalive: {interval: 100ms, before_headers: 200ms%s}"
+CHAT = {"model": "m", "messages": [], "stream": True}
+JSON = "Content-Type: application/json"
+
+
+class Held:
+    """An upstream that has the request and says nothing until it is told to."""
+
+    def __init__(self, answer):
+        self.go = threading.Event()
+        self.said = answer
+        self.upstream = Scripted(self._answer)
+
+    def _answer(self, request, send):
+        assert self.go.wait(10)
+        self.said(send)
+        return False
+
+    @property
+    def port(self):
+        return self.upstream.port
+
+    @property
+    def requests(self):
+        return self.upstream.requests
+
+
+def whole(status, body, *headers):
+    return lambda send: send(plain(status, body if isinstance(body, bytes) else json.dumps(body).encode(), headers))
+
+
+def stream(*events):
+    def answer(send):
+        send(STREAM_HEAD)
+        for event in events:
+            send(chunk(event))
+        send(chunk(b""))
+
+    return answer
+
+
+def begin(port, path, body, headers=(), method="POST"):
+    """Sends a request; the connection and a file to read from."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    connection = raw.connect(port)
+    fields = [("Host", "localhost"), ("Content-Length", str(len(body))), *headers]
+    head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields) + "\r\n"
+    connection.sendall(head.encode() + body)
+    return connection, connection.makefile("rb")
+
+
+def early(keylatch, held, path, body, headers=()):
+    """Has an early answer: its header and its body, the upstream's part included. Fails if there is none."""
+    connection, file = begin(keylatch.port, path, body, headers)
+    with connection:
+        status, fields = raw.read_head(file)
+        assert not held.go.is_set(), "the header has come before the upstream's"
+        held.go.set()
+        text, complete = raw.read_body(file, fields)
+        return status, dict(fields), text, complete
+
+
+def is_patient(keylatch, held, path, body, headers=(), method="POST"):
+    """Gets the upstream's own answer, long after an early one would have come."""
+    connection, file = begin(keylatch.port, path, body, headers, method)
+    with connection:
+        wait_for(lambda: held.requests, "the upstream has the request")
+        connection.settimeout(0.6)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        held.go.set()
+        # A read that has timed out leaves the file useless.
+        file = connection.makefile("rb")
+        status, fields = raw.read_head(file)
+        text, complete = raw.read_body(file, fields)
+        assert complete
+        return status, dict(fields), text
+
+
+def last_line(keylatch):
+    return wait_for(keylatch.access_log, "the access line")[-1]
+
+
+def without_frames(text):
+    return text.replace(b": keep-alive\n\n", b"")
+
+
+def form(*parts):
+    body = b"".join(b"--b0\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + value + b"\r\n" for head, value in parts)
+    return body + b"--b0--\r\n", [("Content-Type", "multipart/form-data; boundary=b0")]
+
+
+# When there is one.
+
+
+GEMINI = "/v1beta/models/m:streamGenerateContent"
+ASKED = [
+    ("/v1/chat/completions", CHAT, []),
+    ("/v1/chat/completions", CHAT, [("Accept", "application/json")]),
+    ("/v1/responses", {"input": "x", "stream": True}, []),
+    ("/v1/audio/speech", {"input": "x", "stream_format": "sse"}, []),
+    ("/v1/audio/transcriptions", *form((b'name="file"; filename="a.wav"', b"\0" * 300_000), (b'name="stream"', b"true"))),
+    ("/v1/images/edits", *form((b'name="stream"', b"true"), (b'name="prompt"', b"x"))),
+    (GEMINI + "?alt=sse", {"contents": []}, []),
+    ("/v1/anything", {}, [("Accept", "text/event-stream")]),
+    ("/api/v1/services/aigc/generation", {}, [("X-DashScope-SSE", "enable")]),
+    ("/v1/agents/run", {"x": 1}, []),
+]
+
+
+@pytest.mark.parametrize("path,body,headers", ASKED, ids=[path for path, _, _ in ASKED])
+def test_streams_asked_for_in_every_way(start, path, body, headers):
+    held = Held(stream(b"data: 1\n\n"))
+    keylatch = start(held, config=CONFIG, route_filters=CHAIN % ", wanted_when: 'request.path == \"/v1/agents/run\"'")
+    status, fields, text, complete = early(keylatch, held, path, body, headers)
+    assert (status, complete) == (200, True) and fields["content-type"].startswith("text/event-stream")
+    assert text.endswith(b"data: 1\n\n")
+    assert last_line(keylatch)["late_status"] == 200 and "error" not in last_line(keylatch)
+
+
+NDJSON = b'{"message":{"content":"a"},"done":false}\n{"done":true}\n'
+MCP = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {}}
+NOT_ASKED = [
+    ("/api/chat", {"model": "m", "stream": True}, [], NDJSON, "application/x-ndjson"),
+    ("/api/chat", {"model": "m", "stream": True}, [("Accept", "text/event-stream")], NDJSON, "application/x-ndjson"),
+    (GEMINI, {"contents": []}, [("Accept", "text/event-stream")], b"[{}]", "application/json"),
+    ("/mcp", MCP, [("Accept", "application/json, text/event-stream")], b'{"jsonrpc":"2.0","id":7,"result":{}}', "application/json"),
+    ("/v1/chat/completions", {"stream": False}, [], b"{}", "application/json"),
+    ("/v1/chat/completions", {"x": {"stream": True}}, [], b"{}", "application/json"),
+    ("/v1/audio/transcriptions", *form((b'name="stream"', b"false")), b"{}", "application/json"),
+]
+
+
+@pytest.mark.parametrize("path,body,headers,answer,kind", NOT_ASKED)
+def test_whatever_may_be_answered_otherwise_is_waited_for(start, path, body, headers, answer, kind):
+    held = Held(whole("200 OK", answer, f"Content-Type: {kind}"))
+    keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
+    status, fields, text = is_patient(keylatch, held, path, body, headers)
+    assert (status, fields["content-type"], text) == (200, kind, answer)
+    line = last_line(keylatch)
+    assert line["status"] == 200 and "late_status" not in line and "error" not in line
+
+
+def test_a_get_is_never_answered_early(start):
+    held = Held(whole("401 Unauthorized", {"error": {"message": "no"}}, JSON))
+    keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
+    status, _, text = is_patient(keylatch, held, "/v1/events", b"", [("Accept", "text/event-stream")], "GET")
+    assert status == 401 and json.loads(text)["error"]["message"] == "no"
+
+
+def test_the_wait_begins_when_the_request_is_complete(start):
+    """The flag is the body's last field, and the body takes longer than `before_headers`."""
+    held = Held(stream(b"data: 1\n\n"))
+    keylatch = start(held, config=CONFIG, route_filters=CHAIN % ", first_byte: 400ms")
+    body = json.dumps(CHAT).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with raw.connect(keylatch.port) as connection:
+        connection.sendall(head + body[:-9])
+        connection.settimeout(0.7)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        connection.sendall(body[-9:])
+        file = connection.makefile("rb")
+        status, fields = raw.read_head(file)
+        assert status == 200 and not held.go.is_set(), "an early answer, and no deadline that counts the upload"
+        held.go.set()
+        assert raw.read_body(file, fields) == (b": keep-alive\n\ndata: 1\n\n", True)
+
+
+def test_a_header_that_comes_late_is_in_time_for_the_first_byte(start):
+    """Without `before_headers`: the upload alone is longer than `first_byte`, and the stream is whole."""
+    held = Held(stream(b"data: 1\n\n"))
+    keylatch = start(held, config=CONFIG, route_filters="      - sse_keepalive: {first_byte: 500ms}")
+    body = json.dumps(CHAT).encode()
+    with raw.connect(keylatch.port) as connection:
+        connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:-9])
+        connection.settimeout(0.8)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        held.go.set()
+        connection.sendall(body[-9:])
+        file = connection.makefile("rb")
+        status, fields = raw.read_head(file)
+        assert (status, raw.read_body(file, fields)) == (200, (b"data: 1\n\n", True))
+
+
+def test_no_frame_behind_a_header_that_came_late(start):
+    """Silence counts from the header, not from the request."""
+
+    def slow(request, send):
+        time.sleep(0.8)
+        stream(b"data: 1\n\n")(send)
+
+    keylatch = start(Scripted(slow), config=CONFIG, route_filters="      - sse_keepalive: {interval: 500ms}")
+    answer = raw.request(keylatch.port, "/v1/chat/completions", "POST", body=json.dumps(CHAT).encode())
+    assert answer.body == b"data: 1\n\n"
+
+
+# What a late answer becomes.
+
+
+OWN = {"error": {"message": "Slow down.", "type": "tokens", "param": None, "code": "rate_limit"}}
+DONE = b"data: [DONE]\n\n"
+LATE = [
+    ("/v1/chat/completions", CHAT, "200 OK", {"id": "c", "choices": []}, b'data: {"id": "c", "choices": []}\n\n' + DONE),
+    (
+        "/v1/chat/completions",
+        CHAT,
+        "429 Too Many Requests",
+        OWN,
+        b'data: {"error":{"message":"Slow down.","type":"tokens","param":null,"code":"rate_limit","status":429,"retry_after":7}}\n\n',
+    ),
+    ("/v1/responses", CHAT, "500 X", OWN, b'event: error\ndata: {"type":"error","sequence_number":0,"code":"rate_limit","message":"Slow down."'),
+    ("/v1/messages", CHAT, "529 X", {"type": "error", "error": {"type": "overloaded_error", "message": "Busy."}}, b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Busy.","status":529'),
+    (GEMINI + "?alt=sse", {}, "502 X", b"<html>", b'data: {"error":{"code":502,"message":"The server behind this API answered with status 502.","status":"UNAVAILABLE"'),
+    (GEMINI + "?alt=sse", {}, "200 OK", {"candidates": []}, b'data: {"candidates": []}\n\n'),
+    ("/v2/chat", CHAT, "401 X", {"message": "invalid api token"}, b'event: message-end\ndata: {"type":"message-end","delta":{"finish_reason":"ERROR","error":"invalid api token"}}\n\n'),
+    ("/api/v1/services/a/b", CHAT, "400 X", {"code": "Bad", "message": "m"}, b'event: error\n:HTTP_STATUS/400\ndata: {"code":"Bad","message":"m"}\n\n'),
+]
+
+
+@pytest.mark.parametrize("path,body,status,answer,told", LATE, ids=[f"{path} {status}" for path, _, status, _, _ in LATE])
+def test_late_answers_are_told_in_the_dialect(start, path, body, status, answer, told):
+    kind = "text/html" if isinstance(answer, bytes) else "application/json"
+    held = Held(whole(status, answer, f"Content-Type: {kind}", "Retry-After: 7"))
+    keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
+    got, _, text, complete = early(keylatch, held, path, body, [("Accept", "text/event-stream"), ("X-DashScope-SSE", "enable")])
+    events = text.lstrip(b"\n")
+    for frame in (b": keep-alive\n\n", b'event: ping\ndata: {"type": "ping"}\n\n'):
+        events = events.replace(frame, b"")
+    assert got == 200 and complete and events.startswith(told), text
+    line = last_line(keylatch)
+    code = int(status.split()[0])
+    assert (line["status"], line["late_status"]) == (200, code)
+    assert keylatch.metrics()[f'keylatch_late_answers_total{{route="api",status="{code}"}}'] == 1
+    assert line.get("error") == (None if code == 200 else f"the upstream answered {code} after the response had begun")
+
+
+def test_a_late_json_rpc_answer_has_the_id(start):
+    chain = CHAIN % ", wanted_when: 'request.path == \"/mcp\"'"
+    for status, answer, told in [
+        ("200 OK", {"jsonrpc": "2.0", "id": 7, "result": {}}, b'event: message\ndata: {"jsonrpc": "2.0", "id": 7, "result": {}}\n\n'),
+        ("503 X", b"busy", b'event: message\ndata: {"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"busy"'),
+    ]:
+        kind = "text/plain" if isinstance(answer, bytes) else "application/json"
+        held = Held(whole(status, answer, f"Content-Type: {kind}"))
+        keylatch = start(held, config=CONFIG, route_filters=chain)
+        _, _, text, complete = early(keylatch, held, "/mcp", MCP)
+        assert complete and without_frames(text).startswith(told), text
+
+
+def test_an_upstream_that_dies_before_its_late_answer(start):
+    held = Held(lambda send: None)
+    keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
+    _, _, text, complete = early(keylatch, held, "/v1/chat/completions", CHAT)
+    assert complete and b'data: {"error":{"message":"The server behind this API ended the response too early."' in text
+
+
+def test_a_late_json_answer_that_is_cut_is_cut(start):
+    held = Held(lambda send: send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"id\":"))
+    keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
+    _, _, text, complete = early(keylatch, held, "/v1/chat/completions", CHAT)
+    assert not complete and text.endswith(b'data: {"id":'), "half of an event is never dispatched, and the client knows"
+
+
+# White space before JSON.
+
+
+PADDED = "      - sse_keepalive: {interval: 100ms, json_padding: 200ms}"
+ASK = {"model": "m", "messages": []}
+
+
+def test_white_space_before_a_json_answer(start):
+    held = Held(whole("200 OK", {"id": "c"}, JSON))
+    keylatch = start(held, config=CONFIG, route_filters=PADDED)
+    connection, file = begin(keylatch.port, "/v1/chat/completions", ASK)
+    with connection:
+        status, fields = raw.read_head(file)
+        assert status == 200 and dict(fields)["content-type"] == "application/json"
+        assert [file.readline(), file.read(1), file.read(2)] == [b"1\r\n", b" ", b"\r\n"]
+        assert file.readline() == b"1\r\n", "another one comes"
+        assert file.read(3) == b" \r\n"
+        held.go.set()
+        text, complete = raw.read_body(file, fields)
+    assert complete and json.loads(text) == {"id": "c"}
+    assert last_line(keylatch)["late_status"] == 200 and "error" not in last_line(keylatch)
+
+
+def test_a_failure_behind_white_space(start):
+    for answer, message in [
+        (whole("429 X", OWN, JSON), "Slow down."),
+        (whole("500 X", b"oops", "Content-Type: text/plain"), "oops"),
+        (lambda send: None, "The server behind this API ended the response too early."),
+    ]:
+        held = Held(answer)
+        keylatch = start(held, config=CONFIG, route_filters=PADDED)
+        status, _, text, complete = early(keylatch, held, "/v1/chat/completions", ASK)
+        assert (status, complete) == (200, True) and json.loads(text)["error"]["message"] == message, text
+        assert last_line(keylatch)["error"]
+
+
+@pytest.mark.parametrize(
+    "path,body,headers",
+    [
+        ("/v1/audio/speech", {"input": "x"}, []),
+        ("/v1/chat/completions", ASK, [("Accept", "application/octet-stream")]),
+        ("/v1/chat/completions", CHAT, []),
+        ("/api/chat", {"stream": True}, []),
+    ],
+)
+def test_no_white_space_where_something_else_may_come(start, path, body, headers):
+    held = Held(whole("200 OK", b"\0\1", "Content-Type: application/octet-stream"))
+    keylatch = start(held, config=CONFIG, route_filters=PADDED)
+    assert is_patient(keylatch, held, path, body, headers)[2] == b"\0\1"
+
+
+# Frames and errors within streams.
+
+
+def silent_stretch(held_events):
+    """A stream with silence between and within events."""
+
+    def answer(request, send):
+        send(STREAM_HEAD)
+        for piece in held_events:
+            send(chunk(piece))
+            time.sleep(0.45)
+        send(chunk(b""))
+
+    return answer
+
+
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+ALIVE = b'event: keepalive\ndata: {"type":"keepalive"}\n\n'
+COMMENT = b": keep-alive\n\n"
+LINE = b": keep-alive\n"
+FRAMES = [
+    ("/v1/chat/completions", "", "auto", COMMENT, LINE),
+    ("/v1/messages", "", "auto", PING, b""),
+    (GEMINI + "?alt=sse", "", "auto", b"\n", b""),
+    ("/v1/chat/completions", "google-genai-sdk/1.2", "auto", b"\n", b""),
+    ("/v1/responses", "codex_cli_rs/0.50.0", "auto", ALIVE, b""),
+    ("/v1/chat/completions", "", "comment_line", LINE, LINE),
+    ("/v1/chat/completions", "", "blank_line", b"\n", b""),
+    ("/v1/chat/completions", "", "event", ALIVE, b""),
+    ("/v1/messages", "", "comment", COMMENT, LINE),
+    ("/v1/chat/completions", "My-App/2", "auto", ALIVE, b""),
+]
+
+
+@pytest.mark.parametrize("path,agent,frame,between,inside", FRAMES)
+def test_frames_by_dialect_client_and_route(start, path, agent, frame, between, inside):
+    upstream = Scripted(silent_stretch([b"data: 1\n\n", b"data: 2\n", b"\n"]))
+    chain = f"      - sse_keepalive: {{interval: 100ms, frame: {frame}, frame_by_client: [{{user_agent: my-app, frame: event}}]}}"
+    keylatch = start(upstream, config=CONFIG, route_filters=chain)
+    answer = raw.request(keylatch.port, path, "POST", [("User-Agent", agent)], json.dumps(CHAT).encode())
+    first, rest = answer.body.removeprefix(b"data: 1\n\n"), b""
+    while first.startswith(between):
+        first, rest = first.removeprefix(between), rest + between
+    assert rest.count(between) >= 2, answer.body
+    middle, _, last = first.removeprefix(b"data: 2\n").partition(b"\n") if not inside else first.removeprefix(b"data: 2\n").partition(b"\n\n")
+    if inside:
+        assert middle and (middle + b"\n").replace(inside, b"") == b"", answer.body
+    else:
+        assert middle == b"", answer.body
+    assert last.replace(between, b"") == b"", answer.body
+
+
+CUT = [
+    ("/v1/chat/completions", b'data: {"error":{"message":"The server behind this API ended'),
+    ("/v1/responses", b'event: error\ndata: {"type":"error","sequence_number":1,"code":"upstream_error"'),
+    ("/v1/messages", b'event: error\ndata: {"type":"error","error":{"type":"api_error"'),
+    (GEMINI + "?alt=sse", b'data: {"error":{"code":502,"message":"The server behind this API ended the response too early.","status":"UNAVAILABLE"'),
+    ("/v2/chat", b'event: message-end\ndata: {"type":"message-end","delta":{"finish_reason":"ERROR"'),
+    ("/v1/fim/completions", b'data: {"error":{"object":"error","message":"The server behind'),
+    ("/mcp", b'event: message\ndata: {"jsonrpc":"2.0","id":7,"error":{"code":-32603'),
+    ("/api/v1/services/a/b", b"event: error\n:HTTP_STATUS/502\ndata: "),
+]
+
+
+@pytest.mark.parametrize("path,told", CUT)
+def test_a_cut_stream_ends_with_the_dialects_error(start, path, told):
+    upstream = Scripted(lambda request, send: send(STREAM_HEAD + chunk(b"data: 1\n\n")) and False)
+    config = CONFIG.replace("    upstream: model", "    upstream: model\n    dialect: mistral") if "fim" in path else CONFIG
+    keylatch = start(upstream, config=config, route_filters="      - sse_keepalive: {}")
+    answer = raw.request(keylatch.port, path, "POST", [("Accept", "application/json, text/event-stream")], json.dumps(MCP).encode())
+    assert answer.whole and answer.body.removeprefix(b"data: 1\n\n").startswith(told), answer.body
+
+
+def test_lines_of_json_that_are_cut_end_with_an_error_line(start):
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for sent, whole_body in [(b'{"a":1}\n', True), (b'{"a":', False)]:
+        upstream = Scripted(lambda request, send, sent=sent: send(head + chunk(sent)) and False)
+        keylatch = start(upstream, config=CONFIG, route_filters="      - sse_keepalive: {interval: 100ms}")
+        answer = raw.request(keylatch.port, "/api/chat", "POST", body=b"{}")
+        told = b'{"error":"The server behind this API ended the response too early."}\n' if whole_body else b""
+        assert (answer.body, answer.whole) == (sent + told, whole_body)
+
+
+REFUSED = [
+    ("/v1/chat/completions", lambda body: body["error"]["code"]),
+    ("/v1/messages", lambda body: body["type"] == "error" and body["error"]["type"] == "authentication_error"),
+    ("/v1beta/models/m:generateContent", lambda body: (body["error"]["code"], body["error"]["status"]) == (401, "UNAUTHENTICATED")),
+    ("/v2/chat", lambda body: body["message"]),
+    ("/api/chat", lambda body: isinstance(body["error"], str)),
+    ("/mcp", lambda body: (body["jsonrpc"], body["id"]) == ("2.0", None) and body["error"]["message"]),
+    ("/api/v1/services/a/b", lambda body: body["code"] and body["message"]),
+]
+
+
+def test_refusals_in_every_dialect(start, echo_upstream):
+    keylatch = start(echo_upstream, config=CONFIG, route_filters="      - bearer: {accept: [well_formed]}")
+    for path, right in REFUSED:
+        answer = raw.request(keylatch.port, path, "POST", body=b"{}")
+        assert answer.status == 401 and right(json.loads(answer.body)), (path, answer.body)
+
+
+def test_long_waits_are_not_to_be_retried(start, echo_upstream):
+    for limit, longest, hint in [("1/h", "60s", "false"), ("1/min", "5m", ""), ("1/min", "10s", "false")]:
+        chain = f"      - rate_limit: {{per: client, limit: {limit}}}"
+        keylatch = start(echo_upstream, route_filters=chain, limits=f"{{client_retry_max: {longest}}}")
+        assert raw.request(keylatch.port).status == 200
+        answer = raw.request(keylatch.port)
+        assert (answer.status, answer.header("x-should-retry")) == (429, hint), (limit, longest)
