@@ -1,11 +1,37 @@
-//! The gate: whatever comes, what passes is one request, and passing it again changes nothing.
+//! The gate: what passes is one request, passing it again changes nothing, and the upstream reads the path that was judged.
 #![no_main]
 
-use keylatch::proxy::gate::{HeadLimits, check};
+use keylatch::proxy::gate::{HeadLimits, Policy, check};
+use keylatch::proxy::path::Slashes;
 use libfuzzer_sys::fuzz_target;
 use pingora_http::RequestHeader;
 
+/// The bytes of each segment, percent-decoded once. Written apart from the proxy's own decoder.
+fn segments(path: &str) -> Vec<Vec<u8>> {
+    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
+    let decode = |segment: &str| {
+        let (bytes, mut out, mut at) = (segment.as_bytes(), Vec::new(), 0);
+        while at < bytes.len() {
+            if bytes[at] == b'%' {
+                let (high, low) = (digit(bytes.get(at + 1)), digit(bytes.get(at + 2)));
+                assert!(high.is_some() && low.is_some(), "{segment}");
+                out.extend(u8::try_from(high.unwrap_or(0) * 16 + low.unwrap_or(0)));
+                at += 3;
+            } else {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+        out
+    };
+    path.split('/').map(decode).collect()
+}
+
 fuzz_target!(|data: &[u8]| {
+    let Some((first, data)) = data.split_first() else { return };
+    let slashes = if first & 1 == 0 { Slashes::Merge } else { Slashes::Keep };
+    let scheme = if first & 2 == 0 { "http" } else { "https" };
+    let policy = Policy { limits: HeadLimits { bytes: 32 * 1024, fields: 100 }, slashes, scheme };
     let mut lines = data.split(|byte| *byte == b'\n');
     let target = lines.next().unwrap_or_default();
     let Ok(mut head) = RequestHeader::build("GET", target, None) else { return };
@@ -15,17 +41,28 @@ fuzz_target!(|data: &[u8]| {
         let Ok(value) = http::HeaderValue::from_bytes(&line[colon + 1..]) else { continue };
         let _ = head.append_header(name, value);
     }
-    let limits = HeadLimits { bytes: 32 * 1024, fields: 100 };
-    if check(&mut head, None, true, limits).is_err() {
-        return;
-    }
+    let Ok(passed) = check(&mut head, None, true, &policy) else { return };
     assert_eq!(head.headers.get_all("host").iter().count(), 1);
     assert!(head.headers.keys().all(|name| !name.as_str().contains('_')));
     assert!(head.headers.get_all("content-length").iter().count() + head.headers.get_all("transfer-encoding").iter().count() <= 1);
-    let path = head.uri.path().to_owned();
-    assert!(path.starts_with('/') && !path.contains("//") && !path.contains("/../") && !path.ends_with("/.."), "{path}");
+
+    // What was judged.
+    let judged = head.uri.path().to_owned();
+    assert!(judged.starts_with('/') && (slashes == Slashes::Keep || !judged.contains("//")), "{judged}");
     let settled = head.raw_path().to_vec();
     assert!(settled.iter().all(u8::is_ascii_graphic));
-    assert!(check(&mut head, None, true, limits).is_ok(), "what has passed passes again");
+
+    // What the upstream reads.
+    let sent = passed.spelled_target.as_ref().unwrap_or(&head.uri);
+    let read = segments(sent.path());
+    assert_eq!(read, segments(&judged), "sent {sent}, judged {judged}");
+    assert!(read.iter().all(|segment| segment != b"." && segment != b".."), "{sent}");
+    assert!(!read.iter().flatten().any(|byte| byte.is_ascii_control() || *byte == b'\\'), "{sent}");
+    assert!(!sent.path().starts_with("//"), "{sent}");
+    assert_eq!(sent.query(), head.uri.query());
+    assert!(sent.scheme().is_none() && sent.authority().is_none());
+
+    let again = check(&mut head, None, true, &policy);
+    assert_eq!(again.map(|again| again.spelled_target), Ok(None), "what has passed passes again");
     assert_eq!(head.raw_path(), settled, "and stays what it is");
 });

@@ -8,9 +8,10 @@ use std::net::IpAddr;
 
 use super::ConfigFile;
 use crate::cli::terminal::say;
-use crate::config::{Compiler, check_ports, parse_file};
+use crate::config::{Compiler, Snapshot, check_ports, parse_file};
 use crate::proxy::errors;
-use crate::proxy::gate::{self, HeadLimits};
+use crate::proxy::gate::{self, HeadLimits, Policy};
+use crate::proxy::path::Slashes;
 
 #[derive(Args)]
 pub struct Explain {
@@ -42,9 +43,7 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     };
     say!("peer      {peer}, {trusted}")?;
 
-    let limits = snapshot.settings.listeners.first().map(|listener| &listener.limits).cloned().unwrap_or_default();
-    let limits = HeadLimits { bytes: limits.header_bytes.as_usize(), fields: limits.headers };
-    let passed = match gate::check(&mut request, None, true, limits) {
+    let passed = match gate::check(&mut request, None, true, &policy(&snapshot)) {
         Ok(passed) => passed,
         Err(refused) => {
             say!("gate      refused with {}: {}", refused.status.as_u16(), refused.reason)?;
@@ -53,6 +52,9 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     };
     let target = String::from_utf8_lossy(request.raw_path()).into_owned();
     say!("gate      passed; the target is {target}")?;
+    if let Some(spelled) = &passed.spelled_target {
+        say!("          the upstream gets {spelled}")?;
+    }
 
     let mut facts = Facts::default();
     // As the first listener would: which one it comes in at cannot be said.
@@ -78,6 +80,15 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
 
     let dialect = route.dialect.unwrap_or_else(|| Dialect::of_path(request.uri.path()));
     chain(&route.chain, &route.name, dialect, &request, peer, facts)
+}
+
+/// By what the first listener judges: which one a request comes in at cannot be said.
+fn policy(snapshot: &Snapshot) -> Policy {
+    let first = snapshot.settings.listeners.first();
+    let limits = first.map(|listener| &listener.limits).cloned().unwrap_or_default();
+    let limits = HeadLimits { bytes: limits.header_bytes.as_usize(), fields: limits.headers };
+    let slashes = if first.is_none_or(|listener| listener.merge_slashes) { Slashes::Merge } else { Slashes::Keep };
+    Policy { limits, slashes, scheme: if first.is_some_and(|listener| listener.tls.is_some()) { "https" } else { "http" } }
 }
 
 /// What each filter says, in order.

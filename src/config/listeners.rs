@@ -21,6 +21,11 @@ pub struct Listener {
     /// is the peer from then on. They must; others are not asked, and cannot. Default: none.
     #[serde(default)]
     pub proxy_protocol: Vec<String>,
+    /// Whether repeated slashes in a path are one, in matching and on the way upstream. Default: true. With false they stay in both,
+    /// which is safe only if no upstream merges them: `/v1//admin` passes a rule about `/v1/admin`. A path that begins with `//`, or
+    /// has both repeated slashes and dot segments, is then refused.
+    #[serde(default = "yes")]
+    pub merge_slashes: bool,
     /// A secret that whoever is in front adds to each request; without it a request is refused with 403.
     pub origin_secret: Option<OriginSecret>,
     /// What a client may ask for at most.

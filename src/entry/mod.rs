@@ -23,6 +23,20 @@ pub use origin::Origin;
 pub use pem::{certificates, client_key, key as pem_key, lists_end_s, parsed, revoked_serials, roots, signing_key};
 pub use tls::Tls;
 
+/// How requests are read where servers differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requests {
+    /// Whether repeated slashes in a path are one.
+    pub merge_slashes: bool,
+}
+
+impl Requests {
+    /// As the listener says.
+    pub fn of(config: &Listener) -> Self {
+        Self { merge_slashes: config.merge_slashes }
+    }
+}
+
 /// What one listener asks.
 pub struct Entry {
     /// Which listener.
@@ -33,6 +47,8 @@ pub struct Entry {
     pub acme: Option<(Arc<Held>, Wanted)>,
     /// The secret that each request must have.
     pub origin: Option<Origin>,
+    /// How requests that come in here are read.
+    pub requests: Requests,
     /// Who must say whom he speaks for.
     proxies: Vec<IpNet>,
     /// What it was compiled from.
@@ -57,7 +73,8 @@ impl Entry {
         let origin = config.origin_secret.as_ref().map(|origin| Origin::compile(origin, files)).transpose();
         match origin.map_err(|invalid| wrong.push(invalid.at("origin_secret"))) {
             Ok(origin) if wrong.is_empty() => {
-                Ok(Self { address: config.address, tls, acme: made, origin, proxies, said: (config.clone(), acme.cloned()) })
+                let requests = Requests::of(config);
+                Ok(Self { address: config.address, tls, acme: made, origin, requests, proxies, said: (config.clone(), acme.cloned()) })
             }
             _ => Err(wrong),
         }

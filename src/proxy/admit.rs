@@ -13,8 +13,10 @@ use super::edge::Edge;
 use super::errors::{self, Answer};
 use super::exchange::Exchange;
 use super::fields;
-use super::gate::{self, HeadLimits};
+use super::gate::{self, HeadLimits, Policy};
+use super::path::Slashes;
 use super::reply::announced;
+use crate::entry::Entry;
 
 impl Edge {
     /// The gate, the route, the chain. `Some`: the answer instead of the upstream's.
@@ -24,7 +26,8 @@ impl Edge {
             exchange.answered = Some(("gate", refused.reason));
             Ok(Some(errors::of_refused(refused)))
         };
-        let passed = match self.gate(session, exchange) {
+        let Some(entry) = exchange.snapshot.entry(self.address).cloned() else { return Ok(Some(errors::INTERNAL)) };
+        let passed = match self.gate(&entry, session, exchange) {
             Ok(passed) => passed,
             Err(refused) => {
                 // Nothing that follows on this connection can be trusted to begin where we think it does.
@@ -35,7 +38,6 @@ impl Edge {
         if let Some(answer) = self.acme(session, exchange).await {
             return Ok(Some(answer));
         }
-        let Some(entry) = exchange.snapshot.entry(self.address) else { return Ok(Some(errors::INTERNAL)) };
         if !exchange.conn.as_ref().is_some_and(|conn| conn.allowed.still(entry.clients(), exchange.now.wall)) {
             session.set_keepalive(None);
             return refuse(exchange, gate::NO_CERTIFICATE);
@@ -97,7 +99,7 @@ impl Edge {
         Ok(Some(errors::of_reply(*reply)))
     }
 
-    fn gate(&self, session: &mut Session, exchange: &mut Exchange) -> Result<gate::Passed, gate::Refused> {
+    fn gate(&self, entry: &Entry, session: &mut Session, exchange: &mut Exchange) -> Result<gate::Passed, gate::Refused> {
         let conn = session.digest().and_then(ConnStream::conn_of).cloned();
         let line_ok = conn.as_ref().is_none_or(|conn| conn.line_ok());
         if let Some(conn) = &conn {
@@ -108,7 +110,11 @@ impl Edge {
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
         let line_ok = line_ok || raw.is_none();
         let upgrade = session.is_upgrade_req();
-        let passed = gate::check(session.req_header_mut(), raw.as_deref(), line_ok, limits)?;
+        let slashes = if entry.requests.merge_slashes { Slashes::Merge } else { Slashes::Keep };
+        let scheme = if exchange.conn.as_ref().is_some_and(|conn| conn.tls.is_some()) { "https" } else { "http" };
+        let policy = Policy { limits, slashes, scheme };
+        let mut passed = gate::check(session.req_header_mut(), raw.as_deref(), line_ok, &policy)?;
+        exchange.spelled_target = passed.spelled_target.take();
         if upgrade && !session.is_upgrade_req() {
             // Somebody may believe that what follows is another protocol's; nothing will.
             session.set_keepalive(None);

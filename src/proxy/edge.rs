@@ -180,6 +180,9 @@ impl ProxyHttp for Edge {
         upstream: &mut RequestHeader,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
+        if let Some(target) = &exchange.spelled_target {
+            upstream.set_uri(target.clone());
+        }
         if let Some(host) = &exchange.host {
             upstream.insert_header(header::HOST, host.as_str())?;
         }

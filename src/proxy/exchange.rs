@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
+use http::{StatusCode, Uri};
 use keylatch_filters::chain::Progress;
 use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags};
 use pingora::proxy::Session;
@@ -45,6 +45,8 @@ pub struct Exchange {
     pub unreachable: Vec<SocketAddr>,
     /// The `Host` the chosen server gets.
     pub host: Option<String>,
+    /// The target for the upstream, where the client has spelled it otherwise than it was judged.
+    pub spelled_target: Option<Uri>,
     /// Body bytes that arrived.
     pub bytes_in: u64,
     /// To the upstream's first byte of data.
@@ -76,6 +78,7 @@ impl Exchange {
             server: None,
             unreachable: Vec::new(),
             host: None,
+            spelled_target: None,
             bytes_in: 0,
             first_byte: None,
             home: None,

@@ -4,14 +4,13 @@
 //! settled or refused here: framing, target, Host, header names, path. No I/O; the fuzzer calls
 //! [`check`] with what it likes.
 
-use std::borrow::Cow;
-
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use keylatch_filters::contract::host_name;
 use memchr::memchr_iter;
 use pingora::http::RequestHeader;
 
-use super::path::{BadPath, normalise};
+use super::path::{BadPath, Slashes};
+use super::target;
 
 /// What a listener allows.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +19,17 @@ pub struct HeadLimits {
     pub bytes: usize,
     /// Fields in it.
     pub fields: usize,
+}
+
+/// By what a request is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// The sizes that the listener allows.
+    pub limits: HeadLimits,
+    /// What happens to repeated slashes.
+    pub slashes: Slashes,
+    /// The scheme of the connection, in lower case.
+    pub scheme: &'static str,
 }
 
 /// Why a request is refused: the status, and the metric's word.
@@ -32,16 +42,19 @@ pub struct Refused {
 }
 
 /// What passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
     /// `%2F` stands in the path; only routes that say so take it.
     pub encoded_slash: bool,
+    /// The target for the upstream, where the client has spelled it otherwise than it was judged.
+    pub spelled_target: Option<Uri>,
 }
 
 /// The longest method of any registry has 17 bytes.
 const METHOD_BYTES_MAX: usize = 32;
 
-const fn bad(reason: &'static str) -> Refused {
+/// Malformed or ambiguous.
+pub(super) const fn bad(reason: &'static str) -> Refused {
     Refused { status: StatusCode::BAD_REQUEST, reason }
 }
 
@@ -60,7 +73,8 @@ impl From<BadPath> for Refused {
 
 /// Checks and settles a request. `raw` are the header's bytes for HTTP/1, as they arrived; `line_ok` says
 /// whether its first line held nothing that the parser would have had to mend.
-pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, limits: HeadLimits) -> Result<Passed, Refused> {
+pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, policy: &Policy) -> Result<Passed, Refused> {
+    let limits = policy.limits;
     let too_large = |reason| Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason };
     let bytes = raw.map_or_else(|| size_of(head), <[u8]>::len);
     if bytes > limits.bytes {
@@ -93,9 +107,9 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, limits
     }
     drop_underscores(head);
     join_cookies(head)?;
-    let passed = target(head)?;
+    let settled = target::settle(head, policy)?;
     unrooted(head)?;
-    Ok(passed)
+    Ok(Passed { encoded_slash: settled.encoded_slash, spelled_target: settled.spelled })
 }
 
 /// HTTP/2 has no raw form; this is the size RFC 9113, section 10.5.1, counts.
@@ -251,48 +265,12 @@ fn join_cookies(head: &mut RequestHeader) -> Result<(), Refused> {
     Ok(())
 }
 
-/// The target in origin form, its path in its one form.
-fn target(head: &mut RequestHeader) -> Result<Passed, Refused> {
-    let raw = std::str::from_utf8(head.raw_path()).map_err(|_| bad("target"))?;
-    // The absolute form (RFC 9112, section 3.2.2) says the host once more: it must be the same.
-    let origin = match raw.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://")) {
-        Some(_) => {
-            let rest = raw.get(7..).unwrap_or_default();
-            let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-            let host = head.headers.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
-            if !authority.as_bytes().eq_ignore_ascii_case(host) {
-                return Err(bad("host_and_target_differ"));
-            }
-            if path.starts_with('/') { Cow::Borrowed(path) } else { Cow::Owned(format!("/{path}")) }
-        }
-        None => Cow::Borrowed(raw),
-    };
-    let (path, query) = match origin.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (&*origin, None),
-    };
-    if query.is_some_and(|query| !query.bytes().all(|b| b.is_ascii_graphic() && b != b'#')) {
-        return Err(bad("target"));
-    }
-    let normal = normalise(path)?;
-    let passed = Passed { encoded_slash: normal.encoded_slash };
-    let in_form = origin == raw && normal.path == path && head.uri.path() == path;
-    if !in_form {
-        let settled = match query {
-            Some(query) => format!("{}?{query}", normal.path),
-            None => normal.path.into_owned(),
-        };
-        let uri = settled.parse().map_err(|_| bad("target"))?;
-        head.set_uri(uri);
-    }
-    Ok(passed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 100 };
+    const POLICY: Policy = Policy { limits: LIMITS, slashes: Slashes::Merge, scheme: "http" };
 
     fn head(target: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
         let mut head = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
@@ -304,7 +282,7 @@ mod tests {
 
     fn run(target: &str, fields: &[(&'static str, &str)]) -> Result<(String, Passed), &'static str> {
         let mut head = head(target, fields);
-        let passed = check(&mut head, None, true, LIMITS).map_err(|refused| refused.reason)?;
+        let passed = check(&mut head, None, true, &POLICY).map_err(|refused| refused.reason)?;
         Ok((String::from_utf8(head.raw_path().to_vec()).unwrap(), passed))
     }
 
@@ -324,6 +302,16 @@ mod tests {
             assert_eq!(run(target, &host).map(|(target, _)| target), Ok(settled.to_owned()), "{target}");
         }
         assert!(run("/a%2fb", &host).unwrap().1.encoded_slash);
+        for (target, upstream) in [
+            ("/model/x-v1%3A0/invoke?a=%3a", Some("/model/x-v1%3A0/invoke?a=%3a")),
+            ("http://h/a%2Bb", Some("/a%2Bb")),
+            ("/a%2f./../b%3A", Some("/b%3A")),
+            ("//a", None),
+            ("/a+b?x=%41", None),
+        ] {
+            let passed = run(target, &host).unwrap().1;
+            assert_eq!(passed.spelled_target.map(|uri| uri.to_string()).as_deref(), upstream, "{target}");
+        }
         for target in ["a", "*", "@evil/a", "https://h/a", "http://other/a", "http://user@h/a", "/a?é", "ftp://h/"] {
             assert!(run(target, &host).is_err(), "{target}: {:?}", run(target, &host));
         }
@@ -363,7 +351,7 @@ mod tests {
         }
         let mut chunked = head("/", &[host, ("transfer-encoding", "chunked")]);
         let raw = b"GET / HTTP/1.1\r\nHost: h\r\nCONTENT-LENGTH: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(check(&mut chunked, Some(raw), true, LIMITS).unwrap_err().reason, "length_and_chunked");
+        assert_eq!(check(&mut chunked, Some(raw), true, &POLICY).unwrap_err().reason, "length_and_chunked");
     }
 
     #[test]
@@ -379,7 +367,8 @@ mod tests {
     #[test]
     fn lines_sizes_and_names() {
         let refused = |raw: &[u8], line_ok, limits| {
-            check(&mut head("/", &[("host", "h")]), Some(raw), line_ok, limits).map_err(|r| (r.status.as_u16(), r.reason))
+            let policy = Policy { limits, ..POLICY };
+            check(&mut head("/", &[("host", "h")]), Some(raw), line_ok, &policy).map_err(|r| (r.status.as_u16(), r.reason))
         };
         let good = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
         assert!(refused(good, true, LIMITS).is_ok());
@@ -390,7 +379,7 @@ mod tests {
         assert_eq!(refused(good, true, HeadLimits { bytes: 10, ..LIMITS }), Err((431, "header_bytes")));
         assert_eq!(refused(good, true, HeadLimits { fields: 0, ..LIMITS }), Err((431, "header_count")));
         let mut spelled = head("/", &[("host", "h"), ("x_real_ip", "1.2.3.4"), ("x-real-ip", "1.2.3.4")]);
-        check(&mut spelled, None, true, LIMITS).unwrap();
+        check(&mut spelled, None, true, &POLICY).unwrap();
         assert!(!spelled.headers.contains_key("x_real_ip") && spelled.headers.contains_key("x-real-ip"));
     }
 }

@@ -18,6 +18,7 @@ pub mod path;
 mod reply;
 mod server;
 mod stream;
+mod target;
 mod timed_session;
 
 pub use edge::Shared;

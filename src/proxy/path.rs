@@ -1,8 +1,10 @@
-//! One form of a path, made once: routes match it, rules see it, and the upstream gets it.
+//! The normalised form of a path, by which routes, rules and logs judge it, and the form in which it goes upstream.
 //!
-//! RFC 3986, section 6.2.2: unreserved characters are decoded, and so are those that delimit nothing in a path (no
-//! rule is passed by `%3A`); hex digits are upper case, dot segments are removed; and as reverse proxies do, slashes that follow each other are one. What two servers may read
-//! differently is refused.
+//! Normalised (RFC 3986, section 6.2.2): unreserved characters and those that delimit nothing in a path are decoded, hex
+//! digits are upper case, dot segments are removed, repeated slashes are merged. What two servers may read differently is refused.
+//!
+//! The upstream gets the same segments in the client's own spelling, so that signatures over the path stay valid. Both
+//! forms decode to the same bytes, segment by segment; neither has a dot segment or a slash that the other does not have.
 
 use std::borrow::Cow;
 
@@ -13,7 +15,8 @@ pub enum BadPath {
     Malformed,
     /// A `%` without two hex digits.
     Escape,
-    /// A control character, a backslash, or a `%25` that would make a second decoding mean something.
+    /// A control character, a backslash, a `%25` that would make a second decoding mean something, or slashes that
+    /// are kept where a server that merges them would read another path.
     Ambiguous,
     /// Dot segments that lead above the root.
     AboveRoot,
@@ -34,11 +37,22 @@ impl BadPath {
     }
 }
 
-/// A path in its one form.
+/// What happens to slashes that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slashes {
+    /// They are one, in matching and on the way.
+    Merge,
+    /// They stay, in matching and on the way.
+    Keep,
+}
+
+/// A path in both of its forms.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Normal<'p> {
-    /// The path.
+    /// The normalised one, by which it is judged.
     pub path: Cow<'p, str>,
+    /// The same segments as the client spelled them, for the upstream.
+    pub spelled: Cow<'p, str>,
     /// `%2F` stands in it: some servers read it as a slash, others do not.
     pub encoded_slash: bool,
 }
@@ -59,18 +73,18 @@ fn unreserved(byte: u8) -> bool {
 }
 
 /// Normalises a path, without its query.
-pub fn normalise(raw: &str) -> Result<Normal<'_>, BadPath> {
+pub fn normalise(raw: &str, slashes: Slashes) -> Result<Normal<'_>, BadPath> {
     if !raw.starts_with('/') {
         return Err(BadPath::Malformed);
     }
     // Nearly every path is normal already; those are not copied.
     let quick = raw.bytes().all(|byte| plain(byte) && byte != b';') && !raw.contains("//") && !raw.contains("/.");
     if quick {
-        return Ok(Normal { path: Cow::Borrowed(raw), encoded_slash: false });
+        return Ok(Normal { path: Cow::Borrowed(raw), spelled: Cow::Borrowed(raw), encoded_slash: false });
     }
     let (decoded, encoded_slash) = decode(raw.as_bytes())?;
-    let path = remove_dots(&decoded)?;
-    Ok(Normal { path: Cow::Owned(path), encoded_slash })
+    let (path, spelled) = settle(raw, decoded, slashes)?;
+    Ok(Normal { path: Cow::Owned(path), spelled, encoded_slash })
 }
 
 /// Decodes what is unreserved, escapes what must not stand in a path as it is, refuses the rest.
@@ -130,30 +144,58 @@ fn hex_digit(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
 }
 
-/// RFC 3986, section 5.2.4, and one slash for several. `..;x` is refused: Java servers read it as `..`.
-fn remove_dots(path: &str) -> Result<String, BadPath> {
-    let mut segments: Vec<&str> = Vec::new();
+/// Removes dot segments (RFC 3986, section 5.2.4) and repeated slashes from both forms. `..;x` is refused: Java servers
+/// read it as `..`. Decoding makes and unmakes no slash, so the segments of both forms are the same ones.
+fn settle(raw: &str, decoded: String, slashes: Slashes) -> Result<(String, Cow<'_, str>), BadPath> {
+    let (mut dots, mut empty, mut ends_open) = (false, false, false);
+    for segment in decoded.split('/').skip(1) {
+        empty |= ends_open;
+        ends_open = segment.is_empty();
+        dots |= is_dots(segment);
+        if segment.split_once(';').is_some_and(|(name, _)| is_dots(name)) {
+            return Err(BadPath::Ambiguous);
+        }
+    }
+    if slashes == Slashes::Keep && empty && (dots || decoded.starts_with("//")) {
+        // `/a//../b` is `/a/b` to a server that keeps slashes and `/b` to one that merges them; `//a/b` may be read as a host.
+        return Err(BadPath::Ambiguous);
+    }
+    if !dots && (!empty || slashes == Slashes::Keep) {
+        return Ok((decoded, Cow::Borrowed(raw)));
+    }
+    remove(raw, &decoded).map(|(path, spelled)| (path, Cow::Owned(spelled)))
+}
+
+fn is_dots(segment: &str) -> bool {
+    matches!(segment, "." | "..")
+}
+
+/// Both forms without their dot segments and empty segments.
+fn remove(raw: &str, decoded: &str) -> Result<(String, String), BadPath> {
+    let mut segments: Vec<(&str, &str)> = Vec::new();
     let mut ends_open = false;
-    for segment in path.split('/').skip(1) {
-        ends_open = matches!(segment, "" | "." | "..");
+    for (segment, spelled) in decoded.split('/').zip(raw.split('/')).skip(1) {
+        ends_open = segment.is_empty() || is_dots(segment);
         match segment {
             "" | "." => {}
             ".." => {
                 segments.pop().ok_or(BadPath::AboveRoot)?;
             }
-            _ if matches!(segment.split_once(';'), Some((".." | ".", _))) => return Err(BadPath::Ambiguous),
-            _ => segments.push(segment),
+            _ => segments.push((segment, spelled)),
         }
     }
-    let mut out = String::with_capacity(path.len());
-    for segment in &segments {
-        out.push('/');
-        out.push_str(segment);
+    let (mut path, mut spelled) = (String::with_capacity(decoded.len()), String::with_capacity(raw.len()));
+    for (segment, own) in &segments {
+        path.push('/');
+        path.push_str(segment);
+        spelled.push('/');
+        spelled.push_str(own);
     }
     if ends_open || segments.is_empty() {
-        out.push('/');
+        path.push('/');
+        spelled.push('/');
     }
-    Ok(out)
+    Ok((path, spelled))
 }
 
 #[cfg(test)]
@@ -189,11 +231,49 @@ mod tests {
             ("/a%25", "/a%25"),
             ("/100%25/x", "/100%25/x"),
         ] {
-            let once = normalise(raw).map(|n| n.path.into_owned());
-            assert_eq!(once.as_deref(), Ok(normal), "{raw}");
-            assert_eq!(normalise(normal).map(|n| n.path.into_owned()).as_deref(), Ok(normal), "once is enough: {raw}");
+            let once = normalise(raw, Slashes::Merge).unwrap_or_else(|why| panic!("{raw}: {why:?}"));
+            assert_eq!(once.path, normal, "{raw}");
+            assert_eq!(normalise(normal, Slashes::Merge).map(|n| n.path.into_owned()).as_deref(), Ok(normal), "once is enough: {raw}");
+            assert_eq!(normalise(&once.spelled, Slashes::Merge).map(|n| n.path.into_owned()).as_deref(), Ok(normal), "upstream: {raw}");
         }
-        assert!(normalise("/a%2Fb").unwrap().encoded_slash && normalise("/a%2fb").unwrap().path == "/a%2Fb");
+        let slash = normalise("/a%2fb", Slashes::Merge).unwrap();
+        assert!(slash.encoded_slash && slash.path == "/a%2Fb" && slash.spelled == "/a%2fb");
+    }
+
+    #[test]
+    fn the_upstream_gets_the_clients_spelling() {
+        for (raw, spelled) in [
+            ("/model/x-v1%3A0/invoke", "/model/x-v1%3A0/invoke"),
+            ("/model/x-v1%3a0/invoke", "/model/x-v1%3a0/invoke"),
+            ("/a%2Bb+c", "/a%2Bb+c"),
+            ("/%7euser/%41", "/%7euser/%41"),
+            ("/a|b{c}^", "/a|b{c}^"),
+            ("/%e4%bd%a0", "/%e4%bd%a0"),
+            ("/a;x=1/b", "/a;x=1/b"),
+            // Dot segments and repeated slashes are removed; what is left keeps its spelling.
+            ("/v1/./x%3A0/../y%3A0", "/v1/y%3A0"),
+            ("/v1/%2e%2E/x%3A0", "/x%3A0"),
+            ("//v1//x%3A0//", "/v1/x%3A0/"),
+            ("/x%3A0/..", "/"),
+        ] {
+            assert_eq!(normalise(raw, Slashes::Merge).map(|n| n.spelled.into_owned()).as_deref(), Ok(spelled), "{raw}");
+        }
+    }
+
+    #[test]
+    fn slashes_that_are_kept() {
+        for (raw, path, spelled) in [
+            ("/v1//x%3A0", "/v1//x:0", "/v1//x%3A0"),
+            ("/v1/x//", "/v1/x//", "/v1/x//"),
+            ("/v1/./x", "/v1/x", "/v1/x"),
+            ("/v1/x/..", "/v1/", "/v1/"),
+        ] {
+            let kept = normalise(raw, Slashes::Keep).unwrap();
+            assert_eq!((&*kept.path, &*kept.spelled), (path, spelled), "{raw}");
+        }
+        for raw in ["//", "//v1/x", "//evil/v1", "/v1//../x", "/v1/..//x", "/.//v1", "/v1//%2e%2e/x", "/v1/%2e//x"] {
+            assert_eq!(normalise(raw, Slashes::Keep), Err(BadPath::Ambiguous), "{raw}");
+        }
     }
 
     #[test]
@@ -223,7 +303,9 @@ mod tests {
             ("/%c0%af", BadPath::NotUtf8),
             ("/%ff", BadPath::NotUtf8),
         ] {
-            assert_eq!(normalise(raw), Err(why), "{raw}");
+            for slashes in [Slashes::Merge, Slashes::Keep] {
+                assert_eq!(normalise(raw, slashes), Err(why), "{raw}");
+            }
         }
     }
 }
