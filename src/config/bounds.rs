@@ -36,6 +36,9 @@ fn listeners(settings: &Settings) -> Vec<Invalid> {
         check((1000..=3_600_000).contains(&limits.idle_timeout.0.as_millis()), "idle_timeout", "must be between 1s and 1h");
         check((1..=86_400).contains(&limits.upgrade_idle_timeout.0.as_secs()), "upgrade_idle_timeout", "must be between 1s and 24h");
         check(limits.client_retry_max.0.as_secs() <= 86_400, "client_retry_max", "must be at most 24h");
+        for (key, time) in [("lingering_time", limits.lingering_time), ("lingering_timeout", limits.lingering_timeout)] {
+            check((100..=600_000).contains(&time.0.as_millis()), key, "must be between 100ms and 10min");
+        }
         check(limits.connections > 0, "connections", "must be at least 1");
         check(limits.connections_per_peer > 0, "connections_per_peer", "must be at least 1");
         check(limits.requests_per_connection > 0, "requests_per_connection", "must be at least 1");

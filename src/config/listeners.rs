@@ -155,6 +155,13 @@ pub struct Limits {
     /// How long nobody may say anything on a connection that has become a WebSocket, 1s to 24h. Default: 10min. No other protocol is
     /// upgraded to: such requests are answered as if they had not asked.
     pub upgrade_idle_timeout: HumanDuration,
+    /// How long a connection is still read after its last response, so that the client gets the response while it sends its body.
+    /// 100ms to 10min. Default: 30s. Past it the connection is reset.
+    pub lingering_time: HumanDuration,
+    /// How long the client may send nothing in that time. 100ms to 10min. Default: 5s. Past it the connection is closed.
+    pub lingering_timeout: HumanDuration,
+    /// How many bytes are read and discarded in that time. Default: 64MiB. Past it the connection is reset.
+    pub lingering_bytes: ByteSize,
     /// Connections in all. Default: 20000. Past it, new ones are closed.
     pub connections: usize,
     /// Connections of one peer address. Default: 20000: behind a proxy all come from one peer.
@@ -177,6 +184,9 @@ impl Default for Limits {
             write_timeout: HumanDuration::secs(60),
             idle_timeout: HumanDuration::secs(75),
             upgrade_idle_timeout: HumanDuration::secs(600),
+            lingering_time: HumanDuration::secs(30),
+            lingering_timeout: HumanDuration::secs(5),
+            lingering_bytes: ByteSize::mib(64),
             connections: 20_000,
             connections_per_peer: 20_000,
             client_retry_max: HumanDuration::secs(60),

@@ -17,6 +17,7 @@ use pingora::server::ShutdownWatch;
 use prometheus::IntGauge;
 use tokio::sync::watch::Receiver;
 
+use super::conn::lingering;
 use super::conn::{Allowed, Conn, ConnLimits, ConnStream, OnRefusal, proxy_protocol, tls};
 use super::edge::{Edge, Shared};
 use super::server::Stop;
@@ -95,6 +96,7 @@ impl Door {
                 header_fields: limits.headers,
                 header_timeout: limits.header_timeout.0,
                 idle_timeout: limits.idle_timeout.0,
+                lingering: limits.into(),
             },
             connections_max: limits.connections,
             connections_per_peer_max: limits.connections_per_peer,
@@ -167,8 +169,15 @@ impl ServerApp for Door {
         if opened.http2 {
             conn.is_http2();
         }
-        let guarded = ConnStream::new(opened.stream, opened.read, conn, self.limits, Arc::clone(&self.on_refusal)).ok()?;
-        self.proxy.process_new(Box::new(guarded), shutdown).await
+        let guarded = ConnStream::new(opened.stream, opened.read, Arc::clone(&conn), self.limits, Arc::clone(&self.on_refusal)).ok()?;
+        self.proxy.process_new(Box::new(guarded), shutdown).await;
+        // It counts as a connection until it is closed.
+        if let Some(closing) = conn.take_closing()
+            && let Some(lingered) = lingering::close(closing, self.limits.lingering).await
+        {
+            self.shared.metrics.lingering.with_label_values(&[lingered.as_str()]).inc();
+        }
+        None
     }
 
     async fn cleanup(&self) {

@@ -16,6 +16,7 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
+use super::conn::lingering;
 use super::errors::{self, BODY_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
 use super::fields;
@@ -313,6 +314,11 @@ impl ProxyHttp for Edge {
         } else {
             // The next request would begin somewhere inside this one's body, or what was to be another protocol.
             session.set_keepalive(None);
+        }
+        // On HTTP/1 the acceptor does the same for the connection.
+        if session.is_http2() && !session.is_body_done() && (error.is_none() || exchange.answered.is_some()) {
+            let lingered = lingering::discard_body(&mut session.downstream_session, (&self.limits).into()).await;
+            self.shared.metrics.lingering.with_label_values(&[lingered.as_str()]).inc();
         }
     }
 

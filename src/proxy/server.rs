@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::conn::OnRefusal;
+use super::conn::lingering::Lingered;
 use super::door::Door;
 use super::edge::{Edge, Shared};
 use super::listening::{Listening, Listens, Pulse};
@@ -183,6 +184,9 @@ fn service(shared: &Arc<Shared>, listener: &Listener, stop: &watch::Receiver<Sto
     h2.max_header_list_size(u32::try_from(listener.limits.header_bytes.0).unwrap_or(u32::MAX)).max_concurrent_streams(H2_STREAMS_MAX);
     proxy.h2_options = Some(h2);
     proxy.handle_init_modules();
+    for lingered in Lingered::ALL {
+        shared.metrics.lingering.with_label_values(&[lingered.as_str()]);
+    }
     let refused = shared.metrics.refused.clone();
     let on_refusal: OnRefusal = Arc::new(move |reason| refused.with_label_values(&[reason]).inc());
     let door = Door::new(Arc::new(proxy), Arc::clone(shared), listener.address, &listener.limits, stop.clone(), on_refusal);

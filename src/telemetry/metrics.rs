@@ -29,6 +29,8 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     /// Answers of upstreams that came after one of ours had gone out, by route and the upstream's status.
     pub late_answers: IntCounterVec,
+    /// Lingering closes by how they ended.
+    pub lingering: IntCounterVec,
     /// Open client connections.
     pub connections: IntGauge,
     /// Failures upstream, by upstream and kind.
@@ -68,6 +70,12 @@ impl Metrics {
                 "late_answers_total",
                 "Answers from upstream after an early answer, by the upstream's status.",
                 &["route", "status"],
+            )?,
+            lingering: counters(
+                &registry,
+                "lingering_closes_total",
+                "Connections that were read after their last response, by how that ended.",
+                &["outcome"],
             )?,
             connections: gauge(&registry, "connections", "Open client connections.")?,
             upstream_errors: counters(&registry, "upstream_errors_total", "Failures upstream.", &["upstream", "error"])?,

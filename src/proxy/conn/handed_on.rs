@@ -18,16 +18,26 @@ use super::ConnStream;
 
 impl AsyncWrite for ConnStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.ended |= matches!(written, Poll::Ready(Err(_)));
+        written
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.ended |= matches!(flushed, Poll::Ready(Err(_)));
+        flushed
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The refusal is still to be written.
+        if !self.refusal.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.inner).poll_shutdown(cx)
     }
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.ended |= matches!(written, Poll::Ready(Err(_)));
+        written
     }
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
@@ -37,7 +47,9 @@ impl AsyncWrite for ConnStream {
 #[async_trait]
 impl Shutdown for ConnStream {
     async fn shutdown(&mut self) {
-        self.inner.shutdown().await;
+        if self.refusal.is_empty() {
+            self.inner.shutdown().await;
+        }
     }
 }
 

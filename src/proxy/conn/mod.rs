@@ -8,6 +8,7 @@
 
 mod allowed;
 mod handed_on;
+pub mod lingering;
 pub mod proxy_protocol;
 mod stream;
 pub mod tls;
@@ -18,8 +19,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use keylatch_filters::contract::{Arrival, Leash, Pulled};
+use parking_lot::Mutex;
 
 pub use allowed::Allowed;
+use lingering::{ClosingStream, LingeringLimits};
 pub use stream::ConnStream;
 
 /// Nothing of the next request has come.
@@ -65,6 +68,8 @@ pub struct Conn {
     /// By which it is ended from elsewhere, once it is another protocol's.
     leash: OnceLock<Arc<Leash>>,
     pulled: OnceLock<Pulled>,
+    /// Set when Pingora has given the connection up.
+    closing: Mutex<Option<ClosingStream>>,
     /// Given back when the connection ends.
     _place: super::door::Place,
 }
@@ -82,6 +87,7 @@ impl Conn {
             body_bad: AtomicBool::new(false),
             leash: OnceLock::new(),
             pulled: OnceLock::new(),
+            closing: Mutex::default(),
             _place: place,
         }
     }
@@ -122,6 +128,11 @@ impl Conn {
         self.body_bad.load(Ordering::Relaxed)
     }
 
+    /// The connection that Pingora has given up, if it is still open.
+    pub fn take_closing(&self) -> Option<ClosingStream> {
+        self.closing.lock().take()
+    }
+
     /// The exchange is over: the next byte begins a header.
     pub fn exchange_over(&self) {
         let _ = self.phase.compare_exchange(REQUEST, IDLE, Ordering::Relaxed, Ordering::Relaxed);
@@ -139,6 +150,8 @@ pub struct ConnLimits {
     pub header_timeout: Duration,
     /// For the first byte on a fresh connection.
     pub idle_timeout: Duration,
+    /// After the last response.
+    pub lingering: LingeringLimits,
 }
 
 /// A refusal that Pingora never hears of: it only sees the stream end.

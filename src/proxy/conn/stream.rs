@@ -10,9 +10,10 @@ use async_trait::async_trait;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{Peek, Stream};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::time::Instant;
 
+use super::lingering::ClosingStream;
 use super::{CHUNKED, Conn, ConnLimits, HEAD, IDLE, OPAQUE, OnRefusal, PREFACE, REQUEST};
 use crate::proxy::chunks::Chunks;
 use crate::proxy::head::{END_OF_HEAD, FIELDS_PARSED_MAX, Head};
@@ -40,6 +41,10 @@ pub struct ConnStream {
     /// Bytes of the current body that were handed on.
     body_bytes: u64,
     chunks: Chunks,
+    /// The client sends no more, or cannot be written to.
+    pub(super) ended: bool,
+    /// The connection layer's own response, written once Pingora has given the connection up.
+    pub(super) refusal: Vec<u8>,
 }
 
 impl ConnStream {
@@ -58,7 +63,21 @@ impl ConnStream {
             head.deadline = Some(in_head);
         }
         let chunks = Chunks::default();
-        Ok(Self { inner, conn, digest, limits, on_refusal, held: read, head, first, preface: 0, body_bytes: 0, chunks })
+        Ok(Self {
+            inner,
+            conn,
+            digest,
+            limits,
+            on_refusal,
+            held: read,
+            head,
+            first,
+            preface: 0,
+            body_bytes: 0,
+            chunks,
+            ended: false,
+            refusal: Vec::new(),
+        })
     }
 
     /// What the connection of this digest carries.
@@ -66,18 +85,35 @@ impl ConnStream {
         digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
     }
 
-    /// Answers as well as it can without waiting, and ends the stream: to Pingora the client has left.
-    fn refuse(&mut self, cx: &mut Context<'_>, status: &str, reason: &'static str) {
+    /// Leaves a response to be written when the connection closes. The caller ends the stream: to Pingora the client has left.
+    fn refuse(&mut self, status: &str, reason: &'static str) {
         (self.on_refusal)(reason);
         let body = format!(
             "{{\"error\":{{\"message\":\"The request was refused.\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"{reason}\"}}}}"
         );
-        let answer = format!(
+        self.refusal = format!(
             "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
-        );
-        let _ = Pin::new(&mut self.inner).poll_write(cx, answer.as_bytes());
-        let _ = Pin::new(&mut self.inner).poll_flush(cx);
+        )
+        .into_bytes();
+    }
+
+    /// Reads from the client, and notes whether that has an end.
+    fn poll_inner(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut self.inner).poll_read(cx, buf));
+        self.ended |= read.is_err() || (buf.filled().len() == before && buf.remaining() > 0);
+        Poll::Ready(read)
+    }
+
+    /// Whether the client has begun to send what was not read, or is told that it sends too much.
+    fn unread(&self) -> bool {
+        let begun = match self.conn.phase.load(Ordering::Relaxed) {
+            HEAD => true,
+            REQUEST => !self.body_complete(),
+            _ => false,
+        };
+        begun || !self.refusal.is_empty() || !self.held.is_empty()
     }
 
     /// Notes what was read of a header, and how much of it belongs to it.
@@ -142,11 +178,11 @@ impl ConnStream {
             if let Some(reason) = self.too_much() {
                 buf.set_filled(before);
                 self.held.clear();
-                self.refuse(cx, "431 Request Header Fields Too Large", reason);
+                self.refuse("431 Request Header Fields Too Large", reason);
             }
             return Poll::Ready(Ok(()));
         }
-        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+        match self.poll_inner(cx, buf) {
             Poll::Ready(Ok(())) => {
                 let fresh = buf.filled().get(before..).unwrap_or_default();
                 if !fresh.is_empty() {
@@ -157,7 +193,7 @@ impl ConnStream {
                 if let Some(reason) = self.too_much() {
                     buf.set_filled(before);
                     self.held.clear();
-                    self.refuse(cx, "431 Request Header Fields Too Large", reason);
+                    self.refuse("431 Request Header Fields Too Large", reason);
                 }
                 Poll::Ready(Ok(()))
             }
@@ -166,8 +202,9 @@ impl ConnStream {
                 let Some(deadline) = (if in_head { self.head.deadline } else { self.first }) else { return Poll::Pending };
                 ready!(self.poll_late(cx, deadline));
                 if in_head {
-                    self.refuse(cx, "408 Request Timeout", "header_timeout");
+                    self.refuse("408 Request Timeout", "header_timeout");
                 } else {
+                    self.ended = true;
                     (self.on_refusal)("idle_timeout");
                 }
                 Poll::Ready(Ok(()))
@@ -183,7 +220,7 @@ impl ConnStream {
     /// Reads what comes first in HTTP/2, for which nobody else has a deadline.
     fn read_preface(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        match Pin::new(&mut self.inner).poll_read(cx, buf) {
+        match self.poll_inner(cx, buf) {
             Poll::Pending => {
                 let Some(deadline) = self.first else { return Poll::Pending };
                 ready!(self.poll_late(cx, deadline));
@@ -208,7 +245,7 @@ impl ConnStream {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if self.held.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buf);
+            return self.poll_inner(cx, buf);
         }
         let length = self.held.len().min(buf.remaining());
         let piece: Vec<u8> = self.held.drain(..length).collect();
@@ -235,7 +272,7 @@ impl ConnStream {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        ready!(self.poll_inner(cx, buf))?;
         let fresh = buf.filled().get(before..).unwrap_or_default();
         let Some(own) = self.body_part(fresh) else {
             buf.set_filled(before);
@@ -251,7 +288,7 @@ impl ConnStream {
         while self.held.len() < HELD_BYTES_MAX {
             let mut piece = [0; 1024];
             let mut fresh = ReadBuf::new(&mut piece);
-            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut fresh))?;
+            ready!(self.poll_inner(cx, &mut fresh))?;
             if fresh.filled().is_empty() {
                 // The client has left, or at least will send no more.
                 return Poll::Ready(Ok(()));
@@ -272,6 +309,19 @@ impl AsyncRead for ConnStream {
             PREFACE => this.read_preface(cx, buf),
             phase => this.read_head(cx, buf, phase == HEAD),
         }
+    }
+}
+
+impl Drop for ConnStream {
+    /// What is still open goes back to the acceptor, which closes it without destroying the last response.
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let unread = self.unread();
+        let stream = std::mem::replace(&mut self.inner, Box::new(io::Cursor::new(Vec::new())));
+        let response = std::mem::take(&mut self.refusal);
+        *self.conn.closing.lock() = Some(ClosingStream { stream, response, unread });
     }
 }
 

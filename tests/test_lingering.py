@@ -1,0 +1,327 @@
+"""A response that is sent while the client still uploads reaches the client: lingering close, with real clients."""
+
+import contextlib
+import http.client
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import httpx
+import pytest
+
+from support.keylatch import DEFAULT, wait_for
+from support.raw import connect, read_body, read_head
+from support.tls import context, files, shake
+from support.upstreams import Scripted, echo
+from test_neighbours import behind, caddy, nginx, running  # noqa: F401
+from test_neighbours import shake as through
+
+BEARER = "      - bearer: {accept: [well_formed]}"
+SIZES = [300_000, 10_000_000, 40_000_000]
+# Short, so that a test sees each limit.
+LINGERING = "{lingering_time: 2s, lingering_timeout: 500ms, lingering_bytes: 1MiB, header_timeout: 500ms}"
+NODE = """
+const [url, size, chunked] = [process.argv[1], Number(process.argv[2]), process.argv[3] === 'chunked'];
+const body = Buffer.alloc(size, 'a');
+const stream = () => new ReadableStream({ start(c) { for (let n = 0; n < size; n += 65536) c.enqueue(body.subarray(n, n + 65536)); c.close(); } });
+const answer = await fetch(url, { method: 'POST', body: chunked ? stream() : body, duplex: 'half' });
+console.log(JSON.stringify({ status: answer.status, body: await answer.json() }));
+"""
+
+
+def lingered(keylatch):
+    """Lingering closes so far, by outcome."""
+    series = {name: value for name, value in keylatch.metrics().items() if name.startswith("keylatch_lingering_closes_total")}
+    return {name.split('"')[1]: int(value) for name, value in series.items()}
+
+
+def pieces(size, piece=65536):
+    for _ in range(0, size, piece):
+        yield b"a" * piece
+
+
+def upload(connection, size, chunked=False, path="/v1/x", headers=()):
+    """One POST by Python's http.client, which reads the response only after it has sent everything."""
+    client = http.client.HTTPConnection("api.test")
+    client.sock = connection
+    body = pieces(size, min(size, 65536)) if chunked else b"a" * size
+    client.request("POST", path, body=body, headers=dict(headers), encode_chunked=chunked)
+    answer = client.getresponse()
+    return answer.status, json.loads(answer.read())["error"]["code"], answer.getheader("connection")
+
+
+@pytest.fixture
+def keylatch(start, echo_upstream):
+    return start(echo_upstream, route_filters=BEARER)
+
+
+@pytest.fixture
+def over_tls(serve, authority, echo_upstream):
+    return serve(echo_upstream, {"certificates": [files(authority.issue("api", "api.test"))]}, route_filters=BEARER)
+
+
+# Real clients.
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [2000, *SIZES])
+def test_http_client(keylatch, size, chunked):
+    for _ in range(4):
+        with connect(keylatch.port) as connection:
+            status, code, _ = upload(connection, size, chunked)
+        assert (status, code) == (401, "missing_token")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_http_client_over_tls(over_tls, authority, chunked):
+    for _ in range(4):
+        with shake(over_tls.port, authority) as connection:
+            assert upload(connection, 10_000_000, chunked)[0] == 401
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
+@pytest.mark.parametrize("chunked", ["length", "chunked"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_node_fetch(keylatch, over_tls, authority, scheme, chunked):
+    url = f"{scheme}://localhost:{(over_tls if scheme == 'https' else keylatch).port}/v1/x"
+    env = {"NODE_TLS_REJECT_UNAUTHORIZED": "0", "PATH": "/usr/bin:/bin"}
+    for size in SIZES[:2]:
+        command = ["node", "--input-type=module", "-e", NODE, "--", url, str(size), chunked]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=env, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["status"] == 401
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+@pytest.mark.parametrize("more", [["-H", "Expect:"], [], ["-H", "Transfer-Encoding: chunked"], ["--http2-prior-knowledge"]])
+def test_curl(keylatch, tmp_path, more):
+    (tmp_path / "body").write_bytes(b"a" * 10_000_000)
+    url = keylatch.url("/v1/x")
+    command = ["curl", "-sS", "--max-time", "20", "-o", tmp_path / "answer", "-w", "%{http_code}", "-X", "POST", "-T", tmp_path / "body", *more, url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("401", "", 0)
+    assert json.loads((tmp_path / "answer").read_text())["error"]["code"] == "missing_token"
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_httpx(over_tls, authority, http2):
+    with httpx.Client(verify=context(authority, check_hostname=False), http1=not http2, http2=http2, trust_env=False) as client:
+        for size in SIZES[:2]:
+            for content in (b"a" * size, pieces(size)):
+                answer = client.post(f"https://127.0.0.1:{over_tls.port}/v1/x", content=content)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "missing_token")
+                assert answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+        # Over HTTP/2 the refused streams leave the connection usable.
+        assert client.get(f"https://127.0.0.1:{over_tls.port}/v1/x", headers={"Authorization": "Bearer sk-1"}).status_code == 200
+
+
+def test_behind_nginx(behind, echo_upstream):  # noqa: F811
+    keylatch, port, pull = behind(nginx, echo_upstream, route_filters=BEARER)
+    for chunked in (False, True):
+        for size in (300_000, 10_000_000):
+            for _ in range(4):
+                with through(port, pull) as connection:
+                    assert upload(connection, size, chunked)[0] == 401, (chunked, size)
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_behind_caddy(behind, echo_upstream, authority, tmp_path, version):  # noqa: F811
+    """Caddy reads no more than 256 KiB after the answer, and resets the connection half a second later: a larger body reaches
+    only a client that reads while it sends."""
+    keylatch, port, pull = behind(caddy, echo_upstream, route_filters=BEARER)
+    for chunked in (False, True):
+        for _ in range(4):
+            with through(port, pull) as connection:
+                assert upload(connection, 200_000, chunked)[0] == 401, chunked
+    (tmp_path / "body").write_bytes(b"a" * 10_000_000)
+    issued = authority.issue("curl", "origin-pull.test", client=True)
+    command = [
+        "curl", "-sS", version, "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", "-T", tmp_path / "body", "-H", "Expect:",
+        "--cacert", authority.ca, "--cert", issued.cert, "--key", issued.key, "--interface", "127.0.3.9",
+        "--resolve", f"api.test:{port}:127.0.0.1", f"https://api.test:{port}/v1/x",
+    ]
+    for _ in range(4):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert done.stdout == "401", done.stderr
+
+
+# Each refusal.
+
+
+def test_each_status(start, echo_upstream):
+    limit = "      - rate_limit: {per: client, limit: 1/h}"
+    keylatch = start(echo_upstream, route_filters=limit, limits="{body_bytes: 5MiB}")
+    size = 4_000_000
+    with connect(keylatch.port) as connection:
+        client = http.client.HTTPConnection("api.test")
+        client.sock = connection
+        client.request("POST", "/v1/x", body=b"a" * 10)
+        assert client.getresponse().status == 200
+    for chunked in (False, True):
+        for expected, path, headers, bytes_sent in [
+            (429, "/v1/x", {}, size),
+            (404, "/elsewhere", {}, size),
+            (400, "/v1/%00", {}, size),
+            (400, "/v1/x", {"Connection": "authorization"}, size),
+        ]:
+            with connect(keylatch.port) as connection:
+                assert upload(connection, bytes_sent, chunked, path, headers)[0] == expected, (expected, chunked)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_large(start, echo_upstream, chunked):
+    keylatch = start(echo_upstream, limits="{body_bytes: 5MiB}")
+    with connect(keylatch.port) as connection:
+        assert upload(connection, 20_000_000, chunked)[:2] == (413, "body_too_large")
+
+
+def test_an_early_answer_of_the_upstream(start):
+    """It is passed on, and reaches the client in the same way."""
+
+    class Early(Scripted):
+        def _serve(self, connection):
+            file = connection.makefile("rb")
+            while file.readline().strip():
+                pass
+            body = b'{"error":{"code":"theirs"}}'
+            with contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                while file.read1(65536):
+                    pass
+
+    with Early(echo) as upstream:
+        keylatch = start(upstream)
+        for _ in range(4):
+            with connect(keylatch.port) as connection:
+                assert upload(connection, 10_000_000)[:2] == (403, "theirs")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("head, expected, code", [
+    (b"GET /v1/x HTTP/1.1\r\nHost: h\r\nX-A: " + b"a" * 200_000, 431, "header_bytes"),
+    (b"GET /v1/x HTTP/1.1\r\nHost: h\r\n" + b"X-A: b\r\n" * 300, 431, "header_count"),
+    (b"GET /v1/x HTTP/1.1\r\nHost: h\r\n", 408, "header_timeout"),
+    (b"GET /v1/x HTTP/1.1\r\nHost: h\r\nX A: b\r\n\r\n" + b"a" * 500_000, 400, None),
+])
+def test_refusals_of_the_connection_layer(start, serve, authority, echo_upstream, head, expected, code, tls):
+    if tls:
+        keylatch = serve(echo_upstream, {"certificates": [files(authority.issue("api", "api.test"))]}, limits=LINGERING)
+    else:
+        keylatch = start(echo_upstream, limits=LINGERING)
+    with shake(keylatch.port, authority) if tls else connect(keylatch.port) as connection:
+        connection.sendall(head)
+        # What comes while the response is on its way.
+        if expected != 408:
+            connection.sendall(b"a" * 400_000)
+        file = connection.makefile("rb")
+        status, fields = read_head(file)
+        assert status == expected and dict(fields)["connection"] == "close"
+        body, whole = read_body(file, fields)
+        assert whole
+        if code:
+            assert json.loads(body)["error"]["code"] == code
+        assert file.read() == b""
+
+
+# The limits.
+
+
+def refused_upload(connection, length=100_000_000):
+    """Begins an upload that is refused; the file, after the whole response was read."""
+    connection.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length)
+    file = connection.makefile("rb")
+    status, fields = read_head(file)
+    assert status == 401 and dict(fields)["connection"] == "close"
+    assert read_body(file, fields)[1]
+    assert file.read() == b"", "the write side is closed"
+
+
+def test_each_limit_cuts(start, echo_upstream):
+    keylatch = start(echo_upstream, route_filters=BEARER, limits=LINGERING)
+
+    def ends(outcome, count=1):
+        wait_for(lambda: lingered(keylatch)[outcome] == count, outcome, 5)
+
+    with connect(keylatch.port) as silent:
+        refused_upload(silent)
+        assert keylatch.metrics()["keylatch_connections"] == 1, "it counts as a connection"
+        ends("lingering_timeout")
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "its place is free")
+    with connect(keylatch.port) as steady:
+        refused_upload(steady)
+        with pytest.raises(OSError):
+            while True:
+                steady.sendall(b"a")
+                time.sleep(0.1)  # Steady, but never silent for as long as the timeout.
+        ends("lingering_time")
+    with connect(keylatch.port) as greedy:
+        refused_upload(greedy)
+        with pytest.raises(OSError):
+            for piece in pieces(50_000_000):
+                greedy.sendall(piece)
+        ends("lingering_bytes")
+    with connect(keylatch.port) as polite:
+        refused_upload(polite)
+    ends("closed")
+
+
+def test_a_stop_does_not_wait_longer_than_the_drain(start, echo_upstream):
+    config = DEFAULT.replace("drain: 5s", "drain: 1s")
+    keylatch = start(echo_upstream, route_filters=BEARER, config=config, limits="{lingering_time: 10min, lingering_timeout: 10min}")
+    with connect(keylatch.port) as connection:
+        refused_upload(connection)
+        keylatch.process.send_signal(signal.SIGTERM)
+        assert keylatch.process.wait(6) == 0
+
+
+# What must not become a request.
+
+SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\n\r\n"
+
+
+@pytest.mark.parametrize("head", [
+    b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n",
+    b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 73\r\nExpect: 100-continue\r\n\r\n",
+    b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 73\r\nConnection: close\r\n\r\n",
+    b"POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n",
+    b"POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n",
+])
+def test_a_discarded_body_is_not_a_request(keylatch, echo_upstream, head):
+    with connect(keylatch.port) as connection:
+        connection.sendall(head)
+        file = connection.makefile("rb")
+        status, fields = read_head(file)
+        assert status == 401 and dict(fields)["connection"] == "close"
+        assert read_body(file, fields)[1]
+        for _ in range(3):
+            connection.sendall(SMUGGLED)
+        assert file.read() == b"", "one response, and no other"
+    wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over")
+    assert echo_upstream.requests == []
+    assert len(keylatch.access_log()) == 1
+
+
+def test_a_small_body_leaves_the_connection_usable(keylatch, echo_upstream):
+    """Up to 256 KiB with a length are read to their end."""
+    with connect(keylatch.port) as connection:
+        for _ in range(3):
+            status, _, kept = upload(connection, 200_000)
+            assert (status, kept) == (401, "keep-alive")
+        connection.sendall(b"GET /v1/y HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\n\r\n")
+        assert read_head(connection.makefile("rb"))[0] == 200
+    assert [seen["target"] for seen in echo_upstream.requests] == ["/v1/y"]
+
+
+def test_an_ordinary_close_does_not_linger(start, echo_upstream):
+    """A connection whose requests were all read ends at once."""
+    keylatch = start(echo_upstream, limits="{lingering_time: 10min, lingering_timeout: 10min}")
+    with connect(keylatch.port) as connection:
+        connection.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+        file = connection.makefile("rb")
+        status, fields = read_head(file)
+        assert status == 200 and read_body(file, fields)[1] and file.read() == b""
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "its place is free")
+    assert sum(lingered(keylatch).values()) == 0
