@@ -5,6 +5,7 @@ import threading
 import time
 
 import grpc
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websocket
@@ -13,6 +14,7 @@ from concurrent import futures
 
 from support.authority import Authority
 from support.keylatch import DEFAULT, wait_for
+from support.upstreams import Scripted
 
 
 KEY = {"Authorization": "Bearer sk-realtime"}
@@ -44,6 +46,24 @@ def test_a_websocket_runs_through_the_chain(start, realtime):
     assert sorted(line["status"] for line in lines) == [101, 101, 403, 429]
     first = next(line for line in lines if line["status"] == 101 and line["bytes_out"] > 300_000)
     assert first["bytes_in"] > 370_000
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_a_101_that_was_not_asked_for(start, http2):
+    """What follows it would be read as HTTP by the client and as another protocol by the upstream."""
+
+    def switch(request, send):
+        send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
+        return True
+
+    with Scripted(switch) as upstream:
+        keylatch = start(upstream)
+        with httpx.Client(http1=not http2, http2=http2, trust_env=False) as client:
+            # Without the option `upgrade` the field is not for Keylatch, and does not reach the upstream.
+            for headers in ({}, {"Upgrade": "websocket"}) if not http2 else ({},):
+                answer = client.get(keylatch.url("/v1/x"), headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+        assert all("upgrade" not in dict(seen["headers"]) for seen in upstream.requests)
 
 
 def test_a_websocket_over_tls(start, realtime, tmp_path):

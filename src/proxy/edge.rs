@@ -17,6 +17,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::conn::lingering;
+use super::connection_options::has_option;
 use super::errors::{self, BODY_ERROR, NO_SERVER_ERROR};
 use super::exchange::Exchange;
 use super::fields;
@@ -69,6 +70,10 @@ impl ProxyHttp for Edge {
         exchange.now = keylatch_filters::contract::Now::read();
         session.set_read_timeout(Some(self.limits.body_timeout.0));
         session.set_write_timeout(Some(self.limits.write_timeout.0));
+        // No request that follows is processed (RFC 9112, section 9.6).
+        if has_option(&session.req_header().headers, "close") {
+            session.set_keepalive(None);
+        }
         // Not where Pingora has decided against reuse already, as it does while it stops.
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.limits.idle_timeout.0.as_secs().max(1)));
@@ -215,6 +220,10 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS && session.is_upgrade_req();
         if response.status.is_informational() && !upgraded {
+            // The client has not asked for another protocol, and would read what follows as HTTP.
+            if response.status == StatusCode::SWITCHING_PROTOCOLS {
+                return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a 101 that was not asked for").into_up());
+            }
             return Ok(());
         }
         let stream = is_event_stream(&response.headers) || is_json_lines(&response.headers);

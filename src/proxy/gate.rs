@@ -9,6 +9,7 @@ use keylatch_filters::contract::host_name;
 use memchr::memchr_iter;
 use pingora::http::RequestHeader;
 
+use super::connection_options::has_option;
 use super::path::{BadPath, Slashes};
 use super::target;
 
@@ -98,10 +99,13 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, policy
     framing(head, raw)?;
     nominations(head)?;
     host(head)?;
-    // Whoever sends a body is not switching protocols, and an upgrade may always be ignored (RFC 9110, section 7.8).
-    if head.method != Method::GET
-        || head.headers.contains_key(header::CONTENT_LENGTH)
-        || head.headers.contains_key(header::TRANSFER_ENCODING)
+    // Whoever sends a body is not switching protocols, and an upgrade may always be ignored (RFC 9110, section 7.8). Without the
+    // option `upgrade` the field is not for this hop.
+    if head.headers.contains_key(header::UPGRADE)
+        && (head.method != Method::GET
+            || !has_option(&head.headers, "upgrade")
+            || head.headers.contains_key(header::CONTENT_LENGTH)
+            || head.headers.contains_key(header::TRANSFER_ENCODING))
     {
         head.remove_header(&header::UPGRADE);
     }

@@ -5,6 +5,7 @@ mod admit;
 mod chunks;
 mod clock;
 mod conn;
+mod connection_options;
 mod dialects;
 mod door;
 mod edge;
