@@ -36,6 +36,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::process;
 use crate::store::audit::Actor;
+use crate::telemetry::logs;
 
 /// A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open.
 #[derive(Parser)]
@@ -167,13 +168,15 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Migrate(file) => migrate::migrate(&file.config),
         Command::DemoUpstream(demo) => demo_upstream::serve(&demo),
     };
-    match done {
+    let code = match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("{message}");
+            logs::print(&message);
             ExitCode::FAILURE
         }
-    }
+    };
+    logs::flush();
+    code
 }
 
 /// Who changes something by a command.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::admin::Api;
 use crate::service::{Fault, accounts};
+use crate::telemetry::logs;
 
 /// The first account's password, if it is not to be made up.
 const FIRST_PASSWORD: &str = "KEYLATCH_ADMIN_PASSWORD";
@@ -25,10 +26,10 @@ pub async fn make(api: Arc<Api>) {
             tracing::info!("the account `{}` was made, with the password of {FIRST_PASSWORD}", accounts::FIRST)
         }
         // Not by the log: this is for whoever starts it, and for nobody else.
-        Ok(Some(password)) => eprintln!(
+        Ok(Some(password)) => logs::print(&format!(
             "The admin API's first account is `{}`, and its password, which is shown this once and must be changed:\n{password}",
             accounts::FIRST
-        ),
+        )),
         Err(fault) => tracing::error!("no first account can be made, so nobody can sign in: {fault}"),
     }
 }

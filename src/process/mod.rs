@@ -60,7 +60,7 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
     let settings = parse_file(path).and_then(Parsed::settings).map_err(|report| report.to_string())?;
     // As it was called at the start: what takes its place there is what is started in an upgrade.
     let program = handover::program()?;
-    logs::begin(&settings.log);
+    logs::begin(&settings.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(HOUSE_STACK_BYTES)

@@ -9,14 +9,18 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use keylatch_filters::contract::{KeyId, write_address};
-use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
+
+use super::line_queue::{Limits, LineQueue};
 
 /// Lines that wait to be written, in bytes.
 const WAITING_BYTES_MAX: usize = 8 << 20;
 
 /// Lines that come within this are written together: a wake-up costs more than a line.
 const TOGETHER: Duration = Duration::from_millis(25);
+
+/// How long the end waits for the last lines.
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// One line. Never a key, a token or a query string.
 pub struct Line<'a> {
@@ -206,89 +210,26 @@ impl Object<'_> {
     }
 }
 
-struct Shared {
-    waiting: Mutex<Waiting>,
-    wake: Condvar,
-    lost: IntCounter,
-}
-
-#[derive(Default)]
-struct Waiting {
-    bytes: Vec<u8>,
-    writing: bool,
-    closed: bool,
-}
-
 /// Where lines go.
 #[derive(Clone)]
-pub struct AccessLog(Arc<Shared>);
+pub struct AccessLog(LineQueue);
 
 impl AccessLog {
     /// Starts the thread that writes to standard output.
     pub fn stdout(lost: IntCounter) -> std::io::Result<Self> {
-        Self::to(std::io::stdout(), lost)
-    }
-
-    fn to(mut out: impl Write + Send + 'static, lost: IntCounter) -> std::io::Result<Self> {
-        let log = Self(Arc::new(Shared { waiting: Mutex::default(), wake: Condvar::new(), lost }));
-        let shared = Arc::clone(&log.0);
-        std::thread::Builder::new().name("access-log".into()).spawn(move || {
-            let mut batch = Vec::new();
-            loop {
-                let closed = {
-                    let mut waiting = shared.waiting.lock();
-                    waiting.writing = false;
-                    while waiting.bytes.is_empty() && !waiting.closed {
-                        shared.wake.wait(&mut waiting);
-                    }
-                    std::mem::swap(&mut batch, &mut waiting.bytes);
-                    waiting.writing = true;
-                    waiting.closed && batch.is_empty()
-                };
-                if closed {
-                    shared.waiting.lock().writing = false;
-                    return;
-                }
-                // A reader that has gone away: there is nobody to tell.
-                let _ = out.write_all(&batch).and_then(|()| out.flush());
-                batch.clear();
-                #[expect(clippy::disallowed_methods, reason = "this thread does nothing but write")]
-                std::thread::sleep(TOGETHER);
-            }
-        })?;
-        Ok(log)
+        let mut out = std::io::stdout();
+        let limits = Limits { waiting_bytes_max: WAITING_BYTES_MAX, pause: TOGETHER };
+        LineQueue::start("access-log", limits, lost, move |batch| out.write_all(batch).and_then(|()| out.flush())).map(Self)
     }
 
     /// Adds a line.
     pub fn write(&self, line: &Line<'_>) {
-        let mut waiting = self.0.waiting.lock();
-        if waiting.bytes.len() > WAITING_BYTES_MAX {
-            drop(waiting);
-            self.0.lost.inc();
-            return;
-        }
-        let was_empty = waiting.bytes.is_empty();
-        line.write(&mut waiting.bytes);
-        drop(waiting);
-        if was_empty {
-            self.0.wake.notify_one();
-        }
+        self.0.push(|out| line.write(out));
     }
 
     /// Waits until all lines are written, at most a second.
     pub fn close(&self) {
-        self.0.waiting.lock().closed = true;
-        self.0.wake.notify_one();
-        for _ in 0..200 {
-            {
-                let waiting = self.0.waiting.lock();
-                if waiting.bytes.is_empty() && !waiting.writing {
-                    return;
-                }
-            }
-            #[expect(clippy::disallowed_methods, reason = "called once, at the end of the process")]
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.0.flush(CLOSE_WAIT_MAX);
     }
 }
 

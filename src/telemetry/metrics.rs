@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use super::logs;
 use super::streams::Streams;
 use super::tops::Tops;
 use crate::entry::Entry;
@@ -98,6 +99,7 @@ impl Metrics {
             tops: Tops::default(),
             registry,
         };
+        metrics.registry.register(Box::new(logs::dropped()?))?;
         // What is not there cannot be seen to grow.
         for result in ["ok", "failed"] {
             metrics.reloads.with_label_values(&[result]);

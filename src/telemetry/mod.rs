@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod counted;
+pub mod line_queue;
 pub mod logs;
 pub mod metrics;
 pub mod sampler;
