@@ -1,0 +1,227 @@
+"""The libraries that applications use: what each makes of one stream of a fake, as plain data.
+
+Every function takes a base URL and header fields and gives an `Outcome`."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import threading
+
+import anthropic
+import cohere
+import cohere.core.api_error
+import httpx
+import httpx2
+import mcp
+import mistralai.client
+import ollama
+import openai
+from google import genai
+from mcp.client.streamable_http import streamable_http_client
+
+from .dialects import MESSAGES
+from .keylatch import ROOT
+
+NODE = ROOT / "target" / "node"
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What the application sees."""
+
+    text: str = ""
+    finish: str | None = None
+    # The error's class, and what it says.
+    error: tuple | None = None
+
+
+def _collect(outcome, steps):
+    """Runs `steps`, which yields words and finish reasons; an exception becomes the outcome's error."""
+    try:
+        for text, finish in steps():
+            outcome.text += text or ""
+            outcome.finish = finish or outcome.finish
+    except Exception as error:  # noqa: BLE001, what a library raises is what is compared
+        outcome.error = (type(error).__name__, said(error))
+    return outcome
+
+
+def said(error):
+    """What an error says, without the header fields that the text of Cohere's includes."""
+    if isinstance(error, cohere.core.api_error.ApiError):
+        return f"{error.status_code} {error.body}"
+    return str(error)
+
+
+def _http(fields):
+    return httpx.Client(headers=fields, timeout=20, trust_env=False)
+
+
+def _http2(fields):
+    return httpx2.Client(headers=fields, timeout=20, trust_env=False)
+
+
+def openai_chat(base, fields):
+    def steps():
+        with openai.OpenAI(base_url=f"{base}/v1", api_key="sk-1", max_retries=0, http_client=_http2(fields)) as client:
+            for part in client.chat.completions.create(model="demo", messages=MESSAGES, stream=True):
+                for choice in part.choices:
+                    yield choice.delta.content, choice.finish_reason
+
+    return _collect(Outcome(), steps)
+
+
+def openai_responses(base, fields):
+    def steps():
+        with openai.OpenAI(base_url=f"{base}/v1", api_key="sk-1", max_retries=0, http_client=_http2(fields)) as client:
+            for part in client.responses.create(model="demo", input="Say some words.", stream=True):
+                yield part.delta if part.type == "response.output_text.delta" else "", part.type
+
+    return _collect(Outcome(), steps)
+
+
+def anthropic_messages(base, fields):
+    def steps():
+        with anthropic.Anthropic(base_url=base, api_key="sk-1", max_retries=0, http_client=_http2(fields)) as client:
+            for part in client.messages.create(model="demo", max_tokens=100, messages=MESSAGES, stream=True):
+                delta = getattr(part, "delta", None)
+                yield getattr(delta, "text", ""), getattr(delta, "stop_reason", None)
+
+    return _collect(Outcome(), steps)
+
+
+def google_genai(base, fields):
+    def steps():
+        options = genai.types.HttpOptions(base_url=base, headers=fields, client_args={"trust_env": False, "timeout": 20})
+        client = genai.Client(api_key="k1", http_options=options)
+        for part in client.models.generate_content_stream(model="demo", contents="Say some words."):
+            for candidate in part.candidates or []:
+                yield part.text, candidate.finish_reason and candidate.finish_reason.name
+
+    return _collect(Outcome(), steps)
+
+
+def cohere_chat(base, fields):
+    def steps():
+        client = cohere.ClientV2("k1", base_url=base, httpx_client=_http(fields), max_retries=0)
+        for part in client.chat_stream(model="demo", messages=MESSAGES):
+            if part.type == "content-delta":
+                yield part.delta.message.content.text, None
+            elif part.type == "message-end":
+                yield "", f"{part.delta.finish_reason} {part.delta.error or ''}".strip()
+
+    return _collect(Outcome(), steps)
+
+
+def mistral_chat(base, fields):
+    def steps():
+        with mistralai.client.Mistral(api_key="k1", server_url=base, client=_http(fields)) as client:
+            for part in client.chat.stream(model="demo", messages=MESSAGES):
+                for choice in part.data.choices:
+                    yield choice.delta.content, choice.finish_reason
+
+    return _collect(Outcome(), steps)
+
+
+def ollama_chat(base, fields):
+    def steps():
+        for part in ollama.Client(host=base, headers=fields, trust_env=False).chat(model="demo", messages=MESSAGES, stream=True):
+            yield part.message.content, part.done_reason
+
+    return _collect(Outcome(), steps)
+
+
+def mcp_tool(base, fields):
+    """Calls a tool that reports its progress."""
+    progress, outcome = [], Outcome()
+
+    async def note(done, total, message):
+        progress.append(message)
+
+    async def call():
+        async with (
+            httpx2.AsyncClient(headers=fields, timeout=20, trust_env=False) as client,
+            streamable_http_client(f"{base}/mcp", http_client=client) as (read, write, *_),
+            mcp.ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            result = await session.call_tool("say", {}, progress_callback=note, read_timeout_seconds=10)
+            outcome.finish = result.content[0].text
+
+    try:
+        asyncio.run(call())
+    except* Exception as group:
+        error = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        outcome.error = (type(error).__name__, str(error))
+    outcome.text = "".join(progress)
+    return outcome
+
+
+class Node:
+    """One process of Node that runs every client of `tests/node/clients.mjs`: a line of JSON asks, a line answers."""
+
+    def __init__(self):
+        program = shutil.which("node")
+        assert program, "Node 20 or later is part of what the tests need"
+        assert (NODE / "node_modules").is_dir(), "scripts/test installs the clients: npm ci in target/node"
+        script = pathlib.Path(ROOT / "tests" / "node" / "clients.mjs").read_text()
+        # Packages are found from the working directory where the program is an argument.
+        env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        self.process = subprocess.Popen(
+            [program, "--input-type=module", "--eval", script], cwd=NODE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        self.lock, self.waiting, self.count = threading.Lock(), {}, 0
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            answer = json.loads(line)
+            waiting = self.waiting.pop(answer.pop("id"))
+            waiting["answer"] = answer
+            waiting["done"].set()
+        for waiting in self.waiting.values():
+            waiting["done"].set()
+
+    def run(self, client, base, fields):
+        waiting = {"done": threading.Event()}
+        with self.lock:
+            self.count += 1
+            self.waiting[self.count] = waiting
+            self.process.stdin.write(json.dumps({"id": self.count, "client": client, "base": base, "fields": fields}) + "\n")
+            self.process.stdin.flush()
+        assert waiting["done"].wait(30), f"{client} does not end"
+        assert "answer" in waiting, "Node has ended"
+        answer = waiting["answer"]
+        return Outcome(answer["text"], answer["finish"], answer["error"] and tuple(answer["error"]))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+# The clients of Python, each with its dialect.
+PYTHON = {
+    "openai": (openai_chat, "openai"),
+    "openai-responses": (openai_responses, "responses"),
+    "anthropic": (anthropic_messages, "anthropic"),
+    "google-genai": (google_genai, "gemini"),
+    "cohere": (cohere_chat, "cohere"),
+    "mistralai": (mistral_chat, "mistral"),
+    "ollama": (ollama_chat, "ollama"),
+    "mcp": (mcp_tool, "mcp"),
+}
+# Those of Node.
+JAVASCRIPT = {
+    "openai-node": "openai",
+    "openai-node-responses": "responses",
+    "google-genai-node": "gemini",
+    "ai-sdk-google": "gemini",
+    "fetch-event-source": "openai",
+    "eventsource-parser": "openai",
+}

@@ -1,0 +1,58 @@
+"""Which frames the libraries can take that applications use: the reason for what `sse_keepalive` sends by itself.
+
+The fake sends the frames, so nothing depends on time. `test_dialects.py` has the same libraries read what Keylatch sends."""
+
+import pytest
+from support import sdks
+from support.dialects import TEXT, Fake
+
+# What every library reads as if it were not there, unless it is listed in `BREAKS`.
+FRAMES = [("comment", "between"), ("comment_line", "between"), ("comment_line", "inside"), ("blank_line", "between")]
+# What a frame does to a library that does not read a stream as WHATWG HTML, section 9.2 says: the error, and the words before it.
+NOT_JSON = "Failed to parse response as JSON. Raw response: : keep-alive"
+BREAKS = {
+    ("google-genai", "comment", "between"): NOT_JSON,
+    ("google-genai", "comment_line", "between"): NOT_JSON,
+    ("google-genai", "comment_line", "inside"): NOT_JSON,
+    ("google-genai-node", "comment_line", "between"): "Incomplete JSON segment at the end",
+    ("google-genai-node", "comment_line", "inside"): "Incomplete JSON segment at the end",
+    # Each blank line is an empty message, which an application that parses JSON cannot take.
+    ("fetch-event-source", "comment", "between"): "Unexpected end of JSON input",
+    ("fetch-event-source", "blank_line", "between"): "Unexpected end of JSON input",
+}
+# Ollama's own API has no event stream.
+LIBRARIES = [name for name in [*sdks.PYTHON, *sdks.JAVASCRIPT] if name != "ollama"]
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Has a library read a stream with these frames."""
+    node = sdks.Node()
+
+    def begin(library, frame, place):
+        fields = {"X-Frame": frame, "X-Place": place}
+        if library in sdks.PYTHON:
+            function, dialect = sdks.PYTHON[library]
+            return function(base, {**fields, "X-Dialect": dialect})
+        return node.run(library, base, {**fields, "X-Dialect": sdks.JAVASCRIPT[library]})
+
+    with Fake() as fake:
+        base = f"http://127.0.0.1:{fake.port}"
+        yield begin
+    node.close()
+
+
+@pytest.mark.parametrize(("frame", "place"), FRAMES)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_frame(run, library, frame, place):
+    outcome = run(library, frame, place)
+    breaks = BREAKS.get((library, frame, place))
+    if breaks:
+        assert outcome.error and breaks in outcome.error[1] and outcome.text != TEXT
+    else:
+        assert (outcome.text, outcome.error) == (TEXT, None) and outcome.finish
+
+
+def test_a_ping_is_an_event_of_anthropic_s(run):
+    outcome = run("anthropic", "event", "between")
+    assert (outcome.text, outcome.finish, outcome.error) == (TEXT, "end_turn", None)
