@@ -50,6 +50,6 @@ WORKDIR /var/lib/keylatch
 VOLUME /var/lib/keylatch
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["/usr/bin/keylatch", "health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["/usr/bin/keylatch", "health", "--live"]
 ENTRYPOINT ["/usr/bin/keylatch"]
 CMD ["run"]

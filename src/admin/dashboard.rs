@@ -9,11 +9,12 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::Api;
 use super::extract::{Asked, May, READ};
+use super::health::{self, UpstreamHealth};
 use super::logs::Group;
 use super::problem::{Answer, Problems};
 use super::time::rfc3339;
-use super::{Api, health};
 use crate::store::intercepts::{By, Wanted};
 use crate::store::record::millis;
 use crate::store::samples::{HOUR_S, MINUTE_S, Of};
@@ -220,23 +221,14 @@ pub struct Replica {
 /// What serves this replica.
 #[derive(Serialize, ToSchema)]
 pub struct Health {
+    /// All in one word: `ok`, `degraded` (an upstream has no server that works, or the store is away) or `down` (none has).
+    status: &'static str,
     /// Why the store does not answer, if it does not.
     store_error: Option<String>,
     /// Redis is there; `null`: there is none to be.
     redis: Option<bool>,
     /// The upstreams.
-    upstreams: Vec<Upstream>,
-}
-
-/// An upstream.
-#[derive(Serialize, ToSchema)]
-pub struct Upstream {
-    /// Its name.
-    name: String,
-    /// Its servers.
-    servers: usize,
-    /// Those that are well.
-    well: usize,
+    upstreams: Vec<UpstreamHealth>,
 }
 
 /// How things are now, of the replicas that have said so.
@@ -311,10 +303,8 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
     )?;
     let store = health::store_state(&api).await;
     let snapshot = api.shared.snapshot.load_full();
-    let upstreams = snapshot.upstreams.iter().map(|upstream| {
-        let (servers, well) = upstream.health();
-        Upstream { name: upstream.name.to_string(), servers, well }
-    });
+    let upstreams = health::upstreams(&snapshot);
+    let status = health::overall(store.is_ok(), &upstreams).as_str();
     Ok(Json(Dashboard {
         now,
         step_s,
@@ -328,7 +318,7 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         top_keys,
         top_clients,
         replicas,
-        health: Health { store_error: store.err(), redis: api.store.shares(), upstreams: upstreams.collect() },
+        health: Health { status, store_error: store.err(), redis: api.store.shares(), upstreams },
     }))
 }
 

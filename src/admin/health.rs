@@ -8,9 +8,13 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use super::{Api, Known};
+use crate::config::Snapshot;
+use crate::upstream::Status;
 
 /// A store that takes longer counts as away.
 const STORE_TIME_MAX: Duration = Duration::from_secs(2);
@@ -36,11 +40,57 @@ pub async fn store_state(known: &Api) -> Result<(), String> {
     }
 }
 
-/// Whether requests should be sent here.
+/// An upstream.
+#[derive(Serialize, ToSchema)]
+pub struct UpstreamHealth {
+    /// Its name.
+    name: String,
+    /// `ok`, `degraded` (some servers do not work) or `down` (none works).
+    status: &'static str,
+    /// Its servers.
+    servers: usize,
+    /// Those that are well.
+    well: usize,
+}
+
+/// The upstreams of the configuration in force.
+pub fn upstreams(snapshot: &Snapshot) -> Vec<UpstreamHealth> {
+    let all = snapshot.upstreams.iter().map(|upstream| {
+        let health = upstream.health();
+        let (name, status) = (upstream.name.to_string(), health.status().as_str());
+        UpstreamHealth { name, status, servers: health.servers, well: health.working }
+    });
+    all.collect()
+}
+
+fn is_down(upstream: &UpstreamHealth) -> bool {
+    upstream.status == Status::Down.as_str()
+}
+
+/// All in one word: `down` if no upstream has a server that works, `degraded` if one has none or the store is away.
+pub fn overall(store_ok: bool, upstreams: &[UpstreamHealth]) -> Status {
+    if !upstreams.is_empty() && upstreams.iter().all(is_down) {
+        Status::Down
+    } else if !store_ok || upstreams.iter().any(is_down) {
+        Status::Degraded
+    } else {
+        Status::Ok
+    }
+}
+
+/// Whether requests should be sent here. Not for an upstream's failure: all replicas would be taken out at once, and the client
+/// would get the balancer's error instead of one in the API's shape. It is named all the same.
 async fn ready(State(known): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
     let stopping = known.replica.is_stopping();
     match (stopping, store_state(&known).await) {
-        (false, Ok(())) => (StatusCode::OK, Json(json!({ "status": "ok" }))),
+        (false, Ok(())) => {
+            let down: Vec<String> = upstreams(&known.shared.snapshot.load()).into_iter().filter(is_down).map(|one| one.name).collect();
+            let mut said = json!({ "status": "ok" });
+            if let (false, Some(fields)) = (down.is_empty(), said.as_object_mut()) {
+                fields.insert("upstreams_down".into(), down.into());
+            }
+            (StatusCode::OK, Json(said))
+        }
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" }))),
         (false, Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "store", "error": error }))),
     }
@@ -48,18 +98,10 @@ async fn ready(State(known): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
 
 /// All that is known of how things are. Always 200: it is to be read, not to be acted on.
 async fn health(State(known): State<Arc<Api>>) -> Json<Value> {
-    let snapshot = known.shared.snapshot.load();
-    let upstreams: Vec<Value> = snapshot
-        .upstreams
-        .iter()
-        .map(|upstream| {
-            let (servers, well) = upstream.health();
-            json!({ "name": &*upstream.name, "servers": servers, "well": well })
-        })
-        .collect();
+    let upstreams = upstreams(&known.shared.snapshot.load());
     let store = store_state(&known).await;
     Json(json!({
-        "status": if store.is_ok() { "ok" } else { "degraded" },
+        "status": overall(store.is_ok(), &upstreams).as_str(),
         "version": env!("CARGO_PKG_VERSION"),
         "stopping": known.replica.is_stopping(),
         "maintenance": known.shared.live.in_maintenance(),
@@ -70,4 +112,25 @@ async fn health(State(known): State<Arc<Api>>) -> Json<Value> {
         "connections": known.shared.metrics.connections.get(),
         "last_reload": known.shared.metrics.last_reload.get(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_word_for_all() {
+        let upstream = |status: Status| UpstreamHealth { name: "u".into(), status: status.as_str(), servers: 2, well: 0 };
+        for (store, upstreams, status) in [
+            (true, vec![], Status::Ok),
+            (false, vec![], Status::Degraded),
+            (true, vec![Status::Ok, Status::Degraded], Status::Ok),
+            (true, vec![Status::Ok, Status::Down], Status::Degraded),
+            (false, vec![Status::Ok], Status::Degraded),
+            (true, vec![Status::Down, Status::Down], Status::Down),
+        ] {
+            let all: Vec<_> = upstreams.iter().copied().map(upstream).collect();
+            assert_eq!(overall(store, &all), status, "{store} {upstreams:?}");
+        }
+    }
 }

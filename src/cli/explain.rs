@@ -76,7 +76,8 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
         say!("route     {}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name)?;
         return Ok(());
     }
-    say!("route     {}, to upstream {}", route.name, route.upstream.name)?;
+    let base = route.upstream.base_path().map(|base| format!(", as {base}{target}")).unwrap_or_default();
+    say!("route     {}, to upstream {}{base}", route.name, route.upstream.name)?;
 
     let dialect = route.dialect.unwrap_or_else(|| Dialect::of_path(request.uri.path()));
     chain(&route.chain, &route.name, dialect, &request, peer, facts)

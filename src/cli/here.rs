@@ -35,7 +35,7 @@ impl Call<'_> {
             let _ = rustls::crypto::ring::default_provider().install_default();
             let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(ANSWER_TIME_MAX).no_proxy().build();
             let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
-            match self.path.starts_with("/health/") {
+            match self.path == "/health" || self.path.starts_with("/health/") {
                 true => url.set_path(self.path),
                 false => url.set_path(&format!("/admin/api/{}", self.path.trim_start_matches('/'))),
             }

@@ -109,7 +109,8 @@ enum Command {
     Admin(admin::Admin),
     /// Make any call of the admin API to the process that runs here, and print its JSON
     Api(api::Api),
-    /// Whether the process that runs here is well. Exit code 0: it is
+    /// The state of the process that runs here, and what is wrong. Exit code 0: ok; 1: it does not run, or is not ready; 3: degraded, an
+    /// upstream or the store is away; 4: down, no upstream has a server that works
     Health(health::Health),
     /// Look at Cloudflare's address ranges, and have them read anew
     Cloudflare(cloudflare::Cloudflare),
@@ -156,7 +157,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Settings(settings) => settings::settings(&settings),
         Command::Admin(admin) => admin::admin(&admin),
         Command::Api(api) => api::api(&api),
-        Command::Health(health) => health::health(&health),
+        Command::Health(health) => return exit(health::health(&health)),
         Command::Cloudflare(cloudflare) => cloudflare::cloudflare(&cloudflare),
         Command::Firewall(firewall) => firewall::firewall(&firewall),
         Command::Backup(backup) => backup::backup(&backup),
@@ -168,13 +169,14 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Migrate(file) => migrate::migrate(&file.config),
         Command::DemoUpstream(demo) => demo_upstream::serve(&demo),
     };
-    let code = match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            logs::print(&message);
-            ExitCode::FAILURE
-        }
-    };
+    exit(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn exit(done: Result<ExitCode, String>) -> ExitCode {
+    let code = done.unwrap_or_else(|message| {
+        logs::print(&message);
+        ExitCode::FAILURE
+    });
     logs::flush();
     code
 }

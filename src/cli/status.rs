@@ -59,7 +59,8 @@ fn health(health: &Value) -> Result<(), String> {
         say!("redis       {}", if there { "answers" } else { "does not answer" })?;
     }
     rows(health, "upstreams").try_for_each(|upstream| {
-        say!("upstream    {:<20} {} of {} servers are well", text(upstream, "name"), upstream["well"], upstream["servers"])
+        let down = if upstream["status"] == "down" { "DOWN: " } else { "" };
+        say!("upstream    {:<20} {down}{} of {} servers work", text(upstream, "name"), upstream["well"], upstream["servers"])
     })
 }
 

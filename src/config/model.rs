@@ -15,7 +15,7 @@ pub use super::listeners::{
 };
 pub use super::redis::Redis;
 pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};
-pub use super::upstreams::{ActiveHealth, Balance, Health, HttpVersion, PassiveHealth, Server, Timeouts, Tls, Upstream};
+pub use super::upstreams::{ActiveHealth, AddressFamily, Balance, Health, HttpVersion, PassiveHealth, Server, Timeouts, Tls, Upstream};
 
 /// A whole configuration file.
 #[derive(Clone, Debug, Default, JsonSchema)]

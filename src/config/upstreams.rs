@@ -1,5 +1,7 @@
 //! The part of [`super::model`] about upstreams.
 
+use std::net::SocketAddr;
+
 use keylatch_filters::contract::HumanDuration;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -30,20 +32,67 @@ pub struct Upstream {
     /// How it is found out which of them work.
     #[serde(default)]
     pub health: Health,
-    /// Attempts at other servers when a connection cannot be made. A request of which anything was sent
-    /// is tried again only if its method allows it (RFC 9110, section 9.2.2). Default: 2.
+    /// What is put before the path of each request, such as `/openai`. The path of `health.active` is sent as it is written.
+    /// Default: nothing.
+    pub base_path: Option<String>,
+    /// Further attempts for one request, whatever failed before: 0 to 10. A server to which no connection can be made is not tried
+    /// twice. A request that was sent is repeated only if its method is idempotent (RFC 9110, section 9.2.2), or if the server
+    /// certainly did not process it (see `retry_unsent`; and REFUSED_STREAM and GOAWAY, RFC 9113, section 8.7). Default: 2.
     #[serde(default = "two")]
     pub retries: usize,
-    /// How often names are resolved again. Default: 30s.
+    /// Repeat a request of any method on a new connection if the server closed the kept one before its kernel had received any
+    /// byte of the request, as TCP tells (Linux; HTTP/1.1 over TCP). Default: true.
+    #[serde(default = "yes")]
+    pub retry_unsent: bool,
+    /// How often names are resolved again. While a name has no address, it is tried again within a second; and once at most in a
+    /// second when a connection failed. Default: 30s.
     #[serde(default = "half_a_minute")]
     pub resolve_every: HumanDuration,
+    /// Which addresses of a name are used. Where there are both, one family is in use at a time; the other is tried 250 ms later
+    /// than the first, or when that fails, and stays in use if it answers first. Default: `any`.
+    #[serde(default)]
+    pub address_family: AddressFamily,
+}
+
+/// Which addresses of a name are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressFamily {
+    /// IPv6 and IPv4.
+    #[default]
+    Any,
+    /// IPv4 only.
+    Ipv4,
+    /// IPv6 only.
+    Ipv6,
+}
+
+impl AddressFamily {
+    /// Whether this address is used.
+    pub fn allows(self, address: &SocketAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Ipv4 => address.is_ipv4(),
+            Self::Ipv6 => address.is_ipv6(),
+        }
+    }
+}
+
+impl std::fmt::Display for AddressFamily {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Any => "any",
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        })
+    }
 }
 
 /// One server.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
-    /// `host:port`; a name may stand for several addresses.
+    /// `host:port`, or `unix:/path` for a Unix socket. A name may stand for several addresses.
     pub address: String,
     /// How much it gets, compared with the others, 1 to 100. Default: 1.
     #[serde(default = "one")]
@@ -102,7 +151,8 @@ pub struct Timeouts {
     pub read: HumanDuration,
     /// For one write. Default: 60s.
     pub write: HumanDuration,
-    /// For which a connection is kept for the next request. Default: 60s.
+    /// For which a connection is kept for the next request; less if the server announces less (`Keep-Alive: timeout=N`). 0: each
+    /// request has a connection of its own. Default: 60s.
     pub idle: HumanDuration,
 }
 
@@ -131,7 +181,8 @@ pub struct Health {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ActiveHealth {
-    /// What is asked for with GET; 200 is well. Default: none, a TCP connection is enough.
+    /// What is asked for with GET, as it is written here (`base_path` is not put before it); 200 is well. Default: none, a
+    /// connection is enough.
     pub path: Option<String>,
     /// How often. Default: 5s.
     pub interval: HumanDuration,
@@ -153,7 +204,8 @@ impl Default for ActiveHealth {
 pub struct PassiveHealth {
     /// Failed connections in a row until a server is left out. Default: 3. 0: never.
     pub failures: u32,
-    /// For how long. Default: 10s. If all are left out, all are tried.
+    /// After so long a connection is tried again, and from then on as often; the server is left out until one succeeds.
+    /// Default: 10s. If all are left out, all are tried by requests.
     pub eject_for: HumanDuration,
 }
 
@@ -168,6 +220,9 @@ fn one() -> usize {
 }
 fn two() -> usize {
     2
+}
+fn yes() -> bool {
+    true
 }
 fn half_a_minute() -> HumanDuration {
     HumanDuration::secs(30)

@@ -18,11 +18,12 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::conn::lingering;
 use super::connection_options::has_option;
-use super::errors::{self, BODY_ERROR, NO_SERVER_ERROR};
+use super::errors::{self, BODY_ERROR};
 use super::exchange::Exchange;
 use super::fields;
 use super::reply::{self, Rest};
 use super::timed_session;
+use super::upstream_choice::prepend_base_path;
 use crate::acme::Acme;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
@@ -121,38 +122,19 @@ impl ProxyHttp for Edge {
     }
 
     async fn upstream_peer(&self, session: &mut Session, exchange: &mut Box<Exchange>) -> Result<Box<HttpPeer>> {
-        let client = exchange.facts.client().unwrap_or(exchange.peer);
-        let Some(route) = exchange.route() else { return Err(Error::explain(NO_SERVER_ERROR, "no route")) };
-        let Some(mut picked) = route.upstream.pick(client, &exchange.unreachable, std::time::Instant::now()) else {
-            return Err(Error::explain(NO_SERVER_ERROR, format!("upstream `{}` has no server left to try", route.upstream.name)));
-        };
-        if session.is_upgrade_req() {
-            picked.peer.options.read_timeout = Some(self.limits.upgrade_idle_timeout.0);
-        }
-        exchange.server = Some(picked.address);
-        exchange.host = picked.host;
-        // A second attempt sends the body anew.
-        exchange.bytes_in = 0;
-        Ok(picked.peer)
+        self.choose_server(session, exchange).await
     }
 
     async fn connected_to_upstream(
         &self,
-        _session: &mut Session,
-        _reused: bool,
+        session: &mut Session,
+        reused: bool,
         _peer: &HttpPeer,
-        _fd: std::os::unix::io::RawFd,
+        fd: std::os::unix::io::RawFd,
         digest: Option<&Digest>,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
-            if route.upstream.is_revoked(digest) {
-                let error = Error::explain(ErrorType::InvalidCert, "the server's certificate was revoked").into_up();
-                return Err(self.elsewhere(exchange, error));
-            }
-            route.upstream.succeeded(address);
-        }
-        Ok(())
+        self.connected(session, exchange, reused, fd, digest)
     }
 
     fn fail_to_connect(&self, _session: &mut Session, _peer: &HttpPeer, exchange: &mut Box<Exchange>, error: Box<Error>) -> Box<Error> {
@@ -164,20 +146,10 @@ impl ProxyHttp for Edge {
         peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        _exchange: &mut Box<Exchange>,
+        exchange: &mut Box<Exchange>,
         reused: bool,
     ) -> Box<Error> {
-        // Nothing was sent, and it is decided already what comes of it.
-        if *error.etype() == ErrorType::InvalidCert {
-            return error;
-        }
-        let mut error = error.more_context(format!("Peer: {peer}"));
-        if !session.req_header().method.is_idempotent() || session.as_ref().retry_buffer_truncated() {
-            error.set_retry(false);
-        } else {
-            error.retry.decide_reuse(reused);
-        }
-        error
+        self.decide_retry(session, exchange, error, reused).more_context(format!("Peer: {peer}"))
     }
 
     async fn upstream_request_filter(
@@ -196,6 +168,7 @@ impl ProxyHttp for Edge {
         let mut cx = UpstreamCx { upstream, request: session.req_header(), facts: &mut exchange.facts, peer: exchange.peer };
         let hooks = route.chain.upstream_request(&mut cx, &mut exchange.progress);
         hooks.map_err(|failure| errors::of_failure(&failure))?;
+        prepend_base_path(route, upstream)?;
         if exchange.home.is_some() {
             return Ok(());
         }
@@ -225,6 +198,11 @@ impl ProxyHttp for Edge {
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, "a 101 that was not asked for").into_up());
             }
             return Ok(());
+        }
+        exchange.responded = true;
+        if let (Some(route), Some(server)) = (exchange.route(), &exchange.server) {
+            route.upstream.observe(server, &response.headers);
+            exchange.upstream_connection.iter().for_each(|connection| connection.responded(response.version));
         }
         let stream = is_event_stream(&response.headers) || is_json_lines(&response.headers);
         fields::lower_response(response);

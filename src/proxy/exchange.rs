@@ -1,6 +1,6 @@
 //! One request and its response, as the phases see it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use super::timed_session::Home;
 use crate::config::{Route, Snapshot};
 use crate::telemetry::access::Line;
 use crate::telemetry::streams::{About, Open};
+use crate::upstream::reuse::Connection;
+use crate::upstream::{Address, Attempts};
 
 /// The state of one exchange.
 pub struct Exchange {
@@ -40,9 +42,13 @@ pub struct Exchange {
     /// What only the log may say of that.
     pub detail: Option<String>,
     /// The server in use.
-    pub server: Option<SocketAddr>,
-    /// Servers to which no connection could be made.
-    pub unreachable: Vec<SocketAddr>,
+    pub server: Option<Address>,
+    /// What was tried upstream.
+    pub attempts: Attempts,
+    /// The connection to it, where it is known.
+    pub upstream_connection: Option<Arc<Connection>>,
+    /// The upstream has begun its response.
+    pub responded: bool,
     /// The `Host` the chosen server gets.
     pub host: Option<String>,
     /// The target for the upstream, where the client has spelled it otherwise than it was judged.
@@ -76,7 +82,9 @@ impl Exchange {
             answered: None,
             detail: None,
             server: None,
-            unreachable: Vec::new(),
+            attempts: Attempts::default(),
+            upstream_connection: None,
+            responded: false,
             host: None,
             spelled_target: None,
             bytes_in: 0,
@@ -108,7 +116,7 @@ impl Exchange {
             subject: self.facts.get::<Identity>().and_then(|identity| identity.subject.as_deref().map(str::to_owned)),
             path: session.req_header().uri.path().to_owned(),
             request_id: self.request_id().map(str::to_owned),
-            upstream: self.server,
+            upstream: self.server.clone(),
         }
     }
 
@@ -190,7 +198,7 @@ impl Exchange {
             shadow: shadow.map(|decision| (decision.filter, decision.reason)).collect(),
             let_through: self.facts.get::<LetThrough>().map_or(&[], |filters| &filters.0),
             tags: self.facts.get::<Tags>().map_or(&[], |tags| &tags.0),
-            upstream: self.server,
+            upstream: self.server.as_ref(),
             late_status: self.late_status.map(|status| status.as_u16()),
             bytes_in: self.bytes_in,
             bytes_out: session.body_bytes_sent() as u64,

@@ -21,6 +21,7 @@ mod server;
 mod stream;
 mod target;
 mod timed_session;
+mod upstream_choice;
 
 pub use edge::Shared;
 pub use listening::Pulse;

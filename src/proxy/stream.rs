@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use http::{HeaderValue, header};
 use keylatch_filters::contract::{Leash, Source, StreamPlan};
+use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use pingora::{Error, Result};
 
 use super::clock::{Clock, Terms};
 use super::edge::Edge;
@@ -39,21 +39,6 @@ impl Edge {
         let leash = exchange.facts.get::<Arc<Leash>>().cloned().unwrap_or_default();
         conn.hold_by(Arc::clone(&leash));
         exchange.open = Some(self.shared.metrics.streams.begin(exchange.about_stream(session), leash));
-    }
-
-    /// A server could not be spoken to, or must not be: nothing was sent, so every method may be tried elsewhere, if there is an
-    /// elsewhere.
-    pub(super) fn elsewhere(&self, exchange: &mut Exchange, mut error: Box<Error>) -> Box<Error> {
-        exchange.unreachable.extend(exchange.server);
-        if let (Some(route), Some(address)) = (exchange.route(), exchange.server) {
-            let now = std::time::Instant::now();
-            route.upstream.failed(address, now);
-            self.shared.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
-            let client = exchange.facts.client().unwrap_or(exchange.peer);
-            let is_one = || route.upstream.pick(client, &exchange.unreachable, now).is_some();
-            error.set_retry(exchange.unreachable.len() <= route.upstream.retries && is_one());
-        }
-        error
     }
 
     /// Ends a stream that has begun, as an event if one can still stand. What is left then is a clean end;

@@ -8,6 +8,7 @@ use super::everywhere::{Everywhere, Question};
 use crate::store::audit::{Actor, Line};
 use crate::store::record::millis;
 use crate::telemetry::streams::{About, Streams};
+use crate::upstream::server_name;
 
 /// An open stream.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -83,7 +84,7 @@ pub fn row(id: u64, about: &About) -> Stream {
         hint: about.key.as_ref().map(|key| key.hint.clone()),
         subject: about.subject.clone(),
         request_id: about.request_id.clone(),
-        upstream: about.upstream.map(|server| server.to_string()),
+        upstream: about.upstream.as_ref().map(server_name),
     }
 }
 

@@ -4,7 +4,7 @@
 //! which are counted, and never costs a request its time.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +12,7 @@ use keylatch_filters::contract::{KeyId, write_address};
 use prometheus::IntCounter;
 
 use super::line_queue::{Limits, LineQueue};
+use crate::upstream::{Address, server_name};
 
 /// Lines that wait to be written, in bytes.
 const WAITING_BYTES_MAX: usize = 8 << 20;
@@ -65,7 +66,7 @@ pub struct Line<'a> {
     /// What rules have labelled it.
     pub tags: &'a [Arc<str>],
     /// The server that answered.
-    pub upstream: Option<SocketAddr>,
+    pub upstream: Option<&'a Address>,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
@@ -102,7 +103,11 @@ impl Line<'_> {
         object.pairs("shadow", &self.shadow);
         object.list("let_through", self.let_through.iter().copied());
         object.list("tags", self.tags.iter().map(AsRef::as_ref));
-        self.upstream.iter().for_each(|server| object.address("upstream", server.ip(), Some(server.port())));
+        match self.upstream {
+            Some(Address::Inet(server)) => object.address("upstream", server.ip(), Some(server.port())),
+            Some(server) => object.text("upstream", Some(&server_name(server))),
+            None => {}
+        }
         object.number("bytes_in", self.bytes_in);
         object.number("bytes_out", self.bytes_out);
         self.first_byte_ms.iter().for_each(|duration| object.milliseconds("first_byte_ms", *duration));
@@ -280,18 +285,23 @@ mod tests {
             least.to_string(),
             r#"{"time":"1970-01-01T00:00:00.000Z","client":"127.0.0.1","client_source":"peer","peer":"::","method":"GET","path":"/","http":"1.1","status":200,"bytes_in":0,"bytes_out":18446744073709551615,"duration_ms":0.005}"#
         );
+        let upstream = |address: &str| Address::Inet(address.parse().unwrap());
         let full = json(|line| {
             line.key = Some(KeyId([0xab; 32]));
             line.subject = Some("a\"b\\c\nd\u{7}é");
             line.shadow = vec![("rate_limit", "limit"), ("bearer", "missing")];
-            line.upstream = Some(([127, 0, 0, 1], 80).into());
             line.first_byte_ms = Some(Duration::from_micros(1_234_050));
         });
         assert_eq!(full["key"], "abababababab");
         assert_eq!(full["subject"], "a\"b\\c\nd\u{7}é");
         assert_eq!(full["shadow"], serde_json::json!(["rate_limit:limit", "bearer:missing"]));
-        assert_eq!(full["upstream"], "127.0.0.1:80");
-        assert_eq!(json(|line| line.upstream = Some((std::net::Ipv6Addr::LOCALHOST, 80).into()))["upstream"], "[::1]:80");
+        let unix = Address::Unix(std::os::unix::net::SocketAddr::from_pathname("/run/a \"b\".sock").unwrap());
+        for (address, written) in
+            [(upstream("127.0.0.1:80"), "127.0.0.1:80"), (upstream("[::1]:80"), "[::1]:80"), (unix, "unix:/run/a \"b\".sock")]
+        {
+            let address = &*Box::leak(Box::new(address));
+            assert_eq!(json(|line| line.upstream = Some(address))["upstream"], written);
+        }
         assert_eq!(full["first_byte_ms"], 1234.05);
     }
 }

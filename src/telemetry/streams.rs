@@ -1,13 +1,15 @@
 //! Event streams and WebSockets that are open: how many, and each of them, so that it can be looked at and ended.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use keylatch_filters::contract::{Key, Leash, Pulled};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
+
+use crate::upstream::Address;
 
 /// All of them.
 pub struct Streams {
@@ -43,7 +45,7 @@ pub struct About {
     /// Its id in the logs.
     pub request_id: Option<String>,
     /// The server it comes from.
-    pub upstream: Option<SocketAddr>,
+    pub upstream: Option<Address>,
 }
 
 impl Streams {

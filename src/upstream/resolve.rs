@@ -1,107 +1,265 @@
-//! Names to addresses, in the background: a request never waits for a resolver.
+//! Names to addresses, in the background: looking up, remembering, choosing the address family.
+//! A request never looks up a name by itself; it may wait for a look-up that is under way ([`Schedule`]).
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use keylatch_filters::contract::Invalid;
 use parking_lot::Mutex;
+use pingora::lb::Backend;
 use pingora::lb::discovery::ServiceDiscovery;
-use pingora::lb::{Backend, Extensions};
+use tokio::sync::{Notify, watch};
 
-/// A server as configured.
-#[derive(Clone, Debug)]
-pub struct Target {
-    name: ServerName,
-    weight: usize,
+use super::Address;
+use super::server::{Place, ServerName, Target};
+use crate::config::model::AddressFamily;
+
+/// A look-up that takes longer has failed.
+const LOOKUP_TIME_MAX: Duration = Duration::from_secs(5);
+/// After a name could not be resolved, the first retry; doubled from one to the next.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+/// The longest time between two retries, and the shortest between two look-ups asked for by failed connections.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Looks up a name.
+#[async_trait]
+pub trait Lookup: Send + Sync {
+    /// The addresses of `host:port`, in the order of preference.
+    async fn lookup(&self, address: &str) -> io::Result<Vec<SocketAddr>>;
 }
 
-/// Travels with a backend, so that TLS can ask for the right name.
-#[derive(Clone, Debug)]
-pub struct ServerName {
-    /// The host alone.
-    pub host: Arc<str>,
-    /// The host, with its port unless it is HTTPS's.
-    pub authority: Arc<str>,
-    /// Host and port.
-    address: Arc<str>,
-}
+/// The system's resolver.
+pub struct System;
 
-impl Target {
-    /// Reads `host:port`.
-    pub fn parse(address: &str, weight: usize) -> Result<Self, Invalid> {
-        let wrong = || Invalid::new(format!("`{address}` is not `host:port`, such as `127.0.0.1:3000` or `api.example.com:443`"));
-        let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
-        port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
-        let literal = address.parse::<SocketAddr>().is_ok();
-        let name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-        if !(literal || name) {
-            return Err(wrong());
-        }
-        let authority = if port == "443" { host } else { address };
-        let name = ServerName { host: host.trim_matches(['[', ']']).into(), authority: authority.into(), address: address.into() };
-        Ok(Self { name, weight })
+#[async_trait]
+impl Lookup for System {
+    async fn lookup(&self, address: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host(address).await?.collect())
     }
 }
 
-/// The host of `host:port`.
-pub fn host_of(address: &str) -> &str {
-    address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
-}
-
-/// Discovers the addresses behind the configured names. A name that cannot be resolved keeps the
-/// addresses it had.
+/// The servers of an upstream, and the addresses behind their names. A name that cannot be resolved keeps the addresses it had.
 pub struct Names {
     targets: Vec<Target>,
-    last: Mutex<HashMap<Arc<str>, Vec<SocketAddr>>>,
+    family: AddressFamily,
+    lookup: Box<dyn Lookup>,
+    known: Mutex<HashMap<Arc<str>, Name>>,
+}
+
+#[derive(Default)]
+struct Name {
+    addresses: Vec<SocketAddr>,
+    failing: bool,
+    /// Whether IPv6 is used where there is both; unset: as the resolver orders them.
+    prefers_ipv6: Option<bool>,
+}
+
+impl Name {
+    fn uses_ipv6(&self) -> bool {
+        self.prefers_ipv6.unwrap_or_else(|| self.addresses.first().is_some_and(SocketAddr::is_ipv6))
+    }
+
+    /// The addresses of the family in use, or of the other one if there are none.
+    fn in_use(&self) -> impl Iterator<Item = SocketAddr> {
+        let uses_ipv6 = self.uses_ipv6();
+        let both = self.addresses.iter().any(|one| one.is_ipv6() == uses_ipv6);
+        self.addresses.iter().copied().filter(move |one| !both || one.is_ipv6() == uses_ipv6)
+    }
 }
 
 impl Names {
     /// For these servers.
-    pub fn new(targets: Vec<Target>) -> Self {
-        Self { targets, last: Mutex::default() }
+    pub fn new(targets: Vec<Target>, family: AddressFamily, lookup: Box<dyn Lookup>) -> Self {
+        Self { targets, family, lookup, known: Mutex::default() }
+    }
+
+    fn names(&self) -> impl Iterator<Item = &ServerName> {
+        self.targets.iter().filter_map(|target| match &target.place {
+            Place::Name(name) => Some(name),
+            Place::Literal(..) | Place::Unix(_) => None,
+        })
+    }
+
+    /// Whether there is anything to resolve.
+    pub fn any(&self) -> bool {
+        self.names().next().is_some()
+    }
+
+    /// Names without any address.
+    pub fn unresolved_names(&self) -> Vec<String> {
+        let known = self.known.lock();
+        let unresolved = self.names().filter(|name| known.get(&name.address).is_none_or(|name| name.addresses.is_empty()));
+        unresolved.map(|name| name.address.to_string()).collect()
+    }
+
+    /// How many there are.
+    pub fn unresolved(&self) -> usize {
+        self.unresolved_names().len()
+    }
+
+    /// Looks up all names, each for itself: a slow one does not keep the others' results back for longer than its limit.
+    pub async fn resolve(&self, upstream: &str) {
+        let all = self.names().map(|name| async move {
+            let found = tokio::time::timeout(LOOKUP_TIME_MAX, self.lookup.lookup(&name.address)).await;
+            let found = found.unwrap_or_else(|_| Err(io::Error::other(format!("no answer within {LOOKUP_TIME_MAX:?}"))));
+            self.learn(upstream, name, found);
+        });
+        futures::future::join_all(all).await;
+    }
+
+    fn learn(&self, upstream: &str, name: &ServerName, found: io::Result<Vec<SocketAddr>>) {
+        let found = found.and_then(|mut found| {
+            found.retain(|address| self.family.allows(address));
+            match found.is_empty() {
+                true => Err(io::Error::other(format!("it has no address of the family that is allowed ({})", self.family))),
+                false => Ok(found),
+            }
+        });
+        let mut known = self.known.lock();
+        let entry = known.entry(Arc::clone(&name.address)).or_default();
+        match found {
+            Ok(found) => {
+                if std::mem::take(&mut entry.failing) {
+                    tracing::info!(%upstream, server = %name.address, addresses = ?found, "the name is resolved again");
+                }
+                entry.addresses = found;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut entry.failing, true) {
+                    let kept = entry.addresses.len();
+                    tracing::warn!(%upstream, server = %name.address, %error, kept, "the name cannot be resolved; addresses known before stay in use");
+                }
+            }
+        }
+    }
+
+    /// The addresses of the other family of the name that has this one: what a failed connection may be tried at as well.
+    pub fn alternatives(&self, address: SocketAddr) -> Vec<SocketAddr> {
+        let known = self.known.lock();
+        let name = known.values().find(|name| name.addresses.contains(&address));
+        name.map(|name| name.addresses.iter().copied().filter(|other| other.is_ipv6() != address.is_ipv6()).collect()).unwrap_or_default()
+    }
+
+    /// A connection to this address succeeded where the one to its name's other family did not.
+    pub fn prefer(&self, address: SocketAddr) {
+        let mut known = self.known.lock();
+        for name in known.values_mut().filter(|name| name.addresses.contains(&address)) {
+            name.prefers_ipv6 = Some(address.is_ipv6());
+        }
+    }
+
+    fn backends(&self) -> BTreeSet<Backend> {
+        let known = self.known.lock();
+        let mut backends = BTreeSet::new();
+        for target in &self.targets {
+            match &target.place {
+                Place::Literal(_, address) => drop(backends.insert(target.backend(Address::Inet(*address)))),
+                Place::Unix(address) => drop(backends.insert(target.backend(address.clone()))),
+                Place::Name(name) => {
+                    let addresses = known.get(&name.address).into_iter().flat_map(Name::in_use);
+                    backends.extend(addresses.map(|address| target.backend(Address::Inet(address))));
+                }
+            }
+        }
+        backends
     }
 }
 
+/// What is known of the names, as the balancer asks for it. It looks up nothing.
+pub struct Discovery(pub Arc<Names>);
+
 #[async_trait]
-impl ServiceDiscovery for Names {
+impl ServiceDiscovery for Discovery {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
-        let mut backends = BTreeSet::new();
-        for target in &self.targets {
-            let key = &target.name.address;
-            let addresses = match tokio::net::lookup_host(&**key).await {
-                Ok(found) => {
-                    let found: Vec<_> = found.collect();
-                    self.last.lock().insert(Arc::clone(key), found.clone());
-                    found
-                }
-                Err(error) => {
-                    tracing::warn!(server = %key, %error, "a name cannot be resolved");
-                    self.last.lock().get(key).cloned().unwrap_or_default()
-                }
-            };
-            for address in addresses {
-                let mut ext = Extensions::new();
-                ext.insert(target.name.clone());
-                backends.insert(Backend { addr: pingora::protocols::l4::socket::SocketAddr::Inet(address), weight: target.weight, ext });
-            }
-        }
-        Ok((backends, HashMap::new()))
+        Ok((self.0.backends(), HashMap::new()))
     }
+}
+
+/// When names are looked up: from time to time, soon again where one has no address, and when a connection failed.
+pub struct Schedule {
+    resolve_every: Duration,
+    passes: watch::Sender<Pass>,
+    wanted: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Pass {
+    begun: u64,
+    ended: u64,
+    ended_at: Option<Instant>,
+    /// Passes in a row after which a name had no address.
+    incomplete: u32,
+}
+
+impl Schedule {
+    /// At least once in so long.
+    pub fn new(resolve_every: Duration) -> Self {
+        Self { resolve_every, passes: watch::Sender::new(Pass::default()), wanted: Notify::new() }
+    }
+
+    /// A look-up begins.
+    pub fn begin(&self) {
+        self.passes.send_modify(|pass| pass.begun += 1);
+    }
+
+    /// It ended, and left so many names without any address.
+    pub fn end(&self, unresolved: usize, now: Instant) {
+        self.passes.send_modify(|pass| {
+            pass.ended = pass.begun;
+            pass.ended_at = Some(now);
+            pass.incomplete = if unresolved > 0 { pass.incomplete.saturating_add(1) } else { 0 };
+        });
+    }
+
+    /// The time from the end of the last look-up to the next one, if none is asked for before.
+    fn pause(&self) -> Duration {
+        match self.passes.borrow().incomplete {
+            0 => self.resolve_every,
+            n => (RETRY_MIN * 2u32.saturating_pow(n - 1).min(16)).min(RETRY_MAX).min(self.resolve_every),
+        }
+    }
+
+    /// Asks for a look-up.
+    pub fn request(&self, now: Instant) -> Requested {
+        let pass = *self.passes.borrow();
+        self.wanted.notify_one();
+        let under_way = pass.begun > pass.ended;
+        let rested = pass.ended_at.is_none_or(|at| now.saturating_duration_since(at) >= RETRY_MAX);
+        Requested { pass: if under_way { pass.begun } else { pass.begun + 1 }, at_once: under_way || rested }
+    }
+
+    /// Waits until the next look-up is due.
+    pub async fn due(&self) {
+        let rest = |pause: Duration| {
+            let ended = self.passes.borrow().ended_at;
+            ended.map_or(Duration::ZERO, |at| pause.saturating_sub(at.elapsed()))
+        };
+        tokio::select! {
+            () = tokio::time::sleep(rest(self.pause())) => {}
+            // Failed connections come by the hundred: not more than one look-up in this time for all of them.
+            () = self.wanted.notified() => tokio::time::sleep(rest(RETRY_MAX.min(self.pause()))).await,
+        }
+    }
+
+    /// Waits for the end of a look-up. False: not within this time.
+    pub async fn ended(&self, requested: &Requested, time_max: Duration) -> bool {
+        let mut passes = self.passes.subscribe();
+        let ended = passes.wait_for(|pass| pass.ended >= requested.pass);
+        tokio::time::timeout(time_max, ended).await.is_ok_and(|ended| ended.is_ok())
+    }
+}
+
+/// A look-up that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requested {
+    pass: u64,
+    /// It is under way, or begins at once.
+    pub at_once: bool,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses() {
-        for good in ["127.0.0.1:80", "[::1]:80", "api.example.com:443", "new-api:3000"] {
-            assert!(Target::parse(good, 1).is_ok(), "{good}");
-        }
-        for wrong in ["", "host", "host:", ":80", "host:0", "host:99999", "http://host:80", "::1:80", "a b:80"] {
-            assert!(Target::parse(wrong, 1).is_err(), "{wrong}");
-        }
-    }
-}
+#[path = "resolve_tests.rs"]
+mod tests;

@@ -13,7 +13,7 @@ class Scripted:
     `answer(request, send)` gets a function that sends bytes to the client. The connection is kept if it returns
     True. Requests are parsed leniently on purpose: what arrives is what the test wants to see."""
 
-    def __init__(self, answer, tls=None):
+    def __init__(self, answer, tls=None, listener=None):
         self.answer = answer
         self.context = None
         if tls:
@@ -21,8 +21,8 @@ class Scripted:
             self.context.load_cert_chain(tls.cert, tls.key)
         self.requests = []
         self.closed_by_peer = threading.Event()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-        self.port = self.listener.getsockname()[1]
+        self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self.port = None if self.listener.family == socket.AF_UNIX else self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):
@@ -34,7 +34,8 @@ class Scripted:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.context:
             try:
                 connection = self.context.wrap_socket(connection, server_side=True)

@@ -1,0 +1,149 @@
+//! From what an operator wrote of an upstream to what is used: everything that can be wrong with it is found here.
+
+use std::time::Duration;
+
+use keylatch_filters::contract::Invalid;
+use pingora::lb::selection::{BackendIter, BackendSelection};
+use pingora::lb::{Backends, LoadBalancer};
+use pingora::upstreams::peer::PeerOptions;
+
+use super::health;
+use super::resolve::Discovery;
+use super::server::{Place, Target};
+use super::tls::Tls;
+use super::{Balancer, SharedConnector};
+use crate::config::model::{Balance, HttpVersion, Upstream as Config};
+
+/// Attempts at one request are bounded all the same: `proxy/server.rs` allows Pingora a few more.
+const RETRIES_MAX: usize = 10;
+
+/// The servers.
+pub fn targets(config: &Config) -> Result<Vec<Target>, Invalid> {
+    if config.servers.is_empty() {
+        return Err(Invalid::new("the list is empty; at least one is needed").at("servers"));
+    }
+    let mut targets = Vec::new();
+    for (index, server) in config.servers.iter().enumerate() {
+        let wrong = |e: Invalid, key: &str| e.at(key).index(index).at("servers");
+        let target = Target::parse(&server.address, server.weight).map_err(|e| wrong(e, "address"))?;
+        if !(1..=100).contains(&server.weight) {
+            return Err(wrong(Invalid::new("must be between 1 and 100"), "weight"));
+        }
+        match &target.place {
+            Place::Literal(_, address) if !config.address_family.allows(address) => {
+                let says = format!("`{}` is not of the family that `address_family: {}` allows", server.address, config.address_family);
+                return Err(wrong(Invalid::new(says), "address"));
+            }
+            Place::Unix(_) if config.tls.as_ref().is_some_and(|tls| tls.server_name.is_none()) => {
+                return Err(Invalid::new("is needed where TLS is spoken by a Unix socket, which has no name").at("server_name").at("tls"));
+            }
+            Place::Unix(_) if config.balance == Balance::ClientHash && config.servers.len() > 1 => {
+                let says = "`client_hash` cannot choose among Unix sockets; `round_robin` and `random` can";
+                return Err(Invalid::new(says).at("balance"));
+            }
+            Place::Literal(..) | Place::Name(_) | Place::Unix(_) => {}
+        }
+        targets.push(target);
+    }
+    Ok(targets)
+}
+
+/// What is wrong with the rest of it, but for `tls`'s files.
+pub fn check(config: &Config) -> Result<(), Invalid> {
+    if config.name.is_empty() {
+        return Err(Invalid::new("the name is empty").at("name"));
+    }
+    if config.retries > RETRIES_MAX {
+        return Err(Invalid::new(format!("at most {RETRIES_MAX}")).at("retries"));
+    }
+    if config.resolve_every.0 < Duration::from_secs(1) {
+        return Err(Invalid::new("must be at least 1s").at("resolve_every"));
+    }
+    let plain = |text: &Option<String>| text.as_ref().is_none_or(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()));
+    if !plain(&config.host) {
+        return Err(Invalid::new("not a host").at("host"));
+    }
+    if let Some(path) = &config.base_path {
+        base_path(path).map_err(|invalid| invalid.at("base_path"))?;
+    }
+    let a_name = |name: &String| rustls::pki_types::ServerName::try_from(name.as_str()).is_ok();
+    if config.tls.as_ref().is_some_and(|tls| !plain(&tls.server_name) || !tls.server_name.as_ref().is_none_or(a_name)) {
+        return Err(Invalid::new("not a host's name").at("server_name").at("tls"));
+    }
+    let shows = config.tls.as_ref().is_some_and(|tls| tls.client_certificate.is_some());
+    if shows && config.health.active.as_ref().is_some_and(|health| health.path.is_none()) {
+        let says = "is needed where servers are shown a client certificate: a connection alone would show none";
+        return Err(Invalid::new(says).at("path").at("active").at("health"));
+    }
+    if let Some(health) = &config.health.active {
+        health::check(health).map_err(|e| e.at("active").at("health"))?;
+    }
+    Ok(())
+}
+
+fn base_path(path: &str) -> Result<(), Invalid> {
+    let plain = path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\\\"<>^`{|}".contains(&b));
+    let segments = path.strip_prefix('/').map(|rest| rest.split('/'));
+    let clean = segments.is_some_and(|mut all| all.all(|one| !matches!(one, "" | "." | "..")));
+    if plain && clean {
+        return Ok(());
+    }
+    Err(Invalid::new(format!("`{path}` is not a path such as `/openai`: it begins with `/`, does not end with it, and has no query")))
+}
+
+/// The balancer over what is known of the servers.
+pub fn balancer(config: &Config, tls: Option<&Tls>, connector: &SharedConnector, discovery: Discovery) -> Balancer {
+    match config.balance {
+        // Pingora's ring has IP addresses only. With one server there is nothing to choose.
+        Balance::ClientHash if config.servers.len() > 1 || !config.servers.iter().any(|one| one.address.starts_with("unix:")) => {
+            Balancer::ClientHash(of(config, tls, connector, discovery))
+        }
+        Balance::RoundRobin | Balance::ClientHash => Balancer::RoundRobin(of(config, tls, connector, discovery)),
+        Balance::Random => Balancer::Random(of(config, tls, connector, discovery)),
+    }
+}
+
+fn of<S>(config: &Config, tls: Option<&Tls>, connector: &SharedConnector, discovery: Discovery) -> LoadBalancer<S>
+where
+    S: BackendSelection + Send + Sync + 'static,
+    S::Iter: BackendIter,
+{
+    let mut balancer = LoadBalancer::from_backends(Backends::new(Box::new(discovery)));
+    if let Some(check) = health::active(config, tls, connector) {
+        balancer.set_health_check(check);
+    }
+    balancer
+}
+
+/// How connections are made and used.
+pub fn options(config: &Config, connector: &SharedConnector) -> PeerOptions {
+    let mut options = PeerOptions::new();
+    let timeouts = &config.timeouts;
+    options.connection_timeout = Some(timeouts.connect.0);
+    options.total_connection_timeout = Some(timeouts.connect.0);
+    options.read_timeout = Some(timeouts.read.0);
+    options.write_timeout = Some(timeouts.write.0);
+    options.idle_timeout = Some(timeouts.idle.0);
+    options.custom_l4 = Some(connector.clone());
+    match (config.http, config.tls.is_some()) {
+        (HttpVersion::Http2, _) => options.set_http_version(2, 2),
+        (HttpVersion::Auto, true) => options.set_http_version(2, 1),
+        (HttpVersion::Auto, false) | (HttpVersion::Http1, _) => options.set_http_version(1, 1),
+    }
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_paths() {
+        for good in ["/openai", "/a/b.c/v1", "/~x/%20"] {
+            assert!(base_path(good).is_ok(), "{good}");
+        }
+        for wrong in ["", "/", "openai", "/openai/", "/a//b", "/a/../b", "/./a", "/a?b", "/a#b", "/a b", "/ä"] {
+            assert!(base_path(wrong).is_err(), "{wrong}");
+        }
+    }
+}
