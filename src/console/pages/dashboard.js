@@ -26,6 +26,7 @@ export function Dashboard({ route, live }) {
   </fieldset>`;
   return html`<${Page} title=${t("Dashboard")} actions=${picker}>
     <${Trouble} error=${board.error} retry=${board.reload} />
+    ${data && html`<${Outage} health=${data.health} />`}
     <dl class="tiles">
       <${Tile} name=${t("Requests a second")} value=${number(now?.requests_per_s)} />
       <${Tile} name=${t("Open streams")} value=${number(now?.streams)} to=${href("streams")} />
@@ -36,6 +37,22 @@ export function Dashboard({ route, live }) {
     </dl>
     ${data && html`<${Charts} data=${data} /><${Tops} data=${data} /><${Health} data=${data} />`}
   </${Page}>`;
+}
+
+// What keeps requests from being answered stands before all numbers.
+function Outage({ health }) {
+  const lines = health.upstreams.filter((one) => one.status !== "ok").map((one) => ({
+    bad: one.status === "down",
+    text: one.status === "down" ? t("Upstream {name}: no server works. Requests to it fail.", one) : t("Upstream {name}: {well} of {servers} servers work.", one),
+  }));
+  if (health.store_error) lines.unshift({ bad: true, text: t("The store does not answer: {error}", { error: health.store_error }) });
+  if (lines.length === 0) return null;
+  const bad = health.status !== "ok";
+  const title = { down: () => t("Down: no upstream has a server that works."), degraded: () => t("Degraded: some requests fail.") }[health.status] || (() => t("Some servers do not work. Requests are answered by the others."));
+  return html`<div class="notice ${bad ? "bad" : "warn"}" role=${bad ? "alert" : "status"}>
+    <p><strong>${title()}</strong></p>
+    <ul class="plain">${lines.map((line) => html`<li>${line.text}</li>`)}</ul>
+  </div>`;
 }
 
 const Tile = ({ name, value, note, to }) => html`<div class="tile"><dt>${to ? html`<a href=${to}>${name}</a>` : name}</dt><dd>${value}${note && html`<small>${note}</small>`}</dd></div>`;
@@ -76,7 +93,7 @@ const Health = ({ data }) => html`<div class="charts">
   <div class="card"><h2>${t("Health")}</h2><ul class="plain">
     <li>${t("Store")} ${data.health.store_error ? html`<${Badge} kind="bad">${data.health.store_error}</${Badge}>` : html`<${Badge} kind="good">${t("well")}</${Badge}>`}</li>
     ${data.health.redis !== null && html`<li>Redis ${data.health.redis ? html`<${Badge} kind="good">${t("well")}</${Badge}>` : html`<${Badge} kind="bad">${t("away")}</${Badge}>`}</li>`}
-    ${data.health.upstreams.map((one) => html`<li>${t("Upstream")} ${one.name} <${Badge} kind=${one.well === one.servers ? "good" : one.well ? "warn" : "bad"}>${t("{well} of {servers} servers", one)}</${Badge}></li>`)}
+    ${data.health.upstreams.map((one) => html`<li>${t("Upstream")} ${one.name} <${Badge} kind=${{ ok: "good", degraded: "warn" }[one.status] || "bad"}>${t("{well} of {servers} servers work", one)}</${Badge}></li>`)}
   </ul></div>
   <div class="card"><h2>${t("Replicas")}</h2><ul class="plain">
     ${data.replicas.map((one) => html`<li><strong>${one.name}</strong> ${one.current && html`<${Badge}>${t("this one")}</${Badge}>`} ${one.gone ? html`<${Badge} kind="bad">${t("gone")}</${Badge}>` : one.handed_over ? html`<${Badge}>${t("has handed over")}</${Badge}>` : html`<${Badge} kind="good">${t("well")}</${Badge}>`} ${!one.reload_ok && html`<${Badge} kind="bad">${t("last reload failed")}</${Badge}>`}
