@@ -6,6 +6,7 @@ mod machine;
 mod secrets;
 mod stores;
 mod trust;
+mod upstreams;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -74,6 +75,7 @@ pub async fn look(path: &Path, accepted: &[String]) -> Vec<Finding> {
             trust::look(&snapshot.settings, &files, &mut found);
             machine::look(&snapshot, path, &mut found);
             stores::look(&snapshot.settings, &files, &mut found).await;
+            upstreams::look(&snapshot, &mut found).await;
         }
         // Nothing else can be said of it then, and nobody can mean it so.
         Err(report) => {
