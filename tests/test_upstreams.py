@@ -1,0 +1,265 @@
+"""Upstreams come and go: outages and what is said of them, retries, kept connections, Unix sockets, base paths."""
+
+import http.client
+import json
+import socket
+import time
+
+import pytest
+from support import raw
+from support.closing import Closing
+from support.h2_upstream import H2Upstream
+from support.keylatch import DEFAULT, free_port, wait_for
+from support.upstreams import Scripted, plain
+
+SERVERS = 'servers: [{{address: "127.0.0.1:{upstream}"}}]'
+
+
+def upstreams(*lines, servers=None):
+    """The configuration with more options of the upstream."""
+    config = DEFAULT.replace(SERVERS, "\n    ".join([servers or SERVERS, *lines]))
+    assert config != DEFAULT or not lines
+    return config
+
+
+def post(port, path="/v1/x", **values):
+    return raw.request(port, path, method="POST", body=b"x", **values)
+
+
+def ok(request, send):
+    send(plain())
+    return True
+
+
+# Health
+
+
+def lines(keylatch, text):
+    return [line for line in keylatch.stderr.read_text().splitlines() if text in line]
+
+
+def test_an_outage_is_reported_once_and_so_is_its_end(start):
+    port = free_port()
+    keylatch = start(port, config=upstreams("health: {{passive: {{failures: 3, eject_for: 100ms}}}}"))
+    for _ in range(40):
+        assert post(keylatch.port).status == 502
+    assert [len(lines(keylatch, text)) for text in ("is left out", "works again")] == [1, 0]
+    wait_for(lambda: lines(keylatch, "is tried again"), "a connection is tried in the background")
+    with Scripted(ok, listener=socket.create_server(("127.0.0.1", port))):
+        wait_for(lambda: lines(keylatch, "works again"), "it is found to work without a request")
+    assert [len(lines(keylatch, text)) for text in ("is left out", "is tried again", "works again")] == [1, 1, 1]
+    assert f"server=127.0.0.1:{port}" in lines(keylatch, "is left out")[0]
+
+
+def test_health_says_which_upstream_is_down(start, echo_upstream):
+    dead = free_port()
+    more = f'upstreams:\n  - name: spare\n    servers: [{{{{address: "127.0.0.1:{dead}"}}}}]\n'
+    config = DEFAULT.replace("upstreams:\n", more) + '  - name: spare\n    match: {{paths: ["/spare/*"]}}\n    upstream: spare\n'
+    keylatch = start(echo_upstream, config=config)
+
+    def status():
+        return keylatch.health()[1]["status"], {one["name"]: one["status"] for one in keylatch.health()[1]["upstreams"]}
+
+    for _ in range(3):
+        assert post(keylatch.port, "/spare/x").status == 502
+    assert status() == ("degraded", {"spare": "down", "model": "ok"})
+    done = keylatch.command("health")
+    assert (done.returncode, done.stdout) == (3, "degraded\nupstream spare: down, 0 of 1 servers work\n")
+    assert keylatch.health("ready") == (200, {"status": "ok", "upstreams_down": ["spare"]}), "a balancer need not take it out"
+    assert keylatch.health("live") == (200, {"status": "ok"})
+    for flag in ("--ready", "--live"):
+        assert keylatch.command("health", flag).returncode == 0
+
+
+def test_health_says_that_every_upstream_is_down_before_any_request(start):
+    keylatch = start(free_port())
+    wait_for(lambda: keylatch.health()[1]["status"] != "ok", "a connection is tried")
+    assert keylatch.health()[0] == 200 and keylatch.health()[1]["status"] == "down"
+    done = keylatch.command("health")
+    assert (done.returncode, done.stdout) == (4, "down\nupstream model: down, 0 of 1 servers work\n")
+    assert "DOWN: 0 of 1 servers work" in keylatch.command("status").stdout
+
+
+def test_one_of_two_servers_is_no_outage(start, echo_upstream):
+    servers = SERVERS.replace("}}]", '}}, {{address: "127.0.0.1:%d"}}]' % free_port())
+    keylatch = start(echo_upstream, config=upstreams(servers=servers))
+    assert {post(keylatch.port).status for _ in range(10)} == {200}
+    wait_for(lambda: keylatch.health()[1]["upstreams"][0]["status"] != "ok", "a connection is tried")
+    said = keylatch.health()[1]
+    assert (said["status"], said["upstreams"][0]) == ("ok", {"name": "model", "status": "degraded", "servers": 2, "well": 1})
+
+
+# Names
+
+
+def test_a_name_without_an_address_is_no_server_and_said_once(start, echo_upstream):
+    keylatch = start(echo_upstream, config=upstreams("timeouts: {{connect: 100ms}}", servers='servers: [{{address: "no-such-name.invalid:80"}}]'))
+    for _ in range(3):
+        answer = post(keylatch.port)
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (503, "upstream_unavailable")
+    assert len(lines(keylatch, "the name cannot be resolved")) == 1
+    said = keylatch.health()[1]
+    assert (said["status"], said["upstreams"][0]["servers"], said["upstreams"][0]["well"]) == ("down", 1, 0)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "::1"])
+def test_both_families_of_a_name_are_tried(start, listen):
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    found = {info[0] for info in socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)}
+    if len(found) < 2:
+        pytest.skip("localhost has one family here")
+    with Scripted(ok, listener=socket.create_server((listen, 0), family=family)) as upstream:
+        # No retry is used for the other family.
+        keylatch = start(upstream, config=upstreams("retries: 0", servers='servers: [{{address: "localhost:{upstream}"}}]'))
+        assert {post(keylatch.port).status for _ in range(20)} == {200}
+        wait_for(lambda: post(keylatch.port) and keylatch.access_log()[-1]["upstream"].startswith("[" if ":" in listen else "127"), "the log names it")
+        assert keylatch.health()[1]["upstreams"][0] == {"name": "model", "status": "ok", "servers": 1, "well": 1}
+        assert not lines(keylatch, "is left out")
+
+
+def test_the_family_that_is_allowed(start, echo_upstream):
+    # Where `localhost` has no IPv6 address, there is no server; else none listens there.
+    for family, statuses in [("ipv4", {200}), ("ipv6", {502, 503})]:
+        keylatch = start(echo_upstream, config=upstreams(f"address_family: {family}", servers='servers: [{{address: "localhost:{upstream}"}}]'))
+        assert post(keylatch.port).status in statuses
+
+
+# Retries
+
+
+H2 = "http: http2"
+
+
+@pytest.mark.parametrize("how", ["refuse", "goaway"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "POST"])
+def test_a_stream_that_was_not_processed_is_sent_again(start, how, method):
+    with H2Upstream(lambda number, _: how if number <= 2 else "answer") as upstream:
+        keylatch = start(upstream, config=upstreams(H2))
+        assert raw.request(keylatch.port, method=method, body=b"x" * 1000).status == 200
+        assert len(upstream.attempts) == 3 and upstream.processed == [(method, "/v1/x", b"x" * 1000)]
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("how", ["refuse", "goaway"])
+def test_refused_streams_are_tried_no_more_than_retries_allow(start, how, retries):
+    with H2Upstream(lambda number, _: how) as upstream:
+        keylatch = start(upstream, config=upstreams(H2, f"retries: {retries}"))
+        for method in ("GET", "PUT", "POST"):
+            upstream.attempts.clear()
+            assert raw.request(keylatch.port, method=method, body=b"x").status == 502
+            assert len(upstream.attempts) == retries + 1, method
+
+
+@pytest.mark.parametrize("how", ["goaway_late", "cancel"])
+def test_a_post_that_may_have_been_processed_is_not_sent_again(start, how):
+    with H2Upstream(lambda number, _: how) as upstream:
+        keylatch = start(upstream, config=upstreams(H2))
+        assert post(keylatch.port).status == 502
+        assert len(upstream.attempts) == len(upstream.processed) == 1
+
+
+def test_another_server_is_asked_before_the_same_one_again(start):
+    with H2Upstream(lambda *_: "refuse") as busy, H2Upstream(lambda *_: "answer") as free:
+        servers = SERVERS.replace("}}]", '}}, {{address: "127.0.0.1:%d"}}]' % free.port)
+        keylatch = start(busy, config=upstreams(H2, "retries: 1", servers=servers))
+        assert {post(keylatch.port).status for _ in range(10)} == {200}
+        assert busy.attempts and len(free.processed) == 10
+
+
+# Kept connections
+
+
+def posts(port, count, pause):
+    """POSTs over one connection, with a pause between; the statuses."""
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    statuses = []
+    for number in range(count):
+        client.request("POST", f"/v1/{number}", body=b"x" * 100)
+        answer = client.getresponse()
+        answer.read()
+        statuses.append(answer.status)
+        time.sleep(pause)
+    client.close()
+    return statuses
+
+
+@pytest.mark.parametrize("idle_ms", [1, 5, 20])
+def test_connections_that_the_server_closes_cost_no_request(start, idle_ms):
+    with Closing(idle_ms / 1000) as upstream:
+        keylatch = start(upstream)
+        # The pause meets the server's own time as exactly as a test can.
+        statuses = posts(keylatch.port, 150, idle_ms / 1000)
+        assert upstream.closed > 10 and set(statuses) <= {200, 502}
+        assert len(upstream.processed) == len(set(upstream.processed)) == statuses.count(200), "none is sent twice"
+        # A reset does not tell what was read before it. The socket may be found readable a moment too early.
+        assert statuses.count(502) <= upstream.unread + 1
+
+
+def test_what_the_server_announces_is_kept_to(start):
+    with Closing(1.0, announce=1) as upstream:
+        keylatch = start(upstream)
+        assert set(posts(keylatch.port, 2, 0)) == {200}
+        wait_for(lambda: keylatch.metrics() and upstream.connections == 1, "one connection for both")
+        begun = time.monotonic()
+        # Half of a second is the margin: Keylatch closes first, and the server reads the end.
+        assert set(posts(keylatch.port, 2, 0.6)) == {200}
+        assert upstream.connections >= 2 and upstream.closed == 0, time.monotonic() - begun
+
+
+def test_idle_zero_keeps_no_connection(start):
+    with Closing(5) as upstream:
+        keylatch = start(upstream, config=upstreams("timeouts: {{idle: 0s}}"))
+        assert set(posts(keylatch.port, 10, 0)) == {200} and upstream.connections == 10
+
+
+def test_a_post_that_was_received_is_not_sent_again(start):
+    def answer(request, send):
+        if request["target"] == "/v1/first":
+            send(plain())
+            return True
+        return False  # It was read, and the connection ends without an answer.
+
+    with Scripted(answer) as upstream:
+        keylatch = start(upstream)
+        assert post(keylatch.port, "/v1/first").status == 200
+        assert post(keylatch.port, "/v1/second").status == 502
+        assert [request["target"] for request in upstream.requests] == ["/v1/first", "/v1/second"]
+
+
+# Unix sockets and base paths
+
+
+def unix_listener(path):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(256)
+    return listener
+
+
+def test_an_upstream_by_a_unix_socket(start, tmp_path):
+    path = tmp_path / "model.sock"
+    keylatch = start(1, config=upstreams("balance: client_hash", "health: {{passive: {{failures: 3, eject_for: 100ms}}}}", servers=f'servers: [{{{{address: "unix:{path}"}}}}]'))
+    assert post(keylatch.port).status == 502
+    wait_for(lambda: keylatch.health()[1]["status"] == "down", "a connection is tried")
+    assert f"server=unix:{path}" in lines(keylatch, "is left out")[0]
+    with Scripted(ok, listener=unix_listener(path)) as upstream:
+        wait_for(lambda: keylatch.health()[1]["status"] == "ok", "it is found")
+        assert set(posts(keylatch.port, 20, 0)) == {200}
+        assert dict(upstream.requests[-1]["headers"])["host"] == f"127.0.0.1:{keylatch.port}", "the client's own"
+        wait_for(lambda: keylatch.access_log()[-1]["upstream"] == f"unix:{path}", "the log names it")
+
+
+def test_a_base_path_is_put_before_each_target(start, echo_upstream):
+    health = "health: {{active: {{path: /healthz, interval: 500ms}}}}"
+    keylatch = start(echo_upstream, config=upstreams("base_path: /openai/v2", health))
+    for target in ("/v1/models", "/v1/x?q=a%2Fb&r=1", "/v1/%C3%A4?"):
+        assert json.loads(raw.request(keylatch.port, target).body)["target"] == "/openai/v2" + target
+    assert {request["target"] for request in echo_upstream.requests if "health" in request["target"]} == {"/healthz"}, "as it is written"
+    done = keylatch.command("explain", "--peer", "127.0.0.1", "--path", "/v1/models")
+    assert "upstream model, as /openai/v2/v1/models" in done.stdout
+
+
+def test_a_base_path_over_http2(start):
+    with H2Upstream(lambda *_: "answer") as upstream:
+        keylatch = start(upstream, config=upstreams(H2, "base_path: /openai"))
+        assert post(keylatch.port).status == 200 and upstream.processed[0][1] == "/openai/v1/x"
