@@ -1,8 +1,11 @@
 """Nothing changes on the way that need not: targets, fields and answers arrive as they were sent, or are refused with a reason."""
 
 import json
+import socket
 from urllib.parse import quote
 
+import h2.connection
+import h2.events
 import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -10,6 +13,7 @@ from botocore.credentials import Credentials
 
 from support import raw
 from support.keylatch import DEFAULT, Keylatch, wait_for
+from support.tls import files, shake
 from support.upstreams import Scripted, echo, plain
 
 
@@ -42,11 +46,6 @@ UNCHANGED = [
     "/v1/x?q=%7b%22a%22%3a1%7D&t=a+b%20c",
     "/v1/x?q={a|b}^`'[0]&r=//../%2e%2e",
     "/v1/x?",
-]
-CHANGED = [
-    # What is sent is what was judged: dot segments are removed and repeated slashes merged, the rest keeps its spelling.
-    ("/v1/./x%3A0/../y%3A0", "/v1/y%3A0"),
-    ("/v1/%2e%2E/v1//y%3A0//", "/v1/y%3A0/"),
 ]
 CHANGED = [
     # What is sent is what was judged: dot segments are removed and repeated slashes merged, the rest keeps its spelling.
@@ -123,3 +122,122 @@ def test_a_signature_over_the_path_stays_valid(signing, model):
 def test_a_signature_is_really_looked_at(signing):
     answer = raw.request(signing.port, "/model/b", "POST", signed("POST", "/model/a", "localhost", b"x").items(), b"x")
     assert answer.status == 403
+
+
+def talk(keylatch, data):
+    """Sends these bytes on a connection of their own; the answer."""
+    with raw.connect(keylatch.port, timeout=5) as connection:
+        connection.sendall(data)
+        file = connection.makefile("rb")
+        head = raw.read_head(file)
+        assert head, "closed without an answer"
+        status, headers = head
+        body, whole = (b"", True) if data.startswith(b"HEAD") else raw.read_body(file, headers)
+        return raw.Answer(status, headers, body, whole)
+
+
+def request_bytes(line=b"GET /v1/x?key=sk-secret HTTP/1.1", *fields, host=b"Host: localhost"):
+    return b"\r\n".join([line, host, *fields]) + b"\r\n\r\n"
+
+
+MALFORMED = [
+    # What is sent, the status, the reason, and what the access line shows of method and path.
+    (request_bytes(b"GET  /v1/x HTTP/1.1"), 400, "request_line", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/a b?key=sk-secret HTTP/1.1"), 400, "request_line", "GET", "/v1/a%20b"),
+    (request_bytes(b"GET /v1/x\x01 HTTP/1.1"), 400, "request_line", "GET", "/v1/x%01"),
+    (request_bytes(b"GE(T /v1/x HTTP/1.1"), 400, "request_line", "-", "-"),
+    (request_bytes(b"GET /v1/x HTTP/3.0"), 400, "version", "GET", "/v1/x"),
+    (request_bytes(b"HEAD /v1/x#f HTTP/1.1"), 400, "target", "HEAD", "/v1/x#f"),
+    (request_bytes(b"GET v1/x HTTP/1.1"), 400, "target", "GET", "-"),
+    (request_bytes(b"GET http://other/v1/x HTTP/1.1"), 400, "host_and_target_differ", "GET", "-"),
+    (request_bytes(b"GET https://localhost/v1/x HTTP/1.1"), 421, "target_scheme", "GET", "-"),
+    (request_bytes(b"GET /v1/" + b"a" * 66_000 + b" HTTP/1.1"), 414, "target_bytes", "GET", "/v1/" + "a" * 2044),
+    (request_bytes(b"CONNECT localhost:80 HTTP/1.1"), 405, "method", "CONNECT", "-"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"X-A : b"), 400, "header_name", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"X(A): b"), 400, "header_name", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"garbage"), 400, "header_name", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"X-A: b\r\n c"), 400, "folded_header", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"X-A: b\x01c"), 400, "header_value", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"X-A: b\rc"), 400, "header_value", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"X-A: b\nX-B: c"), 400, "bare_lf", "GET", "/v1/x"),
+    (b"GET /v1/x HTTP/1.1\nHost: localhost\n\n", 400, "bare_lf", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", b"Host: other"), 400, "host_twice", "GET", "/v1/x"),
+    (request_bytes(b"GET /v1/x HTTP/1.1", host=b"Host: u@localhost"), 400, "host", "GET", "/v1/x"),
+    (request_bytes(b"POST /v1/x HTTP/1.1", b"Content-Length: 5", b"Content-Length: 6"), 400, "content_length", "POST", "/v1/x"),
+    (request_bytes(b"POST /v1/x HTTP/1.1", b"Content-Length: five"), 400, "content_length", "POST", "/v1/x"),
+    (request_bytes(b"POST /v1/x HTTP/1.1", b"Transfer-Encoding: gzip"), 400, "transfer_encoding", "POST", "/v1/x"),
+    (request_bytes(b"POST /v1/x HTTP/1.0", b"Transfer-Encoding: chunked"), 400, "transfer_encoding", "POST", "/v1/x"),
+    (b"\x16\x03\x01\x00\x75\x01\x00\x00\x71\x03\x03", 400, "request_line", "-", "-"),
+]
+
+
+@pytest.fixture(scope="module")
+def wide(upstream, tmp_path_factory):
+    """One that takes large headers, so that a long target is refused as one."""
+    with Keylatch(tmp_path_factory.mktemp("wide"), upstream.port, limits="{header_bytes: 512KiB}") as running:
+        yield running
+
+
+@pytest.mark.parametrize("data, status, reason, method, path", MALFORMED, ids=range(len(MALFORMED)))
+def test_what_cannot_be_parsed_is_refused_as_everything_else(wide, upstream, data, status, reason, method, path):
+    metric, requests, lines = f'keylatch_gate_refusals_total{{reason="{reason}"}}', len(upstream.requests), len(wide.access_log())
+    before = wide.metrics().get(metric, 0)
+    answer = talk(wide, data)
+    assert answer.status == status
+    assert (answer.header("content-type"), answer.header("server"), answer.header("connection")) == ("application/json", "", "close")
+    if method != "HEAD":
+        error = json.loads(answer.body)["error"]
+        assert error["code"] == reason and error["type"] == "invalid_request_error" and error["message"]
+    line = wait_for(lambda: wide.access_log()[lines:], "a line")[0]
+    shown = {name: line.get(name) for name in ("method", "path", "status", "answered_by", "reason")}
+    assert shown == {"method": method, "path": path, "status": status, "answered_by": "gate", "reason": reason}
+    assert wide.metrics()[metric] == before + 1 and len(upstream.requests) == requests
+    assert "sk-secret" not in wide.stdout.read_text() + wide.stderr.read_text()
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_a_header_in_pieces_is_checked_as_a_whole(wide, size):
+    for data, status in [(request_bytes(b"\r\nGET /v1/x?q=\"a\" HTTP/1.1", b"X-A: " + b"a" * 200), 200), (request_bytes(b"GET /v1/x HTTP/1.1", b"X-A : b"), 400)]:
+        with raw.connect(wide.port, timeout=5) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(data), size):
+                connection.sendall(data[at : at + size])
+            assert raw.read_head(connection.makefile("rb"))[0] == status
+
+
+def test_a_refusal_over_tls_is_the_same(serve, upstream, authority):
+    keylatch = serve(upstream, {"certificates": [files(authority.issue("first", "api.test"))]})
+    with shake(keylatch.port, authority) as connection:
+        # The absolute form names the scheme of the connection.
+        connection.sendall(b"GET https://api.test/v1/a%3Ab?c HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        file = connection.makefile("rb")
+        status, headers = raw.read_head(file)
+        assert (status, json.loads(raw.read_body(file, headers)[0])["target"]) == (200, "/v1/a%3Ab?c")
+        connection.sendall(b"GET http://api.test/v1/x HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        status, headers = raw.read_head(file)
+        assert (status, json.loads(raw.read_body(file, headers)[0])["error"]["code"]) == (421, "target_scheme")
+    with shake(keylatch.port, authority) as connection:
+        connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\nX-A : b\r\n\r\n")
+        file = connection.makefile("rb")
+        status, headers = raw.read_head(file)
+        assert (status, json.loads(raw.read_body(file, headers)[0])["error"]["code"]) == (400, "header_name")
+
+
+def test_connect_over_http2_has_a_line_too(shared):
+    lines = len(shared.access_log())
+    with raw.connect(shared.port, timeout=5) as connection:
+        client = h2.connection.H2Connection()
+        client.initiate_connection()
+        client.send_headers(1, [(":method", "CONNECT"), (":authority", "localhost:80")], end_stream=True)
+        connection.sendall(client.data_to_send())
+        events = []
+        while not any(isinstance(event, h2.events.StreamEnded) for event in events):
+            data = connection.recv(65536)
+            assert data, "closed without an answer"
+            events += client.receive_data(data)
+            connection.sendall(client.data_to_send())
+    fields = dict(next(event.headers for event in events if isinstance(event, h2.events.ResponseReceived)))
+    body = b"".join(event.data for event in events if isinstance(event, h2.events.DataReceived))
+    assert (fields[b":status"], b"server" in fields, json.loads(body)["error"]["code"]) == (b"405", False, "method")
+    line = wait_for(lambda: shared.access_log()[lines:], "a line")[0]
+    assert (line["method"], line["status"], line["reason"]) == ("CONNECT", 405, "method")

@@ -43,7 +43,7 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     };
     say!("peer      {peer}, {trusted}")?;
 
-    let passed = match gate::check(&mut request, None, true, &policy(&snapshot)) {
+    let passed = match gate::check(&mut request, None, &policy(&snapshot)) {
         Ok(passed) => passed,
         Err(refused) => {
             say!("gate      refused with {}: {}", refused.status.as_u16(), refused.reason)?;

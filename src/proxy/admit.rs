@@ -101,19 +101,21 @@ impl Edge {
 
     fn gate(&self, entry: &Entry, session: &mut Session, exchange: &mut Exchange) -> Result<gate::Passed, gate::Refused> {
         let conn = session.digest().and_then(ConnStream::conn_of).cloned();
-        let line_ok = conn.as_ref().is_none_or(|conn| conn.line_ok());
         if let Some(conn) = &conn {
             exchange.peer = conn.peer;
         }
+        let malformed = conn.as_ref().and_then(|conn| conn.malformed()).map(|malformed| malformed.refused);
+        let scheme = conn.as_ref().map_or("http", |conn| conn.scheme());
         exchange.conn = conn;
+        if let Some(refused) = malformed {
+            return Err(refused);
+        }
         let limits = HeadLimits { bytes: self.limits.header_bytes.as_usize(), fields: self.limits.headers };
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
-        let line_ok = line_ok || raw.is_none();
         let upgrade = session.is_upgrade_req();
         let slashes = if entry.requests.merge_slashes { Slashes::Merge } else { Slashes::Keep };
-        let scheme = if exchange.conn.as_ref().is_some_and(|conn| conn.tls.is_some()) { "https" } else { "http" };
         let policy = Policy { limits, slashes, scheme };
-        let mut passed = gate::check(session.req_header_mut(), raw.as_deref(), line_ok, &policy)?;
+        let mut passed = gate::check(session.req_header_mut(), raw.as_deref(), &policy)?;
         exchange.spelled_target = passed.spelled_target.take();
         if upgrade && !session.is_upgrade_req() {
             // Somebody may believe that what follows is another protocol's; nothing will.

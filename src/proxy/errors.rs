@@ -83,6 +83,8 @@ pub fn of_refused(refused: Refused) -> Answer {
         405 => "This method is not allowed.",
         408 => "The request took too long to arrive.",
         413 => "The request's body is too large.",
+        414 => "The request's target is too long.",
+        421 => "The request's target names another scheme than that of this connection.",
         431 => "The request's header is too large.",
         _ => "The request is malformed or ambiguous.",
     };

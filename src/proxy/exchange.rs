@@ -173,6 +173,9 @@ impl Exchange {
         let request = session.req_header();
         let client = self.facts.get::<ClientAddress>();
         let ids = self.facts.get::<RequestIds>();
+        // Of what could not be parsed Pingora has got something else.
+        let malformed = self.conn.as_ref().and_then(|conn| conn.malformed());
+        let (method, path) = malformed.map_or((request.method.as_str(), request.uri.path()), |malformed| malformed.line());
         let shadow = self.progress.decisions.iter().filter(|decision| decision.shadow);
         shared.access.write(&Line {
             time: self.now.wall,
@@ -184,8 +187,8 @@ impl Exchange {
             key: self.facts.get::<Key>().map(|key| key.id),
             subject: self.facts.get::<Identity>().and_then(|identity| identity.subject.as_deref()),
             route: self.route().map(|route| &*route.name),
-            method: request.method.as_str(),
-            path: request.uri.path(),
+            method,
+            path,
             http: match request.version {
                 http::Version::HTTP_2 => "2",
                 http::Version::HTTP_10 => "1.0",

@@ -52,7 +52,7 @@ pub struct Passed {
 }
 
 /// The longest method of any registry has 17 bytes.
-const METHOD_BYTES_MAX: usize = 32;
+pub(super) const METHOD_BYTES_MAX: usize = 32;
 
 /// Malformed or ambiguous.
 pub(super) const fn bad(reason: &'static str) -> Refused {
@@ -72,9 +72,8 @@ impl From<BadPath> for Refused {
     }
 }
 
-/// Checks and settles a request. `raw` are the header's bytes for HTTP/1, as they arrived; `line_ok` says
-/// whether its first line held nothing that the parser would have had to mend.
-pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, policy: &Policy) -> Result<Passed, Refused> {
+/// Checks and settles a request. `raw` are the header's bytes for HTTP/1, as they were parsed.
+pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, policy: &Policy) -> Result<Passed, Refused> {
     let limits = policy.limits;
     let too_large = |reason| Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason };
     let bytes = raw.map_or_else(|| size_of(head), <[u8]>::len);
@@ -83,9 +82,6 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, line_ok: bool, policy
     }
     if head.headers.len() > limits.fields {
         return Err(too_large("header_count"));
-    }
-    if !line_ok {
-        return Err(bad("request_line"));
     }
     if !matches!(head.version, Version::HTTP_10 | Version::HTTP_11 | Version::HTTP_2) {
         return Err(bad("version"));
@@ -146,6 +142,10 @@ fn lines(raw: &[u8]) -> Result<(), Refused> {
 fn framing(head: &RequestHeader, raw: Option<&[u8]>) -> Result<(), Refused> {
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
+        // It has no chunks (RFC 9112, section 6.1).
+        if head.version == Version::HTTP_10 {
+            return Err(bad("transfer_encoding"));
+        }
         if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
             return Err(bad("transfer_encoding"));
         }
@@ -186,13 +186,14 @@ fn nominations(head: &RequestHeader) -> Result<(), Refused> {
         "x-real-ip",
         "traceparent",
     ];
-    const OPTIONS_MAX: usize = 32;
+    // Pingora takes no more, and nothing but tokens; it would refuse them after the chain.
+    const OPTIONS_MAX: usize = 9;
     let options = head.headers.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    for (index, option) in options.enumerate() {
-        let option = option.trim_ascii();
+    for (index, option) in options.map(<[u8]>::trim_ascii).filter(|option| !option.is_empty()).enumerate() {
         let never = NEVER.iter().any(|name| option.eq_ignore_ascii_case(name.as_bytes()));
         let forwarded = option.get(..12).is_some_and(|start| start.eq_ignore_ascii_case(b"x-forwarded-"));
-        if never || forwarded || index >= OPTIONS_MAX {
+        let token = option.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
+        if never || forwarded || !token || index >= OPTIONS_MAX {
             return Err(bad("connection_nomination"));
         }
     }
@@ -286,7 +287,7 @@ mod tests {
 
     fn run(target: &str, fields: &[(&'static str, &str)]) -> Result<(String, Passed), &'static str> {
         let mut head = head(target, fields);
-        let passed = check(&mut head, None, true, &POLICY).map_err(|refused| refused.reason)?;
+        let passed = check(&mut head, None, &POLICY).map_err(|refused| refused.reason)?;
         Ok((String::from_utf8(head.raw_path().to_vec()).unwrap(), passed))
     }
 
@@ -355,7 +356,7 @@ mod tests {
         }
         let mut chunked = head("/", &[host, ("transfer-encoding", "chunked")]);
         let raw = b"GET / HTTP/1.1\r\nHost: h\r\nCONTENT-LENGTH: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
-        assert_eq!(check(&mut chunked, Some(raw), true, &POLICY).unwrap_err().reason, "length_and_chunked");
+        assert_eq!(check(&mut chunked, Some(raw), &POLICY).unwrap_err().reason, "length_and_chunked");
     }
 
     #[test]
@@ -363,27 +364,28 @@ mod tests {
         for good in ["close", "keep-alive, Upgrade", "te", "x-anything", ""] {
             assert!(run("/", &[("host", "h"), ("connection", good)]).is_ok(), "{good}");
         }
-        for wrong in ["Authorization", "close, x-real-ip", "X-FORWARDED-FOR", "host", "content-length", &"a,".repeat(100)] {
+        for wrong in
+            ["a;b", "\"a\"", ":path", "Authorization", "close, x-real-ip", "X-FORWARDED-FOR", "host", "content-length", &"a,".repeat(100)]
+        {
             assert_eq!(run("/", &[("host", "h"), ("connection", wrong)]).err(), Some("connection_nomination"), "{wrong}");
         }
     }
 
     #[test]
     fn lines_sizes_and_names() {
-        let refused = |raw: &[u8], line_ok, limits| {
+        let refused = |raw: &[u8], limits| {
             let policy = Policy { limits, ..POLICY };
-            check(&mut head("/", &[("host", "h")]), Some(raw), line_ok, &policy).map_err(|r| (r.status.as_u16(), r.reason))
+            check(&mut head("/", &[("host", "h")]), Some(raw), &policy).map_err(|r| (r.status.as_u16(), r.reason))
         };
         let good = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
-        assert!(refused(good, true, LIMITS).is_ok());
-        assert_eq!(refused(good, false, LIMITS), Err((400, "request_line")));
-        assert_eq!(refused(b"GET / HTTP/1.1\nHost: h\r\n\r\n", true, LIMITS), Err((400, "bare_lf")));
-        assert_eq!(refused(b"GET /a#b HTTP/1.1\r\nHost: h\r\n\r\n", true, LIMITS), Err((400, "target")));
-        assert_eq!(refused(b"GET / HTTP/1.1\r\nHost: h\r\n x\r\n\r\n", true, LIMITS), Err((400, "folded_header")));
-        assert_eq!(refused(good, true, HeadLimits { bytes: 10, ..LIMITS }), Err((431, "header_bytes")));
-        assert_eq!(refused(good, true, HeadLimits { fields: 0, ..LIMITS }), Err((431, "header_count")));
+        assert!(refused(good, LIMITS).is_ok());
+        assert_eq!(refused(b"GET / HTTP/1.1\nHost: h\r\n\r\n", LIMITS), Err((400, "bare_lf")));
+        assert_eq!(refused(b"GET /a#b HTTP/1.1\r\nHost: h\r\n\r\n", LIMITS), Err((400, "target")));
+        assert_eq!(refused(b"GET / HTTP/1.1\r\nHost: h\r\n x\r\n\r\n", LIMITS), Err((400, "folded_header")));
+        assert_eq!(refused(good, HeadLimits { bytes: 10, ..LIMITS }), Err((431, "header_bytes")));
+        assert_eq!(refused(good, HeadLimits { fields: 0, ..LIMITS }), Err((431, "header_count")));
         let mut spelled = head("/", &[("host", "h"), ("x_real_ip", "1.2.3.4"), ("x-real-ip", "1.2.3.4")]);
-        check(&mut spelled, None, true, &POLICY).unwrap();
+        check(&mut spelled, None, &POLICY).unwrap();
         assert!(!spelled.headers.contains_key("x_real_ip") && spelled.headers.contains_key("x-real-ip"));
     }
 }

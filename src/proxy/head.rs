@@ -1,4 +1,4 @@
-//! A header as it arrives: where it ends, how long it may take, and what its first line held.
+//! A header as it arrives: where it ends, how long it may take, and what tells early that it is none.
 
 use std::pin::Pin;
 
@@ -11,8 +11,12 @@ pub struct Head {
     pub deadline: Option<Instant>,
     /// Made only once a read has to wait: most headers arrive in one piece.
     pub sleep: Option<Pin<Box<Sleep>>>,
-    pub line: Line,
     pub lines: usize,
+    /// What has come of it. Nothing is handed on before its end, so that it can be checked as a whole.
+    pub partial: Vec<u8>,
+    first: Option<u8>,
+    last: u8,
+    bare_lf: bool,
     /// How much of the empty line that ends a header the last bytes were.
     pub ending: usize,
 }
@@ -23,6 +27,31 @@ pub const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 pub const FIELDS_PARSED_MAX: usize = 250;
 
 impl Head {
+    /// One that must be there by then.
+    pub fn until(deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..Self::default() }
+    }
+
+    /// Notes these bytes of the header.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        for at in memchr::memchr_iter(b'\n', bytes) {
+            let before = at.checked_sub(1).map_or(Some(&self.last), |before| bytes.get(before));
+            self.bare_lf |= before != Some(&b'\r');
+            self.lines += 1;
+        }
+        if self.first.is_none() {
+            self.first = bytes.iter().find(|byte| !matches!(byte, b'\r' | b'\n')).copied();
+        }
+        self.last = bytes.last().copied().unwrap_or(self.last);
+        self.bytes += bytes.len();
+    }
+
+    /// Why it is refused although its end has not come: some parsers would see an end where others do not, or it is no HTTP.
+    pub fn malformed(&self) -> Option<&'static str> {
+        let begins = self.first.is_none_or(|first| first.is_ascii_graphic());
+        if self.bare_lf { Some("bare_lf") } else { (!begins).then_some("request_line") }
+    }
+
     /// How many of these bytes belong to the header.
     pub fn end_in(&mut self, fresh: &[u8]) -> usize {
         // Most headers arrive whole.
@@ -44,41 +73,5 @@ impl Head {
             }
         }
         fresh.len()
-    }
-}
-
-/// The first line, watched for what a parser might mend.
-#[derive(Default)]
-pub struct Line {
-    pub over: bool,
-    pub bytes: usize,
-    spaces: usize,
-    pub illegal: bool,
-    last: u8,
-}
-
-impl Line {
-    /// Looks at the next bytes of the header.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            if self.over {
-                return;
-            }
-            match byte {
-                b'\n' if self.bytes == 0 => {}
-                b'\n' => {
-                    self.over = true;
-                    self.illegal |= self.last != b'\r' || self.spaces != 2;
-                }
-                b'\r' if self.bytes == 0 || self.last != b'\r' => self.last = b'\r',
-                _ => {
-                    self.illegal |= self.last == b'\r' && self.bytes > 0;
-                    self.illegal |= !(0x20..0x7f).contains(byte);
-                    self.spaces += usize::from(*byte == b' ');
-                    self.bytes += 1;
-                    self.last = *byte;
-                }
-            }
-        }
     }
 }

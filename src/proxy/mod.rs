@@ -14,6 +14,7 @@ mod exchange;
 mod fields;
 pub mod gate;
 mod head;
+mod header_check;
 mod listening;
 pub mod path;
 mod reply;

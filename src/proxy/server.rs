@@ -178,6 +178,8 @@ fn service(shared: &Arc<Shared>, listener: &Listener, stop: &watch::Receiver<Sto
     let mut options = HttpServerOptions::default();
     options.h2c = listener.h2c;
     options.keepalive_request_limit = Some(listener.limits.requests_per_connection);
+    // The gate refuses CONNECT; Pingora would do so without a log line.
+    options.allow_connect_method_proxying = true;
     options.h2_idle_timeout = Some(listener.limits.idle_timeout.0);
     proxy.server_options = Some(options);
     let mut h2 = default_h2_options();

@@ -1,7 +1,7 @@
 //! One client connection: a layer over its stream that hands on exactly one request at a time.
 //!
 //! Pingora limits only single reads (60 s), reads headers up to 1 MiB, mends illegal request lines before
-//! anybody sees them, takes chunk sizes that others read differently, and aborts an exchange when more
+//! anybody sees them, answers what it cannot parse by itself, takes chunk sizes that others read differently, and aborts an exchange when more
 //! arrives behind its request. Here a header has one deadline and one size, from its first byte on; what is
 //! handed on ends where the header ends, and then where the body ends ([`Framing`]); the rest waits for the
 //! next exchange. So nothing is ever read as a request that the gate has not seen the first byte of.
@@ -24,6 +24,8 @@ use parking_lot::Mutex;
 pub use allowed::Allowed;
 use lingering::{ClosingStream, LingeringLimits};
 pub use stream::ConnStream;
+
+use crate::proxy::header_check::Malformed;
 
 /// Nothing of the next request has come.
 const IDLE: u8 = 0;
@@ -60,7 +62,8 @@ pub struct Conn {
     /// Whether it may still be served.
     pub allowed: Allowed,
     phase: AtomicU8,
-    line_ok: AtomicBool,
+    /// Why the header that has arrived last is refused; nothing follows it.
+    malformed: OnceLock<Box<Malformed>>,
     /// The length of the current body, or [`CHUNKED`].
     body: AtomicU64,
     /// The current body's chunks are malformed.
@@ -82,7 +85,7 @@ impl Conn {
             tls,
             allowed,
             phase: AtomicU8::new(IDLE),
-            line_ok: AtomicBool::new(true),
+            malformed: OnceLock::new(),
             body: AtomicU64::new(0),
             body_bad: AtomicBool::new(false),
             leash: OnceLock::new(),
@@ -107,9 +110,14 @@ impl Conn {
         self.pulled.get().copied()
     }
 
-    /// Whether the first line of the header that has arrived was fine as it was sent.
-    pub fn line_ok(&self) -> bool {
-        self.line_ok.load(Ordering::Relaxed)
+    /// Why the header that has arrived last is refused, if Pingora would not have taken it.
+    pub fn malformed(&self) -> Option<&Malformed> {
+        self.malformed.get().map(|malformed| &**malformed)
+    }
+
+    /// The scheme of what is asked for on it.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// The gate has let a request pass whose body ends like this.

@@ -16,7 +16,9 @@ use tokio::time::Instant;
 use super::lingering::ClosingStream;
 use super::{CHUNKED, Conn, ConnLimits, HEAD, IDLE, OPAQUE, OnRefusal, PREFACE, REQUEST};
 use crate::proxy::chunks::Chunks;
+use crate::proxy::gate;
 use crate::proxy::head::{END_OF_HEAD, FIELDS_PARSED_MAX, Head};
+use crate::proxy::header_check::{self, Checked, Malformed};
 
 const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read at once while looking for HTTP/2; most requests' headers are smaller.
@@ -45,6 +47,8 @@ pub struct ConnStream {
     pub(super) ended: bool,
     /// The connection layer's own response, written once Pingora has given the connection up.
     pub(super) refusal: Vec<u8>,
+    /// A header that was checked, and has not been handed on as a whole.
+    checked: Vec<u8>,
 }
 
 impl ConnStream {
@@ -77,6 +81,7 @@ impl ConnStream {
             chunks,
             ended: false,
             refusal: Vec::new(),
+            checked: Vec::new(),
         })
     }
 
@@ -120,19 +125,14 @@ impl ConnStream {
     fn watch(&mut self, fresh: &[u8]) -> usize {
         if self.conn.phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let deadline = self.head.deadline.take().unwrap_or_else(|| Instant::now() + self.limits.header_timeout);
-            self.head = Head { deadline: Some(deadline), ..Head::default() };
+            self.head = Head::until(deadline);
             self.first = None;
             (self.body_bytes, self.chunks) = (0, Chunks::default());
             self.conn.body_bad.store(false, Ordering::Relaxed);
         }
         let own = self.head.end_in(fresh);
         let head = fresh.get(..own).unwrap_or(fresh);
-        self.head.bytes += head.len();
-        self.head.lines += memchr::memchr_iter(b'\n', head).count();
-        self.head.line.feed(head);
-        if self.head.line.over {
-            self.conn.line_ok.store(!self.head.line.illegal, Ordering::Relaxed);
-        }
+        self.head.feed(head);
         own
     }
 
@@ -167,49 +167,90 @@ impl ConnStream {
         Some(own)
     }
 
-    /// Reads a header, or the start of one.
+    /// Reads a header. It is handed on once it is there as a whole and has been checked.
     fn read_head(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>, in_head: bool) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        if !self.held.is_empty() {
-            let held = std::mem::take(&mut self.held);
-            let own = self.watch(held.get(..held.len().min(buf.remaining())).unwrap_or_default());
-            buf.put_slice(held.get(..own).unwrap_or_default());
-            self.held = held.get(own..).unwrap_or_default().to_vec();
+        let mut in_head = in_head;
+        while self.checked.is_empty() {
+            let before = buf.filled().len();
+            let length = self.held.len().min(buf.remaining());
+            if length > 0 {
+                buf.put_slice(self.held.get(..length).unwrap_or_default());
+                take_front(&mut self.held, length);
+            } else if self.poll_inner(cx, buf)?.is_pending() {
+                return self.wait_for_head(cx, in_head);
+            }
+            let fresh = buf.filled().get(before..).unwrap_or_default();
+            if fresh.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            in_head = true;
+            let own = self.watch(fresh);
+            if own < fresh.len() {
+                self.held.splice(..0, fresh.get(own..).unwrap_or_default().iter().copied());
+            }
+            buf.set_filled(before + own);
             if let Some(reason) = self.too_much() {
                 buf.set_filled(before);
                 self.held.clear();
                 self.refuse("431 Request Header Fields Too Large", reason);
+                return Poll::Ready(Ok(()));
             }
-            return Poll::Ready(Ok(()));
+            if self.check(buf.filled().get(before..).unwrap_or_default()) {
+                return Poll::Ready(Ok(()));
+            }
+            buf.set_filled(before);
         }
-        match self.poll_inner(cx, buf) {
-            Poll::Ready(Ok(())) => {
-                let fresh = buf.filled().get(before..).unwrap_or_default();
-                if !fresh.is_empty() {
-                    let own = self.watch(fresh);
-                    self.held = fresh.get(own..).unwrap_or_default().to_vec();
-                    buf.set_filled(before + own);
-                }
-                if let Some(reason) = self.too_much() {
-                    buf.set_filled(before);
-                    self.held.clear();
-                    self.refuse("431 Request Header Fields Too Large", reason);
-                }
-                Poll::Ready(Ok(()))
+        let length = self.checked.len().min(buf.remaining());
+        buf.put_slice(self.checked.get(..length).unwrap_or_default());
+        take_front(&mut self.checked, length);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Checks the header that these bytes end, or keeps them. `true`: they are all of it, and can be handed on as they are.
+    fn check(&mut self, fresh: &[u8]) -> bool {
+        let malformed = self.head.malformed();
+        let whole = self.head.partial.is_empty();
+        if !whole || (malformed.is_none() && self.head.ending < END_OF_HEAD.len()) {
+            self.head.partial.extend_from_slice(fresh);
+        }
+        let header = if whole { fresh } else { self.head.partial.as_slice() };
+        let checked = match malformed {
+            Some(reason) => Checked::Malformed(Box::new(Malformed::new(header, gate::bad(reason)))),
+            None if self.head.ending < END_OF_HEAD.len() => return false,
+            None => header_check::check(header, self.conn.scheme()),
+        };
+        match checked {
+            Checked::Good if whole => return true,
+            Checked::Good => self.checked = std::mem::take(&mut self.head.partial),
+            Checked::Rewritten(header) => self.checked = header,
+            Checked::Malformed(malformed) => {
+                self.checked = malformed.replacement();
+                let _ = self.conn.malformed.set(malformed);
             }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
-            Poll::Pending => {
-                let Some(deadline) = (if in_head { self.head.deadline } else { self.first }) else { return Poll::Pending };
-                ready!(self.poll_late(cx, deadline));
-                if in_head {
-                    self.refuse("408 Request Timeout", "header_timeout");
-                } else {
-                    self.ended = true;
-                    (self.on_refusal)("idle_timeout");
+            // Empty lines before it.
+            Checked::Partial => {
+                if whole {
+                    self.head.partial.extend_from_slice(fresh);
                 }
-                Poll::Ready(Ok(()))
+                self.head.ending = 0;
+                return false;
             }
         }
+        self.head.partial = Vec::new();
+        false
+    }
+
+    /// Nothing more has come of a header, or nothing at all.
+    fn wait_for_head(&mut self, cx: &mut Context<'_>, in_head: bool) -> Poll<io::Result<()>> {
+        let Some(deadline) = (if in_head { self.head.deadline } else { self.first }) else { return Poll::Pending };
+        ready!(self.poll_late(cx, deadline));
+        if in_head {
+            self.refuse("408 Request Timeout", "header_timeout");
+        } else {
+            self.ended = true;
+            (self.on_refusal)("idle_timeout");
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Ready at the deadline.
@@ -297,6 +338,14 @@ impl ConnStream {
         }
         // Nobody pipelines that much; and whoever is not read any more cannot be seen leaving.
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much behind a request")))
+    }
+}
+
+/// Removes what was handed on. An open stream keeps no buffer for what came before it.
+fn take_front(bytes: &mut Vec<u8>, length: usize) {
+    bytes.drain(..length);
+    if bytes.is_empty() {
+        *bytes = Vec::new();
     }
 }
 
