@@ -21,7 +21,35 @@
 //!   is as far as can be known.
 //!
 //! If no source yields an address, the client is the peer. At most 64 entries from the right are walked.
-//! In shadow mode the address found is logged, and the peer's address stays in force.
+//!
+//! Proxies and platforms also name clients, users, schemes and targets in fields of their own, and many upstreams believe
+//! them: `X-Original-URL` or `X-HTTP-Method-Override` asks for another request than the one that was judged. Such fields go
+//! upstream only from a trusted proxy. `proxy_fields` makes the list longer (`add`) or shorter (`keep`):
+//!
+//! ```yaml
+//! client_ip:
+//!   proxy_fields: {add: [x-tenant-*], keep: [x-http-method-override]}
+//! ```
+//!
+//! - Always replaced: `CF-Connecting-IP`, `CF-Connecting-IPv6`, `CF-Pseudo-IPv4`, `Client-IP`, `Fastly-Client-IP`, `Forwarded`,
+//!   `True-Client-IP`, `X-Client-IP`, `X-Cluster-Client-IP`, `X-Envoy-External-Address`, `X-Forwarded`, `X-Forwarded-For`,
+//!   `X-Original-Forwarded-For`, `X-Real-IP`.
+//! - Removed from others than trusted proxies, addresses: `Ali-CDN-Real-IP`, `CDN-Real-IP`, `CDN-Src-IP`, `CF-IPCountry`,
+//!   `CloudFront-Viewer-*`, `DO-Connecting-IP`, `EO-Connecting-IP`, `Fly-Client-IP`, `Forwarded-For`, `Forwarded-For-IP`,
+//!   `Incap-Client-IP`, `Proxy-Client-IP`, `WL-Proxy-Client-IP`, `X-AppEngine-*`, `X-Azure-ClientIP`, `X-Azure-SocketIP`,
+//!   `X-MS-Forwarded-Client-IP`, `X-NF-Client-Connection-IP`, `X-Originating-IP`, `X-ProxyUser-IP`, `X-Real-Client-IP`,
+//!   `X-Remote-Addr`, `X-Remote-IP`, `X-Sucuri-ClientIP`, `X-True-Client-IP`, `X-Vercel-Forwarded-For`, `X-Vercel-IP-*`,
+//!   `X-Vercel-Proxied-For`; schemes: `CF-Visitor`, `CloudFront-Forwarded-Proto`, `Front-End-Https`, `X-ARR-SSL`, `X-Scheme`,
+//!   `X-URL-Scheme`; targets and methods: `Disguised-Host`, `Proxy`, `X-Accel-Mapping`, `X-Envoy-*`, `X-Forwarded-*`, `X-Host`,
+//!   `X-HTTP-Method`, `X-HTTP-Method-Override`, `X-Method-Override`, `X-Middleware-*`, `X-Original-*`, `X-Override-URL`,
+//!   `X-Rewrite-URL`, `X-Sendfile-Type`, `X-WAWS-Unencoded-URL`; users: `CF-Access-*`, `Remote-Email`, `Remote-Groups`,
+//!   `Remote-Name`, `Remote-User`, `SSL-Client-*`, `Tailscale-User-*`, `X-Amzn-OIDC-*`, `X-Auth-Request-*`, `X-Authentik-*`,
+//!   `X-Client-Cert`, `X-Consumer-*`, `X-Credential-Identifier`, `X-Goog-Authenticated-User-*`, `X-Goog-IAP-JWT-Assertion`,
+//!   `X-MS-Client-Principal*`, `X-Pomerium-*`, `X-Remote-*`, `X-SSL-Client-*`, `X-WebAuth-*`.
+//!
+//! They are removed on the way upstream; rules and other filters see the request with them. A filter that sets one of them for
+//! the upstream (`bearer`, `headers`) stands behind this one. Without this filter, and in shadow mode, nothing is removed: then
+//! the address found is logged, and the peer's address stays in force.
 
 use std::net::IpAddr;
 
@@ -31,30 +59,12 @@ use serde::Deserialize;
 use std::sync::Arc;
 
 use crate::contract::{
-    Arrival, ClientAddress, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, TrustedProxies, UpstreamCx, Vouched,
-    failure, parse_address, write_address,
+    ADDRESS_FIELDS, Arrival, ClientAddress, Filter, Flow, Hooks, Invalid, Problem, ProxyFields, ProxyFieldsConfig, Reply, RequestCx,
+    Result, Site, TrustedProxies, UpstreamCx, Vouched, failure, parse_address, write_address,
 };
 
 /// The longest walk, in entries from the right. Real chains have fewer than ten.
 const HOPS_MAX: usize = 64;
-
-/// Every field by which somebody may claim an address. None of them reaches the upstream as it came.
-const CLAIMS: [&str; 14] = [
-    "cf-connecting-ip",
-    "cf-connecting-ipv6",
-    "cf-pseudo-ipv4",
-    "client-ip",
-    "fastly-client-ip",
-    "forwarded",
-    "true-client-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-forwarded",
-    "x-forwarded-for",
-    "x-original-forwarded-for",
-    "x-real-ip",
-    "x-envoy-external-address",
-];
 
 const CF_CONNECTING_IP: HeaderName = HeaderName::from_static("cf-connecting-ip");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
@@ -93,24 +103,27 @@ impl Source {
 pub struct Config {
     /// Tried in this order. Default: `cf-connecting-ip`, `x-forwarded-for`.
     pub sources: Vec<Source>,
+    /// Changes to the list of fields that only a trusted proxy may send to the upstream. Default: none.
+    pub proxy_fields: ProxyFieldsConfig,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { sources: vec![Source::CfConnectingIp, Source::XForwardedFor] }
+        Self { sources: vec![Source::CfConnectingIp, Source::XForwardedFor], proxy_fields: ProxyFieldsConfig::default() }
     }
 }
 
 /// The compiled filter.
 pub struct ClientIp {
     sources: Vec<Source>,
+    proxy_fields: ProxyFields,
     trusted: Arc<TrustedProxies>,
 }
 
 impl ClientIp {
     /// With the default sources: for what is no exchange, such as the admin API.
     pub fn of(trusted: Arc<TrustedProxies>) -> Self {
-        Self { sources: Config::default().sources, trusted }
+        Self { sources: Config::default().sources, proxy_fields: ProxyFields::default(), trusted }
     }
 
     /// Who is it really: the whole decision, without an exchange around it.
@@ -200,7 +213,8 @@ impl Filter for ClientIp {
         if config.sources.is_empty() {
             return Err(Invalid::new("name at least one source").at("sources"));
         }
-        Ok(Self { sources: config.sources, trusted: Arc::clone(&site.trusted) })
+        let proxy_fields = ProxyFields::compile(&config.proxy_fields).map_err(|e| e.at("proxy_fields"))?;
+        Ok(Self { sources: config.sources, proxy_fields, trusted: Arc::clone(&site.trusted) })
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
@@ -215,13 +229,16 @@ impl Filter for ClientIp {
     }
 
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, (): &mut ()) -> Result<()> {
-        // One look at what is there is cheaper than a removal of all that could be.
-        let claimed = |name: &&HeaderName| CLAIMS.contains(&name.as_str());
-        let claims: Vec<HeaderName> = cx.upstream.headers.keys().filter(claimed).cloned().collect();
-        claims.iter().for_each(|name| drop(cx.upstream.remove_header(name)));
         // Only a trusted proxy knows how the client came to it; without one the client came to us.
         let arrival = cx.facts.get::<Arrival>();
         let trusted = self.trusted.trusts(cx.peer) || arrival.is_some_and(|arrival| arrival.vouched != Vouched::Nothing);
+        // One look at what is there is cheaper than a removal of all that could be.
+        let removed = |name: &&HeaderName| {
+            let name = name.as_str();
+            ADDRESS_FIELDS.contains(&name) || (!trusted && self.proxy_fields.has(name))
+        };
+        let removed: Vec<HeaderName> = cx.upstream.headers.keys().filter(removed).cloned().collect();
+        removed.iter().for_each(|name| drop(cx.upstream.remove_header(name)));
         let said = cx.request.headers.get(&X_FORWARDED_PROTO).filter(|_| trusted).map(HeaderValue::as_bytes);
         let here = if arrival.is_some_and(|arrival| arrival.tls) { "https" } else { "http" };
         let scheme = HeaderValue::from_static(match said {

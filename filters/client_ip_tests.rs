@@ -1,7 +1,7 @@
 //! The address walk's table of cases. Each row names the attack or the accident it stands for.
 
 use super::*;
-use crate::contract::{Resolve, TrustConfig};
+use crate::contract::{PROXY_FIELDS, Resolve, TrustConfig};
 
 struct NoFiles;
 impl Resolve for NoFiles {
@@ -19,7 +19,7 @@ fn filter(sources: &[Source]) -> ClientIp {
         cloudflare_refresh: None,
     };
     let trusted = TrustedProxies::compile(&config, &NoFiles).unwrap();
-    ClientIp { sources: sources.to_vec(), trusted: Arc::new(trusted) }
+    ClientIp { sources: sources.to_vec(), proxy_fields: ProxyFields::default(), trusted: Arc::new(trusted) }
 }
 
 const CADDY: &str = "127.0.0.1";
@@ -94,7 +94,7 @@ fn the_table_of_attacks() {
 #[test]
 fn the_upstream_gets_one_clean_set() {
     let mut request = pingora_http::RequestHeader::build("GET", b"/", None).unwrap();
-    for name in CLAIMS {
+    for name in ADDRESS_FIELDS {
         request.append_header(name, "192.0.2.1").unwrap();
         request.append_header(name, "192.0.2.2").unwrap();
     }
@@ -108,4 +108,41 @@ fn the_upstream_gets_one_clean_set() {
     let mut left: Vec<_> = upstream.headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
     left.sort();
     assert_eq!(left, ["x-forwarded-for: 203.0.113.1", "x-forwarded-proto: http", "x-real-ip: 203.0.113.1"]);
+}
+
+/// The names of the fields that go upstream from this peer, of one field for each in the lists and some of the client's own.
+fn passed(peer: &str, vouched: Vouched) -> Vec<String> {
+    let mut request = pingora_http::RequestHeader::build("GET", b"/", None).unwrap();
+    for name in PROXY_FIELDS.map(|pattern| pattern.replace('*', "any")) {
+        request.append_header(name, "evil").unwrap();
+    }
+    for name in ["accept", "x-stainless-lang", "x-goog-user-project"] {
+        request.append_header(name, "a").unwrap();
+    }
+    let mut upstream = request.clone();
+    let mut facts = crate::contract::Facts::default();
+    facts.put(Arrival { vouched, ..Arrival::default() });
+    let mut cx = UpstreamCx { upstream: &mut upstream, request: &request, facts: &mut facts, peer: peer.parse().unwrap() };
+    Filter::upstream_request(&filter(&[Source::XForwardedFor]), &mut cx, &mut ()).unwrap();
+    let mut names: Vec<String> = upstream.headers.keys().map(|name| name.as_str().to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn only_trusted_proxies_name_clients_and_targets() {
+    let own = ["accept", "x-forwarded-for", "x-forwarded-proto", "x-goog-user-project", "x-real-ip", "x-stainless-lang"];
+    assert_eq!(passed(STRANGER, Vouched::Nothing), own);
+    for (peer, vouched) in [(CADDY, Vouched::Nothing), (STRANGER, Vouched::Forwarded)] {
+        assert_eq!(passed(peer, vouched).len(), own.len() + PROXY_FIELDS.len(), "{peer}");
+    }
+}
+
+#[test]
+fn the_manual_lists_every_field() {
+    let manual: String = include_str!("client_ip.rs").lines().take_while(|line| line.starts_with("//!")).collect();
+    let manual = manual.to_ascii_lowercase();
+    for name in ADDRESS_FIELDS.into_iter().chain(PROXY_FIELDS) {
+        assert!(manual.contains(&format!("`{name}`")), "{name}");
+    }
 }

@@ -241,3 +241,43 @@ def test_connect_over_http2_has_a_line_too(shared):
     assert (fields[b":status"], b"server" in fields, json.loads(body)["error"]["code"]) == (b"405", False, "method")
     line = wait_for(lambda: shared.access_log()[lines:], "a line")[0]
     assert (line["method"], line["status"], line["reason"]) == ("CONNECT", 405, "method")
+
+
+def arrived(keylatch, *fields, source="127.0.0.1"):
+    """The fields that reach the upstream."""
+    answer = raw.request(keylatch.port, headers=fields, source=source)
+    assert answer.status == 200, answer.body
+    return dict(json.loads(answer.body)["headers"])
+
+
+PROXIES_FIELDS = [
+    "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "X-Vercel-Forwarded-For", "DO-Connecting-IP", "X-Azure-ClientIP",
+    "X-Azure-SocketIP", "X-AppEngine-User-IP", "X-ProxyUser-IP", "Forwarded-For", "X-Original-Host", "X-Forwarded-User", "X-Forwarded-Prefix",
+    "Remote-User", "X-Middleware-Subrequest", "Proxy", "CF-IPCountry", "X-Amzn-OIDC-Identity",
+]
+ADDRESSES = ["X-Cluster-Client-IP", "True-Client-IP", "Fastly-Client-IP", "X-Client-IP", "X-Forwarded", "Forwarded"]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_fields_that_only_proxies_may_send(start, upstream, trusted):
+    keylatch = start(upstream, trusted="{networks: [loopback]}" if trusted else "{networks: [none]}")
+    got = arrived(keylatch, *[(name, "6.6.6.6") for name in PROXIES_FIELDS + ADDRESSES], ("X-Amz-Date", "a"))
+    assert [name for name in PROXIES_FIELDS if name.lower() in got] == (PROXIES_FIELDS if trusted else [])
+    assert not [name for name in ADDRESSES if name.lower() in got] and got["x-amz-date"] == "a"
+
+
+def test_the_list_of_proxies_fields_can_be_changed(start, upstream):
+    config = DEFAULT.replace("  - client_ip: {{}}", "  - client_ip: {{proxy_fields: {{add: [X-Tenant-*], keep: [X-HTTP-Method-Override]}}}}")
+    keylatch = start(upstream, config=config, trusted="{networks: [none]}")
+    got = arrived(keylatch, ("X-Tenant-Id", "7"), ("X-HTTP-Method-Override", "PUT"), ("X-Original-URL", "/admin"))
+    assert got.get("x-http-method-override") == "PUT" and not {"x-tenant-id", "x-original-url"} & set(got)
+
+
+def test_slashes_that_are_kept(start, upstream):
+    config = DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    merge_slashes: false")
+    keylatch = start(upstream, config=config)
+    assert seen(keylatch, "/v1//a%3A//b/") == (200, "/v1//a%3A//b/")
+    assert seen(keylatch, "/v1/./b") == (200, "/v1/b")
+    for target in ["//v1/x", "/v1//../x", "//evil/v1/x"]:
+        answer = raw.request(keylatch.port, target)
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "path_ambiguous"), target
