@@ -26,7 +26,9 @@ use http::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{Filter, Hooks, Invalid, ResponseCx, Result, SecretRef, Site, UpstreamCx, failure, field_name, is_framing};
+use crate::contract::{
+    Filter, Hooks, Invalid, ResponseCx, Result, SecretRef, Site, UpstreamCx, failure, field_name, is_framing, remove_spellings,
+};
 
 /// What to do with the fields of one direction.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -123,6 +125,7 @@ impl Filter for Headers {
     }
 
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, (): &mut ()) -> Result<()> {
+        self.request.remove.iter().for_each(|name| remove_spellings(cx.upstream, name));
         apply!(self.request, cx.upstream)
     }
 

@@ -250,6 +250,27 @@ def arrived(keylatch, *fields, source="127.0.0.1"):
     return dict(json.loads(answer.body)["headers"])
 
 
+LOOKALIKES = [("X_Real_IP", "6.6.6.6"), ("X-Forwarded_For", "6.6.6.6"), ("X_Original_URL", "/admin"), ("Remote_User", "root"), ("X_Request_Id", "z")]
+
+
+@pytest.mark.parametrize("choice", ["drop", "allow", "refuse"])
+def test_underscores_in_names(start, upstream, choice):
+    config = DEFAULT.replace("    limits: {limits}", f"    limits: {{limits}}\n    underscores_in_headers: {choice}")
+    headers = "      - headers: {request: {set: {X-Team: ours}, remove: [X-Group]}}"
+    keylatch = start(upstream, config=config, route_filters=headers)
+    sent = [("X_Plan", "a"), ("X_Team", "evil"), ("X_Group", "evil"), *LOOKALIKES]
+    if choice == "refuse":
+        answer = raw.request(keylatch.port, headers=[("X_Plan", "a")])
+        assert (answer.status, json.loads(answer.body)["error"]["code"]) == (400, "underscore_in_header")
+        assert raw.request(keylatch.port).status == 200
+        return
+    got = arrived(keylatch, *sent)
+    assert {name for name in got if "_" in name} == ({"x_plan"} if choice == "allow" else set())
+    assert (got["x-real-ip"], got["x-team"]) == ("127.0.0.1", "ours")
+    # What the filter removes by name is removed without a count.
+    assert keylatch.metrics()['keylatch_dropped_header_fields_total{reason="underscore"}'] == (6 if choice == "allow" else 8)
+
+
 PROXIES_FIELDS = [
     "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override", "X-Vercel-Forwarded-For", "DO-Connecting-IP", "X-Azure-ClientIP",
     "X-Azure-SocketIP", "X-AppEngine-User-IP", "X-ProxyUser-IP", "Forwarded-For", "X-Original-Host", "X-Forwarded-User", "X-Forwarded-Prefix",

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::verdict::Verified;
-use crate::contract::{Invalid, Result, failure, field_name, is_framing};
+use crate::contract::{Invalid, Result, failure, field_name, is_framing, remove_spellings};
 
 /// `tell_upstream`
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -59,7 +59,7 @@ impl Told {
     /// Takes the client's own away and sets ours.
     pub fn apply(&self, upstream: &mut RequestHeader, who: Option<&Verified>) -> Result<()> {
         for name in &self.ours {
-            upstream.remove_header(name);
+            remove_spellings(upstream, name);
         }
         let Some(who) = who else { return Ok(()) };
         let identity = &who.identity;

@@ -1,6 +1,7 @@
 //! Header fields by name: how they are written in a configuration, and which nobody but the proxy itself may set.
 
 use http::HeaderName;
+use pingora_http::RequestHeader;
 
 use super::Invalid;
 
@@ -14,6 +15,16 @@ pub fn host_name(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() => name,
         _ => host,
+    }
+}
+
+/// Removes a field, and those that applications take for it because they see `_` and `-` as one.
+pub fn remove_spellings(head: &mut RequestHeader, name: &HeaderName) {
+    head.remove_header(name);
+    let resembles = |other: &&HeaderName| other.as_str().contains('_') && other.as_str().replace('_', "-") == name.as_str();
+    let spelled: Vec<HeaderName> = head.headers.keys().filter(resembles).cloned().collect();
+    for other in &spelled {
+        head.remove_header(other);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gate: what passes is one request, passing it again changes nothing, and the upstream reads the path that was judged.
 #![no_main]
 
+use keylatch::config::model::Underscores;
 use keylatch::proxy::gate::{HeadLimits, Policy, check};
 use keylatch::proxy::path::Slashes;
 use libfuzzer_sys::fuzz_target;
@@ -31,7 +32,8 @@ fuzz_target!(|data: &[u8]| {
     let Some((first, data)) = data.split_first() else { return };
     let slashes = if first & 1 == 0 { Slashes::Merge } else { Slashes::Keep };
     let scheme = if first & 2 == 0 { "http" } else { "https" };
-    let policy = Policy { limits: HeadLimits { bytes: 32 * 1024, fields: 100 }, slashes, scheme };
+    let underscores = if first & 4 == 0 { Underscores::Drop } else { Underscores::Allow };
+    let policy = Policy { limits: HeadLimits { bytes: 32 * 1024, fields: 100 }, slashes, underscores, scheme };
     let mut lines = data.split(|byte| *byte == b'\n');
     let target = lines.next().unwrap_or_default();
     let Ok(mut head) = RequestHeader::build("GET", target, None) else { return };
@@ -43,7 +45,10 @@ fuzz_target!(|data: &[u8]| {
     }
     let Ok(passed) = check(&mut head, None, &policy) else { return };
     assert_eq!(head.headers.get_all("host").iter().count(), 1);
-    assert!(head.headers.keys().all(|name| !name.as_str().contains('_')));
+    let dashed = |name: &http::HeaderName| name.as_str().replace('_', "-");
+    let spelled: Vec<String> = head.headers.keys().filter(|name| name.as_str().contains('_')).map(dashed).collect();
+    assert!(spelled.is_empty() || underscores == Underscores::Allow);
+    assert!(spelled.iter().all(|name| !head.headers.contains_key(name) && name != "x-real-ip"));
     assert!(head.headers.get_all("content-length").iter().count() + head.headers.get_all("transfer-encoding").iter().count() <= 1);
 
     // What was judged.

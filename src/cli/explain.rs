@@ -89,7 +89,8 @@ fn policy(snapshot: &Snapshot) -> Policy {
     let limits = first.map(|listener| &listener.limits).cloned().unwrap_or_default();
     let limits = HeadLimits { bytes: limits.header_bytes.as_usize(), fields: limits.headers };
     let slashes = if first.is_none_or(|listener| listener.merge_slashes) { Slashes::Merge } else { Slashes::Keep };
-    Policy { limits, slashes, scheme: if first.is_some_and(|listener| listener.tls.is_some()) { "https" } else { "http" } }
+    let underscores = first.map(|listener| listener.underscores_in_headers).unwrap_or_default();
+    Policy { limits, slashes, underscores, scheme: if first.is_some_and(|listener| listener.tls.is_some()) { "https" } else { "http" } }
 }
 
 /// What each filter says, in order.

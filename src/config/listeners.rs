@@ -26,6 +26,10 @@ pub struct Listener {
     /// has both repeated slashes and dot segments, is then refused.
     #[serde(default = "yes")]
     pub merge_slashes: bool,
+    /// What happens to header fields with an underscore in their names, which many applications take for the ones with a dash.
+    /// Default: `drop`.
+    #[serde(default)]
+    pub underscores_in_headers: Underscores,
     /// A secret that whoever is in front adds to each request; without it a request is refused with 403.
     pub origin_secret: Option<OriginSecret>,
     /// What a client may ask for at most.
@@ -38,6 +42,19 @@ impl Listener {
     pub fn at_start(&self) -> (SocketAddr, bool, &Limits) {
         (self.address, self.h2c, &self.limits)
     }
+}
+
+/// What happens to header fields with an underscore in their names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Underscores {
+    /// They are removed and counted.
+    #[default]
+    Drop,
+    /// They are passed on, but for those that resemble a field by which a client or a message is judged, or that stands beside it.
+    Allow,
+    /// The request is refused with 400.
+    Refuse,
 }
 
 /// TLS towards clients. All files are PEM, at most 1 MiB, and read anew when they change.

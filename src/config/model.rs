@@ -11,7 +11,7 @@ use serde_json::Value;
 pub use super::acme::{Acme, Challenge, ExternalAccount};
 pub use super::alerts::{Alerts, InterceptAlert, Webhook, WebhookFormat};
 pub use super::listeners::{
-    CertificateFiles, ClientCertificates, Limits, Listener, ListenerTls, OriginSecret, Presented, TlsVersion, Vouches,
+    CertificateFiles, ClientCertificates, Limits, Listener, ListenerTls, OriginSecret, Presented, TlsVersion, Underscores, Vouches,
 };
 pub use super::redis::Redis;
 pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};

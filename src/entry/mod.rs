@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Invalid, Keep};
 
 use crate::acme::{Held, Wanted};
-use crate::config::model::{Acme, Listener, ListenerTls};
+use crate::config::model::{Acme, Listener, ListenerTls, Underscores};
 use crate::config::{Files, acme_name};
 
 pub use certificates::Shown;
@@ -28,12 +28,14 @@ pub use tls::Tls;
 pub struct Requests {
     /// Whether repeated slashes in a path are one.
     pub merge_slashes: bool,
+    /// What happens to fields with an underscore in their names.
+    pub underscores: Underscores,
 }
 
 impl Requests {
     /// As the listener says.
     pub fn of(config: &Listener) -> Self {
-        Self { merge_slashes: config.merge_slashes }
+        Self { merge_slashes: config.merge_slashes, underscores: config.underscores_in_headers }
     }
 }
 

@@ -114,8 +114,11 @@ impl Edge {
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
         let upgrade = session.is_upgrade_req();
         let slashes = if entry.requests.merge_slashes { Slashes::Merge } else { Slashes::Keep };
-        let policy = Policy { limits, slashes, scheme };
+        let policy = Policy { limits, slashes, underscores: entry.requests.underscores, scheme };
         let mut passed = gate::check(session.req_header_mut(), raw.as_deref(), &policy)?;
+        if passed.dropped_fields > 0 {
+            self.shared.metrics.dropped_fields.with_label_values(&[fields::UNDERSCORE]).inc_by(passed.dropped_fields);
+        }
         exchange.spelled_target = passed.spelled_target.take();
         if upgrade && !session.is_upgrade_req() {
             // Somebody may believe that what follows is another protocol's; nothing will.

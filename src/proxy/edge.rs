@@ -22,8 +22,8 @@ use super::errors::{self, BODY_ERROR};
 use super::exchange::Exchange;
 use super::fields;
 use super::reply::{self, Rest};
-use super::timed_session;
 use super::upstream_choice::prepend_base_path;
+use super::{timed_session, underscores};
 use crate::acme::Acme;
 use crate::config::Snapshot;
 use crate::config::model::Limits;
@@ -168,6 +168,10 @@ impl ProxyHttp for Edge {
         let mut cx = UpstreamCx { upstream, request: session.req_header(), facts: &mut exchange.facts, peer: exchange.peer };
         let hooks = route.chain.upstream_request(&mut cx, &mut exchange.progress);
         hooks.map_err(|failure| errors::of_failure(&failure))?;
+        let dropped = underscores::drop_lookalikes(upstream);
+        if dropped > 0 {
+            self.shared.metrics.dropped_fields.with_label_values(&[fields::UNDERSCORE]).inc_by(dropped);
+        }
         prepend_base_path(route, upstream)?;
         if exchange.home.is_some() {
             return Ok(());

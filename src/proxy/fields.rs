@@ -7,6 +7,9 @@
 use http::{Method, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 
+/// Why a request's field was dropped; the metric's word.
+pub const UNDERSCORE: &str = "underscore";
+
 /// Room for the fields that filters usually add, made at once.
 const ADDED_FIELDS: usize = 8;
 

@@ -4,14 +4,15 @@
 //! settled or refused here: framing, target, Host, header names, path. No I/O; the fuzzer calls
 //! [`check`] with what it likes.
 
-use http::{HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use keylatch_filters::contract::host_name;
 use memchr::memchr_iter;
 use pingora::http::RequestHeader;
 
 use super::connection_options::has_option;
 use super::path::{BadPath, Slashes};
-use super::target;
+use super::{target, underscores};
+use crate::config::model::Underscores;
 
 /// What a listener allows.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,8 @@ pub struct Policy {
     pub limits: HeadLimits,
     /// What happens to repeated slashes.
     pub slashes: Slashes,
+    /// What happens to fields with an underscore in their names.
+    pub underscores: Underscores,
     /// The scheme of the connection, in lower case.
     pub scheme: &'static str,
 }
@@ -49,6 +52,8 @@ pub struct Passed {
     pub encoded_slash: bool,
     /// The target for the upstream, where the client has spelled it otherwise than it was judged.
     pub spelled_target: Option<Uri>,
+    /// How many fields were dropped for an underscore in their names.
+    pub dropped_fields: u64,
 }
 
 /// The longest method of any registry has 17 bytes.
@@ -105,11 +110,11 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, policy: &Policy) -> R
     {
         head.remove_header(&header::UPGRADE);
     }
-    drop_underscores(head);
+    let dropped_fields = underscores::settle(head, policy.underscores)?;
     join_cookies(head)?;
     let settled = target::settle(head, policy)?;
     unrooted(head)?;
-    Ok(Passed { encoded_slash: settled.encoded_slash, spelled_target: settled.spelled })
+    Ok(Passed { encoded_slash: settled.encoded_slash, spelled_target: settled.spelled, dropped_fields })
 }
 
 /// HTTP/2 has no raw form; this is the size RFC 9113, section 10.5.1, counts.
@@ -249,14 +254,6 @@ fn is_host(host: &str) -> bool {
     host.len() <= LONGEST && name_ok && port_ok
 }
 
-/// `X_Real_IP` and `X-Real-IP` are one variable to many applications: as nginx does, the first is dropped.
-fn drop_underscores(head: &mut RequestHeader) {
-    let spelled: Vec<HeaderName> = head.headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
-    for name in spelled {
-        head.remove_header(&name);
-    }
-}
-
 /// HTTP/2 may send cookies in crumbs; everybody else reads one field (RFC 9113, section 8.2.3).
 fn join_cookies(head: &mut RequestHeader) -> Result<(), Refused> {
     if head.version != Version::HTTP_2 {
@@ -275,7 +272,7 @@ mod tests {
     use super::*;
 
     const LIMITS: HeadLimits = HeadLimits { bytes: 32 * 1024, fields: 100 };
-    const POLICY: Policy = Policy { limits: LIMITS, slashes: Slashes::Merge, scheme: "http" };
+    const POLICY: Policy = Policy { limits: LIMITS, slashes: Slashes::Merge, underscores: Underscores::Drop, scheme: "http" };
 
     fn head(target: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
         let mut head = RequestHeader::build("GET", target.as_bytes(), None).unwrap();

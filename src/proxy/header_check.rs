@@ -13,6 +13,7 @@ use pingora::http::RequestHeader;
 use super::gate::{self, HeadLimits, Policy, Refused, bad};
 use super::path::Slashes;
 use super::target;
+use crate::config::model::Underscores;
 
 /// The fields that Pingora's parser takes.
 const FIELDS_MAX: usize = 256;
@@ -118,7 +119,7 @@ fn settle(request: &Request<'_, '_>, header: &[u8], scheme: &'static str) -> Res
     let host = head.headers.get(http::header::HOST).cloned();
     // The listener's own limits and options come later, when the request is there.
     let limits = HeadLimits { bytes: usize::MAX, fields: usize::MAX };
-    gate::check(&mut head, Some(header), &Policy { limits, slashes: Slashes::Merge, scheme })?;
+    gate::check(&mut head, Some(header), &Policy { limits, slashes: Slashes::Merge, underscores: Underscores::Allow, scheme })?;
     let host = host.as_ref().map(HeaderValue::as_bytes).unwrap_or_default();
     let origin = target::origin_form(&escaped, host, scheme)?;
     let start = memchr::memmem::find(header, target.as_bytes()).ok_or(bad("target"))?;

@@ -22,6 +22,7 @@ mod server;
 mod stream;
 mod target;
 mod timed_session;
+mod underscores;
 mod upstream_choice;
 
 pub use edge::Shared;

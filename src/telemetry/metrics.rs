@@ -32,6 +32,8 @@ pub struct Metrics {
     pub late_answers: IntCounterVec,
     /// Lingering closes by how they ended.
     pub lingering: IntCounterVec,
+    /// Fields of requests that were dropped, by reason.
+    pub dropped_fields: IntCounterVec,
     /// Open client connections.
     pub connections: IntGauge,
     /// Failures upstream, by upstream and kind.
@@ -78,6 +80,7 @@ impl Metrics {
                 "Connections that were read after their last response, by how that ended.",
                 &["outcome"],
             )?,
+            dropped_fields: counters(&registry, "dropped_header_fields_total", "Fields of requests that were not passed on.", &["reason"])?,
             connections: gauge(&registry, "connections", "Open client connections.")?,
             upstream_errors: counters(&registry, "upstream_errors_total", "Failures upstream.", &["upstream", "error"])?,
             reloads: counters(&registry, "reloads_total", "Reloads of the configuration.", &["result"])?,
@@ -104,6 +107,7 @@ impl Metrics {
         for result in ["ok", "failed"] {
             metrics.reloads.with_label_values(&[result]);
         }
+        metrics.dropped_fields.with_label_values(&["underscore"]);
         let build = gauges(&metrics.registry, "build_info", "Always 1; the version is a label.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(metrics)
