@@ -243,6 +243,52 @@ def test_connect_over_http2_has_a_line_too(shared):
     assert (line["method"], line["status"], line["reason"]) == ("CONNECT", 405, "method")
 
 
+def answering(data):
+    """An upstream that answers each request with these bytes."""
+
+    def answer(_, send):
+        send(data)
+        return True
+
+    return Scripted(answer)
+
+
+BODILESS = [
+    # What the upstream sends, and the framing fields that go on.
+    (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", []),
+    (b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", []),
+    (b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\nETag: \"a\"\r\n\r\n", []),
+    (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"a\"\r\n\r\n", [("content-length", "5")]),
+]
+
+
+@pytest.mark.parametrize("data, framing", BODILESS)
+def test_what_has_no_body_has_no_framing(start, data, framing):
+    """RFC 9112, section 6.1; RFC 9110, section 8.6. The connection is kept, and a client that trusts the fields is not lost."""
+    with answering(data) as upstream:
+        keylatch = start(upstream)
+        with raw.connect(keylatch.port, timeout=5) as connection:
+            for _ in range(2):
+                connection.sendall(request_bytes(b"GET /v1/x HTTP/1.1"))
+                status, headers = raw.read_head(connection.makefile("rb", buffering=0))
+                assert status in (204, 304)
+                assert [field for field in headers if field[0] in ("content-length", "transfer-encoding")] == framing
+                assert dict(headers)["connection"] == "keep-alive"
+
+
+def test_informational_answers_are_for_http_1_1(start):
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nContent-Length: 7\r\n\r\n"
+    with answering(hint + plain()) as upstream:
+        keylatch = start(upstream)
+        assert talk(keylatch, request_bytes(b"GET /v1/x HTTP/1.0")).status == 200
+        # An expectation of HTTP/1.0 is ignored (RFC 9110, section 10.1.1).
+        old = request_bytes(b"POST /v1/x HTTP/1.0", b"Expect: 100-continue", b"Content-Length: 2") + b"ok"
+        assert talk(keylatch, old).status == 200
+        assert "expect" not in dict(upstream.requests[-1]["headers"])
+        answer = talk(keylatch, request_bytes(b"GET /v1/x HTTP/1.1"))
+        assert answer.status == 103 and not answer.header("content-length") and answer.header("link")
+
+
 def arrived(keylatch, *fields, source="127.0.0.1"):
     """The fields that reach the upstream."""
     answer = raw.request(keylatch.port, headers=fields, source=source)

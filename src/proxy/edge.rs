@@ -79,6 +79,9 @@ impl ProxyHttp for Edge {
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.limits.idle_timeout.0.as_secs().max(1)));
         }
+        // HTTP/1.0 knows no informational responses (RFC 9110, section 15.2).
+        let old = session.req_header().version == http::Version::HTTP_10;
+        session.downstream_session.set_ignore_info_resp(old);
         let Some(mut answer) = self.admit(session, exchange).await? else {
             // What it becomes if the upstream agrees has no body in the middle of which one could be silent.
             if session.is_upgrade_req() {
@@ -231,11 +234,8 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    /// HTTP/1.0 knows no chunks (RFC 9112, section 6.1): its bodies end with the connection.
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, _exchange: &mut Box<Exchange>) -> Result<()> {
-        if session.req_header().version == http::Version::HTTP_10 {
-            response.remove_header(&header::TRANSFER_ENCODING);
-        }
+        fields::settle_framing(response, session.req_header().version);
         Ok(())
     }
 

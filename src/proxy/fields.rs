@@ -4,7 +4,7 @@
 //! spelling Pingora carries a second map of all fields, copied and changed along with the first; of what this
 //! proxy adds to a request that was the largest part. So names go on in lower case, as through Envoy.
 
-use http::{Method, request, response};
+use http::{Method, StatusCode, Version, header, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 /// Why a request's field was dropped; the metric's word.
@@ -42,9 +42,40 @@ pub fn lower_response(head: &mut ResponseHeader) {
     }
 }
 
+/// Removes the framing fields that a response must not have: chunks for HTTP/1.0, chunks or a length where the status says that
+/// there is no body (RFC 9112, section 6.1; RFC 9110, section 8.6). On a 304 a length is that of the resource, and stays.
+pub fn settle_framing(response: &mut ResponseHeader, client: Version) {
+    let bodiless = response.status.is_informational() || response.status == StatusCode::NO_CONTENT;
+    if bodiless || response.status == StatusCode::NOT_MODIFIED || client == Version::HTTP_10 {
+        response.remove_header(&header::TRANSFER_ENCODING);
+    }
+    if bodiless {
+        response.remove_header(&header::CONTENT_LENGTH);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn framing_where_there_is_no_body() {
+        for (status, client, chunked, length) in [
+            (200, Version::HTTP_11, true, true),
+            (200, Version::HTTP_10, false, true),
+            (103, Version::HTTP_11, false, false),
+            (204, Version::HTTP_11, false, false),
+            (205, Version::HTTP_11, true, true),
+            (304, Version::HTTP_11, false, true),
+        ] {
+            let mut response = ResponseHeader::build(status, None).unwrap();
+            response.append_header("Transfer-Encoding", "chunked").unwrap();
+            response.append_header("Content-Length", "5").unwrap();
+            settle_framing(&mut response, client);
+            let has = |name| response.headers.contains_key(name);
+            assert_eq!((has("transfer-encoding"), has("content-length")), (chunked, length), "{status}");
+        }
+    }
 
     #[test]
     fn only_the_spelling_goes() {

@@ -110,6 +110,10 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, policy: &Policy) -> R
     {
         head.remove_header(&header::UPGRADE);
     }
+    // An expectation of HTTP/1.0 is ignored (RFC 9110, section 10.1.1): its client takes no 100 for one.
+    if head.version == Version::HTTP_10 {
+        head.remove_header(&header::EXPECT);
+    }
     let dropped_fields = underscores::settle(head, policy.underscores)?;
     join_cookies(head)?;
     let settled = target::settle(head, policy)?;
