@@ -15,13 +15,14 @@ use pingora::protocols::Stream;
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use prometheus::IntGauge;
-use tokio::sync::watch::Receiver;
+use tokio::sync::watch;
 
 use super::conn::lingering;
 use super::conn::{Allowed, Conn, ConnLimits, ConnStream, OnRefusal, proxy_protocol, tls};
+use super::drain::Drain;
 use super::edge::{Edge, Shared};
 use super::server::Stop;
-use crate::config::model::Limits;
+use crate::config::model::Listener;
 
 /// The application of one listener.
 pub struct Door {
@@ -34,7 +35,9 @@ pub struct Door {
     counts: Arc<Counts>,
     on_refusal: OnRefusal,
     open: IntGauge,
-    stop: Receiver<Stop>,
+    /// HTTP/2 in clear is spoken.
+    h2c: bool,
+    drain: Drain,
 }
 
 /// A connection on which HTTP begins.
@@ -78,19 +81,13 @@ impl Drop for Place {
 
 impl Door {
     /// For one listener.
-    pub fn new(
-        proxy: Arc<HttpProxy<Edge>>,
-        shared: Arc<Shared>,
-        address: SocketAddr,
-        limits: &Limits,
-        stop: Receiver<Stop>,
-        on_refusal: OnRefusal,
-    ) -> Self {
+    pub fn new(proxy: Arc<HttpProxy<Edge>>, shared: Arc<Shared>, listener: &Listener, drain: Drain, on_refusal: OnRefusal) -> Self {
         let open = shared.metrics.connections.clone();
+        let limits = &listener.limits;
         Self {
             proxy,
             shared,
-            address,
+            address: listener.address,
             limits: ConnLimits {
                 header_bytes: limits.header_bytes.as_usize(),
                 header_fields: limits.headers,
@@ -103,7 +100,8 @@ impl Door {
             counts: Arc::default(),
             on_refusal,
             open,
-            stop,
+            h2c: listener.h2c,
+            drain,
         }
     }
 
@@ -166,11 +164,22 @@ impl ServerApp for Door {
         };
         let opened = opened.inspect_err(|(reason, error)| self.refuse(peer, reason, error)).ok()?;
         let conn = Arc::new(Conn::new(opened.peer, opened.tls, opened.allowed, place));
+        let http2 = opened.http2 || (self.h2c && conn.tls.is_none());
         if opened.http2 {
-            conn.is_http2();
+            conn.set_http2();
         }
         let guarded = ConnStream::new(opened.stream, opened.read, Arc::clone(&conn), self.limits, Arc::clone(&self.on_refusal)).ok()?;
-        self.proxy.process_new(Box::new(guarded), shutdown).await;
+        if http2 {
+            // What is HTTP/1 after all ends as without this.
+            let (tell, stopping) = watch::channel(*shutdown.borrow() && !opened.http2);
+            tokio::select! {
+                biased;
+                _ = self.proxy.process_new(Box::new(guarded), &stopping) => {}
+                () = self.drain.end(&conn, shutdown.clone(), tell) => {}
+            }
+        } else {
+            self.proxy.process_new(Box::new(guarded), shutdown).await;
+        }
         // It counts as a connection until it is closed.
         if let Some(closing) = conn.take_closing()
             && let Some(lingered) = lingering::close(closing, self.limits.lingering).await
@@ -183,7 +192,7 @@ impl ServerApp for Door {
     async fn cleanup(&self) {
         // A connection that is closed while a request is on its way to it loses that request. Where another process serves
         // there is no hurry: who is idle may send one more, whose answer says that the connection ends, or ends by himself.
-        if *self.stop.borrow() == Stop::HandedOver {
+        if *self.drain.stop.borrow() == Stop::HandedOver {
             return;
         }
         ServerApp::cleanup(&*self.proxy).await;

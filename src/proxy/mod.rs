@@ -8,6 +8,7 @@ mod conn;
 mod connection_options;
 mod dialects;
 mod door;
+mod drain;
 mod edge;
 pub mod errors;
 mod exchange;

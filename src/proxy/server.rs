@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::conn::OnRefusal;
 use super::conn::lingering::Lingered;
 use super::door::Door;
+use super::drain::Drain;
 use super::edge::{Edge, Shared};
 use super::listening::{Listening, Listens, Pulse};
 use crate::config::model::{Listener, Settings};
@@ -165,14 +166,16 @@ fn build(
         // What was started with is what was compiled.
         let listener = settings.listeners.iter().find(|listener| listener.address == address);
         if let Some(listener) = listener {
-            let service = service(shared, listener, stop, &Arc::clone(&server.configuration));
+            let drain =
+                Drain { stop: stop.clone(), shutdown: settings.shutdown.clone(), close_timeout: listener.limits.lingering_timeout.0 };
+            let service = service(shared, listener, drain, &Arc::clone(&server.configuration));
             server.add_service(Listening::new(service, &address.to_string(), socket, Arc::clone(pulse), tell.clone()));
         }
     }
     server
 }
 
-fn service(shared: &Arc<Shared>, listener: &Listener, stop: &watch::Receiver<Stop>, conf: &Arc<ServerConf>) -> Service<Door> {
+fn service(shared: &Arc<Shared>, listener: &Listener, drain: Drain, conf: &Arc<ServerConf>) -> Service<Door> {
     let edge = Edge { shared: Arc::clone(shared), address: listener.address, limits: listener.limits.clone() };
     let mut proxy = HttpProxy::new(edge, Arc::clone(conf));
     let mut options = HttpServerOptions::default();
@@ -191,7 +194,7 @@ fn service(shared: &Arc<Shared>, listener: &Listener, stop: &watch::Receiver<Sto
     }
     let refused = shared.metrics.refused.clone();
     let on_refusal: OnRefusal = Arc::new(move |reason| refused.with_label_values(&[reason]).inc());
-    let door = Door::new(Arc::new(proxy), Arc::clone(shared), listener.address, &listener.limits, stop.clone(), on_refusal);
+    let door = Door::new(Arc::new(proxy), Arc::clone(shared), listener, drain, on_refusal);
     let mut service = Service::new(format!("listener {}", listener.address), door);
     let endpoint =
         ListenerConfig::tcp(listener.address.to_string()).l4_buffer(L4BufferSettings::new(READ_BUFFER_BYTES, WRITE_BUFFER_BYTES));

@@ -19,7 +19,7 @@ use super::ConnStream;
 impl AsyncWrite for ConnStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.ended |= matches!(written, Poll::Ready(Err(_)));
+        self.wrote(&written, std::iter::once(buf));
         written
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -36,11 +36,27 @@ impl AsyncWrite for ConnStream {
     }
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.ended |= matches!(written, Poll::Ready(Err(_)));
+        self.wrote(&written, bufs.iter().map(|buf| &**buf));
         written
     }
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
+    }
+}
+
+impl ConnStream {
+    /// Notes what was written of these pieces.
+    fn wrote<'a>(&mut self, written: &Poll<io::Result<usize>>, pieces: impl Iterator<Item = &'a [u8]>) {
+        let Poll::Ready(Ok(mut left)) = *written else {
+            self.ended |= written.is_ready();
+            return;
+        };
+        let Some(http2) = &mut self.http2 else { return };
+        for piece in pieces {
+            let own = piece.get(..left).unwrap_or(piece);
+            http2.sent(own);
+            left -= own.len();
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod allowed;
 mod handed_on;
+pub mod http2;
 pub mod lingering;
 pub mod proxy_protocol;
 mod stream;
@@ -22,6 +23,7 @@ use keylatch_filters::contract::{Arrival, Leash, Pulled};
 use parking_lot::Mutex;
 
 pub use allowed::Allowed;
+use http2::Http2Streams;
 use lingering::{ClosingStream, LingeringLimits};
 pub use stream::ConnStream;
 
@@ -33,8 +35,8 @@ const IDLE: u8 = 0;
 const HEAD: u8 = 1;
 /// Its body, and what is behind it.
 const REQUEST: u8 = 2;
-/// HTTP/2 was agreed on, and its first bytes have not come.
-const PREFACE: u8 = 3;
+/// HTTP/2, from its preface on.
+const HTTP2: u8 = 3;
 /// Another protocol's, which others look after.
 const OPAQUE: u8 = 4;
 
@@ -71,6 +73,7 @@ pub struct Conn {
     /// By which it is ended from elsewhere, once it is another protocol's.
     leash: OnceLock<Arc<Leash>>,
     pulled: OnceLock<Pulled>,
+    http2: OnceLock<Arc<Http2Streams>>,
     /// Set when Pingora has given the connection up.
     closing: Mutex<Option<ClosingStream>>,
     /// Given back when the connection ends.
@@ -90,14 +93,21 @@ impl Conn {
             body_bad: AtomicBool::new(false),
             leash: OnceLock::new(),
             pulled: OnceLock::new(),
+            http2: OnceLock::new(),
             closing: Mutex::default(),
             _place: place,
         }
     }
 
-    /// HTTP/2 was agreed on: what is handed on is not HTTP/1's, and bounded elsewhere.
-    pub fn is_http2(&self) {
-        self.phase.store(PREFACE, Ordering::Relaxed);
+    /// The connection speaks HTTP/2.
+    pub fn set_http2(&self) {
+        self.phase.store(HTTP2, Ordering::Relaxed);
+        self.http2.get_or_init(Arc::default);
+    }
+
+    /// Its streams, if it speaks HTTP/2.
+    pub fn http2(&self) -> Option<&Arc<Http2Streams>> {
+        self.http2.get()
     }
 
     /// It ends when this is pulled.

@@ -13,14 +13,14 @@ use pingora::protocols::{Peek, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::time::Instant;
 
+use super::http2::{Http2, PREFACE};
 use super::lingering::ClosingStream;
-use super::{CHUNKED, Conn, ConnLimits, HEAD, IDLE, OPAQUE, OnRefusal, PREFACE, REQUEST};
+use super::{CHUNKED, Conn, ConnLimits, HEAD, HTTP2, IDLE, OPAQUE, OnRefusal, REQUEST};
 use crate::proxy::chunks::Chunks;
 use crate::proxy::gate;
 use crate::proxy::head::{END_OF_HEAD, FIELDS_PARSED_MAX, Head};
 use crate::proxy::header_check::{self, Checked, Malformed};
 
-const H2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read at once while looking for HTTP/2; most requests' headers are smaller.
 const PEEKED_BYTES: usize = 2048;
 /// Bytes behind a request that wait for the next exchange, at most; past it the connection is not read on.
@@ -36,10 +36,9 @@ pub struct ConnStream {
     /// Read, and not handed on yet: what was looked at for HTTP/2, a body, the next request.
     held: Vec<u8>,
     head: Head,
-    /// Until when the first byte of a fresh connection is waited for, or the last one of HTTP/2's preface.
+    /// Until when the first byte of a fresh connection is waited for.
     first: Option<Instant>,
-    /// How much of the preface has come.
-    preface: usize,
+    pub(super) http2: Option<Box<Http2>>,
     /// Bytes of the current body that were handed on.
     body_bytes: u64,
     chunks: Chunks,
@@ -58,14 +57,11 @@ impl ConnStream {
         let carried: Box<dyn std::any::Any + Send + Sync> = Box::new(Arc::clone(&conn));
         let digest = Arc::new(ProxyDigest::new(Box::new(none), Some(carried)));
         let mut head = Head::default();
-        let in_head = Instant::now() + limits.header_timeout;
-        let first = match conn.phase.load(Ordering::Relaxed) {
-            PREFACE => Some(in_head),
-            _ => read.is_empty().then(|| Instant::now() + limits.idle_timeout),
-        };
+        let first = read.is_empty().then(|| Instant::now() + limits.idle_timeout);
         if !read.is_empty() {
-            head.deadline = Some(in_head);
+            head.deadline = Some(Instant::now() + limits.header_timeout);
         }
+        let http2 = conn.http2().map(|streams| Box::new(Http2::new(Arc::clone(streams), limits.header_timeout)));
         let chunks = Chunks::default();
         Ok(Self {
             inner,
@@ -76,7 +72,7 @@ impl ConnStream {
             held: read,
             head,
             first,
-            preface: 0,
+            http2,
             body_bytes: 0,
             chunks,
             ended: false,
@@ -258,25 +254,33 @@ impl ConnStream {
         self.head.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline))).as_mut().poll(cx)
     }
 
-    /// Reads what comes first in HTTP/2, for which nobody else has a deadline.
-    fn read_preface(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    /// Reads HTTP/2. What has begun and is not a request's body has the time of a header.
+    fn read_http2(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(mut http2) = self.http2.take() else { return Poll::Ready(Err(io::ErrorKind::InvalidData.into())) };
         let before = buf.filled().len();
-        match self.poll_inner(cx, buf) {
-            Poll::Pending => {
-                let Some(deadline) = self.first else { return Poll::Pending };
-                ready!(self.poll_late(cx, deadline));
-                (self.on_refusal)("header_timeout");
-                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-            }
-            Poll::Ready(read) => {
-                self.preface += buf.filled().len() - before;
-                if self.preface >= H2_PREFACE.len() {
-                    self.conn.phase.store(OPAQUE, Ordering::Relaxed);
-                    (self.first, self.head.sleep) = (None, None);
-                }
-                Poll::Ready(read)
-            }
+        let read = if http2.poll_closing(cx).is_ready() {
+            Poll::Ready(Ok(()))
+        } else if self.held.is_empty() {
+            self.poll_inner(cx, buf)
+        } else {
+            self.take_held(buf);
+            Poll::Ready(Ok(()))
+        };
+        http2.received(buf.filled().get(before..).unwrap_or_default());
+        let late = read.is_pending() && http2.poll_late(cx).is_ready();
+        if late {
+            (self.on_refusal)("header_timeout");
+            self.refusal = http2.goaway();
         }
+        self.http2 = Some(http2);
+        if late { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { read }
+    }
+
+    /// Hands on what was read already.
+    fn take_held(&mut self, buf: &mut ReadBuf<'_>) {
+        let length = self.held.len().min(buf.remaining());
+        let piece: Vec<u8> = self.held.drain(..length).collect();
+        buf.put_slice(&piece);
     }
 
     /// Reads what is another protocol's.
@@ -288,9 +292,7 @@ impl ConnStream {
         if self.held.is_empty() {
             return self.poll_inner(cx, buf);
         }
-        let length = self.held.len().min(buf.remaining());
-        let piece: Vec<u8> = self.held.drain(..length).collect();
-        buf.put_slice(&piece);
+        self.take_held(buf);
         Poll::Ready(Ok(()))
     }
 
@@ -355,7 +357,7 @@ impl AsyncRead for ConnStream {
         match this.conn.phase.load(Ordering::Relaxed) {
             REQUEST => this.read_body(cx, buf),
             OPAQUE => this.read_opaque(cx, buf),
-            PREFACE => this.read_preface(cx, buf),
+            HTTP2 => this.read_http2(cx, buf),
             phase => this.read_head(cx, buf, phase == HEAD),
         }
     }
@@ -387,7 +389,7 @@ impl Peek for ConnStream {
     /// a request shorter than the preface is not waited on.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
         let mut deadline = Instant::now() + self.limits.idle_timeout;
-        while H2_PREFACE.starts_with(&self.held) && self.held.len() < H2_PREFACE.len() {
+        while PREFACE.starts_with(&self.held) && self.held.len() < PREFACE.len() {
             // On the heap: in the future it would stay for as long as the connection.
             let mut piece = vec![0; PEEKED_BYTES];
             let read = tokio::time::timeout_at(deadline, self.inner.read(&mut piece)).await;
@@ -405,8 +407,9 @@ impl Peek for ConnStream {
             }
             self.held.extend_from_slice(piece.get(..read).unwrap_or_default());
         }
-        if self.held.starts_with(H2_PREFACE) {
-            self.conn.phase.store(OPAQUE, Ordering::Relaxed);
+        if self.held.starts_with(PREFACE) {
+            self.conn.set_http2();
+            self.http2 = self.conn.http2().map(|streams| Box::new(Http2::new(Arc::clone(streams), self.limits.header_timeout)));
         } else if self.held.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
