@@ -19,7 +19,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use parking_lot::{Mutex, RwLock};
 use pingora::protocols::SocketDigest;
 use pingora::upstreams::peer::Tracing;
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use super::Address;
 
@@ -168,7 +168,12 @@ pub fn connection(fd: RawFd) -> Option<Arc<Connection>> {
 ///
 /// Two facts together prove it. The server's FIN came, which acknowledges all that its kernel had received before the server closed;
 /// and nothing of the request was acknowledged. A reset alone proves nothing: its acknowledgement is not counted by Linux.
+///
+/// The client's leaving in the middle of its body is no such error, although it ends the connection to the server as well.
 pub fn proves_unsent(error: &Error, connection: &Connection) -> bool {
+    if *error.esource() == ErrorSource::Downstream {
+        return false;
+    }
     // Linux makes of a reset after a FIN `EPIPE`, of one without it `ECONNRESET`.
     let io = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     let fin = match error.etype() {
@@ -235,6 +240,8 @@ mod tests {
         assert!(!proves_unsent(&closed, &received), "the connection has not ended yet");
         watched.on_disconnected();
         assert!(proves_unsent(&closed, &received));
+        let left = Error::explain(ErrorType::ConnectionClosed, "the client left").into_down();
+        assert!(!proves_unsent(&left, &received), "nothing is repeated for a client that left");
         for (kind, proves) in [(std::io::ErrorKind::BrokenPipe, true), (std::io::ErrorKind::ConnectionReset, false)] {
             let error = Error::because(ErrorType::ReadError, "while reading", std::io::Error::from(kind));
             assert_eq!(proves_unsent(&error, &received), proves, "{kind:?}");
