@@ -1,9 +1,11 @@
 """Answers of Keylatch's own before the upstream's: when they are given, and what a late answer becomes."""
 
 import json
+import signal
 import threading
 import time
 
+import httpx
 import pytest
 from support import raw
 from support.keylatch import DEFAULT, wait_for
@@ -229,8 +231,11 @@ LATE = [
     ("/v1/messages", CHAT, "529 X", {"type": "error", "error": {"type": "overloaded_error", "message": "Busy."}}, b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"Busy.","status":529'),
     (GEMINI + "?alt=sse", {}, "502 X", b"<html>", b'data: {"error":{"code":502,"message":"The server behind this API answered with status 502.","status":"UNAVAILABLE"'),
     (GEMINI + "?alt=sse", {}, "200 OK", {"candidates": []}, b'data: {"candidates": []}\n\n'),
-    ("/v2/chat", CHAT, "401 X", {"message": "invalid api token"}, b'event: message-end\ndata: {"type":"message-end","delta":{"finish_reason":"ERROR","error":"invalid api token"}}\n\n'),
-    ("/api/v1/services/a/b", CHAT, "400 X", {"code": "Bad", "message": "m"}, b'event: error\n:HTTP_STATUS/400\ndata: {"code":"Bad","message":"m"}\n\n'),
+    ("/v2/chat", CHAT, "401 X", {"message": "invalid api token"}, b'event: message-end\ndata: {"type":"message-end","delta":{"finish_reason":"ERROR","error":"invalid api token","status":401,"retry_after":7}}\n\n'),
+    ("/api/v1/services/a/b", CHAT, "400 X", {"code": "Bad", "message": "m"}, b'event: error\n:HTTP_STATUS/400\ndata: {"code":"Bad","message":"m","status":400,"retry_after":7}\n\n'),
+    ("/v1/chat/completions", CHAT, "429 X", b"slow down", b'data: {"error":{"message":"The server behind this API answered with status 429."'),
+    ("/v1/chat/completions", CHAT, "422 X", {"detail": [{"msg": "field required"}]}, b'data: {"error":{"message":"field required","type":"invalid_request_error"'),
+    ("/v1/chat/completions", CHAT, "204 No Content", b"", b'data: {"error":{"message":"The server behind this API answered with status 204 and no body."'),
 ]
 
 
@@ -249,6 +254,78 @@ def test_late_answers_are_told_in_the_dialect(start, path, body, status, answer,
     assert (line["status"], line["late_status"]) == (200, code)
     assert keylatch.metrics()[f'keylatch_late_answers_total{{route="api",status="{code}"}}'] == 1
     assert line.get("error") == (None if code == 200 else f"the upstream answered {code} after the response had begun")
+
+
+TOOLS = {"model": "m", "stream": True, "tools": ["x" * 1000] * 30}
+
+
+def chunked(port, path, pieces):
+    """A POST whose body comes in chunks; the connection and a file to read from."""
+    connection = raw.connect(port)
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + b"".join(map(chunk, pieces)) + chunk(b""))
+    return connection, connection.makefile("rb")
+
+
+@pytest.mark.parametrize("pieces", [[json.dumps(TOOLS).encode()], [json.dumps(TOOLS).encode()[:40], json.dumps(TOOLS).encode()[40:]]])
+def test_what_a_body_asks_for_is_remembered_to_its_end(start, pieces):
+    """The flag comes first, and the end of the body comes by itself."""
+    for way in ("chunked", "length", "http2"):
+        held = Held(stream(b"data: 1\n\n"))
+        keylatch = start(held, config=CONFIG, route_filters="      - sse_keepalive: {interval: 100ms, before_headers: 200ms, json_padding: 400ms}")
+        if way == "http2":
+            with httpx.Client(http1=False, http2=True) as client, client.stream("POST", keylatch.url("/v1/chat/completions"), content=iter(pieces)) as answer:
+                assert answer.headers["content-type"].startswith("text/event-stream") and not held.go.is_set()
+                held.go.set()
+                assert without_frames(answer.read()) == b"data: 1\n\n"
+            continue
+        begun = chunked(keylatch.port, "/v1/chat/completions", pieces) if way == "chunked" else begin(keylatch.port, "/v1/chat/completions", b"".join(pieces))
+        with begun[0]:
+            status, fields = raw.read_head(begun[1])
+            assert (status, dict(fields)["content-type"].split(";")[0], held.go.is_set()) == (200, "text/event-stream", False), way
+            held.go.set()
+            text, complete = raw.read_body(begun[1], fields)
+            assert complete and without_frames(text) == b"data: 1\n\n", way
+
+
+def test_json_without_its_type_is_told_all_the_same(start):
+    for kind in ("Content-Type: text/plain", "X-Type: none"):
+        held = Held(whole("200 OK", b'\n{"id":"c"}', kind))
+        keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
+        _, _, text, complete = early(keylatch, held, "/v1/chat/completions", CHAT)
+        assert complete and without_frames(text) == b'data: {"id":"c"}\n\n' + DONE
+
+
+def test_an_early_answer_without_a_key_can_be_ended(start):
+    """By an operator, and by the end of the process: with an event, and a line in the log."""
+    for body, chain in ((CHAT, CHAIN % ""), (ASK, PADDED)):
+        held = Held(whole("200 OK", {"id": "c"}, JSON))
+        keylatch = start(held, config=CONFIG.replace("drain: 5s", "drain: 300ms"), route_filters=chain)
+        connection, file = begin(keylatch.port, "/v1/chat/completions", body)
+        with connection:
+            _, fields = raw.read_head(file)
+            wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == 1, "it is open")
+            keylatch.process.send_signal(signal.SIGTERM)
+            text, complete = raw.read_body(file, fields)
+        assert complete and b'"code":"stopping"' in text, text
+        keylatch.process.wait(10)
+        held.go.set()
+        assert last_line(keylatch)["status"] == 200
+
+
+def test_max_age_and_first_byte_count_no_upload(start):
+    upstream = Scripted(lambda request, send: stream(b"data: 1\n\n", b"data: 2\n\n")(send))
+    keylatch = start(upstream, config=CONFIG, route_filters="      - sse_keepalive: {max_age: 400ms, first_byte: 300ms}")
+    body = json.dumps(CHAT).encode()
+    with raw.connect(keylatch.port) as connection:
+        connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:-9])
+        connection.settimeout(0.8)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(10)
+        connection.sendall(body[-9:])
+        file = connection.makefile("rb")
+        status, fields = raw.read_head(file)
+        assert (status, raw.read_body(file, fields)) == (200, (b"data: 1\n\ndata: 2\n\n", True))
 
 
 def test_a_late_json_rpc_answer_has_the_id(start):
@@ -321,6 +398,9 @@ def test_a_failure_behind_white_space(start):
         ("/v1/chat/completions", ASK, [("Accept", "application/octet-stream")]),
         ("/v1/chat/completions", CHAT, []),
         ("/api/chat", {"stream": True}, []),
+        ("/v1/chat/completions", {"stream": 1}, []),
+        ("/v1/chat/completions", b"model=m&stream=true", [("Content-Type", "application/x-www-form-urlencoded")]),
+        ("/v1/chat/completions", b"\x1f\x8b", [("Content-Encoding", "gzip")]),
     ],
 )
 def test_no_white_space_where_something_else_may_come(start, path, body, headers):

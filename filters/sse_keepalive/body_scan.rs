@@ -3,6 +3,8 @@
 //!
 //! Nothing is delayed and next to nothing is kept: the current key, the current scalar, and the end of a form's piece.
 
+use std::borrow::Cow;
+
 use memchr::memmem::Finder;
 
 /// The most of a body that is looked at: parameters stand beside the messages, which may be long.
@@ -19,6 +21,8 @@ pub struct Found {
     pub stream: Option<bool>,
     /// The `id` member, as JSON.
     pub rpc_id: Option<String>,
+    /// The body was read to its end and understood: what it does not say it does not ask for.
+    pub complete: bool,
 }
 
 /// A scanner, fed piece by piece.
@@ -96,7 +100,8 @@ impl JsonScan {
     }
 
     fn done(&self) -> bool {
-        self.off || if self.rpc { self.found.rpc_id.is_some() } else { self.found.stream.is_some() }
+        // The last of several members of one name counts for most parsers; a stream that was asked for once is one here.
+        self.off || self.found.complete || if self.rpc { self.found.rpc_id.is_some() } else { self.found.stream == Some(true) }
     }
 
     fn byte(&mut self, byte: u8) {
@@ -133,6 +138,7 @@ impl JsonScan {
             }
             b'}' | b']' => {
                 self.end_of_member();
+                self.found.complete |= self.depth == 1 && !self.off;
                 self.depth = self.depth.saturating_sub(1);
             }
             b':' if self.depth == 1 => {
@@ -141,6 +147,8 @@ impl JsonScan {
             }
             b',' if self.depth == 1 => self.end_of_member(),
             b' ' | b'\t' | b'\r' | b'\n' => {}
+            // A byte-order mark, which many parsers skip (RFC 8259, section 8.1).
+            0xEF | 0xBB | 0xBF if self.depth == 0 => {}
             _ if self.depth == 0 => self.off = true,
             _ if self.depth == 1 && self.expects_value && self.scalar.len() <= TEXT_BYTES_MAX => self.scalar.push(byte),
             _ => {}
@@ -152,8 +160,12 @@ impl JsonScan {
             return;
         }
         if self.expects_value {
-            match (&*self.key, &*self.scalar) {
-                (b"stream", literal) => self.found.stream = Some(literal == b"true"),
+            let key = unescaped(&self.key);
+            match (&*key, &*self.scalar) {
+                (b"stream", b"true") => self.found.stream = Some(true),
+                (b"stream", b"false" | b"null") => self.found.stream = Some(false),
+                // What another value means is the upstream's to say.
+                (b"stream", _) => self.off = true,
                 // OpenAI's speech endpoint.
                 (b"stream_format", b"\"sse\"") => self.found.stream = Some(true),
                 (b"id", id) if self.rpc && self.found.rpc_id.is_none() && is_rpc_id(id) => {
@@ -166,6 +178,15 @@ impl JsonScan {
         self.key.clear();
         self.scalar.clear();
     }
+}
+
+/// A key without its escapes.
+fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
+    if !key.contains(&b'\\') {
+        return Cow::Borrowed(key);
+    }
+    let quoted = [b"\"", key, b"\""].concat();
+    serde_json::from_slice::<String>(&quoted).map_or(Cow::Borrowed(key), |key| Cow::Owned(key.into_bytes()))
 }
 
 /// A string or a number (JSON-RPC 2.0, section 4), whole.
@@ -205,13 +226,13 @@ impl FormScan {
     }
 
     fn feed(&mut self, bytes: &[u8]) {
-        if self.off || self.found.stream.is_some() {
+        if self.off || self.found.complete || self.found.stream == Some(true) {
             return;
         }
         self.seen_bytes += bytes.len();
         self.off |= self.seen_bytes > BYTES_MAX;
         self.carried.extend_from_slice(bytes);
-        while self.step() {}
+        while self.found.stream != Some(true) && self.step() {}
     }
 
     /// One state to the next; `false` where more bytes are needed.
@@ -237,18 +258,21 @@ impl FormScan {
                     true
                 }
                 None => {
+                    // The last delimiter is followed by two dashes.
+                    self.found.complete = self.carried.starts_with(b"--");
                     self.off |= self.carried.len() > PART_HEAD_BYTES_MAX;
                     false
                 }
             },
             FormState::Value => {
-                if let Some(end) = memchr::memmem::find(&self.carried, b"\r\n") {
-                    let value = self.carried.get(..end).unwrap_or_default().trim_ascii();
-                    self.found.stream = Some(value.eq_ignore_ascii_case(b"true") || value == b"1");
-                } else {
+                let Some(end) = memchr::memmem::find(&self.carried, b"\r\n") else {
                     self.off |= self.carried.len() > TEXT_BYTES_MAX;
-                }
-                false
+                    return false;
+                };
+                let value = self.carried.get(..end).unwrap_or_default().trim_ascii();
+                self.found.stream = Some(value.eq_ignore_ascii_case(b"true") || value == b"1");
+                self.state = FormState::Content;
+                true
             }
         }
     }
@@ -283,8 +307,12 @@ mod tests {
             ("{\n\t\"stream\":\r\ntrue\n}", Some(true)),
             (r#"{"messages":[{"role":"user","content":"\"stream\": true, }{"}],"stream":true}"#, Some(true)),
             (r#"{"stream":false}"#, Some(false)),
-            (r#"{"stream":"true"}"#, Some(false)),
+            (r#"{"stream":"true"}"#, None),
+            (r#"{"stream":1}"#, None),
             (r#"{"stream":null}"#, Some(false)),
+            (r#"{"stream":false,"stream":true}"#, Some(true)),
+            (r#"{"str\u0065am":true}"#, Some(true)),
+            ("\u{feff}{\"stream\":true}", Some(true)),
             (r#"{"input":"hi","stream_format":"sse"}"#, Some(true)),
             (r#"{"input":"hi","stream_format":"audio"}"#, None),
             (r#"{"stream_options":{"stream":true}}"#, None),
@@ -304,6 +332,29 @@ mod tests {
         let mut off = BodyScan::Off;
         off.feed(br#"{"stream":true}"#);
         assert_eq!(off.found(), None);
+    }
+
+    #[test]
+    fn a_body_is_understood_or_nothing_follows_from_it() {
+        for (body, complete) in [
+            (r#"{"a":{"b":[1]}}"#, true),
+            (r#"{"stream":false}"#, true),
+            (r#"{"stream":null} "#, true),
+            (r#"{"stream":1}"#, false),
+            (r#"{"a":1"#, false),
+            ("[{}]", false),
+            ("a=1&stream=true", false),
+            ("\x1f\u{8b}", false),
+            ("", false),
+        ] {
+            assert_eq!(both(|| BodyScan::json(false), body).complete, complete, "{body}");
+        }
+        let part = "--b0\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n";
+        for (body, complete) in
+            [(format!("{part}--b0--\r\n"), true), (part.to_owned(), false), (format!("{part}--b0--").replace("\r\n", "\n"), false)]
+        {
+            assert_eq!(both(|| BodyScan::form("b0"), &body).complete, complete, "{body:?}");
+        }
     }
 
     #[test]

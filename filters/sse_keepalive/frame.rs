@@ -41,9 +41,12 @@ const PING: &[u8] = b"event: ping\ndata: {\"type\": \"ping\"}\n\n";
 const KEEPALIVE: &[u8] = b"event: keepalive\ndata: {\"type\":\"keepalive\"}\n\n";
 
 /// Clients that need another frame than their dialect's.
-const CLIENTS: [(&str, FrameChoice); 4] = [
-    // Its idle timer is reset by events with data alone.
+const CLIENTS: [(&str, FrameChoice); 7] = [
+    // Codex, under the names of its parts: its idle timer is reset by events with data alone.
     ("codex_cli_rs/", FrameChoice::Event),
+    ("codex_exec/", FrameChoice::Event),
+    ("codex_vscode/", FrameChoice::Event),
+    ("codex-tui/", FrameChoice::Event),
     // They read a comment line as JSON.
     ("google-genai-sdk/", FrameChoice::BlankLine),
     ("google-generativeai", FrameChoice::BlankLine),

@@ -175,6 +175,10 @@ impl SseKeepalive {
         if cx.request.method != Method::POST || !acts || cx.dialect == Dialect::Ollama {
             return (AnswerKind::Undecided, Progress::default());
         }
+        // What a coded body says cannot be read.
+        if cx.headers().contains_key(header::CONTENT_ENCODING) {
+            return (AnswerKind::Undecided, Progress::default());
+        }
         let form = cx.headers().get(header::CONTENT_TYPE).and_then(accept::form_boundary);
         let scan = form.map_or_else(|| BodyScan::json(false), |boundary| BodyScan::form(&boundary));
         (AnswerKind::Undecided, Progress { scan, otherwise: takes_json(cx.request).then_some(AnswerKind::Json) })
@@ -248,17 +252,15 @@ impl Filter for SseKeepalive {
             progress.scan.feed(bytes);
         }
         let Some(plan) = cx.facts.get::<StreamPlan>() else { return Ok(()) };
-        let found = progress.scan.found();
-        if found.and_then(|found| found.stream) == Some(true) {
+        let Some(found) = progress.scan.found() else { return Ok(()) };
+        if found.stream == Some(true) {
             plan.expected.decide(AnswerKind::EventStream);
-            progress.scan = BodyScan::Off;
-        } else if let Some(id) = found.and_then(|found| found.rpc_id.clone()) {
+            *progress = Progress::default();
+        } else if let Some(id) = found.rpc_id.clone() {
             plan.expected.set_rpc_id(id);
-            progress.scan = BodyScan::Off;
-        } else if cx.end
-            && let Some(kind) = progress.otherwise
-        {
-            plan.expected.decide(kind);
+            *progress = Progress::default();
+        } else if cx.end && found.complete {
+            progress.otherwise.into_iter().for_each(|kind| plan.expected.decide(kind));
         }
         Ok(())
     }

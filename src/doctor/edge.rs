@@ -82,6 +82,9 @@ fn upstreams(snapshot: &Snapshot, found: &mut Findings) {
     for (index, upstream) in snapshot.settings.upstreams.iter().enumerate() {
         for (at, server) in upstream.servers.iter().enumerate() {
             let place = format!("upstreams[{index}].servers[{at}]");
+            if server.address.starts_with("unix:") {
+                continue;
+            }
             let Some((host, port)) = server.address.rsplit_once(':') else { continue };
             if let Some(level) = in_clear(host).filter(|_| upstream.tls.is_none()) {
                 let what = format!("{} is elsewhere, and no TLS is spoken to it: keys and answers travel in clear", server.address);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use keylatch_filters::contract::{AnswerKind, Dialect, Leash, StreamPlan};
 use keylatch_filters::sse_keepalive::tracker::Tracker;
-use keylatch_filters::sse_keepalive::{is_event_stream, is_json_lines};
+use keylatch_filters::sse_keepalive::{is_event_stream, is_json_lines, is_uncoded};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
@@ -70,6 +70,8 @@ pub struct Clock {
     pub started: Instant,
     /// When the request was complete; `None`: its body is still arriving.
     complete: Option<Instant>,
+    /// When a stream began.
+    began: Option<Instant>,
     last_sent: Instant,
     /// Data of the upstream has been seen.
     spoke: bool,
@@ -92,6 +94,7 @@ impl Clock {
             tracker: Tracker::new(),
             started,
             complete: None,
+            began: None,
             last_sent: Instant::now(),
             spoke: false,
             body_since: None,
@@ -106,6 +109,7 @@ impl Clock {
         self.stage = stage;
         // Silence counts from the header: a frame right behind it would say nothing.
         self.last_sent = Instant::now();
+        self.began.get_or_insert(self.last_sent);
         if self.open.is_none() {
             // Without a key nobody else holds it; an operator may end it all the same.
             let leash = Arc::clone(self.terms.leash.get_or_insert_default());
@@ -150,6 +154,11 @@ impl Clock {
         }
     }
 
+    /// When the stream will have lived for as long as it may. Until it begins, waiting for it counts.
+    pub fn end_of_age(&self) -> Option<Instant> {
+        Some(self.began.or(self.complete)? + self.terms.plan.max_age?)
+    }
+
     /// The next moment at which something is due.
     pub fn next(&self) -> Instant {
         let plan = &self.terms.plan;
@@ -160,7 +169,7 @@ impl Clock {
         let frame = (!matches!(self.stage, Stage::Waiting | Stage::Plain | Stage::Lines { .. } | Stage::Over))
             .then(|| self.last_sent + plan.interval);
         let first = after_complete(plan.first_byte.filter(|_| !self.spoke));
-        let age = plan.max_age.map(|age| self.started + age);
+        let age = self.end_of_age();
         let body = self.body_since.map(|since| since + self.terms.body_timeout);
         [early, frame, first, age, body].into_iter().flatten().min().unwrap_or(far)
     }
@@ -192,11 +201,12 @@ impl Clock {
         match self.stage {
             Stage::Streaming if answer.status.is_success() && is_event_stream(&answer.headers) => {}
             Stage::Streaming => {
-                let late = LateAnswer::new(answer);
-                self.late_failure = late.is_failure();
-                self.stage = Stage::Late(late);
+                self.stage = Stage::Late(LateAnswer::new(answer));
             }
-            Stage::Padding if Collected::is_json_document(answer) => self.stage = Stage::Plain,
+            // Whatever the type, it is what the client would have got.
+            Stage::Padding if answer.status.is_success() && is_uncoded(&answer.headers) && !is_event_stream(&answer.headers) => {
+                self.stage = Stage::Plain;
+            }
             Stage::Padding => {
                 self.late_failure = true;
                 self.stage = Stage::PaddedFailure(Collected::new(answer));
@@ -209,7 +219,7 @@ impl Clock {
     pub fn due(&mut self) -> Due {
         let now = Instant::now();
         let plan = &self.terms.plan;
-        let aged = plan.max_age.is_some_and(|age| now >= self.started + age);
+        let aged = self.end_of_age().is_some_and(|end| now >= end);
         let complete = self.complete;
         let waited = |after: Option<Duration>| complete.zip(after).is_some_and(|(since, after)| now >= since + after);
         let first_byte_late = !self.spoke && waited(plan.first_byte);
@@ -260,7 +270,7 @@ impl Clock {
         if self.terms.plan.expected.kind() == AnswerKind::Json {
             // Nothing about this value can be wrong.
             let _ = header.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            (self.stage, self.last_sent) = (Stage::Padding, Instant::now());
+            self.stream_begins(Stage::Padding);
             // Deadlines of a stream are none of a document's.
             (self.terms.plan.first_byte, self.terms.plan.max_age) = (None, None);
             return Some((header, Some(PADDING)));
@@ -329,6 +339,7 @@ impl Clock {
                     return (!passed.is_empty()).then_some(HttpTask::Body(Some(passed), false));
                 }
                 let Stage::Late(late) = std::mem::replace(&mut self.stage, Stage::Over) else { return None };
+                self.late_failure |= late.is_failure();
                 let last = late.finish(dialect, &self.place());
                 let whole: Bytes = if passed.is_empty() { last } else { [&passed[..], &last[..]].concat().into() };
                 Some(HttpTask::Body(Some(whole).filter(|whole| !whole.is_empty()), true))

@@ -58,7 +58,7 @@ impl Answer {
     }
 
     fn fault(&self) -> Fault<'_> {
-        Fault { status: self.status, code: self.code.into(), message: (&*self.message).into(), retry_after_s: None, own: None }
+        Fault { status: self.status, code: self.code.into(), message: (&*self.message).into(), retry_after_s: None, own: None, late: false }
     }
 }
 

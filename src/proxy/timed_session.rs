@@ -157,7 +157,7 @@ impl Timed {
         if !self.pending() {
             return Ok(());
         }
-        match self.clock.as_ref().and_then(|clock| clock.terms.plan.max_age.map(|age| clock.started + age)) {
+        match self.clock.as_ref().and_then(Clock::end_of_age) {
             None => self.send_pending().await,
             Some(end) => match tokio::time::timeout_at(end, self.send_pending()).await {
                 Ok(sent) => sent,
@@ -198,8 +198,9 @@ impl CustomSession for Timed {
             clock.body_since = body_expected.then(|| clock.body_since.unwrap_or_else(Instant::now));
         }
         self.rearm_if_due_sooner();
-        let leash = self.clock.as_ref().and_then(|clock| clock.terms.leash.clone());
         loop {
+            // One that begins in this loop has its own only then.
+            let leash = self.clock.as_ref().and_then(|clock| clock.terms.leash.clone());
             tokio::select! {
                 biased;
                 read = self.inner.read_body_or_idle(no_body_expected) => {

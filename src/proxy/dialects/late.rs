@@ -1,7 +1,7 @@
 //! An answer that comes after ours has begun: what of it goes to the client within a stream or behind white space.
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use keylatch_filters::contract::Dialect;
 use keylatch_filters::sse_keepalive::{is_json_lines, is_uncoded};
 use pingora::http::ResponseHeader;
@@ -15,10 +15,10 @@ const ERROR_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug)]
 pub enum LateAnswer {
     /// A JSON document that succeeded: it passes as the data of one event.
-    Json { begun: bool },
+    Json,
     /// Lines of JSON: each passes as the data of one event.
     Lines { in_line: bool },
-    /// All else is collected, and told as an error.
+    /// All else is collected, and told as an error; a success that begins as JSON does becomes the first of these.
     Failure(Collected),
 }
 
@@ -33,10 +33,6 @@ pub struct Collected {
 fn media_type(headers: &HeaderMap) -> &str {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.and_then(|text| text.split(';').next()).map(str::trim).unwrap_or_default()
-}
-
-fn is_json(media_type: &str) -> bool {
-    media_type.eq_ignore_ascii_case("application/json") || media_type.to_ascii_lowercase().ends_with("+json")
 }
 
 /// What stands before and behind a whole JSON answer that is put into a stream. Responses and Anthropic wrap it into
@@ -60,9 +56,6 @@ fn around(dialect: Dialect) -> (&'static str, &'static str) {
 impl LateAnswer {
     /// By the answer's header.
     pub fn new(answer: &ResponseHeader) -> Self {
-        if Collected::is_json_document(answer) {
-            return LateAnswer::Json { begun: false };
-        }
         if answer.status.is_success() && is_json_lines(&answer.headers) {
             return LateAnswer::Lines { in_line: false };
         }
@@ -73,16 +66,8 @@ impl LateAnswer {
     pub fn pass(&mut self, dialect: Dialect, piece: &[u8]) -> Bytes {
         let (before, _) = around(dialect);
         match self {
-            LateAnswer::Json { begun } => {
-                let mut out = BytesMut::with_capacity(before.len() + piece.len());
-                if !piece.is_empty() && !*begun {
-                    *begun = true;
-                    out.extend_from_slice(before.as_bytes());
-                }
-                // A line end is white space anywhere in JSON, and would end the event's line.
-                out.extend(piece.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }));
-                out.freeze()
-            }
+            // A line end is white space anywhere in JSON, and would end the event's line.
+            LateAnswer::Json => piece.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }).collect(),
             LateAnswer::Lines { in_line } => {
                 let mut out = BytesMut::with_capacity(piece.len() * 2);
                 for byte in piece {
@@ -100,6 +85,10 @@ impl LateAnswer {
                 }
                 out.freeze()
             }
+            LateAnswer::Failure(collected) if collected.begins_json(piece) => {
+                *self = LateAnswer::Json;
+                [before.as_bytes(), &self.pass(dialect, piece.trim_ascii_start())[..]].concat().into()
+            }
             LateAnswer::Failure(collected) => {
                 collected.pass(piece);
                 Bytes::new()
@@ -111,8 +100,7 @@ impl LateAnswer {
     pub fn finish(&self, dialect: Dialect, place: &Place<'_>) -> Bytes {
         let (_, behind) = around(dialect);
         match self {
-            LateAnswer::Json { begun: true } => Bytes::from_static(behind.as_bytes()),
-            LateAnswer::Json { begun: false } => Bytes::new(),
+            LateAnswer::Json => Bytes::from_static(behind.as_bytes()),
             LateAnswer::Lines { in_line } => Bytes::from_static(if *in_line { b"\n\n" } else { b"" }),
             LateAnswer::Failure(collected) => event(dialect, &collected.fault(), place),
         }
@@ -121,7 +109,7 @@ impl LateAnswer {
     /// Whether an event of ours may stand here.
     pub fn at_event_start(&self) -> bool {
         match self {
-            LateAnswer::Json { begun } => !*begun,
+            LateAnswer::Json => false,
             LateAnswer::Lines { in_line } => !*in_line,
             LateAnswer::Failure(_) => true,
         }
@@ -139,9 +127,11 @@ impl Collected {
         Self { status: answer.status, headers: answer.headers.clone(), body: Vec::new() }
     }
 
-    /// Whether a JSON document may stand for this answer as it is.
-    pub fn is_json_document(answer: &ResponseHeader) -> bool {
-        answer.status.is_success() && is_uncoded(&answer.headers) && is_json(media_type(&answer.headers))
+    /// Whether this first piece of a success, as the upstream would have sent it to anybody, is the beginning of JSON. Its type
+    /// is not asked: some servers send JSON as plain text, or without a type.
+    fn begins_json(&self, piece: &[u8]) -> bool {
+        let fits = self.status.is_success() && is_uncoded(&self.headers) && self.body.trim_ascii().is_empty();
+        fits && matches!(piece.trim_ascii_start().first(), Some(b'{' | b'['))
     }
 
     /// Keeps a piece, as far as there is room.
@@ -158,10 +148,15 @@ impl Collected {
     fn fault(&self) -> Fault<'_> {
         let mut fault = of_upstream(self.status, &self.headers, if is_uncoded(&self.headers) { &self.body } else { b"" });
         if self.status.is_success() {
-            let coding = self.headers.get(header::CONTENT_ENCODING).map(HeaderValue::to_str);
-            let what = coding.and_then(Result::ok).unwrap_or_else(|| media_type(&self.headers));
+            let coding = self.headers.get(header::CONTENT_ENCODING).and_then(|coding| coding.to_str().ok());
+            let what = coding.filter(|_| !is_uncoded(&self.headers)).unwrap_or_else(|| media_type(&self.headers));
             fault.code = "upstream_not_streamable".into();
-            fault.message = format!("The server behind this API answered with `{what}`, which this stream cannot carry.").into();
+            fault.message = match (self.body.is_empty(), what) {
+                (true, _) => format!("The server behind this API answered with status {} and no body.", self.status.as_u16()),
+                (false, "") => "The server behind this API answered with something that this response cannot carry.".to_owned(),
+                (false, what) => format!("The server behind this API answered with `{what}`, which this response cannot carry."),
+            }
+            .into();
         }
         fault
     }
@@ -212,7 +207,11 @@ mod tests {
             anthropic
                 .ends_with("{\"type\":\"message_start\",\"message\":{}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n")
         );
-        assert_eq!(told(Dialect::OpenAi, &json, ""), "");
+        let empty = told(Dialect::OpenAi, &json, "");
+        assert!(empty.contains("answered with status 200 and no body"), "{empty}");
+        for kind in ["text/plain", "text/html"] {
+            assert_eq!(told(Dialect::Gemini, &answer(200, kind), " {}"), "data: {}\n\n", "JSON by another name");
+        }
     }
 
     #[test]
@@ -248,7 +247,7 @@ mod tests {
                 500,
                 "application/json",
                 own,
-                "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"m\"}",
+                "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"m\",\"status\":500",
             ),
             (
                 Dialect::Gemini,

@@ -40,6 +40,8 @@ pub struct Fault<'a> {
     pub retry_after_s: Option<u64>,
     /// The upstream's own JSON that says it.
     pub own: Option<Map<String, Value>>,
+    /// The status line and fields that would say it have gone out already: the error says them itself.
+    pub late: bool,
 }
 
 /// What an error refers to.
@@ -105,7 +107,8 @@ pub fn event(dialect: Dialect, fault: &Fault<'_>, place: &Place<'_>) -> Bytes {
         Dialect::OpenAiResponses => format!("event: error\ndata: {}\n\n", responses_event(&value, place)),
         Dialect::Anthropic => format!("event: error\ndata: {value}\n\n"),
         Dialect::Cohere => {
-            let delta = json!({ "finish_reason": "ERROR", "error": fault.message });
+            let mut delta = json!({ "finish_reason": "ERROR", "error": fault.message });
+            note(Some(&mut delta), fault);
             format!("event: message-end\ndata: {}\n\n", json!({ "type": "message-end", "delta": delta }))
         }
         Dialect::Mistral => format!("data: {}\n\n", json!({ "error": value })),
@@ -126,51 +129,59 @@ fn responses_event(shape: &Value, place: &Place<'_>) -> Value {
     })
 }
 
+/// The upstream's own error where it has the dialect's shape, or else one of ours.
 fn shape(dialect: Dialect, fault: &Fault<'_>, place: &Place<'_>) -> Value {
+    let own = |fits: fn(&Map<String, Value>) -> bool| fault.own.clone().filter(fits).map(Value::Object);
     let (openai, anthropic) = types(fault.status);
-    let own = |complete: fn(&Map<String, Value>) -> bool| fault.own.clone().filter(complete);
     match dialect {
         Dialect::OpenAi | Dialect::OpenAiResponses => {
-            if let Some(mut own) = own(|own| own.get("error").is_some_and(Value::is_object)) {
-                note(own.get_mut("error"), fault);
-                return Value::Object(own);
-            }
-            json!({ "error": {
-                "message": fault.message, "type": openai, "param": null, "code": fault.code, "request_id": place.request_id,
-            }})
+            let ours = || {
+                json!({ "error": {
+                    "message": fault.message, "type": openai, "param": null, "code": fault.code, "request_id": place.request_id,
+                }})
+            };
+            let mut value = own(|own| own.get("error").is_some_and(Value::is_object)).unwrap_or_else(ours);
+            note(value.get_mut("error"), fault);
+            value
         }
         Dialect::Anthropic => {
-            if let Some(mut own) = own(|own| own.get("type").is_some_and(|kind| kind == "error")) {
-                note(own.get_mut("error"), fault);
-                return Value::Object(own);
-            }
-            json!({ "type": "error", "error": { "type": anthropic, "message": fault.message }, "request_id": place.request_id })
+            let ours =
+                || json!({ "type": "error", "error": { "type": anthropic, "message": fault.message }, "request_id": place.request_id });
+            let mut value = own(|own| own.get("type").is_some_and(|kind| kind == "error")).unwrap_or_else(ours);
+            note(value.get_mut("error"), fault);
+            value
         }
         Dialect::Gemini => {
-            if let Some(own) = own(|own| own.get("error").and_then(|error| error.get("status")).is_some()) {
-                return Value::Object(own);
-            }
-            let details = json!([{ "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": fault.code, "domain": "keylatch" }]);
-            json!({ "error": {
-                "code": fault.status.as_u16(), "message": fault.message, "status": google_status(fault.status), "details": details,
-            }})
+            let ours = || {
+                json!({ "error": {
+                    "code": fault.status.as_u16(), "message": fault.message, "status": google_status(fault.status), "details": [
+                        { "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": fault.code, "domain": "keylatch" },
+                    ],
+                }})
+            };
+            let mut value = own(|own| own.get("error").and_then(|error| error.get("status")).is_some()).unwrap_or_else(ours);
+            retry_info(value.get_mut("error"), fault);
+            value
         }
         Dialect::Cohere => json!({ "message": fault.message, "id": place.request_id }),
         Dialect::Mistral => {
-            if let Some(mut own) = own(|own| own.get("object").is_some_and(|kind| kind == "error")) {
-                own.entry("status").or_insert_with(|| fault.status.as_u16().into());
-                return Value::Object(own);
-            }
-            json!({
-                "object": "error", "message": fault.message, "type": openai, "param": null, "code": fault.code,
-                "request_id": place.request_id,
-            })
+            let ours = || {
+                json!({
+                    "object": "error", "message": fault.message, "type": openai, "param": null, "code": fault.code,
+                    "request_id": place.request_id,
+                })
+            };
+            let mut value = own(|own| own.get("object").is_some_and(|kind| kind == "error")).unwrap_or_else(ours);
+            note(Some(&mut value), fault);
+            value
         }
         Dialect::Ollama => json!({ "error": fault.message }),
         Dialect::Mcp => rpc_error(fault, place),
         Dialect::DashScope => {
-            let own = own(|own| own.contains_key("code") && own.contains_key("message"));
-            own.map_or_else(|| json!({ "code": fault.code, "message": fault.message, "request_id": place.request_id }), Value::Object)
+            let ours = || json!({ "code": fault.code, "message": fault.message, "request_id": place.request_id });
+            let mut value = own(|own| own.contains_key("code") && own.contains_key("message")).unwrap_or_else(ours);
+            note(Some(&mut value), fault);
+            value
         }
     }
 }
@@ -184,15 +195,27 @@ fn rpc_error(fault: &Fault<'_>, place: &Place<'_>) -> Value {
             "data": { "status": fault.status.as_u16(), "code": fault.code, "request_id": place.request_id },
         })
     });
-    json!({ "jsonrpc": "2.0", "id": id, "error": error })
+    let mut value = json!({ "jsonrpc": "2.0", "id": id, "error": error });
+    note(value.get_mut("error").and_then(|error| error.get_mut("data")), fault);
+    value
 }
 
-/// Adds to an upstream's own error what its status line and fields said, where the error does not say it itself.
+/// Adds to a late error what its status line and fields would have said, where the error does not say it itself.
 fn note(error: Option<&mut Value>, fault: &Fault<'_>) {
     let Some(Value::Object(error)) = error else { return };
-    error.entry("status").or_insert_with(|| fault.status.as_u16().into());
-    if let Some(seconds) = fault.retry_after_s {
-        error.entry("retry_after").or_insert_with(|| seconds.into());
+    if fault.late {
+        error.entry("status").or_insert_with(|| fault.status.as_u16().into());
+        fault.retry_after_s.iter().for_each(|seconds| drop(error.entry("retry_after").or_insert_with(|| (*seconds).into())));
+    }
+}
+
+/// The same in Google's form (google.rpc.RetryInfo); the status is there already.
+fn retry_info(error: Option<&mut Value>, fault: &Fault<'_>) {
+    const KIND: &str = "type.googleapis.com/google.rpc.RetryInfo";
+    let (Some(Value::Object(error)), Some(seconds), true) = (error, fault.retry_after_s, fault.late) else { return };
+    let Value::Array(details) = error.entry("details").or_insert_with(|| json!([])) else { return };
+    if !details.iter().any(|detail| detail.get("@type").is_some_and(|kind| kind == KIND)) {
+        details.push(json!({ "@type": KIND, "retryDelay": format!("{seconds}s") }));
     }
 }
 
@@ -214,7 +237,14 @@ mod tests {
 
     fn fault(status: u16) -> Fault<'static> {
         let status = StatusCode::from_u16(status).unwrap();
-        Fault { status, code: "upstream_error".into(), message: "It \"failed\".\nTwice.".into(), retry_after_s: None, own: None }
+        Fault {
+            status,
+            code: "upstream_error".into(),
+            message: "It \"failed\".\nTwice.".into(),
+            retry_after_s: None,
+            own: None,
+            late: false,
+        }
     }
 
     #[test]
@@ -228,6 +258,16 @@ mod tests {
             let data = if dialect == Dialect::Ollama { event.trim_end() } else { data.first().unwrap() };
             assert!(serde_json::from_str::<Value>(data).unwrap().to_string().contains("It \\\"failed\\\".\\nTwice."), "{event}");
             assert!(event.ends_with(if dialect == Dialect::Ollama { "}\n" } else { "}\n\n" }), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn late_errors_say_status_and_wait_themselves() {
+        for dialect in ALL.into_iter().filter(|dialect| *dialect != Dialect::Ollama) {
+            let late = Fault { late: true, retry_after_s: Some(7), ..fault(429) };
+            let event = String::from_utf8(event(dialect, &late, &Place::default()).to_vec()).unwrap();
+            assert!(event.contains("429"), "{dialect:?}: {event}");
+            assert!(event.contains("\"retry_after\":7") || event.contains("\"retryDelay\":\"7s\""), "{dialect:?}: {event}");
         }
     }
 

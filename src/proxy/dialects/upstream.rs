@@ -1,6 +1,7 @@
 //! An upstream's error that came too late to be passed on as it is: what it says, read from whatever it sent.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
@@ -12,10 +13,10 @@ const MESSAGE_BYTES_MAX: usize = 2048;
 
 /// What an upstream has said by a status, fields and a body.
 pub fn of_upstream<'a>(status: StatusCode, headers: &HeaderMap, body: &'a [u8]) -> Fault<'a> {
-    let retry_after_s = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
+    let retry_after_s = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(seconds);
     // What succeeds and cannot be told within a stream is a failure of the upstream's to stream.
     let told = if status.is_success() { StatusCode::BAD_GATEWAY } else { status };
-    let own = serde_json::from_slice::<Map<String, Value>>(body).ok();
+    let own = object(body);
     let message = match &own {
         Some(own) => message_of(own).map(Cow::Owned),
         None => plain_text(headers, body),
@@ -27,6 +28,26 @@ pub fn of_upstream<'a>(status: StatusCode, headers: &HeaderMap, body: &'a [u8]) 
         message: message.unwrap_or_else(|| format!("The server behind this API answered with status {}.", status.as_u16()).into()),
         retry_after_s,
         own: own.filter(|_| !status.is_success()),
+        late: true,
+    }
+}
+
+/// The seconds of a `Retry-After`, which may be a date (RFC 9110, section 10.2.3).
+fn seconds(retry_after: &str) -> Option<u64> {
+    let date = || httpdate::parse_http_date(retry_after.trim()).ok();
+    let until = || Some(date()?.duration_since(SystemTime::now()).map_or(0, |wait| wait.as_secs() + 1));
+    retry_after.trim().parse().ok().or_else(until)
+}
+
+/// A JSON object; Google's APIs send it as the only item of a list where a stream was asked for.
+fn object(body: &[u8]) -> Option<Map<String, Value>> {
+    match serde_json::from_slice(body).ok()? {
+        Value::Object(own) => Some(own),
+        Value::Array(items) if items.len() == 1 => match items.into_iter().next() {
+            Some(Value::Object(own)) => Some(own),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -36,8 +57,18 @@ fn message_of(own: &Map<String, Value>) -> Option<String> {
     let error = own.get("error");
     let nested = error.and_then(|error| error.get("message")).and_then(text);
     let found = nested.or_else(|| error.and_then(text)).or_else(|| own.get("message").and_then(text));
-    let found = found.or_else(|| own.get("detail").and_then(text)).or_else(|| own.get("msg").and_then(text));
+    let found = found.or_else(|| own.get("detail").and_then(detail)).or_else(|| own.get("msg").and_then(text));
     found.filter(|message| !message.is_empty())
+}
+
+/// FastAPI's `detail`: a text, or a list of what is wrong with the request.
+fn detail(detail: &Value) -> Option<String> {
+    let each = |item: &Value| item.get("msg").and_then(Value::as_str).map(str::to_owned);
+    match detail {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(items) => Some(items.iter().filter_map(each).collect::<Vec<_>>().join("; ")),
+        _ => None,
+    }
 }
 
 fn code_of(own: &Map<String, Value>) -> Option<String> {
@@ -65,6 +96,8 @@ mod tests {
             (r#"{"error":"m"}"#, "m", "upstream_error"),
             (r#"{"object":"error","message":"m","code":40303}"#, "m", "40303"),
             (r#"{"detail":"m"}"#, "m", "upstream_error"),
+            (r#"{"detail":[{"loc":["body"],"msg":"m"},{"msg":"n"}]}"#, "m; n", "upstream_error"),
+            (r#"[{"error":{"code":429,"message":"m","status":"X"}}]"#, "m", "429"),
             (r#"{"code":"Throttling","message":"m"}"#, "m", "Throttling"),
             (" m\n", "m", "upstream_error"),
             ("<html>m</html>", "The server behind this API answered with status 429.", "upstream_error"),
@@ -80,6 +113,10 @@ mod tests {
                 "{body}"
             );
         }
+        assert_eq!(seconds("Sun, 06 Nov 1994 08:49:37 GMT"), Some(0));
+        let later = httpdate::fmt_http_date(SystemTime::now() + std::time::Duration::from_secs(100));
+        assert!(seconds(&later).is_some_and(|seconds| (90..=101).contains(&seconds)));
+        assert_eq!(seconds("soon"), None);
         let long = "é".repeat(2000);
         assert_eq!(of_upstream(StatusCode::BAD_GATEWAY, &HeaderMap::new(), long.as_bytes()).message.len(), MESSAGE_BYTES_MAX);
         assert_eq!(of_upstream(StatusCode::OK, &HeaderMap::new(), b"audio").status, StatusCode::BAD_GATEWAY);
