@@ -192,7 +192,7 @@ impl ProxyFields {
 /// A name in lower case, perhaps with `*` at its end.
 fn pattern(text: &str) -> Result<String, Invalid> {
     let (start, star) = text.strip_suffix('*').map_or((text, ""), |start| (start, "*"));
-    let name = field_name(start)?;
+    let name = field_name(start).map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))?;
     if is_framing(&name) || name == http::header::HOST {
         return Err(Invalid::new(format!("`{text}` belongs to the framing of messages and cannot be removed here")));
     }
