@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 from urllib.parse import quote
 
 import h2.connection
@@ -138,6 +139,16 @@ def talk(keylatch, data):
 
 def request_bytes(line=b"GET /v1/x?key=sk-secret HTTP/1.1", *fields, host=b"Host: localhost"):
     return b"\r\n".join([line, host, *fields]) + b"\r\n\r\n"
+
+
+def test_curl_with_odd_targets_and_as_through_a_proxy(shared):
+    """curl sends what it is given, and an absolute-form target to what it takes for a proxy."""
+    for arguments, arrives in [
+        (["--globoff", "--path-as-is", shared.url('/v1/x%3Ay?q={"a":[1]}|<b>')], "/v1/x%3Ay?q={%22a%22:[1]}|%3Cb%3E"),
+        (["--proxy", shared.url(), "http://localhost/v1/x%3Ay?q=1"], "/v1/x%3Ay?q=1"),
+    ]:
+        answer = subprocess.run(["curl", "-s", *arguments], capture_output=True, text=True, timeout=10, check=True)
+        assert json.loads(answer.stdout).get("target") == arrives, answer.stdout
 
 
 MALFORMED = [

@@ -260,6 +260,36 @@ mod tests {
         }
     }
 
+    /// The bytes of each segment, percent-decoded once.
+    fn segments(path: &str) -> Vec<Vec<u8>> {
+        let decode = |segment: &str| {
+            let mut pieces = segment.split('%');
+            let mut out = pieces.next().unwrap_or_default().as_bytes().to_vec();
+            for piece in pieces {
+                out.push(u8::from_str_radix(&piece[..2], 16).unwrap());
+                out.extend_from_slice(&piece.as_bytes()[2..]);
+            }
+            out
+        };
+        path.split('/').map(decode).collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_upstream_reads_what_was_judged(raw in "/([a-b./;:+|]|%2[eEfF5bB]|%3[aAbB]|%41|%e4%bd%a0|//|/\\.\\.){0,12}") {
+            for slashes in [Slashes::Merge, Slashes::Keep] {
+                let Ok(normal) = normalise(&raw, slashes) else { continue };
+                let read = segments(&normal.spelled);
+                proptest::prop_assert_eq!(&read, &segments(&normal.path));
+                proptest::prop_assert!(!read.iter().any(|segment| segment == b"." || segment == b".."), "{}", raw);
+                proptest::prop_assert!(!normal.spelled.starts_with("//"));
+                proptest::prop_assert!(slashes == Slashes::Keep || !normal.spelled.contains("//"));
+                let again = normalise(&normal.spelled, slashes);
+                proptest::prop_assert_eq!(again.as_ref().map(|again| &*again.path), Ok(&*normal.path));
+            }
+        }
+    }
+
     #[test]
     fn slashes_that_are_kept() {
         for (raw, path, spelled) in [
