@@ -15,6 +15,8 @@ from support.keylatch import DEFAULT, wait_for
 from support.raw import connect, read_body, read_head
 from support.tls import context, files, shake
 from support.upstreams import Scripted, echo
+from test_drain_h2 import Raw
+from test_hostile_h2 import DATA, END_STREAM, HEADERS, RST_STREAM, data, fields, headers
 from test_neighbours import behind, caddy, nginx, running  # noqa: F401
 from test_neighbours import shake as through
 
@@ -28,6 +30,19 @@ const body = Buffer.alloc(size, 'a');
 const stream = () => new ReadableStream({ start(c) { for (let n = 0; n < size; n += 65536) c.enqueue(body.subarray(n, n + 65536)); c.close(); } });
 const answer = await fetch(url, { method: 'POST', body: chunked ? stream() : body, duplex: 'half' });
 console.log(JSON.stringify({ status: answer.status, body: await answer.json() }));
+"""
+
+EXPECT = """
+const http = require('http'), agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+const ask = (method, headers, then) => {
+  const request = http.request(process.argv[1], { method, headers, agent });
+  request.on('continue', () => { console.log('continue'); request.end('a'.repeat(1000)); });
+  request.on('response', answer => { console.log(answer.statusCode); answer.resume().on('end', then); });
+  request.on('error', error => { console.log(error.code); });
+  headers.Expect ? request.flushHeaders() : request.end();
+};
+const expects = { Expect: '100-continue', 'Content-Length': 1000 };
+ask('POST', expects, () => ask('POST', expects, () => ask('GET', { Authorization: 'Bearer sk-1' }, () => process.exit(0))));
 """
 
 
@@ -95,11 +110,13 @@ def test_node_fetch(keylatch, over_tls, authority, scheme, chunked):
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
-@pytest.mark.parametrize("more", [["-H", "Expect:"], [], ["-H", "Transfer-Encoding: chunked"], ["--http2-prior-knowledge"]])
-def test_curl(keylatch, tmp_path, more):
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
+@pytest.mark.parametrize("more", [["-H", "Expect:"], [], ["-H", "Transfer-Encoding: chunked"], ["--http2"]], ids=["length", "expect", "chunked", "http2"])
+def test_curl(keylatch, over_tls, tmp_path, more, tls):
     (tmp_path / "body").write_bytes(b"a" * 10_000_000)
-    url = keylatch.url("/v1/x")
-    command = ["curl", "-sS", "--max-time", "20", "-o", tmp_path / "answer", "-w", "%{http_code}", "-X", "POST", "-T", tmp_path / "body", *more, url]
+    url = f"https://127.0.0.1:{over_tls.port}/v1/x" if tls else keylatch.url("/v1/x")
+    more = [{"--http2": "--http2" if tls else "--http2-prior-knowledge"}.get(word, word) for word in more] + ([] if "--http2" in more else ["--http1.1"])
+    command = ["curl", "-sSk", "--max-time", "20", "-o", tmp_path / "answer", "-w", "%{http_code}", "-X", "POST", "-T", tmp_path / "body", *more, url]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("401", "", 0)
     assert json.loads((tmp_path / "answer").read_text())["error"]["code"] == "missing_token"
@@ -146,6 +163,28 @@ def test_behind_caddy(behind, echo_upstream, authority, tmp_path, version):  # n
     for _ in range(4):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         assert done.stdout == "401", done.stderr
+
+
+def test_expect_with_http_client(keylatch, over_tls, authority):
+    """The final status comes instead of 100, and the body is not asked for."""
+    for connection in (connect(keylatch.port), shake(over_tls.port, authority)):
+        with connection:
+            client = http.client.HTTPConnection("api.test")
+            client.sock = connection
+            client.putrequest("POST", "/v1/x")
+            for name, value in (("Expect", "100-continue"), ("Content-Length", "1000000")):
+                client.putheader(name, value)
+            client.endheaders()
+            answer = client.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (401, "close")
+            answer.read()
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
+def test_expect_with_node(keylatch):
+    done = subprocess.run(["node", "-e", EXPECT, "--", keylatch.url("/v1/x")], capture_output=True, text=True, timeout=20, check=False)
+    # The second request of the pool is on a connection of its own, and is answered as itself.
+    assert (done.stdout.split(), done.returncode) == (["401", "401", "200"], 0), done.stderr
 
 
 # Each refusal.
@@ -275,6 +314,24 @@ def test_a_stop_does_not_wait_longer_than_the_drain(start, echo_upstream):
         refused_upload(connection)
         keylatch.process.send_signal(signal.SIGTERM)
         assert keylatch.process.wait(6) == 0
+
+
+def test_http2_resets_without_an_error(start, echo_upstream):
+    """The stream of a refused upload ends after the limit, and the connection goes on (RFC 9113, section 8.1)."""
+    keylatch = start(echo_upstream, route_filters=BEARER, limits=LINGERING)
+    with connect(keylatch.port) as connection:
+        client = Raw(connection)
+        connection.sendall(headers(fields(method="POST"), end=False) + data(b"a" * 10_000, end=False))
+        seen = []
+        for kind, flags, stream, payload in client.frames():
+            if stream == 1:
+                seen.append((kind, bool(flags & END_STREAM and kind == DATA), payload if kind == RST_STREAM else b""))
+            if kind == RST_STREAM:
+                break
+        assert seen[-2:] == [(DATA, True, b""), (RST_STREAM, False, b"\0\0\0\0")]
+        connection.sendall(headers(fields(), 3))
+        assert next(stream for kind, _, stream, _ in client.frames() if kind == HEADERS) == 3
+    assert lingered(keylatch)["lingering_timeout"] == 1
 
 
 # What must not become a request.
