@@ -32,6 +32,7 @@ fn listeners(settings: &Settings) -> Vec<Invalid> {
         check((1..=256).contains(&limits.headers), "headers", "must be between 1 and 256");
         check((100..=600_000).contains(&limits.header_timeout.0.as_millis()), "header_timeout", "must be between 100ms and 10min");
         check((100..=3_600_000).contains(&limits.body_timeout.0.as_millis()), "body_timeout", "must be between 100ms and 1h");
+        check(limits.body_min_rate.0 <= 1024 * 1024, "body_min_rate", "must be at most 1MiB a second; 0 turns it off");
         check((100..=3_600_000).contains(&limits.write_timeout.0.as_millis()), "write_timeout", "must be between 100ms and 1h");
         check((1000..=3_600_000).contains(&limits.idle_timeout.0.as_millis()), "idle_timeout", "must be between 1s and 1h");
         check((1..=86_400).contains(&limits.upgrade_idle_timeout.0.as_secs()), "upgrade_idle_timeout", "must be between 1s and 24h");

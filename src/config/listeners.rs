@@ -165,6 +165,9 @@ pub struct Limits {
     pub body_bytes: ByteSize,
     /// How long a client may send nothing in the middle of a body. Default: 30s. Past it: 408.
     pub body_timeout: HumanDuration,
+    /// The least rate of a request's body on average, in bytes a second, while the client is waited for; 0: none. The body has
+    /// `body_timeout` whatever its rate, and the rate is not asked for once the response has begun. Default: 100B. Below it: 408.
+    pub body_min_rate: ByteSize,
     /// How long one write to a client that does not read may take. Default: 60s. Past it the client is cut off.
     pub write_timeout: HumanDuration,
     /// How long a connection may be idle between requests, 1s to 1h. Default: 75s.
@@ -198,6 +201,7 @@ impl Default for Limits {
             header_timeout: HumanDuration::secs(10),
             body_bytes: ByteSize::mib(64),
             body_timeout: HumanDuration::secs(30),
+            body_min_rate: ByteSize(100),
             write_timeout: HumanDuration::secs(60),
             idle_timeout: HumanDuration::secs(75),
             upgrade_idle_timeout: HumanDuration::secs(600),

@@ -15,8 +15,9 @@ use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
 use tokio::time::Instant;
 
+use super::conn::body_rate::{BodyPace, BodyRate};
 use super::dialects::{Collected, LateAnswer, Place};
-use super::errors::{Answer, FIRST_BYTE_ERROR, MAX_AGE_ERROR};
+use super::errors::{Answer, BODY_RATE_ERROR, FIRST_BYTE_ERROR, MAX_AGE_ERROR};
 use crate::telemetry::streams::{About, Open, Streams};
 
 /// JSON allows white space before a document (RFC 8259, section 2).
@@ -40,6 +41,8 @@ pub struct Terms {
     pub leash: Option<Arc<Leash>>,
     /// How long a client may send nothing in the middle of a body.
     pub body_timeout: Duration,
+    /// How fast it has to be (HTTP/2 only; HTTP/1 has its own).
+    pub body_rate: BodyRate,
 }
 
 /// How far the response is.
@@ -77,6 +80,8 @@ pub struct Clock {
     spoke: bool,
     /// Since when a piece of the request's body is waited for (HTTP/2 only; HTTP/1 has its own deadline).
     pub body_since: Option<Instant>,
+    /// How fast that body is.
+    pub pace: BodyPace,
     /// What of a frame has not gone out yet (HTTP/2 only).
     pub unsent: Bytes,
     /// The status of the upstream's answer where ours had gone out before.
@@ -89,6 +94,7 @@ pub struct Clock {
 impl Clock {
     pub fn new(terms: Terms, started: Instant) -> Self {
         Self {
+            pace: BodyPace::new(terms.body_rate),
             terms,
             stage: Stage::Waiting,
             tracker: Tracker::new(),
@@ -171,7 +177,12 @@ impl Clock {
         let first = after_complete(plan.first_byte.filter(|_| !self.spoke));
         let age = self.end_of_age();
         let body = self.body_since.map(|since| since + self.terms.body_timeout);
-        [early, frame, first, age, body].into_iter().flatten().min().unwrap_or(far)
+        [early, frame, first, age, body, self.pace_deadline()].into_iter().flatten().min().unwrap_or(far)
+    }
+
+    /// When the request's body is too slow, as long as the response has not begun.
+    fn pace_deadline(&self) -> Option<Instant> {
+        self.pace.deadline().filter(|_| matches!(self.stage, Stage::Waiting))
     }
 
     /// A last event of ours, if the stream is at a place where one can stand. Inside a line it cannot: the
@@ -234,6 +245,9 @@ impl Clock {
         }
         if self.body_since.is_some_and(|since| now >= since + self.terms.body_timeout) {
             return Due::Failed(Error::explain(ErrorType::ReadTimedout, "the request's body stopped arriving").into_down());
+        }
+        if self.pace_deadline().is_some_and(|deadline| now >= deadline) {
+            return Due::Failed(Error::explain(BODY_RATE_ERROR, "the request's body arrives too slowly").into_down());
         }
         if first_byte_late {
             return Due::Failed(Error::explain(FIRST_BYTE_ERROR, "no data from upstream in time"));

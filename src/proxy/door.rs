@@ -93,6 +93,7 @@ impl Door {
                 header_fields: limits.headers,
                 header_timeout: limits.header_timeout.0,
                 idle_timeout: limits.idle_timeout.0,
+                body_rate: limits.into(),
                 lingering: limits.into(),
             },
             connections_max: limits.connections,

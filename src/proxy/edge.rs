@@ -18,7 +18,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::conn::lingering;
 use super::connection_options::has_option;
-use super::errors::{self, BODY_ERROR};
+use super::errors::{self, BODY_ERROR, BODY_RATE_ERROR};
 use super::exchange::Exchange;
 use super::fields;
 use super::reply::{self, Rest};
@@ -234,7 +234,10 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, _exchange: &mut Box<Exchange>) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, exchange: &mut Box<Exchange>) -> Result<()> {
+        if let Some(conn) = exchange.conn.as_ref().filter(|_| !response.status.is_informational()) {
+            conn.response_begins();
+        }
         fields::settle_framing(response, session.req_header().version);
         Ok(())
     }
@@ -265,8 +268,16 @@ impl ProxyHttp for Edge {
         let clock = exchange.home.take().and_then(|home| timed_session::restore(&mut session.downstream_session, &home));
         exchange.note_late_answer(clock.as_ref());
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
-        let bad_body = exchange.conn.as_ref().is_some_and(|conn| conn.body_bad());
-        let Some(answer) = (if bad_body { Some(errors::BAD_BODY) } else { errors::of_error(error) }) else { return gone };
+        let answer = match &exchange.conn {
+            // HTTP/1: to Pingora the client has left.
+            Some(conn) if conn.body_bad() => Some(errors::BAD_BODY),
+            Some(conn) if conn.body_slow() => Some(errors::SLOW_BODY),
+            _ => errors::of_error(error),
+        };
+        let Some(answer) = answer else { return gone };
+        if *error.etype() == BODY_RATE_ERROR || exchange.conn.as_ref().is_some_and(|conn| conn.body_slow()) {
+            self.shared.metrics.refused.with_label_values(&["body_min_rate"]).inc();
+        }
         if let (ErrorSource::Upstream, Some(route)) = (error.esource(), exchange.route())
             && !matches!(error.etype(), ErrorType::ConnectRefused | ErrorType::ConnectTimedout)
         {

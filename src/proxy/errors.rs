@@ -115,7 +115,8 @@ const NO_SERVER: Answer =
 const UNREACHABLE: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_unreachable", "The server behind this API cannot be reached.");
 const BROKEN: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_error", "The server behind this API ended the response too early.");
 const TIMEOUT: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "The server behind this API took too long to answer.");
-const SLOW_BODY: Answer = Answer::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive.");
+/// The body took too long, or arrived too slowly.
+pub const SLOW_BODY: Answer = Answer::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive.");
 /// The body's framing is malformed.
 pub const BAD_BODY: Answer = Answer::new(StatusCode::BAD_REQUEST, "malformed_body", "The request's body is malformed.");
 const TOO_OLD: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "stream_max_age", "The stream has reached its maximum age.");
@@ -128,6 +129,8 @@ const STOPPED: Answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "stopping",
 pub const NO_SERVER_ERROR: ErrorType = ErrorType::Custom("NoServer");
 /// The body grew past the limit.
 pub const BODY_ERROR: ErrorType = ErrorType::Custom("BodyTooLarge");
+/// The body arrives too slowly.
+pub const BODY_RATE_ERROR: ErrorType = ErrorType::Custom("BodyRate");
 /// The upstream was silent for too long.
 pub const FIRST_BYTE_ERROR: ErrorType = ErrorType::Custom("FirstByte");
 /// The stream is too old.
@@ -163,6 +166,7 @@ pub fn of_error(error: &Error) -> Option<Answer> {
     Some(match (error.etype(), error.esource()) {
         (t, _) if *t == NO_SERVER_ERROR => NO_SERVER,
         (t, _) if *t == BODY_ERROR => BODY_TOO_LARGE,
+        (t, _) if *t == BODY_RATE_ERROR => SLOW_BODY,
         (t, _) if *t == FIRST_BYTE_ERROR => TIMEOUT,
         (t, _) if *t == MAX_AGE_ERROR => TOO_OLD,
         (t, _) if *t == CUT_ERROR => CUT,

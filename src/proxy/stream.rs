@@ -27,6 +27,7 @@ impl Edge {
             about: Box::new(exchange.about_stream(session)),
             leash: exchange.facts.get::<Arc<Leash>>().cloned(),
             body_timeout: self.limits.body_timeout.0,
+            body_rate: (&self.limits).into(),
         };
         exchange.home = Some(timed_session::install(&mut session.downstream_session, terms, exchange.now.instant.into()));
         Ok(())

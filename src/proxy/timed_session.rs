@@ -196,6 +196,9 @@ impl CustomSession for Timed {
                 clock.request_complete();
             }
             clock.body_since = body_expected.then(|| clock.body_since.unwrap_or_else(Instant::now));
+            if body_expected {
+                clock.pace.waits();
+            }
         }
         self.rearm_if_due_sooner();
         loop {
@@ -206,6 +209,7 @@ impl CustomSession for Timed {
                 read = self.inner.read_body_or_idle(no_body_expected) => {
                     if let Some(clock) = self.clock.as_mut() {
                         clock.body_since = None;
+                        clock.pace.arrived(read.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
                     }
                     return read;
                 }

@@ -7,6 +7,7 @@
 //! next exchange. So nothing is ever read as a request that the gate has not seen the first byte of.
 
 mod allowed;
+pub mod body_rate;
 mod handed_on;
 pub mod http2;
 pub mod lingering;
@@ -23,6 +24,7 @@ use keylatch_filters::contract::{Arrival, Leash, Pulled};
 use parking_lot::Mutex;
 
 pub use allowed::Allowed;
+use body_rate::BodyRate;
 use http2::Http2Streams;
 use lingering::{ClosingStream, LingeringLimits};
 pub use stream::ConnStream;
@@ -70,6 +72,10 @@ pub struct Conn {
     body: AtomicU64,
     /// The current body's chunks are malformed.
     body_bad: AtomicBool,
+    /// The current body arrives too slowly.
+    body_slow: AtomicBool,
+    /// The response to the current request has begun.
+    responding: AtomicBool,
     /// By which it is ended from elsewhere, once it is another protocol's.
     leash: OnceLock<Arc<Leash>>,
     pulled: OnceLock<Pulled>,
@@ -91,6 +97,8 @@ impl Conn {
             malformed: OnceLock::new(),
             body: AtomicU64::new(0),
             body_bad: AtomicBool::new(false),
+            body_slow: AtomicBool::new(false),
+            responding: AtomicBool::new(false),
             leash: OnceLock::new(),
             pulled: OnceLock::new(),
             http2: OnceLock::new(),
@@ -146,6 +154,16 @@ impl Conn {
         self.body_bad.load(Ordering::Relaxed)
     }
 
+    /// Whether the current body was cut off because it arrives too slowly.
+    pub fn body_slow(&self) -> bool {
+        self.body_slow.load(Ordering::Relaxed)
+    }
+
+    /// The response begins: from here on the client may take its time, as in a conversation over two streams.
+    pub fn response_begins(&self) {
+        self.responding.store(true, Ordering::Relaxed);
+    }
+
     /// The connection that Pingora has given up, if it is still open.
     pub fn take_closing(&self) -> Option<ClosingStream> {
         self.closing.lock().take()
@@ -168,6 +186,8 @@ pub struct ConnLimits {
     pub header_timeout: Duration,
     /// For the first byte on a fresh connection.
     pub idle_timeout: Duration,
+    /// For a request's body.
+    pub body_rate: BodyRate,
     /// After the last response.
     pub lingering: LingeringLimits,
 }

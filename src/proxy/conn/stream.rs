@@ -11,8 +11,9 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{Peek, Stream};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
+use super::body_rate::BodyPace;
 use super::http2::{Http2, PREFACE};
 use super::lingering::ClosingStream;
 use super::{CHUNKED, Conn, ConnLimits, HEAD, HTTP2, IDLE, OPAQUE, OnRefusal, REQUEST};
@@ -42,6 +43,9 @@ pub struct ConnStream {
     /// Bytes of the current body that were handed on.
     body_bytes: u64,
     chunks: Chunks,
+    pace: BodyPace,
+    /// Made only once a body is waited for, and kept for the next.
+    pace_sleep: Option<Pin<Box<Sleep>>>,
     /// The client sends no more, or cannot be written to.
     pub(super) ended: bool,
     /// The connection layer's own response, written once Pingora has given the connection up.
@@ -75,6 +79,8 @@ impl ConnStream {
             http2,
             body_bytes: 0,
             chunks,
+            pace: BodyPace::new(limits.body_rate),
+            pace_sleep: None,
             ended: false,
             refusal: Vec::new(),
             checked: Vec::new(),
@@ -124,7 +130,10 @@ impl ConnStream {
             self.head = Head::until(deadline);
             self.first = None;
             (self.body_bytes, self.chunks) = (0, Chunks::default());
-            self.conn.body_bad.store(false, Ordering::Relaxed);
+            self.pace = BodyPace::new(self.limits.body_rate);
+            for flag in [&self.conn.body_bad, &self.conn.body_slow, &self.conn.responding] {
+                flag.store(false, Ordering::Relaxed);
+            }
         }
         let own = self.head.end_in(fresh);
         let head = fresh.get(..own).unwrap_or(fresh);
@@ -315,8 +324,10 @@ impl ConnStream {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(self.poll_inner(cx, buf))?;
+        let Poll::Ready(read) = self.poll_inner(cx, buf) else { return self.poll_pace(cx) };
+        read?;
         let fresh = buf.filled().get(before..).unwrap_or_default();
+        self.pace.arrived(fresh.len());
         let Some(own) = self.body_part(fresh) else {
             buf.set_filled(before);
             return malformed(self);
@@ -324,6 +335,29 @@ impl ConnStream {
         self.held = fresh.get(own..).unwrap_or_default().to_vec();
         buf.set_filled(before + own);
         Poll::Ready(Ok(()))
+    }
+
+    /// Waits for more of the body, until it arrives too slowly.
+    fn poll_pace(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.conn.responding.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        self.pace.waits();
+        let Some(deadline) = self.pace.deadline() else { return Poll::Pending };
+        let sleep = self.pace_sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        // Set for the body before.
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        // The deadline of one body only moves on; a timer that is early looks again.
+        loop {
+            ready!(sleep.as_mut().poll(cx));
+            if sleep.deadline() >= deadline {
+                self.conn.body_slow.store(true, Ordering::Relaxed);
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            sleep.as_mut().reset(deadline);
+        }
     }
 
     /// The request is complete. Only the client's leaving is of interest; bytes wait for the next exchange.

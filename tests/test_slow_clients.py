@@ -1,0 +1,237 @@
+"""Clients that send slowly: a block of header fields on HTTP/2, and bodies, have a limit; a client that is made to wait has not."""
+
+import json
+import threading
+import time
+
+import httpx
+import pytest
+
+from support.keylatch import wait_for
+from support.raw import connect, read_body, read_head
+from support.tls import files, shake
+from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
+from test_drain_h2 import BOTH, Raw
+from test_hostile_h2 import CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, block, data, fields, frame, headers
+
+# A body may take a second whatever its rate; no test is silent for so long.
+LIMITS = "{header_timeout: 400ms, body_timeout: 1s, body_min_rate: 2KB, idle_timeout: 20s, lingering_timeout: 1s}"
+REFUSED = 'keylatch_gate_refusals_total{reason="%s"}'
+
+
+@pytest.fixture
+def begin(start, serve, authority):
+    """A Keylatch, and how to connect to it."""
+
+    def ready(upstream, tls, **values):
+        values = {"limits": LIMITS, **values}
+        if not tls:
+            keylatch = start(upstream, **values)
+            return keylatch, lambda **_: connect(keylatch.port)
+        keylatch = serve(upstream, {"certificates": [files(authority.issue("api", "api.test"))]}, **values)
+        return keylatch, lambda alpn=None: shake(keylatch.port, authority, alpn=alpn)
+
+    return ready
+
+
+def until_closed(connection, piece):
+    """Sends this every 100 ms until the connection is closed."""
+    stopped = threading.Event()
+
+    def send():
+        try:
+            while not stopped.wait(0.1):
+                connection.sendall(piece)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return stopped, thread
+
+
+FIRST = block(fields())
+UNFINISHED = [
+    (frame(HEADERS, END_STREAM, 1, FIRST), b""),
+    (frame(HEADERS, END_STREAM, 1, FIRST[:4]), frame(CONTINUATION, 0, 1, b"")),
+    (frame(HEADERS, END_STREAM | END_HEADERS, 1, FIRST)[:12], b""),
+    (frame(HEADERS, END_STREAM | END_HEADERS, 1, FIRST)[:5], b""),
+    (frame(PING, 0, 0, b"x" * 8)[:12], b""),
+]
+
+
+@BOTH
+@pytest.mark.parametrize("sent, more", UNFINISHED, ids=["headers", "continuations", "payload", "head", "ping"])
+def test_an_unfinished_header_on_http2(begin, echo_upstream, tls, sent, more):
+    keylatch, dial = begin(echo_upstream, tls)
+    with dial(alpn=["h2"]) as connection:
+        client = Raw(connection)
+        connection.sendall(sent)
+        stopped, thread = until_closed(connection, more) if more else (None, None)
+        kinds = [(kind, payload[4:8]) for kind, _, _, payload in client.frames()]
+        assert (GOAWAY, b"\0\0\0\x0b") in kinds, "it is told why"
+        if stopped:
+            stopped.set()
+            thread.join()
+    assert keylatch.metrics()[REFUSED % "header_timeout"] == 1
+    assert echo_upstream.requests == []
+
+
+def test_an_unfinished_header_beside_a_stream(begin):
+    """Another stream on the connection is no reason to wait."""
+
+    def stream(request, send):
+        send(STREAM_HEAD)
+        while True:
+            send(chunk(b"data: x\n\n"))
+            time.sleep(0.05)
+
+    with Scripted(stream) as upstream:
+        keylatch, dial = begin(upstream, False)
+        with dial() as connection:
+            client = Raw(connection)
+            client.ask("/v1/stream", 1)
+            frames = client.frames()
+            next(seen for seen in frames if seen[0] == DATA)
+            connection.sendall(frame(HEADERS, END_STREAM, 3, FIRST))
+            assert GOAWAY in [seen[0] for seen in frames]
+        assert keylatch.metrics()[REFUSED % "header_timeout"] == 1
+
+
+@BOTH
+def test_many_requests_in_time(begin, echo_upstream, tls):
+    """A block in pieces that is complete in time, again and again, longer than the limit in all."""
+    _, dial = begin(echo_upstream, tls)
+    with dial(alpn=["h2"]) as connection:
+        client = Raw(connection)
+        frames = client.frames()
+        for stream in range(1, 15, 2):
+            whole = headers(fields(), stream)
+            connection.sendall(whole[:12])
+            time.sleep(0.1)
+            connection.sendall(whole[12:])
+            next(seen for seen in frames if seen[:1] == (DATA,) and seen[1] & END_STREAM and seen[2] == stream)
+
+
+def trickle(send, pause=0.1, pieces=60):
+    """A byte at a time, until nobody takes it."""
+    try:
+        for _ in range(pieces):
+            send(b"a")
+            time.sleep(pause)
+    except OSError:
+        pass
+
+
+@BOTH
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_slow_body_on_http1(begin, echo_upstream, tls, chunked):
+    keylatch, dial = begin(echo_upstream, tls)
+    with dial() as connection:
+        framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1000"
+        connection.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\n" + framing + b"\r\n\r\n")
+        send = (lambda piece: connection.sendall(chunk(piece))) if chunked else connection.sendall
+        thread = threading.Thread(target=trickle, args=[send])
+        thread.start()
+        file = connection.makefile("rb")
+        status, answer = read_head(file)
+        assert status == 408 and dict(answer)["connection"] == "close"
+        body, whole = read_body(file, answer)
+        assert whole and json.loads(body)["error"]["code"] == "request_timeout"
+        thread.join()
+    assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
+    line = wait_for(lambda: [line for line in keylatch.access_log() if line["path"] == "/v1/x"], "it is logged")[0]
+    assert (line["status"], line["answered_by"], line["reason"]) == (408, "proxy", "request_timeout")
+
+
+@BOTH
+def test_a_slow_body_on_http2(begin, echo_upstream, tls):
+    keylatch, dial = begin(echo_upstream, tls)
+    with dial(alpn=["h2"]) as connection:
+        client = Raw(connection)
+        connection.sendall(headers(fields(method="POST"), end=False))
+        stopped, thread = until_closed(connection, data(b"a", end=False))
+        frames = client.frames()
+        assert next(seen for seen in frames if seen[0] == HEADERS)
+        text = next(seen for seen in frames if seen[0] == DATA)[3]
+        assert json.loads(text)["error"]["code"] == "request_timeout"
+        stopped.set()
+        thread.join()
+        # The connection goes on.
+        client.ask("/v1/y", 3)
+        assert next(seen for seen in frames if seen[:1] == (HEADERS,) and seen[2] == 3)
+    assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
+    lines = wait_for(lambda: len(keylatch.access_log()) == 2 and keylatch.access_log(), "both are logged")
+    assert {line["path"]: line["status"] for line in lines} == {"/v1/x": 408, "/v1/y": 200}
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_a_body_that_is_fast_enough(start, echo_upstream, http2):
+    """It takes longer than body_timeout in all."""
+    keylatch = start(echo_upstream, limits=LIMITS)
+
+    def body():
+        for _ in range(20):
+            yield b"a" * 500
+            time.sleep(0.1)
+
+    with httpx.Client(http1=not http2, http2=http2, trust_env=False, timeout=10) as client:
+        assert client.post(keylatch.url("/v1/x"), content=body()).status_code == 200
+
+
+@pytest.mark.parametrize("http2", [False, True])
+def test_an_upstream_that_does_not_read_makes_no_slow_client(start, http2):
+    """Nothing is read from the client meanwhile, and no time passes for it."""
+
+    class Slow(Scripted):
+        def _serve(self, connection):
+            file = connection.makefile("rb")
+            length = 0
+            while line := file.readline().strip():
+                name, _, value = line.partition(b":")
+                length = int(value) if name.lower() == b"content-length" else length
+            read = 0
+            # More than once longer than the limit.
+            for _ in range(4):
+                time.sleep(0.5)
+                read += len(file.read(1_000_000))
+            read += len(file.read(length - read))
+            connection.sendall(plain(body=str(read).encode(), headers=["Connection: close"]))
+            connection.close()
+
+    size = 30_000_000
+    with Slow(None) as upstream:
+        keylatch = start(upstream, limits=LIMITS)
+        with httpx.Client(http1=not http2, http2=http2, trust_env=False, timeout=20) as client:
+            answer = client.post(keylatch.url("/v1/x"), content=b"a" * size)
+        assert (answer.status_code, answer.text) == (200, str(size))
+
+
+def test_a_body_beside_its_response(start):
+    """Once the response has begun, a client may take its time: a conversation."""
+    said = threading.Event()
+
+    class Both(Scripted):
+        def _serve(self, connection):
+            file = connection.makefile("rb")
+            while file.readline().strip():
+                pass
+            connection.sendall(STREAM_HEAD + chunk(b"data: hello\n\n"))
+            while (line := file.readline()) not in (b"0\r\n", b""):
+                file.read(int(line, 16) + 2)
+            connection.sendall(chunk(b"data: bye\n\n") + chunk(b""))
+            said.set()
+            connection.close()
+
+    with Both(None) as upstream:
+        keylatch = start(upstream, limits=LIMITS)
+        with connect(keylatch.port) as connection:
+            connection.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"a"))
+            file = connection.makefile("rb")
+            status, answer = read_head(file)
+            assert status == 200
+            trickle(lambda piece: connection.sendall(chunk(piece)), pieces=20)
+            connection.sendall(chunk(b""))
+            body, whole = read_body(file, answer)
+            assert whole and body == b"data: hello\n\ndata: bye\n\n"
+    assert said.is_set() and REFUSED % "body_min_rate" not in keylatch.metrics()
