@@ -332,7 +332,8 @@ def test_the_dashboard_over_all_replicas_and_a_restart(replicas):
     assert [(row["requests"], row["hint"][-4:]) for row in board["busiest_keys"]] == [(26, KEY[-4:])]
     assert [(row["what"], row["requests"]) for row in board["busiest_clients"]] == [("127.0.0.1", 21), ("127.0.0.2", 6)]
     assert board["top_keys"][0]["count"] == 6 and board["top_clients"][0]["what"] == "127.0.0.2" and 0 < board["first_byte"]["p50"] < 1
-    assert board["health"]["store_error"] is None and board["health"]["upstreams"] == [{"name": "model", "status": "ok", "servers": 1, "well": 1}]
+    assert board["health"]["store_error"] is None and board["health"]["status"] == "ok"
+    assert board["health"]["upstreams"] == [{"name": "model", "status": "ok", "servers": 1, "well": 1}]
     assert [replica["current"] for replica in board["replicas"]].count(True) == 1 and all(not replica["gone"] for replica in board["replicas"])
     # What was counted before a restart stays, and what comes after is added to it.
     two[0].stop()

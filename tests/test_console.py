@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from support import raw
 from support.admin import ENV, PASSWORD, signed_in
-from support.keylatch import ROOT, wait_for
+from support.keylatch import ROOT, free_port, wait_for
 from support.provider import CLIENT, SECRET, Provider
 from support.stores import FREE, ask
 
@@ -359,6 +359,18 @@ def test_a_sign_in_through_a_provider(browser, replica, driver):
         browser.press("Sign in with The Company")
         browser.sees("You may not.")
         assert browser.complaints() == []
+
+
+def test_the_dashboard_begins_with_what_is_down(start, driver):
+    replica = start(free_port(), route_filters=FREE, storage=STORE, env=ENV)
+    wait_for(lambda: replica.health()[1]["status"] == "down", "the upstream is down")
+    browser = Browser(driver, replica)
+    browser.open()
+    browser.sign_in()
+    browser.sees("Upstream model: no server works.")
+    text = browser.text()
+    assert text.index("Down: no upstream has a server that works.") < text.index("Requests a second")
+    assert driver.find_element(By.CSS_SELECTOR, ".notice.bad[role=alert]").is_displayed()
 
 
 def test_both_languages_and_whatever_may_be_done(browser, replica):

@@ -125,15 +125,14 @@ impl Upstream {
         futures::future::join_all(probes).await;
     }
 
-    /// Servers that cannot be reached now, each with the reason. Nothing is remembered of it.
-    pub async fn unreachable(&self) -> Vec<(String, String)> {
+    /// Servers that cannot be reached now, each with the reason; none: its name has no address. Nothing is remembered of it.
+    pub async fn unreachable(&self) -> Vec<(String, Option<String>)> {
         self.resolve().await;
-        let unresolved = self.names.unresolved_names().into_iter().map(|name| (name, "the name has no address".to_owned()));
-        let mut failing: Vec<_> = unresolved.collect();
+        let mut failing: Vec<_> = self.names.unresolved_names().into_iter().map(|name| (name, None)).collect();
         let all = self.backends();
         let probes = all.iter().map(|backend| async move {
             let error = self.connector.probe(&backend.addr).await.err()?;
-            Some((server_name(&backend.addr), error.to_string()))
+            Some((server_name(&backend.addr), Some(error.to_string())))
         });
         failing.extend(futures::future::join_all(probes).await.into_iter().flatten());
         failing
