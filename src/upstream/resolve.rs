@@ -190,6 +190,8 @@ struct Pass {
     begun: u64,
     ended: u64,
     ended_at: Option<Instant>,
+    /// When the last look-up that was asked for began.
+    asked_at: Option<Instant>,
     /// Passes in a row after which a name had no address.
     incomplete: u32,
 }
@@ -227,20 +229,21 @@ impl Schedule {
         let pass = *self.passes.borrow();
         self.wanted.notify_one();
         let under_way = pass.begun > pass.ended;
-        let rested = pass.ended_at.is_none_or(|at| now.saturating_duration_since(at) >= RETRY_MAX);
+        let rested = pass.asked_at.is_none_or(|at| now.saturating_duration_since(at) >= RETRY_MAX);
         Requested { pass: if under_way { pass.begun } else { pass.begun + 1 }, at_once: under_way || rested }
     }
 
     /// Waits until the next look-up is due.
     pub async fn due(&self) {
-        let rest = |pause: Duration| {
-            let ended = self.passes.borrow().ended_at;
-            ended.map_or(Duration::ZERO, |at| pause.saturating_sub(at.elapsed()))
-        };
+        let rest = |since: Option<Instant>, pause: Duration| since.map_or(Duration::ZERO, |at| pause.saturating_sub(at.elapsed()));
+        let (pass, pause) = (*self.passes.borrow(), self.pause());
         tokio::select! {
-            () = tokio::time::sleep(rest(self.pause())) => {}
-            // Failed connections come by the hundred: not more than one look-up in this time for all of them.
-            () = self.wanted.notified() => tokio::time::sleep(rest(RETRY_MAX.min(self.pause()))).await,
+            () = tokio::time::sleep(rest(pass.ended_at, pause)) => {}
+            () = self.wanted.notified() => {
+                // Failed connections come by the hundred: one look-up in this time for all of them.
+                tokio::time::sleep(rest(pass.asked_at, RETRY_MAX).min(rest(pass.ended_at, pause))).await;
+                self.passes.send_modify(|pass| pass.asked_at = Some(Instant::now()));
+            }
         }
     }
 
