@@ -151,8 +151,8 @@ pub struct Timeouts {
     pub read: HumanDuration,
     /// For one write. Default: 60s.
     pub write: HumanDuration,
-    /// For which a connection is kept for the next request; less if the server announces less (`Keep-Alive: timeout=N`). 0: each
-    /// request has a connection of its own. Default: 60s.
+    /// For which a connection is kept for the next request; less if the server announces less (`Keep-Alive: timeout=N`), or was seen
+    /// to end idle connections earlier. 0: each request has a connection of its own. Default: 60s.
     pub idle: HumanDuration,
 }
 

@@ -131,6 +131,7 @@ impl Exchange {
 
     /// The last of an exchange: log hooks, metrics, the access line.
     pub fn end(&mut self, session: &Session, shared: &Shared) {
+        self.upstream_connection.take().iter().for_each(|connection| connection.idle());
         let status = session.response_written().map(|response| response.status);
         let duration = self.now.instant.elapsed();
         let snapshot = Arc::clone(&self.snapshot);

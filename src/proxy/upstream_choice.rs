@@ -65,6 +65,7 @@ impl Edge {
             return Err(self.elsewhere(exchange, error));
         }
         exchange.upstream_connection = reuse::connection(fd);
+        exchange.upstream_connection.iter().for_each(|connection| connection.busy());
         // Of an HTTP/2 connection, the task that drives it reads what comes.
         let http1 = upstream.is_http1() || exchange.upstream_connection.as_ref().is_some_and(|connection| connection.is_http1());
         if !reused {

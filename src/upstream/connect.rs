@@ -31,6 +31,7 @@ pub struct Connector {
     time_max: Duration,
     /// Told that another family of a name is in use now.
     changed: Arc<tokio::sync::Notify>,
+    keep_alive: Arc<reuse::KeepAlive>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -41,8 +42,8 @@ impl std::fmt::Debug for Connector {
 
 impl Connector {
     /// Each connection within `time_max`.
-    pub fn new(names: Arc<Names>, time_max: Duration, changed: Arc<tokio::sync::Notify>) -> Self {
-        Self { names, time_max, changed }
+    pub fn new(names: Arc<Names>, time_max: Duration, changed: Arc<tokio::sync::Notify>, keep_alive: Arc<reuse::KeepAlive>) -> Self {
+        Self { names, time_max, changed, keep_alive }
     }
 
     async fn any_of(&self, first: SocketAddr) -> io::Result<TcpStream> {
@@ -96,7 +97,8 @@ impl L4Connect for Connector {
             Ok(match address {
                 Address::Inet(address) => {
                     let stream = self.any_of(*address).await?;
-                    let watched = reuse::watch(stream.as_raw_fd());
+                    let server = Address::Inet(stream.peer_addr().unwrap_or(*address));
+                    let watched = reuse::watch(stream.as_raw_fd(), server, Arc::clone(&self.keep_alive));
                     let mut stream = Stream::from(stream);
                     stream.tracer = Some(Tracer(Box::new(watched)));
                     stream
@@ -143,7 +145,7 @@ mod tests {
         names.resolve("u").await;
         let names = Arc::new(names);
         let changed = Arc::default();
-        let connector = Connector::new(Arc::clone(&names), Duration::from_secs(5), Arc::clone(&changed));
+        let connector = Connector::new(Arc::clone(&names), Duration::from_secs(5), Arc::clone(&changed), Arc::default());
         let first = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port));
         let stream = connector.any_of(first).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());

@@ -68,7 +68,7 @@ pub struct Upstream {
     /// Another family of a name's addresses is in use.
     changed: Arc<Notify>,
     connector: SharedConnector,
-    keep_alive: reuse::KeepAlive,
+    keep_alive: Arc<reuse::KeepAlive>,
     started: AtomicBool,
 }
 
@@ -112,14 +112,16 @@ impl Upstream {
         let names = Arc::new(Names::new(compile::targets(config)?, config.address_family, lookup));
         let tls = config.tls.as_ref().map(|tls| Tls::compile(tls, files)).transpose().map_err(|invalid| invalid.at("tls"))?;
         let changed = Arc::new(Notify::new());
-        let connector = Arc::new(Connector::new(Arc::clone(&names), config.timeouts.connect.0, Arc::clone(&changed)));
+        let keep_alive = Arc::<reuse::KeepAlive>::default();
+        let connector = Connector::new(Arc::clone(&names), config.timeouts.connect.0, Arc::clone(&changed), Arc::clone(&keep_alive));
+        let connector = Arc::new(connector);
         Ok(Self {
             name: config.name.as_str().into(),
             options: compile::options(config, &connector),
             balancer: compile::balancer(config, tls.as_ref(), &connector, Discovery(Arc::clone(&names))),
             passive: Passive::new(config.health.passive.failures, config.health.passive.eject_for.0),
             schedule: Arc::new(Schedule::new(config.resolve_every.0)),
-            keep_alive: reuse::KeepAlive::default(),
+            keep_alive,
             started: AtomicBool::new(false),
             config: config.clone(),
             tls,
@@ -175,7 +177,7 @@ impl Upstream {
         if let Some(tls) = &self.tls {
             tls.apply(&mut peer);
         }
-        let idle = self.keep_alive.limit(&address, self.config.timeouts.idle.0);
+        let idle = self.keep_alive.limit(&address, self.config.timeouts.idle.0, Instant::now());
         peer.options.idle_timeout = Some(idle);
         if new_connection || idle.is_zero() {
             // A key of its own finds no kept connection, and keeps none for others.

@@ -2,16 +2,16 @@
 //! It sends and repeats nothing.
 //!
 //! A server closes a connection that is idle for longer than it likes, and may do so while a request is on its way. Three things
-//! keep that from the client: connections are closed before the server's own `Keep-Alive: timeout` ends; the socket is looked at
-//! before the request is written, since Pingora sees an end only once the event loop has turned to it; and a request of which the
+//! keep that from the client: connections are closed before the server's own limit, which it announces (`Keep-Alive: timeout`) or
+//! was seen to have; the socket is looked at before the request is written, since Pingora sees an end only once the event loop has turned to it; and a request of which the
 //! server's kernel acknowledged no byte was not received, so that it may be repeated.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use nix::errno::Errno;
@@ -23,42 +23,84 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use super::Address;
 
-/// A server may close a connection this long before the time it announced is over, counted from here.
+/// A connection is closed this long before the server's limit, or a part of it earlier if that is less.
 const MARGIN_MAX: Duration = Duration::from_secs(1);
+/// A shorter time between a response and the server's end says nothing of a limit: it was to be the last response.
+const IDLE_MIN: Duration = Duration::from_millis(20);
+/// Ends that come together have one cause, such as a restart, and count as one.
+const APART_MIN: Duration = Duration::from_millis(250);
+/// So many ends after about the same time show a limit.
+const SEEN: usize = 3;
+/// A limit that was seen is forgotten after so long: the server may have another one meanwhile.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
-/// What servers announced in `Keep-Alive: timeout=N`.
+/// For how long servers keep idle connections.
 #[derive(Default)]
 pub struct KeepAlive {
     any: AtomicBool,
-    announced: RwLock<HashMap<Address, u32>>,
+    known: RwLock<HashMap<Address, Limit>>,
+}
+
+/// What is known of one server.
+#[derive(Debug, Default)]
+struct Limit {
+    announced_s: Option<u32>,
+    /// When it ended idle connections, the latest last, and after how long.
+    seen: VecDeque<(Instant, Duration)>,
+}
+
+impl Limit {
+    /// The time after which it was seen to end idle connections, if that was about the same each time.
+    fn seen(&self, now: Instant) -> Option<Duration> {
+        let last = self.seen.back().filter(|(at, _)| self.seen.len() == SEEN && now.saturating_duration_since(*at) < FORGOTTEN_AFTER)?;
+        let (least, most) = self.seen.iter().fold((last.1, last.1), |(least, most), (_, idle)| (least.min(*idle), most.max(*idle)));
+        (most <= least + least / 4).then_some(least)
+    }
 }
 
 impl KeepAlive {
     /// Notes what a response of this server announces.
     pub fn observe(&self, address: &Address, headers: &HeaderMap) {
         let Some(seconds) = timeout_s(headers) else { return };
-        if self.announced.read().get(address) != Some(&seconds) {
-            self.announced.write().insert(address.clone(), seconds);
+        if self.known.read().get(address).and_then(|limit| limit.announced_s) != Some(seconds) {
+            self.known.write().entry(address.clone()).or_default().announced_s = Some(seconds);
             self.any.store(true, Ordering::Relaxed);
         }
     }
 
+    /// Notes that this server ended a connection that was idle for so long.
+    fn ended(&self, address: &Address, idle: Duration, now: Instant) {
+        if idle < IDLE_MIN {
+            return;
+        }
+        let mut known = self.known.write();
+        let seen = &mut known.entry(address.clone()).or_default().seen;
+        if seen.back().is_some_and(|(at, _)| now.saturating_duration_since(*at) < APART_MIN) {
+            return;
+        }
+        if seen.len() == SEEN {
+            seen.pop_front();
+        }
+        seen.push_back((now, idle));
+        self.any.store(true, Ordering::Relaxed);
+    }
+
     /// For how long a connection to this server is kept, `most` at the longest.
-    pub fn limit(&self, address: &Address, most: Duration) -> Duration {
+    pub fn limit(&self, address: &Address, most: Duration, now: Instant) -> Duration {
         if !self.any.load(Ordering::Relaxed) {
             return most;
         }
-        let announced = self.announced.read().get(address).copied();
-        announced.map_or(most, |seconds| {
-            let announced = Duration::from_secs(seconds.into());
-            most.min(announced - MARGIN_MAX.min(announced / 2))
-        })
+        let known = self.known.read();
+        let Some(limit) = known.get(address) else { return most };
+        let announced = limit.announced_s.map(|seconds| Duration::from_secs(seconds.into())).map(|limit| limit - MARGIN_MAX.min(limit / 2));
+        let seen = limit.seen(now).map(|limit| limit - MARGIN_MAX.min(limit / 4));
+        [announced, seen].into_iter().flatten().fold(most, Duration::min)
     }
 
     /// Forgets addresses that are no longer in use.
-    pub fn retain(&self, in_use: &std::collections::BTreeSet<Address>) {
+    pub fn retain(&self, in_use: &BTreeSet<Address>) {
         if self.any.load(Ordering::Relaxed) {
-            self.announced.write().retain(|address, _| in_use.contains(address));
+            self.known.write().retain(|address, _| in_use.contains(address));
         }
     }
 }
@@ -93,11 +135,21 @@ pub struct Connection {
     socket: SocketDigest,
     /// A response has come, and was HTTP/1.
     http1: AtomicBool,
+    /// Since when it is idle, in milliseconds of the process's clock; 0: it is in use.
+    idle_since_ms: AtomicU64,
     before: AtomicU64,
     at_end: AtomicU64,
 }
 
 const UNKNOWN: u64 = u64::MAX;
+/// `tcpi_state` after the other end's FIN.
+const CLOSE_WAIT: u8 = 8;
+
+/// Milliseconds since the first call, and never 0.
+fn clock_ms() -> u64 {
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(BEGUN.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+}
 
 impl Connection {
     fn now(&self) -> u64 {
@@ -116,6 +168,23 @@ impl Connection {
         self.http1.load(Ordering::Relaxed)
     }
 
+    /// A request has it.
+    pub fn busy(&self) {
+        self.idle_since_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// The request is over.
+    pub fn idle(&self) {
+        self.idle_since_ms.store(clock_ms(), Ordering::Relaxed);
+    }
+
+    /// For how long it was idle, if it is HTTP/1 and the server has ended it meanwhile.
+    fn ended_while_idle(&self) -> Option<Duration> {
+        let since = self.idle_since_ms.load(Ordering::Relaxed);
+        let ended = since > 0 && self.is_http1() && self.socket.tcp_info().is_some_and(|info| info.tcpi_state == CLOSE_WAIT);
+        ended.then(|| Duration::from_millis(clock_ms().saturating_sub(since)))
+    }
+
     /// A request is about to be written.
     pub fn begin(&self) {
         self.before.store(self.now(), Ordering::Relaxed);
@@ -130,19 +199,32 @@ impl Connection {
 }
 
 /// Part of a connection's stream; notes at its end what was acknowledged.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Watch {
     fd: RawFd,
+    address: Address,
+    keep_alive: Arc<KeepAlive>,
     connection: Arc<Connection>,
 }
 
 /// Watches a TCP connection until its stream is dropped.
-pub fn watch(fd: RawFd) -> Watch {
+pub fn watch(fd: RawFd, address: Address, keep_alive: Arc<KeepAlive>) -> Watch {
     let socket = SocketDigest::from_raw_fd(fd);
-    let connection =
-        Arc::new(Connection { socket, http1: AtomicBool::new(false), before: AtomicU64::new(UNKNOWN), at_end: AtomicU64::new(UNKNOWN) });
+    let connection = Arc::new(Connection {
+        socket,
+        http1: AtomicBool::new(false),
+        idle_since_ms: AtomicU64::new(0),
+        before: AtomicU64::new(UNKNOWN),
+        at_end: AtomicU64::new(UNKNOWN),
+    });
     shard(fd).lock().insert(fd, Arc::clone(&connection));
-    Watch { fd, connection }
+    Watch { fd, address, keep_alive, connection }
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").field("fd", &self.fd).finish_non_exhaustive()
+    }
 }
 
 impl Tracing for Watch {
@@ -151,6 +233,9 @@ impl Tracing for Watch {
     /// Pingora calls it before it closes the descriptor.
     fn on_disconnected(&self) {
         self.connection.at_end.store(self.connection.now(), Ordering::Relaxed);
+        if let Some(idle) = self.connection.ended_while_idle() {
+            self.keep_alive.ended(&self.address, idle, Instant::now());
+        }
         shard(self.fd).lock().remove(&self.fd);
     }
 
@@ -187,78 +272,5 @@ pub fn proves_unsent(error: &Error, connection: &Connection) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (client, listener.accept().unwrap().0)
-    }
-
-    #[test]
-    fn a_closed_or_talking_socket_is_not_open() {
-        let (client, mut server) = pair();
-        assert!(is_open(client.as_raw_fd()));
-        server.write_all(b"x").unwrap();
-        let mut byte = [0];
-        client.peek(&mut byte).unwrap();
-        assert!(!is_open(client.as_raw_fd()));
-        let (client, server) = pair();
-        drop(server);
-        client.peek(&mut byte).unwrap();
-        assert!(!is_open(client.as_raw_fd()));
-    }
-
-    #[test]
-    fn what_was_acknowledged_is_told_from_what_was_not() {
-        let (mut client, mut server) = pair();
-        let watched = watch(client.as_raw_fd());
-        let received = connection(client.as_raw_fd()).unwrap();
-        received.begin();
-        client.write_all(b"GET").unwrap();
-        server.read_exact(&mut [0; 3]).unwrap();
-        drop(server);
-        assert_eq!(client.read(&mut [0]).unwrap(), 0);
-        watched.on_disconnected();
-        assert!(!received.nothing_acknowledged(), "the FIN acknowledges it");
-        assert!(connection(client.as_raw_fd()).is_none(), "no longer watched");
-
-        let (mut client, server) = pair();
-        let watched = watch(client.as_raw_fd());
-        drop(server);
-        client.peek(&mut [0]).unwrap();
-        let received = connection(client.as_raw_fd()).unwrap();
-        received.begin();
-        client.write_all(b"GET").unwrap();
-        // The reset comes at once on loopback; until then nothing is acknowledged either.
-        let closed = Error::explain(ErrorType::ConnectionClosed, "while reading");
-        assert!(!proves_unsent(&closed, &received), "the connection has not ended yet");
-        watched.on_disconnected();
-        assert!(proves_unsent(&closed, &received));
-        let left = Error::explain(ErrorType::ConnectionClosed, "the client left").into_down();
-        assert!(!proves_unsent(&left, &received), "nothing is repeated for a client that left");
-        for (kind, proves) in [(std::io::ErrorKind::BrokenPipe, true), (std::io::ErrorKind::ConnectionReset, false)] {
-            let error = Error::because(ErrorType::ReadError, "while reading", std::io::Error::from(kind));
-            assert_eq!(proves_unsent(&error, &received), proves, "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn connections_are_closed_before_the_server_does() {
-        let (keep, address) = (KeepAlive::default(), Address::Inet(([127, 0, 0, 1], 80).into()));
-        let minute = Duration::from_secs(60);
-        assert_eq!(keep.limit(&address, minute), minute);
-        for (value, ms) in [("timeout=5, max=100", 4000), ("max=3, Timeout=1", 500), ("timeout=600", 60_000), ("timeout=0", 0)] {
-            let headers = HeaderMap::from_iter([(http::HeaderName::from_static("keep-alive"), value.parse().unwrap())]);
-            keep.observe(&address, &headers);
-            assert_eq!(keep.limit(&address, minute), Duration::from_millis(ms), "{value}");
-        }
-        keep.observe(&address, &HeaderMap::new());
-        assert_eq!(keep.limit(&address, minute), Duration::ZERO, "what was announced last");
-    }
-}
+#[path = "reuse_tests.rs"]
+mod tests;
