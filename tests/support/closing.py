@@ -9,10 +9,10 @@ from support.upstreams import plain, read_request
 
 class Closing:
     """Closes a connection on which nothing came for `idle` seconds after a response. With `announce` it says so before.
-    `unread` counts connections that it closed although a request had just arrived, as every server does now and then."""
+    `closed` counts those, `left` those that the other end closed first."""
 
     def __init__(self, idle, announce=None):
-        self.idle, self.announce, self.unread = idle, announce, 0
+        self.idle, self.announce, self.left = idle, announce, 0
         self.processed, self.connections, self.closed = [], 0, 0
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.port = self.listener.getsockname()[1]
@@ -30,15 +30,15 @@ class Closing:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         file = connection.makefile("rb")
         fields = [f"Keep-Alive: timeout={self.announce}"] if self.announce else []
-        first = True
+        first, ended = True, False
         try:
             while True:
                 if not first and not select.select([connection], [], [], self.idle)[0]:
-                    self.closed += 1
-                    self.unread += bool(select.select([connection], [], [], 0)[0])
+                    ended = True
                     return
                 request = read_request(file)
                 if request is None:
+                    self.left += not first
                     return
                 # A connection alone only shows that this server is there.
                 self.connections += first
@@ -50,6 +50,8 @@ class Closing:
         finally:
             file.close()
             connection.close()
+            # Only now: whoever sees it counted finds the connection closed.
+            self.closed += ended
 
     def close(self):
         self.listener.close()

@@ -106,7 +106,7 @@ class Successor:
 class Keylatch:
     """A running Keylatch. As a context it is stopped at the end, and whatever it wrote is kept in `log`."""
 
-    def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", secrets="{}", more="", config=None, env=None):
+    def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", secrets="{}", more="", config=None, env=None, wrapper=()):
         self.folder = pathlib.Path(folder)
         self.port, self.admin = free_port(), free_port()
         self.values = dict(
@@ -114,7 +114,7 @@ class Keylatch:
             limits=limits, trusted=trusted, storage=storage, secrets=secrets, more=more,
         )
         self.path = self.folder / "keylatch.yaml"
-        self.template = config or DEFAULT
+        self.template, self.wrapper = config or DEFAULT, wrapper
         self.write()
         # The path of a socket is at most 104 bytes long on macOS, and a test's own folder has a long name.
         self.short = tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp", ignore_cleanup_errors=True)
@@ -137,7 +137,7 @@ class Keylatch:
 
     def start(self):
         out, err = open(self.stdout, "ab"), open(self.stderr, "ab")
-        self.process = subprocess.Popen([BINARY, "run", "-c", self.path], cwd=self.folder, stdout=out, stderr=err, env=self.env)
+        self.process = subprocess.Popen([*self.wrapper, BINARY, "run", "-c", self.path], cwd=self.folder, stdout=out, stderr=err, env=self.env)
         try:
             wait_for(lambda: self.process.poll() is not None or self._listens(), "keylatch listens", 20)
         finally:
