@@ -48,6 +48,8 @@ pub struct Timed {
     clock: Option<Clock>,
     sleep: Pin<Box<Sleep>>,
     home: Home,
+    /// The request's body is complete, and Pingora has not been told so yet.
+    end_held: bool,
 }
 
 /// Puts a timed session in the place of the exchange's. `started` is when the request's header was complete.
@@ -61,7 +63,7 @@ fn wear(session: &mut Box<HttpSession>, clock: Clock, home: &Home) {
     let mut inner = std::mem::replace(session, nobody());
     inner.set_write_timeout(Some(clock.terms.plan.write_timeout));
     let sleep = Box::pin(tokio::time::sleep_until(clock.next()));
-    **session = HttpSession::Custom(Box::new(Timed { inner, clock: Some(clock), sleep, home: Arc::clone(home) }));
+    **session = HttpSession::Custom(Box::new(Timed { inner, clock: Some(clock), sleep, home: Arc::clone(home), end_held: false }));
 }
 
 /// An event stream has begun in an exchange whose session was timed for its body only: from here on the
@@ -190,6 +192,13 @@ impl Timed {
 impl CustomSession for Timed {
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         self.complete().await?;
+        if self.end_held {
+            // The pipe to an HTTP/1 upstream holds four pieces. Pingora does not poll us while it is full and the request is
+            // complete: so the upstream's half of the exchange, a part of this task, empties it first.
+            tokio::task::yield_now().await;
+            self.end_held = false;
+            return Ok(None);
+        }
         let body_expected = !no_body_expected && self.inner.is_http2() && !self.inner.is_body_done();
         if let Some(clock) = self.clock.as_mut() {
             if no_body_expected {
@@ -211,6 +220,8 @@ impl CustomSession for Timed {
                         clock.body_since = None;
                         clock.pace.arrived(read.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
                     }
+                    let piece = matches!(&read, Ok(Some(piece)) if !piece.is_empty());
+                    self.end_held = piece && !no_body_expected && !self.inner.is_upgrade_req() && self.inner.is_body_done();
                     return read;
                 }
                 why = pulled(leash.as_deref()) => return Err(of_pulled(why)),
@@ -302,7 +313,7 @@ impl CustomSession for Timed {
         self.inner.shutdown().await;
     }
     fn is_body_done(&mut self) -> bool {
-        self.inner.is_body_done()
+        !self.end_held && self.inner.is_body_done()
     }
     fn is_body_empty(&mut self) -> bool {
         self.inner.is_body_empty()

@@ -205,7 +205,9 @@ fn note(error: Option<&mut Value>, fault: &Fault<'_>) {
     let Some(Value::Object(error)) = error else { return };
     if fault.late {
         error.entry("status").or_insert_with(|| fault.status.as_u16().into());
-        fault.retry_after_s.iter().for_each(|seconds| drop(error.entry("retry_after").or_insert_with(|| (*seconds).into())));
+        if let Some(seconds) = fault.retry_after_s {
+            error.entry("retry_after").or_insert_with(|| seconds.into());
+        }
     }
 }
 
