@@ -2,9 +2,12 @@
 
 The fake sends the frames, so nothing depends on time. `test_dialects.py` has the same libraries read what Keylatch sends."""
 
+import re
+
 import pytest
 from support import sdks
 from support.dialects import TEXT, Fake
+from support.keylatch import ROOT
 
 # What every library reads as if it were not there, unless it is listed in `BREAKS`.
 FRAMES = [("comment", "between"), ("comment_line", "between"), ("comment_line", "inside"), ("blank_line", "between")]
@@ -56,3 +59,10 @@ def test_a_frame(run, library, frame, place):
 def test_a_ping_is_an_event_of_anthropic_s(run):
     outcome = run("anthropic", "event", "between")
     assert (outcome.text, outcome.finish, outcome.error) == (TEXT, "end_turn", None)
+
+
+def test_the_page_names_the_versions_that_are_tested():
+    files = [ROOT / "tests" / "requirements.txt", ROOT / "tests" / "node" / "package.json", ROOT / "findings" / "litellm-gemini-comments.sh"]
+    pinned = set(re.findall(r"\d+\.\d+\.\d+", "".join(path.read_text() for path in files)))
+    named = set(re.findall(r"\d+\.\d+\.\d+", (ROOT / "docs" / "streams.md").read_text()))
+    assert len(named) > 8 and named <= pinned, named - pinned

@@ -88,11 +88,12 @@ def openai():
 
 
 def mistral():
-    """https://docs.mistral.ai/api: OpenAI's stream, and errors without the object `error`."""
+    """https://docs.mistral.ai/api: OpenAI's stream, and errors without the object `error`. The path says nothing, a route does."""
     refusal = {"object": "error", "message": "Requests rate limit exceeded", "type": "rate_limited", "param": None, "code": "1300"}
     return dataclasses.replace(
         openai(),
         name="mistral",
+        path="/mistral/v1/chat/completions",
         refusal=refusal,
         failure=event({"object": "error", "message": "The model has failed.", "type": "internal_server_error", "param": None, "code": "3000"}),
     )

@@ -57,12 +57,13 @@ def said(error):
     return str(error)
 
 
+# Everything is on loopback and in clear: no CAs are read for each client.
 def _http(fields):
-    return httpx.Client(headers=fields, timeout=20, trust_env=False)
+    return httpx.Client(headers=fields, timeout=20, trust_env=False, verify=False)
 
 
 def _http2(fields):
-    return httpx2.Client(headers=fields, timeout=20, trust_env=False)
+    return httpx2.Client(headers=fields, timeout=20, trust_env=False, verify=False)
 
 
 def openai_chat(base, fields):
@@ -94,10 +95,14 @@ def anthropic_messages(base, fields):
     return _collect(Outcome(), steps)
 
 
+def _google(base, fields):
+    options = genai.types.HttpOptions(base_url=base, headers=fields, client_args={"trust_env": False, "timeout": 20, "verify": False})
+    return genai.Client(api_key="k1", http_options=options)
+
+
 def google_genai(base, fields):
     def steps():
-        options = genai.types.HttpOptions(base_url=base, headers=fields, client_args={"trust_env": False, "timeout": 20})
-        client = genai.Client(api_key="k1", http_options=options)
+        client = _google(base, fields)
         for part in client.models.generate_content_stream(model="demo", contents="Say some words."):
             for candidate in part.candidates or []:
                 yield part.text, candidate.finish_reason and candidate.finish_reason.name
@@ -119,7 +124,7 @@ def cohere_chat(base, fields):
 
 def mistral_chat(base, fields):
     def steps():
-        with mistralai.client.Mistral(api_key="k1", server_url=base, client=_http(fields)) as client:
+        with mistralai.client.Mistral(api_key="k1", server_url=f"{base}/mistral", client=_http(fields)) as client:
             for part in client.chat.stream(model="demo", messages=MESSAGES):
                 for choice in part.data.choices:
                     yield choice.delta.content, choice.finish_reason
@@ -129,7 +134,7 @@ def mistral_chat(base, fields):
 
 def ollama_chat(base, fields):
     def steps():
-        for part in ollama.Client(host=base, headers=fields, trust_env=False).chat(model="demo", messages=MESSAGES, stream=True):
+        for part in ollama.Client(host=base, headers=fields, trust_env=False, verify=False).chat(model="demo", messages=MESSAGES, stream=True):
             yield part.message.content, part.done_reason
 
     return _collect(Outcome(), steps)
@@ -144,7 +149,7 @@ def mcp_tool(base, fields):
 
     async def call():
         async with (
-            httpx2.AsyncClient(headers=fields, timeout=20, trust_env=False) as client,
+            httpx2.AsyncClient(headers=fields, timeout=20, trust_env=False, verify=False) as client,
             streamable_http_client(f"{base}/mcp", http_client=client) as (read, write, *_),
             mcp.ClientSession(read, write) as session,
         ):
@@ -161,6 +166,27 @@ def mcp_tool(base, fields):
         outcome.error = (type(error).__name__, str(error))
     outcome.text = "".join(progress)
     return outcome
+
+
+def plain(name, base, fields):
+    """The text of an answer that was not asked for as a stream."""
+    question = {"model": "demo", "messages": MESSAGES}
+    if name in ("openai", "openai-responses"):
+        with openai.OpenAI(base_url=f"{base}/v1", api_key="sk-1", max_retries=0, http_client=_http2(fields)) as client:
+            if name == "openai":
+                return client.chat.completions.create(**question).choices[0].message.content
+            return client.responses.create(model="demo", input="Say some words.").output_text
+    if name == "anthropic":
+        with anthropic.Anthropic(base_url=base, api_key="sk-1", max_retries=0, http_client=_http2(fields)) as client:
+            return client.messages.create(**question, max_tokens=100).content[0].text
+    if name == "google-genai":
+        # It closes its connections when nothing holds it.
+        client = _google(base, fields)
+        return client.models.generate_content(model="demo", contents="Say some words.").text
+    if name == "cohere":
+        return cohere.ClientV2("k1", base_url=base, httpx_client=_http(fields), max_retries=0).chat(**question).message.content[0].text
+    with mistralai.client.Mistral(api_key="k1", server_url=f"{base}/mistral", client=_http(fields)) as client:
+        return client.chat.complete(**question).choices[0].message.content
 
 
 class Node:
