@@ -288,7 +288,7 @@ impl ProxyHttp for Edge {
         // What has become of an upgraded connection is not HTTP.
         let begun = said.is_some_and(|status| !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS);
         if begun {
-            // Whether or not it could be told, the connection ends here.
+            // Whether or not it could be told, Pingora ends the connection here.
             if !matches!(self.end_stream(session, clock, &answer).await, Ok(true)) {
                 session.downstream_session.shutdown().await;
             }

@@ -144,15 +144,15 @@ fn hex_digit(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
 }
 
-/// Removes dot segments (RFC 3986, section 5.2.4) and repeated slashes from both forms. `..;x` is refused: Java servers
-/// read it as `..`. Decoding makes and unmakes no slash, so the segments of both forms are the same ones.
+/// Removes dot segments (RFC 3986, section 5.2.4) and repeated slashes from both forms. `..;x` and `..%2F` are refused: there
+/// are servers that read a dot segment in them. Decoding makes and unmakes no slash, so the segments of both forms are the same ones.
 fn settle(raw: &str, decoded: String, slashes: Slashes) -> Result<(String, Cow<'_, str>), BadPath> {
     let (mut dots, mut empty, mut ends_open) = (false, false, false);
     for segment in decoded.split('/').skip(1) {
         empty |= ends_open;
         ends_open = segment.is_empty();
         dots |= is_dots(segment);
-        if segment.split_once(';').is_some_and(|(name, _)| is_dots(name)) {
+        if hides_dots(segment) {
             return Err(BadPath::Ambiguous);
         }
     }
@@ -168,6 +168,12 @@ fn settle(raw: &str, decoded: String, slashes: Slashes) -> Result<(String, Cow<'
 
 fn is_dots(segment: &str) -> bool {
     matches!(segment, "." | "..")
+}
+
+/// Whether a server that decodes `%2F` or `%3B`, or takes parameters off, would find a dot segment in this one.
+fn hides_dots(segment: &str) -> bool {
+    let name = |part: &str| is_dots(part.split(';').next().and_then(|part| part.split("%3B").next()).unwrap_or_default());
+    !is_dots(segment) && segment.split("%2F").any(name)
 }
 
 /// Both forms without their dot segments and empty segments.
@@ -327,6 +333,13 @@ mod tests {
             ("/a\\b", BadPath::Ambiguous),
             ("/a/..;/b", BadPath::Ambiguous),
             ("/a/..;x=1/b", BadPath::Ambiguous),
+            ("/a/..%3b/b", BadPath::Ambiguous),
+            ("/a/..%3Bfoo/b", BadPath::Ambiguous),
+            ("/%2e%3b/b", BadPath::Ambiguous),
+            ("/a/..%2fb", BadPath::Ambiguous),
+            ("/a%2f..%2fb", BadPath::Ambiguous),
+            ("/a/%2e%2e%2fb", BadPath::Ambiguous),
+            ("/a/x%2f.;y", BadPath::Ambiguous),
             ("/a/.;/b", BadPath::Ambiguous),
             ("/%252e%252e/b", BadPath::Ambiguous),
             ("/a%25%32%66b", BadPath::Ambiguous),

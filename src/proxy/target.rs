@@ -51,8 +51,9 @@ pub fn settle(head: &mut RequestHeader, policy: &Policy) -> Result<Settled, Refu
         Some(query) => format!("{path}?{query}").parse::<Uri>(),
         None => path.parse(),
     };
-    // What no URI holds goes upstream as it is judged.
-    let spelled = if normal.spelled == normal.path { None } else { uri(&normal.spelled).ok() };
+    // What no URI may hold goes upstream as it is judged, although the parser lets it pass (RFC 3986, section 2).
+    let valid = !normal.spelled.bytes().any(|byte| b"\"<>`".contains(&byte));
+    let spelled = if normal.spelled == normal.path || !valid { None } else { uri(&normal.spelled).ok() };
     let settled = Settled { encoded_slash: normal.encoded_slash, spelled };
     let in_form = origin == raw && normal.path == path && head.uri.path() == path;
     if !in_form {

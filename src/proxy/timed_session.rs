@@ -146,6 +146,14 @@ impl Timed {
         }
     }
 
+    /// Tells Pingora that the request's body is complete. The pipe to an HTTP/1 upstream holds four pieces, and Pingora does not
+    /// poll us while it is full and the request is complete: so the upstream's half of this task empties it first.
+    async fn tell_end(&mut self) -> Result<Option<Bytes>> {
+        tokio::task::yield_now().await;
+        self.end_held = false;
+        Ok(None)
+    }
+
     /// Whether a frame is only partly sent.
     fn pending(&self) -> bool {
         match &*self.inner {
@@ -193,11 +201,7 @@ impl CustomSession for Timed {
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         self.complete().await?;
         if self.end_held {
-            // The pipe to an HTTP/1 upstream holds four pieces. Pingora does not poll us while it is full and the request is
-            // complete: so the upstream's half of the exchange, a part of this task, empties it first.
-            tokio::task::yield_now().await;
-            self.end_held = false;
-            return Ok(None);
+            return self.tell_end().await;
         }
         let body_expected = !no_body_expected && self.inner.is_http2() && !self.inner.is_body_done();
         if let Some(clock) = self.clock.as_mut() {
@@ -220,9 +224,12 @@ impl CustomSession for Timed {
                         clock.body_since = None;
                         clock.pace.arrived(read.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
                     }
-                    let piece = matches!(&read, Ok(Some(piece)) if !piece.is_empty());
-                    self.end_held = piece && !no_body_expected && !self.inner.is_upgrade_req() && self.inner.is_body_done();
-                    return read;
+                    let done = !no_body_expected && !self.inner.is_upgrade_req() && self.inner.is_body_done();
+                    self.end_held = done && read.is_ok();
+                    return match read {
+                        Ok(None) if done => self.tell_end().await,
+                        read => read,
+                    };
                 }
                 why = pulled(leash.as_deref()) => return Err(of_pulled(why)),
                 () = &mut self.sleep => {}
