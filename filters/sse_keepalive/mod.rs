@@ -36,24 +36,26 @@
 //! the next event and lose it. `frame_by_client` names other frames by a part of the `User-Agent`; the first row that
 //! fits is taken, before `frame`.
 //!
-//! - `before_headers`: when the client takes nothing but an event stream, the request is complete, and the upstream
-//!   has sent no header for so long, the client gets `200 text/event-stream` and frames. `POST` only. A later event
-//!   stream is merged into it. A later JSON answer is delivered within the stream, a later failure as an error of the
-//!   API's own form, with the upstream's own message and status; the access log has `late_status`. Off unless set,
-//!   since the status can then no longer tell of a failure.
-//!   A client takes nothing but a stream where the body says `"stream": true` or `"stream_format": "sse"` (JSON, or a
-//!   form's `stream`), for Gemini where the path is `:streamGenerateContent?alt=sse`, for DashScope with
-//!   `X-DashScope-SSE: enable`, and where `Accept` names `text/event-stream` alone. MCP's clients take JSON as well,
-//!   and Ollama streams JSON lines: they are not answered early. `wanted_when`, an expression as in `rules`, says that
-//!   other requests take nothing but a stream either.
-//! - `json_padding`: when the client takes nothing but JSON (it asked for no stream, and `Accept` names
-//!   `application/json`, or names nothing and the path is one of an API's JSON endpoints), and the upstream has sent no
-//!   header for so long, the client gets `200 application/json` and a space each `interval`, which JSON allows before a
-//!   document. The price: the status is 200 whatever the upstream says later; a failure is then told by the body alone,
-//!   which client libraries do not take for an error. Off unless set.
+//! - `before_headers`: answers early with `200 text/event-stream` and frames, when the client accepts no other answer
+//!   than an event stream, its request is complete, and the upstream has sent no header for so long. `POST` only. A
+//!   later event stream is merged into it. A later JSON answer is delivered within the stream. A later failure becomes
+//!   an error of the API's own form with the upstream's own message and status; the access log then has `late_status`.
+//!   Off unless set, since the status can no longer tell of a failure, and an answer with a `Content-Encoding` cannot be
+//!   delivered any more.
+//!   A client accepts no other answer if the first 16 MiB of the body say `"stream": true` or `"stream_format": "sse"`
+//!   (JSON, or a form's `stream`), if the path is Gemini's `:streamGenerateContent?alt=sse`, if DashScope's
+//!   `X-DashScope-SSE: enable` is there, or if `Accept` names `text/event-stream` alone. MCP's clients accept JSON as
+//!   well, and Ollama streams JSON lines: they are not answered early. `wanted_when`, an expression as in `rules`, names
+//!   more requests that accept no other answer.
+//! - `json_padding`: answers early with `200 application/json` and a space each `interval`, which JSON allows before a
+//!   document, when the client accepts JSON alone: its body was understood and asks for no stream, and `Accept` names
+//!   `application/json`, or names no type and the path is one of an API's JSON endpoints. The price: the status is 200
+//!   whatever the upstream says later. A failure is then told by the body alone, which client libraries do not take for
+//!   an error. Off unless set.
 //! - `first_byte`: how long the upstream may take from the complete request to its first byte of data. Frames do not
 //!   count.
-//! - `max_age`: how long a stream may live.
+//! - `max_age`: how long a stream may live, from its first byte; before that, how long it may be waited for after the
+//!   complete request.
 //! - `write_timeout`: how long a client may refuse to read before it is cut off.
 
 mod accept;
