@@ -12,6 +12,7 @@ mod handed_on;
 pub mod http2;
 pub mod lingering;
 pub mod proxy_protocol;
+mod request_body;
 mod stream;
 pub mod tls;
 

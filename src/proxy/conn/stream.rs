@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 use super::body_rate::BodyPace;
 use super::http2::{Http2, PREFACE};
 use super::lingering::ClosingStream;
-use super::{CHUNKED, Conn, ConnLimits, HEAD, HTTP2, IDLE, OPAQUE, OnRefusal, REQUEST};
+use super::{Conn, ConnLimits, HEAD, HTTP2, IDLE, OPAQUE, OnRefusal, REQUEST};
 use crate::proxy::chunks::Chunks;
 use crate::proxy::gate;
 use crate::proxy::head::{END_OF_HEAD, FIELDS_PARSED_MAX, Head};
@@ -24,34 +24,31 @@ use crate::proxy::header_check::{self, Checked, Malformed};
 
 /// What is read at once while looking for HTTP/2; most requests' headers are smaller.
 const PEEKED_BYTES: usize = 2048;
-/// Bytes behind a request that wait for the next exchange, at most; past it the connection is not read on.
-const HELD_BYTES_MAX: usize = 16 * 1024;
-
 /// The layer.
 pub struct ConnStream {
     pub(super) inner: Stream,
-    conn: Arc<Conn>,
+    pub(super) conn: Arc<Conn>,
     pub(super) digest: Arc<ProxyDigest>,
-    limits: ConnLimits,
-    on_refusal: OnRefusal,
+    pub(super) limits: ConnLimits,
+    pub(super) on_refusal: OnRefusal,
     /// Read, and not handed on yet: what was looked at for HTTP/2, a body, the next request.
-    held: Vec<u8>,
-    head: Head,
+    pub(super) held: Vec<u8>,
+    pub(super) head: Head,
     /// Until when the first byte of a fresh connection is waited for.
-    first: Option<Instant>,
+    pub(super) first: Option<Instant>,
     pub(super) http2: Option<Box<Http2>>,
     /// Bytes of the current body that were handed on.
-    body_bytes: u64,
-    chunks: Chunks,
-    pace: BodyPace,
+    pub(super) body_bytes: u64,
+    pub(super) chunks: Chunks,
+    pub(super) pace: BodyPace,
     /// Made only once a body is waited for, and kept for the next.
-    pace_sleep: Option<Pin<Box<Sleep>>>,
+    pub(super) pace_sleep: Option<Pin<Box<Sleep>>>,
     /// The client sends no more, or cannot be written to.
     pub(super) ended: bool,
     /// The connection layer's own response, written once Pingora has given the connection up.
     pub(super) refusal: Vec<u8>,
     /// A header that was checked, and has not been handed on as a whole.
-    checked: Vec<u8>,
+    pub(super) checked: Vec<u8>,
 }
 
 impl ConnStream {
@@ -106,7 +103,7 @@ impl ConnStream {
     }
 
     /// Reads from the client, and notes whether that has an end.
-    fn poll_inner(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_inner(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = ready!(Pin::new(&mut self.inner).poll_read(cx, buf));
         self.ended |= read.is_err() || (buf.filled().len() == before && buf.remaining() > 0);
@@ -152,24 +149,6 @@ impl ConnStream {
         } else {
             None
         }
-    }
-
-    /// Whether all of the current body was handed on.
-    fn body_complete(&self) -> bool {
-        match self.conn.body.load(Ordering::Relaxed) {
-            CHUNKED => self.chunks.over(),
-            length => self.body_bytes >= length,
-        }
-    }
-
-    /// How much of `fresh` is the current body's. `None`: it is malformed.
-    fn body_part(&mut self, fresh: &[u8]) -> Option<usize> {
-        let own = match self.conn.body.load(Ordering::Relaxed) {
-            CHUNKED => self.chunks.feed(fresh)?,
-            length => fresh.len().min(usize::try_from(length - self.body_bytes).unwrap_or(usize::MAX)),
-        };
-        self.body_bytes += own as u64;
-        Some(own)
     }
 
     /// Reads a header. It is handed on once it is there as a whole and has been checked.
@@ -303,77 +282,6 @@ impl ConnStream {
         }
         self.take_held(buf);
         Poll::Ready(Ok(()))
-    }
-
-    /// Reads the body, and once it is complete waits for the client to leave: what else comes is held.
-    fn read_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.body_complete() {
-            return self.hold(cx);
-        }
-        let malformed = |this: &mut Self| {
-            this.conn.body_bad.store(true, Ordering::Relaxed);
-            this.held.clear();
-            Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "malformed chunks")))
-        };
-        if !self.held.is_empty() {
-            let held = std::mem::take(&mut self.held);
-            let offered = held.get(..held.len().min(buf.remaining())).unwrap_or_default();
-            let Some(own) = self.body_part(offered) else { return malformed(self) };
-            buf.put_slice(held.get(..own).unwrap_or_default());
-            self.held = held.get(own..).unwrap_or_default().to_vec();
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        let Poll::Ready(read) = self.poll_inner(cx, buf) else { return self.poll_pace(cx) };
-        read?;
-        let fresh = buf.filled().get(before..).unwrap_or_default();
-        self.pace.arrived(fresh.len());
-        let Some(own) = self.body_part(fresh) else {
-            buf.set_filled(before);
-            return malformed(self);
-        };
-        self.held = fresh.get(own..).unwrap_or_default().to_vec();
-        buf.set_filled(before + own);
-        Poll::Ready(Ok(()))
-    }
-
-    /// Waits for more of the body, until it arrives too slowly.
-    fn poll_pace(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.conn.responding.load(Ordering::Relaxed) {
-            return Poll::Pending;
-        }
-        self.pace.waits();
-        let Some(deadline) = self.pace.deadline() else { return Poll::Pending };
-        let sleep = self.pace_sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        // Set for the body before.
-        if sleep.deadline() > deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        // The deadline of one body only moves on; a timer that is early looks again.
-        loop {
-            ready!(sleep.as_mut().poll(cx));
-            if sleep.deadline() >= deadline {
-                self.conn.body_slow.store(true, Ordering::Relaxed);
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            sleep.as_mut().reset(deadline);
-        }
-    }
-
-    /// The request is complete. Only the client's leaving is of interest; bytes wait for the next exchange.
-    fn hold(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.held.len() < HELD_BYTES_MAX {
-            let mut piece = [0; 1024];
-            let mut fresh = ReadBuf::new(&mut piece);
-            ready!(self.poll_inner(cx, &mut fresh))?;
-            if fresh.filled().is_empty() {
-                // The client has left, or at least will send no more.
-                return Poll::Ready(Ok(()));
-            }
-            self.held.extend_from_slice(fresh.filled());
-        }
-        // Nobody pipelines that much; and whoever is not read any more cannot be seen leaving.
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much behind a request")))
     }
 }
 
