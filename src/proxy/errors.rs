@@ -114,6 +114,8 @@ const NO_SERVER: Answer =
     Answer::new(StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable", "No server can take the request right now. Try again shortly.");
 const UNREACHABLE: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_unreachable", "The server behind this API cannot be reached.");
 const BROKEN: Answer = Answer::new(StatusCode::BAD_GATEWAY, "upstream_error", "The server behind this API ended the response too early.");
+const INVALID: Answer =
+    Answer::new(StatusCode::BAD_GATEWAY, "upstream_error", "The server behind this API sent a response that is not valid HTTP.");
 const TIMEOUT: Answer = Answer::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", "The server behind this API took too long to answer.");
 /// The body took too long, or arrived too slowly.
 pub const SLOW_BODY: Answer = Answer::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The request took too long to arrive.");
@@ -188,6 +190,7 @@ pub fn of_error(error: &Error) -> Option<Answer> {
             | ErrorType::HandshakeError,
             ErrorSource::Upstream,
         ) => UNREACHABLE,
+        (ErrorType::InvalidHTTPHeader, ErrorSource::Upstream) => INVALID,
         (_, ErrorSource::Upstream) => BROKEN,
         (ErrorType::ReadTimedout, ErrorSource::Downstream) => SLOW_BODY,
         (

@@ -85,7 +85,9 @@ fn base_path(path: &str) -> Result<(), Invalid> {
     let plain = path.bytes().all(|b| b.is_ascii_graphic() && !b"?#\\\"<>^`{|}".contains(&b));
     let segments = path.strip_prefix('/').map(|rest| rest.split('/'));
     let clean = segments.is_some_and(|mut all| all.all(|one| !matches!(one, "" | "." | "..")));
-    if plain && clean {
+    // Each `%` begins an escape (RFC 3986, section 2.1).
+    let escaped = path.split('%').skip(1).all(|after| after.as_bytes().get(..2).is_some_and(|pair| pair.iter().all(u8::is_ascii_hexdigit)));
+    if plain && clean && escaped {
         return Ok(());
     }
     Err(Invalid::new(format!("`{path}` is not a path such as `/openai`: it begins with `/`, does not end with it, and has no query")))
@@ -142,7 +144,7 @@ mod tests {
         for good in ["/openai", "/a/b.c/v1", "/~x/%20"] {
             assert!(base_path(good).is_ok(), "{good}");
         }
-        for wrong in ["", "/", "openai", "/openai/", "/a//b", "/a/../b", "/./a", "/a?b", "/a#b", "/a b", "/ä"] {
+        for wrong in ["", "/", "openai", "/openai/", "/a//b", "/a/../b", "/./a", "/a?b", "/a#b", "/a b", "/ä", "/%zz", "/a%2"] {
             assert!(base_path(wrong).is_err(), "{wrong}");
         }
     }
