@@ -209,9 +209,9 @@ impl Upstream {
         self.config.retries
     }
 
-    /// Whether a request that was certainly not received is repeated.
+    /// Whether a request that was certainly not received is repeated, and may be needed to be.
     pub fn retries_unsent(&self) -> bool {
-        self.config.retry_unsent
+        self.config.retry_unsent && self.keep_alive.ends()
     }
 
     /// Whether every connection is HTTP/1.1; not where TLS settles it.

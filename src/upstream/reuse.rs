@@ -38,6 +38,8 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub struct KeepAlive {
     any: AtomicBool,
+    /// A server has ended an idle connection, or says that it will: a request may meet that.
+    ends: AtomicBool,
     known: RwLock<HashMap<Address, Limit>>,
 }
 
@@ -62,6 +64,7 @@ impl KeepAlive {
     /// Notes what a response of this server announces.
     pub fn observe(&self, address: &Address, headers: &HeaderMap) {
         let Some(seconds) = timeout_s(headers) else { return };
+        self.ends.store(true, Ordering::Relaxed);
         if self.known.read().get(address).and_then(|limit| limit.announced_s) != Some(seconds) {
             self.known.write().entry(address.clone()).or_default().announced_s = Some(seconds);
             self.any.store(true, Ordering::Relaxed);
@@ -70,6 +73,7 @@ impl KeepAlive {
 
     /// Notes that this server ended a connection that was idle for so long.
     fn ended(&self, address: &Address, idle: Duration, now: Instant) {
+        self.ends.store(true, Ordering::Relaxed);
         if idle < IDLE_MIN {
             return;
         }
@@ -95,6 +99,12 @@ impl KeepAlive {
         let announced = limit.announced_s.map(|seconds| Duration::from_secs(seconds.into())).map(|limit| limit - MARGIN_MAX.min(limit / 2));
         let seen = limit.seen(now).map(|limit| limit - MARGIN_MAX.min(limit / 4));
         [announced, seen].into_iter().flatten().fold(most, Duration::min)
+    }
+
+    /// Whether a request on a kept connection may meet its end. Only then is it worth a system call for each to be able to prove
+    /// that nothing of it was received.
+    pub fn ends(&self) -> bool {
+        self.ends.load(Ordering::Relaxed)
     }
 
     /// Forgets addresses that are no longer in use.
