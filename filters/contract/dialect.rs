@@ -64,24 +64,39 @@ const GEMINI_METHODS: [&str; 8] = [
 impl Dialect {
     /// The dialect of a request by its normalised path. An operator may name another for a route.
     pub fn of_path(path: &str) -> Self {
-        let last = path.rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default();
-        let has = |name: &str| path.split('/').any(|segment| segment == name);
+        // Every request comes here: one walk over the segments.
+        let mut last = "";
+        let (mut v1, mut v1beta, mut v2, mut openai, mut responses, mut mcp, mut messages) =
+            (false, false, false, false, false, false, false);
+        for segment in path.split('/').filter(|segment| !segment.is_empty()) {
+            let before = std::mem::replace(&mut last, segment);
+            match segment {
+                "v1" => v1 = true,
+                "v1beta" => v1beta = true,
+                "v2" => v2 = true,
+                "openai" => openai = true,
+                "responses" => responses = true,
+                "mcp" => mcp = true,
+                "messages" => messages |= before == "v1",
+                _ => {}
+            }
+        }
         let method = last.rsplit_once(':').map_or("", |(_, method)| method);
         // Anthropic's models on Vertex AI: the path is Google's, bodies and streams are Anthropic's.
-        let vertex_anthropic = matches!(method, "rawPredict" | "streamRawPredict");
-        if path.ends_with("/v1/messages") || path.contains("/v1/messages/") || vertex_anthropic {
+        if messages || matches!(method, "rawPredict" | "streamRawPredict") {
             return Dialect::Anthropic;
         }
         // `/v1beta/openai/…` is Google's own endpoint in OpenAI's shape.
-        if GEMINI_METHODS.contains(&method) || has("v1beta") && !has("openai") {
+        if v1beta && !openai || GEMINI_METHODS.contains(&method) {
             return Dialect::Gemini;
         }
         match last {
-            _ if has("responses") => Dialect::OpenAiResponses,
-            _ if has("mcp") => Dialect::Mcp,
+            _ if responses => Dialect::OpenAiResponses,
+            _ if mcp => Dialect::Mcp,
+            "completions" | "embeddings" if v1 => Dialect::OpenAi,
             _ if path.contains("/api/v1/services/") => Dialect::DashScope,
-            "chat" if has("v2") || has("v1") => Dialect::Cohere,
-            "embed" | "rerank" | "classify" if has("v2") => Dialect::Cohere,
+            "chat" if v1 || v2 => Dialect::Cohere,
+            "embed" | "rerank" | "classify" if v2 => Dialect::Cohere,
             "chat" | "generate" | "embed" | "embeddings" | "tags" | "show" | "pull" | "push" | "create" | "ps"
                 if path.starts_with("/api/") =>
             {
