@@ -1,4 +1,4 @@
-//! The APIs whose clients Keylatch serves, and how each reports errors and streams its answers.
+//! The API dialects that Keylatch serves: how a client of each asks for a stream.
 //!
 //! This file holds the facts; how an error is written in each dialect is decided in `src/proxy/dialects`.
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::{Invalid, field_name, is_framing};
 
-/// Fields that claim the client's address. The upstream gets one clean set in their place, whoever the peer is.
+/// Fields that claim the client's address. They are removed for every peer; the upstream gets one set written by Keylatch.
 pub const ADDRESS_FIELDS: [&str; 14] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",

@@ -102,7 +102,7 @@ pub struct StreamPlan {
 }
 
 impl StreamPlan {
-    /// Nothing is ever due: for requests whose chain has no plan, only a limit for slow readers.
+    /// A plan without frames and deadlines, for chains without `sse_keepalive`: only slow readers are limited.
     pub fn none(write_timeout: Duration) -> Self {
         const NEVER: Duration = Duration::from_secs(365 * 86_400);
         Self {

@@ -82,7 +82,7 @@ fn gemini(request: &RequestHeader) -> AnswerKind {
     if path.rsplit('/').next().is_some_and(|last| last.contains(':')) { AnswerKind::Json } else { AnswerKind::Undecided }
 }
 
-/// Paths whose answers are JSON unless a stream is asked for.
+/// Path suffixes of endpoints that answer with JSON unless the request asks for a stream.
 const JSON_ENDPOINTS: [&str; 11] = [
     "/chat/completions",
     "/completions",

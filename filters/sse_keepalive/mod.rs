@@ -29,7 +29,7 @@
 //! | `comment` | `: keep-alive` and a blank line | `: keep-alive` | nearly all clients; after an `id` field the blank line is left out |
 //! | `comment_line` | `: keep-alive` | `: keep-alive` | clients that take a blank line after a comment for an empty message |
 //! | `blank_line` | a blank line | nothing | Google's clients and others that fail on comments |
-//! | `event` | `event: ping` (Anthropic) or `event: keepalive`, with data | nothing | clients whose idle timer counts only events with data |
+//! | `event` | `event: ping` (Anthropic) or `event: keepalive`, with data | nothing | clients with an idle timer that counts only events with data |
 //! | `auto` | `blank_line` for Gemini, `event` for Anthropic, `comment` for others; the client's own where it is known by its `User-Agent` | | |
 //!
 //! `comment_line` has a price: hand-written clients that split a stream on blank lines take the comment for a part of

@@ -100,6 +100,7 @@ impl Http2Streams {
         loop {
             self.wait(|streams| streams.open.load(Ordering::Relaxed) == 0).await;
             let begun = self.begun();
+            // The interval itself is the condition: a client that is about to send a request must not get GOAWAY.
             tokio::time::sleep(time).await;
             if self.open.load(Ordering::Relaxed) == 0 && self.begun() == begun {
                 return;
