@@ -1,6 +1,5 @@
 """An HTTP/2 upstream that refuses requests as a test says, and counts what it processed. In clear, one thread a connection."""
 
-import socket
 import threading
 
 import h2.config
@@ -9,8 +8,10 @@ import h2.errors
 import h2.events
 import h2.exceptions
 
+from support.listener import Listener
 
-class H2Upstream:
+
+class H2Upstream(Listener):
     """Asks `script(number, method)` of each request, in the order in which their headers come, counted from 1: "answer",
     "refuse" (RST_STREAM with REFUSED_STREAM), "goaway" (GOAWAY with the last stream before this one), "goaway_late" (GOAWAY that
     names this stream as processed, and the end of the connection), or "cancel" (RST_STREAM with CANCEL)."""
@@ -18,19 +19,9 @@ class H2Upstream:
     def __init__(self, script):
         self.script, self.attempts, self.processed = script, [], []
         self.lock = threading.Lock()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self):
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, sock):
+    def serve(self, sock):
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         connection.initiate_connection()
         sock.sendall(connection.data_to_send())
@@ -76,12 +67,3 @@ class H2Upstream:
             connection.close_connection(last_stream_id=stream)
             return False
         return True
-
-    def close(self):
-        self.listener.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()

@@ -7,6 +7,8 @@ import time
 
 import h11
 
+from support.listener import Listener
+
 HEAD_MAX = 256 * 1024
 
 
@@ -55,7 +57,7 @@ def faults(seen, raw_head):
     return wrong
 
 
-class Strict:
+class Strict(Listener):
     """Parses with h11, answers 200 to whole requests, and keeps what it saw.
 
     `requests` are the requests in the order in which their headers came, whole or not; `errors` is everything
@@ -64,19 +66,9 @@ class Strict:
     def __init__(self):
         self.requests, self.errors, self.open = [], [], 0
         self.lock = threading.Lock()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-        self.port = self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
 
-    def _accept(self):
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, sock):
+    def serve(self, sock):
         with self.lock:
             self.open += 1
         try:
@@ -147,12 +139,3 @@ class Strict:
         if seen.method != "HEAD":
             answer += parser.send(h11.Data(data=b"ok"))
         sock.sendall(answer + parser.send(h11.EndOfMessage()))
-
-    def close(self):
-        self.listener.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
