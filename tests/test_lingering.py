@@ -180,6 +180,20 @@ def test_expect_with_http_client(keylatch, over_tls, authority):
             answer.read()
 
 
+def test_expect_with_the_body_at_once(keylatch, echo_upstream):
+    """Nothing of the body is outstanding: the next byte begins a request."""
+    with connect(keylatch.port) as connection:
+        file = connection.makefile("rb")
+        for _ in range(3):
+            connection.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello")
+            status, fields = read_head(file)
+            assert (status, dict(fields).get("connection", "keep-alive")) == (401, "keep-alive")
+            read_body(file, fields)
+        connection.sendall(b"GET /v1/y HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\n\r\n")
+        assert read_head(file)[0] == 200
+    assert [seen["target"] for seen in echo_upstream.requests] == ["/v1/y"]
+
+
 @pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
 def test_expect_with_node(keylatch):
     done = subprocess.run(["node", "-e", EXPECT, "--", keylatch.url("/v1/x")], capture_output=True, text=True, timeout=20, check=False)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use http::{HeaderValue, header};
 use keylatch_filters::contract::{ResponseCx, Source};
 use pingora::Result;
@@ -82,6 +83,12 @@ fn drains(session: &mut Session) -> bool {
     if session.is_body_done() {
         return true;
     }
-    // `Expect: 100-continue`: the client waits for us, nothing will come.
-    !session.req_header().headers.contains_key(header::EXPECT) && announced(session).is_some_and(|length| length <= DRAINED_BYTES_MAX)
+    if announced(session).is_none_or(|length| length > DRAINED_BYTES_MAX) {
+        return false;
+    }
+    if !session.req_header().headers.contains_key(header::EXPECT) {
+        return true;
+    }
+    // The client may send the body after the refusal, or not. Only what came before is certainly the body.
+    matches!(session.downstream_session.drain_request_body().now_or_never(), Some(Ok(()))) && session.is_body_done()
 }
