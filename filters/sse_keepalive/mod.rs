@@ -131,10 +131,16 @@ pub struct SseKeepalive {
 const ACCEL: HeaderName = HeaderName::from_static("x-accel-buffering");
 const EVENT_STREAM: &str = "text/event-stream";
 
+/// A media type without its parameters.
+fn media_type(value: &[u8]) -> &[u8] {
+    value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
 /// Whether a `Content-Type` or `Accept` value names the event stream's media type.
 pub fn names_event_stream(value: &HeaderValue) -> bool {
-    let Ok(text) = value.to_str() else { return false };
-    text.split(',').any(|part| part.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(EVENT_STREAM)))
+    let text = value.as_bytes();
+    let is_part = |part| media_type(part).eq_ignore_ascii_case(EVENT_STREAM.as_bytes());
+    text.len() >= EVENT_STREAM.len() && text.split(|byte| *byte == b',').any(is_part)
 }
 
 /// Whether a body is sent as it is, without a coding.
@@ -144,14 +150,14 @@ pub fn is_uncoded(headers: &HeaderMap) -> bool {
 
 /// Whether frames may be put into this response.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
-    is_uncoded(headers) && headers.get(header::CONTENT_TYPE).is_some_and(names_event_stream)
+    headers.get(header::CONTENT_TYPE).is_some_and(names_event_stream) && is_uncoded(headers)
 }
 
 /// Whether a response is a stream of JSON lines, as Ollama sends them.
 pub fn is_json_lines(headers: &HeaderMap) -> bool {
-    const KINDS: [&str; 4] = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/jsonlines"];
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).and_then(|text| text.split(';').next());
-    is_uncoded(headers) && kind.is_some_and(|kind| KINDS.iter().any(|lines| kind.trim().eq_ignore_ascii_case(lines)))
+    const KINDS: [&[u8]; 4] = [b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/jsonlines"];
+    let kind = headers.get(header::CONTENT_TYPE).map(|value| media_type(value.as_bytes()));
+    kind.is_some_and(|kind| KINDS.iter().any(|lines| kind.eq_ignore_ascii_case(lines))) && is_uncoded(headers)
 }
 
 /// What one request's hooks remember.
@@ -214,6 +220,13 @@ impl Filter for SseKeepalive {
         ] {
             if short(value) {
                 return Err(Invalid::new("must be at least 100ms").at(name));
+            }
+        }
+        for (name, value) in [("before_headers", config.before_headers), ("json_padding", config.json_padding)] {
+            if let (Some(begins), Some(ends)) = (value, config.first_byte)
+                && begins.0 >= ends.0
+            {
+                return Err(Invalid::new(format!("must be shorter than `first_byte` ({ends}), which ends the request before")).at(name));
             }
         }
         if config.wanted_when.is_some() && config.before_headers.is_none() && config.first_byte.is_none() {

@@ -12,7 +12,7 @@ use super::resolve::Discovery;
 use super::server::{Place, Target};
 use super::tls::Tls;
 use super::{Balancer, SharedConnector};
-use crate::config::model::{Balance, HttpVersion, Upstream as Config};
+use crate::config::model::{AddressFamily, Balance, HttpVersion, Upstream as Config};
 
 /// Attempts at one request are bounded all the same: `proxy/server.rs` allows Pingora a few more.
 const RETRIES_MAX: usize = 10;
@@ -44,6 +44,10 @@ pub fn targets(config: &Config) -> Result<Vec<Target>, Invalid> {
             Place::Literal(..) | Place::Name(_) | Place::Unix(_) => {}
         }
         targets.push(target);
+    }
+    let unix_only = targets.iter().all(|target| matches!(target.place, Place::Unix(_)));
+    if unix_only && config.address_family != AddressFamily::default() {
+        return Err(Invalid::new("means nothing to Unix sockets, and there are no other servers; leave it out").at("address_family"));
     }
     Ok(targets)
 }
