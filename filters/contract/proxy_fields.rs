@@ -113,10 +113,30 @@ pub struct ProxyFieldsConfig {
 }
 
 /// A set of names and beginnings of names. Looked at for each field of each request.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Names {
     exact: Vec<String>,
+    /// By length, longer ones last: the first letters of the exact names that have it. Rules out nearly every name.
+    exact_letters: [u32; LENGTHS],
     beginnings: Vec<String>,
+    beginning_letters: u32,
+}
+
+/// Names of this length or longer are treated alike.
+const LENGTHS: usize = 48;
+
+/// The bit of a name's first letter; all other bytes share one.
+fn letter(name: &str) -> u32 {
+    match name.as_bytes().first() {
+        Some(byte @ b'a'..=b'z') => 1 << (byte - b'a'),
+        _ => 1 << 31,
+    }
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { exact: Vec::new(), exact_letters: [0; LENGTHS], beginnings: Vec::new(), beginning_letters: 0 }
+    }
 }
 
 impl Names {
@@ -128,6 +148,12 @@ impl Names {
                 None => names.exact.push(pattern.to_owned()),
             }
         }
+        for name in &names.exact {
+            if let Some(letters) = names.exact_letters.get_mut(name.len().min(LENGTHS - 1)) {
+                *letters |= letter(name);
+            }
+        }
+        names.beginning_letters = names.beginnings.iter().fold(0, |letters, beginning| letters | letter(beginning));
         names.exact.sort();
         names.beginnings.sort();
         // The last beginning that is not greater than a name is then the only one that it can have.
@@ -136,9 +162,18 @@ impl Names {
     }
 
     fn has(&self, name: &str) -> bool {
+        let letter = letter(name);
+        let exact = self.exact_letters.get(name.len().min(LENGTHS - 1)).is_some_and(|letters| letters & letter != 0);
+        (exact && self.has_exact(name)) || (self.beginning_letters & letter != 0 && self.has_beginning(name))
+    }
+
+    fn has_exact(&self, name: &str) -> bool {
+        self.exact.binary_search_by(|exact| exact.as_str().cmp(name)).is_ok()
+    }
+
+    fn has_beginning(&self, name: &str) -> bool {
         let below = self.beginnings.partition_point(|beginning| beginning.as_str() <= name);
-        let begins = below.checked_sub(1).and_then(|last| self.beginnings.get(last)).is_some_and(|last| name.starts_with(last.as_str()));
-        begins || self.exact.binary_search_by(|exact| exact.as_str().cmp(name)).is_ok()
+        below.checked_sub(1).and_then(|last| self.beginnings.get(last)).is_some_and(|last| name.starts_with(last.as_str()))
     }
 }
 

@@ -89,8 +89,18 @@ impl JsonScan {
         if self.done() {
             return;
         }
-        for byte in bytes {
-            self.byte(*byte);
+        let mut rest = bytes;
+        while let Some((&byte, after)) = rest.split_first() {
+            rest = after;
+            // Long texts stand further down: nothing of them matters but their ends.
+            if self.in_string && self.depth > 1 && !self.escaped {
+                let end = memchr::memchr2(b'"', b'\\', after).unwrap_or(after.len());
+                if !matches!(byte, b'"' | b'\\') {
+                    rest = after.get(end..).unwrap_or_default();
+                    continue;
+                }
+            }
+            self.byte(byte);
             if self.done() {
                 return;
             }

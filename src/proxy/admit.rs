@@ -16,6 +16,7 @@ use super::fields;
 use super::gate::{self, HeadLimits, Policy};
 use super::path::Slashes;
 use super::reply::announced;
+use crate::config::model::Underscores;
 use crate::entry::Entry;
 
 impl Edge {
@@ -120,6 +121,7 @@ impl Edge {
             self.shared.metrics.dropped_fields.with_label_values(&[fields::UNDERSCORE]).inc_by(passed.dropped_fields);
         }
         exchange.spelled_target = passed.spelled_target.take();
+        exchange.underscores_allowed = policy.underscores == Underscores::Allow;
         if upgrade && !session.is_upgrade_req() {
             // Somebody may believe that what follows is another protocol's; nothing will.
             session.set_keepalive(None);

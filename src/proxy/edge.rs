@@ -171,7 +171,7 @@ impl ProxyHttp for Edge {
         let mut cx = UpstreamCx { upstream, request: session.req_header(), facts: &mut exchange.facts, peer: exchange.peer };
         let hooks = route.chain.upstream_request(&mut cx, &mut exchange.progress);
         hooks.map_err(|failure| errors::of_failure(&failure))?;
-        let dropped = underscores::drop_lookalikes(upstream);
+        let dropped = if exchange.underscores_allowed { underscores::drop_lookalikes(upstream) } else { 0 };
         if dropped > 0 {
             self.shared.metrics.dropped_fields.with_label_values(&[fields::UNDERSCORE]).inc_by(dropped);
         }

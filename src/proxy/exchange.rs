@@ -53,6 +53,8 @@ pub struct Exchange {
     pub host: Option<String>,
     /// The target for the upstream, where the client has spelled it otherwise than it was judged.
     pub spelled_target: Option<Uri>,
+    /// Fields with an underscore were let in.
+    pub underscores_allowed: bool,
     /// Body bytes that arrived.
     pub bytes_in: u64,
     /// To the upstream's first byte of data.
@@ -87,6 +89,7 @@ impl Exchange {
             responded: false,
             host: None,
             spelled_target: None,
+            underscores_allowed: false,
             bytes_in: 0,
             first_byte: None,
             home: None,

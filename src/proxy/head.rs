@@ -1,7 +1,9 @@
 //! A header as it arrives: where it ends, how long it may take, and what tells early that it is none.
 
 use std::pin::Pin;
+use std::sync::LazyLock;
 
+use memchr::memmem::Finder;
 use tokio::time::{Instant, Sleep};
 
 /// The header that is arriving.
@@ -23,6 +25,8 @@ pub struct Head {
 
 /// The empty line that ends a header, with the end of the line before it.
 pub const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+/// Made once: making one costs as much as a short search.
+static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(END_OF_HEAD));
 /// Pingora's parser refuses more with an answer of its own.
 pub const FIELDS_PARSED_MAX: usize = 250;
 
@@ -56,7 +60,7 @@ impl Head {
     pub fn end_in(&mut self, fresh: &[u8]) -> usize {
         // Most headers arrive whole.
         if self.ending == 0
-            && let Some(start) = memchr::memmem::find(fresh, END_OF_HEAD)
+            && let Some(start) = FINDER.find(fresh)
         {
             self.ending = END_OF_HEAD.len();
             return start + END_OF_HEAD.len();

@@ -20,7 +20,10 @@ pub struct Settled {
 /// The target in origin form. The absolute form (RFC 9112, section 3.2.2) names scheme and host once more: both must be those of
 /// the connection and of `Host` (RFC 9110, section 7.4).
 pub fn origin_form<'t>(target: &'t str, host: &[u8], scheme: &str) -> Result<Cow<'t, str>, Refused> {
-    let Some((named, rest)) = target.split_once("://").filter(|_| !target.starts_with('/')) else { return Ok(Cow::Borrowed(target)) };
+    if target.starts_with('/') {
+        return Ok(Cow::Borrowed(target));
+    }
+    let Some((named, rest)) = target.split_once("://") else { return Ok(Cow::Borrowed(target)) };
     if !["http", "https"].iter().any(|known| named.eq_ignore_ascii_case(known)) {
         return Err(bad("target"));
     }
