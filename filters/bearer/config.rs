@@ -8,7 +8,7 @@ use super::introspection::IntrospectionConfig;
 use super::jwt::JwtConfig;
 use super::known::StaticConfig;
 use super::upstream::TellUpstream;
-use crate::contract::KeySource;
+use crate::contract::{ByteSize, KEY_BYTES, KeySource};
 
 /// What becomes of a token that nobody can be asked about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -43,9 +43,12 @@ pub enum Mode {
 pub struct Config {
     /// The ways to check a token, tried in order; at least one.
     pub accept: Vec<Mode>,
-    /// The header fields the token may stand in. Default: `authorization`.
+    /// Where the token may stand, as in `key_binding`. Default: `authorization`.
     #[serde(default = "default_from")]
     pub from: Vec<KeySource>,
+    /// The longest token, 1 KiB to 32 KiB. `limits.header_bytes` bounds it as well. Default: `8KiB`.
+    #[serde(default = "default_token_bytes")]
+    pub token_bytes: ByteSize,
     /// What of the identity the upstream gets. Default: nothing.
     #[serde(default)]
     pub tell_upstream: TellUpstream,
@@ -59,6 +62,9 @@ pub struct Config {
 
 fn default_from() -> Vec<KeySource> {
     vec![KeySource::Authorization]
+}
+fn default_token_bytes() -> ByteSize {
+    ByteSize(KEY_BYTES as u64)
 }
 fn default_realm() -> String {
     "api".into()

@@ -71,7 +71,10 @@ use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 
-use crate::contract::{Filter, Flow, Hooks, Invalid, KeyReader, Problem, Reply, RequestCx, Result, Site, UpstreamCx, header_value};
+use crate::contract::{
+    Filter, Flow, Hooks, Invalid, KeyForm, KeyReader, KeySource, Problem, Reply, RequestCx, Result, Site, UnlistedQuery, UpstreamCx,
+    header_value, key_bytes_bound,
+};
 use config::CACHE_MAX;
 pub use config::{Config, Mode, OnFailure};
 use forward_auth::ForwardAuth;
@@ -115,6 +118,8 @@ pub struct Bearer {
     /// Set where the form is all that is checked.
     anybody: Option<Arc<Verified>>,
     reader: KeyReader,
+    /// How a client sends a token.
+    instruction: String,
     told: Told,
     realm: String,
     cache: Cache<[u8; 32], Remembered>,
@@ -138,7 +143,7 @@ impl Filter for Bearer {
             return Err(Invalid::new(format!("name at least one way to check a token: {modes}")).at("accept"));
         }
         if config.from.is_empty() {
-            return Err(Invalid::new("name at least one header field a token may stand in").at("from"));
+            return Err(Invalid::new("name at least one place a token may stand in").at("from"));
         }
         if config.realm.contains(['"', '\\']) || HeaderValue::from_str(&config.realm).is_err() {
             return Err(Invalid::new("a realm is plain text without quotes").at("realm"));
@@ -159,7 +164,14 @@ impl Filter for Bearer {
         Ok(Self {
             anybody: form_only.then(|| Arc::new(Verified::somebody())),
             checks,
-            reader: KeyReader::new(&config.from),
+            reader: KeyReader::new(
+                &config.from,
+                key_bytes_bound(config.token_bytes).map_err(|invalid| invalid.at("token_bytes"))?,
+                UnlistedQuery::Ignored,
+                KeyForm::Exact,
+            )
+            .map_err(|invalid| invalid.at("from"))?,
+            instruction: config.from.first().map(KeySource::instruction).unwrap_or_default().replace("YOUR_KEY", "YOUR_TOKEN"),
             told: Told::compile(&config.tell_upstream, taken).map_err(|e| e.at("tell_upstream"))?,
             realm: config.realm,
             cache: Cache::new(config.cache_max),
@@ -171,12 +183,12 @@ impl Filter for Bearer {
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, who: &mut Self::State) -> Result<Flow> {
-        let token = match self.reader.read(cx.headers()) {
+        let token = match self.reader.read(cx.request) {
             Ok(Some(token)) => token,
             Ok(None) => return self.missing(cx.headers()),
             Err(error) => return self.malformed(error.reason()),
         };
-        match self.decide(token, cx).await {
+        match self.decide(&token, cx).await {
             Decision::Accepted(verified) => {
                 cx.facts.put(verified.identity.clone());
                 *who = Some(verified);
@@ -282,7 +294,7 @@ impl Bearer {
     /// RFC 6750, section 3.1: no error code when nothing was sent.
     fn missing(&self, headers: &HeaderMap) -> Result<Flow> {
         let reason = if headers.contains_key(header::AUTHORIZATION) { "other_scheme" } else { "missing_token" };
-        let message = "No bearer token was sent. Send it as `Authorization: Bearer YOUR_TOKEN`.";
+        let message = format!("No bearer token was sent. {}", self.instruction);
         let reply = Reply::new(Problem::Unauthenticated, "missing_token", reason, message);
         Ok(reply.header(header::WWW_AUTHENTICATE, self.challenge("")?).into())
     }

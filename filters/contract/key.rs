@@ -1,17 +1,17 @@
-//! The API key of a request: where it is read from, and the id that stands for it everywhere else.
+//! The id that stands for an API key everywhere, and which spellings of a key are one key.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, HeaderName, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::Sha256;
 
 use super::{hex, unhex};
-
-/// The longest key there is, in bytes. JWTs with many claims are the longest in practice.
-pub const KEY_BYTES_MAX: usize = 8192;
 
 /// HMAC-SHA256(secret, key): what stands for a key in stores, logs and metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,30 +61,64 @@ pub struct Key {
     pub hint: String,
 }
 
-/// Which spellings of a key are the same key to the upstream, and so are the same here.
+/// Which spellings of a key are one key to the upstream, and so are one here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyForm {
-    /// Each is a key of its own.
+    /// Each spelling is a key of its own. Of a signed token (JWS) the signature does not count: it can be rewritten into
+    /// another valid one.
     #[default]
     Exact,
-    /// As New API and one-api read keys: `sk-` in front does not matter, nor what comes behind the next `-` (a channel).
-    /// Not for services whose keys have dashes within, such as `sk-proj-…`.
+    /// As New API and one-api read keys: `sk-` in front does not count, nor what follows the next `-` (a channel), nor upper
+    /// or lower case, which MySQL ignores. Not for services whose keys have dashes within, such as `sk-proj-…`.
     NewApi,
 }
 
 impl KeyForm {
-    /// What makes it that key.
-    fn essence(self, key: &str) -> &str {
+    /// The part of a key that names it.
+    fn essence(self, key: &str) -> Cow<'_, str> {
         match self {
-            KeyForm::Exact => key,
+            KeyForm::Exact => Cow::Borrowed(signed_part(key).unwrap_or(key)),
             KeyForm::NewApi => {
-                let rest = key.strip_prefix("sk-").unwrap_or(key);
-                rest.split_once('-').map_or(rest, |(key, _)| key)
+                let name = new_api_name(key);
+                if name.bytes().any(|byte| byte.is_ascii_uppercase()) { name.to_ascii_lowercase().into() } else { name.into() }
             }
         }
     }
+
+    /// The part that named a key in earlier versions, where that was another one.
+    fn earlier_essence(self, key: &str) -> Option<&str> {
+        let earlier = match self {
+            KeyForm::Exact => key,
+            KeyForm::NewApi => new_api_name(key),
+        };
+        (self.essence(key) != earlier).then_some(earlier)
+    }
 }
+
+fn new_api_name(key: &str) -> &str {
+    let rest = key.strip_prefix("sk-").unwrap_or(key);
+    rest.split_once('-').map_or(rest, |(key, _)| key)
+}
+
+/// `header.payload` of a key in JWS compact form (RFC 7515, section 7.1): three parts, of which the first is a JSON object
+/// with `alg`.
+pub fn signed_part(key: &str) -> Option<&str> {
+    let (signed, _) = key.rsplit_once('.')?;
+    let (header, payload) = signed.split_once('.')?;
+    if payload.contains('.') {
+        return None;
+    }
+    let header = LENIENT.decode(header.trim_end_matches('=')).ok()?;
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&header).ok()?;
+    fields.contains_key("alg").then_some(signed)
+}
+
+/// Takes what a lenient verifier may take.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
+);
 
 /// Turns keys into [`KeyId`]s. Holds the secret.
 #[derive(Clone)]
@@ -111,9 +145,14 @@ impl KeyHasher {
         Self { form, ..self }
     }
 
+    /// The form of the keys.
+    pub fn form(&self) -> KeyForm {
+        self.form
+    }
+
     /// The id of `key`.
     pub fn id(&self, key: &str) -> KeyId {
-        id(&self.mac, self.form.essence(key))
+        id(&self.mac, &self.form.essence(key))
     }
 
     /// By which another secret, or another form, is told from this one. Tells nothing about the secret.
@@ -122,9 +161,15 @@ impl KeyHasher {
         id(&self.mac, &format!("keylatch: the fingerprint of the key_hmac secret{form}"))
     }
 
-    /// The ids that `key` had under the secrets before, the latest first.
-    pub fn previous_ids(&self, key: &str) -> Vec<KeyId> {
-        self.previous.iter().map(|mac| id(mac, self.form.essence(key))).collect()
+    /// The ids under which `key` may be stored from before: under earlier secrets, the latest first, and by the part of it
+    /// that named it in earlier versions.
+    pub fn earlier_ids(&self, key: &str) -> Vec<KeyId> {
+        let essence = self.form.essence(key);
+        let mut ids: Vec<KeyId> = self.previous.iter().map(|mac| id(mac, &essence)).collect();
+        if let Some(earlier) = self.form.earlier_essence(key) {
+            ids.extend(std::iter::once(&self.mac).chain(&self.previous).map(|mac| id(mac, earlier)));
+        }
+        ids
     }
 
     /// The id and the hint of `key`.
@@ -164,194 +209,14 @@ fn hint(key: &str) -> String {
     }
 }
 
-/// A header field that can carry the key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum KeySource {
-    /// `Authorization: Bearer …` (OpenAI and most others)
-    Authorization,
-    /// `x-api-key` (Anthropic)
-    XApiKey,
-    /// `api-key` (Azure OpenAI)
-    ApiKey,
-    /// `x-goog-api-key` (Gemini)
-    XGoogApiKey,
-    /// `mj-api-secret` (Midjourney clients)
-    MjApiSecret,
-    /// `openai-insecure-api-key.…` among the protocols of `sec-websocket-protocol` (OpenAI's Realtime API from a browser)
-    SecWebsocketProtocol,
-}
-
-impl KeySource {
-    /// All of them.
-    pub const ALL: [KeySource; 6] = [
-        KeySource::Authorization,
-        KeySource::XApiKey,
-        KeySource::ApiKey,
-        KeySource::XGoogApiKey,
-        KeySource::MjApiSecret,
-        KeySource::SecWebsocketProtocol,
-    ];
-
-    /// What of a field's value may be a key.
-    pub fn key_in(self, value: &str) -> Option<&str> {
-        match self {
-            KeySource::SecWebsocketProtocol => {
-                let protocols = value.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
-                protocols.filter_map(|protocol| protocol.strip_prefix("openai-insecure-api-key.")).next_back()
-            }
-            _ => Some(value.trim_matches([' ', '\t'])),
-        }
-    }
-
-    /// The field's name.
-    pub fn header(self) -> HeaderName {
-        match self {
-            KeySource::Authorization => header::AUTHORIZATION,
-            KeySource::XApiKey => HeaderName::from_static("x-api-key"),
-            KeySource::ApiKey => HeaderName::from_static("api-key"),
-            KeySource::XGoogApiKey => HeaderName::from_static("x-goog-api-key"),
-            KeySource::MjApiSecret => HeaderName::from_static("mj-api-secret"),
-            KeySource::SecWebsocketProtocol => HeaderName::from_static("sec-websocket-protocol"),
-        }
-    }
-}
-
-/// Why no single key could be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// Two fields, or two lines of one field, with different keys.
-    #[error("the request carries two different keys")]
-    Two,
-    /// Not a key: empty, too long, or with bytes that no key has.
-    #[error("the key is malformed")]
-    Malformed,
-}
-
-impl KeyError {
-    /// The metric's word.
-    pub fn reason(self) -> &'static str {
-        match self {
-            KeyError::Two => "two_keys",
-            KeyError::Malformed => "malformed_key",
-        }
-    }
-}
-
-/// Reads the key from a request's header fields.
-#[derive(Clone, Debug)]
-pub struct KeyReader {
-    sources: Vec<(KeySource, HeaderName)>,
-}
-
-impl Default for KeyReader {
-    fn default() -> Self {
-        Self::new(&KeySource::ALL)
-    }
-}
-
-impl KeyReader {
-    /// Looks at these fields only.
-    pub fn new(sources: &[KeySource]) -> Self {
-        Self { sources: sources.iter().map(|source| (*source, source.header())).collect() }
-    }
-
-    /// The one key in these fields. The same key twice is one key.
-    pub fn read<'h>(&self, headers: &'h HeaderMap) -> Result<Option<&'h str>, KeyError> {
-        let mut found: Option<&str> = None;
-        for (source, name) in &self.sources {
-            for value in headers.get_all(name) {
-                let Some(text) = source.key_in(value.to_str().map_err(|_| KeyError::Malformed)?) else { continue };
-                let key = match source {
-                    KeySource::Authorization => credential(text)?,
-                    _ => text,
-                };
-                if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|b| b.is_ascii_graphic()) {
-                    return Err(KeyError::Malformed);
-                }
-                match found {
-                    Some(other) if other != key => return Err(KeyError::Two),
-                    _ => found = Some(key),
-                }
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// Whether a query carries a key that is not `key`, under a name by which some services read one. Whoever sends it
-/// may want to be judged by one key and served by another.
-pub fn other_key_in_query(query: &str, key: &str) -> bool {
-    const NAMES: [&str; 4] = ["key", "api_key", "api-key", "apikey"];
-    query.split('&').filter_map(|pair| pair.split_once('=')).any(|(name, value)| {
-        let decoded = |text| percent_encoding::percent_decode_str(text).decode_utf8_lossy();
-        NAMES.iter().any(|known| decoded(name).eq_ignore_ascii_case(known)) && decoded(value) != key
-    })
-}
-
-/// The key in an `Authorization` value. The scheme's case does not matter (RFC 9110, section 11.1), and what
-/// stands there without a scheme is a key to many services, so it is one here. Another scheme is refused: the
-/// upstream might find a key in it that nobody has judged.
-fn credential(value: &str) -> Result<&str, KeyError> {
-    match value.split_once([' ', '\t']) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim_start_matches([' ', '\t'])),
-        None if !value.eq_ignore_ascii_case("bearer") => Ok(value),
-        _ => Err(KeyError::Malformed),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(fields: &[(&str, &str)]) -> Result<Option<String>, KeyError> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in fields {
-            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
-        }
-        KeyReader::default().read(&headers).map(|key| key.map(str::to_owned))
-    }
-
-    #[test]
-    fn every_source_and_its_abuses() {
-        let some = |key: &str| Ok(Some(key.to_owned()));
-        assert_eq!(read(&[]), Ok(None));
-        assert_eq!(read(&[("authorization", "Bearer sk-1")]), some("sk-1"));
-        assert_eq!(read(&[("authorization", "bEARER   sk-1 ")]), some("sk-1"));
-        assert_eq!(read(&[("x-api-key", "sk-1")]), some("sk-1"));
-        assert_eq!(read(&[("api-key", "sk-1")]), some("sk-1"));
-        assert_eq!(read(&[("x-goog-api-key", "sk-1")]), some("sk-1"));
-        // Whatever the upstream might take for a key is judged, or refused.
-        assert_eq!(read(&[("authorization", "sk-1")]), some("sk-1"));
-        assert_eq!(read(&[("authorization", "Bearer\tsk-1")]), some("sk-1"));
-        assert_eq!(read(&[("authorization", "sk-1"), ("x-api-key", "sk-2")]), Err(KeyError::Two));
-        assert_eq!(read(&[("authorization", "sk-1"), ("authorization", "Bearer sk-2")]), Err(KeyError::Two));
-        assert_eq!(read(&[("authorization", "Basic Zm9v")]), Err(KeyError::Malformed));
-        assert_eq!(read(&[("authorization", "Basic Zm9v"), ("x-api-key", "sk-1")]), Err(KeyError::Malformed));
-        // The same key twice is one; two keys are an attempt to be judged by one and served by the other.
-        assert_eq!(read(&[("authorization", "Bearer sk-1"), ("x-api-key", "sk-1")]), some("sk-1"));
-        assert_eq!(read(&[("authorization", "Bearer sk-1"), ("x-api-key", "sk-2")]), Err(KeyError::Two));
-        assert_eq!(read(&[("authorization", "Bearer sk-1"), ("authorization", "Bearer sk-2")]), Err(KeyError::Two));
-        for wrong in ["Bearer", "Bearer ", "Bearer sk 1", "Bearer a,b c"] {
-            assert_eq!(read(&[("authorization", wrong)]), Err(KeyError::Malformed), "{wrong}");
-        }
-        assert_eq!(read(&[("x-api-key", &"k".repeat(KEY_BYTES_MAX + 1))]), Err(KeyError::Malformed));
-    }
-
-    #[test]
-    fn keys_in_queries() {
-        for same in ["", "a=1", "key=sk-1", "a&KEY=sk%2D1&b=", "monkey=sk-2"] {
-            assert!(!other_key_in_query(same, "sk-1"), "{same}");
-        }
-        for other in ["key=sk-2", "key=sk-1&key=sk-2", "%6bey=sk-2", "api_key=", "apikey=sk-1%20"] {
-            assert!(other_key_in_query(other, "sk-1"), "{other}");
-        }
-    }
-
     #[test]
     fn keys_as_new_api_reads_them() {
         let (exact, hasher) = (KeyHasher::new(b"s"), KeyHasher::new(b"s").of_form(KeyForm::NewApi));
-        for same in ["sk-abc", "abc", "sk-abc-7", "abc-7-x"] {
+        for same in ["sk-abc", "abc", "sk-abc-7", "abc-7-x", "ABC", "sk-aBc"] {
             assert_eq!(hasher.id(same), hasher.id("abc"), "{same}");
         }
         for other in ["abd", "sk-sk-abc", "sk-", "ab-c"] {
@@ -362,15 +227,34 @@ mod tests {
         assert_ne!(exact.fingerprint(), hasher.fingerprint(), "what is bound under one is not to be read under the other");
     }
 
+    /// A token with this header, the payload `{}` and this signature.
+    fn token(header: &str, signature: &str) -> String {
+        let header = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(header);
+        format!("{header}.e30.{signature}")
+    }
+
     #[test]
-    fn keys_where_some_services_look_for_them() {
-        let some = |key: &str| Ok(Some(key.to_owned()));
-        let realtime = "realtime, openai-insecure-api-key.sk-1, openai-beta.realtime-v1";
-        assert_eq!(read(&[("sec-websocket-protocol", realtime)]), some("sk-1"));
-        assert_eq!(read(&[("sec-websocket-protocol", "realtime")]), Ok(None));
-        assert_eq!(read(&[("sec-websocket-protocol", realtime), ("authorization", "Bearer sk-2")]), Err(KeyError::Two));
-        assert_eq!(read(&[("mj-api-secret", "sk-1")]), some("sk-1"));
-        assert_eq!(read(&[("mj-api-secret", "sk-1"), ("authorization", "Bearer midjourney-proxy")]), Err(KeyError::Two));
+    fn a_signature_names_no_key() {
+        let hasher = KeyHasher::new(b"s").with_previous([b"old".as_slice()].into_iter());
+        let first = token(r#"{"alg":"ES256"}"#, "AAAA");
+        for same in ["BBBB", "", "AAA", "AAAA==", "AAAB"] {
+            assert_eq!(hasher.id(&token(r#"{"alg":"ES256"}"#, same)), hasher.id(&first), "{same}");
+        }
+        for other in [
+            token(r#"{"alg":"ES384"}"#, "AAAA"),
+            token(r#"{"alg":"ES256"}"#, "AAAA").replace("e30", "e31"),
+            token(r#"{"alg":"ES256"}"#, "AAAA.BBBB"),
+        ] {
+            assert_ne!(hasher.id(&other), hasher.id(&first), "{other}");
+        }
+        // What only looks like one is a key like any other.
+        for key in ["a.b.c".to_owned(), token("{}", "AAAA"), token("[1]", "AAAA"), "sk-1".into(), "..".into(), token("alg", "AAAA")] {
+            assert_eq!(signed_part(&key), None, "{key}");
+        }
+        // A header with padding or stray bits is one all the same.
+        assert_eq!(signed_part("eyJhbGciOiJFUzI1NiJ9==.e30.AA"), Some("eyJhbGciOiJFUzI1NiJ9==.e30"));
+        assert_eq!(hasher.earlier_ids(&first).len(), 3, "by another secret, and as a whole under both");
+        assert_eq!(hasher.earlier_ids("sk-1").len(), 1);
     }
 
     #[test]
@@ -381,7 +265,7 @@ mod tests {
         assert_eq!(id.to_string(), "5bdcc146bf60");
         assert_eq!(KeyId::from_hex(&id.hex()), Some(id));
         let rotated = KeyHasher::new(b"new").with_previous([b"Jefe".as_slice()].into_iter());
-        assert_eq!(rotated.previous_ids("what do ya want for nothing?"), [id]);
+        assert_eq!(rotated.earlier_ids("what do ya want for nothing?"), [id]);
         assert_ne!(rotated.id("what do ya want for nothing?"), id);
         assert_eq!(hint("sk-0123456789abcdef"), "sk-…cdef");
         assert_eq!(hint("0123456789abcdef"), "…cdef");

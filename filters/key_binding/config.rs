@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::contract::{HumanDuration, Invalid, KeySource, Rate, Timestamp};
+use crate::contract::{ByteSize, HumanDuration, Invalid, KEY_BYTES, KeySource, Rate, Timestamp};
 
 /// What to do with a request without a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -81,8 +81,10 @@ pub enum OnBan {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The header fields a key may stand in. Default: all of them.
+    /// Where a key may stand. Default: all known header fields, not the query.
     pub from: Vec<KeySource>,
+    /// The longest key, 1 KiB to 32 KiB. `limits.header_bytes` bounds it as well. Default: `8KiB`.
+    pub key_bytes: ByteSize,
     /// How much of an IPv4 address is bound, in bits, 8 to 32. Default: 32, the address itself.
     pub ipv4_prefix: u8,
     /// How much of an IPv6 address is bound, in bits, 16 to 128. Default: 64, what one household has.
@@ -106,7 +108,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            from: KeySource::ALL.to_vec(),
+            from: KeySource::FIELDS.to_vec(),
+            key_bytes: ByteSize(KEY_BYTES as u64),
             ipv4_prefix: 32,
             ipv6_prefix: 64,
             rule: FirstRule::Single,
@@ -124,7 +127,7 @@ impl Config {
     /// What makes no sense.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.from.is_empty() {
-            return Err(Invalid::new("name at least one header field a key may stand in").at("from"));
+            return Err(Invalid::new("name at least one place a key may stand in").at("from"));
         }
         if !(8..=32).contains(&self.ipv4_prefix) {
             return Err(Invalid::new(format!("{} is not between 8 and 32", self.ipv4_prefix)).at("ipv4_prefix"));

@@ -7,6 +7,7 @@
 //! ```yaml
 //! key_binding:
 //!   from: [authorization, x-api-key]
+//!   key_bytes: 8KiB
 //!   ipv4_prefix: 32
 //!   ipv6_prefix: 64
 //!   rule: single
@@ -24,9 +25,16 @@
 //! `retention.unconfirmed`: keys that somebody made up do not fill the store. Say `immediate` where the upstream never
 //! sees the client's key, and check it before this filter. `new_keys_per_client` bounds the first uses from one address.
 //!
-//! A field that could carry a key and is not listed under `from` does not reach the upstream.
-//! A key in the query (`?key=`) is not read, and beside another one in a field it is refused.
-//! Two different keys in one request are refused with 400: one could be judged and the other served.
+//! `from` lists the places where a key may stand: `authorization`, `x-api-key`, `api-key`, `x-goog-api-key`,
+//! `mj-api-secret`, `sec-websocket-protocol` (these are the default), `query-key` (the parameter `key` of Gemini clients),
+//! and `{header: NAME}` for any other field. `Bearer ` in front of a key does not belong to it, and an empty one is none.
+//! The lines of a known field that is not listed do not reach the upstream. A key in the query that is not listed is
+//! refused with 401, also with `on_missing: allow`. Two different keys in one request are refused with 400: one could be
+//! judged and the other served. A key longer than `key_bytes` is refused with 400.
+//!
+//! A key that is a signed token (JWS) is named by its header and payload. Its signature does not count: an ECDSA signature
+//! can be rewritten into another valid one without the signer's key. Since anybody can write a header and a payload, use
+//! `confirm: immediate` with such tokens only behind a `bearer` that verifies them.
 //! A binding's rule is `single` (one network), `multiple` (a list), `all`, or `roaming`: up to `networks_max` networks
 //! at a time, each of which makes room for another when it was not used for `window`. First use makes a `single` one,
 //! or with `rule: {roaming: {networks_max: 3, window: 24h}}` a roaming one. A banned key is refused from everywhere.
@@ -47,7 +55,7 @@ use prometheus::IntCounter;
 
 use crate::contract::{
     Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Leash, Problem,
-    Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UpstreamCx, other_key_in_query,
+    Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx, failure, key_bytes_bound,
 };
 use crate::rate_limit::ceil_s;
 use crate::rate_limit::gcra::Table;
@@ -64,6 +72,8 @@ pub struct KeyBinding {
     reader: KeyReader,
     /// Fields that could carry a key and are not read.
     unread: Vec<(KeySource, HeaderName)>,
+    /// How a client sends a key.
+    instruction: String,
     hasher: KeyHasher,
     bindings: Arc<dyn Bindings>,
     /// First uses by client.
@@ -98,8 +108,15 @@ impl Filter for KeyBinding {
     fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
         config.check()?;
         Ok(Self {
-            reader: KeyReader::new(&config.from),
-            unread: KeySource::ALL.iter().filter(|source| !config.from.contains(source)).map(|source| (*source, source.header())).collect(),
+            reader: KeyReader::new(
+                &config.from,
+                key_bytes_bound(config.key_bytes).map_err(|invalid| invalid.at("key_bytes"))?,
+                UnlistedQuery::Refused,
+                site.ports.hasher.form(),
+            )
+            .map_err(|invalid| invalid.at("from"))?,
+            unread: unread(&config.from)?,
+            instruction: config.from.first().map(KeySource::instruction).unwrap_or_default(),
             hasher: site.ports.hasher.clone(),
             bindings: Arc::clone(&site.ports.bindings),
             // One for all places: several chains are no way to more.
@@ -115,13 +132,13 @@ impl Filter for KeyBinding {
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, admitted: &mut Self::State) -> Result<Flow> {
-        let key = match self.reader.read(cx.headers()) {
-            Ok(Some(key)) if cx.request.uri.query().is_some_and(|query| other_key_in_query(query, key)) => {
-                return Ok(malformed(KeyError::Two).into());
-            }
-            Ok(Some(key)) => self.hasher.key(key),
+        let key = match self.reader.read(cx.request) {
+            Ok(Some(key)) => self.hasher.key(&key),
             Ok(None) if self.config.on_missing == OnMissing::Allow => return Ok(Flow::Continue),
-            Ok(None) => return Ok(missing().into()),
+            Ok(None) => return Ok(self.missing("missing_key", "No API key was sent.").into()),
+            Err(KeyError::InQuery) => {
+                return Ok(self.missing(KeyError::InQuery.reason(), "An API key in the query is not accepted here.").into());
+            }
             Err(error) => return Ok(malformed(error).into()),
         };
         cx.facts.put(key.clone());
@@ -162,10 +179,8 @@ impl Filter for KeyBinding {
     /// What was not judged here must not be found by the upstream.
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _admitted: &mut Self::State) -> Result<()> {
         for (source, name) in &self.unread {
-            let carries = |value: &&HeaderValue| value.to_str().ok().is_none_or(|text| source.key_in(text).is_some());
-            let value = cx.request.headers.get(name).filter(carries);
-            if value.is_some_and(|value| cx.upstream.headers.get(name) == Some(value)) {
-                cx.upstream.remove_header(name);
+            if cx.request.headers.contains_key(name) {
+                remove_keys(source, name, cx)?;
             }
         }
         Ok(())
@@ -229,13 +244,18 @@ impl KeyBinding {
         self.bindings.latch(first).await.map(verdict)
     }
 
-    /// What the key was bound to under a secret that was used before.
+    /// The binding that the key has under an id from before.
     async fn adopted(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Option<Arc<Binding>>, StoreError> {
-        let previous = match self.reader.read(cx.headers()) {
-            Ok(Some(text)) => self.hasher.previous_ids(text),
+        let earlier = match self.reader.read(cx.request) {
+            Ok(Some(text)) => self.hasher.earlier_ids(&text),
             _ => Vec::new(),
         };
-        if previous.is_empty() { Ok(None) } else { self.bindings.adopt(key.id, previous).await }
+        if earlier.is_empty() { Ok(None) } else { self.bindings.adopt(key.id, earlier).await }
+    }
+
+    fn missing(&self, reason: &'static str, what: &str) -> Reply {
+        Reply::new(Problem::Unauthenticated, "missing_api_key", reason, format!("{what} {}", self.instruction))
+            .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
 
     fn roaming(&self) -> Option<Roaming> {
@@ -310,22 +330,39 @@ fn too_many(wait: Duration) -> Reply {
         .header(header::RETRY_AFTER, HeaderValue::from(ceil_s(wait).max(1)))
 }
 
-fn missing() -> Reply {
-    Reply::new(
-        Problem::Unauthenticated,
-        "missing_api_key",
-        "missing_key",
-        "No API key was sent. Send it as `Authorization: Bearer YOUR_KEY`.",
-    )
-    .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
-}
-
 fn malformed(error: KeyError) -> Reply {
     let message = match error {
-        KeyError::Two => "The request carries two different API keys. Send one.",
-        KeyError::Malformed => "The API key is malformed.",
+        KeyError::Two => "The request carries two different API keys. Send one.".to_owned(),
+        KeyError::TooLong(bytes) => format!("The API key is longer than {bytes} bytes."),
+        KeyError::Malformed | KeyError::InQuery => "The API key is malformed.".to_owned(),
     };
     Reply::new(Problem::BadRequest, "malformed_api_key", error.reason(), message)
+}
+
+/// The known fields that are not read.
+fn unread(from: &[KeySource]) -> Result<Vec<(KeySource, HeaderName)>, Invalid> {
+    let read: Vec<_> = from.iter().map(KeySource::header).collect::<Result<_, _>>().map_err(|invalid| invalid.at("from"))?;
+    let known = KeySource::FIELDS.into_iter().filter_map(|source| source.header().ok().flatten().map(|name| (source, name)));
+    Ok(known.filter(|(_, name)| !read.contains(&Some(name.clone()))).collect())
+}
+
+/// Removes the client's lines of a field that is not read. Lines that another filter has set stay, and of WebSocket's
+/// protocols all but the keys.
+fn remove_keys(source: &KeySource, name: &HeaderName, cx: &mut UpstreamCx<'_>) -> Result<()> {
+    let sent: Vec<&HeaderValue> = cx.request.headers.get_all(name).iter().collect();
+    let goes = |line: &HeaderValue| sent.contains(&line) && source.carries_key(line.as_bytes());
+    let lines: Vec<HeaderValue> = cx.upstream.headers.get_all(name).iter().cloned().collect();
+    if !lines.iter().any(goes) {
+        return Ok(());
+    }
+    cx.upstream.remove_header(name);
+    for line in lines {
+        let left = if goes(&line) { source.without_key(line.as_bytes()).map(HeaderValue::try_from) } else { Some(Ok(line)) };
+        if let Some(line) = left.transpose().map_err(failure)? {
+            cx.upstream.append_header(name.clone(), line).map_err(failure)?;
+        }
+    }
+    Ok(())
 }
 
 /// The start of `text`, at most `bytes_max` long, cut between characters.

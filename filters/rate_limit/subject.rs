@@ -126,7 +126,7 @@ impl Subject {
             sources.push(source);
             words.push(word);
         }
-        Ok((Self { sources, reader: KeyReader::default(), hasher: hasher.clone() }, words.join("-")))
+        Ok((Self { sources, reader: KeyReader::of_known_fields(hasher.form()), hasher: hasher.clone() }, words.join("-")))
     }
 
     /// What this request is counted as. A request without the key, header or claim counts as its client.
@@ -145,8 +145,8 @@ impl Subject {
             Source::Key => match cx.facts.get::<Key>() {
                 Some(key) => Thing::Key(key.id),
                 // No `key_binding` before this one.
-                None => match self.reader.read(cx.headers()) {
-                    Ok(Some(key)) => Thing::Key(self.hasher.id(key)),
+                None => match self.reader.read(cx.request) {
+                    Ok(Some(key)) => Thing::Key(self.hasher.id(&key)),
                     Ok(None) | Err(_) => client(),
                 },
             },

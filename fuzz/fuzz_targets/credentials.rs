@@ -1,21 +1,27 @@
-//! The credential parser: one key or a refusal, and a key is always plain text without spaces.
+//! The reader of keys: one key or an error, and a key is always visible ASCII. A signature names no key.
 #![no_main]
 
-use http::{HeaderMap, HeaderValue};
-use keylatch_filters::contract::{KEY_BYTES_MAX, KeyHasher, KeyReader, KeySource};
+use http::HeaderValue;
+use keylatch_filters::contract::{KEY_BYTES_MAX, KeyForm, KeyHasher, KeyReader, KeySource, signed_part};
 use libfuzzer_sys::fuzz_target;
+use pingora_http::RequestHeader;
 
 fuzz_target!(|data: &[u8]| {
-    let mut headers = HeaderMap::new();
+    let Ok(mut request) = RequestHeader::build("POST", b"/v1/x", None) else { return };
     for line in data.split(|byte| *byte == b'\n').take(16) {
         let Some((first, value)) = line.split_first() else { continue };
-        if let Ok(value) = HeaderValue::from_bytes(value) {
-            headers.append(KeySource::ALL[usize::from(*first) % 4].header(), value);
+        let source = &KeySource::FIELDS[usize::from(*first) % KeySource::FIELDS.len()];
+        if let (Ok(value), Ok(Some(name))) = (HeaderValue::from_bytes(value), source.header()) {
+            let _ = request.append_header(name, value);
         }
     }
-    if let Ok(Some(key)) = KeyReader::default().read(&headers) {
+    if let Ok(Some(key)) = KeyReader::of_known_fields(KeyForm::Exact).read(&request) {
         assert!(!key.is_empty() && key.len() <= KEY_BYTES_MAX && key.bytes().all(|byte| byte.is_ascii_graphic()));
-        let hint = KeyHasher::new(b"fuzz").key(key).hint;
-        assert!(key.len() < 8 || !hint.contains(key));
+        let hasher = KeyHasher::new(b"fuzz");
+        let hint = hasher.key(&key).hint;
+        assert!(key.len() < 8 || !hint.contains(&*key));
+        if let Some(signed) = signed_part(&key) {
+            assert_eq!(hasher.id(&format!("{signed}.other")), hasher.id(&key));
+        }
     }
 });

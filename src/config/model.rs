@@ -200,8 +200,10 @@ pub struct RouteSettings {
 pub struct Match {
     /// Hosts without port: `api.example.com`, `*.example.com`.
     pub hosts: Vec<String>,
-    /// Paths: `/v1/models` exactly, `/v1/*` for `/v1` and everything below.
+    /// Paths: `/v1/models` exactly, `/v1/*` for `/v1` and everything below, `/*/mj/*` with any one segment first.
     pub paths: Vec<String>,
+    /// Paths that the route is not for, although `paths` fits, in the same form. Default: none.
+    pub except_paths: Vec<String>,
     /// Methods: `GET`, `POST`.
     pub methods: Vec<String>,
 }

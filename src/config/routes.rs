@@ -36,6 +36,7 @@ impl Route {
 pub struct Matcher {
     hosts: Vec<HostPattern>,
     paths: Vec<PathPattern>,
+    except_paths: Vec<PathPattern>,
     methods: Vec<Method>,
 }
 
@@ -51,6 +52,13 @@ enum PathPattern {
     Exact(String),
     /// Without the trailing `/*`.
     Below(String),
+    /// With `*` for any one segment.
+    Segments {
+        /// `None`: any segment that is not empty.
+        segments: Vec<Option<String>>,
+        /// Whether it ends with `/*`.
+        below: bool,
+    },
 }
 
 impl Matcher {
@@ -75,14 +83,23 @@ impl Matcher {
             let base = text.strip_suffix("/*").unwrap_or(&text);
             let normal = base.is_empty()
                 || (base.starts_with('/') && !base.contains("//") && !base.split('/').any(|part| matches!(part, "." | "..")));
-            if text.is_empty() || !normal || base.contains(['*', '?', '#', '%', ' ']) {
+            let stars = base.split('/').all(|segment| segment == "*" || !segment.contains('*'));
+            if text.is_empty() || !normal || !stars || base.contains(['?', '#', '%', ' ']) {
                 return Err(Invalid::new(format!(
-                    "`{text}` is not a path; write `/v1/models` or `/v1/*`, as it looks after normalisation"
+                    "`{text}` is not a path; write `/v1/models`, `/v1/*` or `/*/mj/*`, as it looks after normalisation"
                 ))
                 .index(index)
                 .at(key));
             }
-            Ok(if base.len() < text.len() { PathPattern::Below(base.to_owned()) } else { PathPattern::Exact(text) })
+            let below = base.len() < text.len();
+            Ok(match (base.contains('*'), below) {
+                (true, _) => {
+                    let segments = base.split('/').skip(1).map(|segment| (segment != "*").then(|| segment.to_owned())).collect();
+                    PathPattern::Segments { segments, below }
+                }
+                (false, true) => PathPattern::Below(base.to_owned()),
+                (false, false) => PathPattern::Exact(text),
+            })
         };
         let method = |(index, text, key): (usize, String, &'static str)| {
             let upper = text.bytes().all(|b| b.is_ascii_uppercase());
@@ -92,6 +109,7 @@ impl Matcher {
         Ok(Self {
             hosts: each(&config.hosts, "hosts").into_iter().map(host).collect::<Result<_, _>>()?,
             paths: each(&config.paths, "paths").into_iter().map(path).collect::<Result<_, _>>()?,
+            except_paths: each(&config.except_paths, "except_paths").into_iter().map(path).collect::<Result<_, _>>()?,
             methods: each(&config.methods, "methods").into_iter().map(method).collect::<Result<_, _>>()?,
         })
     }
@@ -99,6 +117,7 @@ impl Matcher {
     fn matches(&self, method: &Method, host: &str, path: &str) -> bool {
         (self.methods.is_empty() || self.methods.contains(method))
             && (self.paths.is_empty() || self.paths.iter().any(|pattern| pattern.matches(path)))
+            && !self.except_paths.iter().any(|pattern| pattern.matches(path))
             && (self.hosts.is_empty() || self.hosts.iter().any(|pattern| pattern.matches(host)))
     }
 }
@@ -120,6 +139,13 @@ impl PathPattern {
         match self {
             PathPattern::Exact(exact) => path == exact,
             PathPattern::Below(base) => path.strip_prefix(base.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            PathPattern::Segments { segments, below } => {
+                let mut rest = path.split('/').skip(1);
+                let fits = segments
+                    .iter()
+                    .all(|segment| rest.next().is_some_and(|part| segment.as_ref().map_or(!part.is_empty(), |segment| segment == part)));
+                fits && (*below || rest.next().is_none())
+            }
         }
     }
 }
@@ -130,7 +156,7 @@ mod tests {
 
     fn matcher(hosts: &[&str], paths: &[&str], methods: &[&str]) -> Result<Matcher, Invalid> {
         let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        Matcher::compile(&Match { hosts: owned(hosts), paths: owned(paths), methods: owned(methods) })
+        Matcher::compile(&Match { hosts: owned(hosts), paths: owned(paths), except_paths: Vec::new(), methods: owned(methods) })
     }
 
     #[test]
@@ -142,6 +168,40 @@ mod tests {
             assert_eq!(routes.matches(&Method::GET, "h", path), fits, "{path}");
         }
         assert!(matcher(&[], &["/*"], &[]).unwrap().matches(&Method::GET, "h", "/anything"));
+    }
+
+    #[test]
+    fn a_star_stands_for_one_segment() {
+        let routes = matcher(&[], &["/*/mj/*", "/models/*/card"], &[]).unwrap();
+        for (path, fits) in [
+            ("/fast/mj/submit/imagine", true),
+            ("/fast/mj", true),
+            ("/fast/mj/", true),
+            ("/mj/submit", false),
+            ("//mj/submit", false),
+            ("/a/b/mj/submit", false),
+            ("/fast/mjx", false),
+            ("/models/x/card", true),
+            ("/models/x/card/", false),
+            ("/models//card", false),
+            ("/models/card", false),
+        ] {
+            assert_eq!(routes.matches(&Method::GET, "h", path), fits, "{path}");
+        }
+    }
+
+    #[test]
+    fn excepted_paths_belong_to_another_route() {
+        let list = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+        let config = Match { paths: list(&["/mj/*", "/*/mj/*"]), except_paths: list(&["/mj/image/*", "/api/mj/*"]), ..Match::default() };
+        let route = Matcher::compile(&config).unwrap();
+        for (path, fits) in
+            [("/mj/submit", true), ("/fast/mj/submit", true), ("/mj/image/1", false), ("/api/mj/self", false), ("/mj/images", true)]
+        {
+            assert_eq!(route.matches(&Method::GET, "h", path), fits, "{path}");
+        }
+        let invalid = Matcher::compile(&Match { except_paths: list(&["x"]), ..Match::default() }).unwrap_err();
+        assert_eq!(invalid.path.first().map(ToString::to_string).as_deref(), Some("except_paths"));
     }
 
     #[test]
@@ -167,6 +227,8 @@ mod tests {
             (&["*"], &[], &[]),
             (&[], &["v1"], &[]),
             (&[], &["/v*"], &[]),
+            (&[], &["/*v/x"], &[]),
+            (&[], &["/**/x"], &[]),
             (&[], &["/a//b"], &[]),
             (&[], &["/../a"], &[]),
             (&[], &[], &["get"]),

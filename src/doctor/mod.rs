@@ -1,6 +1,7 @@
 //! What one would look at before strangers come: the production checklist, as far as a program can look. Nothing is changed.
 
 mod certificates;
+mod credentials;
 mod edge;
 mod machine;
 mod secrets;
@@ -71,6 +72,7 @@ pub async fn look(path: &Path, accepted: &[String]) -> Vec<Finding> {
             let files = Files::beside(path);
             secrets::look(&snapshot, &secrets, path, &files, &mut found);
             certificates::look(&snapshot, &files, &mut found);
+            credentials::look(&snapshot, &mut found);
             edge::look(&snapshot, &files, &mut found);
             trust::look(&snapshot.settings, &files, &mut found);
             machine::look(&snapshot, path, &mut found);

@@ -100,9 +100,9 @@ impl Bindings<'_> {
     /// the one under the secret before.
     pub async fn hashed(&self, key: &str) -> Result<(KeyId, String), Fault> {
         if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Fault::invalid("key", "that is not a key: it must be 1 to 8192 visible ASCII characters"));
+            return Err(Fault::invalid("key", "not a key: it must be 1 to 32768 visible ASCII characters"));
         }
-        let (previous, key) = (self.hasher.previous_ids(key), self.hasher.key(key));
+        let (previous, key) = (self.hasher.earlier_ids(key), self.hasher.key(key));
         if previous.is_empty() {
             return Ok((key.id, key.hint));
         }

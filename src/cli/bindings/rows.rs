@@ -147,7 +147,7 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>, gatewa
     }
     if let Some(key) = gateway.and_then(|gateway| gateway.key) {
         let (id, _) = at_work(opened, &actor()).hashed(key).await?;
-        let under_previous = opened.hasher.previous_ids(key);
+        let under_previous = opened.hasher.earlier_ids(key);
         if !changes.iter().any(|(known, _)| *known == id || under_previous.contains(known)) {
             wrong.push(format!(
                 "{name}: the key that was given is none of these: they were hashed under another secret, or another key_form is set"

@@ -1,0 +1,84 @@
+//! Whether every credential is judged: paths on which an API reads keys, and tokens that only the upstream verifies.
+
+use http::Method;
+
+use super::Findings;
+use crate::config::Snapshot;
+use crate::config::model::FilterItem;
+
+/// Filters that judge who sends a request.
+const JUDGES: [&str; 3] = ["key_binding", "bearer", "client_certificate"];
+/// Requests with which New API, one-api, and the APIs of OpenAI, Anthropic and Gemini read a key, one for each group of paths.
+const READ_KEYS: [(Method, &str); 11] = [
+    (Method::POST, "/v1/chat/completions"),
+    (Method::POST, "/v1/messages"),
+    (Method::POST, "/v1beta/models/m:generateContent"),
+    (Method::POST, "/mj/submit/imagine"),
+    (Method::POST, "/fast/mj/submit/imagine"),
+    (Method::POST, "/suno/submit/music"),
+    (Method::POST, "/kling/v1/videos/text2video"),
+    (Method::POST, "/jimeng/"),
+    (Method::GET, "/dashboard/billing/usage"),
+    (Method::GET, "/api/usage/token/"),
+    (Method::GET, "/api/log/token"),
+];
+
+pub fn look(snapshot: &Snapshot, found: &mut Findings) {
+    unjudged_paths(snapshot, found);
+    unverified_tokens(snapshot, found);
+}
+
+/// Routes that take such a request to an upstream which another route guards.
+fn unjudged_paths(snapshot: &Snapshot, found: &mut Findings) {
+    let judges = |index: usize| snapshot.routes.get(index).is_some_and(|route| route.chain.names().any(|(name, _)| JUDGES.contains(&name)));
+    let guarded: Vec<&str> = (0..snapshot.routes.len())
+        .filter(|index| judges(*index))
+        .filter_map(|index| Some(&*snapshot.routes.get(index)?.upstream.name))
+        .collect();
+    // A route with hosts of its own is asked by each of them.
+    let mut hosts: Vec<String> =
+        snapshot.settings.routes.iter().flat_map(|route| &route.matches.hosts).map(|host| host.replace('*', "a")).collect();
+    hosts.push("localhost".into());
+    for (index, route) in snapshot.routes.iter().enumerate() {
+        if judges(index) || !guarded.contains(&&*route.upstream.name) {
+            continue;
+        }
+        let takes = |method: &Method, path: &str| {
+            hosts.iter().any(|host| snapshot.route(method, host, path).is_some_and(|(taken, _)| taken == index))
+        };
+        let paths: Vec<&str> = READ_KEYS.iter().filter(|(method, path)| takes(method, path)).map(|(_, path)| *path).collect();
+        if !paths.is_empty() {
+            found.bad(
+                format!("routes: {}", route.name),
+                format!("forwards API keys that no filter judges, for example on {}", paths.join(", ")),
+                "add these paths to the route with `key_binding`; config/behind-cloudflare.yaml has New API's",
+            );
+        }
+    }
+}
+
+/// `confirm: immediate` where no filter verifies signed tokens before.
+fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
+    let settings = &snapshot.settings;
+    for route in &settings.routes {
+        let mut verified = false;
+        for item in settings.filters.iter().chain(&route.filters) {
+            verified |= verifies(item);
+            let immediate = item.config.get("confirm").and_then(|value| value.as_str()) == Some("immediate");
+            if item.name == "key_binding" && immediate && !verified {
+                found.warn(
+                    format!("routes: {}", route.name),
+                    "`confirm: immediate` binds a key that nothing has verified: anybody can write the header and payload of a token, \
+                     and so bind it before its owner",
+                    "`bearer` with `static`, `jwt`, `introspection` or `forward_auth` before it, or `confirm: upstream`",
+                );
+            }
+        }
+    }
+}
+
+/// Whether it verifies tokens, and not only their form.
+fn verifies(item: &FilterItem) -> bool {
+    let modes = item.config.get("accept").and_then(|modes| modes.as_array());
+    item.name == "bearer" && !item.shadow && modes.is_some_and(|modes| !modes.iter().any(|mode| mode.as_str() == Some("well_formed")))
+}
