@@ -49,7 +49,7 @@ impl Bindings for NoBindings {
 
 /// Nobody can be asked.
 impl Outbound for NoBindings {
-    fn service(&self, _: &Endpoint, _: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
+    fn service(&self, _: &Endpoint, _: Option<String>, _: Option<http::HeaderValue>) -> Result<Arc<dyn Service>, Invalid> {
         Ok(Arc::new(NoBindings))
     }
     fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {

@@ -267,6 +267,19 @@ def test_only_known_keys_or_until_a_date(start, database, echo_upstream):
         assert ask(replica, "sk-known-abcdefghijkl").status == 200
 
 
+def test_a_race_for_a_roaming_binding_fills_it(start, echo_upstream):
+    """Of 16 addresses at once as many are admitted as the rule allows: who lost the first use may be the second."""
+    roaming = "      - key_binding: {new_keys_per_client: 1000000/s, rule: {roaming: {networks_max: 3, window: 1h}}}"
+    replica = start(echo_upstream, route_filters=roaming, storage="{sqlite: {path: t.db}}")
+    sources = [f"127.0.7.{n}" for n in range(1, 17)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for number in range(40):
+            key = f"sk-roaming-race-{number:04}"
+            statuses = list(pool.map(lambda source: ask(replica, key, source).status, sources))
+            assert sorted(statuses) == [200] * 3 + [403] * 13, key
+
+
+
 def test_people_who_move(replicas, start, echo_upstream):
     roaming = "      - key_binding: {rule: {roaming: {networks_max: 2, window: 1h}}}"
     sqlite = start(echo_upstream, route_filters=roaming, storage="{sqlite: {path: t.db}}")

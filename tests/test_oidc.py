@@ -135,19 +135,19 @@ def forged(provider):
     """What an ID token may be like that is none of the provider's for us, now: changes to it, and what is said of it."""
     provider.add("stranger", "RS256", publish=False)
     yield {"signed_with": "stranger"}, "key that the provider does not publish"
-    yield {"signed_with": "stranger", "headers": {"kid": "k1"}}, "InvalidSignature"
+    yield {"signed_with": "stranger", "headers": {"kid": "k1"}}, "signature is wrong"
     for claims, says in (
-        ({"aud": "somebody-else"}, "InvalidAudience"),
+        ({"aud": "somebody-else"}, "for another client"),
         ({"aud": [CLIENT, "other"]}, "made for somebody else"),
         ({"aud": [CLIENT, "other"], "azp": "other"}, "made for somebody else"),
-        ({"iss": "https://evil.example"}, "InvalidIssuer"),
-        ({"exp": int(time.time()) - 300}, "ExpiredSignature"),
-        ({"exp": None}, "exp"),
-        ({"nbf": int(time.time()) + 300}, "ImmatureSignature"),
+        ({"iss": "https://evil.example"}, "of another issuer"),
+        ({"exp": int(time.time()) - 300}, "has expired"),
+        ({"exp": None}, "no `exp`"),
+        ({"nbf": int(time.time()) + 300}, "not valid yet"),
         ({"nonce": "x" * 43}, "of another sign-in"),
         ({"nonce": None}, "of another sign-in"),
         ({"sub": ""}, "names nobody"),
-        ({"sub": None}, "sub"),
+        ({"sub": None}, "names nobody"),
     ):
         yield {"claims": claims}, says
 

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderName, HeaderValue, Method, header};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use http::{HeaderValue, Method, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::OnFailure;
-use super::jwt::{is_for, lacks, numeric_date};
+use super::jwt::{is_for, lacks, numeric_date, text_claim};
 use super::memo::Memo;
 use super::verdict::{Rejected, Verdict, Verified};
 use crate::contract::{AnswerBody, Call, Endpoint, HumanDuration, Identity, Invalid, SecretRef, Service, Site};
@@ -29,8 +28,11 @@ pub struct IntrospectionConfig {
     pub endpoint: Endpoint,
     /// Who we are to it.
     pub client_id: String,
-    /// What proves it, sent as HTTP Basic (RFC 6749, section 2.3.1).
+    /// What proves it.
     pub client_secret: SecretRef,
+    /// How both are sent. Default: `client_secret_basic`.
+    #[serde(default)]
+    pub client_auth: ClientAuth,
     /// What `iss` must be, if the answer names one. Default: not looked at.
     pub issuer: Option<String>,
     /// What `aud` must name at least one of. Default: not looked at.
@@ -50,6 +52,17 @@ pub struct IntrospectionConfig {
     pub on_failure: OnFailure,
 }
 
+/// How a client proves who it is (RFC 6749, section 2.3.1; the names are those of RFC 8414).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    /// In `Authorization: Basic`.
+    #[default]
+    ClientSecretBasic,
+    /// In the form.
+    ClientSecretPost,
+}
+
 fn a_minute() -> HumanDuration {
     HumanDuration::secs(60)
 }
@@ -61,7 +74,10 @@ fn ten_seconds() -> HumanDuration {
 pub struct Introspection {
     config: IntrospectionConfig,
     service: Arc<dyn Service>,
-    credentials: HeaderValue,
+    /// `Authorization`; `None`: the credentials are in `form`.
+    authorization: Option<HeaderValue>,
+    /// What the form has beside the token.
+    form: String,
     memo: Memo,
 }
 
@@ -76,17 +92,28 @@ pub fn remembered(duration: HumanDuration, name: &str) -> Result<Duration, Inval
     Ok(duration.0)
 }
 
+/// `application/x-www-form-urlencoded`, as RFC 6749, appendix B asks for.
+fn form_encoded(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
 impl Introspection {
     pub fn compile(config: IntrospectionConfig, cache_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
         let service = site.service(&config.endpoint).map_err(|e| e.at("endpoint"))?;
         let secret = site.secret(&config.client_secret).map_err(|e| e.at("client_secret"))?;
-        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let pair = STANDARD.encode(format!("{}:{}", encoded(&config.client_id), encoded(&secret)));
-        let mut credentials = HeaderValue::try_from(format!("Basic {pair}")).map_err(|e| Invalid::new(e.to_string()))?;
-        credentials.set_sensitive(true);
+        let (id, secret) = (form_encoded(&config.client_id), form_encoded(&secret));
+        let (authorization, form) = match config.client_auth {
+            ClientAuth::ClientSecretBasic => {
+                let pair = STANDARD.encode(format!("{id}:{secret}"));
+                let mut value = HeaderValue::try_from(format!("Basic {pair}")).map_err(|e| Invalid::new(e.to_string()))?;
+                value.set_sensitive(true);
+                (Some(value), "&token_type_hint=access_token".to_owned())
+            }
+            ClientAuth::ClientSecretPost => (None, format!("&token_type_hint=access_token&client_id={id}&client_secret={secret}")),
+        };
         let (accepted, refused) = (remembered(config.cache, "cache")?, remembered(config.negative_cache, "negative_cache")?);
         let memo = Memo::new(cache_max, accepted, refused);
-        Ok(Self { config, service, credentials, memo })
+        Ok(Self { config, service, authorization, form, memo })
     }
 
     pub fn fails_open(&self) -> bool {
@@ -106,18 +133,18 @@ impl Introspection {
     }
 
     async fn ask(&self, token: &str) -> (Verdict, Duration) {
-        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        let mut headers = vec![
+            (header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded")),
+            (header::ACCEPT, HeaderValue::from_static("application/json")),
+            // The answer holds for us and for now.
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ];
+        headers.extend(self.authorization.clone().map(|value| (header::AUTHORIZATION, value)));
         let call = Call {
             method: Method::POST,
             path: Cow::Borrowed(""),
-            headers: vec![
-                (header::AUTHORIZATION, self.credentials.clone()),
-                (header::CONTENT_TYPE, form),
-                (header::ACCEPT, HeaderValue::from_static("application/json")),
-                // The answer holds for us and for now.
-                (HeaderName::from_static("cache-control"), HeaderValue::from_static("no-store")),
-            ],
-            body: format!("token={}&token_type_hint=access_token", utf8_percent_encode(token, NON_ALPHANUMERIC)),
+            headers,
+            body: format!("token={}{}", form_encoded(token), self.form),
             answer: AnswerBody::Whole(ANSWER_BYTES_MAX),
         };
         let answered = match self.service.call(call).await {
@@ -154,7 +181,7 @@ impl Introspection {
         // A server may say of what it has no date that there is none.
         let date = |name| if claims.get(name).is_some_and(Value::is_null) { Ok(None) } else { numeric_date(&claims, name) };
         let (expires_s, from_s) = (date("exp")?, date("nbf")?);
-        let subject = ["sub", "username"].into_iter().find_map(|name| claims.get(name)?.as_str()).map(str::to_owned);
+        let subject = ["sub", "username"].into_iter().find_map(|name| text_claim(&claims, name));
         Ok(Verified { expires_s, from_s, ..Verified::new(Identity { subject, claims: Arc::new(claims) }) })
     }
 }

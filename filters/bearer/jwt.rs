@@ -8,19 +8,16 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::DecodingKey;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::OnFailure;
+use super::jws::Jws;
 use super::keys::{Alg, Family, KeySet};
 use super::remote_keys::{Kept, Refresh};
 use super::verdict::{Rejected, Verified};
 use crate::contract::{Endpoint, HumanDuration, Identity, Invalid, SecretRef, Site};
-
-/// A header with more than this has no honest reason.
-const HEADER_BYTES_MAX: usize = 4096;
 
 /// Where the key is.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -28,6 +25,10 @@ const HEADER_BYTES_MAX: usize = 4096;
 pub enum KeyConfig {
     /// A shared secret of at least 32 bytes, for HS algorithms.
     Secret(SecretRef),
+    /// The same for a secret that is not text, in base64 or base64url.
+    SecretBase64(SecretRef),
+    /// The path of a file whose bytes are the secret, all of them.
+    SecretFile(String),
     /// A public key or certificate-free PEM, usually `file:PATH`.
     Pem(SecretRef),
     /// A JWK set as JSON, usually `file:PATH`; the token's `kid` chooses the key.
@@ -90,23 +91,6 @@ pub enum Outcome {
     NoKeys,
 }
 
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-    kid: Option<String>,
-    typ: Option<String>,
-}
-
-/// A token taken apart, of which nothing is proven.
-struct Parts<'t> {
-    alg: Alg,
-    kid: Option<String>,
-    /// What is signed.
-    signed: &'t str,
-    signature: &'t str,
-    payload: &'t str,
-}
-
 impl Jwt {
     pub(super) fn compile(config: JwtConfig, site: &Site<'_>) -> Result<Self, Invalid> {
         let Some(first) = config.algorithms.first().copied() else {
@@ -135,15 +119,15 @@ impl Jwt {
     }
 
     /// Whether what was verified under this generation of keys still holds.
-    pub(super) fn holds(&self, generation: u64) -> bool {
-        self.generation() == generation
+    pub(super) fn holds(&self, generation: u64, now: Instant) -> bool {
+        self.generation(now) == generation
     }
 
     /// Which set of keys is in use.
-    pub(super) fn generation(&self) -> u64 {
+    pub(super) fn generation(&self, now: Instant) -> u64 {
         match &self.keys {
             Keys::Fixed(_) => 0,
-            Keys::Remote(kept) => kept.current().map_or(0, |(_, generation)| generation),
+            Keys::Remote(kept) => kept.current(now).map_or(0, |(_, generation)| generation),
         }
     }
 
@@ -162,50 +146,31 @@ impl Jwt {
 
     /// `None`: there are no keys yet.
     async fn examine(&self, token: &str, now: Instant) -> Result<Option<Verified>, Rejected> {
-        let parts = self.take_apart(token)?;
-        let claims: Map<String, Value> = json(parts.payload)?;
+        let jws = Jws::parse(token, &self.config.algorithms)?;
+        self.check_typ(jws.typ.as_deref())?;
+        let claims = jws.claims()?;
         if let Some(issuer) = &self.config.issuer
             && claims.get("iss").and_then(Value::as_str) != Some(issuer)
         {
             return Err(Rejected::Issuer);
         }
-        let Some(keys) = self.keys(&parts, now).await else { return Ok(None) };
-        parts.prove(&keys)?;
+        let Some(keys) = self.keys(&jws, now).await else { return Ok(None) };
+        jws.prove(&keys)?;
         self.check_claims(claims).map(Some)
     }
 
     /// The issuer's keys, asked for once more where the token names one that is not among them.
-    async fn keys(&self, parts: &Parts<'_>, now: Instant) -> Option<Arc<KeySet>> {
+    async fn keys(&self, jws: &Jws<'_>, now: Instant) -> Option<Arc<KeySet>> {
         let kept = match &self.keys {
             Keys::Fixed(set) => return Some(Arc::clone(set)),
             Keys::Remote(kept) => kept,
         };
-        let current = kept.current().map(|(set, _)| set);
-        if current.as_ref().is_some_and(|set| set.find(parts.alg, parts.kid.as_deref()).is_ok()) {
+        let current = kept.current(now).map(|(set, _)| set);
+        if current.as_ref().is_some_and(|set| set.find(jws.alg, jws.kid.as_deref()).is_ok()) {
             return current;
         }
         kept.refreshed(now).await;
-        kept.current().map(|(set, _)| set)
-    }
-
-    fn take_apart<'t>(&self, token: &'t str) -> Result<Parts<'t>, Rejected> {
-        let mut parts = token.split('.');
-        let (Some(header_text), Some(payload), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
-            return Err(Rejected::Malformed);
-        };
-        if header_text.len() > HEADER_BYTES_MAX || signature.is_empty() {
-            return Err(Rejected::Malformed);
-        }
-        let fields: Map<String, Value> = json(header_text)?;
-        // Whoever marks something critical asks that those who do not know it refuse (RFC 7515, section 4.1.11).
-        if fields.contains_key("crit") || fields.contains_key("b64") {
-            return Err(Rejected::Malformed);
-        }
-        let header: Header = serde_json::from_value(fields.into()).map_err(|_| Rejected::Malformed)?;
-        self.check_typ(header.typ.as_deref())?;
-        let alg = self.config.algorithms.iter().find(|alg| alg.name() == header.alg).copied().ok_or(Rejected::Algorithm)?;
-        let signed = &token[..token.len() - signature.len() - 1];
-        Ok(Parts { alg, kid: header.kid, signed, signature, payload })
+        kept.current(now).map(|(set, _)| set)
     }
 
     fn check_typ(&self, typ: Option<&str>) -> Result<(), Rejected> {
@@ -234,7 +199,7 @@ impl Jwt {
         if lacks(&claims, &self.config.required_claims) {
             return Err(Rejected::Claims);
         }
-        let subject = claims.get("sub").and_then(Value::as_str).map(str::to_owned);
+        let subject = text_claim(&claims, "sub");
         Ok(Verified {
             expires_s: Some(expires_s.saturating_add(leeway_s)),
             from_s: from_s.map(|start| start.saturating_sub(leeway_s)),
@@ -243,24 +208,17 @@ impl Jwt {
     }
 }
 
-impl Parts<'_> {
-    fn prove(&self, keys: &KeySet) -> Result<(), Rejected> {
-        let verifies = |key: &&DecodingKey| {
-            jsonwebtoken::crypto::verify(self.signature, self.signed.as_bytes(), key, self.alg.algorithm()).unwrap_or(false)
-        };
-        if keys.find(self.alg, self.kid.as_deref())?.iter().any(verifies) { Ok(()) } else { Err(Rejected::Signature) }
+/// A claim as text. Some issuers write a subject as a number, although it is a string (RFC 7519, section 4.1.2).
+pub(super) fn text_claim(claims: &Map<String, Value>, name: &str) -> Option<String> {
+    match claims.get(name)? {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
     }
 }
 
-/// A part of the token as JSON. Strict base64url without padding; duplicate members are refused by
-/// nobody here, and harm nobody: only one reading of the token exists behind this point.
-fn json<T: serde::de::DeserializeOwned>(part: &str) -> Result<T, Rejected> {
-    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Rejected::Malformed)?;
-    serde_json::from_slice(&bytes).map_err(|_| Rejected::Malformed)
-}
-
 /// Whether it is made for one of these audiences.
-pub(super) fn is_for(claims: &Map<String, Value>, ours: &[String]) -> bool {
+pub fn is_for(claims: &Map<String, Value>, ours: &[String]) -> bool {
     let is_ours = |named: &Value| named.as_str().is_some_and(|named| ours.iter().any(|one| one == named));
     match claims.get("aud") {
         Some(Value::Array(several)) => several.iter().any(is_ours),
@@ -275,7 +233,7 @@ pub(super) fn lacks(claims: &Map<String, Value>, required: &[String]) -> bool {
 }
 
 /// A NumericDate (RFC 7519, section 2); fractions are cut off.
-pub(super) fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<u64>, Rejected> {
+pub fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<u64>, Rejected> {
     const FURTHEST_S: f64 = 1e15;
     match claims.get(name) {
         None => Ok(None),
@@ -288,6 +246,21 @@ pub(super) fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Op
     }
 }
 
+/// The bytes of a secret in base64 or base64url, with padding or without.
+fn base64_secret(secret: &SecretRef, site: &Site<'_>) -> Result<Vec<u8>, Invalid> {
+    let text = site.secret(secret)?;
+    let text: String = text
+        .trim_end_matches('=')
+        .chars()
+        .map(|c| match c {
+            '+' => '-',
+            '/' => '_',
+            c => c,
+        })
+        .collect();
+    URL_SAFE_NO_PAD.decode(text).map_err(|_| Invalid::new("not base64"))
+}
+
 fn keys(config: &JwtConfig, family: Family, site: &Site<'_>) -> Result<Keys, Invalid> {
     let fixed = |set: Result<KeySet, Invalid>, name: &str| set.map(|set| Keys::Fixed(Arc::new(set))).map_err(|e| e.at(name).at("key"));
     let remote = |endpoint: &Endpoint, issuer: Option<&str>, name: &str| {
@@ -295,8 +268,14 @@ fn keys(config: &JwtConfig, family: Family, site: &Site<'_>) -> Result<Keys, Inv
         kept.map(Keys::Remote).map_err(|e| if e.path.first().is_some_and(|at| at == "refresh") { e } else { e.at(name).at("key") })
     };
     match &config.key {
-        KeyConfig::Secret(secret) => fixed(KeySet::secret(secret, family, site), "secret"),
-        KeyConfig::Pem(pem) => fixed(KeySet::pem(pem, family, site), "pem"),
+        KeyConfig::Secret(secret) => fixed(site.secret(secret).and_then(|secret| KeySet::secret(secret.as_bytes(), family)), "secret"),
+        KeyConfig::SecretBase64(secret) => {
+            fixed(base64_secret(secret, site).and_then(|secret| KeySet::secret(&secret, family)), "secret_base64")
+        }
+        KeyConfig::SecretFile(path) => {
+            fixed(site.resolve.secret_bytes(path).and_then(|secret| KeySet::secret(&secret, family)), "secret_file")
+        }
+        KeyConfig::Pem(pem) => fixed(KeySet::pem(pem, family, &config.algorithms, site), "pem"),
         KeyConfig::Jwks(jwks) => {
             let set = site.secret(jwks).and_then(|text| KeySet::jwks(&text, &config.algorithms).map_err(Invalid::new));
             fixed(set, "jwks")

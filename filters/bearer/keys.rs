@@ -5,6 +5,7 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::signature::VerifyingKey;
 use super::verdict::Rejected;
 use crate::contract::{Invalid, SecretRef, Site};
 
@@ -15,7 +16,7 @@ const TRIED_MAX: usize = 8;
 /// Nobody has more keys in use; what is behind them is not looked at.
 const KEYS_MAX: usize = 100;
 
-/// A signature algorithm (RFC 7518, section 3.1; RFC 8037).
+/// A signature algorithm (RFC 7518, section 3.1; RFC 8037; RFC 9864).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the standards say what each is")]
 pub enum Alg {
@@ -30,7 +31,9 @@ pub enum Alg {
     PS512,
     ES256,
     ES384,
+    ES512,
     EdDSA,
+    Ed25519,
 }
 
 /// A kind of key.
@@ -61,13 +64,15 @@ impl Alg {
             Alg::PS512 => "PS512",
             Alg::ES256 => "ES256",
             Alg::ES384 => "ES384",
+            Alg::ES512 => "ES512",
             Alg::EdDSA => "EdDSA",
+            Alg::Ed25519 => "Ed25519",
         }
     }
 
-    /// For the library.
-    pub fn algorithm(self) -> Algorithm {
-        match self {
+    /// For the library; `None`: it has no such algorithm.
+    pub fn algorithm(self) -> Option<Algorithm> {
+        Some(match self {
             Alg::HS256 => Algorithm::HS256,
             Alg::HS384 => Algorithm::HS384,
             Alg::HS512 => Algorithm::HS512,
@@ -79,8 +84,10 @@ impl Alg {
             Alg::PS512 => Algorithm::PS512,
             Alg::ES256 => Algorithm::ES256,
             Alg::ES384 => Algorithm::ES384,
-            Alg::EdDSA => Algorithm::EdDSA,
-        }
+            Alg::ES512 => return None,
+            // `EdDSA` is the older name of the same (RFC 9864, section 2.2).
+            Alg::EdDSA | Alg::Ed25519 => Algorithm::EdDSA,
+        })
     }
 
     /// The kind of key it needs.
@@ -88,8 +95,8 @@ impl Alg {
         match self {
             Alg::HS256 | Alg::HS384 | Alg::HS512 => Family::Secret,
             Alg::RS256 | Alg::RS384 | Alg::RS512 | Alg::PS256 | Alg::PS384 | Alg::PS512 => Family::Rsa,
-            Alg::ES256 | Alg::ES384 => Family::Ec,
-            Alg::EdDSA => Family::Ed,
+            Alg::ES256 | Alg::ES384 | Alg::ES512 => Family::Ec,
+            Alg::EdDSA | Alg::Ed25519 => Family::Ed,
         }
     }
 }
@@ -100,7 +107,7 @@ pub struct Candidate {
     /// The one algorithm that it is for, if it is for one.
     alg: Option<String>,
     family: Family,
-    key: DecodingKey,
+    key: VerifyingKey,
 }
 
 /// The keys of an issuer.
@@ -109,16 +116,16 @@ pub struct KeySet(Vec<Candidate>);
 impl KeySet {
     /// The keys that a signature may be of: the one that the token names, or, where one of both names none, those that
     /// could be meant.
-    pub fn find(&self, alg: Alg, kid: Option<&str>) -> Result<Vec<&DecodingKey>, Rejected> {
+    pub fn find(&self, alg: Alg, kid: Option<&str>) -> Result<Vec<&VerifyingKey>, Rejected> {
         let fits = |key: &&Candidate| {
             key.family == alg.family()
-                && key.alg.as_ref().is_none_or(|only| *only == alg.name())
+                && key.alg.as_ref().is_none_or(|only| *only == alg.name() || (alg.family() == Family::Ed && is_ed25519(only)))
                 && match (&key.kid, kid) {
                     (Some(known), Some(asked)) => known == asked,
                     _ => true,
                 }
         };
-        let fitting: Vec<&DecodingKey> = self.0.iter().filter(fits).map(|candidate| &candidate.key).take(TRIED_MAX).collect();
+        let fitting: Vec<&VerifyingKey> = self.0.iter().filter(fits).map(|candidate| &candidate.key).take(TRIED_MAX).collect();
         if fitting.is_empty() { Err(Rejected::Key) } else { Ok(fitting) }
     }
 
@@ -135,27 +142,33 @@ impl KeySet {
     }
 
     /// A shared secret.
-    pub fn secret(secret: &SecretRef, family: Family, site: &Site<'_>) -> Result<Self, Invalid> {
+    pub fn secret(secret: &[u8], family: Family) -> Result<Self, Invalid> {
         if family != Family::Secret {
             return Err(Invalid::new("the algorithms listed need a public key: `pem`, `jwks`, `jwks_url` or `discovery`"));
         }
-        let secret = site.secret(secret)?;
         if secret.len() < SECRET_BYTES_MIN {
             return Err(Invalid::new(format!("at least {SECRET_BYTES_MIN} bytes are needed (RFC 7518, section 3.2)")));
         }
-        Ok(Self::one(family, DecodingKey::from_secret(secret.as_bytes())))
+        Ok(Self::one(family, VerifyingKey::Library(DecodingKey::from_secret(secret))))
     }
 
     /// A public key.
-    pub fn pem(pem: &SecretRef, family: Family, site: &Site<'_>) -> Result<Self, Invalid> {
+    pub fn pem(pem: &SecretRef, family: Family, algorithms: &[Alg], site: &Site<'_>) -> Result<Self, Invalid> {
         let pem = site.secret(pem)?;
+        // A curve is for one algorithm.
+        if algorithms.contains(&Alg::ES512)
+            && let Some(key) = VerifyingKey::p521_pem(&pem)
+        {
+            return Ok(Self(vec![Candidate { kid: None, alg: Some(Alg::ES512.name().into()), family, key }]));
+        }
         let key = match family {
             Family::Secret => return Err(Invalid::new("HS algorithms need a `secret`, not a public key")),
             Family::Rsa => DecodingKey::from_rsa_pem(pem.as_bytes()),
             Family::Ec => DecodingKey::from_ec_pem(pem.as_bytes()),
             Family::Ed => DecodingKey::from_ed_pem(pem.as_bytes()),
         };
-        key.map(|key| Self::one(family, key)).map_err(|_| Invalid::new("not a public key in PEM form of the kind the algorithms need"))
+        let key = key.map_err(|_| Invalid::new("not a public key in PEM form of the kind the algorithms need"))?;
+        VerifyingKey::new(key, family).map(|key| Self::one(family, key)).map_err(Invalid::new)
     }
 
     /// A JWK set, of which keys of these kinds are taken. Keys that are malformed or of another kind are left out: a
@@ -166,26 +179,49 @@ impl KeySet {
             keys: Vec<serde_json::Value>,
         }
         let set: Set = serde_json::from_str(text).map_err(|e| format!("not a JWK set: {e}"))?;
-        let mut keys = Vec::new();
+        let (mut keys, mut unfit) = (Vec::new(), None);
         for jwk in set.keys.into_iter().take(KEYS_MAX) {
-            let Ok(jwk) = serde_json::from_value::<Jwk>(jwk) else { continue };
-            let family = family_of(&jwk).filter(|family| algorithms.iter().any(|alg| alg.family() == *family));
-            let (Some(family), Ok(key)) = (family, DecodingKey::from_jwk(&jwk)) else { continue };
-            if !verifies(&jwk) {
-                continue;
+            match candidate(jwk, algorithms) {
+                Ok(key) => keys.extend(key),
+                Err(why) => unfit = Some(why),
             }
-            let alg = jwk.common.key_algorithm.map(|alg| alg.to_string()).or_else(|| curve_alg(&jwk).map(str::to_owned));
-            keys.push(Candidate { kid: jwk.common.key_id.clone(), alg, family, key });
         }
         if keys.is_empty() {
-            return Err("the set holds no signature key of the kind the algorithms need".into());
+            let why = unfit.map(|why| format!(": {why}")).unwrap_or_default();
+            return Err(format!("the set holds no signature key of the kind the algorithms need{why}"));
         }
         Ok(Self(keys))
     }
 
-    fn one(family: Family, key: DecodingKey) -> Self {
+    fn one(family: Family, key: VerifyingKey) -> Self {
         Self(vec![Candidate { kid: None, alg: None, family, key }])
     }
+}
+
+/// One key of a set; `Ok(None)`: it is malformed, or not for us; an error: what is wrong with a key that is for us.
+fn candidate(value: serde_json::Value, algorithms: &[Alg]) -> Result<Option<Candidate>, String> {
+    // The library knows fewer names of algorithms.
+    let alg = value.get("alg").and_then(serde_json::Value::as_str).map(str::to_owned);
+    let Ok(jwk) = serde_json::from_value::<Jwk>(value) else { return Ok(None) };
+    let family = family_of(&jwk).filter(|family| algorithms.iter().any(|alg| alg.family() == *family));
+    let (Some(family), Ok(key)) = (family, DecodingKey::from_jwk(&jwk)) else { return Ok(None) };
+    if !verifies(&jwk) {
+        return Ok(None);
+    }
+    let alg = alg.or_else(|| curve_alg(&jwk).map(str::to_owned));
+    let key = match (&jwk.algorithm, key.try_get_as_bytes()) {
+        (AlgorithmParameters::EllipticCurve(parameters), Ok(point)) if parameters.curve == EllipticCurve::P521 => {
+            let Some(key) = VerifyingKey::p521(point) else { return Ok(None) };
+            key
+        }
+        _ => VerifyingKey::new(key, family)?,
+    };
+    Ok(Some(Candidate { kid: jwk.common.key_id, alg, family, key }))
+}
+
+/// Both names of the one algorithm of Edwards curves that is supported.
+fn is_ed25519(name: &str) -> bool {
+    [Alg::EdDSA, Alg::Ed25519].iter().any(|alg| alg.name() == name)
 }
 
 /// Whether its owner means it for verifying signatures (RFC 7517, sections 4.2 and 4.3).
@@ -201,6 +237,7 @@ fn curve_alg(jwk: &Jwk) -> Option<&'static str> {
         AlgorithmParameters::EllipticCurve(key) => match key.curve {
             EllipticCurve::P256 => Some("ES256"),
             EllipticCurve::P384 => Some("ES384"),
+            EllipticCurve::P521 => Some("ES512"),
             // Of no algorithm that is known here.
             _ => Some("-"),
         },

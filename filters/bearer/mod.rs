@@ -31,7 +31,7 @@
 //!   plain hash of a guessable one can be guessed.
 //! - `jwt`: signed tokens (RFC 7519, checked as RFC 8725 says): the algorithm must be listed, `iss`, `aud`,
 //!   `exp` and `nbf` must fit, and `jku`, `x5u` and `jwk` in a token are never followed. The key is a `secret` (HS), a
-//!   `pem` (RS, PS, ES, EdDSA), a `jwks` document, a `jwks_url`, or found by OpenID `discovery`. Published keys are
+//!   `pem` (RS, PS, ES, EdDSA, Ed25519), a `jwks` document, a `jwks_url`, or found by OpenID `discovery`. Published keys are
 //!   refreshed in the background; a token with an unknown `kid` has them asked for at once, at most once within
 //!   `refresh.unknown_kid`; while the issuer is away the last good set serves. One item for each issuer: the token's
 //!   `iss` chooses.
@@ -56,17 +56,19 @@
 mod config;
 mod forward_auth;
 mod introspection;
+mod jws;
 mod jwt;
 mod keys;
 mod known;
 mod memo;
 mod remote_keys;
+mod signature;
 mod upstream;
 mod verdict;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
@@ -79,7 +81,9 @@ use config::CACHE_MAX;
 pub use config::{Config, Mode, OnFailure};
 use forward_auth::ForwardAuth;
 use introspection::Introspection;
+pub use jws::signed_claims;
 use jwt::{Jwt, Outcome};
+pub use jwt::{is_for, numeric_date};
 pub use keys::{Alg, KeySet};
 use known::Known;
 use upstream::Told;
@@ -185,7 +189,7 @@ impl Filter for Bearer {
     async fn request(&self, cx: &mut RequestCx<'_>, who: &mut Self::State) -> Result<Flow> {
         let token = match self.reader.read(cx.request) {
             Ok(Some(token)) => token,
-            Ok(None) => return self.missing(cx.headers()),
+            Ok(None) => return self.missing(),
             Err(error) => return self.malformed(error.reason()),
         };
         match self.decide(&token, cx).await {
@@ -267,13 +271,13 @@ impl Bearer {
 
     async fn verify(&self, index: usize, jwt: &Jwt, token: &str, hash: [u8; 32], cx: &RequestCx<'_>) -> Verdict {
         let now_s = cx.now.unix_s();
-        if let Some(known) = self.cache.get(&hash).filter(|known| known.check == index && jwt.holds(known.generation)) {
+        if let Some(known) = self.cache.get(&hash).filter(|known| known.check == index && jwt.holds(known.generation, cx.now.instant)) {
             self.hits.inc();
             return known.verified.in_time(now_s).map_or_else(Verdict::Rejected, |()| Verdict::Accepted(known.verified));
         }
         self.misses.inc();
         // Before it is verified: under keys that change meanwhile it is verified once more.
-        let generation = jwt.generation();
+        let generation = jwt.generation(cx.now.instant);
         let verified = match jwt.verify(token, cx.now.instant).await {
             Outcome::Verified(verified) => verified,
             Outcome::Rejected(rejected) => return Verdict::Rejected(rejected),
@@ -292,10 +296,9 @@ impl Bearer {
     }
 
     /// RFC 6750, section 3.1: no error code when nothing was sent.
-    fn missing(&self, headers: &HeaderMap) -> Result<Flow> {
-        let reason = if headers.contains_key(header::AUTHORIZATION) { "other_scheme" } else { "missing_token" };
+    fn missing(&self) -> Result<Flow> {
         let message = format!("No bearer token was sent. {}", self.instruction);
-        let reply = Reply::new(Problem::Unauthenticated, "missing_token", reason, message);
+        let reply = Reply::new(Problem::Unauthenticated, "missing_token", "missing_token", message);
         Ok(reply.header(header::WWW_AUTHENTICATE, self.challenge("")?).into())
     }
 

@@ -26,13 +26,15 @@ const AGAIN_MAX: Duration = Duration::from_secs(30);
 pub struct Refresh {
     /// How often, at least 10s. Default: 10m.
     pub every: HumanDuration,
+    /// For how long the last good set is used while it cannot be refreshed, at least `every`. Default: 7d.
+    pub max_age: HumanDuration,
     /// At most once within this does a token whose `kid` is unknown have them asked for at once. Default: 30s.
     pub unknown_kid: HumanDuration,
 }
 
 impl Default for Refresh {
     fn default() -> Self {
-        Self { every: HumanDuration::secs(600), unknown_kid: HumanDuration::secs(30) }
+        Self { every: HumanDuration::secs(600), max_age: HumanDuration::secs(7 * 86_400), unknown_kid: HumanDuration::secs(30) }
     }
 }
 
@@ -42,11 +44,15 @@ struct Current {
     set: Arc<KeySet>,
     text: String,
     generation: u64,
+    /// When it was fetched the last time.
+    fetched: Instant,
 }
 
 /// See the module.
 pub struct RemoteKeys {
     service: Arc<dyn Service>,
+    /// Where they are, for the log.
+    shown: String,
     /// The issuer that discovery must name; `None`: the service is the set itself.
     issuer: Option<String>,
     algorithms: Vec<Alg>,
@@ -79,7 +85,10 @@ impl Kept {
         if refresh.unknown_kid.0 < Duration::from_secs(1) {
             return Err(Invalid::new("must be at least 1s").at("unknown_kid").at("refresh"));
         }
-        let service = site.service(endpoint)?;
+        if refresh.max_age.0 < refresh.every.0 {
+            return Err(Invalid::new("must be at least `every`").at("max_age").at("refresh"));
+        }
+        let service = site.service_with_credentials(endpoint)?;
         let ca = endpoint.ca_file.as_ref().map(|path| site.resolve.file(path)).transpose()?;
         let set = format!("jwks {} {ca:?} {issuer:?} {algorithms:?}", endpoint.url);
         let current = site.keep(&set, RwLock::default);
@@ -88,6 +97,7 @@ impl Kept {
         Ok(site.keep(&key, || {
             let keys = Arc::new(RemoteKeys {
                 service,
+                shown: endpoint.shown(),
                 issuer: issuer.map(str::to_owned),
                 algorithms: algorithms.to_vec(),
                 refresh,
@@ -100,9 +110,11 @@ impl Kept {
         }))
     }
 
-    /// The set, and its generation.
-    pub fn current(&self) -> Option<(Arc<KeySet>, u64)> {
-        self.keys.current.read().as_ref().map(|current| (Arc::clone(&current.set), current.generation))
+    /// The set, and its generation; `None`: there is none, or it is too old.
+    pub fn current(&self, now: Instant) -> Option<(Arc<KeySet>, u64)> {
+        let current = self.keys.current.read();
+        let current = current.as_ref().filter(|current| now.saturating_duration_since(current.fetched) <= self.keys.refresh.max_age.0)?;
+        Some((Arc::clone(&current.set), current.generation))
     }
 
     /// Has them asked for, unless that was done not long ago.
@@ -125,18 +137,19 @@ impl Kept {
 }
 
 impl RemoteKeys {
-    async fn fetch(&self) -> Result<(), String> {
+    async fn fetch(&self, fetched: Instant) -> Result<(), String> {
         let service = match &self.issuer {
             None => Arc::clone(&self.service),
             Some(issuer) => self.discover(issuer).await?,
         };
         let text = get(&*service, "").await?;
-        let generation = match &*self.current.read() {
-            Some(current) if current.text == text => return Ok(()),
-            current => current.as_ref().map_or(1, |current| current.generation + 1),
-        };
+        if let Some(current) = self.current.write().as_mut().filter(|current| current.text == text) {
+            current.fetched = fetched;
+            return Ok(());
+        }
+        let generation = self.current.read().as_ref().map_or(1, |current| current.generation + 1);
         let set = Arc::new(KeySet::published(&text, &self.algorithms)?);
-        *self.current.write() = Some(Current { set, text, generation });
+        *self.current.write() = Some(Current { set, text, generation, fetched });
         Ok(())
     }
 
@@ -176,13 +189,13 @@ impl Tend for RemoteKeys {
     fn name(&self) -> String {
         match &self.issuer {
             Some(issuer) => format!("keys of {issuer}"),
-            None => "keys at a jwks_url".into(),
+            None => format!("keys at {}", self.shown),
         }
     }
 
-    fn tend(&self) -> BoxFuture<'_, Tended> {
+    fn tend(&self, now: Instant) -> BoxFuture<'_, Tended> {
         Box::pin(async move {
-            let fetched = self.fetch().await;
+            let fetched = self.fetch(now).await;
             let mut failures = self.failures.lock();
             *failures = if fetched.is_ok() { 0 } else { failures.saturating_add(1) };
             let every = self.refresh.every.0;

@@ -4,14 +4,14 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
 
-use super::{BoxFuture, HumanDuration, Invalid};
+use super::{BoxFuture, HumanDuration, Invalid, SecretRef};
 
 /// Where a service is, and how far a call to it may go: written as a URL alone, or with its particulars.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Endpoint {
     pub allow_private: bool,
     /// The certificates, in PEM, that may sign the server's. Default: the system's.
     pub ca_file: Option<String>,
+    /// The value of the `Authorization` field of each call. Default: none.
+    pub authorization: Option<SecretRef>,
     /// How long a call may take, all in all. Default: 2s.
     pub timeout: HumanDuration,
 }
@@ -37,6 +39,9 @@ struct Particulars {
     allow_private: bool,
     /// The certificates, in PEM, that may sign the server's. Default: the system's.
     ca_file: Option<String>,
+    /// The value of the `Authorization` field of each call, for published keys only (`jwks_url`, `discovery`). Not sent to another
+    /// origin that discovery names. Default: none.
+    authorization: Option<SecretRef>,
     /// How long a call may take, all in all; between 50ms and 1min. Default: 2s.
     #[serde(default = "two_seconds")]
     timeout: HumanDuration,
@@ -55,11 +60,12 @@ impl<'de> Deserialize<'de> for Endpoint {
                 f.write_str("a URL, or a map with `url`")
             }
             fn visit_str<E: de::Error>(self, url: &str) -> Result<Endpoint, E> {
-                Ok(Endpoint { url: url.to_owned(), allow_private: false, ca_file: None, timeout: two_seconds() })
+                Ok(Endpoint { url: url.to_owned(), allow_private: false, ca_file: None, authorization: None, timeout: two_seconds() })
             }
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Endpoint, A::Error> {
-                let Particulars { url, allow_private, ca_file, timeout } = Particulars::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Endpoint { url, allow_private, ca_file, timeout })
+                let read = Particulars::deserialize(MapAccessDeserializer::new(map))?;
+                let Particulars { url, allow_private, ca_file, authorization, timeout } = read;
+                Ok(Endpoint { url, allow_private, ca_file, authorization, timeout })
             }
         }
         input.deserialize_any(UrlOrMap)
@@ -73,6 +79,17 @@ impl JsonSchema for Endpoint {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let particulars = generator.subschema_for::<Particulars>();
         schemars::json_schema!({ "anyOf": [{ "type": "string", "format": "uri" }, particulars] })
+    }
+}
+
+impl Endpoint {
+    /// The URL without what may be secret in it: user, password and query. For logs.
+    pub fn shown(&self) -> String {
+        let (before, rest) = self.url.split_once("://").map_or(("", &*self.url), |(scheme, rest)| (scheme, rest));
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        format!("{before}://{host}{path}")
     }
 }
 
@@ -145,8 +162,8 @@ pub struct Tended {
 pub trait Tend: Send + Sync {
     /// What is tended to, for the log.
     fn name(&self) -> String;
-    /// Does it once.
-    fn tend(&self) -> BoxFuture<'_, Tended>;
+    /// Does it once; it is `now`.
+    fn tend(&self, now: Instant) -> BoxFuture<'_, Tended>;
 }
 
 /// Who does it.
@@ -159,8 +176,8 @@ pub trait Tender: Send + Sync {
 
 /// Whoever calls services and tends to things.
 pub trait Outbound: Send + Sync {
-    /// A service, with the certificates of its `ca_file` as PEM.
-    fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid>;
+    /// A service, with the certificates of its `ca_file` as PEM and the value of its `authorization`.
+    fn service(&self, endpoint: &Endpoint, ca: Option<String>, authorization: Option<HeaderValue>) -> Result<Arc<dyn Service>, Invalid>;
     /// Does this now, and again and again, for as long as somebody holds it.
     fn tend(&self, task: Weak<dyn Tend>) -> Arc<dyn Tender>;
 }

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
+use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
@@ -17,6 +18,10 @@ pub trait Resolve {
     /// The same of a file that nobody else should be able to read.
     fn secret_file(&self, path: &str) -> Result<String, Invalid> {
         self.file(path)
+    }
+    /// All bytes of such a file.
+    fn secret_bytes(&self, path: &str) -> Result<Vec<u8>, Invalid> {
+        self.secret_file(path).map(String::into_bytes)
     }
     /// Whether there is such a file.
     fn exists(&self, path: &str) -> bool {
@@ -160,13 +165,22 @@ impl Site<'_> {
             .ok_or_else(|| Invalid::new("replicas share counts in Redis: the section `redis` is needed, and a restart where it is new"))
     }
 
-    /// A service elsewhere.
+    /// A service elsewhere that gets the credentials of the call alone.
     pub fn service(&self, endpoint: &Endpoint) -> Result<Arc<dyn Service>, Invalid> {
+        if endpoint.authorization.is_some() {
+            return Err(Invalid::new("is for published keys only: `jwks_url` and `discovery`").at("authorization"));
+        }
+        self.service_with_credentials(endpoint)
+    }
+
+    /// A service elsewhere.
+    pub fn service_with_credentials(&self, endpoint: &Endpoint) -> Result<Arc<dyn Service>, Invalid> {
         if !(50..=60_000).contains(&endpoint.timeout.0.as_millis()) {
             return Err(Invalid::new("must be between 50ms and 1min").at("timeout"));
         }
         let ca = endpoint.ca_file.as_ref().map(|path| self.resolve.file(path)).transpose().map_err(|e| e.at("ca_file"))?;
-        self.ports.outbound.service(endpoint, ca)
+        let authorization = endpoint.authorization.as_ref().map(|secret| authorization(&self.secret(secret)?)).transpose();
+        self.ports.outbound.service(endpoint, ca, authorization.map_err(|e| e.at("authorization"))?)
     }
 
     /// A rule of this chain chooses the limit of this name.
@@ -195,6 +209,12 @@ impl Site<'_> {
     pub fn counter_by(&self, name: &'static str, help: &str, labels: &[(&str, &str)]) -> IntCounter {
         self.ports.meter.counter(name, help, labels)
     }
+}
+
+fn authorization(secret: &str) -> Result<HeaderValue, Invalid> {
+    let mut value = HeaderValue::from_str(secret).map_err(|_| Invalid::new("not the value of a header field, such as `Bearer TOKEN`"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 #[cfg(test)]

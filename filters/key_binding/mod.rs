@@ -214,12 +214,7 @@ impl KeyBinding {
             None => self.adopted(cx, key).await?,
         };
         if let Some(holds) = holds {
-            let moves = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) && !cx.shadow;
-            // Where that cannot be asked, what is known holds: a key that is known is not an unknown one.
-            if moves && let Ok(Some(moved)) = self.bindings.roam(key.id, self.network(client), now).await {
-                return Ok(verdict(moved));
-            }
-            return Ok(verdict(holds));
+            return Ok(verdict(self.roamed(cx, holds).await));
         }
         match self.config.enrol {
             Enrol::KnownOnly => return Ok(Verdict::Unknown),
@@ -241,7 +236,20 @@ impl KeyBinding {
             confirmed,
             at: cx.now.wall,
         };
-        self.bindings.latch(first).await.map(verdict)
+        // Another client may have been first, and may have left room for this one.
+        let holds = self.bindings.latch(first).await?;
+        Ok(verdict(self.roamed(cx, holds).await))
+    }
+
+    /// The binding after its roaming rule, if it has one, has made room for this client. If the store cannot say, the binding
+    /// as it is: a known key is not an unknown one.
+    async fn roamed(&self, cx: &RequestCx<'_>, holds: Arc<Binding>) -> Arc<Binding> {
+        let (client, now) = (cx.client(), cx.now.wall);
+        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) && !cx.shadow;
+        match roams {
+            true => self.bindings.roam(holds.id, self.network(client), now).await.ok().flatten().unwrap_or(holds),
+            false => holds,
+        }
     }
 
     /// The binding that the key has under an id from before.

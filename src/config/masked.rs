@@ -26,7 +26,8 @@ fn node(tree: &Node, schemas: &[&Json], root: &Json, depth: usize, out: &mut Str
     match &tree.value {
         Value::Scalar { text, plain } => {
             let hidden = secret && !text.starts_with("file:") && !tree.is_null();
-            let _ = writeln!(out, " {}", if hidden { masked(text) } else { scalar(text, *plain) });
+            let shown = || url_without_secrets(text).map_or_else(|| scalar(text, *plain), |url| scalar(&url, false));
+            let _ = writeln!(out, " {}", if hidden { masked(text) } else { shown() });
         }
         Value::List(items) if items.is_empty() => out.push_str(" []\n"),
         Value::Map(entries) if entries.is_empty() => out.push_str(" {}\n"),
@@ -127,6 +128,20 @@ fn masked(text: &str) -> String {
     scalar(parts.as_deref().unwrap_or(MASK), false)
 }
 
+/// A web address with its user, password and query masked; `None`: it has none of them.
+fn url_without_secrets(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://").filter(|(scheme, _)| ["http", "https"].contains(scheme))?;
+    let (before, query) = rest.split_once('?').map_or((rest, None), |(before, query)| (before, Some(query)));
+    let (authority, path) = before.split_at(before.find('/').unwrap_or(before.len()));
+    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+    if user.is_none() && query.is_none() {
+        return None;
+    }
+    let user = if user.is_some() { format!("{MASK}@") } else { String::new() };
+    let query = if query.is_some() { format!("?{MASK}") } else { String::new() };
+    Some(format!("{scheme}://{user}{host}{path}{query}"))
+}
+
 fn scalar(text: &str, plain: bool) -> String {
     let harmless = |c: char| c.is_ascii_alphanumeric() || "-_./@%+,~*•".contains(c);
     let safe = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(harmless);
@@ -140,6 +155,20 @@ fn scalar(text: &str, plain: bool) -> String {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    #[test]
+    fn addresses_hide_who_asks_and_what() {
+        for (text, shown) in [
+            ("https://id.example.com/introspect", None),
+            ("https://u:p@id.example.com/introspect", Some("https://••••••••@id.example.com/introspect")),
+            ("http://127.0.0.1:1/x?token=s", Some("http://127.0.0.1:1/x?••••••••")),
+            ("https://a@b?c", Some("https://••••••••@b?••••••••")),
+            ("/path?x", None),
+            ("postgres://u:p@h/d", None),
+        ] {
+            assert_eq!(super::url_without_secrets(text).as_deref(), shown, "{text}");
+        }
+    }
 
     use super::super::{parse, schema};
 

@@ -170,16 +170,21 @@ pub fn read(path: &Path) -> Result<String, String> {
 }
 
 fn read_bounded(path: &Path, bytes_max: u64) -> Result<String, String> {
+    let bytes = read_bytes(path, bytes_max)?;
+    String::from_utf8(bytes).map_err(|_| "cannot be read: it is not UTF-8".into())
+}
+
+fn read_bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let wrong = |e: std::io::Error| format!("cannot be read: {e}");
     let file = File::open(path).map_err(wrong)?;
     let size = file.metadata().map_err(wrong)?.len();
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     // What it says of its size is not all that may come of it.
-    let read = if size > bytes_max { 0 } else { file.take(bytes_max + 1).read_to_string(&mut text).map_err(wrong)? };
+    let read = if size > bytes_max { 0 } else { file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(wrong)? };
     if size.max(read as u64) > bytes_max {
         return Err(format!("has {} bytes; at most {bytes_max} are read", size.max(read as u64)));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// Reads the files a configuration names, relative to its own folder, and remembers which.
@@ -247,6 +252,14 @@ impl Resolve for Files {
     fn secret_file(&self, path: &str) -> Result<String, Invalid> {
         self.secret.lock().insert(self.path(path));
         self.file(path)
+    }
+
+    fn secret_bytes(&self, path: &str) -> Result<Vec<u8>, Invalid> {
+        let path = self.path(path);
+        self.secret.lock().insert(path.clone());
+        let bytes = read_bytes(&path, REFERRED_BYTES_MAX).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())));
+        self.read.lock().insert(path, bytes.as_ref().ok().map(|bytes| Sha256::digest(bytes).into()));
+        bytes
     }
 
     fn exists(&self, path: &str) -> bool {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
+use http::HeaderValue;
 use ipnet::IpNet;
 use keylatch_filters::contract::{
     Answered, Binding, Bindings, BoxFuture, Call, CallError, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher, KeyId,
@@ -27,7 +28,7 @@ pub fn check_ports() -> Ports {
 struct Nowhere;
 
 impl Outbound for Nowhere {
-    fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
+    fn service(&self, endpoint: &Endpoint, ca: Option<String>, _: Option<HeaderValue>) -> Result<Arc<dyn Service>, Invalid> {
         outbound::check(endpoint, ca)?;
         Ok(Arc::new(Nowhere))
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use http::{HeaderValue, header};
 use keylatch_filters::contract::{
     AnswerBody as Body, Answered, BoxFuture, Call, CallError, Endpoint, Invalid, Outbound, Service, Tend, Tended, Tender,
 };
@@ -31,8 +32,8 @@ impl Services {
 }
 
 impl Outbound for Services {
-    fn service(&self, endpoint: &Endpoint, ca: Option<String>) -> Result<Arc<dyn Service>, Invalid> {
-        Ok(Arc::new(Remote::new(endpoint, ca, self.0.clone())?))
+    fn service(&self, endpoint: &Endpoint, ca: Option<String>, authorization: Option<HeaderValue>) -> Result<Arc<dyn Service>, Invalid> {
+        Ok(Arc::new(Remote { authorization, ..Remote::new(endpoint, ca, self.0.clone())? }))
     }
 
     fn tend(&self, task: Weak<dyn Tend>) -> Arc<dyn Tender> {
@@ -89,7 +90,7 @@ async fn again_and_again(task: Weak<dyn Tend>, tending: Arc<Tending>) {
     loop {
         let Some(held) = task.upgrade() else { return };
         tending.at_work.store(true, Ordering::Release);
-        let Tended { pause, failed } = held.tend().await;
+        let Tended { pause, failed } = held.tend(Instant::now()).await;
         tending.at_work.store(false, Ordering::Release);
         tending.done.send_modify(|times| *times += 1);
         // Told at the first failure and at the end of them, not each time.
@@ -114,6 +115,7 @@ pub fn check(endpoint: &Endpoint, ca: Option<String>) -> Result<(Url, Client), I
 
 struct Remote {
     url: Url,
+    authorization: Option<HeaderValue>,
     private: bool,
     timeout: Duration,
     client: Client,
@@ -146,8 +148,11 @@ impl Service for Remote {
         if self.url.scheme() == "https" && url.scheme() != "https" {
             return Err(CallError::Unclear("leads from https to http".into()));
         }
+        // Credentials are for their own origin.
+        let authorization = self.authorization.clone().filter(|_| url.origin() == self.url.origin());
         Ok(Arc::new(Remote {
             url,
+            authorization,
             private: self.private,
             timeout: self.timeout,
             client: self.client.clone(),
@@ -163,6 +168,7 @@ impl Remote {
         let (url, client) = check(endpoint, ca)?;
         Ok(Self {
             url,
+            authorization: None,
             private: endpoint.allow_private,
             timeout: endpoint.timeout.0,
             client,
@@ -179,6 +185,9 @@ impl Remote {
             url.set_path(&path);
         }
         let mut request = self.client.request(call.method.clone(), url).body(call.body.clone());
+        if let Some(value) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, value);
+        }
         for (name, value) in &call.headers {
             request = request.header(name, value);
         }
@@ -218,7 +227,9 @@ mod tests {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/", silent.local_addr().unwrap());
         let timeout = HumanDuration(Duration::from_millis(50));
-        let service = Remote::new(&Endpoint { url, allow_private: true, ca_file: None, timeout }, None, Handle::current()).unwrap();
+        let service =
+            Remote::new(&Endpoint { url, allow_private: true, ca_file: None, authorization: None, timeout }, None, Handle::current())
+                .unwrap();
         let ask =
             || service.call(Call { method: Method::GET, path: "".into(), headers: Vec::new(), body: String::new(), answer: Body::Cut(0) });
         for _ in 0..3 {

@@ -1,7 +1,8 @@
 //! The ID token: who it is, by the provider's word (OpenID Connect Core 1.0, section 3.1.3.7).
 
-use jsonwebtoken::{DecodingKey, Validation};
-use keylatch_filters::bearer::KeySet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use keylatch_filters::bearer::{KeySet, Rejected, is_for, numeric_date, signed_claims};
 use serde_json::{Map, Value};
 use subtle::ConstantTimeEq;
 
@@ -14,25 +15,35 @@ const LEEWAY_S: u64 = 60;
 /// OpenID Connect Core 1.0, section 2.
 const SUBJECT_BYTES_MAX: usize = 255;
 
+/// Checks who made it, for whom, and for when.
+fn in_force(claims: Map<String, Value>, settings: &Settings, now: SystemTime) -> Result<Map<String, Value>, &'static str> {
+    let now_s = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let date = |name| numeric_date(&claims, name).map_err(|_| "a date is no number");
+    if claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
+        return Err("it is of another issuer");
+    }
+    if !is_for(&claims, std::slice::from_ref(&settings.client_id)) {
+        return Err("it is for another client");
+    }
+    if date("exp")?.ok_or("it has no `exp`")?.saturating_add(LEEWAY_S) < now_s {
+        return Err("it has expired");
+    }
+    if date("nbf")?.is_some_and(|from_s| from_s > now_s.saturating_add(LEEWAY_S)) {
+        return Err("it is not valid yet");
+    }
+    Ok(claims)
+}
+
 /// What it claims, once all of it was checked.
 pub fn claims(token: &str, keys: &KeySet, settings: &Settings, nonce: &str) -> Result<Map<String, Value>, Fault> {
     let wrong = |says: &str| Fault::Elsewhere(format!("the provider's ID token {says}"));
-    let header = jsonwebtoken::decode_header(token).map_err(|_| wrong("is no JWT"))?;
-    let alg = ALGORITHMS
-        .into_iter()
-        .find(|alg| alg.algorithm() == header.alg)
-        .ok_or_else(|| wrong("is signed with an algorithm that is not taken"))?;
-    let keys = keys.find(alg, header.kid.as_deref()).map_err(|_| wrong("is signed with a key that the provider does not publish"))?;
-    let mut validation = Validation::new(header.alg);
-    validation.set_issuer(&[&settings.issuer]);
-    validation.set_audience(&[&settings.client_id]);
-    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-    validation.validate_nbf = true;
-    validation.leeway = LEEWAY_S;
-    let read = |key: &&DecodingKey| jsonwebtoken::decode::<Map<String, Value>>(token, key, &validation);
-    let mut last = wrong("cannot be checked");
-    let claims = keys.iter().find_map(|key| read(key).map_err(|error| last = wrong(&format!("is not valid: {error}"))).ok());
-    let claims = claims.ok_or(last)?.claims;
+    let verified = signed_claims(token, &ALGORITHMS, keys).map_err(|rejected| match rejected {
+        Rejected::Malformed => wrong("is no JWT"),
+        Rejected::Algorithm => wrong("is signed with an algorithm that is not taken"),
+        Rejected::Key => wrong("is signed with a key that the provider does not publish"),
+        _ => wrong("is not valid: its signature is wrong"),
+    })?;
+    let claims = in_force(verified, settings, SystemTime::now()).map_err(|says| wrong(&format!("is not valid: {says}")))?;
     let text = |name: &str| claims.get(name).and_then(Value::as_str);
     // A token for several is for us only where we are who asked for it.
     let several = claims.get("aud").and_then(Value::as_array).is_some_and(|all| all.len() > 1);

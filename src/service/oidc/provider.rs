@@ -132,9 +132,10 @@ impl Settings {
             url: self.issuer.clone(),
             allow_private: self.allow_private,
             ca_file: None,
+            authorization: None,
             timeout: HumanDuration::secs(CALL_TIME_MAX_S),
         };
-        outbound.service(&endpoint, self.ca.clone()).map_err(|invalid| {
+        outbound.service(&endpoint, self.ca.clone(), None).map_err(|invalid| {
             let ca = invalid.path.first().is_some_and(|at| at == "ca_file");
             Fault::invalid(if ca { "ca" } else { "issuer" }, invalid.message.replace("ca_file", "this"))
         })

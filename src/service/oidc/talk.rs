@@ -20,8 +20,8 @@ use super::provider::Settings;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 /// What ID tokens may be signed with: whoever checks them has no part in making them.
-pub const ALGORITHMS: [Alg; 9] =
-    [Alg::RS256, Alg::RS384, Alg::RS512, Alg::PS256, Alg::PS384, Alg::PS512, Alg::ES256, Alg::ES384, Alg::EdDSA];
+pub const ALGORITHMS: [Alg; 11] =
+    [Alg::RS256, Alg::RS384, Alg::RS512, Alg::PS256, Alg::PS384, Alg::PS512, Alg::ES256, Alg::ES384, Alg::ES512, Alg::EdDSA, Alg::Ed25519];
 
 /// What a token endpoint says of a code that is none (RFC 6749, section 5.2).
 const NO_CODE: &str = "(invalid_grant)";
