@@ -133,6 +133,18 @@ def test_the_providers_key_takes_the_place_of_the_clients(start, echo_upstream):
     assert answer.header("x-served-by") == "edge"
 
 
+def test_values_of_fields_are_text_whatever_they_look_like(start, echo_upstream, tmp_path):
+    tokens = {"a": "123456", "b": "12345678901234567890123456", "c": "1.50", "d": "true", "e": "0123", "f": "-7"}
+    values = {**{f"X-{name}": f"${{TOKEN_{name}}}" for name in tokens}, "X-Plain": "42", "X-File": f"file:{tmp_path}/token"}
+    headers = "      - headers:\n          request:\n            set:\n" + "".join(f"              {name}: {value}\n" for name, value in values.items())
+    (tmp_path / "token").write_text("\ufeffsecret-of-a-file\r\n")
+    environment = {f"TOKEN_{name}": value for name, value in tokens.items()}
+    keylatch = start(echo_upstream, route_filters=headers, env=environment)
+    fields = dict(map(tuple, json.loads(raw.request(keylatch.port).body)["headers"]))
+    assert {name: fields[f"x-{name}"] for name in tokens} == tokens
+    assert fields["x-plain"] == "42" and fields["x-file"] == "secret-of-a-file"
+
+
 def test_request_ids_run_through(start, echo_upstream):
     keylatch = start(echo_upstream)
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -138,11 +138,16 @@ impl Named {
     }
 }
 
+/// The text of a secret file: editors add a byte order mark and a line end, and neither is meant.
+pub fn bare(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text).trim_end_matches(['\r', '\n'])
+}
+
 impl Site<'_> {
-    /// The secret itself: the text, or the content of its file without the line end.
+    /// The secret itself: the text, or the content of its file without a byte order mark and without the line end.
     pub fn secret(&self, secret: &SecretRef) -> Result<String, Invalid> {
         let text = match secret.file() {
-            Some(path) => self.resolve.secret_file(path)?.trim_end_matches(['\r', '\n']).to_owned(),
+            Some(path) => bare(&self.resolve.secret_file(path)?).to_owned(),
             None => secret.text().to_owned(),
         };
         if text.is_empty() {
