@@ -113,6 +113,10 @@ pub struct Site<'a> {
     pub shares: &'a Cell<bool>,
     /// The limits of the chain, so that one that is chosen is there.
     pub limits: &'a RefCell<Named>,
+    /// The names of all routes; empty where they are not known.
+    pub routes: &'a [String],
+    /// What else is wrong with the filter, beside the error that its compilation returns.
+    pub also: &'a RefCell<Vec<Invalid>>,
 }
 
 /// Names by which filters of one chain refer to each other.
@@ -184,6 +188,11 @@ impl Site<'_> {
     /// A limit of this chain can be chosen by this name.
     pub fn offer(&self, limit: &str) {
         self.limits.borrow_mut().offered.push(limit.to_owned());
+    }
+
+    /// One more error of this filter. Its compilation returns the last one.
+    pub fn report(&self, invalid: Invalid) {
+        self.also.borrow_mut().push(invalid);
     }
 
     /// State that outlives a reload, for this place and type.

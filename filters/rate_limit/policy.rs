@@ -152,9 +152,15 @@ impl Policy {
         let price = match limit.cost {
             Cost::Fixed(cost) if (1..=burst).contains(&cost) => Price::Fixed(cost),
             Cost::Fixed(_) => return Err(Invalid::new(format!("must be between 1 and {burst}, which is all there is at once")).at("cost")),
-            Cost::By(source) => Price::By(Expression::compile(&source, &Type::Int).map_err(|invalid| invalid.at("cost"))?, burst),
+            Cost::By(source) => {
+                Price::By(Expression::compile(&source, &Type::Int, site.routes).map_err(|invalid| invalid.at("cost"))?, burst)
+            }
         };
+        let table = format!("{key} {}", limit.time_zone.as_deref().unwrap_or_default());
         let count = match limit.window {
+            Window::Rolling if limit.time_zone.is_some() => {
+                return Err(Invalid::new("goes with `window: calendar` only").at("time_zone"));
+            }
             Window::Rolling => {
                 let block = limit.block_for.map_or(Duration::ZERO, |block| block.0);
                 let quota = Quota::new(rate.interval(), burst);
