@@ -93,6 +93,11 @@ def test_limits_count_exactly_and_say_so(start, echo_upstream):
     refused = answers[5]
     assert refused.header("retry-after") == "1" and refused.header("ratelimit").startswith('"key";r=0;')
     assert json.loads(refused.body)["error"]["code"] == "rate_limit_exceeded"
+    # `t` is the time until more is allowed, and never more than Retry-After.
+    slow = start(echo_upstream, route_filters="      - rate_limit: {per: key, limit: 2/h}")
+    first, second, third = (raw.request(slow.port, headers=[raw.key("sk-a")]) for _ in range(3))
+    assert first.header("ratelimit") == '"key";r=1;t=1800' and second.header("ratelimit").startswith('"key";r=0;t=1')
+    assert third.header("ratelimit") == f'"key";r=0;t={third.header("retry-after")}' and 1790 <= int(third.header("retry-after")) <= 1800
     # The refused one used up nothing of the other limit: two of seven are left.
     assert [raw.request(keylatch.port, headers=[raw.key("sk-b")]).status for _ in range(3)] == [200, 200, 429]
     decisions = 'keylatch_filter_decisions_total{filter="rate_limit",outcome="refused",reason="limit"}'
