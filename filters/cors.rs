@@ -14,7 +14,8 @@
 //! ```
 //!
 //! `origins: ["*"]` is every origin; it does not go with `credentials`, and neither does `*` in `methods`, `headers` or
-//! `expose`: with credentials, browsers read it as a name. A `*` in `headers` never covers `authorization`: list it, too.
+//! `expose`: with credentials, browsers read it as a name. A `*` in `headers` never covers `authorization` (Chromium would
+//! let it): list it, too.
 //! `echo_headers: true` allows every field that a preflight asks for, `authorization` too, in place of `headers`: client
 //! libraries send fields of their own, such as the `x-stainless-…` ones of OpenAI's and Anthropic's.
 //!
@@ -157,7 +158,7 @@ impl Filter for Cors {
             reply = reply
                 .header(header::ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone())
                 .header(header::ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
-            if let Some(headers) = self.headers.clone().or_else(|| asked(headers)) {
+            if let Some(headers) = self.allowed_fields(headers) {
                 reply = reply.header(header::ACCESS_CONTROL_ALLOW_HEADERS, headers);
             }
         }
@@ -208,7 +209,21 @@ fn asked(headers: &HeaderMap) -> Option<HeaderValue> {
     names.split(',').all(|name| name.trim().parse::<header::HeaderName>().is_ok()).then(|| asked.clone())
 }
 
+/// Whether a list of fields names this one.
+fn names(list: &HeaderValue, name: &str) -> bool {
+    list.to_str().is_ok_and(|list| list.split(',').any(|item| item.trim().eq_ignore_ascii_case(name)))
+}
+
 impl Cors {
+    /// The fields that a preflight is told of. Some browsers let `*` cover `authorization`, against the Fetch standard:
+    /// one that asks for it is told nothing, unless it is listed.
+    fn allowed_fields(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let Some(allowed) = &self.headers else { return asked(headers) };
+        let mut lines = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
+        let asks = names(allowed, "*") && !names(allowed, "authorization") && lines.any(|line| names(line, "authorization"));
+        (!asks).then(|| allowed.clone())
+    }
+
     fn allows(&self, origin: &HeaderValue) -> bool {
         let Ok(origin) = origin.to_str() else { return false };
         self.origins.iter().any(|known| match known {
@@ -279,6 +294,20 @@ mod tests {
         ] {
             assert!(!filter.allows(&HeaderValue::from_static(origin)), "{origin}");
         }
+    }
+
+    #[test]
+    fn a_star_never_covers_authorization() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type, Authorization"));
+        for (listed, told) in
+            [(json!(["*"]), None), (json!(["*", "authorization"]), Some("*, authorization")), (json!(["x-a"]), Some("x-a"))]
+        {
+            let filter = cors(json!({ "origins": ["*"], "headers": listed })).unwrap();
+            assert_eq!(filter.allowed_fields(&headers).as_ref().map(|value| value.to_str().unwrap()), told);
+        }
+        let star = cors(json!({ "origins": ["*"], "headers": ["*"] })).unwrap();
+        assert_eq!(star.allowed_fields(&HeaderMap::new()).unwrap(), "*");
     }
 
     #[test]
