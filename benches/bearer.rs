@@ -40,6 +40,8 @@ fn filter(alg: &str, key: serde_json::Value) -> Bearer {
         resolve: &NoFiles,
         shares: &Cell::default(),
         limits: &RefCell::default(),
+        routes: &[],
+        also: &Default::default(),
     };
     Bearer::compile(decode(config).unwrap(), &mut site).unwrap()
 }

@@ -58,6 +58,7 @@ pub struct Chain {
     response: Vec<usize>,
     response_body: Vec<usize>,
     log: Vec<usize>,
+    gate_response: Vec<usize>,
 }
 
 /// What one exchange remembers of its way through a chain.
@@ -85,6 +86,7 @@ impl Chain {
             response: list(|h| h.response, false),
             response_body: list(|h| h.response_body, false),
             log: list(|h| h.log, true),
+            gate_response: list(|h| h.gate_response, false),
             items,
         }
     }
@@ -165,8 +167,13 @@ impl Chain {
         self.each(&self.upstream_request, progress, |item, state| item.filter.upstream_request(cx, state))
     }
 
-    /// Runs the response hooks of the filters the request has passed, in reverse.
+    /// Runs the response hooks of the filters the request has passed, in reverse. Of a request that was refused before
+    /// the chain began, those of the filters that want to see such a refusal.
     pub fn response(&self, cx: &mut ResponseCx<'_>, progress: &mut Progress) -> Result<()> {
+        if progress.states.is_empty() {
+            let mut items = self.gate_response.iter().rev().filter_map(|index| self.items.get(*index));
+            return items.try_for_each(|item| item.filter.response(cx, &mut item.filter.state()));
+        }
         for &index in self.response.iter().rev() {
             if index >= progress.passed {
                 continue;

@@ -13,11 +13,17 @@
 //!   max_age: 10m
 //! ```
 //!
-//! `origins: ["*"]` is every origin; it does not go with `credentials`. An origin that is not listed gets no marks, and
-//! its browser keeps the response from the page: the request itself may pass, since only browsers ask. Put this filter
-//! before those that check keys: a preflight carries none.
+//! `origins: ["*"]` is every origin; it does not go with `credentials`, and neither does `*` in `methods`, `headers` or
+//! `expose`: with credentials, browsers read it as a name. A `*` in `headers` never covers `authorization` (Chromium would
+//! let it): list it, too.
+//! `echo_headers: true` allows every field that a preflight asks for, `authorization` too, in place of `headers`: client
+//! libraries send fields of their own, such as the `x-stainless-…` ones of OpenAI's and Anthropic's.
+//!
+//! An origin that is not listed gets no marks, and its browser keeps the response from the page: the request itself may
+//! pass, since only browsers ask. Put this filter before those that check keys: a preflight carries none. Among the
+//! top-level `filters` it also marks what is refused before a route is found, so that a page can read the error.
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -35,9 +41,11 @@ pub struct Config {
     /// The methods they may use. Default: GET, POST.
     #[serde(default = "methods")]
     pub methods: Vec<String>,
-    /// The fields they may send. Default: authorization, content-type.
-    #[serde(default = "headers")]
-    pub headers: Vec<String>,
+    /// The fields they may send; `*` is all but authorization. Default: authorization, content-type.
+    pub headers: Option<Vec<String>>,
+    /// Whether they may send every field that their preflight asks for, in place of `headers`. Default: false.
+    #[serde(default)]
+    pub echo_headers: bool,
     /// The fields of a response that they may read. Default: x-request-id, retry-after, ratelimit, ratelimit-policy.
     #[serde(default = "expose")]
     pub expose: Vec<String>,
@@ -72,13 +80,17 @@ enum Origin {
     Below(String, String),
 }
 
+/// A longer list of fields is not echoed.
+const ECHOED_BYTES_MAX: usize = 4096;
+
 static ANYBODY: HeaderValue = HeaderValue::from_static("*");
 
 /// The compiled filter.
 pub struct Cors {
     origins: Vec<Origin>,
     methods: HeaderValue,
-    headers: HeaderValue,
+    /// `None`: what the preflight asks for.
+    headers: Option<HeaderValue>,
     expose: Option<HeaderValue>,
     credentials: bool,
     max_age: HeaderValue,
@@ -93,7 +105,7 @@ fn list<T: std::str::FromStr>(words: &[String], key: &str, what: &str) -> Result
 
 impl Filter for Cors {
     const NAME: &'static str = "cors";
-    const HOOKS: Hooks = Hooks { request: true, response: true, ..Hooks::NONE };
+    const HOOKS: Hooks = Hooks { request: true, response: true, gate_response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("cors.rs");
     type Config = Config;
     type State = ();
@@ -110,11 +122,22 @@ impl Filter for Cors {
         if config.credentials && origins.iter().any(|origin| matches!(origin, Origin::Any)) {
             return Err(Invalid::new("does not go with the origin `*`: any page could act for whoever looks at it").at("credentials"));
         }
+        let headers = match (config.headers, config.echo_headers) {
+            (Some(_), true) => return Err(Invalid::new("goes without `headers`: it allows every field").at("echo_headers")),
+            (None, true) => None,
+            (given, false) => Some(given.unwrap_or_else(headers)),
+        };
+        for (key, words) in [("methods", Some(&config.methods)), ("headers", headers.as_ref()), ("expose", Some(&config.expose))] {
+            let star = words.and_then(|words| words.iter().position(|word| word == "*"));
+            if let Some(index) = star.filter(|_| config.credentials) {
+                return Err(Invalid::new("does not go with `credentials`, where browsers read `*` as a name").index(index).at(key));
+            }
+        }
         let expose = if config.expose.is_empty() { None } else { Some(list::<header::HeaderName>(&config.expose, "expose", "field")?) };
         Ok(Self {
             origins,
             methods: list::<Method>(&config.methods, "methods", "method")?,
-            headers: list::<header::HeaderName>(&config.headers, "headers", "field")?,
+            headers: headers.map(|words| list::<header::HeaderName>(&words, "headers", "field")).transpose()?,
             expose,
             credentials: config.credentials,
             max_age: HeaderValue::from(config.max_age.0.as_secs()),
@@ -134,8 +157,13 @@ impl Filter for Cors {
         if headers.get(header::ORIGIN).is_some_and(|origin| self.allows(origin)) {
             reply = reply
                 .header(header::ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone())
-                .header(header::ACCESS_CONTROL_ALLOW_HEADERS, self.headers.clone())
                 .header(header::ACCESS_CONTROL_MAX_AGE, self.max_age.clone());
+            if let Some(headers) = self.allowed_fields(headers) {
+                reply = reply.header(header::ACCESS_CONTROL_ALLOW_HEADERS, headers);
+            }
+        }
+        if self.headers.is_none() {
+            reply = reply.header(header::VARY, HeaderValue::from_static("Access-Control-Request-Headers"));
         }
         Ok(reply.into())
     }
@@ -174,7 +202,28 @@ impl Filter for Cors {
     }
 }
 
+/// The fields that a preflight asks for, if they are names of fields and not too many.
+fn asked(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS)?;
+    let names = asked.to_str().ok().filter(|names| names.len() <= ECHOED_BYTES_MAX)?;
+    names.split(',').all(|name| name.trim().parse::<header::HeaderName>().is_ok()).then(|| asked.clone())
+}
+
+/// Whether a list of fields names this one.
+fn names(list: &HeaderValue, name: &str) -> bool {
+    list.to_str().is_ok_and(|list| list.split(',').any(|item| item.trim().eq_ignore_ascii_case(name)))
+}
+
 impl Cors {
+    /// The fields that a preflight is told of. Some browsers let `*` cover `authorization`, against the Fetch standard:
+    /// one that asks for it is told nothing, unless it is listed.
+    fn allowed_fields(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let Some(allowed) = &self.headers else { return asked(headers) };
+        let mut lines = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
+        let asks = names(allowed, "*") && !names(allowed, "authorization") && lines.any(|line| names(line, "authorization"));
+        (!asks).then(|| allowed.clone())
+    }
+
     fn allows(&self, origin: &HeaderValue) -> bool {
         let Ok(origin) = origin.to_str() else { return false };
         self.origins.iter().any(|known| match known {
@@ -248,6 +297,35 @@ mod tests {
     }
 
     #[test]
+    fn a_star_never_covers_authorization() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type, Authorization"));
+        for (listed, told) in
+            [(json!(["*"]), None), (json!(["*", "authorization"]), Some("*, authorization")), (json!(["x-a"]), Some("x-a"))]
+        {
+            let filter = cors(json!({ "origins": ["*"], "headers": listed })).unwrap();
+            assert_eq!(filter.allowed_fields(&headers).as_ref().map(|value| value.to_str().unwrap()), told);
+        }
+        let star = cors(json!({ "origins": ["*"], "headers": ["*"] })).unwrap();
+        assert_eq!(star.allowed_fields(&HeaderMap::new()).unwrap(), "*");
+    }
+
+    #[test]
+    fn what_a_preflight_asks_for_is_echoed_if_it_is_a_list_of_fields() {
+        for (asked_for, echoed) in
+            [("authorization, x-stainless-os", true), ("x-a", true), ("x a", false), ("", false), ("x-a,,x-b", false)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static(asked_for));
+            assert_eq!(asked(&headers).is_some(), echoed, "{asked_for}");
+        }
+        let mut headers = HeaderMap::new();
+        assert_eq!(asked(&headers), None);
+        headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::try_from(vec!["x-a"; 2000].join(",")).unwrap());
+        assert_eq!(asked(&headers), None);
+    }
+
+    #[test]
     fn what_makes_no_sense() {
         for (config, says) in [
             (json!({ "origins": [] }), "at least one origin"),
@@ -262,6 +340,10 @@ mod tests {
             (json!({ "origins": ["https://a:b"] }), "is not an origin"),
             (json!({ "origins": ["https://-"] }), "is not an origin"),
             (json!({ "origins": ["*"], "headers": ["a b"] }), "is not a field"),
+            (json!({ "origins": ["https://a.example"], "credentials": true, "headers": ["*"] }), "does not go with `credentials`"),
+            (json!({ "origins": ["https://a.example"], "credentials": true, "methods": ["GET", "*"] }), "does not go with `credentials`"),
+            (json!({ "origins": ["https://a.example"], "credentials": true, "expose": ["*"] }), "does not go with `credentials`"),
+            (json!({ "origins": ["*"], "headers": ["x-a"], "echo_headers": true }), "goes without `headers`"),
         ] {
             let wrong = cors(config).err().unwrap();
             assert!(wrong.message.contains(says), "{wrong:?}");

@@ -98,6 +98,8 @@ pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut S
         resolve: &NoFiles,
         shares: &Cell::default(),
         limits: &std::cell::RefCell::default(),
+        routes: &[],
+        also: &Default::default(),
     })
 }
 

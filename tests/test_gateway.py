@@ -93,6 +93,11 @@ def test_limits_count_exactly_and_say_so(start, echo_upstream):
     refused = answers[5]
     assert refused.header("retry-after") == "1" and refused.header("ratelimit").startswith('"key";r=0;')
     assert json.loads(refused.body)["error"]["code"] == "rate_limit_exceeded"
+    # `t` is the time until more is allowed, and never more than Retry-After.
+    slow = start(echo_upstream, route_filters="      - rate_limit: {per: key, limit: 2/h}")
+    first, second, third = (raw.request(slow.port, headers=[raw.key("sk-a")]) for _ in range(3))
+    assert first.header("ratelimit") == '"key";r=1;t=1800' and second.header("ratelimit").startswith('"key";r=0;t=1')
+    assert third.header("ratelimit") == f'"key";r=0;t={third.header("retry-after")}' and 1790 <= int(third.header("retry-after")) <= 1800
     # The refused one used up nothing of the other limit: two of seven are left.
     assert [raw.request(keylatch.port, headers=[raw.key("sk-b")]).status for _ in range(3)] == [200, 200, 429]
     decisions = 'keylatch_filter_decisions_total{filter="rate_limit",outcome="refused",reason="limit"}'
@@ -131,6 +136,18 @@ def test_the_providers_key_takes_the_place_of_the_clients(start, echo_upstream):
     fields = dict(map(tuple, json.loads(answer.body)["headers"]))
     assert fields["authorization"] == "Bearer sk-provider" and fields["x-added"] == "1" and "x-secret" not in fields
     assert answer.header("x-served-by") == "edge"
+
+
+def test_values_of_fields_are_text_whatever_they_look_like(start, echo_upstream, tmp_path):
+    tokens = {"a": "123456", "b": "12345678901234567890123456", "c": "1.50", "d": "true", "e": "0123", "f": "-7"}
+    values = {**{f"X-{name}": f"${{TOKEN_{name}}}" for name in tokens}, "X-Plain": "42", "X-File": f"file:{tmp_path}/token"}
+    headers = "      - headers:\n          request:\n            set:\n" + "".join(f"              {name}: {value}\n" for name, value in values.items())
+    (tmp_path / "token").write_text("\ufeffsecret-of-a-file\r\n")
+    environment = {f"TOKEN_{name}": value for name, value in tokens.items()}
+    keylatch = start(echo_upstream, route_filters=headers, env=environment)
+    fields = dict(map(tuple, json.loads(raw.request(keylatch.port).body)["headers"]))
+    assert {name: fields[f"x-{name}"] for name in tokens} == tokens
+    assert fields["x-plain"] == "42" and fields["x-file"] == "secret-of-a-file"
 
 
 def test_request_ids_run_through(start, echo_upstream):

@@ -234,9 +234,26 @@ def test_pages_of_other_origins(start):
         # A refusal of ours can be read by the page, too.
         refused = raw.request(replica.port, headers=[app])
         assert refused.status == 401 and refused.header("access-control-allow-origin") == app[1]
+        # So can a refusal before a route is found, and one of the gate.
+        for path, status in [("/none", 404), ("/v1/%2e%2e/x%00", 400)]:
+            refused = raw.request(replica.port, path, headers=[app])
+            assert refused.status == status and refused.header("access-control-allow-origin") == app[1], (path, refused.status)
+            assert refused.header("vary") == "Origin" and "access-control-allow-origin" not in dict(raw.request(replica.port, path).headers)
         assert answer.header("server") == "" and answer.header("x-frame-options") == "DENY" and answer.header("strict-transport-security") == "max-age=86400"
         metrics = replica.metrics()
         assert metrics['keylatch_filter_decisions_total{filter="cors",outcome="answered",reason="preflight"}'] == 2
+
+
+def test_a_preflight_gets_what_it_asks_for(start, echo_upstream):
+    replica = start(echo_upstream, filters="  - cors: {origins: ['*'], echo_headers: true}")
+    fields = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-retry-count,x-stainless-runtime"
+    asks = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "POST")]
+    preflight = raw.request(replica.port, method="OPTIONS", headers=[*asks, ("Access-Control-Request-Headers", fields)])
+    assert preflight.header("access-control-allow-headers") == fields and preflight.header("access-control-allow-origin") == "*"
+    assert "Access-Control-Request-Headers" in preflight.header("vary")
+    assert raw.request(replica.port, method="OPTIONS", headers=asks).header("access-control-allow-headers") == ""
+    strange = raw.request(replica.port, method="OPTIONS", headers=[*asks, ("Access-Control-Request-Headers", "a b")])
+    assert strange.status == 204 and strange.header("access-control-allow-headers") == ""
 
 
 def test_bodies_that_are_too_large(start, echo_upstream):

@@ -161,6 +161,8 @@ fn configurations_refuse_what_they_do_not_know() {
             resolve: &NoFiles,
             shares: &Default::default(),
             limits: &Default::default(),
+            routes: &[],
+            also: &Default::default(),
         };
         // Some take a list.
         let map = serde_json::json!({ "no_such_key": 1 });

@@ -23,12 +23,21 @@ pub struct Hooks {
     pub response_body: bool,
     /// [`Filter::log`]
     pub log: bool,
+    /// [`Filter::response`] also runs, with a fresh state, for what is refused before a chain begins.
+    pub gate_response: bool,
 }
 
 impl Hooks {
     /// Takes part in nothing; the start of a `const` list.
-    pub const NONE: Hooks =
-        Hooks { request: false, request_body: false, upstream_request: false, response: false, response_body: false, log: false };
+    pub const NONE: Hooks = Hooks {
+        request: false,
+        request_body: false,
+        upstream_request: false,
+        response: false,
+        response_body: false,
+        log: false,
+        gate_response: false,
+    };
     /// Takes part in the request phase only.
     pub const REQUEST: Hooks = Hooks { request: true, ..Hooks::NONE };
 }

@@ -29,15 +29,17 @@ impl Quota {
     pub fn outcome(&self, allowed: bool, ahead_ns: u64, cost: u32) -> Outcome {
         let left_ns = self.tolerance_ns.saturating_add(self.interval_ns).saturating_sub(ahead_ns);
         let needed_ns = self.interval_ns.saturating_mul(u64::from(cost.max(1)) - 1);
+        let refused_for = Duration::from_nanos(ahead_ns.saturating_add(needed_ns).saturating_sub(self.tolerance_ns));
         Outcome {
             allowed,
             remaining: if allowed { u32::try_from(left_ns / self.interval_ns).unwrap_or(u32::MAX) } else { 0 },
             full_in: Duration::from_nanos(ahead_ns),
-            retry_in: if allowed {
-                Duration::ZERO
+            more_in: if allowed {
+                Duration::from_nanos((self.interval_ns - left_ns % self.interval_ns).min(ahead_ns))
             } else {
-                Duration::from_nanos(ahead_ns.saturating_add(needed_ns).saturating_sub(self.tolerance_ns))
+                refused_for
             },
+            retry_in: if allowed { Duration::ZERO } else { refused_for },
         }
     }
 }
@@ -51,6 +53,8 @@ pub struct Outcome {
     pub remaining: u32,
     /// Until all of the burst is there again, or a new window begins.
     pub full_in: Duration,
+    /// Until more would be allowed than right now: after a refusal, the time after which it can be repeated.
+    pub more_in: Duration,
     /// Until the next hit can be allowed; zero when this one was.
     pub retry_in: Duration,
 }

@@ -47,7 +47,7 @@ pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule
 pub use proxy_fields::{ADDRESS_FIELDS, PROXY_FIELDS, ProxyFields, ProxyFieldsConfig};
 pub use ranges::{CLOUDFLARE, fetched_ranges, ranges};
 pub use reply::{Body, Problem, Reply};
-pub use site::{Keep, Meter, Named, Ports, Resolve, Site};
+pub use site::{Keep, Meter, Named, Ports, Resolve, Site, bare};
 pub use stream_plan::{AnswerKind, ExpectedAnswer, Frame, StreamPlan};
 pub use trust::{CloudflareRefresh, TrustConfig, TrustedProxies, canonical, parse_address, write_address};
 pub use values::{ByteSize, HumanDuration, Rate, SecretRef, Timestamp};

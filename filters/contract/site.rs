@@ -118,6 +118,10 @@ pub struct Site<'a> {
     pub shares: &'a Cell<bool>,
     /// The limits of the chain, so that one that is chosen is there.
     pub limits: &'a RefCell<Named>,
+    /// The names of all routes; empty where they are not known.
+    pub routes: &'a [String],
+    /// What else is wrong with the filter, beside the error that its compilation returns.
+    pub also: &'a RefCell<Vec<Invalid>>,
 }
 
 /// Names by which filters of one chain refer to each other.
@@ -143,11 +147,16 @@ impl Named {
     }
 }
 
+/// The text of a secret file: editors add a byte order mark and a line end, and neither is meant.
+pub fn bare(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text).trim_end_matches(['\r', '\n'])
+}
+
 impl Site<'_> {
-    /// The secret itself: the text, or the content of its file without the line end.
+    /// The secret itself: the text, or the content of its file without a byte order mark and without the line end.
     pub fn secret(&self, secret: &SecretRef) -> Result<String, Invalid> {
         let text = match secret.file() {
-            Some(path) => self.resolve.secret_file(path)?.trim_end_matches(['\r', '\n']).to_owned(),
+            Some(path) => bare(&self.resolve.secret_file(path)?).to_owned(),
             None => secret.text().to_owned(),
         };
         if text.is_empty() {
@@ -193,6 +202,11 @@ impl Site<'_> {
     /// A limit of this chain can be chosen by this name.
     pub fn offer(&self, limit: &str) {
         self.limits.borrow_mut().offered.push(limit.to_owned());
+    }
+
+    /// One more error of this filter. Its compilation returns the last one.
+    pub fn report(&self, invalid: Invalid) {
+        self.also.borrow_mut().push(invalid);
     }
 
     /// State that outlives a reload, for this place and type.

@@ -209,9 +209,39 @@ impl JsonSchema for Timestamp {
 
 /// A secret, or where it is: the text itself (usually from `${ENV}`), or `file:PATH`.
 /// Its `Debug` shows nothing. [`super::Site::secret`] reads it.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SecretRef(pub(super) String);
+
+impl<'de> Deserialize<'de> for SecretRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// A secret that looks like a number is text: the loader keeps numbers that would be written differently.
+        struct Scalar;
+        impl de::Visitor<'_> for Scalar {
+            type Value = SecretRef;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SecretRef, E> {
+                Ok(SecretRef(text.to_owned()))
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<SecretRef, E> {
+                Ok(SecretRef(number.to_string()))
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<SecretRef, E> {
+                Ok(SecretRef(number.to_string()))
+            }
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<SecretRef, E> {
+                serde_json::Number::from_f64(number)
+                    .map(|number| SecretRef(number.to_string()))
+                    .ok_or_else(|| E::custom("write it in quotes"))
+            }
+            fn visit_bool<E: de::Error>(self, truth: bool) -> Result<SecretRef, E> {
+                Ok(SecretRef(truth.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Scalar)
+    }
+}
 
 impl SecretRef {
     /// For tests and defaults.

@@ -1,10 +1,12 @@
-//! The functions that expressions know, and the types they take.
+//! The functions and macros that expressions know, and the types they take.
 
 use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
 use ipnet::IpNet;
 use regex::RegexBuilder;
 
-use super::evaluate::{Convert, Each, Node, Pattern, Search};
+use super::constants;
+use super::evaluate::{Each, Loop, Node, Pattern, Search};
+use super::functions::{self, Function, Signature};
 use super::lower::{Lowered, Lowering, Wrong, wrong};
 use super::types::Type;
 
@@ -12,12 +14,28 @@ use super::types::Type;
 const REGEX_BYTES: [(usize, usize); 3] = [(16 << 10, 1), (64 << 10, 4), (256 << 10, 64)];
 /// The memory of its automaton while it runs.
 const DFA_BYTES_MAX: usize = 2 << 20;
-/// How deep lists may be gone through within lists.
-const NESTED_MAX: usize = 2;
-const KNOWN: &str = "contains, startsWith, endsWith, matches, inNetwork, lowerAscii, upperAscii, size, has, int, double, string, \
-                     exists, all, filter, map";
+/// Names that macros bind within each other.
+const BOUND_MAX: usize = 6;
+/// What the table of functions does not hold: macros, and functions whose arguments are compiled.
+const SPECIAL: &[&str] = &[
+    "contains",
+    "startsWith",
+    "endsWith",
+    "matches",
+    "inNetwork",
+    "has",
+    "exists",
+    "exists_one",
+    "all",
+    "filter",
+    "map",
+    "existsOne",
+    "transformList",
+    "transformMap",
+    "cel.bind",
+];
 
-impl Lowering {
+impl Lowering<'_> {
     pub(super) fn function(&mut self, at: &IdedExpr, call: &CallExpr) -> Lowered {
         let text = Type::Text;
         match (call.func_name.as_str(), call.target.as_deref(), call.args.as_slice()) {
@@ -25,83 +43,147 @@ impl Lowering {
             ("startsWith", Some(target), [part]) => self.search(Search::StartsWith, target, part),
             ("endsWith", Some(target), [part]) => self.search(Search::EndsWith, target, part),
             ("matches", Some(target), [pattern]) | ("matches", None, [target, pattern]) => {
-                Ok((Node::Matches(self.typed(target, &text)?, regex(pattern)?), Type::Bool))
+                let (target, pattern_node) = (self.typed(target, &text)?, regex(pattern)?);
+                constants::check_pattern(&target, pattern, pattern_node.regex.as_str())?;
+                Ok((Node::Matches(target, pattern_node), Type::Bool))
             }
             ("inNetwork", Some(target), networks) if !networks.is_empty() => {
                 let networks = networks.iter().map(network).collect::<Result<_, _>>()?;
                 Ok((Node::InNetwork(self.typed(target, &text)?, networks), Type::Bool))
             }
-            ("lowerAscii", Some(target), []) => Ok((Node::Convert(Convert::Lower, self.typed(target, &text)?), text)),
-            ("upperAscii", Some(target), []) => Ok((Node::Convert(Convert::Upper, self.typed(target, &text)?), text)),
-            ("size", Some(one), []) | ("size", None, [one]) => match self.lower(one)? {
-                (node, Type::Text | Type::List(_) | Type::Map(_) | Type::Any) => {
-                    Ok((Node::Convert(Convert::Size, Box::new(node)), Type::Int))
-                }
-                (_, other) => wrong(one, format!("{other} has no size")),
-            },
-            ("int", None, [one]) => self.convert(Convert::Int, one, Type::Int),
-            ("double", None, [one]) => self.convert(Convert::Double, one, Type::Double),
-            ("string", None, [one]) => self.convert(Convert::Text, one, Type::Text),
             ("has", None, [one]) => match &one.expr {
                 Expr::Select(select) => self.presence(one, select),
                 _ => wrong(one, "has() takes a member, such as has(identity.claims.team)"),
             },
-            ("exists", Some(list), [name, body]) => self.each(Each::Exists, list, name, body),
-            ("all", Some(list), [name, body]) => self.each(Each::All, list, name, body),
-            ("filter", Some(list), [name, body]) => self.each(Each::Filter, list, name, body),
-            ("map", Some(list), [name, body]) => self.each(Each::Map, list, name, body),
-            (name, ..) if KNOWN.split(", ").any(|known| known == name) => {
-                wrong(at, format!("`{name}` is not called like this; `keylatch filters rules` shows how"))
+            ("bind", Some(target), [name, value, body]) if self.is_namespace(target, "cel") => self.bind(name, value, body),
+            ("quote", Some(target), args) if self.is_namespace(target, "strings") => self.table(at, "strings.quote", None, args),
+            (name, Some(over), args) if each(name, args).is_some() => {
+                let Some((each, names, only, body)) = each(name, args) else { return wrong(at, "this is not known here") };
+                self.each(each, over, names, only, body)
             }
-            (name, ..) => wrong(at, format!("`{name}` is not known; there are {KNOWN}")),
+            (name, target, args) => self.table(at, name, target, args),
         }
+    }
+
+    /// Whether a word before a dot is the name of an extension of CEL.
+    fn is_namespace(&self, target: &IdedExpr, name: &str) -> bool {
+        matches!(&target.expr, Expr::Ident(word) if word == name) && !self.bound.iter().any(|(bound, _)| bound == name)
+    }
+
+    /// A function of the table.
+    fn table(&mut self, at: &IdedExpr, name: &str, target: Option<&IdedExpr>, args: &[IdedExpr]) -> Lowered {
+        let count = args.len() + usize::from(target.is_some());
+        let Some(signature) = Signature::find(name, target.is_some()).filter(|signature| signature.takes(count)) else {
+            let known = functions::names().chain(SPECIAL.iter().copied()).collect::<Vec<_>>();
+            return if known.contains(&name) {
+                wrong(at, format!("`{name}` is not called like this; `keylatch filters rules` shows how"))
+            } else {
+                wrong(at, format!("`{name}` is not known; there are {}", known.join(", ")))
+            };
+        };
+        let mut nodes = Vec::with_capacity(count);
+        for (position, arg) in target.into_iter().chain(args).enumerate() {
+            let (node, found) = self.lower(arg)?;
+            if !signature.fits(position, found.kind()) {
+                return match (signature.wanted(position), signature.function) {
+                    (Some(wanted), _) => wrong(arg, format!("{} is needed here, and this is {found}", Type::of_kind(wanted))),
+                    (None, Function::Size) => wrong(arg, format!("{found} has no size")),
+                    (None, Function::To(to)) => wrong(arg, format!("{found} cannot be made {}", Type::of_kind(to))),
+                    (None, _) => wrong(arg, format!("{found} has no `{name}`")),
+                };
+            }
+            nodes.push(node);
+        }
+        let node = constants::folded(at, signature.function, nodes)?;
+        Ok((node, Type::of_kind(signature.result)))
     }
 
     fn search(&mut self, search: Search, target: &IdedExpr, part: &IdedExpr) -> Lowered {
-        Ok((Node::Search(search, self.typed(target, &Type::Text)?, self.typed(part, &Type::Text)?), Type::Bool))
+        let (target, part_node) = (self.typed(target, &Type::Text)?, self.typed(part, &Type::Text)?);
+        constants::check_search(search, &target, part, &part_node)?;
+        Ok((Node::Search(search, target, part_node), Type::Bool))
     }
 
-    fn convert(&mut self, convert: Convert, one: &IdedExpr, to: Type) -> Lowered {
-        match self.lower(one)? {
-            (node, Type::Int | Type::Double | Type::Text | Type::Any) => Ok((Node::Convert(convert, Box::new(node)), to)),
-            (node, Type::Bool) if convert == Convert::Text => Ok((Node::Convert(convert, Box::new(node)), to)),
-            (_, other) => wrong(one, format!("{other} cannot be made {to}")),
-        }
+    fn bind(&mut self, name: &IdedExpr, value: &IdedExpr, body: &IdedExpr) -> Lowered {
+        let (value_node, found) = self.lower(value)?;
+        self.enter(name, found, body)?;
+        let lowered = self.lower(body);
+        self.bound.pop();
+        let (body, found) = lowered?;
+        Ok((Node::Bind(Box::new(value_node), Box::new(body)), found))
     }
 
-    fn each(&mut self, each: Each, list: &IdedExpr, name: &IdedExpr, body: &IdedExpr) -> Lowered {
-        let Expr::Ident(name_text) = &name.expr else {
+    /// Binds a name for what is within.
+    fn enter(&mut self, name: &IdedExpr, found: Type, within: &IdedExpr) -> Result<(), Wrong> {
+        let Expr::Ident(text) = &name.expr else {
             return wrong(name, "a name is needed here, such as x in list.exists(x, x == 1)");
         };
-        if self.bound.len() >= NESTED_MAX {
-            return wrong(body, format!("lists are gone through at most {NESTED_MAX} deep"));
+        if self.bound.len() >= BOUND_MAX {
+            return wrong(within, format!("macros bind at most {BOUND_MAX} names within each other"));
         }
-        let (list_node, item) = match self.lower(list)? {
-            (node, Type::List(items)) => (node, *items),
-            (node, Type::Any) => (node, Type::Any),
-            (_, other) => return wrong(list, format!("a list is needed here, and this is {other}")),
-        };
-        self.bound.push((name_text.clone(), item.clone()));
-        let lowered = if each == Each::Map { self.lower(body) } else { self.typed(body, &Type::Bool).map(|node| (*node, Type::Bool)) };
-        self.bound.pop();
-        let (body_node, found) = lowered?;
-        if each == Each::Map && matches!(found, Type::List(_) | Type::Map(_)) {
-            return wrong(body, "a list holds plain values");
-        }
-        let body = body_node;
-        let found = match each {
-            Each::Exists | Each::All => Type::Bool,
-            Each::Filter => Type::List(Box::new(item)),
-            Each::Map => Type::List(Box::new(found)),
-        };
-        Ok((Node::Each(each, Box::new(list_node), Box::new(body)), found))
+        self.bound.push((text.clone(), found));
+        Ok(())
     }
+
+    fn each(&mut self, each: Each, over: &IdedExpr, names: &[IdedExpr], only: Option<&IdedExpr>, body: &IdedExpr) -> Lowered {
+        let pairs = names.len() == 2;
+        let (over_node, found) = self.lower(over)?;
+        let (first, second) = match found {
+            Type::List(items) if pairs => (Type::Int, *items),
+            Type::List(items) => (*items, Type::Any),
+            Type::Map(keys, values) => (*keys, *values),
+            Type::Any => (Type::Any, Type::Any),
+            other => return wrong(over, format!("a list or a map is needed here, and this is {other}")),
+        };
+        let depth = self.bound.len();
+        let key = first.clone();
+        let entered = names.iter().zip([first.clone(), second]).try_for_each(|(name, found)| self.enter(name, found, body));
+        let lowered = entered.and_then(|()| {
+            let only = only.map(|only| self.typed(only, &Type::Bool)).transpose()?.map(|node| *node);
+            let body =
+                if matches!(each, Each::Map | Each::MapValues) { self.lower(body)? } else { (*self.typed(body, &Type::Bool)?, Type::Bool) };
+            Ok((only, body))
+        });
+        self.bound.truncate(depth);
+        let (only, (body, found)) = lowered?;
+        let found = match each {
+            Each::Exists | Each::ExistsOne | Each::All => Type::Bool,
+            Each::Filter => Type::List(Box::new(first)),
+            Each::Map => Type::List(Box::new(found)),
+            Each::MapValues => Type::Map(Box::new(key), Box::new(found)),
+        };
+        Ok((Node::Each(Box::new(Loop { each, over: over_node, pairs, only, body })), found))
+    }
+}
+
+type Parts<'t> = (Each, &'t [IdedExpr], Option<&'t IdedExpr>, &'t IdedExpr);
+
+/// The macro of this name: its bound names, its condition, its body.
+fn each<'t>(name: &str, args: &'t [IdedExpr]) -> Option<Parts<'t>> {
+    let one = args.get(..1)?;
+    let two = args.get(..2)?;
+    Some(match (name, args) {
+        ("exists", [_, body]) => (Each::Exists, one, None, body),
+        ("all", [_, body]) => (Each::All, one, None, body),
+        ("exists_one" | "existsOne", [_, body]) => (Each::ExistsOne, one, None, body),
+        ("filter", [_, body]) => (Each::Filter, one, None, body),
+        ("map", [_, body]) => (Each::Map, one, None, body),
+        ("map", [_, only, body]) => (Each::Map, one, Some(only), body),
+        ("exists", [_, _, body]) => (Each::Exists, two, None, body),
+        ("all", [_, _, body]) => (Each::All, two, None, body),
+        ("exists_one" | "existsOne", [_, _, body]) => (Each::ExistsOne, two, None, body),
+        ("transformList", [_, _, body]) => (Each::Map, two, None, body),
+        ("transformList", [_, _, only, body]) => (Each::Map, two, Some(only), body),
+        ("transformMap", [_, _, body]) => (Each::MapValues, two, None, body),
+        ("transformMap", [_, _, only, body]) => (Each::MapValues, two, Some(only), body),
+        _ => return None,
+    })
 }
 
 fn literal<'t>(tree: &'t IdedExpr, what: &str) -> Result<&'t str, Wrong> {
     match &tree.expr {
         Expr::Literal(LiteralValue::String(text)) => Ok(text.inner()),
-        _ => wrong(tree, format!("{what} must stand here itself, as text: it is made ready when the configuration is read")),
+        _ => wrong(tree, format!("{what} must stand here itself, as text: it is compiled when the configuration is read")),
     }
 }
 

@@ -1,27 +1,18 @@
-//! Compiled expressions, and what they come to. Every step costs fuel, and text is bounded: an expression ends, and
-//! soon.
+//! Compiled expressions and their evaluation. Every step costs fuel, and text is bounded: each evaluation ends.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use regex::Regex;
-use serde_json::Value as Json;
 
+use super::arithmetic::{Sum, negate, sum};
+use super::fuel::{Fuel, Trouble};
+use super::functions::{ARGS_MAX, Function};
 use super::scope::Scope;
-use super::value::{Fuel, Trouble, Value};
+use super::types::Kind;
+use super::value::{Entries, Value};
 use super::variables::Var;
-
-/// The longest text that an expression may put together.
-const TEXT_BYTES_MAX: usize = 64 * 1024;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sum {
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    Modulo,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -38,22 +29,28 @@ pub enum Search {
     EndsWith,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Convert {
-    Lower,
-    Upper,
-    Size,
-    Int,
-    Double,
-    Text,
-}
-
+/// What a macro makes of a list or a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Each {
     Exists,
+    ExistsOne,
     All,
     Filter,
     Map,
+    /// A map with the same keys.
+    MapValues,
+}
+
+/// A macro that evaluates an expression for each item.
+#[derive(Debug)]
+pub struct Loop {
+    pub each: Each,
+    pub over: Node,
+    /// Whether key and value, or index and item, have a name each.
+    pub pairs: bool,
+    /// Items for which it is not true are left out.
+    pub only: Option<Node>,
+    pub body: Node,
 }
 
 type Child = Box<Node>;
@@ -70,9 +67,10 @@ pub struct Pattern {
 pub enum Node {
     Constant(Value<'static>),
     Var(Var),
-    /// What a list is gone through with: the how manyeth from outside.
+    /// The value of a bound name, by its position from outside.
     Local(usize),
     List(Vec<Node>),
+    Map(Vec<(Node, Node)>),
     Not(Child),
     And(Child, Child),
     Or(Child, Child),
@@ -87,18 +85,20 @@ pub enum Node {
     Search(Search, Child, Child),
     Matches(Child, Pattern),
     InNetwork(Child, Vec<IpNet>),
-    Convert(Convert, Child),
-    Each(Each, Child, Child),
+    Call(Function, Vec<Node>),
+    Each(Box<Loop>),
+    /// A name for the value of the first in the second.
+    Bind(Child, Child),
 }
 
-/// One evaluation: the request, what lists are gone through with, and what is left of the steps.
+/// One evaluation: the request, the bound names, and the steps that are left.
 pub struct Run<'v> {
     pub scope: &'v Scope<'v>,
     pub locals: Vec<Value<'v>>,
     pub fuel: Fuel,
 }
 
-type Outcome<'v> = Result<Value<'v>, Trouble>;
+pub type Outcome<'v> = Result<Value<'v>, Trouble>;
 
 impl<'v> Run<'v> {
     pub fn of(scope: &'v Scope<'v>) -> Self {
@@ -122,38 +122,61 @@ impl<'v> Run<'v> {
                     self.evaluate(b)
                 }
             }
-            Node::Negate(one) => match self.evaluate(one)? {
-                Value::Int(number) => number.checked_neg().map(Value::Int).ok_or(Trouble::Range),
-                Value::Double(number) => Ok(Value::Double(-number)),
-                _ => Err(Trouble::Type),
-            },
-            Node::Sum(sum, a, b) => {
+            Node::Map(entries) => self.map(entries),
+            Node::Negate(one) => negate(self.evaluate(one)?),
+            Node::Sum(kind, a, b) => {
                 let (a, b) = (self.evaluate(a)?, self.evaluate(b)?);
-                add_up(*sum, a, b, &mut self.fuel)
+                sum(*kind, a, b, &mut self.fuel)
             }
             Node::Order(..) | Node::Equal(..) | Node::In(..) => self.comparison(node).map(Value::Bool),
             Node::Member(one, key) => {
                 let (one, key) = (self.evaluate(one)?, self.evaluate(key)?);
-                member(&one, &key, &mut self.fuel)
+                one.indexed(&key, &mut self.fuel)
             }
             Node::Has(one, name) => {
                 let one = self.evaluate(one)?;
                 one.has(name, &mut self.fuel).map(Value::Bool)
             }
             Node::Search(..) | Node::Matches(..) | Node::InNetwork(..) => self.text(node).map(Value::Bool),
-            Node::Convert(convert, one) => {
-                let one = self.evaluate(one)?;
-                converted(*convert, one, &mut self.fuel)
-            }
-            Node::Each(each, list, body) => {
-                let list = self.evaluate(list)?;
-                let items = list.items(&mut self.fuel)?;
-                self.each(*each, &items, body)
+            Node::Call(function, args) => self.call(*function, args),
+            Node::Each(each) => self.each(each),
+            Node::Bind(value, body) => {
+                let value = self.evaluate(value)?;
+                self.locals.push(value);
+                let result = self.evaluate(body);
+                self.locals.pop();
+                result
             }
         }
     }
 
-    fn truth(&mut self, node: &'v Node) -> Result<bool, Trouble> {
+    fn call(&mut self, function: Function, args: &'v [Node]) -> Outcome<'v> {
+        let mut values: [Value<'v>; ARGS_MAX] = [const { Value::Null }; ARGS_MAX];
+        for (value, node) in values.iter_mut().zip(args) {
+            *value = self.evaluate(node)?;
+        }
+        function.call(values.get(..args.len()).ok_or(Trouble::Type)?, &mut self.fuel)
+    }
+
+    fn map(&mut self, entries: &'v [(Node, Node)]) -> Outcome<'v> {
+        let mut made: Entries<'v> = Vec::with_capacity(entries.len());
+        for (key, value) in entries {
+            let (key, value) = (self.evaluate(key)?, self.evaluate(value)?);
+            if !matches!(key.kind(), Kind::Bool | Kind::Int | Kind::Uint | Kind::Text) {
+                return Err(Trouble::Type);
+            }
+            for (known, _) in &made {
+                self.fuel.burn(1)?;
+                if known.equals(&key, &mut self.fuel)? {
+                    return Err(Trouble::Repeated);
+                }
+            }
+            made.push((key, value));
+        }
+        Ok(Value::Map(Arc::new(made)))
+    }
+
+    pub fn truth(&mut self, node: &'v Node) -> Result<bool, Trouble> {
         self.evaluate(node)?.truth()
     }
 
@@ -185,40 +208,51 @@ impl<'v> Run<'v> {
     fn comparison(&mut self, node: &'v Node) -> Result<bool, Trouble> {
         match node {
             Node::Order(order, a, b) => {
-                let found = self.evaluate(a)?.compare(&self.evaluate(b)?)?;
-                Ok(match order {
+                // Nothing is less or more than what is not a number.
+                let found = self.evaluate(a)?.order(&self.evaluate(b)?)?;
+                Ok(found.is_some_and(|found| match order {
                     Order::Less => found.is_lt(),
                     Order::LessOrEqual => found.is_le(),
                     Order::Greater => found.is_gt(),
                     Order::GreaterOrEqual => found.is_ge(),
-                })
+                }))
             }
-            Node::Equal(a, b) => Ok(self.evaluate(a)?.equals(&self.evaluate(b)?)),
+            Node::Equal(a, b) => {
+                let (a, b) = (self.evaluate(a)?, self.evaluate(b)?);
+                a.equals(&b, &mut self.fuel)
+            }
             Node::In(one, all) => {
                 let one = self.evaluate(one)?;
                 if let Node::List(items) = &**all {
                     return self.listed(&one, items);
                 }
-                match (one, self.evaluate(all)?) {
-                    (Value::Text(name), map @ (Value::Headers(_) | Value::Params(_) | Value::Claims(_) | Value::Json(Json::Object(_)))) => {
-                        map.has(&name, &mut self.fuel)
+                let all = self.evaluate(all)?;
+                match (&one, all.kind()) {
+                    (Value::Text(name), Kind::Map) => all.has(name, &mut self.fuel),
+                    (key, Kind::Map) => Ok(all.find(key, &mut self.fuel)?.is_some()),
+                    (_, Kind::Null) => Ok(false),
+                    (_, Kind::List) => {
+                        for index in 0..all.length().unwrap_or_default() {
+                            self.fuel.burn(1)?;
+                            let item = all.item(index).ok_or(Trouble::Range)?;
+                            if item.equals(&one, &mut self.fuel)? {
+                                return Ok(true);
+                            }
+                        }
+                        Ok(false)
                     }
-                    (_, Value::Null) => Ok(false),
-                    (one, list) => {
-                        let items = list.items(&mut self.fuel)?;
-                        self.fuel.burn(items.len())?;
-                        Ok(items.iter().any(|item| item.equals(&one)))
-                    }
+                    _ => Err(Trouble::Type),
                 }
             }
             _ => Err(Trouble::Type),
         }
     }
 
-    /// A list that is written out is not put together first.
+    /// A list that is written out is compared without being put together first.
     fn listed(&mut self, one: &Value<'v>, items: &'v [Node]) -> Result<bool, Trouble> {
         for item in items {
-            if self.evaluate(item)?.equals(one) {
+            let item = self.evaluate(item)?;
+            if item.equals(one, &mut self.fuel)? {
                 return Ok(true);
             }
         }
@@ -255,114 +289,4 @@ impl<'v> Run<'v> {
             _ => Err(Trouble::Type),
         }
     }
-
-    /// A bound name goes through a list.
-    fn each(&mut self, each: Each, items: &[Value<'v>], body: &'v Node) -> Outcome<'v> {
-        let (mut kept, mut trouble) = (Vec::new(), None);
-        for item in items {
-            self.locals.push(item.clone());
-            let came_to = self.evaluate(body);
-            let item = self.locals.pop().ok_or(Trouble::Type)?;
-            match (each, came_to) {
-                (Each::Map, came_to) => kept.push(came_to?),
-                (Each::Filter, came_to) => {
-                    if came_to?.truth()? {
-                        kept.push(item);
-                    }
-                }
-                (Each::Exists | Each::All, came_to) => match came_to.and_then(|value| value.truth()) {
-                    Ok(truth) if truth == (each == Each::Exists) => return Ok(Value::Bool(truth)),
-                    Ok(_) => {}
-                    Err(Trouble::Budget) => return Err(Trouble::Budget),
-                    // One item that decides makes up for others that came to nothing.
-                    Err(other) => trouble = Some(other),
-                },
-            }
-        }
-        match (each, trouble) {
-            (_, Some(trouble)) => Err(trouble),
-            (Each::Exists, None) => Ok(Value::Bool(false)),
-            (Each::All, None) => Ok(Value::Bool(true)),
-            (Each::Filter | Each::Map, None) => Ok(Value::list(kept)),
-        }
-    }
-}
-
-fn member<'v>(one: &Value<'v>, key: &Value<'v>, fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
-    match key {
-        Value::Text(name) => one.member(name, fuel),
-        Value::Int(index) => {
-            let index = usize::try_from(*index).map_err(|_| Trouble::Range)?;
-            let found = match one {
-                Value::List(items) => items.get(index).cloned(),
-                Value::Json(Json::Array(items)) => items.get(index).map(Value::json),
-                _ => return Err(Trouble::Type),
-            };
-            found.ok_or(Trouble::Range)
-        }
-        _ => Err(Trouble::Type),
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a number and a whole number add up as numbers")]
-fn add_up<'v>(sum: Sum, a: Value<'v>, b: Value<'v>, fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
-    let doubles = |a: f64, b: f64| {
-        let result = match sum {
-            Sum::Add => a + b,
-            Sum::Subtract => a - b,
-            Sum::Multiply => a * b,
-            Sum::Divide => a / b,
-            Sum::Modulo => a % b,
-        };
-        if result.is_finite() { Ok(Value::Double(result)) } else { Err(Trouble::Range) }
-    };
-    match (a, b) {
-        (Value::Int(a), Value::Int(b)) => {
-            let result = match sum {
-                Sum::Add => a.checked_add(b),
-                Sum::Subtract => a.checked_sub(b),
-                Sum::Multiply => a.checked_mul(b),
-                Sum::Divide => a.checked_div(b),
-                Sum::Modulo => a.checked_rem(b),
-            };
-            result.map(Value::Int).ok_or(Trouble::Range)
-        }
-        (Value::Int(a), Value::Double(b)) => doubles(a as f64, b),
-        (Value::Double(a), Value::Int(b)) => doubles(a, b as f64),
-        (Value::Double(a), Value::Double(b)) => doubles(a, b),
-        (Value::Text(a), Value::Text(b)) if sum == Sum::Add => {
-            if a.len() + b.len() > TEXT_BYTES_MAX {
-                return Err(Trouble::Budget);
-            }
-            fuel.write(a.len() + b.len())?;
-            Ok(Value::owned([&*a, &*b].concat()))
-        }
-        _ => Err(Trouble::Type),
-    }
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "within the bounds that are looked at first")]
-fn converted<'v>(convert: Convert, one: Value<'v>, fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
-    const WHOLE_MAX: f64 = 9.0e18;
-    if let Value::Text(text) = &one {
-        fuel.write(text.len())?;
-    }
-    Ok(match (convert, one) {
-        (Convert::Lower, Value::Text(text)) => Value::owned(text.to_ascii_lowercase()),
-        (Convert::Upper, Value::Text(text)) => Value::owned(text.to_ascii_uppercase()),
-        (Convert::Size, one) => Value::Int(one.size()?),
-        (Convert::Int, one @ Value::Int(_)) | (Convert::Double, one @ Value::Double(_)) | (Convert::Text, one @ Value::Text(_)) => one,
-        (Convert::Int, Value::Double(number)) if number.abs() < WHOLE_MAX => Value::Int(number as i64),
-        (Convert::Int, Value::Text(text)) => Value::Int(text.trim().parse().map_err(|_| Trouble::Type)?),
-        (Convert::Double, Value::Int(number)) => Value::Double(number as f64),
-        (Convert::Double, Value::Text(text)) => {
-            let number: f64 = text.trim().parse().map_err(|_| Trouble::Type)?;
-            if number.is_finite() { Value::Double(number) } else { return Err(Trouble::Range) }
-        }
-        (Convert::Text, Value::Int(number)) => Value::owned(number.to_string()),
-        (Convert::Text, Value::Double(number)) => Value::owned(number.to_string()),
-        (Convert::Text, Value::Bool(truth)) => Value::owned(truth.to_string()),
-        (Convert::Int, _) => return Err(Trouble::Type),
-        _ => return Err(Trouble::Type),
-    })
 }

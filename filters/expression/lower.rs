@@ -1,9 +1,11 @@
 //! From the parser's tree to nodes whose types fit.
 
-use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators};
+use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr, LiteralValue, SelectExpr, operators};
 
-use super::evaluate::{Node, Order, Sum};
-use super::types::Type;
+use super::arithmetic::Sum;
+use super::constants;
+use super::evaluate::{Node, Order};
+use super::types::{Kind, Type};
 use super::value::Value;
 use super::variables::{VARIABLES, Var};
 
@@ -16,10 +18,12 @@ pub struct Wrong {
 
 pub type Lowered = Result<(Node, Type), Wrong>;
 
-/// The names that are bound around the place that is looked at, from outside to inside.
+/// The checker, and the names that are bound around its place, from outside to inside.
 #[derive(Default)]
-pub struct Lowering {
+pub struct Lowering<'r> {
     pub(super) bound: Vec<(String, Type)>,
+    /// The routes that there are; empty where they are not known.
+    pub(super) routes: &'r [String],
     nodes: usize,
     depth: usize,
 }
@@ -34,7 +38,11 @@ pub fn wrong<T>(at: &IdedExpr, message: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong { id: at.id, message: message.into() })
 }
 
-impl Lowering {
+impl<'r> Lowering<'r> {
+    pub fn new(routes: &'r [String]) -> Self {
+        Self { routes, ..Self::default() }
+    }
+
     pub fn lower(&mut self, tree: &IdedExpr) -> Lowered {
         self.nodes += 1;
         if self.nodes > NODES_MAX || self.depth >= DEPTH_MAX {
@@ -51,7 +59,7 @@ impl Lowering {
 
     fn lower_one(&mut self, tree: &IdedExpr) -> Lowered {
         match &tree.expr {
-            Expr::Literal(literal) => constant(tree, literal),
+            Expr::Literal(literal) => Ok(constant(literal)),
             Expr::Ident(name) => self.name(tree, name),
             Expr::Select(select) => self.select(tree, select),
             Expr::Call(call) => self.call(tree, call),
@@ -60,20 +68,35 @@ impl Lowering {
                 let mut common: Option<Type> = None;
                 for element in &list.elements {
                     let (node, found) = self.lower(element)?;
-                    if matches!(found, Type::List(_) | Type::Map(_)) {
-                        return wrong(element, "a list holds plain values");
-                    }
-                    common = Some(match common {
-                        Some(known) if known != found => Type::Any,
-                        _ => found,
-                    });
+                    common = Some(common.map_or(found.clone(), |known| known.or(found)));
                     items.push(node);
                 }
                 Ok((Node::List(items), Type::List(Box::new(common.unwrap_or(Type::Any)))))
             }
-            Expr::Map(_) | Expr::Struct(_) => wrong(tree, "maps cannot be made here"),
+            Expr::Map(map) => self.map(&map.entries),
+            Expr::Struct(_) => wrong(tree, "messages cannot be made here"),
             Expr::Comprehension(_) | Expr::Unspecified => wrong(tree, "this is not known here"),
         }
+    }
+
+    fn map(&mut self, entries: &[IdedEntryExpr]) -> Lowered {
+        let (mut made, mut common) = (Vec::new(), None::<(Type, Type)>);
+        for entry in entries {
+            let EntryExpr::MapEntry(entry) = &entry.expr else {
+                return Err(Wrong { id: entry.id, message: "this is not known here".into() });
+            };
+            let ((key, one), (value, other)) = (self.lower(&entry.key)?, self.lower(&entry.value)?);
+            if !one.is_key() {
+                return wrong(&entry.key, format!("the key of a map is text, a whole number or a truth value, and this is {one}"));
+            }
+            common = Some(match common {
+                Some((keys, values)) => (keys.or(one), values.or(other)),
+                None => (one, other),
+            });
+            made.push((key, value));
+        }
+        let (keys, values) = common.unwrap_or((Type::Any, Type::Any));
+        Ok((Node::Map(made), Type::Map(Box::new(keys), Box::new(values))))
     }
 
     fn name(&mut self, at: &IdedExpr, name: &str) -> Lowered {
@@ -84,13 +107,19 @@ impl Lowering {
         match Var::named(name) {
             Some(var) => Ok((Node::Var(var), var.type_of())),
             None if Var::is_family(name) => wrong(at, format!("`{name}` is no value by itself; there are {}", family(name))),
-            None => wrong(at, format!("`{name}` is not known{}", advice(name))),
+            None => match Kind::named(name) {
+                Some(kind) => Ok((Node::Constant(Value::Type(kind)), Type::Type)),
+                None => wrong(at, format!("`{name}` is not known{}", advice(name))),
+            },
         }
     }
 
     fn select(&mut self, at: &IdedExpr, select: &SelectExpr) -> Lowered {
         if select.test {
             return self.presence(at, select);
+        }
+        if let Some(kind) = dotted(at).and_then(|name| Kind::named(&name)) {
+            return Ok((Node::Constant(Value::Type(kind)), Type::Type));
         }
         if let Expr::Ident(root) = &select.operand.expr
             && !self.bound.iter().any(|(bound, _)| bound == root)
@@ -103,9 +132,12 @@ impl Lowering {
             };
         }
         let (operand, found) = self.lower(&select.operand)?;
+        if matches!(operand, Node::Var(Var::Headers)) {
+            constants::check_field(at, &select.field)?;
+        }
         let key = Box::new(Node::Constant(Value::owned(select.field.clone())));
         match found {
-            Type::Map(values) => Ok((Node::Member(Box::new(operand), key), *values)),
+            Type::Map(keys, values) if keys.can_equal(&Type::Text) => Ok((Node::Member(Box::new(operand), key), *values)),
             Type::Any => Ok((Node::Member(Box::new(operand), key), Type::Any)),
             other => wrong(at, format!("`.{}` asks for a member, and this is {other}", select.field)),
         }
@@ -119,8 +151,12 @@ impl Lowering {
         {
             return wrong(at, format!("has() asks for a member, and `{root}.{}` is not one: it is always there", select.field));
         }
-        match self.lower(&select.operand)? {
-            (operand, Type::Map(_) | Type::Any) => Ok((Node::Has(Box::new(operand), select.field.clone()), Type::Bool)),
+        let lowered = self.lower(&select.operand)?;
+        if matches!(lowered.0, Node::Var(Var::Headers)) {
+            constants::check_field(at, &select.field)?;
+        }
+        match lowered {
+            (operand, Type::Map(..) | Type::Any) => Ok((Node::Has(Box::new(operand), select.field.clone()), Type::Bool)),
             (_, other) => wrong(at, format!("has() asks for a member, and this is {other}")),
         }
     }
@@ -142,11 +178,10 @@ impl Lowering {
                 if !one.is_a(&other) {
                     return wrong(b, format!("both halves of `? :` must be of one type; these are {one} and {other}"));
                 }
-                let found = if one == other { one } else { Type::Any };
-                Ok((Node::Either(which, Box::new(a), Box::new(b_node)), found))
+                Ok((Node::Either(which, Box::new(a), Box::new(b_node)), one.or(other)))
             }
             (operators::NEGATE, [one], None) => match self.lower(one)? {
-                (node, found) if found.is_number() => Ok((Node::Negate(Box::new(node)), found)),
+                (node, found) if found.is_number() && found != Type::Uint => Ok((Node::Negate(Box::new(node)), found)),
                 (_, other) => wrong(one, format!("a number is needed here, and this is {other}")),
             },
             (operators::EQUALS, [a, b], None) => self.equality(at, a, b),
@@ -154,13 +189,13 @@ impl Lowering {
                 let (node, found) = self.equality(at, a, b)?;
                 Ok((Node::Not(Box::new(node)), found))
             }
-            (operators::IN, [one, all], None) => self.membership(one, all),
+            (operators::IN, [one, all], None) => self.membership(at, one, all),
             (operators::INDEX, [one, key], None) => self.index(one, key),
             (name, [a, b], None) if order(name).is_some() => {
                 let (Some(order), (a_node, one), (b_node, other)) = (order(name), self.lower(a)?, self.lower(b)?) else {
                     return wrong(at, "this is not known here");
                 };
-                if one.is_ordered() && one.can_equal(&other) {
+                if one.is_ordered() && other.is_ordered() && one.can_equal(&other) {
                     Ok((Node::Order(order, Box::new(a_node), Box::new(b_node)), Type::Bool))
                 } else {
                     wrong(at, format!("{one} and {other} cannot be compared"))
@@ -170,16 +205,8 @@ impl Lowering {
                 let (Some(sum), (a_node, one), (b_node, other)) = (sum(name), self.lower(a)?, self.lower(b)?) else {
                     return wrong(at, "this is not known here");
                 };
-                let texts = sum == Sum::Add && one.is_a(&Type::Text) && other.is_a(&Type::Text);
-                if !(texts || one.is_number() && other.is_number()) {
+                let Some(found) = sum_type(sum, &one, &other) else {
                     return wrong(at, format!("{one} and {other} do not add up"));
-                }
-                let found = if one == other {
-                    one
-                } else if one == Type::Any || other == Type::Any {
-                    Type::Any
-                } else {
-                    Type::Double
                 };
                 Ok((Node::Sum(sum, Box::new(a_node), Box::new(b_node)), found))
             }
@@ -192,27 +219,29 @@ impl Lowering {
         if !one.can_equal(&other) {
             return wrong(at, format!("{one} and {other} are never equal"));
         }
+        constants::check_equal(at, &a, &b, self.routes)?;
         Ok((Node::Equal(Box::new(a), Box::new(b)), Type::Bool))
     }
 
-    fn membership(&mut self, one: &IdedExpr, all: &IdedExpr) -> Lowered {
+    fn membership(&mut self, at: &IdedExpr, one: &IdedExpr, all: &IdedExpr) -> Lowered {
         let ((one_node, found), (all_node, of)) = (self.lower(one)?, self.lower(all)?);
         let fits = match &of {
             Type::List(items) => found.can_equal(items),
-            Type::Map(_) => found.is_a(&Type::Text),
+            Type::Map(keys, _) => found.can_equal(keys),
             Type::Any => true,
             other => return wrong(all, format!("`in` needs a list or a map, and this is {other}")),
         };
         if !fits {
             return wrong(one, format!("{found} is never in {of} of the kind that is there"));
         }
+        constants::check_in(at, &one_node, &all_node, self.routes)?;
         Ok((Node::In(Box::new(one_node), Box::new(all_node)), Type::Bool))
     }
 
     fn index(&mut self, one: &IdedExpr, key: &IdedExpr) -> Lowered {
         let (node, found) = self.lower(one)?;
         let (key, found) = match found {
-            Type::Map(values) => (self.lowered_name(key, &node)?, *values),
+            Type::Map(keys, values) => (self.key(key, &node, &keys)?, *values),
             Type::List(items) => (self.typed(key, &Type::Int)?, *items),
             Type::Any => (Box::new(self.lower(key)?.0), Type::Any),
             other => return wrong(one, format!("`[…]` asks for a member, and this is {other}")),
@@ -220,30 +249,61 @@ impl Lowering {
         Ok((Node::Member(Box::new(node), key), found))
     }
 
-    /// The name of a member. Those of header fields are in lower case, and one that is not would never be found.
-    fn lowered_name(&mut self, key: &IdedExpr, of: &Node) -> Result<Box<Node>, Wrong> {
-        if let (Node::Var(Var::Headers), Expr::Literal(LiteralValue::String(name))) = (of, &key.expr)
-            && name.inner().bytes().any(|b| b.is_ascii_uppercase())
-        {
-            return wrong(key, format!("names of header fields are in lower case here: `{}`", name.inner().to_ascii_lowercase()));
+    /// The key of a member.
+    fn key(&mut self, key: &IdedExpr, of: &Node, keys: &Type) -> Result<Box<Node>, Wrong> {
+        let (node, found) = self.lower(key)?;
+        if let (Node::Var(Var::Headers), Node::Constant(Value::Text(name))) = (of, &node) {
+            constants::check_field(key, name)?;
         }
-        self.typed(key, &Type::Text)
+        if found.can_equal(keys) { Ok(Box::new(node)) } else { wrong(key, format!("{keys} is needed here, and this is {found}")) }
     }
 }
 
-fn constant(at: &IdedExpr, literal: &LiteralValue) -> Lowered {
-    Ok(match literal {
+/// The name that selections of an identifier spell, such as `a.b.c`.
+fn dotted(tree: &IdedExpr) -> Option<String> {
+    match &tree.expr {
+        Expr::Ident(name) => Some(name.clone()),
+        Expr::Select(select) if !select.test => Some(format!("{}.{}", dotted(&select.operand)?, select.field)),
+        _ => None,
+    }
+}
+
+/// The type of a sum, where there is one.
+fn sum_type(sum: Sum, one: &Type, other: &Type) -> Option<Type> {
+    let adds = matches!(sum, Sum::Add);
+    let moves = matches!(sum, Sum::Add | Sum::Subtract);
+    match (one, other) {
+        (Type::Any, b) | (b, Type::Any) => {
+            let joined = adds && matches!(b, Type::Text | Type::Bytes | Type::List(_));
+            let moved = moves && matches!(b, Type::Timestamp | Type::Duration);
+            (b.is_number() || joined || moved).then_some(Type::Any)
+        }
+        (Type::Text, Type::Text) if adds => Some(Type::Text),
+        (Type::Bytes, Type::Bytes) if adds => Some(Type::Bytes),
+        (Type::List(a), Type::List(b)) if adds => Some(Type::List(Box::new((**a).clone().or((**b).clone())))),
+        (Type::Timestamp, Type::Duration) if moves => Some(Type::Timestamp),
+        (Type::Duration, Type::Timestamp) if adds => Some(Type::Timestamp),
+        (Type::Duration, Type::Duration) if moves => Some(Type::Duration),
+        (Type::Timestamp, Type::Timestamp) if sum == Sum::Subtract => Some(Type::Duration),
+        (Type::Int, Type::Int) => Some(Type::Int),
+        (Type::Uint, Type::Uint) => Some(Type::Uint),
+        (Type::Int | Type::Uint, Type::Double) | (Type::Double, Type::Int | Type::Uint | Type::Double) if sum != Sum::Modulo => {
+            Some(Type::Double)
+        }
+        _ => None,
+    }
+}
+
+fn constant(literal: &LiteralValue) -> (Node, Type) {
+    match literal {
         LiteralValue::Boolean(truth) => (Node::Constant(Value::Bool(*truth.inner())), Type::Bool),
         LiteralValue::Int(number) => (Node::Constant(Value::Int(*number.inner())), Type::Int),
-        LiteralValue::UInt(number) => match i64::try_from(*number.inner()) {
-            Ok(number) => (Node::Constant(Value::Int(number)), Type::Int),
-            Err(_) => return wrong(at, "the number is too large"),
-        },
+        LiteralValue::UInt(number) => (Node::Constant(Value::Uint(*number.inner())), Type::Uint),
         LiteralValue::Double(number) => (Node::Constant(Value::Double(*number.inner())), Type::Double),
         LiteralValue::String(text) => (Node::Constant(Value::owned(text.inner().to_owned())), Type::Text),
         LiteralValue::Null => (Node::Constant(Value::Null), Type::Null),
-        LiteralValue::Bytes(_) => return wrong(at, "bytes are not known here; write text"),
-    })
+        LiteralValue::Bytes(bytes) => (Node::Constant(Value::Bytes(bytes.inner().into())), Type::Bytes),
+    }
 }
 
 fn order(name: &str) -> Option<Order> {

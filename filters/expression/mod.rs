@@ -4,10 +4,21 @@
 //! The checker and the evaluator are here because no library of this language checks types before it runs, or bounds
 //! what a run may cost: an expression that compiles can only fail on what a request holds.
 
+mod arithmetic;
 mod calls;
+mod compare;
+mod constants;
+mod convert;
 mod evaluate;
+mod format;
+mod fuel;
+mod functions;
+mod loops;
 mod lower;
+mod members;
 mod scope;
+mod strings;
+mod time;
 mod types;
 mod value;
 mod variables;
@@ -16,10 +27,10 @@ use cel::Env;
 
 use crate::contract::Invalid;
 use evaluate::{Node, Run};
+pub use fuel::Trouble;
 use lower::{Lowering, Wrong};
 pub use scope::Scope;
 pub use types::Type;
-pub use value::Trouble;
 use value::Value;
 pub use variables::VARIABLES;
 
@@ -92,8 +103,8 @@ pub struct Expression {
 }
 
 impl Expression {
-    /// One that comes to a value of this type. The error says where.
-    pub fn compile(source: &str, wanted: &Type) -> Result<Self, Invalid> {
+    /// An expression with a value of this type. `routes`: the routes that there are, or none if they are not known.
+    pub fn compile(source: &str, wanted: &Type, routes: &[String]) -> Result<Self, Invalid> {
         if source.len() > SOURCE_BYTES_MAX {
             return Err(Invalid::new(format!("an expression has at most {SOURCE_BYTES_MAX} bytes")));
         }
@@ -108,7 +119,7 @@ impl Expression {
             let column = before.iter().rev().take_while(|c| **c != '\n').count();
             Invalid::new(format!("{}: {message}", position(line, column, source)))
         };
-        let (root, found) = Lowering::default().lower(&tree).map_err(place)?;
+        let (root, found) = Lowering::new(routes).lower(&tree).map_err(place)?;
         if !found.is_a(wanted) {
             return Err(Invalid::new(format!("it comes to {found}, and {wanted} is needed here")));
         }
@@ -139,7 +150,7 @@ fn parse(source: &str) -> Result<(cel::common::ast::IdedExpr, cel::common::ast::
     // Without macros: what they stand for is known here, and stays what was written. Somebody else's parser gets no
     // chance to end the process by a panic.
     let parsed = std::panic::catch_unwind(|| {
-        let parser = Env::default().with_optional_support(false).parser().max_recursion_depth(DEPTH_MAX);
+        let parser = Env::default().with_optional_support(false).parser().enable_ident_escape_syntax(true).max_recursion_depth(DEPTH_MAX);
         parser.parse_with_source_info(source)
     });
     match parsed {
@@ -162,5 +173,9 @@ fn plainly(message: &str) -> String {
     if message.contains(" { ") || message.contains('(') { "this cannot be read".to_owned() } else { message.to_owned() }
 }
 
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod language;
 #[cfg(test)]
 mod tests;

@@ -2,12 +2,17 @@
 
 use std::cell::OnceCell;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
 
 use http::header;
+use jiff::Timestamp;
 use pingora_http::RequestHeader;
+use serde_json::{Map, Value as Json};
 
-use super::value::{Fuel, Trouble, Value, field};
+use super::fuel::{Fuel, Trouble};
+use super::members::field;
+use super::value::Value;
 use super::variables::Var;
 use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, Tags, host_name};
 use crate::rate_limit::subject::client_network;
@@ -15,12 +20,16 @@ use crate::rate_limit::subject::client_network;
 /// Nobody means anything by more layers.
 const LAYERS_MAX: usize = 10;
 
+/// The claims of a request without an identity.
+static NO_CLAIMS: LazyLock<Map<String, Json>> = LazyLock::new(Map::new);
+
 /// One request, for any number of expressions.
 pub struct Scope<'c> {
     request: &'c RequestHeader,
     facts: &'c Facts,
     peer: IpAddr,
     route: &'c str,
+    now: SystemTime,
     /// The labels so far.
     pub tags: Vec<Arc<str>>,
     /// `None`: there are too many layers.
@@ -39,6 +48,7 @@ impl<'c> Scope<'c> {
             facts: cx.facts,
             peer: cx.peer,
             route: cx.route,
+            now: cx.now.wall,
             tags: cx.facts.get::<Tags>().map(|tags| tags.0.clone()).unwrap_or_default(),
             decoded: OnceCell::new(),
             client: OnceCell::new(),
@@ -66,6 +76,7 @@ impl<'c> Scope<'c> {
             Var::Params => Value::Params(self.request.uri.query().unwrap_or_default()),
             Var::UserAgent => field(&self.request.headers, "user-agent", fuel)?,
             Var::Size => Value::Int(self.size()),
+            Var::Time => Value::Timestamp(Timestamp::try_from(self.now).map_err(|_| Trouble::Range)?),
             Var::Client => Value::text(self.client.get_or_init(|| self.address().to_string())),
             Var::ClientNetwork => Value::text(self.network.get_or_init(|| match self.address() {
                 IpAddr::V4(v4) => format!("{v4}/32"),
@@ -75,7 +86,7 @@ impl<'c> Scope<'c> {
             Var::Peer => Value::text(self.peer_text.get_or_init(|| self.peer.to_string())),
             Var::Subject => text_or_empty(self.identity().and_then(|identity| identity.subject.as_deref())),
             Var::Scopes => Value::list(self.identity().map(Identity::scopes).unwrap_or_default().into_iter().map(Value::text).collect()),
-            Var::Claims => self.identity().map_or(Value::Null, |identity| Value::Claims(&identity.claims)),
+            Var::Claims => Value::Claims(self.identity().map_or(&*NO_CLAIMS, |identity| &identity.claims)),
             Var::Authenticated => Value::Bool(self.identity().is_some()),
             Var::KeyId => match self.facts.get::<Key>() {
                 Some(key) => Value::text(self.key_id.get_or_init(|| key.id.to_string())),

@@ -35,7 +35,7 @@ fn facts() -> Facts {
 }
 
 fn holds(source: &str, request: &RequestHeader, facts: &mut Facts) -> Result<bool, Trouble> {
-    let expression = Expression::compile(source, &Type::Bool).unwrap_or_else(|e| panic!("{source}: {e}"));
+    let expression = Expression::compile(source, &Type::Bool, &[]).unwrap_or_else(|e| panic!("{source}: {e}"));
     let peer = "127.0.0.1".parse().unwrap();
     let cx = RequestCx { request, facts, peer, route: "api", dialect: Dialect::OpenAi, now: Now::read(), shadow: false };
     expression.holds(&Scope::new(&cx))
@@ -74,6 +74,39 @@ fn what_is_true_of_a_request() {
     }
 }
 
+/// Claims are JSON: lists, objects, numbers and null are compared as the language definition says.
+#[test]
+fn claims_are_compared_by_what_they_hold() {
+    let claims = json!({
+        "groups": ["guest"], "pair": [1, [2.5, null]], "empty": [], "team": null, "level": 3, "ratio": 3.0, "big": u64::MAX,
+        "org": {"id": 7, "tags": ["a"], "deep": {"x": null}},
+    });
+    let mut facts = Facts::default();
+    facts.put(Identity { subject: None, claims: Arc::new(claims.as_object().unwrap().clone()) });
+    for source in [
+        r#"identity.claims.groups == ["guest"] && !(identity.claims.groups != ["guest"])"#,
+        r#"["guest"] == identity.claims.groups && identity.claims.groups in [["admin"], ["guest"]]"#,
+        r#"identity.claims.groups != ["guest", "admin"] && identity.claims.groups != ["admin"] && identity.claims.groups != []"#,
+        r#"identity.claims.empty == [] && identity.claims.empty == dyn({}.map(k, k)) && identity.claims.empty != {}"#,
+        r#"identity.claims.pair == [1, [2.5, null]] && identity.claims.pair == [1.0, [2.5, null]] && identity.claims.pair[1][1] == null"#,
+        r#"identity.claims.level == 3 && identity.claims.level == 3.0 && identity.claims.level == 3u && identity.claims.ratio == 3"#,
+        r#"identity.claims.big == 18446744073709551615u && identity.claims.big > 9223372036854775807 && identity.claims.level < 3.5"#,
+        r#"identity.claims.org == {"id": 7, "tags": ["a"], "deep": {"x": null}} && identity.claims.org.deep == {"x": null}"#,
+        r#"identity.claims.org != {"id": 7} && identity.claims.org != {"id": 7, "tags": ["a"], "deep": {"y": null}}"#,
+        r#"{"id": 7.0, "tags": ["a"], "deep": {"x": null}} == identity.claims.org && identity.claims.org == identity.claims.org"#,
+        r#"has(identity.claims.team) && "team" in identity.claims && identity.claims.team == null && has(identity.claims.org.deep.x)"#,
+        r#"!has(identity.claims.none) && !("none" in identity.claims) && identity.claims.none == null && !has(identity.claims.none.x)"#,
+        r#"null in identity.claims.pair[1] && 2.5 in identity.claims.pair[1] && !("guest" in identity.claims.team)"#,
+        r#"identity.claims.groups != "guest" && identity.claims.team != 0 && identity.claims.level != "3" && identity.claims.level != true"#,
+        r#"identity.claims.exists(name, name == "org") && identity.claims.org.all(k, v, k == "id" || v != 7)"#,
+        r#"type(identity.claims.team) == null_type && type(identity.claims.org) == map && type(identity.claims.groups) == list"#,
+    ] {
+        assert_eq!(holds(source, &request(), &mut facts), Ok(true), "{source}");
+    }
+    let nobody = r#"identity.claims == {} && identity.claims.size() == 0 && !("sub" in identity.claims) && identity.claims.sub == null"#;
+    assert_eq!(holds(nobody, &request(), &mut Facts::default()), Ok(true));
+}
+
 #[test]
 fn a_country_counts_from_cloudflare_only() {
     let mut facts = facts();
@@ -107,6 +140,9 @@ fn what_comes_to_nothing() {
         (r#"1 / (request.size - 1234) == 1"#, Trouble::Range),
         ("9223372036854775807 + request.size > 0", Trouble::Range),
         ("identity.scopes[7] == \"x\"", Trouble::Range),
+        ("{'a': 1}.b == 1", Trouble::Missing),
+        ("{request.method: 1, request.method: 2}.size() == 1", Trouble::Repeated),
+        ("has(identity.claims.team.name)", Trouble::Type),
         (r#"int(request.method) == 1"#, Trouble::Type),
         (r#"identity.claims.team < 3 || false"#, Trouble::Type),
         (r#"request.params.twice == "a""#, Trouble::Several),
@@ -163,7 +199,7 @@ fn what_is_refused_when_it_is_compiled() {
         ("request.size > \"1\"", "a whole number and text cannot be compared"),
         ("request.method && true", "true or false is needed here, and this is text"),
         ("request.method + 1 == 2", "do not add up"),
-        ("request.path.startswith(\"/\")", "`startswith` is not known; there are contains, startsWith"),
+        ("request.path.startswith(\"/\")", "`startswith` is not known; there are size, bool, int"),
         ("request.path.startsWith()", "`startsWith` is not called like this"),
         ("request.path.matches(\"(\")", "is not a regular expression"),
         ("request.path.matches(request.query)", "must stand here itself"),
@@ -171,47 +207,103 @@ fn what_is_refused_when_it_is_compiled() {
         ("request.headers[\"X-Team\"] == \"a\"", "names of header fields are in lower case here: `x-team`"),
         ("request.method in [1, 2]", "is never in"),
         ("\"a\" in request.path", "needs a list or a map"),
-        ("request.path.exists(x, true)", "a list is needed here"),
+        ("request.path.exists(x, true)", "a list or a map is needed here"),
         ("tags.exists(1, true)", "a name is needed here"),
-        ("tags.exists(a, tags.exists(b, tags.exists(c, true)))", "at most 2 deep"),
+        ("tags.all(a, tags.all(b, tags.all(c, tags.all(d, tags.all(e, tags.all(f, tags.all(g, true)))))))", "at most 6 names"),
         ("has(request.path)", "has() asks for a member"),
-        ("{\"a\": 1}.a == 1", "maps cannot be made here"),
-        ("b\"x\" == b\"x\"", "bytes are not known here"),
+        ("{1.5: 1}.size() == 1", "the key of a map is text"),
+        ("Message{a: 1} == 1", "messages cannot be made here"),
+        ("request.time > timestamp(\"2026-11-29\")", "not a timestamp of RFC 3339"),
+        ("request.time - request.time > duration(\"1 day\")", "not a duration"),
+        ("request.time.getHours(\"Berlin\") == 1", "`Berlin` is neither a time zone"),
+        ("request.headers[\"x\"] == null", "text and null are never equal"),
+        ("request.path.startsWith(1)", "text is needed here"),
+        ("1 + 1u == 2", "a whole number and an unsigned number do not add up"),
         ("(true ? 1 : \"a\") == 1", "both halves"),
         ("request.?method == \"x\"", "column"),
     ] {
-        let error = Expression::compile(source, &Type::Bool).err().unwrap_or_else(|| panic!("{source} compiles"));
+        let error = Expression::compile(source, &Type::Bool, &[]).err().unwrap_or_else(|| panic!("{source} compiles"));
         assert!(error.message.contains(says), "{source}: {}", error.message);
     }
     let wide = vec!["true"; 600].join(" || ");
-    assert!(Expression::compile(&wide, &Type::Bool).is_err());
+    assert!(Expression::compile(&wide, &Type::Bool, &[]).is_err());
     let deep = format!("{}true{}", "(".repeat(500), ")".repeat(500));
-    assert!(Expression::compile(&deep, &Type::Bool).is_err());
+    assert!(Expression::compile(&deep, &Type::Bool, &[]).is_err());
     for (part, times, end) in
         [("1+", 2000, "1 == 1"), ("1 in ", 1000, "[1] == [1]"), ("-", 3000, "1 == 1"), ("(", 900, "1"), ("true ? 1 : ", 700, "2")]
     {
-        assert!(Expression::compile(&format!("{}{end}", part.repeat(times)), &Type::Any).is_err(), "{part}");
+        assert!(Expression::compile(&format!("{}{end}", part.repeat(times)), &Type::Any, &[]).is_err(), "{part}");
     }
     for chain in [".a", ".lowerAscii()", "[0]"] {
-        assert!(Expression::compile(&format!("identity.claims{} == 1", chain.repeat(600)), &Type::Any).is_err(), "{chain}");
+        assert!(Expression::compile(&format!("identity.claims{} == 1", chain.repeat(600)), &Type::Any, &[]).is_err(), "{chain}");
     }
     let hidden = format!(r#""\"" + "{}" == """#, r#"" + ""#.repeat(600));
-    assert!(Expression::compile(&hidden, &Type::Any).is_err(), "an escaped quote hides nothing");
+    assert!(Expression::compile(&hidden, &Type::Any, &[]).is_err(), "an escaped quote hides nothing");
     // What is wide and not deep is taken.
     let listed = format!("request.path in [{}]", vec!["\"/a\""; 400].join(","));
-    assert!(Expression::compile(&listed, &Type::Bool).is_ok());
+    assert!(Expression::compile(&listed, &Type::Bool, &[]).is_ok());
     let either = vec!["request.path.startsWith(\"/a.b.c\")"; 150].join(" || ");
-    assert!(Expression::compile(&either, &Type::Bool).is_ok());
-    let two_lines = Expression::compile("true &&\nfoo", &Type::Bool).unwrap_err();
+    assert!(Expression::compile(&either, &Type::Bool, &[]).is_ok());
+    let two_lines = Expression::compile("true &&\nfoo", &Type::Bool, &[]).unwrap_err();
     assert!(two_lines.message.starts_with("line 2, column 1: `foo`"), "{}", two_lines.message);
     let long = format!("\"{}\" == \"\"", "x".repeat(9000));
-    assert!(Expression::compile(&long, &Type::Bool).unwrap_err().message.contains("8192"));
+    assert!(Expression::compile(&long, &Type::Bool, &[]).unwrap_err().message.contains("8192"));
 }
 
 proptest::proptest! {
     /// Whatever is written, compiling it ends in an expression or in an error.
     #[test]
     fn nothing_panics(source in "[a-z.()\\[\\]\"'!&|<>=+*/%?:, 0-9{}\\\\`~-]{0,60}") {
-        let _ = Expression::compile(&source, &Type::Bool);
+        let _ = Expression::compile(&source, &Type::Bool, &[]);
+    }
+}
+
+/// A rule with one of these would always or never hold.
+#[test]
+fn constants_that_never_match_are_refused() {
+    let routes = ["api".to_owned(), "images".to_owned()];
+    for (source, says) in [
+        (r#"request.decoded.contains("/Admin")"#, "`request.decoded` is in lower case: write `/admin`"),
+        (r#"request.decoded == "/A""#, "write `/a`"),
+        (r#"request.decoded.endsWith(".PHP")"#, "write `.php`"),
+        (r#"request.decoded.contains("..\\")"#, "write `../`"),
+        (r#"request.decoded.contains("%2e%2e")"#, "an escape that it never has"),
+        (r#"request.decoded.startsWith("v1")"#, "write `/v1`"),
+        (r#"request.decoded.matches("/(admin|Login)")"#, "`L` of this pattern never matches"),
+        (r#"request.host == "API.example.com""#, "write `api.example.com`"),
+        (r#"request.host == "api.example.com:443""#, "without its port"),
+        (r#"request.method == "post""#, "`request.method` is in upper case: write `POST`"),
+        (r#""get" != request.method"#, "write `GET`"),
+        (r#"request.method in ["GET", "post"]"#, "write `POST`"),
+        (r#"request.method.matches("^(get|HEAD)$")"#, "`g` of this pattern"),
+        (r#"request.method.lowerAscii() == "POST""#, "what lowerAscii() returns is in lower case: write `post`"),
+        (r#"client.country == "de""#, "write `DE`"),
+        (r#"client.country in ["DE", "at"]"#, "write `AT`"),
+        (r#"client.country == "DEU""#, "a code of two letters"),
+        (r#"client.address in ["203.0.113.0/24", "10.0.0.0/8"]"#, "use `client.address.inNetwork(\"203.0.113.0/24\")`"),
+        (r#"client.address == "203.0.113""#, "`203.0.113` is not one"),
+        (r#"client.peer == "2001:db8:0::1""#, "is written `2001:db8::1` here"),
+        (r#"client.network == "203.0.113.0/24""#, "the /32 of an IPv4 address"),
+        (r#"client.network == "2001:db8::1/64""#, "is written `2001:db8::/64` here"),
+        (r#""203.0.113.7" in binding.networks"#, "networks such as 203.0.113.7/32"),
+        (r#"binding.rule == "Single""#, "there is no rule `Single`"),
+        (r#"key.id == "0F1E2D3C4B5A""#, "12 digits"),
+        (r#"request.path == "v1/models""#, "write `/v1/models`"),
+        (r#"request.path.contains("?x=")"#, "without the query"),
+        (r#"route == "apis""#, "there is no route `apis`; there are `api`, `images`"),
+        (r#"route in ["api", "web"]"#, "there is no route `web`"),
+        (r#""X-Team" in request.headers"#, "in lower case here: `x-team`"),
+        ("has(request.headers.Host)", "in lower case here: `host`"),
+    ] {
+        let error = Expression::compile(source, &Type::Bool, &routes).err().unwrap_or_else(|| panic!("{source} compiles"));
+        assert!(error.message.contains(says), "{source}: {}", error.message);
+    }
+    for source in [
+        r#"request.decoded.matches("(?i)/Admin") || request.decoded.matches(r"\W[A-Z]") || request.decoded.contains("%zz")"#,
+        r#"request.path == "*" || request.path.contains("Admin") || request.host == "[::1]" || request.user_agent == "Curl""#,
+        r#"client.address == "203.0.113.7" || client.address == "" || client.network == "2001:db8::/64" || client.country == """#,
+        r#"route == "api" || key.id == "0f1e2d3c4b5a" || "203.0.113.7/32" in binding.networks || binding.rule == "roaming""#,
+    ] {
+        assert!(Expression::compile(source, &Type::Bool, &routes).is_ok(), "{source}");
     }
 }

@@ -14,6 +14,7 @@ pub enum Var {
     Params,
     UserAgent,
     Size,
+    Time,
     Client,
     ClientNetwork,
     Country,
@@ -56,6 +57,7 @@ pub const VARIABLES: &[Variable] = &[
     variable("request.params", Var::Params, "the query's parameters by name, decoded; one that is not there is empty"),
     variable("request.user_agent", Var::UserAgent, "the User-Agent; empty if there is none"),
     variable("request.size", Var::Size, "the body's announced length in bytes, 0 without a body, -1 where none is announced"),
+    variable("request.time", Var::Time, "the time at which the request came, as a timestamp"),
     variable("client.address", Var::Client, "the client's address, as `client_ip` found it"),
     variable("client.network", Var::ClientNetwork, "its network: the /32 of an IPv4 address, the /64 of an IPv6 one"),
     variable("client.country", Var::Country, "what CF-IPCountry says, if Cloudflare says who the client is; else empty"),
@@ -83,11 +85,17 @@ impl Var {
         match self {
             Var::Authenticated | Var::KeyPresent | Var::Bound => Type::Bool,
             Var::Size => Type::Int,
-            Var::Headers | Var::Params => Type::Map(Box::new(Type::Text)),
-            Var::Claims => Type::Map(Box::new(Type::Any)),
+            Var::Headers | Var::Params => Type::fields(Type::Text),
+            Var::Claims => Type::fields(Type::Any),
+            Var::Time => Type::Timestamp,
             Var::Scopes | Var::Tags | Var::BindingNetworks => Type::List(Box::new(Type::Text)),
             _ => Type::Text,
         }
+    }
+
+    /// How it is written.
+    pub fn name(self) -> &'static str {
+        VARIABLES.iter().find(|variable| variable.var == self).map_or("", |variable| variable.name)
     }
 
     /// The variable of this name.

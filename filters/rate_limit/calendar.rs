@@ -1,9 +1,12 @@
-//! Counts by windows of the calendar (UTC): this minute, this hour, today, this month.
+//! Counts by windows of the calendar in a time zone: this minute, this hour, today, this month.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
+use jiff::civil::{Date, Weekday};
+use jiff::tz::TimeZone;
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -61,6 +64,59 @@ impl Unit {
         let end = Duration::from_secs((number + 1) * length - offset);
         (i64::try_from(number).unwrap_or(i64::MAX), end.saturating_sub(since))
     }
+}
+
+/// The windows of a calendar: how long they are, and where they begin.
+#[derive(Clone, Debug)]
+pub struct Windows {
+    unit: Unit,
+    /// `None`: UTC.
+    zone: Option<TimeZone>,
+}
+
+impl Windows {
+    /// Those of a unit. In UTC without a zone.
+    pub fn new(unit: Unit, zone: Option<TimeZone>) -> Self {
+        Self { unit, zone }
+    }
+
+    /// The window at this time: a number that grows from one to the next, and how long it still lasts.
+    pub fn at(&self, now: SystemTime) -> (i64, Duration) {
+        // A time outside the years of the calendar has the windows of UTC.
+        self.zone.as_ref().and_then(|zone| self.in_zone(now, zone)).unwrap_or_else(|| self.unit.at(now))
+    }
+
+    fn in_zone(&self, now: SystemTime, zone: &TimeZone) -> Option<(i64, Duration)> {
+        let time = Timestamp::try_from(now).ok()?.to_zoned_datetime(zone.clone());
+        let date = time.date();
+        let (number, next) = match self.unit {
+            Unit::Second | Unit::Minute => return None,
+            // An hour begins at a full hour of the clock on the wall, also where the offset is not one.
+            Unit::Hour => {
+                let seconds = time.timestamp().as_second() + i64::from(time.offset().seconds());
+                let left = Duration::from_secs(u64::try_from(3600 - seconds.rem_euclid(3600)).ok()?);
+                let fraction = Duration::from_nanos(u64::try_from(time.timestamp().subsec_nanosecond()).ok()?);
+                return Some((seconds.div_euclid(3600), left.saturating_sub(fraction)));
+            }
+            Unit::Day => (days(date), date.tomorrow().ok()?),
+            Unit::Week => {
+                let since_monday = i64::from(date.weekday().to_monday_zero_offset());
+                let monday = date.nth_weekday(1, Weekday::Monday).ok()?;
+                ((days(date) - since_monday).div_euclid(7), monday)
+            }
+            Unit::Month => {
+                let next = date.last_of_month().tomorrow().ok()?;
+                (i64::from(date.year()) * 12 + i64::from(date.month()), next)
+            }
+        };
+        let end = next.to_zoned_datetime(zone.clone()).ok()?.timestamp();
+        Some((number, Duration::try_from(end.duration_since(time.timestamp())).ok()?))
+    }
+}
+
+/// The days since 1970.
+fn days(date: Date) -> i64 {
+    date.duration_since(Date::constant(1970, 1, 1)).as_hours() / 24
 }
 
 /// The month that a day since 1970 is in, counted from year 0, and when the next one begins in seconds since 1970. By
@@ -144,7 +200,7 @@ impl Table {
 /// What is to be said of a hit after which so much is used.
 pub fn outcome(allowed: bool, used: u32, most: u32, left: Duration) -> Outcome {
     let remaining = if allowed { most.saturating_sub(used) } else { 0 };
-    Outcome { allowed, remaining, full_in: left, retry_in: if allowed { Duration::ZERO } else { left } }
+    Outcome { allowed, remaining, full_in: left, more_in: left, retry_in: if allowed { Duration::ZERO } else { left } }
 }
 
 fn make_room(entries: &mut HashMap<u128, Entry>, window: i64) {
@@ -189,6 +245,33 @@ mod tests {
             assert_eq!(at(now) + left, at(end), "{unit:?} {now}");
             assert_eq!(unit.at(at(end)).0, number + 1, "{unit:?} {now}");
             assert_eq!(unit.at(at(end) - Duration::from_nanos(1)).0, number, "{unit:?} {now}");
+        }
+    }
+
+    /// The clock is put forward on 2026-03-29 and back on 2026-10-25 in Berlin.
+    #[test]
+    fn windows_of_a_zone_end_by_its_own_clock() {
+        let berlin = TimeZone::get("Europe/Berlin").unwrap();
+        let kolkata = TimeZone::get("Asia/Kolkata").unwrap();
+        for (zone, unit, now, end) in [
+            (&berlin, Unit::Day, "2026-11-29T21:40:31Z", "2026-11-29T23:00:00Z"),
+            (&berlin, Unit::Day, "2026-07-01T21:59:59Z", "2026-07-01T22:00:00Z"),
+            (&berlin, Unit::Day, "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"),
+            (&berlin, Unit::Day, "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"),
+            (&berlin, Unit::Week, "2026-11-29T22:59:59Z", "2026-11-29T23:00:00Z"),
+            (&berlin, Unit::Week, "2026-11-29T23:00:00Z", "2026-12-06T23:00:00Z"),
+            (&berlin, Unit::Month, "2026-11-30T22:59:59Z", "2026-11-30T23:00:00Z"),
+            (&berlin, Unit::Month, "2026-12-31T23:00:00Z", "2027-01-31T23:00:00Z"),
+            (&berlin, Unit::Hour, "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z"),
+            (&kolkata, Unit::Hour, "2026-11-29T21:40:31Z", "2026-11-29T22:30:00Z"),
+            (&kolkata, Unit::Day, "2026-11-29T21:40:31Z", "2026-11-30T18:30:00Z"),
+            (&kolkata, Unit::Minute, "2026-11-29T21:40:31Z", "2026-11-29T21:41:00Z"),
+        ] {
+            let windows = Windows::new(unit, Some(zone.clone()));
+            let (number, left) = windows.at(at(now));
+            assert_eq!(at(now) + left, at(end), "{unit:?} {now}");
+            assert!(windows.at(at(end)).0 > number || unit == Unit::Hour, "{unit:?} {now}");
+            assert_eq!(windows.at(at(end) - Duration::from_nanos(1)).0, number, "{unit:?} {now}");
         }
     }
 

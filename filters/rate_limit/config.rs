@@ -15,7 +15,7 @@ pub enum Window {
     /// What was used comes back evenly (GCRA).
     #[default]
     Rolling,
-    /// All of it comes back at the full minute, hour, at midnight, on Monday, on the first (UTC).
+    /// All of it comes back at the full minute, hour, at midnight, on Monday, on the first, in `time_zone`.
     Calendar,
 }
 
@@ -112,6 +112,8 @@ pub struct Limit {
     /// How its time is meant. Default: `rolling`.
     #[serde(default)]
     pub window: Window,
+    /// With `window: calendar`: the time zone of its hours, days, weeks and months, such as `Europe/Berlin`. Default: UTC.
+    pub time_zone: Option<String>,
     /// How much each request counts: a number, or an expression that comes to one (see `rules`). Default: 1.
     #[serde(default)]
     pub cost: Cost,
@@ -140,6 +142,8 @@ pub struct Config {
     /// How its time is meant. Default: `rolling`.
     #[serde(default)]
     pub window: Window,
+    /// With `window: calendar`: the time zone of its hours, days, weeks and months, such as `Europe/Berlin`. Default: UTC.
+    pub time_zone: Option<String>,
     /// How much each request counts: a number, or an expression that comes to one (see `rules`). Default: 1.
     #[serde(default)]
     pub cost: Cost,

@@ -15,7 +15,7 @@ pub fn ietf(response: &mut ResponseHeader, policy: &Policy, outcome: Outcome) ->
     let mut state = String::with_capacity(policy.name.len() + 32);
     let mut digits = itoa::Buffer::new();
     state.extend(["\"", &policy.name, "\";r=", digits.format(outcome.remaining)]);
-    state.extend([";t=", digits.format(ceil_s(outcome.full_in))]);
+    state.extend([";t=", digits.format(ceil_s(outcome.more_in))]);
     let state = HeaderValue::try_from(state).map_err(failure)?;
     response.append_header(POLICY, policy.field.clone()).map_err(failure)?;
     response.append_header(LIMIT, state).map_err(failure)?;

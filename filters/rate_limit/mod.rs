@@ -2,7 +2,8 @@
 //!
 //! Limits how often, exactly (GCRA), per key, client address, route, header or claim, or a combination of them.
 //! Past the limit the client gets a 429 with `Retry-After`; every answer carries `RateLimit-Policy` and `RateLimit`
-//! (IETF httpapi, draft-ietf-httpapi-ratelimit-headers).
+//! (IETF httpapi, draft-ietf-httpapi-ratelimit-headers). In `RateLimit`, `r` is how many requests are left, and `t`
+//! after how many seconds there are more; after a refusal it is `Retry-After`.
 //!
 //! ```yaml
 //! rate_limit:
@@ -21,7 +22,7 @@
 //! IPv6 clients are counted by their /64. Counts survive a reload; a new limit holds for the next request.
 //!
 //! With `window: calendar` a limit per minute, hour, day, week or month is used up and comes back when the next one
-//! begins (UTC). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts: a
+//! begins, in UTC or in `time_zone` (`Europe/Berlin`; the time zone database is a part of the program). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts: a
 //! number, or an expression that comes to one, such as `'request.path.startsWith("/v1/images") ? 5 : 1'` (the language is
 //! that of `rules`); what comes to 0 is not counted, what comes to nothing or less than 0 counts 1. A limit with `chosen: true` counts only requests for which a rule has
 //! chosen it by its name. One with `shadow: true` counts and refuses nobody; so does the whole filter.
@@ -80,8 +81,8 @@ impl Filter for RateLimit {
         if !(1000..=100_000_000).contains(&entries_max) {
             return Err(Invalid::new("must be between 1000 and 100000000").at("entries_max"));
         }
-        let Config { name, per, limit, burst, window, cost, block_for, chosen, .. } = config;
-        let first = Limit { name, per, limit, burst, window, cost, block_for, chosen, shadow: false };
+        let Config { name, per, limit, burst, window, time_zone, cost, block_for, chosen, .. } = config;
+        let first = Limit { name, per, limit, burst, window, time_zone, cost, block_for, chosen, shadow: false };
         let together = config.scope == Scope::Shared;
         let mut policies = vec![Policy::compile(first, entries_max, together, site)?];
         for (index, limit) in config.and.into_iter().enumerate() {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use jiff::tz::TimeZone;
 use prometheus::IntCounter;
 
-use super::calendar::{self, Unit};
+use super::calendar::{self, Unit, Windows};
 use super::config::{Cost, Limit, Window};
 use super::gcra;
 use super::subject::{Subject, Things};
@@ -21,7 +22,7 @@ use crate::rules::word;
 #[derive(Clone)]
 enum Count {
     Rolling { quota: Quota, block: Duration, table: Arc<gcra::Table> },
-    Calendar { most: u32, unit: Unit, table: Arc<calendar::Table> },
+    Calendar { most: u32, windows: Windows, table: Arc<calendar::Table> },
 }
 
 /// A compiled limit.
@@ -70,8 +71,8 @@ impl Count {
     fn measure(&self, now: Now) -> Measure {
         match self {
             Count::Rolling { quota, block, .. } => Measure::Rolling { quota: *quota, block: *block },
-            Count::Calendar { most, unit, .. } => {
-                let (number, left) = unit.at(now.wall);
+            Count::Calendar { most, windows, .. } => {
+                let (number, left) = windows.at(now.wall);
                 Measure::Window { most: *most, number, left }
             }
         }
@@ -106,7 +107,7 @@ impl Counted for Used {
             let outcome = match (&self.shared, &self.count) {
                 (Some((shared, name)), _) => shared.look(&self.hit(name, now)).await.ok()?,
                 (None, Count::Rolling { quota, table, .. }) => table.look(self.slot, *quota, now.instant),
-                (None, Count::Calendar { most, unit, table }) => table.look(self.slot, *most, unit.at(now.wall)),
+                (None, Count::Calendar { most, windows, table }) => table.look(self.slot, *most, windows.at(now.wall)),
             };
             let (most, rolling) = self.count.at_once();
             Some(Standing::of(&outcome, most, rolling))
@@ -135,6 +136,19 @@ enum Price {
     By(Expression, u32),
 }
 
+/// The windows of a calendar limit.
+fn windows(rate: Rate, zone: Option<&str>) -> Result<Windows, Invalid> {
+    let units = [Unit::Second, Unit::Minute, Unit::Hour, Unit::Day, Unit::Week, Unit::Month];
+    let unit = units.into_iter().find(|unit| rate.period == Duration::from_secs(unit.seconds()));
+    let says = "a calendar has seconds, minutes, hours, days, weeks and months: write `1000/day`, say";
+    let unit = unit.ok_or_else(|| Invalid::new(says).at("limit"))?;
+    let named = |name: &str| {
+        let says = || Invalid::new(format!("there is no time zone `{name}`; write a name such as `Europe/Berlin`")).at("time_zone");
+        TimeZone::get(name).map_err(|_| says())
+    };
+    Ok(Windows::new(unit, zone.map(named).transpose()?))
+}
+
 impl Policy {
     pub fn compile(limit: Limit, entries_max: usize, together: bool, site: &Site<'_>) -> Result<Self, Invalid> {
         let as_it_is = format!("{} {limit:?} {entries_max} {together}", site.place);
@@ -152,9 +166,15 @@ impl Policy {
         let price = match limit.cost {
             Cost::Fixed(cost) if (1..=burst).contains(&cost) => Price::Fixed(cost),
             Cost::Fixed(_) => return Err(Invalid::new(format!("must be between 1 and {burst}, which is all there is at once")).at("cost")),
-            Cost::By(source) => Price::By(Expression::compile(&source, &Type::Int).map_err(|invalid| invalid.at("cost"))?, burst),
+            Cost::By(source) => {
+                Price::By(Expression::compile(&source, &Type::Int, site.routes).map_err(|invalid| invalid.at("cost"))?, burst)
+            }
         };
+        let table = format!("{key} {}", limit.time_zone.as_deref().unwrap_or_default());
         let count = match limit.window {
+            Window::Rolling if limit.time_zone.is_some() => {
+                return Err(Invalid::new("goes with `window: calendar` only").at("time_zone"));
+            }
             Window::Rolling => {
                 let block = limit.block_for.map_or(Duration::ZERO, |block| block.0);
                 let quota = Quota::new(rate.interval(), burst);
@@ -166,13 +186,8 @@ impl Policy {
                         return Err(Invalid::new("goes with `window: rolling` only").at(name));
                     }
                 }
-                let units = [Unit::Second, Unit::Minute, Unit::Hour, Unit::Day, Unit::Week, Unit::Month];
-                let Some(unit) = units.into_iter().find(|unit| rate.period == Duration::from_secs(unit.seconds())) else {
-                    return Err(
-                        Invalid::new("a calendar has seconds, minutes, hours, days, weeks and months: write `1000/day`, say").at("limit")
-                    );
-                };
-                Count::Calendar { most: rate.count, unit, table: site.keep(&key, || calendar::Table::new(entries_max)) }
+                let windows = windows(rate, limit.time_zone.as_deref())?;
+                Count::Calendar { most: rate.count, windows, table: site.keep(&table, || calendar::Table::new(entries_max)) }
             }
         };
         let window_s = rate.period.as_secs().max(1);
@@ -235,7 +250,7 @@ impl Policy {
     pub fn count(&self, slot: &Slot, cx: &RequestCx<'_>) -> Outcome {
         match &self.count {
             Count::Rolling { quota, block, table } => table.hit(slot.name, *quota, slot.cost, *block, cx.now.instant),
-            Count::Calendar { most, unit, table } => table.hit(slot.name, *most, slot.cost, unit.at(cx.now.wall)),
+            Count::Calendar { most, windows, table } => table.hit(slot.name, *most, slot.cost, windows.at(cx.now.wall)),
         }
     }
 

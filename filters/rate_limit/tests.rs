@@ -87,6 +87,29 @@ fn a_day_of_the_calendar_and_a_block() {
 }
 
 #[test]
+fn a_day_of_another_zone_ends_by_its_own_clock() {
+    let quota = limit(json!({ "per": "key", "limit": "1/day", "window": "calendar", "time_zone": "Europe/Berlin" })).unwrap();
+    let asks = asks(&quota);
+    // It is 22:13:20 in UTC, 23:13:20 in Berlin.
+    assert!(asks.at(0, HERE, "a") && !asks.at(2799, HERE, "a") && asks.at(2800, HERE, "a"), "a new day at 23:00 UTC");
+}
+
+/// `RateLimit` and `Retry-After` say the same of the time after which there is more.
+#[test]
+fn the_time_until_more_is_that_of_retry_after() {
+    let quota = crate::contract::Quota::new(Duration::from_secs(1800), 2);
+    let (table, start) = (gcra::Table::new(1000), Now::read().instant);
+    let hit = |after_s| table.hit(1, quota, 1, Duration::ZERO, start + Duration::from_secs(after_s));
+    let seconds = |outcome: Outcome| (outcome.remaining, outcome.more_in.as_secs(), outcome.retry_in.as_secs(), outcome.full_in.as_secs());
+    assert_eq!(seconds(hit(0)), (1, 1800, 0, 1800));
+    assert_eq!(seconds(hit(600)), (0, 1200, 0, 3000));
+    assert_eq!(seconds(hit(600)), (0, 1200, 1200, 3000), "refused");
+    assert_eq!(seconds(hit(2000)), (0, 1600, 0, 3400));
+    let costly = table.hit(1, quota, 2, Duration::ZERO, start + Duration::from_secs(2000));
+    assert_eq!(costly.more_in, costly.retry_in, "a refused request is told when it fits");
+}
+
+#[test]
 fn what_makes_no_sense() {
     for (config, path, says) in [
         (json!({ "per": [], "limit": "1/s" }), "per", "one to four"),
@@ -97,6 +120,8 @@ fn what_makes_no_sense() {
         (json!({ "per": "key", "limit": "2/h", "window": "calendar", "burst": 1 }), "burst", "rolling"),
         (json!({ "per": "key", "limit": "2/h", "window": "calendar", "block_for": "1s" }), "block_for", "rolling"),
         (json!({ "per": "key", "limit": "2/h", "scope": "shared" }), "scope", "section `redis`"),
+        (json!({ "per": "key", "limit": "2/h", "time_zone": "Europe/Berlin" }), "time_zone", "`window: calendar` only"),
+        (json!({ "per": "key", "limit": "2/h", "window": "calendar", "time_zone": "Berlin" }), "time_zone", "no time zone `Berlin`"),
         (json!({ "per": "kee", "limit": "2/h" }), "per", "unknown variant"),
     ] {
         let wrong = limit(config.clone()).err().unwrap_or_else(|| panic!("{config} is taken"));

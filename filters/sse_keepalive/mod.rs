@@ -205,7 +205,7 @@ impl Filter for SseKeepalive {
     type Config = Config;
     type State = Progress;
 
-    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
         let least = Duration::from_millis(100);
         if config.interval.0 < least || config.interval.0 > Duration::from_secs(600) {
             return Err(Invalid::new("must be between 100ms and 10min").at("interval"));
@@ -232,7 +232,7 @@ impl Filter for SseKeepalive {
         if config.wanted_when.is_some() && config.before_headers.is_none() && config.first_byte.is_none() {
             return Err(Invalid::new("says which requests `before_headers` and `first_byte` are for; set one of them").at("wanted_when"));
         }
-        let wanted_when = config.wanted_when.as_deref().map(|source| Expression::compile(source, &Type::Bool)).transpose();
+        let wanted_when = config.wanted_when.as_deref().map(|source| Expression::compile(source, &Type::Bool, site.routes)).transpose();
         let wanted_when = wanted_when.map_err(|invalid| invalid.at("wanted_when"))?;
         let frames = Frames::compile(config.frame, config.frame_by_client.clone())?;
         Ok(Self { config, frames, wanted_when })

@@ -32,6 +32,8 @@ fuzz_target!(|data: &[u8]| {
         resolve: &NoFiles,
         shares: &Default::default(),
         limits: &Default::default(),
+        routes: &[],
+        also: &Default::default(),
     };
     let sources = r#"{"sources": ["cf-connecting-ip", "forwarded", "x-real-ip", "x-forwarded-for"]}"#;
     let Ok(filter) = decode(sources.parse().unwrap_or_default()).and_then(|config| ClientIp::compile(config, &mut site)) else { return };

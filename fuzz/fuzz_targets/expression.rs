@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     // A panic of the parser's is caught where it is called; any other one still ends the process.
     QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     let Ok(source) = std::str::from_utf8(data) else { return };
-    let Ok(expression) = Expression::compile(source, &Type::Any) else { return };
+    let Ok(expression) = Expression::compile(source, &Type::Any, &[]) else { return };
     let Ok(mut request) = RequestHeader::build("POST", b"/v1/a%2e/x?model=a+b&n=1", None) else { return };
     for (name, value) in [("host", "api.example.com:80"), ("user-agent", "x/1"), ("x-n", "7"), ("content-length", "12")] {
         if request.append_header(name, value).is_err() {

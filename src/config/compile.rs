@@ -57,6 +57,8 @@ impl Compiler {
         // Where the file says nothing of Redis there is none, whatever the process was started with.
         let counters = self.ports.counters.clone().filter(|_| parsed.settings.redis.is_some());
         let ports = Ports { counters, ..self.ports.clone() };
+        // Routes that could not be read have names, too.
+        let names = parsed.settings.routes.iter().map(|route| route.name.clone()).filter(|_| !partial).collect();
         let mut work = Work {
             compiler: self,
             ports,
@@ -67,6 +69,7 @@ impl Compiler {
             trusted: Arc::default(),
             shares: Cell::default(),
             limits: RefCell::default(),
+            routes: names,
         };
         let pieces = work.pieces();
         let trusted = Arc::clone(&work.trusted);
@@ -94,6 +97,8 @@ struct Work<'a> {
     shares: Cell<bool>,
     /// The limits by which filters refer to each other: those of the top level, or of the route that is compiled.
     limits: RefCell<Named>,
+    /// The names of all routes; empty where some could not be read.
+    routes: Vec<String>,
 }
 
 /// What a snapshot is put together of.
@@ -194,6 +199,7 @@ impl Work<'_> {
     fn filters(&mut self, items: &[FilterItem], place: &dyn Fn(Invalid, usize) -> Invalid, prefix: &str) -> Vec<Item> {
         let mut compiled = Vec::new();
         for (index, item) in items.iter().enumerate() {
+            let also = RefCell::default();
             let mut site = Site {
                 // Named by its kind: a filter of another kind that is put before it must not reset its counts.
                 place: format!("{prefix}{}[{}]", item.name, items.iter().take(index).filter(|other| other.name == item.name).count()),
@@ -203,12 +209,17 @@ impl Work<'_> {
                 resolve: self.files,
                 shares: &self.shares,
                 limits: &self.limits,
+                routes: &self.routes,
+                also: &also,
             };
             let Some(kind) = ALL.iter().find(|kind| kind.name == item.name) else { continue };
-            match (kind.compile)(item.config.clone(), &mut site) {
+            let made = (kind.compile)(item.config.clone(), &mut site);
+            let mut wrong = also.take();
+            match made {
                 Ok(filter) => compiled.push(Item { filter, shadow: item.shadow }),
-                Err(invalid) => self.wrong(&place(invalid.at(item.name.as_str()), index)),
+                Err(invalid) => wrong.push(invalid),
             }
+            wrong.into_iter().for_each(|invalid| self.wrong(&place(invalid.at(item.name.as_str()), index)));
         }
         compiled
     }

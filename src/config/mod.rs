@@ -231,10 +231,10 @@ impl Files {
         self.base.join(path)
     }
 
-    /// A secret, wherever it is; the line end at a file's end is not part of it.
+    /// A secret, wherever it is; a byte order mark and the line end at a file's end are no part of it.
     pub fn secret(&self, reference: &SecretRef) -> Result<String, Invalid> {
         match reference.file() {
-            Some(path) => Ok(self.secret_file(path)?.trim_end_matches(['\r', '\n']).to_owned()),
+            Some(path) => Ok(keylatch_filters::contract::bare(&self.secret_file(path)?).to_owned()),
             None => Ok(reference.text().to_owned()),
         }
     }

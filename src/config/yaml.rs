@@ -113,7 +113,11 @@ fn plain(text: &str) -> Json {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let number = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
         && (digits.len() == 1 || !digits.starts_with('0') || digits.starts_with("0."));
-    if number && let Ok(json) = serde_json::from_str::<serde_json::Number>(text) {
+    // So does what a number would not write back as it is, such as a token of 23 digits or `1.50`.
+    if number
+        && let Ok(json) = serde_json::from_str::<serde_json::Number>(text)
+        && json.to_string() == text
+    {
         return Json::Number(json);
     }
     Json::String(text.to_owned())
