@@ -20,6 +20,7 @@ mod schema;
 mod sections;
 mod snapshot;
 mod storage;
+pub mod store_url;
 mod upstreams;
 mod yaml;
 

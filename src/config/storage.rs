@@ -53,8 +53,11 @@ impl Default for Sqlite {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
-    /// Where it is: `postgres://user:password@host:5432/database`, from `${ENV}` or `file:PATH`.
+    /// Where it is: `postgres://user:password@host:5432/database`, from `${ENV}` or `file:PATH`. Of several hosts (`a:5432,b:5432`)
+    /// the first that takes writes is used.
     pub url: SecretRef,
+    /// Where changes are listened for, if not at `url`: the server itself, where `url` names a pooler in transaction mode.
+    pub listen_url: Option<SecretRef>,
     /// How the server is known to be the right one. Default: `verify_full`, or `off` on this machine.
     pub tls: Option<PostgresTls>,
     /// The certificates that may sign the server's, as PEM. Default: the system's.

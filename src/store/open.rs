@@ -63,6 +63,7 @@ pub async fn open(
     let secrets = &settings.secrets;
     let configured = secret::configured(secrets, files)?;
     let serves = purpose == Purpose::Serve;
+    let reported = redis.clone();
     let base = match &settings.storage {
         Storage::Memory => Base {
             authority: Arc::new(sqlite::Sqlite::in_memory().await?),
@@ -98,6 +99,13 @@ pub async fn open(
     let hasher = secret::hasher(&base.secret, secrets, files)?;
     belongs(&*base.authority, secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?, serves).await?;
     let store = Store::new(base.authority, base.shared, base.cache_max, base.stale_grace, metrics);
+    if let Some(redis) = reported {
+        let _ = store.redis.set(redis);
+    }
+    if serves {
+        store.follow();
+        super::state::watch(&store).await;
+    }
     store.flush_every(base.flush_every);
     Ok(Opened { store, hasher, admin_secret })
 }
