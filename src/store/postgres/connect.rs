@@ -61,7 +61,10 @@ pub async fn pools(config: &Config, files: &Files) -> Result<Arc<Pools>, String>
     });
     match patient.await {
         Ok(connected) => connected.map(|(server, pool)| Pools::new(servers, server, pool, config.timeout.0)),
-        Err(_) => Err(format!("storage.postgres: no server that takes writes answered within {:?}", config.connect_timeout.0)),
+        Err(_) => {
+            let what = if servers.len() == 1 { "no server answered" } else { "no server that takes writes answered" };
+            Err(format!("storage.postgres: {what} within {:?}", config.connect_timeout.0))
+        }
     }
 }
 
