@@ -22,16 +22,22 @@ pub fn wrong(what: &str, error: &sqlx::Error) -> String {
 /// Connects once, so that a mistake is told at the start. With several servers, to the first that takes writes.
 pub async fn pools(config: &Config, files: &Files) -> Result<Arc<Pools>, String> {
     let servers = servers(config, files, &config.url, "url")?;
+    // What is known can be judged by a server that takes no writes.
+    let mut readable = None;
     // Longer than a request would wait: a server may just be starting, or being promoted.
     let patient = tokio::time::timeout(config.connect_timeout.0, async {
         let mut told = HashSet::new();
         loop {
-            let mut standby = None;
             for (index, server) in servers.iter().enumerate() {
                 match server.probe().await {
                     Ok((pool, probe)) => match probe.refusal() {
                         None => return Ok((index, pool)),
-                        Some(refusal) => standby = Some(refusal),
+                        Some(refusal) => {
+                            if told.insert(refusal.to_owned()) {
+                                tracing::warn!(server = index + 1, "postgres: {refusal}");
+                            }
+                            readable = Some((index, pool));
+                        }
                     },
                     Err(error) if is_certificate(&error) => {
                         let advice =
@@ -47,24 +53,20 @@ pub async fn pools(config: &Config, files: &Files) -> Result<Arc<Pools>, String>
                     Err(error) => return Err(wrong(advice(&error), &error)),
                 }
             }
-            if let Some(refusal) = standby {
-                if servers.len() == 1 {
-                    return Err(format!("storage.postgres: {refusal}"));
-                }
-                if told.insert(refusal.to_owned()) {
-                    tracing::warn!("postgres: no server takes writes yet");
-                }
+            if servers.len() == 1
+                && let Some(readable) = readable.take()
+            {
+                return Ok(readable);
             }
             // A server that is starting needs a moment; nothing says when it is ready.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
-    match patient.await {
-        Ok(connected) => connected.map(|(server, pool)| Pools::new(servers, server, pool, config.timeout.0)),
-        Err(_) => {
-            let what = if servers.len() == 1 { "no server answered" } else { "no server that takes writes answered" };
-            Err(format!("storage.postgres: {what} within {:?}", config.connect_timeout.0))
-        }
+    let made = |(server, pool)| Pools::new(servers.clone(), server, pool, config.timeout.0);
+    match (patient.await, readable) {
+        (Ok(connected), _) => connected.map(made),
+        (Err(_), Some(readable)) => Ok(made(readable)),
+        (Err(_), None) => Err(format!("storage.postgres: no server answered within {:?}", config.connect_timeout.0)),
     }
 }
 
