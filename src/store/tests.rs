@@ -46,7 +46,6 @@ fn intercept(key: &str) -> Intercept {
 
 async fn contract(authority: Arc<dyn Authority>) {
     let store = Store::new(authority, None, 1000, Duration::ZERO, &Registry::new());
-    store.follow();
     // A hundred first uses from a hundred addresses at once: one binds, all see the same.
     let mut tasks = Vec::new();
     for n in 0..100 {
