@@ -14,7 +14,7 @@ import time
 import pytest
 from support import raw
 from support.certificates import Certificates
-from support.keylatch import BINARY, free_port, wait_for
+from support.keylatch import BINARY, Keylatch, free_port, wait_for
 from support.postgres import Postgres
 from support.relay import Relay
 from support.stores import FREE, SECRET, ask, key_id, storage
@@ -539,7 +539,7 @@ def test_commands_on_sqlite_make_nothing(start, echo_upstream, tmp_path):
     assert said.returncode == 0 and "there are more" in said.stderr and len(said.stdout.splitlines()) == 1
 
 
-def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):
+def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server, monkeypatch):
     def says(text, **values):
         with pytest.raises(AssertionError) as failed:
             start(echo_upstream, **{"secrets": SECRET, "storage": storage(database), **values})
@@ -553,8 +553,8 @@ def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):
     says("there is no such database", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/nowhere"}}}}')
     says("refuses the user or the password", storage=f'{{postgres: {{url: "postgres://nobody:hunter2@{at}/postgres"}}}}')
     says("no server answered within", storage=f'{{postgres: {{url: "postgres://keylatch@127.0.0.1:{free_port()}/x", connect_timeout: 1s}}}}')
-    says("takes no parameters", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres?sslmode=disable&pasword=hunter2"}}}}')
-    says("url is malformed", storage='{postgres: {url: "postgres://a:hunter2@b@c:d/"}}')
+    says("has a parameter that is not known", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres?sslmode=disable&pasword=hunter2"}}}}')
+    says("a port that is not a number", storage='{postgres: {url: "postgres://a:hunter2@b@c:d/"}}')
     says("must begin with", storage='{postgres: {url: "mysql://hunter2"}}')
     says("TLS", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres", tls: verify_full}}}}')
     database.psql("INSERT INTO _sqlx_migrations VALUES (9999, 'newer', now(), true, '', 0)")
@@ -563,11 +563,13 @@ def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server):
     database.psql("ALTER DATABASE postgres SET default_transaction_read_only = on")
     try:
         # What is known can be read; only what is new cannot be bound.
-        replica = start(echo_upstream, secrets=SECRET, storage=storage(database), route_filters=FREE)
-        assert ask(replica, "sk-new").status == 503
+        with monkeypatch.context() as patched:
+            patched.setattr(Keylatch, "_listens", lambda self: self.health("live")[0] == 200)
+            replica = start(echo_upstream, secrets=SECRET, storage=storage(database), route_filters=FREE)
+        assert ask(replica, "sk-new").status == 503 and replica.health("ready")[0] == 503
         replica.stop()
         assert "read-only transaction" in replica.stdout.read_text()
         server.psql("SET default_transaction_read_only = off", "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-        says("the database is read-only")
+        says("the server is read-only")
     finally:
         server.psql("SET default_transaction_read_only = off", "ALTER DATABASE postgres RESET default_transaction_read_only")

@@ -56,7 +56,13 @@ def full_disk(replica, place, more):
         assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
     refused = ask(replica, "sk-new-while-full")
     assert refused.status == 503 and refused.header("retry-after")
+    wait_for(lambda: replica.health("ready")[0] == 503, "it is not ready", 15)
+    state = replica.health()[1]
+    assert state["status"] == "degraded" and "takes no writes" in state["store"]["error"], state
+    assert replica.metrics()["keylatch_store_writable"] == 0
     filler.unlink()
+    wait_for(lambda: replica.health("ready")[0] == 200, "it is ready again", 15)
+    assert replica.stderr.read_text().count("the store takes no writes") == 1, "it is told once"
 
 
 def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):

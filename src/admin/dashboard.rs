@@ -15,6 +15,7 @@ use super::health::{self, UpstreamHealth};
 use super::logs::Group;
 use super::problem::{Answer, Problems};
 use super::time::rfc3339;
+use crate::store::RedisState;
 use crate::store::intercepts::{By, Wanted};
 use crate::store::record::millis;
 use crate::store::samples::{HOUR_S, MINUTE_S, Of};
@@ -223,10 +224,12 @@ pub struct Replica {
 pub struct Health {
     /// All in one word: `ok`, `degraded` (an upstream has no server that works, or the store is away) or `down` (none has).
     status: &'static str,
-    /// Why the store does not answer, if it does not.
+    /// Why the store does not answer or takes no writes, if it does not.
     store_error: Option<String>,
-    /// Redis is there; `null`: there is none to be.
-    redis: Option<bool>,
+    /// Whether changes made by other processes are heard of at once.
+    notifications: bool,
+    /// Redis; `null`: there is none to be.
+    redis: Option<RedisState>,
     /// The upstreams.
     upstreams: Vec<UpstreamHealth>,
 }
@@ -318,7 +321,7 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         top_keys,
         top_clients,
         replicas,
-        health: Health { status, store_error: store.err(), redis: api.store.shares(), upstreams },
+        health: Health { status, store_error: store.err(), notifications: api.store.hears(), redis: api.store.redis_state(), upstreams },
     }))
 }
 

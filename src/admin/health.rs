@@ -32,10 +32,10 @@ async fn metrics(State(known): State<Arc<Api>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], known.shared.metrics.text())
 }
 
-/// Whether the store answers.
+/// Whether the store answers, and could write a first use.
 pub async fn store_state(known: &Api) -> Result<(), String> {
-    match tokio::time::timeout(STORE_TIME_MAX, known.store.ping()).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
+    match tokio::time::timeout(STORE_TIME_MAX, known.store.state()).await {
+        Ok(state) => state,
         Err(_) => Err("does not answer".into()),
     }
 }
@@ -105,8 +105,8 @@ async fn health(State(known): State<Arc<Api>>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "stopping": known.replica.is_stopping(),
         "maintenance": known.shared.live.in_maintenance(),
-        "store": { "ok": store.is_ok(), "error": store.err() },
-        "redis": known.store.shares().map(|ok| json!({ "ok": ok })),
+        "store": { "ok": store.is_ok(), "error": store.err(), "notifications": known.store.hears() },
+        "redis": known.store.redis_state(),
         "upstreams": upstreams,
         "open_streams": known.shared.metrics.streams.open.get(),
         "connections": known.shared.metrics.connections.get(),

@@ -49,8 +49,15 @@ fn problems(said: &Value) -> Vec<String> {
     if let Some(error) = said["store"]["error"].as_str() {
         problems.push(format!("store: {error}"));
     }
+    if said["store"]["notifications"] == false {
+        problems.push("store: changes made by other processes take up to 30 s; `keylatch doctor` tells why".into());
+    }
     if said["redis"]["ok"] == false {
-        problems.push("redis: does not answer".into());
+        let errors: Vec<&str> = said["redis"]["errors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        problems.push(match errors.is_empty() {
+            true => "redis: does not answer".into(),
+            false => format!("redis: errors of the kind {}", errors.join(", ")),
+        });
     }
     for upstream in said["upstreams"].as_array().into_iter().flatten().filter(|upstream| upstream["status"] != "ok") {
         let (name, status) = (upstream["name"].as_str().unwrap_or_default(), upstream["status"].as_str().unwrap_or_default());

@@ -138,15 +138,9 @@ impl Opened {
     }
 }
 
-/// With a path that is the same from everywhere. A relative one is meant from where the service runs, so that typed elsewhere it leads
-/// to where nothing is.
+/// With a path that is the same from everywhere.
 fn at_home(sqlite: &Sqlite) -> Result<Sqlite, String> {
-    let said = Path::new(&sqlite.path);
-    let path = std::path::absolute(said).map_err(|e| format!("{}: {e}", sqlite.path))?;
-    if said.is_relative() && !private::folder_of(&path).is_dir() {
-        let says = "is relative, and there is no such folder here: go to where Keylatch runs (WorkingDirectory= of its unit) first, or make the folder";
-        return Err(format!("storage.sqlite.path: {} {says}", sqlite.path));
-    }
+    let path = std::path::absolute(&sqlite.path).map_err(|e| format!("{}: {e}", sqlite.path))?;
     // Where it is a link, what it leads to is what takes part in all this.
     let path = path.canonicalize().unwrap_or(path);
     let path = path.into_os_string().into_string().map_err(|_| "storage.sqlite.path is not UTF-8")?;

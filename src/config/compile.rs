@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
-use keylatch_filters::contract::{Invalid, Keep, Named, Ports, Site, TrustedProxies};
+use keylatch_filters::contract::{Invalid, Keep, Named, Ports, SecretRef, Site, TrustedProxies};
 
 use super::bounds;
-use super::model::{FilterItem, RouteSettings, Storage};
+use super::model::{FilterItem, RouteSettings, Settings, Storage};
 use super::report::nearest;
 use super::routes::{Matcher, Route};
 use super::sections::tell;
 use super::snapshot::Snapshot;
+use super::store_url::{self, PostgresUrl};
 use super::{Files, Parsed, Report};
 use crate::alerts::Alerts;
 use crate::entry::Entry;
@@ -118,6 +119,7 @@ impl Work<'_> {
     fn pieces(&mut self) -> Pieces {
         let settings = &self.parsed.settings;
         bounds::check(settings, self.partial).iter().for_each(|invalid| self.wrong(invalid));
+        store_urls(settings, &self.files.apart()).iter().for_each(|invalid| self.wrong(invalid));
         match TrustedProxies::compile(&settings.trusted_proxies, self.files) {
             Ok(trusted) => self.trusted = Arc::new(trusted),
             Err(invalid) => self.wrong(&invalid.at("trusted_proxies")),
@@ -253,4 +255,30 @@ impl Work<'_> {
             matcher: matcher?,
         })
     }
+}
+
+/// URLs of stores that a start would refuse.
+fn store_urls(settings: &Settings, files: &Files) -> Vec<Invalid> {
+    let mut wrong = Vec::new();
+    let read = |url: &SecretRef, parse: &dyn Fn(&str) -> Result<(), String>| {
+        let text = files.secret(url).map_err(|invalid| invalid.to_string())?;
+        // A value from the environment may be missing where a file is only checked.
+        if text.is_empty() { Err("is empty".into()) } else { parse(&text) }
+    };
+    if let Storage::Postgres(config) = &settings.storage {
+        let parse = |text: &str| PostgresUrl::parse(text).and_then(|url| url.verification(config.tls)).map(|_| ());
+        for (key, url) in [("url", Some(&config.url)), ("listen_url", config.listen_url.as_ref())] {
+            if let Some(Err(says)) = url.map(|url| read(url, &parse)) {
+                wrong.push(Invalid::new(says).at(key).at("postgres").at("storage"));
+            }
+        }
+    }
+    if let Some(config) = &settings.redis {
+        let parse = |text: &str| store_url::redis(text).map(|_| ());
+        wrong.extend(read(&config.url, &parse).err().map(|says| Invalid::new(says).at("url").at("redis")));
+        for (index, url) in config.sentinels.iter().enumerate() {
+            wrong.extend(read(url, &parse).err().map(|says| Invalid::new(says).index(index).at("sentinels").at("redis")));
+        }
+    }
+    wrong
 }

@@ -20,6 +20,7 @@ mod schema;
 mod sections;
 mod snapshot;
 mod storage;
+pub mod store_url;
 mod upstreams;
 mod yaml;
 
@@ -147,7 +148,10 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
     let all_known = report.is_empty();
     match sections::decode(&tree, &mut report) {
         // What stands for a value that is not known cannot be judged.
-        Some(settings) if all_known => {
+        Some(mut settings) if all_known => {
+            if let model::Storage::Sqlite(sqlite) = &mut settings.storage {
+                sqlite.follow(path);
+            }
             Ok(Parsed { settings, mistakes: report, overrides: Overrides::default(), tree, path: path.to_owned() })
         }
         _ => Err(report),

@@ -1,5 +1,7 @@
 //! The part of [`super::model`] about stores.
 
+use std::path::Path;
+
 use keylatch_filters::contract::{HumanDuration, SecretRef};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -28,8 +30,11 @@ impl Default for Storage {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sqlite {
-    /// The file, relative to the working directory; made if it is not there. Default: `data/keylatch.db`.
+    /// The file, relative to the configuration file; made if it is not there. Default: `data/keylatch.db`.
     pub path: String,
+    /// The path as it was written, where it is relative: it once followed the working directory.
+    #[serde(skip)]
+    pub relative_path: Option<String>,
     /// How many bindings the process remembers without asking the file. Default: 100000.
     pub cache_max: usize,
     /// How often last uses and intercepts are written. A crash loses at most this much of them. Default: 5s.
@@ -42,6 +47,7 @@ impl Default for Sqlite {
     fn default() -> Self {
         Self {
             path: "data/keylatch.db".into(),
+            relative_path: None,
             cache_max: 100_000,
             flush_every: HumanDuration::secs(5),
             stale_grace: HumanDuration::secs(600),
@@ -49,12 +55,31 @@ impl Default for Sqlite {
     }
 }
 
+impl Sqlite {
+    /// Resolves a relative path against the folder of the configuration file.
+    pub fn follow(&mut self, configuration: &Path) {
+        if Path::new(&self.path).is_relative() {
+            let resolved = configuration.parent().unwrap_or(Path::new("")).join(&self.path);
+            self.relative_path = Some(std::mem::replace(&mut self.path, resolved.to_string_lossy().into_owned()));
+        }
+    }
+
+    /// Where an earlier version kept the database, if nothing has replaced it.
+    pub fn former_path(&self) -> Option<&Path> {
+        let former = Path::new(self.relative_path.as_ref()?);
+        (!Path::new(&self.path).exists() && former.exists()).then_some(former)
+    }
+}
+
 /// `postgres`
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
-    /// Where it is: `postgres://user:password@host:5432/database`, from `${ENV}` or `file:PATH`.
+    /// Where it is: `postgres://user:password@host:5432/database`, from `${ENV}` or `file:PATH`. Of several hosts (`a:5432,b:5432`)
+    /// the first that takes writes is used.
     pub url: SecretRef,
+    /// Where changes are listened for, if not at `url`: the server itself, where `url` names a pooler in transaction mode.
+    pub listen_url: Option<SecretRef>,
     /// How the server is known to be the right one. Default: `verify_full`, or `off` on this machine.
     pub tls: Option<PostgresTls>,
     /// The certificates that may sign the server's, as PEM. Default: the system's.

@@ -5,10 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use keylatch_filters::contract::SecretRef;
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
 use super::{Findings, is_here};
 use crate::config::model::Storage;
+use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Settings, Snapshot};
 use crate::store::private::folder_of;
 
@@ -55,25 +57,35 @@ fn in_filter(place: &str) -> bool {
 fn is_ours(place: &str) -> bool {
     let (above, last) = place.rsplit_once('.').unwrap_or(("", place));
     let field = above.ends_with(".set") || above.ends_with(".add");
-    let public = ["pem", "jwks", "url"].contains(&last) || last.starts_with("sentinels");
+    let public = ["pem", "jwks", "url", "listen_url"].contains(&last) || last.starts_with("sentinels");
     if field { SECRET_FIELDS.contains(&last.to_ascii_lowercase().as_str()) } else { !public }
 }
 
 /// Passwords of servers that are elsewhere.
 fn passwords(settings: &Settings, files: &Files, found: &mut Findings) {
     for (place, url) in urls(settings) {
-        let Some(url) = files.secret(url).ok().and_then(|text| Url::parse(&text).ok()) else { continue };
-        let password = url.password().unwrap_or_default();
-        if is_here(url.host_str().unwrap_or_default()) && password.is_empty() {
+        let Some((user, password, hosts)) = files.secret(url).ok().and_then(|text| credentials(&text)) else { continue };
+        if hosts.iter().all(|host| is_here(host)) && password.is_empty() {
             continue;
         }
         let lower = password.to_ascii_lowercase();
         if password.is_empty() {
             found.warn(place, "has no password, and the server is elsewhere", "give the server a password, or client certificates");
-        } else if password == url.username() || WORDS.iter().any(|word| lower.contains(word)) || password.len() < 8 {
+        } else if password == user || WORDS.iter().any(|word| lower.contains(word)) || password.len() < 8 {
             found.warn(place, "has a password that is easily guessed", "give it one that nobody can guess: openssl rand -hex 24");
         }
     }
+}
+
+/// User, password and hosts of a store's URL.
+fn credentials(url: &str) -> Option<(String, String, Vec<String>)> {
+    if let Ok(url) = PostgresUrl::parse(url) {
+        let hosts = url.hosts.into_iter().map(|host| host.name).collect();
+        return Some((url.user.unwrap_or_default(), url.password.unwrap_or_default(), hosts));
+    }
+    let url = Url::parse(&store_url::redis(url).ok()?).ok()?;
+    let password = percent_decode_str(url.password().unwrap_or_default()).decode_utf8_lossy().into_owned();
+    Some((url.username().to_owned(), password, vec![url.host_str().unwrap_or_default().to_owned()]))
 }
 
 /// Who may read and write the files.
@@ -129,11 +141,16 @@ fn modes(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files:
 
 /// The addresses of servers, which may hold passwords.
 fn urls(settings: &Settings) -> Vec<(&'static str, &SecretRef)> {
-    let postgres = match &settings.storage {
-        Storage::Postgres(postgres) => Some(("storage.postgres.url", &postgres.url)),
-        _ => None,
+    let (postgres, listens) = match &settings.storage {
+        Storage::Postgres(postgres) => (Some(&postgres.url), postgres.listen_url.as_ref()),
+        _ => (None, None),
     };
-    postgres.into_iter().chain(settings.redis.iter().map(|redis| ("redis.url", &redis.url))).collect()
+    let postgres = postgres.map(|url| ("storage.postgres.url", url));
+    postgres
+        .into_iter()
+        .chain(listens.map(|url| ("storage.postgres.listen_url", url)))
+        .chain(settings.redis.iter().map(|redis| ("redis.url", &redis.url)))
+        .collect()
 }
 
 #[cfg(test)]

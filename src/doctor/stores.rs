@@ -7,6 +7,7 @@ use reqwest::Url;
 
 use super::{Findings, in_clear};
 use crate::config::model::{PostgresTls, Storage};
+use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Settings};
 use crate::store::record::millis;
 use crate::store::{self, About, Purpose};
@@ -28,6 +29,7 @@ pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
         Ok(opened) => match opened.store.about().await {
             Ok(about) => {
                 version(place, &about, if place == "storage.postgres" { POSTGRES_MIN } else { 0 }, found);
+                works(place, &opened.store, found).await;
                 accounts(&opened.store, found).await;
             }
             Err(error) => found.bad(place, format!("does not answer: {error}"), "see to the server"),
@@ -45,6 +47,17 @@ pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
             Ok(None) => {}
             Err(error) => found.bad("redis", error, "mend its section"),
         }
+    }
+}
+
+/// Whether it takes writes and delivers notifications.
+async fn works(place: &str, store: &store::Store, found: &mut Findings) {
+    if let Err(error) = store.try_write().await {
+        found.bad(place, format!("takes no writes: {error}"), "name the server that does; until then unknown keys are refused");
+    }
+    if let Err(error) = store.test_notifications().await {
+        let what = format!("{error}. Bans and other changes take up to 30 s to reach replicas");
+        found.warn("storage.postgres.listen_url", what, "see docs/postgres.md");
     }
 }
 
@@ -72,21 +85,21 @@ async fn accounts(store: &store::Store, found: &mut Findings) {
 /// TLS to servers that are elsewhere.
 fn on_the_way(settings: &Settings, files: &Files, found: &mut Findings) {
     let host = |secret| {
-        let url = files.secret(secret).ok().and_then(|text| Url::parse(&text).ok());
+        let url = files.secret(secret).ok().and_then(|text| store_url::redis(&text).ok()).and_then(|text| Url::parse(&text).ok());
         url.map(|url| (url.scheme().to_owned(), url.host_str().unwrap_or_default().to_owned()))
     };
     let travels = "its password, and who may use which key, travel in clear";
     if let Storage::Postgres(postgres) = &settings.storage
-        && let Some((_, host)) = host(&postgres.url)
-        && let Some(level) = in_clear(&host)
+        && let Some(url) = files.secret(&postgres.url).ok().and_then(|text| PostgresUrl::parse(&text).ok())
+        && let Some((level, host)) = url.hosts.iter().filter_map(|host| Some((in_clear(&host.name)?, &host.name))).min()
     {
         let place = "storage.postgres.tls";
-        match postgres.tls {
-            Some(PostgresTls::Off) => {
+        match url.verification(postgres.tls) {
+            Ok(PostgresTls::Off) => {
                 let what = format!("is off, and {host} is elsewhere: {travels}");
                 found.add(level, place, what, "leave it at verify_full, with `ca_file` for a CA of your own");
             }
-            Some(PostgresTls::VerifyCa) => {
+            Ok(PostgresTls::VerifyCa) => {
                 let what = "does not look at the server's name: any server with a certificate of that CA will do";
                 found.note(place, what, "verify_full");
             }

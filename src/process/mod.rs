@@ -173,4 +173,5 @@ async fn end(parts: &Parts) {
     parts.store.finish().await;
     // What was written last is noted, and sent by whoever comes after.
     let _ = tokio::time::timeout(LAST_LOOK, parts.look_last()).await;
+    let _ = tokio::time::timeout(LAST_LOOK, parts.store.close()).await;
 }

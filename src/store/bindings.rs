@@ -2,8 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
@@ -17,8 +16,9 @@ use super::counters::Counters;
 use super::leashes::Leashes;
 use super::record::Tending;
 use super::shared::Shared;
+use super::state::Writability;
 use super::unsettled::Unsettled;
-use super::{About, Authority, Batch, News};
+use super::{Authority, Batch, News, Redis};
 use crate::breaker::Breaker;
 use crate::every::every;
 
@@ -31,8 +31,11 @@ pub struct Store {
     pub(super) authority: Arc<dyn Authority>,
     pub(super) cache: Cache,
     /// What replicas remember together, where there is Redis.
-    shared: Option<Arc<Shared>>,
+    pub(super) shared: Option<Arc<Shared>>,
     breaker: Breaker,
+    pub(super) writability: Writability,
+    /// What replicas share, to tell how it is.
+    pub(super) redis: OnceLock<Arc<Redis>>,
     stale_grace: Duration,
     waiting: Mutex<Batch>,
     /// Keys whose intercepts were written since somebody looked.
@@ -62,12 +65,14 @@ impl Store {
         stale_grace: Duration,
         metrics: &Registry,
     ) -> Arc<Self> {
-        let store = Arc::new_cyclic(|me| Self {
+        Arc::new_cyclic(|me| Self {
             me: me.clone(),
             authority,
             cache: Cache::new(cache_max),
             shared,
             breaker: Breaker::default(),
+            writability: Writability::default(),
+            redis: OnceLock::new(),
             stale_grace,
             waiting: Mutex::default(),
             intercepted: Mutex::default(),
@@ -79,14 +84,17 @@ impl Store {
             mail: watch::Sender::new(()),
             runtime: tokio::runtime::Handle::current(),
             metrics: Counters::new(metrics),
-        });
-        let weak = Arc::downgrade(&store);
-        store.authority.watch(Arc::new(move |news| {
+        })
+    }
+
+    /// Hears of what other processes change, from now on.
+    pub(super) fn follow(self: &Arc<Self>) {
+        let weak = Arc::downgrade(self);
+        self.authority.watch(Arc::new(move |news| {
             if let Some(store) = weak.upgrade() {
                 store.hear(news);
             }
         }));
-        store
     }
 
     /// Somebody has changed something, here or elsewhere.
@@ -106,6 +114,10 @@ impl Store {
             }
             News::Mail => {
                 self.mail.send_replace(());
+                Vec::new()
+            }
+            News::Hears(hears) => {
+                self.metrics.hears.set(hears.into());
                 Vec::new()
             }
             News::Lost => {
@@ -203,26 +215,6 @@ impl Store {
         }
     }
 
-    /// What the authority says of itself.
-    pub async fn about(&self) -> Result<About, StoreError> {
-        self.authority.about().await
-    }
-
-    /// Copies all that is stored into a new file, while it is in use.
-    pub async fn copy(&self, to: PathBuf) -> Result<(), String> {
-        self.authority.copy(to).await
-    }
-
-    /// Whether the authority answers.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        self.authority.ping().await
-    }
-
-    /// Whether Redis is there; `None` where there is none to be.
-    pub fn shares(&self) -> Option<bool> {
-        self.shared.as_ref().map(|shared| shared.is_there())
-    }
-
     /// Writes the upstream's word, soon; a good one that cannot be written now is written with the next batch.
     fn settle(&self, binding: &Binding, accepted: bool) {
         let (id, version) = (binding.id, binding.version);
@@ -313,7 +305,9 @@ impl Bindings for Store {
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async move {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
-            let row = self.ask(self.authority.latch(first)).await?;
+            let row = self.ask(self.authority.latch(first)).await;
+            self.writability.note(&row);
+            let row = row?;
             Ok(self.remember(row, asked_at, epoch))
         })
     }

@@ -12,6 +12,8 @@ pub struct Counters {
     pub intercepts: IntCounter,
     pub cut: IntCounter,
     pub away: IntGauge,
+    pub hears: IntGauge,
+    pub writable: IntGauge,
     pub tended: Option<IntCounterVec>,
 }
 
@@ -30,9 +32,15 @@ impl Counters {
             "result",
         );
         let look_up = |result: &str| look_ups.as_ref().and_then(|vec| vec.get_metric_with_label_values(&[result]).ok());
-        let away = IntGauge::new("keylatch_store_away", "1 while the store does not answer and is asked only now and then.");
-        let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
-        let _ = metrics.register(Box::new(away.clone()));
+        let away = gauge(metrics, "keylatch_store_away", "1 while the store does not answer and is asked only now and then.");
+        let hears = gauge(
+            metrics,
+            "keylatch_store_notifications",
+            "1 while changes made by other processes are heard of at once, 0 while they take up to 30 s.",
+        );
+        hears.set(1);
+        let writable = gauge(metrics, "keylatch_store_writable", "1 while a first use could be written, by a test every 5 s.");
+        writable.set(1);
         Self {
             hits: look_up("hit").unwrap_or_else(detached),
             shared: look_up("shared").unwrap_or_else(detached),
@@ -48,9 +56,18 @@ impl Counters {
                 "Open streams that were ended because their key was banned, unbound or bound elsewhere.",
             ),
             away,
+            hears,
+            writable,
             tended: by("keylatch_store_tended_total", "Rows that were archived, swept and trimmed.", "what"),
         }
     }
+}
+
+fn gauge(metrics: &Registry, name: &str, help: &str) -> IntGauge {
+    let gauge = IntGauge::new(name, help).or_else(|_| IntGauge::new("detached", "not shown"));
+    let gauge = gauge.unwrap_or_else(|_| unreachable!("`detached` is a valid name"));
+    let _ = metrics.register(Box::new(gauge.clone()));
+    gauge
 }
 
 fn counter(metrics: &Registry, name: &str, help: &str) -> IntCounter {

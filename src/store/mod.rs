@@ -27,6 +27,7 @@ mod secret;
 pub mod settings;
 mod shared;
 mod sqlite;
+mod state;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -51,6 +52,7 @@ use record::{Change, Changed, Mark, Query, Record, Tended, Tending};
 pub use redis::Redis;
 pub use secret::fresh as fresh_secret;
 pub use sqlite::{alone as sqlite_alone, restoring as sqlite_restoring};
+pub use state::RedisState;
 
 /// What other processes have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,8 @@ pub enum News {
     Mail,
     /// Something may have happened that was not heard of.
     Lost,
+    /// Whether changes made by other processes are heard of at once.
+    Hears(bool),
 }
 
 /// Id, webhook and event of deliveries.
@@ -130,6 +134,16 @@ trait Authority: Send + Sync + 'static {
     fn copy(&self, _to: PathBuf) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async { Err("the database is a server's, which has its own ways".into()) })
     }
+    /// Whether changes made by other processes are heard of at once. An error says what to do.
+    fn hears(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+    /// Ends: what was written is in the database's own file then, not in a log beside it.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+    /// Whether a first use could be written: one is tried, and leaves nothing behind.
+    fn try_write(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Whether it answers.
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
     /// Rows for an operator.

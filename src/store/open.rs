@@ -10,7 +10,7 @@ use prometheus::Registry;
 use super::shared::Shared;
 use super::{Authority, Redis, Store, postgres, secret, sqlite};
 use crate::config::Files;
-use crate::config::model::{Secrets, Settings, Storage};
+use crate::config::model::{Secrets, Settings, Sqlite, Storage};
 
 /// A database goes with one secret.
 const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac, or another secrets.key_form: every key would look new and be bound again. \
@@ -63,6 +63,7 @@ pub async fn open(
     let secrets = &settings.secrets;
     let configured = secret::configured(secrets, files)?;
     let serves = purpose == Purpose::Serve;
+    let reported = redis.clone();
     let base = match &settings.storage {
         Storage::Memory => Base {
             authority: Arc::new(sqlite::Sqlite::in_memory().await?),
@@ -74,6 +75,7 @@ pub async fn open(
         },
         Storage::Sqlite(config) => {
             let path = Path::new(&config.path);
+            not_left_behind(config)?;
             let authority = Arc::new(sqlite::Sqlite::open(path, serves).await?);
             let secret = match configured {
                 Some(secret) => secret,
@@ -98,8 +100,26 @@ pub async fn open(
     let hasher = secret::hasher(&base.secret, secrets, files)?;
     belongs(&*base.authority, secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?, serves).await?;
     let store = Store::new(base.authority, base.shared, base.cache_max, base.stale_grace, metrics);
+    if let Some(redis) = reported {
+        let _ = store.redis.set(redis);
+    }
+    if serves {
+        store.follow();
+        super::state::watch(&store).await;
+    }
     store.flush_every(base.flush_every);
     Ok(Opened { store, hasher, admin_secret })
+}
+
+/// An empty database must not take the place of one that an earlier version has made in its working directory.
+fn not_left_behind(config: &Sqlite) -> Result<(), String> {
+    let Some(former) = config.former_path() else { return Ok(()) };
+    Err(format!(
+        "storage.sqlite.path is relative to the configuration file: {} is not there, and {} is, in the working directory. \
+         Move it (with the files beside it whose names begin alike), or write its absolute path",
+        config.path,
+        std::path::absolute(former).unwrap_or_else(|_| former.to_owned()).display()
+    ))
 }
 
 /// Refused where the database goes with another secret than this and those before it. With `claims` it goes with this
@@ -131,7 +151,10 @@ pub async fn open_redis(settings: &Settings, files: &Files, metrics: &Registry) 
 pub async fn migrate(storage: &Storage, files: &Files) -> Result<(), String> {
     match storage {
         Storage::Memory => Err("storage is memory, which has no schema".into()),
-        Storage::Sqlite(config) => sqlite::Sqlite::open(Path::new(&config.path), true).await.map(|_| ()),
+        Storage::Sqlite(config) => {
+            not_left_behind(config)?;
+            sqlite::Sqlite::open(Path::new(&config.path), true).await.map(|_| ())
+        }
         Storage::Postgres(config) => postgres::Postgres::open(config, files, true).await.map(|_| ()),
     }
 }

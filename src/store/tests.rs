@@ -69,7 +69,8 @@ async fn contract(authority: Arc<dyn Authority>) {
     store.used(id("a"), SystemTime::now());
     store.intercepted(intercept("a"));
     store.flush().await;
-    store.ping().await.unwrap();
+    store.state().await.unwrap();
+    store.try_write().await.unwrap();
 
     released_unless_confirmed(&store).await;
     managed(&store).await;
@@ -283,9 +284,13 @@ async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_
     let mut server = Server::start();
     contract(server.open().await).await;
 
-    let open = async || Store::new(server.open().await, None, 1000, Duration::from_secs(60), &Registry::new());
+    let open = async || {
+        let store = Store::new(server.open().await, None, 1000, Duration::from_secs(60), &Registry::new());
+        store.follow();
+        store
+    };
     let (here, there) = (open().await, open().await);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let bound = here.latch(first("shared", "10.0.0.1")).await.unwrap();
     assert_eq!(there.latch(first("shared", "10.0.0.2")).await.unwrap(), bound);
     assert!(there.peek(&id("shared")).is_some());

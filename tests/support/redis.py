@@ -13,12 +13,12 @@ from .keylatch import free_port, wait_for
 class Redis:
     """One server; `settings` are lines of its configuration, `port` overrides it with TLS."""
 
-    def __init__(self, *settings, password=None, tls=None, sentinel=False):
+    def __init__(self, *settings, password=None, tls=None, sentinel=False, program="redis-server"):
         self.home = tempfile.TemporaryDirectory(prefix="keylatch-redis-", ignore_cleanup_errors=True)
         self.folder = pathlib.Path(self.home.name)
         # A cluster's nodes speak with each other on a port that is 10,000 higher.
         self.port = free_port(below=22000)
-        self.password, self.tls, self.sentinel, self.process = password, tls, sentinel, None
+        self.password, self.tls, self.sentinel, self.program, self.process = password, tls, sentinel, program, None
         ports = f"port 0\ntls-port {self.port}" if tls else f"port {self.port}"
         lines = [ports, "bind 127.0.0.1", f"dir {self.folder}", f"logfile {self.folder}/log", *settings]
         if not sentinel:
@@ -35,7 +35,7 @@ class Redis:
         return f"{'rediss' if self.tls else 'redis'}://{secret}127.0.0.1:{self.port}"
 
     def start(self):
-        arguments = ["redis-server", self.folder / "redis.conf", *(["--sentinel"] if self.sentinel else [])]
+        arguments = [self.program, self.folder / "redis.conf", *(["--sentinel"] if self.sentinel else [])]
         self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: self.process.poll() is not None or self.answers(), "redis answers", 20)
         assert self.process.poll() is None, (self.folder / "log").read_text()
@@ -58,7 +58,15 @@ class Redis:
 
     def entries(self):
         """What stands in it."""
-        return {name: self.cli("GET", name) for name in self.cli("KEYS", "*").split()}
+        return {name: self.cli("GET", name) for name in self.cli("KEYS", "*").split() if ":probe:" not in name}
+
+    def create_cluster(self, *others):
+        """Makes a cluster of this server and others."""
+        servers = (self, *others)
+        nodes = [f"127.0.0.1:{server.port}" for server in servers]
+        made = subprocess.run(["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"], capture_output=True, text=True, timeout=60, check=False)
+        assert made.returncode == 0, made.stdout
+        wait_for(lambda: all("cluster_state:ok" in server.cli("CLUSTER", "INFO") for server in servers), "the cluster is there", 20)
 
     def kill(self):
         self.process.kill()

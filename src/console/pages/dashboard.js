@@ -45,10 +45,14 @@ function Outage({ health }) {
     bad: one.status === "down",
     text: one.status === "down" ? t("Upstream {name}: no server works. Requests to it fail.", one) : t("Upstream {name}: {well} of {servers} servers work.", one),
   }));
-  if (health.store_error) lines.unshift({ bad: true, text: t("The store does not answer: {error}", { error: health.store_error }) });
+  const servers = lines.length > 0;
+  if (!health.notifications) lines.unshift({ text: t("Changes made on other replicas take up to 30 s: notifications of PostgreSQL do not arrive. `keylatch doctor` tells why.") });
+  if (health.redis && !health.redis.ok) lines.unshift({ text: t("Redis does not work ({errors}): shared limits are not counted together.", { errors: health.redis.errors.join(", ") || t("away") }) });
+  if (health.store_error) lines.unshift({ bad: true, text: t("The store is not ready: {error}", { error: health.store_error }) });
   if (lines.length === 0) return null;
   const bad = health.status !== "ok";
-  const title = { down: () => t("Down: no upstream has a server that works."), degraded: () => t("Degraded: some requests fail.") }[health.status] || (() => t("Some servers do not work. Requests are answered by the others."));
+  const title = { down: () => t("Down: no upstream has a server that works."), degraded: () => t("Degraded: some requests fail.") }[health.status]
+    || (servers ? () => t("Some servers do not work. Requests are answered by the others.") : () => t("Requests are answered, and something needs attention."));
   return html`<div class="notice ${bad ? "bad" : "warn"}" role=${bad ? "alert" : "status"}>
     <p><strong>${title()}</strong></p>
     <ul class="plain">${lines.map((line) => html`<li>${line.text}</li>`)}</ul>
@@ -92,7 +96,7 @@ const Tops = ({ data }) => html`<div class="charts">
 const Health = ({ data }) => html`<div class="charts">
   <div class="card"><h2>${t("Health")}</h2><ul class="plain">
     <li>${t("Store")} ${data.health.store_error ? html`<${Badge} kind="bad">${data.health.store_error}</${Badge}>` : html`<${Badge} kind="good">${t("well")}</${Badge}>`}</li>
-    ${data.health.redis !== null && html`<li>Redis ${data.health.redis ? html`<${Badge} kind="good">${t("well")}</${Badge}>` : html`<${Badge} kind="bad">${t("away")}</${Badge}>`}</li>`}
+    ${data.health.redis !== null && html`<li>Redis ${data.health.redis.ok ? html`<${Badge} kind="good">${t("well")}</${Badge}>` : html`<${Badge} kind="bad">${data.health.redis.errors.join(", ") || t("away")}</${Badge}>`}</li>`}
     ${data.health.upstreams.map((one) => html`<li>${t("Upstream")} ${one.name} <${Badge} kind=${{ ok: "good", degraded: "warn" }[one.status] || "bad"}>${t("{well} of {servers} servers work", one)}</${Badge}></li>`)}
   </ul></div>
   <div class="card"><h2>${t("Replicas")}</h2><ul class="plain">

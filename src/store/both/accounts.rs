@@ -5,14 +5,11 @@ use keylatch_filters::contract::StoreError;
 use serde_json::json;
 use sqlx::{Database, Row};
 
-use super::{Connection, Db, Own, audit, begin, failed};
+use super::{Connection, Db, Own, Tx, audit, begin, failed};
 use crate::store::accounts::{Account, Accounts, Elsewhere, Guessed, Made, Notes, Session, Token, locked_ms};
 use crate::store::audit::{Actor, Line};
 
 type DbRow = <Db as Database>::Row;
-/// A change that is being made.
-pub type Tx = sqlx::Transaction<'static, Db>;
-
 const ACCOUNT: &str =
     "a.name, a.role, a.password, a.disabled, a.must_change, a.version, a.created_ms, a.signed_in_ms, a.provider, a.subject";
 const SESSION: &str = "s.id, s.account, s.created_ms, s.expires_ms, s.origin, s.agent";
@@ -141,7 +138,7 @@ impl Accounts for Own {
     }
 
     async fn account(&self, name: &str) -> Result<Option<Account>, StoreError> {
-        self.with(async |pool| held(&mut *pool.acquire().await.map_err(failed)?, name).await).await
+        self.with(async |pool| held(&mut *pool.begin().await.map_err(failed)?, name).await).await
     }
 
     async fn account_of(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError> {

@@ -5,8 +5,8 @@ use keylatch_filters::contract::StoreError;
 use serde_json::{Value, json};
 use sqlx::{Database, Row};
 
-use super::accounts::{Tx, line, my_turn};
-use super::{Db, Own, audit, failed};
+use super::accounts::{line, my_turn};
+use super::{Db, Own, Tx, audit, failed};
 use crate::store::accounts::Made;
 use crate::store::audit::Actor;
 use crate::store::providers::{Expects, Provider, Providers};

@@ -1,8 +1,6 @@
 //! What of the operators' own goes with time, in either database: compiled for each.
 
-use sqlx::Pool;
-
-use super::Db;
+use super::DbPool;
 use crate::store::accounts::FORGOTTEN_MS;
 use crate::store::samples::{HOUR_S, MINUTE_S, MINUTES_KEPT_MS};
 
@@ -10,7 +8,7 @@ use crate::store::samples::{HOUR_S, MINUTE_S, MINUTES_KEPT_MS};
 const SHOWN_MS: i64 = 7 * 24 * 3600 * 1000;
 
 /// Removes it; how many rows there were. `audit_ms`: what is older goes from the hours' counts as from the audit.
-pub async fn trim(pool: &Pool<Db>, now_ms: i64, audit_ms: i64) -> sqlx::Result<u64> {
+pub async fn trim(pool: &DbPool, now_ms: i64, audit_ms: i64) -> sqlx::Result<u64> {
     let mut gone = 0;
     for (statement, oldest) in [
         ("DELETE FROM sessions WHERE expires_ms < $1", now_ms),

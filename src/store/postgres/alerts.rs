@@ -3,17 +3,18 @@
 use std::time::{Duration, SystemTime};
 
 use keylatch_filters::contract::{Intercept, KeyId, StoreError};
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::PgRow;
 use sqlx::{Executor, Row};
 
 use super::failed;
+use super::session::Pool;
 use crate::store::outbox::{AT_ONCE, Attempted, Delivery, Hot, LOOKED_BACK_MAX, Threshold};
 use crate::store::record::{key_id, millis, parsed_networks, time};
 
 /// Nobody waits for it, and a key may have been refused in very many ways.
 const TIME_MAX: &str = "SET LOCAL statement_timeout = '5s'";
 
-pub async fn intercepted_since(pool: &PgPool, at: SystemTime) -> Result<Vec<KeyId>, StoreError> {
+pub async fn intercepted_since(pool: &Pool, at: SystemTime) -> Result<Vec<KeyId>, StoreError> {
     let rows = sqlx::query(
         "SELECT DISTINCT key_id FROM intercepts
          WHERE minute >= to_timestamp($1::float8 / 1e3) - interval '1 minute' AND last_at >= to_timestamp($1::float8 / 1e3) LIMIT $2",
@@ -22,7 +23,7 @@ pub async fn intercepted_since(pool: &PgPool, at: SystemTime) -> Result<Vec<KeyI
     rows.iter().map(|row| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)).collect()
 }
 
-pub async fn hot(pool: &PgPool, ids: &[KeyId], threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
+pub async fn hot(pool: &Pool, ids: &[KeyId], threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
     tx.execute(TIME_MAX).await.map_err(failed)?;
     let rows = sqlx::query(
@@ -67,7 +68,7 @@ fn read(row: &PgRow) -> Result<Hot, StoreError> {
 }
 
 /// Notes that somebody is alerted, and what is to be sent to whom. False: another process was first.
-pub async fn raise(pool: &PgPool, id: KeyId, window: Duration, events: &[(String, String, String)]) -> Result<bool, StoreError> {
+pub async fn raise(pool: &Pool, id: KeyId, window: Duration, events: &[(String, String, String)]) -> Result<bool, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
     let mine = sqlx::query(
         "INSERT INTO alerts AS a VALUES ($1, now())
@@ -90,7 +91,7 @@ pub async fn raise(pool: &PgPool, id: KeyId, window: Duration, events: &[(String
 }
 
 /// Takes what is due, so that nobody else does for the time of `lease`.
-pub async fn due(pool: &PgPool, webhooks: &[String], lease: Duration) -> Result<Vec<Delivery>, StoreError> {
+pub async fn due(pool: &Pool, webhooks: &[String], lease: Duration) -> Result<Vec<Delivery>, StoreError> {
     let rows = sqlx::query(
         "UPDATE outbox SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)
          WHERE id IN (SELECT id FROM outbox WHERE due_at <= now() AND webhook = ANY($1) ORDER BY due_at LIMIT $3 FOR UPDATE SKIP LOCKED)
@@ -114,7 +115,7 @@ pub async fn due(pool: &PgPool, webhooks: &[String], lease: Duration) -> Result<
     rows.iter().map(|row| read(row).map_err(failed)).collect()
 }
 
-pub async fn attempted(pool: &PgPool, id: &str, what: Attempted) -> Result<(), StoreError> {
+pub async fn attempted(pool: &Pool, id: &str, what: Attempted) -> Result<(), StoreError> {
     let done = match what {
         Attempted::Done => sqlx::query("DELETE FROM outbox WHERE id = $1").bind(id).execute(pool).await,
         Attempted::Again(after) => {

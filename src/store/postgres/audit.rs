@@ -2,14 +2,15 @@
 
 use keylatch_filters::contract::StoreError;
 use sqlx::Row;
-use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::postgres::PgRow;
 
 use super::failed;
+use super::session::{Pool, Session};
 use crate::store::audit::{Actor, Asked, Entry, Line};
 use crate::store::record::time;
 
 /// Within the transaction of the change.
-pub async fn write(tx: &mut PgConnection, actor: &Actor, line: Line) -> Result<(), StoreError> {
+pub async fn write(tx: &mut Session, actor: &Actor, line: Line) -> Result<(), StoreError> {
     sqlx::query("INSERT INTO audit (actor, origin, action, target, before, after) VALUES ($1, $2, $3, $4, $5, $6)")
         .bind(&actor.who)
         .bind(&actor.origin)
@@ -23,7 +24,7 @@ pub async fn write(tx: &mut PgConnection, actor: &Actor, line: Line) -> Result<(
         .map_err(failed)
 }
 
-pub async fn list(pool: &PgPool, asked: Asked) -> Result<Vec<Entry>, StoreError> {
+pub async fn list(pool: &Pool, asked: Asked) -> Result<Vec<Entry>, StoreError> {
     let rows = sqlx::query(
         "SELECT id, (extract(epoch FROM at) * 1e3)::bigint, actor, origin, action, target, before, after FROM audit
          WHERE id < $1 AND ($2::text IS NULL OR target = $2) AND ($4::text IS NULL OR actor = $4)

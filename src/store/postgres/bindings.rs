@@ -6,21 +6,17 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, FirstUse, Intercept, KeyId, StoreError};
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::PgRow;
 use sqlx::{Executor, Postgres as Pg, Row};
 
 use super::failed;
 use super::pools::Pools;
+use super::session::{Pool, Session};
 use crate::store::batch::{self, Batch};
 use crate::store::record::{Raw, key_id, millis, roaming_columns, seen_ms};
 
 /// Answers all questions by one piece of work, or all with its error.
-pub async fn each<Q, A, W>(
-    pools: Arc<Pools>,
-    most: Duration,
-    asked: Vec<Q>,
-    work: fn(PgPool, Arc<Vec<Q>>) -> W,
-) -> Vec<Result<A, StoreError>>
+pub async fn each<Q, A, W>(pools: Arc<Pools>, most: Duration, asked: Vec<Q>, work: fn(Pool, Arc<Vec<Q>>) -> W) -> Vec<Result<A, StoreError>>
 where
     W: Future<Output = Result<Vec<Result<A, StoreError>>, StoreError>>,
 {
@@ -67,19 +63,19 @@ async fn rows_of<'e>(executor: impl Executor<'e, Database = Pg>, ids: &[KeyId]) 
 
 type Answers<A> = Result<Vec<Result<A, StoreError>>, StoreError>;
 
-pub async fn read(pool: PgPool, ids: Arc<Vec<KeyId>>) -> Answers<Option<Binding>> {
+pub async fn read(pool: Pool, ids: Arc<Vec<KeyId>>) -> Answers<Option<Binding>> {
     let rows = rows_of(&pool, &ids).await?;
     Ok(ids.iter().map(|id| rows.get(id).cloned().transpose()).collect())
 }
 
 /// First uses: whoever is first in the queue binds, unless a row is there; all are told what holds.
-pub async fn bind(pool: PgPool, uses: Arc<Vec<FirstUse>>) -> Answers<Binding> {
+pub async fn bind(pool: Pool, uses: Arc<Vec<FirstUse>>) -> Answers<Binding> {
     let rows = bind_all(&pool, &uses).await?;
     let gone = || Err(StoreError::Useless("the binding was removed while it was made; try again".into()));
     Ok(uses.iter().map(|first| rows.get(&first.id).cloned().unwrap_or_else(gone)).collect())
 }
 
-async fn bind_all(pool: &PgPool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
+async fn bind_all(pool: &Pool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
     let mut first: HashMap<KeyId, &FirstUse> = HashMap::new();
     for one in uses {
         first.entry(one.id).or_insert(one);
@@ -118,7 +114,23 @@ async fn bind_all(pool: &PgPool, uses: &[FirstUse]) -> Result<Rows, StoreError> 
     Ok(rows)
 }
 
-pub async fn roam(pool: &PgPool, id: KeyId, network: IpNet, at: SystemTime) -> Result<Option<Binding>, StoreError> {
+/// Binds a key that no client has, and takes it back.
+pub async fn try_write(pool: Pool) -> Result<(), StoreError> {
+    let mut id = [0; 32];
+    getrandom::fill(&mut id).map_err(|e| StoreError::Away(format!("no random numbers: {e}")))?;
+    let mut tx = pool.begin().await.map_err(failed)?;
+    sqlx::query(
+        "INSERT INTO bindings (key_id, hint, rule, networks, version, made_by, created_at, last_used_at)
+         VALUES ($1, 'probe', 'all', '{}', 0, 'probe', now(), now())",
+    )
+    .bind(id.as_slice())
+    .execute(&mut *tx)
+    .await
+    .map_err(failed)?;
+    tx.rollback().await.map_err(failed)
+}
+
+pub async fn roam(pool: &Pool, id: KeyId, network: IpNet, at: SystemTime) -> Result<Option<Binding>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
     let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = $1 FOR UPDATE");
     let row = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(id.0).fetch_optional(&mut *tx).await.map_err(failed)?;
@@ -141,7 +153,7 @@ pub async fn roam(pool: &PgPool, id: KeyId, network: IpNet, at: SystemTime) -> R
 }
 
 /// The good words first: one of them keeps what a bad one would remove.
-pub async fn settle(pool: PgPool, words: Arc<Vec<(KeyId, i64, bool)>>) -> Answers<bool> {
+pub async fn settle(pool: Pool, words: Arc<Vec<(KeyId, i64, bool)>>) -> Answers<bool> {
     let mut tx = pool.begin().await.map_err(failed)?;
     tx.execute("SET LOCAL statement_timeout = '5s'").await.map_err(failed)?;
     for (accepted, statement) in [(true, CONFIRM), (false, RELEASE)] {
@@ -166,7 +178,7 @@ const RELEASE: &str = "DELETE FROM bindings WHERE key_id IN
      WHERE NOT b.confirmed ORDER BY b.key_id FOR UPDATE OF b)";
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
-pub async fn write(pool: &PgPool, replica: &str, batch: &Batch) -> sqlx::Result<()> {
+pub async fn write(pool: &Pool, replica: &str, batch: &Batch) -> sqlx::Result<()> {
     let mut tx = pool.begin().await?;
     tx.execute("SET LOCAL statement_timeout = '5s'").await?;
     if !batch.used.is_empty() {
@@ -195,7 +207,7 @@ pub async fn write(pool: &PgPool, replica: &str, batch: &Batch) -> sqlx::Result<
 }
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970 fit a double for 285,000 years")]
-async fn write_intercepts(tx: &mut sqlx::PgConnection, replica: &str, batch: &Batch) -> sqlx::Result<()> {
+async fn write_intercepts(tx: &mut Session, replica: &str, batch: &Batch) -> sqlx::Result<()> {
     let rows: Vec<_> = batch.intercepts.values().collect();
     let text = |field: fn(&Intercept) -> String| rows.iter().map(|row| field(&row.first)).collect::<Vec<_>>();
     sqlx::query(

@@ -1,63 +1,72 @@
 //! Reaching the database: TLS, the pool, the schema, the secret it belongs to.
 
-use std::net::IpAddr;
-use std::str::FromStr;
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
 
-use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
+use keylatch_filters::contract::SecretRef;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::pools::Pools;
+use super::server::Server;
 use crate::config::Files;
 use crate::config::model::{Postgres as Config, PostgresTls};
-
-static MIGRATIONS: Migrator = sqlx::migrate!("./src/store/migrations/postgres");
+use crate::config::store_url::{Host, PostgresUrl};
 
 /// An error of the driver's for an operator. The driver names no password.
-fn wrong(what: &str, error: &sqlx::Error) -> String {
+pub fn wrong(what: &str, error: &sqlx::Error) -> String {
     format!("storage.postgres: {what}: {error}")
 }
 
-/// Connects once, so that a mistake is told at the start.
-pub async fn pools(config: &Config, files: &Files) -> Result<Pools, String> {
-    let options = options(config, files)?;
-    let (most, timeout) = (config.connections_max, config.timeout.0);
-    let pools = Pools::new(timeout, move || {
-        PgPoolOptions::new()
-            .max_connections(most)
-            // Whoever waits for a connection gives up before: that is how a pool that has gone bad is noticed.
-            .acquire_timeout(timeout * 2)
-            .idle_timeout(std::time::Duration::from_secs(600))
-            .max_lifetime(std::time::Duration::from_secs(3600))
-            .connect_lazy_with(options.clone())
-    });
-    let pool = pools.get();
-    // Longer than a request would wait: a server may just be starting.
+/// Connects once, so that a mistake is told at the start. With several servers, to the first that takes writes.
+pub async fn pools(config: &Config, files: &Files) -> Result<Arc<Pools>, String> {
+    let servers = servers(config, files, &config.url, "url")?;
+    // What is known can be judged by a server that takes no writes.
+    let mut readable = None;
+    // Longer than a request would wait: a server may just be starting, or being promoted.
     let patient = tokio::time::timeout(config.connect_timeout.0, async {
-        let mut told = String::new();
+        let mut told = HashSet::new();
         loop {
-            match pool.acquire().await {
-                Ok(_) => return Ok(()),
-                Err(error) if is_certificate(&error) => {
-                    let advice = "its certificate is not accepted; see storage.postgres.tls and ca_file, and the host's name in the URL";
-                    return Err(wrong(advice, &error));
-                }
-                // No server there, or one that is starting or stopping (class 57): another moment. The rest does not heal.
-                Err(error) if is_absent(&error) => {
-                    let says = error.to_string();
-                    if says != told {
-                        tracing::warn!(%error, "postgres is not there yet");
-                        told = says;
+            for (index, server) in servers.iter().enumerate() {
+                match server.probe().await {
+                    Ok((pool, probe)) => match probe.refusal() {
+                        None => return Ok((index, pool)),
+                        Some(refusal) => {
+                            if told.insert(refusal.to_owned()) {
+                                tracing::warn!(server = index + 1, "postgres: {refusal}");
+                            }
+                            readable = Some((index, pool));
+                        }
+                    },
+                    Err(error) if is_certificate(&error) => {
+                        let advice =
+                            "its certificate is not accepted; see storage.postgres.tls and ca_file, and the host's name in the URL";
+                        return Err(wrong(advice, &error));
                     }
+                    // No server there, or one that is starting or stopping (class 57): another moment. The rest does not heal.
+                    Err(error) if is_absent(&error) => {
+                        if told.insert(error.to_string()) {
+                            tracing::warn!(%error, server = index + 1, "postgres is not there yet");
+                        }
+                    }
+                    Err(error) => return Err(wrong(advice(&error), &error)),
                 }
-                Err(error) => return Err(wrong(advice(&error), &error)),
+            }
+            if servers.len() == 1
+                && let Some(readable) = readable.take()
+            {
+                return Ok(readable);
             }
             // A server that is starting needs a moment; nothing says when it is ready.
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
-    match patient.await {
-        Ok(connected) => connected.map(|()| pools),
-        Err(_) => Err(format!("storage.postgres: no server answered within {:?}", config.connect_timeout.0)),
+    let made = |(server, pool)| Pools::new(servers.clone(), server, pool, config.timeout.0);
+    match (patient.await, readable) {
+        (Ok(connected), _) => connected.map(made),
+        (Err(_), Some(readable)) => Ok(made(readable)),
+        (Err(_), None) => Err(format!("storage.postgres: no server answered within {:?}", config.connect_timeout.0)),
     }
 }
 
@@ -74,111 +83,78 @@ fn is_certificate(error: &sqlx::Error) -> bool {
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-fn code(error: &sqlx::Error) -> Option<std::borrow::Cow<'_, str>> {
+pub fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
     error.as_database_error()?.code()
 }
 
 /// What an operator may do about an error (PostgreSQL, appendix A).
-fn advice(error: &sqlx::Error) -> &'static str {
+pub fn advice(error: &sqlx::Error) -> &'static str {
     match code(error).as_deref() {
         Some("28P01" | "28000") => "the server refuses the user or the password",
         Some("3D000") => "there is no such database; make it with `createdb`",
         Some("42501") => "the user may not do that; grant it, or let its owner run `keylatch migrate`",
         Some("42P01") => "the schema is not there; run `keylatch migrate`",
-        Some("25006") => "the database is read-only: is it a standby?",
+        Some("25006") => "the server is read-only: it is a standby, or default_transaction_read_only is on",
         Some("53100") => "the server's disk is full",
         _ => match error {
+            sqlx::Error::PoolTimedOut => "no connection was free in time: the server or the pooler before it is exhausted",
             sqlx::Error::Tls(_) => "no trusted TLS connection could be made; see ca_file and tls",
             _ => "cannot be used",
         },
     }
 }
 
-fn options(config: &Config, files: &Files) -> Result<PgConnectOptions, String> {
-    let url = files.secret(&config.url).map_err(|e| format!("storage.postgres.url: {e}"))?;
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err("storage.postgres.url must begin with `postgres://`, such as `postgres://user:password@host:5432/keylatch`".into());
-    }
-    // Its parameters would be logged with their values where they are not known, and could undo what is said here.
-    if url.split_once('?').is_some_and(|(_, parameters)| parameters.split('&').any(|one| !one.starts_with("host=/"))) {
-        return Err(
-            "storage.postgres.url takes no parameters behind `?` but `host=/FOLDER` of a Unix socket; say `tls` and `ca_file` beside it"
-                .into(),
-        );
-    }
-    // The parser's error may hold the URL, and with it the password.
-    let options = PgConnectOptions::from_str(&url).map_err(|_| {
-        "storage.postgres.url is malformed; characters such as `@`, `:`, `/` and `%` in the password are written as %40, %3A, %2F, %25"
-            .to_owned()
-    })?;
-    let host = options.get_host().to_owned();
-    let here = host == "localhost"
-        || host.starts_with('/')
-        || options.get_socket().is_some()
-        || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    let mode = match config.tls {
-        Some(PostgresTls::VerifyFull) => PgSslMode::VerifyFull,
-        Some(PostgresTls::VerifyCa) => PgSslMode::VerifyCa,
-        Some(PostgresTls::Off) => PgSslMode::Disable,
-        None if here => PgSslMode::Disable,
-        None => PgSslMode::VerifyFull,
+/// The servers of a URL, in the order in which they are tried.
+pub fn servers(config: &Config, files: &Files, url: &SecretRef, name: &str) -> Result<Vec<Server>, String> {
+    let wrong = |error: String| format!("storage.postgres.{name} {error}");
+    let text = files.secret(url).map_err(|e| format!("storage.postgres.{name}: {e}"))?;
+    let url = PostgresUrl::parse(&text).map_err(wrong)?;
+    let mode = match url.verification(config.tls).map_err(wrong)? {
+        PostgresTls::VerifyFull => PgSslMode::VerifyFull,
+        PostgresTls::VerifyCa => PgSslMode::VerifyCa,
+        PostgresTls::Off => PgSslMode::Disable,
     };
-    let mut options = options.ssl_mode(mode).application_name("keylatch");
-    if let Some(path) = &config.ca_file {
-        options = options.ssl_root_cert(files.path(path));
-    }
-    // The server ends what the client has stopped waiting for.
-    let timeout_ms = config.timeout.0.as_millis().to_string();
-    // And it forgets sessions whose client has vanished, with the locks they hold.
-    let idle_ms = (config.timeout.0.as_millis() * 5).to_string();
-    Ok(options.options([
-        ("statement_timeout", timeout_ms.as_str()),
-        ("lock_timeout", timeout_ms.as_str()),
-        ("idle_in_transaction_session_timeout", idle_ms.as_str()),
-        ("tcp_keepalives_idle", "10"),
-        ("tcp_keepalives_interval", "5"),
-        ("tcp_keepalives_count", "3"),
-    ]))
+    let server = |host: &Host| {
+        let mut options = PgConnectOptions::new_without_pgpass().port(host.port).ssl_mode(mode).application_name("keylatch");
+        options = match host.name.starts_with('/') {
+            true => options.socket(&host.name),
+            false => options.host(&host.name),
+        };
+        if let Some(user) = &url.user {
+            options = options.username(user);
+        }
+        if let Some(password) = &url.password {
+            options = options.password(password);
+        }
+        if let Some(database) = &url.database {
+            options = options.database(database);
+        }
+        if let Some(path) = &config.ca_file {
+            options = options.ssl_root_cert(files.path(path));
+        }
+        Server::new(options, config.timeout.0, config.connections_max)
+    };
+    Ok(url.hosts.iter().map(server).collect())
 }
 
-/// Brings the schema up to date. Of several processes that start at once one does it, under the driver's lock.
-pub async fn migrate(pool: &PgPool) -> Result<(), String> {
-    // A user who may not change the schema need not, where there is nothing to change.
-    let applied: sqlx::Result<Vec<i64>> =
-        sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version").fetch_all(pool).await;
-    if applied.is_ok_and(|applied| applied.iter().copied().eq(MIGRATIONS.iter().map(|migration| migration.version))) {
-        return Ok(());
-    }
-    let mut connection = pool.acquire().await.map_err(|e| wrong("cannot be used", &e))?;
-    // A migration may take longer than a request may wait.
-    let patient = sqlx::query("SET statement_timeout = 0").execute(&mut *connection).await;
-    patient.map_err(|e| wrong("cannot be used", &e))?;
-    sqlx::query("SET lock_timeout = 0").execute(&mut *connection).await.map_err(|e| wrong("cannot be used", &e))?;
-    let done = MIGRATIONS.run(&mut *connection).await;
-    // Its settings are not for others.
-    let _ = connection.close().await;
-    done.map_err(|error| match error {
-        sqlx::migrate::MigrateError::VersionMissing(version) => {
-            format!("storage.postgres: the schema is newer than this program (it has migration {version}); install the newer one again")
-        }
-        sqlx::migrate::MigrateError::Execute(error) | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => {
-            wrong(advice(&error), &error)
-        }
-        other => format!("storage.postgres: the schema cannot be brought up to date: {other}"),
-    })
+/// A statement of the start or of a command: behind a pooler without a free server it would wait without end.
+pub async fn within<T>(pools: &Pools, statement: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    tokio::time::timeout(pools.timeout() * 4, statement).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 /// See [`crate::store::Authority::owner`].
-pub async fn owner(pool: &PgPool) -> Result<Option<String>, String> {
-    let known = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(pool).await;
+pub async fn owner(pools: &Pools) -> Result<Option<String>, String> {
+    let pool = pools.get();
+    let known = within(pools, sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(&pool)).await;
     known.map_err(|e| wrong(advice(&e), &e))
 }
 
 /// See [`crate::store::Authority::own`].
-pub async fn own(pool: &PgPool, fingerprint: &str, before: Option<&str>) -> Result<(), String> {
+pub async fn own(pools: &Pools, fingerprint: &str, before: Option<&str>) -> Result<(), String> {
     let statement = match before {
         Some(before) => sqlx::query("UPDATE meta SET value = $1 WHERE name = 'key_hmac' AND value = $2").bind(fingerprint).bind(before),
         None => sqlx::query("INSERT INTO meta (name, value) VALUES ('key_hmac', $1) ON CONFLICT DO NOTHING").bind(fingerprint),
     };
-    statement.execute(pool).await.map(|_| ()).map_err(|e| wrong(advice(&e), &e))
+    let pool = pools.get();
+    within(pools, statement.execute(&pool)).await.map(|_| ()).map_err(|e| wrong(advice(&e), &e))
 }

@@ -1,11 +1,12 @@
 //! Lists of bindings: every order, and every way to search.
 
 use keylatch_filters::contract::StoreError;
-use sqlx::postgres::{PgConnection, PgPool, PgRow};
+use sqlx::postgres::PgRow;
 use sqlx::{Executor, QueryBuilder, Row};
 
 use super::bindings::JUDGED;
 use super::manage::{MORE, record};
+use super::session::{Pool, Session};
 use super::{Pg, failed};
 use crate::store::intercepts::{EXAMINED_MAX, Page};
 use crate::store::record::{COUNTED_MAX, Mark, Query, Record, Sort, holders, key_id, range};
@@ -15,7 +16,7 @@ use crate::store::record::{COUNTED_MAX, Mark, Query, Record, Sort, holders, key_
 const NARROW_MAX: i64 = 5000;
 
 /// The ids of all rows that an index finds for one condition, if they are few.
-async fn narrowed(tx: &mut PgConnection, query: &Query) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
+async fn narrowed(tx: &mut Session, query: &Query) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
     let mut statement = QueryBuilder::new("SELECT key_id FROM (");
     match (&query.hint, query.network, &query.label) {
         (Some(hint), _, _) => {
@@ -112,7 +113,7 @@ fn mark(row: &PgRow, id: usize, at: usize) -> Result<Mark, StoreError> {
     Ok(Mark { id: key_id(row.try_get(id).map_err(failed)?)?, at: row.try_get(at).map_err(failed)? })
 }
 
-pub async fn list(pool: &PgPool, query: Query) -> Result<Page<Record, Mark>, StoreError> {
+pub async fn list(pool: &Pool, query: Query) -> Result<Page<Record, Mark>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
     // Longer than a request may take.
     tx.execute("SET LOCAL statement_timeout = '120s'").await.map_err(failed)?;
@@ -141,7 +142,7 @@ pub async fn list(pool: &PgPool, query: Query) -> Result<Page<Record, Mark>, Sto
     Ok(Page { rows: rows.iter().map(record).collect::<Result<_, _>>()?, next })
 }
 
-pub async fn count(pool: &PgPool, query: Query) -> Result<Option<u64>, StoreError> {
+pub async fn count(pool: &Pool, query: Query) -> Result<Option<u64>, StoreError> {
     if query.searches() {
         return Ok(None);
     }

@@ -3,10 +3,11 @@
 use std::time::SystemTime;
 
 use keylatch_filters::contract::{KeyId, StoreError};
-use sqlx::postgres::{PgPool, PgRow};
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::bindings::{JUDGED, judged};
+use super::session::{Pool, Session};
 use super::{audit, failed};
 use crate::store::audit::{Actor, Line};
 use crate::store::record::{Change, Changed, Record, millis, roaming_columns, time};
@@ -28,13 +29,13 @@ pub fn record(row: &PgRow) -> Result<Record, StoreError> {
 }
 
 /// The row, which nobody else changes from now on.
-async fn held(tx: &mut sqlx::PgConnection, id: KeyId) -> Result<Option<Record>, StoreError> {
+async fn held(tx: &mut Session, id: KeyId) -> Result<Option<Record>, StoreError> {
     let statement = format!("SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id = $1 FOR UPDATE");
     let row = sqlx::query(AssertSqlSafe(statement)).bind(id.0).fetch_optional(tx).await.map_err(failed)?;
     row.as_ref().map(record).transpose()
 }
 
-pub async fn remove(pool: &PgPool, id: KeyId, expects: Option<i64>, actor: &Actor) -> Result<Changed<()>, StoreError> {
+pub async fn remove(pool: &Pool, id: KeyId, expects: Option<i64>, actor: &Actor) -> Result<Changed<()>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
     let Some(before) = held(&mut tx, id).await? else { return Ok(Changed::Missing) };
     if expects.is_some_and(|expects| expects != before.binding.version) {
@@ -46,7 +47,7 @@ pub async fn remove(pool: &PgPool, id: KeyId, expects: Option<i64>, actor: &Acto
     Ok(Changed::Done(()))
 }
 
-pub async fn change(pool: &PgPool, id: KeyId, change: Change, actor: &Actor) -> Result<Changed<Record>, StoreError> {
+pub async fn change(pool: &Pool, id: KeyId, change: Change, actor: &Actor) -> Result<Changed<Record>, StoreError> {
     let rule = change.rule.as_ref().map(|terms| terms.rule.as_str());
     let networks = change.rule.as_ref().map(|terms| terms.networks.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));

@@ -12,7 +12,10 @@ mod intercepts;
 mod listen;
 mod lists;
 mod manage;
+mod migrate;
 mod pools;
+mod server;
+mod session;
 mod tend;
 
 #[path = "../both/accounts.rs"]
@@ -36,13 +39,14 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
-use sqlx::postgres::PgPool;
 use sqlx::{Executor, Postgres as Pg, Row};
 
 use super::intercepts::Page;
 use super::record::{Change, Changed, Mark, Query, Record, Tended, Tending};
 use bindings::{bind, each, read, roam, settle, write};
+use listen::Listening;
 use pools::Pools;
+use session::{Pool, Session};
 
 use super::audit::{Actor, Asked, Entry};
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
@@ -54,11 +58,13 @@ use crate::config::model::Postgres as Config;
 // What the statements that both databases understand are compiled with.
 type Db = Pg;
 type Own = Postgres;
-type Connection = sqlx::PgConnection;
+type DbPool = Pool;
+type Connection = Session;
+type Tx = Box<Session>;
 /// By its own clock, in milliseconds since 1970.
 const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
-async fn begin(own: &Own) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
+async fn begin(own: &Own) -> Result<Tx, StoreError> {
     own.with(async |pool| pool.begin().await.map_err(failed)).await
 }
 
@@ -74,6 +80,7 @@ const WRITERS: usize = 2;
 /// An open database.
 pub struct Postgres {
     pools: Arc<Pools>,
+    listening: Arc<Listening>,
     replica: Arc<str>,
     runtime: tokio::runtime::Handle,
     reads: Together<KeyId, Option<Binding>>,
@@ -84,9 +91,11 @@ pub struct Postgres {
 impl Postgres {
     /// Connects, and brings the schema up to date under a lock, or says that it is not.
     pub async fn open(config: &Config, files: &Files, migrate: bool) -> Result<Self, String> {
-        let pools = Arc::new(connect::pools(config, files).await?);
+        let listens = config.listen_url.as_ref().map(|url| connect::servers(config, files, url, "listen_url")).transpose()?;
+        let pools = connect::pools(config, files).await?;
+        let listening = Listening::new(Arc::clone(&pools), listens.unwrap_or_default());
         if migrate {
-            connect::migrate(&pools.get()).await?;
+            migrate::migrate(&pools).await?;
         }
         let timeout = config.timeout.0;
         let (reading, binding, settling) = (Arc::clone(&pools), Arc::clone(&pools), Arc::clone(&pools));
@@ -97,11 +106,12 @@ impl Postgres {
         let settled = Together::new(1, TOGETHER_MAX, 3 * WRITE_TIME_MAX, move |words: Vec<_>| {
             each(Arc::clone(&settling), WRITE_TIME_MAX, words, settle)
         });
-        Ok(Self { pools, replica: config.replica().into(), runtime: tokio::runtime::Handle::current(), reads, first_uses, settled })
+        let (replica, runtime) = (config.replica().into(), tokio::runtime::Handle::current());
+        Ok(Self { pools, listening, replica, runtime, reads, first_uses, settled })
     }
 
     /// Works for an operator.
-    async fn with<T>(&self, work: impl AsyncFnOnce(PgPool) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    async fn with<T>(&self, work: impl AsyncFnOnce(Pool) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.pools.run_for(OPERATOR_TIME_MAX, work).await
     }
 
@@ -148,11 +158,11 @@ impl Authority for Postgres {
     }
 
     fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>> {
-        Box::pin(async { connect::owner(&self.pools.get()).await })
+        Box::pin(async { connect::owner(&self.pools).await })
     }
 
     fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async move { connect::own(&self.pools.get(), &fingerprint, before.as_deref()).await })
+        Box::pin(async move { connect::own(&self.pools, &fingerprint, before.as_deref()).await })
     }
 
     fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
@@ -167,6 +177,14 @@ impl Authority for Postgres {
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.pools.run(async |pool| pool.execute("SELECT 1").await.map(|_| ()).map_err(failed)))
+    }
+
+    fn try_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.pools.run(bindings::try_write))
+    }
+
+    fn hears(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { self.listening.test().await.map_err(|deaf| deaf.to_string()) })
     }
 
     fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
@@ -218,7 +236,7 @@ impl Authority for Postgres {
     }
 
     fn watch(&self, on_change: OnChange) {
-        tokio::spawn(listen::listen(Arc::clone(&self.pools), on_change));
+        tokio::spawn(Arc::clone(&self.listening).follow(on_change));
     }
 }
 
@@ -227,7 +245,8 @@ fn failed(error: sqlx::Error) -> StoreError {
     let Some(said) = error.as_database_error() else { return StoreError::Away(format!("postgres: {error}")) };
     let code = said.code().unwrap_or_default();
     let text = format!("postgres: {} ({code})", said.message());
-    // Connections (08), resources (53), a statement that took too long or a server that stops (57): in a moment it may go.
-    let passes = ["08", "53", "57"].iter().any(|class| code.starts_with(class));
+    // Connections (08), resources (53), a statement that took too long or a server that stops (57), a server that was demoted
+    // (25006): in a moment it may go, or another server takes its place.
+    let passes = ["08", "25006", "53", "57"].iter().any(|class| code.starts_with(class));
     if passes { StoreError::Away(text) } else { StoreError::Useless(text) }
 }

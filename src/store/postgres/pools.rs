@@ -1,34 +1,47 @@
-//! The connections: a pool, and another in its place when it has gone bad.
+//! The pool that is in use, and which server it leads to.
 //!
-//! A peer that vanishes without a word (a failover, a firewall that forgets) leaves connections on which everything
-//! hangs until the kernel gives up, a quarter of an hour later; the pool would keep counting them. So when
-//! something takes too long, the whole pool is left behind and a fresh one is begun.
+//! A peer that vanishes without a word leaves connections on which everything hangs until the kernel gives up, a quarter of an
+//! hour later. A primary that was demoted keeps answering reads. Either way the pool is replaced by one that takes writes.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keylatch_filters::contract::StoreError;
 use parking_lot::Mutex;
-use sqlx::postgres::PgPool;
+use tokio::time::timeout;
 
-/// Not more often than this.
+use super::server::Server;
+use super::session::Pool;
+
+/// A pool is replaced, and the servers are asked, not more often than this.
 const RENEWED: Duration = Duration::from_secs(2);
+
+struct Current {
+    pool: Pool,
+    server: usize,
+    replaced_at: Instant,
+    /// When the servers were last asked, unless they are being asked.
+    checked_at: Option<Instant>,
+}
 
 /// See the module.
 pub struct Pools {
-    current: Mutex<(PgPool, Instant)>,
-    make: Box<dyn Fn() -> PgPool + Send + Sync>,
+    current: Mutex<Current>,
+    servers: Vec<Server>,
     timeout: Duration,
 }
 
 impl Pools {
-    /// `timeout`: of what requests wait for.
-    pub fn new(timeout: Duration, make: impl Fn() -> PgPool + Send + Sync + 'static) -> Self {
-        Self { current: Mutex::new((make(), Instant::now())), make: Box::new(make), timeout }
+    /// `timeout`: of what requests wait for. `pool` leads to the server of this number.
+    pub fn new(servers: Vec<Server>, server: usize, pool: Pool, timeout: Duration) -> Arc<Self> {
+        let now = Instant::now();
+        let current = Current { pool, server, replaced_at: now, checked_at: Some(now) };
+        Arc::new(Self { current: Mutex::new(current), servers, timeout })
     }
 
     /// The pool that is good as far as is known.
-    pub fn get(&self) -> PgPool {
-        self.current.lock().0.clone()
+    pub fn get(&self) -> Pool {
+        self.current.lock().pool.clone()
     }
 
     /// How long requests wait.
@@ -36,29 +49,92 @@ impl Pools {
         self.timeout
     }
 
-    /// Leaves the pool behind.
-    pub fn renew(&self) {
-        let mut current = self.current.lock();
-        if current.1.elapsed() >= RENEWED {
-            let old = std::mem::replace(&mut *current, ((self.make)(), Instant::now())).0;
-            // What is still under way on it may end; nothing new begins.
-            tokio::spawn(async move { old.close().await });
-        }
+    /// The server that is in use.
+    pub fn server(&self) -> Option<Server> {
+        let index = self.current.lock().server;
+        self.servers.get(index).cloned()
     }
 
     /// Works with the pool, at most as long as a request waits.
-    pub async fn run<T>(&self, work: impl AsyncFnOnce(PgPool) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub async fn run<T>(self: &Arc<Self>, work: impl AsyncFnOnce(Pool) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.run_for(self.timeout, work).await
     }
 
     /// Works with the pool, at most so long.
-    pub async fn run_for<T>(&self, most: Duration, work: impl AsyncFnOnce(PgPool) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        match tokio::time::timeout(most, work(self.get())).await {
-            Ok(done) => done,
+    pub async fn run_for<T>(
+        self: &Arc<Self>,
+        most: Duration,
+        work: impl AsyncFnOnce(Pool) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match timeout(most, work(self.get())).await {
+            Ok(done) => {
+                if let Err(StoreError::Away(_)) = &done {
+                    self.check();
+                }
+                done
+            }
             Err(_) => {
-                self.renew();
+                self.abandon();
+                self.check();
                 Err(StoreError::Away(format!("postgres did not answer within {most:?}")))
             }
         }
     }
+
+    /// Leaves a pool behind on which something hangs.
+    fn abandon(&self) {
+        let mut current = self.current.lock();
+        if current.replaced_at.elapsed() >= RENEWED
+            && let Some(server) = self.servers.get(current.server)
+        {
+            let pool = server.again(&current.pool);
+            let server = current.server;
+            replace(&mut current, pool, server);
+        }
+    }
+
+    /// Finds out, beside what is under way, whether the server still takes writes, and goes to one that does.
+    pub fn check(self: &Arc<Self>) {
+        {
+            let mut current = self.current.lock();
+            if current.checked_at.is_none_or(|at| at.elapsed() < RENEWED) {
+                return;
+            }
+            current.checked_at = None;
+        }
+        let pools = Arc::clone(self);
+        tokio::spawn(async move {
+            pools.find_writable().await;
+            pools.current.lock().checked_at = Some(Instant::now());
+        });
+    }
+
+    async fn find_writable(&self) {
+        let (pool, current) = {
+            let current = self.current.lock();
+            (current.pool.clone(), current.server)
+        };
+        if let Ok(Ok((false, false))) = timeout(self.timeout * 2, pool.probe()).await {
+            return;
+        }
+        // The one in use comes last: by another address it may be another machine by now.
+        for step in 1..=self.servers.len() {
+            let index = (current + step) % self.servers.len();
+            let Some(server) = self.servers.get(index) else { continue };
+            if let Ok((pool, probe)) = server.probe().await
+                && probe.refusal().is_none()
+            {
+                tracing::info!(server = index + 1, "postgres: connected to a server that takes writes");
+                replace(&mut self.current.lock(), pool, index);
+                return;
+            }
+        }
+    }
+}
+
+fn replace(current: &mut Current, pool: Pool, server: usize) {
+    let old = std::mem::replace(&mut current.pool, pool);
+    (current.server, current.replaced_at) = (server, Instant::now());
+    // What is still under way on it may end; nothing new begins.
+    tokio::spawn(async move { old.close().await });
 }

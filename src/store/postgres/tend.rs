@@ -2,8 +2,7 @@
 
 use std::time::SystemTime;
 
-use sqlx::postgres::PgPool;
-
+use super::session::Pool;
 use super::trim;
 use crate::store::outbox::AGE_MAX;
 use crate::store::record::{Tended, Tending, millis};
@@ -11,7 +10,7 @@ use crate::store::record::{Tended, Tending, millis};
 /// Rows in one statement: none holds its locks for long.
 const AT_ONCE: i64 = 1000;
 
-pub async fn tend(pool: &PgPool, tending: &Tending) -> sqlx::Result<Option<Tended>> {
+pub async fn tend(pool: &Pool, tending: &Tending) -> sqlx::Result<Option<Tended>> {
     let turn = sqlx::query(
         "INSERT INTO meta AS m (name, value) VALUES ('tended', extract(epoch FROM now())::text)
          ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE excluded.value::float8 - m.value::float8 >= $1",
@@ -75,7 +74,7 @@ pub async fn tend(pool: &PgPool, tending: &Tending) -> sqlx::Result<Option<Tende
     Ok(Some(tended))
 }
 
-async fn batches(pool: &PgPool, statement: &'static str, older_s: f64) -> sqlx::Result<u64> {
+async fn batches(pool: &Pool, statement: &'static str, older_s: f64) -> sqlx::Result<u64> {
     let mut all = 0;
     loop {
         let rows = sqlx::query(statement).bind(older_s).bind(AT_ONCE).execute(pool).await?.rows_affected();

@@ -11,6 +11,7 @@ use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoC
 
 use crate::config::Files;
 use crate::config::model::Redis as Config;
+use crate::config::store_url;
 
 /// How long connecting may take, the greeting included.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
@@ -81,15 +82,9 @@ fn is_tls(info: &ConnectionInfo) -> bool {
 
 fn info(url: &SecretRef, files: &Files, place: &str) -> Result<ConnectionInfo, String> {
     let url = files.secret(url).map_err(|e| format!("{place}: {e}"))?;
-    if url.contains("#insecure") {
-        return Err(format!("{place}: certificates are always verified; leave `#insecure` out and name the CA as ca_file"));
-    }
+    let url = store_url::redis(&url).map_err(|error| format!("{place} {error}"))?;
     // The parser's error may hold the URL.
-    url.as_str().into_connection_info().map_err(|_| {
-        format!(
-            "{place} must be `redis://user:password@host:6379/0`, or `rediss://` for TLS; characters such as `@` and `/` in the password are written as %40, %2F"
-        )
-    })
+    url.as_str().into_connection_info().map_err(|_| format!("{place} is malformed"))
 }
 
 fn sentinel(

@@ -5,6 +5,7 @@
 //! anew when something has failed on it.
 
 mod connect;
+mod faults;
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use super::About;
 use crate::config::Files;
 use crate::config::model::Redis as Config;
 use connect::{Link, Target, plainly};
+use faults::{Faults, Kind};
 
 /// The pause before it is tried again; it doubles up to the longest one.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,6 +38,7 @@ pub struct Redis {
     prefix: String,
     is_cluster: bool,
     away: IntGauge,
+    faults: Faults,
 }
 
 impl Redis {
@@ -45,15 +48,16 @@ impl Redis {
         let away = IntGauge::new("keylatch_redis_away", "1 while Redis does not answer; requests do without it.");
         let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
         let _ = metrics.register(Box::new(away.clone()));
+        let faults = Faults::new(metrics);
         let is_cluster = matches!(target, Target::Cluster(_));
         let (timeout, prefix) = (config.timeout.0, config.prefix.clone());
-        let redis = Arc::new(Self { link: Mutex::default(), lost: Notify::new(), timeout, prefix, is_cluster, away });
-        match redis.connect(&mut target).await {
-            Ok(()) => {}
-            Err(error) if is_refusal(&error) => {
-                return Err(format!("redis: the server refuses us: {}; it needs what the README says of its users", plainly(&error)));
+        let redis = Arc::new(Self { link: Mutex::default(), lost: Notify::new(), timeout, prefix, is_cluster, away, faults });
+        if let Err(error) = redis.connect(&mut target).await {
+            if redis.faults.note(&error) == Kind::Permission {
+                let says = plainly(&error);
+                return Err(format!("redis: the server refuses us: {says}; docs/redis.md lists what its user needs"));
             }
-            Err(error) => tracing::warn!(error = plainly(&error), "redis is away; going on without it until it is there"),
+            tracing::warn!("redis is away; going on without it until it is there");
         }
         tokio::spawn(keep(Arc::downgrade(&redis), target));
         Ok(redis)
@@ -76,12 +80,18 @@ impl Redis {
         };
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if error.is_unrecoverable_error() || error.is_timeout() => {
-                self.leave(&link, number);
-                Err(StoreError::Away(format!("redis: {}", plainly(&error))))
+            Ok(Err(error)) => {
+                let says = format!("redis: {}", plainly(&error));
+                match self.faults.note(&error) {
+                    Kind::Connection | Kind::Timeout | Kind::ReadOnly => {
+                        self.leave(&link, number);
+                        Err(StoreError::Away(says))
+                    }
+                    _ => Err(StoreError::Useless(says)),
+                }
             }
-            Ok(Err(error)) => Err(StoreError::Useless(format!("redis: {}", plainly(&error)))),
             Err(_) => {
+                self.faults.late();
                 self.leave(&link, number);
                 Err(StoreError::Away(format!("redis did not answer within {:?}", self.timeout)))
             }
@@ -114,6 +124,11 @@ impl Redis {
         self.link.lock().0.is_some()
     }
 
+    /// The kinds of error of which there were some lately.
+    pub fn faults(&self) -> Vec<&'static str> {
+        self.faults.lasting()
+    }
+
     /// Leaves a connection behind on which something has failed. A cluster's looks after its nodes by itself: one
     /// of them that is away is no reason to leave the others.
     fn leave(&self, link: &Link, number: u64) {
@@ -128,30 +143,30 @@ impl Redis {
     async fn connect(&self, target: &mut Target) -> redis::RedisResult<()> {
         self.away.set(1);
         let mut link = target.connect(self.timeout).await?;
-        ask(&mut link, Duration::from_secs(2)).await?;
+        self.probe(&mut link, Duration::from_secs(2)).await?;
         let mut current = self.link.lock();
         *current = (Some(link), current.1 + 1);
         self.away.set(0);
+        self.faults.works();
         Ok(())
     }
-}
 
-/// A server that is there and does not want us: that does not heal by waiting.
-fn is_refusal(error: &redis::RedisError) -> bool {
-    let said = error.code().unwrap_or_default();
-    error.kind() == redis::ErrorKind::AuthenticationFailed || ["NOAUTH", "WRONGPASS", "NOPERM"].contains(&said)
-}
-
-async fn ask(link: &mut Link, most: Duration) -> redis::RedisResult<()> {
-    let ping = redis::cmd("PING");
-    let answer = async {
-        match link {
-            Link::One(connection) => ping.query_async::<redis::Value>(connection).await,
-            Link::Cluster(connection) => ping.query_async::<redis::Value>(connection).await,
-        }
-    };
-    let late = |_| Err((redis::ErrorKind::Io, "it did not answer in time").into());
-    tokio::time::timeout(most, answer).await.unwrap_or_else(late).map(|_| ())
+    /// Writes a key as requests do. A replica, a full server and a user without rights answer `PING` all the same.
+    async fn probe(&self, link: &mut Link, most: Duration) -> redis::RedisResult<()> {
+        static WRITE: LazyLock<Script> =
+            LazyLock::new(|| Script::new("redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', 1) return redis.call('GET', KEYS[1])"));
+        let key = self.key("probe", "it");
+        let mut script = WRITE.prepare_invoke();
+        script.key(key);
+        let answer = async {
+            match link {
+                Link::One(connection) => script.invoke_async::<redis::Value>(connection).await,
+                Link::Cluster(connection) => script.invoke_async::<redis::Value>(connection).await,
+            }
+        };
+        let late = |_| Err((redis::ErrorKind::Io, "it did not answer in time").into());
+        tokio::time::timeout(most, answer).await.unwrap_or_else(late).map(|_| ())
+    }
 }
 
 async fn keep(redis: std::sync::Weak<Redis>, mut target: Target) {
@@ -161,13 +176,14 @@ async fn keep(redis: std::sync::Weak<Redis>, mut target: Target) {
         let (link, _) = redis.link.lock().clone();
         match link {
             Some(mut link) => {
-                if let Err(error) = ask(&mut link, redis.timeout.max(Duration::from_secs(1))).await {
-                    tracing::warn!(error = plainly(&error), "redis does not answer");
+                if let Err(error) = redis.probe(&mut link, redis.timeout.max(Duration::from_secs(1))).await {
+                    redis.faults.note(&error);
                     // Of a cluster none does.
                     redis.link.lock().0 = None;
                     redis.away.set(1);
                     continue;
                 }
+                redis.faults.works();
                 let lost = redis.lost.notified();
                 let _ = tokio::time::timeout(LOOKED_AFTER, lost).await;
             }
@@ -177,8 +193,9 @@ async fn keep(redis: std::sync::Weak<Redis>, mut target: Target) {
                     failures = 0;
                 }
                 Err(error) => {
+                    redis.faults.note(&error);
                     if failures == 0 {
-                        tracing::warn!(error = plainly(&error), "redis is away; going on without it until it is there");
+                        tracing::warn!("redis is away; going on without it until it is there");
                     }
                     failures = failures.saturating_add(1);
                     let pause = PAUSE.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);

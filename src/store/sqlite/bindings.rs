@@ -76,10 +76,7 @@ async fn bind_all(pool: &SqlitePool, pages_max: i64, uses: &[FirstUse]) -> Resul
         })
         .collect();
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut *tx).await.map_err(failed)?;
-    if pages > pages_max {
-        return Err(StoreError::Useless("memory takes no more bindings; use a file".into()));
-    }
+    refuse_past(&mut tx, pages_max).await?;
     // `WHERE true`: without it the parser takes ON CONFLICT for a join's condition.
     let statement = format!(
         "INSERT INTO bindings
@@ -96,6 +93,24 @@ async fn bind_all(pool: &SqlitePool, pages_max: i64, uses: &[FirstUse]) -> Resul
     }
     tx.commit().await.map_err(failed)?;
     Ok(rows)
+}
+
+/// Writes a row as a first use would. A commit is part of it: only then is the disk written.
+pub async fn try_write(pool: &SqlitePool, pages_max: i64) -> Result<(), StoreError> {
+    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    refuse_past(&mut tx, pages_max).await?;
+    let write = "INSERT INTO meta (name, value) VALUES ('written_ms', $1) ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    sqlx::query(write).bind(millis(SystemTime::now()).to_string()).execute(&mut *tx).await.map_err(failed)?;
+    tx.commit().await.map_err(failed)
+}
+
+/// Refuses what would grow a database in memory past its size.
+async fn refuse_past(tx: &mut sqlx::SqliteConnection, pages_max: i64) -> Result<(), StoreError> {
+    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(tx).await.map_err(failed)?;
+    if pages > pages_max {
+        return Err(StoreError::Useless("memory takes no more bindings; use a file".into()));
+    }
+    Ok(())
 }
 
 /// Adds a network to a binding that may roam; the binding as it is then, `None`: there is none.

@@ -55,11 +55,13 @@ use super::{About, Authority, Batch, Events};
 // What the statements that both databases understand are compiled with.
 type Db = sqlx::Sqlite;
 type Own = Sqlite;
+type DbPool = SqlitePool;
+type Tx = sqlx::Transaction<'static, Db>;
 type Connection = sqlx::SqliteConnection;
 /// By its own clock, in milliseconds since 1970.
 const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
-async fn begin(own: &Own) -> Result<sqlx::Transaction<'static, Db>, StoreError> {
+async fn begin(own: &Own) -> Result<Tx, StoreError> {
     own.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)
 }
 
@@ -73,6 +75,7 @@ const BUSY_MAX: Duration = Duration::from_secs(5);
 /// An open file.
 pub struct Sqlite {
     pool: SqlitePool,
+    pages_max: i64,
     reads: Together<KeyId, Option<Binding>>,
     first_uses: Together<FirstUse, Binding>,
     settled: Together<(KeyId, i64, bool), bool>,
@@ -95,7 +98,7 @@ impl Sqlite {
         let reads = Together::new(2, TOGETHER_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
         let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), pages_max, all));
         let settled = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| settle(released.clone(), all));
-        Self { pool, reads, first_uses, settled }
+        Self { pool, pages_max, reads, first_uses, settled }
     }
 
     /// Works for an operator.
@@ -159,6 +162,15 @@ impl Authority for Sqlite {
             let copied = sqlx::query("VACUUM INTO ?").bind(path).execute(&self.pool).await;
             copied.map(|_| ()).map_err(|e| format!("{}: {e}", to.display()))
         })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        // SQLite moves its log into the file when the last connection of all processes closes.
+        Box::pin(self.pool.close())
+    }
+
+    fn try_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(bindings::try_write(&self.pool, self.pages_max))
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {

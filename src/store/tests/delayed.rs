@@ -62,6 +62,9 @@ impl Authority for Slow {
     fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
         self.inner.about()
     }
+    fn try_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.try_write()
+    }
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.ping()
     }
@@ -112,6 +115,7 @@ async fn slow() -> (Arc<Slow>, Arc<Store>) {
     inner.latch(FirstUse { confirmed: true, ..first("a", "10.0.0.1") }).await.unwrap();
     let slow = Arc::new(Slow { inner, read: Notify::new(), gate: Semaphore::new(0), tell: parking_lot::Mutex::default() });
     let store = Store::new(Arc::clone(&slow) as _, None, 1000, Duration::from_secs(60), &Registry::new());
+    store.follow();
     (slow, store)
 }
 

@@ -1,0 +1,105 @@
+"""PostgreSQL behind PgBouncer: nothing is lost without a word."""
+
+import concurrent.futures
+import json
+import subprocess
+import time
+
+import pytest
+from support.keylatch import wait_for
+from support.pgbouncer import PgBouncer
+from support.stores import FREE, SECRET, ask
+
+HEARD = "keylatch_store_notifications"
+IGNORED = {"ignore_startup_parameters": "extra_float_digits,options"}
+
+
+@pytest.fixture
+def serving(start, echo_upstream, database):
+    def begin(where, more="", **values):
+        storage = f'{{postgres: {{url: "{where}", flush_every: 100ms{more}}}}}'
+        return start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage, **values)
+
+    return begin
+
+
+def findings(replica):
+    found = [json.loads(line) for line in replica.command("doctor", "--json").stdout.splitlines()]
+    return [one for one in found if one["place"].startswith("storage.postgres")]
+
+
+def all_bound(replica, prefix):
+    """Forty first uses, eight at once, each of which is bound."""
+    keys = [f"sk-{prefix}-{n:04}-abcdefgh" for n in range(40)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda key: ask(replica, key).status, keys)) == [200] * 40
+        assert list(pool.map(lambda key: ask(replica, key, "127.0.0.2").status, keys)) == [403] * 40
+    return keys
+
+
+@pytest.mark.parametrize("settings", [{}, IGNORED], ids=["as installed", "parameters ignored"])
+def test_session_mode(serving, database, settings):
+    with PgBouncer(database, "session", **settings) as pooler:
+        one, two = serving(pooler.url), serving(pooler.url)
+        keys = all_bound(one, "session")
+        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications are heard", 15)
+        assert ask(two, keys[0]).status == 200
+        assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
+        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban is heard of", 3)
+        assert not [one for one in findings(two) if "listen_url" in one["place"]]
+
+
+@pytest.mark.parametrize("settings", [{}, IGNORED], ids=["as installed", "parameters ignored"])
+def test_transaction_mode_is_told_and_works(serving, database, settings):
+    with PgBouncer(database, "transaction", default_pool_size=3, **settings) as pooler:
+        replica = serving(pooler.url)
+        keys = all_bound(replica, "transaction")
+        wait_for(lambda: replica.metrics()[HEARD] == 0, "the metric tells", 15)
+        wait_for(lambda: "a pooler in transaction mode does not deliver them" in replica.stderr.read_text(), "a warning", 15)
+        assert replica.health()[1]["store"]["notifications"] is False
+        assert replica.health("ready")[0] == 200
+        for change in ("ban", "unban", "ban"):
+            done = replica.command("bindings", change, "-", stdin=keys[0])
+            assert done.returncode == 0, done.stderr
+        assert database.psql("SELECT count(*) FROM bindings WHERE banned") == "1"
+        found = [one for one in findings(replica) if one["place"] == "storage.postgres.listen_url"]
+        assert found and found[0]["level"] == "warn" and "transaction mode" in found[0]["what"], found
+        # Nothing of ours stays on the sessions that clients share.
+        assert database.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "0"
+
+
+def test_transaction_mode_with_a_connection_that_listens(serving, database):
+    with PgBouncer(database, "transaction", default_pool_size=3) as pooler:
+        direct = f', listen_url: "{database.url}"'
+        one, two = serving(pooler.url, direct), serving(pooler.url, direct)
+        keys = all_bound(one, "direct")
+        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications are heard", 15)
+        assert ask(two, keys[0]).status == 200
+        assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
+        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban is heard of", 3)
+        assert "take up to 30 s" not in two.stderr.read_text()
+        assert not [one for one in findings(two) if "listen_url" in one["place"]]
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_an_exhausted_pooler_fails_commands_in_time(serving, database, mode):
+    with PgBouncer(database, mode, default_pool_size=1) as pooler:
+        if mode == "transaction":
+            serving(pooler.url)
+        replica = serving(database.url)
+        replica.write(storage=f'{{postgres: {{url: "{pooler.url}", timeout: 500ms, connect_timeout: 3s}}}}')
+        hold = ["psql", "-X", "-q", pooler.url]
+        holder = subprocess.Popen(hold, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        try:
+            holder.stdin.write("BEGIN; SELECT 'held';\n")
+            holder.stdin.flush()
+            while "held" not in holder.stdout.readline():
+                pass
+            for command in (("bindings", "list"), ("audit",), ("bindings", "ban", "0123456789ab")):
+                began = time.monotonic()
+                done = replica.command(*command)
+                assert done.returncode != 0 and time.monotonic() - began < 15, (command, done.stdout, done.stderr)
+                assert "storage.postgres" in done.stderr, done.stderr
+        finally:
+            holder.kill()
+            holder.wait()
