@@ -12,8 +12,8 @@
 //!
 //! A request counts from its header to the end of its answer. With `scope: shared` replicas count together, in Redis,
 //! where a place that a replica held when it died is free again after 30 s; `on_store_failure` is as for `rate_limit`.
-//! A request without the key, header or claim that is counted is counted by its client address instead, an IPv6
-//! client by its /64.
+//! A request without the key, header or claim that is counted is counted by its client address instead. Clients are
+//! counted by `ipv4_prefix` (32) and `ipv6_prefix` (64).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -30,7 +30,7 @@ use crate::contract::{
     About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, InForce, Invalid, Lease, Near, Now, Problem, Reply, RequestCx, Result, Site,
     Standing, StoreError, Trace,
 };
-use crate::rate_limit::subject::{Pers, Subject, Things};
+use crate::rate_limit::subject::{Pers, Prefixes, Subject, Things};
 use crate::rate_limit::{OnStoreFailure, Scope};
 use crate::rules::word;
 
@@ -43,6 +43,10 @@ const TOLD: Duration = Duration::from_secs(10);
 pub struct Config {
     /// What is counted; several are counted by their combination.
     pub per: Pers,
+    /// How much of an IPv4 client's address counts, in bits, 8 to 32. Default: 32.
+    pub ipv4_prefix: Option<u8>,
+    /// How much of an IPv6 client's address counts, in bits, 16 to 128. Default: 64.
+    pub ipv6_prefix: Option<u8>,
     /// How many at once, at least 1.
     pub most: u32,
     /// Where it is counted. Default: `local`.
@@ -118,7 +122,8 @@ impl Filter for ConcurrencyLimit {
             return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("most"));
         }
         let as_it_is = format!("{} {config:?}", site.place);
-        let (subject, counts) = Subject::compile(config.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let prefixes = Prefixes::new(config.ipv4_prefix, config.ipv6_prefix)?;
+        let (subject, counts) = Subject::compile(config.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
         let name = config.name.unwrap_or_else(|| counts.clone());
         word(&name, "name").map_err(|invalid| invalid.at("name"))?;
         if config.on_store_failure.is_some() && config.scope == Scope::Local {

@@ -11,7 +11,7 @@
 //! It counts with the sketch of `pingora-limits`, in fixed memory however many addresses there are.
 //! A sketch never counts too little; under very many addresses it may count a little too much. So set
 //! the limit well above honest use, and use `rate_limit` where exactness matters.
-//! IPv6 clients are counted by their /64.
+//! Clients are counted by `ipv4_prefix` (32) and `ipv6_prefix` (64).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{Filter, Flow, Hooks, Invalid, Problem, Rate, Reply, RequestCx, Result, Site};
-use crate::rate_limit::subject::client_network;
+use crate::rate_limit::subject::Prefixes;
 
 /// Slots of the sketch; four rows of 4096 counters keep the excess under a thousandth of all requests.
 const SLOTS: usize = 4096;
@@ -34,11 +34,16 @@ const HASHES: usize = 4;
 pub struct Config {
     /// The most requests one address may send in the period, between 1s and 1min: `200/s`, `600/10s`.
     pub limit: Rate,
+    /// How much of an IPv4 client's address counts, in bits, 8 to 32. Default: 32.
+    pub ipv4_prefix: Option<u8>,
+    /// How much of an IPv6 client's address counts, in bits, 16 to 128. Default: 64.
+    pub ipv6_prefix: Option<u8>,
 }
 
 /// The compiled filter.
 pub struct FloodGuard {
     limit: u32,
+    prefixes: Prefixes,
     retry_after: HeaderValue,
     sketch: Arc<Sketch>,
 }
@@ -59,13 +64,14 @@ impl Filter for FloodGuard {
         let key = format!("{} every {period:?}", site.place);
         Ok(Self {
             limit: config.limit.count,
+            prefixes: Prefixes::new(config.ipv4_prefix, config.ipv6_prefix)?,
             retry_after: HeaderValue::from(period.as_secs()),
             sketch: site.keep(&key, || Sketch::new_with_estimator_config(period, HASHES, SLOTS)),
         })
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
-        let network = client_network(cx.client());
+        let network = self.prefixes.network(cx.client());
         let seen = self.sketch.observe(&network, 1);
         if seen <= isize::try_from(self.limit).unwrap_or(isize::MAX) {
             return Ok(Flow::Continue);

@@ -65,7 +65,8 @@ impl std::fmt::Debug for Facts {
 pub struct ClientAddress {
     /// The address, canonical: IPv4-mapped IPv6 is IPv4.
     pub address: IpAddr,
-    /// `peer`, `cf-connecting-ip`, `x-real-ip`, `x-forwarded-for` or `forwarded`.
+    /// `peer`, `cf-connecting-ip`, `cf-worker`, `x-real-ip`, `x-forwarded-for`, `forwarded`, or `unnamed`: the peer is a trusted proxy
+    /// that names no client.
     pub source: &'static str,
 }
 

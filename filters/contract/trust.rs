@@ -211,7 +211,11 @@ fn v6(text: &str) -> Option<Ipv6Addr> {
     }
 }
 
+/// A port, or an obfuscated one (RFC 7239, section 6).
 fn is_port(text: &str) -> bool {
+    if let Some(hidden) = text.strip_prefix('_') {
+        return !hidden.is_empty() && hidden.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    }
     !text.is_empty() && text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 

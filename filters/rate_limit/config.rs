@@ -135,6 +135,10 @@ pub struct Config {
     pub name: Option<String>,
     /// What is counted; several are counted by their combination.
     pub per: Pers,
+    /// How much of an IPv4 client's address counts, in bits, 8 to 32. Default: 32.
+    pub ipv4_prefix: Option<u8>,
+    /// How much of an IPv6 client's address counts, in bits, 16 to 128. Default: 64.
+    pub ipv6_prefix: Option<u8>,
     /// How often: `60/min`.
     pub limit: Rate,
     /// How many at once. Default: the count of `limit`. Not with `window: calendar`.

@@ -19,7 +19,7 @@
 //! `burst` is how many may come at once; without it, all of the count. The limits of one item hold
 //! together: a request that one of them refuses uses up nothing of the others.
 //! A request without the key, header or claim that is counted is counted by its client address instead.
-//! IPv6 clients are counted by their /64. Counts survive a reload; a new limit holds for the next request.
+//! Clients are counted by `ipv4_prefix` (32) and `ipv6_prefix` (64). Counts survive a reload; a new limit holds for the next request.
 //!
 //! With `window: calendar` a limit per minute, hour, day, week or month is used up and comes back when the next one
 //! begins, in UTC or in `time_zone` (`Europe/Berlin`; the time zone database is a part of the program). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts: a
@@ -84,10 +84,11 @@ impl Filter for RateLimit {
         let Config { name, per, limit, burst, window, time_zone, cost, block_for, chosen, .. } = config;
         let first = Limit { name, per, limit, burst, window, time_zone, cost, block_for, chosen, shadow: false };
         let together = config.scope == Scope::Shared;
-        let mut policies = vec![Policy::compile(first, entries_max, together, site)?];
+        let prefixes = subject::Prefixes::new(config.ipv4_prefix, config.ipv6_prefix)?;
+        let mut policies = vec![Policy::compile(first, prefixes, entries_max, together, site)?];
         for (index, limit) in config.and.into_iter().enumerate() {
             let wrong = |e: Invalid| e.index(index).at("and");
-            let policy = Policy::compile(limit, entries_max, together, site).map_err(wrong)?;
+            let policy = Policy::compile(limit, prefixes, entries_max, together, site).map_err(wrong)?;
             if policies.iter().any(|other| other.name == policy.name) {
                 return Err(wrong(Invalid::new(format!("two limits are named `{}`; give one a `name`", policy.name))));
             }

@@ -10,7 +10,7 @@ use prometheus::IntCounter;
 use super::calendar::{self, Unit, Windows};
 use super::config::{Cost, Limit, Window};
 use super::gcra;
-use super::subject::{Subject, Things};
+use super::subject::{Prefixes, Subject, Things};
 use crate::contract::{
     About, BoxFuture, Chosen, Counted, Counters, Hit, InForce, Invalid, Measure, Near, Now, Outcome, Quota, Rate, RequestCx, Site,
     Standing, StoreError,
@@ -150,9 +150,9 @@ fn windows(rate: Rate, zone: Option<&str>) -> Result<Windows, Invalid> {
 }
 
 impl Policy {
-    pub fn compile(limit: Limit, entries_max: usize, together: bool, site: &Site<'_>) -> Result<Self, Invalid> {
+    pub fn compile(limit: Limit, prefixes: Prefixes, entries_max: usize, together: bool, site: &Site<'_>) -> Result<Self, Invalid> {
         let as_it_is = format!("{} {limit:?} {entries_max} {together}", site.place);
-        let (subject, usual_name) = Subject::compile(limit.per, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let (subject, usual_name) = Subject::compile(limit.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
         let name = limit.name.unwrap_or(usual_name);
         word(&name, "name").map_err(|invalid| invalid.at("name"))?;
         if limit.chosen {

@@ -1,7 +1,7 @@
 //! What is counted: who or what a request is taken for by limits.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::HeaderName;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -85,6 +85,7 @@ pub struct Subject {
     sources: Vec<Source>,
     reader: KeyReader,
     hasher: KeyHasher,
+    prefixes: Prefixes,
 }
 
 /// One thing counted. The kinds are kept apart, so that no header value can be taken for an address.
@@ -104,7 +105,7 @@ pub enum Thing {
 
 impl Subject {
     /// With the word that it has where nobody gave it a name.
-    pub fn compile(pers: Pers, hasher: &KeyHasher) -> Result<(Self, String), Invalid> {
+    pub fn compile(pers: Pers, prefixes: Prefixes, hasher: &KeyHasher) -> Result<(Self, String), Invalid> {
         if pers.0.is_empty() || pers.0.len() > 4 {
             return Err(Invalid::new("name one to four things to count by"));
         }
@@ -126,7 +127,7 @@ impl Subject {
             sources.push(source);
             words.push(word);
         }
-        Ok((Self { sources, reader: KeyReader::of_known_fields(hasher.form()), hasher: hasher.clone() }, words.join("-")))
+        Ok((Self { sources, reader: KeyReader::of_known_fields(hasher.form()), hasher: hasher.clone(), prefixes }, words.join("-")))
     }
 
     /// What this request is counted as. A request without the key, header or claim counts as its client.
@@ -138,7 +139,7 @@ impl Subject {
     }
 
     fn thing(&self, source: &Source, cx: &RequestCx<'_>) -> Thing {
-        let client = || Thing::Client(client_network(cx.client()));
+        let client = || Thing::Client(self.prefixes.network(cx.client()));
         match source {
             Source::Client => client(),
             Source::Route => Thing::Route(cx.route.to_owned()),
@@ -216,12 +217,72 @@ impl fmt::Display for Things {
     }
 }
 
-/// What stands for a client in counts: an IPv4 address, or the /64 an IPv6 client has to itself, within
-/// which it could otherwise take a new address for each request.
+/// How much of a client's address counts, in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefixes {
+    ipv4: u8,
+    ipv6: u8,
+}
+
+impl Default for Prefixes {
+    /// An IPv4 address, and the /64 that an IPv6 client has to itself, within which it could take a new address for each request.
+    fn default() -> Self {
+        Self { ipv4: 32, ipv6: 64 }
+    }
+}
+
+impl Prefixes {
+    /// From the options `ipv4_prefix` (8 to 32) and `ipv6_prefix` (16 to 128).
+    pub fn new(ipv4: Option<u8>, ipv6: Option<u8>) -> Result<Self, Invalid> {
+        let usual = Self::default();
+        let (ipv4, ipv6) = (ipv4.unwrap_or(usual.ipv4), ipv6.unwrap_or(usual.ipv6));
+        if !(8..=32).contains(&ipv4) {
+            return Err(Invalid::new(format!("{ipv4} is not between 8 and 32")).at("ipv4_prefix"));
+        }
+        if !(16..=128).contains(&ipv6) {
+            return Err(Invalid::new(format!("{ipv6} is not between 16 and 128")).at("ipv6_prefix"));
+        }
+        Ok(Self { ipv4, ipv6 })
+    }
+
+    /// The first address of the client's network: what stands for the client in counts.
+    pub fn network(self, client: IpAddr) -> IpAddr {
+        match client {
+            IpAddr::V4(v4) => {
+                let hosts = u32::MAX.checked_shr(self.ipv4.into()).unwrap_or(0);
+                IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & !hosts))
+            }
+            IpAddr::V6(v6) => {
+                let hosts = u128::MAX.checked_shr(self.ipv6.into()).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !hosts))
+            }
+        }
+    }
+}
+
+/// A client's network by the usual prefixes.
 pub fn client_network(client: IpAddr) -> IpAddr {
-    const HOST_BITS: u128 = u64::MAX as u128;
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !HOST_BITS)),
+    Prefixes::default().network(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_of_clients() {
+        for (prefixes, client, network) in [
+            ((None, None), "203.0.113.7", "203.0.113.7"),
+            ((Some(24), None), "203.0.113.7", "203.0.113.0"),
+            ((Some(8), Some(48)), "2001:db8:1:2:3::4", "2001:db8:1::"),
+            ((None, None), "2001:db8:1:2:3::4", "2001:db8:1:2::"),
+            ((None, Some(128)), "2001:db8:1:2:3::4", "2001:db8:1:2:3::4"),
+        ] {
+            let found = Prefixes::new(prefixes.0, prefixes.1).unwrap().network(client.parse().unwrap());
+            assert_eq!(found, network.parse::<IpAddr>().unwrap(), "{prefixes:?} {client}");
+        }
+        for wrong in [(Some(7), None), (Some(33), None), (None, Some(15)), (None, Some(129))] {
+            assert!(Prefixes::new(wrong.0, wrong.1).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! What handlers are given of a request: who asks and whether he may, the body, the query, the version he has seen.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::BytesRejection;
@@ -12,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use keylatch_filters::client_ip::ClientIp;
-use keylatch_filters::contract::{Vouched, canonical};
+use keylatch_filters::contract::canonical;
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
@@ -73,7 +72,7 @@ impl FromRequestParts<Known> for From {
     async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
         let snapshot = known.0.shared.snapshot.load();
-        Ok(Self(ClientIp::of(Arc::clone(&snapshot.trusted)).find(canonical(peer), Vouched::Nothing, &parts.headers).address))
+        Ok(Self(ClientIp::by_default(&snapshot.trusted, canonical(peer), &parts.headers)))
     }
 }
 

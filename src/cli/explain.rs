@@ -2,6 +2,7 @@
 
 use clap::Args;
 use keylatch_filters::chain::{Chain, Explained};
+use keylatch_filters::client_ip::UNNAMED;
 use keylatch_filters::contract::{Arrival, ClientAddress, Dialect, Facts, Now, RequestCx, canonical};
 use pingora::http::RequestHeader;
 use std::net::IpAddr;
@@ -99,6 +100,9 @@ fn chain(chain: &Chain, route: &str, dialect: Dialect, request: &RequestHeader, 
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
     let explained = runtime.block_on(chain.explain(&mut cx)).map_err(|failure| failure.to_string())?;
     match facts.get::<ClientAddress>() {
+        Some(client) if client.source == UNNAMED => {
+            say!("client    {}, the peer: it is a trusted proxy, and names no client in any of client_ip's sources", client.address)?
+        }
         Some(client) => say!("client    {}, from {}", client.address, client.source)?,
         None => say!("client    {peer}, the peer: no client_ip in force in the chain")?,
     }

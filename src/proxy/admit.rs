@@ -1,10 +1,12 @@
 //! What a request goes through before it may go on: the gate, the route, the chain.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Once};
 
 use http::header;
 use keylatch_filters::chain::{Chain, Decision};
-use keylatch_filters::contract::{Arrival, Dialect, RequestCx, Vouched};
+use keylatch_filters::client_ip::UNNAMED;
+use keylatch_filters::contract::{Arrival, ClientAddress, Dialect, RequestCx, Vouched};
 use pingora::Result;
 use pingora::proxy::Session;
 
@@ -91,6 +93,9 @@ impl Edge {
         let Exchange { facts, progress, peer, now, dialect, .. } = &mut *exchange;
         let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route, dialect: *dialect, now: *now, shadow: false };
         let answer = chain.request(&mut cx, progress).await;
+        if facts.get::<ClientAddress>().is_some_and(|client| client.source == UNNAMED) {
+            warn_of_unnamed(*peer);
+        }
         let reply = answer.map_err(|failure| errors::of_failure(&failure))?;
         let Some(reply) = reply else { return Ok(None) };
         if let Some(Decision { filter, reason, .. }) = exchange.progress.decisions.last() {
@@ -141,6 +146,18 @@ impl Edge {
         }
         Ok(None)
     }
+}
+
+/// Says once in a process that a proxy is taken for its clients.
+fn warn_of_unnamed(peer: IpAddr) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
+        tracing::warn!(
+            %peer,
+            "a trusted proxy names no client, so the proxy itself is taken for it, and keys bind to it: have it set one of client_ip's \
+             `sources`, or set `on_missing: refuse`; later requests like this are only counted in keylatch_client_unnamed_total"
+        );
+    });
 }
 
 /// States how the exchange came in, where there is something to say.

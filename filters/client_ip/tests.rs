@@ -19,7 +19,14 @@ fn filter(sources: &[Source]) -> ClientIp {
         cloudflare_refresh: None,
     };
     let trusted = TrustedProxies::compile(&config, &NoFiles).unwrap();
-    ClientIp { sources: sources.to_vec(), proxy_fields: ProxyFields::default(), trusted: Arc::new(trusted) }
+    ClientIp {
+        sources: sources.to_vec(),
+        proxy_fields: ProxyFields::default(),
+        trusted: Arc::new(trusted),
+        on_missing: OnMissing::Peer,
+        hasher: KeyHasher::new(b"test"),
+        unnamed: IntCounter::new("unnamed", "test").unwrap(),
+    }
 }
 
 const CADDY: &str = "127.0.0.1";
@@ -35,7 +42,7 @@ fn the_table_of_attacks() {
     #[rustfmt::skip]
     let cases: &[Case<'_>] = &[
         // what, sources, peer, fields, address, source
-        ("no field at all", &[Cf, Xff], CADDY, &[], CADDY, "peer"),
+        ("no field at all", &[Cf, Xff], CADDY, &[], CADDY, "unnamed"),
         ("an honest hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
         ("a forged field from a stranger", &[Cf, Real, Xff, Fwd], STRANGER, &[("x-forwarded-for", "192.0.2.1"), ("x-real-ip", "192.0.2.1"), ("cf-connecting-ip", "192.0.2.1"), ("forwarded", "for=192.0.2.1")], STRANGER, "peer"),
         ("a forged entry on the left", &[Xff], CADDY, &[("x-forwarded-for", "192.0.2.1, 203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
@@ -44,42 +51,42 @@ fn the_table_of_attacks() {
         ("forged line before the honest one", &[Xff], CADDY, &[("x-forwarded-for", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
         ("a line of its own for each hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1"), ("x-forwarded-for", "10.1.2.3")], "203.0.113.1", "x-forwarded-for"),
         ("only trusted addresses", &[Xff], CADDY, &[("x-forwarded-for", "10.1.0.7, 10.1.2.3")], "10.1.0.7", "x-forwarded-for"),
-        ("garbage rightmost", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, evil")], CADDY, "peer"),
+        ("garbage rightmost", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, evil")], CADDY, "unnamed"),
         ("garbage behind a trusted hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, evil, 10.1.2.3")], "10.1.2.3", "x-forwarded-for"),
-        ("an empty entry rightmost", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1,")], CADDY, "peer"),
-        ("an empty field", &[Xff], CADDY, &[("x-forwarded-for", "")], CADDY, "peer"),
-        ("`unknown`", &[Xff], CADDY, &[("x-forwarded-for", "unknown")], CADDY, "peer"),
-        ("bytes that are not ASCII", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, é")], CADDY, "peer"),
+        ("an empty entry rightmost", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, ,")], "203.0.113.1", "x-forwarded-for"),
+        ("an empty field", &[Xff], CADDY, &[("x-forwarded-for", "")], CADDY, "unnamed"),
+        ("`unknown`", &[Xff], CADDY, &[("x-forwarded-for", "unknown")], CADDY, "unnamed"),
+        ("bytes that are not ASCII", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, é")], CADDY, "unnamed"),
         ("a port", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1:5555")], "203.0.113.1", "x-forwarded-for"),
         ("IPv6", &[Xff], CADDY, &[("x-forwarded-for", "2001:db8::1")], "2001:db8::1", "x-forwarded-for"),
         ("IPv6 in brackets with a port", &[Xff], CADDY, &[("x-forwarded-for", "[2001:db8::1]:443")], "2001:db8::1", "x-forwarded-for"),
         ("a zone id", &[Xff], CADDY, &[("x-forwarded-for", "fe80::1%eth0")], "fe80::1", "x-forwarded-for"),
         ("IPv4-mapped IPv6 is IPv4", &[Xff], CADDY, &[("x-forwarded-for", "::ffff:203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
         ("a mapped trusted hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1, ::ffff:10.1.2.3")], "203.0.113.1", "x-forwarded-for"),
-        ("octal digits", &[Xff], CADDY, &[("x-forwarded-for", "0177.0.0.1")], CADDY, "peer"),
-        ("a short form", &[Xff], CADDY, &[("x-forwarded-for", "127.1")], CADDY, "peer"),
+        ("octal digits", &[Xff], CADDY, &[("x-forwarded-for", "0177.0.0.1")], CADDY, "unnamed"),
+        ("a short form", &[Xff], CADDY, &[("x-forwarded-for", "127.1")], CADDY, "unnamed"),
         ("10,000 forged entries", &[Xff], CADDY, &[("x-forwarded-for", &long_list)], "203.0.113.1", "x-forwarded-for"),
         ("10,000 trusted entries: the walk is bounded", &[Xff], CADDY, &[("x-forwarded-for", &long_trusted)], "10.1.0.1", "x-forwarded-for"),
         ("Cloudflare's word from Cloudflare", &[Cf, Xff], EDGE, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", "192.0.2.1")], "203.0.113.1", "cf-connecting-ip"),
         ("Cloudflare's word through Caddy", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", EDGE)], "203.0.113.1", "cf-connecting-ip"),
         ("Caddy reached past Cloudflare, with Cloudflare's field forged", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", STRANGER)], STRANGER, "x-forwarded-for"),
-        ("the same, with the hop garbled", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "evil")], CADDY, "peer"),
+        ("the same, with the hop garbled", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "evil")], CADDY, "unnamed"),
         ("a tunnel on this machine", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", "127.0.0.1")], "203.0.113.1", "cf-connecting-ip"),
         ("Cloudflare's field from a proxy that is not behind it", &[Cf, Xff], "10.1.0.1", &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
-        ("Cloudflare's field twice", &[Cf], EDGE, &[("cf-connecting-ip", "192.0.2.1"), ("cf-connecting-ip", "203.0.113.1")], EDGE, "peer"),
-        ("Cloudflare's field with a list", &[Cf], EDGE, &[("cf-connecting-ip", "192.0.2.1, 203.0.113.1")], EDGE, "peer"),
+        ("Cloudflare's field twice", &[Cf], EDGE, &[("cf-connecting-ip", "192.0.2.1"), ("cf-connecting-ip", "203.0.113.1")], EDGE, "unnamed"),
+        ("Cloudflare's field with a list", &[Cf], EDGE, &[("cf-connecting-ip", "192.0.2.1, 203.0.113.1")], EDGE, "unnamed"),
         ("Cloudflare's field not configured", &[Xff], EDGE, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
         ("X-Real-IP", &[Real], CADDY, &[("x-real-ip", "203.0.113.1")], "203.0.113.1", "x-real-ip"),
-        ("X-Real-IP twice", &[Real], CADDY, &[("x-real-ip", "192.0.2.1"), ("x-real-ip", "203.0.113.1")], CADDY, "peer"),
+        ("X-Real-IP twice", &[Real], CADDY, &[("x-real-ip", "192.0.2.1"), ("x-real-ip", "203.0.113.1")], CADDY, "unnamed"),
         ("the order is the configured one", &[Xff, Real], CADDY, &[("x-real-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
         ("the second source, when the first is silent", &[Cf, Real], "10.1.0.1", &[("x-real-ip", "203.0.113.1")], "203.0.113.1", "x-real-ip"),
         ("Forwarded", &[Fwd], CADDY, &[("forwarded", "for=203.0.113.1;proto=https;by=10.1.0.1")], "203.0.113.1", "forwarded"),
         ("Forwarded, forged on the left", &[Fwd], CADDY, &[("forwarded", "for=192.0.2.1, for=203.0.113.1, for=10.1.2.3")], "203.0.113.1", "forwarded"),
         ("Forwarded, quoted IPv6 with port", &[Fwd], CADDY, &[("forwarded", "For=\"[2001:db8::1]:4711\"")], "2001:db8::1", "forwarded"),
-        ("Forwarded, obfuscated", &[Fwd], CADDY, &[("forwarded", "for=_hidden")], CADDY, "peer"),
-        ("Forwarded, two for= in one element", &[Fwd], CADDY, &[("forwarded", "for=192.0.2.1;for=203.0.113.1")], CADDY, "peer"),
-        ("Forwarded without for=", &[Fwd], CADDY, &[("forwarded", "proto=https")], CADDY, "peer"),
-        ("Forwarded, a comma in quotes is no way in", &[Fwd], CADDY, &[("forwarded", "for=\"192.0.2.1, for=203.0.113.1\"")], CADDY, "peer"),
+        ("Forwarded, obfuscated", &[Fwd], CADDY, &[("forwarded", "for=_hidden")], CADDY, "unnamed"),
+        ("Forwarded, two for= in one element", &[Fwd], CADDY, &[("forwarded", "for=192.0.2.1;for=203.0.113.1")], CADDY, "unnamed"),
+        ("Forwarded without for=", &[Fwd], CADDY, &[("forwarded", "proto=https")], CADDY, "unnamed"),
+        ("Forwarded, a comma in quotes is no way in", &[Fwd], CADDY, &[("forwarded", "for=\"192.0.2.1, for=203.0.113.1\"")], CADDY, "unnamed"),
     ];
     for (what, sources, peer, fields, address, source) in cases {
         let mut headers = HeaderMap::new();
@@ -140,7 +147,7 @@ fn only_trusted_proxies_name_clients_and_targets() {
 
 #[test]
 fn the_manual_lists_every_field() {
-    let manual: String = include_str!("client_ip.rs").lines().take_while(|line| line.starts_with("//!")).collect();
+    let manual: String = include_str!("mod.rs").lines().take_while(|line| line.starts_with("//!")).collect();
     let manual = manual.to_ascii_lowercase();
     for name in ADDRESS_FIELDS.into_iter().chain(PROXY_FIELDS) {
         assert!(manual.contains(&format!("`{name}`")), "{name}");

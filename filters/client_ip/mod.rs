@@ -7,6 +7,7 @@
 //! ```yaml
 //! client_ip:
 //!   sources: [cf-connecting-ip, x-forwarded-for]
+//!   on_missing: peer
 //! ```
 //!
 //! The sources are tried in order; the first one that yields an address decides:
@@ -20,7 +21,18 @@
 //!   looked at. An entry on the way that is no address ends the walk: the last trusted address before it
 //!   is as far as can be known.
 //!
-//! If no source yields an address, the client is the peer. At most 64 entries from the right are walked.
+//! Empty entries are skipped. At most 64 entries from the right are walked.
+//!
+//! If the peer is a trusted proxy and no source yields an address, `on_missing` decides: with `peer` the client is the proxy
+//! itself, so that all keys would bind to it; this is counted in `keylatch_client_unnamed_total`, logged once as a warning, and
+//! stands in the access log as `client_source: unnamed`. `refuse` answers with 400, also to health checks of the proxy's own.
+//!
+//! Cloudflare's Workers send requests to other zones from one address (`2a06:98c0:3600::/48`) and name their zone in
+//! `CF-Worker`. Such a client is known by an address that stands for the zone, `2a06:98c7:…::`, so that bindings and limits
+//! tell one zone's Workers from another's; its `client_source` is `cf-worker`.
+//!
+//! The upstream's `X-Forwarded-Proto` is what the trusted hop that saw the client says: `X-Forwarded-Proto`, or `proto=` in
+//! `Forwarded`, at the place in the list that the client's address has in `X-Forwarded-For` or `Forwarded`.
 //!
 //! Proxies and platforms also name clients, users, schemes and targets in fields of their own, and many upstreams believe
 //! them: `X-Original-URL` or `X-HTTP-Method-Override` asks for another request than the one that was judged. Such fields go
@@ -51,26 +63,42 @@
 //! the upstream (`bearer`, `headers`) stands behind this one. Without this filter, and in shadow mode, nothing is removed: then
 //! the address found is logged, and the peer's address stays in force.
 
-use std::net::IpAddr;
+mod fields;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
-use schemars::JsonSchema;
-use serde::Deserialize;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use prometheus::IntCounter;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
 use crate::contract::{
-    ADDRESS_FIELDS, Arrival, ClientAddress, Filter, Flow, Hooks, Invalid, Problem, ProxyFields, ProxyFieldsConfig, Reply, RequestCx,
-    Result, Site, TrustedProxies, UpstreamCx, Vouched, failure, parse_address, write_address,
+    ADDRESS_FIELDS, Arrival, ClientAddress, Filter, Flow, Hooks, Invalid, KeyHasher, Problem, ProxyFields, ProxyFieldsConfig, Reply,
+    RequestCx, Result, Site, TrustedProxies, UpstreamCx, Vouched, failure, parse_address, write_address,
 };
+use fields::{elements, forwarded_for, forwarded_proto, scheme, single};
 
 /// The longest walk, in entries from the right. Real chains have fewer than ten.
 const HOPS_MAX: usize = 64;
 
 const CF_CONNECTING_IP: HeaderName = HeaderName::from_static("cf-connecting-ip");
+const CF_WORKER: HeaderName = HeaderName::from_static("cf-worker");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// The source of an address that a trusted proxy should have named, and has not.
+pub const UNNAMED: &str = "unnamed";
+/// All Workers of Cloudflare send their requests to other zones from here.
+const WORKERS: Ipv6Addr = Ipv6Addr::new(0x2a06, 0x98c0, 0x3600, 0, 0, 0, 0, 0);
+const WORKERS_PREFIX: u32 = 48;
+/// Addresses that stand for one zone's Workers: this and 32 bits of a keyed hash, as a /64. In Cloudflare's own block, which is
+/// neither private nor another network's.
+const ZONE: u32 = 0x2a06_98c7;
+/// A zone's name has no more bytes (RFC 1035, section 2.3.4).
+const ZONE_BYTES_MAX: usize = 253;
 
 /// Where the address may be read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -97,19 +125,35 @@ impl Source {
     }
 }
 
+/// What becomes of a request of which a trusted proxy does not say whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnMissing {
+    /// The client is the proxy; it is counted, and the log warns once.
+    Peer,
+    /// 400.
+    Refuse,
+}
+
 /// `client_ip`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Tried in this order. Default: `cf-connecting-ip`, `x-forwarded-for`.
     pub sources: Vec<Source>,
+    /// A trusted proxy that names no client. Default: `peer`.
+    pub on_missing: OnMissing,
     /// Changes to the list of fields that only a trusted proxy may send to the upstream. Default: none.
     pub proxy_fields: ProxyFieldsConfig,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { sources: vec![Source::CfConnectingIp, Source::XForwardedFor], proxy_fields: ProxyFieldsConfig::default() }
+        Self {
+            sources: vec![Source::CfConnectingIp, Source::XForwardedFor],
+            on_missing: OnMissing::Peer,
+            proxy_fields: ProxyFieldsConfig::default(),
+        }
     }
 }
 
@@ -118,43 +162,117 @@ pub struct ClientIp {
     sources: Vec<Source>,
     proxy_fields: ProxyFields,
     trusted: Arc<TrustedProxies>,
+    on_missing: OnMissing,
+    /// Tells the zones of Workers apart.
+    hasher: KeyHasher,
+    unnamed: IntCounter,
 }
 
 impl ClientIp {
-    /// With the default sources: for what is no exchange, such as the admin API.
-    pub fn of(trusted: Arc<TrustedProxies>) -> Self {
-        Self { sources: Config::default().sources, proxy_fields: ProxyFields::default(), trusted }
+    /// The client's address by the default sources: for requests that run through no chain, such as the admin API's.
+    pub fn by_default(trusted: &TrustedProxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let found = Walk { trusted, peer, vouched: Vouched::Nothing, headers }.find(&Config::default().sources);
+        found.map_or(peer, |(address, _)| address)
     }
 
-    /// Who is it really: the whole decision, without an exchange around it.
+    /// The client's address and where it was read.
     pub fn find(&self, peer: IpAddr, vouched: Vouched, headers: &HeaderMap) -> ClientAddress {
-        if self.trusted.trusts(peer) || vouched != Vouched::Nothing {
-            for source in &self.sources {
-                let found = match source {
-                    Source::CfConnectingIp => self.cloudflares_word(peer, vouched, headers),
-                    Source::XRealIp => single(headers, &X_REAL_IP),
-                    Source::XForwardedFor => self.walk(entries_from_right(headers, &X_FORWARDED_FOR).map(parse_address)),
-                    Source::Forwarded => self.walk(entries_from_right(headers, &header::FORWARDED).map(forwarded_for)),
-                };
-                if let Some(address) = found {
-                    return ClientAddress { address, source: source.name() };
-                }
-            }
+        let walk = Walk { trusted: &self.trusted, peer, vouched, headers };
+        if !walk.is_trusted() {
+            return ClientAddress { address: peer, source: "peer" };
         }
-        ClientAddress { address: peer, source: "peer" }
+        match walk.find(&self.sources) {
+            Some((address, Source::CfConnectingIp)) => match self.worker(address, headers) {
+                Some(worker) => ClientAddress { address: worker, source: "cf-worker" },
+                None => ClientAddress { address, source: Source::CfConnectingIp.name() },
+            },
+            Some((address, source)) => ClientAddress { address, source: source.name() },
+            None => ClientAddress { address: peer, source: UNNAMED },
+        }
     }
 
-    fn cloudflares_word(&self, peer: IpAddr, vouched: Vouched, headers: &HeaderMap) -> Option<IpAddr> {
-        if vouched == Vouched::Cloudflare {
-            return single(headers, &CF_CONNECTING_IP);
+    /// The address that stands for the Workers of one zone. Cloudflare sends all of them from one address, and names the zone.
+    fn worker(&self, address: IpAddr, headers: &HeaderMap) -> Option<IpAddr> {
+        let IpAddr::V6(v6) = address else { return None };
+        if (v6.to_bits() ^ WORKERS.to_bits()) >> (128 - WORKERS_PREFIX) != 0 {
+            return None;
         }
-        let hop = match entries_from_right(headers, &X_FORWARDED_FOR).next() {
+        let mut zones = headers.get_all(&CF_WORKER).iter();
+        let (Some(zone), None) = (zones.next(), zones.next()) else { return None };
+        let zone = zone.to_str().ok().filter(|zone| (1..=ZONE_BYTES_MAX).contains(&zone.len()))?;
+        let id = self.hasher.id(&format!("cf-worker {}", zone.to_ascii_lowercase()));
+        let hash = id.0.iter().take(4).fold(0_u32, |hash, byte| hash << 8 | u32::from(*byte));
+        Some(IpAddr::V6(Ipv6Addr::from_bits(u128::from(ZONE) << 96 | u128::from(hash) << 64)))
+    }
+
+    /// The scheme by which the client came: what the trusted hop that saw the client says, or ours.
+    fn scheme(&self, cx: &UpstreamCx<'_>, trusted: bool, tls: bool) -> &'static str {
+        let here = if tls { "https" } else { "http" };
+        if !trusted {
+            return here;
+        }
+        let headers = &cx.request.headers;
+        // Hops append to both lists: as many entries as addresses were passed belong to hops behind that one.
+        let passed = |addresses: &mut dyn Iterator<Item = Option<IpAddr>>| {
+            addresses.take(HOPS_MAX).take_while(|address| address.is_some_and(|address| self.trusted.trusts(address))).count()
+        };
+        let by_list = nth_or_last(
+            elements(headers, &X_FORWARDED_PROTO).map(scheme),
+            passed(&mut elements(headers, &X_FORWARDED_FOR).map(parse_address)),
+        );
+        let by_rfc = || {
+            let hops = passed(&mut elements(headers, &header::FORWARDED).map(forwarded_for));
+            nth_or_last(elements(headers, &header::FORWARDED).map(forwarded_proto), hops)
+        };
+        by_list.or_else(by_rfc).unwrap_or(here)
+    }
+}
+
+/// The item at this place, or the last one if there are fewer.
+fn nth_or_last<T>(items: impl Iterator<Item = Option<T>>, index: usize) -> Option<T> {
+    items.take(HOPS_MAX).enumerate().take_while(|(at, _)| *at <= index).last()?.1
+}
+
+/// One request's fields, and who sent them.
+struct Walk<'r> {
+    trusted: &'r TrustedProxies,
+    peer: IpAddr,
+    vouched: Vouched,
+    headers: &'r HeaderMap,
+}
+
+impl Walk<'_> {
+    fn is_trusted(&self) -> bool {
+        self.trusted.trusts(self.peer) || self.vouched != Vouched::Nothing
+    }
+
+    /// The first of these sources that yields an address; `None` also if the peer is not trusted.
+    fn find(&self, sources: &[Source]) -> Option<(IpAddr, Source)> {
+        if !self.is_trusted() {
+            return None;
+        }
+        sources.iter().find_map(|source| {
+            let address = match source {
+                Source::CfConnectingIp => self.cloudflare(),
+                Source::XRealIp => single(self.headers, &X_REAL_IP),
+                Source::XForwardedFor => self.walk(elements(self.headers, &X_FORWARDED_FOR).map(parse_address)),
+                Source::Forwarded => self.walk(elements(self.headers, &header::FORWARDED).map(forwarded_for)),
+            };
+            address.map(|address| (address, *source))
+        })
+    }
+
+    fn cloudflare(&self) -> Option<IpAddr> {
+        if self.vouched == Vouched::Cloudflare {
+            return single(self.headers, &CF_CONNECTING_IP);
+        }
+        let hop = match elements(self.headers, &X_FORWARDED_FOR).next() {
             // A hop that cannot be read may be anybody.
             Some(entry) => Some(parse_address(entry)?),
             None => None,
         };
-        let trusted = self.trusted.speaks_for_cloudflare(peer, hop);
-        trusted.then(|| single(headers, &CF_CONNECTING_IP)).flatten()
+        let trusted = self.trusted.speaks_for_cloudflare(self.peer, hop);
+        trusted.then(|| single(self.headers, &CF_CONNECTING_IP)).flatten()
     }
 
     /// The first address from the right that is not trusted; or the leftmost trusted one, if all are.
@@ -171,41 +289,10 @@ impl ClientIp {
     }
 }
 
-/// The one address of a field that must stand once.
-fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => parse_address(value.to_str().ok()?),
-        _ => None,
-    }
-}
-
-/// The entries of a list, last line first, last entry first. Text that is not ASCII is an entry that
-/// is no address.
-fn entries_from_right<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
-    let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
-    lines.into_iter().rev().flat_map(|line| line.to_str().unwrap_or("?").rsplit(','))
-}
-
-/// The address of the `for=` parameter of one `Forwarded` element.
-fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut found = None;
-    for pair in element.split(';') {
-        let (name, value) = pair.split_once('=')?;
-        if name.trim().eq_ignore_ascii_case("for") {
-            if found.is_some() {
-                return None;
-            }
-            found = Some(parse_address(value)?);
-        }
-    }
-    found
-}
-
 impl Filter for ClientIp {
     const NAME: &'static str = "client_ip";
     const HOOKS: Hooks = Hooks { request: true, upstream_request: true, ..Hooks::NONE };
-    const SOURCE: &'static str = include_str!("client_ip.rs");
+    const SOURCE: &'static str = include_str!("mod.rs");
     type Config = Config;
     type State = ();
 
@@ -214,7 +301,18 @@ impl Filter for ClientIp {
             return Err(Invalid::new("name at least one source").at("sources"));
         }
         let proxy_fields = ProxyFields::compile(&config.proxy_fields).map_err(|e| e.at("proxy_fields"))?;
-        Ok(Self { sources: config.sources, proxy_fields, trusted: Arc::clone(&site.trusted) })
+        let outcome = match config.on_missing {
+            OnMissing::Peer => "peer",
+            OnMissing::Refuse => "refused",
+        };
+        Ok(Self {
+            sources: config.sources,
+            proxy_fields,
+            trusted: Arc::clone(&site.trusted),
+            on_missing: config.on_missing,
+            hasher: site.ports.hasher.clone(),
+            unnamed: site.counter("client_unnamed_total", "Requests of which a trusted proxy named no client.", ("outcome", outcome)),
+        })
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
@@ -224,7 +322,15 @@ impl Filter for ClientIp {
             let detail = format!("would take {} from {}", found.address, found.source);
             return Ok(Reply::new(Problem::BadRequest, "shadow", "found", "").detail(detail).into());
         }
+        let unnamed = found.source == UNNAMED;
         cx.facts.put(found);
+        if unnamed {
+            self.unnamed.inc();
+            if self.on_missing == OnMissing::Refuse {
+                let message = "The proxy in front of this service did not say which client sent the request.";
+                return Ok(Reply::new(Problem::BadRequest, "client_address_missing", UNNAMED, message).into());
+            }
+        }
         Ok(Flow::Continue)
     }
 
@@ -239,13 +345,7 @@ impl Filter for ClientIp {
         };
         let removed: Vec<HeaderName> = cx.upstream.headers.keys().filter(removed).cloned().collect();
         removed.iter().for_each(|name| drop(cx.upstream.remove_header(name)));
-        let said = cx.request.headers.get(&X_FORWARDED_PROTO).filter(|_| trusted).map(HeaderValue::as_bytes);
-        let here = if arrival.is_some_and(|arrival| arrival.tls) { "https" } else { "http" };
-        let scheme = HeaderValue::from_static(match said {
-            Some(b"https") => "https",
-            Some(b"http") => "http",
-            _ => here,
-        });
+        let scheme = HeaderValue::from_static(self.scheme(cx, trusted, arrival.is_some_and(|arrival| arrival.tls)));
         let address = cx.facts.client().unwrap_or(cx.peer);
         let mut text = Vec::with_capacity(16);
         write_address(address, &mut text);
@@ -262,5 +362,4 @@ impl Filter for ClientIp {
 }
 
 #[cfg(test)]
-#[path = "client_ip_tests.rs"]
 mod tests;

@@ -1,0 +1,149 @@
+//! What the fields of proxies say: `X-Forwarded-For`, `Forwarded` (RFC 7239), `X-Forwarded-Proto`. It trusts nothing and
+//! decides nothing.
+//!
+//! Lists are read from the right, where the nearest proxy has written. What stands further left may be the client's own text, so
+//! that it must not change how the right end is read.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::contract::parse_address;
+
+/// The one address of a field that must stand once.
+pub fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => parse_address(value.to_str().ok()?),
+        _ => None,
+    }
+}
+
+/// The elements of a list, last line first, last element first, without empty ones (RFC 9110, section 5.6.1.2). Text that is not
+/// ASCII is an element that means nothing.
+pub fn elements<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
+    lines.into_iter().rev().flat_map(|line| FromRight { rest: Some(line.to_str().unwrap_or("?")), separator: b',' })
+}
+
+/// Splits from the right at separators that are outside of quotes, and skips empty pieces.
+struct FromRight<'t> {
+    rest: Option<&'t str>,
+    separator: u8,
+}
+
+impl<'t> Iterator for FromRight<'t> {
+    type Item = &'t str;
+
+    fn next(&mut self) -> Option<&'t str> {
+        loop {
+            let rest = self.rest?;
+            let piece = match separator_from_right(rest.as_bytes(), self.separator) {
+                Some(at) => {
+                    let (before, piece) = rest.split_at(at);
+                    self.rest = Some(before);
+                    piece.get(1..).unwrap_or_default()
+                }
+                None => {
+                    self.rest = None;
+                    rest
+                }
+            };
+            let piece = piece.trim_matches([' ', '\t']);
+            if !piece.is_empty() {
+                return Some(piece);
+            }
+        }
+    }
+}
+
+/// Where the last separator outside of a quoted string is (RFC 9110, section 5.6.4).
+fn separator_from_right(text: &[u8], separator: u8) -> Option<usize> {
+    let mut quoted = false;
+    for (index, &byte) in text.iter().enumerate().rev() {
+        let escapes = || text.get(..index).unwrap_or_default().iter().rev().take_while(|byte| **byte == b'\\').count();
+        if byte == b'"' && (escapes() % 2 == 0 || !quoted) {
+            quoted = !quoted;
+        } else if byte == separator && !quoted {
+            return Some(index);
+        }
+    }
+    None
+}
+
+/// A parameter of one `Forwarded` element, which may stand once: the text, perhaps in quotes. `None`: it is not there, or the
+/// element is malformed.
+fn parameter<'e>(element: &'e str, wanted: &str) -> Option<&'e str> {
+    let mut found = None;
+    for pair in (FromRight { rest: Some(element), separator: b';' }) {
+        let (name, value) = pair.split_once('=')?;
+        if name.trim_matches([' ', '\t']).eq_ignore_ascii_case(wanted) && found.replace(value.trim_matches([' ', '\t'])).is_some() {
+            return None;
+        }
+    }
+    found
+}
+
+/// The address of the `for=` parameter of one `Forwarded` element.
+pub fn forwarded_for(element: &str) -> Option<IpAddr> {
+    parse_address(parameter(element, "for")?)
+}
+
+/// The scheme that one element of `X-Forwarded-Proto` names.
+pub fn scheme(element: &str) -> Option<&'static str> {
+    ["https", "http"].into_iter().find(|known| element.trim_matches('"').eq_ignore_ascii_case(known))
+}
+
+/// The scheme of the `proto=` parameter of one `Forwarded` element.
+pub fn forwarded_proto(element: &str) -> Option<&'static str> {
+    scheme(parameter(element, "proto")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(lines: &[&str]) -> Vec<String> {
+        let name = HeaderName::from_static("forwarded");
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(&name, HeaderValue::from_str(line).unwrap());
+        }
+        elements(&headers, &name).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn lists_are_read_from_the_right() {
+        assert_eq!(list(&["a, b", "c"]), ["c", "b", "a"]);
+        assert_eq!(list(&["a,", ", ,b, ,", ""]), ["b", "a"]);
+        assert_eq!(list(&[r#"for="a,b";x="c;d", for=e"#]), ["for=e", r#"for="a,b";x="c;d""#]);
+        assert_eq!(list(&[r#"x="a\",b", c"#]), ["c", r#"x="a\",b""#]);
+        // A quote that the client left open swallows nothing that a proxy has written behind it.
+        assert_eq!(
+            list(&[r#"for="evil, for=1.2.3.4, for="[2001:db8::1]:1""#]).first().map(String::as_str),
+            Some(r#"for="[2001:db8::1]:1""#)
+        );
+        assert_eq!(list(&[r#"for="evil, for=1.2.3.4"#]).first().map(String::as_str), Some("for=1.2.3.4"));
+    }
+
+    #[test]
+    fn elements_of_forwarded() {
+        for (element, address) in [
+            ("for=203.0.113.5", Some("203.0.113.5")),
+            (r#"FOR="203.0.113.5:80";proto=https;"#, Some("203.0.113.5")),
+            (r#"by="a;b"; for="203.0.113.5:_ob""#, Some("203.0.113.5")),
+            (r#"for="[2001:db8::1]:_p-1.x""#, Some("2001:db8::1")),
+            ("for=203.0.113.5;for=203.0.113.6", None),
+            ("for=_hidden", None),
+            ("for", None),
+            ("proto=https", None),
+            (r#"for="203.0.113.5:_""#, None),
+        ] {
+            assert_eq!(forwarded_for(element), address.map(|text| text.parse().unwrap()), "{element}");
+        }
+        assert_eq!(
+            (forwarded_proto("for=a;proto=HTTPS"), forwarded_proto("proto=ftp"), scheme("Https")),
+            (Some("https"), None, Some("https"))
+        );
+    }
+}
