@@ -1,21 +1,25 @@
 """Tokens of real makers: algorithms, sizes of keys, secrets that are not text, and how Keylatch authenticates to issuers."""
 
 import base64
+import itertools
 import json
+import pathlib
 import secrets as random
-import subprocess
 import time
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from support import raw
-from support.issuer import Issuer, json_answer
+from support.issuer import Issuer
 from support.keylatch import wait_for
 from support.stores import ask
-from support.upstreams import Scripted, plain
+from support.upstreams import plain
 
+# Made for these tests: making one takes half a minute.
+LARGE_PEM = (pathlib.Path(__file__).parent / "support" / "keys" / "rsa8192.pem").read_bytes()
+# Each algorithm needs two keys: its own and another one.
+LARGE = itertools.cycle([serialization.load_pem_private_key(LARGE_PEM, None), rsa.generate_private_key(65537, 2048)])
 PEM = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -52,7 +56,7 @@ def renamed(token, alg, key):
     ("EdDSA", ed25519.Ed25519PrivateKey.generate),
     ("RS256", lambda: rsa.generate_private_key(65537, 2048)),
     ("PS384", lambda: rsa.generate_private_key(65537, 3072)),
-    ("PS256", lambda: rsa.generate_private_key(65537, 8192)),
+    ("PS256", lambda: next(LARGE)),
 ])
 def test_each_algorithm_by_pem_and_by_set(start, echo_upstream, tmp_path, alg, make):
     key, other = make(), make()

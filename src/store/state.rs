@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use keylatch_filters::contract::StoreError;
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use utoipa::ToSchema;
 
 use super::{About, Store};
 
 /// How often it is tested, unless a first use was written meanwhile.
 const TESTED_EVERY: Duration = Duration::from_secs(5);
+/// How long a start waits for the first result.
+const FIRST_RESULT_WITHIN: Duration = Duration::from_millis(500);
 /// One slow write is no failure: it is tested once more after this.
 const REPEATED_AFTER: Duration = Duration::from_millis(500);
 
@@ -106,11 +108,15 @@ impl Store {
     }
 }
 
-/// Tests it for as long as the store is in use.
+/// Tests it for as long as the store is in use. Waits a moment for the first result; a store that is busy holds up no start.
 pub async fn watch(store: &Arc<Store>) {
     let weak = Arc::downgrade(store);
-    test(store).await;
+    let (tested, first) = oneshot::channel();
     tokio::spawn(async move {
+        if let Some(store) = weak.upgrade() {
+            test(&store).await;
+        }
+        let _ = tested.send(());
         loop {
             let Some(store) = weak.upgrade() else { return };
             let doubted = tokio::time::timeout(TESTED_EVERY, store.writability.doubted.notified()).await.is_ok();
@@ -124,6 +130,7 @@ pub async fn watch(store: &Arc<Store>) {
             }
         }
     });
+    let _ = tokio::time::timeout(FIRST_RESULT_WITHIN, first).await;
 }
 
 async fn test(store: &Store) {
