@@ -57,6 +57,8 @@ def keylatch(start, echo_upstream):
     ("Forwarded", 'for="[2001:db8::5]:443" , ', "2001:db8::5"),
     ("Forwarded", 'for="evil, for=203.0.113.5', "203.0.113.5"),
     ("Forwarded", "for=_hidden", PROXY),
+    ("X-Forwarded-For", "\xe9, 203.0.113.5", "203.0.113.5"),
+    ("X-Forwarded-For", "\xe9", PROXY),
 ])
 def test_lists_as_the_standards_write_them(keylatch, field, value, client):
     answer = raw.request(keylatch.port, headers=[(field, value)])
@@ -76,13 +78,32 @@ def test_lists_as_the_standards_write_them(keylatch, field, value, client):
     ([("X-Forwarded-Proto", "https"), ("X-Forwarded-For", "203.0.113.5, 10.1.0.1")], "https"),
     ([("Forwarded", "for=203.0.113.5;proto=https")], "https"),
     ([("Forwarded", 'for=203.0.113.5;proto="HTTPS", for=10.1.0.1;proto=http')], "https"),
-    ([("X-Forwarded-Proto", "wss")], "http"),
+    ([("X-Forwarded-Proto", "wss")], "https"),
+    ([("X-Forwarded-Proto", "gopher"), ("Forwarded", "for=203.0.113.5;proto=https")], "http"),
     ([], "http"),
 ])
 def test_the_scheme_is_that_of_the_hop_that_saw_the_client(keylatch, fields, scheme):
     assert upstream_got(raw.request(keylatch.port, headers=fields), "x-forwarded-proto") == [scheme]
     # From a stranger it means nothing.
     assert upstream_got(raw.request(keylatch.port, headers=fields, source="127.0.0.9"), "x-forwarded-proto") == ["http"]
+
+
+def test_a_list_that_cannot_be_read_opens_no_other_source(keylatch):
+    """The proxy appends to `X-Forwarded-For`; `Forwarded` is the client's own."""
+    for list_of_proxy in ("203.0.113.66, \xe9", "unknown"):
+        answer = raw.request(keylatch.port, headers=[("X-Forwarded-For", list_of_proxy), ("Forwarded", "for=203.0.113.9;proto=https")])
+        line = line_of(keylatch, answer)
+        assert (line["client"], line["client_source"]) == (PROXY, "unnamed")
+
+
+def test_cloudflare_names_the_client_whatever_the_client_sends(start, echo_upstream):
+    keylatch = start(
+        echo_upstream, config=CONFIG, secrets=SECRET, route_filters="      []", trusted="{networks: [cloudflare]}",
+        filters="[client_ip: {}, request_id: {}]",
+    )
+    for sent in ("\u00e9, 203.0.113.7", "unknown", '"'):
+        said = keylatch.command("explain", "--peer", "104.16.0.9", "-H", "CF-Connecting-IP: 203.0.113.7", "-H", f"X-Forwarded-For: {sent}", "--path", "/v1/x")
+        assert "client    203.0.113.7, from cf-connecting-ip" in said.stdout, said.stdout + said.stderr
 
 
 def test_a_trusted_proxy_that_names_nobody_is_told_of(start, echo_upstream):

@@ -91,6 +91,12 @@ CASES = [
     ("/mj/submit/imagine", [("mj-api-secret", A), bearer("Bearer midjourney-proxy")], 200),
     ("/mj/submit/imagine", [("mj-api-secret", A), bearer(f"Bearer {B}")], 400),
     ("/fast/mj/submit/imagine", [("mj-api-secret", A)], 200),
+    ("/api/mj/submit/imagine", [bearer(f"Bearer {A}")], 200),
+    ("/api/mj/submit/imagine", [], 401),
+    ("/v1/realtime", [(PROTOCOL, B), bearer(f"Bearer {A}")], 400),
+    ("/v1/realtime", [(PROTOCOL, f"{B}-, realtime"), bearer(f"Bearer {A}")], 400),
+    ("/v1beta/models/m:generateContent?key=" + A + "+", [], 400),
+    ("/v1/models?a=b;key=" + A, [bearer(f"Bearer {B}")], 400),
     ("/suno/submit/music", [bearer(f"Bearer {A}")], 200),
     ("/kling/v1/videos/text2video", [bearer(f"Bearer {A}")], 200),
     ("/jimeng/?Action=CVSync2AsyncSubmitTask", [bearer(f"Bearer {A}")], 200),
@@ -152,7 +158,7 @@ def test_a_stolen_key_passes_from_elsewhere_in_no_spelling(new_api, echo_upstrea
 
 
 def test_images_and_the_console_need_no_key(new_api):
-    for path in ("/mj/image/1", "/fast/mj/image/1", "/api/mj/self", "/api/status", "/"):
+    for path in ("/mj/image/1", "/fast/mj/image/1", "/api/mj/self", "/api/mj/", "/api/status", "/"):
         assert raw.request(new_api.port, path).status == 200, path
 
 
@@ -216,7 +222,9 @@ def rewritten(text):
 
 def spellings(text):
     head, _, signature = text.rpartition(".")
-    return [rewritten(text), text + "=", text + "==", head + ".", f"{head}.AAAA", signature and f"{head}.{signature[:-1]}"]
+    header, payload = head.split(".")
+    padded = [f"{header}=.{payload}.{signature}", f"{header}.{payload}=.{signature}", text + ".x", text + "."]
+    return [rewritten(text), text + "=", text + "==", head + ".", f"{head}.AAAA", f"{head}.{signature[:-1]}", *padded]
 
 
 def public_pem(signer):
@@ -239,8 +247,8 @@ def test_a_stolen_token_is_one_token_in_every_spelling(start, echo_upstream, sig
     (tmp_path / "key.pem").write_text(public_pem(signer))
     verified = f"      - bearer: {{accept: [{{jwt: {{algorithms: [ES256], key: {{pem: 'file:{tmp_path}/key.pem'}}}}}}]}}\n"
     limit = "\n      - rate_limit: {per: key, limit: 100/h}"
-    for before, options in ((verified, ", confirm: immediate"), ("", "")):
-        keylatch = start(echo_upstream, route_filters=before + filters(options) + limit, secrets=SECRET, storage="{sqlite: {path: t.db}}")
+    for before, options, secrets in ((verified, ", confirm: immediate", SECRET), ("", "", SECRET), ("", "", NEW_API)):
+        keylatch = start(echo_upstream, route_filters=before + filters(options) + limit, secrets=secrets, storage="{sqlite: {path: t.db}}")
         text = token(signer, jti=options)
         first = raw.request(keylatch.port, headers=[raw.key(text)])
         assert first.status == 200

@@ -87,8 +87,10 @@ pub struct Jwt {
 pub enum Outcome {
     Verified(Verified),
     Rejected(Rejected),
-    /// There are no keys yet.
+    /// There were no keys yet.
     NoKeys,
+    /// The last good keys are too old.
+    OldKeys,
 }
 
 impl Jwt {
@@ -115,6 +117,15 @@ impl Jwt {
             return Err(Invalid::new("at most 5min: more makes expired tokens valid").at("leeway"));
         }
         let keys = keys(&config, first.family(), site)?;
+        if matches!(keys, Keys::Fixed(_)) {
+            let says = || Invalid::new("is for keys that are fetched: `jwks_url` and `discovery`");
+            if config.refresh != Refresh::default() {
+                return Err(says().at("refresh"));
+            }
+            if config.on_failure == OnFailure::Open {
+                return Err(says().at("on_failure"));
+            }
+        }
         Ok(Self { config, keys })
     }
 
@@ -131,6 +142,13 @@ impl Jwt {
         }
     }
 
+    fn had_keys(&self) -> bool {
+        match &self.keys {
+            Keys::Fixed(_) => true,
+            Keys::Remote(kept) => kept.had_any(),
+        }
+    }
+
     /// Whether tokens pass while there are no keys.
     pub(super) fn fails_open(&self) -> bool {
         self.config.on_failure == OnFailure::Open
@@ -139,6 +157,7 @@ impl Jwt {
     pub(super) async fn verify(&self, token: &str, now: Instant) -> Outcome {
         match self.examine(token, now).await {
             Ok(Some(verified)) => Outcome::Verified(verified),
+            Ok(None) if self.had_keys() => Outcome::OldKeys,
             Ok(None) => Outcome::NoKeys,
             Err(rejected) => Outcome::Rejected(rejected),
         }

@@ -45,6 +45,9 @@
 //! `on_failure: open` the request passes instead, without an identity, and is counted in `keylatch_bearer_unasked_total`
 //! and marked in the access log (`let_through`); but only where nobody is there (no connection, no answer in time, 502 to
 //! 504), which no token can bring about, and where no other mode knows the token and says no.
+//! Only the token is checked. Other fields in which a client may send an API key go upstream as they are: put `key_binding` beside
+//! this filter where the upstream reads keys.
+//!
 //! To one service 64 calls are under way at once; others wait for their turn, for as long as a call may take.
 //!
 //! In shadow mode nothing is changed: a client's own fields of the names under `tell_upstream` and `take` go upstream.
@@ -282,6 +285,8 @@ impl Bearer {
             Outcome::Verified(verified) => verified,
             Outcome::Rejected(rejected) => return Verdict::Rejected(rejected),
             Outcome::NoKeys => return Verdict::Away("jwt: the issuer's keys could not be had yet".into()),
+            // A token cannot bring this about, but whoever keeps the issuer away could.
+            Outcome::OldKeys => return Verdict::Unclear("jwt: the issuer's last keys are older than refresh.max_age".into()),
         };
         if let Err(rejected) = verified.in_time(now_s) {
             return Verdict::Rejected(rejected);

@@ -117,6 +117,11 @@ impl Kept {
         Some((Arc::clone(&current.set), current.generation))
     }
 
+    /// Whether there ever was a set.
+    pub fn had_any(&self) -> bool {
+        self.keys.current.read().is_some()
+    }
+
     /// Has them asked for, unless that was done not long ago.
     pub async fn refreshed(&self, now: Instant) {
         let least = if self.keys.current.read().is_some() { self.keys.refresh.unknown_kid.0 } else { SOON };

@@ -19,26 +19,30 @@ pub fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     }
 }
 
-/// The elements of a list, last line first, last element first, without empty ones (RFC 9110, section 5.6.1.2). Text that is not
-/// ASCII is an element that means nothing.
+/// The elements of a list, last line first, last element first, without empty ones (RFC 9110, section 5.6.1.2). One that is not
+/// ASCII means nothing; it does not change how the others are read.
 pub fn elements<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
     let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
-    lines.into_iter().rev().flat_map(|line| FromRight { rest: Some(line.to_str().unwrap_or("?")), separator: b',' })
+    lines.into_iter().rev().flat_map(|line| FromRight { rest: Some(line.as_bytes()), separator: b',' }).map(text)
+}
+
+fn text(element: &[u8]) -> &str {
+    std::str::from_utf8(element).ok().filter(|text| text.is_ascii()).unwrap_or("?")
 }
 
 /// Splits from the right at separators that are outside of quotes, and skips empty pieces.
 struct FromRight<'t> {
-    rest: Option<&'t str>,
+    rest: Option<&'t [u8]>,
     separator: u8,
 }
 
 impl<'t> Iterator for FromRight<'t> {
-    type Item = &'t str;
+    type Item = &'t [u8];
 
-    fn next(&mut self) -> Option<&'t str> {
+    fn next(&mut self) -> Option<&'t [u8]> {
         loop {
             let rest = self.rest?;
-            let piece = match separator_from_right(rest.as_bytes(), self.separator) {
+            let piece = match separator_from_right(rest, self.separator) {
                 Some(at) => {
                     let (before, piece) = rest.split_at(at);
                     self.rest = Some(before);
@@ -49,7 +53,7 @@ impl<'t> Iterator for FromRight<'t> {
                     rest
                 }
             };
-            let piece = piece.trim_matches([' ', '\t']);
+            let piece = piece.trim_ascii();
             if !piece.is_empty() {
                 return Some(piece);
             }
@@ -75,8 +79,8 @@ fn separator_from_right(text: &[u8], separator: u8) -> Option<usize> {
 /// element is malformed.
 fn parameter<'e>(element: &'e str, wanted: &str) -> Option<&'e str> {
     let mut found = None;
-    for pair in (FromRight { rest: Some(element), separator: b';' }) {
-        let (name, value) = pair.split_once('=')?;
+    for pair in (FromRight { rest: Some(element.as_bytes()), separator: b';' }) {
+        let (name, value) = text(pair).split_once('=')?;
         if name.trim_matches([' ', '\t']).eq_ignore_ascii_case(wanted) && found.replace(value.trim_matches([' ', '\t'])).is_some() {
             return None;
         }
@@ -89,9 +93,10 @@ pub fn forwarded_for(element: &str) -> Option<IpAddr> {
     parse_address(parameter(element, "for")?)
 }
 
-/// The scheme that one element of `X-Forwarded-Proto` names.
+/// The scheme that one element of `X-Forwarded-Proto` names; some proxies name that of a WebSocket.
 pub fn scheme(element: &str) -> Option<&'static str> {
-    ["https", "http"].into_iter().find(|known| element.trim_matches('"').eq_ignore_ascii_case(known))
+    let known = [("https", "https"), ("http", "http"), ("wss", "https"), ("ws", "http")];
+    known.into_iter().find(|(name, _)| element.trim_matches('"').eq_ignore_ascii_case(name)).map(|(_, scheme)| scheme)
 }
 
 /// The scheme of the `proto=` parameter of one `Forwarded` element.
@@ -107,7 +112,7 @@ mod tests {
         let name = HeaderName::from_static("forwarded");
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(&name, HeaderValue::from_str(line).unwrap());
+            headers.append(&name, HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
         elements(&headers, &name).map(str::to_owned).collect()
     }
@@ -118,6 +123,8 @@ mod tests {
         assert_eq!(list(&["a,", ", ,b, ,", ""]), ["b", "a"]);
         assert_eq!(list(&[r#"for="a,b";x="c;d", for=e"#]), ["for=e", r#"for="a,b";x="c;d""#]);
         assert_eq!(list(&[r#"x="a\",b", c"#]), ["c", r#"x="a\",b""#]);
+        // Nor does what the client wrote in another encoding.
+        assert_eq!(list(&["\u{e9}, 203.0.113.1"]), ["203.0.113.1", "?"]);
         // A quote that the client left open swallows nothing that a proxy has written behind it.
         assert_eq!(
             list(&[r#"for="evil, for=1.2.3.4, for="[2001:db8::1]:1""#]).first().map(String::as_str),

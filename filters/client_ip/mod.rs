@@ -21,7 +21,7 @@
 //!   looked at. An entry on the way that is no address ends the walk: the last trusted address before it
 //!   is as far as can be known.
 //!
-//! Empty entries are skipped. At most 64 entries from the right are walked.
+//! Empty entries are skipped. A list whose right end cannot be read yields no address, and the sources after it are not tried. At most 64 entries from the right are walked.
 //!
 //! If the peer is a trusted proxy and no source yields an address, `on_missing` decides: with `peer` the client is the proxy
 //! itself, so that all keys would bind to it; this is counted in `keylatch_client_unnamed_total`, logged once as a warning, and
@@ -224,13 +224,18 @@ impl ClientIp {
             let hops = passed(&mut elements(headers, &header::FORWARDED).map(forwarded_for));
             nth_or_last(elements(headers, &header::FORWARDED).map(forwarded_proto), hops)
         };
-        by_list.or_else(by_rfc).unwrap_or(here)
+        if says_something(headers, &X_FORWARDED_PROTO) { by_list } else { by_rfc() }.unwrap_or(here)
     }
 }
 
 /// The item at this place, or the last one if there are fewer.
 fn nth_or_last<T>(items: impl Iterator<Item = Option<T>>, index: usize) -> Option<T> {
     items.take(HOPS_MAX).enumerate().take_while(|(at, _)| *at <= index).last()?.1
+}
+
+/// Whether a list has any element.
+fn says_something(headers: &HeaderMap, name: &HeaderName) -> bool {
+    elements(headers, name).next().is_some()
 }
 
 /// One request's fields, and who sent them.
@@ -251,19 +256,25 @@ impl Walk<'_> {
         if !self.is_trusted() {
             return None;
         }
-        sources.iter().find_map(|source| {
-            let address = match source {
-                Source::CfConnectingIp => self.cloudflare(),
-                Source::XRealIp => single(self.headers, &X_REAL_IP),
-                Source::XForwardedFor => self.walk(elements(self.headers, &X_FORWARDED_FOR).map(parse_address)),
-                Source::Forwarded => self.walk(elements(self.headers, &header::FORWARDED).map(forwarded_for)),
+        for source in sources {
+            let (field, address) = match source {
+                Source::CfConnectingIp => (&CF_CONNECTING_IP, self.cloudflare()),
+                Source::XRealIp => (&X_REAL_IP, single(self.headers, &X_REAL_IP)),
+                Source::XForwardedFor => (&X_FORWARDED_FOR, self.walk(elements(self.headers, &X_FORWARDED_FOR).map(parse_address))),
+                Source::Forwarded => (&header::FORWARDED, self.walk(elements(self.headers, &header::FORWARDED).map(forwarded_for))),
             };
-            address.map(|address| (address, *source))
-        })
+            match address {
+                Some(address) => return Some((address, *source)),
+                // A list that cannot be read is no reason to believe a field that the client may have written.
+                None if matches!(source, Source::XForwardedFor | Source::Forwarded) && says_something(self.headers, field) => return None,
+                None => {}
+            }
+        }
+        None
     }
 
     fn cloudflare(&self) -> Option<IpAddr> {
-        if self.vouched == Vouched::Cloudflare {
+        if self.vouched == Vouched::Cloudflare || self.trusted.is_cloudflare(self.peer) {
             return single(self.headers, &CF_CONNECTING_IP);
         }
         let hop = match elements(self.headers, &X_FORWARDED_FOR).next() {

@@ -70,15 +70,19 @@ pub enum KeyForm {
     #[default]
     Exact,
     /// As New API and one-api read keys: `sk-` in front does not count, nor what follows the next `-` (a channel), nor upper
-    /// or lower case, which MySQL ignores. Not for services whose keys have dashes within, such as `sk-proj-…`.
+    /// or lower case, which MySQL ignores. Not for services whose keys have dashes within, such as `sk-proj-…`. Signed tokens
+    /// are named as with `exact`.
     NewApi,
 }
 
 impl KeyForm {
     /// The part of a key that names it.
     fn essence(self, key: &str) -> Cow<'_, str> {
+        if let Some(signed) = signed_part(key) {
+            return signed;
+        }
         match self {
-            KeyForm::Exact => Cow::Borrowed(signed_part(key).unwrap_or(key)),
+            KeyForm::Exact => Cow::Borrowed(key),
             KeyForm::NewApi => {
                 let name = new_api_name(key);
                 if name.bytes().any(|byte| byte.is_ascii_uppercase()) { name.to_ascii_lowercase().into() } else { name.into() }
@@ -101,23 +105,33 @@ fn new_api_name(key: &str) -> &str {
     rest.split_once('-').map_or(rest, |(key, _)| key)
 }
 
-/// `header.payload` of a key in JWS compact form (RFC 7515, section 7.1): three parts, of which the first is a JSON object
-/// with `alg`.
-pub fn signed_part(key: &str) -> Option<&str> {
-    let (signed, _) = key.rsplit_once('.')?;
-    let (header, payload) = signed.split_once('.')?;
-    if payload.contains('.') {
+/// `header.payload` of a key in JWS compact form (RFC 7515, section 7.1), of which the first part is a JSON object with `alg`. In
+/// one spelling, without the padding and stray bits that lenient verifiers may take. Not of an encrypted token, whose parts are
+/// others.
+pub fn signed_part(key: &str) -> Option<Cow<'_, str>> {
+    let (header_text, rest) = key.split_once('.')?;
+    let (payload_text, _) = rest.split_once('.')?;
+    let decoded = |text: &str| LENIENT.decode(text.trim_end_matches('=')).ok();
+    let header = decoded(header_text)?;
+    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&header).ok()?;
+    if !fields.contains_key("alg") || fields.contains_key("enc") {
         return None;
     }
-    let header = LENIENT.decode(header.trim_end_matches('=')).ok()?;
-    let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&header).ok()?;
-    fields.contains_key("alg").then_some(signed)
+    let header = LENIENT.encode(header);
+    let payload = decoded(payload_text).map_or(Cow::Borrowed(payload_text), |payload| LENIENT.encode(payload).into());
+    if header == header_text && payload == payload_text {
+        return key.get(..header_text.len() + 1 + payload_text.len()).map(Cow::Borrowed);
+    }
+    Some(format!("{header}.{payload}").into())
 }
 
 /// Takes what a lenient verifier may take.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true),
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
 );
 
 /// Turns keys into [`KeyId`]s. Holds the secret.
@@ -237,22 +251,21 @@ mod tests {
     fn a_signature_names_no_key() {
         let hasher = KeyHasher::new(b"s").with_previous([b"old".as_slice()].into_iter());
         let first = token(r#"{"alg":"ES256"}"#, "AAAA");
-        for same in ["BBBB", "", "AAA", "AAAA==", "AAAB"] {
+        for same in ["BBBB", "", "AAA", "AAAA==", "AAAB", "AAAA.BBBB", "."] {
             assert_eq!(hasher.id(&token(r#"{"alg":"ES256"}"#, same)), hasher.id(&first), "{same}");
         }
-        for other in [
-            token(r#"{"alg":"ES384"}"#, "AAAA"),
-            token(r#"{"alg":"ES256"}"#, "AAAA").replace("e30", "e31"),
-            token(r#"{"alg":"ES256"}"#, "AAAA.BBBB"),
-        ] {
+        for other in [token(r#"{"alg":"ES384"}"#, "AAAA"), token(r#"{"alg":"ES256"}"#, "AAAA").replace("e30", "eyJhIjoxfQ")] {
             assert_ne!(hasher.id(&other), hasher.id(&first), "{other}");
         }
         // What only looks like one is a key like any other.
         for key in ["a.b.c".to_owned(), token("{}", "AAAA"), token("[1]", "AAAA"), "sk-1".into(), "..".into(), token("alg", "AAAA")] {
             assert_eq!(signed_part(&key), None, "{key}");
         }
-        // A header with padding or stray bits is one all the same.
-        assert_eq!(signed_part("eyJhbGciOiJFUzI1NiJ9==.e30.AA"), Some("eyJhbGciOiJFUzI1NiJ9==.e30"));
+        // Padding and stray bits change nothing.
+        for spelled in ["eyJhbGciOiJFUzI1NiJ9==.e30.AA", "eyJhbGciOiJFUzI1NiJ9.e30=.AA", "eyJhbGciOiJFUzI1NiJ9.e31.AA"] {
+            assert_eq!(signed_part(spelled).as_deref(), Some("eyJhbGciOiJFUzI1NiJ9.e30"), "{spelled}");
+        }
+        assert_eq!(signed_part(&token(r#"{"alg":"dir","enc":"A256GCM"}"#, "AA.BB.CC")), None, "encrypted");
         assert_eq!(hasher.earlier_ids(&first).len(), 3, "by another secret, and as a whole under both");
         assert_eq!(hasher.earlier_ids("sk-1").len(), 1);
     }

@@ -23,8 +23,8 @@ pub fn key_bytes_bound(size: ByteSize) -> Result<usize, Invalid> {
     if (1024..=KEY_BYTES_MAX).contains(&bytes) { Ok(bytes) } else { Err(Invalid::new("must be between 1KiB and 32KiB")) }
 }
 
-/// Query parameters from which services are known to read a key.
-const QUERY_NAMES: [&str; 4] = ["key", "api_key", "api-key", "apikey"];
+/// Query parameters from which services are known to read a key; the last one is that of RFC 6750, section 2.3.
+const QUERY_NAMES: [&str; 5] = ["key", "api_key", "api-key", "apikey", "access_token"];
 /// What clients of Midjourney's API send in `Authorization` when the key is in `mj-api-secret`.
 const PLACEHOLDER: &str = "midjourney-proxy";
 
@@ -97,9 +97,9 @@ impl KeySource {
     }
 
     /// The keys in one line of the field. A line without a key has none or an empty one.
-    fn keys<'v>(&self, value: &'v str) -> Keys<'v> {
+    fn keys<'v>(&self, value: &'v str, form: KeyForm) -> Keys<'v> {
         match self {
-            KeySource::SecWebsocketProtocol => Keys::Protocols(value.split(',')),
+            KeySource::SecWebsocketProtocol => Keys::Protocols(value.split(','), form),
             KeySource::Authorization | KeySource::MjApiSecret | KeySource::Header(_) => Keys::One(Some(credential(value))),
             KeySource::XApiKey | KeySource::ApiKey | KeySource::XGoogApiKey | KeySource::QueryKey => {
                 Keys::One(Some(Ok(value.trim_matches([' ', '\t']))))
@@ -108,29 +108,39 @@ impl KeySource {
     }
 
     /// Whether one line of the field carries a key, or what might be taken for one.
-    pub fn carries_key(&self, value: &[u8]) -> bool {
+    pub fn carries_key(&self, value: &[u8], form: KeyForm) -> bool {
         match self {
-            KeySource::SecWebsocketProtocol => std::str::from_utf8(value).map_or(true, |text| self.keys(text).next().is_some()),
+            KeySource::SecWebsocketProtocol => std::str::from_utf8(value).map_or(true, |text| self.keys(text, form).next().is_some()),
             _ => true,
         }
     }
 
     /// The line without the key; `None`: nothing is left of it.
-    pub fn without_key(&self, value: &[u8]) -> Option<String> {
+    pub fn without_key(&self, value: &[u8], form: KeyForm) -> Option<String> {
         if *self != KeySource::SecWebsocketProtocol {
             return None;
         }
         let protocols = std::str::from_utf8(value).ok()?.split(',').map(|protocol| protocol.trim_matches([' ', '\t']));
-        let rest: Vec<&str> = protocols.filter(|protocol| !protocol.is_empty() && !protocol.starts_with(PROTOCOL)).collect();
+        let rest: Vec<&str> = protocols.filter(|protocol| !protocol.is_empty() && protocol_key(protocol, form).is_none()).collect();
         (!rest.is_empty()).then(|| rest.join(", "))
     }
 }
 
 const PROTOCOL: &str = "openai-insecure-api-key.";
 
+/// The key that one of WebSocket's protocols is. Many versions of New API take the whole field for the key where it has none with
+/// the prefix, so that there only the protocols of OpenAI's Realtime API are none.
+fn protocol_key(protocol: &str, form: KeyForm) -> Option<Result<&str, KeyError>> {
+    if let Some(key) = protocol.strip_prefix(PROTOCOL) {
+        return Some(Ok(key));
+    }
+    let known = protocol.is_empty() || protocol == "realtime" || protocol.starts_with("openai-");
+    (form == KeyForm::NewApi && !known).then_some(Err(KeyError::Malformed))
+}
+
 enum Keys<'v> {
     One(Option<Result<&'v str, KeyError>>),
-    Protocols(std::str::Split<'v, char>),
+    Protocols(std::str::Split<'v, char>, KeyForm),
 }
 
 impl<'v> Iterator for Keys<'v> {
@@ -139,7 +149,7 @@ impl<'v> Iterator for Keys<'v> {
     fn next(&mut self) -> Option<Self::Item> {
         match self {
             Keys::One(one) => one.take(),
-            Keys::Protocols(protocols) => protocols.find_map(|protocol| protocol.trim_matches([' ', '\t']).strip_prefix(PROTOCOL)).map(Ok),
+            Keys::Protocols(protocols, form) => protocols.find_map(|protocol| protocol_key(protocol.trim_matches([' ', '\t']), *form)),
         }
     }
 }
@@ -200,8 +210,7 @@ pub struct KeyReader {
     fields: Vec<(KeySource, HeaderName)>,
     bytes_max: usize,
     query: QueryUse,
-    /// `midjourney-proxy` in `Authorization` stands for the key in `mj-api-secret`.
-    placeholder: bool,
+    form: KeyForm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,6 +224,9 @@ impl KeyReader {
     pub fn new(sources: &[KeySource], bytes_max: usize, query: UnlistedQuery, form: KeyForm) -> Result<Self, Invalid> {
         let mut fields = Vec::new();
         for (index, source) in sources.iter().enumerate() {
+            if sources.iter().take(index).any(|other| other == source) {
+                return Err(Invalid::new("is listed twice").index(index));
+            }
             if let Some(name) = source.header().map_err(|invalid| invalid.index(index))? {
                 if fields.iter().any(|(_, other)| *other == name) {
                     return Err(Invalid::new(format!("`{name}` is listed twice")).index(index));
@@ -223,25 +235,26 @@ impl KeyReader {
             }
         }
         let query = if sources.contains(&KeySource::QueryKey) { QueryUse::Read } else { QueryUse::Unlisted(query) };
-        Ok(Self { fields, bytes_max, query, placeholder: form == KeyForm::NewApi })
+        Ok(Self { fields, bytes_max, query, form })
     }
 
     /// All known header fields, and any form of key.
     pub fn of_known_fields(form: KeyForm) -> Self {
         let fields = KeySource::FIELDS.into_iter().filter_map(|source| source.header().ok().flatten().map(|name| (source, name)));
         let query = QueryUse::Unlisted(UnlistedQuery::Ignored);
-        Self { fields: fields.collect(), bytes_max: KEY_BYTES_MAX, query, placeholder: form == KeyForm::NewApi }
+        Self { fields: fields.collect(), bytes_max: KEY_BYTES_MAX, query, form }
     }
 
     /// The one key of a request. The same key twice is one key, and an empty one is none.
     pub fn read<'r>(&self, request: &'r RequestHeader) -> Result<Option<Cow<'r, str>>, KeyError> {
         let mut found: Option<&str> = None;
-        let placeholder = self.placeholder && request.headers.get("mj-api-secret").is_some_and(|value| !value.is_empty());
+        // There `midjourney-proxy` in `Authorization` stands for the key in `mj-api-secret`.
+        let placeholder = self.form == KeyForm::NewApi && request.headers.get("mj-api-secret").is_some_and(|value| !value.is_empty());
         for (source, name) in &self.fields {
             let mut of_field = None;
             for line in request.headers.get_all(name) {
                 let line = line.to_str().map_err(|_| KeyError::Malformed)?;
-                for key in source.keys(line) {
+                for key in source.keys(line, self.form) {
                     let key = key?;
                     // Of several lines an upstream may read the first or the last, also if that is empty.
                     if of_field.is_some_and(|other| other != key) {
@@ -292,11 +305,10 @@ impl KeyReader {
 
 /// The parameters that some service reads as a key, without empty ones.
 fn query_keys(query: &str) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
-    let decoded = |text| percent_encoding::percent_decode_str(text).decode_utf8_lossy();
-    query.split('&').filter_map(|pair| pair.split_once('=')).filter(|(_, value)| !value.is_empty()).filter_map(move |(name, value)| {
-        let name = decoded(name);
+    // Some servers take `;` for `&`.
+    query.split(['&', ';']).flat_map(|pair| form_urlencoded::parse(pair.as_bytes())).filter_map(|(name, value)| {
         let name = QUERY_NAMES.into_iter().find(|known| name.eq_ignore_ascii_case(known))?;
-        Some((name, decoded(value)))
+        (!value.is_empty()).then_some((name, value))
     })
 }
 

@@ -122,7 +122,12 @@ fn keys_in_the_query() {
     assert_eq!(read_by(&query, "/?alt=sse&key=sk-1", &[]), some("sk-1"));
     assert_eq!(read_by(&query, "/?key=sk-1&key=sk-2", &[]), Err(KeyError::Two));
     assert_eq!(read_by(&query, "/?api_key=sk-1", &[]), Err(KeyError::InQuery));
-    assert_eq!(read_by(&query, "/?key=sk%201", &[]), Err(KeyError::Malformed));
+    for wrong in ["/?key=sk%201", "/?key=sk-1+", "/?key=+sk-1"] {
+        assert_eq!(read_by(&query, wrong, &[]), Err(KeyError::Malformed), "{wrong}");
+    }
+    for other in ["/?a=b;key=sk-2", "/?access_token=sk-2"] {
+        assert_eq!(read_by(&fields, other, &bearer), Err(KeyError::Two), "{other}");
+    }
     let ignores = KeyReader::new(&KeySource::FIELDS, KEY_BYTES, UnlistedQuery::Ignored, KeyForm::Exact).unwrap();
     assert_eq!(read_by(&ignores, "/?key=sk-2", &bearer), some("sk-1"));
     assert_eq!(read_by(&ignores, "/?key=sk-2", &[]), Ok(None));
@@ -151,10 +156,29 @@ fn the_placeholder_of_midjourney_clients() {
 }
 
 #[test]
+fn protocols_that_versions_of_new_api_take_for_a_key() {
+    let new_api = reader(&KeySource::FIELDS, KeyForm::NewApi);
+    let bearer = ("authorization", "Bearer sk-1");
+    for (protocols, expected) in [
+        ("realtime, openai-beta.realtime-v1", some("sk-1")),
+        ("sk-2", Err(KeyError::Malformed)),
+        ("sk-2-, realtime", Err(KeyError::Malformed)),
+    ] {
+        assert_eq!(read_by(&new_api, "/v1/realtime", &[bearer, ("sec-websocket-protocol", protocols)]), expected, "{protocols}");
+    }
+    assert_eq!(read(&[bearer, ("sec-websocket-protocol", "graphql-ws")]), some("sk-1"));
+}
+
+#[test]
 fn what_is_left_without_the_key() {
     let protocols = KeySource::SecWebsocketProtocol;
-    assert_eq!(protocols.without_key(b"realtime, openai-insecure-api-key.A,openai-beta.v1").as_deref(), Some("realtime, openai-beta.v1"));
-    assert_eq!(protocols.without_key(b"openai-insecure-api-key.A"), None);
-    assert_eq!(KeySource::XApiKey.without_key(b"sk-1"), None);
-    assert!(protocols.carries_key(b"a, openai-insecure-api-key.") && !protocols.carries_key(b"realtime"));
+    assert_eq!(
+        protocols.without_key(b"realtime, openai-insecure-api-key.A,openai-beta.v1", KeyForm::Exact).as_deref(),
+        Some("realtime, openai-beta.v1")
+    );
+    assert_eq!(protocols.without_key(b"openai-insecure-api-key.A", KeyForm::Exact), None);
+    assert_eq!(KeySource::XApiKey.without_key(b"sk-1", KeyForm::Exact), None);
+    assert!(protocols.carries_key(b"a, openai-insecure-api-key.", KeyForm::Exact) && !protocols.carries_key(b"realtime", KeyForm::Exact));
+    assert_eq!(protocols.without_key(b"realtime, sk-1", KeyForm::NewApi).as_deref(), Some("realtime"));
+    assert_eq!(protocols.without_key(b"realtime, sk-1", KeyForm::Exact).as_deref(), Some("realtime, sk-1"));
 }

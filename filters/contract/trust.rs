@@ -107,11 +107,16 @@ impl TrustedProxies {
         contains(&self.networks, address)
     }
 
+    /// Whether this peer is Cloudflare itself, and trusted.
+    pub fn is_cloudflare(&self, peer: IpAddr) -> bool {
+        self.trusts_cloudflare && contains(&self.cloudflare, peer)
+    }
+
     /// Whether a `CF-Connecting-IP` from this peer is Cloudflare's word. `hop` is whom the peer says it
     /// had the request from, if it says so: a proxy behind Cloudflare that somebody reached past
     /// Cloudflare passes that stranger's `CF-Connecting-IP` on, and gives itself away by the hop.
     pub fn speaks_for_cloudflare(&self, peer: IpAddr, hop: Option<IpAddr>) -> bool {
-        if self.trusts_cloudflare && contains(&self.cloudflare, peer) {
+        if self.is_cloudflare(peer) {
             return true;
         }
         let behind = |address| contains(&self.behind_cloudflare, address);

@@ -9,7 +9,7 @@ use super::value::Value;
 /// The start of the year 1, in seconds since 1970. The end is that of [`Timestamp`], a day before the year 10000.
 const SECOND_MIN: i64 = -62_135_596_800;
 /// About 10000 years: more than any difference of two timestamps.
-const SPAN_SECONDS_MAX: i64 = 315_576_000_000;
+const SPAN_SECONDS_MAX: u64 = 315_576_000_000;
 
 /// A part of a timestamp or of a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub fn point<'v>(time: Option<Timestamp>) -> Result<Value<'v>, Trouble> {
 
 /// A duration within the span that CEL knows.
 pub fn span<'v>(span: Option<SignedDuration>) -> Result<Value<'v>, Trouble> {
-    span.filter(|span| span.as_secs().abs() <= SPAN_SECONDS_MAX).map(Value::Duration).ok_or(Trouble::Range)
+    span.filter(|span| span.as_secs().unsigned_abs() <= SPAN_SECONDS_MAX).map(Value::Duration).ok_or(Trouble::Range)
 }
 
 /// RFC 3339 and nothing else: `2026-11-29T21:30:00Z`, with a fraction and another offset if need be.

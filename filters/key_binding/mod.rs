@@ -27,7 +27,8 @@
 //!
 //! `from` lists the places where a key may stand: `authorization`, `x-api-key`, `api-key`, `x-goog-api-key`,
 //! `mj-api-secret`, `sec-websocket-protocol` (these are the default), `query-key` (the parameter `key` of Gemini clients),
-//! and `{header: NAME}` for any other field. `Bearer ` in front of a key does not belong to it, and an empty one is none.
+//! and `{header: NAME}` for any other field. `Bearer ` in front of a key is skipped in `authorization`, `mj-api-secret` and
+//! `{header: NAME}`; an empty key is none.
 //! The lines of a known field that is not listed do not reach the upstream. A key in the query that is not listed is
 //! refused with 401, also with `on_missing: allow`. Two different keys in one request are refused with 400: one could be
 //! judged and the other served. A key longer than `key_bytes` is refused with 400.
@@ -54,8 +55,9 @@ use pingora_http::ResponseHeader;
 use prometheus::IntCounter;
 
 use crate::contract::{
-    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader, KeySource, Leash, Problem,
-    Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx, failure, key_bytes_bound,
+    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyForm, KeyHasher, KeyReader, KeySource, Leash,
+    Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx, failure,
+    key_bytes_bound,
 };
 use crate::rate_limit::ceil_s;
 use crate::rate_limit::gcra::Table;
@@ -180,7 +182,7 @@ impl Filter for KeyBinding {
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _admitted: &mut Self::State) -> Result<()> {
         for (source, name) in &self.unread {
             if cx.request.headers.contains_key(name) {
-                remove_keys(source, name, cx)?;
+                remove_keys(source, name, self.hasher.form(), cx)?;
             }
         }
         Ok(())
@@ -356,16 +358,16 @@ fn unread(from: &[KeySource]) -> Result<Vec<(KeySource, HeaderName)>, Invalid> {
 
 /// Removes the client's lines of a field that is not read. Lines that another filter has set stay, and of WebSocket's
 /// protocols all but the keys.
-fn remove_keys(source: &KeySource, name: &HeaderName, cx: &mut UpstreamCx<'_>) -> Result<()> {
+fn remove_keys(source: &KeySource, name: &HeaderName, form: KeyForm, cx: &mut UpstreamCx<'_>) -> Result<()> {
     let sent: Vec<&HeaderValue> = cx.request.headers.get_all(name).iter().collect();
-    let goes = |line: &HeaderValue| sent.contains(&line) && source.carries_key(line.as_bytes());
+    let goes = |line: &HeaderValue| sent.contains(&line) && source.carries_key(line.as_bytes(), form);
     let lines: Vec<HeaderValue> = cx.upstream.headers.get_all(name).iter().cloned().collect();
     if !lines.iter().any(goes) {
         return Ok(());
     }
     cx.upstream.remove_header(name);
     for line in lines {
-        let left = if goes(&line) { source.without_key(line.as_bytes()).map(HeaderValue::try_from) } else { Some(Ok(line)) };
+        let left = if goes(&line) { source.without_key(line.as_bytes(), form).map(HeaderValue::try_from) } else { Some(Ok(line)) };
         if let Some(line) = left.transpose().map_err(failure)? {
             cx.upstream.append_header(name.clone(), line).map_err(failure)?;
         }

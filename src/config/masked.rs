@@ -130,7 +130,8 @@ fn masked(text: &str) -> String {
 
 /// A web address with its user, password and query masked; `None`: it has none of them.
 fn url_without_secrets(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://").filter(|(scheme, _)| ["http", "https"].contains(scheme))?;
+    let (scheme, rest) =
+        text.split_once("://").filter(|(scheme, _)| ["http", "https"].iter().any(|web| scheme.eq_ignore_ascii_case(web)))?;
     let (before, query) = rest.split_once('?').map_or((rest, None), |(before, query)| (before, Some(query)));
     let (authority, path) = before.split_at(before.find('/').unwrap_or(before.len()));
     let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
@@ -163,6 +164,7 @@ mod tests {
             ("https://u:p@id.example.com/introspect", Some("https://••••••••@id.example.com/introspect")),
             ("http://127.0.0.1:1/x?token=s", Some("http://127.0.0.1:1/x?••••••••")),
             ("https://a@b?c", Some("https://••••••••@b?••••••••")),
+            ("HTTPS://a:b@c/d?e", Some("HTTPS://••••••••@c/d?••••••••")),
             ("/path?x", None),
             ("postgres://u:p@h/d", None),
         ] {

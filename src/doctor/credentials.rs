@@ -9,12 +9,13 @@ use crate::config::model::FilterItem;
 /// Filters that judge who sends a request.
 const JUDGES: [&str; 3] = ["key_binding", "bearer", "client_certificate"];
 /// Requests with which New API, one-api, and the APIs of OpenAI, Anthropic and Gemini read a key, one for each group of paths.
-const READ_KEYS: [(Method, &str); 11] = [
+const READ_KEYS: [(Method, &str); 12] = [
     (Method::POST, "/v1/chat/completions"),
     (Method::POST, "/v1/messages"),
     (Method::POST, "/v1beta/models/m:generateContent"),
     (Method::POST, "/mj/submit/imagine"),
     (Method::POST, "/fast/mj/submit/imagine"),
+    (Method::POST, "/api/mj/submit/imagine"),
     (Method::POST, "/suno/submit/music"),
     (Method::POST, "/kling/v1/videos/text2video"),
     (Method::POST, "/jimeng/"),
@@ -30,17 +31,21 @@ pub fn look(snapshot: &Snapshot, found: &mut Findings) {
 
 /// Routes that take such a request to an upstream which another route guards.
 fn unjudged_paths(snapshot: &Snapshot, found: &mut Findings) {
-    let judges = |index: usize| snapshot.routes.get(index).is_some_and(|route| route.chain.names().any(|(name, _)| JUDGES.contains(&name)));
-    let guarded: Vec<&str> = (0..snapshot.routes.len())
-        .filter(|index| judges(*index))
-        .filter_map(|index| Some(&*snapshot.routes.get(index)?.upstream.name))
-        .collect();
+    let judging = |(name, shadow): (&str, bool)| !shadow && JUDGES.contains(&name);
+    let judges = |index: usize| snapshot.routes.get(index).is_some_and(|route| route.chain.names().any(judging));
+    // Two upstreams may name one server.
+    let servers = |index: usize| {
+        let name = snapshot.routes.get(index).map(|route| &*route.upstream.name);
+        let upstreams = snapshot.settings.upstreams.iter().filter(move |upstream| Some(upstream.name.as_str()) == name);
+        upstreams.flat_map(|upstream| &upstream.servers).map(|server| server.address.as_str())
+    };
+    let guarded: Vec<&str> = (0..snapshot.routes.len()).filter(|index| judges(*index)).flat_map(servers).collect();
     // A route with hosts of its own is asked by each of them.
     let mut hosts: Vec<String> =
         snapshot.settings.routes.iter().flat_map(|route| &route.matches.hosts).map(|host| host.replace('*', "a")).collect();
     hosts.push("localhost".into());
     for (index, route) in snapshot.routes.iter().enumerate() {
-        if judges(index) || !guarded.contains(&&*route.upstream.name) {
+        if judges(index) || !servers(index).any(|server| guarded.contains(&server)) {
             continue;
         }
         let takes = |method: &Method, path: &str| {
