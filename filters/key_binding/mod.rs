@@ -39,7 +39,8 @@
 //! at a time, each of which makes room for another when it was not used for `window`. First use makes a `single` one,
 //! or with `rule: {roaming: {networks_max: 3, window: 24h}}` a roaming one. A banned key is refused from everywhere.
 //!
-//! In shadow mode keys are bound and judged, and whoever would be refused passes; no intercept is recorded.
+//! In shadow mode keys are bound and judged, and no request is refused. A request that would be refused is recorded as an
+//! intercept with the mark `shadow`: `keylatch intercepts list --shadow only`. `alerts.intercepts.shadow` includes them in alerts.
 //! Needs `client_ip` before it, or else it judges by the peer.
 
 mod config;
@@ -245,7 +246,7 @@ impl KeyBinding {
     /// as it is: a known key is not an unknown one.
     async fn roamed(&self, cx: &RequestCx<'_>, holds: Arc<Binding>) -> Arc<Binding> {
         let (client, now) = (cx.client(), cx.now.wall);
-        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) && !cx.shadow;
+        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now);
         match roams {
             true => self.bindings.roam(holds.id, self.network(client), now).await.ok().flatten().unwrap_or(holds),
             false => holds,
@@ -283,21 +284,20 @@ impl KeyBinding {
     }
 
     fn refuse(&self, cx: &RequestCx<'_>, key: Key, binding: &Binding) -> Reply {
-        if !cx.shadow {
-            let user_agent = cx.headers().get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
-            self.bindings.intercepted(Intercept {
-                id: key.id,
-                hint: key.hint,
-                client: cx.client(),
-                networks: binding.networks.clone(),
-                method: cx.request.method.as_str().to_owned(),
-                path: cut(cx.request.uri.path(), PATH_BYTES_MAX),
-                user_agent: cut(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
-                route: cx.route.to_owned(),
-                banned: binding.banned,
-                at: cx.now.wall,
-            });
-        }
+        let user_agent = cx.headers().get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        self.bindings.intercepted(Intercept {
+            id: key.id,
+            hint: key.hint,
+            client: cx.client(),
+            networks: binding.networks.clone(),
+            method: cx.request.method.as_str().to_owned(),
+            path: cut(cx.request.uri.path(), PATH_BYTES_MAX),
+            user_agent: cut(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
+            route: cx.route.to_owned(),
+            banned: binding.banned,
+            shadow: cx.shadow,
+            at: cx.now.wall,
+        });
         // One answer for both: whoever holds a stolen key learns nothing from the difference.
         let reason = if binding.banned { "banned" } else { "other_network" };
         not_here(reason)

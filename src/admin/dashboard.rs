@@ -293,7 +293,8 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         }
         Ok((steps, all))
     };
-    let wanted = Wanted { since_ms: Some(first_ms), limit: TOP, ..Wanted::default() };
+    // What was not refused is no trouble of a client: it is on the page of intercepts alone.
+    let wanted = Wanted { since_ms: Some(first_ms), shadow: Some(false), limit: TOP, ..Wanted::default() };
     let groups =
         async |by| -> Answer<Vec<Group>> { Ok(desk.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect()) };
     // All at once: each waits for the database most of its time.

@@ -31,6 +31,9 @@ struct Filter {
     /// Because of this
     #[arg(long)]
     reason: Option<Reason>,
+    /// Of filters in shadow mode, whose requests were not refused, beside the others
+    #[arg(long, default_value = "with")]
+    shadow: Shadow,
     /// Not before this time (RFC 3339)
     #[arg(long)]
     since: Option<String>,
@@ -51,6 +54,16 @@ enum Reason {
     Elsewhere,
     /// It is banned
     Banned,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Shadow {
+    /// Both
+    With,
+    /// Only those of filters in shadow mode
+    Only,
+    /// Only requests that were refused
+    Without,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -79,6 +92,16 @@ fn word(value: impl ValueEnum) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
+impl Shadow {
+    fn wanted(self) -> Option<bool> {
+        match self {
+            Self::With => None,
+            Self::Only => Some(true),
+            Self::Without => Some(false),
+        }
+    }
+}
+
 impl Filter {
     fn query(&self) -> Vec<(&'static str, Option<String>)> {
         vec![
@@ -86,6 +109,7 @@ impl Filter {
             ("client", self.client.clone()),
             ("route", self.route.clone()),
             ("reason", self.reason.and_then(word)),
+            ("shadow", self.shadow.wanted().map(|shadow| shadow.to_string())),
             ("since", self.since.clone()),
             ("until", self.until.clone()),
         ]
@@ -125,7 +149,7 @@ fn plain(row: &Value) -> String {
         text(row, "last_at"),
         key(row),
         text(row, "hint"),
-        text(row, "reason"),
+        if row.get("shadow") == Some(&Value::Bool(true)) { format!("{} (shadow)", text(row, "reason")) } else { text(row, "reason") },
         text(row, "method"),
         text(row, "path")
     )

@@ -383,4 +383,6 @@ export default {
   "answered by a filter": "由过滤器应答",
   "would have been, in shadow": "影子模式下的判定",
   "Providers": "身份提供方",
+  "Shadow mode": "影子模式",
+  "let through": "已放行",
 };

@@ -40,6 +40,7 @@ fn intercept(key: &str) -> Intercept {
         user_agent: String::new(),
         route: "r".into(),
         banned: false,
+        shadow: false,
         at: SystemTime::now(),
     }
 }
@@ -78,6 +79,7 @@ async fn contract(authority: Arc<dyn Authority>) {
     roams(&store).await;
     lists::listed(&store).await;
     lists::intercepts(&store).await;
+    lists::latest_first(&store).await;
     accounts::accounts(&store).await;
     accounts::providers(&store).await;
     accounts::guesses(&store).await;

@@ -34,6 +34,7 @@ export function Intercepts({ route, live }) {
     <form class="search" role="search" onSubmit=${(event) => event.preventDefault()}>
       ${text("key_id", t("Key id"))} ${text("client", t("Address or network"))} ${text("path", t("Path begins with"))} ${text("route", t("Route"))}
       <${Field} label=${t("Why")} as="select" value=${filter.reason || ""} onInput=${(reason) => put({ reason })}><option value="">${t("any")}</option><option value="elsewhere" selected=${filter.reason === "elsewhere"}>${t("bound elsewhere")}</option><option value="banned" selected=${filter.reason === "banned"}>${t("banned")}</option></${Field}>
+      <${Field} label=${t("Shadow mode")} as="select" value=${filter.shadow || ""} onInput=${(shadow) => put({ shadow })}><option value="">${t("any")}</option><option value="true" selected=${filter.shadow === "true"}>${t("let through")}</option><option value="false" selected=${filter.shadow === "false"}>${t("refused")}</option></${Field}>
       <${Field} label=${t("When")} as="select" value=${filter.span || ""} onInput=${(span) => put({ span, since: undefined })}><option value="">${t("any time")}</option>${Object.entries(NAMES).map(([span, name]) => html`<option value=${span} selected=${filter.span === span}>${name()}</option>`)}</${Field}>
       <${Field} label=${t("Together by")} as="select" value=${filter.by || ""} onInput=${(by) => put({ by })}><option value="">${t("one by one")}</option><option value="key" selected=${filter.by === "key"}>${t("key")}</option><option value="client" selected=${filter.by === "client"}>${t("address")}</option></${Field}>
     </form>
@@ -47,7 +48,7 @@ export function Intercepts({ route, live }) {
           [t("Times"), (row) => number(row.count), "number"],
           [t("Key"), (row) => html`<${KeyId} id=${row.key_id} hint=${row.hint} />`],
           [t("Used from"), (row) => html`<code>${row.client}</code>`],
-          [t("Why"), (row) => (row.reason === "banned" ? html`<${Badge} kind="bad">${t("banned")}</${Badge}>` : html`${t("bound to")} ${row.networks.map((net) => html`<code>${net.replace(/\/(32|128)$/, "")}</code> `)}`)],
+          [t("Why"), (row) => html`${row.shadow && html`<${Badge}>${t("shadow")}</${Badge}> `}${row.reason === "banned" ? html`<${Badge} kind="bad">${t("banned")}</${Badge}>` : html`${t("bound to")} ${row.networks.map((net) => html`<code>${net.replace(/\/(32|128)$/, "")}</code> `)}`}`],
           [t("Request"), (row) => html`<code>${row.method} ${row.path}</code> <small>${row.route}</small>`],
           [t("Client"), (row) => html`<small>${row.user_agent || "–"}</small>`],
           [t("Do"), (row) => row.reason === "elsewhere" && may("bindings") && html`<${Action} run=${allow(row)} label=${t("Allow {client}", row)}>${t("Allow")}</${Action}>`],
