@@ -44,13 +44,14 @@
 //! Needs `client_ip` before it, or else it judges by the peer.
 
 mod config;
+mod dry_run;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use pingora_http::ResponseHeader;
 use prometheus::IntCounter;
 
@@ -143,14 +144,23 @@ impl Filter for KeyBinding {
             Err(error) => return Ok(malformed(error).into()),
         };
         cx.facts.put(key.clone());
-        match self.judge(cx, &key).await {
+        let dry_run = cx.is_dry_run();
+        let verdict = if dry_run { self.foresee(cx, &key).await } else { self.judge(cx, &key).await };
+        match verdict {
             Ok(Verdict::Admitted(binding)) => {
-                self.bindings.used(key.id, cx.now.wall);
+                if !dry_run {
+                    self.bindings.used(key.id, cx.now.wall);
+                }
                 cx.facts.put(Arc::clone(&binding));
                 *admitted = Some((cx.client(), binding));
                 Ok(Flow::Continue)
             }
-            Ok(Verdict::Refused(binding)) => Ok(self.refuse(cx, key, &binding).into()),
+            Ok(Verdict::Refused(binding)) => {
+                if !dry_run {
+                    self.intercepted(cx, key, &binding);
+                }
+                Ok(refusal(&binding).into())
+            }
             Ok(Verdict::Unknown) => Ok(not_here("unknown_key").into()),
             Ok(Verdict::TooMany(wait)) => Ok(too_many(wait).into()),
             Err(error) => Ok(self.store_failed(cx, &error)),
@@ -276,14 +286,10 @@ impl KeyBinding {
 
     /// The network a first use binds to.
     fn network(&self, client: IpAddr) -> IpNet {
-        match client {
-            // `compile` has seen to it that the prefixes are valid ones.
-            IpAddr::V4(v4) => Ipv4Net::new(v4, self.config.ipv4_prefix).map_or(IpNet::from(client), |net| net.trunc().into()),
-            IpAddr::V6(v6) => Ipv6Net::new(v6, self.config.ipv6_prefix).map_or(IpNet::from(client), |net| net.trunc().into()),
-        }
+        self.config.network(client)
     }
 
-    fn refuse(&self, cx: &RequestCx<'_>, key: Key, binding: &Binding) -> Reply {
+    fn intercepted(&self, cx: &RequestCx<'_>, key: Key, binding: &Binding) {
         let user_agent = cx.headers().get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
         self.bindings.intercepted(Intercept {
             id: key.id,
@@ -298,9 +304,6 @@ impl KeyBinding {
             shadow: cx.shadow,
             at: cx.now.wall,
         });
-        // One answer for both: whoever holds a stolen key learns nothing from the difference.
-        let reason = if binding.banned { "banned" } else { "other_network" };
-        not_here(reason)
     }
 
     fn store_failed(&self, cx: &mut RequestCx<'_>, error: &StoreError) -> Flow {
@@ -326,6 +329,11 @@ impl KeyBinding {
 /// Whether what this begins may go on for long: an event stream, or what is not HTTP any more.
 fn lasts(response: &ResponseHeader) -> bool {
     response.status == StatusCode::SWITCHING_PROTOCOLS || is_event_stream(&response.headers)
+}
+
+/// One answer for both: a client with a stolen key learns nothing from the difference.
+fn refusal(binding: &Binding) -> Reply {
+    not_here(if binding.banned { "banned" } else { "other_network" })
 }
 
 fn not_here(reason: &'static str) -> Reply {

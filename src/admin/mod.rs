@@ -14,6 +14,7 @@ mod cookie;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod dashboard;
 mod events;
+mod explain;
 mod export;
 mod extract;
 mod health;
@@ -151,6 +152,7 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(audit::export))
         .routes(routes!(configuration::get))
         .routes(routes!(configuration::reload))
+        .routes(routes!(explain::explain))
         .merge(OpenApiRouter::new().routes(routes!(configuration::check)).layer(DefaultBodyLimit::max(CONFIG_BYTES_MAX)))
 }
 

@@ -84,7 +84,8 @@ enum Command {
     Upgrade(ConfigFile),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
-    /// Say what would become of a request: its client address and why, its route, what each filter, rule and limit says. Sends nothing
+    /// Say what would become of a request, by the process that runs here: its client address and why, its route, what each filter, rule,
+    /// binding and limit says. Sends, counts and binds nothing
     Explain(explain::Explain),
     /// Print the manual of the filters, or of one
     Filters {
