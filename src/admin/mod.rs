@@ -165,6 +165,6 @@ pub fn router(api: Arc<Api>) -> Router {
         .fallback(problem::no_such_call)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn(extract::own_origin));
+        .layer(middleware::from_fn_with_state(Known(Arc::clone(&api)), extract::own_origin));
     health::routes().merge(console::routes()).merge(api_calls).with_state(Known(api))
 }
