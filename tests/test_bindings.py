@@ -441,7 +441,7 @@ def test_a_secret_is_rotated(replicas, database, tmp_path):
     other.write(secrets="{key_hmac: ffffffffffffffffffffffffffffffff}")
     other.start()
     assert ask(other, "sk-rotated-0001-abcdefgh", "127.0.0.2").status == 403
-    assert new.command("bindings", "list").stdout.count("\n") == 3 and short
+    assert new.command("bindings", "list").stdout.count("\n") == 4 and short
     with pytest.raises(AssertionError, match="another secrets.key_hmac"):
         replicas(1)
     assert "another secrets.key_hmac" in old.command("bindings", "list").stderr
@@ -536,7 +536,7 @@ def test_commands_on_sqlite_make_nothing(start, echo_upstream, tmp_path):
     assert said.returncode == 0 and said.stderr == ""
     assert ask(replica, "sk-here-0002-abcdefgh").status == 200
     said = replica.command("bindings", "list", "--limit", "1")
-    assert said.returncode == 0 and "there are more" in said.stderr and len(said.stdout.splitlines()) == 1
+    assert said.returncode == 0 and "there are more" in said.stderr and len(said.stdout.splitlines()) == 2
 
 
 def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server, monkeypatch):
