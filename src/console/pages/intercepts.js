@@ -1,9 +1,10 @@
 // Requests that were refused because of a binding.
 
 import { call, download, get, may, query } from "../api.js";
+import { meant, resolve, SearchField } from "../find.js";
 import { html, useEffect, useState } from "../html.js";
 import { number, t } from "../i18n.js";
-import { go, href } from "../route.js";
+import { go, href, parse } from "../route.js";
 import { Action, Badge, Done, Field, KeyId, More, Page, Table, Time, Trouble, useList, useLoad } from "../ui.js";
 
 const SPANS = { "1h": 3600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400 };
@@ -17,14 +18,22 @@ function asked({ span, by, ...filter }) {
 
 export function Intercepts({ route, live }) {
   const filter = route.params;
-  const put = (change) => go("intercepts", { ...filter, ...change });
+  const put = (change) => go("intercepts", { ...parse().params, ...change });
   const [done, setDone] = useState("");
   const [missed, setMissed] = useState(0);
   const list = useList((cursor, signal) => (filter.by ? Promise.resolve({ items: [], next: null }) : get(`/logs${query({ ...asked(filter), cursor })}`, { signal })), [JSON.stringify(filter)]);
   useEffect(() => {
     if (live.fresh?.length) setMissed((n) => n + live.fresh.reduce((sum, one) => sum + one.count, 0));
   }, [live.fresh]);
-  const text = (name, label, more) => html`<${Field} label=${label} value=${filter[name] || ""} onInput=${(value) => put({ [name]: value })} ...${more} />`;
+  // A key, a hint or an address is found from each of the fields, and a key is put into none.
+  const text = (name, label) => html`<${SearchField} label=${label} value=${filter[name] || ""} find=${async (said) => {
+    if (!said) return put({ [name]: "" });
+    const { key_id, network, word, several } = name === "key_id" || name === "client" ? await resolve(said, { hints: true }) : await resolve(meant(said).key ? said : "");
+    if (key_id) return put({ key_id });
+    if (network) return put({ client: network });
+    if (several) return go("bindings", { hint: word });
+    return name === "key_id" || name === "client" ? t("No key id, key, hint or address fits this.") : put({ [name]: said });
+  }} />`;
   const file = (format) => () => download(`/logs/export${query({ ...asked(filter), format })}`);
   const allow = (row) => async () => {
     await call("POST", "/bindings/allow", { key_id: row.key_id, ip: row.client });
@@ -32,7 +41,7 @@ export function Intercepts({ route, live }) {
   };
   return html`<${Page} title=${t("Intercepts")} actions=${html`<${Action} run=${file("csv")}>CSV</${Action}><${Action} run=${file("jsonl")}>JSON</${Action}>`}>
     <form class="search" role="search" onSubmit=${(event) => event.preventDefault()}>
-      ${text("key_id", t("Key id"))} ${text("client", t("Address or network"))} ${text("path", t("Path begins with"))} ${text("route", t("Route"))}
+      ${text("key_id", t("Key"))} ${text("client", t("Address or network"))} ${text("path", t("Path begins with"))} ${text("route", t("Route"))}
       <${Field} label=${t("Why")} as="select" value=${filter.reason || ""} onInput=${(reason) => put({ reason })}><option value="">${t("any")}</option><option value="elsewhere" selected=${filter.reason === "elsewhere"}>${t("bound elsewhere")}</option><option value="banned" selected=${filter.reason === "banned"}>${t("banned")}</option></${Field}>
       <${Field} label=${t("Shadow mode")} as="select" value=${filter.shadow || ""} onInput=${(shadow) => put({ shadow })}><option value="">${t("any")}</option><option value="true" selected=${filter.shadow === "true"}>${t("let through")}</option><option value="false" selected=${filter.shadow === "false"}>${t("refused")}</option></${Field}>
       <${Field} label=${t("When")} as="select" value=${filter.span || ""} onInput=${(span) => put({ span, since: undefined })}><option value="">${t("any time")}</option>${Object.entries(NAMES).map(([span, name]) => html`<option value=${span} selected=${filter.span === span}>${name()}</option>`)}</${Field}>
