@@ -173,7 +173,7 @@ def end_them(keylatch, banned, ended, left):
     assert keylatch.command("bindings", "ban", "-", stdin="sk-banned-0001-abcdefgh").returncode == 0
     with pytest.raises(ConnectionClosed):
         banned.recv(5)
-    number = listed[1].split()[0]
+    number = listed[2].split()[0]
     assert keylatch.command("streams", "end", number).returncode == 0
     with pytest.raises(ConnectionClosed):
         ended.recv(5)
