@@ -138,8 +138,8 @@ impl Chain {
         Ok(None)
     }
 
-    /// What each filter does with a request, whatever those before it say: for who wants to know, not for requests. What
-    /// would change counts and bindings changes them.
+    /// What each filter does with a request, whatever those before it say: for who wants to know, not for requests. With
+    /// the fact [`crate::contract::DryRun`] counts and bindings stay as they are.
     pub async fn explain(&self, cx: &mut RequestCx<'_>) -> Result<Vec<Explained>> {
         let mut explained = Vec::new();
         for item in &self.items {

@@ -180,6 +180,9 @@ impl Filter for ConcurrencyLimit {
             },
             None => self.open.take(&things, self.most),
         };
+        if cx.is_dry_run() {
+            return Ok(self.reply(taken.is_some(), cx));
+        }
         self.note(&things, taken.as_ref().map(|(_, used)| *used), cx);
         *place = taken.map(|(lease, _)| lease);
         match (place.is_some(), cx.shadow) {
@@ -187,15 +190,19 @@ impl Filter for ConcurrencyLimit {
             (false, true) => self.shadowed.inc(),
             (false, false) => self.refused.inc(),
         }
-        let says = if place.is_some() { "there is room" } else { "there is none" };
-        if let Some(trace) = cx.facts.get_mut::<Trace>() {
-            trace.0.push(format!("limit `{}`: {} open at once; {says}", self.name, self.most));
-        }
-        if place.is_some() { Ok(Flow::Continue) } else { Ok(refusal(self.most).detail(format!("limit `{}`", self.name)).into()) }
+        Ok(self.reply(place.is_some(), cx))
     }
 }
 
 impl ConcurrencyLimit {
+    fn reply(&self, has_room: bool, cx: &mut RequestCx<'_>) -> Flow {
+        let says = if has_room { "there is room" } else { "there is none" };
+        if let Some(trace) = cx.facts.get_mut::<Trace>() {
+            trace.0.push(format!("limit `{}`: {} open at once; {says}", self.name, self.most));
+        }
+        if has_room { Flow::Continue } else { refusal(self.most).detail(format!("limit `{}`", self.name)).into() }
+    }
+
     /// Lets operators see who is near or at the limit.
     fn note(&self, things: &Things, used: Option<u32>, cx: &RequestCx<'_>) {
         let (over, most) = (used.is_none(), self.most);

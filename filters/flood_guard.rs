@@ -72,7 +72,8 @@ impl Filter for FloodGuard {
 
     async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
         let network = self.prefixes.network(cx.client());
-        let seen = self.sketch.observe(&network, 1);
+        // A look counts nothing, and says how many there would be with this one.
+        let seen = if cx.is_dry_run() { self.sketch.observe(&network, 0) + 1 } else { self.sketch.observe(&network, 1) };
         if seen <= isize::try_from(self.limit).unwrap_or(isize::MAX) {
             return Ok(Flow::Continue);
         }

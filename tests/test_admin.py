@@ -42,7 +42,7 @@ def test_find_a_refused_user_by_his_key_allow_his_address_and_ban_him(replica):
     one = admin.get(f"/bindings/{binding['key_id'][:12]}")
     assert one.json() == binding and one.headers["etag"] == f'"{binding["version"]}"'
     allowed = admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, headers={"if-match": one.headers["etag"]}).json()
-    assert allowed["rule"] == "multiple" and allowed["networks"] == ["127.0.0.1/32", "127.0.0.2/32"] and allowed["made_by"] == "admin"
+    assert allowed["rule"] == "multiple" and allowed["networks"] == ["127.0.0.1/32", "127.0.0.2/32"] and allowed["made_by"] == "first_use"
     wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "it passes", 3)
     admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, 409)
     # Whoever looked at it before sees that somebody was faster.

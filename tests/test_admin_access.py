@@ -400,3 +400,25 @@ def test_a_viewer_sees_nothing_of_accounts_and_a_file_ends_with_the_sign_in(repl
     assert {entry["action"].split(".")[0] for entry in viewer.get("/audit").json()["items"]} == {"setting"}
     assert {json.loads(line)["action"].split(".")[0] for line in viewer.get("/audit/export").text.splitlines()} == {"setting"}
     assert viewer.get("/audit?action=session").json()["items"] == []
+
+
+def test_failed_sign_ins_are_in_the_log_and_the_audit(start, echo_upstream):
+    replica = start(echo_upstream, storage=SQLITE, env=ENV)
+    admin = signed_in(replica)
+    other = Admin(replica, source="127.0.0.9")
+    other.sign_in(password="a-wrong-horse-battery", status=401)
+    # What is typed into the field of the name may be a password.
+    other.sign_in("my-secret-horse-battery", "x", status=401)
+    refused = admin.get("/audit", params={"action": "session.refused"}).json()["items"]
+    assert [(entry["target"], entry["origin"], entry["actor"], entry["after"]) for entry in refused if entry["origin"] != "127.0.0.1"] == [
+        ("unknown", "127.0.0.9", "anonymous", {"reason": "wrong"}), ("admin", "127.0.0.9", "anonymous", {"reason": "wrong"}),
+    ]
+    for _ in range(6):
+        other.sign_in(password="a-wrong-horse-battery", status=None)
+    log = replica.stderr.read_text()
+    assert 'WARN sign-in failed client=127.0.0.9 account="admin" reason="wrong"' in log and 'reason="locked"' in log, log
+    everything = log + replica.stdout.read_text() + admin.get("/audit", params={"limit": 100}).text
+    assert "my-secret-horse" not in everything and "a-wrong-horse" not in everything
+    assert "session.refused" in replica.command("audit", "--action", "session.refused").stdout
+    viewer = admin.other("viewer", "viewer")
+    assert not viewer.get("/audit", params={"action": "session.refused"}).json()["items"], "it is about accounts"

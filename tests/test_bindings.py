@@ -88,13 +88,13 @@ def test_the_commands_of_an_operator(replicas, database, start, echo_upstream):
         assert (row["rule"], row["made_by"], row["networks"]) == ("single", "first_use", ["127.0.0.1/32"])
         assert json.loads(run("ban", short).stdout)["banned"] is True
         wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh").status == 403, "the ban is in force", 3)
-        assert run("list", "--banned").stdout.count("\n") == 1
+        assert run("list", "--banned").stdout.count("\n") == 2
         assert json.loads(run("unban", short).stdout)["banned"] is False
         changed = run("set", short, "--network", "127.0.0.2", "--network", "127.0.1.0/24", "--note", "home", "--label", "team-a")
         assert json.loads(changed.stdout)["rule"] == "multiple", changed.stderr
         wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.1.9").status == 200, "the change is in force", 3)
         assert ask(replica, "sk-operated-0001-abcdefgh").status == 403
-        assert run("list", "--label", "team-a", "--address", "127.0.1.77").stdout.count("\n") == 1
+        assert run("list", "--label", "team-a", "--address", "127.0.1.77").stdout.count("\n") == 2
         assert run("list", "--address", "127.0.2.1").stdout == ""
         assert run("unbind", short).returncode == 0
         wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.0.3").status == 200, "it binds anew", 3)
@@ -441,7 +441,7 @@ def test_a_secret_is_rotated(replicas, database, tmp_path):
     other.write(secrets="{key_hmac: ffffffffffffffffffffffffffffffff}")
     other.start()
     assert ask(other, "sk-rotated-0001-abcdefgh", "127.0.0.2").status == 403
-    assert new.command("bindings", "list").stdout.count("\n") == 3 and short
+    assert new.command("bindings", "list").stdout.count("\n") == 4 and short
     with pytest.raises(AssertionError, match="another secrets.key_hmac"):
         replicas(1)
     assert "another secrets.key_hmac" in old.command("bindings", "list").stderr
@@ -536,7 +536,7 @@ def test_commands_on_sqlite_make_nothing(start, echo_upstream, tmp_path):
     assert said.returncode == 0 and said.stderr == ""
     assert ask(replica, "sk-here-0002-abcdefgh").status == 200
     said = replica.command("bindings", "list", "--limit", "1")
-    assert said.returncode == 0 and "there are more" in said.stderr and len(said.stdout.splitlines()) == 1
+    assert said.returncode == 0 and "there are more" in said.stderr and len(said.stdout.splitlines()) == 2
 
 
 def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server, monkeypatch):

@@ -195,6 +195,8 @@ def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, 
     wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "it passes", 3)
     browser.sees("allowed")
     browser.press("Ban")
+    browser.sees("Unban undoes it.")
+    browser.press("Ban", "//dialog")
     browser.sees("It is refused from everywhere.")
     wait_for(lambda: ask(replica, KEY).status == 403, "it is refused", 3)
     # Somebody else is faster: nothing that was typed is lost, and nothing of his is undone.
@@ -214,7 +216,7 @@ def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, 
     # Back and forth.
     browser.press("← All bindings")
     browser.sees("Order")
-    browser.fill("Label", "team-a")
+    browser.fill("Label", "team-a" + Keys.ENTER)
     wait_for(lambda: "label=team-a" in driver.current_url, "the filter is in the address")
     browser.sees("1 of 1 shown")
     driver.get(driver.current_url)
@@ -257,12 +259,78 @@ def test_intercepts_appear_by_themselves_and_many_bindings_change_at_once(browse
     browser.sees("6 of 6 shown")
 
 
+def test_a_pasted_key_is_found_from_every_field_and_never_in_an_address(browser, replica, driver):
+    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    other = signed_in(replica)
+    key_id = other.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
+    wait_for(lambda: other.get("/logs").json()["items"], "it is written")
+    browser.sign_in()
+    browser.sees("Requests a second")
+    seen = "window.performance.getEntriesByType('resource').map(entry => entry.name).join(' ') + location.href"
+
+    def find(page, field, text, there):
+        browser.open(page)
+        browser.sees("Live")
+        browser.fill(field, text)
+        browser.holds(field, text)
+        browser.fill(field, text + Keys.ENTER)
+        try:
+            wait_for(lambda: there in driver.current_url, f"{there} for {page} {field} {text}")
+        except AssertionError as error:
+            shown = [driver.current_url, browser.field(field).get_property("value"), driver.execute_script(f"return {seen}")[-500:]]
+            raise AssertionError(f"{error}: {shown}") from error
+        assert KEY not in driver.execute_script(f"return {seen}")
+        wait_for(fresh(lambda: KEY not in (browser.field(field).get_property("value") or "") if "bindings/" not in driver.current_url else True), "the key is gone")
+
+    for text in (KEY, key_id, key_id[:7], f"key={key_id[:12]}"):
+        find("intercepts", "Key", text, f"key_id={key_id[:6]}")
+        browser.sees("127.0.0.2")
+    find("intercepts", "Key", "127.0.0.2", "client=127.0.0.2")
+    find("intercepts", "Route", KEY, f"key_id={key_id}")
+    find("limits", "Limit, key, key id, address or claim", KEY, f"search={key_id}")
+    for text in (KEY, key_id[:9]):
+        find("audit", "Of", text, f"target={key_id}")
+    find("audit", "By", KEY, f"target={key_id}")
+    find("bindings", "Search", KEY, f"bindings/{key_id}")
+    find("bindings", "Search", key_id[:7], f"key_id={key_id[:7]}")
+    browser.sees("1 of 1 shown")
+    # A key that is not bound is linked to where it has left something.
+    browser.open("bindings")
+    browser.fill("Search", "sk-nobodys-01-abcdefgh" + Keys.ENTER)
+    browser.sees("This key is not bound.")
+    browser.press("Its intercepts")
+    wait_for(lambda: "intercepts?key_id=" in driver.current_url, "the link leads there")
+    # A label that looks like a key is refused.
+    browser.open(f"bindings/{key_id}")
+    browser.fill("Labels", KEY)
+    browser.press("Save")
+    browser.sees("a label must not look like an API key")
+
+
+def test_shadow_intercepts_have_a_mark(start, echo_upstream, driver):
+    shadowed = start(echo_upstream, route_filters="      - key_binding: {}\n        shadow: true", storage=STORE, env=ENV)
+    assert [ask(shadowed, KEY, source).status for source in ("127.0.0.1", "127.0.0.2")] == [200, 200]
+    browser = Browser(driver, shadowed)
+    browser.open()
+    browser.sign_in()
+    browser.sees("Requests a second")
+    wait_for(lambda: signed_in(shadowed).get("/logs").json()["items"], "it is written")
+    browser.press("Intercepts")
+    browser.sees("shadow bound to")
+    browser.choose("Shadow mode", "false")
+    browser.sees("Nothing was refused that fits.")
+    driver.get("about:blank")
+
+
 def test_a_live_setting_and_a_broken_configuration(browser, replica):
     assert ask(replica, KEY).status == 200
     browser.sign_in()
     browser.press("Settings")
     wait_for(fresh(lambda: browser.field("every request gets 503; streams that are open go on").click() or True), "it is ticked")
     browser.press("Save maintenance")
+    browser.sees("Every request gets 503 on every replica until it is undone.")
+    assert ask(replica, KEY).status == 200, "not before it is confirmed"
+    browser.press("Save", "//dialog")
     browser.sees("maintenance was changed.")
     wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 3)
     browser.sees("Maintenance: every request is refused")

@@ -167,13 +167,13 @@ def end_them(keylatch, banned, ended, left):
         assert connection.recv(5) == "hello"
     assert keylatch.metrics()["keylatch_open_streams"] == 3
     listed = keylatch.command("streams", "list").stdout.splitlines()
-    assert len(listed) == 3, listed
+    assert len(listed) == 4, listed
     bound = keylatch.command("bindings", "list").stdout
     assert bound.count("127.0.0.1") == 3, bound
     assert keylatch.command("bindings", "ban", "-", stdin="sk-banned-0001-abcdefgh").returncode == 0
     with pytest.raises(ConnectionClosed):
         banned.recv(5)
-    number = listed[1].split()[0]
+    number = listed[2].split()[0]
     assert keylatch.command("streams", "end", number).returncode == 0
     with pytest.raises(ConnectionClosed):
         ended.recv(5)

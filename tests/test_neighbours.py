@@ -20,6 +20,7 @@ import yaml
 from websockets.sync.client import connect as websocket
 from websockets.sync.server import serve
 
+from support.admin import ENV, Admin, signed_in
 from support.authority import Authority
 from support.keylatch import ROOT, free_port, wait_for
 from support.raw import connect, read_head
@@ -329,6 +330,26 @@ def test_fail2ban_finds_who_is_refused(start, echo_upstream, tmp_path):
         rows = re.findall(r"^\['([0-9.]+)',\s*([0-9.]+),", found.stdout, re.M)
         assert {host for host, _ in rows} == {"127.0.0.9"} and len(rows) >= 3, found.stdout + found.stderr
         # The log is in UTC, wherever this machine is.
+        assert all(abs(float(at) - time.time()) < 60 for _, at in rows), (zone, found.stdout)
+
+
+@pytest.mark.skipif(not shutil.which("fail2ban-regex"), reason="fail2ban is not installed")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_fail2ban_finds_whose_sign_ins_fail(start, echo_upstream, tmp_path, form):
+    keylatch = start(echo_upstream, storage="{sqlite: {path: t.db}}", env=ENV, more=f"log: {{format: {form}}}")
+    signed_in(keylatch)
+    other = Admin(keylatch, source="127.0.0.9")
+    for name in ("admin", "nobody", "x client=203.0.113.7 ", '","client":"203.0.113.7'):
+        other.sign_in(name, "a-wrong-horse-battery", status=401)
+    for zone in ("UTC", "Asia/Shanghai"):
+        found = subprocess.run(
+            ["fail2ban-regex", "-o", "row", str(keylatch.stderr), str(CONFIG / "fail2ban" / "keylatch-admin-filter.conf")],
+            capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path), "TZ": zone},
+        )
+        rows = re.findall(r"^\['([0-9.]+)',\s*([0-9.]+),", found.stdout, re.M)
+        # The first account is made beside the start, and `signed_in` may come too early.
+        hosts = [host for host, _ in rows if host != "127.0.0.1"]
+        assert hosts == ["127.0.0.9"] * 4, found.stdout + found.stderr
         assert all(abs(float(at) - time.time()) < 60 for _, at in rows), (zone, found.stdout)
 
 

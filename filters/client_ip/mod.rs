@@ -336,7 +336,9 @@ impl Filter for ClientIp {
         let unnamed = found.source == UNNAMED;
         cx.facts.put(found);
         if unnamed {
-            self.unnamed.inc();
+            if !cx.is_dry_run() {
+                self.unnamed.inc();
+            }
             if self.on_missing == OnMissing::Refuse {
                 let message = "The proxy in front of this service did not say which client sent the request.";
                 return Ok(Reply::new(Problem::BadRequest, "client_address_missing", UNNAMED, message).into());

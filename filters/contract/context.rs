@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::{Dialect, Facts};
+use super::{Dialect, DryRun, Facts};
 
 /// The clock as an input, so that tests move it and nothing sleeps.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,11 @@ impl RequestCx<'_> {
     /// The request's header fields.
     pub fn headers(&self) -> &HeaderMap {
         &self.request.headers
+    }
+
+    /// Whether the request is only explained: counts and bindings stay as they are.
+    pub fn is_dry_run(&self) -> bool {
+        self.facts.get::<DryRun>().is_some()
     }
 
     /// The client's address: what `client_ip` found, or else the peer's.

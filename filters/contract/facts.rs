@@ -111,6 +111,10 @@ pub struct Chosen(pub Vec<Arc<str>>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace(pub Vec<String>);
 
+/// The request is only explained: filters look at counts and bindings, and change neither. Beside it stands a [`Trace`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DryRun;
+
 /// The names under which this exchange is found in logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestIds {

@@ -31,7 +31,7 @@ mod values;
 pub use arrival::{Arrival, ClientCertificate, Vouched};
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, Source, UpstreamCx};
 pub use dialect::{Dialect, StreamRequest};
-pub use facts::{Chosen, ClientAddress, Facts, Identity, LetThrough, RequestIds, Tags, Trace};
+pub use facts::{Chosen, ClientAddress, DryRun, Facts, Identity, LetThrough, RequestIds, Tags, Trace};
 pub use fields::{field_name, host_name, is_framing, remove_spellings};
 pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use hex::{hex, unhex};

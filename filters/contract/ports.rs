@@ -153,7 +153,7 @@ pub struct FirstUse {
     pub at: SystemTime,
 }
 
-/// A request was refused because its client address is outside the key's binding.
+/// A request was refused because its client address is outside the key's binding, or would have been in shadow mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intercept {
     /// The key.
@@ -174,6 +174,8 @@ pub struct Intercept {
     pub route: String,
     /// Refused because banned, not because of the address.
     pub banned: bool,
+    /// The filter is in shadow mode: the request was not refused.
+    pub shadow: bool,
     /// When.
     pub at: SystemTime,
 }

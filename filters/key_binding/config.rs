@@ -1,7 +1,9 @@
 //! What an operator may say of `key_binding`.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -124,6 +126,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The network that a first use from `client` binds.
+    pub fn network(&self, client: IpAddr) -> IpNet {
+        let network = match client {
+            IpAddr::V4(v4) => Ipv4Net::new(v4, self.ipv4_prefix).map(IpNet::from),
+            IpAddr::V6(v6) => Ipv6Net::new(v6, self.ipv6_prefix).map(IpNet::from),
+        };
+        // `check` refuses prefixes that are too long.
+        network.map_or_else(|_| client.into(), |network| network.trunc())
+    }
+
     /// What makes no sense.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.from.is_empty() {

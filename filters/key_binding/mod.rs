@@ -40,17 +40,19 @@
 //! at a time, each of which makes room for another when it was not used for `window`. First use makes a `single` one,
 //! or with `rule: {roaming: {networks_max: 3, window: 24h}}` a roaming one. A banned key is refused from everywhere.
 //!
-//! In shadow mode keys are bound and judged, and whoever would be refused passes; no intercept is recorded.
+//! In shadow mode keys are bound and judged, and no request is refused. A request that would be refused is recorded as an
+//! intercept with the mark `shadow`: `keylatch intercepts list --shadow only`. `alerts.intercepts.shadow` includes them in alerts.
 //! Needs `client_ip` before it, or else it judges by the peer.
 
 mod config;
+mod dry_run;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use pingora_http::ResponseHeader;
 use prometheus::IntCounter;
 
@@ -144,14 +146,23 @@ impl Filter for KeyBinding {
             Err(error) => return Ok(malformed(error).into()),
         };
         cx.facts.put(key.clone());
-        match self.judge(cx, &key).await {
+        let dry_run = cx.is_dry_run();
+        let verdict = if dry_run { self.foresee(cx, &key).await } else { self.judge(cx, &key).await };
+        match verdict {
             Ok(Verdict::Admitted(binding)) => {
-                self.bindings.used(key.id, cx.now.wall);
+                if !dry_run {
+                    self.bindings.used(key.id, cx.now.wall);
+                }
                 cx.facts.put(Arc::clone(&binding));
                 *admitted = Some((cx.client(), binding));
                 Ok(Flow::Continue)
             }
-            Ok(Verdict::Refused(binding)) => Ok(self.refuse(cx, key, &binding).into()),
+            Ok(Verdict::Refused(binding)) => {
+                if !dry_run {
+                    self.intercepted(cx, key, &binding);
+                }
+                Ok(refusal(&binding).into())
+            }
             Ok(Verdict::Unknown) => Ok(not_here("unknown_key").into()),
             Ok(Verdict::TooMany(wait)) => Ok(too_many(wait).into()),
             Err(error) => Ok(self.store_failed(cx, &error)),
@@ -247,7 +258,7 @@ impl KeyBinding {
     /// as it is: a known key is not an unknown one.
     async fn roamed(&self, cx: &RequestCx<'_>, holds: Arc<Binding>) -> Arc<Binding> {
         let (client, now) = (cx.client(), cx.now.wall);
-        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) && !cx.shadow;
+        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now);
         match roams {
             true => self.bindings.roam(holds.id, self.network(client), now).await.ok().flatten().unwrap_or(holds),
             false => holds,
@@ -277,32 +288,24 @@ impl KeyBinding {
 
     /// The network a first use binds to.
     fn network(&self, client: IpAddr) -> IpNet {
-        match client {
-            // `compile` has seen to it that the prefixes are valid ones.
-            IpAddr::V4(v4) => Ipv4Net::new(v4, self.config.ipv4_prefix).map_or(IpNet::from(client), |net| net.trunc().into()),
-            IpAddr::V6(v6) => Ipv6Net::new(v6, self.config.ipv6_prefix).map_or(IpNet::from(client), |net| net.trunc().into()),
-        }
+        self.config.network(client)
     }
 
-    fn refuse(&self, cx: &RequestCx<'_>, key: Key, binding: &Binding) -> Reply {
-        if !cx.shadow {
-            let user_agent = cx.headers().get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
-            self.bindings.intercepted(Intercept {
-                id: key.id,
-                hint: key.hint,
-                client: cx.client(),
-                networks: binding.networks.clone(),
-                method: cx.request.method.as_str().to_owned(),
-                path: cut(cx.request.uri.path(), PATH_BYTES_MAX),
-                user_agent: cut(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
-                route: cx.route.to_owned(),
-                banned: binding.banned,
-                at: cx.now.wall,
-            });
-        }
-        // One answer for both: whoever holds a stolen key learns nothing from the difference.
-        let reason = if binding.banned { "banned" } else { "other_network" };
-        not_here(reason)
+    fn intercepted(&self, cx: &RequestCx<'_>, key: Key, binding: &Binding) {
+        let user_agent = cx.headers().get(header::USER_AGENT).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        self.bindings.intercepted(Intercept {
+            id: key.id,
+            hint: key.hint,
+            client: cx.client(),
+            networks: binding.networks.clone(),
+            method: cx.request.method.as_str().to_owned(),
+            path: cut(cx.request.uri.path(), PATH_BYTES_MAX),
+            user_agent: cut(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
+            route: cx.route.to_owned(),
+            banned: binding.banned,
+            shadow: cx.shadow,
+            at: cx.now.wall,
+        });
     }
 
     fn store_failed(&self, cx: &mut RequestCx<'_>, error: &StoreError) -> Flow {
@@ -328,6 +331,11 @@ impl KeyBinding {
 /// Whether what this begins may go on for long: an event stream, or what is not HTTP any more.
 fn lasts(response: &ResponseHeader) -> bool {
     response.status == StatusCode::SWITCHING_PROTOCOLS || is_event_stream(&response.headers)
+}
+
+/// One answer for both: a client with a stolen key learns nothing from the difference.
+fn refusal(binding: &Binding) -> Reply {
+    not_here(if binding.banned { "banned" } else { "other_network" })
 }
 
 fn not_here(reason: &'static str) -> Reply {

@@ -116,6 +116,9 @@ impl Filter for RateLimit {
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, asked: &mut Vec<Asked>) -> Result<Flow> {
+        if cx.is_dry_run() {
+            return Ok(self.foresee(cx).await);
+        }
         let refused_by = match &self.shared {
             Some(shared) => match self.count_together(&**shared, cx).await {
                 Ok(all) => {
@@ -140,10 +143,7 @@ impl Filter for RateLimit {
             policy.tell(outcome.allowed, cx.shadow);
         }
         self.note(refused_by, asked, cx);
-        if cx.facts.get::<Trace>().is_some() {
-            let said: Vec<String> = self.told(asked).map(|(policy, one)| policy.says(one.cost, one.outcome, cx)).collect();
-            cx.facts.get_mut::<Trace>().into_iter().for_each(|trace| trace.0.extend(said.iter().cloned()));
-        }
+        self.trace(asked, cx);
         match refused_by.and_then(|one| Some((self.policies.get(one.policy)?, one.outcome))) {
             Some((policy, outcome)) => Ok(refusal(policy, outcome).into()),
             None => Ok(Flow::Continue),
@@ -175,6 +175,35 @@ pub struct Asked {
 }
 
 impl RateLimit {
+    /// What would come of a request. Counts nothing.
+    async fn foresee(&self, cx: &mut RequestCx<'_>) -> Flow {
+        let mut asked = Vec::new();
+        let costs: Vec<_> = self.costs(cx).collect();
+        for (index, policy, cost) in costs {
+            match policy.look(cost, self.shared.as_ref(), cx).await {
+                Ok(outcome) => asked.push(Asked { policy: index, cost, outcome }),
+                Err(_) if self.on_store_failure == OnStoreFailure::Deny => return away().into(),
+                Err(_) => {
+                    cx.facts.let_through(Self::NAME);
+                    return Flow::Continue;
+                }
+            }
+        }
+        self.trace(&asked, cx);
+        let refused_by = asked.iter().find(|one| self.refuses(one));
+        match refused_by.and_then(|one| Some((self.policies.get(one.policy)?, one.outcome))) {
+            Some((policy, outcome)) => refusal(policy, outcome).into(),
+            None => Flow::Continue,
+        }
+    }
+
+    fn trace(&self, asked: &[Asked], cx: &mut RequestCx<'_>) {
+        if cx.facts.get::<Trace>().is_some() {
+            let said: Vec<String> = self.told(asked).map(|(policy, one)| policy.says(one.cost, one.outcome, cx)).collect();
+            cx.facts.get_mut::<Trace>().into_iter().for_each(|trace| trace.0.extend(said.iter().cloned()));
+        }
+    }
+
     fn refuses(&self, one: &Asked) -> bool {
         !one.outcome.allowed && self.policies.get(one.policy).is_some_and(|policy| !policy.shadow)
     }

@@ -254,6 +254,18 @@ impl Policy {
         }
     }
 
+    /// What would come of a request that counts `cost`, here or where replicas count together. Counts nothing.
+    pub async fn look(&self, cost: u32, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) -> Result<Outcome, StoreError> {
+        let slot = self.slot(cost, cx);
+        let now = match (shared, &self.count) {
+            (Some(shared), _) => shared.look(&Hit { cost: 1, ..self.hit(cost, cx) }).await?,
+            (None, Count::Rolling { quota, table, .. }) => table.look(slot.name, *quota, cx.now.instant),
+            (None, Count::Calendar { most, windows, table }) => table.look(slot.name, *most, windows.at(cx.now.wall)),
+        };
+        let allowed = now.allowed && cost <= now.remaining;
+        Ok(Outcome { allowed, remaining: if allowed { now.remaining - cost } else { 0 }, ..now })
+    }
+
     /// Takes it back.
     pub fn refund(&self, slot: &Slot) {
         match &self.count {

@@ -1,6 +1,6 @@
 //! How things are and have been, over all replicas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -91,6 +91,12 @@ pub struct Dashboard {
     busiest_keys: Vec<Busy>,
     /// Addresses that did.
     busiest_clients: Vec<Busy>,
+    /// Keys that got 429 most.
+    limited_keys: Vec<Busy>,
+    /// Addresses that got 429 most.
+    limited_clients: Vec<Busy>,
+    /// Addresses that got 401 most.
+    unauthorized_clients: Vec<Busy>,
     /// Keys that were refused most because of their bindings.
     top_keys: Vec<Group>,
     /// Addresses that were.
@@ -113,16 +119,17 @@ pub struct Busy {
 }
 
 /// Those who have asked most since then: of an hour by its minutes, of longer by hours.
-async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<(Vec<Busy>, Vec<Busy>)> {
+async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<tops::Asked> {
     let mut all = tops::Asked::default();
     for sample in api.store.desk().samples(Of::Tops, stored_s, since_ms - since_ms.rem_euclid(stored_s * 1000)).await? {
         all.add(serde_json::from_value(sample.counted).unwrap_or_default());
     }
-    let busy = |all| {
-        let most = tops::top(all, TOP as usize).into_iter();
-        most.map(|(what, who)| Busy { what, hint: who.hint, requests: who.count }).collect()
-    };
-    Ok((busy(all.keys), busy(all.clients)))
+    Ok(all)
+}
+
+fn busy(all: HashMap<String, tops::Who>) -> Vec<Busy> {
+    let most = tops::top(all, TOP as usize).into_iter();
+    most.map(|(what, who)| Busy { what, hint: who.hint, requests: who.count }).collect()
 }
 
 /// How things are now, over all replicas.
@@ -293,11 +300,12 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         }
         Ok((steps, all))
     };
-    let wanted = Wanted { since_ms: Some(first_ms), limit: TOP, ..Wanted::default() };
+    // What was not refused is no trouble of a client: it is on the page of intercepts alone.
+    let wanted = Wanted { since_ms: Some(first_ms), shadow: Some(false), limit: TOP, ..Wanted::default() };
     let groups =
         async |by| -> Answer<Vec<Group>> { Ok(desk.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect()) };
     // All at once: each waits for the database most of its time.
-    let ((steps, all), top_keys, top_clients, (now, replicas), (busiest_keys, busiest_clients)) = tokio::try_join!(
+    let ((steps, all), top_keys, top_clients, (now, replicas), asked) = tokio::try_join!(
         counted(),
         groups(By::Key),
         groups(By::Client),
@@ -316,8 +324,11 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         intercepts: intercepts(&all),
         first_byte: Quantiles::of(&all),
         decisions: decisions(&all),
-        busiest_keys,
-        busiest_clients,
+        busiest_keys: busy(asked.keys),
+        busiest_clients: busy(asked.clients),
+        limited_keys: busy(asked.limited_keys),
+        limited_clients: busy(asked.limited_clients),
+        unauthorized_clients: busy(asked.unauthorized_clients),
         top_keys,
         top_clients,
         replicas,

@@ -18,7 +18,7 @@ use super::paging::cursor;
 use super::problem::{Answer, Problems};
 use super::{Api, logs};
 use crate::service::accounts::now_ms;
-use crate::store::intercepts::{Intercepted, Wanted};
+use crate::store::intercepts::{Intercepted, Mark, Wanted};
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(2);
@@ -78,8 +78,13 @@ async fn latest(api: &Api) -> Answer<Vec<Intercepted>> {
     Ok(api.store.desk().intercepts(&Wanted { since_ms, limit: AT_ONCE, ..Wanted::default() }).await?.rows)
 }
 
+/// The same for a row however often it is refused again.
+fn identity(row: &Intercepted) -> String {
+    cursor(&Mark { last_ms: 0, ..row.mark.clone() })
+}
+
 fn seen(rows: &[Intercepted]) -> Seen {
-    rows.iter().map(|row| (cursor(&row.mark), row.count)).collect()
+    rows.iter().map(|row| (identity(row), row.count)).collect()
 }
 
 /// What is new, the last of it first.
@@ -90,7 +95,7 @@ async fn look(api: &Api, before: &mut Seen) -> Vec<Event> {
     };
     let after = seen(&rows);
     let more = |row: Intercepted| {
-        let count = row.count - before.get(&cursor(&row.mark)).copied().unwrap_or(0);
+        let count = row.count - before.get(&identity(&row)).copied().unwrap_or(0);
         (count > 0).then(|| logs::Intercept::from(Intercepted { count, ..row }))
     };
     let fresh: Vec<logs::Intercept> = rows.into_iter().filter_map(more).collect();

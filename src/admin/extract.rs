@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Query, Request, State};
 use axum::http;
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -290,15 +290,29 @@ impl Again {
 }
 
 /// Pages of other sites have no business here, whatever a browser lets them send; and nothing here is kept by caches.
-pub async fn own_origin(request: Request, next: Next) -> Response {
+pub async fn own_origin(State(Known(api)): State<Known>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let text = |name: header::HeaderName| headers.get(name).and_then(|field| field.to_str().ok());
-    let foreign = |origin: &str| Some(origin.split_once("://").map_or("", |(_, host)| host)) != text(header::HOST);
+    let snapshot = api.shared.snapshot.load();
+    let public = snapshot.settings.admin.public_origin.as_deref();
+    let host = text(header::HOST).unwrap_or_default();
+    let is_own = |origin: &str| {
+        let by_host = origin.split_once("://").is_some_and(|(_, of_origin)| of_origin.eq_ignore_ascii_case(host));
+        by_host || public.is_some_and(|public| origin.eq_ignore_ascii_case(public))
+    };
+    let origin = headers.get(header::ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()));
     let has_body = headers.contains_key(header::TRANSFER_ENCODING) || text(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     let site = headers.get("sec-fetch-site").and_then(|field| field.to_str().ok());
-    let mut response = if headers.get(header::ORIGIN).is_some_and(|origin| origin.to_str().map_or(true, foreign))
-        || matches!(site, Some("cross-site" | "same-site"))
-    {
+    let foreign = origin.filter(|origin| !is_own(origin));
+    let mut response = if let Some(origin) = foreign {
+        let expected = public.map_or_else(
+            || format!("the request's `Host` is `{host}`"),
+            |public| format!("the request's `Host` is `{host}`, and `admin.public_origin` is `{public}`"),
+        );
+        let advice = "If a proxy changes `Host`, have it keep `Host`, or set `admin.public_origin`.";
+        Problem::forbidden(format!("pages of other sites may not use this API: `Origin` is `{origin}`, {expected}. {advice}"))
+            .into_response()
+    } else if matches!(site, Some("cross-site" | "same-site")) {
         Problem::forbidden("pages of other sites may not use this API").into_response()
     } else {
         next.run(request).await

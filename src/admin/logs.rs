@@ -38,6 +38,8 @@ pub struct Intercept {
     client: String,
     /// `elsewhere`: it is bound to other networks; `banned`: it is refused from everywhere.
     reason: &'static str,
+    /// The filter is in shadow mode: the requests were not refused.
+    shadow: bool,
     /// From where it could be used then.
     networks: Vec<String>,
     /// The method. `*`: several.
@@ -54,21 +56,22 @@ pub struct Intercept {
 
 impl From<Intercepted> for Intercept {
     fn from(row: Intercepted) -> Self {
-        let Intercepted { mark, hint, networks, user_agent, count, first_ms, last_ms } = row;
+        let Intercepted { mark, hint, networks, user_agent, count, first_ms } = row;
         Self {
             first_at: rfc3339(first_ms),
-            last_at: rfc3339(last_ms),
+            last_at: rfc3339(mark.last_ms),
             count,
             key_id: mark.key.hex(),
             hint,
+            replica: mark.replica_name().to_owned(),
             client: mark.client.to_string(),
             reason: if mark.banned { "banned" } else { "elsewhere" },
+            shadow: mark.shadow,
             networks: networks.iter().map(ToString::to_string).collect(),
             method: mark.method,
             path: mark.path,
             route: mark.route,
             user_agent,
-            replica: mark.replica,
         }
     }
 }
@@ -101,6 +104,8 @@ pub struct Filter {
     /// Because of what.
     #[param(inline)]
     reason: Option<Reason>,
+    /// Of filters in shadow mode, or of requests that were refused. Default: both.
+    shadow: Option<bool>,
     /// Not before this time (RFC 3339), to the minute.
     #[param(format = DateTime)]
     since: Option<String>,
@@ -147,6 +152,7 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
         method: filter.method.clone(),
         path: filter.path.clone(),
         banned: filter.reason.map(|reason| reason == Reason::Banned),
+        shadow: filter.shadow,
         // Rows are of whole minutes.
         since_ms: times.0.transpose()?.map(|ms| ms - ms.rem_euclid(60_000)),
         until_ms: times.1.transpose()?,

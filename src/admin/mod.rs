@@ -14,6 +14,7 @@ mod cookie;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod dashboard;
 mod events;
+mod explain;
 mod export;
 mod extract;
 mod health;
@@ -151,6 +152,7 @@ fn calls() -> OpenApiRouter<Known> {
         .routes(routes!(audit::export))
         .routes(routes!(configuration::get))
         .routes(routes!(configuration::reload))
+        .routes(routes!(explain::explain))
         .merge(OpenApiRouter::new().routes(routes!(configuration::check)).layer(DefaultBodyLimit::max(CONFIG_BYTES_MAX)))
 }
 
@@ -163,6 +165,6 @@ pub fn router(api: Arc<Api>) -> Router {
         .fallback(problem::no_such_call)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn(extract::own_origin));
+        .layer(middleware::from_fn_with_state(Known(Arc::clone(&api)), extract::own_origin));
     health::routes().merge(console::routes()).merge(api_calls).with_state(Known(api))
 }

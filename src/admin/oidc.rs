@@ -17,7 +17,7 @@ use super::problem::{Answer, Problem, Problems};
 use super::sign_in::In;
 use crate::service::Fault;
 use crate::service::oidc::{self, Back};
-use crate::service::sign_in::{Declined, SignedIn};
+use crate::service::sign_in::{Declined, SignedIn, note_failure};
 
 /// Holds what must come back with whoever has left. Only the calls below get it, and only from pages of this site.
 const AWAY: Cookie = Cookie { name: "keylatch-sign-in", path: "/admin/api/oidc" };
@@ -116,10 +116,12 @@ async fn come_back(api: &Api, back: &Back<'_>, from: std::net::IpAddr, agent: &s
     let known = match api.oidc.finish(&api.store, back).await {
         Ok(known) => known,
         Err(fault) => {
-            tracing::warn!(%from, why = %fault, "nobody was let in");
+            tracing::warn!(provider = back.from, why = %fault, "a sign-in through a provider failed");
             if matches!(fault, Fault::Elsewhere(_) | Fault::Away(_)) {
                 // It is not his fault.
                 api.store.desk().forgive(&guessed).await?;
+            } else {
+                note_failure(&api.store, None, from, "provider").await;
             }
             return Err(fault.into());
         }

@@ -17,6 +17,7 @@ pub fn intercepted(hot: &Hot, threshold: Threshold, now: SystemTime) -> Value {
             "key": last.id.to_string(),
             "hint": last.hint,
             "intercepts": hot.intercepts,
+            "shadow": hot.shadow,
             "clients": hot.clients,
             "threshold": threshold.count,
             "window_s": threshold.window.as_secs(),
@@ -29,6 +30,7 @@ pub fn intercepted(hot: &Hot, threshold: Threshold, now: SystemTime) -> Value {
                 "user_agent": last.user_agent,
                 "networks": last.networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "banned": last.banned,
+                "shadow": last.shadow,
                 "replica": hot.replica,
             },
         },
@@ -56,10 +58,15 @@ pub fn text(event: &Value) -> String {
         (_, false) => format!("It is bound to {}.", networks.join(", ")),
     };
     let times = data["intercepts"].as_u64().unwrap_or_default();
+    let refused = match data["shadow"].as_u64().unwrap_or_default() {
+        0 => format!("was refused {times} times"),
+        shadow if shadow == times => format!("would have been refused {times} times (shadow mode)"),
+        shadow => format!("was refused {times} times ({shadow} of them in shadow mode)"),
+    };
     let minutes = data["window_s"].as_u64().unwrap_or_default().div_ceil(60);
     let clients = data["clients"].as_u64().unwrap_or_default();
     let text = format!(
-        "Keylatch: key {} ({}) was refused {times} times within {minutes} min, from {clients} address{}, last from {} on route {}. {bound}",
+        "Keylatch: key {} ({}) {refused} within {minutes} min, from {clients} address{}, last from {} on route {}. {bound}",
         word(&data["key"]),
         word(&data["hint"]),
         if clients == 1 { "" } else { "es" },

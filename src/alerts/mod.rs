@@ -51,7 +51,7 @@ impl Alerts {
     pub fn going_to(&self, webhook: Webhook) -> Self {
         let threshold = self.threshold.unwrap_or_else(|| {
             let usual = InterceptAlert::default();
-            Threshold { count: usual.count, window: usual.window.0 }
+            Threshold { count: usual.count, window: usual.window.0, shadow: usual.shadow }
         });
         Self { threshold: Some(threshold), webhooks: vec![Arc::new(webhook)], before: self.webhooks.clone() }
     }
@@ -59,7 +59,8 @@ impl Alerts {
     /// Everything that is wrong, with its place below `alerts`.
     pub fn compile(config: Option<&Config>, files: &Files) -> Result<Self, Vec<Invalid>> {
         let Some(config) = config else { return Ok(Self::default()) };
-        let threshold = Threshold { count: config.intercepts.count, window: config.intercepts.window.0 };
+        let InterceptAlert { count, window, shadow } = config.intercepts;
+        let threshold = Threshold { count, window: window.0, shadow };
         let place = |index: usize| move |invalid: Invalid| invalid.index(index).at("webhooks");
         let compiled = config.webhooks.iter().enumerate().map(|(index, webhook)| Webhook::compile(webhook, files).map_err(place(index)));
         let (webhooks, wrong): (Vec<_>, Vec<_>) = compiled.partition(Result::is_ok);
@@ -175,7 +176,7 @@ impl Watch {
         match self.store.raise(hot.last.id, threshold.window, events).await {
             Ok(true) => {
                 self.raised.inc();
-                tracing::warn!(key = %hot.last.id, hint = hot.last.hint, intercepts = hot.intercepts, clients = hot.clients, "a key was refused too often");
+                tracing::warn!(key = %hot.last.id, hint = hot.last.hint, intercepts = hot.intercepts, shadow = hot.shadow, clients = hot.clients, "a key was refused too often");
             }
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, key = %hot.last.id, "an alert could not be noted; trying again in a moment"),

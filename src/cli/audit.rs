@@ -4,7 +4,7 @@ use clap::Args;
 use prometheus::Registry;
 
 use super::{ConfigFile, on_runtime};
-use crate::cli::terminal::say;
+use crate::cli::terminal::{headed, say};
 use crate::config::model::Storage;
 use crate::config::{Files, Parsed, parse_file};
 use crate::store::audit::{Asked, Entry};
@@ -48,9 +48,12 @@ pub fn audit(asked: &Audit) -> Result<(), String> {
 
 /// The latest first.
 pub async fn show(store: &Store, asked: Asked, limit: u32, json: bool) -> Result<(), String> {
-    let (mut before, mut left) = (None, limit);
+    let (mut before, mut left, mut is_first) = (None, limit, !json);
     while left > 0 {
         let page = store.audit(Asked { before, limit: left.min(PAGE), ..asked.clone() }).await.map_err(|e| e.to_string())?;
+        if std::mem::take(&mut is_first) {
+            headed("TIME                  ACTOR@ORIGIN  ACTION  TARGET  CHANGES", "There is no such change.", page.is_empty())?;
+        }
         let Some(last) = page.last() else { break };
         (before, left) = (Some(last.id), left - u32::try_from(page.len()).unwrap_or(left));
         for entry in &page {

@@ -4,9 +4,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 use serde_json::Value;
 
+use std::time::SystemTime;
+
 use super::ConfigFile;
 use super::here::{self, key, text};
-use crate::cli::terminal::say;
+use crate::cli::terminal::{headed, past, say};
 
 #[derive(Args)]
 pub struct Intercepts {
@@ -31,12 +33,15 @@ struct Filter {
     /// Because of this
     #[arg(long)]
     reason: Option<Reason>,
-    /// Not before this time (RFC 3339)
-    #[arg(long)]
-    since: Option<String>,
-    /// Before this time
-    #[arg(long)]
-    until: Option<String>,
+    /// Of filters in shadow mode, whose requests were not refused, beside the others
+    #[arg(long, default_value = "with")]
+    shadow: Shadow,
+    /// Not before this time, in UTC: `2026-11-29`, `2026-11-29T08:30:00Z`, or `2h` for two hours ago
+    #[arg(long, value_name = "TIME", value_parser = past)]
+    since: Option<SystemTime>,
+    /// Before this time, written alike
+    #[arg(long, value_name = "TIME", value_parser = past)]
+    until: Option<SystemTime>,
     /// At most so many
     #[arg(long, default_value_t = 100)]
     limit: u32,
@@ -51,6 +56,16 @@ enum Reason {
     Elsewhere,
     /// It is banned
     Banned,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Shadow {
+    /// Both
+    With,
+    /// Only those of filters in shadow mode
+    Only,
+    /// Only requests that were refused
+    Without,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -79,6 +94,16 @@ fn word(value: impl ValueEnum) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
+impl Shadow {
+    fn wanted(self) -> Option<bool> {
+        match self {
+            Self::With => None,
+            Self::Only => Some(true),
+            Self::Without => Some(false),
+        }
+    }
+}
+
 impl Filter {
     fn query(&self) -> Vec<(&'static str, Option<String>)> {
         vec![
@@ -86,17 +111,29 @@ impl Filter {
             ("client", self.client.clone()),
             ("route", self.route.clone()),
             ("reason", self.reason.and_then(word)),
-            ("since", self.since.clone()),
-            ("until", self.until.clone()),
+            ("shadow", self.shadow.wanted().map(|shadow| shadow.to_string())),
+            ("since", self.since.map(|at| humantime::format_rfc3339_seconds(at).to_string())),
+            ("until", self.until.map(|at| humantime::format_rfc3339_seconds(at).to_string())),
         ]
     }
 }
 
 pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
     let config = &asked.file.config;
-    let show = |json: bool, plain: fn(&Value) -> String| move |row: &Value| say!("{}", if json { row.to_string() } else { plain(row) });
     match &asked.command {
-        Command::List(filter) => here::list(config, "/logs", &filter.query(), filter.limit, show(filter.json, plain)).map(|_| ()),
+        Command::List(filter) => {
+            let mut is_first = !filter.json;
+            here::list(config, "/logs", &filter.query(), filter.limit, |row| {
+                if std::mem::take(&mut is_first) {
+                    say!("{HEADER}")?;
+                }
+                say!("{}", if filter.json { row.to_string() } else { plain(row) })
+            })?;
+            if is_first {
+                eprintln!("{NONE}");
+            }
+            Ok(())
+        }
         Command::Top { by, filter } => {
             let mut query = filter.query();
             query.extend([("by", word(*by)), ("limit", Some(filter.limit.min(1000).to_string()))]);
@@ -104,18 +141,23 @@ pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
             if page.get("complete") == Some(&Value::Bool(false)) {
                 eprintln!("these are of the latest 10,000 rows; say `--since` and `--until` to look at others");
             }
-            here::rows(&page).iter().try_for_each(show(filter.json, |row| {
-                format!(
-                    "{:>8}  from {:<6} last {}  {} {}",
-                    text(row, "count"),
-                    text(row, "others"),
-                    text(row, "last_at"),
-                    text(row, "what"),
-                    text(row, "hint")
-                )
-            }))
+            let rows = here::rows(&page);
+            if !filter.json {
+                let others = if matches!(by, By::Key) { "CLIENTS" } else { "KEYS" };
+                let what = if matches!(by, By::Key) { "KEY" } else { "CLIENT" };
+                headed(&format!("{:>8}  {others:<11} {:<29}  {what}", "COUNT", "LAST"), NONE, rows.is_empty())?;
+            }
+            rows.iter().try_for_each(|row| say!("{}", if filter.json { row.to_string() } else { group(row) }))
         }
     }
+}
+
+const NONE: &str = "There is no such intercept.";
+const HEADER: &str = "LAST                      COUNT  KEY          HINT, CLIENT, REASON, REQUEST, ROUTE";
+
+fn group(row: &Value) -> String {
+    let (count, others, last) = (text(row, "count"), text(row, "others"), text(row, "last_at"));
+    format!("{count:>8}  from {others:<6} last {last}  {} {}", text(row, "what"), text(row, "hint"))
 }
 
 fn plain(row: &Value) -> String {
@@ -125,7 +167,7 @@ fn plain(row: &Value) -> String {
         text(row, "last_at"),
         key(row),
         text(row, "hint"),
-        text(row, "reason"),
+        if row.get("shadow") == Some(&Value::Bool(true)) { format!("{} (shadow)", text(row, "reason")) } else { text(row, "reason") },
         text(row, "method"),
         text(row, "path")
     )

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::ConfigFile;
 use super::here::{self, text};
-use crate::cli::terminal::say;
+use crate::cli::terminal::{headed, say};
 
 #[derive(Args)]
 pub struct Limits {
@@ -26,7 +26,7 @@ enum Command {
     },
     /// Give back what somebody has used, on all replicas; a block ends with it
     GiveBack {
-        /// Who, as the list names him: `key=…`, `client=…`
+        /// Who, as the list shows it: `key=…`, `client=…`; or a key id's first digits, or an address
         subject: String,
         /// Of this limit only
         #[arg(long)]
@@ -46,20 +46,22 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
     }
     let rows = here::rows(&listed);
     match &asked.command {
-        Command::List { json } => rows.iter().try_for_each(|row| {
-            let line = if *json { row.to_string() } else { plain(row) };
-            say!("{line}")
-        }),
+        Command::List { json } => {
+            if !json {
+                headed(HEADER, "No limit is near or over.", rows.is_empty())?;
+            }
+            rows.iter().try_for_each(|row| say!("{}", if *json { row.to_string() } else { plain(row) }))
+        }
         Command::GiveBack { subject, limit, json } => {
             let can = |row: &&Value| row.get("can_give_back") == Some(&Value::Bool(true));
-            let fits = |row: &&Value| text(row, "subject") == *subject && limit.as_ref().is_none_or(|limit| text(row, "limit") == *limit);
+            let fits = |row: &&Value| names(row, subject) && limit.as_ref().is_none_or(|limit| text(row, "limit") == *limit);
             let mut given: Vec<Value> = Vec::new();
             for row in rows.iter().filter(can).filter(fits) {
                 let which = json!({ "limit": row["limit"], "place": row["place"], "subject": row["subject"] });
                 // Each replica may have said so; it is given back on all at once.
                 if !given.contains(&which) {
                     here::call(config, Method::POST, "/limits/reset", &[], Some(&which))?;
-                    let plain = || format!("{subject} has all of `{}` ({}) again", text(row, "limit"), text(row, "place"));
+                    let plain = || format!("{} has all of `{}` ({}) again", text(row, "subject"), text(row, "limit"), text(row, "place"));
                     say!("{}", if *json { which.to_string() } else { plain() })?;
                     given.push(which);
                 }
@@ -71,6 +73,21 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
         }
     }
 }
+
+/// Digits of a key id that are enough, as for bindings.
+const DIGITS_MIN: usize = crate::service::bindings::DIGITS_MIN;
+
+/// Whether a row is of this subject, key or address.
+fn names(row: &Value, asked: &str) -> bool {
+    let digits = asked.strip_prefix("key=").unwrap_or(asked).to_ascii_lowercase();
+    let is_key = digits.len() >= DIGITS_MIN && text(row, "key_id").starts_with(&digits);
+    let address = asked.strip_prefix("client=").unwrap_or(asked);
+    // A subject of several parts is named by all of it: giving back a part would give back what others have used.
+    let is_alone = !text(row, "subject").contains('+');
+    text(row, "subject") == asked || (is_alone && (is_key || text(row, "client") == address))
+}
+
+const HEADER: &str = "LIMIT                    USED  SUBJECT, PLACE, STATE, COUNTED BY";
 
 fn plain(row: &Value) -> String {
     let state = match (row["over"] == true, row["shadow"] == true) {

@@ -52,9 +52,26 @@ pub struct Cli {
 
 #[derive(Args)]
 struct ConfigFile {
-    /// The configuration file
-    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value = "keylatch.yaml")]
+    /// The configuration file. Default: keylatch.yaml in the working directory, else /etc/keylatch/keylatch.yaml
+    #[arg(short, long, global = true, value_name = "FILE", env = "KEYLATCH_CONFIG", default_value_os_t = usual_config(), hide_default_value = true)]
     config: PathBuf,
+}
+
+/// Where the configuration is, if no option says so: in the working directory, or where the package has it.
+fn usual_config() -> PathBuf {
+    const HERE: &str = "keylatch.yaml";
+    const OF_PACKAGE: &str = "/etc/keylatch/keylatch.yaml";
+    let is_there = |path: &&str| std::path::Path::new(path).exists();
+    [HERE, OF_PACKAGE].iter().find(|path| is_there(path)).copied().unwrap_or(HERE).into()
+}
+
+#[derive(Args)]
+struct Check {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The configuration file, in the place of `--config`
+    #[arg(value_name = "FILE")]
+    path: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -77,14 +94,15 @@ enum Command {
     /// Serve. SIGHUP reloads the configuration, SIGTERM lets open requests end, SIGINT ends at once
     Run(Run),
     /// Say everything that is wrong with a configuration. Exit code 0: nothing is
-    Check(ConfigFile),
+    Check(Check),
     /// Have the running process reload its configuration, and wait for the outcome
     Reload(ConfigFile),
     /// Have a new process, of the program that is installed now, take the place of the running one, which lets end what is open
     Upgrade(ConfigFile),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
-    /// Say what would become of a request: its client address and why, its route, what each filter, rule and limit says. Sends nothing
+    /// Say what would become of a request, by the process that runs here: its client address and why, its route, what each filter, rule,
+    /// binding and limit says. Sends, counts and binds nothing
     Explain(explain::Explain),
     /// Print the manual of the filters, or of one
     Filters {
@@ -143,7 +161,7 @@ pub fn main(cli: Cli) -> ExitCode {
             Some(Step::Serve) => process::succeed(&file.config),
         },
         Command::Upgrade(file) => upgrade::upgrade(&file.config),
-        Command::Check(file) => check::check(&file.config),
+        Command::Check(Check { file, path }) => check::check(path.as_ref().unwrap_or(&file.config)),
         Command::Reload(file) => reload::reload(&file.config),
         Command::Schema => schema::schema(),
         Command::Explain(explain) => explain::explain(&explain),
@@ -187,9 +205,13 @@ fn actor() -> Actor {
     Actor { who: maker(), origin: machine.unwrap_or_else(|| "unknown".into()) }
 }
 
-/// Who makes a binding by hand.
+/// Who makes a binding by hand: the user before `sudo`, or the user of the process, by name or else by number.
 fn maker() -> String {
-    let user = std::env::var("SUDO_USER").or_else(|_| std::env::var("USER")).unwrap_or_else(|_| "unknown".into());
+    let uid = nix::unistd::getuid();
+    // Only root can be believed to have become root by sudo.
+    let sudo = std::env::var("SUDO_USER").ok().filter(|name| uid.is_root() && !name.is_empty());
+    let named = || nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
+    let user = sudo.or_else(named).unwrap_or_else(|| format!("uid-{uid}"));
     format!("command:{user}")
 }
 

@@ -86,6 +86,9 @@ fn tops(board: &Value) -> Result<(), String> {
     for (list, count, of, name) in [
         ("busiest_keys", "requests", "requests", "key"),
         ("busiest_clients", "requests", "requests", "client"),
+        ("limited_keys", "requests", "times 429", "key"),
+        ("limited_clients", "requests", "times 429", "client"),
+        ("unauthorized_clients", "requests", "times 401", "client"),
         ("top_keys", "count", "intercepts", "key"),
         ("top_clients", "count", "intercepts", "client"),
     ] {

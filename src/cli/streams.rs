@@ -43,7 +43,11 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
     let config = &asked.file.config;
     match &asked.command {
         Command::List { limit, json } => {
+            let mut is_first = !json;
             let pages = here::list(config, "/streams", &[], *limit, |row| {
+                if std::mem::take(&mut is_first) {
+                    say!("{:>6} {:<24} {:>7} {:<39} {:<12} ROUTE, PATH", "ID", "REPLICA", "AGE", "CLIENT", "KEY")?;
+                }
                 let line = if *json {
                     row.to_string()
                 } else {
@@ -53,6 +57,9 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
                 };
                 say!("{line}")
             })?;
+            if is_first {
+                eprintln!("No stream is open.");
+            }
             here::warn_of_silent(&pages.iter().collect::<Vec<_>>());
             Ok(())
         }

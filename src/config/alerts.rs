@@ -24,11 +24,13 @@ pub struct InterceptAlert {
     pub count: u64,
     /// Within this time, to the minute; and of one key once in it. Default: 10min.
     pub window: HumanDuration,
+    /// Whether intercepts of filters in shadow mode count as well. Default: false.
+    pub shadow: bool,
 }
 
 impl Default for InterceptAlert {
     fn default() -> Self {
-        Self { count: 20, window: HumanDuration::secs(600) }
+        Self { count: 20, window: HumanDuration::secs(600), shadow: false }
     }
 }
 

@@ -70,7 +70,17 @@ fn admin(settings: &Settings, partial: bool) -> Vec<Invalid> {
     if !(10..=3600).contains(&admin.token.0.as_secs()) {
         wrong.push(Invalid::new("must be between 10s and 1h").at("token").at("admin"));
     }
+    if admin.public_origin.as_deref().is_some_and(|origin| !is_origin(origin)) {
+        let says = "must be an origin such as `https://console.example.com`, without a path";
+        wrong.push(Invalid::new(says).at("public_origin").at("admin"));
+    }
     wrong
+}
+
+/// Whether it is what a browser sends as `Origin`.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte)))
 }
 
 /// Whether the system would refuse the second of them.

@@ -28,9 +28,12 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use keylatch_filters::contract::{Invalid, Resolve, SecretRef};
+use ipnet::IpNet;
+use keylatch_filters::contract::{Filter as _, Invalid, Resolve, SecretRef, decode};
+use keylatch_filters::key_binding::{self, KeyBinding};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
@@ -103,6 +106,14 @@ impl Parsed {
 }
 
 impl Settings {
+    /// The network that a first use from `client` binds, by the `key_binding` filters; where they differ, the smallest.
+    pub fn first_use_network(&self, client: IpAddr) -> IpNet {
+        let items = self.filters.iter().chain(self.routes.iter().flat_map(|route| &route.filters));
+        let configs = items.filter(|item| item.name == KeyBinding::NAME).filter_map(|item| decode(item.config.clone()).ok());
+        let networks = configs.map(|config: key_binding::Config| config.network(client));
+        networks.max_by_key(IpNet::prefix_len).unwrap_or_else(|| key_binding::Config::default().network(client))
+    }
+
     /// This replica's name among those that share a store: that of the storage, or the machine's, with the port by which
     /// several on one machine differ.
     pub fn replica(&self) -> String {

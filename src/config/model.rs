@@ -86,11 +86,26 @@ pub struct Admin {
     pub session: HumanDuration,
     /// How long the token of a sign-in lasts before it must be renewed, 10s to 1h. Default: 10m.
     pub token: HumanDuration,
+    /// Where browsers reach the console, if a proxy in between changes `Host`: `https://console.example.com`. Default: the `Host`
+    /// of each request.
+    pub public_origin: Option<String>,
+}
+
+impl Admin {
+    /// What is settled when the process starts.
+    pub fn at_start(&self) -> (SocketAddr, HumanDuration, HumanDuration) {
+        (self.address, self.session, self.token)
+    }
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 9901)), session: HumanDuration::secs(12 * 3600), token: HumanDuration::secs(600) }
+        Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 9901)),
+            session: HumanDuration::secs(12 * 3600),
+            token: HumanDuration::secs(600),
+            public_origin: None,
+        }
     }
 }
 

@@ -57,7 +57,7 @@ impl Snapshot {
         let (a, b) = (&self.settings, other);
         let changed = [
             ("listeners", !a.listeners.iter().map(Listener::at_start).eq(b.listeners.iter().map(Listener::at_start))),
-            ("admin", a.admin != b.admin),
+            ("admin", a.admin.at_start() != b.admin.at_start()),
             ("storage", a.storage != b.storage),
             ("redis", a.redis != b.redis),
             ("secrets", a.secrets != b.secrets),

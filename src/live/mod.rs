@@ -236,6 +236,7 @@ impl Live {
         let threshold = alerts.threshold.map(|file| Threshold {
             count: self.count(ALERT_COUNT).unwrap_or(file.count),
             window: self.time(ALERT_WINDOW).unwrap_or(file.window),
+            ..file
         });
         (alerts, threshold)
     }

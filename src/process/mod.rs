@@ -81,7 +81,8 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
         let (parts, pulse, house, control) = (Arc::clone(&parts), Arc::clone(&pulse), runtime.handle().clone(), Arc::clone(&control));
         move || house.block_on(serving(&parts, &pulse, &control, predecessor.as_deref()))
     };
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), admin = %settings.admin.address, "ready");
+    let listeners: Vec<String> = settings.listeners.iter().map(|listener| listener.address.to_string()).collect();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listeners = listeners.join(","), admin = %settings.admin.address, "ready");
     let served = proxy::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
     runtime.block_on(end(&parts));
     parts.shared.access.close();

@@ -152,6 +152,7 @@ impl Exchange {
 
     fn count(&self, route: &str, status: Option<StatusCode>, duration: Duration, shared: &Shared) {
         let metrics = &shared.metrics;
+        let code = status.map_or(0, |status| status.as_u16());
         let status = status.as_ref().map_or("0", StatusCode::as_str);
         metrics.requests.with_label_values(&[route, status]).inc();
         metrics.duration.with_label_values(&[route]).observe(duration.as_secs_f64());
@@ -162,7 +163,7 @@ impl Exchange {
             metrics.first_byte.with_label_values(&[route]).observe(first_byte.as_secs_f64());
         }
         let client = self.facts.get::<ClientAddress>().map_or(self.peer, |client| client.address);
-        metrics.tops.count(client, self.facts.get::<Key>());
+        metrics.tops.count(client, self.facts.get::<Key>(), code);
         for decision in &self.progress.decisions {
             let outcome = match (decision.shadow, decision.answer) {
                 (true, _) => "shadow",

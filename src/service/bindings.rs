@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use keylatch_filters::contract::{Bindings as _, KEY_BYTES_MAX, KeyHasher, KeyId, Roaming, Rule};
+use keylatch_filters::contract::{Bindings as _, KEY_BYTES_MAX, KeyHasher, KeyId, Roaming, Rule, canonical};
 
 use super::Fault;
+use crate::config::Settings;
 use crate::store::Store;
 use crate::store::audit::Actor;
 use crate::store::record::{Change, Changed, Make, Query, Record, Terms};
@@ -41,6 +42,14 @@ pub fn network(text: &str) -> Result<IpNet, String> {
     net.map(|net| net.trunc()).map_err(|_| format!("`{text}` is neither a network such as `192.0.2.0/24` nor an address"))
 }
 
+/// What is to be allowed: a network as it is said, or the network that a first use from an address would bind.
+pub fn allowed(text: &str, settings: &Settings) -> Result<IpNet, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Ok(settings.first_use_network(canonical(address))),
+        Err(_) => network(text),
+    }
+}
+
 /// A rule with what must go with it; `None` if nothing is said of either.
 pub fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>) -> Result<Option<Terms>, Fault> {
     let rule = match (rule, networks.len(), roaming) {
@@ -71,15 +80,13 @@ pub fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>)
     Ok(Some(Terms { rule, networks, roaming }))
 }
 
-/// The bytes of an id of which somebody has said the first digits.
+/// The digits of an id of which the first ones are given, also as `key=DIGITS`.
 pub fn prefix(digits: &str) -> Result<Vec<u8>, Fault> {
-    let digits = digits.to_ascii_lowercase();
-    let hex = digits.len() <= 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !hex || digits.len() < DIGITS_MIN || !digits.len().is_multiple_of(2) {
-        let why = format!("`{digits}` is not a key id: give an even number of its first digits, at least {DIGITS_MIN}, as logs show them");
-        return Err(Fault::invalid("key_id", why));
-    }
-    Ok((0..digits.len()).step_by(2).filter_map(|at| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok()).collect())
+    let digits = digits.strip_prefix("key=").unwrap_or(digits);
+    let nibbles: Option<Vec<u8>> = digits.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+    // What is not a key id may be a key: it is not repeated.
+    let why = || format!("this is not a key id: give its first digits, {DIGITS_MIN} to 64, as logs show them");
+    nibbles.filter(|nibbles| (DIGITS_MIN..=64).contains(&nibbles.len())).ok_or_else(|| Fault::invalid("key_id", why()))
 }
 
 fn unbound(id: KeyId) -> Fault {
@@ -118,7 +125,7 @@ impl Bindings<'_> {
     pub async fn find(&self, which: Which<'_>) -> Result<Record, Fault> {
         let digits = match which {
             Which::Key(key) => self.hashed(key).await?.0.hex(),
-            Which::Id(digits) => digits.to_ascii_lowercase(),
+            Which::Id(digits) => digits.strip_prefix("key=").unwrap_or(digits).to_ascii_lowercase(),
         };
         let query = Query { prefix: prefix(&digits)?, limit: 2, ..Query::default() };
         let mut found = self.store.list(query).await?.rows;
@@ -199,8 +206,7 @@ impl Bindings<'_> {
         let room = binding.roaming.map_or(NETWORKS_MAX, |roaming| usize::from(roaming.networks_max));
         networks.drain(..networks.len().saturating_sub(room));
         let rule = terms(Some(rule), networks, binding.roaming)?;
-        let make = Some(Make::now(record.hint.clone(), self.actor.who.clone()));
-        // What was read is what is changed: somebody else's change between is not undone.
-        self.change(binding.id, Change { rule, make, expects: expects.or(Some(binding.version)), ..Change::default() }).await
+        // It stays what a first use has made; the version that was read is the one that is changed.
+        self.change(binding.id, Change { rule, expects: expects.or(Some(binding.version)), ..Change::default() }).await
     }
 }

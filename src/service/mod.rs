@@ -4,6 +4,7 @@ pub mod access;
 pub mod accounts;
 pub mod bindings;
 pub mod everywhere;
+pub mod explain;
 pub mod limits;
 pub mod oidc;
 pub mod passwords;

@@ -23,7 +23,7 @@ use super::passwords::{BYTES_MAX, Passwords};
 use super::sealed::Sealer;
 use crate::store::Store;
 use crate::store::accounts::{Account, Guessed, Session};
-use crate::store::audit::Actor;
+use crate::store::audit::{Actor, Line};
 
 /// Wrong passwords for one account that cost nothing but their count.
 const FREE_OF_ACCOUNT: i64 = 5;
@@ -33,6 +33,10 @@ const FREE_OF_ADDRESS: i64 = 20;
 const REMEMBERED_MAX: usize = 1000;
 /// Scripts of somebody who signs in through a provider are known for so long after he has done so, 30 days.
 const ELSEWHERE_MS: i64 = 30 * 24 * 3600 * 1000;
+/// The target of failed sign-ins under a name that no account has.
+const NO_ACCOUNT: &str = "unknown";
+/// The actor of failed sign-ins.
+const ANONYMOUS: &str = "anonymous";
 /// What is kept of a browser's name.
 const AGENT_CHARS_MAX: usize = 200;
 /// Who has issued our tokens, and for whom.
@@ -184,13 +188,19 @@ impl Door {
         }
         let (desk, now) = (store.desk(), now_ms());
         if let Some(until) = desk.guess(&guessed, now).await? {
+            // Not in the audit: what is locked can be repeated without end.
+            log_failure(None, from, "locked");
             return Err(Refusal::Locked(seconds_until(until)));
         }
         let account = desk.account(&name).await?;
+        let exists = account.as_ref().map(|account| account.name.clone());
         let stored = account.as_ref().filter(|account| !account.disabled).and_then(|account| account.password.clone());
         let password = if password.len() > BYTES_MAX { "" } else { password };
         let right = self.passwords.is(password, stored.as_deref()).await.map_err(|fault| Refusal::Away(fault.to_string()))?;
-        let Some(account) = account.filter(|_| right) else { return Err(Refusal::Wrong) };
+        let Some(account) = account.filter(|_| right) else {
+            note_failure(store, exists.as_deref(), from, "wrong").await;
+            return Err(Refusal::Wrong);
+        };
         self.begin(store, account, from, agent, &guessed).await
     }
 
@@ -348,6 +358,24 @@ impl Door {
         if remembered.len() < REMEMBERED_MAX {
             remembered.insert(session.to_owned(), (account.clone(), Instant::now()));
         }
+    }
+}
+
+/// A failed sign-in in the log, as `config/fail2ban` reads it. A name without an account is left out: it may be a password that
+/// was typed into the wrong field.
+fn log_failure(account: Option<&str>, from: IpAddr, reason: &str) {
+    tracing::warn!(client = %from, account = account.unwrap_or(NO_ACCOUNT), reason, "sign-in failed");
+}
+
+/// A failed sign-in in the log and in the audit.
+pub async fn note_failure(store: &Store, account: Option<&str>, from: IpAddr, reason: &str) {
+    log_failure(account, from, reason);
+    let target = account.unwrap_or(NO_ACCOUNT).to_owned();
+    let after = Some(serde_json::json!({ "reason": reason }).to_string());
+    let line = Line { action: "session.refused", target, before: None, after };
+    let actor = Actor { who: ANONYMOUS.to_owned(), origin: from.to_string() };
+    if let Err(error) = store.desk().note_down(line, &actor).await {
+        tracing::warn!(%error, "a failed sign-in could not be written to the audit");
     }
 }
 

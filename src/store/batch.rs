@@ -26,6 +26,7 @@ pub struct Same {
     path: String,
     route: String,
     banned: bool,
+    shadow: bool,
 }
 
 impl Same {
@@ -37,6 +38,7 @@ impl Same {
             path: intercept.path.clone(),
             route: intercept.route.clone(),
             banned: intercept.banned,
+            shadow: intercept.shadow,
         }
     }
 }
@@ -171,6 +173,7 @@ mod tests {
                 user_agent: String::new(),
                 route: "r".into(),
                 banned: false,
+                shadow: false,
                 at: SystemTime::UNIX_EPOCH,
             };
             assert!(batch.intercepted(intercept));

@@ -370,7 +370,9 @@ impl Bindings for Store {
     }
 
     fn intercepted(&self, intercept: Intercept) {
-        self.metrics.intercepts.inc();
+        if !intercept.shadow {
+            self.metrics.intercepts.inc();
+        }
         if !self.waiting.lock().intercepted(intercept) {
             self.metrics.dropped.inc();
         }

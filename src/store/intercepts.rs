@@ -13,6 +13,9 @@ pub const EXAMINED_MAX: i64 = 20_000;
 /// Rows that are put together, at most: the latest ones.
 pub const GROUPED_MAX: i64 = 10_000;
 
+/// Behind a replica's name in rows of shadow mode: see the migration `0012_shadow` of PostgreSQL.
+pub(super) const SHADOW: &str = " (shadow)";
+
 /// One row: the same refusals of one minute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Intercepted {
@@ -28,14 +31,12 @@ pub struct Intercepted {
     pub count: i64,
     /// The first time, in milliseconds since 1970.
     pub first_ms: i64,
-    /// The last time.
-    pub last_ms: i64,
 }
 
-/// What makes a row one.
+/// What makes a row one, and its place in the order of all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
-    /// The minute, in milliseconds since 1970.
+    /// The minute of the last time, in milliseconds since 1970.
     pub minute_ms: i64,
     /// The key.
     #[serde(with = "hex_id")]
@@ -48,10 +49,16 @@ pub struct Mark {
     pub path: String,
     /// The route.
     pub route: String,
-    /// Who refused it; empty where there is only one.
+    /// As it is stored: [`Mark::replica_name`].
     pub replica: String,
     /// The key was banned, not used from elsewhere.
     pub banned: bool,
+    /// The filter is in shadow mode: the requests were not refused.
+    #[serde(default)]
+    pub shadow: bool,
+    /// The last time, in milliseconds since 1970. It grows, and is not part of what makes a row one.
+    #[serde(default)]
+    pub last_ms: i64,
 }
 
 /// A key id in hex, for marks.
@@ -83,6 +90,8 @@ pub struct Wanted {
     pub path: Option<String>,
     /// Because the key is banned, or because it is bound elsewhere.
     pub banned: Option<bool>,
+    /// In shadow mode, or refused.
+    pub shadow: Option<bool>,
     /// Not before this minute, in milliseconds since 1970.
     pub since_ms: Option<i64>,
     /// Before this minute.
@@ -91,6 +100,20 @@ pub struct Wanted {
     pub after: Option<Mark>,
     /// At most so many.
     pub limit: u32,
+}
+
+impl Mark {
+    /// Which replica it was; empty where there is only one.
+    pub fn replica_name(&self) -> &str {
+        self.replica.strip_suffix(SHADOW).filter(|_| self.shadow).unwrap_or(&self.replica)
+    }
+}
+
+impl Wanted {
+    /// Whether something is wanted that no index knows.
+    pub(super) fn is_searched(&self) -> bool {
+        self.route.is_some() || self.method.is_some() || self.path.is_some() || self.banned.is_some() || self.shadow.is_some()
+    }
 }
 
 /// A part of a list.

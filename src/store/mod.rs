@@ -50,7 +50,7 @@ pub use open::{Opened, Purpose, check, migrate, open, open_redis};
 use outbox::{Attempted, Delivery, Hot, Threshold};
 use record::{Change, Changed, Mark, Query, Record, Tended, Tending};
 pub use redis::Redis;
-pub use secret::fresh as fresh_secret;
+pub use secret::{fresh as fresh_secret, known_hasher};
 pub use sqlite::{alone as sqlite_alone, restoring as sqlite_restoring};
 pub use state::RedisState;
 

@@ -11,6 +11,8 @@ use super::{Events, Store};
 pub struct Hot {
     /// Intercepts within the window, give or take a minute.
     pub intercepts: u64,
+    /// How many of them were in shadow mode.
+    pub shadow: u64,
     /// Different client addresses among them.
     pub clients: u64,
     /// The latest of them.
@@ -26,6 +28,8 @@ pub struct Threshold {
     pub count: u64,
     /// Within this time.
     pub window: Duration,
+    /// Whether intercepts in shadow mode count, too.
+    pub shadow: bool,
 }
 
 /// An event for one webhook.

@@ -106,7 +106,7 @@ pub struct Terms {
 /// Which bindings, and in which order.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    /// Whose id begins with these bytes.
+    /// Whose id begins with these digits, each 0 to 15.
     pub prefix: Vec<u8>,
     /// Whose hint ends so.
     pub hint: Option<String>,
@@ -165,7 +165,20 @@ pub const COUNTED_MAX: i64 = 10_000;
 /// A word to find bindings by: 1 to 64 letters, digits and `-_.:/@`.
 pub fn label(word: &str) -> Result<String, String> {
     let fine = (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte));
+    if looks_like_key(word) {
+        return Err("a label must not look like an API key: it is shown in lists and addresses".to_owned());
+    }
     if fine { Ok(word.to_owned()) } else { Err(format!("`{word}` is not a label; use up to 64 letters, digits and `-_.:/@`")) }
+}
+
+/// Whether a word may be a key: it has a prefix of keys and enough behind it, or a long part of letters and digits mixed.
+fn looks_like_key(word: &str) -> bool {
+    const PREFIXES: [&str; 7] = ["sk-", "sk_", "sess-", "AIza", "gsk_", "xai-", "eyJ"];
+    const BEHIND_MIN: usize = 12;
+    const PART_MIN: usize = 20;
+    let prefixed = PREFIXES.iter().any(|prefix| word.strip_prefix(prefix).is_some_and(|rest| rest.len() >= BEHIND_MIN));
+    let mixed = |part: &str| part.bytes().any(|byte| byte.is_ascii_digit()) && part.bytes().any(|byte| byte.is_ascii_alphabetic());
+    prefixed || word.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part.len() >= PART_MIN && mixed(part))
 }
 
 /// Labels of one binding, at most 32.
@@ -280,11 +293,13 @@ pub(super) fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
     bytes.try_into().map(KeyId).map_err(|_| StoreError::Away(format!("a binding in the database has a key id of {} bytes", bytes.len())))
 }
 
-/// The first and the last id that begin with `prefix`.
+/// The first and the last id that begin with the digits `prefix`, each 0 to 15.
 pub fn range(prefix: &[u8]) -> ([u8; 32], [u8; 32]) {
     let (mut low, mut high) = ([0; 32], [0xff; 32]);
-    for (index, byte) in prefix.iter().enumerate().take(32) {
-        (low[index], high[index]) = (*byte, *byte);
+    for (index, digit) in prefix.iter().enumerate().take(64) {
+        let (shift, mask) = if index % 2 == 0 { (4, 0x0f) } else { (0, 0xf0) };
+        low[index / 2] = (low[index / 2] & mask) | (digit << shift);
+        high[index / 2] = (high[index / 2] & mask) | (digit << shift);
     }
     (low, high)
 }
@@ -298,6 +313,22 @@ pub fn holders(net: IpNet) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_are_not_keys() {
+        for fine in ["team-a", "ann@example.com", "sk-team", "proj/2026-11/internal", "customer-4711-production-europe"] {
+            assert!(label(fine).is_ok(), "{fine}");
+        }
+        for key in [
+            "sk-abcdefghijklmnop",
+            "sk-proj-Zm9vYmFy-12345678",
+            "AIzaSyA1234567890abc",
+            "0123456789abcdef0123456789abcdef",
+            "gsk_abcdefghijkl",
+        ] {
+            assert!(label(key).is_err_and(|why| !why.contains(key)), "{key}");
+        }
+    }
 
     #[test]
     fn those_that_hold_it() {

@@ -10,7 +10,7 @@ use sha2::Sha256;
 
 use super::private;
 use crate::config::Files;
-use crate::config::model::Secrets;
+use crate::config::model::{Secrets, Settings, Storage};
 
 const BYTES_MIN: usize = 32;
 
@@ -92,6 +92,17 @@ fn make(path: &Path) -> Result<String, String> {
 pub fn hasher(secret: &str, secrets: &Secrets, files: &Files) -> Result<KeyHasher, String> {
     let previous = previous(secrets, files)?;
     Ok(KeyHasher::new(secret.as_bytes()).with_previous(previous.iter().map(String::as_bytes)).of_form(secrets.key_form))
+}
+
+/// As [`hasher`], without opening a store. `None`: the secret is not known before the process starts.
+pub fn known_hasher(settings: &Settings, files: &Files) -> Result<Option<KeyHasher>, String> {
+    let secrets = &settings.secrets;
+    let secret = match (configured(secrets, files)?, &settings.storage) {
+        (Some(secret), _) => secret,
+        (None, Storage::Sqlite(config)) if Path::new(&config.path).exists() => beside(Path::new(&config.path), false)?,
+        (None, _) => return Ok(None),
+    };
+    hasher(&secret, secrets, files).map(Some)
 }
 
 /// What databases remember of the secrets before.

@@ -20,6 +20,11 @@ fn id(key: &str) -> KeyId {
     KeyHasher::new(b"test").id(key)
 }
 
+/// The first digits of an id, as [`Query::prefix`] has them.
+fn digits(id: &KeyId, count: usize) -> Vec<u8> {
+    id.hex().chars().take(count).filter_map(|digit| u8::try_from(digit.to_digit(16)?).ok()).collect()
+}
+
 fn first(key: &str, address: &str) -> FirstUse {
     let network = address.parse::<IpAddr>().unwrap().into();
     FirstUse { id: id(key), hint: "sk-…".into(), network, roaming: None, confirmed: false, at: SystemTime::now() }
@@ -40,6 +45,7 @@ fn intercept(key: &str) -> Intercept {
         user_agent: String::new(),
         route: "r".into(),
         banned: false,
+        shadow: false,
         at: SystemTime::now(),
     }
 }
@@ -78,6 +84,7 @@ async fn contract(authority: Arc<dyn Authority>) {
     roams(&store).await;
     lists::listed(&store).await;
     lists::intercepts(&store).await;
+    lists::latest_first(&store).await;
     accounts::accounts(&store).await;
     accounts::providers(&store).await;
     accounts::guesses(&store).await;
@@ -133,7 +140,8 @@ async fn managed(store: &Store) {
     assert_eq!(ids(&list(Query { label: Some("paid".into()), ..Query::default() }).await), [id("new")]);
     assert_eq!(list(Query { label: Some("pai".into()), ..Query::default() }).await, []);
     assert_eq!(ids(&list(Query { network: Some("10.9.3.4/32".parse().unwrap()), ..Query::default() }).await), [id("new")]);
-    assert_eq!(ids(&list(Query { prefix: id("new").0[..6].to_vec(), ..Query::default() }).await), [id("new")]);
+    assert_eq!(ids(&list(Query { prefix: digits(&id("new"), 11), ..Query::default() }).await), [id("new")]);
+    assert_eq!(ids(&list(Query { prefix: digits(&id("new"), 12), ..Query::default() }).await), [id("new")]);
     let all = list(Query::default()).await;
     assert!(all.len() >= 4 && all.is_sorted_by_key(|record| record.binding.id));
     assert_eq!(list(Query { after: all.first().map(|record| Mark { at: 0, id: record.binding.id }), ..Query::default() }).await, all[1..]);

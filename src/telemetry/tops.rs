@@ -58,29 +58,56 @@ impl<K: Hash + Eq + Clone, V> Sketch<K, V> {
 pub struct Tops {
     keys: Sketch<KeyId, String>,
     clients: Sketch<IpAddr, ()>,
+    limited_keys: Sketch<KeyId, String>,
+    limited_clients: Sketch<IpAddr, ()>,
+    unauthorized_clients: Sketch<IpAddr, ()>,
     seeds: RandomState,
 }
 
 impl Default for Tops {
     fn default() -> Self {
-        Self { keys: Sketch::new(), clients: Sketch::new(), seeds: RandomState::new() }
+        Self {
+            keys: Sketch::new(),
+            clients: Sketch::new(),
+            limited_keys: Sketch::new(),
+            limited_clients: Sketch::new(),
+            unauthorized_clients: Sketch::new(),
+            seeds: RandomState::new(),
+        }
     }
 }
 
 impl Tops {
-    /// A request.
-    pub fn count(&self, client: IpAddr, key: Option<&Key>) {
-        self.clients.count(self.seeds.hash_one(client), client, || ());
+    /// A request and the status of its response.
+    pub fn count(&self, client: IpAddr, key: Option<&Key>, status: u16) {
+        let client_hash = self.seeds.hash_one(client);
+        self.clients.count(client_hash, client, || ());
+        match status {
+            401 => self.unauthorized_clients.count(client_hash, client, || ()),
+            429 => self.limited_clients.count(client_hash, client, || ()),
+            _ => {}
+        }
         if let Some(key) = key {
-            self.keys.count(self.seeds.hash_one(key.id), key.id, || key.hint.clone());
+            let hash = self.seeds.hash_one(key.id);
+            self.keys.count(hash, key.id, || key.hint.clone());
+            if status == 429 {
+                self.limited_keys.count(hash, key.id, || key.hint.clone());
+            }
         }
     }
 
     /// What was counted since this was asked last.
     pub fn take(&self) -> Asked {
+        let keys = |sketch: &Sketch<KeyId, String>| sketch.take().map(|(id, hint, count)| (id.hex(), Who { hint, count })).collect();
+        let clients = |sketch: &Sketch<IpAddr, ()>| {
+            sketch.take().map(|(client, (), count)| (client.to_string(), Who { hint: String::new(), count })).collect()
+        };
         Asked {
-            keys: self.keys.take().map(|(id, hint, count)| (id.hex(), Who { hint, count })).collect(),
-            clients: self.clients.take().map(|(client, (), count)| (client.to_string(), Who { hint: String::new(), count })).collect(),
+            keys: keys(&self.keys),
+            clients: clients(&self.clients),
+            limited_keys: keys(&self.limited_keys),
+            limited_clients: clients(&self.limited_clients),
+            unauthorized_clients: clients(&self.unauthorized_clients),
         }
     }
 }
@@ -103,12 +130,25 @@ pub struct Asked {
     pub keys: HashMap<String, Who>,
     /// By address.
     pub clients: HashMap<String, Who>,
+    /// By key, of the requests that got 429.
+    pub limited_keys: HashMap<String, Who>,
+    /// By address, of the requests that got 429.
+    pub limited_clients: HashMap<String, Who>,
+    /// By address, of the requests that got 401.
+    pub unauthorized_clients: HashMap<String, Who>,
 }
 
 impl Asked {
     /// Adds what was counted elsewhere or at another time; who asks least is forgotten where there are too many.
     pub fn add(&mut self, other: Self) {
-        for (mine, theirs) in [(&mut self.keys, other.keys), (&mut self.clients, other.clients)] {
+        let lists = [
+            (&mut self.keys, other.keys),
+            (&mut self.clients, other.clients),
+            (&mut self.limited_keys, other.limited_keys),
+            (&mut self.limited_clients, other.limited_clients),
+            (&mut self.unauthorized_clients, other.unauthorized_clients),
+        ];
+        for (mine, theirs) in lists {
             for (what, who) in theirs {
                 let known = mine.entry(what).or_default();
                 known.count += who.count;
@@ -122,7 +162,14 @@ impl Asked {
 
     /// Of it those who have asked most.
     pub fn told(&self) -> Self {
-        Self { keys: top(self.keys.clone(), TOLD).into_iter().collect(), clients: top(self.clients.clone(), TOLD).into_iter().collect() }
+        let told = |all: &HashMap<String, Who>| top(all.clone(), TOLD).into_iter().collect();
+        Self {
+            keys: told(&self.keys),
+            clients: told(&self.clients),
+            limited_keys: told(&self.limited_keys),
+            limited_clients: told(&self.limited_clients),
+            unauthorized_clients: told(&self.unauthorized_clients),
+        }
     }
 }
 
@@ -146,13 +193,13 @@ mod tests {
     fn who_asks_most_is_found_among_very_many() {
         let tops = Tops::default();
         for round in 0..100_000_u32 {
-            tops.count(address(round + 1000), None);
+            tops.count(address(round + 1000), None, 200);
             // One in ten, one in twenty.
             if round % 10 == 0 {
-                tops.count(address(1), None);
+                tops.count(address(1), None, 429);
             }
             if round % 20 == 0 {
-                tops.count(address(2), None);
+                tops.count(address(2), None, 401);
             }
         }
         let found = top(tops.take().clients, 2);

@@ -14,7 +14,7 @@ use super::super::extract::{BINDINGS, Body, IfMatch, May, Part};
 use super::super::problem::{Answer, Problem, Problems};
 use super::{Binding, One, RuleName, one};
 use crate::service::Fault;
-use crate::service::bindings::{Which, network, terms};
+use crate::service::bindings::{Which, allowed, network, terms};
 use crate::store::record::{Change, labels as labels_of};
 
 /// The longest note, in characters.
@@ -193,7 +193,8 @@ pub async fn bind(
 
 /// Let a key be used from one more address
 ///
-/// A binding of one network becomes one of several.
+/// Of an address, the network is allowed that a first use would bind: by default a /64 of IPv6. A binding of one network becomes
+/// one of several.
 #[utoipa::path(post, path = "/admin/api/bindings/allow", tag = "bindings", security(("bearer" = ["bindings"])), request_body = KeyAndIp,
     params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Binding), Problems))]
 pub async fn allow(
@@ -202,6 +203,6 @@ pub async fn allow(
     IfMatch(expects): IfMatch,
     Body(asked): Body<KeyAndIp>,
 ) -> Answer<One> {
-    let net = ip(&asked.ip)?;
+    let net = allowed(&asked.ip, &api.shared.snapshot.load().settings).map_err(|why| Problem::invalid("ip", why))?;
     answer(api.bindings(&caller).allow(which(&asked.key_id, &asked.key)?, net, expects).await, expects)
 }

@@ -122,7 +122,7 @@ pub enum Order {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Whose key id begins so: an even number of hex digits, at least 6.
+    /// Whose key id begins so: at least 6 hex digits.
     pub key_id: Option<String>,
     /// Whose hint ends so: at least 4 characters.
     #[param(min_length = 4)]
@@ -141,6 +141,9 @@ pub struct Filter {
     /// The order.
     #[param(inline)]
     pub sort: Option<Order>,
+    /// With files: how they are written.
+    #[param(inline)]
+    pub format: Option<Format>,
     /// Where the page begins: `next` of the page before.
     pub cursor: Option<String>,
     /// How many rows at most.
@@ -211,23 +214,15 @@ pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fi
     Ok(Json(List { items: page.rows.iter().map(Binding::from).collect(), next: page.next.as_ref().map(cursor), total }))
 }
 
-/// How a file is to be written.
-#[derive(Clone, Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct As {
-    /// `jsonl` or `csv`.
-    #[param(inline)]
-    pub format: Option<Format>,
-}
-
-/// Write all bindings to a file
-#[utoipa::path(get, path = "/admin/api/bindings/export", tag = "bindings", security(("bearer" = ["read"])), params(As),
+/// Write bindings to a file, all or those that a filter finds
+#[utoipa::path(get, path = "/admin/api/bindings/export", tag = "bindings", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, again: Again, Asked(asked): Asked<As>) -> Answer<Response> {
-    export::stream(Arc::clone(&api), again, asked.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
-        let api = Arc::clone(&api);
+pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
+    let wanted = Query { limit: export::PAGE, ..query(&filter)? };
+    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
+        let (api, wanted) = (Arc::clone(&api), Query { after: after.or(wanted.after), ..wanted.clone() });
         async move {
-            let page = api.store.list(Query { after, limit: export::PAGE, ..Query::default() }).await?;
+            let page = api.store.list(wanted).await?;
             Ok((page.rows.iter().map(Binding::from).collect::<Vec<_>>(), page.next))
         }
     })
@@ -258,7 +253,7 @@ pub struct Found {
 #[utoipa::path(post, path = "/admin/api/bindings/look-up", tag = "bindings", security(("bearer" = ["read"])), request_body = Pasted, responses((status = 200, body = Found), Problems))]
 pub async fn look_up(State(api): State<Arc<Api>>, May(caller): May<READ>, Body(pasted): Body<Pasted>) -> Answer<Json<Found>> {
     let (id, hint) = api.bindings(&caller).hashed(&pasted.key).await?;
-    let page = api.store.list(Query { prefix: id.0.to_vec(), limit: 1, ..Query::default() }).await?;
+    let page = api.store.list(Query { prefix: prefix(&id.hex())?, limit: 1, ..Query::default() }).await?;
     Ok(Json(Found { key_id: id.hex(), hint, binding: page.rows.first().map(Binding::from) }))
 }
 

@@ -13,9 +13,9 @@ use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
 use super::{ConfigFile, actor, audit, on_runtime};
-use crate::cli::terminal::{read_stdin, say};
+use crate::cli::terminal::{headed, read_stdin, say};
 use crate::config::model::Storage;
-use crate::config::{Files, Parsed, parse_file};
+use crate::config::{Files, Parsed, Settings, parse_file};
 use crate::service::bindings as service;
 use crate::service::bindings::network;
 use crate::store::audit::{Actor, Asked};
@@ -49,19 +49,33 @@ impl Which {
     }
 }
 
+/// Which bindings.
+#[derive(Args)]
+struct Filter {
+    /// With this label
+    #[arg(long)]
+    label: Option<String>,
+    /// With this address, or a network that holds it
+    #[arg(long, value_name = "IP")]
+    address: Option<IpAddr>,
+    /// Banned ones only
+    #[arg(long)]
+    banned: bool,
+}
+
+impl Filter {
+    fn query(&self) -> Query {
+        let network = self.address.map(IpNet::from);
+        Query { label: self.label.clone(), network, banned: self.banned.then_some(true), ..Query::default() }
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// List bindings, in the order of their ids
     List {
-        /// With this label
-        #[arg(long)]
-        label: Option<String>,
-        /// With this address, or a network that holds it
-        #[arg(long, value_name = "IP")]
-        address: Option<IpAddr>,
-        /// Banned ones only
-        #[arg(long)]
-        banned: bool,
+        #[command(flatten)]
+        filter: Filter,
         /// At most so many
         #[arg(long, default_value_t = 100)]
         limit: u32,
@@ -94,13 +108,22 @@ enum Command {
         #[arg(long = "label", value_parser = label)]
         labels: Vec<String>,
     },
+    /// Let a key be used from one more address or network; of an address, from the network that a first use would bind
+    Allow {
+        #[command(flatten)]
+        which: Which,
+        /// The address or network
+        #[arg(value_name = "IP")]
+        ip: String,
+    },
     /// Remove a binding: the key's next use binds anew
     Unbind(Which),
     /// Refuse a key from everywhere, also one that was never used (which needs all of the id, or the key)
     Ban(Which),
     /// Let a banned key be used again, within its binding; for one that was never used, see `unbind`
     Unban(Which),
-    /// Make or change bindings as a file says; each needs `key_id` or `key`, and `rule`, `networks`
+    /// Make or change bindings as a file says; each needs `key_id` or `key`, and `rule` and `networks`, or of a key that is bound
+    /// `note`, `labels` or `banned` alone
     Import {
         /// The file; `-` is standard input
         file: PathBuf,
@@ -131,6 +154,8 @@ enum Command {
     },
     /// Write all bindings to standard output
     Export {
+        #[command(flatten)]
+        filter: Filter,
         /// How
         #[arg(long, default_value = "jsonl")]
         format: Format,
@@ -152,7 +177,7 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
     }
     on_runtime(async {
         let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
-        if carry_out(&opened, &asked.command).await? {
+        if carry_out(&opened, &settings, &asked.command).await? {
             // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
             let told = crate::control::ask(&asked.file.config, "bindings changed");
             if told.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
@@ -164,22 +189,28 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
 }
 
 /// Whether something was changed.
-async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
+async fn carry_out(opened: &Opened, settings: &Settings, command: &Command) -> Result<bool, String> {
     let actor = actor();
     let work = at_work(opened, &actor);
     let key = match command {
-        Command::Show(which) | Command::Set { which, .. } | Command::Unbind(which) | Command::Ban(which) | Command::Unban(which) => {
-            key_from_stdin(&which.id)?
-        }
+        Command::Show(which)
+        | Command::Set { which, .. }
+        | Command::Allow { which, .. }
+        | Command::Unbind(which)
+        | Command::Ban(which)
+        | Command::Unban(which) => key_from_stdin(&which.id)?,
         _ => None,
     };
     match command {
-        Command::List { label, address, banned, limit, json } => {
-            let network = address.map(IpNet::from);
-            let query = Query { label: label.clone(), network, banned: banned.then_some(true), limit: *limit, ..Query::default() };
-            let (mut after, mut left) = (None, *limit as usize);
+        Command::List { filter, limit, json } => {
+            let query = filter.query();
+            let (mut after, mut left, mut is_first) = (None, *limit as usize, true);
             loop {
                 let page = opened.store.list(Query { after, limit: PAGE, ..query.clone() }).await.map_err(|e| e.to_string())?;
+                if is_first && !json {
+                    headed(&header(), "There is no such binding.", page.rows.is_empty())?;
+                }
+                is_first = false;
                 page.rows.iter().take(left).try_for_each(|record| show(record, *json))?;
                 if left < page.rows.len() || left == page.rows.len() && page.next.is_some() {
                     eprintln!("these are the first {limit}; there are more, see --limit and `export`");
@@ -192,11 +223,18 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
             }
         }
         Command::Show(which) => show(&work.find(which.key(&key)).await?, true).map(|()| false),
+        Command::Allow { which, ip } => {
+            let network = service::allowed(ip, settings)?;
+            show(&work.allow(which.key(&key), network, None).await?, true).map(|()| true)
+        }
         Command::Set { which, rule, networks, networks_max, window, note, labels } => {
             let roaming = networks_max.zip(*window).map(|(networks_max, window)| Roaming { networks_max, window: window.into() });
             let rule = service::terms(*rule, networks.clone(), roaming)?;
             let labels = (!labels.is_empty()).then(|| labels.clone());
             let change = Change { rule, note: note.clone(), labels, ..Change::default() };
+            if let Some(before) = replaced(opened, &work, which.key(&key)).await? {
+                eprintln!("replaces: {}", plain(&before));
+            }
             show(&work.set(which.key(&key), change).await?, true).map(|()| true)
         }
         Command::Unbind(which) => work.unbind(which.key(&key), None).await.map(|_| true).map_err(String::from),
@@ -219,8 +257,15 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<bool, String> {
             let asked = Asked { target: target(opened, id.as_deref()).await?, action: Some("binding".into()), ..Asked::default() };
             audit::show(&opened.store, asked, *limit, *json).await.map(|()| false)
         }
-        Command::Export { format } => rows::export(opened, *format).await.map(|()| false),
+        Command::Export { filter, format } => rows::export(opened, &filter.query(), *format).await.map(|()| false),
     }
+}
+
+/// The binding that a change replaces, if there is one.
+async fn replaced(opened: &Opened, work: &service::Bindings<'_>, which: service::Which<'_>) -> Result<Option<Record>, String> {
+    let (id, _) = work.meant(which).await?;
+    let query = Query { prefix: service::prefix(&id.hex())?, limit: 1, ..Query::default() };
+    Ok(opened.store.list(query).await.map_err(|e| e.to_string())?.rows.pop())
 }
 
 /// Who and what, for the work itself.
@@ -252,20 +297,25 @@ async fn target(opened: &Opened, id: Option<&str>) -> Result<Option<String>, Str
 }
 
 fn show(record: &Record, json: bool) -> Result<(), String> {
+    match json {
+        true => say!("{}", serde_json::to_string(&Row::from(record)).map_err(|e| e.to_string())?),
+        false => say!("{}", plain(record)),
+    }
+}
+
+/// The columns of [`plain`].
+fn header() -> String {
+    format!("{:<12}  {:<10} {:<8} {:<20}  {:<20}  {:<10}  STATE, LABELS", "KEY", "HINT", "RULE", "NETWORKS", "LAST USED", "MADE BY")
+}
+
+fn plain(record: &Record) -> String {
     let row = Row::from(record);
-    let line = if json {
-        serde_json::to_string(&row).map_err(|e| e.to_string())?
-    } else {
-        let state = if record.binding.banned { "banned" } else { "" };
-        let networks = if row.networks.is_empty() { "everywhere".into() } else { row.networks.join(",") };
-        format!(
-            "{}  {:<10} {:<8} {networks}  {}  {state} {}",
-            record.binding.id,
-            row.hint,
-            row.rule,
-            row.last_used,
-            row.labels.unwrap_or_default().join(",")
-        )
-    };
-    say!("{}", line.trim_end())
+    let state = if record.binding.banned { "banned" } else { "" };
+    let networks = if row.networks.is_empty() { "everywhere".into() } else { row.networks.join(",") };
+    let labels = row.labels.unwrap_or_default().join(",");
+    let line = format!(
+        "{}  {:<10} {:<8} {networks:<20}  {:<20}  {:<10}  {state} {labels}",
+        record.binding.id, row.hint, row.rule, row.last_used, row.made_by
+    );
+    line.trim_end().to_owned()
 }

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
-use keylatch_filters::contract::{KeyId, Roaming};
+use keylatch_filters::contract::{Bindings as _, KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
 use super::{Format, PAGE, actor, at_work, foreign};
@@ -71,12 +71,12 @@ impl From<Row> for FlatRow {
     }
 }
 
-pub async fn export(opened: &Opened, format: Format) -> Result<(), String> {
+pub async fn export(opened: &Opened, query: &Query, format: Format) -> Result<(), String> {
     let mut after = None;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut csv = csv::Writer::from_writer(Vec::new());
     loop {
-        let page = opened.store.list(Query { after, limit: PAGE, ..Query::default() }).await.map_err(|e| e.to_string())?;
+        let page = opened.store.list(Query { after, limit: PAGE, ..query.clone() }).await.map_err(|e| e.to_string())?;
         for record in &page.rows {
             let row = Row::from(record);
             match format {
@@ -191,7 +191,7 @@ async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     } else {
         Some(row.rule.parse().map_err(|_: String| "`rule` must be single, multiple, all or roaming")?)
     };
-    let terms = terms(rule, networks, roaming)?.ok_or("`rule` or `networks` is needed")?;
+    let terms = terms(rule, networks, roaming)?;
     let hint = if row.hint.is_empty() { hint } else { row.hint };
     let labels = row.labels.filter(|labels| !labels.is_empty());
     let labels = labels.map(|labels| labels.iter().map(|word| label(word)).collect::<Result<_, _>>()).transpose();
@@ -200,13 +200,15 @@ async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     let created = (!row.created.is_empty()).then(|| humantime::parse_rfc3339(&row.created)).transpose();
     let created = created.map_err(|_| "`created` must be a time such as 2026-01-31T09:00:00Z")?;
     let created_at = created.unwrap_or_else(SystemTime::now).min(SystemTime::now());
-    let change = Change {
-        rule: Some(terms),
-        banned: row.banned,
-        note: row.note.filter(|note| !note.is_empty()),
-        labels,
-        expects: None,
-        make: Some(Make { hint, made_by, created_at }),
-    };
-    Ok((id, change))
+    let note = row.note.filter(|note| !note.is_empty());
+    if terms.is_none() {
+        if note.is_none() && labels.is_none() && row.banned.is_none() {
+            return Err("`rule`, `networks`, `note`, `labels` or `banned` is needed".into());
+        }
+        if opened.store.look_up(id).await.map_err(|e| e.to_string())?.is_none() {
+            return Err(format!("{id} is not bound: `rule` or `networks` is needed to make a binding"));
+        }
+    }
+    let make = terms.is_some().then_some(Make { hint, made_by, created_at });
+    Ok((id, Change { rule: terms, banned: row.banned, note, labels, expects: None, make }))
 }

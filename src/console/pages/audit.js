@@ -1,9 +1,10 @@
 // Who has changed what.
 
 import { download, get, query } from "../api.js";
+import { meant, resolve, SearchField, wholeId } from "../find.js";
 import { html } from "../html.js";
 import { t } from "../i18n.js";
-import { go, href } from "../route.js";
+import { go, href, parse } from "../route.js";
 import { Action, Field, More, Page, Table, Time, Trouble, useList } from "../ui.js";
 import { Difference } from "./binding.js";
 
@@ -11,14 +12,21 @@ const KINDS = { binding: () => t("Bindings"), setting: () => t("Settings"), conf
 
 export function Audit({ route }) {
   const filter = route.params;
-  const put = (change) => go("audit", { ...filter, ...change });
+  const put = (change) => go("audit", { ...parse().params, ...change });
   const list = useList((cursor, signal) => get(`/audit${query({ ...filter, cursor })}`, { signal }), [JSON.stringify(filter)]);
   const target = (row) => (row.action.startsWith("binding.") ? html`<a href=${href(`bindings/${row.target}`)}><code>${row.target.slice(0, 12)}</code></a>` : html`<code>${row.target}</code>`);
   return html`<${Page} title=${t("Audit")} actions=${html`<${Action} run=${() => download(`/audit/export${query({ ...filter, format: "csv" })}`)}>CSV</${Action}><${Action} run=${() => download(`/audit/export${query(filter)}`)}>JSON</${Action}>`}>
     <form class="search" role="search" onSubmit=${(event) => event.preventDefault()}>
       <${Field} label=${t("What")} as="select" value=${filter.action || ""} onInput=${(action) => put({ action })}><option value="">${t("everything")}</option>${Object.entries(KINDS).map(([kind, name]) => html`<option value=${kind} selected=${filter.action === kind}>${name()}</option>`)}</${Field}>
-      <${Field} label=${t("By")} value=${filter.actor || ""} onInput=${(actor) => put({ actor })} />
-      <${Field} label=${t("Of")} help=${t("A whole key id, a setting, an account.")} value=${filter.target || ""} onInput=${(next) => put({ target: next })} />
+      <${SearchField} label=${t("By")} value=${filter.actor || ""} find=${async (said) => {
+        const { key_id } = meant(said).key ? await resolve(said) : {};
+        return key_id ? put({ target: key_id }) : put({ actor: said });
+      }} />
+      <${SearchField} label=${t("Of")} help=${t("A key, a key id or a hint, a setting, an account.")} value=${filter.target || ""} find=${async (said) => {
+        const { key_id, network } = said ? await resolve(said, { hints: true }) : {};
+        if (network) return go("bindings", { network });
+        return put({ target: key_id ? await wholeId(key_id) : said });
+      }} />
     </form>
     <${Trouble} error=${list.error} retry=${list.reload} />
     <${Table} caption=${t("Audit")} rows=${list.items} loading=${list.loading} empty=${t("Nothing was changed that fits.")} columns=${[

@@ -4,6 +4,7 @@ import { call, get, may } from "../api.js";
 import { html, useState } from "../html.js";
 import { number, t } from "../i18n.js";
 import { go, href } from "../route.js";
+import { holds } from "../network.js";
 import { Action, Badge, Done, Field, Page, Time, Trouble, useLoad } from "../ui.js";
 import { Networks, Rule } from "./bindings.js";
 
@@ -22,7 +23,7 @@ export function Binding({ route }) {
   const act = (path, text, body = {}) => async () => changed(text, await call("POST", `/bindings/${path}`, { key_id: data.key_id, ...body }, { version: data.version }));
   const gone = binding.error?.status === 404;
   const actions = data && !gone && may("bindings") && html`
-    ${data.banned ? html`<${Action} run=${act("unban", t("It may be used again."))}>${t("Unban")}</${Action}>` : html`<${Action} kind="danger" run=${act("ban", t("It is refused from everywhere."))}>${t("Ban")}</${Action}>`}
+    ${data.banned ? html`<${Action} run=${act("unban", t("It may be used again."))}>${t("Unban")}</${Action}>` : html`<${Action} kind="danger" confirm=${t("Every request with this key is refused from now on, and its open streams end. Unban undoes it.")} run=${act("ban", t("It is refused from everywhere."))}>${t("Ban")}</${Action}>`}
     <${Action} kind="danger" confirm=${t("The next use of the key binds it anew, from wherever that is. This cannot be undone.")} run=${async () => { await call("POST", "/bindings/unbind", { key_id: data.key_id }, { version: data.version }); setDone(t("It was unbound.")); binding.reload(); timeline.reload(); }}>${t("Unbind")}</${Action}>`;
   return html`<${Page} title=${html`${t("Binding")} <code>${id.slice(0, 12)}</code> ${data && html`<span class="hint">${data.hint}</span>`}`} actions=${actions}>
     <p><a href=${href("bindings")}>← ${t("All bindings")}</a></p>
@@ -88,14 +89,14 @@ function Edit({ row, changed, reload }) {
 function Refused({ timeline, row, changed }) {
   const clients = new Map();
   for (const one of timeline?.intercepts || []) {
-    const seen = clients.get(one.client) || { client: one.client, count: 0, last: one.last_at, agent: one.user_agent };
-    clients.set(one.client, { ...seen, count: seen.count + one.count });
+    const seen = clients.get(one.client) || { client: one.client, count: 0, last: one.last_at, agent: one.user_agent, shadow: true };
+    clients.set(one.client, { ...seen, count: seen.count + one.count, shadow: seen.shadow && one.shadow });
   }
   if (!clients.size) return null;
   const allow = (client) => async () => changed(t("It may be used from {client}.", { client }), await call("POST", "/bindings/allow", { key_id: row.key_id, ip: client }, { version: row.version }));
-  const allowed = (client) => row?.rule === "all" || row?.networks.some((net) => net.replace(/\/(32|128)$/, "") === client);
+  const allowed = (client) => row?.rule === "all" || row?.networks.some((net) => holds(net, client));
   return html`<div class="card"><h2>${t("Refused from")}</h2><ul class="plain">
-    ${[...clients.values()].slice(0, 20).map((one) => html`<li class="row"><span><a href=${href("intercepts", { client: one.client })}><strong>${one.client}</strong></a> ${t("{count} times, last", { count: number(one.count) })} <${Time} at=${one.last} /> <small>${one.agent}</small></span>
+    ${[...clients.values()].slice(0, 20).map((one) => html`<li class="row"><span><a href=${href("intercepts", { client: one.client })}><strong>${one.client}</strong></a> ${one.shadow && html`<${Badge}>${t("shadow")}</${Badge}> `}${t("{count} times, last", { count: number(one.count) })} <${Time} at=${one.last} /> <small>${one.agent}</small></span>
       ${row && may("bindings") && (allowed(one.client) ? html`<${Badge} kind="good">${t("allowed")}</${Badge}>` : html`<${Action} run=${allow(one.client)} label=${t("Allow {client}", { client: one.client })}>${t("Allow")}</${Action}>`)}</li>`)}
   </ul></div>`;
 }
@@ -106,7 +107,7 @@ function Story({ timeline }) {
   const { data } = timeline;
   const events = [
     ...(data?.changes || []).map((change) => ({ at: change.at, what: html`<strong>${(DONE[change.action] || (() => change.action))()}</strong> ${t("by {actor} from {origin}", change)} <${Difference} before=${change.before} after=${change.after} />` })),
-    ...(data?.intercepts || []).map((one) => ({ at: one.last_at, what: html`<${Badge} kind="warn">${t("refused")}</${Badge}> ${one.client} ${one.method} ${one.path} ${one.count > 1 ? t("{count} times", { count: number(one.count) }) : ""} <small>${one.reason === "banned" ? t("it was banned") : t("it was bound to {networks}", { networks: one.networks.join(", ") })}</small>` })),
+    ...(data?.intercepts || []).map((one) => ({ at: one.last_at, what: html`${one.shadow ? html`<${Badge}>${t("shadow")}</${Badge}>` : html`<${Badge} kind="warn">${t("refused")}</${Badge}>`} ${one.client} ${one.method} ${one.path} ${one.count > 1 ? t("{count} times", { count: number(one.count) }) : ""} <small>${one.reason === "banned" ? t("it was banned") : t("it was bound to {networks}", { networks: one.networks.join(", ") })}</small>` })),
   ].sort((a, b) => (a.at < b.at ? 1 : -1));
   return html`<div class="card"><h2>${t("What has become of it")}</h2>
     <${Trouble} error=${timeline.error} retry=${timeline.reload} />

@@ -1,22 +1,14 @@
 // Bindings: find them, change many of them at once.
 
 import { call, download, get, may, query } from "../api.js";
+import { Elsewhere, meant, resolve, SearchField } from "../find.js";
 import { html, useState } from "../html.js";
 import { t } from "../i18n.js";
-import { go } from "../route.js";
+import { go, parse } from "../route.js";
 import { Action, Badge, Dialog, Done, Field, KeyId, More, Page, Table, Time, Trouble, useList } from "../ui.js";
 
 const SORTS = { "-last_used_at": () => t("Last used first"), last_used_at: () => t("Longest unused first"), "-created_at": () => t("Newest first"), created_at: () => t("Oldest first"), key_id: () => t("By key id") };
 const RULES = ["single", "multiple", "all", "roaming"];
-
-// What somebody means by what he has typed. A key is never part of an address.
-function meant(text) {
-  const said = text.trim();
-  if (/^[0-9a-f]{6,64}$/i.test(said) && said.length % 2 === 0) return { key_id: said.toLowerCase() };
-  if (/^[0-9a-f:.]+(\/\d{1,3})?$/i.test(said) && /[.:]/.test(said)) return { network: said };
-  if (said.length >= 20) return { key: said };
-  return { hint: said };
-}
 
 export const Rule = ({ row }) => html`${row.banned && html`<${Badge} kind="bad">${t("banned")}</${Badge}> `}${t(row.rule)}${!row.confirmed && html` <${Badge}>${t("not confirmed")}</${Badge}>`}`;
 export const Networks = ({ row }) => (row.rule === "all" ? t("everywhere") : html`<span class="networks">${row.networks.slice(0, 3).map((net) => html`<code>${net.replace(/\/(32|128)$/, "")}</code> `)}${row.networks.length > 3 && t("and {n} more", { n: row.networks.length - 3 })}</span>`);
@@ -25,36 +17,43 @@ export function Bindings({ route }) {
   const filter = route.params;
   const [text, setText] = useState(filter.key_id || filter.network || filter.hint || "");
   const [error, setError] = useState(null);
+  const [unbound, setUnbound] = useState(null);
   const [bulk, setBulk] = useState(false);
   const [done, setDone] = useState("");
   const list = useList((cursor, signal) => get(`/bindings${query({ ...filter, cursor })}`, { signal }), [JSON.stringify(filter)]);
-  const put = (change) => go("bindings", { ...filter, ...change });
+  // Enter in a field is a change and a submission: the second must not undo the first.
+  const put = (change) => go("bindings", { ...parse().params, ...change });
   const search = async (event) => {
     event.preventDefault();
     setError(null);
     const nothing = { key_id: undefined, network: undefined, hint: undefined };
-    const what = text.trim() ? meant(text) : {};
-    if (!what.key) return put({ ...nothing, ...what });
+    setUnbound(null);
+    const { key_id, network, word, key } = text.trim() ? meant(text) : {};
+    if (!key) return put({ ...nothing, key_id, network, hint: word });
     try {
-      const found = await call("POST", "/bindings/look-up", { key: what.key });
+      const found = await resolve(key);
       setText("");
-      if (found.binding) go(`bindings/${found.key_id}`);
-      else setError({ title: t("This key is not bound."), message: t("Its key id is {id}. It was never used, was unbound, or was archived.", { id: found.key_id.slice(0, 12) }) });
+      if (!found.unbound) go(`bindings/${found.key_id}`);
+      else setUnbound(found.key_id);
     } catch (failed) {
       setError(failed);
     }
   };
   const narrowed = ["key_id", "network", "hint", "label", "banned", "rule", "made_by"].some((name) => filter[name]);
-  return html`<${Page} title=${t("Bindings")} actions=${html`<${Action} run=${() => download("/bindings/export?format=csv")}>CSV</${Action}><${Action} run=${() => download("/bindings/export")}>JSON</${Action}>`}>
+  return html`<${Page} title=${t("Bindings")} actions=${html`<${Action} run=${() => download(`/bindings/export${query({ ...filter, format: "csv" })}`)}>CSV</${Action}><${Action} run=${() => download(`/bindings/export${query(filter)}`)}>JSON</${Action}>`}>
     <form class="search" role="search" onSubmit=${search}>
-      <${Field} label=${t("Search")} help=${t("A key, the beginning of a key id, the end of a hint, an address or a network.")} value=${text} onInput=${setText} autocomplete="off" spellcheck=${false} maxlength="8192" />
-      <${Field} label=${t("Label")} value=${filter.label || ""} onInput=${(label) => put({ label })} />
+      <${Field} label=${t("Search")} help=${t("A key, the beginning of a key id, the end of a hint, an address or a network.")} value=${text} onInput=${setText} autocomplete="off" spellcheck=${false} maxlength="32768" />
+      <${SearchField} label=${t("Label")} value=${filter.label || ""} find=${async (said) => {
+        const { key_id } = meant(said).key ? await resolve(said) : {};
+        return key_id ? go("bindings", { key_id }) : put({ label: said });
+      }} />
       <${Field} label=${t("State")} as="select" value=${filter.banned || ""} onInput=${(banned) => put({ banned })}><option value="">${t("any")}</option><option value="true" selected=${filter.banned === "true"}>${t("banned")}</option><option value="false" selected=${filter.banned === "false"}>${t("not banned")}</option></${Field}>
       <${Field} label=${t("Rule")} as="select" value=${filter.rule || ""} onInput=${(rule) => put({ rule })}><option value="">${t("any")}</option>${RULES.map((rule) => html`<option value=${rule} selected=${filter.rule === rule}>${t(rule)}</option>`)}</${Field}>
       <${Field} label=${t("Order")} as="select" value=${filter.sort || "-last_used_at"} onInput=${(sort) => put({ sort })}>${Object.entries(SORTS).map(([value, name]) => html`<option value=${value} selected=${(filter.sort || "-last_used_at") === value}>${name()}</option>`)}</${Field}>
       <div class="row end"><button type="submit" class="primary">${t("Search")}</button>${narrowed && html`<button type="button" onClick=${() => (setText(""), go("bindings"))}>${t("Clear")}</button>`}${narrowed && may("bindings") && html`<button type="button" onClick=${() => setBulk(true)}>${t("Change all of these…")}</button>`}</div>
     </form>
     <${Trouble} error=${error} />
+    ${unbound && html`<div class="notice" role="alert"><p><strong>${t("This key is not bound.")}</strong> ${t("Its key id is {id}. It was never used, was unbound, or was archived.", { id: unbound.slice(0, 12) })}</p><p><${Elsewhere} id=${unbound} /></p></div>`}
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${list.error} retry=${list.reload} />
     <${Table} caption=${t("Bindings")} rows=${list.items} loading=${list.loading} empty=${t("There is no such binding.")} columns=${[

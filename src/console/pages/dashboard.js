@@ -87,6 +87,12 @@ const Tops = ({ data }) => html`<div class="charts">
     rows=${data.busiest_keys.map((one) => ({ name: html`<${KeyId} id=${one.what} hint=${one.hint} />`, label: one.what.slice(0, 12), value: one.requests, shown: number(one.requests) }))} />
   <${Bars} title=${t("Addresses that asked most")} empty=${t("None has asked in this time.")}
     rows=${data.busiest_clients.map((one) => ({ name: html`<a href=${href("bindings", { network: one.what })}>${one.what}</a>`, label: one.what, value: one.requests, shown: number(one.requests) }))} />
+  <${Bars} title=${t("Keys over a limit (429)")} empty=${t("None in this time.")}
+    rows=${data.limited_keys.map((one) => ({ name: html`<${KeyId} id=${one.what} hint=${one.hint} />`, label: one.what.slice(0, 12), value: one.requests, shown: number(one.requests) }))} />
+  <${Bars} title=${t("Addresses over a limit (429)")} empty=${t("None in this time.")}
+    rows=${data.limited_clients.map((one) => ({ name: html`<a href=${href("limits", { search: one.what })}>${one.what}</a>`, label: one.what, value: one.requests, shown: number(one.requests) }))} />
+  <${Bars} title=${t("Addresses without a valid key or token (401)")} empty=${t("None in this time.")}
+    rows=${data.unauthorized_clients.map((one) => ({ name: html`<a href=${href("bindings", { network: one.what })}>${one.what}</a>`, label: one.what, value: one.requests, shown: number(one.requests) }))} />
   <${Bars} title=${t("Keys that were refused most")} empty=${t("None was refused in this time.")}
     rows=${data.top_keys.map((group) => ({ name: html`<${KeyId} id=${group.what} hint=${group.hint} />`, label: group.what.slice(0, 12), value: group.count, shown: t("{count} from {others}", { count: number(group.count), others: number(group.others) }) }))} />
   <${Bars} title=${t("Addresses that were refused most")} empty=${t("None was refused in this time.")}

@@ -1,9 +1,10 @@
 // Requests that were refused because of a binding.
 
 import { call, download, get, may, query } from "../api.js";
+import { meant, resolve, SearchField } from "../find.js";
 import { html, useEffect, useState } from "../html.js";
 import { number, t } from "../i18n.js";
-import { go, href } from "../route.js";
+import { go, href, parse } from "../route.js";
 import { Action, Badge, Done, Field, KeyId, More, Page, Table, Time, Trouble, useList, useLoad } from "../ui.js";
 
 const SPANS = { "1h": 3600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400 };
@@ -17,14 +18,22 @@ function asked({ span, by, ...filter }) {
 
 export function Intercepts({ route, live }) {
   const filter = route.params;
-  const put = (change) => go("intercepts", { ...filter, ...change });
+  const put = (change) => go("intercepts", { ...parse().params, ...change });
   const [done, setDone] = useState("");
   const [missed, setMissed] = useState(0);
   const list = useList((cursor, signal) => (filter.by ? Promise.resolve({ items: [], next: null }) : get(`/logs${query({ ...asked(filter), cursor })}`, { signal })), [JSON.stringify(filter)]);
   useEffect(() => {
     if (live.fresh?.length) setMissed((n) => n + live.fresh.reduce((sum, one) => sum + one.count, 0));
   }, [live.fresh]);
-  const text = (name, label, more) => html`<${Field} label=${label} value=${filter[name] || ""} onInput=${(value) => put({ [name]: value })} ...${more} />`;
+  // A key, a hint or an address is found from each of the fields, and a key is put into none.
+  const text = (name, label) => html`<${SearchField} label=${label} value=${filter[name] || ""} find=${async (said) => {
+    if (!said) return put({ [name]: "" });
+    const { key_id, network, word, several } = name === "key_id" || name === "client" ? await resolve(said, { hints: true }) : await resolve(meant(said).key ? said : "");
+    if (key_id) return put({ key_id });
+    if (network) return put({ client: network });
+    if (several) return go("bindings", { hint: word });
+    return name === "key_id" || name === "client" ? t("No key id, key, hint or address fits this.") : put({ [name]: said });
+  }} />`;
   const file = (format) => () => download(`/logs/export${query({ ...asked(filter), format })}`);
   const allow = (row) => async () => {
     await call("POST", "/bindings/allow", { key_id: row.key_id, ip: row.client });
@@ -32,8 +41,9 @@ export function Intercepts({ route, live }) {
   };
   return html`<${Page} title=${t("Intercepts")} actions=${html`<${Action} run=${file("csv")}>CSV</${Action}><${Action} run=${file("jsonl")}>JSON</${Action}>`}>
     <form class="search" role="search" onSubmit=${(event) => event.preventDefault()}>
-      ${text("key_id", t("Key id"))} ${text("client", t("Address or network"))} ${text("path", t("Path begins with"))} ${text("route", t("Route"))}
+      ${text("key_id", t("Key"))} ${text("client", t("Address or network"))} ${text("path", t("Path begins with"))} ${text("route", t("Route"))}
       <${Field} label=${t("Why")} as="select" value=${filter.reason || ""} onInput=${(reason) => put({ reason })}><option value="">${t("any")}</option><option value="elsewhere" selected=${filter.reason === "elsewhere"}>${t("bound elsewhere")}</option><option value="banned" selected=${filter.reason === "banned"}>${t("banned")}</option></${Field}>
+      <${Field} label=${t("Shadow mode")} as="select" value=${filter.shadow || ""} onInput=${(shadow) => put({ shadow })}><option value="">${t("any")}</option><option value="true" selected=${filter.shadow === "true"}>${t("let through")}</option><option value="false" selected=${filter.shadow === "false"}>${t("refused")}</option></${Field}>
       <${Field} label=${t("When")} as="select" value=${filter.span || ""} onInput=${(span) => put({ span, since: undefined })}><option value="">${t("any time")}</option>${Object.entries(NAMES).map(([span, name]) => html`<option value=${span} selected=${filter.span === span}>${name()}</option>`)}</${Field}>
       <${Field} label=${t("Together by")} as="select" value=${filter.by || ""} onInput=${(by) => put({ by })}><option value="">${t("one by one")}</option><option value="key" selected=${filter.by === "key"}>${t("key")}</option><option value="client" selected=${filter.by === "client"}>${t("address")}</option></${Field}>
     </form>
@@ -47,7 +57,7 @@ export function Intercepts({ route, live }) {
           [t("Times"), (row) => number(row.count), "number"],
           [t("Key"), (row) => html`<${KeyId} id=${row.key_id} hint=${row.hint} />`],
           [t("Used from"), (row) => html`<code>${row.client}</code>`],
-          [t("Why"), (row) => (row.reason === "banned" ? html`<${Badge} kind="bad">${t("banned")}</${Badge}>` : html`${t("bound to")} ${row.networks.map((net) => html`<code>${net.replace(/\/(32|128)$/, "")}</code> `)}`)],
+          [t("Why"), (row) => html`${row.shadow && html`<${Badge}>${t("shadow")}</${Badge}> `}${row.reason === "banned" ? html`<${Badge} kind="bad">${t("banned")}</${Badge}>` : html`${t("bound to")} ${row.networks.map((net) => html`<code>${net.replace(/\/(32|128)$/, "")}</code> `)}`}`],
           [t("Request"), (row) => html`<code>${row.method} ${row.path}</code> <small>${row.route}</small>`],
           [t("Client"), (row) => html`<small>${row.user_agent || "–"}</small>`],
           [t("Do"), (row) => row.reason === "elsewhere" && may("bindings") && html`<${Action} run=${allow(row)} label=${t("Allow {client}", row)}>${t("Allow")}</${Action}>`],

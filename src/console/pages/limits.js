@@ -1,6 +1,7 @@
 // Who is near or over a limit, as it changes.
 
 import { call, get, may } from "../api.js";
+import { resolve, SearchField } from "../find.js";
 import { html, useEffect, useState } from "../html.js";
 import { age, number, t } from "../i18n.js";
 import { go } from "../route.js";
@@ -31,7 +32,7 @@ export function Limits({ route }) {
     setDone(t("{subject} has all of {limit} again.", row));
     limits.reload();
   };
-  const fits = (row) => (!over || row.over) && [row.limit, row.place, row.subject, row.claim || "", row.replica || ""].some((text) => text.includes(search));
+  const fits = (row) => (!over || row.over) && [row.limit, row.place, row.subject, row.claim || "", row.replica || "", row.key_id || ""].some((text) => text.includes(search));
   const rows = (limits.data?.items || []).filter(fits);
   return html`<${Page} title=${t("Limits")}>
     <p>${t("Who has used four fifths of a limit or more, on all replicas; those first who are refused. It is looked at again every few seconds.")}</p>
@@ -40,7 +41,10 @@ export function Limits({ route }) {
     <${Silent} replicas=${limits.data?.silent} />
     ${limits.data?.complete === false && html`<div class="notice warn" role="status"><p>${t("A replica knows of more than 1,000; these are those who have used most.")}</p></div>`}
     <form class="filters" onSubmit=${(event) => event.preventDefault()}>
-      <${Field} label=${t("Limit, key id, address or claim")} type="search" value=${search} onInput=${(text) => narrow({ search: text })} />
+      <${SearchField} label=${t("Limit, key, key id, address or claim")} type="search" value=${search} find=${async (said) => {
+        const { key_id } = said ? await resolve(said, { hints: true }) : {};
+        return narrow({ search: key_id || said });
+      }} />
       <${Field} label=${t("Only who is refused")} type="checkbox" checked=${Boolean(over)} onInput=${(on) => narrow({ over: on ? 1 : "" })} />
     </form>
     <${Table} caption=${t("Who is near or over a limit")} rows=${rows} of=${(row) => [row.place, row.limit, row.subject, row.replica].join(" ")} loading=${limits.loading && !limits.data} empty=${t("Nobody is near a limit.")} columns=${[

@@ -3,9 +3,12 @@
 import { call, get, may } from "../api.js";
 import { html, useState } from "../html.js";
 import { t } from "../i18n.js";
-import { Action, Badge, Done, Field, Page, Time, Trouble, useLoad } from "../ui.js";
+import { Action, Badge, Dialog, Done, Field, Page, Time, Trouble, useLoad } from "../ui.js";
 
 const ORIGINS = { default: () => t("default"), file: () => t("file"), live: () => t("set here") };
+
+// Settings whose change to this value cuts users off: it is asked first.
+const ASKS = { maintenance: { value: true, why: () => t("Every request gets 503 on every replica until it is undone. Open streams go on.") } };
 
 export function Settings() {
   const settings = useLoad((signal) => get("/settings", { signal }), []);
@@ -43,6 +46,7 @@ function Setting({ one, put, version, again }) {
   const [value, setValue] = useState(secret ? "" : one.value);
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
+  const [asking, setAsking] = useState(false);
   const bool = one.kind === "bool";
   const save = async (next) => {
     setBusy(true);
@@ -57,9 +61,10 @@ function Setting({ one, put, version, again }) {
     }
     setBusy(false);
   };
+  const asks = ASKS[one.name];
   const revert = async () => put(t("{name} is the file's again.", one))(await call("DELETE", `/settings/${one.name}`, undefined, { version }));
   const input = bool ? { type: "checkbox", checked: value === true } : one.kind.count ? { type: "number", min: one.kind.count.least, max: one.kind.count.most, value } : secret ? { type: secret.url ? "url" : "password", autocomplete: "off", placeholder: one.value || t("none"), value } : { value };
-  return html`<form class="card setting" onSubmit=${(event) => (event.preventDefault(), save(value))}>
+  return html`<form class="card setting" onSubmit=${(event) => (event.preventDefault(), asks?.value === value ? setAsking(true) : save(value))}>
     <h2><code>${one.name}</code> <${Badge} kind=${one.origin === "live" ? "warn" : ""}>${ORIGINS[one.origin]()}</${Badge}></h2>
     ${one.kind.choice
       ? html`<${Field} label=${t(one.means)} as="select" disabled=${busy || !may("settings")} error=${error?.message} value=${value} onInput=${setValue}>${one.kind.choice.of.map((word) => html`<option value=${word} selected=${word === value}>${word}</option>`)}</${Field}>`
@@ -70,5 +75,9 @@ function Setting({ one, put, version, again }) {
       <span class="row end">${one.origin === "live" && may("settings") && html`<${Action} run=${revert} label=${t("Undo {name}", one)}>${t("Undo")}</${Action}>`}
       ${may("settings") && html`<button type="submit" class="primary" aria-label=${t("Save {name}", one)} disabled=${busy || (secret ? !value : value === one.value)}>${t("Save")}</button>`}</span>
     </div>
+    ${asking && html`<${Dialog} title=${t("Save {name}", one)} close=${() => setAsking(false)}>
+      <p>${asks.why()}</p>
+      <div class="row end"><button type="button" onClick=${() => setAsking(false)}>${t("Cancel")}</button><button type="button" class="danger" onClick=${() => (setAsking(false), save(value))}>${t("Save")}</button></div>
+    </${Dialog}>`}
   </form>`;
 }

@@ -8,6 +8,7 @@ use sqlx::{Executor, Row};
 
 use super::failed;
 use super::session::Pool;
+use crate::store::intercepts::SHADOW;
 use crate::store::outbox::{AT_ONCE, Attempted, Delivery, Hot, LOOKED_BACK_MAX, Threshold};
 use crate::store::record::{key_id, millis, parsed_networks, time};
 
@@ -28,18 +29,21 @@ pub async fn hot(pool: &Pool, ids: &[KeyId], threshold: Threshold) -> Result<Vec
     tx.execute(TIME_MAX).await.map_err(failed)?;
     let rows = sqlx::query(
         "WITH hot AS (
-             SELECT i.key_id, sum(i.count)::bigint AS intercepts, count(DISTINCT i.client) AS clients
+             SELECT i.key_id, sum(i.count)::bigint AS intercepts, count(DISTINCT i.client) AS clients,
+                 coalesce(sum(i.count) FILTER (WHERE i.shadow), 0)::bigint AS shadow
              FROM intercepts i LEFT JOIN alerts a USING (key_id)
-             WHERE i.key_id = ANY($1) AND i.last_at > now() - make_interval(secs => $2)
+             WHERE i.key_id = ANY($1) AND (NOT i.shadow OR $4) AND i.last_at > now() - make_interval(secs => $2)
                AND (a.raised_at IS NULL OR a.raised_at <= now() - make_interval(secs => $2))
              GROUP BY i.key_id HAVING sum(i.count) >= $3)
          SELECT h.key_id, h.intercepts, h.clients, l.hint, host(l.client), l.networks::text[], l.method, l.path, l.user_agent, l.route, l.banned,
-             (extract(epoch FROM l.last_at) * 1e3)::bigint, l.replica
-         FROM hot h, LATERAL (SELECT * FROM intercepts i WHERE i.key_id = h.key_id ORDER BY i.last_at DESC LIMIT 1) l",
+             (extract(epoch FROM l.last_at) * 1e3)::bigint, l.replica, l.shadow, h.shadow
+         FROM hot h, LATERAL (SELECT * FROM intercepts i
+             WHERE i.key_id = h.key_id AND (NOT i.shadow OR $4) ORDER BY i.last_at DESC LIMIT 1) l",
     )
     .bind(ids.iter().map(|id| id.0.as_slice()).collect::<Vec<_>>())
     .bind(threshold.window.as_secs_f64())
     .bind(i64::try_from(threshold.count).unwrap_or(i64::MAX))
+    .bind(threshold.shadow)
     .fetch_all(&mut *tx)
     .await
     .map_err(failed)?;
@@ -62,9 +66,11 @@ fn read(row: &PgRow) -> Result<Hot, StoreError> {
         user_agent: text(8)?,
         route: text(9)?,
         banned: row.try_get(10).map_err(failed)?,
+        shadow: row.try_get(13).map_err(failed)?,
         at: time(row.try_get(11).map_err(failed)?),
     };
-    Ok(Hot { intercepts: count(1)?, clients: count(2)?, last, replica: text(12)? })
+    let replica = text(12)?.trim_end_matches(SHADOW).to_owned();
+    Ok(Hot { intercepts: count(1)?, shadow: count(14)?, clients: count(2)?, last, replica })
 }
 
 /// Notes that somebody is alerted, and what is to be sent to whom. False: another process was first.

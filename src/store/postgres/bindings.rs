@@ -13,6 +13,7 @@ use super::failed;
 use super::pools::Pools;
 use super::session::{Pool, Session};
 use crate::store::batch::{self, Batch};
+use crate::store::intercepts::SHADOW;
 use crate::store::record::{Raw, key_id, millis, roaming_columns, seen_ms};
 
 /// Answers all questions by one piece of work, or all with its error.
@@ -212,14 +213,18 @@ async fn write_intercepts(tx: &mut Session, replica: &str, batch: &Batch) -> sql
     let text = |field: fn(&Intercept) -> String| rows.iter().map(|row| field(&row.first)).collect::<Vec<_>>();
     sqlx::query(
         "INSERT INTO intercepts AS i
-             (minute, key_id, client, method, path, route, replica, banned, hint, networks, user_agent, count, first_at, last_at)
-         SELECT date_trunc('minute', to_timestamp(first_ms / 1e3)), id, client::inet, method, path, route, $13, banned, hint,
-             string_to_array(networks, ',')::cidr[], user_agent, count, to_timestamp(first_ms / 1e3), to_timestamp(last_ms / 1e3)
+             (minute, key_id, client, method, path, route, replica, banned, hint, networks, user_agent, count, first_at, last_at,
+             shadow)
+         SELECT date_trunc('minute', to_timestamp(last_ms / 1e3)), id, client::inet, method, path, route,
+             $13 || CASE WHEN shadow THEN $15 ELSE '' END, banned, hint,
+             string_to_array(networks, ',')::cidr[], user_agent, count, to_timestamp(first_ms / 1e3), to_timestamp(last_ms / 1e3),
+             shadow
          FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::text[], $8::text[], $9::text[],
-             $10::bigint[], $11::float8[], $12::float8[])
-             AS u (id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms)
+             $10::bigint[], $11::float8[], $12::float8[], $14::bool[])
+             AS u (id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms, shadow)
          ON CONFLICT (minute, key_id, client, method, path, route, replica, banned)
-         DO UPDATE SET count = i.count + excluded.count, last_at = greatest(i.last_at, excluded.last_at)",
+         DO UPDATE SET count = i.count + excluded.count, first_at = least(i.first_at, excluded.first_at),
+             last_at = greatest(i.last_at, excluded.last_at)",
     )
     .bind(rows.iter().map(|row| row.first.id.0.as_slice()).collect::<Vec<_>>())
     .bind(text(|first| first.client.to_string()))
@@ -234,6 +239,8 @@ async fn write_intercepts(tx: &mut Session, replica: &str, batch: &Batch) -> sql
     .bind(rows.iter().map(|row| millis(row.first.at) as f64).collect::<Vec<_>>())
     .bind(rows.iter().map(|row| millis(row.last_at) as f64).collect::<Vec<_>>())
     .bind(replica)
+    .bind(rows.iter().map(|row| row.first.shadow).collect::<Vec<_>>())
+    .bind(SHADOW)
     .execute(tx)
     .await
     .map(|_| ())

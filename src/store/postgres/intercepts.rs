@@ -12,10 +12,11 @@ use super::{Pg, Postgres, failed};
 use crate::store::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
 use crate::store::record::{key_id, parsed_networks};
 
-const MARK: &str = "minute, key_id, client, method, path, route, replica, banned";
-const ORDER: &str = " ORDER BY minute DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, replica DESC, banned DESC LIMIT ";
+const MARK: &str = "minute, last_at, key_id, client, method, path, route, replica, banned";
+const ORDER: &str = "
+    ORDER BY minute DESC, last_at DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, replica DESC, banned DESC LIMIT ";
 const ROW: &str = "(extract(epoch FROM minute) * 1e3)::bigint, key_id, host(client), method, path, route, replica, banned, hint,
-    networks::text[], user_agent, count, (extract(epoch FROM first_at) * 1e3)::bigint, (extract(epoch FROM last_at) * 1e3)::bigint";
+    networks::text[], user_agent, count, (extract(epoch FROM first_at) * 1e3)::bigint, (extract(epoch FROM last_at) * 1e3)::bigint, shadow";
 
 /// The rows that an index finds, of those behind the mark.
 fn indexed(query: &mut QueryBuilder<Pg>, wanted: &Wanted) {
@@ -41,7 +42,8 @@ fn indexed(query: &mut QueryBuilder<Pg>, wanted: &Wanted) {
     }
     if let Some(after) = &wanted.after {
         query.push(format!(" AND ({MARK}) < (timestamptz 'epoch' + interval '1 ms' * "));
-        query.push_bind(after.minute_ms).push(", ").push_bind(after.key.0).push(", ").push_bind(after.client.to_string()).push("::inet");
+        query.push_bind(after.minute_ms).push(", timestamptz 'epoch' + interval '1 ms' * ").push_bind(after.last_ms);
+        query.push(", ").push_bind(after.key.0).push(", ").push_bind(after.client.to_string()).push("::inet");
         for text in [&after.method, &after.path, &after.route, &after.replica] {
             query.push(", ").push_bind(text.clone());
         }
@@ -62,17 +64,29 @@ fn others(query: &mut QueryBuilder<Pg>, wanted: &Wanted) -> bool {
     if let Some(banned) = wanted.banned {
         query.push(" AND banned = ").push_bind(banned);
     }
-    wanted.route.is_some() || wanted.method.is_some() || wanted.path.is_some() || wanted.banned.is_some()
+    if let Some(shadow) = wanted.shadow {
+        query.push(" AND shadow = ").push_bind(shadow);
+    }
+    wanted.is_searched()
 }
 
 fn mark(row: &PgRow) -> Result<Mark, StoreError> {
     let client: String = row.try_get(2).map_err(failed)?;
     let read = || -> sqlx::Result<_> {
-        Ok((row.try_get(0)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?, row.try_get(7)?))
+        Ok((
+            row.try_get(0)?,
+            row.try_get(3)?,
+            row.try_get(4)?,
+            row.try_get(5)?,
+            row.try_get(6)?,
+            row.try_get(7)?,
+            row.try_get(13)?,
+            row.try_get(14)?,
+        ))
     };
-    let (minute_ms, method, path, route, replica, banned) = read().map_err(failed)?;
+    let (minute_ms, method, path, route, replica, banned, last_ms, shadow) = read().map_err(failed)?;
     let client: IpAddr = client.parse().map_err(|_| StoreError::Useless("an intercept has a malformed address in the database".into()))?;
-    Ok(Mark { minute_ms, key: key_id(row.try_get(1).map_err(failed)?)?, client, method, path, route, replica, banned })
+    Ok(Mark { minute_ms, key: key_id(row.try_get(1).map_err(failed)?)?, client, method, path, route, replica, banned, shadow, last_ms })
 }
 
 fn intercepted(row: &PgRow) -> Result<Intercepted, StoreError> {
@@ -87,7 +101,6 @@ fn intercepted(row: &PgRow) -> Result<Intercepted, StoreError> {
             user_agent: row.try_get(10)?,
             count: row.try_get(11)?,
             first_ms: row.try_get(12)?,
-            last_ms: row.try_get(13)?,
         })
     };
     read().map_err(failed)

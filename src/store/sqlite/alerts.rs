@@ -31,14 +31,16 @@ impl Sqlite {
         // With max(), the other columns are those of the row that has it.
         let rows = sqlx::query(
             "SELECT i.key_id, sum(i.count), count(DISTINCT i.client), i.hint, i.client, i.networks, i.method, i.path, i.user_agent, i.route,
-                 i.banned, max(i.last_ms)
+                 i.banned, max(i.last_ms), i.shadow, sum(iif(i.shadow, i.count, 0))
              FROM intercepts i LEFT JOIN alerts a ON a.key_id = i.key_id
-             WHERE i.key_id IN (SELECT unhex(value) FROM json_each($1)) AND i.last_ms > $2 AND (a.raised_ms IS NULL OR a.raised_ms <= $2)
+             WHERE i.key_id IN (SELECT unhex(value) FROM json_each($1)) AND (NOT i.shadow OR $4) AND i.last_ms > $2
+                 AND (a.raised_ms IS NULL OR a.raised_ms <= $2)
              GROUP BY i.key_id HAVING sum(i.count) >= $3",
         )
         .bind(json(&ids))
         .bind(now_ms() - ms(threshold.window))
         .bind(i64::try_from(threshold.count).unwrap_or(i64::MAX))
+        .bind(threshold.shadow)
         .fetch_all(&self.pool)
         .await
         .map_err(failed)?;
@@ -128,7 +130,8 @@ fn read(row: &SqliteRow) -> Result<Hot, StoreError> {
         user_agent: text(8)?,
         route: text(9)?,
         banned: row.try_get(10).map_err(failed)?,
+        shadow: row.try_get(12).map_err(failed)?,
         at: time(row.try_get(11).map_err(failed)?),
     };
-    Ok(Hot { intercepts: count(1)?, clients: count(2)?, last, replica: String::new() })
+    Ok(Hot { intercepts: count(1)?, shadow: count(13)?, clients: count(2)?, last, replica: String::new() })
 }

@@ -191,14 +191,16 @@ pub async fn write(pool: &SqlitePool, batch: &Batch) -> sqlx::Result<()> {
 async fn write_intercepts(tx: &mut sqlx::SqliteConnection, batch: &Batch) -> sqlx::Result<()> {
     for repeated in batch.intercepts.values() {
         let first = &repeated.first;
-        let first_ms = millis(first.at);
+        let (first_ms, last_ms) = (millis(first.at), millis(repeated.last_at));
         sqlx::query(
             "INSERT INTO intercepts
-                 (minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-             ON CONFLICT DO UPDATE SET count = count + excluded.count, last_ms = max(last_ms, excluded.last_ms)",
+                 (minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms,
+                 shadow)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+             ON CONFLICT DO UPDATE SET count = count + excluded.count, first_ms = min(first_ms, excluded.first_ms),
+                 last_ms = max(last_ms, excluded.last_ms)",
         )
-        .bind(first_ms - first_ms % 60_000)
+        .bind(last_ms - last_ms % 60_000)
         .bind(first.id.0.as_slice())
         .bind(first.client.to_string())
         .bind(&first.method)
@@ -210,7 +212,8 @@ async fn write_intercepts(tx: &mut sqlx::SqliteConnection, batch: &Batch) -> sql
         .bind(&first.user_agent)
         .bind(i64::try_from(repeated.count).unwrap_or(i64::MAX))
         .bind(first_ms)
-        .bind(millis(repeated.last_at))
+        .bind(last_ms)
+        .bind(first.shadow)
         .execute(&mut *tx)
         .await?;
     }

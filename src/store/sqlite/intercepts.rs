@@ -12,9 +12,10 @@ use super::{Sqlite, failed, json, text};
 use crate::store::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
 use crate::store::record::{key_id, parsed_networks};
 
-const MARK: &str = "minute_ms, key_id, client, method, path, route, banned";
-const ORDER: &str = " ORDER BY minute_ms DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, banned DESC LIMIT ";
-const ROW: &str = "minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms";
+const MARK: &str = "minute_ms, last_ms, key_id, client, method, path, route, banned, shadow";
+const ORDER: &str = "
+    ORDER BY minute_ms DESC, last_ms DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, banned DESC, shadow DESC LIMIT ";
+const ROW: &str = "minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms, shadow";
 
 /// Clients of a network that are looked for one by one; of more than so many the texts that stand between are looked through.
 const CLIENTS_MAX: usize = 5000;
@@ -65,11 +66,11 @@ fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted, clients: Option<&[Stri
     }
     if let Some(after) = &wanted.after {
         query.push(format!(" AND ({MARK}) < ("));
-        query.push_bind(after.minute_ms).push(", ").push_bind(after.key.0.to_vec());
+        query.push_bind(after.minute_ms).push(", ").push_bind(after.last_ms).push(", ").push_bind(after.key.0.to_vec());
         for text in [&after.client.to_string(), &after.method, &after.path, &after.route] {
             query.push(", ").push_bind(text.clone());
         }
-        query.push(", ").push_bind(after.banned).push(")");
+        query.push(", ").push_bind(after.banned).push(", ").push_bind(after.shadow).push(")");
     }
 }
 
@@ -87,16 +88,21 @@ fn others(query: &mut QueryBuilder<Db>, wanted: &Wanted) -> bool {
     if let Some(banned) = wanted.banned {
         query.push(" AND banned = ").push_bind(banned);
     }
-    wanted.route.is_some() || wanted.method.is_some() || wanted.path.is_some() || wanted.banned.is_some()
+    if let Some(shadow) = wanted.shadow {
+        query.push(" AND shadow = ").push_bind(shadow);
+    }
+    wanted.is_searched()
 }
 
 fn mark(row: &SqliteRow) -> Result<Mark, StoreError> {
     let client: String = row.try_get(2).map_err(failed)?;
-    let read = || -> sqlx::Result<_> { Ok((row.try_get(0)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?)) };
-    let (minute_ms, method, path, route, banned) = read().map_err(failed)?;
+    let read = || -> sqlx::Result<_> {
+        Ok((row.try_get(0)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?, row.try_get(12)?, row.try_get(13)?))
+    };
+    let (minute_ms, method, path, route, banned, last_ms, shadow) = read().map_err(failed)?;
     let client: IpAddr = client.parse().map_err(|_| StoreError::Useless("an intercept has a malformed address in the database".into()))?;
     let key = key_id(row.try_get(1).map_err(failed)?)?;
-    Ok(Mark { minute_ms, key, client, method, path, route, replica: String::new(), banned })
+    Ok(Mark { minute_ms, key, client, method, path, route, replica: String::new(), banned, shadow, last_ms })
 }
 
 fn intercepted(row: &SqliteRow) -> Result<Intercepted, StoreError> {
@@ -111,7 +117,6 @@ fn intercepted(row: &SqliteRow) -> Result<Intercepted, StoreError> {
             user_agent: row.try_get(9)?,
             count: row.try_get(10)?,
             first_ms: row.try_get(11)?,
-            last_ms: row.try_get(12)?,
         })
     };
     read().map_err(failed)

@@ -97,7 +97,7 @@ pub async fn intercepts(store: &Store) {
             found.extend(page.rows);
             after = page.next;
             if after.is_none() {
-                assert!(found.iter().all(|row| row.count == 2 && row.networks.len() == 1 && row.last_ms == row.first_ms));
+                assert!(found.iter().all(|row| row.count == 2 && row.networks.len() == 1 && row.mark.last_ms == row.first_ms));
                 return found.iter().map(|row| row.mark.minute_ms / 60_000 - 1_000_000).collect::<Vec<_>>();
             }
         }
@@ -109,6 +109,7 @@ pub async fn intercepts(store: &Store) {
     assert_eq!(minutes(Wanted { path: Some("/v1/1".into()), banned: Some(true), ..Wanted::default() }).await, [5]);
     assert_eq!(minutes(Wanted { since_ms: Some(minute(3)), until_ms: Some(minute(5)), ..Wanted::default() }).await, [4, 3]);
     assert_eq!(minutes(Wanted { method: Some("PUT".into()), ..Wanted::default() }).await, Vec::<i64>::new());
+    assert_eq!(minutes(Wanted { shadow: Some(true), ..Wanted::default() }).await, Vec::<i64>::new());
     let odd = Wanted { client: Some("198.51.100.2/31".parse().unwrap()), limit: 1, ..Wanted::default() };
     let by_key = desk.intercept_groups(By::Key, &odd).await.unwrap();
     assert_eq!((by_key.groups[0].count, by_key.groups[0].others), (4, 1), "of this network alone");
@@ -121,4 +122,40 @@ pub async fn intercepts(store: &Store) {
     assert_eq!(by_key.groups, [group(id("listed a").hex(), "sk-…", 12, 3, 5), group(id("listed b").hex(), "sk-…", 8, 3, 9)]);
     let by_client = desk.intercept_groups(By::Client, &wanted).await.unwrap();
     assert_eq!(by_client.groups, [group("198.51.100.0".into(), "", 8, 2, 9), group("198.51.100.1".into(), "", 6, 2, 7)]);
+}
+
+pub async fn latest_first(store: &Store) {
+    let minute = SystemTime::UNIX_EPOCH + Duration::from_secs(60 * 2_000_000);
+    // The second of each pair is in shadow mode; the last time decides, also where it is in the next minute.
+    let seconds = [(30, 30), (10, 70), (50, 50), (5, 59), (61, 61)];
+    for (n, (first_s, last_s)) in (0..).zip(seconds) {
+        for shadow in [false, true] {
+            let at = |seconds| minute + Duration::from_secs(seconds) + Duration::from_millis(if shadow { 500 } else { 0 });
+            for at in [at(first_s), at(last_s)] {
+                store.intercepted(Intercept { path: format!("/{n}"), route: "latest".into(), shadow, at, ..intercept("latest") });
+            }
+        }
+    }
+    store.flush().await;
+    let found = async |shadow: Option<bool>, limit: u32| {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let wanted = Wanted { after, key: Some(id("latest")), shadow, limit, ..Wanted::default() };
+            let page = store.desk().intercepts(&wanted).await.unwrap();
+            found.extend(page.rows.iter().map(|row| (row.mark.path.clone(), row.mark.shadow, row.count)));
+            assert!(page.rows.iter().all(|row| !row.mark.replica_name().contains("shadow")));
+            after = page.next;
+            if after.is_none() {
+                return found;
+            }
+        }
+    };
+    let row = |path: &str, shadow| (path.to_owned(), shadow, 2);
+    let order = ["/1", "/4", "/3", "/2", "/0"];
+    let both: Vec<_> = order.iter().flat_map(|path| [row(path, true), row(path, false)]).collect();
+    for limit in [1, 3, 50] {
+        assert_eq!(found(None, limit).await, both);
+        assert_eq!(found(Some(true), limit).await, order.map(|path| row(path, true)));
+        assert_eq!(found(Some(false), limit).await, order.map(|path| row(path, false)));
+    }
 }

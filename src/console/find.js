@@ -1,0 +1,73 @@
+// What is typed into search fields. A key is looked up in a request's body: it never becomes part of an address or a query.
+
+import { call, get, query } from "./api.js";
+import { html, useEffect, useRef, useState } from "./html.js";
+import { t } from "./i18n.js";
+import { href } from "./route.js";
+import { Field } from "./ui.js";
+
+const KEY_CHARS_MIN = 20;
+
+// The kind of a text: a key id, an address or network, a key, or another word.
+export function meant(text) {
+  const said = text.trim();
+  const id = said.replace(/^key=/, "").replace(/…$/, "");
+  if (/^[0-9a-f]{6,64}$/i.test(id)) return { key_id: id.toLowerCase() };
+  const address = said.replace(/^client=/, "");
+  if (/^[0-9a-f:.]+(\/\d{1,3})?$/i.test(address) && /[.:]/.test(address)) return { network: address };
+  // Names of settings, paths and e-mail addresses may be long, too.
+  const isLong = said.length >= KEY_CHARS_MIN && /[0-9A-Z]/.test(said) && !/^\/|[\s[\]"'(){}@<>,;…]/.test(said);
+  if (isLong || /^sk-[^\s…]{8,}$/.test(said)) return { key: said };
+  return { word: said };
+}
+
+// The same with the id in the place of a key; of a hint, the id of the one key that has it.
+export async function resolve(text, { hints } = {}) {
+  const said = meant(text);
+  if (said.key) {
+    const found = await call("POST", "/bindings/look-up", { key: said.key });
+    return { key_id: found.key_id, unbound: !found.binding };
+  }
+  if (!hints || !said.word || said.word.length < 4) return said;
+  const { items } = await get(`/bindings${query({ hint: said.word, limit: 2 })}`);
+  return items.length === 1 ? { key_id: items[0].key_id } : { ...said, several: items.length > 1 };
+}
+
+// The whole id of a key of which the first digits are known.
+export async function wholeId(digits) {
+  return digits.length === 64 ? digits : (await get(`/bindings/${digits}`)).key_id;
+}
+
+// A search field: it is taken on Enter or when the field is left. `find(text)` may return what is wrong.
+export function SearchField({ label, help, value = "", find, ...rest }) {
+  const [text, setText] = useState(value);
+  const [wrong, setWrong] = useState(null);
+  const before = useRef(value);
+  useEffect(() => {
+    // Not when the field appears: somebody may be typing already.
+    if (before.current !== value) setText(value);
+    before.current = value;
+  }, [value]);
+  const search = async ({ target }) => {
+    const said = target.value.trim();
+    if (said === value) return;
+    setWrong(null);
+    try {
+      const why = said ? await find(said) : await find("");
+      if (why) setWrong(why);
+    } catch (failed) {
+      setWrong(failed.message);
+    }
+    // A key does not stay on the page.
+    if (meant(said).key) setText(value);
+  };
+  const entered = (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    search(event);
+  };
+  return html`<${Field} label=${label} help=${help} value=${text} error=${wrong} quiet onInput=${setText} onChange=${search} onKeyDown=${entered} autocomplete="off" spellcheck=${false} maxlength="32768" ...${rest} />`;
+}
+
+// Where else a key that is not bound has left something.
+export const Elsewhere = ({ id }) => html`<a href=${href("intercepts", { key_id: id })}>${t("Its intercepts")}</a> · <a href=${href("audit", { target: id })}>${t("Its changes")}</a> · <a href=${href("limits", { search: id.slice(0, 12) })}>${t("Its limits")}</a>`;
