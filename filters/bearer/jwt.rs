@@ -27,7 +27,7 @@ pub enum KeyConfig {
     Secret(SecretRef),
     /// The same for a secret that is not text, in base64 or base64url.
     SecretBase64(SecretRef),
-    /// The path of a file whose bytes are the secret, all of them.
+    /// The path of a file. All bytes of the file are the secret.
     SecretFile(String),
     /// A public key or certificate-free PEM, usually `file:PATH`.
     Pem(SecretRef),

@@ -285,7 +285,7 @@ impl Bearer {
             Outcome::Verified(verified) => verified,
             Outcome::Rejected(rejected) => return Verdict::Rejected(rejected),
             Outcome::NoKeys => return Verdict::Away("jwt: the issuer's keys could not be had yet".into()),
-            // A token cannot bring this about, but whoever keeps the issuer away could.
+            // An attacker who blocks the issuer must not open the filter.
             Outcome::OldKeys => return Verdict::Unclear("jwt: the issuer's last keys are older than refresh.max_age".into()),
         };
         if let Err(rejected) = verified.in_time(now_s) {

@@ -1,6 +1,6 @@
 //! Verifies signatures (RFC 7515, appendix; RFC 7518, section 3; RFC 8037). It chooses no key and reads no token.
 //!
-//! RSA is verified by `ring`: it takes keys of 2048 to 8192 bits, and rejects a signature whose integer is not below the
+//! `ring` verifies RSA with keys of 2048 to 8192 bits. It rejects a signature if its integer is not below the
 //! modulus (RFC 8017, sections 8.1.2 and 8.2.2). P-521 is verified by `p521`, all else by `jsonwebtoken`.
 
 use base64::Engine as _;

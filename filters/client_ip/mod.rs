@@ -14,14 +14,15 @@
 //!
 //! - `cf-connecting-ip`: only when the peer is a Cloudflare address, or a trusted proxy listed under
 //!   `trusted_proxies.behind_cloudflare`; and then only if the last hop it names in `X-Forwarded-For`
-//!   is Cloudflare's or listed there too, so that nobody who reaches that proxy past Cloudflare is believed.
+//!   is Cloudflare's or listed there too. A client that reaches that proxy without Cloudflare is not believed.
 //! - `x-real-ip`: one field with one address.
 //! - `x-forwarded-for`, `forwarded` (RFC 7239): walked from the right past trusted addresses; the first
 //!   one that is not trusted is the client. What stands left of it was written by the client and is not
 //!   looked at. An entry on the way that is no address ends the walk: the last trusted address before it
 //!   is as far as can be known.
 //!
-//! Empty entries are skipped. A list whose right end cannot be read yields no address, and the sources after it are not tried. At most 64 entries from the right are walked.
+//! Empty entries are skipped. If the last entry of a list is unreadable, the list yields no address and later sources are
+//! not tried. At most 64 entries from the right are walked.
 //!
 //! If the peer is a trusted proxy and no source yields an address, `on_missing` decides: with `peer` the client is the proxy
 //! itself, so that all keys would bind to it; this is counted in `keylatch_client_unnamed_total`, logged once as a warning, and
@@ -125,7 +126,7 @@ impl Source {
     }
 }
 
-/// What becomes of a request of which a trusted proxy does not say whose it is.
+/// The action for a request from a trusted proxy that names no client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnMissing {
