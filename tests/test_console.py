@@ -291,6 +291,51 @@ def test_a_pasted_key_is_found_from_every_field_and_never_in_an_address(browser,
     for text in (KEY, key_id[:9]):
         find("audit", "Of", text, f"target={key_id}")
     find("audit", "By", KEY, f"target={key_id}")
+    find("bindings", "Label", KEY, f"key_id={key_id}")
+    find("bindings", "Search", KEY, f"bindings/{key_id}")
+    find("bindings", "Search", key_id[:7], f"key_id={key_id[:7]}")
+    browser.sees("1 of 1 shown")
+    # A key that is not bound is linked to where it has left something.
+    browser.open("bindings")
+    browser.fill("Search", "sk-nobodys-01-abcdefgh" + Keys.ENTER)
+    browser.sees("This key is not bound.")
+    browser.press("Its intercepts")
+    wait_for(lambda: "intercepts?key_id=" in driver.current_url, "the link leads there")
+    # A label that looks like a key is refused.
+    browser.open(f"bindings/{key_id}")
+    browser.fill("Labels", KEY)
+    browser.press("Save")
+    browser.sees("a label must not look like an API key")
+
+
+def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver):
+    """Chromium and Firefox open six HTTP/1.1 connections to a server; each tab follows events on one of them."""
+    assert ask(replica, KEY).status == 200
+    browser.sign_in()
+    browser.sees("Requests a second")
+    first = driver.current_window_handle
+    session = driver.execute_script("return sessionStorage.getItem('keylatch.session')")
+    others = []
+    try:
+        for _ in range(8):
+            driver.switch_to.new_window("tab")
+            others.append(driver.current_window_handle)
+            browser.open()
+            driver.execute_script("sessionStorage.setItem('keylatch.session', arguments[0])", session)
+            browser.open("bindings")
+            browser.sees("Live")
+        browser.fill("Search", KEY + Keys.ENTER)
+        browser.sees("What has become of it")
+        driver.switch_to.window(first)
+        browser.press("Intercepts")
+        browser.sees("Live")
+        assert ask(replica, KEY, "127.0.0.2").status == 403
+        browser.sees("1 new: show them")
+    finally:
+        for tab in others:
+            driver.switch_to.window(tab)
+            driver.close()
+        driver.switch_to.window(first)
 
 
 def test_shadow_intercepts_have_a_mark(start, echo_upstream, driver):

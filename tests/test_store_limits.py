@@ -66,7 +66,8 @@ def full_disk(replica, place, more):
 
 
 def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):
-    place = small_disk("1m")
+    # The log of a SQLite database grows to some hundred KB before it is copied into the database, which needs as much again.
+    place = small_disk("2m")
     replica = start(echo_upstream, route_filters=FREE, storage=f"{{sqlite: {{path: {place}/t.db, flush_every: 100ms}}}}")
     full_disk(replica, place, lambda: None)
     wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "it goes on when there is room")

@@ -193,6 +193,9 @@ pub enum StoreError {
     /// It was asked, and what it says is of no use: a row that makes no sense, a database that is read-only.
     #[error("{0}")]
     Useless(String),
+    /// It answers, and has no room for another row: its disk or its memory is full.
+    #[error("{0}")]
+    Full(String),
 }
 
 /// The bindings, wherever they are kept.

@@ -149,29 +149,51 @@ export async function download(path) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-// Follows what happens until it is told to stop; begins anew by itself. `tell(event, data)`; `state` is told of the line.
+// Follows the event stream until it is stopped, and reconnects by itself. `tell(event, data)`; `state(connected)`.
+// Browsers allow about six HTTP/1.1 connections per server, for all tabs together: a hidden tab (or a page kept for the
+// back button) releases its connection, and `tell("resumed")` follows once it is shown and connected again.
 export function follow(tell, state) {
-  const stop = new AbortController();
-  let pause = 1000;
+  let stopped = false;
+  let connection = new AbortController();
+  let shown = () => {};
+  const changed = () => (document.hidden ? connection.abort() : shown());
+  document.addEventListener("visibilitychange", changed);
   (async () => {
-    while (!stop.signal.aborted) {
+    let pause = 1000;
+    let resumed = false;
+    while (!stopped) {
+      if (document.hidden) {
+        await new Promise((visible) => (shown = visible));
+        resumed = true;
+        continue;
+      }
+      connection = new AbortController();
+      const { signal } = connection;
       if (session && !session.expired) {
         try {
-          const answer = await call("GET", "/events", undefined, { raw: true, signal: stop.signal });
+          const answer = await call("GET", "/events", undefined, { raw: true, signal });
           state(true);
+          if (resumed) tell("resumed");
+          resumed = false;
           pause = 1000;
           await each(answer.body, tell);
         } catch {
-          // Told below.
+          // The state is set below.
         }
       }
-      if (stop.signal.aborted) return;
+      if (stopped) return;
+      if (signal.aborted) continue;
       state(false);
       await new Promise((later) => setTimeout(later, pause));
       pause = Math.min(pause * 2, 15_000);
     }
   })();
-  return () => stop.abort();
+  return () => {
+    stopped = true;
+    document.removeEventListener("visibilitychange", changed);
+    connection.abort();
+    shown();
+  };
 }
 
 async function each(body, tell) {

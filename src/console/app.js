@@ -65,6 +65,7 @@ function Frame({ session, speak }) {
     const tell = (event, data) =>
       setLive((before) => {
         if (event === "now") return { ...before, now: data, away: null, at: Date.now() };
+        if (event === "resumed") return { ...before, resumed: Date.now() };
         if (event === "intercepts") return { ...before, fresh: data, at: Date.now() };
         return { ...before, away: data };
       });

@@ -19,6 +19,9 @@ const TESTED_EVERY: Duration = Duration::from_secs(5);
 const FIRST_RESULT_WITHIN: Duration = Duration::from_millis(500);
 /// One slow write is no failure: it is tested once more after this.
 const REPEATED_AFTER: Duration = Duration::from_millis(500);
+/// A first use that found no room counts for this long, or until another one is written. The row of a test is taken back, so
+/// the next test finds its room again on a disk that is full.
+const FULL_FOR: Duration = Duration::from_secs(10);
 
 /// How Redis is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
@@ -40,6 +43,8 @@ pub struct Writability {
 #[derive(Default)]
 struct State {
     written_at: Option<Instant>,
+    /// The last first use that found no room, and what the store said.
+    full: Option<(Instant, String)>,
     error: Option<String>,
 }
 
@@ -47,9 +52,25 @@ impl Writability {
     /// What came of a first use.
     pub fn note<T>(&self, written: &Result<T, StoreError>) {
         match written {
-            Ok(_) => self.state.lock().written_at = Some(Instant::now()),
-            Err(_) => self.doubted.notify_one(),
+            Ok(_) => {
+                let mut state = self.state.lock();
+                state.written_at = Some(Instant::now());
+                state.full = None;
+            }
+            Err(error) => {
+                if let StoreError::Full(text) = error {
+                    self.state.lock().full = Some((Instant::now(), text.clone()));
+                }
+                self.doubted.notify_one();
+            }
         }
+    }
+
+    /// What a first use was told for want of room, not long ago.
+    fn full(&self) -> Option<String> {
+        let mut state = self.state.lock();
+        state.full = state.full.take().filter(|(at, _)| at.elapsed() < FULL_FOR);
+        state.full.as_ref().map(|(_, text)| text.clone())
     }
 
     /// Why nothing can be written, as of the last test.
@@ -139,7 +160,7 @@ async fn test(store: &Store) {
         tokio::time::sleep(REPEATED_AFTER).await;
         result = store.authority.try_write().await;
     }
-    let error = result.err().map(|error| error.to_string());
+    let error = result.err().map(|error| error.to_string()).or_else(|| store.writability.full());
     let before = std::mem::replace(&mut store.writability.state.lock().error, error.clone());
     store.metrics.writable.set(error.is_none().into());
     match (before, error) {

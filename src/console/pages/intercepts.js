@@ -25,6 +25,10 @@ export function Intercepts({ route, live }) {
   useEffect(() => {
     if (live.fresh?.length) setMissed((n) => n + live.fresh.reduce((sum, one) => sum + one.count, 0));
   }, [live.fresh]);
+  // What happened while the tab was hidden is not counted above.
+  useEffect(() => {
+    if (live.resumed) list.reload();
+  }, [live.resumed]);
   // A key, a hint or an address is found from each of the fields, and a key is put into none.
   const text = (name, label) => html`<${SearchField} label=${label} value=${filter[name] || ""} find=${async (said) => {
     if (!said) return put({ [name]: "" });

@@ -247,6 +247,9 @@ fn failed(error: sqlx::Error) -> StoreError {
     let text = format!("postgres: {} ({code})", said.message());
     // Connections (08), resources (53), a statement that took too long or a server that stops (57), a server that was demoted
     // (25006): in a moment it may go, or another server takes its place.
+    if code == "53100" {
+        return StoreError::Full(text);
+    }
     let passes = ["08", "25006", "53", "57"].iter().any(|class| code.starts_with(class));
     if passes { StoreError::Away(text) } else { StoreError::Useless(text) }
 }

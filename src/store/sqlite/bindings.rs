@@ -108,7 +108,7 @@ pub async fn try_write(pool: &SqlitePool, pages_max: i64) -> Result<(), StoreErr
 async fn refuse_past(tx: &mut sqlx::SqliteConnection, pages_max: i64) -> Result<(), StoreError> {
     let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(tx).await.map_err(failed)?;
     if pages > pages_max {
-        return Err(StoreError::Useless("memory takes no more bindings; use a file".into()));
+        return Err(StoreError::Full("memory takes no more bindings; use a file".into()));
     }
     Ok(())
 }

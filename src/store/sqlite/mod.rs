@@ -242,6 +242,7 @@ fn failed(error: sqlx::Error) -> StoreError {
     let text = format!("sqlite: {error}");
     match code.map(|code| code & 0xff) {
         None | Some(5 | 6 | 9 | 10) => StoreError::Away(text),
+        Some(13) => StoreError::Full(text),
         Some(_) => StoreError::Useless(text),
     }
 }
