@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
-use keylatch::config::check_ports;
+use keylatch::compile::check_ports;
 use keylatch_filters::bearer::Bearer;
 use keylatch_filters::contract::{Dialect, Facts, Filter, Flow, Invalid, Keep, Now, RequestCx, Resolve, Site, decode};
 use pingora::http::RequestHeader;

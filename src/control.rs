@@ -21,8 +21,10 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::bindings::Store;
 use crate::reload::Reloader;
-use crate::store::{News, Store, private};
+use crate::sql::News;
+use crate::util::secure_fs;
 
 /// A new process may take a while to be ready, and to serve.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(200);
@@ -71,7 +73,7 @@ fn own(path: &Path) -> PathBuf {
 }
 
 fn of(path: &Path, pid: u32) -> PathBuf {
-    private::beside(path, &format!(".{pid}"))
+    secure_fs::beside(path, &format!(".{pid}"))
 }
 
 /// A socket that only its owner can open, not yet in its place; and which file it is.
@@ -190,7 +192,7 @@ pub fn listen(
 
 /// Puts this process's socket into its place in one step: there is one at each moment.
 fn put(path: &Path) -> std::io::Result<()> {
-    let (at, staged) = (own(path), private::beside(&own(path), ".new"));
+    let (at, staged) = (own(path), secure_fs::beside(&own(path), ".new"));
     let _ = std::fs::remove_file(&staged);
     if std::fs::hard_link(&at, &staged).is_err() {
         // Not all that guards files allows names of sockets: it has its place then, but cannot have it twice.

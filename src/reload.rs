@@ -7,11 +7,11 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-use crate::config::{Compiler, Parsed, Report, Settings, Snapshot, check, parse_file};
-use crate::live::Overrides;
-use crate::proxy::Shared;
-use crate::store::record::millis;
+use crate::compile::{Compiler, Snapshot, check};
+use crate::config::{Overrides, Parsed, Report, Settings, parse_file};
+use crate::http_proxy::Shared;
 use crate::upstream::Upstream;
+use crate::util::time::millis;
 
 /// Reloads one file, one reload at a time.
 pub struct Reloader {

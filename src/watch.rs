@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{self, Digest};
-use crate::proxy::Shared;
+use crate::http_proxy::Shared;
 use crate::reload::Reloader;
 
 /// How often it is looked. A file must look the same twice: whoever writes may not have finished.

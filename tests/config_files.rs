@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use keylatch::config::{Compiler, check_ports, parse, schema};
+use keylatch::compile::{Compiler, check_ports};
+use keylatch::config::{parse, schema};
 
 /// A file that is right, with one thing replaced.
 const GOOD: &str = "\

@@ -563,7 +563,7 @@ def test_every_text_is_in_both_languages():
     for path in [*CONSOLE.glob("*.js"), *CONSOLE.glob("pages/*.js")]:
         used |= set(re.findall(r'\bt\(\s*"((?:[^"\\]|\\.)*)"', path.read_text()))
         used |= {text for pair in re.findall(r'\bt\([^"()]*\? "([^"]*)" : "([^"]*)"', path.read_text()) for text in pair}
-    used |= set(re.findall(r'means: "([^"]*)"', (ROOT / "src/live/mod.rs").read_text()))
+    used |= set(re.findall(r'means: "([^"]*)"', (ROOT / "src/settings/mod.rs").read_text()))
     used |= set(re.findall(r'::\w+, "[a-z-]+", "([^"]*)"', (ROOT / "src/admin/problem.rs").read_text()))
     assert len(used) > 200 and used - set(zh) == set()
     for text, said in zh.items():

@@ -53,9 +53,13 @@ fn only_in(words: &[&str], allowed: &[&str], why: &str) {
 
 #[test]
 fn things_are_named_where_they_belong() {
-    only_in(&["proxy::Session", "HttpSession", "ServerSession"], &["src/proxy"], "a filter sees contexts, never a session");
-    only_in(&["custom::server"], &["src/proxy/timed_session.rs"], "the hidden trait has one user");
-    only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/store"], "the only SQL is the store's");
+    only_in(
+        &["proxy::Session", "HttpSession", "ServerSession"],
+        &["src/http_proxy", "src/server"],
+        "a filter sees contexts, never a session",
+    );
+    only_in(&["custom::server"], &["src/http_proxy/timed_session.rs"], "the hidden trait has one user");
+    only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/sql"], "the only SQL is the store's");
     only_in(&["saphyr"], &["src/config"], "the only user of YAML is the configuration");
     only_in(&["axum::"], &["src/admin", "src/cli/demo_upstream.rs"], "HTTP of our own is the admin listener's");
     only_in(&["snapshot.store("], &["src/reload.rs"], "the snapshot has one writer");
@@ -138,7 +142,7 @@ fn compile(name: &str, example: &str) {
         "{redis}listeners: [{{address: \"127.0.0.1:1\"}}]\nupstreams: [{{name: u, servers: [{{address: \"127.0.0.1:2\"}}]}}]\nroutes: [{{name: r, upstream: u}}]\nfilters:\n  -\n{indented}"
     );
     let parsed = keylatch::config::parse(Path::new("example"), &text, &|_| None).unwrap_or_else(|report| panic!("{name}: {report}"));
-    let compiled = keylatch::config::Compiler::new(keylatch::config::check_ports()).compile(parsed);
+    let compiled = keylatch::compile::Compiler::new(keylatch::compile::check_ports()).compile(parsed);
     let snapshot = compiled.unwrap_or_else(|report| panic!("{name}: {report}"));
     assert_eq!(snapshot.routes[0].chain.names().next().map(|(first, _)| first), Some(name));
 }
@@ -152,7 +156,7 @@ fn configurations_refuse_what_they_do_not_know() {
         }
     }
     for kind in ALL {
-        let ports = keylatch::config::check_ports();
+        let ports = keylatch::compile::check_ports();
         let mut site = Site {
             place: "test".into(),
             trusted: Default::default(),

@@ -1,6 +1,6 @@
 //! The API dialects that Keylatch serves: how a client of each asks for a stream.
 //!
-//! This file holds the facts; how an error is written in each dialect is decided in `src/proxy/dialects`.
+//! This file holds the facts; how an error is written in each dialect is decided in `src/http_proxy/dialects`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;

@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| {
         cloudflare_refresh: None,
     };
     let Ok(trusted) = TrustedProxies::compile(&config, &NoFiles) else { return };
-    let ports = keylatch::config::check_ports();
+    let ports = keylatch::compile::check_ports();
     let mut site = Site {
         place: String::new(),
         trusted: trusted.into(),

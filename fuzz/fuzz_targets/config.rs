@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use keylatch::config::{Compiler, check_ports, parse};
+use keylatch::compile::{Compiler, check_ports};
+use keylatch::config::parse;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

@@ -2,8 +2,9 @@
 #![no_main]
 
 use keylatch::config::model::Underscores;
-use keylatch::proxy::gate::{HeadLimits, Policy, check};
-use keylatch::proxy::path::Slashes;
+use keylatch::listener::gate::check;
+use keylatch::listener::path::Slashes;
+use keylatch::listener::refusal::{HeadLimits, Policy};
 use libfuzzer_sys::fuzz_target;
 use pingora_http::RequestHeader;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::store::Store;
+use crate::bindings::Store;
 
 /// A challenge that nobody has come for is nobody's.
 const TIME: Duration = Duration::from_secs(900);

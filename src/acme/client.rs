@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 
 use crate::outbound::{self, Reach};
+use crate::util::outbound_url;
 
 const TIME_MAX: Duration = Duration::from_secs(30);
 /// Chains and directories are a few KiB.
@@ -43,7 +44,7 @@ impl HttpClient for Client {
             let (parts, body) = request.into_parts();
             let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             // Where it leads is the CA's to say, in its directory: it is looked at each time.
-            let url = outbound::target(&parts.uri.to_string(), private).map_err(other)?;
+            let url = outbound_url::target(&parts.uri.to_string(), private).map_err(other)?;
             let asked = client.request(parts.method, url).headers(parts.headers).body(body);
             let mut answer = asked.send().await.map_err(|e| other(outbound::plainly(e)))?;
             if matches!(answer.status().as_u16(), 429 | 503) {

@@ -3,9 +3,9 @@
 
 mod challenges;
 mod client;
-mod held;
 mod order;
-mod shelf;
+mod resolver;
+mod storage;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::bindings::Store;
+use crate::config::Files;
 use crate::config::model::Acme as Config;
-use crate::config::{Files, Snapshot};
-use crate::store::Store;
-use crate::store::record::millis;
+use crate::util::time::millis;
 use challenges::Challenges;
-pub use held::{ALPN, Held, Wanted};
-use shelf::{Kept, Shelf};
+pub use resolver::{ALPN, Held, Wanted};
+use storage::{Kept, Shelf};
 
 /// How often it is looked whether one is missing, or old, or was made by another replica.
 pub const LOOKED_EVERY: Duration = Duration::from_secs(3);
@@ -110,11 +110,11 @@ impl Acme {
 
     /// Looks at what listeners want: takes what is kept into force, and, if `orders`, begins to have made what is missing or old. True:
     /// something else is shown than before.
-    pub async fn look(self: &Arc<Self>, snapshot: &Snapshot, files: &Files, orders: bool) -> bool {
-        let Some(config) = &snapshot.settings.acme else { return false };
+    pub async fn look(self: &Arc<Self>, config: Option<&Config>, listeners: &[(Arc<Held>, Wanted)], files: &Files, orders: bool) -> bool {
+        let Some(config) = config else { return false };
         let mut changed = self.changed.swap(false, Ordering::Relaxed);
         let mut due = Vec::new();
-        for (held, wanted) in snapshot.entries.iter().filter_map(|entry| entry.acme.as_ref()) {
+        for (held, wanted) in listeners {
             self.keep_now(wanted).await;
             match self.shelf.certificate(wanted).await {
                 Ok(Some(kept)) => {
@@ -189,7 +189,7 @@ impl Acme {
         }
         // Another replica may have had it made since it was looked for.
         let there = self.shelf.certificate(wanted).await;
-        let needed = there.is_ok_and(|kept| kept.is_none_or(|kept| is_due(&order.config, &kept, &held::begins_s(&kept.chain))));
+        let needed = there.is_ok_and(|kept| kept.is_none_or(|kept| is_due(&order.config, &kept, &resolver::begins_s(&kept.chain))));
         if needed {
             tracing::info!(names, directory = order.config.directory, "a certificate is had made");
             let asked = Arc::new(AtomicU64::new(0));
@@ -221,12 +221,12 @@ impl Acme {
     async fn make(&self, order: &Order, asked: &Arc<AtomicU64>) -> Result<(), String> {
         let (config, wanted) = (&order.config, &order.wanted);
         let (chain, key) = order::made(self, order, asked).await?;
-        let not_after_s = held::look_at(&chain, &key, &wanted.names)?;
+        let not_after_s = resolver::look_at(&chain, &key, &wanted.names)?;
         let kept = Kept { chain, key, not_after_s, names: wanted.names.clone() };
         self.changed.fetch_or(order.held.show(wanted, &kept), Ordering::Relaxed);
         self.unkept.lock().insert(wanted.clone(), kept.clone());
         self.keep_now(wanted).await;
-        if is_due(config, &kept, &held::begins_s(&kept.chain)) {
+        if is_due(config, &kept, &resolver::begins_s(&kept.chain)) {
             return Err("the certificate that was made is to be made anew at once: see whether this machine's clock is right".into());
         }
         Ok(())
@@ -250,7 +250,7 @@ impl Acme {
     /// With what TLS is spoken with the CA that asks for this name by the protocol `acme-tls/1`.
     pub async fn answer_tls(&self, name: &str) -> Option<Arc<ServerConfig>> {
         let digest = self.challenges.answer("tls", &name.to_ascii_lowercase()).await?;
-        held::challenge_config(name, &digest).inspect_err(|error| tracing::warn!(error, "a challenge cannot be answered")).ok()
+        resolver::challenge_config(name, &digest).inspect_err(|error| tracing::warn!(error, "a challenge cannot be answered")).ok()
     }
 }
 

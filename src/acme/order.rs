@@ -12,7 +12,7 @@ use instant_acme::{
 use keylatch_filters::contract::Resolve;
 
 use super::client::Client;
-use super::shelf::KeptAccount;
+use super::storage::KeptAccount;
 use super::{Acme, Order};
 use crate::config::Files;
 use crate::config::model::{Acme as Config, Challenge};

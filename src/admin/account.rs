@@ -13,10 +13,10 @@ use super::extract::{Anybody, Body, From, Part, Person, Settled};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
-use crate::service::access::{Caller, Role, Scope, Scopes};
-use crate::service::accounts::{self, now_ms};
-use crate::service::sign_in::Declined;
-use crate::store::accounts::Token;
+use crate::operator::access::{Caller, Role, Scope, Scopes};
+use crate::operator::accounts::{self, now_ms};
+use crate::operator::sign_in::Declined;
+use crate::sql::accounts::Token;
 
 /// Whoever asks.
 #[derive(Serialize, ToSchema)]

@@ -14,9 +14,9 @@ use super::extract::{ACCOUNTS, Body, IfMatch, May, Part, Parts, etag};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
-use crate::service::access::Role;
-use crate::service::accounts;
-use crate::store::accounts::{Account as Stored, Made};
+use crate::operator::access::Role;
+use crate::operator::accounts;
+use crate::sql::accounts::{Account as Stored, Made};
 
 /// Somebody who may sign in.
 #[derive(Serialize, ToSchema)]

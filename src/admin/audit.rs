@@ -15,8 +15,8 @@ use super::extract::{Again, Asked, May, READ};
 use super::paging::{List, cursor, limit, mark};
 use super::problem::{Answer, Problems};
 use super::time::of;
-use crate::service::access::{Caller, Scope};
-use crate::store::audit;
+use crate::operator::access::{Caller, Scope};
+use crate::sql::audit;
 
 /// One change.
 #[derive(Serialize, ToSchema)]

@@ -9,7 +9,7 @@ use keylatch_filters::contract::hex;
 use rust_embed::{Embed, EmbeddedFile};
 
 use super::Known;
-use crate::service::oidc::provider;
+use crate::operator::oidc::provider;
 
 #[derive(Embed)]
 #[folder = "src/console"]

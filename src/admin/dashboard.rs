@@ -15,13 +15,13 @@ use super::health::{self, UpstreamHealth};
 use super::logs::Group;
 use super::problem::{Answer, Problems};
 use super::time::rfc3339;
-use crate::store::RedisState;
-use crate::store::intercepts::{By, Wanted};
-use crate::store::record::millis;
-use crate::store::samples::{HOUR_S, MINUTE_S, Of};
+use crate::bindings::RedisState;
+use crate::sql::intercepts::{By, Wanted};
+use crate::sql::samples::{HOUR_S, MINUTE_S, Of};
 use crate::telemetry::counted::Counted;
 use crate::telemetry::sampler::{GONE_MS, State as ReplicaState};
-use crate::telemetry::tops;
+use crate::telemetry::top_k;
+use crate::util::time::millis;
 
 /// Keys and addresses that are shown.
 const TOP: u32 = 10;
@@ -119,16 +119,16 @@ pub struct Busy {
 }
 
 /// Those who have asked most since then: of an hour by its minutes, of longer by hours.
-async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<tops::Asked> {
-    let mut all = tops::Asked::default();
+async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::Asked> {
+    let mut all = top_k::Asked::default();
     for sample in api.store.desk().samples(Of::Tops, stored_s, since_ms - since_ms.rem_euclid(stored_s * 1000)).await? {
         all.add(serde_json::from_value(sample.counted).unwrap_or_default());
     }
     Ok(all)
 }
 
-fn busy(all: HashMap<String, tops::Who>) -> Vec<Busy> {
-    let most = tops::top(all, TOP as usize).into_iter();
+fn busy(all: HashMap<String, top_k::Who>) -> Vec<Busy> {
+    let most = top_k::top(all, TOP as usize).into_iter();
     most.map(|(what, who)| Busy { what, hint: who.hint, requests: who.count }).collect()
 }
 

@@ -17,8 +17,8 @@ use super::extract::{Again, May, READ};
 use super::paging::cursor;
 use super::problem::{Answer, Problems};
 use super::{Api, logs};
-use crate::service::accounts::now_ms;
-use crate::store::intercepts::{Intercepted, Mark, Wanted};
+use crate::operator::accounts::now_ms;
+use crate::sql::intercepts::{Intercepted, Mark, Wanted};
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(2);

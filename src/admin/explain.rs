@@ -8,7 +8,7 @@ use axum::extract::State;
 use super::Api;
 use super::extract::{Body, May, READ};
 use super::problem::{Answer, Problems};
-use crate::service::explain::{Asks, Explanation, Question, explain as explained};
+use crate::operator::explain::{Asks, Explanation, Question, explain as explained};
 
 /// Explain what would become of a request
 ///

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 use super::{Api, Known};
-use crate::service::access::{Caller, Role, SCOPES, Scope};
-use crate::store::audit::Actor;
+use crate::operator::access::{Caller, Role, SCOPES, Scope};
+use crate::sql::audit::Actor;
 
 /// A body that takes longer does not arrive.
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);

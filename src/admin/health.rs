@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{Api, Known};
-use crate::config::Snapshot;
+use crate::compile::Snapshot;
 use crate::upstream::Status;
 
 /// A store that takes longer counts as away.

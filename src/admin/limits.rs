@@ -11,7 +11,8 @@ use utoipa::ToSchema;
 use super::Api;
 use super::extract::{Body, LIMITS, May, READ};
 use super::problem::{Answer, Problems};
-use crate::service::limits::{self, Limit, Which};
+use crate::operator::limits::{self, Limit};
+use crate::operator::replica_questions::LimitSubject;
 
 /// Whoever is near or over a limit.
 #[derive(Serialize, ToSchema)]
@@ -36,8 +37,8 @@ pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Answe
 /// Give back what somebody has used of a limit
 ///
 /// On all replicas; a block ends with it.
-#[utoipa::path(post, path = "/admin/api/limits/reset", tag = "limits", security(("bearer" = ["limits"])), request_body = Which, responses((status = 204, description = "Given back."), Problems))]
-pub async fn reset(State(api): State<Arc<Api>>, May(caller): May<LIMITS>, Body(which): Body<Which>) -> Answer<StatusCode> {
+#[utoipa::path(post, path = "/admin/api/limits/reset", tag = "limits", security(("bearer" = ["limits"])), request_body = LimitSubject, responses((status = 204, description = "Given back."), Problems))]
+pub async fn reset(State(api): State<Arc<Api>>, May(caller): May<LIMITS>, Body(which): Body<LimitSubject>) -> Answer<StatusCode> {
     limits::give_back(&api.everywhere, &which, &caller.actor).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -15,9 +15,9 @@ use super::extract::{Again, Asked, May, READ};
 use super::paging::{List, cursor, limit, mark};
 use super::problem::{Answer, Problem, Problems};
 use super::time::{parse, rfc3339};
-use crate::service::access::Caller;
-use crate::service::bindings::{Which, network};
-use crate::store::intercepts::{By, Intercepted, Mark, Wanted};
+use crate::operator::access::Caller;
+use crate::operator::bindings::{Which, network};
+use crate::sql::intercepts::{By, Intercepted, Mark, Wanted};
 
 /// The same refusals within a minute.
 #[derive(Serialize, ToSchema)]
@@ -187,8 +187,8 @@ pub struct Group {
     last_at: String,
 }
 
-impl From<crate::store::intercepts::Group> for Group {
-    fn from(group: crate::store::intercepts::Group) -> Self {
+impl From<crate::sql::intercepts::Group> for Group {
+    fn from(group: crate::sql::intercepts::Group) -> Self {
         Self { what: group.what, hint: group.hint, count: group.count, others: group.others, last_at: rfc3339(group.last_ms) }
     }
 }
@@ -210,7 +210,7 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
         GroupBy::Client => By::Client,
     };
     let groups = api.store.desk().intercept_groups(by, &wanted(&api, &caller, &filter).await?).await?;
-    let complete = groups.examined < crate::store::intercepts::GROUPED_MAX;
+    let complete = groups.examined < crate::sql::intercepts::GROUPED_MAX;
     Ok(Json(Groups { items: groups.groups.into_iter().map(Group::from).collect(), complete }))
 }
 

@@ -1,5 +1,5 @@
 //! The admin listener: health, metrics, and the API by which operators and the console do their work. Handlers say in
-//! HTTP what `crate::service` does; each is described by its `utoipa::path`, and all of them together are the OpenAPI
+//! HTTP what `crate::operator` does; each is described by its `utoipa::path`, and all of them together are the OpenAPI
 //! document.
 
 mod account;
@@ -46,15 +46,15 @@ use utoipa_axum::routes;
 pub use extract::ACTOR;
 pub use openapi::document;
 
-use crate::proxy::Shared;
+use crate::bindings::Store;
+use crate::cluster::replica::Replica;
+use crate::http_proxy::Shared;
+use crate::operator::access::Caller;
+use crate::operator::bindings::Bindings;
+use crate::operator::oidc::Oidc;
+use crate::operator::replicas::Everywhere;
+use crate::operator::sign_in::Door;
 use crate::reload::Reloader;
-use crate::service::access::Caller;
-use crate::service::bindings::Bindings;
-use crate::service::everywhere::Everywhere;
-use crate::service::oidc::Oidc;
-use crate::service::replica::Replica;
-use crate::service::sign_in::Door;
-use crate::store::Store;
 use crate::telemetry::sampler::Sampler;
 
 /// The largest body of a request.

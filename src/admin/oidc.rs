@@ -15,9 +15,9 @@ use super::extract::{Body, From, Part};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
 use super::sign_in::In;
-use crate::service::Fault;
-use crate::service::oidc::{self, Back};
-use crate::service::sign_in::{Declined, SignedIn, note_failure};
+use crate::operator::Fault;
+use crate::operator::oidc::{self, Back};
+use crate::operator::sign_in::{Declined, SignedIn, note_failure};
 
 /// Holds what must come back with whoever has left. Only the calls below get it, and only from pages of this site.
 const AWAY: Cookie = Cookie { name: "keylatch-sign-in", path: "/admin/api/oidc" };
@@ -35,7 +35,7 @@ pub struct Door {
 #[utoipa::path(get, path = "/admin/api/oidc", tag = "sign-in", responses((status = 200, body = List<Door>), Problems))]
 pub async fn doors(State(api): State<Arc<Api>>) -> Answer<Json<List<Door>>> {
     let providers = api.store.desk().providers().await?;
-    let door = |provider: crate::store::providers::Provider| {
+    let door = |provider: crate::sql::providers::Provider| {
         let label = provider.settings.get("label").and_then(|label| label.as_str()).filter(|label| !label.is_empty());
         Door { label: label.unwrap_or(&provider.name).to_owned(), name: provider.name }
     };

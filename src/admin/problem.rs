@@ -8,8 +8,8 @@ use serde::Serialize;
 use utoipa::openapi::{Content, Ref, RefOr, Response as Documented, ResponseBuilder};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::service::Fault;
-use crate::service::sign_in::Refusal;
+use crate::operator::Fault;
+use crate::operator::sign_in::Refusal;
 
 /// An error, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize, ToSchema)]

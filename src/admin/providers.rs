@@ -13,9 +13,9 @@ use super::accounts::precise;
 use super::extract::{ACCOUNTS, Body, IfMatch, May, Part, etag};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
-use crate::service::oidc::provider::Settings;
-use crate::service::{Fault, oidc};
-use crate::store::providers::{Expects, Provider as Stored};
+use crate::operator::oidc::provider::Settings;
+use crate::operator::{Fault, oidc};
+use crate::sql::providers::{Expects, Provider as Stored};
 
 /// A provider through which people may sign in.
 #[derive(Serialize, ToSchema)]

@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tower_service::Service;
 
 use super::extract::Machine;
-use crate::service::replica::Replica;
+use crate::cluster::replica::Replica;
 
 /// Connections at a time; further ones wait. The proxy shares its descriptors and its memory with them.
 const CONNECTIONS_MAX: usize = 512;

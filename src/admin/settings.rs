@@ -15,8 +15,8 @@ use super::accounts::precise;
 use super::extract::{Body, IfMatch, May, Part, READ, SETTINGS, etag};
 use super::paging::List;
 use super::problem::{Answer, Problem, Problems};
-use crate::live::{self, Shown};
-use crate::service::settings;
+use crate::operator::settings;
+use crate::settings::Shown;
 
 /// All of them.
 #[derive(Serialize, ToSchema)]
@@ -92,7 +92,7 @@ pub async fn test_alerts(State(api): State<Arc<Api>>, May(_caller): May<SETTINGS
     params(("name" = String, Path, description = "The setting's name."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")),
     responses((status = 200, body = Settings), Problems))]
 pub async fn revert(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, Part(name): Part, IfMatch(expects): IfMatch) -> Answer<All> {
-    live::named(&name).map_err(Problem::missing)?;
+    crate::settings::named(&name).map_err(Problem::missing)?;
     let reverted = settings::change(&api.store, api.shared.live.sealer(), &[(name, Value::Null)], expects, &caller.actor).await;
     reverted.map_err(|fault| precise(fault.into(), expects))?;
     all(&api).await

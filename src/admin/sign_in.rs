@@ -12,9 +12,9 @@ use super::Api;
 use super::cookie::Cookie;
 use super::extract::{Body, From, Person};
 use super::problem::{Answer, Problem, Problems};
-use crate::service::Fault;
-use crate::service::access::{Role, Scope};
-use crate::service::sign_in::{BROWSER_KNOWN, SignedIn};
+use crate::operator::Fault;
+use crate::operator::access::{Role, Scope};
+use crate::operator::sign_in::{BROWSER_KNOWN, SignedIn};
 
 /// By which a browser is known that somebody has signed in from.
 const BROWSER: Cookie = Cookie { name: "keylatch-browser", path: "/admin/api/login" };

@@ -11,7 +11,7 @@ use super::Api;
 use super::extract::{Asked, May, Part, READ, STREAMS};
 use super::paging::{cursor, limit, mark};
 use super::problem::{Answer, Problem, Problems};
-use crate::service::streams::{self, Stream};
+use crate::operator::streams::{self, Stream};
 
 /// Which page.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]

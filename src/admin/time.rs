@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use crate::store::record;
+use crate::util::time::time;
 
 /// RFC 3339, in UTC, to the millisecond.
 pub fn rfc3339(ms: i64) -> String {
-    of(record::time(ms))
+    of(time(ms))
 }
 
 /// The same of a time.
@@ -16,6 +16,6 @@ pub fn of(at: SystemTime) -> String {
 
 /// Milliseconds since 1970 of a time in RFC 3339.
 pub fn parse(field: &'static str, text: &str) -> Result<i64, super::problem::Problem> {
-    let read = humantime::parse_rfc3339_weak(text).map(record::millis);
+    let read = humantime::parse_rfc3339_weak(text).map(crate::util::time::millis);
     read.map_err(|_| super::problem::Problem::invalid(field, "this must be a time such as 2026-01-31T09:00:00Z"))
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
-use crate::store::outbox::{Hot, Threshold};
+use crate::sql::outbox::{Hot, Threshold};
 
 /// A key was refused too often.
 pub fn intercepted(hot: &Hot, threshold: Threshold, now: SystemTime) -> Value {

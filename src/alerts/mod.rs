@@ -17,10 +17,10 @@ use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use serde_json::Value;
 
+use crate::bindings::Store;
 use crate::config::Files;
 use crate::config::model::{Alerts as Config, InterceptAlert};
-use crate::store::Store;
-use crate::store::outbox::{Attempted, Delivery, Hot, Threshold};
+use crate::sql::outbox::{Attempted, Delivery, Hot, Threshold};
 pub use webhook::Webhook;
 
 /// How often it is looked.
@@ -202,7 +202,7 @@ impl Watch {
                 self.count(&webhook.name, "failed");
                 let pause =
                     PAUSE.saturating_mul(1 << delivery.attempts.saturating_sub(1).min(16)).max(refused.retry_after.unwrap_or_default());
-                let pause = crate::breaker::up_to_a_quarter_less(pause.min(PAUSE_MAX));
+                let pause = crate::util::breaker::up_to_a_quarter_less(pause.min(PAUSE_MAX));
                 tracing::warn!(
                     webhook = webhook.name,
                     event = id,

@@ -13,6 +13,7 @@ use sha2::Sha256;
 use crate::config::Files;
 use crate::config::model::{Webhook as Config, WebhookFormat};
 use crate::outbound::{self, Answered, Reach};
+use crate::util::outbound_url;
 
 /// How long one attempt may take where nobody says.
 const USUAL_TIME_MAX: Duration = Duration::from_secs(10);
@@ -38,7 +39,7 @@ pub struct Refused {
 impl Webhook {
     /// One that stands in no file.
     pub fn new(name: &str, format: WebhookFormat, url: &str, secret: Option<&str>, private: bool) -> Result<Self, Invalid> {
-        let url = outbound::target(url, private).map_err(|says| Invalid::new(says).at("url"))?;
+        let url = outbound_url::target(url, private).map_err(|says| Invalid::new(says).at("url"))?;
         let secret = secret.map(|text| secret_bytes(text, format)).transpose().map_err(|says| Invalid::new(says).at("secret"))?;
         let client = outbound::client(&Reach { private, ca: None, timeout: USUAL_TIME_MAX }).map_err(Invalid::new)?;
         Ok(Self { name: name.to_owned(), format, url, secret, client })
@@ -47,7 +48,7 @@ impl Webhook {
     /// What is wrong with it holds no part of the URL.
     pub fn compile(config: &Config, files: &Files) -> Result<Self, Invalid> {
         let url = files.secret(&config.url).map_err(|invalid| invalid.at("url"))?;
-        let url = outbound::target(&url, config.allow_private).map_err(|says| Invalid::new(says).at("url"))?;
+        let url = outbound_url::target(&url, config.allow_private).map_err(|says| Invalid::new(says).at("url"))?;
         let secret = match &config.secret {
             Some(secret) => {
                 let text = files.secret(secret).map_err(|invalid| invalid.at("secret"))?;

@@ -8,17 +8,18 @@ use prometheus::Registry;
 use serde::Deserialize;
 
 use super::{ConfigFile, actor, on_runtime};
+use crate::bindings::{self, Opened, Purpose};
 use crate::cli::terminal::{read_stdin, say};
+use crate::compile;
 use crate::config::model::Storage;
-use crate::config::{Files, Parsed, parse_file};
+use crate::config::{Files, parse_file};
+use crate::operator::access::Role;
+use crate::operator::accounts::{self, Change};
+use crate::operator::oidc::Oidc;
+use crate::operator::oidc::provider::Settings;
+use crate::operator::passwords::{BYTES_MAX, Passwords};
 use crate::outbound::Services;
-use crate::service::access::Role;
-use crate::service::accounts::{self, Change};
-use crate::service::oidc::Oidc;
-use crate::service::oidc::provider::Settings;
-use crate::service::passwords::{BYTES_MAX, Passwords};
-use crate::store::providers::Expects;
-use crate::store::{self, Opened, Purpose};
+use crate::sql::providers::Expects;
 
 /// The largest description of a provider.
 const PROVIDER_BYTES_MAX: usize = 128 << 10;
@@ -101,12 +102,12 @@ struct ProviderGiven {
 }
 
 pub fn admin(asked: &Admin) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
         return Err("storage is memory: its accounts are in the running process alone, and go with it".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
+        let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         carry_out(&opened, &asked.command).await
     })
 }
@@ -116,7 +117,7 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
     match command {
         Command::List { json } => {
             for account in store.desk().accounts().await.map_err(|e| e.to_string())? {
-                let last = account.signed_in_ms.map(|ms| humantime::format_rfc3339_seconds(store::record::time(ms)).to_string());
+                let last = account.signed_in_ms.map(|ms| humantime::format_rfc3339_seconds(crate::util::time::time(ms)).to_string());
                 if *json {
                     let row = serde_json::json!({ "name": account.name, "role": account.role, "disabled": account.disabled,
                         "must_change_password": account.must_change, "signed_in_at": last });

@@ -4,7 +4,8 @@ use clap::{Args, Subcommand};
 
 use super::{ConfigFile, on_runtime};
 use crate::cli::terminal::say;
-use crate::config::{Compiler, check_ports, parse_file};
+use crate::compile::{Compiler, check_ports};
+use crate::config::parse_file;
 
 #[derive(Args)]
 pub struct Alerts {

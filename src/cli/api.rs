@@ -3,7 +3,7 @@
 use clap::Args;
 use http::Method;
 
-use super::{ConfigFile, here};
+use super::{ConfigFile, admin_client};
 use crate::cli::terminal::{read_stdin, say};
 
 /// The largest body that is read.
@@ -33,7 +33,7 @@ pub fn api(asked: &Api) -> Result<(), String> {
     };
     let body = body.map(|text| serde_json::from_str(&text).map_err(|e| format!("--data is no JSON: {e}"))).transpose()?;
     let (path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
-    let call = here::Call { method: asked.method.clone(), path, query, body: body.as_ref(), version: asked.version };
+    let call = admin_client::Call { method: asked.method.clone(), path, query, body: body.as_ref(), version: asked.version };
     let said = call.carry_out(&asked.file.config)?;
     match said {
         serde_json::Value::Null => Ok(()),

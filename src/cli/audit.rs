@@ -4,11 +4,12 @@ use clap::Args;
 use prometheus::Registry;
 
 use super::{ConfigFile, on_runtime};
+use crate::bindings::{self, Purpose, Store};
 use crate::cli::terminal::{headed, say};
+use crate::compile;
 use crate::config::model::Storage;
-use crate::config::{Files, Parsed, parse_file};
-use crate::store::audit::{Asked, Entry};
-use crate::store::{self, Purpose, Store};
+use crate::config::{Files, parse_file};
+use crate::sql::audit::{Asked, Entry};
 
 /// Rows read at once.
 const PAGE: u32 = 1000;
@@ -35,12 +36,12 @@ pub struct Audit {
 }
 
 pub fn audit(asked: &Audit) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
         return Err("storage is memory: its audit is in the running process alone; its admin API shows it".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
+        let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         let of = Asked { target: asked.target.clone(), actor: asked.actor.clone(), action: asked.action.clone(), ..Asked::default() };
         show(&opened.store, of, asked.limit, asked.json).await
     })

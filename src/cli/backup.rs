@@ -10,9 +10,11 @@ use prometheus::Registry;
 
 use super::terminal::say;
 use super::{ConfigFile, on_runtime};
+use crate::bindings::{self, Purpose};
+use crate::compile;
 use crate::config::model::{Sqlite, Storage};
-use crate::config::{Files, Parsed, Settings, parse_file};
-use crate::store::{self, Purpose, private};
+use crate::config::{Files, Settings, parse_file};
+use crate::util::secure_fs;
 
 pub const DATABASE: &str = "keylatch.db";
 pub const SECRET: &str = "keylatch.db.secret";
@@ -28,7 +30,7 @@ pub struct Backup {
 
 /// Copies what is stored while it is in use.
 pub fn backup(asked: &Backup) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     let Storage::Sqlite(sqlite) = &settings.storage else { return Err(format!("nothing was copied. {}", steps(&settings))) };
     let wrong = |e: std::io::Error| format!("{}: {e}", asked.to.display());
     DirBuilder::new().recursive(false).mode(0o700).create(&asked.to).map_err(wrong)?;
@@ -50,14 +52,14 @@ fn fill(asked: &Backup, settings: &Settings, sqlite: &Sqlite) -> Result<(), Stri
     let database = asked.to.join(DATABASE);
     let wrong = |e: std::io::Error| format!("{}: {e}", asked.to.display());
     on_runtime(async {
-        let opened = store::open(settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
+        let opened = bindings::open(settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         opened.store.copy(database.clone()).await
     })?;
-    private::keep(&database).and_then(|()| File::open(&database)?.sync_all()).map_err(wrong)?;
+    secure_fs::keep(&database).and_then(|()| File::open(&database)?.sync_all()).map_err(wrong)?;
     if settings.secrets.key_hmac.is_none() {
-        private::copy(&beside(sqlite, ".secret"), &asked.to.join(SECRET)).map_err(wrong)?;
+        secure_fs::copy(&beside(sqlite, ".secret"), &asked.to.join(SECRET)).map_err(wrong)?;
     }
-    private::copy(&asked.file.config, &asked.to.join(CONFIGURATION)).map_err(wrong)
+    secure_fs::copy(&asked.file.config, &asked.to.join(CONFIGURATION)).map_err(wrong)
 }
 
 /// A file beside the database, whose name ends like this.

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use crate::cli::terminal::say;
-use crate::config::{Compiler, Files, check_ports, parse_file};
+use crate::compile::{Compiler, check_ports};
+use crate::config::{Files, parse_file};
 
 pub fn check(path: &Path) -> Result<(), String> {
     let parsed = parse_file(path).map_err(|report| report.to_string())?;
     let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
-    crate::store::check(&snapshot.settings.secrets, &Files::beside(path))?;
+    crate::bindings::check(&snapshot.settings.secrets, &Files::beside(path))?;
     say!("{} is fine: {} routes, {} upstreams", path.display(), snapshot.routes.len(), snapshot.upstreams.len())?;
     Ok(())
 }

@@ -4,8 +4,9 @@ use clap::{Args, Subcommand};
 
 use super::terminal::say;
 use super::{ConfigFile, on_runtime};
-use crate::config::{Files, Parsed, parse_file};
-use crate::service::ranges;
+use crate::compile;
+use crate::config::{Files, parse_file};
+use crate::operator::ranges;
 
 #[derive(Args)]
 pub struct Cloudflare {
@@ -31,7 +32,7 @@ enum Command {
 }
 
 pub fn cloudflare(asked: &Cloudflare) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     let (config, files) = (&settings.trusted_proxies, Files::beside(&asked.file.config));
     match &asked.command {
         Command::Ranges => {

@@ -1,17 +1,18 @@
 //! `keylatch explain`: what would become of a request, filter by filter, without sending or storing anything.
 
+use crate::compile;
 use std::net::IpAddr;
 use std::path::Path;
 
 use clap::Args;
 use http::Method;
 
-use super::{ConfigFile, here, on_runtime};
+use super::{ConfigFile, admin_client, on_runtime};
 use crate::cli::terminal::say;
-use crate::config::{Compiler, Files, check_ports, parse_file};
-use crate::control;
-use crate::service::explain::{Asks, Explanation, Question};
-use crate::store;
+use crate::compile::{Compiler, check_ports};
+use crate::config::{Files, parse_file};
+use crate::operator::explain::{Asks, Explanation, Question};
+use crate::{bindings, control};
 
 #[derive(Args)]
 pub struct Explain {
@@ -54,20 +55,20 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
 fn online(config: &Path, question: &Question) -> Result<Explanation, String> {
     say!("source    the running process; nothing is sent, counted or bound")?;
     let body = serde_json::to_value(question).map_err(|e| e.to_string())?;
-    let said = here::call(config, Method::POST, "/explain", &[], Some(&body))?;
+    let said = admin_client::call(config, Method::POST, "/explain", &[], Some(&body))?;
     serde_json::from_value(said).map_err(|e| format!("the running process gave an answer that makes no sense: {e}"))
 }
 
 /// As the file says.
 fn by_file(config: &Path, question: &Question) -> Result<Explanation, String> {
     let parsed = parse_file(config).map_err(|report| report.to_string())?;
-    let settings = parsed.clone().settings().map_err(|report| report.to_string())?;
+    let settings = compile::settings(parsed.clone()).map_err(|report| report.to_string())?;
     let mut ports = check_ports();
-    match store::known_hasher(&settings, &Files::beside(config)) {
+    match bindings::known_hasher(&settings, &Files::beside(config)) {
         Ok(Some(hasher)) => ports.hasher = hasher,
         Ok(None) => say!("secret    not known: key ids are not those of the logs")?,
         Err(why) => say!("secret    not known: key ids are not those of the logs; {why}")?,
     }
     let snapshot = Compiler::new(ports).compile(parsed).map_err(|report| report.to_string())?;
-    on_runtime(async { crate::service::explain::explain(&snapshot, question, Asks::Nobody).await.map_err(String::from) })
+    on_runtime(async { crate::operator::explain::explain(&snapshot, question, Asks::Nobody).await.map_err(String::from) })
 }

@@ -12,10 +12,11 @@ use ipnet::IpNet;
 
 use super::ConfigFile;
 use super::terminal::say;
-use crate::config::{Files, Parsed, Settings, parse_file};
+use crate::compile;
+use crate::config::{Files, Settings, parse_file};
 use crate::doctor::is_reached;
-use crate::service::ranges;
-use crate::store::private;
+use crate::operator::ranges;
+use crate::util::secure_fs;
 
 #[derive(Args)]
 pub struct Firewall {
@@ -120,7 +121,7 @@ pub fn firewall(asked: &Firewall) -> Result<(), String> {
     match &asked.output {
         None => say!("{}", text.trim_end()),
         Some(path) => {
-            let fresh = private::beside(path, ".new");
+            let fresh = secure_fs::beside(path, ".new");
             let _ = std::fs::remove_file(&fresh);
             let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh);
             let written = made.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
@@ -130,7 +131,7 @@ pub fn firewall(asked: &Firewall) -> Result<(), String> {
 }
 
 fn text(asked: &Options, config: &Path) -> Result<String, String> {
-    let settings = parse_file(config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(config).and_then(compile::settings).map_err(|report| report.to_string())?;
     let (ranges, about) = ranges::in_force(&settings.trusted_proxies, &Files::beside(config))?;
     let name_ok = |name: &str| (1..=15).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
     if let Some(wrong) = asked.interface.iter().find(|name| !name_ok(name)) {

@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::terminal::say;
-use super::{ConfigFile, here};
+use super::{ConfigFile, admin_client};
 
 const DEGRADED: u8 = 3;
 const DOWN: u8 = 4;
@@ -32,7 +32,7 @@ pub fn health(asked: &Health) -> Result<ExitCode, String> {
         (_, true) => "/health/live",
         _ => "/health",
     };
-    let call = here::Call { method: Method::GET, path, query: "", body: None, version: None };
+    let call = admin_client::Call { method: Method::GET, path, query: "", body: None, version: None };
     let said = call.carry_out(&asked.file.config).map_err(|error| format!("not well: {error}"))?;
     let status = said["status"].as_str().unwrap_or("ok");
     say!("{status}")?;

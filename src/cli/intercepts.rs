@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::time::SystemTime;
 
 use super::ConfigFile;
-use super::here::{self, key, text};
+use super::admin_client::{self, key, text};
 use crate::cli::terminal::{headed, past, say};
 
 #[derive(Args)]
@@ -123,7 +123,7 @@ pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
     match &asked.command {
         Command::List(filter) => {
             let mut is_first = !filter.json;
-            here::list(config, "/logs", &filter.query(), filter.limit, |row| {
+            admin_client::list(config, "/logs", &filter.query(), filter.limit, |row| {
                 if std::mem::take(&mut is_first) {
                     say!("{HEADER}")?;
                 }
@@ -137,11 +137,11 @@ pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
         Command::Top { by, filter } => {
             let mut query = filter.query();
             query.extend([("by", word(*by)), ("limit", Some(filter.limit.min(1000).to_string()))]);
-            let page = here::call(config, Method::GET, "/logs/groups", &query, None)?;
+            let page = admin_client::call(config, Method::GET, "/logs/groups", &query, None)?;
             if page.get("complete") == Some(&Value::Bool(false)) {
                 eprintln!("these are of the latest 10,000 rows; say `--since` and `--until` to look at others");
             }
-            let rows = here::rows(&page);
+            let rows = admin_client::rows(&page);
             if !filter.json {
                 let others = if matches!(by, By::Key) { "CLIENTS" } else { "KEYS" };
                 let what = if matches!(by, By::Key) { "KEY" } else { "CLIENT" };

@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::ConfigFile;
-use super::here::{self, text};
+use super::admin_client::{self, text};
 use crate::cli::terminal::{headed, say};
 
 #[derive(Args)]
@@ -39,12 +39,12 @@ enum Command {
 
 pub fn limits(asked: &Limits) -> Result<(), String> {
     let config = &asked.file.config;
-    let listed = here::call(config, Method::GET, "/limits", &[], None)?;
-    here::warn_of_silent(&[&listed]);
+    let listed = admin_client::call(config, Method::GET, "/limits", &[], None)?;
+    admin_client::warn_of_silent(&[&listed]);
     if listed["complete"] == false {
         eprintln!("these are not all: a replica knows of more than 1,000");
     }
-    let rows = here::rows(&listed);
+    let rows = admin_client::rows(&listed);
     match &asked.command {
         Command::List { json } => {
             if !json {
@@ -60,7 +60,7 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
                 let which = json!({ "limit": row["limit"], "place": row["place"], "subject": row["subject"] });
                 // Each replica may have said so; it is given back on all at once.
                 if !given.contains(&which) {
-                    here::call(config, Method::POST, "/limits/reset", &[], Some(&which))?;
+                    admin_client::call(config, Method::POST, "/limits/reset", &[], Some(&which))?;
                     let plain = || format!("{} has all of `{}` ({}) again", text(row, "subject"), text(row, "limit"), text(row, "place"));
                     say!("{}", if *json { which.to_string() } else { plain() })?;
                     given.push(which);
@@ -75,7 +75,7 @@ pub fn limits(asked: &Limits) -> Result<(), String> {
 }
 
 /// Digits of a key id that are enough, as for bindings.
-const DIGITS_MIN: usize = crate::service::bindings::DIGITS_MIN;
+const DIGITS_MIN: usize = crate::operator::bindings::DIGITS_MIN;
 
 /// Whether a row is of this subject, key or address.
 fn names(row: &Value, asked: &str) -> bool {

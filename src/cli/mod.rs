@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod admin;
+mod admin_client;
 mod alerts;
 mod api;
 mod audit;
@@ -14,7 +15,6 @@ mod explain;
 mod filters;
 mod firewall;
 mod health;
-mod here;
 mod intercepts;
 mod limits;
 mod migrate;
@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::process;
-use crate::store::audit::Actor;
+use crate::sql::audit::Actor;
 use crate::telemetry::logs;
 
 /// A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open.

@@ -11,10 +11,11 @@ use prometheus::Registry;
 use super::backup::{CONFIGURATION, DATABASE, SECRET, beside, steps};
 use super::terminal::say;
 use super::{ConfigFile, on_runtime};
+use crate::bindings::{self, Purpose};
 use crate::config::model::{Sqlite, Storage};
-use crate::config::{Files, Parsed, Settings, parse_file};
-use crate::control;
-use crate::store::{self, Purpose, private};
+use crate::config::{Files, Settings, parse_file};
+use crate::util::secure_fs;
+use crate::{compile, control, sql};
 
 #[derive(Args)]
 pub struct Restore {
@@ -32,29 +33,29 @@ const PARTS: [&str; 4] = ["", "-wal", "-shm", ".secret"];
 
 /// Puts back what a backup holds.
 pub fn restore(asked: &Restore) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     let Storage::Sqlite(sqlite) = &settings.storage else { return Err(format!("nothing was changed. {}", steps(&settings))) };
     if control::is_there(&asked.file.config) {
         return Err(format!("a process that runs {} is there: stop it first", asked.file.config.display()));
     }
     let sqlite = &at_home(sqlite)?;
     let target = PathBuf::from(&sqlite.path);
-    let folder = private::folder_of(&target);
+    let folder = secure_fs::folder_of(&target);
     let keeps_secret = settings.secrets.key_hmac.is_none();
     // Whoever types this may read the backup; what is written is the service's.
     let backup = Opened::of(&asked.from, keeps_secret)?;
     if target.metadata().is_ok_and(|there| backup.is(&there)) {
         return Err(format!("{} is the database itself, and no backup of it", asked.from.display()));
     }
-    private::act_as_owner(folder)?;
+    secure_fs::act_as_owner(folder)?;
     // Nor one that runs another configuration, or was started elsewhere.
-    let alone = target.exists().then(|| store::sqlite_alone(&target)).transpose()?;
+    let alone = target.exists().then(|| sql::sqlite::alone(&target)).transpose()?;
     let parts = || PARTS.into_iter().filter(|end| keeps_secret || *end != ".secret");
     let there: Vec<&str> = parts().filter(|end| beside(sqlite, end).exists()).collect();
     if let Some(first) = there.first().filter(|_| !asked.replace) {
         return Err(format!("{} is there already; --replace puts it aside", beside(sqlite, first).display()));
     }
-    private::make_folder(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    secure_fs::make_folder(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let staged = stage(asked, &backup, &settings, sqlite)?;
     let aside = if there.is_empty() { None } else { Some(aside(sqlite)?) };
     if let Err(error) = swap(sqlite, &staged, &there, aside.as_deref(), keeps_secret) {
@@ -73,7 +74,7 @@ pub fn restore(asked: &Restore) -> Result<(), String> {
 /// at every moment. Until then the file `.restoring` keeps everybody from beginning with what is half there.
 fn swap(sqlite: &Sqlite, staged: &Staged, there: &[&str], aside: Option<&Path>, keeps_secret: bool) -> std::io::Result<()> {
     let target = PathBuf::from(&sqlite.path);
-    let restoring = store::sqlite_restoring(&target);
+    let restoring = sql::sqlite::restoring(&target);
     if let Some(aside) = aside {
         there.iter().try_for_each(|end| std::fs::hard_link(beside(sqlite, end), aside.join(format!("{DATABASE}{end}"))))?;
         File::open(aside)?.sync_all()?;
@@ -87,7 +88,7 @@ fn swap(sqlite: &Sqlite, staged: &Staged, there: &[&str], aside: Option<&Path>, 
             std::fs::rename(staged.with(".secret"), beside(sqlite, ".secret"))?;
         }
         std::fs::rename(&restoring, &target)?;
-        File::open(private::folder_of(&target))?.sync_all()
+        File::open(secure_fs::folder_of(&target))?.sync_all()
     };
     last().inspect_err(|_| drop(std::fs::remove_file(&restoring)))
 }
@@ -157,7 +158,7 @@ fn aside(sqlite: &Sqlite) -> Result<PathBuf, String> {
         }
         folder = beside(sqlite, &format!(".before-{now}-{n}"));
     }
-    private::make_folder(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    secure_fs::make_folder(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     Ok(folder)
 }
 
@@ -166,7 +167,7 @@ struct Staged(PathBuf);
 
 impl Staged {
     fn with(&self, end: &str) -> PathBuf {
-        private::beside(&self.0, end)
+        secure_fs::beside(&self.0, end)
     }
 
     fn clear(&self) {
@@ -184,7 +185,8 @@ impl Drop for Staged {
 fn stage(asked: &Restore, backup: &Opened, settings: &Settings, sqlite: &Sqlite) -> Result<Staged, String> {
     let staged = Staged(beside(sqlite, ".staged"));
     staged.clear();
-    let copy = |from: &File, end: &str| private::fill(from, &staged.with(end)).map_err(|e| format!("{}: {e}", staged.with(end).display()));
+    let copy =
+        |from: &File, end: &str| secure_fs::fill(from, &staged.with(end)).map_err(|e| format!("{}: {e}", staged.with(end).display()));
     let work = || {
         copy(&backup.database, "")?;
         backup.log.iter().try_for_each(|log| copy(log, "-wal"))?;
@@ -192,7 +194,7 @@ fn stage(asked: &Restore, backup: &Opened, settings: &Settings, sqlite: &Sqlite)
         let storage = Storage::Sqlite(Sqlite { path: staged.with("").display().to_string(), ..sqlite.clone() });
         let settings = Settings { storage, ..settings.clone() };
         on_runtime(async {
-            let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Serve, None).await?;
+            let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Serve, None).await?;
             opened.store.copy(staged.with(".whole")).await
         })?;
         whole(&staged).map_err(|e| format!("{}: {e}", staged.with("").display()))
@@ -204,7 +206,7 @@ fn stage(asked: &Restore, backup: &Opened, settings: &Settings, sqlite: &Sqlite)
 /// The copy that needs no log takes the place of the one that was opened.
 fn whole(staged: &Staged) -> std::io::Result<()> {
     let copied: &Path = &staged.with(".whole");
-    private::keep(copied)?;
+    secure_fs::keep(copied)?;
     File::open(copied)?.sync_all()?;
     ["-wal", "-shm"].iter().try_for_each(|end| remove(&staged.with(end)))?;
     std::fs::rename(copied, staged.with(""))
@@ -243,6 +245,6 @@ mod tests {
         let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
         assert_eq!((read(beside(&sqlite, "")), read(beside(&sqlite, ".secret"))), ("new".to_owned(), "new".to_owned()));
         assert_eq!(read(aside.join("keylatch.db-wal")), "old-wal");
-        assert!(!beside(&sqlite, "-wal").exists() && !store::sqlite_restoring(Path::new(&sqlite.path)).exists());
+        assert!(!beside(&sqlite, "-wal").exists() && !sql::sqlite::restoring(Path::new(&sqlite.path)).exists());
     }
 }

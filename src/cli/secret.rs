@@ -8,10 +8,11 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 
 use super::ConfigFile;
+use crate::bindings::fresh_secret;
 use crate::cli::terminal::say;
+use crate::compile;
 use crate::config::model::Storage;
-use crate::config::{Files, Parsed, parse_file};
-use crate::store::fresh_secret;
+use crate::config::{Files, parse_file};
 
 #[derive(Args)]
 pub struct Secret {
@@ -29,7 +30,7 @@ enum Command {
 
 pub fn secret(asked: &Secret) -> Result<(), String> {
     let Command::Rotate = asked.command;
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     // Where nothing is configured it lies beside the SQLite file.
     let in_use = match (&settings.secrets.key_hmac, &settings.storage) {
         (Some(secret), _) => secret.file().map(str::to_owned),

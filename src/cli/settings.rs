@@ -5,13 +5,13 @@ use prometheus::Registry;
 use serde_json::Value;
 
 use super::{ConfigFile, actor, on_runtime};
+use crate::bindings::{self, Opened, Purpose};
 use crate::cli::terminal::{read_stdin, say};
 use crate::config::model::Storage;
-use crate::config::{Files, Parsed, Settings as Configured, parse_file};
-use crate::live;
-use crate::service::sealed::Sealer;
-use crate::service::{Fault, settings as service};
-use crate::store::{self, Opened, Purpose};
+use crate::config::{Files, Settings as Configured, parse_file};
+use crate::operator::{Fault, settings as service};
+use crate::util::aead::Sealer;
+use crate::{compile, settings};
 
 /// The longest value that is read.
 const TYPED_BYTES_MAX: usize = 8 << 10;
@@ -49,24 +49,24 @@ enum Command {
 pub fn settings(asked: &Settings) -> Result<(), String> {
     let parsed = parse_file(&asked.file.config).map_err(|report| report.to_string())?;
     let written = parsed.written();
-    let settings = Parsed::settings(parsed).map_err(|report| report.to_string())?;
+    let settings = compile::settings(parsed).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
         return Err("storage is memory: its settings are in the running process alone; its admin API changes them".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
+        let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         let store = &opened.store;
         match &asked.command {
             Command::List { json } => service::list(store, &settings, &written).await?.0.iter().try_for_each(|shown| show(shown, *json)),
             Command::Set { name, value } => {
                 let value = if value == "-" { &read_stdin(TYPED_BYTES_MAX)? } else { value };
-                let value = live::named(name)?.kind.read(value).map_err(|says| format!("{name}: {says}"))?;
+                let value = settings::named(name)?.kind.read(value).map_err(|says| format!("{name}: {says}"))?;
                 change(&opened, name, value).await?;
                 tell(asked, &settings);
                 Ok(())
             }
             Command::Revert { name } => {
-                live::named(name)?;
+                settings::named(name)?;
                 change(&opened, name, Value::Null).await?;
                 tell(asked, &settings);
                 Ok(())
@@ -92,7 +92,7 @@ fn tell(asked: &Settings, settings: &Configured) {
     }
 }
 
-fn show(shown: &live::Shown, json: bool) -> Result<(), String> {
+fn show(shown: &settings::Shown, json: bool) -> Result<(), String> {
     if json {
         say!("{}", serde_json::to_string(shown).map_err(|e| e.to_string())?)?;
     } else {

@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::ConfigFile;
-use super::here::{self, text};
+use super::admin_client::{self, text};
 use super::terminal::say;
 
 #[derive(Args)]
@@ -21,7 +21,7 @@ pub struct Status {
 }
 
 pub fn status(asked: &Status) -> Result<(), String> {
-    let board = here::call(&asked.file.config, Method::GET, "/dashboard", &[("range", Some(asked.range.clone()))], None)?;
+    let board = admin_client::call(&asked.file.config, Method::GET, "/dashboard", &[("range", Some(asked.range.clone()))], None)?;
     if asked.json {
         return say!("{board}");
     }

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 
 use super::ConfigFile;
-use super::here::{self, key, text};
+use super::admin_client::{self, key, text};
 use crate::cli::terminal::say;
 
 #[derive(Args)]
@@ -44,7 +44,7 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
     match &asked.command {
         Command::List { limit, json } => {
             let mut is_first = !json;
-            let pages = here::list(config, "/streams", &[], *limit, |row| {
+            let pages = admin_client::list(config, "/streams", &[], *limit, |row| {
                 if std::mem::take(&mut is_first) {
                     say!("{:>6} {:<24} {:>7} {:<39} {:<12} ROUTE, PATH", "ID", "REPLICA", "AGE", "CLIENT", "KEY")?;
                 }
@@ -60,11 +60,11 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
             if is_first {
                 eprintln!("No stream is open.");
             }
-            here::warn_of_silent(&pages.iter().collect::<Vec<_>>());
+            admin_client::warn_of_silent(&pages.iter().collect::<Vec<_>>());
             Ok(())
         }
         Command::End { id, replica, json } => {
-            let ended = here::call(config, Method::DELETE, &format!("/streams/{id}"), &[("replica", replica.clone())], None)?;
+            let ended = admin_client::call(config, Method::DELETE, &format!("/streams/{id}"), &[("replica", replica.clone())], None)?;
             let plain = || format!("{} was cut off on {}", text(&ended, "client"), text(&ended, "replica"));
             say!("{}", if *json { ended.to_string() } else { plain() })
         }

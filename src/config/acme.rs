@@ -69,7 +69,7 @@ impl Acme {
         if !(1..=365 * 86_400).contains(&self.renew_before.0.as_secs()) {
             wrong.push(Invalid::new("must be between 1s and 365days").at("renew_before").at("acme"));
         }
-        if let Err(says) = crate::outbound::target(&self.directory, self.allow_private) {
+        if let Err(says) = crate::util::outbound_url::target(&self.directory, self.allow_private) {
             wrong.push(Invalid::new(says).at("directory").at("acme"));
         }
         for (index, contact) in self.contact.iter().enumerate() {

@@ -6,25 +6,21 @@
 
 mod acme;
 mod alerts;
-mod bounds;
-mod compile;
+pub mod bounds;
 mod interpolate;
 mod listeners;
 mod masked;
 pub mod model;
-mod nowhere;
+pub mod overrides;
 mod redis;
-mod report;
-mod routes;
+pub mod report;
 mod schema;
-mod sections;
-mod snapshot;
+pub mod sections;
 mod storage;
 pub mod store_url;
 mod upstreams;
 mod yaml;
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
@@ -37,16 +33,11 @@ use keylatch_filters::key_binding::{self, KeyBinding};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-use crate::live::Overrides;
-
 pub use acme::name as acme_name;
-pub use compile::Compiler;
 pub use model::Settings;
-pub use nowhere::check_ports;
+pub use overrides::Overrides;
 pub use report::{Mistake, Report};
-pub use routes::Route;
 pub use schema::schema;
-pub use snapshot::Snapshot;
 
 /// The largest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -57,14 +48,14 @@ const REFERRED_BYTES_MAX: u64 = 1 << 20;
 #[derive(Clone)]
 pub struct Parsed {
     /// What it says, as far as it could be understood.
-    settings: Settings,
+    pub(crate) settings: Settings,
     /// What could not. Compiling adds what is wrong with the rest, so that all is told at once.
-    mistakes: Report,
+    pub(crate) mistakes: Report,
     /// What takes the place of some of it.
-    overrides: Overrides,
+    pub(crate) overrides: Overrides,
     /// Where it says it.
-    tree: yaml::Node,
-    path: PathBuf,
+    pub(crate) tree: yaml::Node,
+    pub(crate) path: PathBuf,
 }
 
 impl Parsed {
@@ -94,14 +85,6 @@ impl Parsed {
     /// Every secret that is configured, or where it is, with its place.
     pub fn secrets(&self) -> Vec<(String, SecretRef)> {
         masked::secrets(&self.tree, &schema()).into_iter().map(|(path, secret)| (report::dotted(&path), secret)).collect()
-    }
-
-    /// What the file says, if it is right as a whole as far as that can be known without a running process.
-    pub fn settings(self) -> Result<Settings, Report> {
-        if self.mistakes.is_empty() {
-            return Ok(self.settings);
-        }
-        Compiler::new(check_ports()).compile(self).map(|snapshot| snapshot.settings)
     }
 }
 
@@ -167,16 +150,6 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
         }
         _ => Err(report),
     }
-}
-
-/// Whether a file could be taken, or a text as if it stood there. What a text has from the environment is not told: whoever
-/// sends it may not know that.
-pub fn check(path: &Path, text: Option<&str>) -> Result<(), Report> {
-    let looked_up = RefCell::new(Vec::new());
-    let look_up = |name: &str| std::env::var(name).ok().inspect(|value| looked_up.borrow_mut().push(value.clone()));
-    let parsed = text.map_or_else(|| parse_file(path), |text| parse(path, text, &look_up));
-    let checked = parsed.and_then(|parsed| Compiler::new(check_ports()).compile(parsed));
-    checked.map(|_| ()).map_err(|report| report.without(&looked_up.take()))
 }
 
 /// What a file that a configuration refers to holds.

@@ -6,8 +6,6 @@ use keylatch_filters::contract::{HumanDuration, SecretRef};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::store::record::Tending;
-
 /// Where bindings and intercepts are kept. Changing it needs a restart.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -166,20 +164,6 @@ pub struct Retention {
     pub audit: HumanDuration,
     /// How often it is looked, by one process of all that share a store. Default: 10min.
     pub every: HumanDuration,
-}
-
-impl Retention {
-    /// For the store.
-    pub fn tending(&self) -> Tending {
-        Tending {
-            every: self.every.0,
-            archive_after: self.archive_after.0,
-            unconfirmed: self.unconfirmed.0,
-            intercepts: self.intercepts.0,
-            archive: self.archive.0,
-            audit: self.audit.0,
-        }
-    }
 }
 
 impl Default for Retention {

@@ -3,9 +3,10 @@
 use std::time::SystemTime;
 
 use super::Findings;
-use crate::config::{Files, Snapshot, read};
-use crate::entry::{certificates as certificates_of, lists_end_s, parsed};
-use crate::store::record::millis;
+use crate::compile::Snapshot;
+use crate::config::{Files, read};
+use crate::util::pem::{certificates as certificates_of, lists_end_s, parsed};
+use crate::util::time::millis;
 
 /// A certificate that ends within so many days should have been renewed.
 const ENDS_SOON_DAYS: i64 = 14;

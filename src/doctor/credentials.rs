@@ -3,7 +3,7 @@
 use http::Method;
 
 use super::Findings;
-use crate::config::Snapshot;
+use crate::compile::Snapshot;
 use crate::config::model::FilterItem;
 
 /// Filters that judge who sends a request.

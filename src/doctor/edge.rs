@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use keylatch_filters::contract::TrustConfig;
 
 use super::{Findings, Level, in_clear, is_here, is_reached};
+use crate::compile::Snapshot;
 use crate::config::model::{ClientCertificates, Listener, Presented, Storage};
-use crate::config::{Files, Snapshot, read};
-use crate::entry::{certificates as certificates_of, parsed};
+use crate::config::{Files, read};
+use crate::util::pem::{certificates as certificates_of, parsed};
 
 /// Who stands in Cloudflare's CA for Authenticated Origin Pulls, which all of its customers share.
 const SHARED_BY_ALL: &str = "origin-pull.cloudflare.net";

@@ -7,7 +7,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
 
 use super::Findings;
-use crate::config::Snapshot;
+use crate::compile::Snapshot;
 use crate::control;
 
 /// Beside connections of clients: stores, logs, files, the console.

@@ -14,8 +14,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::{Compiler, Files, Parsed, check_ports, parse_file};
-use crate::outbound::is_public;
+use crate::compile::{Compiler, check_ports};
+use crate::config::{Files, Parsed, parse_file};
+use crate::util::public_address::is_public;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

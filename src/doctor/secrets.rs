@@ -9,10 +9,11 @@ use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
 use super::{Findings, is_here};
+use crate::compile::Snapshot;
 use crate::config::model::Storage;
 use crate::config::store_url::{self, PostgresUrl};
-use crate::config::{Files, Settings, Snapshot};
-use crate::store::private::folder_of;
+use crate::config::{Files, Settings};
+use crate::util::secure_fs::folder_of;
 
 /// What stands in examples.
 const WORDS: [&str; 8] = ["changeme", "change_me", "change-me", "password", "secret", "example", "keylatch", "12345678"];

@@ -6,11 +6,12 @@ use prometheus::Registry;
 use reqwest::Url;
 
 use super::{Findings, in_clear};
+use crate::bindings::{self, Purpose};
 use crate::config::model::{PostgresTls, Storage};
 use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Settings};
-use crate::store::record::millis;
-use crate::store::{self, About, Purpose};
+use crate::sql::About;
+use crate::util::time::millis;
 
 /// Clocks that differ more mix up what was first.
 const CLOCKS_MS: i64 = 2000;
@@ -25,7 +26,7 @@ pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
         Storage::Sqlite(_) => "storage.sqlite",
         Storage::Memory => return,
     };
-    match store::open(settings, files, &registry, Purpose::Command, None).await {
+    match bindings::open(settings, files, &registry, Purpose::Command, None).await {
         Ok(opened) => match opened.store.about().await {
             Ok(about) => {
                 version(place, &about, if place == "storage.postgres" { POSTGRES_MIN } else { 0 }, found);
@@ -37,7 +38,7 @@ pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
         Err(error) => found.bad(place, error, "see to it before requests come: until then unknown keys are refused"),
     }
     if settings.redis.is_some() {
-        match store::open_redis(settings, files, &registry).await {
+        match bindings::open_redis(settings, files, &registry).await {
             Ok(Some(redis)) => match redis.about().await {
                 Ok(about) => version("redis", &about, REDIS_MIN, found),
                 Err(error) => {
@@ -51,7 +52,7 @@ pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
 }
 
 /// Whether it takes writes and delivers notifications.
-async fn works(place: &str, store: &store::Store, found: &mut Findings) {
+async fn works(place: &str, store: &bindings::Store, found: &mut Findings) {
     if let Err(error) = store.try_write().await {
         found.bad(place, format!("takes no writes: {error}"), "name the server that does; until then unknown keys are refused");
     }
@@ -74,7 +75,7 @@ fn version(place: &str, about: &About, least: u32, found: &mut Findings) {
 }
 
 /// Whether somebody may still come in with what was printed at the first start.
-async fn accounts(store: &store::Store, found: &mut Findings) {
+async fn accounts(store: &bindings::Store, found: &mut Findings) {
     let Ok(accounts) = store.desk().accounts().await else { return };
     for account in accounts.iter().filter(|account| account.must_change && !account.disabled) {
         let what = format!("the account `{}` has a password that somebody else has made, and was not changed", account.name);

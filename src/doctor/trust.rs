@@ -5,7 +5,7 @@ use keylatch_filters::contract::TrustConfig;
 
 use super::Findings;
 use crate::config::{Files, Settings};
-use crate::service::ranges;
+use crate::operator::ranges;
 
 /// A list of ranges that is older may lack some.
 const RANGES_OLD_DAYS: u64 = 90;

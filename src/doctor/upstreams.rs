@@ -1,7 +1,7 @@
 //! Whether the servers of upstreams can be reached from here. It connects, and sends nothing.
 
 use super::{Findings, Level};
-use crate::config::Snapshot;
+use crate::compile::Snapshot;
 
 pub async fn look(snapshot: &Snapshot, found: &mut Findings) {
     for (index, upstream) in snapshot.upstreams.iter().enumerate() {

@@ -1,17 +1,16 @@
 //! Calls to other people's services. Where a URL is configured, its target is https and a public address unless
 //! the configuration says otherwise: nobody reaches what is inside by a name that points there, nor by a redirect.
 
-mod public;
 mod services;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Client, Url, redirect};
 
-pub use public::is_public;
+use crate::util::public_address::is_public;
 pub use services::{Services, check};
 
 /// What may be called, and how.
@@ -37,24 +36,6 @@ pub struct Answered {
 
 /// Of an answer's body at most this is read.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// Whether this may be called, as far as can be told without asking anybody. The error names no part of it: a
-/// URL may be a secret.
-pub fn target(url: &str, private: bool) -> Result<Url, String> {
-    let url = Url::parse(url).map_err(|_| "must be a URL, such as `https://hooks.example.com/services/…`".to_owned())?;
-    match url.scheme() {
-        "https" => {}
-        "http" if private => {}
-        "http" => return Err("must begin with `https://`; `allow_private: true` allows http, for a target inside".into()),
-        _ => return Err("must begin with `https://`".into()),
-    }
-    let host = url.host_str().ok_or("has no host")?;
-    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    if !private && (literal.is_ok_and(|address| !is_public(address)) || host == "localhost" || host.ends_with(".localhost")) {
-        return Err("is not a public address; `allow_private: true` allows it".into());
-    }
-    Ok(url)
-}
 
 /// Names that lead inside lead nowhere.
 struct Outside;
@@ -156,6 +137,7 @@ pub fn plainly(error: reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::util::outbound_url::target;
 
     #[test]
     fn what_may_be_called() {

@@ -13,8 +13,9 @@ use reqwest::{Client, RequestBuilder, Url};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{Reach, client, plainly, target};
-use crate::breaker::Breaker;
+use super::{Reach, client, plainly};
+use crate::util::breaker::Breaker;
+use crate::util::outbound_url::target;
 
 /// So many calls to one service are under way at once; others wait for their turn.
 const CALLS_MAX: usize = 64;

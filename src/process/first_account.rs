@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::Api;
-use crate::service::{Fault, accounts};
+use crate::operator::{Fault, accounts};
 use crate::telemetry::logs;
 
 /// The first account's password, if it is not to be made up.

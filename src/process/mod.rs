@@ -1,9 +1,9 @@
 //! The running process: its parts put together, its sockets, its signals, its end, and the process that takes its place.
 
+mod components;
 mod first_account;
 mod handover;
-mod manager;
-mod parts;
+mod sd_notify;
 mod signals;
 mod sockets;
 mod upgrade;
@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::config::{Parsed, Settings, parse_file};
-use crate::control;
-use crate::every::every;
-use crate::proxy::{self, Pulse, Stop};
-use crate::store::News;
+use crate::config::model::Storage;
+use crate::config::{Settings, parse_file};
+use crate::server::{self, Pulse, Stop};
+use crate::sql::News;
 use crate::telemetry::{logs, sampler};
-use crate::{admin, config::model::Storage};
+use crate::util::periodic::every;
+use crate::{admin, compile, control};
+use components::Parts;
 use handover::Predecessor;
 pub use handover::launch;
-use parts::Parts;
 use sockets::{For, Sockets};
 use upgrade::Upgrades;
 
@@ -57,7 +57,7 @@ pub fn succeed(path: &Path) -> Result<(), String> {
 }
 
 fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), String> {
-    let settings = parse_file(path).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(path).and_then(compile::settings).map_err(|report| report.to_string())?;
     // As it was called at the start: what takes its place there is what is started in an upgrade.
     let program = handover::program()?;
     logs::begin(&settings.log)?;
@@ -83,7 +83,7 @@ fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), Strin
     };
     let listeners: Vec<String> = settings.listeners.iter().map(|listener| listener.address.to_string()).collect();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listeners = listeners.join(","), admin = %settings.admin.address, "ready");
-    let served = proxy::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
+    let served = server::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
     runtime.block_on(end(&parts));
     parts.shared.access.close();
     runtime.block_on(control.answered());
@@ -109,7 +109,10 @@ async fn begin(
         parts.say().await;
         let now = parts.state();
         let what = if now.handed_over { "lets end what is open" } else { "serves" };
-        manager::status(&format!("{what}: {:.0} requests/s, {} streams, {} connections", now.requests_per_s, now.streams, now.connections));
+        sd_notify::status(&format!(
+            "{what}: {:.0} requests/s, {} streams, {} connections",
+            now.requests_per_s, now.streams, now.connections
+        ));
     });
     if matches!(settings.storage, Storage::Sqlite(_)) {
         let succeeded = upgrades.succeeds().then(Instant::now);
@@ -159,7 +162,7 @@ async fn serving(
         tracing::info!(replica = parts.replica.name(), "has taken the place of the process before");
         predecessor.serving();
     }
-    manager::serving(pulse, predecessor.is_some());
+    sd_notify::serving(pulse, predecessor.is_some());
     // Others count on it from now on.
     let parts = Arc::clone(parts);
     tokio::spawn(async move { parts.say().await });

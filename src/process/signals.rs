@@ -7,12 +7,12 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::manager;
+use super::sd_notify;
+use crate::cluster::replica::Replica;
 use crate::config::model::Shutdown;
 use crate::control::{self, Upgrade};
-use crate::proxy::Stop;
 use crate::reload::Reloader;
-use crate::service::replica::Replica;
+use crate::server::Stop;
 
 /// What is written and told at the end, after open requests have had their time, takes no longer.
 const LAST_STEPS: Duration = Duration::from_secs(20);
@@ -54,11 +54,11 @@ pub fn follow(
                 }
                 _ = terminate.recv() => {
                     replica.stop();
-                    manager::stopping(readiness_delay + drain + LAST_STEPS);
+                    sd_notify::stopping(readiness_delay + drain + LAST_STEPS);
                     tracing::info!(?readiness_delay, "stopping: readiness fails from now on");
                     let (tell, delay) = (tell.clone(), if replica.has_handed_over() { Default::default() } else { readiness_delay });
                     // Where the process that serves has ended, which one does not expect, nobody does: the manager waits for this one.
-                    let last = replica.has_handed_over() && manager::is_there() && !control::is_there(&config);
+                    let last = replica.has_handed_over() && sd_notify::is_there() && !control::is_there(&config);
                     let how = if last { Stop::Cut } else { Stop::Drain };
                     tokio::spawn(async move {
                         // So long whoever balances load needs to see that it is not ready.

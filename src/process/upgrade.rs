@@ -8,13 +8,13 @@ use keylatch_filters::contract::HumanDuration;
 use nix::unistd::getppid;
 use tokio::sync::{mpsc, watch};
 
+use super::components::Parts;
 use super::handover::Successor;
-use super::manager;
-use super::parts::Parts;
+use super::sd_notify;
 use super::sockets::Sockets;
 use crate::config::model::Storage;
 use crate::control::{Guard, Upgrade};
-use crate::proxy::Stop;
+use crate::server::Stop;
 
 /// How long whoever has asked for the upgrade waits for what is said of it in the store.
 const SAID_WITHIN: Duration = Duration::from_secs(1);
@@ -119,7 +119,7 @@ impl Upgrades {
             }
             goes_on
         });
-        manager::replaced_by(pid);
+        sd_notify::replaced_by(pid);
     }
 
     /// Whether this process is to end meanwhile: then nobody is to take its place.

@@ -8,8 +8,8 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaug
 
 use super::logs;
 use super::streams::Streams;
-use super::tops::Tops;
-use crate::entry::Entry;
+use super::top_k::Tops;
+use crate::listener::policy::Entry;
 
 /// Where the buckets of times end, in seconds: answers of models take from milliseconds (cached, refused) to minutes (streams).
 pub const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];

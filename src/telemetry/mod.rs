@@ -7,4 +7,4 @@ pub mod logs;
 pub mod metrics;
 pub mod sampler;
 pub mod streams;
-pub mod tops;
+pub mod top_k;

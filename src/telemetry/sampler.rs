@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use super::counted::Counted;
 use super::metrics::Metrics;
-use super::tops::Asked;
-use crate::service::replica::Replica;
-use crate::store::Store;
-use crate::store::record::millis;
-use crate::store::samples::{HOUR_S, MINUTE_S, Of, Replica as Said, Sample};
+use super::top_k::Asked;
+use crate::bindings::Store;
+use crate::cluster::replica::Replica;
+use crate::sql::samples::{HOUR_S, MINUTE_S, Of, Replica as Said, Sample};
+use crate::util::time::millis;
 
 /// How often a replica says how it is.
 pub const SAID_EVERY: Duration = Duration::from_secs(5);

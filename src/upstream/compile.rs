@@ -5,14 +5,12 @@ use std::time::Duration;
 use keylatch_filters::contract::Invalid;
 use pingora::lb::selection::{BackendIter, BackendSelection};
 use pingora::lb::{Backends, LoadBalancer};
-use pingora::upstreams::peer::PeerOptions;
 
-use super::health;
 use super::resolve::Discovery;
 use super::server::{Place, Target};
 use super::tls::Tls;
-use super::{Balancer, SharedConnector};
-use crate::config::model::{AddressFamily, Balance, HttpVersion, Upstream as Config};
+use super::{Balancer, SharedConnector, health};
+use crate::config::model::{AddressFamily, Balance, Upstream as Config};
 
 /// Attempts at one request are bounded all the same: `proxy/server.rs` allows Pingora a few more.
 const RETRIES_MAX: usize = 10;
@@ -119,24 +117,6 @@ where
         balancer.set_health_check(check);
     }
     balancer
-}
-
-/// How connections are made and used.
-pub fn options(config: &Config, connector: &SharedConnector) -> PeerOptions {
-    let mut options = PeerOptions::new();
-    let timeouts = &config.timeouts;
-    options.connection_timeout = Some(timeouts.connect.0);
-    options.total_connection_timeout = Some(timeouts.connect.0);
-    options.read_timeout = Some(timeouts.read.0);
-    options.write_timeout = Some(timeouts.write.0);
-    options.idle_timeout = Some(timeouts.idle.0);
-    options.custom_l4 = Some(connector.clone());
-    match (config.http, config.tls.is_some()) {
-        (HttpVersion::Http2, _) => options.set_http_version(2, 2),
-        (HttpVersion::Auto, true) => options.set_http_version(2, 1),
-        (HttpVersion::Auto, false) | (HttpVersion::Http1, _) => options.set_http_version(1, 1),
-    }
-    options
 }
 
 #[cfg(test)]

@@ -12,13 +12,14 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::stream::Stream;
-use pingora::upstreams::peer::Tracer;
+use pingora::upstreams::peer::{PeerOptions, Tracer};
 use pingora::{Error, ErrorType, Result};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::resolve::Names;
-use super::{Address, reuse};
+use super::{Address, SharedConnector, reuse};
+use crate::config::model::{HttpVersion, Upstream as Config};
 
 /// After so long the next address is tried beside the one before (RFC 8305, section 5).
 const NEXT_AFTER: Duration = Duration::from_millis(250);
@@ -119,6 +120,24 @@ fn kind_of(error: &io::Error) -> ErrorType {
         ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable => ErrorType::ConnectNoRoute,
         _ => ErrorType::ConnectError,
     }
+}
+
+/// How connections are made and used.
+pub fn options(config: &Config, connector: &SharedConnector) -> PeerOptions {
+    let mut options = PeerOptions::new();
+    let timeouts = &config.timeouts;
+    options.connection_timeout = Some(timeouts.connect.0);
+    options.total_connection_timeout = Some(timeouts.connect.0);
+    options.read_timeout = Some(timeouts.read.0);
+    options.write_timeout = Some(timeouts.write.0);
+    options.idle_timeout = Some(timeouts.idle.0);
+    options.custom_l4 = Some(connector.clone());
+    match (config.http, config.tls.is_some()) {
+        (HttpVersion::Http2, _) => options.set_http_version(2, 2),
+        (HttpVersion::Auto, true) => options.set_http_version(2, 1),
+        (HttpVersion::Auto, false) | (HttpVersion::Http1, _) => options.set_http_version(1, 1),
+    }
+    options
 }
 
 #[cfg(test)]

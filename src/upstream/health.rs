@@ -5,7 +5,7 @@ use std::time::Duration;
 use keylatch_filters::contract::Invalid;
 use pingora::lb::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
 
-use super::compile::options;
+use super::connect::options;
 use super::server::host_of;
 use super::tls::Tls;
 use crate::config::model::{ActiveHealth, Upstream as Config};

@@ -117,7 +117,7 @@ impl Upstream {
         let connector = Arc::new(connector);
         Ok(Self {
             name: config.name.as_str().into(),
-            options: compile::options(config, &connector),
+            options: connect::options(config, &connector),
             balancer: compile::balancer(config, tls.as_ref(), &connector, Discovery(Arc::clone(&names))),
             passive: Passive::new(config.health.passive.failures, config.health.passive.eject_for.0),
             schedule: Arc::new(Schedule::new(config.resolve_every.0)),

@@ -12,7 +12,7 @@ use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use crate::config::Files;
 use crate::config::model::{CertificateFiles, Tls as Config};
-use crate::entry;
+use crate::util::pem;
 
 /// What is needed for a handshake.
 #[derive(Default)]
@@ -39,23 +39,23 @@ impl Tls {
             Some(path) => {
                 let text = file(path, "ca_file")?;
                 // Looked at once here, so that no connection fails for it.
-                entry::roots(&text).map_err(|invalid| invalid.at("ca_file"))?;
-                let all = entry::certificates(&text).map_err(|invalid| invalid.at("ca_file"))?;
+                pem::roots(&text).map_err(|invalid| invalid.at("ca_file"))?;
+                let all = pem::certificates(&text).map_err(|invalid| invalid.at("ca_file"))?;
                 Some(all.iter().map(|one| WrappedX509::new(one.to_vec(), parse_x509)).collect::<Arc<CaType>>())
             }
             None => None,
         };
         let revoked = match &config.revoked_file {
-            Some(path) => entry::revoked_serials(&file(path, "revoked_file")?).map_err(|invalid| invalid.at("revoked_file"))?,
+            Some(path) => pem::revoked_serials(&file(path, "revoked_file")?).map_err(|invalid| invalid.at("revoked_file"))?,
             None => HashSet::new(),
         };
         let client = match &config.client_certificate {
             Some(CertificateFiles { chain_file, key_file }) => {
                 let wrong = |key: &'static str| move |invalid: Invalid| invalid.at(key).at("client_certificate");
                 let chain = file(chain_file, "chain_file").map_err(|invalid| invalid.at("client_certificate"))?;
-                let chain = entry::certificates(&chain).map_err(wrong("chain_file"))?;
+                let chain = pem::certificates(&chain).map_err(wrong("chain_file"))?;
                 let key = file(key_file, "key_file").map_err(|invalid| invalid.at("client_certificate"))?;
-                let key = entry::client_key(&key, &chain).map_err(wrong("key_file"))?;
+                let key = pem::client_key(&key, &chain).map_err(wrong("key_file"))?;
                 Some(Arc::new(CertKey::new(chain.iter().map(|one| one.to_vec()).collect(), key.secret_der().to_vec())))
             }
             None => None,

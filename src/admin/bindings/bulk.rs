@@ -13,8 +13,8 @@ use super::super::Api;
 use super::super::extract::{BINDINGS, Body, May};
 use super::super::problem::{Answer, Problem, Problems};
 use super::{Binding, Filter, RuleName, query};
-use crate::store::audit::Actor;
-use crate::store::record::{Change, Changed, Query, Record, labels as labels_of};
+use crate::sql::audit::Actor;
+use crate::sql::record::{Change, Changed, Query, Record, labels as labels_of};
 
 /// Bindings that one call changes.
 const AT_ONCE: usize = 10_000;
@@ -113,12 +113,12 @@ pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(
     let chosen = choose(&api, query(&filter)?).await?;
     let matched = chosen.len() as u64;
     if asked.expected.is_some_and(|expected| expected != matched) {
-        return Err(Problem::from(crate::service::Fault::Conflict(format!("it is {matched} bindings by now; look at them again"))));
+        return Err(Problem::from(crate::operator::Fault::Conflict(format!("it is {matched} bindings by now; look at them again"))));
     }
     let digest = digest(&chosen);
     if asked.digest.is_some_and(|expected| expected != digest) {
         let why = format!("it is {matched} bindings still, but others, or some were changed meanwhile; look at them again");
-        return Err(Problem::from(crate::service::Fault::Conflict(why)));
+        return Err(Problem::from(crate::operator::Fault::Conflict(why)));
     }
     let sample = chosen.iter().take(SHOWN).map(Binding::from).collect();
     let mut changed = 0;
@@ -144,7 +144,7 @@ async fn choose(api: &Api, query: Query) -> Answer<Vec<Record>> {
     let (mut chosen, mut after) = (Vec::new(), None);
     loop {
         let page =
-            api.store.list(Query { after, limit: PAGE, sort: crate::store::record::Sort::Key, descending: false, ..query.clone() }).await?;
+            api.store.list(Query { after, limit: PAGE, sort: crate::sql::record::Sort::Key, descending: false, ..query.clone() }).await?;
         chosen.extend(page.rows);
         after = page.next;
         if chosen.len() > AT_ONCE {

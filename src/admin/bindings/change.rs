@@ -13,9 +13,9 @@ use super::super::accounts::precise;
 use super::super::extract::{BINDINGS, Body, IfMatch, May, Part};
 use super::super::problem::{Answer, Problem, Problems};
 use super::{Binding, One, RuleName, one};
-use crate::service::Fault;
-use crate::service::bindings::{Which, allowed, network, terms};
-use crate::store::record::{Change, labels as labels_of};
+use crate::operator::Fault;
+use crate::operator::bindings::{Which, allowed, network, terms};
+use crate::sql::record::{Change, labels as labels_of};
 
 /// The longest note, in characters.
 const NOTE_CHARS_MAX: usize = 1000;
@@ -103,7 +103,7 @@ fn which<'a>(key_id: &'a Option<String>, key: &'a Option<String>) -> Answer<Whic
     }
 }
 
-fn answer(changed: Result<crate::store::record::Record, Fault>, expects: Option<i64>) -> Answer<One> {
+fn answer(changed: Result<crate::sql::record::Record, Fault>, expects: Option<i64>) -> Answer<One> {
     changed.map(|record| one(&record)).map_err(|fault| precise(fault.into(), expects))
 }
 

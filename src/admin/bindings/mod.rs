@@ -21,10 +21,10 @@ use super::logs::Intercept;
 use super::paging::{List, cursor, limit, mark};
 use super::problem::{Answer, Problem, Problems};
 use super::time::of;
-use crate::service::bindings::{Which, network, prefix};
-use crate::store::audit;
-use crate::store::intercepts::Wanted;
-use crate::store::record::{Mark, Query, Record, Sort, label};
+use crate::operator::bindings::{Which, network, prefix};
+use crate::sql::audit;
+use crate::sql::intercepts::Wanted;
+use crate::sql::record::{Mark, Query, Record, Sort, label};
 
 /// Which key may be used from where.
 #[derive(Clone, Serialize, ToSchema)]

@@ -7,8 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use super::Format;
-use super::rows::unreadable;
-use crate::store::row::Row;
+use crate::sql::row::Row;
 
 /// Ours, and what others call them; the first that is there is taken.
 const NAMES: [(&str, &[&str]); 6] = [
@@ -145,6 +144,13 @@ fn offset(text: &str) -> Option<Duration> {
 
 /// Some time in the year 9999.
 const FAR: Duration = Duration::from_secs(253_370_000_000);
+
+/// A row may hold keys: what cannot be read is not shown.
+pub fn unreadable(hint: &str) -> String {
+    format!(
+        "this is not a binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, made_by, note, labels, created"
+    )
+}
 
 #[cfg(test)]
 mod tests {

@@ -13,15 +13,16 @@ use keylatch_filters::contract::{KEY_BYTES_MAX, KeyId, Roaming, Rule};
 use prometheus::Registry;
 
 use super::{ConfigFile, actor, audit, on_runtime};
+use crate::bindings::{self, Opened, Purpose};
 use crate::cli::terminal::{headed, read_stdin, say};
+use crate::compile;
 use crate::config::model::Storage;
-use crate::config::{Files, Parsed, Settings, parse_file};
-use crate::service::bindings as service;
-use crate::service::bindings::network;
-use crate::store::audit::{Actor, Asked};
-use crate::store::record::{Change, Query, Record, label};
-use crate::store::row::Row;
-use crate::store::{self, Opened, Purpose};
+use crate::config::{Files, Settings, parse_file};
+use crate::operator::bindings as service;
+use crate::operator::bindings::network;
+use crate::sql::audit::{Actor, Asked};
+use crate::sql::record::{Change, Query, Record, label};
+use crate::sql::row::Row;
 
 /// Rows read at once.
 const PAGE: u32 = 1000;
@@ -171,12 +172,12 @@ enum Format {
 }
 
 pub fn bindings(asked: &Bindings) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(Parsed::settings).map_err(|report| report.to_string())?;
+    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
         return Err("storage is memory: its bindings are in the running process alone, and go with it".into());
     }
     on_runtime(async {
-        let opened = store::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
+        let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         if carry_out(&opened, &settings, &asked.command).await? {
             // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
             let told = crate::control::ask(&asked.file.config, "bindings changed");

@@ -8,11 +8,11 @@ use keylatch_filters::contract::{Bindings as _, KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
 use super::{Format, PAGE, actor, at_work, foreign};
+use crate::bindings::Opened;
 use crate::cli::terminal::{say, written};
-use crate::service::bindings::{network, newer, terms};
-use crate::store::Opened;
-use crate::store::record::{Change, Make, Query, label};
-use crate::store::row::Row;
+use crate::operator::bindings::{network, newer, terms};
+use crate::sql::record::{Change, Make, Query, label};
+use crate::sql::row::Row;
 
 /// A binding in CSV: lists as text.
 #[derive(Serialize, Deserialize, Default)]
@@ -123,14 +123,16 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>, gatewa
         Format::Jsonl => {
             let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
             lines
-                .map(|(number, line)| (number, serde_json::from_str(line).map_err(|e| unreadable(&format!("column {}", e.column())))))
+                .map(|(number, line)| {
+                    (number, serde_json::from_str(line).map_err(|e| foreign::unreadable(&format!("column {}", e.column()))))
+                })
                 .collect()
         }
         Format::Csv => {
             let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(text.as_bytes());
             (2..)
                 .zip(reader.deserialize::<FlatRow>())
-                .map(|(number, row)| (number, row.map(Row::from).map_err(|_| unreadable("a line of names comes first"))))
+                .map(|(number, row)| (number, row.map(Row::from).map_err(|_| foreign::unreadable("a line of names comes first"))))
                 .collect()
         }
     };
@@ -165,13 +167,6 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>, gatewa
     }
     say!("{count} bindings imported")?;
     Ok(count > 0)
-}
-
-/// A row may hold keys: what cannot be read is not shown.
-pub fn unreadable(hint: &str) -> String {
-    format!(
-        "this is not a binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, made_by, note, labels, created"
-    )
 }
 
 /// What a row wants.

@@ -1,0 +1,15 @@
+//! From a connection to a checked HTTP request: PROXY protocol, TLS, header limits, the framing of bodies, and the gate
+//! that normalises or refuses a request. Knows no route and no filter.
+
+pub mod admission;
+mod chunks;
+pub mod conn;
+pub mod connection_options;
+pub mod gate;
+pub mod header_check;
+mod header_guard;
+pub mod path;
+pub mod policy;
+pub mod refusal;
+pub mod target;
+pub mod underscores;

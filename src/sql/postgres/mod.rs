@@ -1,0 +1,256 @@
+//! Bindings in PostgreSQL 13 or later, for any number of processes.
+//!
+//! Look-ups and first uses go through a few workers, each of which asks for all that wait with one statement:
+//! a cold key under load is one query, and first uses share their commits. Everything runs on the runtime the
+//! store was opened on: the proxy's own may end before the last row is written.
+
+mod alerts;
+mod audit;
+mod bindings;
+mod connect;
+mod intercepts;
+mod listen;
+mod lists;
+mod manage;
+mod migrate;
+mod pools;
+mod server;
+mod session;
+mod tend;
+
+#[path = "../common/accounts.rs"]
+mod accounts;
+#[path = "../common/mailbox.rs"]
+mod mailbox;
+#[path = "../common/providers.rs"]
+mod providers;
+#[path = "../common/samples.rs"]
+mod samples;
+#[path = "../common/settings.rs"]
+mod settings;
+#[path = "../common/shared_secrets.rs"]
+mod shared_secrets;
+#[path = "../common/trim.rs"]
+mod trim;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+
+use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
+use sqlx::{Executor, Postgres as Pg, Row};
+
+use super::intercepts::Page;
+use super::record::{Change, Changed, Mark, Query, Record, Tended, Tending};
+use bindings::{bind, each, read, roam, settle, write};
+use listen::Listening;
+use pools::Pools;
+use session::{Pool, Session};
+
+use super::audit::{Actor, Asked, Entry};
+use super::batch::Batch;
+use super::batcher::Together;
+use super::outbox::{Attempted, Delivery, Hot, Threshold};
+use super::{About, Authority, Events, OnChange};
+use crate::config::Files;
+use crate::config::model::Postgres as Config;
+
+// What the statements that both databases understand are compiled with.
+type Db = Pg;
+type Own = Postgres;
+type DbPool = Pool;
+type Connection = Session;
+type Tx = Box<Session>;
+/// By its own clock, in milliseconds since 1970.
+const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+
+async fn begin(own: &Own) -> Result<Tx, StoreError> {
+    own.with(async |pool| pool.begin().await.map_err(failed)).await
+}
+
+/// Questions in one statement.
+const TOGETHER_MAX: usize = 512;
+/// Nobody waits for what is written in batches, and a batch may be large.
+const WRITE_TIME_MAX: Duration = Duration::from_secs(5);
+/// Operators look through whole tables.
+const OPERATOR_TIME_MAX: Duration = Duration::from_secs(120);
+const READERS: usize = 3;
+const WRITERS: usize = 2;
+
+/// An open database.
+pub struct Postgres {
+    pools: Arc<Pools>,
+    listening: Arc<Listening>,
+    replica: Arc<str>,
+    runtime: tokio::runtime::Handle,
+    reads: Together<KeyId, Option<Binding>>,
+    first_uses: Together<FirstUse, Binding>,
+    settled: Together<(KeyId, i64, bool), bool>,
+}
+
+impl Postgres {
+    /// Connects, and brings the schema up to date under a lock, or says that it is not.
+    pub async fn open(config: &Config, files: &Files, migrate: bool) -> Result<Self, String> {
+        let listens = config.listen_url.as_ref().map(|url| connect::servers(config, files, url, "listen_url")).transpose()?;
+        let pools = connect::pools(config, files).await?;
+        let listening = Listening::new(Arc::clone(&pools), listens.unwrap_or_default());
+        if migrate {
+            migrate::migrate(&pools).await?;
+        }
+        let timeout = config.timeout.0;
+        let (reading, binding, settling) = (Arc::clone(&pools), Arc::clone(&pools), Arc::clone(&pools));
+        let reads = Together::new(READERS, TOGETHER_MAX, timeout, move |ids: Vec<KeyId>| each(Arc::clone(&reading), timeout, ids, read));
+        let first_uses =
+            Together::new(WRITERS, TOGETHER_MAX, timeout, move |uses: Vec<FirstUse>| each(Arc::clone(&binding), timeout, uses, bind));
+        // Nobody waits for these, and under load they may be late.
+        let settled = Together::new(1, TOGETHER_MAX, 3 * WRITE_TIME_MAX, move |words: Vec<_>| {
+            each(Arc::clone(&settling), WRITE_TIME_MAX, words, settle)
+        });
+        let (replica, runtime) = (config.replica().into(), tokio::runtime::Handle::current());
+        Ok(Self { pools, listening, replica, runtime, reads, first_uses, settled })
+    }
+
+    /// Works for an operator.
+    async fn with<T>(&self, work: impl AsyncFnOnce(Pool) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.pools.run_for(OPERATOR_TIME_MAX, work).await
+    }
+
+    /// Works for a request on the store's own runtime: a connection lives no longer than the runtime it was made on.
+    async fn here<T: Send + 'static>(&self, work: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> Result<T, StoreError> {
+        self.runtime.spawn(work).await.unwrap_or_else(|_| Err(StoreError::Away("the store has ended".into())))
+    }
+}
+
+impl Authority for Postgres {
+    fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(self.reads.ask(id))
+    }
+
+    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+        Box::pin(self.first_uses.ask(first))
+    }
+
+    fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        Box::pin(async move {
+            let moved = sqlx::query(
+                "UPDATE bindings SET key_id = $1, version = keylatch_version(version)
+                 WHERE key_id = $2 AND NOT EXISTS (SELECT 1 FROM bindings WHERE key_id = $1)",
+            );
+            let pools = Arc::clone(&self.pools);
+            let move_it =
+                async move { pools.run(async move |pool| moved.bind(id.0).bind(from.0).execute(&pool).await.map_err(failed)).await };
+            self.here(move_it).await?;
+            self.get(id).await
+        })
+    }
+
+    fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
+        let pools = Arc::clone(&self.pools);
+        Box::pin(self.here(async move { pools.run(async move |pool| roam(&pool, id, network, at).await).await }))
+    }
+
+    fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.settled.ask((id, version, accepted)))
+    }
+
+    fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async |pool| write(&pool, &self.replica, batch).await.map_err(failed)))
+    }
+
+    fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>> {
+        Box::pin(async { connect::owner(&self.pools).await })
+    }
+
+    fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { connect::own(&self.pools, &fingerprint, before.as_deref()).await })
+    }
+
+    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
+        Box::pin(self.pools.run(async |pool| {
+            let asked = sqlx::query("SELECT current_setting('server_version'), current_setting('server_version_num')::bigint, now_ms FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms) AS clock");
+            let row = asked.fetch_one(&pool).await.map_err(failed)?;
+            let (version, number): (String, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+            let major = u32::try_from(number / 10_000).unwrap_or_default();
+            Ok(About { version: format!("PostgreSQL {version}"), major, now_ms: row.try_get(2).map_err(failed)? })
+        }))
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.pools.run(async |pool| pool.execute("SELECT 1").await.map(|_| ()).map_err(failed)))
+    }
+
+    fn try_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.pools.run(bindings::try_write))
+    }
+
+    fn hears(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { self.listening.test().await.map_err(|deaf| deaf.to_string()) })
+    }
+
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| lists::list(&pool, query).await))
+    }
+
+    fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| lists::count(&pool, query).await))
+    }
+
+    fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::change(&pool, id, change, &actor).await))
+    }
+
+    fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
+        Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, expects, &actor).await))
+    }
+
+    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| audit::list(&pool, asked).await))
+    }
+
+    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| tend::tend(&pool, &tending).await.map_err(failed)))
+    }
+
+    fn desk(&self) -> &dyn super::Desk {
+        self
+    }
+
+    fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::intercepted_since(&pool, at).await))
+    }
+
+    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::hot(&pool, &ids, threshold).await))
+    }
+
+    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::raise(&pool, id, window, &events).await))
+    }
+
+    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::due(&pool, &webhooks, lease).await))
+    }
+
+    fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::attempted(&pool, &id, what).await))
+    }
+
+    fn watch(&self, on_change: OnChange) {
+        tokio::spawn(Arc::clone(&self.listening).follow(on_change));
+    }
+}
+
+/// PostgreSQL's message; it may name columns and constraints. Values stand in its detail, which is left out.
+fn failed(error: sqlx::Error) -> StoreError {
+    let Some(said) = error.as_database_error() else { return StoreError::Away(format!("postgres: {error}")) };
+    let code = said.code().unwrap_or_default();
+    let text = format!("postgres: {} ({code})", said.message());
+    // Connections (08), resources (53), a statement that took too long or a server that stops (57), a server that was demoted
+    // (25006): in a moment it may go, or another server takes its place.
+    if code == "53100" {
+        return StoreError::Full(text);
+    }
+    let passes = ["08", "25006", "53", "57"].iter().any(|class| code.starts_with(class));
+    if passes { StoreError::Away(text) } else { StoreError::Useless(text) }
+}

@@ -1,0 +1,180 @@
+//! Lists of intercepts.
+
+use std::net::IpAddr;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+use keylatch_filters::contract::StoreError;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{QueryBuilder, Row, Sqlite as Db};
+
+use super::{Sqlite, failed, json, text};
+use crate::sql::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
+use crate::sql::record::{key_id, parsed_networks};
+
+const MARK: &str = "minute_ms, last_ms, key_id, client, method, path, route, banned, shadow";
+const ORDER: &str = "
+    ORDER BY minute_ms DESC, last_ms DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, banned DESC, shadow DESC LIMIT ";
+const ROW: &str = "minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms, shadow";
+
+/// Clients of a network that are looked for one by one; of more than so many the texts that stand between are looked through.
+const CLIENTS_MAX: usize = 5000;
+
+/// The clients in the network that is wanted, if it is none that texts can tell of: each is found by one look into the index.
+async fn clients(pool: &SqlitePool, wanted: &Wanted) -> Result<Option<Vec<String>>, StoreError> {
+    let Some(net) = wanted.client.filter(|net| net.prefix_len() < net.max_prefix_len()) else { return Ok(None) };
+    let (low, high) = text::range(net);
+    let found: Vec<String> = sqlx::query_scalar(
+        "WITH RECURSIVE c (client) AS (
+             SELECT min(client) FROM intercepts WHERE client >= $1 AND client < $2
+             UNION ALL SELECT (SELECT min(client) FROM intercepts WHERE client > c.client AND client < $2) FROM c WHERE c.client IS NOT NULL)
+         SELECT client FROM c WHERE client IS NOT NULL LIMIT $3",
+    )
+    .bind(low)
+    .bind(high)
+    .bind(i64::try_from(CLIENTS_MAX + 1).unwrap_or(i64::MAX))
+    .fetch_all(pool)
+    .await
+    .map_err(failed)?;
+    let within = |client: &String| client.parse::<IpAddr>().is_ok_and(|client| net.contains(&client));
+    Ok((found.len() <= CLIENTS_MAX).then(|| found.into_iter().filter(within).collect()))
+}
+
+/// The rows that an index finds, of those behind the mark. `clients`: those of the network that is wanted, where they are known.
+fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted, clients: Option<&[String]>) {
+    query.push("SELECT * FROM intercepts WHERE true");
+    for (condition, at) in [(" AND minute_ms >= ", wanted.since_ms), (" AND minute_ms < ", wanted.until_ms)] {
+        if let Some(ms) = at {
+            query.push(condition).push_bind(ms);
+        }
+    }
+    if let Some(key) = wanted.key {
+        query.push(" AND key_id = ").push_bind(key.0.to_vec());
+    }
+    match wanted.client {
+        Some(net) if net.prefix_len() == net.max_prefix_len() => {
+            query.push(" AND client = ").push_bind(net.addr().to_string());
+        }
+        Some(_) if clients.is_some() => {
+            query.push(" AND client IN (SELECT value FROM json_each(").push_bind(json(clients.unwrap_or_default())).push("))");
+        }
+        Some(net) => {
+            let (low, high) = text::range(net);
+            query.push(" AND client >= ").push_bind(low).push(" AND client < ").push_bind(high);
+        }
+        None => {}
+    }
+    if let Some(after) = &wanted.after {
+        query.push(format!(" AND ({MARK}) < ("));
+        query.push_bind(after.minute_ms).push(", ").push_bind(after.last_ms).push(", ").push_bind(after.key.0.to_vec());
+        for text in [&after.client.to_string(), &after.method, &after.path, &after.route] {
+            query.push(", ").push_bind(text.clone());
+        }
+        query.push(", ").push_bind(after.banned).push(", ").push_bind(after.shadow).push(")");
+    }
+}
+
+/// What no index knows. False: nothing of the kind is wanted.
+fn others(query: &mut QueryBuilder<Db>, wanted: &Wanted) -> bool {
+    for (condition, text) in [(" AND route = ", &wanted.route), (" AND method = ", &wanted.method)] {
+        if let Some(text) = text {
+            query.push(condition).push_bind(text.clone());
+        }
+    }
+    if let Some(path) = &wanted.path {
+        query.push(" AND substr(path, 1, ").push_bind(i64::try_from(path.chars().count()).unwrap_or(i64::MAX));
+        query.push(") = ").push_bind(path.clone());
+    }
+    if let Some(banned) = wanted.banned {
+        query.push(" AND banned = ").push_bind(banned);
+    }
+    if let Some(shadow) = wanted.shadow {
+        query.push(" AND shadow = ").push_bind(shadow);
+    }
+    wanted.is_searched()
+}
+
+fn mark(row: &SqliteRow) -> Result<Mark, StoreError> {
+    let client: String = row.try_get(2).map_err(failed)?;
+    let read = || -> sqlx::Result<_> {
+        Ok((row.try_get(0)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?, row.try_get(12)?, row.try_get(13)?))
+    };
+    let (minute_ms, method, path, route, banned, last_ms, shadow) = read().map_err(failed)?;
+    let client: IpAddr = client.parse().map_err(|_| StoreError::Useless("an intercept has a malformed address in the database".into()))?;
+    let key = key_id(row.try_get(1).map_err(failed)?)?;
+    Ok(Mark { minute_ms, key, client, method, path, route, replica: String::new(), banned, shadow, last_ms })
+}
+
+fn intercepted(row: &SqliteRow) -> Result<Intercepted, StoreError> {
+    let mark = mark(row)?;
+    let texts: String = row.try_get(8).map_err(failed)?;
+    let networks: Vec<IpNet> = parsed_networks(mark.key, &texts.split(',').map(str::to_owned).collect::<Vec<_>>())?;
+    let read = || -> sqlx::Result<Intercepted> {
+        Ok(Intercepted {
+            mark,
+            hint: row.try_get(7)?,
+            networks,
+            user_agent: row.try_get(9)?,
+            count: row.try_get(10)?,
+            first_ms: row.try_get(11)?,
+        })
+    };
+    read().map_err(failed)
+}
+
+#[async_trait]
+impl Intercepts for Sqlite {
+    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, Mark>, StoreError> {
+        let clients = clients(&self.pool, wanted).await?;
+        let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
+        indexed(&mut query, wanted, clients.as_deref());
+        query.push(ORDER).push_bind(EXAMINED_MAX).push(") WHERE true");
+        let searched = others(&mut query, wanted);
+        query.push(ORDER).push_bind(i64::from(wanted.limit));
+        let rows = query.build().fetch_all(&self.pool).await.map_err(failed)?;
+        let mut rows = rows.iter().map(intercepted).collect::<Result<Vec<_>, _>>()?;
+        let next = match rows.last() {
+            Some(last) if rows.len() >= wanted.limit as usize => Some(last.mark.clone()),
+            _ if searched => {
+                let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
+                indexed(&mut query, wanted, clients.as_deref());
+                query.push(ORDER).push_bind(1).push(" OFFSET ").push_bind(EXAMINED_MAX - 1).push(")");
+                query.build().fetch_optional(&self.pool).await.map_err(failed)?.as_ref().map(mark).transpose()?
+            }
+            _ => None,
+        };
+        rows.retain(|row| wanted.client.is_none_or(|net| net.contains(&row.mark.client)));
+        Ok(Page { rows, next })
+    }
+
+    async fn intercept_groups(&self, by: By, wanted: &Wanted) -> Result<Groups, StoreError> {
+        let clients = clients(&self.pool, wanted).await?;
+        let (what, hint, others_of) = match by {
+            By::Key => ("lower(hex(key_id))", "max(hint)", "client"),
+            By::Client => ("client", "''", "key_id"),
+        };
+        let mut query = QueryBuilder::new(format!("SELECT {what}, {hint}, sum(count), count(DISTINCT {others_of}), max(last_ms) FROM ("));
+        indexed(&mut query, wanted, clients.as_deref());
+        query.push(" ORDER BY minute_ms DESC LIMIT ").push_bind(GROUPED_MAX).push(") WHERE true");
+        others(&mut query, wanted);
+        query.push(" GROUP BY 1 ORDER BY 3 DESC, 1 LIMIT ").push_bind(i64::from(wanted.limit));
+        let rows = query.build().fetch_all(&self.pool).await.map_err(failed)?;
+        let group = |row: &SqliteRow| -> sqlx::Result<Group> {
+            Ok(Group {
+                what: row.try_get(0)?,
+                hint: row.try_get(1)?,
+                count: row.try_get(2)?,
+                others: row.try_get(3)?,
+                last_ms: row.try_get(4)?,
+            })
+        };
+        let mut groups = rows.iter().map(|row| group(row).map_err(failed)).collect::<Result<Vec<_>, _>>()?;
+        if let (By::Client, Some(net)) = (by, wanted.client) {
+            groups.retain(|group| group.what.parse::<IpAddr>().is_ok_and(|client| net.contains(&client)));
+        }
+        let mut count = QueryBuilder::new("SELECT count(*) FROM (");
+        indexed(&mut count, wanted, clients.as_deref());
+        count.push(" LIMIT ").push_bind(GROUPED_MAX).push(")");
+        Ok(Groups { groups, examined: count.build_query_scalar().fetch_one(&self.pool).await.map_err(failed)? })
+    }
+}

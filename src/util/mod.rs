@@ -1,0 +1,10 @@
+//! Small and generic parts without knowledge of the proxy. Imports no other folder of `src`.
+
+pub mod aead;
+pub mod breaker;
+pub mod outbound_url;
+pub mod pem;
+pub mod periodic;
+pub mod public_address;
+pub mod secure_fs;
+pub mod time;
