@@ -1,6 +1,8 @@
 //! The layers of `src`, from its `use` lines and `crate::` paths: no cycle between folders, none between files, and the lowest
 //! folders import nothing but what is below them.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 

@@ -109,7 +109,9 @@ impl ServerApp for Door {
             return None;
         };
         // Both of a balancer's word and of a handshake, as of a header: a client has so long, and no longer.
-        let Ok(opened) = tokio::time::timeout(self.limits.header_timeout, self.open(stream, peer)).await else {
+        // Boxed: a handshake takes 3 KiB, which every connection would keep to its end.
+        let opening = Box::pin(self.open(stream, peer));
+        let Ok(opened) = tokio::time::timeout(self.limits.header_timeout, opening).await else {
             (self.on_refusal)("handshake_timeout");
             return None;
         };
