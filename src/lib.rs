@@ -17,6 +17,7 @@ pub mod live;
 pub mod outbound;
 pub mod process;
 pub mod proxy;
+pub mod reference;
 pub mod reload;
 pub mod service;
 pub mod store;
