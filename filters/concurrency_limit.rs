@@ -122,7 +122,7 @@ impl Filter for ConcurrencyLimit {
             return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("most"));
         }
         let as_it_is = format!("{} {config:?}", site.place);
-        let prefixes = Prefixes::new(config.ipv4_prefix, config.ipv6_prefix)?;
+        let prefixes = Prefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, std::iter::once(&config.per))?;
         let (subject, counts) = Subject::compile(config.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
         let name = config.name.unwrap_or_else(|| counts.clone());
         word(&name, "name").map_err(|invalid| invalid.at("name"))?;

@@ -1,5 +1,6 @@
 """What operators do from a shell and by the admin API with bindings, limits and intercepts."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -50,6 +51,51 @@ def test_allow_admits_what_a_first_use_would_bind(start, echo_upstream, store, o
     wait_for(lambda: ask_from(replica, KEY, "192.0.2.7") == 200, "it passes", 3)
     changes = admin.get(f"/bindings/{id}/timeline").json()["changes"]
     assert len(changes) == 3 and changes[-1]["before"]["made_by"] == changes[-1]["after"]["made_by"] == "first_use"
+
+
+FAMILIES = ["192.0.2.1", "2001:db8:1::1", "2001:db8:1::ffff", "192.0.2.2", "2001:db8:2::1"]
+
+
+def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
+    replica = start(echo_upstream, route_filters=TRUSTING % "", trusted=TRUSTED, storage=store, secrets=SECRET, env=ENV)
+    assert [ask_from(replica, KEY, client) for client in FAMILIES] == [200, 200, 200, 403, 403]
+    other = KEY[:-1] + "x"
+    assert [ask_from(replica, other, client) for client in FAMILIES[1:]] == [200, 200, 200, 403]
+    admin = signed_in(replica)
+    shown = admin.post("/bindings/look-up", {"key": KEY}).json()["binding"]
+    assert (shown["rule"], shown["networks"], shown["made_by"]) == ("single", ["192.0.2.1/32", "2001:db8:1::/64"], "first_use")
+    # What an operator has set is meant, and may name one network of each family.
+    id = shown["key_id"]
+    admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1"]}, 200)
+    wait_for(lambda: ask_from(replica, KEY, "2001:db8:1::1") == 403, "only what the operator has said", 3)
+    admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "2001:db8:2::/64"]}, 200)
+    wait_for(lambda: ask_from(replica, KEY, "2001:db8:2::1") == 200, "both families", 3)
+    refused = admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "192.0.2.2"]}, 422).json()
+    assert "one of IPv4 and one of IPv6" in refused["detail"]
+
+
+def test_a_second_family_is_a_first_use(start, echo_upstream):
+    """It needs the option, an open enrolment and room in `new_keys_per_client`; of many at once one is bound."""
+    def begin(options):
+        filters = f"      - client_ip: {{}}\n      - key_binding: {{{options}}}"
+        return start(echo_upstream, route_filters=filters, trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
+
+    replica = begin("per_family: false")
+    assert [ask_from(replica, KEY, client) for client in FAMILIES[:2]] == [200, 403]
+    replica = begin("enrol: first_use")
+    assert ask_from(replica, KEY, "192.0.2.1") == 200
+    replica.path.write_text(replica.path.read_text().replace("first_use", "known_only"))
+    run(replica, "reload")
+    assert [ask_from(replica, KEY, client) for client in FAMILIES[:2]] == [200, 403]
+    replica = begin("new_keys_per_client: 1/h")
+    assert [ask_from(replica, KEY, client) for client in FAMILIES[:2]] == [200, 200]
+    assert ask_from(replica, "sk-another-01-abcdefgh", "192.0.2.7") == 200
+    assert ask_from(replica, "sk-another-01-abcdefgh", "2001:db8:1::1") == 429, "this client has bound a key already"
+    replica = start(echo_upstream, route_filters=TRUSTING % "", trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
+    assert ask_from(replica, KEY, "192.0.2.1") == 200
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(lambda n: ask_from(replica, KEY, f"2001:db8:{n:x}::1"), range(1, 33)))
+    assert sorted(statuses) == [200] + [403] * 31
 
 
 def test_allow_takes_the_smallest_network_where_filters_differ(start, echo_upstream):

@@ -246,9 +246,13 @@ pub fn is_for(claims: &Map<String, Value>, ours: &[String]) -> bool {
     }
 }
 
-/// Whether one of these claims is not there, or null.
+/// Whether one of these claims is missing or null. Those that identify are text (RFC 7519, section 4.1): a list or an
+/// object identifies nothing.
 pub(super) fn lacks(claims: &Map<String, Value>, required: &[String]) -> bool {
-    required.iter().any(|name| claims.get(name).is_none_or(Value::is_null))
+    required.iter().any(|name| match name.as_str() {
+        "iss" | "sub" | "jti" => text_claim(claims, name).is_none(),
+        name => claims.get(name).is_none_or(Value::is_null),
+    })
 }
 
 /// A NumericDate (RFC 7519, section 2); fractions are cut off.

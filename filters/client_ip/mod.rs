@@ -312,6 +312,9 @@ impl Filter for ClientIp {
         if config.sources.is_empty() {
             return Err(Invalid::new("name at least one source").at("sources"));
         }
+        if let Some(index) = (1..config.sources.len()).find(|index| config.sources[..*index].contains(&config.sources[*index])) {
+            return Err(Invalid::new("is in the list already").index(index).at("sources"));
+        }
         let proxy_fields = ProxyFields::compile(&config.proxy_fields).map_err(|e| e.at("proxy_fields"))?;
         let outcome = match config.on_missing {
             OnMissing::Peer => "peer",

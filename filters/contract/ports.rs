@@ -76,6 +76,8 @@ pub struct Binding {
     pub seen: Vec<SystemTime>,
     /// A banned key is refused from everywhere.
     pub banned: bool,
+    /// Made by a first use, and given no rule by an operator since.
+    pub by_first_use: bool,
     /// The upstream has accepted the key, or nobody was to ask it. A binding that was never confirmed goes again.
     pub confirmed: bool,
     /// Grows with every change, also from a row that was removed to one that takes its place: an older version
@@ -99,15 +101,30 @@ impl Binding {
         self.last_seen(address).is_some_and(|seen| !within(seen, now, roaming.window / 8))
     }
 
-    /// Whether its `roaming` has no room for another network.
-    pub fn is_full(&self, now: SystemTime) -> bool {
-        let Some(roaming) = &self.roaming else { return true };
-        self.seen.iter().filter(|seen| within(**seen, now, roaming.window)).count() >= usize::from(roaming.networks_max)
+    /// Whether its rule has room for `network`, which is not among its own.
+    pub fn has_room(&self, network: IpNet, now: SystemTime) -> bool {
+        let Some(roaming) = &self.roaming else { return self.lacks_family(network.addr()) };
+        self.seen.iter().filter(|seen| within(**seen, now, roaming.window)).count() < usize::from(roaming.networks_max)
     }
 
-    /// Uses it from `network`, if its `roaming` has it or has room for it. Whether anything has changed.
+    /// Whether it holds a network of one address family only, and a use from `address`, of the other family, may add one:
+    /// clients with IPv4 and IPv6 use either. True of what a first use has made, with the rule `single`.
+    pub fn lacks_family(&self, address: IpAddr) -> bool {
+        self.by_first_use
+            && self.rule == Rule::Single
+            && matches!(self.networks.as_slice(), [network] if network.addr().is_ipv4() != address.is_ipv4())
+    }
+
+    /// Uses it from `network`, if its rule has it or has room for it. Whether anything has changed.
     pub fn roam(&mut self, network: IpNet, now: SystemTime) -> bool {
-        let Some(roaming) = self.roaming else { return false };
+        if self.banned {
+            return false;
+        }
+        let Some(roaming) = self.roaming else {
+            let joins = self.lacks_family(network.addr());
+            self.networks.extend(joins.then_some(network));
+            return joins;
+        };
         let mut uses: Vec<(IpNet, SystemTime)> = self.networks.iter().copied().zip(self.seen.iter().copied()).collect();
         uses.retain(|(_, seen)| within(*seen, now, roaming.window));
         let room = uses.len() < usize::from(roaming.networks_max);
@@ -213,8 +230,8 @@ pub trait Bindings: Send + Sync {
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
     /// The binding under the first of these ids that has one, moved to `id`: ids under secrets that were used before.
     fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
-    /// Uses a `roaming` binding from a network, if it has it or has room for it; the answer is the binding that
-    /// holds then. `None`: it is gone.
+    /// Uses a binding from a network, if its rule has it or has room for it: `roaming`, or `single` without a network of
+    /// this address family. The answer is the binding that holds then. `None`: it is gone.
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// For a stream of this key to this client that begins: pulled when the key may not be used from there any more.
     fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash>;

@@ -216,6 +216,7 @@ fn what_is_refused_when_it_is_compiled() {
         ("request.time > timestamp(\"2026-11-29\")", "not a timestamp of RFC 3339"),
         ("request.time - request.time > duration(\"1 day\")", "not a duration"),
         ("request.time.getHours(\"Berlin\") == 1", "`Berlin` is neither a time zone"),
+        ("request.time.getHours(\"+-9:-9\") == 1", "`+-9:-9` is neither a time zone"),
         ("request.headers[\"x\"] == null", "text and null are never equal"),
         ("request.path.startsWith(1)", "text is needed here"),
         ("1 + 1u == 2", "a whole number and an unsigned number do not add up"),

@@ -103,7 +103,9 @@ pub fn zone(name: &str) -> Result<TimeZone, Trouble> {
     }
     let (sign, offset) = name.strip_prefix('-').map_or((1, name.strip_prefix('+').unwrap_or(name)), |rest| (-1, rest));
     if let Some((hours, minutes)) = offset.split_once(':') {
-        let number = |text: &str| Some(text).filter(|text| text.len() == 2).and_then(|text| text.parse::<i32>().ok());
+        let number = |text: &str| {
+            Some(text).filter(|text| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit())).and_then(|text| text.parse::<i32>().ok())
+        };
         let (hours, minutes) = number(hours).zip(number(minutes)).filter(|(_, minutes)| *minutes < 60).ok_or(Trouble::Type)?;
         return Offset::from_seconds(sign * (hours * 3600 + minutes * 60)).map(TimeZone::fixed).map_err(|_| Trouble::Type);
     }

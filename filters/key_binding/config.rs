@@ -1,7 +1,7 @@
 //! What an operator may say of `key_binding`.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemars::JsonSchema;
@@ -93,6 +93,9 @@ pub struct Config {
     pub ipv6_prefix: u8,
     /// The rule of a binding that a first use makes. Default: `single`.
     pub rule: FirstRule,
+    /// With the rule `single`: the first use from the other address family adds its network, since a client with IPv4 and
+    /// IPv6 uses either. Default: true.
+    pub per_family: bool,
     /// A key that nobody has bound. Default: `first_use`.
     pub enrol: Enrol,
     /// When a first use holds for good. Default: `upstream`.
@@ -115,6 +118,7 @@ impl Default for Config {
             ipv4_prefix: 32,
             ipv6_prefix: 64,
             rule: FirstRule::Single,
+            per_family: true,
             enrol: Enrol::FirstUse,
             confirm: Confirm::Upstream,
             new_keys_per_client: Rate { count: 60, period: Duration::from_secs(3600) },
@@ -126,6 +130,15 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether a first use binds a key at this time.
+    pub fn enrols(&self, now: SystemTime) -> bool {
+        match self.enrol {
+            Enrol::KnownOnly => false,
+            Enrol::Window { until } => now < until.0,
+            Enrol::FirstUse => true,
+        }
+    }
+
     /// The network that a first use from `client` binds.
     pub fn network(&self, client: IpAddr) -> IpNet {
         let network = match client {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Confirm, Enrol, KeyBinding, Verdict};
+use super::{Confirm, KeyBinding, Verdict};
 use crate::contract::{Binding, Key, RequestCx, Rule, StoreError, Trace};
 use crate::rate_limit::subject::client_network;
 
@@ -13,7 +13,8 @@ impl KeyBinding {
         let (verdict, why) = match self.stored(cx, key).await? {
             Some(stored) => {
                 let mut binding = (*stored).clone();
-                let joins = !binding.banned && !binding.admits(client, now) && binding.roam(self.network(client), now);
+                let may_join = binding.roaming.is_some() && !binding.admits(client, now) || self.adds_family(&binding, client, now);
+                let joins = may_join && binding.roam(self.network(client), now);
                 let joins = if joins { format!("; {} would be added", self.network(client)) } else { String::new() };
                 let why = format!("{}{joins}", described(&stored));
                 let binding = Arc::new(binding);
@@ -44,12 +45,7 @@ impl KeyBinding {
     /// The verdict on a key that is not bound.
     fn first_use(&self, cx: &RequestCx<'_>, key: &Key) -> (Verdict, String) {
         let (client, now) = (cx.client(), cx.now.wall);
-        let closed = match self.config.enrol {
-            Enrol::KnownOnly => true,
-            Enrol::Window { until } => now >= until.0,
-            Enrol::FirstUse => false,
-        };
-        if closed {
+        if !self.config.enrols(now) {
             return (Verdict::Unknown, "not bound; a first use binds no key (`enrol`)".to_owned());
         }
         let brought = self.new_keys.look(self.new_keys.slot(&client_network(client)), self.new_keys_quota, cx.now.instant);
@@ -64,6 +60,7 @@ impl KeyBinding {
             seen: if roaming.is_some() { vec![now] } else { Vec::new() },
             roaming,
             banned: false,
+            by_first_use: true,
             confirmed: self.config.confirm == Confirm::Immediate,
             version: 0,
         };

@@ -11,6 +11,7 @@
 //!   ipv4_prefix: 32
 //!   ipv6_prefix: 64
 //!   rule: single
+//!   per_family: true
 //!   enrol: first_use
 //!   confirm: upstream
 //!   new_keys_per_client: 60/h
@@ -40,6 +41,10 @@
 //! at a time, each of which makes room for another when it was not used for `window`. First use makes a `single` one,
 //! or with `rule: {roaming: {networks_max: 3, window: 24h}}` a roaming one. A banned key is refused from everywhere.
 //!
+//! A client with IPv4 and IPv6 uses either. With `per_family`, a `single` binding that a first use has made takes the network
+//! of the first use from the other address family, too, as long as `enrol` lets first uses bind; such a use counts towards
+//! `new_keys_per_client`. Say `per_family: false` where clients have one address family: then no other network can be added.
+//!
 //! In shadow mode keys are bound and judged, and no request is refused. A request that would be refused is recorded as an
 //! intercept with the mark `shadow`: `keylatch intercepts list --shadow only`. `alerts.intercepts.shadow` includes them in alerts.
 //! Needs `client_ip` before it, or else it judges by the peer.
@@ -49,7 +54,7 @@ mod dry_run;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use ipnet::IpNet;
@@ -226,18 +231,18 @@ impl KeyBinding {
             Some(holds) => Some(holds),
             None => self.adopted(cx, key).await?,
         };
+        if holds.is_none() && !self.config.enrols(now) {
+            return Ok(Verdict::Unknown);
+        }
+        if holds.as_ref().is_none_or(|holds| self.adds_family(holds, client, now)) {
+            let slot = self.new_keys.slot(&client_network(client));
+            let brought = self.new_keys.hit(slot, self.new_keys_quota, 1, Duration::ZERO, cx.now.instant);
+            if !brought.allowed {
+                return Ok(Verdict::TooMany(brought.retry_in));
+            }
+        }
         if let Some(holds) = holds {
             return Ok(verdict(self.roamed(cx, holds).await));
-        }
-        match self.config.enrol {
-            Enrol::KnownOnly => return Ok(Verdict::Unknown),
-            Enrol::Window { until } if cx.now.wall >= until.0 => return Ok(Verdict::Unknown),
-            Enrol::Window { .. } | Enrol::FirstUse => {}
-        }
-        let brought =
-            self.new_keys.hit(self.new_keys.slot(&client_network(client)), self.new_keys_quota, 1, Duration::ZERO, cx.now.instant);
-        if !brought.allowed {
-            return Ok(Verdict::TooMany(brought.retry_in));
         }
         // In shadow mode no response is seen, so nothing could confirm it later.
         let confirmed = self.config.confirm == Confirm::Immediate || cx.shadow;
@@ -254,11 +259,16 @@ impl KeyBinding {
         Ok(verdict(self.roamed(cx, holds).await))
     }
 
-    /// The binding after its roaming rule, if it has one, has made room for this client. If the store cannot say, the binding
-    /// as it is: a known key is not an unknown one.
+    /// Whether this use is the first one of its address family, and may bind it.
+    fn adds_family(&self, holds: &Binding, client: IpAddr, now: SystemTime) -> bool {
+        self.config.per_family && !holds.banned && holds.lacks_family(client) && self.config.enrols(now)
+    }
+
+    /// The binding after its rule has made room for this client, if it has room. If the store cannot say, the binding as it
+    /// is: a known key is not an unknown one.
     async fn roamed(&self, cx: &RequestCx<'_>, holds: Arc<Binding>) -> Arc<Binding> {
         let (client, now) = (cx.client(), cx.now.wall);
-        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now);
+        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) || self.adds_family(&holds, client, now);
         match roams {
             true => self.bindings.roam(holds.id, self.network(client), now).await.ok().flatten().unwrap_or(holds),
             false => holds,

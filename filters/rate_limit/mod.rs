@@ -81,10 +81,11 @@ impl Filter for RateLimit {
         if !(1000..=100_000_000).contains(&entries_max) {
             return Err(Invalid::new("must be between 1000 and 100000000").at("entries_max"));
         }
+        let subjects = std::iter::once(&config.per).chain(config.and.iter().map(|limit| &limit.per));
+        let prefixes = subject::Prefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, subjects)?;
         let Config { name, per, limit, burst, window, time_zone, cost, block_for, chosen, .. } = config;
         let first = Limit { name, per, limit, burst, window, time_zone, cost, block_for, chosen, shadow: false };
         let together = config.scope == Scope::Shared;
-        let prefixes = subject::Prefixes::new(config.ipv4_prefix, config.ipv6_prefix)?;
         let mut policies = vec![Policy::compile(first, prefixes, entries_max, together, site)?];
         for (index, limit) in config.and.into_iter().enumerate() {
             let wrong = |e: Invalid| e.index(index).at("and");

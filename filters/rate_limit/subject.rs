@@ -232,6 +232,17 @@ impl Default for Prefixes {
 }
 
 impl Prefixes {
+    /// As [`Self::new`]; refused where nothing is counted by client, also not requests that lack what they are counted by.
+    pub fn for_subjects<'a>(ipv4: Option<u8>, ipv6: Option<u8>, mut subjects: impl Iterator<Item = &'a Pers>) -> Result<Self, Invalid> {
+        let option = [(ipv4, "ipv4_prefix"), (ipv6, "ipv6_prefix")].into_iter().find(|(prefix, _)| prefix.is_some());
+        match option {
+            Some((_, name)) if subjects.all(|pers| pers.0 == [Per::Route]) => {
+                Err(Invalid::new("has no effect with `per: route`: no client is counted").at(name))
+            }
+            _ => Self::new(ipv4, ipv6),
+        }
+    }
+
     /// From the options `ipv4_prefix` (8 to 32) and `ipv6_prefix` (16 to 128).
     pub fn new(ipv4: Option<u8>, ipv6: Option<u8>) -> Result<Self, Invalid> {
         let usual = Self::default();

@@ -101,6 +101,9 @@ impl Matcher {
                 (false, false) => PathPattern::Exact(text),
             })
         };
+        if let Some(index) = config.except_paths.iter().position(|path| path == "/*") {
+            return Err(Invalid::new("excepts every path: the route matches nothing").index(index).at("except_paths"));
+        }
         let method = |(index, text, key): (usize, String, &'static str)| {
             let upper = text.bytes().all(|b| b.is_ascii_uppercase());
             let parsed = text.parse::<Method>().ok().filter(|_| upper);

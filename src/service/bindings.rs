@@ -68,12 +68,14 @@ pub fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>)
         return wrong("networks", &format!("a binding has at most {NETWORKS_MAX} networks"));
     }
     let fine = roaming.is_none_or(|r| (1..=64).contains(&r.networks_max) && r.window >= Duration::from_secs(60));
+    let is_one_per_family = matches!(networks.as_slice(), [one, other] if one.addr().is_ipv4() != other.addr().is_ipv4());
     match (rule, networks.len(), roaming) {
+        (Rule::Single, 2, None) if is_one_per_family => {}
         (Rule::Single, 1, None) | (Rule::Multiple, 1.., None) | (Rule::All, 0, None) => {}
         (Rule::Roaming, _, Some(_)) if fine => {}
         (Rule::Roaming, _, _) => return wrong("rule", "the rule `roaming` needs networks_max, 1 to 64, and window, at least 1min"),
         (_, _, Some(_)) => return wrong("networks_max", "networks_max and window go with the rule `roaming` only"),
-        (Rule::Single, _, _) => return wrong("networks", "the rule `single` needs exactly one network"),
+        (Rule::Single, _, _) => return wrong("networks", "the rule `single` needs exactly one network, or one of IPv4 and one of IPv6"),
         (Rule::Multiple, _, _) => return wrong("networks", "the rule `multiple` needs at least one network"),
         (Rule::All, _, _) => return wrong("networks", "the rule `all` takes no network"),
     }

@@ -333,7 +333,7 @@ impl Bindings for Store {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
             let known = self.cache.just_read(&id, asked_at);
             // Whoever hammers from elsewhere asks nobody.
-            let elsewhere = |known: &Arc<Binding>| known.is_full(at) && !known.networks.iter().any(|one| one.contains(&network));
+            let elsewhere = |known: &Arc<Binding>| !known.has_room(network, at) && !known.networks.iter().any(|one| one.contains(&network));
             if let Some(known) = known.filter(elsewhere) {
                 return Ok(Some(known));
             }

@@ -166,6 +166,7 @@ mod tests {
             roaming: None,
             seen: Vec::new(),
             banned: version == 2,
+            by_first_use: true,
             confirmed: false,
             version,
         }

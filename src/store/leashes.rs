@@ -86,8 +86,17 @@ mod tests {
         (0..1000).for_each(|_| drop(leashes.hold(KeyId([2; 32]), client)));
         assert!(leashes.keys().len() <= 2, "{}", leashes.keys().len());
         let networks = vec![client.into()];
-        let binding =
-            Binding { id, rule: Rule::Single, networks, roaming: None, seen: Vec::new(), banned: false, confirmed: true, version: 1 };
+        let binding = Binding {
+            id,
+            rule: Rule::Single,
+            networks,
+            roaming: None,
+            seen: Vec::new(),
+            banned: false,
+            by_first_use: true,
+            confirmed: true,
+            version: 1,
+        };
         assert_eq!(leashes.pull(&id, Some(&binding)), 0);
         assert_eq!(leashes.pull(&id, Some(&Binding { banned: true, ..binding })), 1);
         assert!(!leashes.has(&id));

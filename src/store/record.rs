@@ -233,6 +233,9 @@ pub fn version_now(before: i64) -> i64 {
     i64::try_from(micros).unwrap_or(i64::MAX).max(before.saturating_add(1))
 }
 
+/// The word in `made_by` for bindings that a first use has made.
+pub(super) const FIRST_USE: &str = "first_use";
+
 /// What a row says, not checked yet.
 pub(super) struct Raw {
     pub(super) id: Vec<u8>,
@@ -244,6 +247,7 @@ pub(super) struct Raw {
     pub(super) networks_max: Option<i64>,
     pub(super) window_s: Option<i64>,
     pub(super) seen_ms: Vec<i64>,
+    pub(super) by_first_use: bool,
 }
 
 impl Raw {
@@ -264,8 +268,8 @@ impl Raw {
         // A network without a time, set by hand, counts as never used.
         let seen =
             roaming.map(|_| networks.iter().enumerate().map(|(index, _)| time(self.seen_ms.get(index).copied().unwrap_or(0))).collect());
-        let (banned, confirmed, version) = (self.banned, self.confirmed, self.version);
-        Ok(Binding { id, rule, networks, roaming, seen: seen.unwrap_or_default(), banned, confirmed, version })
+        let (banned, confirmed, version, by_first_use) = (self.banned, self.confirmed, self.version, self.by_first_use);
+        Ok(Binding { id, rule, networks, roaming, seen: seen.unwrap_or_default(), banned, by_first_use, confirmed, version })
     }
 }
 

@@ -56,6 +56,8 @@ struct Stored {
     networks: Vec<String>,
     #[serde(default)]
     banned: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    by_first_use: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     networks_max: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,6 +148,7 @@ impl Shared {
             rule: binding.rule.as_str().into(),
             networks: binding.networks.iter().map(ToString::to_string).collect(),
             banned: binding.banned,
+            by_first_use: binding.by_first_use,
             networks_max,
             window_s,
             seen_ms: seen_ms(binding),
@@ -216,9 +219,9 @@ impl Read {
     }
 
     fn binding(self, id: &KeyId) -> Option<Binding> {
-        let Stored { rule, networks, banned, networks_max, window_s, seen_ms } = self.row?;
-        let raw =
-            Raw { id: id.0.to_vec(), rule, networks, banned, confirmed: true, version: self.version, networks_max, window_s, seen_ms };
+        let Stored { rule, networks, banned, by_first_use, networks_max, window_s, seen_ms } = self.row?;
+        let (id, version) = (id.0.to_vec(), self.version);
+        let raw = Raw { id, rule, networks, banned, by_first_use, confirmed: true, version, networks_max, window_s, seen_ms };
         raw.checked().ok()
     }
 }
@@ -266,7 +269,17 @@ mod tests {
 
     fn row(version: i64, banned: bool) -> Binding {
         let networks = vec!["10.0.0.0/8".parse().unwrap()];
-        Binding { id: ID, rule: Rule::Multiple, networks, roaming: None, seen: Vec::new(), banned, confirmed: true, version }
+        Binding {
+            id: ID,
+            rule: Rule::Multiple,
+            networks,
+            roaming: None,
+            seen: Vec::new(),
+            banned,
+            by_first_use: true,
+            confirmed: true,
+            version,
+        }
     }
 
     /// Writes and waits until it is written.

@@ -14,7 +14,7 @@ use super::pools::Pools;
 use super::session::{Pool, Session};
 use crate::store::batch::{self, Batch};
 use crate::store::intercepts::SHADOW;
-use crate::store::record::{Raw, key_id, millis, roaming_columns, seen_ms};
+use crate::store::record::{FIRST_USE, Raw, key_id, millis, roaming_columns, seen_ms};
 
 /// Answers all questions by one piece of work, or all with its error.
 pub async fn each<Q, A, W>(pools: Arc<Pools>, most: Duration, asked: Vec<Q>, work: fn(Pool, Arc<Vec<Q>>) -> W) -> Vec<Result<A, StoreError>>
@@ -29,7 +29,7 @@ where
 }
 
 /// The columns that requests are judged by; a network as text, because `cidr` has more forms than we do.
-pub const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version, networks_max, window_s, seen_ms";
+pub const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version, networks_max, window_s, seen_ms, made_by";
 
 pub fn judged(row: &PgRow) -> Result<Binding, StoreError> {
     let read = || -> sqlx::Result<Raw> {
@@ -43,6 +43,7 @@ pub fn judged(row: &PgRow) -> Result<Binding, StoreError> {
             networks_max: row.try_get(6)?,
             window_s: row.try_get(7)?,
             seen_ms: row.try_get(8)?,
+            by_first_use: row.try_get::<&str, _>(9)? == FIRST_USE,
         })
     };
     read().map_err(failed)?.checked()

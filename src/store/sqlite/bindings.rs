@@ -11,10 +11,10 @@ use sqlx::{AssertSqlSafe, Row};
 use super::{failed, json, numbers};
 use crate::store::Batch;
 use crate::store::batch::networks;
-use crate::store::record::{Raw, key_id, millis, roaming_columns, seen_ms, version_now};
+use crate::store::record::{FIRST_USE, Raw, key_id, millis, roaming_columns, seen_ms, version_now};
 
 /// The columns that requests are judged by.
-pub const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version, networks_max, window_s, seen_ms";
+pub const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version, networks_max, window_s, seen_ms, made_by";
 
 /// What such a row says, if it can be true.
 pub fn judged(row: &SqliteRow) -> Result<Binding, StoreError> {
@@ -30,6 +30,7 @@ pub fn judged(row: &SqliteRow) -> Result<Binding, StoreError> {
             networks_max: row.try_get(6)?,
             window_s: row.try_get(7)?,
             seen_ms: list(8)?.iter().map(|number| number.parse().unwrap_or(0)).collect(),
+            by_first_use: row.try_get::<&str, _>(9)? == FIRST_USE,
         })
     };
     read().map_err(failed)?.checked()

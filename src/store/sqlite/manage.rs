@@ -13,7 +13,7 @@ use crate::store::batch::networks as joined;
 use crate::store::outbox::AGE_MAX;
 use crate::store::record::{Change, Changed, Record, Tended, Tending, millis, roaming_columns, time, version_now};
 
-pub const MORE: &str = "hint, made_by, note, labels, created_ms, last_used_ms";
+pub const MORE: &str = "hint, note, labels, created_ms, last_used_ms";
 
 impl Sqlite {
     pub(super) async fn delete(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> Result<Changed<()>, StoreError> {
@@ -142,8 +142,8 @@ pub fn record(row: &SqliteRow) -> Result<Record, StoreError> {
     let labels: String = row.try_get(12).map_err(failed)?;
     Ok(Record {
         binding: judged(row)?,
-        hint: row.try_get(9).map_err(failed)?,
-        made_by: row.try_get(10).map_err(failed)?,
+        hint: row.try_get(10).map_err(failed)?,
+        made_by: row.try_get(9).map_err(failed)?,
         note: row.try_get(11).map_err(failed)?,
         labels: labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect(),
         created_at: time(row.try_get(13).map_err(failed)?),
