@@ -105,8 +105,10 @@ fn every_error_code_is_in_the_table() {
 
 #[test]
 fn every_reason_of_the_gate_is_in_the_table() {
-    let sources: Vec<String> = sources(&["src"]).into_iter().filter(|text| text.contains("Refused")).collect();
-    let mut reasons = found(&sources, r#"[^a-z_](?:bad|too_large)\([ \n]*"([a-z_0-9]+)""#);
+    let sources = sources(&["src"]);
+    // Elsewhere these names mean something else.
+    let checks: Vec<String> = sources.iter().filter(|text| text.contains("Refused")).cloned().collect();
+    let mut reasons = found(&checks, r#"[^a-z_](?:bad|too_large)\([ \n]*"([a-z_0-9]+)""#);
     reasons.extend(found(&sources, r#"Refused \{[^}]*reason: "([a-z_0-9]+)""#));
     reasons.extend(found(&sources, r#"BadPath::[A-Za-z0-9]+ => "([a-z_0-9]+)""#));
     reasons.extend(found(&sources, r#"\.refuse\("[0-9A-Za-z ]+", "([a-z_0-9]+)""#));

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import urllib.request
 
 import pytest
 import yaml
@@ -161,12 +162,28 @@ def test_every_page_is_in_the_table_of_contents():
 
 def test_prose_wraps_and_paragraphs_are_short():
     for page in PAGES:
-        if page.parent.name == "reference" or page.name.endswith(".zh.md") or page.name in ("SUMMARY.md", "CONTRIBUTING.md"):
+        if page.parent.name == "reference" or page.name.endswith(".zh.md") or page.name in ("SUMMARY.md"):
             continue
         for paragraph in re.split(r"\n(?=\s*(?:[-*]|\d+\.)\s)|\n\s*\n", prose(page)):
             lines = [line for line in paragraph.splitlines() if line.strip() and not line.lstrip().startswith(("|", "#", "!["))]
             assert all(len(line) <= 100 for line in lines), f"{page.name}: {[line for line in lines if len(line) > 100]}"
             assert len(lines) <= 6, f"{page.name}: {paragraph}"
+
+
+def test_metrics_are_those_of_the_page(start, echo_upstream):
+    """Each family that a process shows is in the table, with its type and its labels."""
+    keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
+    request(keylatch.port, headers=[("Authorization", "Bearer sk-metrics-abcdefgh")])
+    page = (DOCS / "reference" / "metrics.md").read_text()
+    table = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in re.findall(r"^\| `(keylatch_\w+)` \| (\w+) \| (.*?) \|", page, re.M)}
+    with urllib.request.urlopen(f"http://127.0.0.1:{keylatch.admin}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    families = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
+    assert len(families) >= 20
+    for name, kind in families.items():
+        assert name in table and table[name][0] == kind, name
+        for labels in re.findall(rf"^{name}(?:_bucket|_sum|_count)?\{{(.*?)\}} ", text, re.M):
+            assert set(re.findall(r'(\w+)="', labels)) - {"le"} == table[name][1], name
 
 
 def test_quoted_recipes_are_the_files():
