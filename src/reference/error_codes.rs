@@ -168,7 +168,7 @@ pub fn page() -> String {
     let row = |each: &ErrorCode| {
         vec![code(each.code), each.status.to_owned(), code(each.by), codes(each.reasons.iter().copied()), each.meaning.to_owned()]
     };
-    text.push_str("\n## Filters\n\n");
+    text.push_str("\n## Routing and filters\n\n");
     text.push_str(&table(&["code", "status", "answered by", "reasons", "cause"], &filters.map(row).collect::<Vec<_>>()));
     let later = ERRORS.iter().filter(|each| each.by.is_empty());
     let row = |each: &ErrorCode| vec![code(each.code), each.status.to_owned(), each.meaning.to_owned()];

@@ -21,30 +21,31 @@ impl<'a> Rows<'a> {
 
     /// The rows of one schema, below `prefix`.
     pub fn of(mut self, schema: &'a Value, prefix: &str) -> Vec<Vec<String>> {
-        self.object(schema, prefix, 0);
+        self.object(schema, prefix, 0, false);
         self.rows
     }
 
-    /// The keys of an object, of the items of a list, and of every form that is an object.
-    fn object(&mut self, schema: &'a Value, prefix: &str, depth: usize) {
+    /// The keys of an object, of the items of a list, and of every form that is an object. `is_form`: it is one form among several.
+    fn object(&mut self, schema: &'a Value, prefix: &str, depth: usize, is_form: bool) {
         if depth > DEPTH_MAX {
             return;
         }
         let schema = self.resolve(schema);
         if let Some(properties) = schema["properties"].as_object() {
-            self.properties(schema, properties, prefix, depth);
+            self.properties(schema, properties, prefix, depth, is_form && properties.len() == 1);
         }
         if let Some(items) = schema.get("items") {
-            self.object(items, &format!("{prefix}[]"), depth);
+            self.object(items, &format!("{prefix}[]"), depth, false);
         }
-        for form in self.forms(schema) {
-            self.object(form, prefix, depth);
+        let forms = self.forms(schema);
+        let several = forms.len() > 1;
+        for form in forms {
+            self.object(form, prefix, depth, several);
         }
     }
 
-    fn properties(&mut self, schema: &Value, properties: &'a Map<String, Value>, prefix: &str, depth: usize) {
+    fn properties(&mut self, schema: &Value, properties: &'a Map<String, Value>, prefix: &str, depth: usize, is_choice: bool) {
         let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let is_choice = properties.len() == 1 && required.len() == 1;
         for (name, about) in properties {
             let path = match prefix {
                 "" => name.clone(),
@@ -52,11 +53,12 @@ impl<'a> Rows<'a> {
             };
             // The only key of one form among several is what makes it that form.
             let must = if required.contains(&name.as_str()) && !is_choice { " (required)" } else { "" };
-            let described = about["description"].as_str().or_else(|| self.resolve(about)["description"].as_str());
+            let of_form = schema["description"].as_str().filter(|_| is_choice);
+            let described = about["description"].as_str().or(of_form).or_else(|| self.resolve(about)["description"].as_str());
             let text = described.unwrap_or_default().replace('\n', " ");
             self.rows.push(vec![format!("{}{must}", code(&path)), self.kind(about), text]);
             if !is_filters(about) {
-                self.object(about, &path, depth + 1);
+                self.object(about, &path, depth + 1, false);
             }
         }
     }
