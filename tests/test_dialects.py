@@ -309,7 +309,13 @@ def test_a_long_body_may_begin_with_the_wish_for_a_stream(matrix):
 
 @pytest.mark.parametrize(
     ("agent", "frame"),
-    [("codex_cli_rs/0.50.0 (Linux)", b"event: keepalive\n"), ("google-genai-sdk/3.6.1", b"\n\n\n"), ("my-app/1", b": keep-alive\n\n")],
+    [
+        ("codex_cli_rs/0.50.0 (Linux)", b"event: keepalive\n"),
+        ("codex_exec/0.171.0 (Debian 12.0.0; x86_64) xterm (codex_exec; 0.171.0)", b"event: keepalive\n"),
+        ("codex_sdk_ts/0.171.0 (Debian 12.0.0; x86_64) xterm (codex_exec; 0.171.0)", b"event: keepalive\n"),
+        ("google-genai-sdk/3.6.1", b"\n\n\n"),
+        ("my-app/1", b": keep-alive\n\n"),
+    ],
 )
 def test_a_client_that_is_known_gets_its_own_frame(matrix, agent, frame):
     dialect = dataclasses.replace(DIALECTS["responses"], fields=(("User-Agent", agent),))

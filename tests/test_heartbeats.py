@@ -6,6 +6,7 @@ import re
 
 import pytest
 from support import sdks
+from support.dialects import FRAMES as FRAMES_OF_FAKE
 from support.dialects import TEXT, Fake
 from support.keylatch import ROOT
 
@@ -61,8 +62,19 @@ def test_a_ping_is_an_event_of_anthropic_s(run):
     assert (outcome.text, outcome.finish, outcome.error) == (TEXT, "end_turn", None)
 
 
+def test_langchain_s_timer_counts_events_alone():
+    """`stream_chunk_timeout` starts again at each chunk of an asynchronous stream: frames that are no chunk do not count."""
+    with Fake() as fake:
+        base = f"http://127.0.0.1:{fake.port}"
+        seen = {frame: sdks.langchain_chunks(base, {"X-Frame": frame, "X-Place": "between"}) for frame in FRAMES_OF_FAKE}
+    assert {text for _, text in seen.values()} == {TEXT}
+    chunks = {frame: count for frame, (count, _) in seen.items()}
+    assert chunks["comment"] == chunks["comment_line"] == chunks["blank_line"] < chunks["event"]
+
+
 def test_the_page_names_the_versions_that_are_tested():
-    files = [ROOT / "tests" / "requirements.txt", ROOT / "tests" / "node" / "package.json", ROOT / "findings" / "litellm-gemini-comments.sh"]
+    findings = [ROOT / "findings" / name for name in ("litellm-gemini-comments.sh", "codex-comments.sh")]
+    files = [ROOT / "tests" / "requirements.txt", ROOT / "tests" / "node" / "package.json", *findings]
     pinned = set(re.findall(r"\d+\.\d+\.\d+", "".join(path.read_text() for path in files)))
     named = set(re.findall(r"\d+\.\d+\.\d+", (ROOT / "docs" / "streams.md").read_text()))
     assert len(named) > 8 and named <= pinned, named - pinned

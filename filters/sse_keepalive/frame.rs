@@ -1,7 +1,8 @@
 //! Which heartbeat frame a stream carries: one table by dialect, one by client.
 //!
-//! Every form is invisible to a parser that follows the WHATWG's rules. The tables hold what clients that do not
-//! follow them were seen to accept; `tests/test_heartbeats.py` runs the real ones.
+//! A parser that follows the WHATWG's rules ignores comments and blank lines; an event is one that the client passes
+//! over. The tables hold what other clients were seen to accept; `tests/test_heartbeats.py` and `tests/test_gradio.py`
+//! run the real ones.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -40,17 +41,22 @@ const PING: &[u8] = b"event: ping\ndata: {\"type\": \"ping\"}\n\n";
 /// For clients that take only events with data as a sign of life.
 const KEEPALIVE: &[u8] = b"event: keepalive\ndata: {\"type\":\"keepalive\"}\n\n";
 
+/// As Gradio's own queue sends it. Its Python client ends the stream at everything between two blank lines that does
+/// not begin with `data:`: comments, `event` fields, and a single blank line before the next event.
+const GRADIO_HEARTBEAT: &[u8] = b"data: {\"msg\":\"heartbeat\"}\n\n";
+
 /// Clients that need another frame than their dialect's.
-const CLIENTS: [(&str, FrameChoice); 7] = [
-    // Codex, under the names of its parts: its idle timer is reset by events with data alone.
-    ("codex_cli_rs/", FrameChoice::Event),
-    ("codex_exec/", FrameChoice::Event),
-    ("codex_vscode/", FrameChoice::Event),
-    ("codex-tui/", FrameChoice::Event),
+const CLIENTS: [(&str, Frame); 7] = [
+    // Codex: its idle timer is reset by events with data alone. No slash: a program that runs Codex puts its own name
+    // first, `codex_sdk_ts/0.171.0 (…) (codex_exec; 0.171.0)`.
+    ("codex_cli_rs", Frame::Event(KEEPALIVE)),
+    ("codex_exec", Frame::Event(KEEPALIVE)),
+    ("codex_vscode", Frame::Event(KEEPALIVE)),
+    ("codex-tui", Frame::Event(KEEPALIVE)),
     // They read a comment line as JSON.
-    ("google-genai-sdk/", FrameChoice::BlankLine),
-    ("google-generativeai", FrameChoice::BlankLine),
-    ("gradio_client", FrameChoice::BlankLine),
+    ("google-genai-sdk/", Frame::BlankLine),
+    ("google-generativeai", Frame::BlankLine),
+    ("gradio_client/", Frame::Event(GRADIO_HEARTBEAT)),
 ];
 
 /// What `auto` means for a dialect.
@@ -114,7 +120,7 @@ impl Frames {
             return of_choice(self.choice, dialect);
         }
         let known = CLIENTS.iter().find(|(name, _)| agent.contains(name));
-        known.map_or_else(|| of_dialect(dialect), |(_, choice)| of_choice(*choice, dialect))
+        known.map_or_else(|| of_dialect(dialect), |(_, frame)| *frame)
     }
 }
 
@@ -139,5 +145,26 @@ mod tests {
         assert_eq!(rows.choose(Dialect::OpenAi, Some("other")), Frame::Comment);
         let short = vec![ClientFrame { user_agent: "x".into(), frame: FrameChoice::Event }];
         assert!(Frames::compile(FrameChoice::Auto, short).is_err());
+    }
+
+    /// What Codex 0.171.0 and gradio_client 2.7.2 were seen to send.
+    #[test]
+    fn user_agents_of_real_clients() {
+        let auto = Frames::default();
+        for agent in [
+            "codex_exec/0.171.0 (Debian 12.0.0; x86_64) xterm (codex_exec; 0.171.0)",
+            "codex-tui/0.171.0 (Debian 12.0.0; x86_64) xterm (codex-tui; 0.171.0)",
+            "codex_sdk_ts/0.171.0 (Debian 12.0.0; x86_64) xterm (codex_exec; 0.171.0)",
+        ] {
+            assert_eq!(auto.choose(Dialect::OpenAiResponses, Some(agent)), Frame::Event(KEEPALIVE), "{agent}");
+        }
+        let gradio = Some("gradio_client/2.7.2; hf_hub/2.4.0; python/3.11.7");
+        assert_eq!(auto.choose(Dialect::OpenAi, gradio), Frame::Event(GRADIO_HEARTBEAT));
+        let rows = vec![ClientFrame { user_agent: "gradio_client/2".into(), frame: FrameChoice::BlankLine }];
+        let rows = Frames::compile(FrameChoice::Auto, rows).unwrap();
+        assert_eq!(rows.choose(Dialect::OpenAi, gradio), Frame::BlankLine);
+        for agent in ["Groq/Python 1.7.0", "Together/Python 3.1.1", "AsyncOpenAI/Python 3.54.0"] {
+            assert_eq!(auto.choose(Dialect::OpenAi, Some(agent)), Frame::Comment, "{agent}");
+        }
     }
 }

@@ -14,12 +14,15 @@ import threading
 import anthropic
 import cohere
 import cohere.core.api_error
+import groq
 import httpx
 import httpx2
+import langchain_openai
 import mcp
 import mistralai.client
 import ollama
 import openai
+import together
 from google import genai
 from mcp.client.streamable_http import streamable_http_client
 
@@ -83,6 +86,54 @@ def openai_responses(base, fields):
                 yield part.delta if part.type == "response.output_text.delta" else "", part.type
 
     return _collect(Outcome(), steps)
+
+
+def _openai_like(kind, prefix):
+    """A client that is generated as OpenAI's is, with errors and streams of its own."""
+
+    def run(base, fields):
+        def steps():
+            with kind(base_url=base + prefix, api_key="k1", max_retries=0, http_client=_http(fields)) as client:
+                for part in client.chat.completions.create(model="demo", messages=MESSAGES, stream=True):
+                    for choice in part.choices:
+                        yield choice.delta.content, choice.finish_reason
+
+        return _collect(Outcome(), steps)
+
+    return run
+
+
+def _langchain(base, **options):
+    return langchain_openai.ChatOpenAI(model="demo", base_url=f"{base}/v1", api_key="sk-1", max_retries=0, **options)
+
+
+def langchain_chat(base, fields):
+    def steps():
+        with _http2(fields) as client:
+            for part in _langchain(base, http_client=client).stream("Say some words."):
+                yield part.text, part.response_metadata.get("finish_reason")
+
+    return _collect(Outcome(), steps)
+
+
+def langchain_responses(base, fields):
+    def steps():
+        with _http2(fields) as client:
+            for part in _langchain(base, http_client=client, use_responses_api=True).stream("Say some words."):
+                yield part.text, part.response_metadata.get("status")
+
+    return _collect(Outcome(), steps)
+
+
+def langchain_chunks(base, fields):
+    """What LangChain's timer between the chunks of an asynchronous stream has seen: their number, and the text."""
+
+    async def run():
+        async with httpx2.AsyncClient(headers=fields, timeout=20, trust_env=False, verify=False) as client:
+            parts = [part.text async for part in _langchain(base, http_async_client=client).astream("Say some words.")]
+        return len(parts), "".join(parts)
+
+    return asyncio.run(run())
 
 
 def anthropic_messages(base, fields):
@@ -235,6 +286,10 @@ class Node:
 PYTHON = {
     "openai": (openai_chat, "openai"),
     "openai-responses": (openai_responses, "responses"),
+    "groq": (_openai_like(groq.Groq, ""), "openai"),
+    "together": (_openai_like(together.Together, "/v1"), "openai"),
+    "langchain": (langchain_chat, "openai"),
+    "langchain-responses": (langchain_responses, "responses"),
     "anthropic": (anthropic_messages, "anthropic"),
     "google-genai": (google_genai, "gemini"),
     "cohere": (cohere_chat, "cohere"),
