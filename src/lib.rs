@@ -1,6 +1,6 @@
 //! Keylatch: a programmable edge proxy for model APIs.
 //!
-//! README.md has the code map. The binary is `main.rs`; this library exists so that tests and fuzzers
+//! ARCHITECTURE.md has the code map. The binary is `main.rs`; this library exists so that tests and fuzzers
 //! reach the parts that need no socket.
 
 pub mod acme;
@@ -19,6 +19,7 @@ pub mod operator;
 pub mod outbound;
 pub mod process;
 pub mod redis;
+pub mod reference;
 pub mod reload;
 pub mod server;
 pub mod settings;

@@ -59,7 +59,7 @@ fn things_are_named_where_they_belong() {
         "a filter sees contexts, never a session",
     );
     only_in(&["custom::server"], &["src/http_proxy/timed_session.rs"], "the hidden trait has one user");
-    only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/sql"], "the only SQL is the store's");
+    only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/sql", "src/bindings/tests"], "the only SQL is the store's");
     only_in(&["saphyr"], &["src/config"], "the only user of YAML is the configuration");
     only_in(&["axum::"], &["src/admin", "src/cli/demo_upstream.rs"], "HTTP of our own is the admin listener's");
     only_in(&["snapshot.store("], &["src/reload.rs"], "the snapshot has one writer");

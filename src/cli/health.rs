@@ -1,5 +1,5 @@
 //! `keylatch health`: the state of the process that runs here, for container engines, scripts and operators. Its exit codes are an
-//! interface: README.md lists them.
+//! interface: docs/explanation/upstreams.md lists them.
 
 use std::process::ExitCode;
 

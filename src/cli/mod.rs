@@ -18,6 +18,7 @@ mod health;
 mod intercepts;
 mod limits;
 mod migrate;
+mod reference;
 mod reload;
 mod restore;
 mod schema;
@@ -104,6 +105,8 @@ enum Command {
     /// Say what would become of a request, by the process that runs here: its client address and why, its route, what each filter, rule,
     /// binding and limit says. Sends, counts and binds nothing
     Explain(explain::Explain),
+    /// Write the reference pages of the manual, as Markdown
+    Reference(reference::Reference),
     /// Print the manual of the filters, or of one
     Filters {
         /// The filter's name
@@ -165,6 +168,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Reload(file) => reload::reload(&file.config),
         Command::Schema => schema::schema(),
         Command::Explain(explain) => explain::explain(&explain),
+        Command::Reference(reference) => reference::reference(&reference),
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
         Command::Status(status) => status::status(&status),

@@ -58,7 +58,7 @@ async fn works(place: &str, store: &bindings::Store, found: &mut Findings) {
     }
     if let Err(error) = store.test_notifications().await {
         let what = format!("{error}. Bans and other changes take up to 30 s to reach replicas");
-        found.warn("storage.postgres.listen_url", what, "see docs/postgres.md");
+        found.warn("storage.postgres.listen_url", what, "see docs/how-to/postgres.md");
     }
 }
 

@@ -48,7 +48,7 @@ impl Kind {
     fn advice(self) -> &'static str {
         match self {
             Kind::ReadOnly => "the server is a replica; connecting again to find the one that takes writes",
-            Kind::Permission => "the user lacks a command or a key; docs/redis.md lists what each feature needs",
+            Kind::Permission => "the user lacks a command or a key; docs/how-to/redis.md lists what each feature needs",
             Kind::Memory => "the server is full; raise maxmemory or set a maxmemory-policy that evicts",
             _ => "what replicas share is not counted until it works again",
         }

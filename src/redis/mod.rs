@@ -62,7 +62,7 @@ impl Redis {
         if let Err(error) = redis.connect(&mut target).await {
             if redis.faults.note(&error) == Kind::Permission {
                 let says = plainly(&error);
-                return Err(format!("redis: the server refuses us: {says}; docs/redis.md lists what its user needs"));
+                return Err(format!("redis: the server refuses us: {says}; docs/how-to/redis.md lists what its user needs"));
             }
             tracing::warn!("redis is away; going on without it until it is there");
         }
