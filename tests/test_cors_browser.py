@@ -1,58 +1,101 @@
-"""Preflights and cross-origin calls of a real browser: Debian's Chromium, driven by its own driver."""
+"""Preflights and cross-origin calls of real browsers: Chromium and Firefox, as Debian packages them.
+
+A page takes calls from its own server, one after the other, and reports each result to it: no driver is needed.
+"""
 
 import http.server
 import json
+import queue
 import shutil
+import subprocess
 import threading
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from support import raw
 from support.stores import FREE
 
 # What OpenAI's and Anthropic's client libraries add to each request.
 STAINLESS = {f"x-stainless-{name}": "1" for name in ("arch", "lang", "os", "package-version", "retry-count", "runtime", "runtime-version", "timeout", "helper-method")}
-CALL = """
-const [url, options, done] = arguments;
-fetch(url, options).then(async (answer) => done({status: answer.status, id: answer.headers.get("x-request-id"), body: await answer.text()}), (error) => done({error: String(error)}));
-"""
+SCRIPT = """<!doctype html><title>page</title><script type="module">
+for (;;) {
+  const {url, options} = await (await fetch("/next")).json();
+  let result;
+  try {
+    const answer = await fetch(url, options);
+    result = {status: answer.status, id: answer.headers.get("x-request-id"), body: await answer.text()};
+  } catch (error) {
+    result = {error: String(error)};
+  }
+  await fetch("/result", {method: "POST", body: JSON.stringify(result)});
+}
+</script>"""
+BROWSERS = {
+    "chromium": ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking", "--user-data-dir={}"],
+    "firefox": ["firefox-esr", "--headless", "--no-remote", "--profile", "{}"],
+}
 
 
-class Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<!doctype html><title>page</title>")
+class Page:
+    """An open page in a browser."""
 
-    def log_message(self, *_):
-        pass
+    def __init__(self):
+        self.calls, self.results = queue.Queue(), queue.Queue()
+        page = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                if self.path == "/next":
+                    self.answer("application/json", json.dumps(page.calls.get()))
+                else:
+                    self.answer("text/html", SCRIPT)
+
+            def do_POST(self):
+                page.results.put(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                self.answer("text/plain", "")
+
+            def answer(self, kind, text):
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.origin = f"http://127.0.0.1:{self.server.server_port}"
+
+    def call(self, url, options):
+        """The result of `fetch(url, options)` in the page: status, request id and body, or the error."""
+        self.calls.put({"url": url, "options": options})
+        return self.results.get(timeout=60)
 
 
-@pytest.fixture(scope="module")
-def page():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"):
-        options.add_argument(argument)
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    with webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver"))) as driver:
-        driver.set_script_timeout(20)
-        driver.get(f"http://127.0.0.1:{server.server_port}/")
-        yield driver, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+@pytest.fixture(scope="module", params=BROWSERS)
+def page(request, tmp_path_factory):
+    command = BROWSERS[request.param]
+    if not shutil.which(command[0]):
+        pytest.skip(f"{command[0]} is not installed")
+    profile = tmp_path_factory.mktemp(request.param)
+    page = Page()
+    process = subprocess.Popen([argument.format(profile) for argument in command] + [page.origin + "/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield page
+    process.terminate()
+    process.wait(20)
+    page.server.shutdown()
 
 
 def test_what_a_page_may_send(start, echo_upstream, page):
-    driver, origin = page
+    origin = page.origin
     headers = {"authorization": "Bearer sk-browser-abcdefgh", "content-type": "application/json"}
     options = {"method": "POST", "headers": headers, "body": "{}"}
 
     def call(cors, path="/v1/x", **changes):
         replica = start(echo_upstream, filters=f"  - cors: {{{cors}}}", route_filters=FREE)
-        return driver.execute_async_script(CALL, f"http://127.0.0.1:{replica.port}{path}", {**options, **changes})
+        return page.call(f"http://127.0.0.1:{replica.port}{path}", {**options, **changes})
 
     listed = f"origins: ['{origin}']"
     assert call(listed)["status"] == 200
@@ -70,10 +113,9 @@ def test_what_a_page_may_send(start, echo_upstream, page):
 
 
 def test_a_star_does_not_cover_authorization(start, echo_upstream, page):
-    driver, _ = page
     replica = start(echo_upstream, filters="  - cors: {origins: ['*'], headers: ['*']}", route_filters=FREE)
     asked = {"method": "POST", "headers": {"authorization": "Bearer sk-browser-abcdefgh"}, "body": "{}"}
-    answer = driver.execute_async_script(CALL, f"http://127.0.0.1:{replica.port}/v1/x", asked)
+    answer = page.call(f"http://127.0.0.1:{replica.port}/v1/x", asked)
     # The Fetch standard refuses this; Chromium would let it pass if it were told `*`.
     assert "error" in answer
     asks = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "POST")]
