@@ -76,5 +76,5 @@ def test_the_page_names_the_versions_that_are_tested():
     findings = [ROOT / "findings" / name for name in ("litellm-gemini-comments.sh", "codex-comments.sh")]
     files = [ROOT / "tests" / "requirements.txt", ROOT / "tests" / "node" / "package.json", *findings]
     pinned = set(re.findall(r"\d+\.\d+\.\d+", "".join(path.read_text() for path in files)))
-    named = set(re.findall(r"\d+\.\d+\.\d+", (ROOT / "docs" / "streams.md").read_text()))
+    named = set(re.findall(r"\d+\.\d+\.\d+", (ROOT / "docs" / "explanation" / "streams.md").read_text()))
     assert len(named) > 8 and named <= pinned, named - pinned

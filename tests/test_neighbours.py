@@ -247,7 +247,7 @@ def test_prometheus_and_grafana_know_what_there_is(start, echo_upstream):
     there = set(re.findall(r"^# TYPE (\S+)", text, re.M))
     source = "\n".join(path.read_text() for path in (ROOT / "src" / "telemetry").glob("*.rs"))
     # Metrics of Redis exist only where it is configured.
-    there |= metrics_named("\n".join(path.read_text() for path in (ROOT / "src" / "store" / "redis").glob("*.rs")))
+    there |= metrics_named("\n".join(path.read_text() for path in (ROOT / "src" / "redis").glob("*.rs")))
     # A counter with labels is told of from its first use on; its name stands in the source.
     there |= {f"keylatch_{name}" for name in re.findall(r'&registry,\s*"([a-z_]+)"', source)}
     dashboard = json.loads((CONFIG / "grafana" / "keylatch.json").read_text())

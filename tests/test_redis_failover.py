@@ -19,7 +19,7 @@ BASIC = "+get +set +time +evalsha +script|load +ping"
 
 def documented():
     """The rights that the manual lists for all features."""
-    line = re.search(r"^ACL SETUSER keylatch (.*)$", (ROOT / "docs" / "redis.md").read_text(), re.M)
+    line = re.search(r"^ACL SETUSER keylatch (.*)$", (ROOT / "docs" / "how-to" / "redis.md").read_text(), re.M)
     return f"user keylatch {line[1].replace('PASSWORD', PASSWORD)}"
 
 
