@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::bindings::Store;
 use crate::reload::Reloader;
-use crate::sql::News;
+use crate::sql::StoreEvent;
 use crate::util::secure_fs;
 
 /// A new process may take a while to be ready, and to serve.
@@ -273,11 +273,11 @@ async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store, upgrades
             }
         }
         "settings changed" => {
-            store.hear(News::Settings);
+            store.handle_event(StoreEvent::SettingsChanged);
             Answer { ok: true, message: "settings are read anew".into() }
         }
         "bindings changed" => {
-            store.hear(News::Lost);
+            store.handle_event(StoreEvent::EventsLost);
             Answer { ok: true, message: "bindings are read anew".into() }
         }
         other => Answer { ok: false, message: format!("`{other}` is nothing that can be asked") },

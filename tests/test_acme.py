@@ -267,12 +267,12 @@ def test_what_makes_no_sense_is_told(served):
     good = keylatch.path.read_text()
     for was, becomes, says in [
         ("accept_terms: true, ", "", "acme.accept_terms: must be `true`"),
-        ("acme: [api.test, www.api.test]", "acme: ['*.api.test']", "listeners[1].tls.acme[0]: a wildcard cannot be had"),
-        ("acme: [api.test, www.api.test]", "acme: [API.test]", "is not a host's name in lower case"),
+        ("acme: [api.test, www.api.test]", "acme: ['*.api.test']", "listeners[1].tls.acme[0]: these challenges cannot prove a wildcard"),
+        ("acme: [api.test, www.api.test]", "acme: [API.test]", "is not a host name in lower case"),
         ("acme: [api.test, www.api.test]", "acme: []", "listeners[1].tls.certificates: the list is empty; at least one is needed, or `acme`"),
         ("allow_private: true, ", "", "acme.directory: is not a public address"),
-        ("storage: {sqlite: {path: keylatch.db}}", "storage: memory", "acme: needs a store that lasts"),
-        ("accept_terms: true", "accept_terms: true, contact: [ops]", "acme.contact[0]: must be such as `mailto:ops@example.com`"),
+        ("storage: {sqlite: {path: keylatch.db}}", "storage: memory", "acme: needs a persistent store"),
+        ("accept_terms: true", "accept_terms: true, contact: [ops]", "acme.contact[0]: must be a mail URL such as `mailto:ops@example.com`"),
     ]:
         assert was in good
         keylatch.path.write_text(good.replace(was, becomes))

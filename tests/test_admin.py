@@ -103,7 +103,7 @@ def test_what_makes_no_sense_is_told_with_the_field(replica):
         ("PATCH", f"/bindings/{key_id}", {"window": "24h"}, "window", "go together"),
         ("PATCH", f"/bindings/{key_id}", {"no_such": 1}, "no_such", "unknown field"),
         ("PUT", "/settings", {"values": {"maintenance": "maybe"}}, "values.maintenance", "neither true nor false"),
-        ("PUT", "/settings", {"values": {"no.such": 1}}, "values.no.such", "cannot be set"),
+        ("PUT", "/settings", {"values": {"no.such": 1}}, "values.no.such", "is not a live setting"),
         ("GET", "/bindings?limit=0", None, "limit", "1 to 1000"),
         ("GET", "/bindings?network=x", None, "network", "neither a network"),
         ("GET", "/bindings?cursor=x", None, "cursor", "no cursor"),

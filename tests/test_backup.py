@@ -55,7 +55,7 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
         (other / name).write_bytes((backup / name).read_bytes())
     (other / "keylatch.db.secret").write_text("f" * 64)
     for spoil, says in [
-        (lambda: None, "made with another secrets.key_hmac"),
+        (lambda: None, "created with another secrets.key_hmac"),
         (lambda: (other / "keylatch.db").write_bytes(os.urandom(8192)), "cannot be put back"),
         (lambda: (other / "keylatch.db").unlink(), "No such file"),
     ]:
@@ -97,7 +97,7 @@ def test_nothing_is_restored_under_a_process(start, echo_upstream, tmp_path):
     copied.write_text(keylatch.path.read_text().replace("data/keylatch.db", str(keylatch.folder / "data/keylatch.db")))
     command = [BINARY, "restore", "-c", copied, "--replace", backup]
     refused = subprocess.run(command, capture_output=True, text=True, env=keylatch.env)
-    assert refused.returncode == 1 and "a process has it open: stop it first" in refused.stderr, refused.stderr
+    assert refused.returncode == 1 and "a process has it open; stop that process first" in refused.stderr, refused.stderr
     assert use(keylatch, "sk-2", "127.0.0.2") == 200 and not list((keylatch.folder / "data").glob("*.before-*"))
     keylatch.stop()
     assert subprocess.run(command, capture_output=True, env=keylatch.env).returncode == 0
@@ -115,7 +115,7 @@ def test_who_begins_where_a_restore_was_cut_off(start, echo_upstream, tmp_path):
     assert itself.returncode == 1 and "is the database itself" in itself.stderr, itself.stderr
     (data / "keylatch.db").rename(data / "keylatch.db.restoring")
     for refused in (keylatch.command("migrate"), keylatch.command("run")):
-        assert refused.returncode == 1 and "was being restored when that was cut off" in refused.stderr, refused.stderr
+        assert refused.returncode == 1 and "has an interrupted restore" in refused.stderr, refused.stderr
     assert not (data / "keylatch.db").exists()
     assert keylatch.command("restore", "--replace", str(backup)).returncode == 0
     assert not (data / "keylatch.db.restoring").exists() and keylatch.command("migrate").returncode == 0

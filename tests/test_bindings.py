@@ -519,7 +519,7 @@ def test_commands_on_sqlite_make_nothing(start, echo_upstream, tmp_path):
     elsewhere.mkdir()
     (elsewhere / "keylatch.yaml").write_text(replica.path.read_text())
     said = subprocess.run([BINARY, "bindings", "list", "-c", "keylatch.yaml"], cwd=elsewhere, capture_output=True, text=True, check=False)
-    assert said.returncode == 1 and "there is no database t.db" in said.stderr and [each.name for each in elsewhere.iterdir()] == ["keylatch.yaml"]
+    assert said.returncode == 1 and "the database t.db does not exist" in said.stderr and [each.name for each in elsewhere.iterdir()] == ["keylatch.yaml"]
     # A command with the next secret does not take the database away from the process that runs.
     secret = (replica.folder / "t.db.secret").read_text()
     running = replica.path.read_text()
@@ -548,12 +548,12 @@ def test_a_wrong_start_says_what_to_do(start, database, echo_upstream, server, m
 
     start(echo_upstream, secrets=SECRET, storage=storage(database)).stop()
     says("another secrets.key_hmac", secrets="{key_hmac: ffffffffffffffffffffffffffffffff}")
-    says("secrets.key_hmac is needed", secrets="{}")
+    says("secrets.key_hmac is required", secrets="{}")
     at = f"127.0.0.1:{server.port}"
-    says("there is no such database", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/nowhere"}}}}')
+    says("the database does not exist; create it", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/nowhere"}}}}')
     says("refuses the user or the password", storage=f'{{postgres: {{url: "postgres://nobody:hunter2@{at}/postgres"}}}}')
     says("no server answered within", storage=f'{{postgres: {{url: "postgres://keylatch@127.0.0.1:{free_port()}/x", connect_timeout: 1s}}}}')
-    says("has a parameter that is not known", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres?sslmode=disable&pasword=hunter2"}}}}')
+    says("has an unknown parameter", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres?sslmode=disable&pasword=hunter2"}}}}')
     says("a port that is not a number", storage='{postgres: {url: "postgres://a:hunter2@b@c:d/"}}')
     says("must begin with", storage='{postgres: {url: "mysql://hunter2"}}')
     says("TLS", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres", tls: verify_full}}}}')

@@ -357,7 +357,7 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     assert ask(replica, KEY).status == 200
     browser.sign_in()
     browser.press("Settings")
-    wait_for(fresh(lambda: browser.field("every request gets 503; streams that are open go on").click() or True), "it is ticked")
+    wait_for(fresh(lambda: browser.field("All requests get 503. Open streams continue.").click() or True), "it is ticked")
     browser.press("Save maintenance")
     browser.sees("Every request gets 503 on every replica until it is undone.")
     assert ask(replica, KEY).status == 200, "not before it is confirmed"
@@ -365,10 +365,10 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     browser.sees("maintenance was changed.")
     wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 3)
     browser.sees("Maintenance: every request is refused")
-    browser.fill("the audit is kept for so long", "1s")
+    browser.fill("Audit entries are kept for this long.", "1s")
     browser.press("Save retention.audit")
     browser.sees("not a duration between")
-    browser.holds("the audit is kept for so long", "1s")
+    browser.holds("Audit entries are kept for this long.", "1s")
     browser.press("Undo maintenance")
     browser.sees("maintenance is the file's again.")
     wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 3)

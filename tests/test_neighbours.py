@@ -293,7 +293,7 @@ def test_promtool_takes_rules_and_dashboard(tmp_path):
                 {"eval_time": "1m", "alertname": "KeylatchStoreAway", "exp_alerts": []},
                 {"eval_time": "5m", "alertname": "KeylatchStoreAway", "exp_alerts": [{
                     "exp_labels": {"severity": "critical", "instance": "a", "job": "keylatch"},
-                    "exp_annotations": {"summary": "a cannot reach its store", "description": "Known keys are judged by what was known of them; others are refused, or let through, as on_store_failure says."},
+                    "exp_annotations": {"summary": "a cannot reach its store", "description": "Known keys are judged by cached bindings. Others are refused or admitted, depending on on_store_failure."},
                 }]},
             ],
             "promql_expr_test": [

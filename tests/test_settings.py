@@ -43,7 +43,7 @@ def test_maintenance_on_every_replica_at_once(replicas, database):
     # An operator's SQL counts as well, and nonsense does not.
     database.psql("INSERT INTO settings (name, value, changed_by) VALUES ('maintenance', 'true', 'sql'), ('retention.audit', '\"soon\"', 'sql'), ('no.such', '1', 'sql')")
     wait_for(lambda: ask(two[1], KEY).status == 503, "it is heard of", 3)
-    wait_for(lambda: "a stored setting makes no sense" in two[1].stderr.read_text(), "it is told of")
+    wait_for(lambda: "a stored setting is invalid" in two[1].stderr.read_text(), "it is told of")
     assert listed(two[0])["retention.audit"]["origin"] == "default"
 
 
@@ -67,7 +67,7 @@ def test_where_each_comes_from_and_who_has_set_it(start, echo_upstream, kind, re
         ("maintenance", "maybe", "neither `true` nor `false`"),
         ("retention.audit", "1s", "not a duration between 30days and"),
         ("alerts.intercepts.count", "0", "between 1 and 1000000"),
-        ("listeners", "x", "cannot be set while it runs; there are `maintenance`"),
+        ("listeners", "x", "is not a live setting; known settings: `maintenance`"),
     ):
         said = replica.command("settings", "set", name, value)
         assert said.returncode == 1 and says in said.stderr, said.stderr
@@ -140,7 +140,7 @@ def test_what_becomes_of_unknown_keys_while_the_store_is_away(replicas, database
         database.start()
     wait_for(lambda: replica.command("settings", "revert", "key_binding.on_store_failure").returncode == 0, "it is given back", 10)
     said = replica.command("settings", "set", "key_binding.on_store_failure", "ajar")
-    assert said.returncode == 1 and "none of closed, open" in said.stderr
+    assert said.returncode == 1 and "is not one of closed, open" in said.stderr
 
 
 def test_the_level_of_the_log(start, echo_upstream):

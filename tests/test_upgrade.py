@@ -197,7 +197,7 @@ def test_one_that_cannot_begin_changes_nothing(start, upstream, tmp_path):
         keylatch.start()
         good = keylatch.path.read_text()
         for broken, says in [
-            (lambda: keylatch.path.write_text("listeners: 1"), "a list is needed here"),
+            (lambda: keylatch.path.write_text("listeners: 1"), "must be a list"),
             (lambda: keylatch.path.write_text(good.replace("keylatch.db", "no/such\0")), "keylatch.yaml"),
             (lambda: replace(program, b"#!/bin/sh\nexit 3\n"), "it has ended at once"),
             (lambda: replace(program, b"#!/bin/sh\n(sleep 0.2) &\n"), "has ended before it was ready"),

@@ -46,7 +46,7 @@ impl Challenges {
     /// A CA may come for this, for the sake of that order.
     pub async fn keep(&self, order: &str, kind: &str, name: &str, answer: &[u8]) -> Result<(), String> {
         let name = format!("{PREFIX}{kind} {name}");
-        self.store.desk().keep(&name, answer, TIME).await.map_err(|e| format!("the store is away: {e}"))?;
+        self.store.admin_store().put_secret(&name, answer, TIME).await.map_err(|e| format!("the store is away: {e}"))?;
         self.own.lock().insert(name, Own { order: order.to_owned(), answer: answer.to_vec() });
         Ok(())
     }
@@ -69,7 +69,7 @@ impl Challenges {
                 tokio::time::sleep_until(at + ASKED_EVERY).await;
             }
             let asked = Instant::now();
-            seen.all = self.store.desk().fetch_all(PREFIX).await.ok()?.into_iter().collect();
+            seen.all = self.store.admin_store().secrets(PREFIX).await.ok()?.into_iter().collect();
             // Whoever has come since it was asked is answered by the next.
             seen.at = Some(asked);
         }

@@ -181,10 +181,10 @@ impl Acme {
     }
 
     async fn order(&self, order: &Order) {
-        let (desk, wanted, name) = (self.store.desk(), &order.wanted, order.wanted.certificate());
+        let (admin_store, wanted, name) = (self.store.admin_store(), &order.wanted, order.wanted.certificate());
         let names = wanted.names.join(", ");
         let free = matches!(self.shelf.is_paused(&order.pause()).await, Ok(false));
-        if !free || !matches!(desk.lease(&name, &self.holder, LEASE).await, Ok(true)) {
+        if !free || !matches!(admin_store.take_lease(&name, &self.holder, LEASE).await, Ok(true)) {
             return;
         }
         // Another replica may have had it made since it was looked for.
@@ -214,7 +214,7 @@ impl Acme {
                 }
             }
         }
-        let _ = desk.let_go(&name, &self.holder).await;
+        let _ = admin_store.release_lease(&name, &self.holder).await;
     }
 
     /// Has one made, shows it and keeps it. `asked`: for how many seconds the CA has asked not to be asked.

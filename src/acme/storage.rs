@@ -79,7 +79,7 @@ impl Shelf {
 
     /// `None`: there is none, or it was sealed under another secret.
     async fn fetch<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
-        let sealed = self.store.desk().fetch(name).await.map_err(away)?;
+        let sealed = self.store.admin_store().secret(name).await.map_err(away)?;
         let plain = sealed.and_then(|sealed| self.sealer.open(name, &sealed));
         Ok(plain.and_then(|plain| serde_json::from_slice(&plain).ok()))
     }
@@ -87,7 +87,7 @@ impl Shelf {
     async fn keep(&self, name: &str, what: &impl Serialize, time: Duration) -> Result<(), String> {
         let plain = serde_json::to_vec(what).map_err(|e| e.to_string())?;
         let sealed = self.sealer.seal(name, &plain)?;
-        self.store.desk().keep(name, &sealed, time).await.map_err(away)
+        self.store.admin_store().put_secret(name, &sealed, time).await.map_err(away)
     }
 
     /// The certificate for just these names.
@@ -136,6 +136,6 @@ impl Shelf {
     /// It has not failed any more.
     pub async fn go_on(&self, what: &str) {
         // It ends by itself.
-        let _ = self.store.desk().forget(what).await;
+        let _ = self.store.admin_store().delete_secret(what).await;
     }
 }

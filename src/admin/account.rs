@@ -92,7 +92,7 @@ pub struct Session {
 /// Where am I signed in?
 #[utoipa::path(get, path = "/admin/api/account/sessions", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<Session>), Problems))]
 pub async fn sessions(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<Session>>> {
-    let sessions = api.store.desk().sessions(&caller.account, now_ms()).await?;
+    let sessions = api.store.admin_store().sessions(&caller.account, now_ms()).await?;
     let items = sessions.into_iter().map(|session| Session {
         current: caller.session.as_ref() == Some(&session.id),
         id: session.id,
@@ -108,7 +108,7 @@ pub async fn sessions(State(api): State<Arc<Api>>, Settled(caller): Settled) -> 
 #[utoipa::path(delete, path = "/admin/api/account/sessions/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The sign-in's id.")),
     responses((status = 204, description = "Signed out."), Problems))]
 pub async fn end_session(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
-    match api.store.desk().end_session(&caller.account, &id, &caller.actor).await? {
+    match api.store.admin_store().end_session(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you are not signed in there")),
     }
@@ -149,7 +149,7 @@ pub fn shown(token: Token) -> ScriptToken {
 /// Which tokens do my scripts have?
 #[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<ScriptToken>), Problems))]
 pub async fn tokens(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<ScriptToken>>> {
-    let tokens = api.store.desk().tokens(Some(&caller.account)).await?;
+    let tokens = api.store.admin_store().tokens(Some(&caller.account)).await?;
     Ok(Json(List::all(tokens.into_iter().map(shown).collect())))
 }
 
@@ -199,7 +199,7 @@ pub async fn make_token(
 #[utoipa::path(delete, path = "/admin/api/account/tokens/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The token's id.")),
     responses((status = 204, description = "It is good no more."), Problems))]
 pub async fn remove_token(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
-    match api.store.desk().remove_token(&caller.account, &id, &caller.actor).await? {
+    match api.store.admin_store().remove_token(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you have no such token")),
     }

@@ -16,7 +16,7 @@ use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
 use crate::operator::access::Role;
 use crate::operator::accounts;
-use crate::sql::accounts::{Account as Stored, Made};
+use crate::sql::accounts::{Account as Stored, WriteOutcome};
 
 /// Somebody who may sign in.
 #[derive(Serialize, ToSchema)]
@@ -64,7 +64,7 @@ fn one(stored: &Stored) -> One {
 /// Who may sign in?
 #[utoipa::path(get, path = "/admin/api/accounts", tag = "accounts", security(("bearer" = ["accounts"])), responses((status = 200, body = List<Account>), Problems))]
 pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>) -> Answer<Json<List<Account>>> {
-    let accounts = api.store.desk().accounts().await?;
+    let accounts = api.store.admin_store().accounts().await?;
     Ok(Json(List::all(accounts.iter().map(shown).collect())))
 }
 
@@ -137,7 +137,7 @@ pub async fn change(
         changed.map_err(|fault| precise(fault.into(), expects))?
     };
     if asked.unlock {
-        api.store.desk().unlock(&after.name, &caller.actor).await?;
+        api.store.admin_store().unlock(&after.name, &caller.actor).await?;
     }
     Ok(one(&after))
 }
@@ -147,7 +147,7 @@ pub async fn change(
     responses((status = 200, body = List<ScriptToken>), Problems))]
 pub async fn tokens(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Part(name): Part) -> Answer<Json<List<ScriptToken>>> {
     let account = accounts::get(&api.store, &name).await?;
-    let tokens = api.store.desk().tokens(Some(&account.name)).await?;
+    let tokens = api.store.admin_store().tokens(Some(&account.name)).await?;
     Ok(Json(List::all(tokens.into_iter().map(shown_token).collect())))
 }
 
@@ -157,7 +157,7 @@ pub async fn tokens(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Pa
     responses((status = 204, description = "It is good no more."), Problems))]
 pub async fn remove_token(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, Parts((name, id)): Parts) -> Answer<StatusCode> {
     let account = accounts::get(&api.store, &name).await?;
-    match api.store.desk().remove_token(&account.name, &id, &caller.actor).await? {
+    match api.store.admin_store().remove_token(&account.name, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing(format!("`{}` has no such token", account.name))),
     }
@@ -176,8 +176,8 @@ pub async fn remove(
     IfMatch(expects): IfMatch,
 ) -> Answer<StatusCode> {
     let name = name.to_ascii_lowercase();
-    match api.store.desk().remove_account(&name, expects, &caller.actor).await? {
-        Made::Newer => Err(Problem::stale(format!("the account `{name}` was changed meanwhile; look at it again"))),
+    match api.store.admin_store().remove_account(&name, expects, &caller.actor).await? {
+        WriteOutcome::Newer => Err(Problem::stale(format!("the account `{name}` was changed meanwhile; look at it again"))),
         made => Ok(accounts::made(made, &name).map(|()| StatusCode::NO_CONTENT)?),
     }
 }

@@ -40,16 +40,16 @@ pub struct Entry {
     after: Option<Value>,
 }
 
-impl From<audit::Entry> for Entry {
-    fn from(entry: audit::Entry) -> Self {
-        let audit::Entry { id, at, actor, origin, action, target, before, after } = entry;
+impl From<audit::AuditEntry> for Entry {
+    fn from(entry: audit::AuditEntry) -> Self {
+        let audit::AuditEntry { id, at, actor, origin, action, target, before, after } = entry;
         Self { id, at: of(at), actor, origin, action, target, before, after }
     }
 }
 
 /// A line of something that is no change of a row.
-pub fn line(action: &'static str, target: &str, after: Option<Value>) -> audit::Line {
-    audit::Line { action, target: target.to_owned(), before: None, after: after.map(|after| after.to_string()) }
+pub fn line(action: &'static str, target: &str, after: Option<Value>) -> audit::AuditLine {
+    audit::AuditLine { action, target: target.to_owned(), before: None, after: after.map(|after| after.to_string()) }
 }
 
 /// Which changes.
@@ -73,8 +73,8 @@ pub struct Filter {
     limit: Option<u32>,
 }
 
-fn asked(filter: &Filter, caller: &Caller) -> Answer<audit::Asked> {
-    Ok(audit::Asked {
+fn asked(filter: &Filter, caller: &Caller) -> Answer<audit::AuditQuery> {
+    Ok(audit::AuditQuery {
         before: mark(filter.cursor.as_deref())?,
         target: filter.target.clone(),
         actor: filter.actor.clone(),
@@ -85,7 +85,7 @@ fn asked(filter: &Filter, caller: &Caller) -> Answer<audit::Asked> {
     })
 }
 
-async fn page(api: &Api, asked: audit::Asked) -> Answer<(Vec<Entry>, Option<i64>)> {
+async fn page(api: &Api, asked: audit::AuditQuery) -> Answer<(Vec<Entry>, Option<i64>)> {
     let wanted = asked.limit as usize;
     let entries = api.store.audit(asked).await?;
     let next = entries.last().filter(|_| entries.len() >= wanted).map(|entry| entry.id);
@@ -105,9 +105,9 @@ pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(fil
 #[utoipa::path(get, path = "/admin/api/audit/export", tag = "audit", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
 pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
-    let wanted = audit::Asked { limit: export::PAGE, ..asked(&filter, &caller)? };
+    let wanted = audit::AuditQuery { limit: export::PAGE, ..asked(&filter, &caller)? };
     export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "audit", move |before: Option<i64>| {
-        let (api, wanted) = (Arc::clone(&api), audit::Asked { before: before.or(wanted.before), ..wanted.clone() });
+        let (api, wanted) = (Arc::clone(&api), audit::AuditQuery { before: before.or(wanted.before), ..wanted.clone() });
         async move { page(&api, wanted).await }
     })
     .await

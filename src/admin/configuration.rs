@@ -125,7 +125,8 @@ pub async fn reload(State(api): State<Arc<Api>>, May(caller): May<CONFIG>) -> An
     let outcome = api.reloader.reload().await;
     let after = serde_json::json!({ "replica": api.replica.name(), "taken": outcome.is_ok() });
     // The file is what counts: that it cannot be written down now does not undo it.
-    let noted = api.store.desk().note_down(line("config.reloaded", &api.path.display().to_string(), Some(after)), &caller.actor).await;
+    let noted =
+        api.store.admin_store().write_audit(line("config.reloaded", &api.path.display().to_string(), Some(after)), &caller.actor).await;
     if let Err(error) = noted {
         tracing::warn!(%error, by = caller.actor.who, "a reload is missing in the audit");
     }

@@ -17,7 +17,7 @@ use super::problem::{Answer, Problems};
 use super::time::rfc3339;
 use crate::bindings::RedisState;
 use crate::sql::intercepts::{By, Wanted};
-use crate::sql::samples::{HOUR_S, MINUTE_S, Of};
+use crate::sql::samples::{HOUR_S, MINUTE_S, SampleKind};
 use crate::telemetry::counted::Counted;
 use crate::telemetry::sampler::{GONE_MS, State as ReplicaState};
 use crate::telemetry::top_k;
@@ -121,7 +121,9 @@ pub struct Busy {
 /// Those who have asked most since then: of an hour by its minutes, of longer by hours.
 async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::Asked> {
     let mut all = top_k::Asked::default();
-    for sample in api.store.desk().samples(Of::Tops, stored_s, since_ms - since_ms.rem_euclid(stored_s * 1000)).await? {
+    for sample in
+        api.store.admin_store().samples(SampleKind::TopRequesters, stored_s, since_ms - since_ms.rem_euclid(stored_s * 1000)).await?
+    {
         all.add(serde_json::from_value(sample.counted).unwrap_or_default());
     }
     Ok(all)
@@ -246,7 +248,7 @@ pub async fn now(api: &Api) -> Answer<(Now, Vec<Replica>)> {
     let now_ms = millis(SystemTime::now());
     let mut now = Now { maintenance: api.shared.live.in_maintenance(), ..Now::default() };
     let mut replicas = Vec::new();
-    for said in api.store.desk().replicas(now_ms - 24 * 3600 * 1000).await? {
+    for said in api.store.admin_store().replicas(now_ms - 24 * 3600 * 1000).await? {
         let state: ReplicaState = serde_json::from_value(said.state).unwrap_or_default();
         let gone = said.seen_ms < now_ms - GONE_MS || state.stopping;
         if !gone {
@@ -287,11 +289,11 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
     let now_ms = millis(SystemTime::now());
     let step_ms = step_s * 1000;
     let first_ms = now_ms - now_ms.rem_euclid(step_ms) - (length_s - step_s) * 1000;
-    let desk = api.store.desk();
+    let admin_store = api.store.admin_store();
     let counted = async || -> Answer<(BTreeMap<i64, Counted>, Counted)> {
         let mut steps: BTreeMap<i64, Counted> = (0..length_s / step_s).map(|n| (first_ms + n * step_ms, Counted::default())).collect();
         let mut all = Counted::default();
-        for sample in desk.samples(Of::Counts, stored_s, first_ms).await? {
+        for sample in admin_store.samples(SampleKind::Counts, stored_s, first_ms).await? {
             let counted: Counted = serde_json::from_value(sample.counted).unwrap_or_default();
             all.add(&counted);
             if let Some(step) = steps.get_mut(&(sample.at_ms - sample.at_ms.rem_euclid(step_ms))) {
@@ -302,8 +304,9 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
     };
     // What was not refused is no trouble of a client: it is on the page of intercepts alone.
     let wanted = Wanted { since_ms: Some(first_ms), shadow: Some(false), limit: TOP, ..Wanted::default() };
-    let groups =
-        async |by| -> Answer<Vec<Group>> { Ok(desk.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect()) };
+    let groups = async |by| -> Answer<Vec<Group>> {
+        Ok(admin_store.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect())
+    };
     // All at once: each waits for the database most of its time.
     let ((steps, all), top_keys, top_clients, (now, replicas), asked) = tokio::try_join!(
         counted(),
@@ -332,7 +335,13 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         top_keys,
         top_clients,
         replicas,
-        health: Health { status, store_error: store.err(), notifications: api.store.hears(), redis: api.store.redis_state(), upstreams },
+        health: Health {
+            status,
+            store_error: store.err(),
+            notifications: api.store.notifications_work(),
+            redis: api.store.redis_state(),
+            upstreams,
+        },
     }))
 }
 

@@ -18,7 +18,7 @@ use super::paging::cursor;
 use super::problem::{Answer, Problems};
 use super::{Api, logs};
 use crate::operator::accounts::now_ms;
-use crate::sql::intercepts::{Intercepted, Mark, Wanted};
+use crate::sql::intercepts::{InterceptCursor, Intercepted, Wanted};
 
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(2);
@@ -75,12 +75,12 @@ type Seen = HashMap<String, i64>;
 /// The rows of the last minutes: those before them grow no more.
 async fn latest(api: &Api) -> Answer<Vec<Intercepted>> {
     let since_ms = Some((now_ms() - BACK_MS).max(0)).map(|ms| ms - ms.rem_euclid(60_000));
-    Ok(api.store.desk().intercepts(&Wanted { since_ms, limit: AT_ONCE, ..Wanted::default() }).await?.rows)
+    Ok(api.store.admin_store().intercepts(&Wanted { since_ms, limit: AT_ONCE, ..Wanted::default() }).await?.rows)
 }
 
 /// The same for a row however often it is refused again.
 fn identity(row: &Intercepted) -> String {
-    cursor(&Mark { last_ms: 0, ..row.mark.clone() })
+    cursor(&InterceptCursor { last_ms: 0, ..row.mark.clone() })
 }
 
 fn seen(rows: &[Intercepted]) -> Seen {

@@ -105,7 +105,7 @@ async fn health(State(known): State<Arc<Api>>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "stopping": known.replica.is_stopping(),
         "maintenance": known.shared.live.in_maintenance(),
-        "store": { "ok": store.is_ok(), "error": store.err(), "notifications": known.store.hears() },
+        "store": { "ok": store.is_ok(), "error": store.err(), "notifications": known.store.notifications_work() },
         "redis": known.store.redis_state(),
         "upstreams": upstreams,
         "open_streams": known.shared.metrics.streams.open.get(),

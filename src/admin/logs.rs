@@ -17,7 +17,7 @@ use super::problem::{Answer, Problem, Problems};
 use super::time::{parse, rfc3339};
 use crate::operator::access::Caller;
 use crate::operator::bindings::{Which, network};
-use crate::sql::intercepts::{By, Intercepted, Mark, Wanted};
+use crate::sql::intercepts::{By, InterceptCursor, Intercepted, Wanted};
 
 /// The same refusals within a minute.
 #[derive(Serialize, ToSchema)]
@@ -156,7 +156,7 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
         // Rows are of whole minutes.
         since_ms: times.0.transpose()?.map(|ms| ms - ms.rem_euclid(60_000)),
         until_ms: times.1.transpose()?,
-        after: mark::<Mark>(filter.cursor.as_deref())?,
+        after: mark::<InterceptCursor>(filter.cursor.as_deref())?,
         limit: limit(filter.limit)?,
     })
 }
@@ -167,7 +167,7 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
 /// are more to look through.
 #[utoipa::path(get, path = "/admin/api/logs", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = List<Intercept>), Problems))]
 pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Intercept>>> {
-    let page = api.store.desk().intercepts(&wanted(&api, &caller, &filter).await?).await?;
+    let page = api.store.admin_store().intercepts(&wanted(&api, &caller, &filter).await?).await?;
     Ok(Json(List { items: page.rows.into_iter().map(Intercept::from).collect(), next: page.next.as_ref().map(cursor), total: None }))
 }
 
@@ -209,7 +209,7 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
         GroupBy::Key => By::Key,
         GroupBy::Client => By::Client,
     };
-    let groups = api.store.desk().intercept_groups(by, &wanted(&api, &caller, &filter).await?).await?;
+    let groups = api.store.admin_store().intercept_groups(by, &wanted(&api, &caller, &filter).await?).await?;
     let complete = groups.examined < crate::sql::intercepts::GROUPED_MAX;
     Ok(Json(Groups { items: groups.groups.into_iter().map(Group::from).collect(), complete }))
 }
@@ -219,10 +219,10 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
 pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
     let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
-    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "intercepts", move |after: Option<Mark>| {
+    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "intercepts", move |after: Option<InterceptCursor>| {
         let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
         async move {
-            let page = api.store.desk().intercepts(&wanted).await?;
+            let page = api.store.admin_store().intercepts(&wanted).await?;
             Ok((page.rows.into_iter().map(Intercept::from).collect::<Vec<_>>(), page.next))
         }
     })

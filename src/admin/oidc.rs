@@ -34,7 +34,7 @@ pub struct Door {
 /// Through which providers may one sign in?
 #[utoipa::path(get, path = "/admin/api/oidc", tag = "sign-in", responses((status = 200, body = List<Door>), Problems))]
 pub async fn doors(State(api): State<Arc<Api>>) -> Answer<Json<List<Door>>> {
-    let providers = api.store.desk().providers().await?;
+    let providers = api.store.admin_store().providers().await?;
     let door = |provider: crate::sql::providers::Provider| {
         let label = provider.settings.get("label").and_then(|label| label.as_str()).filter(|label| !label.is_empty());
         Door { label: label.unwrap_or(&provider.name).to_owned(), name: provider.name }
@@ -119,7 +119,7 @@ async fn come_back(api: &Api, back: &Back<'_>, from: std::net::IpAddr, agent: &s
             tracing::warn!(provider = back.from, why = %fault, "a sign-in through a provider failed");
             if matches!(fault, Fault::Elsewhere(_) | Fault::Away(_)) {
                 // It is not his fault.
-                api.store.desk().forgive(&guessed).await?;
+                api.store.admin_store().forgive_attempt(&guessed).await?;
             } else {
                 note_failure(&api.store, None, from, "provider").await;
             }

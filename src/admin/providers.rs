@@ -49,7 +49,7 @@ fn one(stored: Stored) -> One {
 /// Through which providers may people sign in?
 #[utoipa::path(get, path = "/admin/api/providers", tag = "accounts", security(("bearer" = ["accounts"])), responses((status = 200, body = List<Provider>), Problems))]
 pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>) -> Answer<Json<List<Provider>>> {
-    Ok(Json(List::all(api.store.desk().providers().await?.into_iter().map(shown).collect())))
+    Ok(Json(List::all(api.store.admin_store().providers().await?.into_iter().map(shown).collect())))
 }
 
 /// Look at a provider

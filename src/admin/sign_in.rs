@@ -101,6 +101,6 @@ pub async fn renew(State(api): State<Arc<Api>>, Person(caller): Person) -> Answe
 #[utoipa::path(post, path = "/admin/api/logout", tag = "sign-in", security(("bearer" = [])), responses((status = 204, description = "Signed out."), Problems))]
 pub async fn sign_out(State(api): State<Arc<Api>>, Person(caller): Person) -> Answer<StatusCode> {
     let session = caller.session.unwrap_or_default();
-    api.store.desk().end_session(&caller.account, &session, &caller.actor).await?;
+    api.store.admin_store().end_session(&caller.account, &session, &caller.actor).await?;
     Ok(StatusCode::NO_CONTENT)
 }

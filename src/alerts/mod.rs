@@ -122,7 +122,7 @@ impl Watch {
             return;
         };
         if self.looks_back() {
-            self.store.look_back(threshold.window).await;
+            self.store.requeue_intercepted(threshold.window).await;
         }
         let ids = self.store.take_intercepted();
         if !ids.is_empty() {
@@ -202,7 +202,7 @@ impl Watch {
                 self.count(&webhook.name, "failed");
                 let pause =
                     PAUSE.saturating_mul(1 << delivery.attempts.saturating_sub(1).min(16)).max(refused.retry_after.unwrap_or_default());
-                let pause = crate::util::breaker::up_to_a_quarter_less(pause.min(PAUSE_MAX));
+                let pause = crate::util::breaker::with_jitter(pause.min(PAUSE_MAX));
                 tracing::warn!(
                     webhook = webhook.name,
                     event = id,

@@ -1,5 +1,5 @@
-//! How the store is: whether it answers, and whether a first use could be written. A standby, a server with a full disk and one
-//! with a read-only setting answer reads and take no writes.
+//! Health of the store: whether it answers, and whether a first use can be written. A standby, a
+//! full disk and a read-only setting allow reads and refuse writes, so a write is tested.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,45 +12,45 @@ use tokio::sync::{Notify, oneshot};
 use utoipa::ToSchema;
 
 use super::Store;
-use crate::sql::About;
+use crate::sql::ServerInfo;
 
-/// How often it is tested, unless a first use was written meanwhile.
+/// The period of write tests, unless a first use was written meanwhile.
 const TESTED_EVERY: Duration = Duration::from_secs(5);
-/// How long a start waits for the first result.
+/// The time that a start waits for the first result.
 const FIRST_RESULT_WITHIN: Duration = Duration::from_millis(500);
-/// One slow write is no failure: it is tested once more after this.
+/// A failed write is repeated once after this: a single slow write is no failure.
 const REPEATED_AFTER: Duration = Duration::from_millis(500);
-/// A first use that found no room counts for this long, or until another one is written. The row of a test is taken back, so
-/// the next test finds its room again on a disk that is full.
+/// A first use that failed on a full disk counts for this long, or until another one is written.
+/// The row of a test is rolled back, so the next test succeeds on a full disk.
 const FULL_FOR: Duration = Duration::from_secs(10);
 
-/// How Redis is.
+/// The state of Redis.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct RedisState {
-    /// It is there, and nothing has failed on it lately.
+    /// Whether Redis is connected and had no errors in the last 30 s.
     ok: bool,
     /// The kinds of errors of the last 30 s, as in `keylatch_redis_errors_total`.
     errors: Vec<&'static str>,
 }
 
-/// What is known of it.
+/// Whether the store takes writes.
 #[derive(Default)]
 pub struct Writability {
     state: Mutex<State>,
-    /// A first use has failed.
+    /// Notified when a first use fails.
     doubted: Notify,
 }
 
 #[derive(Default)]
 struct State {
     written_at: Option<Instant>,
-    /// The last first use that found no room, and what the store said.
+    /// The last first use that failed on a full disk, with the store's error.
     full: Option<(Instant, String)>,
     error: Option<String>,
 }
 
 impl Writability {
-    /// What came of a first use.
+    /// Records the result of a first use.
     pub fn note<T>(&self, written: &Result<T, StoreError>) {
         match written {
             Ok(_) => {
@@ -67,14 +67,14 @@ impl Writability {
         }
     }
 
-    /// What a first use was told for want of room, not long ago.
+    /// The error of a recent first use that failed on a full disk.
     fn full(&self) -> Option<String> {
         let mut state = self.state.lock();
         state.full = state.full.take().filter(|(at, _)| at.elapsed() < FULL_FOR);
         state.full.as_ref().map(|(_, text)| text.clone())
     }
 
-    /// Why nothing can be written, as of the last test.
+    /// Why the store takes no writes, as of the last test.
     pub fn error(&self) -> Option<String> {
         self.state.lock().error.clone()
     }
@@ -86,43 +86,43 @@ impl Writability {
 }
 
 impl Store {
-    /// What the authority says of itself.
-    pub async fn about(&self) -> Result<About, StoreError> {
-        self.authority.about().await
+    /// The version and the clock of the authority.
+    pub async fn server_info(&self) -> Result<ServerInfo, StoreError> {
+        self.authority.server_info().await
     }
 
-    /// Copies all that is stored into a new file, while it is in use.
+    /// Copies the database into a new file while it is in use.
     pub async fn copy(&self, to: PathBuf) -> Result<(), String> {
         self.authority.copy(to).await
     }
 
-    /// Whether changes made by other processes are heard of at once, by a test. An error says what to do.
+    /// Tests whether events of other processes arrive at once. An error says what to do.
     pub async fn test_notifications(&self) -> Result<(), String> {
-        self.authority.hears().await
+        self.authority.notifications_work().await
     }
 
-    /// Whether they were heard of at once when that was last tested.
-    pub fn hears(&self) -> bool {
-        self.metrics.hears.get() == 1
+    /// Whether events arrived at once at the last test.
+    pub fn notifications_work(&self) -> bool {
+        self.metrics.notifications.get() == 1
     }
 
-    /// Whether the authority answers, and could write a first use when that was last tested.
+    /// Tests whether the authority answers, and returns the error of the last write test.
     pub async fn state(&self) -> Result<(), String> {
         self.authority.ping().await.map_err(|error| error.to_string())?;
         self.writability.error().map_or(Ok(()), |error| Err(format!("takes no writes: {error}")))
     }
 
-    /// Whether a first use could be written, by a test.
+    /// Tests whether a first use can be written.
     pub async fn try_write(&self) -> Result<(), StoreError> {
         self.authority.try_write().await
     }
 
-    /// Closes the store. Nothing can be asked of it any more.
+    /// Closes the store. Later calls fail.
     pub async fn close(&self) {
         self.authority.close().await;
     }
 
-    /// How Redis is; `None`: there is none to be.
+    /// The state of Redis; `None`: it is not configured.
     pub fn redis_state(&self) -> Option<RedisState> {
         let redis = self.redis.get()?;
         let errors = redis.faults();
@@ -130,7 +130,8 @@ impl Store {
     }
 }
 
-/// Tests it for as long as the store is in use. Waits a moment for the first result; a store that is busy holds up no start.
+/// Tests the store as long as it is in use. Waits briefly for the first result; a slow store does
+/// not delay the start.
 pub async fn watch(store: &Arc<Store>) {
     let weak = Arc::downgrade(store);
     let (tested, first) = oneshot::channel();
@@ -147,7 +148,7 @@ pub async fn watch(store: &Arc<Store>) {
             }
             drop(store);
             if doubted {
-                // First uses that fail one after the other are one doubt.
+                // Several failed first uses trigger one test.
                 tokio::time::sleep(REPEATED_AFTER).await;
             }
         }

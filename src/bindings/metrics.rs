@@ -1,8 +1,8 @@
-//! The metrics of the store.
+//! Metrics of the bindings store.
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-/// What the store counts.
+/// The metrics.
 pub struct Counters {
     pub hits: IntCounter,
     pub shared: IntCounter,
@@ -12,13 +12,13 @@ pub struct Counters {
     pub intercepts: IntCounter,
     pub cut: IntCounter,
     pub away: IntGauge,
-    pub hears: IntGauge,
+    pub notifications: IntGauge,
     pub writable: IntGauge,
-    pub tended: Option<IntCounterVec>,
+    pub retention: Option<IntCounterVec>,
 }
 
 impl Counters {
-    /// Registers them. A name that is taken is counted unseen: counting never stops the work.
+    /// Registers the metrics. A metric with a name that is taken is counted but not exported.
     pub fn new(metrics: &Registry) -> Self {
         let counter = |name: &str, help: &str| counter(metrics, name, help);
         let by = |name: &str, help: &str, label: &str| {
@@ -28,37 +28,37 @@ impl Counters {
         };
         let look_ups = by(
             "keylatch_binding_cache_requests_total",
-            "Look-ups of bindings in the process cache, by result; `shared` are those misses that Redis answered.",
+            "Look-ups of bindings in the process cache, by result. `shared`: misses that Redis answered.",
             "result",
         );
         let look_up = |result: &str| look_ups.as_ref().and_then(|vec| vec.get_metric_with_label_values(&[result]).ok());
-        let away = gauge(metrics, "keylatch_store_away", "1 while the store does not answer and is asked only now and then.");
-        let hears = gauge(
+        let away = gauge(metrics, "keylatch_store_away", "1 while the store does not answer and the circuit breaker is open.");
+        let notifications = gauge(
             metrics,
             "keylatch_store_notifications",
-            "1 while changes made by other processes are heard of at once, 0 while they take up to 30 s.",
+            "1 while changes made by other processes arrive at once, 0 while they take up to 30 s.",
         );
-        hears.set(1);
-        let writable = gauge(metrics, "keylatch_store_writable", "1 while a first use could be written, by a test every 5 s.");
+        notifications.set(1);
+        let writable = gauge(metrics, "keylatch_store_writable", "1 while a first use can be written, tested every 5 s.");
         writable.set(1);
         Self {
             hits: look_up("hit").unwrap_or_else(detached),
             shared: look_up("shared").unwrap_or_else(detached),
             misses: look_up("miss").unwrap_or_else(detached),
-            stale: counter("keylatch_binding_stale_total", "Keys judged by what was known of them while the store did not answer."),
+            stale: counter("keylatch_binding_stale_total", "Keys judged by stale bindings while the store did not answer."),
             dropped: counter(
                 "keylatch_store_dropped_total",
-                "Last uses, confirmations, releases and intercepts that were lost because too many waited.",
+                "Last uses, confirmations, releases and intercepts that were dropped because the queue was full.",
             ),
             intercepts: counter("keylatch_intercepts_total", "Requests refused because of the key's binding."),
             cut: counter(
                 "keylatch_binding_streams_cut_total",
-                "Open streams that were ended because their key was banned, unbound or bound elsewhere.",
+                "Open streams ended because their key was banned, unbound or bound elsewhere.",
             ),
             away,
-            hears,
+            notifications,
             writable,
-            tended: by("keylatch_store_tended_total", "Rows that were archived, swept and trimmed.", "what"),
+            retention: by("keylatch_store_tended_total", "Rows archived and deleted by retention.", "what"),
         }
     }
 }
@@ -76,7 +76,7 @@ fn counter(metrics: &Registry, name: &str, help: &str) -> IntCounter {
     counter
 }
 
-/// A counter that is shown nowhere, for a name that cannot be had: counting never stops the work.
+/// A counter that is not exported, for a name that is taken.
 fn detached() -> IntCounter {
     IntCounter::new("detached", "not shown").unwrap_or_else(|_| unreachable!("`detached` is a valid name"))
 }

@@ -1,5 +1,6 @@
-//! Bindings on the request path: process cache, Redis level, first use, batched writes, and the open streams of each key.
-//! [`Store`] puts them before an [`Authority`](crate::sql::Authority). Contains no SQL.
+//! Bindings on the request path: process cache, Redis level, first use, batched writes, and the
+//! open streams of each key. [`Store`] wraps an [`Authority`](crate::sql::Authority). Contains no
+//! SQL.
 
 mod cache;
 mod health;

@@ -1,4 +1,5 @@
-//! Opening what is configured, and the secret that goes with it.
+//! Opens the configured store and checks that it belongs to the configured secret. Contains no
+//! request path.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,50 +12,50 @@ use super::{Store, secret};
 use crate::config::Files;
 use crate::config::model::{Secrets, Settings, Sqlite, Storage};
 use crate::redis::Redis;
-use crate::redis::cache::Shared;
+use crate::redis::cache::SharedCache;
 use crate::sql::{Authority, postgres, sqlite};
 
-/// A database goes with one secret.
-const OTHER_SECRET: &str = "the database was made with another secrets.key_hmac, or another secrets.key_form: every key would look new and be bound again. \
-    Configure the secret it was made with, or begin anew with another database";
+/// A database belongs to one secret.
+const OTHER_SECRET: &str = "the database was created with another secrets.key_hmac or secrets.key_form: every key would look new and be bound again. \
+    Configure the secret that it was created with, or use a new database";
 
-/// Whether the configured secret, if there is one, can be read and is good enough.
+/// Checks that the configured secrets can be read and are long enough.
 pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
     let key_hmac = secret::configured(secrets, files)?;
     secret::admin(&key_hmac.unwrap_or_default(), secrets, files)?;
     secret::previous_fingerprints(secrets, files).map(|_| ())
 }
 
-/// An open store and the secret that goes with it.
+/// An open store with its secret.
 pub struct Opened {
     /// The bindings.
     pub store: Arc<Store>,
-    /// Turns keys into key ids.
+    /// Hashes keys to key ids.
     pub hasher: KeyHasher,
-    /// Signs what the admin API hands out.
+    /// The secret of the admin API, which signs its tokens.
     pub admin_secret: Vec<u8>,
 }
 
-/// What a store is opened for.
+/// The purpose of opening a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Serving: the schema is brought up to date, and the database goes with the secret from then on.
+    /// Serving: the schema is migrated, and the database belongs to the secret from then on.
     Serve,
-    /// A command of an operator's, which changes neither.
+    /// An operator's command, which changes neither.
     Command,
 }
 
-/// What the kinds of storage differ in.
+/// What differs by the kind of storage.
 struct Base {
     authority: Arc<dyn Authority>,
     secret: String,
-    shared: Option<Arc<Shared>>,
+    shared: Option<Arc<SharedCache>>,
     cache_max: usize,
     stale_grace: Duration,
     flush_every: Duration,
 }
 
-/// Opens what is configured. Errors say what to do.
+/// Opens the configured store. Errors say what to do.
 pub async fn open(
     settings: &Settings,
     files: &Files,
@@ -88,13 +89,13 @@ pub async fn open(
         }
         Storage::Postgres(config) => {
             let secret = configured.ok_or(
-                "secrets.key_hmac is needed with storage.postgres: every replica must have the same. \
-                 `openssl rand -hex 32` makes a good one",
+                "secrets.key_hmac is required with storage.postgres: every replica needs the same secret. \
+                 Create one with `openssl rand -hex 32`",
             )?;
             let authority = Arc::new(postgres::Postgres::open(config, files, serves).await?);
             let (cache_max, stale_grace, flush_every) = (config.cache_max, config.stale_grace.0, config.flush_every.0);
             let cache_ttl = settings.redis.as_ref().map(|redis| redis.cache_ttl.0);
-            let shared = redis.zip(cache_ttl).map(|(redis, ttl)| Shared::new(redis, ttl, stale_grace));
+            let shared = redis.zip(cache_ttl).map(|(redis, ttl)| SharedCache::new(redis, ttl, stale_grace));
             Base { authority, secret, shared, cache_max, stale_grace, flush_every }
         }
     };
@@ -113,19 +114,19 @@ pub async fn open(
     Ok(Opened { store, hasher, admin_secret })
 }
 
-/// An empty database must not take the place of one that an earlier version has made in its working directory.
+/// Refuses to create an empty database where an earlier version left one in the working directory.
 fn not_left_behind(config: &Sqlite) -> Result<(), String> {
     let Some(former) = config.former_path() else { return Ok(()) };
     Err(format!(
-        "storage.sqlite.path is relative to the configuration file: {} is not there, and {} is, in the working directory. \
-         Move it (with the files beside it whose names begin alike), or write its absolute path",
+        "storage.sqlite.path is relative to the configuration file: {} does not exist, but {} in the working directory does. \
+         Move it with the files beside it that have the same prefix, or configure its absolute path",
         config.path,
         std::path::absolute(former).unwrap_or_else(|_| former.to_owned()).display()
     ))
 }
 
-/// Refused where the database goes with another secret than this and those before it. With `claims` it goes with this
-/// one from then on.
+/// Refuses a database that belongs to another secret than this one and the previous ones. With
+/// `claims`, the database belongs to this one from then on.
 async fn belongs(authority: &dyn Authority, fingerprint: String, previous: &[String], claims: bool) -> Result<(), String> {
     let fits = |owner: &str| if owner == fingerprint || previous.iter().any(|known| known == owner) { Ok(()) } else { Err(OTHER_SECRET) };
     let owner = authority.owner().await?;
@@ -134,14 +135,15 @@ async fn belongs(authority: &dyn Authority, fingerprint: String, previous: &[Str
         return Ok(());
     }
     if owner.is_some() {
-        tracing::info!("the database goes with the new secrets.key_hmac from now on");
+        tracing::info!("the database belongs to the new secrets.key_hmac from now on");
     }
     authority.own(fingerprint.clone(), owner).await?;
-    // Of two that claimed it at once one was first.
+    // Of two processes that claim it at once, one wins.
     authority.owner().await?.as_deref().map_or(Ok(()), fits).map_err(str::to_owned)
 }
 
-/// Opens the Redis that is configured, if one is. Commands need none: they change the authority, which tells the replicas.
+/// Opens the configured Redis, if there is one. Commands do not need it: the authority notifies the
+/// replicas of their changes.
 pub async fn open_redis(settings: &Settings, files: &Files, metrics: &Registry) -> Result<Option<Arc<Redis>>, String> {
     match &settings.redis {
         Some(config) => Redis::open(config, files, metrics).await.map(Some),
@@ -149,10 +151,10 @@ pub async fn open_redis(settings: &Settings, files: &Files, metrics: &Registry) 
     }
 }
 
-/// Brings the schema up to date.
+/// Migrates the schema.
 pub async fn migrate(storage: &Storage, files: &Files) -> Result<(), String> {
     match storage {
-        Storage::Memory => Err("storage is memory, which has no schema".into()),
+        Storage::Memory => Err("storage is `memory`, which has no schema to migrate".into()),
         Storage::Sqlite(config) => {
             not_left_behind(config)?;
             sqlite::Sqlite::open(Path::new(&config.path), true).await.map(|_| ())

@@ -1,4 +1,4 @@
-//! What alerts need of a store: keys that were refused too often, and events on their way to webhooks.
+//! The alerts' part of the store: recently refused keys, and deliveries to webhooks. Sends nothing.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,22 +9,22 @@ use crate::sql::Events;
 use crate::sql::outbox::{Attempted, Delivery, Hot, Threshold};
 
 impl Store {
-    /// The keys of which intercepts were written since the last time.
+    /// Takes the keys with intercepts written since the last call.
     pub fn take_intercepted(&self) -> Vec<KeyId> {
         std::mem::take(&mut *self.intercepted.lock()).into_iter().collect()
     }
 
-    /// Keys of which intercepts were written within `window`, by whomever: a replica that has ended may not have looked at
-    /// its own.
-    pub async fn look_back(&self, window: Duration) {
+    /// Queues the keys with intercepts within `window`, of all replicas: a replica that has ended
+    /// may not have checked its own.
+    pub async fn requeue_intercepted(&self, window: Duration) {
         let since = SystemTime::now().checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
-        // While the store is away its own messages say so, and it is looked back again.
+        // If the store is away, its own messages say so; the caller tries again.
         let ids = self.authority.intercepted_since(since).await.unwrap_or_default();
         self.intercepted.lock().extend(ids);
     }
 
-    /// Those of these keys that were refused too often, and of which nobody was alerted yet. Where the store is
-    /// away, they are looked at next time.
+    /// Those of these keys that are over the threshold and had no alert yet. If the store is away,
+    /// the keys are queued again.
     pub async fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
         let hot = self.authority.hot(ids.clone(), threshold).await;
         if hot.is_err() {
@@ -33,7 +33,7 @@ impl Store {
         hot
     }
 
-    /// Notes that somebody is alerted of a key, and for each webhook the event that it gets. False: another process has done so.
+    /// Records an alert for a key, with an event for each webhook. False: another process did so.
     pub async fn raise(&self, id: KeyId, window: Duration, events: Events) -> Result<bool, StoreError> {
         let raised = self.authority.raise(id, window, events).await;
         if raised.is_err() {
@@ -42,12 +42,12 @@ impl Store {
         raised
     }
 
-    /// Takes deliveries that are due; nobody else does for the time of `lease`.
+    /// Leases due deliveries: no other process takes them within `lease`.
     pub async fn due(&self, webhooks: Vec<String>, lease: Duration) -> Result<Vec<Delivery>, StoreError> {
         self.authority.due(webhooks, lease).await
     }
 
-    /// What came of an attempt to deliver.
+    /// Records the result of a delivery attempt.
     pub async fn attempted(&self, id: String, what: Attempted) -> Result<(), StoreError> {
         self.authority.attempted(id, what).await
     }

@@ -1,5 +1,6 @@
-//! Keys of which somebody has said that they have changed: they are read anew at once, so that what is known holds when
-//! the store goes, and those of their open streams end that may not go on.
+//! Revalidation of changed keys: reads them again at once, so that the cache is right when the
+//! store fails, and ends open streams that the new binding refuses. Reads the authority only, never
+//! the caches.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -8,65 +9,65 @@ use keylatch_filters::contract::{KeyId, StoreError};
 
 use super::Store;
 
-/// Keys that are to be read anew, and whether somebody does.
+/// Keys to read again, and whether a task is doing so.
 #[derive(Default)]
-pub(super) struct Unsettled {
+pub(super) struct RevalidationQueue {
     ids: HashSet<KeyId>,
-    at_work: bool,
+    is_running: bool,
 }
 
-/// The authority could not be asked.
-struct Unasked;
+/// The authority did not answer.
+struct AuthorityAway;
 
 impl Store {
-    /// Reads these keys anew, soon, and ends those of their streams that may not go on.
-    pub(super) fn look_after(&self, ids: Vec<KeyId>) {
+    /// Queues keys for revalidation.
+    pub(super) fn revalidate(&self, ids: Vec<KeyId>) {
         if ids.is_empty() {
             return;
         }
-        let mut unsettled = self.unsettled.lock();
-        unsettled.ids.extend(ids);
-        let begins = !std::mem::replace(&mut unsettled.at_work, true);
+        let mut queue = self.revalidation.lock();
+        queue.ids.extend(ids);
+        let begins = !std::mem::replace(&mut queue.is_running, true);
         if let Some(store) = self.me.upgrade().filter(|_| begins) {
-            self.runtime.spawn(async move { store.settle_streams().await });
+            self.runtime.spawn(async move { store.revalidate_all().await });
         }
     }
 
-    /// Goes on until the authority has answered for each: while it is away nobody can be judged anew.
-    async fn settle_streams(&self) {
+    /// Retries until the authority has answered for each key.
+    async fn revalidate_all(&self) {
         const AGAIN: Duration = Duration::from_millis(500);
-        while let Some(ids) = self.next_unsettled() {
-            let asked = ids.into_iter().map(|id| async move { self.settle_streams_of(id).await.err().map(|Unasked| id) });
-            let unasked: Vec<KeyId> = futures::future::join_all(asked).await.into_iter().flatten().collect();
-            if !unasked.is_empty() {
-                self.unsettled.lock().ids.extend(unasked);
-                // Nothing says when the store is back: it is asked.
+        while let Some(ids) = self.next_keys() {
+            let reads = ids.into_iter().map(|id| async move { self.revalidate_key(id).await.err().map(|AuthorityAway| id) });
+            let unanswered: Vec<KeyId> = futures::future::join_all(reads).await.into_iter().flatten().collect();
+            if !unanswered.is_empty() {
+                self.revalidation.lock().ids.extend(unanswered);
+                // No event says when the store is back.
                 tokio::time::sleep(AGAIN).await;
             }
         }
     }
 
-    /// Taken out before they are asked for: what changes meanwhile is asked for once more.
-    fn next_unsettled(&self) -> Option<HashSet<KeyId>> {
+    /// Takes keys out of the queue before they are read: a change meanwhile queues them again.
+    fn next_keys(&self) -> Option<HashSet<KeyId>> {
         const AT_ONCE: usize = 256;
-        let mut unsettled = self.unsettled.lock();
-        let ids: HashSet<KeyId> = unsettled.ids.iter().take(AT_ONCE).copied().collect();
-        unsettled.ids.retain(|id| !ids.contains(id));
-        unsettled.at_work = !ids.is_empty();
-        unsettled.at_work.then_some(ids)
+        let mut queue = self.revalidation.lock();
+        let ids: HashSet<KeyId> = queue.ids.iter().take(AT_ONCE).copied().collect();
+        queue.ids.retain(|id| !ids.contains(id));
+        queue.is_running = !ids.is_empty();
+        queue.is_running.then_some(ids)
     }
 
-    /// Not through the breaker, and not from what was known before.
-    async fn settle_streams_of(&self, id: KeyId) -> Result<(), Unasked> {
-        let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
+    /// Bypasses the circuit breaker and the caches.
+    async fn revalidate_key(&self, id: KeyId) -> Result<(), AuthorityAway> {
+        let (read_at, epoch) = (Instant::now(), self.cache.epoch());
         let holds = match self.authority.get(id).await {
-            Ok(Some(row)) => Some(self.remember(row, asked_at, epoch)),
+            Ok(Some(row)) => Some(self.remember(row, read_at, epoch)),
             Ok(None) => None,
-            Err(StoreError::Away(_)) => return Err(Unasked),
-            // Asking again would not make it better.
+            Err(StoreError::Away(_)) => return Err(AuthorityAway),
+            // A retry would fail again.
             Err(_) => return Ok(()),
         };
-        let ended = self.leashes.pull(&id, holds.as_deref());
+        let ended = self.streams.end_refused(&id, holds.as_deref());
         self.metrics.cut.inc_by(ended as u64);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! The secret under which keys are hashed: configured, or made beside the database on the first run.
+//! The secret under which keys are hashed: configured, or created beside the SQLite file on the
+//! first run. Never logs a secret.
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +15,7 @@ use crate::util::secure_fs;
 
 const BYTES_MIN: usize = 32;
 
-/// The secret of the configuration, if it has one.
+/// The configured secret, if there is one.
 pub fn configured(secrets: &Secrets, files: &Files) -> Result<Option<String>, String> {
     secrets.key_hmac.as_ref().map(|reference| read("secrets.key_hmac", reference, files)).transpose()
 }
@@ -23,14 +24,14 @@ fn read(place: &str, reference: &SecretRef, files: &Files) -> Result<String, Str
     let secret = files.secret(reference).map_err(|e| format!("{place}: {e}"))?;
     if secret.len() < BYTES_MIN {
         return Err(format!(
-            "{place} has {} bytes; at least {BYTES_MIN} are needed. `openssl rand -hex 32` makes a good one",
+            "{place} has {} bytes; at least {BYTES_MIN} are required. Create one with `openssl rand -hex 32`",
             secret.len()
         ));
     }
     Ok(secret)
 }
 
-/// The secret of the admin API: the one of the configuration, or one that follows from the secret of keys.
+/// The secret of the admin API: the configured one, or one derived from `key_hmac`.
 pub fn admin(key_hmac: &str, secrets: &Secrets, files: &Files) -> Result<Vec<u8>, String> {
     match &secrets.admin {
         Some(reference) => read("secrets.admin", reference, files).map(String::into_bytes),
@@ -44,18 +45,18 @@ pub fn admin(key_hmac: &str, secrets: &Secrets, files: &Files) -> Result<Vec<u8>
 /// 32 random bytes in hex.
 pub fn fresh() -> Result<String, String> {
     let mut bytes = [0_u8; 32];
-    getrandom::fill(&mut bytes).map_err(|e| format!("no randomness to be had for a secret: {e}"))?;
+    getrandom::fill(&mut bytes).map_err(|e| format!("the system has no random numbers for a secret: {e}"))?;
     Ok(hex(&bytes))
 }
 
-/// The secret that lies beside the database; made if the database is new and there is none.
+/// The secret beside the database; created if the database is new and there is none.
 pub fn beside(database: &Path, database_is_new: bool) -> Result<String, String> {
     let path = PathBuf::from(format!("{}.secret", database.display()));
     match std::fs::read_to_string(&path) {
         Ok(text) => {
             let secret = text.trim_end().to_owned();
             if secret.is_empty() && database_is_new {
-                // A crash came between making the file and writing it.
+                // The process crashed between creating the file and writing it.
                 std::fs::remove_file(&path).map_err(|e| format!("{} is empty and cannot be removed: {e}", path.display()))?;
                 return make(&path);
             }
@@ -70,8 +71,8 @@ pub fn beside(database: &Path, database_is_new: bool) -> Result<String, String> 
         }
         Err(e) if e.kind() == ErrorKind::NotFound && database_is_new => make(&path),
         Err(e) if e.kind() == ErrorKind::NotFound => Err(format!(
-            "{} is missing, and the database was made with it: without it every key would look new and be bound again. \
-             Restore it, set secrets.key_hmac to it, or begin anew by moving {} away",
+            "{} is missing, but the database was created with it: without it every key would look new and be bound again. \
+             Restore it, set secrets.key_hmac to it, or move {} away to start with a new database",
             path.display(),
             database.display()
         )),
@@ -84,17 +85,17 @@ fn make(path: &Path) -> Result<String, String> {
     let wrong = |e: std::io::Error| format!("{} cannot be written: {e}", path.display());
     let mut file = secure_fs::make(path).map_err(wrong)?;
     file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(wrong)?;
-    tracing::info!(path = %path.display(), "made the secret under which keys are hashed; back it up with the database");
+    tracing::info!(path = %path.display(), "created the secret under which keys are hashed; back it up with the database");
     Ok(secret)
 }
 
-/// Turns keys into ids under a secret, and knows those before it.
+/// The hasher of a secret and the configured previous ones.
 pub fn hasher(secret: &str, secrets: &Secrets, files: &Files) -> Result<KeyHasher, String> {
     let previous = previous(secrets, files)?;
     Ok(KeyHasher::new(secret.as_bytes()).with_previous(previous.iter().map(String::as_bytes)).of_form(secrets.key_form))
 }
 
-/// As [`hasher`], without opening a store. `None`: the secret is not known before the process starts.
+/// As [`hasher`], without opening a store. `None`: the secret is created when the process starts.
 pub fn known_hasher(settings: &Settings, files: &Files) -> Result<Option<KeyHasher>, String> {
     let secrets = &settings.secrets;
     let secret = match (configured(secrets, files)?, &settings.storage) {
@@ -105,7 +106,7 @@ pub fn known_hasher(settings: &Settings, files: &Files) -> Result<Option<KeyHash
     hasher(&secret, secrets, files).map(Some)
 }
 
-/// What databases remember of the secrets before.
+/// The fingerprints of the previous secrets.
 pub fn previous_fingerprints(secrets: &Secrets, files: &Files) -> Result<Vec<String>, String> {
     Ok(previous(secrets, files)?.iter().map(|secret| fingerprint(&KeyHasher::new(secret.as_bytes()).of_form(secrets.key_form))).collect())
 }
@@ -115,7 +116,7 @@ fn previous(secrets: &Secrets, files: &Files) -> Result<Vec<String>, String> {
     secrets.previous.iter().enumerate().map(read).collect()
 }
 
-/// What the database remembers of the secret. Tells nothing about it.
+/// The fingerprint that the database stores. It reveals nothing of the secret.
 pub fn fingerprint(hasher: &KeyHasher) -> String {
     hex(&hasher.fingerprint().0[..16])
 }

@@ -1,4 +1,5 @@
-//! The bindings of one process: cache, authority, and a batch that is written from time to time.
+//! The bindings of one process: process cache, shared cache, authority and write-behind queue.
+//! Decides which level answers; contains no rule of a binding.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -14,55 +15,56 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::cache::Cache;
 use super::health::Writability;
 use super::metrics::Counters;
-use super::revalidate::Unsettled;
-use super::stream_registry::Leashes;
+use super::revalidate::RevalidationQueue;
+use super::stream_registry::StreamRegistry;
 use crate::redis::Redis;
-use crate::redis::cache::Shared;
+use crate::redis::cache::SharedCache;
 use crate::sql::batch::Batch;
-use crate::sql::record::Tending;
-use crate::sql::{Authority, News};
+use crate::sql::record::RetentionPolicy;
+use crate::sql::{Authority, StoreEvent};
 use crate::util::breaker::Breaker;
 use crate::util::periodic::every;
 
-/// Words of the upstream that are written at once; further ones wait for the next batch.
+/// The maximum number of upstream verdicts written at once. Further confirmations go to the
+/// write-behind queue.
 const SETTLING_MAX: usize = 4096;
 
-/// See the module.
+/// The store of bindings; implements [`Bindings`] for the filters.
 pub struct Store {
     pub(super) me: Weak<Self>,
     pub(super) authority: Arc<dyn Authority>,
     pub(super) cache: Cache,
-    /// What replicas remember together, where there is Redis.
-    pub(super) shared: Option<Arc<Shared>>,
+    /// The shared cache, with Redis only.
+    pub(super) shared: Option<Arc<SharedCache>>,
     breaker: Breaker,
     pub(super) writability: Writability,
-    /// What replicas share, to tell how it is.
+    /// Redis, for its health.
     pub(super) redis: OnceLock<Arc<Redis>>,
     stale_grace: Duration,
     waiting: Mutex<Batch>,
-    /// Keys whose intercepts were written since somebody looked.
+    /// Keys with intercepts written since alerts took them.
     pub(super) intercepted: Mutex<HashSet<KeyId>>,
-    /// One after the other: the last one at the end waits for the one before.
+    /// Serializes flushes: the last one waits for the one before.
     flushing: tokio::sync::Mutex<()>,
-    /// Words of the upstream that are being written.
+    /// Limits the verdicts being written.
     settling: Arc<Semaphore>,
-    pub(super) leashes: Leashes,
-    /// Keys that are to be read anew.
-    pub(super) unsettled: Mutex<Unsettled>,
-    /// Somebody has changed a live setting, or may have.
+    pub(super) streams: StreamRegistry,
+    /// Keys to read again.
+    pub(super) revalidation: Mutex<RevalidationQueue>,
+    /// Notified when a live setting may have changed.
     pub(super) settings_changed: Notify,
-    /// Replicas have asked or answered something, or may have.
+    /// Notified when a question or an answer of a replica may have arrived.
     pub(super) mail: watch::Sender<()>,
-    /// Where what nobody waits for is done.
+    /// The runtime of background tasks.
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) metrics: Counters,
 }
 
 impl Store {
-    /// `stale_grace`: for how long what was read is good enough while the authority cannot be asked.
+    /// `stale_grace`: how long a stale binding is used while the authority is away.
     pub(super) fn new(
         authority: Arc<dyn Authority>,
-        shared: Option<Arc<Shared>>,
+        shared: Option<Arc<SharedCache>>,
         cache_max: usize,
         stale_grace: Duration,
         metrics: &Registry,
@@ -80,8 +82,8 @@ impl Store {
             intercepted: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
-            leashes: Leashes::default(),
-            unsettled: Mutex::default(),
+            streams: StreamRegistry::default(),
+            revalidation: Mutex::default(),
             settings_changed: Notify::new(),
             mail: watch::Sender::new(()),
             runtime: tokio::runtime::Handle::current(),
@@ -89,84 +91,85 @@ impl Store {
         })
     }
 
-    /// Hears of what other processes change, from now on.
+    /// Subscribes to events of other processes.
     pub(super) fn follow(self: &Arc<Self>) {
         let weak = Arc::downgrade(self);
-        self.authority.watch(Arc::new(move |news| {
+        self.authority.watch(Arc::new(move |event| {
             if let Some(store) = weak.upgrade() {
-                store.hear(news);
+                store.handle_event(event);
             }
         }));
     }
 
-    /// Somebody has changed something, here or elsewhere.
-    pub fn hear(&self, news: News) {
-        let looked_at = match news {
-            News::Changed(id, version) => {
-                // What was known is read anew at once: the store may go before it is asked for.
+    /// Applies a change that was made here or by another process.
+    pub fn handle_event(&self, event: StoreEvent) {
+        let changed = match event {
+            StoreEvent::BindingChanged(id, version) => {
+                // A cached key is read again at once: the store may fail before its next request.
                 let known = self.cache.changed(id, version);
                 if let Some(shared) = &self.shared {
                     shared.changed(id, version);
                 }
-                if known || self.leashes.has(&id) { vec![id] } else { Vec::new() }
+                if known || self.streams.has(&id) { vec![id] } else { Vec::new() }
             }
-            News::Settings => {
+            StoreEvent::SettingsChanged => {
                 self.settings_changed.notify_one();
                 Vec::new()
             }
-            News::Mail => {
+            StoreEvent::MailChanged => {
                 self.mail.send_replace(());
                 Vec::new()
             }
-            News::Hears(hears) => {
-                self.metrics.hears.set(hears.into());
+            StoreEvent::NotificationsWork(works) => {
+                self.metrics.notifications.set(works.into());
                 Vec::new()
             }
-            News::Lost => {
+            StoreEvent::EventsLost => {
                 self.settings_changed.notify_one();
                 self.mail.send_replace(());
-                self.doubt_everything();
-                self.leashes.keys()
+                self.invalidate_all();
+                self.streams.keys()
             }
         };
-        self.look_after(looked_at);
+        self.revalidate(changed);
     }
 
-    fn doubt_everything(&self) {
-        self.cache.doubt_everything();
+    fn invalidate_all(&self) {
+        self.cache.invalidate_all();
         if let Some(shared) = &self.shared {
-            shared.doubt_everything();
+            shared.invalidate_all();
         }
     }
 
-    /// Remembers what the authority has said. What is known to be older than the truth goes no further than the answer.
-    pub(super) fn remember(&self, row: Binding, asked_at: Instant, epoch: u64) -> Arc<Binding> {
-        let holds = self.cache.put(row, asked_at, epoch);
-        let stands = self.cache.fresh(&holds.id, asked_at).is_some_and(|fresh| Arc::ptr_eq(&fresh, &holds));
-        if let Some(shared) = self.shared.as_ref().filter(|_| stands) {
+    /// Caches a row of the authority. A row that is known to be outdated is returned but not
+    /// shared.
+    pub(super) fn remember(&self, row: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
+        let holds = self.cache.put(row, read_at, epoch);
+        let is_current = self.cache.fresh(&holds.id, read_at).is_some_and(|fresh| Arc::ptr_eq(&fresh, &holds));
+        if let Some(shared) = self.shared.as_ref().filter(|_| is_current) {
             shared.put(&holds);
         }
         holds
     }
 
-    /// Writes what waits, every `period`, for as long as the store is in use.
+    /// Flushes the write-behind queue in each `period`, as long as the store is in use.
     pub fn flush_every(self: &Arc<Self>, period: Duration) {
         every(self, period, |store| async move { store.flush().await });
     }
 
-    /// Archives, sweeps and trims as `tending` says, whenever it says.
-    pub fn tend_every(self: &Arc<Self>, period: Duration, tending: impl Fn() -> Option<Tending> + Send + 'static) {
+    /// Applies retention in each `period`; `policy` returns `None` to skip a run.
+    pub fn apply_retention_every(self: &Arc<Self>, period: Duration, policy: impl Fn() -> Option<RetentionPolicy> + Send + 'static) {
         every(self, period, move |store| {
-            let tending = tending();
+            let policy = policy();
             async move {
-                if let Some(tending) = tending {
-                    store.tend(tending).await;
+                if let Some(policy) = policy {
+                    store.apply_retention(policy).await;
                 }
             }
         });
     }
 
-    /// Writes what waits, now. What cannot be written waits on.
+    /// Flushes the write-behind queue. Entries that cannot be written are queued again.
     pub async fn flush(&self) {
         let _one = self.flushing.lock().await;
         let batch = std::mem::take(&mut *self.waiting.lock());
@@ -174,7 +177,7 @@ impl Store {
         for piece in pieces.by_ref() {
             let written: Vec<KeyId> = piece.intercepts.values().map(|repeated| repeated.first.id).collect();
             if let Err(error) = self.authority.write(&piece).await {
-                tracing::error!(%error, "last uses, confirmations and intercepts could not be written; they wait on");
+                tracing::error!(%error, "last uses, confirmations and intercepts could not be written; trying again at the next flush");
                 let lost: usize = std::iter::once(piece).chain(pieces).map(|piece| self.waiting.lock().put_back(piece)).sum();
                 self.metrics.dropped.inc_by(lost as u64);
                 return;
@@ -183,7 +186,7 @@ impl Store {
         }
     }
 
-    /// The last flush of a process: tried twice, and what is lost then is said.
+    /// The last flush of a process: two attempts, then the lost entries are logged.
     pub async fn finish(&self) {
         self.flush().await;
         self.flush().await;
@@ -194,30 +197,31 @@ impl Store {
         }
     }
 
-    pub(super) async fn tend(&self, tending: Tending) {
-        match self.authority.tend(tending).await {
+    pub(super) async fn apply_retention(&self, policy: RetentionPolicy) {
+        match self.authority.apply_retention(policy).await {
             Ok(None) => {}
-            Ok(Some(tended)) => {
-                if tended.archived + tended.unconfirmed > 0 {
-                    self.doubt_everything();
+            Ok(Some(result)) => {
+                if result.archived + result.unconfirmed > 0 {
+                    self.invalidate_all();
                 }
-                for (what, rows) in [("archived", tended.archived), ("unconfirmed", tended.unconfirmed), ("trimmed", tended.trimmed)] {
-                    self.metrics.tended.iter().for_each(|counter| counter.with_label_values(&[what]).inc_by(rows));
+                for (what, rows) in [("archived", result.archived), ("unconfirmed", result.unconfirmed), ("trimmed", result.trimmed)] {
+                    self.metrics.retention.iter().for_each(|counter| counter.with_label_values(&[what]).inc_by(rows));
                 }
-                if tended != crate::sql::record::Tended::default() {
+                if result != crate::sql::record::RetentionResult::default() {
                     tracing::info!(
-                        archived = tended.archived,
-                        unconfirmed = tended.unconfirmed,
-                        trimmed = tended.trimmed,
-                        "tended the store"
+                        archived = result.archived,
+                        unconfirmed = result.unconfirmed,
+                        trimmed = result.trimmed,
+                        "applied retention to the store"
                     );
                 }
             }
-            Err(error) => tracing::warn!(%error, "nothing was archived or trimmed; trying again later"),
+            Err(error) => tracing::warn!(%error, "retention failed; trying again later"),
         }
     }
 
-    /// Writes the upstream's word, soon; a good one that cannot be written now is written with the next batch.
+    /// Writes the upstream's verdict in the background. A confirmation that cannot be written now
+    /// goes to the write-behind queue.
     fn settle(&self, binding: &Binding, accepted: bool) {
         let (id, version) = (binding.id, binding.version);
         let place = Arc::clone(&self.settling).try_acquire_owned().ok().filter(|_| !self.breaker.is_open());
@@ -228,31 +232,32 @@ impl Store {
             return;
         };
         self.runtime.spawn(async move {
-            // Not through the breaker: that this is late under load says nothing of what requests wait for.
+            // Bypasses the circuit breaker: a late verdict under load says nothing about the
+            // look-ups of requests.
             match store.authority.settle(id, version, accepted).await {
                 Ok(true) => {
-                    // The other replicas may know it from now on.
+                    // The other replicas may cache it from now on.
                     if let (Some(shared), Some(known)) = (&store.shared, store.cache.fresh(&id, Instant::now())) {
                         shared.put(&known);
                     }
                 }
-                // Whatever was read of it meanwhile is not to be remembered.
+                // The binding was removed: rows read meanwhile must not be cached.
                 Ok(false) => {
                     store.cache.changed(id, version.saturating_add(1));
                 }
                 Err(_) if accepted && store.waiting.lock().confirmed(id, version) => {}
                 Err(error) => {
                     store.metrics.dropped.inc();
-                    tracing::warn!(%error, "the binding of a key that the upstream refused stays until it is swept");
+                    tracing::warn!(%error, "the binding of a key that the upstream refused could not be removed; retention.unconfirmed removes it");
                 }
             }
             drop(place);
         });
     }
 
-    async fn ask<T>(&self, ask: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let away = || Err(StoreError::Away("the store does not answer; it is asked again in a moment".into()));
-        let answer = self.breaker.run(ask, |error| matches!(error, StoreError::Away(_))).await.unwrap_or_else(away);
+    async fn query<T>(&self, query: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let away = || Err(StoreError::Away("the store does not answer; try again in a moment".into()));
+        let answer = self.breaker.run(query, |error| matches!(error, StoreError::Away(_))).await.unwrap_or_else(away);
         self.metrics.away.set(self.breaker.is_open().into());
         answer
     }
@@ -272,8 +277,8 @@ impl Bindings for Store {
     fn recall(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
         let Some(shared) = self.shared.as_ref().filter(|shared| shared.is_there()) else { return Box::pin(std::future::ready(None)) };
         Box::pin(async move {
-            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
-            let known = self.cache.put_hearsay(shared.get(&id).await?, asked_at, epoch)?;
+            let (read_at, epoch) = (Instant::now(), self.cache.epoch());
+            let known = self.cache.put_unverified(shared.get(&id).await?, read_at, epoch)?;
             self.metrics.shared.inc();
             Some(known)
         })
@@ -281,24 +286,24 @@ impl Bindings for Store {
 
     fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async move {
-            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
-            if let Some(known) = self.cache.just_read(&id, asked_at) {
+            let (read_at, epoch) = (Instant::now(), self.cache.epoch());
+            if let Some(known) = self.cache.just_read(&id, read_at) {
                 return Ok(Some(known));
             }
-            match self.ask(self.authority.get(id)).await {
-                Ok(Some(row)) => Ok(Some(self.remember(row, asked_at, epoch))),
+            match self.query(self.authority.get(id)).await {
+                Ok(Some(row)) => Ok(Some(self.remember(row, read_at, epoch))),
                 Ok(None) => {
                     self.cache.forget(&id);
                     Ok(None)
                 }
                 Err(error) => {
-                    let known = match (self.cache.stale(&id, asked_at, self.stale_grace), &self.shared) {
+                    let known = match (self.cache.stale(&id, read_at, self.stale_grace), &self.shared) {
                         (None, Some(shared)) => shared.stale(&id).await.map(Arc::new),
                         (known, _) => known,
                     };
                     self.metrics.stale.inc_by(known.is_some().into());
-                    let unsettled = known.is_none() && self.cache.is_unsettled(&id);
-                    known.map(Some).ok_or_else(|| if unsettled { StoreError::Unsettled(error.to_string()) } else { error })
+                    let invalidated = known.is_none() && self.cache.is_invalidated(&id);
+                    known.map(Some).ok_or_else(|| if invalidated { StoreError::Unsettled(error.to_string()) } else { error })
                 }
             }
         })
@@ -306,24 +311,24 @@ impl Bindings for Store {
 
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async move {
-            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
-            let row = self.ask(self.authority.latch(first)).await;
+            let (read_at, epoch) = (Instant::now(), self.cache.epoch());
+            let row = self.query(self.authority.latch(first)).await;
             self.writability.note(&row);
             let row = row?;
-            Ok(self.remember(row, asked_at, epoch))
+            Ok(self.remember(row, read_at, epoch))
         })
     }
 
     fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async move {
             for from in previous {
-                let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
-                // A look first: most keys have never had another id, and looks are cheap.
-                if self.ask(self.authority.get(from)).await?.is_none() {
+                let (read_at, epoch) = (Instant::now(), self.cache.epoch());
+                // A read first: most keys never had another id, and reads are cheap.
+                if self.query(self.authority.get(from)).await?.is_none() {
                     continue;
                 }
-                if let Some(row) = self.ask(self.authority.adopt(id, from)).await? {
-                    return Ok(Some(self.remember(row, asked_at, epoch)));
+                if let Some(row) = self.query(self.authority.adopt(id, from)).await? {
+                    return Ok(Some(self.remember(row, read_at, epoch)));
                 }
             }
             Ok(None)
@@ -332,23 +337,23 @@ impl Bindings for Store {
 
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async move {
-            let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
-            let known = self.cache.just_read(&id, asked_at);
-            // Whoever hammers from elsewhere asks nobody.
+            let (read_at, epoch) = (Instant::now(), self.cache.epoch());
+            let known = self.cache.just_read(&id, read_at);
+            // Repeated requests from other networks are answered from the cache.
             let elsewhere = |known: &Arc<Binding>| !known.has_room(network, at) && !known.networks.iter().any(|one| one.contains(&network));
             if let Some(known) = known.filter(elsewhere) {
                 return Ok(Some(known));
             }
-            let row = self.ask(self.authority.roam(id, network, at)).await?;
-            Ok(row.map(|row| self.remember(row, asked_at, epoch)))
+            let row = self.query(self.authority.roam(id, network, at)).await?;
+            Ok(row.map(|row| self.remember(row, read_at, epoch)))
         })
     }
 
     fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
-        let leash = self.leashes.hold(id, client);
-        // A change that came after the request was admitted has found no stream to end.
+        let leash = self.streams.register(id, client);
+        // A change after the request was admitted found no stream to end.
         if !self.cache.fresh(&id, Instant::now()).is_some_and(|known| !known.banned && known.covers(client)) {
-            self.look_after(vec![id]);
+            self.revalidate(vec![id]);
         }
         leash
     }
@@ -359,7 +364,7 @@ impl Bindings for Store {
     }
 
     fn release(&self, binding: &Binding) {
-        // Another answer may have confirmed it meanwhile.
+        // Another response may have confirmed it meanwhile.
         if !self.cache.is_confirmed(&binding.id, binding.version) {
             self.settle(binding, false);
         }

@@ -1,4 +1,5 @@
-//! Open streams by their keys, so that those of a key that is banned or unbound can be ended.
+//! The open streams of each key, so that those of a banned or unbound key can be ended. Keeps weak
+//! references only: a stream ends without telling the registry.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,39 +8,39 @@ use std::sync::{Arc, Weak};
 use keylatch_filters::contract::{Binding, KeyId, Leash, Pulled};
 use parking_lot::Mutex;
 
-type Held = Vec<(IpAddr, Weak<Leash>)>;
+type OpenStreams = Vec<(IpAddr, Weak<Leash>)>;
 
-/// See the module. A stream that has ended is forgotten when its key is looked at next, or with the others
-/// when there are twice as many as after the last tidying.
+/// Cancellation handles by key. A stream that has ended is removed when its key is checked next, or
+/// in a sweep once the number of handles has doubled.
 #[derive(Default)]
-pub struct Leashes(Mutex<State>);
+pub struct StreamRegistry(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    by_key: HashMap<KeyId, Held>,
+    by_key: HashMap<KeyId, OpenStreams>,
     added: usize,
-    tidied: usize,
+    swept: usize,
 }
 
-impl Leashes {
-    /// For a stream of this key to this client that begins.
-    pub fn hold(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
+impl StreamRegistry {
+    /// Registers a stream of this key to this client, and returns its cancellation handle.
+    pub fn register(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
         let leash = Arc::new(Leash::default());
         let mut state = self.0.lock();
         state.by_key.entry(id).or_default().push((client, Arc::downgrade(&leash)));
         state.added += 1;
-        if state.added > 1000 + 2 * state.tidied {
-            state.by_key.retain(|_, held| {
-                held.retain(|(_, leash)| leash.strong_count() > 0);
-                !held.is_empty()
+        if state.added > 1000 + 2 * state.swept {
+            state.by_key.retain(|_, open| {
+                open.retain(|(_, leash)| leash.strong_count() > 0);
+                !open.is_empty()
             });
-            state.tidied = state.by_key.values().map(Vec::len).sum();
-            state.added = state.tidied;
+            state.swept = state.by_key.values().map(Vec::len).sum();
+            state.added = state.swept;
         }
         leash
     }
 
-    /// The keys of which streams may be open.
+    /// The keys that may have open streams.
     pub fn keys(&self) -> Vec<KeyId> {
         self.0.lock().by_key.keys().copied().collect()
     }
@@ -49,24 +50,24 @@ impl Leashes {
         self.0.lock().by_key.contains_key(id)
     }
 
-    /// Ends the key's streams that the binding that holds now would not let begin. How many.
-    pub fn pull(&self, id: &KeyId, holds: Option<&Binding>) -> usize {
+    /// Ends the key's streams that the binding `holds` refuses. Returns their number.
+    pub fn end_refused(&self, id: &KeyId, holds: Option<&Binding>) -> usize {
         let mut state = self.0.lock();
-        let Some(held) = state.by_key.get_mut(id) else { return 0 };
-        let mut pulled = 0;
-        held.retain(|(client, leash)| {
+        let Some(open) = state.by_key.get_mut(id) else { return 0 };
+        let mut ended = 0;
+        open.retain(|(client, leash)| {
             let Some(leash) = leash.upgrade() else { return false };
             let stays = holds.is_some_and(|binding| !binding.banned && binding.covers(*client));
             if !stays {
                 leash.pull(Pulled::Binding);
-                pulled += 1;
+                ended += 1;
             }
             stays
         });
-        if held.is_empty() {
+        if open.is_empty() {
             state.by_key.remove(id);
         }
-        pulled
+        ended
     }
 }
 
@@ -77,14 +78,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_that_ended_are_forgotten() {
-        let (leashes, id, client) = (Leashes::default(), KeyId([1; 32]), IpAddr::from([127, 0, 0, 1]));
+    fn ended_streams_are_removed() {
+        let (streams, id, client) = (StreamRegistry::default(), KeyId([1; 32]), IpAddr::from([127, 0, 0, 1]));
         for n in 0..=255 {
-            drop(leashes.hold(KeyId([n; 32]), client));
+            drop(streams.register(KeyId([n; 32]), client));
         }
-        let kept = leashes.hold(id, client);
-        (0..1000).for_each(|_| drop(leashes.hold(KeyId([2; 32]), client)));
-        assert!(leashes.keys().len() <= 2, "{}", leashes.keys().len());
+        let kept = streams.register(id, client);
+        (0..1000).for_each(|_| drop(streams.register(KeyId([2; 32]), client)));
+        assert!(streams.keys().len() <= 2, "{}", streams.keys().len());
         let networks = vec![client.into()];
         let binding = Binding {
             id,
@@ -97,9 +98,9 @@ mod tests {
             confirmed: true,
             version: 1,
         };
-        assert_eq!(leashes.pull(&id, Some(&binding)), 0);
-        assert_eq!(leashes.pull(&id, Some(&Binding { banned: true, ..binding })), 1);
-        assert!(!leashes.has(&id));
+        assert_eq!(streams.end_refused(&id, Some(&binding)), 0);
+        assert_eq!(streams.end_refused(&id, Some(&Binding { banned: true, ..binding })), 1);
+        assert!(!streams.has(&id));
         drop(kept);
     }
 }

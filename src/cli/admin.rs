@@ -116,7 +116,7 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
     let (store, actor) = (&opened.store, actor());
     match command {
         Command::List { json } => {
-            for account in store.desk().accounts().await.map_err(|e| e.to_string())? {
+            for account in store.admin_store().accounts().await.map_err(|e| e.to_string())? {
                 let last = account.signed_in_ms.map(|ms| humantime::format_rfc3339_seconds(crate::util::time::time(ms)).to_string());
                 if *json {
                     let row = serde_json::json!({ "name": account.name, "role": account.role, "disabled": account.disabled,
@@ -142,26 +142,27 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
         Command::ResetPassword { name, stdin } => {
             let password = if *stdin { read_stdin(BYTES_MAX)? } else { accounts::random_password()? };
             let passwords = Passwords::new()?;
-            if store.desk().accounts().await.map_err(|e| e.to_string())?.is_empty() {
+            if store.admin_store().accounts().await.map_err(|e| e.to_string())?.is_empty() {
                 accounts::make(store, &passwords, name, Role::Admin, &password, &actor).await?;
             } else {
                 let change = Change { password: Some(password.clone()), disabled: Some(false), role: None };
                 accounts::change(store, &passwords, &name.to_ascii_lowercase(), &change, None, &actor).await?;
             }
-            store.desk().unlock(&name.to_ascii_lowercase(), &actor).await.map_err(|e| e.to_string())?;
+            store.admin_store().unlock(&name.to_ascii_lowercase(), &actor).await.map_err(|e| e.to_string())?;
             if *stdin { Ok(()) } else { show(name, &password) }
         }
         Command::Unlock { name } => {
             let account = accounts::get(store, name).await?;
-            store.desk().unlock(&account.name, &actor).await.map_err(|e| e.to_string())
+            store.admin_store().unlock(&account.name, &actor).await.map_err(|e| e.to_string())
         }
         Command::Remove { name } => {
             let account = accounts::get(store, name).await?;
-            let removed = store.desk().remove_account(&account.name, Some(account.version), &actor).await.map_err(|e| e.to_string())?;
+            let removed =
+                store.admin_store().remove_account(&account.name, Some(account.version), &actor).await.map_err(|e| e.to_string())?;
             Ok(accounts::made(removed, &account.name)?)
         }
         Command::Providers => {
-            for provider in store.desk().providers().await.map_err(|e| e.to_string())? {
+            for provider in store.admin_store().providers().await.map_err(|e| e.to_string())? {
                 let row = serde_json::json!({ "name": provider.name, "settings": provider.settings, "has_client_secret": provider.secret.is_some() });
                 say!("{row}")?;
             }

@@ -9,7 +9,7 @@ use crate::cli::terminal::{headed, say};
 use crate::compile;
 use crate::config::model::Storage;
 use crate::config::{Files, parse_file};
-use crate::sql::audit::{Asked, Entry};
+use crate::sql::audit::{AuditEntry, AuditQuery};
 
 /// Rows read at once.
 const PAGE: u32 = 1000;
@@ -42,16 +42,17 @@ pub fn audit(asked: &Audit) -> Result<(), String> {
     }
     on_runtime(async {
         let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
-        let of = Asked { target: asked.target.clone(), actor: asked.actor.clone(), action: asked.action.clone(), ..Asked::default() };
+        let of =
+            AuditQuery { target: asked.target.clone(), actor: asked.actor.clone(), action: asked.action.clone(), ..AuditQuery::default() };
         show(&opened.store, of, asked.limit, asked.json).await
     })
 }
 
 /// The latest first.
-pub async fn show(store: &Store, asked: Asked, limit: u32, json: bool) -> Result<(), String> {
+pub async fn show(store: &Store, asked: AuditQuery, limit: u32, json: bool) -> Result<(), String> {
     let (mut before, mut left, mut is_first) = (None, limit, !json);
     while left > 0 {
-        let page = store.audit(Asked { before, limit: left.min(PAGE), ..asked.clone() }).await.map_err(|e| e.to_string())?;
+        let page = store.audit(AuditQuery { before, limit: left.min(PAGE), ..asked.clone() }).await.map_err(|e| e.to_string())?;
         if std::mem::take(&mut is_first) {
             headed("TIME                  ACTOR@ORIGIN  ACTION  TARGET  CHANGES", "There is no such change.", page.is_empty())?;
         }
@@ -66,7 +67,7 @@ pub async fn show(store: &Store, asked: Asked, limit: u32, json: bool) -> Result
 }
 
 /// Who did what to which, and what is different since.
-fn plain(entry: &Entry) -> String {
+fn plain(entry: &AuditEntry) -> String {
     let fields = |side: &Option<serde_json::Value>| side.as_ref().and_then(|value| value.as_object().cloned()).unwrap_or_default();
     let (before, after) = (fields(&entry.before), fields(&entry.after));
     let differs = |name: &&String| before.get(*name) != after.get(*name) && !["key_id", "last_used"].contains(&name.as_str());

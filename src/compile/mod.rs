@@ -1,4 +1,5 @@
-//! From what an operator wrote to what a request meets: a [`Snapshot`], immutable, swapped whole.
+//! Compiles a parsed configuration into a [`Snapshot`], which is immutable and replaced as a whole.
+//! Starts nothing and opens no store.
 
 mod noop_ports;
 mod route;
@@ -20,32 +21,32 @@ use keylatch_filters::contract::{Invalid, Keep, Named, Ports, SecretRef, Site, T
 use crate::alerts::Alerts;
 use crate::config::model::{FilterItem, RouteSettings, Settings, Storage};
 use crate::config::report::nearest;
-use crate::config::sections::tell;
+use crate::config::sections::add_invalid;
 use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Parsed, Report, bounds, parse, parse_file};
 use crate::listener::policy::Entry;
 use crate::upstream::Upstream;
 use route::Matcher;
 
-/// Compiles files, one after the other, with what outlives a reload.
+/// Compiles configurations, and keeps the state that outlives a reload.
 pub struct Compiler {
     keep: Keep,
     ports: Ports,
 }
 
 impl Compiler {
-    /// With the implementations behind the ports.
+    /// With the implementations of the ports.
     pub fn new(ports: Ports) -> Self {
         Self { keep: Keep::default(), ports }
     }
 
-    /// What a listener asks whose socket is open though the file says nothing of it any more: what it asked last, with its files as they
-    /// are now, which are watched with the others.
+    /// Keeps the policy of a listener that still has its socket although the file no longer has it. Its
+    /// files are read again and watched.
     pub fn keep_on(&self, gone: &Arc<Entry>, path: &Path, fresh: &mut Snapshot) {
         let files = Files::beside(path);
         let entry = gone.again(&files, &self.keep).map(Arc::new).unwrap_or_else(|wrong| {
             let why = wrong.iter().map(|invalid| invalid.message.as_str()).collect::<Vec<_>>().join("; ");
-            tracing::error!(listener = %gone.address, why, "the file says nothing of it any more, and what it asks until a restart stays as it was");
+            tracing::error!(listener = %gone.address, why, "the listener is no longer in the file and its files cannot be read; its policy stays until a restart");
             Arc::clone(gone)
         });
         fresh.files.extend(files.digests());
@@ -53,7 +54,7 @@ impl Compiler {
         fresh.entries.push(entry);
     }
 
-    /// Compiles a file. Nothing is started; all that is wrong is in the report.
+    /// Compiles a configuration. Starts nothing; the report lists all errors.
     pub fn compile(&self, mut parsed: Parsed) -> Result<Snapshot, Report> {
         let mut report = std::mem::replace(&mut parsed.mistakes, Report::new(&parsed.path));
         let said = parsed.settings.clone();
@@ -61,10 +62,10 @@ impl Compiler {
         overrides.apply(&mut parsed.settings);
         let files = Files::beside(&parsed.path);
         let partial = !report.is_empty();
-        // Where the file says nothing of Redis there is none, whatever the process was started with.
+        // Without a `redis` section there is no Redis, whatever the process was started with.
         let counters = self.ports.counters.clone().filter(|_| parsed.settings.redis.is_some());
         let ports = Ports { counters, ..self.ports.clone() };
-        // Routes that could not be read have names, too.
+        // Routes that could not be parsed have names, too.
         let names = parsed.settings.routes.iter().map(|route| route.name.clone()).filter(|_| !partial).collect();
         let mut work = Work {
             compiler: self,
@@ -91,8 +92,8 @@ impl Compiler {
     }
 }
 
-/// Whether a file could be taken, or a text as if it stood there. What a text has from the environment is not told: whoever
-/// sends it may not know that.
+/// Checks a file, or a text in place of its content. The report omits values from the environment:
+/// the sender of a text may not be allowed to see them.
 pub fn check(path: &Path, text: Option<&str>) -> Result<(), Report> {
     let looked_up = RefCell::new(Vec::new());
     let look_up = |name: &str| std::env::var(name).ok().inspect(|value| looked_up.borrow_mut().push(value.clone()));
@@ -101,7 +102,7 @@ pub fn check(path: &Path, text: Option<&str>) -> Result<(), Report> {
     checked.map(|_| ()).map_err(|report| report.without(&looked_up.take()))
 }
 
-/// What a file says, if it is valid as a whole as far as that can be known without a running process.
+/// The settings of a file, if it is valid as far as that can be known without a running process.
 pub fn settings(parsed: Parsed) -> Result<Settings, Report> {
     if parsed.mistakes.is_empty() {
         return Ok(parsed.settings);
@@ -113,20 +114,21 @@ struct Work<'a> {
     compiler: &'a Compiler,
     ports: Ports,
     parsed: &'a Parsed,
-    /// Something could not be read; defaults stand in its place.
+    /// Whether something could not be parsed and has its default instead.
     partial: bool,
     files: &'a Files,
     report: &'a mut Report,
     trusted: Arc<TrustedProxies>,
-    /// Whether any filter uses what replicas share.
+    /// Whether a filter uses shared state.
     shares: Cell<bool>,
-    /// The limits by which filters refer to each other: those of the top level, or of the route that is compiled.
+    /// The limits that filters refer to by name: those of the top level, or of the route being
+    /// compiled.
     limits: RefCell<Named>,
-    /// The names of all routes; empty where some could not be read.
+    /// The names of all routes; empty if some could not be parsed.
     routes: Vec<String>,
 }
 
-/// What a snapshot is put together of.
+/// The parts of a snapshot.
 struct Pieces {
     entries: Vec<Arc<Entry>>,
     upstreams: Vec<Arc<Upstream>>,
@@ -137,7 +139,7 @@ struct Pieces {
 
 impl Work<'_> {
     fn wrong(&mut self, invalid: &Invalid) {
-        tell(self.report, &self.parsed.tree, &[], invalid);
+        add_invalid(self.report, &self.parsed.tree, &[], invalid);
     }
 
     fn pieces(&mut self) -> Pieces {
@@ -159,10 +161,10 @@ impl Work<'_> {
             let limits = self.limits.borrow();
             let missing = limits
                 .missing()
-                .map(|name| format!("no rate_limit behind the rule that chooses it has a limit `{name}` with `chosen: true`"));
+                .map(|name| format!("a rule chooses the limit `{name}`, but no later rate_limit has it with `chosen: true`"));
             let idle = limits
                 .idle()
-                .map(|name| format!("no rule before it chooses the limit `{name}`, which says `chosen: true`: it would never count"));
+                .map(|name| format!("the limit `{name}` has `chosen: true`, but no earlier rule chooses it: it would never count"));
             drop(limits);
             if let Some(says) = missing.or(idle).filter(|_| !self.partial && self.report.is_empty()) {
                 self.wrong(&Invalid::new(says).at("filters").index(index).at("routes"));
@@ -174,7 +176,9 @@ impl Work<'_> {
         });
         let unused = settings.redis.is_some() && !matches!(settings.storage, Storage::Postgres(_)) && !self.shares.get();
         if unused && !self.partial && self.report.is_empty() {
-            self.wrong(&Invalid::new("nothing uses it: neither storage.postgres nor a limit with `scope: shared`").at("redis"));
+            self.wrong(
+                &Invalid::new("the section has no effect without storage.postgres or a limit with `scope: shared`; remove it").at("redis"),
+            );
         }
         Pieces {
             entries,
@@ -196,16 +200,17 @@ impl Work<'_> {
         entries
     }
 
-    /// One for each item of the list; `None` for one that is wrong, so that references to it are not.
+    /// One item for each item of the list; `None` for an invalid one, so that references to it are
+    /// no further errors.
     fn upstreams(&mut self) -> Vec<Option<Arc<Upstream>>> {
         let mut seen = HashMap::new();
         let mut compiled = Vec::new();
         for (index, config) in self.parsed.settings.upstreams.iter().enumerate() {
             if let Some(first) = seen.insert(config.name.as_str(), index) {
-                let invalid = Invalid::new(format!("`{}` is the name of upstreams[{first}] already", config.name));
+                let invalid = Invalid::new(format!("the name `{}` is already used by upstreams[{first}]", config.name));
                 self.wrong(&invalid.at("name").index(index).at("upstreams"));
             }
-            // The same configuration is the same upstream: its connections, health and tasks go on.
+            // An unchanged upstream is kept with its connections, health and tasks.
             let own = self.files.apart();
             let made = Upstream::compile(config, &own);
             let key = format!("{config:?} {:?}", own.digests());
@@ -227,7 +232,8 @@ impl Work<'_> {
         for (index, item) in items.iter().enumerate() {
             let also = RefCell::default();
             let mut site = Site {
-                // Named by its kind: a filter of another kind that is put before it must not reset its counts.
+                // Numbered among filters of its kind: inserting another kind must not reset the
+                // counters.
                 place: format!("{prefix}{}[{}]", item.name, items.iter().take(index).filter(|other| other.name == item.name).count()),
                 trusted: Arc::clone(&self.trusted),
                 keep: &self.compiler.keep,
@@ -254,20 +260,20 @@ impl Work<'_> {
         let settings = &self.parsed.settings;
         let place = |invalid: Invalid| invalid.index(index).at("routes");
         if let Some(first) = settings.routes.iter().take(index).position(|other| other.name == config.name) {
-            self.wrong(&place(Invalid::new(format!("`{}` is the name of routes[{first}] already", config.name)).at("name")));
+            self.wrong(&place(Invalid::new(format!("the name `{}` is already used by routes[{first}]", config.name)).at("name")));
         }
         let matcher = Matcher::compile(&config.matches).map_err(|invalid| self.wrong(&place(invalid.at("match")))).ok();
         let own = self.filters(&config.filters, &|invalid, at| place(invalid.index(at).at("filters")), &format!("routes.{}.", config.name));
         let found = settings.upstreams.iter().position(|upstream| upstream.name == config.upstream);
-        // Where upstreams or this route could not be read, that has been told.
+        // An upstream or route that could not be parsed is already in the report.
         let unread = self.partial && (settings.upstreams.is_empty() || config.upstream.is_empty());
         if found.is_none() && !unread {
             let names = settings.upstreams.iter().map(|upstream| upstream.name.as_str());
             let advice = match nearest(&config.upstream, names.clone()) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("there are {}", names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+                None => format!("expected one of {}", names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
             };
-            self.wrong(&place(Invalid::new(format!("there is no upstream `{}`; {advice}", config.upstream)).at("upstream")));
+            self.wrong(&place(Invalid::new(format!("the upstream `{}` does not exist; {advice}", config.upstream)).at("upstream")));
         }
         let upstream = upstreams.get(found?)?.clone()?;
         Some(Route {
@@ -281,12 +287,12 @@ impl Work<'_> {
     }
 }
 
-/// URLs of stores that a start would refuse.
+/// Store URLs that a start would refuse.
 fn store_urls(settings: &Settings, files: &Files) -> Vec<Invalid> {
     let mut wrong = Vec::new();
     let read = |url: &SecretRef, parse: &dyn Fn(&str) -> Result<(), String>| {
         let text = files.secret(url).map_err(|invalid| invalid.to_string())?;
-        // A value from the environment may be missing where a file is only checked.
+        // A variable of the environment may be missing where a file is only checked.
         if text.is_empty() { Err("is empty".into()) } else { parse(&text) }
     };
     if let Storage::Postgres(config) = &settings.storage {

@@ -1,4 +1,5 @@
-//! Ports for compiling without running: nothing is stored, nothing is known, nobody is asked.
+//! Ports for compiling a configuration without running it: they store nothing, know nothing and
+//! make no calls.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
@@ -13,31 +14,31 @@ use keylatch_filters::contract::{
 
 use crate::outbound;
 
-/// Ports for compiling without running: nothing is stored, nothing is known.
+/// Ports for compiling a configuration without running it.
 pub fn check_ports() -> Ports {
     Ports {
-        bindings: Arc::new(Nowhere),
+        bindings: Arc::new(NoopPort),
         hasher: KeyHasher::new(b""),
         meter: Arc::new(Meter::default()),
-        counters: Some(Arc::new(Nowhere)),
-        outbound: Arc::new(Nowhere),
+        counters: Some(Arc::new(NoopPort)),
+        outbound: Arc::new(NoopPort),
         near: Arc::default(),
     }
 }
 
-struct Nowhere;
+struct NoopPort;
 
-impl Outbound for Nowhere {
+impl Outbound for NoopPort {
     fn service(&self, endpoint: &Endpoint, ca: Option<String>, _: Option<HeaderValue>) -> Result<Arc<dyn Service>, Invalid> {
         outbound::check(endpoint, ca)?;
-        Ok(Arc::new(Nowhere))
+        Ok(Arc::new(NoopPort))
     }
     fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
-        Arc::new(Nowhere)
+        Arc::new(NoopPort)
     }
 }
 
-impl Tender for Nowhere {
+impl Tender for NoopPort {
     fn now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
@@ -46,31 +47,31 @@ impl Tender for Nowhere {
     }
 }
 
-impl Service for Nowhere {
+impl Service for NoopPort {
     fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
-        Box::pin(async { Err(CallError::Away("nobody is asked here".into())) })
+        Box::pin(async { Err(CallError::Away("no calls are made while a configuration is checked".into())) })
     }
     fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
-        Ok(Arc::new(Nowhere))
+        Ok(Arc::new(NoopPort))
     }
 }
 
-impl Counters for Nowhere {
+impl Counters for NoopPort {
     fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+        Box::pin(async { Err(StoreError::Away("no shared state while a configuration is checked".into())) })
     }
     fn look<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+        Box::pin(async { Err(StoreError::Away("no shared state while a configuration is checked".into())) })
     }
     fn forget<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+        Box::pin(async { Err(StoreError::Away("no shared state while a configuration is checked".into())) })
     }
     fn lease(&self, _: String, _: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>> {
-        Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
+        Box::pin(async { Err(StoreError::Away("no shared state while a configuration is checked".into())) })
     }
 }
 
-impl Bindings for Nowhere {
+impl Bindings for NoopPort {
     fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }

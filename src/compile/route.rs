@@ -1,4 +1,4 @@
-//! Which route a request takes.
+//! A compiled route and its matcher. The order of routes belongs to [`super::Snapshot`].
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use crate::upstream::Upstream;
 
 /// A compiled route.
 pub struct Route {
-    /// Its name.
+    /// The route's name.
     pub name: Arc<str>,
     /// The filters of its requests, the top-level ones first.
     pub chain: Chain,
-    /// Where they go.
+    /// The upstream of its requests.
     pub upstream: Arc<Upstream>,
-    /// `%2F` may stand in its paths.
+    /// Whether paths may contain `%2F`.
     pub allow_encoded_slash: bool,
-    /// The API its clients speak; `None`: the one of the path.
+    /// The API of its clients; `None`: derived from the path.
     pub dialect: Option<Dialect>,
     pub(super) matcher: Matcher,
 }
 
 impl Route {
-    /// Whether this route is for that request. `path` is the normalised one, without the query.
+    /// Whether the route matches. `path` is normalised and without its query.
     pub fn matches(&self, method: &Method, host: &str, path: &str) -> bool {
         self.matcher.matches(method, host, path)
     }
@@ -43,20 +43,20 @@ pub struct Matcher {
 #[derive(Debug)]
 enum HostPattern {
     Exact(String),
-    /// With its leading dot.
+    /// A suffix with its leading dot.
     Below(String),
 }
 
 #[derive(Debug)]
 enum PathPattern {
     Exact(String),
-    /// Without the trailing `/*`.
+    /// A prefix without the trailing `/*`.
     Below(String),
-    /// With `*` for any one segment.
+    /// Segments, with `*` for any single segment.
     Segments {
-        /// `None`: any segment that is not empty.
+        /// `None`: any non-empty segment.
         segments: Vec<Option<String>>,
-        /// Whether it ends with `/*`.
+        /// Whether the pattern ends with `/*`.
         below: bool,
     },
 }
@@ -70,9 +70,11 @@ impl Matcher {
             let text = text.to_ascii_lowercase();
             let bare = text.strip_prefix("*.").unwrap_or(&text);
             if bare.is_empty() || bare.contains(['*', ':', '/', ' ']) {
-                return Err(Invalid::new(format!("`{text}` is not a host; write `api.example.com` or `*.example.com`, without a port"))
-                    .index(index)
-                    .at(key));
+                return Err(Invalid::new(format!(
+                    "`{text}` is not a host pattern; write `api.example.com` or `*.example.com`, without a port"
+                ))
+                .index(index)
+                .at(key));
             }
             Ok(match text.strip_prefix('*') {
                 Some(suffix) => HostPattern::Below(suffix.to_owned()),
@@ -86,7 +88,7 @@ impl Matcher {
             let stars = base.split('/').all(|segment| segment == "*" || !segment.contains('*'));
             if text.is_empty() || !normal || !stars || base.contains(['?', '#', '%', ' ']) {
                 return Err(Invalid::new(format!(
-                    "`{text}` is not a path; write `/v1/models`, `/v1/*` or `/*/mj/*`, as it looks after normalisation"
+                    "`{text}` is not a path pattern; write `/v1/models`, `/v1/*` or `/*/mj/*`, in normalised form"
                 ))
                 .index(index)
                 .at(key));
@@ -102,12 +104,14 @@ impl Matcher {
             })
         };
         if let Some(index) = config.except_paths.iter().position(|path| path == "/*") {
-            return Err(Invalid::new("excepts every path: the route matches nothing").index(index).at("except_paths"));
+            return Err(Invalid::new("excludes every path: the route would match nothing").index(index).at("except_paths"));
         }
         let method = |(index, text, key): (usize, String, &'static str)| {
             let upper = text.bytes().all(|b| b.is_ascii_uppercase());
             let parsed = text.parse::<Method>().ok().filter(|_| upper);
-            parsed.ok_or_else(|| Invalid::new(format!("`{text}` is not a method; write it in capitals, like `POST`")).index(index).at(key))
+            parsed.ok_or_else(|| {
+                Invalid::new(format!("`{text}` is not a method; write it in upper case, such as `POST`")).index(index).at(key)
+            })
         };
         Ok(Self {
             hosts: each(&config.hosts, "hosts").into_iter().map(host).collect::<Result<_, _>>()?,
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn excepted_paths_belong_to_another_route() {
+    fn excepted_paths_do_not_match() {
         let list = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
         let config = Match { paths: list(&["/mj/*", "/*/mj/*"]), except_paths: list(&["/mj/image/*", "/api/mj/*"]), ..Match::default() };
         let route = Matcher::compile(&config).unwrap();
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern() {
+    fn malformed_patterns_are_refused() {
         for (hosts, paths, methods) in [
             (&["a b"][..], &[][..], &[][..]),
             (&["h:80"], &[], &[]),

@@ -1,4 +1,4 @@
-//! What a request meets: everything compiled from one file.
+//! The immutable result of compiling one configuration file. Contains no compilation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,49 +16,51 @@ use crate::config::{Digest, Written};
 use crate::listener::policy::Entry;
 use crate::upstream::Upstream;
 
-/// Everything compiled from one file. A request takes it once, at its start, and keeps it to its end.
+/// Everything compiled from one file. A request takes the current snapshot at its start and keeps
+/// it to its end.
 pub struct Snapshot {
-    /// What the file said.
+    /// The settings as the file gives them.
     pub settings: Settings,
-    /// In order; the first that matches is taken.
+    /// The routes in order; the first match is used.
     pub routes: Vec<Route>,
-    /// The top-level filters alone, for requests that no route is for.
+    /// The top-level filters, for requests that match no route.
     pub unrouted: Chain,
-    /// What each listener asks of whoever connects.
+    /// The connection policy of each listener.
     pub entries: Vec<Arc<Entry>>,
-    /// Every upstream, used by a route or not.
+    /// All upstreams, used by a route or not.
     pub upstreams: Vec<Arc<Upstream>>,
-    /// Who may speak for others.
+    /// The trusted proxies.
     pub trusted: Arc<TrustedProxies>,
-    /// Who is told what.
+    /// The compiled alerts.
     pub alerts: Arc<Alerts>,
-    /// What stands in the file.
+    /// The keys that are present in the file.
     pub written: Written,
-    /// All of it as YAML, secrets masked.
+    /// The configuration as YAML, with secrets masked.
     pub masked: String,
-    /// The files it was compiled from, and what they held; `None`: they were not there.
+    /// The files it was compiled from, with their digests; `None`: the file did not exist.
     pub files: BTreeMap<PathBuf, Option<Digest>>,
-    /// Those of them that hold secrets.
+    /// Those of the files that contain secrets.
     pub secret_files: BTreeSet<PathBuf>,
 }
 
 impl Snapshot {
-    /// The route for a request; `path` normalised and without its query.
+    /// The route of a request. `path` is normalised and without its query.
     pub fn route(&self, method: &http::Method, host: &str, path: &str) -> Option<(usize, &Route)> {
         self.routes.iter().enumerate().find(|(_, route)| route.matches(method, host, path))
     }
 
-    /// What the listener at this address asks of whoever connects, if the file still has it.
+    /// The connection policy of the listener at this address, if the file still has it.
     pub fn entry(&self, address: SocketAddr) -> Option<&Arc<Entry>> {
         self.entries.iter().find(|entry| entry.address == address)
     }
 
-    /// The listeners' certificates from ACME, with what is wanted of each.
+    /// The listeners' ACME certificates, with the names and challenges that each needs.
     pub fn acme(&self) -> Vec<(Arc<Held>, Wanted)> {
         self.entries.iter().filter_map(|entry| entry.acme.clone()).collect()
     }
 
-    /// The sections that differ from those the process was started with and take effect at a restart only.
+    /// The sections that differ from those at the start of the process and take effect after a
+    /// restart only.
     pub fn needs_restart(&self, other: &Settings) -> Vec<&'static str> {
         let (a, b) = (&self.settings, other);
         let changed = [

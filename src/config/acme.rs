@@ -1,69 +1,68 @@
-//! The part of [`super::model`] about certificates that are made by themselves.
+//! The `acme` section of [`super::model`]. Makes no certificate; `crate::acme` does.
 
 use keylatch_filters::contract::{HumanDuration, Invalid, SecretRef};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// Where certificates come from, by ACME (RFC 8555). Account and certificates are kept in the store, encrypted under a key that
-/// follows from `secrets.admin`, and shared by replicas, one of which has them made.
+/// Certificates by ACME (RFC 8555). The account and the certificates are stored encrypted under a
+/// key derived from `secrets.admin`, and shared by all replicas. One replica at a time requests
+/// certificates.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Acme {
-    /// The CA's directory. Default: that of Let's Encrypt.
+    /// The URL of the CA's directory. Default: Let's Encrypt.
     #[serde(default = "lets_encrypt")]
     pub directory: String,
-    /// Who is told when something is wrong: `mailto:ops@example.com`.
+    /// Contacts that the CA notifies of problems: `mailto:ops@example.com`.
     #[serde(default)]
     pub contact: Vec<String>,
-    /// That you agree to the CA's terms; without it no certificate is made.
+    /// Agreement to the CA's terms. Required; without it no certificate is requested.
     #[serde(default)]
     pub accept_terms: bool,
-    /// By what it is shown whose the names are. Default: `tls_alpn`.
+    /// The challenge that proves control of the names. Default: `tls_alpn`.
     #[serde(default)]
     pub challenge: Challenge,
-    /// An account that the CA knows already (external account binding), as some CAs ask for.
+    /// An existing account at the CA (external account binding), which some CAs require.
     pub external_account: Option<ExternalAccount>,
-    /// How long before its end a certificate is made anew. One that lasts less than three times as long is in its last third.
-    /// Default: 30days.
+    /// How long before its expiry a certificate is renewed. A certificate whose lifetime is shorter
+    /// than three times this is renewed in its last third. Default: 30days.
     #[serde(default = "a_month")]
     pub renew_before: HumanDuration,
-    /// The certificates that may sign the CA's own server's, as PEM. Default: the system's.
+    /// CA certificates (PEM) that the CA's own server is verified with. Default: the system's.
     pub ca_file: Option<String>,
-    /// The directory may be http, or an address that is not public. Default: false.
+    /// Whether the directory may use HTTP or a private address. Default: false.
     #[serde(default)]
     pub allow_private: bool,
 }
 
-/// By what it is shown whose a name is.
+/// The challenge that proves control of a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Challenge {
-    /// TLS-ALPN-01 (RFC 8737): the CA comes to port 443, which must lead to the listener.
+    /// TLS-ALPN-01 (RFC 8737): the CA connects to port 443, which must reach the listener.
     #[default]
     TlsAlpn,
-    /// HTTP-01: the CA comes to port 80, which must lead to a listener without TLS.
+    /// HTTP-01: the CA connects to port 80, which must reach a listener without TLS.
     Http,
 }
 
-/// An account that the CA knows already.
+/// An existing account at the CA.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalAccount {
-    /// The number the CA gives.
+    /// The key id from the CA.
     pub key_id: String,
-    /// The key the CA gives, in base64url.
+    /// The HMAC key from the CA, in base64url.
     pub key: SecretRef,
 }
 
 impl Acme {
-    /// What makes no sense, without asking anybody.
+    /// Errors that can be found without a network call.
     pub fn mistakes(&self) -> Vec<Invalid> {
         let mut wrong = Vec::new();
         if !self.accept_terms {
             wrong.push(
-                Invalid::new("must be `true`: the CA makes no certificate for who has not agreed to its terms")
-                    .at("accept_terms")
-                    .at("acme"),
+                Invalid::new("must be `true`: the CA issues certificates only after agreement to its terms").at("accept_terms").at("acme"),
             );
         }
         if !(1..=365 * 86_400).contains(&self.renew_before.0.as_secs()) {
@@ -74,14 +73,14 @@ impl Acme {
         }
         for (index, contact) in self.contact.iter().enumerate() {
             if !contact.starts_with("mailto:") || contact.contains(char::is_whitespace) {
-                wrong.push(Invalid::new("must be such as `mailto:ops@example.com`").index(index).at("contact").at("acme"));
+                wrong.push(Invalid::new("must be a mail URL such as `mailto:ops@example.com`").index(index).at("contact").at("acme"));
             }
         }
         wrong
     }
 }
 
-/// A name for which a certificate can be had by these challenges.
+/// Checks that ACME can issue a certificate for a name by these challenges.
 pub fn name(text: &str) -> Result<(), Invalid> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -89,10 +88,10 @@ pub fn name(text: &str) -> Result<(), Invalid> {
             && !label.starts_with('-')
     };
     if text.starts_with("*.") {
-        return Err(Invalid::new("a wildcard cannot be had by these challenges; name each, or use `certificates`"));
+        return Err(Invalid::new("these challenges cannot prove a wildcard; list each name, or use `certificates`"));
     }
     let fine = text.len() <= 253 && text.contains('.') && text.split('.').all(label) && text.parse::<std::net::IpAddr>().is_err();
-    if fine { Ok(()) } else { Err(Invalid::new(format!("`{text}` is not a host's name in lower case, such as `api.example.com`"))) }
+    if fine { Ok(()) } else { Err(Invalid::new(format!("`{text}` is not a host name in lower case, such as `api.example.com`"))) }
 }
 
 fn lets_encrypt() -> String {

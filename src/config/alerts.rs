@@ -1,17 +1,18 @@
-//! The part of [`super::model`] about alerts.
+//! The `alerts` section of [`super::model`]. Sends nothing; `crate::alerts` does.
 
 use keylatch_filters::contract::{HumanDuration, Invalid, SecretRef};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// Who is told when a key is refused too often.
+/// Alerts when a key is refused too often.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Alerts {
-    /// From how many intercepts of one key on, over all replicas. An alert is in the log, and goes to all webhooks.
+    /// The number of intercepts of one key, over all replicas, that raises an alert. An alert is
+    /// logged and sent to all webhooks.
     #[serde(default)]
     pub intercepts: InterceptAlert,
-    /// Where alerts go.
+    /// The webhooks that alerts are sent to.
     #[serde(default)]
     pub webhooks: Vec<Webhook>,
 }
@@ -20,11 +21,12 @@ pub struct Alerts {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct InterceptAlert {
-    /// So many. Default: 20.
+    /// The number of intercepts. Default: 20.
     pub count: u64,
-    /// Within this time, to the minute; and of one key once in it. Default: 10min.
+    /// The window in which they count, to the minute. A key raises at most one alert per window.
+    /// Default: 10min.
     pub window: HumanDuration,
-    /// Whether intercepts of filters in shadow mode count as well. Default: false.
+    /// Whether intercepts of filters in shadow mode count. Default: false.
     pub shadow: bool,
 }
 
@@ -34,25 +36,27 @@ impl Default for InterceptAlert {
     }
 }
 
-/// A place where alerts are sent to, as HTTP POST. An alert that does not arrive is tried again, later and later, for a day.
+/// A webhook, called by HTTP POST. A failed delivery is retried with growing pauses for a day.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Webhook {
-    /// Its name in logs, metrics and the database.
+    /// The name in logs, metrics and the database.
     pub name: String,
-    /// Where: `https://…`; from `${ENV}` or `file:PATH`, since whoever has it can post there.
+    /// The URL: `https://…`. It is a secret (`${ENV}` or `file:PATH`), because it usually is the
+    /// only credential.
     pub url: SecretRef,
-    /// The form of what is sent. Default: `json`.
+    /// The format of the body. Default: `json`.
     #[serde(default)]
     pub format: WebhookFormat,
-    /// Signs what is sent: for `json` as Standard Webhooks writes it (text, or `whsec_` and base64), for `feishu` and `dingtalk` as they do.
+    /// The secret that signs the body: for `json` as in Standard Webhooks (text, or `whsec_` and
+    /// base64), for `feishu` and `dingtalk` as they define.
     pub secret: Option<SecretRef>,
-    /// Whether the target may be http, or an address that is not public. Default: false.
+    /// Whether the target may use HTTP or a private address. Default: false.
     #[serde(default)]
     pub allow_private: bool,
-    /// The certificates that may sign the server's, as PEM. Default: the system's.
+    /// CA certificates (PEM) that the server is verified with. Default: the system's.
     pub ca_file: Option<String>,
-    /// How long one attempt may take. Default: 10s.
+    /// The time limit of one attempt. Default: 10s.
     #[serde(default = "ten_seconds")]
     pub timeout: HumanDuration,
 }
@@ -61,34 +65,34 @@ fn ten_seconds() -> HumanDuration {
     HumanDuration::secs(10)
 }
 
-/// The form of what is sent.
+/// The format of the body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WebhookFormat {
-    /// The event itself, signed as Standard Webhooks writes it.
+    /// The event as JSON, signed as in Standard Webhooks.
     #[default]
     Json,
-    /// Slack's incoming webhooks, and Mattermost's.
+    /// Slack and Mattermost incoming webhooks.
     Slack,
-    /// Discord's webhooks.
+    /// Discord webhooks.
     Discord,
-    /// Feishu's and Lark's custom bots.
+    /// Feishu and Lark custom bots.
     Feishu,
-    /// DingTalk's custom robots.
+    /// DingTalk custom robots.
     Dingtalk,
-    /// WeCom's group robots.
+    /// WeCom group robots.
     Wecom,
 }
 
 impl WebhookFormat {
-    /// Whether a secret is of use.
+    /// Whether the format supports signatures.
     pub fn signs(self) -> bool {
         matches!(self, WebhookFormat::Json | WebhookFormat::Feishu | WebhookFormat::Dingtalk)
     }
 }
 
 impl Alerts {
-    /// What makes no sense, without reading files.
+    /// Errors that can be found without reading files.
     pub fn mistakes(&self) -> Vec<Invalid> {
         let mut wrong = Vec::new();
         let mut check = |ok: bool, key: &str, says: &str| {
@@ -106,14 +110,14 @@ impl Alerts {
             };
             let name = &webhook.name;
             let fine = (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-            check(fine, "name", "must be 1 to 64 letters, digits and `-_.`".into());
+            check(fine, "name", "must have 1 to 64 letters, digits and `-_.`".into());
             let first = self.webhooks.iter().position(|other| other.name == *name).unwrap_or(index);
-            check(first == index, "name", format!("`{name}` is the name of webhooks[{first}] already"));
+            check(first == index, "name", format!("the name `{name}` is already used by webhooks[{first}]"));
             check((1..=60).contains(&webhook.timeout.0.as_secs()), "timeout", "must be between 1s and 1min".into());
             check(
                 webhook.secret.is_none() || webhook.format.signs(),
                 "secret",
-                "is of no use with this format, which signs nothing".into(),
+                "has no effect with this format, which is not signed".into(),
             );
         }
         wrong

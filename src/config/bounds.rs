@@ -1,4 +1,5 @@
-//! Numbers that make sense only within bounds, and addresses only once.
+//! Checks the bounds of numbers, and that listen addresses do not overlap. Checks of a single
+//! section's meaning belong to that section.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,13 +7,14 @@ use keylatch_filters::contract::Invalid;
 
 use super::model::{Acme, Settings, Storage};
 
-/// What is out of bounds. `partial`: something could not be read, and defaults stand in its place.
+/// Values out of bounds. `partial`: something could not be parsed and has its default instead.
 pub fn check(settings: &Settings, partial: bool) -> Vec<Invalid> {
     let mut wrong = listeners(settings);
     wrong.extend(admin(settings, partial));
     wrong.extend(settings.acme.iter().flat_map(Acme::mistakes));
     if settings.acme.is_some() && settings.storage == Storage::Memory {
-        let says = "needs a store that lasts: with `storage: memory` each start would have certificates made, and CAs make few in a week";
+        let says =
+            "needs a persistent store: with `storage: memory` each start would request new certificates, and CAs limit these per week";
         wrong.push(Invalid::new(says).at("acme"));
     }
     wrong.extend(rest(settings));
@@ -32,7 +34,7 @@ fn listeners(settings: &Settings) -> Vec<Invalid> {
         check((1..=256).contains(&limits.headers), "headers", "must be between 1 and 256");
         check((100..=600_000).contains(&limits.header_timeout.0.as_millis()), "header_timeout", "must be between 100ms and 10min");
         check((100..=3_600_000).contains(&limits.body_timeout.0.as_millis()), "body_timeout", "must be between 100ms and 1h");
-        check(limits.body_min_rate.0 <= 1024 * 1024, "body_min_rate", "must be at most 1MiB a second; 0 turns it off");
+        check(limits.body_min_rate.0 <= 1024 * 1024, "body_min_rate", "must be at most 1MiB per second; 0 disables it");
         check((100..=3_600_000).contains(&limits.write_timeout.0.as_millis()), "write_timeout", "must be between 100ms and 1h");
         check((1000..=3_600_000).contains(&limits.idle_timeout.0.as_millis()), "idle_timeout", "must be between 1s and 1h");
         check((1..=86_400).contains(&limits.upgrade_idle_timeout.0.as_secs()), "upgrade_idle_timeout", "must be between 1s and 24h");
@@ -47,21 +49,21 @@ fn listeners(settings: &Settings) -> Vec<Invalid> {
     wrong
 }
 
-/// The admin listener, and that no address is listened on twice.
+/// The admin listener, and overlapping listen addresses.
 fn admin(settings: &Settings, partial: bool) -> Vec<Invalid> {
     let mut wrong = Vec::new();
     let addresses: Vec<_> = settings.listeners.iter().map(|listener| listener.address).collect();
     for (index, address) in addresses.iter().enumerate() {
         let admins = Some(&settings.admin.address).filter(|_| !partial);
         let other = addresses.iter().take(index).chain(admins).find(|other| overlap(address, other));
-        let says = match other {
-            Some(other) if other == address => format!("{address} is listened on twice"),
+        let message = match other {
+            Some(other) if other == address => format!("{address} is used by two listeners"),
             Some(other) => {
-                format!("{address} and {other} are no two: what is listened on everywhere is listened on there, and [::] takes IPv4, too")
+                format!("{address} overlaps with {other}: 0.0.0.0 includes all IPv4 addresses, and [::] all addresses")
             }
             None => continue,
         };
-        wrong.push(Invalid::new(says).at("address").index(index).at("listeners"));
+        wrong.push(Invalid::new(message).at("address").index(index).at("listeners"));
     }
     let admin = &settings.admin;
     if !(60..=30 * 86_400).contains(&admin.session.0.as_secs()) {
@@ -77,20 +79,20 @@ fn admin(settings: &Settings, partial: bool) -> Vec<Invalid> {
     wrong
 }
 
-/// Whether it is what a browser sends as `Origin`.
+/// Whether the text has the form of an `Origin` header.
 fn is_origin(text: &str) -> bool {
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     host.is_some_and(|host| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte)))
 }
 
-/// Whether the system would refuse the second of them.
+/// Whether the system would refuse to bind the second address.
 fn overlap(one: &SocketAddr, other: &SocketAddr) -> bool {
     let takes = |all: IpAddr, ip: IpAddr| all.is_unspecified() && (all.is_ipv6() || ip.is_ipv4());
     let (first, second) = (one.ip().to_canonical(), other.ip().to_canonical());
     one.port() == other.port() && (first == second || takes(first, second) || takes(second, first))
 }
 
-/// Stores, what goes with time, threads.
+/// Stores, retention and threads.
 fn rest(settings: &Settings) -> Vec<Invalid> {
     let mut wrong = Vec::new();
     let mut stored = |kind: &str, ok: bool, key: &str, says: &str| {
@@ -132,7 +134,7 @@ fn rest(settings: &Settings) -> Vec<Invalid> {
         }
     }
     if settings.workers > 1024 {
-        wrong.push(Invalid::new("at most 1024 threads").at("workers"));
+        wrong.push(Invalid::new("must be at most 1024").at("workers"));
     }
     wrong
 }

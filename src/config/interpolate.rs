@@ -1,10 +1,10 @@
-//! `${NAME}` and `${NAME:-default}` in values; `$$` is a dollar sign. Keys are never touched, and what
-//! comes from the environment is never read as YAML: it cannot add structure.
+//! Replaces `${NAME}` and `${NAME:-default}` in values; `$$` is a dollar sign. Never changes keys,
+//! and never reads a value from the environment as YAML: it cannot add structure.
 
 use super::Report;
 use super::yaml::{Node, Value};
 
-/// Replaces in the whole tree. What is not set and has no default is reported.
+/// Replaces in the whole tree. A variable that is not set and has no default is reported.
 pub fn apply(tree: &mut Node, env: &dyn Fn(&str) -> Option<String>, report: &mut Report) {
     match &mut tree.value {
         Value::Scalar { text, .. } if text.contains('$') => match expand(text, env) {
@@ -27,7 +27,7 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
             out.push('$');
             rest = after;
         } else if let Some(inside) = rest.strip_prefix('{') {
-            let (reference, after) = inside.split_once('}').ok_or("`${` without its `}`; write `$$` for a dollar sign")?;
+            let (reference, after) = inside.split_once('}').ok_or("`${` without `}`; write `$$` for a dollar sign")?;
             let (name, default) = match reference.split_once(":-") {
                 Some((name, default)) => (name, Some(default)),
                 None => (reference, None),
@@ -36,11 +36,12 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
             if name.is_empty() || !name.bytes().all(word) || name.as_bytes()[0].is_ascii_digit() {
                 return Err(format!("`{name}` is not the name of an environment variable"));
             }
-            // As in the shell, `:-` also stands in for a variable that is set to nothing.
+            // As in the shell, `:-` also applies to an empty variable.
             match (env(name).filter(|value| !value.is_empty() || default.is_none()), default) {
-                // A secret that is silently empty is no secret, and a list that is silently empty no filter.
+                // An empty secret is no secret, and an empty list is no filter, so this must be
+                // explicit.
                 (Some(value), None) if value.is_empty() => {
-                    return Err(format!("the environment variable `{name}` is set to nothing; write `${{{name}:-}}` if that is meant"));
+                    return Err(format!("the environment variable `{name}` is empty; write `${{{name}:-}}` to allow that"));
                 }
                 (Some(value), _) => out.push_str(&value),
                 (None, Some(default)) => out.push_str(default),
@@ -50,7 +51,7 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, St
             }
             rest = after;
         } else {
-            return Err("a lone `$`; write `$$` for a dollar sign, or `${NAME}` for an environment variable".into());
+            return Err("unescaped `$`; write `$$` for a dollar sign, or `${NAME}` for an environment variable".into());
         }
     }
     out.push_str(rest);

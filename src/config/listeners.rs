@@ -1,4 +1,4 @@
-//! The part of [`super::model`] about listeners.
+//! The `listeners` section of [`super::model`]. Opens no socket; `crate::listener` does.
 
 use std::net::SocketAddr;
 
@@ -6,75 +6,80 @@ use keylatch_filters::contract::{ByteSize, HumanDuration, SecretRef};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// A place where requests come in. Its address and limits need a restart; the rest is in force for the next connection.
+/// A listening address. The address, `h2c` and the limits need a restart; the rest takes effect for
+/// new connections.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
-    /// The address to listen on: `127.0.0.1:8080`, `[::]:8080`.
+    /// The listen address: `127.0.0.1:8080`, `[::]:8080`.
     pub address: SocketAddr,
-    /// Whether HTTP/2 in clear is spoken to clients that open with its preface. Default: true.
+    /// Whether clients may use HTTP/2 without TLS by its preface. Default: true.
     #[serde(default = "yes")]
     pub h2c: bool,
-    /// Speak TLS, and nothing else.
+    /// TLS. Without this section the listener speaks plain HTTP.
     pub tls: Option<ListenerTls>,
-    /// Networks of balancers that begin each connection with a header of the PROXY protocol, version 1 or 2: whom it names
-    /// is the peer from then on. They must; others are not asked, and cannot. Default: none.
+    /// Networks of load balancers that send a PROXY protocol header (version 1 or 2). The address
+    /// in it becomes the peer. Connections from these networks must send one; others must not.
+    /// Default: none.
     #[serde(default)]
     pub proxy_protocol: Vec<String>,
-    /// Whether repeated slashes in a path are one, in matching and on the way upstream. Default: true. With false they stay in both,
-    /// which is safe only if no upstream merges them: `/v1//admin` passes a rule about `/v1/admin`. A path that begins with `//`, or
-    /// has both repeated slashes and dot segments, is then refused.
+    /// Whether repeated slashes in a path are merged, for matching and for the upstream. Default:
+    /// true. With false they stay in both, which is safe only if no upstream merges them:
+    /// `/v1//admin` passes a rule about `/v1/admin`. A path that begins with `//`, or has both
+    /// repeated slashes and dot segments, is then refused.
     #[serde(default = "yes")]
     pub merge_slashes: bool,
-    /// What happens to header fields with an underscore in their names, which many applications take for the ones with a dash.
+    /// Header fields with an underscore in their names, which many applications treat as a dash.
     /// Default: `drop`.
     #[serde(default)]
     pub underscores_in_headers: Underscores,
-    /// A secret that whoever is in front adds to each request; without it a request is refused with 403.
+    /// A secret that the proxy in front adds to each request. A request without it gets 403.
     pub origin_secret: Option<OriginSecret>,
-    /// What a client may ask for at most.
+    /// Limits of connections and requests.
     #[serde(default)]
     pub limits: Limits,
 }
 
 impl Listener {
-    /// What is settled when the process starts.
+    /// The values that are fixed at the start of the process.
     pub fn at_start(&self) -> (SocketAddr, bool, &Limits) {
         (self.address, self.h2c, &self.limits)
     }
 }
 
-/// What happens to header fields with an underscore in their names.
+/// The handling of header fields with an underscore in their names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Underscores {
-    /// They are removed and counted.
+    /// The fields are removed and counted.
     #[default]
     Drop,
-    /// They are passed on, but for those that resemble a field by which a client or a message is judged, or that stands beside it.
+    /// The fields are passed on, except those that resemble a field by which a client or a message
+    /// is judged, and those next to the same field with a dash.
     Allow,
     /// The request is refused with 400.
     Refuse,
 }
 
-/// TLS towards clients. All files are PEM, at most 1 MiB, and read anew when they change.
+/// TLS towards clients. All files are PEM, at most 1 MiB, and reloaded when they change.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerTls {
-    /// The certificates. The one whose names cover the name that is asked for (SNI) is shown, an exact name before a
-    /// wildcard, and the first of them where none does or no name is asked for.
+    /// The certificates. The one that covers the requested name (SNI) is used, an exact name before
+    /// a wildcard. The first one is used if none covers it, or without SNI.
     #[serde(default)]
     pub certificates: Vec<CertificateFiles>,
-    /// The names of one certificate more, which is had made by `acme`. It is shown for these names, and where no other fits.
+    /// The names of a certificate that `acme` requests. It is used for these names, and if no other
+    /// certificate fits.
     #[serde(default)]
     pub acme: Vec<String>,
-    /// The least version that is spoken. Default: `1.2`.
+    /// The minimum TLS version. Default: `1.2`.
     #[serde(default)]
     pub min_version: TlsVersion,
-    /// Offer HTTP/2 (by ALPN). Default: true.
+    /// Whether HTTP/2 is offered by ALPN. Default: true.
     #[serde(default = "yes")]
     pub http2: bool,
-    /// Ask clients for certificates.
+    /// Requests client certificates.
     pub client_certificates: Option<ClientCertificates>,
 }
 
@@ -82,9 +87,9 @@ pub struct ListenerTls {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateFiles {
-    /// The certificate, then those that lead to its CA.
+    /// The certificate, followed by the intermediate certificates.
     pub chain_file: String,
-    /// Its key: PKCS #8, PKCS #1 or SEC1.
+    /// The private key: PKCS #8, PKCS #1 or SEC1.
     pub key_file: String,
 }
 
@@ -100,54 +105,57 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// Certificates of clients, such as those of Cloudflare's Authenticated Origin Pulls.
+/// Client certificates, such as those of Cloudflare's Authenticated Origin Pulls.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificates {
-    /// The certificates of the CAs that may have signed them.
+    /// CA certificates that client certificates are verified with.
     pub ca_file: String,
-    /// Lists of those that were revoked (CRLs, in PEM): one for each CA that signs, or what that CA has signed is refused.
+    /// Certificate revocation lists (CRLs, in PEM): one for each issuing CA. Certificates of a CA
+    /// without a CRL are refused.
     pub revoked_file: Option<String>,
-    /// Whether a client must show one. Default: `required`.
+    /// Whether a client must present a certificate. Default: `required`.
     #[serde(default)]
     pub presented: Presented,
 }
 
-/// Whether a client must show a certificate.
+/// Whether a client must present a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Presented {
-    /// Without one there is no connection.
+    /// A connection without one is refused.
     #[default]
     Required,
-    /// One that is shown must be good; the filter `client_certificate` says where one is needed.
+    /// A presented certificate must be valid; the filter `client_certificate` requires one where
+    /// needed.
     Optional,
 }
 
-/// A secret that Cloudflare, Caddy or whoever is in front adds to each request.
+/// A secret that the proxy in front (Cloudflare, Caddy) adds to each request.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OriginSecret {
-    /// The header field it comes in; it is taken out before anybody else sees it. Default: `x-origin-secret`.
+    /// The header field with the secret. It is removed before filters and upstreams see the
+    /// request. Default: `x-origin-secret`.
     #[serde(default = "origin_header")]
     pub header: String,
-    /// The secrets that are good, at least 16 bytes each: more than one while one takes the place of the other.
+    /// The accepted secrets, at least 16 bytes each; two during a rotation.
     pub values: Vec<SecretRef>,
-    /// What is believed of a request that has it, whoever the peer is. Default: `nothing`.
+    /// What the secret proves, whatever the peer's address. Default: `nothing`.
     #[serde(default)]
     pub vouches_for: Vouches,
 }
 
-/// What a request with the origin's secret is believed.
+/// What a request with the origin secret is trusted for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Vouches {
-    /// Nothing more than without: `trusted_proxies` says whose word is taken.
+    /// Nothing more: `trusted_proxies` decides which peers are trusted.
     #[default]
     Nothing,
-    /// The client's address in `X-Forwarded-For` and its like, as from a trusted proxy.
+    /// The client address in `X-Forwarded-For` and similar fields, as from a trusted proxy.
     Forwarded,
-    /// That it comes from Cloudflare, whose `CF-Connecting-IP` is the client's address.
+    /// That it comes from Cloudflare: `CF-Connecting-IP` is the client address.
     Cloudflare,
 }
 
@@ -155,41 +163,49 @@ pub enum Vouches {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// The size of a request's header, at most 512KiB. Default: 32KiB. Past it: 431.
+    /// The maximum size of a request header, at most 512KiB. Default: 32KiB. Above it: 431.
     pub header_bytes: ByteSize,
-    /// The number of its fields, at most 256. Default: 100. Past it: 431.
+    /// The maximum number of header fields, at most 256. Default: 100. Above it: 431.
     pub headers: usize,
-    /// How long it may take to arrive, from its first byte. Default: 10s. Past it: 408.
+    /// The time limit of a request header, from its first byte. Default: 10s. After it: 408.
     pub header_timeout: HumanDuration,
-    /// The size of a request's body. Default: 64MiB. Past it: 413.
+    /// The maximum size of a request body. Default: 64MiB. Above it: 413.
     pub body_bytes: ByteSize,
-    /// How long a client may send nothing in the middle of a body. Default: 30s. Past it: 408.
+    /// The longest pause of a client within a body. Default: 30s. After it: 408.
     pub body_timeout: HumanDuration,
-    /// The least rate of a request's body on average, in bytes a second, while the client is waited for; 0: none. The body has
-    /// `body_timeout` whatever its rate, and the rate is not asked for once the response has begun. Default: 100B. Below it: 408.
+    /// The minimum average rate of a request body, in bytes per second, while Keylatch waits for
+    /// the client; 0: none. It applies after `body_timeout`, and no longer once the response has
+    /// begun. Default: 100B. Below it: 408.
     pub body_min_rate: ByteSize,
-    /// How long one write to a client that does not read may take. Default: 60s. Past it the client is cut off.
+    /// The time limit of one write to a client that does not read. Default: 60s. After it the
+    /// connection is closed.
     pub write_timeout: HumanDuration,
     /// How long a connection may be idle between requests, 1s to 1h. Default: 75s.
     pub idle_timeout: HumanDuration,
-    /// How long nobody may say anything on a connection that has become a WebSocket, 1s to 24h. Default: 10min. No other protocol is
-    /// upgraded to: such requests are answered as if they had not asked.
+    /// How long a WebSocket may be idle in both directions, 1s to 24h. Default: 10min. Requests to
+    /// upgrade to another protocol are answered as ordinary requests.
     pub upgrade_idle_timeout: HumanDuration,
-    /// How long a connection is still read after its last response, so that the client gets the response while it sends its body.
-    /// 100ms to 10min. Default: 30s. Past it the connection is reset.
+    /// How long a connection is read after its last response, so that a client that is still
+    /// sending its body receives the response. 100ms to 10min. Default: 30s. After it the
+    /// connection is reset.
     pub lingering_time: HumanDuration,
-    /// How long the client may send nothing in that time. 100ms to 10min. Default: 5s. Past it the connection is closed.
+    /// The longest pause of the client in that time. 100ms to 10min. Default: 5s. After it the
+    /// connection is closed.
     pub lingering_timeout: HumanDuration,
-    /// How many bytes are read and discarded in that time. Default: 64MiB. Past it the connection is reset.
+    /// The maximum number of bytes read and discarded in that time. Default: 64MiB. Above it the
+    /// connection is reset.
     pub lingering_bytes: ByteSize,
-    /// Connections in all. Default: 20000. Past it, new ones are closed.
+    /// The maximum number of connections. Default: 20000. New ones above it are closed.
     pub connections: usize,
-    /// Connections of one peer address. Default: 20000: behind a proxy all come from one peer.
+    /// The maximum number of connections of one peer address. Default: 20000: behind a proxy all
+    /// connections have the same peer.
     pub connections_per_peer: usize,
-    /// The longest wait that a 429 of ours asks clients to sit out, at most 24h: one whose `Retry-After` is longer carries
-    /// `x-should-retry: false`, since some client libraries otherwise sleep for all of it. Default: 60s.
+    /// The longest wait that clients are asked for, at most 24h. A 429 of Keylatch with a longer
+    /// `Retry-After` gets `x-should-retry: false`, because some client libraries sleep for the
+    /// whole time. Default: 60s.
     pub client_retry_max: HumanDuration,
-    /// Requests on one HTTP/1 connection before it is closed. Default: 10000.
+    /// The maximum number of requests on an HTTP/1 connection, after which it is closed. Default:
+    /// 10000.
     pub requests_per_connection: u32,
 }
 

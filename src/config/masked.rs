@@ -1,4 +1,5 @@
-//! A configuration as it was understood, as YAML, without its secrets: the schema says where they stand.
+//! Prints a parsed configuration as YAML with its secrets masked; the schema marks them. Never
+//! resolves a secret.
 
 use std::fmt::Write;
 
@@ -7,19 +8,19 @@ use serde_json::Value as Json;
 
 use super::yaml::{Node, Value};
 
-/// What stands in a secret's place.
+/// The text in place of a secret.
 const MASK: &str = "••••••••";
-/// What the schema calls them.
+/// The schema of secrets.
 const SECRET: &str = "#/$defs/Secret";
 
-/// The whole tree; secrets in it are masked, but for `file:` with the path.
+/// The whole tree. Secrets are masked, except `file:` with its path.
 pub fn text(tree: &Node, schema: &Json) -> String {
     let mut out = String::new();
     node(tree, &[schema], schema, 0, &mut out);
     out.trim_start_matches('\n').to_owned()
 }
 
-/// Writes what stands behind a key or a dash. `schemas`: those that it may be read by.
+/// Writes a value after its key or dash. `schemas`: the schemas that it may be parsed with.
 fn node(tree: &Node, schemas: &[&Json], root: &Json, depth: usize, out: &mut String) {
     let mut known = Vec::new();
     let secret = schemas.iter().fold(false, |secret, schema| secret | unfold(schema, root, &mut known));
@@ -55,18 +56,18 @@ fn node(tree: &Node, schemas: &[&Json], root: &Json, depth: usize, out: &mut Str
     }
 }
 
-/// By what the items of a list may be read.
+/// The schemas of the items of a list.
 fn items_of<'a>(known: &[&'a Json]) -> Vec<&'a Json> {
     known.iter().filter_map(|schema| schema.get("items")).collect()
 }
 
-/// By what the value of a key may be read.
+/// The schemas of the value of a key.
 fn behind<'a>(known: &[&'a Json], key: &str) -> Vec<&'a Json> {
     let of = |schema: &'a Json| schema.get("properties").and_then(|all| all.get(key)).or_else(|| schema.get("additionalProperties"));
     known.iter().filter_map(|schema| of(schema)).collect()
 }
 
-/// Every secret, with its place.
+/// All secrets with their places.
 pub fn secrets(tree: &Node, schema: &Json) -> Vec<(Vec<String>, SecretRef)> {
     let mut found = Vec::new();
     collect(tree, &[schema], schema, &mut Vec::new(), &mut found);
@@ -97,7 +98,7 @@ fn collect(tree: &Node, schemas: &[&Json], root: &Json, path: &mut Vec<String>, 
     }
 }
 
-/// Everything that a schema stands for. Whether one of it is a secret.
+/// Collects the schemas that a schema stands for. Returns whether one of them is the secret.
 fn unfold<'a>(schema: &'a Json, root: &'a Json, known: &mut Vec<&'a Json>) -> bool {
     let mut secret = false;
     if let Some(reference) = schema.get("$ref").and_then(Json::as_str) {
@@ -115,8 +116,8 @@ fn unfold<'a>(schema: &'a Json, root: &'a Json, known: &mut Vec<&'a Json>) -> bo
     secret
 }
 
-/// Of a database's URL all but the password is shown, and what stands in its query. Of others nothing: a webhook's path is
-/// often its secret.
+/// Masks a secret. Of a database URL, only the password and the query are masked. Other URLs are
+/// masked as a whole: the path of a webhook is often its secret.
 fn masked(text: &str) -> String {
     let database = |scheme: &str| ["postgres", "postgresql", "redis", "rediss"].contains(&scheme);
     let parts = text.split_once("://").filter(|(scheme, _)| database(scheme)).and_then(|(scheme, rest)| {
@@ -158,7 +159,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn addresses_hide_who_asks_and_what() {
+    fn credentials_and_queries_of_urls_are_masked() {
         for (text, shown) in [
             ("https://id.example.com/introspect", None),
             ("https://u:p@id.example.com/introspect", Some("https://••••••••@id.example.com/introspect")),

@@ -1,8 +1,10 @@
-//! YAML in, [`Snapshot`] out. The only user of the YAML crate; no network, no clock.
+//! YAML to the typed model ([`Settings`]), with positions, environment variables and files. The
+//! only user of the YAML crate, and the lowest layer of `src`: imports no other folder except
+//! `util`, makes no network call and reads no clock.
 //!
-//! Three steps, each of which goes on after an error so that all of a file's errors are told at once:
-//! [`yaml`] reads text into a tree that knows where everything stands, [`sections`] turns the tree into
-//! the types of [`model`], and [`compile`] makes a [`Snapshot`] of them.
+//! Each step continues after an error, so that one run reports all errors of a file: [`yaml`]
+//! parses text into a tree with positions, [`sections`] decodes the tree into the types of
+//! [`model`]. `crate::compile` makes a snapshot of them.
 
 mod acme;
 mod alerts;
@@ -39,57 +41,58 @@ pub use overrides::Overrides;
 pub use report::{Mistake, Report};
 pub use schema::schema;
 
-/// The largest configuration file, in bytes.
+/// The maximum size of a configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// The largest file a configuration refers to, in bytes.
+/// The maximum size of a file that a configuration refers to, in bytes.
 const REFERRED_BYTES_MAX: u64 = 1 << 20;
 
-/// A file that was read, not compiled yet.
+/// A parsed configuration, not compiled yet.
 #[derive(Clone)]
 pub struct Parsed {
-    /// What it says, as far as it could be understood.
+    /// The settings, as far as they could be decoded.
     pub(crate) settings: Settings,
-    /// What could not. Compiling adds what is wrong with the rest, so that all is told at once.
+    /// The errors so far. Compilation adds its own, so that all are reported at once.
     pub(crate) mistakes: Report,
-    /// What takes the place of some of it.
+    /// The live settings that override some of it.
     pub(crate) overrides: Overrides,
-    /// Where it says it.
+    /// The tree with positions.
     pub(crate) tree: yaml::Node,
     pub(crate) path: PathBuf,
 }
 
 impl Parsed {
-    /// With something else in the place of what it says of filters.
+    /// With these overrides.
     #[must_use]
     pub fn with(self, overrides: &Overrides) -> Self {
         Self { overrides: overrides.clone(), ..self }
     }
 
-    /// Whether both files say the same, whatever takes the place of some of it.
+    /// Whether both files have the same content, regardless of overrides.
     pub fn says_the_same(&self, other: &Self) -> bool {
         self.tree == other.tree
     }
 
-    /// What stands in the file.
+    /// The keys that are present in the file.
     pub fn written(&self) -> Written {
         let mut places = Written::default();
         places.walk(&self.tree, "");
         places
     }
 
-    /// All of it as YAML, secrets masked.
+    /// The configuration as YAML, with secrets masked.
     pub fn masked(&self) -> String {
         masked::text(&self.tree, &schema())
     }
 
-    /// Every secret that is configured, or where it is, with its place.
+    /// All configured secrets or their references, with their places.
     pub fn secrets(&self) -> Vec<(String, SecretRef)> {
         masked::secrets(&self.tree, &schema()).into_iter().map(|(path, secret)| (report::dotted(&path), secret)).collect()
     }
 }
 
 impl Settings {
-    /// The network that a first use from `client` binds, by the `key_binding` filters; where they differ, the smallest.
+    /// The network that a first use from `client` binds, by the `key_binding` filters; if they
+    /// differ, the smallest.
     pub fn first_use_network(&self, client: IpAddr) -> IpNet {
         let items = self.filters.iter().chain(self.routes.iter().flat_map(|route| &route.filters));
         let configs = items.filter(|item| item.name == KeyBinding::NAME).filter_map(|item| decode(item.config.clone()).ok());
@@ -97,8 +100,8 @@ impl Settings {
         networks.max_by_key(IpNet::prefix_len).unwrap_or_else(|| key_binding::Config::default().network(client))
     }
 
-    /// This replica's name among those that share a store: that of the storage, or the machine's, with the port by which
-    /// several on one machine differ.
+    /// The replica's name: that of the storage section or the host name, with the admin port, which
+    /// distinguishes several replicas on one host.
     pub fn replica(&self) -> String {
         let machine = || nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "here".into());
         let name = match &self.storage {
@@ -109,12 +112,12 @@ impl Settings {
     }
 }
 
-/// Which places of a file something stands at.
+/// The keys that are present in a file.
 #[derive(Clone, Debug, Default)]
 pub struct Written(BTreeSet<String>);
 
 impl Written {
-    /// Whether something stands there, such as at `retention.audit`.
+    /// Whether the key is present, such as `retention.audit`.
     pub fn has(&self, place: &str) -> bool {
         self.0.contains(place)
     }
@@ -128,20 +131,21 @@ impl Written {
     }
 }
 
-/// Reads a file. An error: it cannot be read, is not YAML, or names variables that are not set.
+/// Reads and parses a file. An error: it cannot be read, is not YAML, or names variables that are
+/// not set.
 pub fn parse_file(path: &Path) -> Result<Parsed, Report> {
     let text = read_bounded(path, FILE_BYTES_MAX).map_err(|message| Report::whole(path, message))?;
     parse(path, &text, &|name| std::env::var(name).ok())
 }
 
-/// Reads text as if it stood in the file `path`. `env` is asked for `${…}`.
+/// Parses text as the content of the file `path`. `env` looks up `${…}`.
 pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Parsed, Report> {
     let mut report = Report::new(path);
     let Some(mut tree) = yaml::parse(text, &mut report) else { return Err(report) };
     interpolate::apply(&mut tree, env, &mut report);
     let all_known = report.is_empty();
     match sections::decode(&tree, &mut report) {
-        // What stands for a value that is not known cannot be judged.
+        // A value from an unset variable cannot be checked.
         Some(mut settings) if all_known => {
             if let model::Storage::Sqlite(sqlite) = &mut settings.storage {
                 sqlite.follow(path);
@@ -152,7 +156,7 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
     }
 }
 
-/// What a file that a configuration refers to holds.
+/// The content of a file that a configuration refers to.
 pub fn read(path: &Path) -> Result<String, String> {
     read_bounded(path, REFERRED_BYTES_MAX)
 }
@@ -167,23 +171,23 @@ fn read_bytes(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let file = File::open(path).map_err(wrong)?;
     let size = file.metadata().map_err(wrong)?.len();
     let mut bytes = Vec::new();
-    // What it says of its size is not all that may come of it.
+    // The size in the metadata may be wrong, so the read is bounded, too.
     let read = if size > bytes_max { 0 } else { file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(wrong)? };
     if size.max(read as u64) > bytes_max {
-        return Err(format!("has {} bytes; at most {bytes_max} are read", size.max(read as u64)));
+        return Err(format!("has {} bytes; the maximum is {bytes_max}", size.max(read as u64)));
     }
     Ok(bytes)
 }
 
-/// Reads the files a configuration names, relative to its own folder, and remembers which.
+/// Reads the files that a configuration refers to, relative to its own folder, and records which.
 pub struct Files {
     base: PathBuf,
     read: Mutex<BTreeMap<PathBuf, Option<Digest>>>,
-    /// Those of them that hold secrets.
+    /// Those of the files that contain secrets.
     secret: Mutex<BTreeSet<PathBuf>>,
 }
 
-/// What a file held: SHA-256.
+/// The SHA-256 digest of a file.
 pub type Digest = [u8; 32];
 
 impl Files {
@@ -192,34 +196,34 @@ impl Files {
         Self { base: path.parent().map(Path::to_owned).unwrap_or_default(), read: Mutex::default(), secret: Mutex::default() }
     }
 
-    /// Those of them that hold secrets.
+    /// Those of the files that contain secrets.
     pub fn secrets(&self) -> BTreeSet<PathBuf> {
         self.secret.lock().clone()
     }
 
-    /// Which were read, and what they held; `None`: it was looked for, and not there.
+    /// The files that were read, with their digests; `None`: the file did not exist.
     pub fn digests(&self) -> BTreeMap<PathBuf, Option<Digest>> {
         self.read.lock().clone()
     }
 
-    /// Reads the same files, and remembers only those that it has read itself.
+    /// A reader of the same folder with a separate record.
     #[must_use]
     pub fn apart(&self) -> Self {
         Self { base: self.base.clone(), read: Mutex::default(), secret: Mutex::default() }
     }
 
-    /// Remembers those of another, too.
+    /// Adds the record of another reader.
     pub fn add(&self, other: Self) {
         self.read.lock().extend(other.read.into_inner());
         self.secret.lock().extend(other.secret.into_inner());
     }
 
-    /// The path that a configuration names.
+    /// Resolves a path of the configuration.
     pub fn path(&self, path: &str) -> PathBuf {
         self.base.join(path)
     }
 
-    /// A secret, wherever it is; a byte order mark and the line end at a file's end are no part of it.
+    /// Resolves a secret. A byte order mark and the line end at the end of a file are removed.
     pub fn secret(&self, reference: &SecretRef) -> Result<String, Invalid> {
         match reference.file() {
             Some(path) => Ok(keylatch_filters::contract::bare(&self.secret_file(path)?).to_owned()),
@@ -232,7 +236,7 @@ impl Resolve for Files {
     fn file(&self, path: &str) -> Result<String, Invalid> {
         let path = self.path(path);
         let text = read(&path).map_err(|message| Invalid::new(format!("`{}` {message}", path.display())));
-        // What cannot be read now may be there later.
+        // A file that cannot be read now may be readable later.
         self.read.lock().insert(path, text.as_ref().ok().map(|text| Sha256::digest(text).into()));
         text
     }

@@ -1,5 +1,5 @@
-//! What an operator may write: the types the YAML is read into, and the source of its JSON Schema.
-//! Field comments are the documentation; defaults live here and nowhere else.
+//! The types of the configuration file, and the source of its JSON Schema. Field comments are the
+//! documentation; defaults are defined here and nowhere else.
 
 use std::net::SocketAddr;
 
@@ -17,82 +17,84 @@ pub use super::redis::Redis;
 pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};
 pub use super::upstreams::{ActiveHealth, AddressFamily, Balance, Health, HttpVersion, PassiveHealth, Server, Timeouts, Tls, Upstream};
 
-/// A whole configuration file.
+/// A configuration file.
 #[derive(Clone, Debug, Default, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct Settings {
-    /// Where requests come in; at least one.
+    /// The listeners for requests; at least one.
     pub listeners: Vec<Listener>,
-    /// Where certificates come from that are made by themselves.
+    /// Certificates by ACME.
     #[schemars(default)]
     pub acme: Option<Acme>,
     /// The listener for health, metrics, the admin API and the console.
     #[schemars(default)]
     pub admin: Admin,
-    /// The peers whose word about the client's address is taken.
+    /// The peers whose client address headers are trusted.
     #[schemars(default)]
     pub trusted_proxies: TrustConfig,
-    /// Where bindings and intercepts are kept.
+    /// The store of bindings and intercepts.
     #[schemars(default)]
     pub storage: Storage,
-    /// What replicas remember together, beside `storage.postgres`.
+    /// Redis, for limits and cached bindings that replicas share.
     #[schemars(default)]
     pub redis: Option<Redis>,
-    /// Secrets of Keylatch's own.
+    /// Keylatch's own secrets.
     #[schemars(default)]
     pub secrets: Secrets,
-    /// When rows of the store go.
+    /// The ages after which rows of the store are archived or deleted.
     #[schemars(default)]
     pub retention: Retention,
-    /// Who is told when a key is refused too often.
+    /// Alerts when a key is refused too often.
     #[schemars(default)]
     pub alerts: Option<Alerts>,
-    /// What the logs say and where they go.
+    /// Logs.
     #[schemars(default)]
     pub log: Log,
-    /// How the process ends.
+    /// Shutdown.
     #[schemars(default)]
     pub shutdown: Shutdown,
-    /// Threads that carry requests. Default 0: one a core. Needs a restart.
+    /// Threads that serve requests. Default: 0, one per core. Needs a restart.
     #[schemars(default)]
     pub workers: usize,
     /// Named groups of servers; at least one.
     pub upstreams: Vec<Upstream>,
-    /// The filters every request runs through, before those of its route.
+    /// The filters of all requests, before those of the route.
     #[schemars(default)]
     pub filters: Vec<FilterItem>,
-    /// Which requests go where; the first that matches is taken. At least one.
+    /// The routes; the first match is used. At least one.
     pub routes: Vec<RouteSettings>,
 }
 
-/// One item of a chain: one filter's name with its configuration, and perhaps `shadow: true` beside it.
+/// An item of a chain: a filter's name with its configuration, and optionally `shadow: true`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FilterItem {
-    /// The filter's YAML key.
+    /// The filter's name.
     pub name: String,
-    /// What stands under it.
+    /// The filter's configuration.
     pub config: Value,
-    /// Decides, counts and logs, and changes nothing.
+    /// Whether the filter decides, counts and logs, but changes nothing.
     pub shadow: bool,
 }
 
-/// The listener for health, metrics, the admin API and the console. Changing it needs a restart.
+/// The listener for health, metrics, the admin API and the console. `address`, `session` and
+/// `token` need a restart.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// Its address. Default: `127.0.0.1:9901`. Whoever reaches it sees the metrics.
+    /// The listen address. Default: `127.0.0.1:9901`. The metrics need no sign-in, so keep it on a
+    /// private network.
     pub address: SocketAddr,
-    /// How long a sign-in lasts, 1m to 30days. Default: 12h.
+    /// The lifetime of a sign-in, 1m to 30days. Default: 12h.
     pub session: HumanDuration,
-    /// How long the token of a sign-in lasts before it must be renewed, 10s to 1h. Default: 10m.
+    /// The lifetime of a session's access token before it is renewed, 10s to 1h. Default: 10m.
     pub token: HumanDuration,
-    /// Where browsers reach the console, if a proxy in between changes `Host`: `https://console.example.com`. Default: the `Host`
-    /// of each request.
+    /// The origin of the console in browsers, if a proxy in between changes `Host`:
+    /// `https://console.example.com`. Default: the `Host` of each request.
     pub public_origin: Option<String>,
 }
 
 impl Admin {
-    /// What is settled when the process starts.
+    /// The values that are fixed at the start of the process.
     pub fn at_start(&self) -> (SocketAddr, HumanDuration, HumanDuration) {
         (self.address, self.session, self.token)
     }
@@ -109,33 +111,33 @@ impl Default for Admin {
     }
 }
 
-/// Secrets of Keylatch's own.
+/// Keylatch's own secrets.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Secrets {
-    /// The secret under which keys are hashed, at least 32 bytes. Every replica needs the same, and a
-    /// database goes with one: changing it makes every key look new. Without it, one is made beside the
-    /// SQLite file on the first run, readable by its owner only.
+    /// The secret under which keys are hashed, at least 32 bytes. All replicas need the same one. A
+    /// database belongs to one secret: with another one, every key looks new. Default: with SQLite,
+    /// a secret that is created beside the database on the first run, with mode 0600.
     pub key_hmac: Option<SecretRef>,
-    /// Secrets that were `key_hmac` before, the latest first: what is bound under them holds, and is taken over
-    /// to the new one when its key is used.
+    /// Previous values of `key_hmac`, the latest first. Their bindings stay valid, and move to the
+    /// new secret on the key's next use.
     pub previous: Vec<SecretRef>,
-    /// The secret under which sign-ins to the admin API are signed, at least 32 bytes; every replica needs the same.
-    /// Changing it signs everybody out. Default: one that follows from `key_hmac` and tells nothing of it.
+    /// The secret that signs the admin API's tokens, at least 32 bytes; all replicas need the same
+    /// one. A change ends all sessions. Default: derived from `key_hmac`, which it does not reveal.
     pub admin: Option<SecretRef>,
-    /// Which spellings of a key are the same key. A database goes with one, as with one secret. Default: `exact`.
+    /// Which spellings of a key are the same key. A database belongs to one form. Default: `exact`.
     pub key_form: KeyForm,
 }
 
-/// What the logs say and where they go.
+/// Logs.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// The least level that is told on standard error. Default: `info`. Needs a restart.
+    /// The lowest level on standard error. Default: `info`. Needs a restart.
     pub level: Level,
-    /// How standard error is written. Default: `text`. Needs a restart.
+    /// The format of standard error. Default: `text`. Needs a restart.
     pub format: Format,
-    /// Whether each request is told as one line of JSON on standard output. Default: true.
+    /// Whether each request is logged as one line of JSON on standard output. Default: true.
     pub access: bool,
 }
 
@@ -149,13 +151,13 @@ impl Default for Log {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// Only what failed.
+    /// Failures.
     Error,
-    /// And what looks wrong.
+    /// Also possible problems.
     Warn,
-    /// And what happens.
+    /// Also normal events.
     Info,
-    /// And why.
+    /// Also details for diagnosis.
     Debug,
 }
 
@@ -163,21 +165,23 @@ pub enum Level {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
-/// How the process ends on SIGTERM. Changing it needs a restart.
+/// Shutdown.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shutdown {
-    /// How long `/health/ready` fails before the listeners close, so that a balancer looks elsewhere. Default: 0s.
+    /// How long `/health/ready` fails before the listeners close, so that a load balancer stops
+    /// sending requests. Default: 0s.
     pub readiness_delay: HumanDuration,
-    /// How long open requests and streams may go on after that. Default: 30s.
+    /// How long open requests and streams may continue after that. Default: 30s.
     pub drain: HumanDuration,
-    /// How long they may go on in the old process once a new one has taken its place (`keylatch upgrade`). Default: 1h.
+    /// How long they may continue in the old process after `keylatch upgrade` has started a new
+    /// one. Default: 1h.
     pub upgrade_drain: HumanDuration,
 }
 
@@ -187,37 +191,40 @@ impl Default for Shutdown {
     }
 }
 
-/// Which requests go where, through which filters.
+/// A route: which requests go to which upstream, through which filters.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouteSettings {
-    /// Its name in logs, metrics and limits.
+    /// The name in logs, metrics and limits.
     pub name: String,
-    /// Which requests it is for. Default: all.
+    /// The requests that it matches. Default: all.
     #[serde(default, rename = "match")]
     pub matches: Match,
-    /// The upstream they go to.
+    /// The upstream.
     pub upstream: String,
-    /// The filters they run through, after the top-level ones.
+    /// The filters, after the top-level ones.
     #[serde(skip)]
     #[schemars(!skip, default)]
     pub filters: Vec<FilterItem>,
-    /// Let `%2F` in paths pass, for APIs whose names hold slashes. Default: false, it is refused.
+    /// Whether paths may contain `%2F`, for APIs with slashes in names. Default: false; such
+    /// requests are refused.
     #[serde(default)]
     pub allow_encoded_slash: bool,
-    /// The API its clients speak, which decides the shape of errors and the frames of streams. Default: by the path.
+    /// The API of its clients, which determines the format of errors and stream frames. Default:
+    /// derived from the path.
     pub dialect: Option<Dialect>,
 }
 
-/// Which requests a route is for. Each list that is given must hold one that fits.
+/// The requests that a route matches. Each non-empty list must have a matching item.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Match {
     /// Hosts without port: `api.example.com`, `*.example.com`.
     pub hosts: Vec<String>,
-    /// Paths: `/v1/models` exactly, `/v1/*` for `/v1` and everything below, `/*/mj/*` with any one segment first.
+    /// Paths: `/v1/models` exactly, `/v1/*` for `/v1` and everything below, `/*/mj/*` with any
+    /// single segment first.
     pub paths: Vec<String>,
-    /// Paths that the route is not for, although `paths` fits, in the same form. Default: none.
+    /// Paths that the route does not match although `paths` does, in the same form. Default: none.
     pub except_paths: Vec<String>,
     /// Methods: `GET`, `POST`.
     pub methods: Vec<String>,

@@ -1,30 +1,35 @@
-//! The part of [`super::model`] about Redis.
+//! The `redis` section of [`super::model`]. Connects to nothing; `crate::redis` does.
 
 use keylatch_filters::contract::{HumanDuration, Invalid, SecretRef};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// Redis 6 or later, or Valkey: what replicas remember together. Changing it needs a restart.
+/// Redis 6 or later, or Valkey, for limits and cached bindings that replicas share. Needs a
+/// restart.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Redis {
-    /// Where it is: `redis://user:password@host:6379/0`, or `rediss://` for TLS, which is verified; from `${ENV}` or `file:PATH`.
+    /// The URL: `redis://user:password@host:6379/0`, or `rediss://` for TLS, which is always
+    /// verified; from `${ENV}` or `file:PATH`.
     pub url: SecretRef,
-    /// Sentinels, as `redis://host:26379`: the host in `url` is then the name of the master they watch, and its port is ignored.
+    /// Sentinels: `redis://host:26379`. The host in `url` is then the name of the monitored master,
+    /// and its port is ignored.
     #[serde(default)]
     pub sentinels: Vec<SecretRef>,
-    /// Further nodes of the Redis Cluster that `url` is one of, as `host:port`; user, password and TLS are those of `url`.
+    /// Further nodes of the Redis Cluster of `url`, as `host:port`. User, password and TLS are
+    /// those of `url`.
     #[serde(default)]
     pub cluster: Vec<String>,
-    /// The certificates that may sign the server's, as PEM. Default: the system's.
+    /// CA certificates (PEM) that the server is verified with. Default: the system's.
     pub ca_file: Option<String>,
-    /// How long an answer may take: a request waits at most this for Redis, and then does without. Default: 100ms.
+    /// The time limit of a command. After it, a request continues without Redis. Default: 100ms.
     #[serde(default = "tenth_of_a_second")]
     pub timeout: HumanDuration,
-    /// What the names of all keys begin with: two systems that share a Redis need two. Default: `keylatch`.
+    /// The prefix of all keys. Two systems that share a Redis need different ones. Default:
+    /// `keylatch`.
     #[serde(default = "keylatch")]
     pub prefix: String,
-    /// For how long a binding in Redis is believed; changes are heard of before. Default: 5min.
+    /// How long a cached binding is used, unless a change is notified. Default: 5min.
     #[serde(default = "five_minutes")]
     pub cache_ttl: HumanDuration,
 }
@@ -42,7 +47,7 @@ fn keylatch() -> String {
 }
 
 impl Redis {
-    /// What makes no sense, without asking anybody.
+    /// Errors that can be found without a network call.
     pub fn mistakes(&self) -> Vec<Invalid> {
         let mut wrong = Vec::new();
         let mut check = |ok: bool, key: &str, says: &str| {
@@ -54,12 +59,12 @@ impl Redis {
         check((1..=86_400).contains(&self.cache_ttl.0.as_secs()), "cache_ttl", "must be between 1s and 24h");
         let word = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
         let fine = (1..=64).contains(&self.prefix.len()) && self.prefix.bytes().all(word);
-        check(fine, "prefix", "must be 1 to 64 letters, digits and `-_.:`");
-        check(self.sentinels.is_empty() || self.cluster.is_empty(), "cluster", "a cluster has no sentinels; leave one of the two out");
+        check(fine, "prefix", "must have 1 to 64 letters, digits and `-_.:`");
+        check(self.sentinels.is_empty() || self.cluster.is_empty(), "cluster", "cannot be combined with `sentinels`; remove one of them");
         for (index, node) in self.cluster.iter().enumerate() {
             let port = node.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
             if port.is_none() {
-                wrong.push(Invalid::new("must be a node as `host:port`").index(index).at("cluster").at("redis"));
+                wrong.push(Invalid::new("must have the form `host:port`").index(index).at("cluster").at("redis"));
             }
         }
         wrong

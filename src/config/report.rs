@@ -1,27 +1,27 @@
-//! All that is wrong with a configuration, with file, line and column.
+//! The errors of a configuration, each with file, line and column. Produces no errors itself.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::yaml::Position;
 
-/// A list of findings, in the order of the file once shown.
+/// A list of errors, displayed in the order of the file.
 #[derive(Clone, Debug)]
 pub struct Report {
     path: PathBuf,
     findings: Vec<Finding>,
 }
 
-/// One finding, for people.
+/// One error, for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// The line, from 1 on; 0: it is the file as a whole.
+    /// The line, from 1; 0: the file as a whole.
     pub line: usize,
-    /// The column, from 1 on.
+    /// The column, from 1.
     pub column: usize,
     /// Keys and indexes from the root: `routes[2].filters`.
     pub place: String,
-    /// What is wrong, and what to do.
+    /// The error and its remedy.
     pub message: String,
 }
 
@@ -34,29 +34,29 @@ struct Finding {
 }
 
 impl Report {
-    /// Nothing found so far.
+    /// An empty report.
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), findings: Vec::new() }
     }
 
-    /// The file as a whole.
+    /// A report of one error of the file as a whole.
     pub fn whole(path: &Path, message: String) -> Self {
         let mut report = Self::new(path);
         report.add(Position::default(), Vec::new(), message);
         report
     }
 
-    /// One more finding.
+    /// Adds an error.
     pub fn add(&mut self, position: Position, path: Vec<String>, message: impl Into<String>) {
         self.findings.push(Finding { position, path, message: message.into() });
     }
 
-    /// Whether all is well.
+    /// Whether there are no errors.
     pub fn is_empty(&self) -> bool {
         self.findings.is_empty()
     }
 
-    /// All findings, in the order of the file.
+    /// All errors, in the order of the file.
     pub fn mistakes(&self) -> Vec<Mistake> {
         let mut sorted: Vec<&Finding> = self.findings.iter().collect();
         sorted.sort_by_key(|finding| finding.position);
@@ -69,7 +69,7 @@ impl Report {
         sorted.into_iter().map(mistake).collect()
     }
 
-    /// Without these texts, wherever they stand in it.
+    /// Masks these texts in all messages.
     #[must_use]
     pub fn without(mut self, secrets: &[String]) -> Self {
         for finding in &mut self.findings {
@@ -80,7 +80,7 @@ impl Report {
         self
     }
 
-    /// How many findings there are.
+    /// The number of errors.
     pub fn len(&self) -> usize {
         self.findings.len()
     }
@@ -108,7 +108,7 @@ impl fmt::Display for Report {
 
 impl std::error::Error for Report {}
 
-/// `routes`, `[2]`, `filters` as `routes[2].filters`.
+/// Joins a path: `routes`, `[2]`, `filters` as `routes[2].filters`.
 pub fn dotted(path: &[String]) -> String {
     let mut out = String::new();
     for segment in path {
@@ -120,7 +120,7 @@ pub fn dotted(path: &[String]) -> String {
     out
 }
 
-/// The known word most like `word`, if one is near enough to be what was meant.
+/// The known word most similar to `word`, if it is similar enough.
 pub fn nearest<'w>(word: &str, known: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
     let likeness = |candidate: &str| strsim::jaro_winkler(word, candidate);
     let best = known.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;

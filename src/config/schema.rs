@@ -1,4 +1,5 @@
-//! The JSON Schema of a configuration file, from the types that read it and the registry of filters.
+//! The JSON Schema of a configuration file, from the types of [`super::model`] and the registry of
+//! filters. Contains no text of its own except that of a filter item.
 
 use std::borrow::Cow;
 
@@ -18,16 +19,16 @@ impl JsonSchema for FilterItem {
         let mut properties = Map::new();
         for kind in ALL {
             let config = (kind.schema)(generator);
-            // `client_ip:` with nothing under it is the filter with its defaults.
+            // `client_ip:` without a value is the filter with its defaults.
             properties.insert(kind.name.into(), json!({ "anyOf": [config, { "type": "null" }] }));
         }
         let one_of: Vec<Value> = ALL.iter().map(|kind| json!({ "required": [kind.name] })).collect();
         properties.insert(
             "shadow".into(),
-            json!({ "type": "boolean", "default": false, "description": "Decide, count and log, and change nothing." }),
+            json!({ "type": "boolean", "default": false, "description": "Shadow mode: the filter decides, counts and logs, but changes nothing." }),
         );
         json_schema!({
-            "description": "One filter: its name, what it is told, and perhaps `shadow: true` beside it.",
+            "description": "One filter: its name with its configuration, and optionally `shadow: true`.",
             "type": "object",
             "properties": properties,
             "oneOf": one_of,

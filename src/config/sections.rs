@@ -1,5 +1,5 @@
-//! From the tree to the types of [`super::model`]: every section and every item of a list on its own,
-//! so that one mistake does not hide the next.
+//! Decodes the tree into the types of [`super::model`], each section and each item of a list
+//! separately, so that one error does not hide the next. Knows no meaning of a value.
 
 use keylatch_filters::ALL;
 use keylatch_filters::contract::{Invalid, decode as decode_value};
@@ -28,14 +28,14 @@ const SECTIONS: [&str; 15] = [
     "filters",
     "routes",
 ];
-/// No honest piece has more mistakes than this; it only ends the search.
+/// The maximum number of errors reported for one section or item.
 const MISTAKES_MAX: usize = 16;
 
-/// Decodes all sections. What is wrong is told, and left out of what is returned as far as that goes, so
-/// that the rest can be looked at too: then the report is not empty. `None`: there is no rest.
+/// Decodes all sections. Invalid parts are reported and left out as far as possible, so that the
+/// rest can be checked. `None`: nothing is left to check.
 pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     if !matches!(tree.value, Value::Map(_)) {
-        report.add(tree.position, Vec::new(), "a configuration is a map of sections, beginning with `listeners:`");
+        report.add(tree.position, Vec::new(), "the configuration must be a map of sections, such as `listeners:`");
         return None;
     }
     for (key, _) in tree.entries() {
@@ -96,12 +96,12 @@ fn below(path: &[String], segment: impl Into<String>) -> Vec<String> {
 fn advice(word: &str, known: &[&str]) -> String {
     match nearest(word, known.iter().copied()) {
         Some(near) => format!("; did you mean `{near}`?"),
-        None => format!("; there are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+        None => format!("; expected one of {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
     }
 }
 
 impl Reader<'_> {
-    /// A section that may be left out.
+    /// An optional section.
     fn section<T: DeserializeOwned + Default>(&mut self, name: &str) -> Option<T> {
         match self.tree.get(name) {
             Some(node) if !node.is_null() => self.piece(node, node.to_json(), &path(&[name])),
@@ -112,12 +112,12 @@ impl Reader<'_> {
     fn items<'n>(&mut self, name: &str, node: Option<&'n Node>, at: &[String]) -> Option<&'n [Node]> {
         match node.map(|node| (&node.value, node.position)) {
             Some((Value::List(items), position)) if items.is_empty() => {
-                self.report.add(position, at.to_vec(), "the list is empty; at least one is needed");
+                self.report.add(position, at.to_vec(), "the list is empty; at least one item is required");
                 None
             }
             Some((Value::List(items), _)) => Some(items),
             Some((_, position)) => {
-                self.report.add(position, at.to_vec(), "a list is needed here: items that begin with `- `");
+                self.report.add(position, at.to_vec(), "must be a list, with items that begin with `- `");
                 None
             }
             None => {
@@ -142,12 +142,13 @@ impl Reader<'_> {
         for (index, node) in items.iter().enumerate() {
             let at = below(&at, format!("[{index}]"));
             let mut json = node.to_json();
-            // The filters are decoded one by one, each under its own name.
+            // Filters are decoded one by one, each by its own name.
             if let Json::Object(map) = &mut json {
                 map.shift_remove("filters");
             }
             let filters = node.get("filters").map_or_else(|| Some(Vec::new()), |list| self.filters(list, &below(&at, "filters")));
-            // One that is wrong keeps its place, so that its filters are looked at and those behind it stay what they are.
+            // An invalid route keeps its index, so that its filters are checked and later routes
+            // keep theirs.
             let route = self.piece::<RouteSettings>(node, json, &at).unwrap_or_else(|| RouteSettings {
                 name: format!("routes[{index}]"),
                 matches: Match::default(),
@@ -166,7 +167,7 @@ impl Reader<'_> {
             Value::List(items) => items,
             _ if node.is_null() => return Some(Vec::new()),
             _ => {
-                self.report.add(node.position, at.to_vec(), "a list of filters is needed here: items that begin with `- `");
+                self.report.add(node.position, at.to_vec(), "must be a list of filters, with items that begin with `- `");
                 return None;
             }
         };
@@ -197,7 +198,7 @@ impl Reader<'_> {
                     all_well = false;
                 }
                 name if found.is_some() => {
-                    self.report.add(key.position, at.to_vec(), format!("a second filter in one item; begin a new one with `- {name}:`"));
+                    self.report.add(key.position, at.to_vec(), format!("the item has a second filter; start a new item with `- {name}:`"));
                     all_well = false;
                 }
                 name => found = Some((name, value)),
@@ -205,32 +206,32 @@ impl Reader<'_> {
         }
         let Some((name, value)) = found else {
             if all_well {
-                self.report.add(node.position, at.to_vec(), format!("a filter is needed here{}", advice("", &names)));
+                self.report.add(node.position, at.to_vec(), format!("the item has no filter{}", advice("", &names)));
             }
             return None;
         };
-        // `client_ip:` with nothing under it is the filter with its defaults.
+        // `client_ip:` without a value is the filter with its defaults.
         let config = if value.is_null() { Json::Object(Map::new()) } else { value.to_json() };
         all_well.then(|| FilterItem { name: name.to_owned(), config, shadow })
     }
 
-    /// Decodes one piece. After a mistake the place of it is taken out and the rest is tried again, so
-    /// that all mistakes of a piece are told.
+    /// Decodes one section or item. After an error, the invalid value is removed and the rest is
+    /// decoded again, so that all errors are reported.
     fn piece<T: DeserializeOwned>(&mut self, node: &Node, mut json: Json, at: &[String]) -> Option<T> {
-        let mut taken_out: Vec<String> = Vec::new();
+        let mut removed: Vec<String> = Vec::new();
         for _ in 0..MISTAKES_MAX {
             let invalid = match decode_value::<T>(json.clone()) {
-                Ok(piece) if taken_out.is_empty() => return Some(piece),
+                Ok(piece) if removed.is_empty() => return Some(piece),
                 Ok(_) => return None,
                 Err(invalid) => invalid,
             };
-            // What is missing because it was taken out has been told already.
-            let echo = taken_out.iter().any(|name| invalid.message == format!("missing field `{name}`"));
+            // A field that is missing because it was removed has already been reported.
+            let echo = removed.iter().any(|name| invalid.message == format!("missing field `{name}`"));
             if !echo {
-                tell(self.report, node, at, &invalid);
+                add_invalid(self.report, node, at, &invalid);
             }
-            match take_out(&mut json, &invalid.path) {
-                Some(name) => taken_out.push(name),
+            match remove_value(&mut json, &invalid.path) {
+                Some(name) => removed.push(name),
                 None => return None,
             }
         }
@@ -238,18 +239,18 @@ impl Reader<'_> {
     }
 }
 
-/// Adds what a decoder or a filter found wrong below `node`, which stands at `at`.
-pub fn tell(report: &mut Report, node: &Node, at: &[String], invalid: &Invalid) {
+/// Reports an error of a decoder or a filter below `node`, which is at `at`.
+pub fn add_invalid(report: &mut Report, node: &Node, at: &[String], invalid: &Invalid) {
     let mut path = at.to_vec();
     path.extend(invalid.path.iter().cloned());
-    report.add(node.locate(&invalid.path), path, plainly(&invalid.message));
+    report.add(node.locate(&invalid.path), path, readable(&invalid.message));
 }
 
-/// serde's sentences in our words, with a guess at what was meant. What was found is not repeated where it
-/// may be anything: a secret in the wrong place must not end up in a log.
-fn plainly(message: &str) -> String {
+/// Rewrites serde's messages, with a suggestion. The found value is not quoted where it may be
+/// anything: a misplaced secret must not reach a log.
+fn readable(message: &str) -> String {
     if message == "invalid socket address syntax" {
-        return "an address with its port is needed here, such as `127.0.0.1:8080` or `[::]:8080`; names are not resolved".into();
+        return "must be an IP address with a port, such as `127.0.0.1:8080` or `[::]:8080`".into();
     }
     if let Some(field) = message.strip_prefix("missing field ") {
         return format!("{field} is missing");
@@ -258,22 +259,22 @@ fn plainly(message: &str) -> String {
     let quoted: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
     match wrong.split('`').nth(1) {
         Some(word) if wrong.starts_with("unknown field") => return format!("unknown key `{word}`{}", advice(word, &quoted)),
-        Some(word) if wrong.starts_with("unknown variant") => return format!("unknown `{word}`{}", advice(word, &quoted)),
+        Some(word) if wrong.starts_with("unknown variant") => return format!("unknown value `{word}`{}", advice(word, &quoted)),
         _ => {}
     }
     match known {
         "a boolean" => "must be `true` or `false`".into(),
-        "a sequence" => "a list is needed here, such as `[a, b]`".into(),
-        "a string" => "text is needed here".into(),
-        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number is needed here".into(),
-        "newtype variant" | "struct variant" => "needs its settings below it".into(),
-        _ if known.starts_with("struct ") || known == "a map" => "a map of keys is needed here".into(),
-        _ => format!("{known} is needed here"),
+        "a sequence" => "must be a list, such as `[a, b]`".into(),
+        "a string" => "must be text".into(),
+        "u8" | "u16" | "u32" | "u64" | "usize" => "must be a whole number".into(),
+        "newtype variant" | "struct variant" => "must be a map with its settings".into(),
+        _ if known.starts_with("struct ") || known == "a map" => "must be a map".into(),
+        _ => format!("must be {known}"),
     }
 }
 
-/// Removes what stands at the path, and names it. `None` if there is nothing to remove.
-fn take_out(json: &mut Json, path: &[String]) -> Option<String> {
+/// Removes the value at the path and returns its key. `None`: there is nothing to remove.
+fn remove_value(json: &mut Json, path: &[String]) -> Option<String> {
     let (last, way) = path.split_last()?;
     let mut inside = json;
     for segment in way {
@@ -285,7 +286,7 @@ fn take_out(json: &mut Json, path: &[String]) -> Option<String> {
     }
     match inside {
         Json::Object(map) => map.shift_remove(last).map(|_| last.clone()),
-        // Taking an item out would move the others: their places would be told wrongly.
+        // Removing an item would shift the indexes of the others.
         _ => None,
     }
 }

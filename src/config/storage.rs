@@ -1,4 +1,5 @@
-//! The part of [`super::model`] about stores.
+//! The `storage` and `retention` sections of [`super::model`]. Opens no store; `crate::bindings`
+//! does.
 
 use std::path::Path;
 
@@ -6,15 +7,15 @@ use keylatch_filters::contract::{HumanDuration, SecretRef};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// Where bindings and intercepts are kept. Changing it needs a restart.
+/// The store of bindings and intercepts. Needs a restart.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Storage {
-    /// In one file, for one process.
+    /// One SQLite file, for one process.
     Sqlite(Sqlite),
-    /// In PostgreSQL 13 or later, for any number of replicas.
+    /// PostgreSQL 13 or later, for any number of replicas.
     Postgres(Postgres),
-    /// In memory: gone with the process. For trials and tests.
+    /// In memory, lost with the process. For trials and tests.
     Memory,
 }
 
@@ -28,16 +29,20 @@ impl Default for Storage {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sqlite {
-    /// The file, relative to the configuration file; made if it is not there. Default: `data/keylatch.db`.
+    /// The database file, relative to the configuration file; created if missing. Default:
+    /// `data/keylatch.db`.
     pub path: String,
-    /// The path as it was written, where it is relative: it once followed the working directory.
+    /// The path as it was written, if it is relative: earlier versions resolved it against the
+    /// working directory.
     #[serde(skip)]
     pub relative_path: Option<String>,
-    /// How many bindings the process remembers without asking the file. Default: 100000.
+    /// The maximum number of bindings in the process cache. Default: 100000.
     pub cache_max: usize,
-    /// How often last uses and intercepts are written. A crash loses at most this much of them. Default: 5s.
+    /// How often last-use times and intercepts are written. A crash loses at most this period.
+    /// Default: 5s.
     pub flush_every: HumanDuration,
-    /// For how long a known key is judged by what was known of it while the file cannot be read. Default: 10min.
+    /// How long known keys are judged by cached bindings while the file cannot be read. Default:
+    /// 10min.
     pub stale_grace: HumanDuration,
 }
 
@@ -62,7 +67,7 @@ impl Sqlite {
         }
     }
 
-    /// Where an earlier version kept the database, if nothing has replaced it.
+    /// The path that an earlier version used, if only that one exists.
     pub fn former_path(&self) -> Option<&Path> {
         let former = Path::new(self.relative_path.as_ref()?);
         (!Path::new(&self.path).exists() && former.exists()).then_some(former)
@@ -73,39 +78,41 @@ impl Sqlite {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Postgres {
-    /// Where it is: `postgres://user:password@host:5432/database`, from `${ENV}` or `file:PATH`. Of several hosts (`a:5432,b:5432`)
-    /// the first that takes writes is used.
+    /// The URL: `postgres://user:password@host:5432/database`, from `${ENV}` or `file:PATH`. Of
+    /// several hosts (`a:5432,b:5432`), the first that takes writes is used.
     pub url: SecretRef,
-    /// Where changes are listened for, if not at `url`: the server itself, where `url` names a pooler in transaction mode.
+    /// The URL for `LISTEN`, if `url` names a pooler in transaction mode: the server itself.
     pub listen_url: Option<SecretRef>,
-    /// How the server is known to be the right one. Default: `verify_full`, or `off` on this machine.
+    /// The verification of the server. Default: `verify_full`, or `off` on the same host.
     pub tls: Option<PostgresTls>,
-    /// The certificates that may sign the server's, as PEM. Default: the system's.
+    /// CA certificates (PEM) that the server is verified with. Default: the system's.
     pub ca_file: Option<String>,
-    /// Connections at most, 2 to 500. One of them listens for changes. Default: 8.
+    /// The maximum number of connections, 2 to 500. One of them listens for changes. Default: 8.
     #[serde(default = "eight")]
     pub connections_max: u32,
-    /// How long a statement may take, the wait for a connection included; a request waits at most twice this. Default: 1s.
+    /// The time limit of a statement, including the wait for a connection. A request waits at most
+    /// twice this. Default: 1s.
     #[serde(default = "one_second")]
     pub timeout: HumanDuration,
     /// How long the start waits for the server. Default: 30s.
     #[serde(default = "half_a_minute")]
     pub connect_timeout: HumanDuration,
-    /// How many bindings the process remembers without asking. Default: 100000.
+    /// The maximum number of bindings in the process cache. Default: 100000.
     #[serde(default = "hundred_thousand")]
     pub cache_max: usize,
-    /// How often last uses and intercepts are written. A crash loses at most this much of them. Default: 5s.
+    /// How often last-use times and intercepts are written. A crash loses at most this period.
+    /// Default: 5s.
     #[serde(default = "five_seconds")]
     pub flush_every: HumanDuration,
-    /// For how long a known key is judged by what was known of it while the server is away. Default: 10min.
+    /// How long known keys are judged by cached bindings while the server is away. Default: 10min.
     #[serde(default = "ten_minutes")]
     pub stale_grace: HumanDuration,
-    /// This replica's name in intercepts. Default: the machine's name.
+    /// The replica's name in intercepts. Default: the host name.
     pub replica: Option<String>,
 }
 
 impl Postgres {
-    /// This replica's name.
+    /// The replica's name.
     pub fn replica(&self) -> String {
         let machine = || nix::unistd::gethostname().ok()?.into_string().ok();
         self.replica.clone().or_else(machine).unwrap_or_else(|| "unnamed".into())
@@ -136,33 +143,33 @@ fn ten_minutes() -> HumanDuration {
     HumanDuration::secs(600)
 }
 
-/// How a PostgreSQL server is verified.
+/// The verification of a PostgreSQL server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PostgresTls {
-    /// Its certificate is signed by one that is trusted, and names the host.
+    /// The certificate must be signed by a trusted CA and name the host.
     VerifyFull,
-    /// Its certificate is signed by one that is trusted.
+    /// The certificate must be signed by a trusted CA.
     VerifyCa,
     /// No TLS.
     Off,
 }
 
-/// When rows of the store go. In force from the next reload on.
+/// The ages after which rows are archived or deleted. Takes effect with the next reload.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
-    /// Bindings unused for this long are archived; the next use binds anew. Default: 90 days.
+    /// Bindings unused for this long are archived; the next use binds again. Default: 90 days.
     pub archive_after: HumanDuration,
-    /// Bindings whose key the upstream never accepted go after this. Default: 1h.
+    /// Bindings whose key the upstream never accepted are deleted after this. Default: 1h.
     pub unconfirmed: HumanDuration,
-    /// Intercepts go after this. Default: 90 days.
+    /// Intercepts are deleted after this. Default: 90 days.
     pub intercepts: HumanDuration,
-    /// Archived bindings go after this. Default: 365 days.
+    /// Archived bindings are deleted after this. Default: 365 days.
     pub archive: HumanDuration,
-    /// Lines of the audit go after this. Default: 365 days.
+    /// Audit entries are deleted after this. Default: 365 days.
     pub audit: HumanDuration,
-    /// How often it is looked, by one process of all that share a store. Default: 10min.
+    /// How often retention runs, in one process of all that share the store. Default: 10min.
     pub every: HumanDuration,
 }
 

@@ -1,4 +1,5 @@
-//! URLs of stores, as providers hand them out. Errors name the wrong part and never quote the URL: it may hold a password.
+//! Parses the URLs of PostgreSQL and Redis, in the forms that hosting providers give out. Errors
+//! name the invalid part and never quote the URL, which may contain a password.
 
 use std::net::IpAddr;
 
@@ -9,21 +10,21 @@ use super::model::PostgresTls;
 /// One server of a PostgreSQL URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// Its name or address, or the folder of a Unix socket.
+    /// The host name or address, or the folder of a Unix socket.
     pub name: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
 }
 
 impl Host {
-    /// Whether connections to it stay on this machine.
+    /// Whether the server is on this host.
     pub fn is_local(&self) -> bool {
         let loopback = self.name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         self.name == "localhost" || self.name.starts_with('/') || loopback
     }
 }
 
-/// `postgres://user:password@host:5432,other:5432/database?…`
+/// A parsed `postgres://user:password@host:5432,other:5432/database?…`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PostgresUrl {
     /// The user.
@@ -34,17 +35,18 @@ pub struct PostgresUrl {
     pub hosts: Vec<Host>,
     /// The database.
     pub database: Option<String>,
-    /// What `sslmode` asks for.
+    /// The verification of `sslmode`.
     pub tls: Option<PostgresTls>,
-    /// Whether `channel_binding=require` is there: the server must prove its identity.
+    /// Whether the URL has `channel_binding=require`: the server must prove its identity.
     pub binds_channel: bool,
 }
 
-const PARAMETERS: &str = "the parameters behind `?` may be `sslmode`, `channel_binding`, `target_session_attrs` and, for a Unix socket, \
-    `host=/FOLDER`; other settings belong beside the URL";
+const PARAMETERS: &str = "supported parameters after `?` are `sslmode`, `channel_binding`, `target_session_attrs` and, for a Unix socket, \
+    `host=/FOLDER`; configure other options beside the URL";
 
 impl PostgresUrl {
-    /// Reads it. In the password every character may stand as it is, except `%`, which begins an escape such as `%40`.
+    /// Parses a URL. In the password every character may be literal, except `%`, which begins an
+    /// escape such as `%40`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let rest = text
             .strip_prefix("postgres://")
@@ -52,7 +54,7 @@ impl PostgresUrl {
             .ok_or("must begin with `postgres://`, such as `postgres://user:password@host:5432/keylatch`")?;
         let (user, password, rest) = credentials(rest)?;
         if rest.contains('#') {
-            return Err("has a `#` behind the host; write it as %23".into());
+            return Err("has a `#` after the host; write it as %23".into());
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (hosts, database) = rest.split_once('/').unwrap_or((rest, ""));
@@ -83,13 +85,13 @@ impl PostgresUrl {
                 let folder = decoded(folder, "socket folder")?;
                 if !folder.starts_with('/') {
                     return Err(
-                        "has `host=` without the folder of a Unix socket; servers stand before the database, separated by `,`".into()
+                        "has `host=` without the folder of a Unix socket; write servers before the database, separated by `,`".into()
                     );
                 }
                 let port = self.hosts.first().map_or(5432, |host| host.port);
                 self.hosts = vec![Host { name: folder, port }];
             }
-            // Encryption without verification would accept any server: it is verified in both.
+            // Encryption without verification would accept any server, so `require` verifies, too.
             ("sslmode", "require" | "verify-full") => self.tls = Some(PostgresTls::VerifyFull),
             ("sslmode", "verify-ca") => self.tls = Some(PostgresTls::VerifyCa),
             ("sslmode", "disable") => self.tls = Some(PostgresTls::Off),
@@ -100,22 +102,22 @@ impl PostgresUrl {
             ("target_session_attrs", _) => {
                 return Err("has a `target_session_attrs` other than `read-write` and `primary`: Keylatch writes".into());
             }
-            _ => return Err(format!("has a parameter that is not known; {PARAMETERS}")),
+            _ => return Err(format!("has an unknown parameter; {PARAMETERS}")),
         }
         Ok(())
     }
 
-    /// How servers are verified: `configured` is the setting beside the URL.
+    /// The verification of the servers. `configured` is the option beside the URL.
     pub fn verification(&self, configured: Option<PostgresTls>) -> Result<PostgresTls, String> {
         let tls = match (configured, self.tls) {
             (Some(configured), Some(said)) if configured != said => {
-                return Err("has an `sslmode` that contradicts `tls`; leave one of the two out".into());
+                return Err("has an `sslmode` that contradicts `tls`; remove one of them".into());
             }
             (configured, said) => configured.or(said),
         };
         let local = self.hosts.iter().all(Host::is_local);
         let tls = tls.unwrap_or(if local { PostgresTls::Off } else { PostgresTls::VerifyFull });
-        // A verified certificate proves what the binding to it would.
+        // A verified certificate proves the identity as channel binding would.
         if self.binds_channel && tls != PostgresTls::VerifyFull {
             return Err("has `channel_binding=require`, which needs a verified server: `tls: verify_full`".into());
         }
@@ -123,7 +125,8 @@ impl PostgresUrl {
     }
 }
 
-/// User and password, decoded, and what follows them. The last `@` ends them: an earlier one belongs to the password.
+/// Decoded user and password, and the rest. The last `@` ends them: an earlier one belongs to the
+/// password.
 fn credentials(text: &str) -> Result<(Option<String>, Option<String>, &str), String> {
     let Some((credentials, rest)) = text.rsplit_once('@') else { return Ok((None, None, text)) };
     let (user, password) = match credentials.split_once(':') {
@@ -146,7 +149,7 @@ fn decoded(text: &str, part: &str) -> Result<String, String> {
     let mut pieces = text.split('%');
     pieces.next();
     if pieces.any(|piece| !(piece.len() >= 2 && piece.bytes().take(2).all(|byte| byte.is_ascii_hexdigit()))) {
-        return Err(format!("has a `%` in its {part} that begins no escape; write it as %25"));
+        return Err(format!("has a `%` in its {part} that is not part of an escape; write it as %25"));
     }
     let decoded = percent_decode_str(text).decode_utf8().map_err(|_| format!("has escapes in its {part} that are not UTF-8"))?;
     if decoded.contains('\0') {
@@ -169,12 +172,12 @@ fn host(text: &str) -> Result<Host, String> {
     };
     let name = decoded(name, "host")?;
     if name.is_empty() || name.contains([':', '@', '?', '#']) && name.parse::<IpAddr>().is_err() {
-        return Err("has an empty or malformed host; an IPv6 address stands in `[` and `]`".into());
+        return Err("has an empty or malformed host; write an IPv6 address in `[` and `]`".into());
     }
     Ok(Host { name, port })
 }
 
-/// A Redis URL whose user and password are escaped as a URL parser needs them, whichever characters they hold.
+/// A Redis URL with user and password escaped as a URL parser requires.
 pub fn redis(text: &str) -> Result<String, String> {
     const FORM: &str = "must be `redis://user:password@host:6379/0`, or `rediss://` for TLS";
     const SCHEMES: [&str; 4] = ["redis", "rediss", "valkey", "valkeys"];
@@ -184,7 +187,7 @@ pub fn redis(text: &str) -> Result<String, String> {
     let (scheme, rest) = text.split_once("://").filter(|(scheme, _)| SCHEMES.contains(scheme)).ok_or(FORM)?;
     let (user, password, rest) = credentials(rest)?;
     if rest.contains(['?', '#']) {
-        return Err("has a `?` or `#` behind the host; parameters belong beside the URL, and certificates are always verified".into());
+        return Err("has a `?` or `#` after the host; configure parameters beside the URL; certificates are always verified".into());
     }
     let (server, database) = rest.split_once('/').unwrap_or((rest, ""));
     if server.contains(',') {
@@ -192,7 +195,7 @@ pub fn redis(text: &str) -> Result<String, String> {
     }
     host(server)?;
     if !database.is_empty() && database.parse::<u16>().is_err() {
-        return Err("has a database that is not a number behind `/`".into());
+        return Err("has a database after `/` that is not a number".into());
     }
     let escaped = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     let credentials = match (user, password) {
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_may_hold_any_character() {
+    fn passwords_may_contain_any_character() {
         for (written, password) in [("p#a?s/s", "p#a?s/s"), ("a@b:c", "a@b:c"), ("%40%23%25", "@#%"), ("ü&=", "ü&=")] {
             let url = PostgresUrl::parse(&format!("postgres://user:{written}@db.example.com/keys")).unwrap();
             assert_eq!(url.password.as_deref(), Some(password));
@@ -244,7 +247,7 @@ mod tests {
             ("sslmode=disable", Some(PostgresTls::VerifyFull), "contradicts"),
             ("channel_binding=require", Some(PostgresTls::Off), "channel_binding"),
             ("target_session_attrs=any", None, "target_session_attrs"),
-            ("password=swordfish", None, "not known"),
+            ("password=swordfish", None, "unknown parameter"),
         ] {
             let error = tls(parameters, configured).unwrap_err();
             assert!(error.contains(says) && !error.contains("swordfish"), "{error}");
@@ -252,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_part_and_hold_no_password() {
+    fn errors_name_the_part_and_contain_no_password() {
         for (url, says) in [
             ("postgress://u:swordfish@h/d", "must begin with"),
             ("postgres://u:swordfish@h:x/d", "port"),

@@ -1,4 +1,4 @@
-//! The part of [`super::model`] about upstreams.
+//! The `upstreams` section of [`super::model`]. Connects to nothing; `crate::upstream` does.
 
 use std::net::SocketAddr;
 
@@ -8,53 +8,57 @@ use serde::Deserialize;
 
 use super::listeners::CertificateFiles;
 
-/// A named group of servers that answer alike.
+/// A named group of equivalent servers.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Upstream {
-    /// Its name, which routes refer to.
+    /// The name, which routes refer to.
     pub name: String,
     /// The servers; at least one.
     pub servers: Vec<Server>,
-    /// How one is chosen. Default: `round_robin`.
+    /// The load balancing. Default: `round_robin`.
     #[serde(default)]
     pub balance: Balance,
-    /// Speak TLS to them.
+    /// TLS towards the servers. Without this section they get plain HTTP.
     pub tls: Option<Tls>,
-    /// Which HTTP is spoken to them. Default: `auto`, HTTP/2 where TLS agrees on it, else HTTP/1.1.
+    /// The HTTP version. Default: `auto`, HTTP/2 if TLS negotiates it, else HTTP/1.1.
     #[serde(default)]
     pub http: HttpVersion,
-    /// What `Host` they get. Default: the client's in clear, the server's own name over TLS.
+    /// The `Host` that servers get. Default: the client's without TLS, the server's own name with
+    /// TLS.
     pub host: Option<String>,
-    /// How long things may take.
+    /// Time limits.
     #[serde(default)]
     pub timeouts: Timeouts,
-    /// How it is found out which of them work.
+    /// Health checks.
     #[serde(default)]
     pub health: Health,
-    /// What is put before the path of each request, such as `/openai`. The path of `health.active` is sent as it is written.
-    /// Default: nothing.
+    /// A prefix of the path of each request, such as `/openai`. It is not added to the path of
+    /// `health.active`. Default: none.
     pub base_path: Option<String>,
-    /// Further attempts for one request, whatever failed before: 0 to 10. A server to which no connection can be made is not tried
-    /// twice. A request that was sent is repeated only if its method is idempotent (RFC 9110, section 9.2.2), or if the server
-    /// certainly did not process it (see `retry_unsent`; and REFUSED_STREAM and GOAWAY, RFC 9113, section 8.7). Default: 2.
+    /// The maximum number of further attempts for one request, whatever failed: 0 to 10. A server
+    /// that refuses connections is tried once. A request that was sent is repeated only if its
+    /// method is idempotent (RFC 9110, section 9.2.2), or if the server certainly did not process
+    /// it (see `retry_unsent`; and REFUSED_STREAM and GOAWAY, RFC 9113, section 8.7). Default: 2.
     #[serde(default = "two")]
     pub retries: usize,
-    /// Repeat a request of any method on a new connection if the server closed the kept one before its kernel had received any
-    /// byte of the request, as TCP tells (Linux; HTTP/1.1 over TCP). Default: true.
+    /// Whether a request of any method is repeated on a new connection if the server closed the
+    /// kept one before its kernel received a byte of the request, as TCP reports (Linux; HTTP/1.1
+    /// over TCP). Default: true.
     #[serde(default = "yes")]
     pub retry_unsent: bool,
-    /// How often names are resolved again. While a name has no address, it is tried again within a second; and once at most in a
-    /// second when a connection failed. Default: 30s.
+    /// How often names are resolved again. A name without an address is retried within a second;
+    /// after a failed connection, names are resolved at most once per second. Default: 30s.
     #[serde(default = "half_a_minute")]
     pub resolve_every: HumanDuration,
-    /// Which addresses of a name are used. Where there are both, one family is in use at a time; the other is tried 250 ms later
-    /// than the first, or when that fails, and stays in use if it answers first. Default: `any`.
+    /// The address family of resolved names. If a name has both, one family is in use at a time.
+    /// The other is tried 250 ms after the first, or when that fails, and stays in use if it
+    /// answers first. Default: `any`.
     #[serde(default)]
     pub address_family: AddressFamily,
 }
 
-/// Which addresses of a name are used.
+/// The address family of resolved names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AddressFamily {
@@ -68,7 +72,7 @@ pub enum AddressFamily {
 }
 
 impl AddressFamily {
-    /// Whether this address is used.
+    /// Whether this address is allowed.
     pub fn allows(self, address: &SocketAddr) -> bool {
         match self {
             Self::Any => true,
@@ -92,67 +96,70 @@ impl std::fmt::Display for AddressFamily {
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
-    /// `host:port`, or `unix:/path` for a Unix socket. A name may stand for several addresses.
+    /// `host:port`, or `unix:/path` for a Unix socket. A name may have several addresses.
     pub address: String,
-    /// How much it gets, compared with the others, 1 to 100. Default: 1.
+    /// The weight relative to the other servers, 1 to 100. Default: 1.
     #[serde(default = "one")]
     pub weight: usize,
 }
 
-/// How a server is chosen.
+/// The load balancing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
-    /// One after the other, by weight.
+    /// In turn, by weight.
     #[default]
     RoundRobin,
-    /// By chance, by weight.
+    /// At random, by weight.
     Random,
-    /// The same server for the same client, as long as it works (Ketama).
+    /// The same server for the same client, as long as it is healthy (Ketama).
     ClientHash,
 }
 
-/// TLS towards servers. Their certificates are always verified: who has signed them, for which name, and when. All files are
-/// PEM, and read anew when they change.
+/// TLS towards servers. Certificates are always verified: issuer, name and validity. All files are
+/// PEM, and reloaded when they change.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
-    /// The name asked for and verified. Default: each server's own.
+    /// The name for SNI and verification. Default: each server's own.
     pub server_name: Option<String>,
-    /// The certificates of the CAs that may have signed theirs. Default: the system's.
+    /// CA certificates that servers are verified with. Default: the system's.
     pub ca_file: Option<String>,
-    /// Lists of those that were revoked (CRLs), taken as they are: a server whose own certificate has a serial number that is in one gets no
-    /// request. Those of CAs between are not looked for.
+    /// Certificate revocation lists (CRLs). Their signatures are not verified. A server whose own
+    /// certificate is listed by its serial number gets no request. Intermediate CAs are not
+    /// checked.
     pub revoked_file: Option<String>,
-    /// What is shown to them.
+    /// The client certificate.
     pub client_certificate: Option<CertificateFiles>,
 }
 
-/// Which HTTP is spoken to servers.
+/// The HTTP version towards servers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HttpVersion {
-    /// HTTP/2 where TLS agrees on it, else HTTP/1.1.
+    /// HTTP/2 if TLS negotiates it, else HTTP/1.1.
     #[default]
     Auto,
     /// HTTP/1.1 only.
     Http1,
-    /// HTTP/2 only, in clear without asking.
+    /// HTTP/2 only; without TLS by prior knowledge.
     Http2,
 }
 
-/// How long things may take upstream.
+/// Time limits of upstream connections.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// To connect, TLS included. Default: 5s.
+    /// To connect, including TLS. Default: 5s.
     pub connect: HumanDuration,
-    /// Between two pieces of a response, its header included. Models think for long. Default: 10min.
+    /// Between two reads of a response, including its header. Models may be silent for long.
+    /// Default: 10min.
     pub read: HumanDuration,
-    /// For one write. Default: 60s.
+    /// Of one write. Default: 60s.
     pub write: HumanDuration,
-    /// For which a connection is kept for the next request; less if the server announces less (`Keep-Alive: timeout=N`), or was seen
-    /// to end idle connections earlier. 0: each request has a connection of its own. Default: 60s.
+    /// How long an idle connection is kept; shorter if the server announces less (`Keep-Alive:
+    /// timeout=N`), or was seen to close idle connections earlier. 0: each request gets its own
+    /// connection. Default: 60s.
     pub idle: HumanDuration,
 }
 
@@ -167,28 +174,28 @@ impl Default for Timeouts {
     }
 }
 
-/// How it is found out which servers work.
+/// Health checks.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Health {
-    /// Ask each server from time to time. Default: not.
+    /// Probes of each server. Default: none.
     pub active: Option<ActiveHealth>,
-    /// Learn from connections that fail.
+    /// Failures of connections.
     pub passive: PassiveHealth,
 }
 
-/// Ask each server from time to time.
+/// Probes of each server.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ActiveHealth {
-    /// What is asked for with GET, as it is written here (`base_path` is not put before it); 200 is well. Default: none, a
-    /// connection is enough.
+    /// The path of a GET probe, without `base_path`; 200 is healthy. Default: none, a successful
+    /// connection is healthy.
     pub path: Option<String>,
-    /// How often. Default: 5s.
+    /// The interval of probes. Default: 5s.
     pub interval: HumanDuration,
-    /// Answers in a row until a server counts as well. Default: 1.
+    /// Successes in a row until a server is healthy. Default: 1.
     pub well_after: usize,
-    /// Failures in a row until it counts as ill. Default: 2.
+    /// Failures in a row until a server is unhealthy. Default: 2.
     pub ill_after: usize,
 }
 
@@ -198,14 +205,14 @@ impl Default for ActiveHealth {
     }
 }
 
-/// Learn from connections that fail.
+/// Failures of connections.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PassiveHealth {
-    /// Failed connections in a row until a server is left out. Default: 3. 0: never.
+    /// Failed connections in a row until a server is ejected. Default: 3. 0: never.
     pub failures: u32,
-    /// After so long a connection is tried again, and from then on as often; the server is left out until one succeeds.
-    /// Default: 10s. If all are left out, all are tried by requests.
+    /// The interval of connection attempts to an ejected server, until one succeeds. Default: 10s.
+    /// If all servers are ejected, requests try all of them.
     pub eject_for: HumanDuration,
 }
 

@@ -1,4 +1,5 @@
-//! YAML as a tree in which everything knows its line and column.
+//! Parses YAML into a tree in which each node has its line and column. Knows no key of the
+//! configuration.
 
 use std::collections::HashMap;
 
@@ -7,11 +8,11 @@ use serde_json::Value as Json;
 
 use super::Report;
 
-/// More nodes than any honest file has; aliases could otherwise unfold without end.
+/// The maximum number of nodes: aliases could otherwise expand without end.
 const NODES_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 64;
 
-/// Where something stands; both count from 1.
+/// A position in the file; both numbers count from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position {
     /// The line.
@@ -26,17 +27,17 @@ impl From<&Marker> for Position {
     }
 }
 
-/// A value and where it stands.
+/// A value with its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub position: Position,
     pub value: Value,
 }
 
-/// What a node holds.
+/// The value of a node.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Text; `plain` says that it was written without quotes, so that `5` is a number.
+    /// Text. `plain`: it was written without quotes, so that `5` is a number.
     Scalar {
         text: String,
         plain: bool,
@@ -45,7 +46,7 @@ pub enum Value {
     Map(Vec<(Key, Node)>),
 }
 
-/// A key of a map and where it stands.
+/// A key of a map with its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Key {
     pub position: Position,
@@ -53,7 +54,7 @@ pub struct Key {
 }
 
 impl Node {
-    /// The entries of a map; none for anything else.
+    /// The entries of a map; empty for other values.
     pub fn entries(&self) -> &[(Key, Node)] {
         match &self.value {
             Value::Map(entries) => entries,
@@ -61,18 +62,18 @@ impl Node {
         }
     }
 
-    /// The value under a key.
+    /// The value of a key.
     pub fn get(&self, name: &str) -> Option<&Node> {
         self.entries().iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
     }
 
-    /// Whether nothing is written here.
+    /// Whether the value is empty.
     pub fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null"))
     }
 
-    /// The position of `path` below this node: of the key where the path ends at one, else of the
-    /// deepest node there is on the way.
+    /// The position of `path` below this node: of the key if the path ends at one, else of the
+    /// deepest existing node on it.
     pub fn locate(&self, path: &[String]) -> Position {
         let mut node = self;
         let mut position = self.position;
@@ -91,7 +92,7 @@ impl Node {
         position
     }
 
-    /// As JSON, by YAML's core schema: what is plain may be a number, a boolean or null.
+    /// The value as JSON by YAML's core schema: plain text may be a number, a boolean or null.
     pub fn to_json(&self) -> Json {
         match &self.value {
             Value::Scalar { text, plain: false } => Json::String(text.clone()),
@@ -109,11 +110,12 @@ fn plain(text: &str) -> Json {
         "false" => return Json::Bool(false),
         _ => {}
     }
-    // `010`, `1_000` and `0x10` stay text: whoever wrote them meant something that others read differently.
+    // `010`, `1_000` and `0x10` stay text: parsers read them differently.
     let digits = text.strip_prefix('-').unwrap_or(text);
     let number = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
         && (digits.len() == 1 || !digits.starts_with('0') || digits.starts_with("0."));
-    // So does what a number would not write back as it is, such as a token of 23 digits or `1.50`.
+    // A number that would not be printed as it is written stays text, such as a token of 23 digits
+    // or `1.50`.
     if number
         && let Ok(json) = serde_json::from_str::<serde_json::Number>(text)
         && json.to_string() == text
@@ -123,7 +125,7 @@ fn plain(text: &str) -> Json {
     Json::String(text.to_owned())
 }
 
-/// Reads one document. `None`: the report says why.
+/// Parses one document. `None`: the report has the error.
 pub fn parse(text: &str, report: &mut Report) -> Option<Node> {
     let mut builder = Builder { parser: Parser::new_from_str(text), anchors: HashMap::new(), count: 0 };
     match builder.document() {
@@ -148,7 +150,7 @@ impl<'t> Builder<'t> {
         match self.parser.next() {
             Some(Ok(event)) => Ok(event),
             Some(Err(error)) => Err((error.marker().into(), format!("not YAML: {}", error.info()))),
-            None => Err((Position::default(), "the file ends too early".into())),
+            None => Err((Position::default(), "the file ends unexpectedly".into())),
         }
     }
 
@@ -172,7 +174,7 @@ impl<'t> Builder<'t> {
             match self.next()? {
                 (Event::StreamEnd, _) => return Ok(()),
                 (Event::DocumentEnd | Event::Nothing, _) => {}
-                (_, span) => return Err(((&span.start).into(), "a second document begins here; one file is one document".into())),
+                (_, span) => return Err(((&span.start).into(), "the file has a second document; only one is allowed".into())),
             }
         }
     }
@@ -181,17 +183,17 @@ impl<'t> Builder<'t> {
         let position = Position::from(&span.start);
         self.count += 1;
         if self.count > NODES_MAX || depth > DEPTH_MAX {
-            return Err((position, "the file is too large or too deep".into()));
+            return Err((position, "the file has too many or too deeply nested nodes".into()));
         }
         let (anchor, value) = match event {
             Event::Alias(id) => {
-                let node = self.anchors.get(&id).cloned().ok_or((position, "an alias of something that is not complete yet".to_owned()))?;
+                let node = self.anchors.get(&id).cloned().ok_or((position, "the alias refers to a node that contains it".to_owned()))?;
                 self.count += size(&node);
                 return Ok(Node { position, ..node });
             }
             Event::Scalar(text, style, anchor, tag) => {
                 if tag.is_some() {
-                    return Err((position, "tags (`!…`) mean nothing here".into()));
+                    return Err((position, "tags (`!…`) are not supported".into()));
                 }
                 (anchor, Value::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain })
             }
@@ -225,11 +227,11 @@ impl<'t> Builder<'t> {
             }
             let key = self.node(event, span, depth + 1)?;
             let Value::Scalar { text: name, .. } = key.value else {
-                return Err((key.position, "a key must be a word".into()));
+                return Err((key.position, "a key must be a scalar".into()));
             };
             if let Some((first, _)) = entries.iter().find(|(known, _)| known.name == name) {
                 let line = first.position.line;
-                return Err((key.position, format!("`{name}` stands here a second time; the first is on line {line}")));
+                return Err((key.position, format!("duplicate key `{name}`; first used on line {line}")));
             }
             let (event, span) = self.next()?;
             let value = self.node(event, span, depth + 1)?;
@@ -240,7 +242,7 @@ impl<'t> Builder<'t> {
 
 fn size(node: &Node) -> usize {
     1 + match &node.value {
-        // A long text counts for what it holds: aliases of it must not unfold without end either.
+        // Long text counts by its length: aliases of it must not expand without end either.
         Value::Scalar { text, .. } => text.len() / 64,
         Value::List(items) => items.iter().map(size).sum(),
         Value::Map(entries) => entries.iter().map(|(_, node)| size(node)).sum(),

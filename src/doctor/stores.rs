@@ -10,7 +10,7 @@ use crate::bindings::{self, Purpose};
 use crate::config::model::{PostgresTls, Storage};
 use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Settings};
-use crate::sql::About;
+use crate::sql::ServerInfo;
 use crate::util::time::millis;
 
 /// Clocks that differ more mix up what was first.
@@ -27,7 +27,7 @@ pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
         Storage::Memory => return,
     };
     match bindings::open(settings, files, &registry, Purpose::Command, None).await {
-        Ok(opened) => match opened.store.about().await {
+        Ok(opened) => match opened.store.server_info().await {
             Ok(about) => {
                 version(place, &about, if place == "storage.postgres" { POSTGRES_MIN } else { 0 }, found);
                 works(place, &opened.store, found).await;
@@ -39,7 +39,7 @@ pub async fn look(settings: &Settings, files: &Files, found: &mut Findings) {
     }
     if settings.redis.is_some() {
         match bindings::open_redis(settings, files, &registry).await {
-            Ok(Some(redis)) => match redis.about().await {
+            Ok(Some(redis)) => match redis.server_info().await {
                 Ok(about) => version("redis", &about, REDIS_MIN, found),
                 Err(error) => {
                     found.warn("redis", format!("does not answer: {error}"), "see to the server; until then replicas count for themselves")
@@ -62,7 +62,7 @@ async fn works(place: &str, store: &bindings::Store, found: &mut Findings) {
     }
 }
 
-fn version(place: &str, about: &About, least: u32, found: &mut Findings) {
+fn version(place: &str, about: &ServerInfo, least: u32, found: &mut Findings) {
     if about.major < least {
         found.bad(place, format!("{} is too old", about.version), format!("at least version {least} is needed"));
     }
@@ -76,7 +76,7 @@ fn version(place: &str, about: &About, least: u32, found: &mut Findings) {
 
 /// Whether somebody may still come in with what was printed at the first start.
 async fn accounts(store: &bindings::Store, found: &mut Findings) {
-    let Ok(accounts) = store.desk().accounts().await else { return };
+    let Ok(accounts) = store.admin_store().accounts().await else { return };
     for account in accounts.iter().filter(|account| account.must_change && !account.disabled) {
         let what = format!("the account `{}` has a password that somebody else has made, and was not changed", account.name);
         found.warn("accounts", what, "sign in and change it, or `keylatch admin remove`");

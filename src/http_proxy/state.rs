@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 
 use crate::acme::Acme;
 use crate::compile::Snapshot;
-use crate::settings::Live;
+use crate::settings::LiveSettings;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
 
@@ -19,7 +19,7 @@ pub struct Shared {
     /// Where each request is told.
     pub access: AccessLog,
     /// What operators have set while it runs.
-    pub live: Arc<Live>,
+    pub live: Arc<LiveSettings>,
     /// Certificates that are made by themselves.
     pub acme: Arc<Acme>,
 }

@@ -10,7 +10,7 @@ use super::Fault;
 use super::access::{Caller, Role, Scope, Scopes};
 use super::passwords::{self, Passwords};
 use crate::bindings::Store;
-use crate::sql::accounts::{Account, Elsewhere, Made, Token};
+use crate::sql::accounts::{Account, Elsewhere, Token, WriteOutcome};
 use crate::sql::audit::Actor;
 use crate::util::time::millis;
 use keylatch_filters::contract::hex;
@@ -65,13 +65,13 @@ pub fn random(bytes: usize) -> Result<String, Fault> {
 }
 
 /// What came of a change of the account of this name.
-pub fn made(made: Made, name: &str) -> Result<(), Fault> {
+pub fn made(made: WriteOutcome, name: &str) -> Result<(), Fault> {
     match made {
-        Made::Yes => Ok(()),
-        Made::Missing => Err(Fault::Missing(format!("there is no account `{name}`"))),
-        Made::Exists => Err(Fault::Conflict(format!("there is an account `{name}` already"))),
-        Made::Newer => Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; look at it again"))),
-        Made::LastAdmin => {
+        WriteOutcome::Done => Ok(()),
+        WriteOutcome::Missing => Err(Fault::Missing(format!("there is no account `{name}`"))),
+        WriteOutcome::Exists => Err(Fault::Conflict(format!("there is an account `{name}` already"))),
+        WriteOutcome::Newer => Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; look at it again"))),
+        WriteOutcome::LastAdmin => {
             Err(Fault::Conflict("nobody would be left who may do everything and signs in with a password; make another admin first".into()))
         }
     }
@@ -80,8 +80,8 @@ pub fn made(made: Made, name: &str) -> Result<(), Fault> {
 /// Makes the first account, if there is none at all. Its password, if it was made: the one that was given, or one that
 /// must be changed.
 pub async fn make_first(store: &Store, passwords: &Passwords, given: Option<&str>) -> Result<Option<String>, Fault> {
-    let desk = store.desk();
-    if !desk.accounts().await?.is_empty() {
+    let admin_store = store.admin_store();
+    if !admin_store.accounts().await?.is_empty() {
         return Ok(None);
     }
     let password = given.map_or_else(random_password, |given| passwords::check(given, FIRST).map(|()| given.to_owned()))?;
@@ -98,7 +98,7 @@ pub async fn make_first(store: &Store, passwords: &Passwords, given: Option<&str
     };
     let actor = Actor { who: "first start".into(), origin: "here".into() };
     // Of several replicas that start at once one makes it.
-    Ok((desk.make_account(&account, true, &actor).await? == Made::Yes).then_some(password))
+    Ok((admin_store.make_account(&account, true, &actor).await? == WriteOutcome::Done).then_some(password))
 }
 
 /// Makes an account, with a password that somebody else knows.
@@ -116,7 +116,7 @@ pub async fn make(store: &Store, passwords: &Passwords, text: &str, role: Role, 
         signed_in_ms: None,
         elsewhere: None,
     };
-    made(store.desk().make_account(&account, false, actor).await?, &name)?;
+    made(store.admin_store().make_account(&account, false, actor).await?, &name)?;
     Ok(account)
 }
 
@@ -135,10 +135,10 @@ pub async fn make_known(store: &Store, known: &Known, role: &str, actor: &Actor)
             signed_in_ms: None,
             elsewhere: Some(known.elsewhere.clone()),
         };
-        match store.desk().make_account(&account, false, &Actor { who: name.clone(), ..actor.clone() }).await? {
-            Made::Exists => {
+        match store.admin_store().make_account(&account, false, &Actor { who: name.clone(), ..actor.clone() }).await? {
+            WriteOutcome::Exists => {
                 // He may just have come through another door.
-                if let Some(account) = store.desk().account_of(&known.elsewhere).await? {
+                if let Some(account) = store.admin_store().account_by_identity(&known.elsewhere).await? {
                     return Ok(account);
                 }
             }
@@ -151,7 +151,7 @@ pub async fn make_known(store: &Store, known: &Known, role: &str, actor: &Actor)
 /// The account of this name.
 pub async fn get(store: &Store, name: &str) -> Result<Account, Fault> {
     let missing = || Fault::Missing(format!("there is no account `{name}`"));
-    store.desk().account(&name.to_ascii_lowercase()).await?.ok_or_else(missing)
+    store.admin_store().account(&name.to_ascii_lowercase()).await?.ok_or_else(missing)
 }
 
 /// What is to change of an account.
@@ -187,7 +187,7 @@ pub async fn change(
         passwords::check(password, &after.name)?;
         (after.password, after.must_change) = (Some(passwords.hash(password).await?), true);
     }
-    made(store.desk().change_account(&after, expects.unwrap_or(before.version), None, actor).await?, name)?;
+    made(store.admin_store().change_account(&after, expects.unwrap_or(before.version), None, actor).await?, name)?;
     get(store, name).await
 }
 
@@ -206,8 +206,8 @@ pub async fn make_token(store: &Store, caller: &Caller, text: &str, scopes: &[Sc
     if !(1..=TOKEN_DAYS_MAX).contains(&days) {
         return Err(Fault::invalid("days", format!("a token is good for 1 to {TOKEN_DAYS_MAX} days")));
     }
-    let desk = store.desk();
-    if desk.tokens(Some(&caller.account)).await?.len() >= TOKENS_MAX {
+    let admin_store = store.admin_store();
+    if admin_store.tokens(Some(&caller.account)).await?.len() >= TOKENS_MAX {
         return Err(Fault::Conflict(format!("an account has at most {TOKENS_MAX} tokens; remove one first")));
     }
     // A prefix of its own lets scanners of leaked secrets find it.
@@ -224,8 +224,8 @@ pub async fn make_token(store: &Store, caller: &Caller, text: &str, scopes: &[Sc
         expires_ms: now + i64::from(days) * 24 * 3600 * 1000,
         used_ms: None,
     };
-    match desk.make_token(&token, &caller.actor).await? {
-        Made::Yes => Ok((token, secret)),
+    match admin_store.make_token(&token, &caller.actor).await? {
+        WriteOutcome::Done => Ok((token, secret)),
         _ => Err(Fault::Conflict(format!("there is a token `{text}` already"))),
     }
 }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::Fault;
 use super::replica_questions::{LimitSubject, Question};
 use super::replicas::Everywhere;
-use crate::sql::audit::{Actor, Line};
+use crate::sql::audit::{Actor, AuditLine};
 
 /// So many are told by each replica.
 const TOLD_MAX: usize = 1000;
@@ -169,8 +169,9 @@ pub async fn give_back(everywhere: &Everywhere, which: &LimitSubject, actor: &Ac
         });
     }
     // First it is written down: nothing is done that nobody can know of.
-    let line = Line { action: "limit.given_back", target: which.subject.clone(), before: serde_json::to_string(which).ok(), after: None };
-    everywhere.store.desk().note_down(line, actor).await?;
+    let line =
+        AuditLine { action: "limit.given_back", target: which.subject.clone(), before: serde_json::to_string(which).ok(), after: None };
+    everywhere.store.admin_store().write_audit(line, actor).await?;
     let heard = everywhere.ask::<usize>(&Question::GiveBack(which.clone())).await?;
     match heard.silent.is_empty() {
         true => Ok(()),

@@ -86,17 +86,17 @@ impl Everywhere {
         }
         let body = serde_json::to_value(question).map_err(|e| Fault::Away(e.to_string()))?;
         let id = uuid::Uuid::now_v7().to_string();
-        let (desk, mut mail) = (self.store.desk(), self.store.mail());
-        desk.ask(&Written { id: id.clone(), asker: self.replica.name(), body }).await?;
+        let (admin_store, mut mail) = (self.store.admin_store(), self.store.mail());
+        admin_store.post_question(&Written { id: id.clone(), asker: self.replica.name(), body }).await?;
         let (begun, mut answers) = (Instant::now(), Vec::new());
         while begun.elapsed() < PATIENCE {
             let _ = tokio::time::timeout(LOOKED_EVERY, mail.changed()).await;
-            answers = desk.answers(&id).await?;
+            answers = admin_store.answers(&id).await?;
             if others.iter().all(|other| answers.iter().any(|(replica, _)| replica == other)) {
                 break;
             }
         }
-        desk.take_back(&id, OLD_MS).await?;
+        admin_store.withdraw_question(&id, OLD_MS).await?;
         for other in others {
             match answers.iter().position(|(replica, _)| *replica == other) {
                 Some(at) => heard.said.push((other, read(answers.swap_remove(at).1)?)),
@@ -111,7 +111,7 @@ impl Everywhere {
         if !self.others {
             return Ok(Vec::new());
         }
-        let replicas = self.store.desk().replicas(now_ms() - GONE_MS).await?;
+        let replicas = self.store.admin_store().replicas(now_ms() - GONE_MS).await?;
         let gone = |state: &Value| state.get("stopping") == Some(&Value::Bool(true));
         let own = self.replica.name();
         let others = replicas.into_iter().filter(|replica| replica.name != own && !gone(&replica.state));
@@ -148,13 +148,13 @@ impl Everywhere {
     }
 
     async fn answer_all(&self) -> Result<(), Fault> {
-        let desk = self.store.desk();
-        for asked in desk.asked(&self.replica.name(), OLD_MS).await? {
+        let admin_store = self.store.admin_store();
+        for asked in admin_store.open_questions(&self.replica.name(), OLD_MS).await? {
             // What a newer version asks may be unknown here.
             let Ok(question) = serde_json::from_value::<Question>(asked.body) else { continue };
             let answered = async {
                 let said = self.local.answer(&question).await?;
-                Ok::<_, Fault>(desk.answer(&asked.id, &self.replica.name(), &said).await?)
+                Ok::<_, Fault>(admin_store.post_answer(&asked.id, &self.replica.name(), &said).await?)
             };
             if let Err(error) = answered.await {
                 tracing::warn!(%error, "another replica's question was not answered");

@@ -12,7 +12,7 @@ use crate::util::aead::Sealer;
 
 /// All of them, and their version. `written`: which stand in the file.
 pub async fn list(store: &Store, file: &Configured, written: &Written) -> Result<(Vec<Shown>, i64), Fault> {
-    let (stored, version) = store.desk().settings().await?;
+    let (stored, version) = store.admin_store().settings().await?;
     let shown = |setting: &settings::Setting| {
         let set: Option<&Stored> = stored.iter().find(|one| one.name == setting.name && setting.kind.check_stored(&one.value).is_ok());
         let said = (setting.file)(file, setting.name);
@@ -51,7 +51,7 @@ pub async fn change(store: &Store, sealer: &Sealer, values: &[(String, Value)], 
         changes.push((name.clone(), value));
     }
     if changes.iter().any(|(name, _)| name.starts_with("alerts.webhook.")) {
-        let (stored, _) = store.desk().settings().await?;
+        let (stored, _) = store.admin_store().settings().await?;
         let get = |name: &str| match changes.iter().find(|(changed, _)| changed == name) {
             Some((_, value)) => value.clone(),
             None => stored.iter().find(|one| one.name == name).map(|one| one.value.clone()),

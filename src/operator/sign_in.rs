@@ -20,8 +20,8 @@ use super::access::{Caller, Role, Scope, Scopes};
 use super::accounts::{Known, hashed, now_ms};
 use super::passwords::{BYTES_MAX, Passwords};
 use crate::bindings::Store;
-use crate::sql::accounts::{Account, Guessed, Session};
-use crate::sql::audit::{Actor, Line};
+use crate::sql::accounts::{Account, Session, SignInCounter};
+use crate::sql::audit::{Actor, AuditLine};
 use crate::util::aead::Sealer;
 
 /// Wrong passwords for one account that cost nothing but their count.
@@ -185,13 +185,13 @@ impl Door {
         if let (Some(browser), Some(by_account)) = (self.browser(&name, held), guessed.first_mut()) {
             by_account.subject = format!("browser:{}", browser.id);
         }
-        let (desk, now) = (store.desk(), now_ms());
-        if let Some(until) = desk.guess(&guessed, now).await? {
+        let (admin_store, now) = (store.admin_store(), now_ms());
+        if let Some(until) = admin_store.count_attempt(&guessed, now).await? {
             // Not in the audit: what is locked can be repeated without end.
             log_failure(None, from, "locked");
             return Err(Refusal::Locked(seconds_until(until)));
         }
-        let account = desk.account(&name).await?;
+        let account = admin_store.account(&name).await?;
         let exists = account.as_ref().map(|account| account.name.clone());
         let stored = account.as_ref().filter(|account| !account.disabled).and_then(|account| account.password.clone());
         let password = if password.len() > BYTES_MAX { "" } else { password };
@@ -211,18 +211,18 @@ impl Door {
         known: &Known,
         from: IpAddr,
         agent: &str,
-        guessed: &[Guessed],
+        guessed: &[SignInCounter],
     ) -> Result<SignedIn, Declined> {
-        let desk = store.desk();
+        let admin_store = store.admin_store();
         let actor = Actor { who: known.name.clone(), origin: from.to_string() };
-        let there = desk.account_of(&known.elsewhere).await.map_err(Refusal::from)?;
+        let there = admin_store.account_by_identity(&known.elsewhere).await.map_err(Refusal::from)?;
         let role = match &known.role {
             Ok(role) => role.as_str().to_owned(),
             Err(why) => {
                 // What he had while he was somebody goes.
                 if let Some(account) = there {
                     let actor = Actor { who: account.name.clone(), ..actor };
-                    desk.turn_away(&account.name, &actor).await.map_err(Refusal::from)?;
+                    admin_store.revoke_access(&account.name, &actor).await.map_err(Refusal::from)?;
                 }
                 return Err(Fault::Forbidden(why.clone()).into());
             }
@@ -233,7 +233,7 @@ impl Door {
             Some(account) => {
                 let actor = Actor { who: account.name.clone(), ..actor };
                 let changed = Account { role, ..account.clone() };
-                let changed = desk.change_account(&changed, account.version, None, &actor).await.map_err(Refusal::from)?;
+                let changed = admin_store.change_account(&changed, account.version, None, &actor).await.map_err(Refusal::from)?;
                 super::accounts::made(changed, &account.name)?;
                 super::accounts::get(store, &account.name).await?
             }
@@ -243,9 +243,9 @@ impl Door {
     }
 
     /// Counts a try to come back from elsewhere before it is made: what anybody sends has a provider asked.
-    pub async fn may_try(&self, store: &Store, from: IpAddr) -> Result<Vec<Guessed>, Refusal> {
-        let guessed: Vec<Guessed> = guessed("", from).into_iter().filter(|guessed| guessed.subject.starts_with("address:")).collect();
-        match store.desk().guess(&guessed, now_ms()).await? {
+    pub async fn may_try(&self, store: &Store, from: IpAddr) -> Result<Vec<SignInCounter>, Refusal> {
+        let guessed: Vec<SignInCounter> = guessed("", from).into_iter().filter(|guessed| guessed.subject.starts_with("address:")).collect();
+        match store.admin_store().count_attempt(&guessed, now_ms()).await? {
             Some(until) => Err(Refusal::Locked(seconds_until(until))),
             None => Ok(guessed),
         }
@@ -254,26 +254,33 @@ impl Door {
     /// Chooses a password of one's own, which ends one's other sessions. Guessing the old one counts as at the door.
     pub async fn choose_password(&self, store: &Store, caller: &Caller, old: &str, new: &str, from: IpAddr) -> Result<(), Declined> {
         let guessed = guessed(&caller.account, from);
-        let desk = store.desk();
-        if let Some(until) = desk.guess(&guessed, now_ms()).await.map_err(Refusal::from)? {
+        let admin_store = store.admin_store();
+        if let Some(until) = admin_store.count_attempt(&guessed, now_ms()).await.map_err(Refusal::from)? {
             return Err(Refusal::Locked(seconds_until(until)).into());
         }
         let account = super::accounts::get(store, &caller.account).await?;
         if !self.passwords.is(old, account.password.as_deref()).await? {
             return Err(Fault::invalid("current", "that is not the password you have now").into());
         }
-        desk.forgive(&guessed).await.map_err(Refusal::from)?;
+        admin_store.forgive_attempt(&guessed).await.map_err(Refusal::from)?;
         super::passwords::check(new, &account.name)?;
         if old == new {
             return Err(Fault::invalid("password", "that is the password you have now").into());
         }
         let after = Account { password: Some(self.passwords.hash(new).await?), must_change: false, ..account.clone() };
-        let changed = desk.change_account(&after, account.version, caller.session.as_deref(), &caller.actor).await;
+        let changed = admin_store.change_account(&after, account.version, caller.session.as_deref(), &caller.actor).await;
         Ok(super::accounts::made(changed.map_err(Refusal::from)?, &account.name)?)
     }
 
     /// Begins a session of somebody who has shown who he is.
-    async fn begin(&self, store: &Store, account: Account, from: IpAddr, agent: &str, guessed: &[Guessed]) -> Result<SignedIn, Refusal> {
+    async fn begin(
+        &self,
+        store: &Store,
+        account: Account,
+        from: IpAddr,
+        agent: &str,
+        guessed: &[SignInCounter],
+    ) -> Result<SignedIn, Refusal> {
         let now = now_ms();
         let session = Session {
             id: uuid::Uuid::now_v7().to_string(),
@@ -285,7 +292,7 @@ impl Door {
         };
         let actor = Actor { who: account.name.clone(), origin: from.to_string() };
         // Hashing takes a while: a password that was changed meanwhile is a wrong one.
-        if !store.desk().begin_session(&session, account.version, guessed, &actor).await? {
+        if !store.admin_store().begin_session(&session, account.version, guessed, &actor).await? {
             return Err(Refusal::Wrong);
         }
         self.remember(&session.id, &account);
@@ -310,7 +317,7 @@ impl Door {
 
     /// A fresh JWT for whoever is signed in.
     pub async fn renew(&self, store: &Store, session: &str) -> Result<SignedIn, Refusal> {
-        let (session, account) = store.desk().session(session, now_ms()).await?.ok_or(Refusal::Wrong)?;
+        let (session, account) = store.admin_store().session(session, now_ms()).await?.ok_or(Refusal::Wrong)?;
         self.token(&session, account)
     }
 
@@ -325,7 +332,7 @@ impl Door {
     async fn person(&self, store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
         let read = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| Refusal::Wrong)?;
         let session = read.claims.sid;
-        let (account, scopes) = match store.desk().session(&session, now_ms()).await {
+        let (account, scopes) = match store.admin_store().session(&session, now_ms()).await {
             Ok(Some((_, account))) => {
                 self.remember(&session, &account);
                 let scopes = Role::stored(&account.role).scopes();
@@ -371,16 +378,16 @@ pub async fn note_failure(store: &Store, account: Option<&str>, from: IpAddr, re
     log_failure(account, from, reason);
     let target = account.unwrap_or(NO_ACCOUNT).to_owned();
     let after = Some(serde_json::json!({ "reason": reason }).to_string());
-    let line = Line { action: "session.refused", target, before: None, after };
+    let line = AuditLine { action: "session.refused", target, before: None, after };
     let actor = Actor { who: ANONYMOUS.to_owned(), origin: from.to_string() };
-    if let Err(error) = store.desk().note_down(line, &actor).await {
+    if let Err(error) = store.admin_store().write_audit(line, &actor).await {
         tracing::warn!(%error, "a failed sign-in could not be written to the audit");
     }
 }
 
 /// A script may do what its token says, and never more than whoever has made it.
 async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
-    let (token, account) = store.desk().token(&hashed(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
+    let (token, account) = store.admin_store().token(&hashed(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
     // Nobody tells when somebody leaves who signs in elsewhere: that he has not come for long says so.
     let left = account.elsewhere.is_some() && account.signed_in_ms.is_none_or(|at| at + ELSEWHERE_MS < now_ms());
     if account.must_change || left {
@@ -399,7 +406,7 @@ async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refu
 }
 
 /// The names under which failures count. Of IPv6 a whole /64 is one address: so much has everybody.
-fn guessed(name: &str, from: IpAddr) -> Vec<Guessed> {
+fn guessed(name: &str, from: IpAddr) -> Vec<SignInCounter> {
     let network = match from {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => {
@@ -408,7 +415,7 @@ fn guessed(name: &str, from: IpAddr) -> Vec<Guessed> {
         }
     };
     vec![
-        Guessed { subject: format!("account:{name}"), free: FREE_OF_ACCOUNT },
-        Guessed { subject: format!("address:{network}"), free: FREE_OF_ADDRESS },
+        SignInCounter { subject: format!("account:{name}"), free: FREE_OF_ACCOUNT },
+        SignInCounter { subject: format!("address:{network}"), free: FREE_OF_ADDRESS },
     ]
 }

@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use super::Fault;
 use super::replica_questions::{Question, StreamMark};
 use super::replicas::Everywhere;
-use crate::sql::audit::{Actor, Line};
+use crate::sql::audit::{Actor, AuditLine};
 use crate::telemetry::streams::{About, Streams};
 use crate::upstream::server_name;
 use crate::util::time::millis;
@@ -131,13 +131,13 @@ pub async fn end(everywhere: &Everywhere, id: u64, replica: Option<&str>, actor:
     let stream = everywhere.ask_one::<Option<Stream>>(&Question::Stream(id), &replica).await?.ok_or_else(missing)?;
     let stream = Stream { replica: replica.to_owned(), started_ms: None, ..stream };
     // First it is written down: nothing is done that nobody can know of.
-    let line = Line {
+    let line = AuditLine {
         action: "stream.ended",
         target: stream.request_id.clone().unwrap_or_else(|| id.to_string()),
         before: serde_json::to_string(&stream).ok(),
         after: None,
     };
-    everywhere.store.desk().note_down(line, actor).await?;
+    everywhere.store.admin_store().write_audit(line, actor).await?;
     everywhere.ask_one::<bool>(&Question::EndStream(id), &replica).await?;
     tracing::info!(by = actor.who, client = stream.client, route = stream.route, replica, "a stream was ended");
     Ok(stream)

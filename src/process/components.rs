@@ -23,7 +23,7 @@ use crate::operator::replicas::Everywhere;
 use crate::operator::sign_in::Door;
 use crate::outbound::Services;
 use crate::reload::{self, Reloader};
-use crate::settings::{self, Live};
+use crate::settings::{self, LiveSettings};
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sampler::{Sampler, State};
@@ -74,7 +74,7 @@ impl Parts {
             near: Arc::clone(&near),
         };
         let compiler = Arc::new(Compiler::new(ports));
-        let live = Arc::new(Live::new(&opened.admin_secret)?);
+        let live = Arc::new(LiveSettings::new(&opened.admin_secret)?);
         live.refresh(&opened.store).await;
         let parsed = parse_file(path).map_err(|report| report.to_string())?.with(&live.overrides());
         let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
@@ -141,9 +141,9 @@ fn begin(
     let current = Arc::clone(shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
     let tending = Arc::clone(replica);
-    store.tend_every(Duration::from_secs(5), move || {
+    store.apply_retention_every(Duration::from_secs(5), move || {
         // Others go by what is wanted now.
-        (!tending.has_handed_over()).then(|| current.live.tending((&current.snapshot.load().settings.retention).into()))
+        (!tending.has_handed_over()).then(|| current.live.retention((&current.snapshot.load().settings.retention).into()))
     });
     let watch = Watch::new(Arc::clone(store), &shared.metrics.registry);
     let current = Arc::clone(shared);

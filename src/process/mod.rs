@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::config::model::Storage;
 use crate::config::{Settings, parse_file};
 use crate::server::{self, Pulse, Stop};
-use crate::sql::News;
+use crate::sql::StoreEvent;
 use crate::telemetry::{logs, sampler};
 use crate::util::periodic::every;
 use crate::{admin, compile, control};
@@ -118,7 +118,7 @@ async fn begin(
         let succeeded = upgrades.succeeds().then(Instant::now);
         every(&parts, LOOK_BACK, move |parts| async move {
             if parts.replica.has_handed_over() || succeeded.is_some_and(|at| at.elapsed() < LAST_COMMANDS) {
-                parts.store.hear(News::Lost);
+                parts.store.handle_event(StoreEvent::EventsLost);
             }
         });
     }

@@ -1,10 +1,11 @@
-//! What replicas remember of the bindings together, in Redis: the level between a process's own cache and the
-//! authority.
+//! The shared cache of bindings in Redis: the level between a process's own cache and the
+//! authority. Never decides a refusal; the caller checks it against the authority.
 //!
-//! An entry is `VERSION TIME ROW`: the row's version, when it was written by Redis's clock, and the row as JSON, or
-//! `-` for one that has changed or is gone. An older version never takes the place of a newer one. Changes are heard
-//! of from the authority, by every replica, and each of them says so here. Where such news may have been lost, a
-//! replica believes only what was written a second later or more; and nothing is believed longer than `redis.cache_ttl`.
+//! An entry is `VERSION TIME ROW`: the row's version, the time of the write by Redis's clock, and
+//! the row as JSON, or `-` for one that was changed or removed. An older version never replaces a
+//! newer one. Every replica is notified of changes by the authority and invalidates the entry.
+//! After events may have been lost, a replica uses only entries written at least a second later. No
+//! entry is used longer than `redis.cache_ttl`.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -16,14 +17,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::Redis;
-use crate::sql::record::{Raw, roaming_columns, seen_ms};
+use crate::sql::record::{BindingRow, roaming_columns, seen_ms};
 
-/// Writes that wait for Redis.
+/// The maximum number of queued writes.
 const WAITING_MAX: usize = 10_000;
-/// What was written so soon after news were lost may have been read before: clocks of Redis's nodes may differ, too.
+/// Entries written this soon after events were lost may contain older reads; the clocks of Redis's
+/// nodes may also differ.
 const MARGIN_MS: i64 = 1000;
 
-/// The entry, and what time it is.
+/// Returns the entry and the time.
 static READ: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -31,7 +33,8 @@ static READ: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Writes version `ARGV[1]` with row `ARGV[2]` for `ARGV[4]` ms, unless a newer version was written at `ARGV[3]` or later.
+/// Writes version `ARGV[1]` with row `ARGV[2]` for `ARGV[4]` ms, unless a newer version was written
+/// at `ARGV[3]` or later.
 static WRITE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -49,7 +52,8 @@ static WRITE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// The row of an entry. Whose it is, the key says; that it is confirmed goes without saying.
+/// The row of an entry, without the key id, which is in the key. Only confirmed bindings are
+/// stored.
 #[derive(Serialize, Deserialize)]
 struct Stored {
     rule: String,
@@ -66,12 +70,12 @@ struct Stored {
     seen_ms: Vec<i64>,
 }
 
-/// Since when entries are believed, by Redis's clock.
+/// The time from which entries are valid, by Redis's clock.
 #[derive(Clone, Copy, Default)]
 struct Floor {
-    /// Counts the times that news may have been lost.
+    /// The number of times that events may have been lost.
     lost: u64,
-    /// `None` until Redis has said what time it is.
+    /// `None` until Redis has returned its time.
     at_ms: Option<i64>,
 }
 
@@ -82,8 +86,8 @@ struct Entry {
     floor_ms: i64,
 }
 
-/// The shared cache of one replica.
-pub struct Shared {
+/// The shared cache, as one replica uses it.
+pub struct SharedCache {
     redis: Arc<Redis>,
     floor: Mutex<Floor>,
     writes: mpsc::Sender<Entry>,
@@ -91,8 +95,8 @@ pub struct Shared {
     stale_grace: Duration,
 }
 
-impl Shared {
-    /// `stale_grace`: for how long an entry is good enough while the authority is away.
+impl SharedCache {
+    /// `stale_grace`: how long an entry is used while the authority is away.
     pub fn new(redis: Arc<Redis>, ttl: Duration, stale_grace: Duration) -> Arc<Self> {
         let (writes, waiting) = mpsc::channel(WAITING_MAX);
         let shared = Arc::new(Self { redis, floor: Mutex::default(), writes, ttl, stale_grace });
@@ -100,12 +104,12 @@ impl Shared {
         shared
     }
 
-    /// Whether Redis is there.
+    /// Whether Redis is connected.
     pub fn is_there(&self) -> bool {
         self.redis.is_there()
     }
 
-    /// The binding, if it is remembered and can be believed.
+    /// The cached binding, if it is valid.
     pub async fn get(&self, id: &KeyId) -> Option<Binding> {
         let before = *self.floor.lock();
         let (entry, now_ms) = self.read(id).await?;
@@ -123,7 +127,7 @@ impl Shared {
         }
     }
 
-    /// The binding as it was, for when the authority is away: then nobody can have changed it.
+    /// The last known binding while the authority is away: then it cannot have been changed.
     pub async fn stale(&self, id: &KeyId) -> Option<Binding> {
         let (entry, now_ms) = self.read(id).await?;
         entry.filter(|entry| within(entry.at_ms, now_ms, self.stale_grace))?.binding(id)
@@ -131,13 +135,13 @@ impl Shared {
 
     async fn read(&self, id: &KeyId) -> Option<(Option<Read>, i64)> {
         let key = self.key(id);
-        let asked = READ.key(key);
-        let (entry, now_ms): (Option<String>, i64) = self.redis.run(&asked).await.ok()?;
+        let invocation = READ.key(key);
+        let (entry, now_ms): (Option<String>, i64) = self.redis.run(&invocation).await.ok()?;
         Some((entry.as_deref().and_then(Read::parse), now_ms))
     }
 
-    /// Notes what the authority has said just now. Nobody waits for it. Of keys that the upstream has not accepted
-    /// nothing is remembered: they may go any moment.
+    /// Queues a write of a binding that was just read from the authority. Unconfirmed bindings are
+    /// not cached: they may be removed at any moment.
     pub fn put(&self, binding: &Binding) {
         if !binding.confirmed {
             return;
@@ -154,20 +158,20 @@ impl Shared {
             seen_ms: seen_ms(binding),
         };
         let row = serde_json::to_string(&row).ok();
-        // With no room it is not remembered; that harms nobody.
+        // A full queue drops the entry, which costs a later cache miss only.
         let _ = self.writes.try_send(Entry { id: binding.id, version: binding.version, row, floor_ms });
     }
 
-    /// The row has changed, or is gone, as of this version.
+    /// Invalidates the entry as of this version.
     pub fn changed(&self, id: KeyId, version: i64) {
         let floor_ms = self.floor.lock().at_ms.unwrap_or(0);
         if self.writes.try_send(Entry { id, version, row: None, floor_ms }).is_err() {
-            self.doubt_everything();
+            self.invalidate_all();
         }
     }
 
-    /// News may have been lost: what is there is not believed any more.
-    pub fn doubt_everything(&self) {
+    /// Makes this replica ignore all present entries, after events may have been lost.
+    pub fn invalidate_all(&self) {
         let mut floor = self.floor.lock();
         *floor = Floor { lost: floor.lost + 1, at_ms: None };
     }
@@ -177,19 +181,19 @@ impl Shared {
     }
 
     async fn write(&self, entry: Entry) {
-        let is_news = entry.row.is_none();
-        // What is too old to be believed may still be good enough when nobody can be asked.
+        let is_invalidation = entry.row.is_none();
+        // An expired entry may still be used while the authority is away.
         let ttl_ms = u64::try_from(self.ttl.max(self.stale_grace).as_millis()).unwrap_or(u64::MAX);
         let row = entry.row.as_deref().unwrap_or("-");
-        let mut asked = WRITE.key(self.key(&entry.id));
-        asked.arg(entry.version).arg(row).arg(entry.floor_ms).arg(ttl_ms);
-        if self.redis.run::<i64>(&asked).await.is_err() && is_news {
-            self.doubt_everything();
+        let mut invocation = WRITE.key(self.key(&entry.id));
+        invocation.arg(entry.version).arg(row).arg(entry.floor_ms).arg(ttl_ms);
+        if self.redis.run::<i64>(&invocation).await.is_err() && is_invalidation {
+            self.invalidate_all();
         }
     }
 }
 
-async fn write_all(shared: std::sync::Weak<Shared>, mut waiting: mpsc::Receiver<Entry>) {
+async fn write_all(shared: std::sync::Weak<SharedCache>, mut waiting: mpsc::Receiver<Entry>) {
     while let Some(entry) = waiting.recv().await {
         let Some(shared) = shared.upgrade() else { return };
         shared.write(entry).await;
@@ -207,7 +211,7 @@ struct Read {
 }
 
 impl Read {
-    /// What makes no sense is as good as nothing.
+    /// A malformed entry counts as a miss.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.splitn(3, ' ');
         let (version, at_ms) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
@@ -221,8 +225,8 @@ impl Read {
     fn binding(self, id: &KeyId) -> Option<Binding> {
         let Stored { rule, networks, banned, by_first_use, networks_max, window_s, seen_ms } = self.row?;
         let (id, version) = (id.0.to_vec(), self.version);
-        let raw = Raw { id, rule, networks, banned, by_first_use, confirmed: true, version, networks_max, window_s, seen_ms };
-        raw.checked().ok()
+        let row = BindingRow { id, rule, networks, banned, by_first_use, confirmed: true, version, networks_max, window_s, seen_ms };
+        row.checked().ok()
     }
 }
 
@@ -238,7 +242,7 @@ mod tests {
 
     const ID: KeyId = KeyId([7; 32]);
 
-    /// A server of the test's own.
+    /// A Redis server for one test.
     struct Server(Child, u16);
 
     impl Server {
@@ -249,14 +253,14 @@ mod tests {
             Self(child.expect("redis-server is installed"), port)
         }
 
-        async fn shared(&self, ttl: Duration) -> Arc<Shared> {
+        async fn shared(&self, ttl: Duration) -> Arc<SharedCache> {
             let config = serde_json::from_value(serde_json::json!({ "url": format!("redis://127.0.0.1:{}", self.1), "timeout": "2s" }));
             let files = Files::beside(std::path::Path::new("x"));
             let redis = Redis::open(&config.unwrap(), &files, &Registry::new()).await.unwrap();
             while !redis.is_there() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            Shared::new(redis, ttl, Duration::from_secs(600))
+            SharedCache::new(redis, ttl, Duration::from_secs(600))
         }
     }
 
@@ -282,43 +286,43 @@ mod tests {
         }
     }
 
-    /// Writes and waits until it is written.
-    async fn put(shared: &Shared, row: &Binding) {
+    /// Writes, and waits for the write.
+    async fn put(shared: &SharedCache, row: &Binding) {
         shared.put(row);
         written(shared).await;
     }
 
-    async fn written(shared: &Shared) {
+    async fn written(shared: &SharedCache) {
         while shared.writes.capacity() < WAITING_MAX {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // The last one is on its way; what is asked on the same connection comes after it.
+        // The last write may be on its way; a read on the same connection comes after it.
         let _ = shared.read(&ID).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
-    async fn believing(shared: &Shared) {
+    async fn wait_until_valid(shared: &SharedCache) {
         let _ = shared.get(&ID).await;
         tokio::time::sleep(Duration::from_millis(1100)).await;
     }
 
     #[tokio::test]
-    async fn an_older_version_never_takes_the_place_of_a_newer_one() {
+    async fn an_older_version_never_replaces_a_newer_one() {
         let server = Server::start();
         let (one, other) = (server.shared(Duration::from_secs(60)).await, server.shared(Duration::from_secs(60)).await);
         one.put(&row(1, false));
-        assert_eq!(other.get(&ID).await, None, "nobody knows yet since when to believe");
-        believing(&one).await;
-        believing(&other).await;
+        assert_eq!(other.get(&ID).await, None, "the time from which entries are valid is not known yet");
+        wait_until_valid(&one).await;
+        wait_until_valid(&other).await;
 
         put(&one, &row(5, false)).await;
         assert_eq!(other.get(&ID).await, Some(row(5, false)));
         put(&other, &row(4, true)).await;
         assert_eq!(one.get(&ID).await, Some(row(5, false)));
         put(&other, &Binding { confirmed: false, ..row(6, true) }).await;
-        assert_eq!(one.get(&ID).await, Some(row(5, false)), "what the upstream has not accepted is nobody's concern");
+        assert_eq!(one.get(&ID).await, Some(row(5, false)), "an unconfirmed binding is not cached");
 
-        // A change is heard of; what was read before it comes too late.
+        // After a change, a row that was read before it is not written.
         one.changed(ID, 7);
         written(&one).await;
         put(&other, &row(6, false)).await;
@@ -327,11 +331,11 @@ mod tests {
         assert_eq!(one.get(&ID).await, Some(row(7, true)));
         other.changed(ID, 7);
         written(&other).await;
-        assert_eq!(one.get(&ID).await, Some(row(7, true)), "old news");
+        assert_eq!(one.get(&ID).await, Some(row(7, true)), "an old event");
 
-        // News may have been lost: a version that goes back may be a restored backup, and is right.
-        one.doubt_everything();
-        believing(&one).await;
+        // After lost events a lower version is right: it may be a restored backup.
+        one.invalidate_all();
+        wait_until_valid(&one).await;
         assert_eq!(one.get(&ID).await, None);
         assert_eq!((other.get(&ID).await, one.stale(&ID).await), (Some(row(7, true)), Some(row(7, true))));
         put(&one, &row(2, false)).await;
@@ -339,19 +343,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_believed_for_longer_than_was_said_and_nonsense_never() {
+    async fn expired_and_malformed_entries_are_misses() {
         let server = Server::start();
         let shared = server.shared(Duration::from_secs(1)).await;
-        believing(&shared).await;
+        wait_until_valid(&shared).await;
         put(&shared, &row(5, false)).await;
         assert_eq!(shared.get(&ID).await, Some(row(5, false)));
         tokio::time::sleep(Duration::from_millis(1050)).await;
         assert_eq!(shared.get(&ID).await, None);
         assert_eq!(shared.stale(&ID).await, Some(row(5, false)));
-        for nonsense in ["", "x", "9 9", "9 9999999999999 {", "9 9999999999999 {\"rule\":\"none\",\"networks\":[]}", "9 x -"] {
-            assert!(Read::parse(nonsense).and_then(|read| read.binding(&ID)).is_none(), "{nonsense}");
+        for malformed in ["", "x", "9 9", "9 9999999999999 {", "9 9999999999999 {\"rule\":\"none\",\"networks\":[]}", "9 x -"] {
+            assert!(Read::parse(malformed).and_then(|read| read.binding(&ID)).is_none(), "{malformed}");
         }
-        let set = Script::new("return redis.call('SET', KEYS[1], 'nonsense')");
+        let set = Script::new("return redis.call('SET', KEYS[1], 'malformed')");
         let _: () = shared.redis.run(&set.key(shared.key(&ID))).await.unwrap();
         assert_eq!(shared.get(&ID).await, None);
         put(&shared, &row(1, false)).await;

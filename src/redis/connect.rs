@@ -1,4 +1,5 @@
-//! Reaching Redis: one server, the master that sentinels name, or a cluster.
+//! Connects to Redis: a single server, the master that Sentinel names, or a cluster. Keeping the
+//! connection belongs to `redis`.
 
 use std::time::Duration;
 
@@ -9,20 +10,20 @@ use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates, TlsMode};
 
-use crate::config::model::Redis as Config;
+use crate::config::model::Redis as RedisConfig;
 use crate::config::{Files, store_url};
 
-/// How long connecting may take, the greeting included.
+/// The time limit of one connection attempt, handshake included.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// What to connect to.
+/// The configured kind of Redis.
 pub enum Target {
     One(Box<Client>),
     Sentinel(Box<SentinelClient>),
     Cluster(Box<ClusterClient>),
 }
 
-/// A connection that any number of callers share.
+/// A connection that callers share.
 #[derive(Clone)]
 pub enum Link {
     One(MultiplexedConnection),
@@ -30,18 +31,18 @@ pub enum Link {
 }
 
 impl Target {
-    /// Errors say what to do, and hold no URL: it may hold a password.
-    pub fn of(config: &Config, files: &Files) -> Result<Self, String> {
+    /// Errors say what to do and contain no URL, which may contain a password.
+    pub fn from_config(config: &RedisConfig, files: &Files) -> Result<Self, String> {
         let server = info(&config.url, files, "redis.url")?;
         let certificates = match &config.ca_file {
             Some(path) if is_tls(&server) || config.sentinels.iter().any(|url| url.text().starts_with("rediss:")) => {
                 let pem = files.file(path).map_err(|e| format!("redis.ca_file: {e}"))?;
                 if !pem.contains("BEGIN CERTIFICATE") {
-                    return Err(format!("redis.ca_file: `{path}` holds no certificate in PEM"));
+                    return Err(format!("redis.ca_file: `{path}` contains no PEM certificate"));
                 }
                 Some(TlsCertificates { client_tls: None, root_cert: Some(pem.into_bytes()) })
             }
-            Some(_) => return Err("redis.ca_file is of use with `rediss://` only".into()),
+            Some(_) => return Err("redis.ca_file has an effect with `rediss://` only".into()),
             None => None,
         };
         let made = if !config.sentinels.is_empty() {
@@ -56,10 +57,10 @@ impl Target {
             .map(Box::new)
             .map(Target::One)
         };
-        made.map_err(|error| format!("redis: {}", plainly(&error)))
+        made.map_err(|error| format!("redis: {}", first_line(&error)))
     }
 
-    /// Connects, anew each time.
+    /// Makes a new connection.
     pub async fn connect(&mut self, timeout: Duration) -> redis::RedisResult<Link> {
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIME_MAX)).set_response_timeout(Some(timeout));
         let connecting = async {
@@ -69,8 +70,8 @@ impl Target {
                 Target::Cluster(client) => client.get_async_connection().await.map(Link::Cluster),
             }
         };
-        // Sentinels and nodes are asked one after the other.
-        let late = |_| Err((redis::ErrorKind::Io, "it did not answer in time").into());
+        // Sentinels and nodes are tried one after the other.
+        let late = |_| Err((redis::ErrorKind::Io, "no answer in time").into());
         tokio::time::timeout(3 * CONNECT_TIME_MAX, connecting).await.unwrap_or_else(late)
     }
 }
@@ -82,13 +83,13 @@ fn is_tls(info: &ConnectionInfo) -> bool {
 fn info(url: &SecretRef, files: &Files, place: &str) -> Result<ConnectionInfo, String> {
     let url = files.secret(url).map_err(|e| format!("{place}: {e}"))?;
     let url = store_url::redis(&url).map_err(|error| format!("{place} {error}"))?;
-    // The parser's error may hold the URL.
+    // The parser's error may contain the URL.
     url.as_str().into_connection_info().map_err(|_| format!("{place} is malformed"))
 }
 
 fn sentinel(
     master: &ConnectionInfo,
-    config: &Config,
+    config: &RedisConfig,
     files: &Files,
     certificates: Option<TlsCertificates>,
 ) -> Result<redis::RedisResult<Target>, String> {
@@ -96,14 +97,14 @@ fn sentinel(
         config.sentinels.iter().enumerate().map(|(n, url)| info(url, files, &format!("redis.sentinels[{n}]"))).collect::<Result<_, _>>()?;
     let name = match master.addr() {
         ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host.clone(),
-        _ => return Err("redis.url: with sentinels its host is the name of the master they watch".into()),
+        _ => return Err("redis.url: with sentinels, the host must be the name of the monitored master".into()),
     };
     let same = |a: &ConnectionInfo, b: &ConnectionInfo| {
         let (one, other) = (a.redis_settings(), b.redis_settings());
         (one.username(), one.password(), is_tls(a)) == (other.username(), other.password(), is_tls(b))
     };
     let Some(first) = sentinels.first().filter(|first| sentinels.iter().all(|other| same(first, other))) else {
-        return Err("redis.sentinels: all need the same user, password and scheme".into());
+        return Err("redis.sentinels: all must have the same user, password and scheme".into());
     };
     let made = || {
         let addresses = sentinels.iter().map(|one| one.addr().clone());
@@ -135,10 +136,10 @@ fn sentinel(
     Ok(made())
 }
 
-fn cluster(first: ConnectionInfo, config: &Config, certificates: Option<TlsCertificates>) -> redis::RedisResult<Target> {
+fn cluster(first: ConnectionInfo, config: &RedisConfig, certificates: Option<TlsCertificates>) -> redis::RedisResult<Target> {
     let mut nodes = vec![first.clone()];
     for node in &config.cluster {
-        // What it must look like has been looked at with the rest of the file.
+        // The form was checked with the rest of the file.
         let Some((host, port)) = node.rsplit_once(':').and_then(|(host, port)| Some((host.to_owned(), port.parse().ok()?))) else {
             continue;
         };
@@ -157,8 +158,8 @@ fn cluster(first: ConnectionInfo, config: &Config, certificates: Option<TlsCerti
     builder.build().map(Box::new).map(Target::Cluster)
 }
 
-/// The driver's error without what it quotes from servers and URLs beyond the first line.
-pub fn plainly(error: &redis::RedisError) -> String {
+/// The first line of the driver's error, without what it quotes from servers and URLs.
+pub fn first_line(error: &redis::RedisError) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     line.chars().take(200).collect()

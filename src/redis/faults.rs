@@ -1,4 +1,5 @@
-//! Errors of Redis by their kind: each kind is counted, logged once while it lasts, and named in `/health`.
+//! Errors of Redis by kind. Each kind is counted, logged once while it lasts, and reported in
+//! `/health`. Reconnecting belongs to `redis`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,32 +7,32 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts, Registry};
 
-use super::connect::plainly;
+use super::connect::first_line;
 
 /// A kind lasts for this long after its last error.
 const LASTS: Duration = Duration::from_secs(30);
 
-/// What is wrong.
+/// The kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// The connection failed or could not be made.
     Connection,
-    /// No answer came in time.
+    /// No answer in time.
     Timeout,
     /// The server is a replica and takes no writes: a failover has happened.
     ReadOnly,
-    /// The user may not use a command or a key.
+    /// The user lacks the right to a command or a key.
     Permission,
     /// The server is full and evicts nothing.
     Memory,
     /// The server is loading, has lost its master, or its cluster is down.
     Unavailable,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
 impl Kind {
-    /// Its name in the metric and in `/health`.
+    /// The name in the metric and in `/health`.
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Connection => "connection",
@@ -44,18 +45,18 @@ impl Kind {
         }
     }
 
-    /// What an operator does about it.
+    /// What the operator can do.
     fn advice(self) -> &'static str {
         match self {
-            Kind::ReadOnly => "the server is a replica; connecting again to find the one that takes writes",
-            Kind::Permission => "the user lacks a command or a key; docs/how-to/redis.md lists what each feature needs",
+            Kind::ReadOnly => "the server is a replica; reconnecting to find the master",
+            Kind::Permission => "the user lacks the right to a command or a key; docs/how-to/redis.md lists what each feature needs",
             Kind::Memory => "the server is full; raise maxmemory or set a maxmemory-policy that evicts",
-            _ => "what replicas share is not counted until it works again",
+            _ => "shared limits are not counted until Redis works again",
         }
     }
 
-    /// Of an error. A script's error may hold that of the command in it.
-    pub fn of_error(error: &redis::RedisError) -> Self {
+    /// The kind of an error. The error of a script may contain that of a command in it.
+    pub fn classify(error: &redis::RedisError) -> Self {
         let (code, text) = (error.code().unwrap_or_default(), error.to_string());
         let is = |codes: &[&str]| codes.contains(&code) || codes.iter().any(|code| text.contains(&format!("-{code} ")));
         if is(&["READONLY"]) {
@@ -80,7 +81,7 @@ impl Kind {
     }
 }
 
-/// The kinds of which there were errors, and when the last one was.
+/// The time of the last error of each kind.
 pub struct Faults {
     last: Mutex<BTreeMap<Kind, Instant>>,
     counted: Option<IntCounterVec>,
@@ -96,14 +97,14 @@ impl Faults {
         Self { last: Mutex::default(), counted }
     }
 
-    /// An error of the driver's.
+    /// Records an error of the driver.
     pub fn note(&self, error: &redis::RedisError) -> Kind {
-        let kind = Kind::of_error(error);
-        self.count(kind, &plainly(error));
+        let kind = Kind::classify(error);
+        self.count(kind, &first_line(error));
         kind
     }
 
-    /// No answer came within the time a request waits.
+    /// Records a time-out of a request.
     pub fn late(&self) {
         self.count(Kind::Timeout, "no answer in time");
     }
@@ -118,12 +119,13 @@ impl Faults {
         }
     }
 
-    /// The kinds of which there were errors lately.
+    /// The kinds with recent errors.
     pub fn lasting(&self) -> Vec<&'static str> {
         self.last.lock().iter().filter(|(_, at)| at.elapsed() < LASTS).map(|(kind, _)| kind.as_str()).collect()
     }
 
-    /// The server works: what kept all of it from working is over. A command that a feature lacks may still be missing.
+    /// Clears the kinds that a working connection disproves. A permission for one command may still
+    /// be missing.
     pub fn works(&self) {
         self.last.lock().retain(|kind, _| matches!(kind, Kind::Permission | Kind::Other));
     }

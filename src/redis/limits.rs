@@ -1,8 +1,9 @@
-//! Counts and places that replicas share, in Redis.
+//! Shared limits in Redis: counters of requests, and leases for open requests. Knows the counting,
+//! not the policy; the filters decide what a refusal means.
 //!
-//! One script counts a request on all of its limits, or on none where one of them refuses it; Redis's clock is
-//! everybody's. In a cluster the counts of one request may be on several nodes: there each is asked by itself, and
-//! what was counted is taken back when a later one refuses.
+//! One script counts a request on all of its limits, or on none if one of them refuses it. All
+//! times are by Redis's clock. In a cluster the counters of one request may be on several nodes:
+//! each is then counted separately, and taken back when a later one refuses.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
@@ -15,8 +16,9 @@ use redis::Script;
 use super::Redis;
 use crate::util::periodic::every;
 
-/// For each key: kind, interval or most, tolerance, cost, block, time to live (µs; ms), shadow. Answers with whether it
-/// was allowed and how far ahead it is (µs), or how much is used, for each. A rolling entry is `TAT INTERVAL BLOCKED`.
+/// For each key: kind, interval or maximum, tolerance, cost, block, time to live (µs; ms), shadow.
+/// Returns for each whether it is allowed, and how far it is ahead (µs) or how much is used. An
+/// entry of a rolling limit is `TAT INTERVAL BLOCKED`.
 static HIT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -80,8 +82,9 @@ static REFUND: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// How it stands: kind, interval. Answers as the script that counts: how far ahead it is (µs), or how much is used.
-static LOOK: LazyLock<Script> = LazyLock::new(|| {
+/// Reads the state: kind, interval. Returns as HIT does: how far it is ahead (µs), or how much is
+/// used.
+static READ: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local known = redis.call('GET', KEYS[1])
          if not known then return 0 end
@@ -95,10 +98,10 @@ static LOOK: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Forgets what was counted.
+/// Deletes the counter.
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('DEL', KEYS[1])"));
 
-/// Takes a place: its name `ARGV[1]`, most, time to live in ms. 1: taken.
+/// Takes a lease: its name `ARGV[1]`, maximum, time to live in ms. 1: taken.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -111,8 +114,8 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Goes on holding places (names behind the time to live in ms), those too that were forgotten meanwhile.
-static HOLD: LazyLock<Script> = LazyLock::new(|| {
+/// Renews leases (names after the time to live in ms), also those that Redis has lost.
+static RENEW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
          local till = t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[1])
@@ -124,38 +127,38 @@ static HOLD: LazyLock<Script> = LazyLock::new(|| {
 
 static RELEASE: LazyLock<Script> = LazyLock::new(|| Script::new("return redis.call('ZREM', KEYS[1], ARGV[1])"));
 
-/// A place that nobody goes on holding is free after this: a replica that died held it.
-const HELD: Duration = Duration::from_secs(30);
+/// A lease that is not renewed expires after this: its replica may have died.
+const LEASE_TTL: Duration = Duration::from_secs(30);
 
-/// Counts in a Redis.
-pub struct Shared {
+/// Shared counters and leases, as one replica uses them.
+pub struct SharedLimits {
     me: Weak<Self>,
     redis: Arc<Redis>,
-    /// The places that this replica holds, by what they are places of.
+    /// The leases of this replica, by the name of their limit.
     held: Mutex<HashMap<String, Vec<String>>>,
     runtime: tokio::runtime::Handle,
 }
 
-impl Shared {
-    /// Goes on holding places for as long as it lives.
+impl SharedLimits {
+    /// Renews leases as long as it lives.
     pub fn new(redis: Arc<Redis>) -> Arc<Self> {
         let shared =
             Arc::new_cyclic(|me| Self { me: me.clone(), redis, held: Mutex::default(), runtime: tokio::runtime::Handle::current() });
-        every(&shared, HELD / 3, |shared| async move { shared.hold().await });
+        every(&shared, LEASE_TTL / 3, |shared| async move { shared.renew().await });
         shared
     }
 
-    async fn hold(&self) {
+    async fn renew(&self) {
         let held: Vec<(String, Vec<String>)> = self.held.lock().iter().map(|(name, places)| (name.clone(), places.clone())).collect();
         for (name, places) in held {
-            let mut asked = HOLD.key(self.redis.key("places", &name));
-            asked.arg(millis(HELD));
+            let mut invocation = RENEW.key(self.redis.key("places", &name));
+            invocation.arg(millis(LEASE_TTL));
             places.iter().for_each(|place| {
-                asked.arg(place);
+                invocation.arg(place);
             });
-            // Redis that is away keeps no places; once it is back they are held again.
-            let _: Result<i64, StoreError> = self.redis.run(&asked).await;
-            // What was given back meanwhile may have been taken again by that.
+            // If Redis is away, the leases are renewed once it is back.
+            let _: Result<i64, StoreError> = self.redis.run(&invocation).await;
+            // The renewal may have taken a lease that was released meanwhile.
             for place in places {
                 let held = self.held.lock().get(&name).is_some_and(|known| known.contains(&place));
                 if !held {
@@ -182,29 +185,29 @@ impl Shared {
         let Some(shared) = self.me.upgrade() else { return };
         let (name, place) = (name.to_owned(), place.to_owned());
         self.runtime.spawn(async move {
-            let mut asked = RELEASE.key(shared.redis.key("places", &name));
-            asked.arg(place);
-            // Where it cannot be said, the place is free a while later.
-            let _: Result<i64, StoreError> = shared.redis.run(&asked).await;
+            let mut invocation = RELEASE.key(shared.redis.key("places", &name));
+            invocation.arg(place);
+            // If Redis is away, the lease expires.
+            let _: Result<i64, StoreError> = shared.redis.run(&invocation).await;
         });
     }
 
     async fn hit_at_once(&self, hits: &[Hit]) -> Result<Vec<Outcome>, StoreError> {
-        let mut asked = HIT.prepare_invoke();
+        let mut invocation = HIT.prepare_invoke();
         for hit in hits {
-            asked.key(self.key(hit));
+            invocation.key(self.key(hit));
             let (kind, interval, tolerance, block, ttl_ms) = numbers(&hit.measure);
-            asked.arg(kind).arg(interval).arg(tolerance).arg(hit.cost).arg(block).arg(ttl_ms).arg(i64::from(hit.shadow));
+            invocation.arg(kind).arg(interval).arg(tolerance).arg(hit.cost).arg(block).arg(ttl_ms).arg(i64::from(hit.shadow));
         }
-        let said: Vec<i64> = self.redis.run(&asked).await?;
+        let said: Vec<i64> = self.redis.run(&invocation).await?;
         if said.len() != 2 * hits.len() {
-            return Err(StoreError::Useless("redis answered a count with something else".into()));
+            return Err(StoreError::Useless("redis returned a malformed result of a limit script".into()));
         }
         let answers = said.chunks_exact(2).map(|pair| (pair[0] == 1, u64::try_from(pair[1]).unwrap_or(0)));
         Ok(hits.iter().zip(answers).map(|(hit, (allowed, value))| outcome(hit, allowed, value)).collect())
     }
 
-    /// The counts of one request on several nodes.
+    /// Counts the limits of one request on several nodes.
     async fn hit_each(&self, hits: &[Hit]) -> Result<Vec<Outcome>, StoreError> {
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(hits.len());
         for (index, hit) in hits.iter().enumerate() {
@@ -213,9 +216,9 @@ impl Shared {
             if refused {
                 for (counted, _) in hits.iter().take(index).zip(&outcomes).filter(|(_, outcome)| outcome.allowed) {
                     let (kind, interval, ..) = numbers(&counted.measure);
-                    let mut asked = REFUND.key(self.key(counted));
-                    asked.arg(kind).arg(interval).arg(counted.cost);
-                    let _: Result<i64, StoreError> = self.redis.run(&asked).await;
+                    let mut invocation = REFUND.key(self.key(counted));
+                    invocation.arg(kind).arg(interval).arg(counted.cost);
+                    let _: Result<i64, StoreError> = self.redis.run(&invocation).await;
                 }
             }
             outcomes.extend(answer?);
@@ -234,7 +237,7 @@ impl Shared {
     }
 }
 
-impl Counters for Shared {
+impl Counters for SharedLimits {
     fn hit(&self, hits: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async move { if self.redis.is_cluster() { self.hit_each(&hits).await } else { self.hit_at_once(&hits).await } })
     }
@@ -242,9 +245,9 @@ impl Counters for Shared {
     fn look<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
         Box::pin(async move {
             let (kind, interval, ..) = numbers(&hit.measure);
-            let mut asked = LOOK.key(self.key(hit));
-            asked.arg(kind).arg(interval);
-            let value = u64::try_from(self.redis.run::<i64>(&asked).await?).unwrap_or(0);
+            let mut invocation = READ.key(self.key(hit));
+            invocation.arg(kind).arg(interval);
+            let value = u64::try_from(self.redis.run::<i64>(&invocation).await?).unwrap_or(0);
             let allowed = match &hit.measure {
                 Measure::Rolling { quota, .. } => value.saturating_mul(1000) <= quota.tolerance_ns,
                 Measure::Window { most, .. } => value < u64::from(*most),
@@ -256,7 +259,7 @@ impl Counters for Shared {
     fn forget<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async move {
             let forgotten: i64 = self.redis.run(&FORGET.key(self.key(hit))).await?;
-            tracing::debug!(forgotten, "what was counted is forgotten");
+            tracing::debug!(forgotten, "deleted a shared counter");
             Ok(())
         })
     }
@@ -264,13 +267,13 @@ impl Counters for Shared {
     fn lease(&self, name: String, most: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>> {
         Box::pin(async move {
             let place = uuid::Uuid::now_v7().simple().to_string();
-            let mut asked = TAKE.key(self.redis.key("places", &name));
-            asked.arg(&place).arg(most).arg(millis(HELD));
-            match self.redis.run::<i64>(&asked).await {
+            let mut invocation = TAKE.key(self.redis.key("places", &name));
+            invocation.arg(&place).arg(most).arg(millis(LEASE_TTL));
+            match self.redis.run::<i64>(&invocation).await {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
                 Err(error) => {
-                    // It may have been taken all the same, and nobody would give it back.
+                    // The script may have run; without this the lease would stay until it expires.
                     self.give_back(&name, &place);
                     return Err(error);
                 }
@@ -286,7 +289,7 @@ impl Counters for Shared {
     }
 }
 
-/// A measure in the script's numbers: microseconds, so that a time fits a double with room to spare.
+/// A measure in the script's numbers: microseconds, so that a time fits a double.
 #[expect(clippy::cast_precision_loss, reason = "a double holds microseconds since 1970 exactly until 2255")]
 fn numbers(measure: &Measure) -> (&'static str, f64, f64, f64, i64) {
     match measure {

@@ -1,8 +1,9 @@
-//! Redis 6 or later, for what replicas share beside the authority. Nobody waits for it longer than its time
-//! limit, and nobody at all while it is away: everything that uses it can do without.
+//! Redis 6 or later, for state that replicas share beside the authority. A request waits at most
+//! `redis.timeout` for it, and not at all while it is away: all users of this module can do
+//! without.
 //!
-//! One task keeps the connection: it makes it, asks every few seconds whether anybody is there, and makes it
-//! anew when something has failed on it.
+//! One task keeps the connection: it connects, probes it every few seconds, and reconnects after an
+//! error. Contains no policy of limits or bindings.
 
 pub mod cache;
 mod connect;
@@ -19,23 +20,23 @@ use redis::{FromRedisValue, Script, ScriptInvocation};
 use tokio::sync::Notify;
 
 use crate::config::Files;
-use crate::config::model::Redis as Config;
-use crate::sql::About;
-use connect::{Link, Target, plainly};
+use crate::config::model::Redis as RedisConfig;
+use crate::sql::ServerInfo;
+use connect::{Link, Target, first_line};
 use faults::{Faults, Kind};
 
-/// Counts that replicas share, in a Redis.
+/// Shared counters in a Redis.
 pub fn counters(redis: &Arc<Redis>) -> Arc<dyn Counters> {
-    limits::Shared::new(Arc::clone(redis))
+    limits::SharedLimits::new(Arc::clone(redis))
 }
 
-/// The pause before it is tried again; it doubles up to the longest one.
+/// The first pause before a reconnect. It doubles up to the longest one.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How often it is asked whether it is there.
-const LOOKED_AFTER: Duration = Duration::from_secs(5);
+/// The period of probes.
+const PROBED_EVERY: Duration = Duration::from_secs(5);
 
-/// A Redis, there or not.
+/// A Redis connection that may be away.
 pub struct Redis {
     /// The connection and its number, counted from the first.
     link: Mutex<(Option<Link>, u64)>,
@@ -49,10 +50,11 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Connects. That nobody is there is no error: it is tried on. That it refuses us is one.
-    pub async fn open(config: &Config, files: &Files, metrics: &Registry) -> Result<Arc<Self>, String> {
-        let mut target = Target::of(config, files)?;
-        let away = IntGauge::new("keylatch_redis_away", "1 while Redis does not answer; requests do without it.");
+    /// Connects. An unreachable server is no error: the connection is retried. A server that
+    /// refuses the user is one.
+    pub async fn open(config: &RedisConfig, files: &Files, metrics: &Registry) -> Result<Arc<Self>, String> {
+        let mut target = Target::from_config(config, files)?;
+        let away = IntGauge::new("keylatch_redis_away", "1 while Redis does not answer and requests do without it.");
         let away = away.unwrap_or_else(|_| unreachable!("the name is a valid one"));
         let _ = metrics.register(Box::new(away.clone()));
         let faults = Faults::new(metrics);
@@ -61,21 +63,21 @@ impl Redis {
         let redis = Arc::new(Self { link: Mutex::default(), lost: Notify::new(), timeout, prefix, is_cluster, away, faults });
         if let Err(error) = redis.connect(&mut target).await {
             if redis.faults.note(&error) == Kind::Permission {
-                let says = plainly(&error);
-                return Err(format!("redis: the server refuses us: {says}; docs/how-to/redis.md lists what its user needs"));
+                let says = first_line(&error);
+                return Err(format!("redis: the server refuses the user: {says}; docs/how-to/redis.md lists the rights that it needs"));
             }
-            tracing::warn!("redis is away; going on without it until it is there");
+            tracing::warn!("redis is away; continuing without it until it is back");
         }
         tokio::spawn(keep(Arc::downgrade(&redis), target));
         Ok(redis)
     }
 
-    /// The whole name of a key.
+    /// The full name of a key.
     pub fn key(&self, kind: &str, name: &str) -> String {
         format!("{}:{kind}:{name}", self.prefix)
     }
 
-    /// Runs a script, at most as long as a request may wait.
+    /// Runs a script, within `redis.timeout`.
     pub async fn run<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, StoreError> {
         let (link, number) = self.link.lock().clone();
         let Some(mut link) = link else { return Err(StoreError::Away("redis is away".into())) };
@@ -88,7 +90,7 @@ impl Redis {
         match tokio::time::timeout(self.timeout, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
-                let says = format!("redis: {}", plainly(&error));
+                let says = format!("redis: {}", first_line(&error));
                 match self.faults.note(&error) {
                     Kind::Connection | Kind::Timeout | Kind::ReadOnly => {
                         self.leave(&link, number);
@@ -105,12 +107,12 @@ impl Redis {
         }
     }
 
-    /// What the server says of itself.
-    pub async fn about(&self) -> Result<About, StoreError> {
-        static ASK: LazyLock<Script> = LazyLock::new(|| {
+    /// The version and the clock of the server.
+    pub async fn server_info(&self) -> Result<ServerInfo, StoreError> {
+        static INFO: LazyLock<Script> = LazyLock::new(|| {
             Script::new("local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000), redis.call('INFO', 'server')}")
         });
-        let (now_ms, info): (i64, String) = self.run(&ASK.key(self.key("about", "it"))).await?;
+        let (now_ms, info): (i64, String) = self.run(&INFO.key(self.key("about", "it"))).await?;
         let line = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
         let version = line("redis_version:").unwrap_or_default();
         let major = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or_default();
@@ -118,7 +120,7 @@ impl Redis {
             Some(valkey) => format!("Valkey {valkey}"),
             None => format!("Redis {version}"),
         };
-        Ok(About { version, major, now_ms })
+        Ok(ServerInfo { version, major, now_ms })
     }
 
     /// Whether keys may be on several nodes.
@@ -126,18 +128,18 @@ impl Redis {
         self.is_cluster
     }
 
-    /// Whether it is there, as far as is known.
+    /// Whether it is connected.
     pub fn is_there(&self) -> bool {
         self.link.lock().0.is_some()
     }
 
-    /// The kinds of error of which there were some lately.
+    /// The kinds of recent errors.
     pub fn faults(&self) -> Vec<&'static str> {
         self.faults.lasting()
     }
 
-    /// Leaves a connection behind on which something has failed. A cluster's looks after its nodes by itself: one
-    /// of them that is away is no reason to leave the others.
+    /// Drops a connection after an error. A cluster connection keeps its nodes itself: a single
+    /// failed node does not drop it.
     fn leave(&self, link: &Link, number: u64) {
         let mut current = self.link.lock();
         if matches!(link, Link::One(_)) && current.1 == number {
@@ -158,7 +160,8 @@ impl Redis {
         Ok(())
     }
 
-    /// Writes a key as requests do. A replica, a full server and a user without rights answer `PING` all the same.
+    /// Writes a key as requests do: a replica, a full server and a user without rights still answer
+    /// `PING`.
     async fn probe(&self, link: &mut Link, most: Duration) -> redis::RedisResult<()> {
         static WRITE: LazyLock<Script> =
             LazyLock::new(|| Script::new("redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', 1) return redis.call('GET', KEYS[1])"));
@@ -171,7 +174,7 @@ impl Redis {
                 Link::Cluster(connection) => script.invoke_async::<redis::Value>(connection).await,
             }
         };
-        let late = |_| Err((redis::ErrorKind::Io, "it did not answer in time").into());
+        let late = |_| Err((redis::ErrorKind::Io, "no answer in time").into());
         tokio::time::timeout(most, answer).await.unwrap_or_else(late).map(|_| ())
     }
 }
@@ -185,29 +188,29 @@ async fn keep(redis: std::sync::Weak<Redis>, mut target: Target) {
             Some(mut link) => {
                 if let Err(error) = redis.probe(&mut link, redis.timeout.max(Duration::from_secs(1))).await {
                     redis.faults.note(&error);
-                    // Of a cluster none does.
+                    // A cluster connection, too, is dropped when the probe fails.
                     redis.link.lock().0 = None;
                     redis.away.set(1);
                     continue;
                 }
                 redis.faults.works();
                 let lost = redis.lost.notified();
-                let _ = tokio::time::timeout(LOOKED_AFTER, lost).await;
+                let _ = tokio::time::timeout(PROBED_EVERY, lost).await;
             }
             None => match redis.connect(&mut target).await {
                 Ok(()) => {
-                    tracing::info!("redis is there");
+                    tracing::info!("redis is connected");
                     failures = 0;
                 }
                 Err(error) => {
                     redis.faults.note(&error);
                     if failures == 0 {
-                        tracing::warn!("redis is away; going on without it until it is there");
+                        tracing::warn!("redis is away; continuing without it until it is back");
                     }
                     failures = failures.saturating_add(1);
                     let pause = PAUSE.saturating_mul(1 << failures.min(10)).min(PAUSE_MAX);
-                    // It is asked less and less often for as long as it is away.
-                    tokio::time::sleep(crate::util::breaker::up_to_a_quarter_less(pause)).await;
+                    // The pause grows as long as Redis is away.
+                    tokio::time::sleep(crate::util::breaker::with_jitter(pause)).await;
                 }
             },
         }

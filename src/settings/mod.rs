@@ -1,5 +1,5 @@
-//! Live settings: what operators change while it runs, in force on every replica within a second, and given back to the
-//! file whenever they like. The file says what holds where nobody has said anything else.
+//! Live settings: values that operators change at run time, in effect on every replica within a
+//! second. A setting that is removed falls back to the file. Storage belongs to `sql`.
 
 mod values;
 pub mod webhook;
@@ -17,23 +17,23 @@ use crate::bindings::Store;
 use crate::config::overrides::{self, FAILURE};
 use crate::config::{Overrides, Settings};
 use crate::sql::outbox::Threshold;
-use crate::sql::record::Tending;
+use crate::sql::record::RetentionPolicy;
 use crate::util::aead::Sealer;
 pub use values::{Kind, Origin, Shown};
 
-/// What can be set.
+/// A setting that can be changed at run time.
 pub struct Setting {
-    /// Its name; what stands in the file has its place there as its name.
+    /// The name: the place in the file, if it has one there.
     pub name: &'static str,
-    /// What it means.
+    /// The description.
     pub means: &'static str,
-    /// What it may be.
+    /// The allowed values.
     pub kind: Kind,
-    /// What the file, or its default, says; it is given the name.
+    /// The value from the file or its default, for the setting of this name.
     pub file: fn(&Settings, &str) -> Value,
 }
 
-/// As people write it: in the largest unit of which it is so many.
+/// A duration in its largest whole unit.
 fn duration(duration: HumanDuration) -> Value {
     let seconds = duration.0.as_secs();
     let unit = [(DAY_S, "days"), (3600, "h"), (MINUTE_S, "m")]
@@ -49,7 +49,7 @@ const MINUTE_S: u64 = 60;
 const DAY_S: u64 = 86_400;
 const YEAR_S: u64 = 366 * DAY_S;
 
-/// Whether requests are refused.
+/// The setting of maintenance mode.
 pub const MAINTENANCE: &str = "maintenance";
 const ALERT_COUNT: &str = "alerts.intercepts.count";
 const ALERT_WINDOW: &str = "alerts.intercepts.window";
@@ -58,23 +58,18 @@ const INTERCEPTS: &str = "retention.intercepts";
 const AUDIT: &str = "retention.audit";
 const LEVEL: &str = "log.level";
 
-/// All of them.
+/// All settings.
 pub const ALL: &[Setting] = &[
-    Setting {
-        name: MAINTENANCE,
-        means: "every request gets 503; streams that are open go on",
-        kind: Kind::Bool,
-        file: |_, _| false.into(),
-    },
+    Setting { name: MAINTENANCE, means: "All requests get 503. Open streams continue.", kind: Kind::Bool, file: |_, _| false.into() },
     Setting {
         name: ALERT_COUNT,
-        means: "from how many intercepts of one key on somebody is told",
+        means: "Number of intercepts of one key that raises an alert.",
         kind: Kind::Count { least: 1, most: 1_000_000 },
         file: |settings, _| settings.alerts.as_ref().map_or(20, |alerts| alerts.intercepts.count).into(),
     },
     Setting {
         name: ALERT_WINDOW,
-        means: "within which time they count, and how often one key is told of",
+        means: "Window in which intercepts count. Each key raises at most one alert per window.",
         kind: Kind::Duration { least_s: MINUTE_S, most_s: 7 * DAY_S },
         file: |settings, _| {
             settings.alerts.as_ref().map_or(duration(HumanDuration::secs(600)), |alerts| duration(alerts.intercepts.window))
@@ -82,57 +77,58 @@ pub const ALL: &[Setting] = &[
     },
     Setting {
         name: webhook::URL,
-        means: "where alerts go instead of to the file's webhooks: an https URL",
+        means: "Webhook (HTTPS URL) that replaces the webhooks of the file.",
         kind: Kind::Secret { url: true },
-        file: webhook::of_file,
+        file: webhook::file_webhook_names,
     },
     Setting {
         name: webhook::FORMAT,
-        means: "in which form alerts go there",
+        means: "Format of the alerts sent to this webhook.",
         kind: Kind::Choice { of: webhook::FORMATS },
         file: |_, _| "json".into(),
     },
     Setting {
         name: webhook::SECRET,
-        means: "signs what goes there, where the form can be signed",
+        means: "Secret that signs the alerts, for formats that support signatures.",
         kind: Kind::Secret { url: false },
         file: |_, _| Value::Null,
     },
     Setting {
         name: webhook::PRIVATE,
-        means: "it may be http, or an address that is not public",
+        means: "Whether the webhook may use HTTP or a private address.",
         kind: Kind::Bool,
         file: |_, _| false.into(),
     },
     Setting {
         name: ARCHIVE_AFTER,
-        means: "bindings that were unused for so long are archived",
-        // Shorter, keys that are in use would bind anew from wherever they are used next.
+        means: "Bindings that are unused for this long are archived.",
+        // A shorter time would archive keys in use, which then bind again wherever they are used
+        // next.
         kind: Kind::Duration { least_s: DAY_S, most_s: YEAR_S },
         file: |settings, _| duration(settings.retention.archive_after),
     },
     Setting {
         name: INTERCEPTS,
-        means: "intercepts are kept for so long",
+        means: "Intercepts are kept for this long.",
         kind: Kind::Duration { least_s: MINUTE_S, most_s: YEAR_S },
         file: |settings, _| duration(settings.retention.intercepts),
     },
     Setting {
         name: AUDIT,
-        means: "the audit is kept for so long",
-        // Whoever may change settings must not wipe out who did what.
+        means: "Audit entries are kept for this long.",
+        // An operator who may change settings must not be able to erase the audit log.
         kind: Kind::Duration { least_s: 30 * DAY_S, most_s: YEAR_S },
         file: |settings, _| duration(settings.retention.audit),
     },
     Setting {
         name: LEVEL,
-        means: "the least level that is told on standard error",
+        means: "Lowest level that is logged on standard error.",
         kind: Kind::Choice { of: &["error", "warn", "info", "debug"] },
         file: |settings, _| serde_json::to_value(settings.log.level).unwrap_or_default(),
     },
     Setting {
         name: FAILURE,
-        means: "what becomes of unknown keys while the store is away: refused, or let through unjudged",
+        means: "Unknown keys while the store is away: `closed` refuses them, `open` admits them.",
         kind: Kind::Choice { of: &["closed", "open"] },
         file: overrides::on_store_failure,
     },
@@ -153,66 +149,72 @@ pub const ALL: &[Setting] = &[
     shadow("shadow.sse_keepalive"),
 ];
 
-/// Whether all filters of a kind only decide, count and log.
+/// Shadow mode for all filters of a kind.
 const fn shadow(name: &'static str) -> Setting {
-    Setting { name, means: "this filter decides, counts and logs, and changes nothing", kind: Kind::Bool, file: overrides::shadowed }
+    Setting {
+        name,
+        means: "Shadow mode: the filter decides, counts and logs, but changes nothing.",
+        kind: Kind::Bool,
+        file: overrides::shadowed,
+    }
 }
 
-/// Whether a value that has no place of its own in the file stands there all the same: what filters say of themselves.
-pub fn overrides_file(name: &str, said: &Value) -> bool {
-    name.starts_with("shadow.") && *said == Value::Bool(true) || name == FAILURE && said != "closed"
+/// Whether the file deviates from the default of a setting that has no single place in it: options
+/// of filters.
+pub fn overrides_file(name: &str, value: &Value) -> bool {
+    name.starts_with("shadow.") && *value == Value::Bool(true) || name == FAILURE && value != "closed"
 }
 
 /// The setting of this name.
 pub fn named(name: &str) -> Result<&'static Setting, String> {
     ALL.iter().find(|setting| setting.name == name).ok_or_else(|| {
         let names: Vec<String> = ALL.iter().map(|setting| format!("`{}`", setting.name)).collect();
-        format!("`{name}` cannot be set while it runs; there are {}", names.join(", "))
+        format!("`{name}` is not a live setting; known settings: {}", names.join(", "))
     })
 }
 
-/// The settings that are set apart from the file, in this process.
-pub struct Live {
-    /// Looked at by every request.
+/// The live settings of this process.
+pub struct LiveSettings {
+    /// Read by every request.
     maintenance: AtomicBool,
     set: Mutex<Vec<(&'static str, Value)>>,
-    /// What is wrong with stored ones, so that it is told once.
+    /// Errors of stored settings that have been logged.
     wrong: Mutex<Vec<String>>,
     sealer: Sealer,
-    webhook: Mutex<webhook::Kept>,
+    webhook: Mutex<webhook::WebhookCache>,
 }
 
-impl Live {
-    /// None is set so far. `secret`: the admin API's.
+impl LiveSettings {
+    /// Without any setting. `secret`: the secret of the admin API.
     pub fn new(secret: &[u8]) -> Result<Self, String> {
         let (maintenance, set, wrong) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
         Ok(Self { maintenance, set, wrong, sealer: Sealer::new(secret)?, webhook: Mutex::default() })
     }
 
-    /// Encrypts what must not be read.
+    /// Encrypts the secret settings.
     pub fn sealer(&self) -> &Sealer {
         &self.sealer
     }
 
-    /// Whether every request is refused.
+    /// Whether maintenance mode is on.
     pub fn in_maintenance(&self) -> bool {
         self.maintenance.load(Ordering::Relaxed)
     }
 
-    /// Reads them anew. While the store is away what was known holds.
+    /// Reads the settings from the store. If the store is away, the last ones stay.
     pub async fn refresh(&self, store: &Store) {
-        let Ok((stored, _)) = store.desk().settings().await else { return };
+        let Ok((stored, _)) = store.admin_store().settings().await else { return };
         let (mut set, mut wrong) = (Vec::new(), Vec::new());
         for one in stored {
-            // Rows that somebody else has written may be anything.
+            // Rows may have been written by another version, or by hand.
             match named(&one.name).and_then(|setting| setting.kind.check_stored(&one.value).map(|()| setting)) {
                 Ok(setting) => set.push((setting.name, one.value)),
                 Err(why) => wrong.push(format!("{}: {why}", one.name)),
             }
         }
-        let told = std::mem::replace(&mut *self.wrong.lock(), wrong.clone());
-        for why in wrong.iter().filter(|why| !told.contains(why)) {
-            tracing::warn!(why, "a stored setting makes no sense; the file's holds");
+        let logged = std::mem::replace(&mut *self.wrong.lock(), wrong.clone());
+        for why in wrong.iter().filter(|why| !logged.contains(why)) {
+            tracing::warn!(why, "a stored setting is invalid; the value of the file is used");
         }
         let maintenance = set.iter().any(|(name, value)| *name == MAINTENANCE && *value == Value::Bool(true));
         if self.maintenance.swap(maintenance, Ordering::Relaxed) != maintenance {
@@ -223,12 +225,12 @@ impl Live {
         *self.set.lock() = set;
     }
 
-    /// What stands in the place of what the file says of filters.
+    /// The settings that override options of filters.
     pub fn overrides(&self) -> Overrides {
-        Overrides::of(&self.set.lock())
+        Overrides::from_settings(&self.set.lock())
     }
 
-    /// The alerts that are in force, with where they go.
+    /// The alerts in effect, with the threshold.
     pub fn alerts(&self, file: &Arc<Alerts>) -> (Arc<Alerts>, Option<Threshold>) {
         let alerts = self.webhook.lock().alerts(file, |name| self.get(name), &self.sealer);
         let threshold = alerts.threshold.map(|file| Threshold {
@@ -239,9 +241,9 @@ impl Live {
         (alerts, threshold)
     }
 
-    /// When rows go.
-    pub fn tending(&self, file: Tending) -> Tending {
-        Tending {
+    /// The retention in effect.
+    pub fn retention(&self, file: RetentionPolicy) -> RetentionPolicy {
+        RetentionPolicy {
             archive_after: self.time(ARCHIVE_AFTER).unwrap_or(file.archive_after),
             intercepts: self.time(INTERCEPTS).unwrap_or(file.intercepts),
             audit: self.time(AUDIT).unwrap_or(file.audit),
@@ -262,9 +264,13 @@ impl Live {
     }
 }
 
-/// Keeps them as they are stored: at once where the store tells of changes, and every few seconds where it may not.
-/// `changed` is told when filters are to be compiled anew.
-pub fn follow<W: Future<Output = ()> + Send>(live: Arc<Live>, store: Arc<Store>, changed: impl Fn(Overrides) -> W + Send + 'static) {
+/// Refreshes the settings: at once on an event of the store, and every few seconds in case one was
+/// lost. Calls `changed` when filters must be compiled again.
+pub fn follow<W: Future<Output = ()> + Send>(
+    live: Arc<LiveSettings>,
+    store: Arc<Store>,
+    changed: impl Fn(Overrides) -> W + Send + 'static,
+) {
     const AT_LATEST: Duration = Duration::from_secs(5);
     tokio::spawn(async move {
         let mut known = Overrides::default();
@@ -286,9 +292,9 @@ mod tests {
     use crate::compile::{Compiler, check_ports};
     use crate::config::parse;
 
-    /// What the file says of each is something that could be set.
+    /// The value from the file is valid for each setting.
     #[test]
-    fn each_is_whole() {
+    fn each_setting_is_valid() {
         let text = "listeners: [{address: \"127.0.0.1:1\"}]\nupstreams: [{name: u, servers: [{address: \"127.0.0.1:2\"}]}]\nroutes: [{name: r, upstream: u}]\n";
         let parsed = parse(std::path::Path::new("k.yaml"), text, &|_| None).unwrap();
         let settings = Compiler::new(check_ports()).compile(parsed).unwrap().settings;
@@ -300,7 +306,7 @@ mod tests {
         }
         assert!(named("no.such").err().unwrap().contains("`maintenance`"));
         for kind in keylatch_filters::ALL {
-            assert!(named(&format!("shadow.{}", kind.name)).is_ok(), "{} cannot be put in shadow while it runs", kind.name);
+            assert!(named(&format!("shadow.{}", kind.name)).is_ok(), "{} has no live setting for shadow mode", kind.name);
         }
     }
 }

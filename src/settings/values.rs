@@ -1,4 +1,5 @@
-//! What a live setting may be, as operators write it and stores keep it.
+//! The values of live settings: types, validation, and encryption of secrets. Knows no setting's
+//! name.
 
 use std::time::Duration;
 
@@ -15,17 +16,17 @@ const SEALED: &str = "sealed";
 const HIDDEN: &str = "••••••••";
 const SECRET_BYTES_MAX: usize = 2048;
 
-/// What a setting may be.
+/// The type of a setting, with its bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// `true` or `false`
+    /// `true` or `false`.
     Bool,
     /// A whole number.
     Count {
-        /// The least.
+        /// The minimum.
         least: u64,
-        /// The most.
+        /// The maximum.
         most: u64,
     },
     /// One of these words.
@@ -33,27 +34,27 @@ pub enum Kind {
         /// The words.
         of: &'static [&'static str],
     },
-    /// Text that is kept encrypted, and of which only a part is shown.
+    /// Text that is stored encrypted and shown only in part.
     Secret {
-        /// It is a URL.
+        /// Whether it is a URL.
         url: bool,
     },
-    /// A duration as the file writes it: `15s`, `90days`.
+    /// A duration as in the file: `15s`, `90days`.
     Duration {
-        /// The shortest, in seconds.
+        /// The minimum, in seconds.
         least_s: u64,
-        /// The longest, in seconds.
+        /// The maximum, in seconds.
         most_s: u64,
     },
 }
 
-/// A duration as it is stored.
+/// A stored duration.
 pub fn time(value: &Value) -> Option<Duration> {
     humantime::parse_duration(value.as_str()?).ok()
 }
 
 impl Kind {
-    /// From what somebody has typed.
+    /// Parses and checks what an operator typed.
     pub fn read(self, text: &str) -> Result<Value, String> {
         let value = match self {
             Kind::Bool => match text {
@@ -67,7 +68,7 @@ impl Kind {
         self.check(&value).map(|()| value)
     }
 
-    /// Whether a value can be set.
+    /// Checks a value.
     pub fn check(self, value: &Value) -> Result<(), String> {
         let whole = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
         match self {
@@ -78,13 +79,13 @@ impl Kind {
             },
             Kind::Choice { of } => match value.as_str() {
                 Some(word) if of.contains(&word) => Ok(()),
-                _ => Err(format!("{value} is none of {}", of.join(", "))),
+                _ => Err(format!("{value} is not one of {}", of.join(", "))),
             },
             Kind::Secret { url } => match value.as_str() {
                 Some(text) if text.is_empty() || text.len() > SECRET_BYTES_MAX || text.chars().any(char::is_control) => {
                     Err(format!("must have 1 to {SECRET_BYTES_MAX} bytes, without control characters"))
                 }
-                // What it may lead to depends on another setting.
+                // Whether internal targets are allowed depends on another setting.
                 Some(text) if url => crate::util::outbound_url::target(text, true).map(|_| ()),
                 Some(_) => Ok(()),
                 None => Err("must be text".into()),
@@ -98,7 +99,7 @@ impl Kind {
 }
 
 impl Kind {
-    /// As it is kept.
+    /// The stored form of a value.
     pub fn stored(self, sealer: &Sealer, name: &str, value: &Value) -> Result<Value, String> {
         let (Kind::Secret { url }, Some(text)) = (self, value.as_str()) else { return Ok(value.clone()) };
         let host = || {
@@ -110,18 +111,18 @@ impl Kind {
         Ok(json!({ SHOWN: shown, SEALED: STANDARD.encode(sealer.seal(&purpose(name), text.as_bytes())?) }))
     }
 
-    /// Whether what is kept makes sense: rows that somebody else has written may be anything.
+    /// Checks a stored value: rows may have been written by another version, or by hand.
     pub fn check_stored(self, value: &Value) -> Result<(), String> {
         match self {
             Kind::Secret { .. } if value.get(SEALED).is_some_and(Value::is_string) && value.get(SHOWN).is_some_and(Value::is_string) => {
                 Ok(())
             }
-            Kind::Secret { .. } => Err("is not encrypted as it should be; set it again".into()),
+            Kind::Secret { .. } => Err("is not encrypted; set it again".into()),
             _ => self.check(value),
         }
     }
 
-    /// As operators see what is kept.
+    /// The form of a stored value that operators see.
     pub fn shown(self, value: &Value) -> Value {
         match self {
             Kind::Secret { .. } => value.get(SHOWN).cloned().unwrap_or_default(),
@@ -134,42 +135,42 @@ fn purpose(name: &str) -> String {
     format!("setting {name}")
 }
 
-/// A secret in clear; `None`: it was encrypted under another key.
+/// Decrypts a stored secret; `None`: it was encrypted under another key.
 pub fn open(sealer: &Sealer, name: &str, value: &Value) -> Option<String> {
     let sealed = STANDARD.decode(value.get(SEALED)?.as_str()?).ok()?;
     String::from_utf8(sealer.open(&purpose(name), &sealed)?).ok()
 }
 
-/// Where a value comes from.
+/// The origin of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// Nobody has said anything.
+    /// The default.
     Default,
     /// The configuration file.
     File,
-    /// Somebody has set it while it runs.
+    /// A live setting.
     Live,
 }
 
 /// A setting as operators see it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Shown {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// What is in force.
+    /// The value in effect.
     pub value: Value,
-    /// Where that comes from.
+    /// The origin of the value.
     pub origin: Origin,
-    /// What the file, or its default, says.
+    /// The value from the file, or its default.
     pub file: Value,
-    /// Who has set it, if somebody has.
+    /// The operator who set it, for a live setting.
     pub changed_by: Option<String>,
-    /// When, as RFC 3339.
+    /// The time of the change, as RFC 3339.
     pub changed_at: Option<String>,
-    /// What it means.
+    /// The description.
     pub means: &'static str,
-    /// What it may be.
+    /// The type.
     pub kind: Kind,
 }
 
@@ -187,8 +188,8 @@ mod tests {
         assert_eq!(open(&sealer, "a", &stored).as_deref(), value.as_str());
         assert_eq!(open(&sealer, "b", &stored), None, "of another setting");
         assert_eq!(open(&Sealer::new(b"other").unwrap(), "a", &stored), None);
-        for nonsense in ["", "hooks.example.com", "file:/etc/passwd", "https://"] {
-            assert!(kind.read(nonsense).is_err(), "{nonsense}");
+        for malformed in ["", "hooks.example.com", "file:/etc/passwd", "https://"] {
+            assert!(kind.read(malformed).is_err(), "{malformed}");
         }
         let plain = Kind::Secret { url: false };
         assert_eq!(plain.shown(&plain.stored(&sealer, "a", &json!("hunter2")).unwrap()), HIDDEN);
@@ -198,11 +199,11 @@ mod tests {
     fn a_choice_is_one_of_its_words() {
         let kind = Kind::Choice { of: &["open", "closed"] };
         assert_eq!(kind.read("open"), Ok(json!("open")));
-        assert!(kind.read("ajar").unwrap_err().contains("none of open, closed") && kind.check(&json!(true)).is_err());
+        assert!(kind.read("ajar").unwrap_err().contains("not one of open, closed") && kind.check(&json!(true)).is_err());
     }
 
     #[test]
-    fn what_can_be_set() {
+    fn bounds_of_values() {
         let (count, time) = (Kind::Count { least: 1, most: 10 }, Kind::Duration { least_s: 60, most_s: 3600 });
         assert_eq!(Kind::Bool.read("on"), Ok(json!(true)));
         assert_eq!(count.read("10"), Ok(json!(10)));

@@ -1,4 +1,5 @@
-//! The webhook that operators set while it runs: alerts go there instead of to those of the file.
+//! The webhook that operators set at run time; it replaces the webhooks of the file. Sends nothing;
+//! `alerts` does.
 
 use std::sync::Arc;
 
@@ -10,36 +11,36 @@ use crate::config::Settings;
 use crate::config::model::WebhookFormat;
 use crate::util::aead::Sealer;
 
-/// Where to.
+/// The URL.
 pub const URL: &str = "alerts.webhook.url";
-/// In which form.
+/// The format.
 pub const FORMAT: &str = "alerts.webhook.format";
-/// What signs it.
+/// The secret that signs alerts.
 pub const SECRET: &str = "alerts.webhook.secret";
-/// Whether it may lead inside.
+/// Whether the target may be internal.
 pub const PRIVATE: &str = "alerts.webhook.allow_private";
-/// The forms.
+/// The formats.
 pub const FORMATS: &[&str] = &["json", "slack", "discord", "feishu", "dingtalk", "wecom"];
-/// No webhook of a file can be called so.
+/// Webhooks of a file cannot have this name.
 const NAME: &str = "live setting";
 
-/// The names of the file's webhooks: their URLs are secrets.
-pub fn of_file(settings: &Settings, _name: &str) -> Value {
+/// The names of the file's webhooks. Their URLs are secrets.
+pub fn file_webhook_names(settings: &Settings, _name: &str) -> Value {
     let names: Vec<&str> = settings.alerts.iter().flat_map(|alerts| &alerts.webhooks).map(|webhook| webhook.name.as_str()).collect();
     if names.is_empty() { Value::Null } else { names.join(", ").into() }
 }
 
-/// The webhook that is set; `None`: none is. What is wrong with it is said with the setting that is to blame.
+/// The webhook that is set; `None`: none is set. An error names the setting that causes it.
 pub fn compile(get: impl Fn(&str) -> Option<Value>, sealer: &Sealer) -> Option<Result<Webhook, (&'static str, String)>> {
     let stored = get(URL)?;
-    let other_secret = "was encrypted under another secrets.admin (or key_hmac, where none is set); set it again";
+    let other_secret = "was encrypted under another secrets.admin (or secrets.key_hmac, if that is not set); set it again";
     let text = |name: &'static str, value: &Value| open(sealer, name, value).ok_or_else(|| (name, other_secret.to_owned()));
     let webhook = || {
         let url = text(URL, &stored)?;
         let secret = get(SECRET).map(|value| text(SECRET, &value)).transpose()?;
         let format = get(FORMAT).and_then(|value| serde_json::from_value::<WebhookFormat>(value).ok()).unwrap_or_default();
         if secret.is_some() && !format.signs() {
-            return Err((SECRET, "is of no use with this format, which signs nothing".to_owned()));
+            return Err((SECRET, "has no effect with this format, which is not signed".to_owned()));
         }
         let private = get(PRIVATE) == Some(Value::Bool(true));
         let webhook = Webhook::new(NAME, format, &url, secret.as_deref(), private);
@@ -48,12 +49,12 @@ pub fn compile(get: impl Fn(&str) -> Option<Value>, sealer: &Sealer) -> Option<R
     Some(webhook())
 }
 
-/// What is in force, kept for as long as neither the file's alerts nor what is set have changed.
+/// The alerts in effect, cached until the file's alerts or the settings change.
 #[derive(Default)]
-pub struct Kept(Option<(Arc<Alerts>, Vec<Value>, Arc<Alerts>)>);
+pub struct WebhookCache(Option<(Arc<Alerts>, Vec<Value>, Arc<Alerts>)>);
 
-impl Kept {
-    /// The alerts that are in force.
+impl WebhookCache {
+    /// The alerts in effect.
     pub fn alerts(&mut self, file: &Arc<Alerts>, get: impl Fn(&str) -> Option<Value>, sealer: &Sealer) -> Arc<Alerts> {
         let set: Vec<Value> = [URL, FORMAT, SECRET, PRIVATE].map(|name| get(name).unwrap_or_default()).into();
         if let Some((known, values, alerts)) = &self.0
@@ -66,8 +67,8 @@ impl Kept {
             None => Arc::clone(file),
             Some(Ok(webhook)) => Arc::new(file.going_to(webhook)),
             Some(Err((name, why))) => {
-                // Nobody would hear of anything otherwise.
-                tracing::error!(setting = name, why, "the webhook that is set cannot be used; alerts go to those of the file");
+                // Alerts must not be lost because of a broken setting.
+                tracing::error!(setting = name, why, "the live webhook is invalid; alerts go to the webhooks of the file");
                 Arc::clone(file)
             }
         };

@@ -1,163 +1,166 @@
-//! Who may use the admin API, as stores keep it: accounts, who of them is signed in, their scripts' tokens, and sign-ins
-//! that failed. What all of it means is `crate::service`'s to say.
+//! The store contract for admin access: accounts, sessions, API tokens and counters of failed
+//! sign-ins. Contains no policy; `crate::operator` decides what roles, scopes and limits mean.
 
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
 
-use super::audit::{Actor, Line};
+use super::audit::{Actor, AuditLine};
 
-/// Somebody who may sign in. Times are milliseconds since 1970, here and below.
+/// An account of the admin API. All times in this module are milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// In lower case.
+    /// The name, in lower case.
     pub name: String,
-    /// `viewer`, `operator` or `admin`.
+    /// The role: `viewer`, `operator` or `admin`.
     pub role: String,
-    /// Argon2id, as PHC string; `None`: he signs in elsewhere.
+    /// The password hash (Argon2id, PHC string). `None`: the account signs in through a provider.
     pub password: Option<String>,
-    /// May not sign in.
+    /// Whether sign-in is disabled.
     pub disabled: bool,
-    /// Somebody else knows the password.
+    /// Whether the password must be changed at the next sign-in, because another operator set it.
     pub must_change: bool,
-    /// Grows with each change.
+    /// The version. It grows with each change.
     pub version: i64,
-    /// When it was made.
+    /// The creation time.
     pub created_ms: i64,
-    /// When he signed in last.
+    /// The time of the last sign-in.
     pub signed_in_ms: Option<i64>,
-    /// Where he signs in, if he has no password here.
+    /// The identity at an OpenID Connect provider, if the account has no password.
     pub elsewhere: Option<Elsewhere>,
 }
 
-/// Who somebody is at a provider.
+/// An identity at an OpenID Connect provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elsewhere {
     /// The provider's name.
     pub provider: String,
-    /// The `sub` claim: the one name of his there that never changes hands.
+    /// The `sub` claim, the only identifier that a provider never reassigns.
     pub subject: String,
 }
 
-/// Somebody who is signed in.
+/// A signed-in session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// A UUID.
+    /// The session id, a UUID.
     pub id: String,
-    /// Whose.
+    /// The account's name.
     pub account: String,
-    /// When he signed in.
+    /// The time of the sign-in.
     pub created_ms: i64,
-    /// When he must again.
+    /// The time at which the session expires.
     pub expires_ms: i64,
-    /// The address it began at.
+    /// The client address of the sign-in.
     pub origin: String,
-    /// The browser, as it calls itself.
+    /// The browser's `User-Agent`.
     pub agent: String,
 }
 
-/// A script's.
+/// An API token of a script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// A UUID.
+    /// The token id, a UUID.
     pub id: String,
-    /// Whose script's.
+    /// The name of the account that owns the token.
     pub account: String,
-    /// What it is called; no two of an account are called the same.
+    /// The token's name, unique within the account.
     pub name: String,
-    /// What it may do, separated by spaces.
+    /// The scopes, separated by spaces.
     pub scopes: String,
-    /// Of the token.
+    /// The SHA-256 hash of the token.
     pub sha256: Vec<u8>,
-    /// When it was made.
+    /// The creation time.
     pub created_ms: i64,
-    /// Until when it is good.
+    /// The expiry time.
     pub expires_ms: i64,
-    /// When it was used last, to the minute.
+    /// The time of the last use, to the minute.
     pub used_ms: Option<i64>,
 }
 
-/// Whether a change was made.
+/// The outcome of a conditional write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Made {
-    /// Yes.
-    Yes,
-    /// There is nothing of this name.
+pub enum WriteOutcome {
+    /// The write was made.
+    Done,
+    /// No row has this name.
     Missing,
-    /// There is something of this name.
+    /// A row has this name already.
     Exists,
-    /// Somebody else was faster: it is newer than the version that was said.
+    /// The row is newer than the expected version: another operator changed it.
     Newer,
-    /// Nobody would be left who may do everything and signs in with a password.
+    /// The write would remove the last enabled `admin` account that signs in with a password.
     LastAdmin,
 }
 
-/// How failed sign-ins are counted under one name.
+/// A counter of failed sign-ins.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guessed {
-    /// `account:NAME`, `browser:ID` or `address:NETWORK`.
+pub struct SignInCounter {
+    /// The counted subject: `account:NAME`, `browser:ID` or `address:NETWORK`.
     pub subject: String,
-    /// Failures that cost nothing but their count.
+    /// The number of failures without a lock.
     pub free: i64,
 }
 
-/// The first failure past the free ones locks for this long, each further one twice as long.
+/// The lock after the first failure past the free ones. Each further failure doubles it.
 pub const LOCKED_MS_MIN: i64 = 1000;
-/// It never locks longer.
+/// The longest lock.
 pub const LOCKED_MS_MAX: i64 = 15 * 60 * 1000;
-/// After so long without a failure they are forgotten.
+/// The time without a failure after which a counter is deleted.
 pub const FORGOTTEN_MS: i64 = 24 * 3600 * 1000;
 
-/// Accounts and what belongs to them.
+/// The store of accounts, sessions, tokens and sign-in counters.
 #[async_trait]
 pub trait Accounts: Send + Sync {
-    /// All, by name.
+    /// Lists all accounts by name.
     async fn accounts(&self) -> Result<Vec<Account>, StoreError>;
-    /// One.
+    /// Returns the account of this name.
     async fn account(&self, name: &str) -> Result<Option<Account>, StoreError>;
-    /// Whoever signs in there under this name.
-    async fn account_of(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError>;
-    /// Makes one; with `first` only if there is none at all.
-    async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<Made, StoreError>;
-    /// Puts it in the place of the one in `expects`' version, and ends its sessions except `keeps`; a password that somebody else
-    /// sets removes its tokens, too.
-    async fn change_account(&self, account: &Account, expects: i64, keeps: Option<&str>, actor: &Actor) -> Result<Made, StoreError>;
-    /// Removes it with all that belongs to it.
-    async fn remove_account(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError>;
-    /// Ends the sign-ins of somebody who may not come in any more, takes his tokens, and leaves him the least of roles.
-    async fn turn_away(&self, name: &str, actor: &Actor) -> Result<(), StoreError>;
-    /// Somebody has signed in, and nothing of what he counts as after `guessed`. False: his account was changed since this
-    /// version was looked at.
-    async fn begin_session(&self, session: &Session, version: i64, guessed: &[Guessed], actor: &Actor) -> Result<bool, StoreError>;
-    /// Who is signed in, if he still is.
+    /// Returns the account of this provider identity.
+    async fn account_by_identity(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError>;
+    /// Creates an account. With `first`, only if there is no account at all.
+    async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<WriteOutcome, StoreError>;
+    /// Replaces the account if its version is `expects`, and ends its sessions except `keeps`. A
+    /// password that another operator sets also deletes the account's tokens.
+    async fn change_account(&self, account: &Account, expects: i64, keeps: Option<&str>, actor: &Actor)
+    -> Result<WriteOutcome, StoreError>;
+    /// Deletes the account with its sessions and tokens.
+    async fn remove_account(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<WriteOutcome, StoreError>;
+    /// Ends the sessions and deletes the tokens of an account that its provider no longer admits,
+    /// and sets its role to `viewer`.
+    async fn revoke_access(&self, name: &str, actor: &Actor) -> Result<(), StoreError>;
+    /// Creates a session and resets the counters `counters`. False: the account changed after
+    /// `version` was read.
+    async fn begin_session(&self, session: &Session, version: i64, counters: &[SignInCounter], actor: &Actor) -> Result<bool, StoreError>;
+    /// Returns an unexpired session with its account.
     async fn session(&self, id: &str, now_ms: i64) -> Result<Option<(Session, Account)>, StoreError>;
-    /// Of one account, the latest first.
+    /// Lists the sessions of an account, the latest first.
     async fn sessions(&self, account: &str, now_ms: i64) -> Result<Vec<Session>, StoreError>;
-    /// Signs out. False: that is nobody's who is signed in.
+    /// Deletes a session. False: the account has no such session.
     async fn end_session(&self, account: &str, id: &str, actor: &Actor) -> Result<bool, StoreError>;
-    /// Of one account, or of all; by name.
+    /// Lists the tokens of one account, or of all, by name.
     async fn tokens(&self, account: Option<&str>) -> Result<Vec<Token>, StoreError>;
-    /// Makes one.
-    async fn make_token(&self, token: &Token, actor: &Actor) -> Result<Made, StoreError>;
-    /// Whose it is, and that it was used.
+    /// Creates a token.
+    async fn make_token(&self, token: &Token, actor: &Actor) -> Result<WriteOutcome, StoreError>;
+    /// Returns the unexpired token with this hash and its account, and updates its last use.
     async fn token(&self, sha256: &[u8], now_ms: i64) -> Result<Option<(Token, Account)>, StoreError>;
-    /// Removes one. False: there is none.
+    /// Deletes a token. False: the account has no such token.
     async fn remove_token(&self, account: &str, id: &str, actor: &Actor) -> Result<bool, StoreError>;
-    /// Counts a try as failed before it is made, in one step under all its names. `Some`: it may not be made before then.
-    async fn guess(&self, guessed: &[Guessed], now_ms: i64) -> Result<Option<i64>, StoreError>;
-    /// The try was none of the failed ones: forgets one under the address, and all under other names.
-    async fn forgive(&self, guessed: &[Guessed]) -> Result<(), StoreError>;
-    /// Forgets all failures under an account's name.
+    /// Counts a sign-in attempt as failed before it is made, atomically under all its subjects.
+    /// `Some(time)`: the subject is locked until then, and the attempt must not be made.
+    async fn count_attempt(&self, counters: &[SignInCounter], now_ms: i64) -> Result<Option<i64>, StoreError>;
+    /// Takes back one failure of an address, and all failures of other subjects.
+    async fn forgive_attempt(&self, counters: &[SignInCounter]) -> Result<(), StoreError>;
+    /// Deletes all failures of an account.
     async fn unlock(&self, account: &str, actor: &Actor) -> Result<(), StoreError>;
 }
 
-/// Lines of the audit about what no row was changed for.
+/// Audit entries for actions that change no row.
 #[async_trait]
-pub trait Notes: Send + Sync {
-    /// Writes one.
-    async fn note_down(&self, line: Line, actor: &Actor) -> Result<(), StoreError>;
+pub trait AuditLog: Send + Sync {
+    /// Writes one entry.
+    async fn write_audit(&self, line: AuditLine, actor: &Actor) -> Result<(), StoreError>;
 }
 
-/// For how long the failure of this number locks.
+/// The lock in milliseconds after this number of failures.
 pub fn locked_ms(failures: i64, free: i64) -> i64 {
     match failures - free {
         ..=0 => 0,
@@ -170,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_grows_to_an_end() {
+    fn the_lock_doubles_up_to_its_maximum() {
         let waits: Vec<i64> = (1..=18).map(|failures| locked_ms(failures, 5) / 1000).collect();
         assert_eq!(waits, [0, 0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900]);
         assert_eq!(locked_ms(i64::MAX, 5), LOCKED_MS_MAX);

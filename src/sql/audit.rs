@@ -1,4 +1,5 @@
-//! What operators have changed, and who they were.
+//! The audit log: which operator changed what, and when. Contains only the types; `postgres` and
+//! `sqlite` write and read the table.
 
 use std::time::SystemTime;
 
@@ -9,51 +10,51 @@ use serde_json::Value;
 use super::record::Record;
 use super::row::Row;
 
-/// Who changes something.
+/// The operator who makes a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
-    /// `command:NAME` for a user of this machine.
+    /// The account's name, or `command:NAME` for a user of this machine.
     pub who: String,
-    /// The machine or the address it comes from.
+    /// The host name or client address.
     pub origin: String,
 }
 
-/// One change.
+/// One audit entry.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Entry {
-    /// Grows with time.
+pub struct AuditEntry {
+    /// The entry's number. It grows with time.
     pub id: i64,
-    /// When, as RFC 3339.
+    /// The time of the change, as RFC 3339.
     #[serde(serialize_with = "rfc3339")]
     pub at: SystemTime,
-    /// Who, as in [`Actor`].
+    /// The operator; see [`Actor`].
     pub actor: String,
-    /// From where.
+    /// The operator's host name or client address.
     pub origin: String,
-    /// `binding.made`, `binding.changed` or `binding.removed`.
+    /// The action, such as `binding.made`, `binding.changed` or `binding.removed`.
     pub action: String,
-    /// What was changed: the whole key id of a binding.
+    /// The changed object. For a binding, the whole key id.
     pub target: String,
-    /// How it was.
+    /// The state before the change.
     pub before: Option<Value>,
-    /// How it is since.
+    /// The state after the change.
     pub after: Option<Value>,
 }
 
-/// Which changes, the latest first.
+/// A query of the audit log. Entries are returned the latest first.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
-    /// Those before this one.
+pub struct AuditQuery {
+    /// Only entries before this number.
     pub before: Option<i64>,
-    /// Of this thing.
+    /// Only entries of this target.
     pub target: Option<String>,
-    /// By him.
+    /// Only entries of this operator.
     pub actor: Option<String>,
-    /// Of this kind, or of those that begin with it and a dot.
+    /// Only this action, or actions that begin with it and a dot.
     pub action: Option<String>,
-    /// Without what is about who may sign in.
+    /// Without entries about accounts, sessions, tokens and providers.
     pub without_accounts: bool,
-    /// At most so many.
+    /// The maximum number of entries.
     pub limit: u32,
 }
 
@@ -61,21 +62,21 @@ fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok
     serializer.collect_str(&humantime::format_rfc3339_seconds(*at))
 }
 
-/// What is to be written of a change of a binding.
-pub struct Line {
+/// A new audit entry, before it has a number and a time.
+pub struct AuditLine {
     /// The action.
     pub action: &'static str,
-    /// The key id.
+    /// The changed object. For a binding, the whole key id.
     pub target: String,
-    /// As JSON.
+    /// The state before the change, as JSON.
     pub before: Option<String>,
-    /// As JSON.
+    /// The state after the change, as JSON.
     pub after: Option<String>,
 }
 
-impl Line {
-    /// Of a binding.
-    pub fn of(id: KeyId, before: Option<&Record>, after: Option<&Record>) -> Self {
+impl AuditLine {
+    /// The entry for a change of a binding.
+    pub fn binding_changed(id: KeyId, before: Option<&Record>, after: Option<&Record>) -> Self {
         let json = |record: Option<&Record>| serde_json::to_string(&Row::from(record?)).ok();
         let action = match (before, after) {
             (None, _) => "binding.made",

@@ -1,4 +1,5 @@
-//! What nobody waits for: last uses and intercepts, coalesced and bounded until they are written.
+//! Write-behind queue for last-use times, confirmations and intercepts, coalesced and bounded.
+//! Contains no SQL and no timer; `bindings` decides when it is written.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -7,17 +8,18 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use keylatch_filters::contract::{Intercept, KeyId};
 
-/// Entries of each kind that wait at most; past it, new ones are dropped and counted.
+/// The maximum number of queued entries of each kind. Further ones are dropped and counted.
 const WAITING_MAX: usize = 100_000;
 
-/// Different intercepts of one key that wait; further ones are one with the path and method `*`, and past twice as many
-/// also with the client `0.0.0.0`: whoever has a key chooses these, and must not choose how much is written.
+/// Distinct queued intercepts of one key. Further ones are merged under path and method `*`, and
+/// past twice this number also under the client `0.0.0.0`. A client controls these values and must
+/// not control the amount of writes.
 const DIFFERENT_MAX: u32 = 20;
 
-/// Entries that are written at once.
+/// The maximum number of entries in one write.
 const PIECE_MAX: usize = 1000;
 
-/// What makes two intercepts one row.
+/// The fields by which intercepts are merged into one row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Same {
     id: KeyId,
@@ -43,32 +45,32 @@ impl Same {
     }
 }
 
-/// Intercepts that are the same but for their time.
+/// Intercepts that differ in their time only.
 #[derive(Clone, Debug)]
 pub struct Repeated {
-    /// The first of them.
+    /// The first intercept.
     pub first: Intercept,
-    /// The time of the last one.
+    /// The time of the last intercept.
     pub last_at: SystemTime,
-    /// How many there are.
+    /// The number of intercepts.
     pub count: u64,
 }
 
-/// Everything that waits.
+/// The queued entries.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// The last use of each key.
     pub used: HashMap<KeyId, SystemTime>,
-    /// Bindings to confirm, each with the version that the upstream has accepted.
+    /// The bindings to confirm, each with the version that the upstream accepted.
     pub confirmed: HashSet<(KeyId, i64)>,
-    /// Intercepts, counted by what they have in common.
+    /// The merged intercepts.
     pub intercepts: HashMap<Same, Repeated>,
-    /// How many of them each key has.
+    /// The number of distinct intercepts of each key.
     different: HashMap<KeyId, u32>,
 }
 
 impl Batch {
-    /// False: dropped.
+    /// Queues a last use. False: dropped.
     pub fn used(&mut self, id: KeyId, at: SystemTime) -> bool {
         let full = self.used.len() >= WAITING_MAX;
         match self.used.entry(id) {
@@ -84,7 +86,7 @@ impl Batch {
         }
     }
 
-    /// False: dropped.
+    /// Queues a confirmation. False: dropped.
     pub fn confirmed(&mut self, id: KeyId, version: i64) -> bool {
         let room = self.confirmed.len() < WAITING_MAX || self.confirmed.contains(&(id, version));
         if room {
@@ -93,7 +95,7 @@ impl Batch {
         room
     }
 
-    /// False: dropped.
+    /// Queues an intercept. False: dropped.
     pub fn intercepted(&mut self, intercept: Intercept) -> bool {
         let at = intercept.at;
         self.repeated(Repeated { first: intercept, last_at: at, count: 1 })
@@ -130,7 +132,7 @@ impl Batch {
         }
     }
 
-    /// The same in pieces, so that no write holds up first uses for long.
+    /// Splits the batch, so that no single write delays first uses for long.
     pub fn pieces(self) -> Vec<Batch> {
         let used = pieces(self.used).into_iter().map(|used| Batch { used, ..Batch::default() });
         let confirmed = pieces(self.confirmed).into_iter().map(|confirmed| Batch { confirmed, ..Batch::default() });
@@ -138,7 +140,7 @@ impl Batch {
         confirmed.chain(used).chain(intercepts).collect()
     }
 
-    /// Puts back what could not be written. Returns how many entries found no room.
+    /// Queues a batch again that could not be written. Returns the number of dropped entries.
     pub fn put_back(&mut self, unwritten: Batch) -> usize {
         let lost_uses = unwritten.used.into_iter().filter(|(id, at)| !self.used(*id, *at)).count();
         let lost_intercepts = unwritten.intercepts.into_values().filter(|repeated| !self.repeated(repeated.clone())).count();
@@ -156,7 +158,7 @@ fn pieces<T, C: FromIterator<T>>(all: impl IntoIterator<Item = T>) -> Vec<C> {
     pieces
 }
 
-/// Networks as a row holds them.
+/// Networks as a row stores them: joined by commas.
 pub fn networks(networks: &[IpNet]) -> String {
     networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
@@ -166,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_key_fills_nothing() {
+    fn one_key_cannot_fill_the_queue() {
         let mut batch = Batch::default();
         for n in 0..10_000_u32 {
             let intercept = Intercept {
@@ -185,11 +187,11 @@ mod tests {
             assert!(batch.intercepted(intercept));
         }
         assert!(batch.intercepts.len() as u32 <= 2 * DIFFERENT_MAX + 1, "{}", batch.intercepts.len());
-        assert_eq!(batch.intercepts.values().map(|repeated| repeated.count).sum::<u64>(), 10_000, "and none is lost");
+        assert_eq!(batch.intercepts.values().map(|repeated| repeated.count).sum::<u64>(), 10_000, "the counts are complete");
     }
 
     #[test]
-    fn pieces_hold_everything_once() {
+    fn pieces_contain_each_entry_once() {
         let id = |n: u64| KeyId(std::array::from_fn(|at| n.to_be_bytes().get(at).copied().unwrap_or(0)));
         let mut batch = Batch::default();
         (0..2500).for_each(|n| assert!(batch.used(id(n), SystemTime::UNIX_EPOCH) && batch.confirmed(id(n), 1)));

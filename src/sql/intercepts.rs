@@ -1,4 +1,5 @@
-//! Intercepts as operators look at them: lists by time, and who causes most of them.
+//! Queries of intercepts for operators: pages by time, and groups by key or client. Contains only
+//! the types; `postgres` and `sqlite` implement them.
 
 use std::net::IpAddr;
 
@@ -7,41 +8,42 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{KeyId, StoreError};
 use serde::{Deserialize, Serialize};
 
-/// Rows that one question looks at, at most: what has no index is searched for piece by piece, and each piece says where
-/// the next begins.
+/// The maximum number of rows that one query examines. Filters without an index are applied to
+/// pages of this size, and each page returns the cursor of the next.
 pub const EXAMINED_MAX: i64 = 20_000;
-/// Rows that are put together, at most: the latest ones.
+/// The maximum number of rows that are grouped: the latest ones.
 pub const GROUPED_MAX: i64 = 10_000;
 
-/// Behind a replica's name in rows of shadow mode: see the migration `0012_shadow` of PostgreSQL.
+/// The suffix of the replica's name in rows of shadow mode: see the migration `0012_shadow` of
+/// PostgreSQL.
 pub(super) const SHADOW: &str = " (shadow)";
 
-/// One row: the same refusals of one minute.
+/// One row: equal intercepts within one minute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Intercepted {
-    /// Where it stands in the order of all.
-    pub mark: Mark,
-    /// What people recognise the key by.
+    /// The row's position in the order.
+    pub mark: InterceptCursor,
+    /// The key's hint.
     pub hint: String,
-    /// Where the key may be used from, as it was then.
+    /// The networks of the key's binding at that time.
     pub networks: Vec<IpNet>,
-    /// What the client called itself.
+    /// The client's `User-Agent`.
     pub user_agent: String,
-    /// How often.
+    /// The number of intercepts.
     pub count: i64,
-    /// The first time, in milliseconds since 1970.
+    /// The time of the first one, in milliseconds since 1970.
     pub first_ms: i64,
 }
 
-/// What makes a row one, and its place in the order of all.
+/// The primary key of a row, and its position in the order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Mark {
-    /// The minute of the last time, in milliseconds since 1970.
+pub struct InterceptCursor {
+    /// The minute of the last intercept, in milliseconds since 1970.
     pub minute_ms: i64,
-    /// The key.
+    /// The key id.
     #[serde(with = "hex_id")]
     pub key: KeyId,
-    /// The client.
+    /// The client address.
     pub client: IpAddr,
     /// The method.
     pub method: String,
@@ -49,19 +51,20 @@ pub struct Mark {
     pub path: String,
     /// The route.
     pub route: String,
-    /// As it is stored: [`Mark::replica_name`].
+    /// The replica as it is stored; see [`InterceptCursor::replica_name`].
     pub replica: String,
-    /// The key was banned, not used from elsewhere.
+    /// Whether the key was banned. Otherwise, the client was outside the key's networks.
     pub banned: bool,
-    /// The filter is in shadow mode: the requests were not refused.
+    /// Whether the filter was in shadow mode: the requests were not refused.
     #[serde(default)]
     pub shadow: bool,
-    /// The last time, in milliseconds since 1970. It grows, and is not part of what makes a row one.
+    /// The time of the last intercept, in milliseconds since 1970. It grows and is not part of the
+    /// primary key.
     #[serde(default)]
     pub last_ms: i64,
 }
 
-/// A key id in hex, for marks.
+/// Serializes a key id as hex, for cursors.
 pub(super) mod hex_id {
     use keylatch_filters::contract::KeyId;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -75,94 +78,94 @@ pub(super) mod hex_id {
     }
 }
 
-/// Which intercepts, the latest first.
+/// A query of intercepts. Rows are returned the latest first.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// Of this key.
+    /// Only this key.
     pub key: Option<KeyId>,
-    /// Of clients in this network.
+    /// Only clients in this network.
     pub client: Option<IpNet>,
-    /// On this route.
+    /// Only this route.
     pub route: Option<String>,
-    /// With this method.
+    /// Only this method.
     pub method: Option<String>,
-    /// On paths that begin so.
+    /// Only paths with this prefix.
     pub path: Option<String>,
-    /// Because the key is banned, or because it is bound elsewhere.
+    /// Only banned keys, or only keys used outside their networks.
     pub banned: Option<bool>,
-    /// In shadow mode, or refused.
+    /// Only intercepts in shadow mode, or only refused requests.
     pub shadow: Option<bool>,
-    /// Not before this minute, in milliseconds since 1970.
+    /// Only from this minute on, in milliseconds since 1970.
     pub since_ms: Option<i64>,
-    /// Before this minute.
+    /// Only before this minute.
     pub until_ms: Option<i64>,
-    /// Those behind this one.
-    pub after: Option<Mark>,
-    /// At most so many.
+    /// Only rows after this cursor.
+    pub after: Option<InterceptCursor>,
+    /// The maximum number of rows.
     pub limit: u32,
 }
 
-impl Mark {
-    /// Which replica it was; empty where there is only one.
+impl InterceptCursor {
+    /// The replica's name; empty with a single replica.
     pub fn replica_name(&self) -> &str {
         self.replica.strip_suffix(SHADOW).filter(|_| self.shadow).unwrap_or(&self.replica)
     }
 }
 
 impl Wanted {
-    /// Whether something is wanted that no index knows.
+    /// Whether the query has a filter without an index.
     pub(super) fn is_searched(&self) -> bool {
         self.route.is_some() || self.method.is_some() || self.path.is_some() || self.banned.is_some() || self.shadow.is_some()
     }
 }
 
-/// A part of a list.
+/// A page of a list.
 #[derive(Clone, Debug)]
 pub struct Page<T, M> {
-    /// What was found; fewer than were wanted where much had to be looked through.
+    /// The rows found. Fewer than the limit if [`EXAMINED_MAX`] rows were examined.
     pub rows: Vec<T>,
-    /// Behind which it goes on, if it does.
+    /// The cursor of the next page, if there is one.
     pub next: Option<M>,
 }
 
-/// By what intercepts are put together.
+/// The grouping of intercepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// The key.
+    /// By key.
     Key,
-    /// The client's address.
+    /// By client address.
     Client,
 }
 
-/// Intercepts of one key, or of one client.
+/// The intercepts of one key, or of one client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
     /// The key id in hex, or the address.
     pub what: String,
     /// The key's hint; empty for a client.
     pub hint: String,
-    /// How many intercepts.
+    /// The number of intercepts.
     pub count: i64,
-    /// How many different clients, or keys.
+    /// The number of distinct clients, or keys.
     pub others: i64,
-    /// The last one, in milliseconds since 1970.
+    /// The time of the last one, in milliseconds since 1970.
     pub last_ms: i64,
 }
 
-/// What was put together.
+/// Grouped intercepts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Groups {
-    /// The largest first.
+    /// The groups, the largest first.
     pub groups: Vec<Group>,
-    /// How many rows were looked at. [`GROUPED_MAX`]: only the latest ones were.
+    /// The number of rows examined. If it is [`GROUPED_MAX`], older rows were left out.
     pub examined: i64,
 }
 
-/// Lists of intercepts.
+/// The store of intercepts.
 #[async_trait]
 pub trait Intercepts: Send + Sync {
-    /// Rows, the latest first.
-    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, Mark>, StoreError>;
-    /// Who causes most of them; `wanted.limit` groups of the latest rows.
+    /// Returns a page of rows, the latest first.
+    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, InterceptCursor>, StoreError>;
+    /// Groups the latest rows and returns the `wanted.limit` largest groups.
     async fn intercept_groups(&self, by: By, wanted: &Wanted) -> Result<Groups, StoreError>;
 }

@@ -1,31 +1,34 @@
-//! What replicas ask of each other, through what they share. What the questions are is `crate::operator::replicas`'s to say.
+//! The store contract for requests between replicas: questions and their answers, as rows of the
+//! shared database. Knows no question's meaning; `crate::operator::replicas` defines them.
 
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
 use serde_json::Value;
 
-/// One of them.
+/// A question of one replica to all others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    /// A UUID.
+    /// The question's id, a UUID.
     pub id: String,
-    /// The replica that asks.
+    /// The name of the replica that asks.
     pub asker: String,
-    /// What.
+    /// The question, as JSON.
     pub body: Value,
 }
 
-/// Questions and answers.
+/// Questions and answers in the shared database.
 #[async_trait]
-pub trait Questions: Send + Sync {
-    /// Asks; other replicas hear of it.
-    async fn ask(&self, question: &Question) -> Result<(), StoreError>;
-    /// What others have asked within this time, by the database's clock, that this replica has not answered.
-    async fn asked(&self, replica: &str, within_ms: i64) -> Result<Vec<Question>, StoreError>;
-    /// Answers one, if it still stands.
-    async fn answer(&self, question: &str, replica: &str, body: &Value) -> Result<(), StoreError>;
-    /// Who has answered what.
+pub trait Mailbox: Send + Sync {
+    /// Writes a question. The other replicas are notified.
+    async fn post_question(&self, question: &Question) -> Result<(), StoreError>;
+    /// Lists the questions of other replicas that are younger than this, by the database's clock,
+    /// and that this replica has not answered.
+    async fn open_questions(&self, replica: &str, within_ms: i64) -> Result<Vec<Question>, StoreError>;
+    /// Writes an answer, unless the question was withdrawn.
+    async fn post_answer(&self, question: &str, replica: &str, body: &Value) -> Result<(), StoreError>;
+    /// Lists the answers to a question, each with the replica's name.
     async fn answers(&self, question: &str) -> Result<Vec<(String, Value)>, StoreError>;
-    /// Takes back a question with its answers, and those of askers that have gone since.
-    async fn take_back(&self, question: &str, within_ms: i64) -> Result<(), StoreError>;
+    /// Deletes a question with its answers, and questions older than `within_ms` that were left
+    /// behind.
+    async fn withdraw_question(&self, question: &str, within_ms: i64) -> Result<(), StoreError>;
 }

@@ -1,5 +1,6 @@
-//! The only SQL of the project: the contract of an authority ([`Authority`], [`AdminStore`]) and its two implementations,
-//! `postgres` and `sqlite`. Knows no request and no configuration beyond its own section; caching is `bindings`' part.
+//! The only SQL of the project: the contract of an authority ([`Authority`], [`AdminStore`]) and
+//! its two implementations, `postgres` and `sqlite`. Knows no request and no configuration beyond
+//! its own section; caching belongs to `bindings`.
 
 pub mod accounts;
 pub mod audit;
@@ -24,130 +25,138 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError};
 
-use audit::{Actor, Asked, Entry};
+use audit::{Actor, AuditEntry, AuditQuery};
 use batch::Batch;
 use intercepts::Page;
 use outbox::{Attempted, Delivery, Hot, Threshold};
-use record::{Change, Changed, Mark, Query, Record, Tended, Tending};
+use record::{BindingCursor, Change, Changed, Query, Record, RetentionPolicy, RetentionResult};
 
-/// What other processes have done.
+/// A change in the store that another process made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum StoreEvent {
     /// This binding was changed or removed, as of this version.
-    Changed(KeyId, i64),
+    BindingChanged(KeyId, i64),
     /// A live setting was changed.
-    Settings,
-    /// A replica has asked something, or answered.
-    Mail,
-    /// Something may have happened that was not heard of.
-    Lost,
-    /// Whether changes made by other processes are heard of at once.
-    Hears(bool),
+    SettingsChanged,
+    /// A replica posted a question or an answer.
+    MailChanged,
+    /// Events may have been lost.
+    EventsLost,
+    /// Whether events arrive at once.
+    NotificationsWork(bool),
 }
 
 /// Id, webhook and event of deliveries.
 pub type Events = Vec<(String, String, String)>;
 
-/// Called for each change that another process has made.
-pub type OnChange = Arc<dyn Fn(News) + Send + Sync>;
+/// Called for each event of another process.
+pub type OnStoreEvent = Arc<dyn Fn(StoreEvent) + Send + Sync>;
 
-/// What is asked for by operators alone.
-pub trait Desk:
+/// The part of the store that only operators use.
+pub trait AdminStore:
     accounts::Accounts
-    + accounts::Notes
+    + accounts::AuditLog
     + intercepts::Intercepts
     + providers::Providers
-    + mailbox::Questions
+    + mailbox::Mailbox
     + samples::Samples
-    + settings::LiveSettings
-    + shared_secrets::Vault
+    + settings::SettingsStore
+    + shared_secrets::SharedSecrets
 {
 }
-impl<T> Desk for T where
+impl<T> AdminStore for T where
     T: accounts::Accounts
-        + accounts::Notes
+        + accounts::AuditLog
         + intercepts::Intercepts
         + providers::Providers
-        + mailbox::Questions
+        + mailbox::Mailbox
         + samples::Samples
-        + settings::LiveSettings
-        + shared_secrets::Vault
+        + settings::SettingsStore
+        + shared_secrets::SharedSecrets
 {
 }
 
-/// What a server says of itself.
+/// The version and the clock of a database server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct About {
-    /// Which kind of server, and its version, for people.
+pub struct ServerInfo {
+    /// The product and its version, for display.
     pub version: String,
-    /// Its major version.
+    /// The major version.
     pub major: u32,
-    /// Its clock, in milliseconds since 1970.
+    /// The server's clock, in milliseconds since 1970.
     pub now_ms: i64,
 }
 
-/// What holds the truth. Every method may be called from anywhere, at any time.
+/// The authoritative store of bindings. All methods may be called from any thread and runtime.
 pub trait Authority: Send + Sync + 'static {
-    /// The row.
+    /// Returns the binding of a key.
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
-    /// Inserts if absent, in one step; answers with the row that is there then.
+    /// Inserts the binding if the key has none, atomically. Returns the binding that is stored
+    /// then.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>>;
-    /// Moves a row to another id, unless one is there; answers with the row there then. `None`: there is none.
+    /// Moves a binding to another key id, unless that id has one. Returns the binding of `id` after
+    /// that, or `None`.
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     /// See [`keylatch_filters::contract::Bindings::roam`].
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
-    /// The upstream's word on the key of the row in this version: confirms it, or removes it unless it was
-    /// confirmed. Words that come at once are carried out with the good ones first. Whether the row is there then.
+    /// Applies the upstream's verdict on the key of a binding in this version: confirms the
+    /// binding, or removes it unless it is confirmed. In one batch, confirmations come first.
+    /// Returns whether the binding exists after that.
     fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>>;
-    /// Writes what nobody waits for. On an error nothing of it was written.
+    /// Writes a batch of the write-behind queue. On an error nothing of it is written.
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>>;
-    /// The fingerprint of the secret that the database goes with; `None`: no secret has claimed it.
+    /// The fingerprint of the `key_hmac` secret that the database belongs to; `None`: no secret
+    /// yet.
     fn owner(&self) -> BoxFuture<'_, Result<Option<String>, String>>;
-    /// Has it go with the secret of this fingerprint, if it goes with that of `before`, or with none where that is `None`.
+    /// Sets the fingerprint of the secret, if the stored one is `before`, or if there is none where
+    /// that is `None`.
     fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>>;
-    /// What it is, and what time it has.
-    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>>;
-    /// Copies all of it into a new file, while it is in use. An error: it is no file, or cannot be copied.
+    /// The version and the clock of the database.
+    fn server_info(&self) -> BoxFuture<'_, Result<ServerInfo, StoreError>>;
+    /// Copies the database into a new file while it is in use. An error: it is not a file, or
+    /// cannot be copied.
     fn copy(&self, _to: PathBuf) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async { Err("the database is a server's, which has its own ways".into()) })
+        Box::pin(async { Err("the database is on a server; use the server's own backup tools".into()) })
     }
-    /// Whether changes made by other processes are heard of at once. An error says what to do.
-    fn hears(&self) -> BoxFuture<'_, Result<(), String>> {
+    /// Tests whether events of other processes arrive at once. An error says what to do.
+    fn notifications_work(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(std::future::ready(Ok(())))
     }
-    /// Ends: what was written is in the database's own file then, not in a log beside it.
+    /// Closes the store. SQLite then moves its write-ahead log into the database file.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
-    /// Whether a first use could be written: one is tried, and leaves nothing behind.
+    /// Tests whether a first use can be written, and leaves nothing behind.
     fn try_write(&self) -> BoxFuture<'_, Result<(), StoreError>>;
-    /// Whether it answers.
+    /// Tests whether the store answers.
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>>;
-    /// Rows for an operator.
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>>;
-    /// How many there are, without regard to `after` and `limit`. `None`: more than [`record::COUNTED_MAX`], or too dear to count.
+    /// Returns a page of bindings for an operator.
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, BindingCursor>, StoreError>>;
+    /// The number of bindings, regardless of `after` and `limit`. `None`: more than
+    /// [`record::COUNTED_MAX`], or too expensive to count.
     fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>>;
-    /// An operator's change, in a new version, with its line in the audit.
+    /// Applies an operator's change in a new version, with an audit entry.
     fn change(&self, id: KeyId, change: Change, actor: Actor) -> BoxFuture<'_, Result<Changed<Record>, StoreError>>;
-    /// Removes the row, if it is in the version that is expected, with a line in the audit.
+    /// Removes the binding if it has the expected version, with an audit entry.
     fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>>;
-    /// The audit.
-    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>>;
-    /// Archives, sweeps and trims, if it is time. `None`: it is not, or another process did it.
-    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>>;
-    /// Keys of which intercepts were written since then; not more than are looked at at once.
+    /// Queries the audit log.
+    fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditEntry>, StoreError>>;
+    /// Archives and deletes old rows, if the period is over. `None`: it is not, or another process
+    /// did it.
+    fn apply_retention(&self, policy: RetentionPolicy) -> BoxFuture<'_, Result<Option<RetentionResult>, StoreError>>;
+    /// Keys with intercepts written since then, at most [`outbox::LOOKED_BACK_MAX`].
     fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>>;
-    /// Which of these keys are over the threshold, and nobody was alerted of them within its window.
+    /// Those of these keys that are over the threshold and had no alert within its window.
     fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>>;
-    /// Notes that somebody is alerted of the key, and what is to be sent: id, webhook and event of each. False:
-    /// another process has done so within the window.
+    /// Records an alert for the key, and queues its deliveries: id, webhook and event of each.
+    /// False: another process did so within the window.
     fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>>;
-    /// Takes deliveries that are due for these webhooks; nobody else does for the time of `lease`.
+    /// Leases the due deliveries for these webhooks; no other process takes them within `lease`.
     fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>>;
-    /// What came of an attempt.
+    /// Records the result of a delivery attempt.
     fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>>;
-    /// What the admin API needs beside the above.
-    fn desk(&self) -> &dyn Desk;
-    /// Tells of what others do, from now on. Nobody else writes to what only this process has.
-    fn watch(&self, _on_change: OnChange) {}
+    /// The part of the store that only operators use.
+    fn admin_store(&self) -> &dyn AdminStore;
+    /// Reports events of other processes from now on. A store of a single process has none.
+    fn watch(&self, _on_event: OnStoreEvent) {}
 }

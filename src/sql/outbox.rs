@@ -1,62 +1,63 @@
-//! Alerts as a store keeps them: keys with too many intercepts, and events to deliver to webhooks.
+//! Types of the alert store: keys over the threshold, and the outbox of events for webhooks.
+//! Contains no delivery; `alerts` sends.
 
 use std::time::{Duration, SystemTime};
 
 use keylatch_filters::contract::Intercept;
 
-/// A key over the threshold of which nobody was alerted within the window.
+/// A key over the threshold without an alert within the window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hot {
-    /// Intercepts within the window, give or take a minute.
+    /// The intercepts within the window, to the minute.
     pub intercepts: u64,
-    /// How many of them were in shadow mode.
+    /// The number of them in shadow mode.
     pub shadow: u64,
-    /// Different client addresses among them.
+    /// The number of distinct client addresses.
     pub clients: u64,
-    /// The latest of them.
+    /// The latest intercept.
     pub last: Intercept,
-    /// The replica that refused it, where there are several.
+    /// The replica that refused it; empty with a single replica.
     pub replica: String,
 }
 
-/// From how many intercepts of one key on somebody is to know.
+/// The number of intercepts of one key that raises an alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threshold {
-    /// So many.
+    /// The number of intercepts.
     pub count: u64,
-    /// Within this time.
+    /// The window in which they count.
     pub window: Duration,
-    /// Whether intercepts in shadow mode count, too.
+    /// Whether intercepts in shadow mode count.
     pub shadow: bool,
 }
 
 /// An event for one webhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// The same at every attempt.
+    /// The event's id, the same at each attempt.
     pub id: String,
     /// The webhook's name.
     pub webhook: String,
     /// The event, as JSON.
     pub event: String,
-    /// How often it was tried, this time included.
+    /// The number of attempts, this one included.
     pub attempts: u32,
-    /// When it was raised.
+    /// The time of the alert.
     pub raised_at: SystemTime,
 }
 
-/// What came of an attempt.
+/// The result of a delivery attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attempted {
-    /// It has arrived, or never will: it goes.
+    /// The event was delivered, or cannot be delivered. It is deleted.
     Done,
-    /// It is tried again after this time.
+    /// The event is sent again after this time.
     Again(Duration),
 }
 
-/// Deliveries that are taken at once.
+/// The maximum number of deliveries leased at once.
 pub const AT_ONCE: i64 = 16;
-/// Keys that are looked at once more, where it is not known whether somebody has.
+/// The maximum number of keys that are checked again after a start.
 pub const LOOKED_BACK_MAX: i64 = 10_000;
-/// Events older than this are gone, whoever they are for.
+/// Events older than this are deleted.
 pub const AGE_MAX: Duration = Duration::from_secs(2 * 86_400);

@@ -1,46 +1,46 @@
-//! Providers of OpenID Connect through which people may sign in, as stores keep them. What their settings mean, and how
-//! their secrets are kept, is `crate::operator::oidc`'s to say.
+//! The store contract for OpenID Connect providers. Knows nothing of the settings' meaning;
+//! `crate::operator::oidc` interprets them and encrypts the secrets.
 
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
 use serde_json::Value;
 
-use super::accounts::Made;
+use super::accounts::WriteOutcome;
 use super::audit::Actor;
 
-/// One of them.
+/// A provider.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Provider {
-    /// Its name.
+    /// The provider's name.
     pub name: String,
-    /// All but the secret.
+    /// The settings, without the secret.
     pub settings: Value,
     /// The client secret, encrypted; `None`: a public client.
     pub secret: Option<Vec<u8>>,
-    /// Grows with each change.
+    /// The version. It grows with each change.
     pub version: i64,
 }
 
-/// What must be there for a change to be made.
+/// The precondition of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expects {
-    /// Whatever is.
+    /// No precondition.
     Anything,
-    /// Nothing of this name.
+    /// No provider has this name.
     Nothing,
-    /// This version.
+    /// The provider has this version.
     Version(i64),
 }
 
-/// All of them.
+/// The store of providers.
 #[async_trait]
 pub trait Providers: Send + Sync {
-    /// All, by name.
+    /// Lists all providers by name.
     async fn providers(&self) -> Result<Vec<Provider>, StoreError>;
-    /// One.
+    /// Returns the provider of this name.
     async fn provider(&self, name: &str) -> Result<Option<Provider>, StoreError>;
-    /// Puts it in the place of what is expected, in a version that none has had. Ends no sign-in.
-    async fn put_provider(&self, provider: &Provider, expects: Expects, actor: &Actor) -> Result<Made, StoreError>;
-    /// Removes it with the accounts of those who sign in there.
-    async fn remove_provider(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError>;
+    /// Writes the provider if the precondition holds, in a new version. Sessions stay.
+    async fn put_provider(&self, provider: &Provider, expects: Expects, actor: &Actor) -> Result<WriteOutcome, StoreError>;
+    /// Deletes the provider and the accounts that sign in through it.
+    async fn remove_provider(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<WriteOutcome, StoreError>;
 }

@@ -1,4 +1,5 @@
-//! A binding as an operator sees it, and what he may change.
+//! A binding as operators see it: the record, the changes they can make, and queries. Contains no
+//! SQL; `postgres` and `sqlite` execute them.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -9,56 +10,56 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, KeyId, Roaming, Rule, StoreError};
 use serde::{Deserialize, Serialize};
 
-/// A binding with everything the store knows of it.
+/// A binding with its metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// What requests are judged by.
+    /// The part that requests are judged by.
     pub binding: Binding,
-    /// What people recognise the key by.
+    /// The key's hint.
     pub hint: String,
-    /// `first_use`, or whoever made it or set its rule by hand.
+    /// `first_use`, or the operator who created the binding or set its rule.
     pub made_by: String,
-    /// What somebody wrote about it.
+    /// The operator's note.
     pub note: String,
-    /// Words to find it by.
+    /// The labels to search by.
     pub labels: Vec<String>,
-    /// When it was made.
+    /// The creation time.
     pub created_at: SystemTime,
-    /// When it was used last, as far as is written.
+    /// The last use that has been written.
     pub last_used_at: SystemTime,
 }
 
-/// What to change; `None` leaves a thing as it is.
+/// A change of a binding; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Change {
-    /// The rule and what goes with it.
+    /// The rule with its parameters.
     pub rule: Option<Terms>,
     /// Whether the key is refused from everywhere.
     pub banned: Option<bool>,
     /// The note.
     pub note: Option<String>,
-    /// All labels.
+    /// The complete list of labels.
     pub labels: Option<Vec<String>>,
-    /// Only if it is in this version.
+    /// The expected version. In another version nothing is changed.
     pub expects: Option<i64>,
-    /// Make the binding if it is not there; if it is there, it is the maker's from now on, and no longer what a first use
-    /// made. Needs a rule.
+    /// Creates the binding if it does not exist. An existing binding gets the creator of `make` in
+    /// place of `first_use`. Needs a rule.
     pub make: Option<Make>,
 }
 
-/// What came of a change.
+/// The outcome of a change.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Changed<T> {
-    /// It was made.
+    /// The change was made.
     Done(T),
-    /// There is nothing to change.
+    /// The binding does not exist.
     Missing,
-    /// Somebody else has changed it since the version that was expected: it is this one now.
+    /// The binding has this newer version: another operator changed it.
     Newer(i64),
 }
 
 impl<T> Changed<T> {
-    /// What it is now, if the change was made.
+    /// The result, if the change was made.
     pub fn done(self) -> Option<T> {
         match self {
             Changed::Done(done) => Some(done),
@@ -67,79 +68,81 @@ impl<T> Changed<T> {
     }
 }
 
-/// How a binding is made by hand.
+/// The metadata of a new binding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Make {
-    /// What people recognise the key by.
+    /// The key's hint.
     pub hint: String,
-    /// Who makes it.
+    /// The operator who creates it.
     pub made_by: String,
-    /// When it was made, where that is known to be long ago. It counts as used when it is written, all the same: whoever
-    /// brings back what he saved does not want it archived at once.
+    /// The creation time; earlier for an import. The time of the last use is always now: otherwise
+    /// retention would archive an imported binding at once.
     pub created_at: SystemTime,
 }
 
 impl Make {
-    /// Now.
+    /// With the current time.
     pub fn now(hint: String, made_by: String) -> Self {
         Self { hint, made_by, created_at: SystemTime::now() }
     }
 }
 
 impl Change {
-    /// Whose the binding is afterwards, where that changes.
+    /// The new creator, if the change sets one.
     pub fn made_by(&self) -> Option<&str> {
         self.rule.as_ref()?;
         self.make.as_ref().map(|make| make.made_by.as_str())
     }
 }
 
-/// A rule with what goes with it.
+/// A rule with its parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Terms {
-    /// How the rest is meant.
+    /// The rule.
     pub rule: Rule,
     /// The networks.
     pub networks: Vec<IpNet>,
-    /// With the rule `roaming`, and only then.
+    /// The limits of the rule `roaming`, and only of that rule.
     pub roaming: Option<Roaming>,
 }
 
-/// Which bindings, and in which order.
+/// A query of bindings.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    /// Whose id begins with these digits, each 0 to 15.
+    /// Only key ids with these first hex digits, each 0 to 15.
     pub prefix: Vec<u8>,
-    /// Whose hint ends so.
+    /// Only hints with this ending.
     pub hint: Option<String>,
-    /// Whose networks hold this one, or stand within it. Those that admit everybody are not among them.
+    /// Only bindings with a network that contains this one or is within it. Bindings of the rule
+    /// `all` are not returned.
     pub network: Option<IpNet>,
-    /// With this label.
+    /// Only bindings with this label.
     pub label: Option<String>,
-    /// Banned or not.
+    /// Only banned bindings, or only others.
     pub banned: Option<bool>,
-    /// With this rule.
+    /// Only this rule.
     pub rule: Option<Rule>,
-    /// Made by him, or by `first_use`.
+    /// Only bindings of this operator, or of `first_use`.
     pub made_by: Option<String>,
     /// The order.
     pub sort: Sort,
-    /// The other way round.
+    /// Whether the order is reversed.
     pub descending: bool,
-    /// Those behind this one.
-    pub after: Option<Mark>,
-    /// At most so many.
+    /// Only bindings after this cursor.
+    pub after: Option<BindingCursor>,
+    /// The maximum number of bindings.
     pub limit: u32,
 }
 
 impl Query {
-    /// Whether something is wanted that no index knows: then only [`super::intercepts::EXAMINED_MAX`] rows are looked at.
+    /// Whether the query has a filter without an index: then [`super::intercepts::EXAMINED_MAX`]
+    /// rows are examined at most.
     pub(crate) fn searches(&self) -> bool {
         self.rule.is_some() || self.made_by.is_some() || self.banned == Some(false)
     }
 }
 
-/// Orders of bindings; ids decide where it leaves a choice.
+/// The order of bindings. Equal times are ordered by key id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sort {
     /// By key id.
@@ -147,24 +150,24 @@ pub enum Sort {
     Key,
     /// By last use.
     Used,
-    /// By the time they were made.
+    /// By creation time.
     Created,
 }
 
-/// Where a binding stands in an order.
+/// A position in a list of bindings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// The time of the order, as the store counts it; 0 in that of ids.
+pub struct BindingCursor {
+    /// The time that the list is sorted by, as the store counts it; 0 in the order of key ids.
     pub at: i64,
-    /// The binding.
+    /// The key id.
     #[serde(with = "super::intercepts::hex_id")]
     pub id: KeyId,
 }
 
-/// How many are counted at most.
+/// The maximum number of rows that are counted.
 pub const COUNTED_MAX: i64 = 10_000;
 
-/// A word to find bindings by: 1 to 64 letters, digits and `-_.:/@`.
+/// Checks a label: 1 to 64 letters, digits and `-_.:/@`.
 pub fn label(word: &str) -> Result<String, String> {
     let fine = (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte));
     if looks_like_key(word) {
@@ -173,7 +176,8 @@ pub fn label(word: &str) -> Result<String, String> {
     if fine { Ok(word.to_owned()) } else { Err(format!("`{word}` is not a label; use up to 64 letters, digits and `-_.:/@`")) }
 }
 
-/// Whether a word may be a key: it has a prefix of keys and enough behind it, or a long part of letters and digits mixed.
+/// Whether a word may be an API key: a known prefix with enough characters after it, or a long part
+/// that mixes letters and digits.
 fn looks_like_key(word: &str) -> bool {
     const PREFIXES: [&str; 7] = ["sk-", "sk_", "sess-", "AIza", "gsk_", "xai-", "eyJ"];
     const BEHIND_MIN: usize = 12;
@@ -183,7 +187,7 @@ fn looks_like_key(word: &str) -> bool {
     prefixed || word.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part.len() >= PART_MIN && mixed(part))
 }
 
-/// Labels of one binding, at most 32.
+/// Checks the labels of one binding, at most 32.
 pub fn labels(words: &[String]) -> Result<Vec<String>, String> {
     if words.len() > 32 {
         return Err(format!("{} labels are too many; a binding has at most 32", words.len()));
@@ -191,24 +195,24 @@ pub fn labels(words: &[String]) -> Result<Vec<String>, String> {
     words.iter().map(|word| label(word)).collect()
 }
 
-/// When rows go.
+/// The ages after which rows are archived or deleted.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Tending {
-    /// Not more often than this, whoever does it.
+pub struct RetentionPolicy {
+    /// The shortest period between two runs, over all replicas.
     pub every: Duration,
-    /// Bindings unused for this long go to the archive.
+    /// Bindings unused for this long are archived.
     pub archive_after: Duration,
-    /// Bindings that were never confirmed go after this.
+    /// Bindings that were never confirmed are deleted after this.
     pub unconfirmed: Duration,
-    /// Intercepts go after this.
+    /// Intercepts are deleted after this.
     pub intercepts: Duration,
-    /// Archived bindings go after this.
+    /// Archived bindings are deleted after this.
     pub archive: Duration,
-    /// Lines of the audit go after this.
+    /// Audit entries are deleted after this.
     pub audit: Duration,
 }
 
-impl From<&Retention> for Tending {
+impl From<&Retention> for RetentionPolicy {
     fn from(retention: &Retention) -> Self {
         Self {
             every: retention.every.0,
@@ -221,28 +225,28 @@ impl From<&Retention> for Tending {
     }
 }
 
-/// What went.
+/// The numbers of archived and deleted rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tended {
+pub struct RetentionResult {
     /// Bindings archived.
     pub archived: u64,
-    /// Bindings that were never confirmed.
+    /// Unconfirmed bindings deleted.
     pub unconfirmed: u64,
-    /// Rows of intercepts and of the archive.
+    /// Intercepts, archived bindings, alerts, deliveries and audit entries deleted.
     pub trimmed: u64,
 }
 
-/// A version: microseconds since 1970, or one more than the version before.
+/// A new version: microseconds since 1970, or the previous version plus one.
 pub fn version_now(before: i64) -> i64 {
     let micros = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros());
     i64::try_from(micros).unwrap_or(i64::MAX).max(before.saturating_add(1))
 }
 
-/// The word in `made_by` for bindings that a first use has made.
+/// The value of `made_by` for bindings of a first use.
 pub(super) const FIRST_USE: &str = "first_use";
 
-/// What a row says, not checked yet.
-pub(crate) struct Raw {
+/// The columns of a binding, not validated yet.
+pub(crate) struct BindingRow {
     pub(crate) id: Vec<u8>,
     pub(crate) rule: String,
     pub(crate) networks: Vec<String>,
@@ -255,8 +259,8 @@ pub(crate) struct Raw {
     pub(crate) by_first_use: bool,
 }
 
-impl Raw {
-    /// A row that makes no sense is an error, never a binding that admits somebody.
+impl BindingRow {
+    /// Validates the row. A malformed row is an error, never a binding that admits a client.
     pub(crate) fn checked(self) -> Result<Binding, StoreError> {
         let id = key_id(&self.id)?;
         let wrong = |what: &str| StoreError::Useless(format!("the binding {id} has {what} in the database"));
@@ -267,7 +271,7 @@ impl Raw {
             (Rule::Roaming, Some(most), Some(window_s)) => {
                 Some(Roaming { networks_max: u8::try_from(most).unwrap_or(u8::MAX), window: Duration::from_secs(window_s) })
             }
-            (Rule::Roaming, _, _) => return Err(wrong("the rule roaming without its terms")),
+            (Rule::Roaming, _, _) => return Err(wrong("the rule roaming without networks_max or window_s")),
             _ => None,
         };
         // A network without a time, set by hand, counts as never used.
@@ -278,7 +282,7 @@ impl Raw {
     }
 }
 
-/// Networks as a row of this key says them.
+/// Parses the networks of a row.
 pub(crate) fn parsed_networks(id: KeyId, texts: &[String]) -> Result<Vec<IpNet>, StoreError> {
     let network = |text: &str| text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let texts = texts.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
@@ -286,23 +290,23 @@ pub(crate) fn parsed_networks(id: KeyId, texts: &[String]) -> Result<Vec<IpNet>,
     texts.map(|text| network(text).map_err(malformed)).collect()
 }
 
-/// Roaming's columns: most networks, window in seconds.
+/// The columns `networks_max` and `window_s`.
 pub fn roaming_columns(roaming: Option<Roaming>) -> (Option<i64>, Option<i64>) {
     let window_s = |roaming: Roaming| i64::try_from(roaming.window.as_secs()).unwrap_or(i64::MAX);
     (roaming.map(|roaming| roaming.networks_max.into()), roaming.map(window_s))
 }
 
-/// When each network was used, in milliseconds since 1970.
+/// The last use of each network, in milliseconds since 1970.
 pub fn seen_ms(binding: &Binding) -> Vec<i64> {
     binding.seen.iter().map(|at| millis(*at)).collect()
 }
 
-/// The id in a row.
+/// Parses the key id of a row.
 pub(crate) fn key_id(bytes: &[u8]) -> Result<KeyId, StoreError> {
     bytes.try_into().map(KeyId).map_err(|_| StoreError::Away(format!("a binding in the database has a key id of {} bytes", bytes.len())))
 }
 
-/// The first and the last id that begin with the digits `prefix`, each 0 to 15.
+/// The first and the last key id with these first hex digits, each 0 to 15.
 pub fn range(prefix: &[u8]) -> ([u8; 32], [u8; 32]) {
     let (mut low, mut high) = ([0; 32], [0xff; 32]);
     for (index, digit) in prefix.iter().enumerate().take(64) {
@@ -313,7 +317,7 @@ pub fn range(prefix: &[u8]) -> ([u8; 32], [u8; 32]) {
     (low, high)
 }
 
-/// All networks that hold the whole of `net`, as text.
+/// All networks that contain `net`, as text.
 pub fn holders(net: IpNet) -> Vec<String> {
     let holder = |length| IpNet::new(net.addr(), length).ok().map(|holder| holder.trunc().to_string());
     (0..=net.prefix_len()).filter_map(holder).collect()
@@ -324,7 +328,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_not_keys() {
+    fn labels_that_look_like_keys_are_refused() {
         for fine in ["team-a", "ann@example.com", "sk-team", "proj/2026-11/internal", "customer-4711-production-europe"] {
             assert!(label(fine).is_ok(), "{fine}");
         }
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_hold_it() {
+    fn holders_are_all_containing_networks() {
         let holders = holders("192.0.2.128/25".parse().unwrap());
         assert_eq!((holders.len(), holders[0].as_str(), holders[24].as_str()), (26, "0.0.0.0/0", "192.0.2.0/24"));
         assert_eq!(holders[25], "192.0.2.128/25");

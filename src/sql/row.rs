@@ -1,16 +1,17 @@
-//! A binding as it is written out: in files, in answers, in the audit.
+//! The text form of a binding, for import and export files, command output and the audit log.
+//! Validation belongs to the commands that read it.
 
 use serde::{Deserialize, Serialize};
 
 use super::record::Record;
 
-/// A binding in words. Read from a file, what is not given is left as it is.
+/// A binding as text. In an imported file, an absent field is left as it is.
 #[derive(Clone, Debug, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "they are what Record says they are")]
+#[expect(missing_docs, reason = "the fields are those of Record")]
 pub struct Row {
     pub key_id: String,
-    /// Only ever read: the key itself, from another system's list.
+    /// Import only: the key itself, from the table of another gateway.
     #[serde(skip_serializing)]
     pub key: String,
     pub hint: String,

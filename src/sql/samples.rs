@@ -1,57 +1,57 @@
-//! What replicas count, as stores keep it: the last word of each, and sums of minutes and hours. What is counted is
-//! `crate::telemetry`'s to say.
+//! The store contract for replica states and usage counts, by minutes and hours. Knows no count's
+//! meaning; `crate::telemetry` defines them.
 
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
 use serde_json::Value;
 
-/// The last word of one replica.
+/// The last reported state of a replica.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replica {
-    /// Its name.
+    /// The replica's name.
     pub name: String,
-    /// When it said so, in milliseconds since 1970.
+    /// The time of the report, in milliseconds since 1970.
     pub seen_ms: i64,
-    /// What it said.
+    /// The state, as JSON.
     pub state: Value,
 }
 
-/// What one replica counted in one step of time.
+/// The counts of one replica in one interval.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// When the step began, in milliseconds since 1970.
+    /// The start of the interval, in milliseconds since 1970.
     pub at_ms: i64,
-    /// Whose it is.
+    /// The replica's name.
     pub replica: String,
-    /// What was counted.
+    /// The counts, as JSON.
     pub counted: Value,
 }
 
-/// A minute, in seconds: kept for two days.
+/// Intervals of a minute, in seconds; kept for two days.
 pub const MINUTE_S: i64 = 60;
-/// An hour, in seconds: kept for as long as the audit.
+/// Intervals of an hour, in seconds; kept as long as the audit log.
 pub const HOUR_S: i64 = 3600;
-/// For how long minutes are kept, in milliseconds.
+/// The retention of minutes, in milliseconds.
 pub const MINUTES_KEPT_MS: i64 = 2 * 24 * 3600 * 1000;
 
-/// What is counted.
+/// The kind of counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Of {
-    /// How many requests, and what became of them.
+pub enum SampleKind {
+    /// Requests by outcome.
     Counts,
-    /// Who asks most.
-    Tops,
+    /// The keys and addresses with the most requests.
+    TopRequesters,
 }
 
-/// Replicas and what they count.
+/// The store of replica states and counts.
 #[async_trait]
 pub trait Samples: Send + Sync {
-    /// A replica says how it is.
-    async fn say(&self, replica: &Replica) -> Result<(), StoreError>;
-    /// All that have said so since then, by name.
+    /// Writes the state of a replica.
+    async fn put_replica(&self, replica: &Replica) -> Result<(), StoreError>;
+    /// Lists the replicas that have reported since then, by name.
     async fn replicas(&self, since_ms: i64) -> Result<Vec<Replica>, StoreError>;
-    /// Notes what was counted in one step; of the same step later again, in its place.
-    async fn note(&self, of: Of, step_s: i64, sample: &Sample) -> Result<(), StoreError>;
-    /// What was counted since then, by time.
-    async fn samples(&self, of: Of, step_s: i64, since_ms: i64) -> Result<Vec<Sample>, StoreError>;
+    /// Writes the counts of an interval, in place of earlier counts of the same interval.
+    async fn put_sample(&self, kind: SampleKind, step_s: i64, sample: &Sample) -> Result<(), StoreError>;
+    /// Lists the counts since then, by time.
+    async fn samples(&self, kind: SampleKind, step_s: i64, since_ms: i64) -> Result<Vec<Sample>, StoreError>;
 }

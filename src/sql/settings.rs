@@ -1,4 +1,5 @@
-//! Settings that operators have set apart from the file, as stores keep them. What they mean is `crate::settings`'s to say.
+//! The store contract for live settings. Knows no setting's meaning; `crate::settings` defines
+//! them.
 
 use std::time::SystemTime;
 
@@ -6,42 +7,43 @@ use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
 use serde_json::Value;
 
-use super::audit::{Actor, Line};
+use super::audit::{Actor, AuditLine};
 
-/// One of them.
+/// A stored setting.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// Its name.
+    /// The setting's name.
     pub name: String,
-    /// What it is set to.
+    /// The value.
     pub value: Value,
-    /// Who has set it, as in the audit.
+    /// The operator who set it, as in the audit log.
     pub changed_by: String,
-    /// When.
+    /// The time of the change.
     pub changed_at: SystemTime,
 }
 
-/// All of them.
+/// The store of live settings.
 #[async_trait]
-pub trait LiveSettings: Send + Sync {
-    /// Those that are set, by name, and the version of all of them: it grows with each change.
+pub trait SettingsStore: Send + Sync {
+    /// Lists the stored settings by name, with the version of the set. The version grows with each
+    /// change.
     async fn settings(&self) -> Result<(Vec<Stored>, i64), StoreError>;
-    /// Sets some, or (`None`) gives them back to the file, all or none, each with its line in the audit. False: they are not in
-    /// the version that is expected.
+    /// Sets settings, or removes them (`None`) so that the file applies; all or none, each with an
+    /// audit entry. False: the set does not have the expected version.
     async fn set_settings(&self, changes: &[(String, Option<Value>)], expects: Option<i64>, actor: &Actor) -> Result<bool, StoreError>;
 }
 
-/// What may be read of a value that is kept encrypted.
+/// The readable part of an encrypted value.
 fn readable(value: &Value) -> &Value {
     value.get(SHOWN).unwrap_or(value)
 }
 
-/// The field of an encrypted value that may be read.
+/// The field with the readable part of an encrypted value.
 pub const SHOWN: &str = "shown";
 
-impl Line {
-    /// Of a setting; nothing where nothing has changed.
-    pub fn of_setting(name: &str, before: Option<&Value>, after: Option<&Value>) -> Option<Self> {
+impl AuditLine {
+    /// The entry for a change of a setting; `None` if the value is the same.
+    pub fn setting_changed(name: &str, before: Option<&Value>, after: Option<&Value>) -> Option<Self> {
         let action = match (before, after) {
             (None, None) => return None,
             (Some(before), Some(after)) if before == after => return None,

@@ -1,23 +1,24 @@
-//! What replicas keep together and nobody but them reads, and leases: who does a thing that one at a time should do.
+//! The store contract for secrets that replicas share, and for leases that elect one replica for a
+//! task. Does not encrypt; the callers do.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
 
-/// Both.
+/// Shared secrets and leases.
 #[async_trait]
-pub trait Vault: Send + Sync {
-    /// What is kept under this name, unless its time is over.
-    async fn fetch(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
-    /// All that is kept under names that begin like this, with their names.
-    async fn fetch_all(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
-    /// Keeps nothing under this name any more.
-    async fn forget(&self, name: &str) -> Result<(), StoreError>;
-    /// Keeps something for so long, in the place of what was there.
-    async fn keep(&self, name: &str, kept: &[u8], time: Duration) -> Result<(), StoreError>;
-    /// Takes a lease, or holds it longer. False: somebody else has it.
-    async fn lease(&self, name: &str, holder: &str, time: Duration) -> Result<bool, StoreError>;
-    /// Gives a lease back.
-    async fn let_go(&self, name: &str, holder: &str) -> Result<(), StoreError>;
+pub trait SharedSecrets: Send + Sync {
+    /// Returns the secret of this name, unless it has expired.
+    async fn secret(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Returns all unexpired secrets with this prefix, with their names.
+    async fn secrets(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+    /// Deletes the secret of this name.
+    async fn delete_secret(&self, name: &str) -> Result<(), StoreError>;
+    /// Writes a secret that expires after `time`, in place of an earlier one.
+    async fn put_secret(&self, name: &str, secret: &[u8], time: Duration) -> Result<(), StoreError>;
+    /// Takes or extends a lease. False: another holder has it.
+    async fn take_lease(&self, name: &str, holder: &str, time: Duration) -> Result<bool, StoreError>;
+    /// Releases a lease.
+    async fn release_lease(&self, name: &str, holder: &str) -> Result<(), StoreError>;
 }

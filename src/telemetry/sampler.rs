@@ -12,7 +12,7 @@ use super::metrics::Metrics;
 use super::top_k::Asked;
 use crate::bindings::Store;
 use crate::cluster::replica::Replica;
-use crate::sql::samples::{HOUR_S, MINUTE_S, Of, Replica as Said, Sample};
+use crate::sql::samples::{HOUR_S, MINUTE_S, Replica as Said, Sample, SampleKind};
 use crate::util::time::millis;
 
 /// How often a replica says how it is.
@@ -111,7 +111,7 @@ impl Sampler {
         let now_ms = millis(SystemTime::now());
         let said = Said { name: self.replica.name(), seen_ms: now_ms, state: serde_json::to_value(state).unwrap_or_default() };
         // The store may be away; then this is said in a moment.
-        if store.desk().say(&said).await.is_ok() {
+        if store.admin_store().put_replica(&said).await.is_ok() {
             self.note(store, now_ms).await;
         }
     }
@@ -149,7 +149,7 @@ impl Sampler {
     /// What a process before this one has counted in this step.
     async fn base(&self, store: &Store, step_s: i64, at_ms: i64) -> Option<(Counted, Asked)> {
         let mine = async |of| {
-            let known = store.desk().samples(of, step_s, at_ms).await.ok()?;
+            let known = store.admin_store().samples(of, step_s, at_ms).await.ok()?;
             Some(
                 known
                     .into_iter()
@@ -157,7 +157,7 @@ impl Sampler {
                     .map(|sample| sample.counted),
             )
         };
-        let (counted, asked) = (mine(Of::Counts).await?, mine(Of::Tops).await?);
+        let (counted, asked) = (mine(SampleKind::Counts).await?, mine(SampleKind::TopRequesters).await?);
         // What a process of another version has written may be anything.
         let counted = counted.and_then(|counted| serde_json::from_value(counted).ok()).unwrap_or_default();
         Some((counted, asked.and_then(|asked| serde_json::from_value(asked).ok()).unwrap_or_default()))
@@ -176,10 +176,10 @@ impl Sampler {
             let json = |sum: &Counted| serde_json::to_value(sum).unwrap_or_default();
             (step.step_s, sample(json(&sum)), sample(serde_json::to_value(step.asked.told()).unwrap_or_default()))
         };
-        let desk = store.desk();
+        let admin_store = store.admin_store();
         let noted = async {
-            desk.note(Of::Counts, step_s, &sample).await?;
-            desk.note(Of::Tops, step_s, &asked).await
+            admin_store.put_sample(SampleKind::Counts, step_s, &sample).await?;
+            admin_store.put_sample(SampleKind::TopRequesters, step_s, &asked).await
         };
         let noted = noted.await.inspect_err(|error| tracing::debug!(%error, "what was counted is noted later")).is_ok();
         if noted {

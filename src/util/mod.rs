@@ -1,4 +1,4 @@
-//! Small and generic parts without knowledge of the proxy. Imports no other folder of `src`.
+//! Small and generic helpers without knowledge of the proxy. Imports no other folder of `src`.
 
 pub mod aead;
 pub mod breaker;

@@ -1,4 +1,5 @@
-//! Which URLs the process may call by itself.
+//! Checks URLs that the process calls by itself. Resolves no name; `outbound` checks the resolved
+//! addresses.
 
 use std::net::IpAddr;
 
@@ -6,14 +7,14 @@ use reqwest::Url;
 
 use super::public_address::is_public;
 
-/// Whether this may be called, as far as can be told without asking anybody. The error names no part of it: a
-/// URL may be a secret.
+/// Parses and checks a URL without a network call. The error quotes no part of it: a URL may be a
+/// secret.
 pub fn target(url: &str, private: bool) -> Result<Url, String> {
     let url = Url::parse(url).map_err(|_| "must be a URL, such as `https://hooks.example.com/services/…`".to_owned())?;
     match url.scheme() {
         "https" => {}
         "http" if private => {}
-        "http" => return Err("must begin with `https://`; `allow_private: true` allows http, for a target inside".into()),
+        "http" => return Err("must begin with `https://`; `allow_private: true` allows `http://` for internal targets".into()),
         _ => return Err("must begin with `https://`".into()),
     }
     let host = url.host_str().ok_or("has no host")?;

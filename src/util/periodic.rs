@@ -1,21 +1,22 @@
-//! Work that is done again and again for something, for as long as that is in use.
+//! Periodic background work that ends with its owner. Runs nothing in parallel with itself.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Does it with `what` every `period`, until nobody else holds that any more. Needs a runtime.
-pub fn every<T, W>(what: &Arc<T>, period: Duration, work: impl Fn(Arc<T>) -> W + Send + 'static)
+/// Calls `work` once in each `period`, until `owner` has no other owner. Needs a runtime.
+pub fn every<T, W>(owner: &Arc<T>, period: Duration, work: impl Fn(Arc<T>) -> W + Send + 'static)
 where
     T: Send + Sync + 'static,
     W: Future<Output = ()> + Send,
 {
-    let weak = Arc::downgrade(what);
+    let weak = Arc::downgrade(owner);
     tokio::spawn(async move {
         loop {
-            // From the end of one to the beginning of the next: a slow one is not followed by hurried ones.
+            // The period is counted from the end of one run to the start of the next, so a slow run
+            // is not followed by a burst.
             tokio::time::sleep(period).await;
-            let Some(what) = weak.upgrade() else { return };
-            work(what).await;
+            let Some(owner) = weak.upgrade() else { return };
+            work(owner).await;
         }
     });
 }

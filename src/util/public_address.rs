@@ -1,8 +1,9 @@
-//! Which addresses are somebody's on the Internet, and not of this machine, its network or a cloud's own services.
+//! Classifies addresses as public on the Internet, or as special: of this machine, a private
+//! network or a cloud's own services. Resolves no names.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What of IPv4 is for special purposes (IANA's registry; RFC 6890 and what came after it), and multicast.
+/// Special-purpose IPv4 networks (IANA registry; RFC 6890 and its updates), and multicast.
 const SPECIAL_V4: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -20,7 +21,8 @@ const SPECIAL_V4: [(Ipv4Addr, u8); 15] = [
     (Ipv4Addr::new(224, 0, 0, 0), 4),
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
-/// What of 2000::/3, all that is given out of IPv6, is for special purposes. Teredo and 6to4 stand for IPv4 addresses.
+/// Special-purpose networks within 2000::/3, the allocated part of IPv6. Teredo and 6to4 stand for
+/// IPv4 addresses.
 const SPECIAL_V6: [(Ipv6Addr, u8); 4] = [
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
@@ -28,7 +30,7 @@ const SPECIAL_V6: [(Ipv6Addr, u8); 4] = [
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20),
 ];
 
-/// Whether it is.
+/// Whether the address is public.
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => !SPECIAL_V4.iter().any(|(net, bits)| (v4.to_bits() ^ net.to_bits()) >> (32 - bits) == 0),
@@ -44,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whose_they_are() {
+    fn special_addresses_are_not_public() {
         for inside in [
             "0.0.0.0",
             "10.1.2.3",

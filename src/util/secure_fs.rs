@@ -1,5 +1,5 @@
-//! Files that nobody else may read, whatever the mask, and that belong to whom their folder belongs to, also where root makes them:
-//! a service opens what an operator's command has left.
+//! Creates files that only their owner can read, whatever the umask. Created by root, they get the
+//! owner of their folder, so that the service can open what an operator's command has created.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind, Result};
@@ -9,19 +9,19 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use nix::unistd::{Gid, Uid, geteuid, setegid, seteuid};
 
-/// The folder that a file is in.
+/// The folder of a file.
 pub fn folder_of(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The file beside another whose name is that one's, and ends so.
+/// The path with this ending appended to the file name.
 pub fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.to_owned().into_os_string();
     name.push(end);
     name.into()
 }
 
-/// Makes the folder, and those above it that are not there.
+/// Creates the folder and its missing parents, with mode 0700.
 pub fn make_folder(folder: &Path) -> Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -34,50 +34,51 @@ pub fn make_folder(folder: &Path) -> Result<()> {
     }
 }
 
-/// Makes an empty file. It must not be there.
+/// Creates an empty file with mode 0600. The file must not exist.
 pub fn make(path: &Path) -> Result<File> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     belongs(&file, folder_of(path))?;
     Ok(file)
 }
 
-/// Copies a file, which is on the disk then. It must not be there.
+/// Copies a file and syncs it to the disk. The target must not exist.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let from = File::open(from).map_err(|e| Error::new(e.kind(), format!("{}: {e}", from.display())))?;
     fill(&from, to).map_err(|e| Error::new(e.kind(), format!("{}: {e}", to.display())))
 }
 
-/// Makes a file of what is left to read of another.
+/// Creates a file with the rest of another.
 pub fn fill(mut from: &File, to: &Path) -> Result<()> {
     let mut made = make(to)?;
     std::io::copy(&mut from, &mut made).and_then(|_| made.sync_all())
 }
 
-/// Makes it one of these, where something else has made it.
+/// Gives an existing file mode 0600 and the owner of its folder.
 pub fn keep(path: &Path) -> Result<()> {
     let file = unfollowed(path, OFlag::empty())?;
     let about = file.metadata()?;
     if !about.is_file() || about.nlink() != 1 {
-        return Err(Error::other("is not a file of its own"));
+        return Err(Error::other("is not a regular file with a single link"));
     }
     file.set_permissions(Permissions::from_mode(0o600))?;
     belongs(&file, folder_of(path))
 }
 
-/// Makes it as another was: that one's mode and, by root, its owner.
+/// Gives a file the mode of another and, by root, its owner.
 pub fn as_before(file: &File, before: &Metadata) -> Result<()> {
     file.set_permissions(Permissions::from_mode(before.mode() & 0o777))?;
     given(file, before)
 }
 
-/// Opens what is there, and not what a link leads to: in a folder that is not root's, its owner may put one there at any time.
+/// Opens a file without following a link: the owner of a folder can put a link there at any time.
 fn unfollowed(path: &Path, more: OFlag) -> Result<File> {
     OpenOptions::new().read(true).custom_flags((OFlag::O_NOFOLLOW | more).bits()).open(path)
 }
 
-/// From here on, root does what it does in a folder as its owner: nobody else's files are then touched, whatever links lie there.
+/// From here on, a process of root acts as the owner of the folder, so that a link in the folder
+/// cannot lead to files of another user.
 pub fn act_as_owner(folder: &Path) -> std::result::Result<(), String> {
-    let wrong = |e: &dyn std::fmt::Display| format!("{}: its owner's part cannot be taken: {e}", folder.display());
+    let wrong = |e: &dyn std::fmt::Display| format!("{}: cannot act as the owner of the folder: {e}", folder.display());
     if !geteuid().is_root() {
         return Ok(());
     }
@@ -91,7 +92,7 @@ pub fn act_as_owner(folder: &Path) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// Root gives it to whom the folder belongs to.
+/// Gives a file the owner of its folder, if this process is root's.
 fn belongs(file: &File, folder: &Path) -> Result<()> {
     if !geteuid().is_root() {
         return Ok(());
@@ -99,7 +100,8 @@ fn belongs(file: &File, folder: &Path) -> Result<()> {
     given(file, &folder.metadata()?)
 }
 
-/// By root, to whom something else belongs. Root without leave to give away (CAP_CHOWN) keeps what is its own.
+/// Gives a file the owner of another, if this process is root's. Without CAP_CHOWN root keeps its
+/// own files.
 fn given(file: &File, owner: &Metadata) -> Result<()> {
     let about = file.metadata()?;
     if !geteuid().is_root() || (about.uid(), about.gid()) == (owner.uid(), owner.gid()) {
@@ -116,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_private_and_belong_to_the_folder() {
+    fn files_are_private_and_get_the_owner_of_the_folder() {
         let folder = tempfile::tempdir().unwrap();
         if geteuid().is_root() {
             std::os::unix::fs::chown(folder.path(), Some(12_345), Some(12_346)).unwrap();
@@ -127,14 +129,14 @@ mod tests {
         make_folder(&deep).unwrap();
         let (file, other) = (deep.join("f"), deep.join("g"));
         drop(make(&file).unwrap());
-        std::fs::write(&other, "of somebody else's").unwrap();
+        std::fs::write(&other, "content").unwrap();
         std::fs::set_permissions(&other, Permissions::from_mode(0o644)).unwrap();
         keep(&other).unwrap();
         for (path, mode) in [(&deep, 0o700), (&file, 0o600), (&other, 0o600)] {
             let found = path.metadata().unwrap();
             assert_eq!((found.mode() & 0o777, found.uid(), found.gid()), (mode, owner.uid(), owner.gid()), "{}", path.display());
         }
-        // A link is not followed, and nothing that has another name elsewhere is given away.
+        // Symbolic links are not followed, and files with a second hard link are refused.
         let (link, twice) = (deep.join("link"), deep.join("twice"));
         std::os::unix::fs::symlink(&other, &link).unwrap();
         std::fs::hard_link(&other, &twice).unwrap();
@@ -143,6 +145,6 @@ mod tests {
         assert_eq!(make(&file).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert!(copy(&other, &file).unwrap_err().to_string().contains("/a/b/f: "));
         copy(&other, &deep.join("h")).unwrap();
-        assert_eq!(std::fs::read_to_string(deep.join("h")).unwrap(), "of somebody else's");
+        assert_eq!(std::fs::read_to_string(deep.join("h")).unwrap(), "content");
     }
 }

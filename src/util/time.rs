@@ -1,4 +1,5 @@
-//! Milliseconds since 1970, as databases and interfaces have them.
+//! Conversion between `SystemTime` and milliseconds since 1970, which databases and interfaces use.
+//! Reads no clock.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +8,7 @@ pub fn millis(at: SystemTime) -> i64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The time that is so many milliseconds after 1970.
+/// The time from milliseconds since 1970.
 pub fn time(millis: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }

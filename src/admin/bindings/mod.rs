@@ -24,7 +24,7 @@ use super::time::of;
 use crate::operator::bindings::{Which, network, prefix};
 use crate::sql::audit;
 use crate::sql::intercepts::Wanted;
-use crate::sql::record::{Mark, Query, Record, Sort, label};
+use crate::sql::record::{BindingCursor, Query, Record, Sort, label};
 
 /// Which key may be used from where.
 #[derive(Clone, Serialize, ToSchema)]
@@ -219,7 +219,7 @@ pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fi
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
 pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
     let wanted = Query { limit: export::PAGE, ..query(&filter)? };
-    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
+    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "bindings", move |after: Option<BindingCursor>| {
         let (api, wanted) = (Arc::clone(&api), Query { after: after.or(wanted.after), ..wanted.clone() });
         async move {
             let page = api.store.list(wanted).await?;
@@ -283,9 +283,9 @@ pub struct Timeline {
 pub async fn timeline(State(api): State<Arc<Api>>, May(caller): May<READ>, Part(key_id): Part) -> Answer<Json<Timeline>> {
     const EACH: u32 = 100;
     let (id, _) = api.bindings(&caller).meant(Which::Id(&key_id)).await?;
-    let asked = audit::Asked { target: Some(id.hex()), limit: EACH, ..audit::Asked::default() };
+    let asked = audit::AuditQuery { target: Some(id.hex()), limit: EACH, ..audit::AuditQuery::default() };
     let changes = api.store.audit(asked).await?.into_iter().map(Entry::from).collect();
     let wanted = Wanted { key: Some(id), limit: EACH, ..Wanted::default() };
-    let intercepts = api.store.desk().intercepts(&wanted).await?.rows.into_iter().map(Intercept::from).collect();
+    let intercepts = api.store.admin_store().intercepts(&wanted).await?.rows.into_iter().map(Intercept::from).collect();
     Ok(Json(Timeline { key_id: id.hex(), changes, intercepts }))
 }

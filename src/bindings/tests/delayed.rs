@@ -1,31 +1,30 @@
-//! A reader that is held up between its reading and its writing: what it has read never takes the place of what was
-//! changed meanwhile.
+//! Reads that race changes: a row that was read before a change is never cached over it.
 
 use tokio::sync::{Notify, Semaphore};
 
 use super::*;
 use crate::sql::sqlite::Sqlite;
 
-/// An authority that others change, too, and whose readers wait with the row in their hands.
+/// An authority whose readers wait after the read, and which others change meanwhile.
 struct Slow {
     inner: Arc<Sqlite>,
-    /// A row was read, and nobody has it yet.
+    /// Notified when a row has been read, before the caller gets it.
     read: Notify,
-    /// Lets so many readers go on.
+    /// The number of readers that may go on.
     gate: Semaphore,
-    tell: parking_lot::Mutex<Option<OnChange>>,
+    on_event: parking_lot::Mutex<Option<OnStoreEvent>>,
 }
 
 impl Slow {
-    /// Somebody else changes the row, and this process hears of it.
+    /// Another process changes the row, and this process is notified.
     async fn elsewhere(&self, key: &str, change: Change) -> i64 {
-        let changed = self.inner.change(id(key), change, somebody()).await.unwrap().done().unwrap();
-        self.tell(News::Changed(id(key), changed.binding.version));
+        let changed = self.inner.change(id(key), change, operator()).await.unwrap().done().unwrap();
+        self.notify(StoreEvent::BindingChanged(id(key), changed.binding.version));
         changed.binding.version
     }
 
-    fn tell(&self, news: News) {
-        self.tell.lock().as_ref().unwrap()(news);
+    fn notify(&self, event: StoreEvent) {
+        self.on_event.lock().as_ref().unwrap()(event);
     }
 }
 
@@ -59,8 +58,8 @@ impl Authority for Slow {
     fn own(&self, fingerprint: String, before: Option<String>) -> BoxFuture<'_, Result<(), String>> {
         self.inner.own(fingerprint, before)
     }
-    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
-        self.inner.about()
+    fn server_info(&self) -> BoxFuture<'_, Result<ServerInfo, StoreError>> {
+        self.inner.server_info()
     }
     fn try_write(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.try_write()
@@ -68,7 +67,7 @@ impl Authority for Slow {
     fn ping(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.ping()
     }
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, BindingCursor>, StoreError>> {
         self.inner.list(query)
     }
     fn count(&self, query: Query) -> BoxFuture<'_, Result<Option<u64>, StoreError>> {
@@ -80,11 +79,11 @@ impl Authority for Slow {
     fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
         self.inner.remove(id, expects, actor)
     }
-    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
-        self.inner.audit(asked)
+    fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditEntry>, StoreError>> {
+        self.inner.audit(query)
     }
-    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
-        self.inner.tend(tending)
+    fn apply_retention(&self, policy: RetentionPolicy) -> BoxFuture<'_, Result<Option<RetentionResult>, StoreError>> {
+        self.inner.apply_retention(policy)
     }
     fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {
         self.inner.intercepted_since(at)
@@ -101,25 +100,25 @@ impl Authority for Slow {
     fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.attempted(id, what)
     }
-    fn desk(&self) -> &dyn Desk {
-        self.inner.desk()
+    fn admin_store(&self) -> &dyn AdminStore {
+        self.inner.admin_store()
     }
-    fn watch(&self, on_change: OnChange) {
-        *self.tell.lock() = Some(on_change);
+    fn watch(&self, on_event: OnStoreEvent) {
+        *self.on_event.lock() = Some(on_event);
     }
 }
 
-/// A store on such an authority, with a key that is bound.
+/// A store on such an authority, with a bound key.
 async fn slow() -> (Arc<Slow>, Arc<Store>) {
     let inner = Arc::new(Sqlite::in_memory().await.unwrap());
     inner.latch(FirstUse { confirmed: true, ..first("a", "10.0.0.1") }).await.unwrap();
-    let slow = Arc::new(Slow { inner, read: Notify::new(), gate: Semaphore::new(0), tell: parking_lot::Mutex::default() });
+    let slow = Arc::new(Slow { inner, read: Notify::new(), gate: Semaphore::new(0), on_event: parking_lot::Mutex::default() });
     let store = Store::new(Arc::clone(&slow) as _, None, 1000, Duration::from_secs(60), &Registry::new());
     store.follow();
     (slow, store)
 }
 
-/// Whether what this process remembers lets the key pass.
+/// Whether the process cache admits the key.
 fn passes(store: &Store) -> bool {
     store.peek(&id("a")).is_some_and(|known| known.admits([10, 0, 0, 1].into(), SystemTime::now()))
 }
@@ -134,25 +133,25 @@ async fn a_ban_that_races_a_fill_wins() {
     slow.read.notified().await;
     let version = slow.elsewhere("a", Change { banned: Some(true), ..Change::default() }).await;
     slow.gate.add_permits(1);
-    // The reader itself began before the ban; what it has read stays with it.
+    // The read began before the ban; its result is used for that request only.
     reader.await.unwrap().unwrap();
-    assert!(!passes(&store), "the row that was read before the ban was remembered");
+    assert!(!passes(&store), "the row that was read before the ban was cached");
     slow.gate.add_permits(1);
     let now = store.look_up(id("a")).await.unwrap().unwrap();
     assert!(now.banned && now.version == version && !passes(&store));
 }
 
 #[tokio::test]
-async fn what_was_read_before_news_was_lost_is_not_remembered() {
+async fn rows_read_before_events_were_lost_are_not_cached() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
         async move { store.look_up(id("a")).await }
     });
     slow.read.notified().await;
-    // The ban is not heard of; that something was missed is.
-    slow.inner.change(id("a"), Change { banned: Some(true), ..Change::default() }, somebody()).await.unwrap();
-    slow.tell(News::Lost);
+    // The event of the ban is lost, and the loss is reported.
+    slow.inner.change(id("a"), Change { banned: Some(true), ..Change::default() }, operator()).await.unwrap();
+    slow.notify(StoreEvent::EventsLost);
     slow.gate.add_permits(1);
     reader.await.unwrap().unwrap();
     assert!(!passes(&store));
@@ -167,9 +166,9 @@ async fn an_unbind_that_races_a_fill_wins() {
     });
     slow.read.notified().await;
     let before = slow.inner.get(id("a")).await.unwrap().unwrap().version;
-    assert_eq!(slow.inner.remove(id("a"), None, somebody()).await.unwrap(), Changed::Done(()));
-    slow.tell(News::Changed(id("a"), before + 1));
+    assert_eq!(slow.inner.remove(id("a"), None, operator()).await.unwrap(), Changed::Done(()));
+    slow.notify(StoreEvent::BindingChanged(id("a"), before + 1));
     slow.gate.add_permits(1);
     reader.await.unwrap().unwrap();
-    assert!(!passes(&store), "a key that was unbound is not remembered as bound");
+    assert!(!passes(&store), "an unbound key is not cached as bound");
 }

@@ -1,4 +1,4 @@
-//! Lists: every order and every way to search, page by page.
+//! Lists: every order and every filter, page by page.
 
 use super::*;
 use crate::sql::intercepts::{By, Group, Wanted};
@@ -8,7 +8,7 @@ fn mine(n: u32) -> String {
     format!("listed {n}")
 }
 
-/// All pages, one row each, of those that this test has made.
+/// All rows of this test, read in pages of one row.
 async fn all(store: &Store, query: Query) -> Vec<Record> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
@@ -32,7 +32,7 @@ pub async fn listed(store: &Store) {
         };
         let terms = Terms { rule, networks, roaming: None };
         let change = Change { rule: Some(terms), note: Some("listed".into()), make: Some(make), ..Change::default() };
-        store.change(id(&mine(n)), change, somebody()).await.unwrap().done().unwrap();
+        store.change(id(&mine(n)), change, operator()).await.unwrap().done().unwrap();
     }
     let numbers = async |query: Query| {
         let found = all(store, query).await;
@@ -69,7 +69,7 @@ pub async fn listed(store: &Store) {
     assert!(store.count(Query::default()).await.unwrap().is_some_and(|count| count >= 5));
     assert_eq!(store.count(Query { rule: Some(Rule::All), ..Query::default() }).await.unwrap(), None, "too dear");
     for n in 0..5 {
-        store.remove(id(&mine(n)), None, somebody()).await.unwrap();
+        store.remove(id(&mine(n)), None, operator()).await.unwrap();
     }
 }
 
@@ -89,11 +89,11 @@ pub async fn intercepts(store: &Store) {
     }
     store.flush().await;
     let minute = |n: i64| 60_000 * (1_000_000 + n);
-    let desk = store.desk();
+    let admin_store = store.admin_store();
     let minutes = async |wanted: Wanted| {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let page = desk.intercepts(&Wanted { after, route: Some("listed".into()), limit: 1, ..wanted.clone() }).await.unwrap();
+            let page = admin_store.intercepts(&Wanted { after, route: Some("listed".into()), limit: 1, ..wanted.clone() }).await.unwrap();
             found.extend(page.rows);
             after = page.next;
             if after.is_none() {
@@ -111,22 +111,22 @@ pub async fn intercepts(store: &Store) {
     assert_eq!(minutes(Wanted { method: Some("PUT".into()), ..Wanted::default() }).await, Vec::<i64>::new());
     assert_eq!(minutes(Wanted { shadow: Some(true), ..Wanted::default() }).await, Vec::<i64>::new());
     let odd = Wanted { client: Some("198.51.100.2/31".parse().unwrap()), limit: 1, ..Wanted::default() };
-    let by_key = desk.intercept_groups(By::Key, &odd).await.unwrap();
+    let by_key = admin_store.intercept_groups(By::Key, &odd).await.unwrap();
     assert_eq!((by_key.groups[0].count, by_key.groups[0].others), (4, 1), "of this network alone");
-    let by_client = desk.intercept_groups(By::Client, &odd).await.unwrap();
+    let by_client = admin_store.intercept_groups(By::Client, &odd).await.unwrap();
     assert_eq!((by_client.groups.len(), by_client.groups[0].what.as_str()), (1, "198.51.100.2"));
     let wanted = Wanted { until_ms: Some(minute(100)), route: Some("listed".into()), limit: 2, ..Wanted::default() };
-    let by_key = desk.intercept_groups(By::Key, &wanted).await.unwrap();
+    let by_key = admin_store.intercept_groups(By::Key, &wanted).await.unwrap();
     let group =
         |what: String, hint: &str, count, others, last: i64| Group { what, hint: hint.into(), count, others, last_ms: minute(last) };
     assert_eq!(by_key.groups, [group(id("listed a").hex(), "sk-…", 12, 3, 5), group(id("listed b").hex(), "sk-…", 8, 3, 9)]);
-    let by_client = desk.intercept_groups(By::Client, &wanted).await.unwrap();
+    let by_client = admin_store.intercept_groups(By::Client, &wanted).await.unwrap();
     assert_eq!(by_client.groups, [group("198.51.100.0".into(), "", 8, 2, 9), group("198.51.100.1".into(), "", 6, 2, 7)]);
 }
 
 pub async fn latest_first(store: &Store) {
     let minute = SystemTime::UNIX_EPOCH + Duration::from_secs(60 * 2_000_000);
-    // The second of each pair is in shadow mode; the last time decides, also where it is in the next minute.
+    // The second of each pair is in shadow mode. Rows are ordered by their last time, also across minutes.
     let seconds = [(30, 30), (10, 70), (50, 50), (5, 59), (61, 61)];
     for (n, (first_s, last_s)) in (0..).zip(seconds) {
         for shadow in [false, true] {
@@ -141,7 +141,7 @@ pub async fn latest_first(store: &Store) {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
             let wanted = Wanted { after, key: Some(id("latest")), shadow, limit, ..Wanted::default() };
-            let page = store.desk().intercepts(&wanted).await.unwrap();
+            let page = store.admin_store().intercepts(&wanted).await.unwrap();
             found.extend(page.rows.iter().map(|row| (row.mark.path.clone(), row.mark.shadow, row.count)));
             assert!(page.rows.iter().all(|row| !row.mark.replica_name().contains("shadow")));
             after = page.next;

@@ -1,4 +1,4 @@
-//! The contract of a store, run against every authority.
+//! The contract of an authority, tested against each implementation.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use prometheus::Registry;
 use super::*;
 use crate::config::Files;
 use crate::config::model::{Secrets, Settings, Storage};
-use crate::sql::audit::{Actor, Asked, Entry};
+use crate::sql::audit::{Actor, AuditEntry, AuditQuery};
 use crate::sql::batch::Batch;
 use crate::sql::intercepts::Page;
 use crate::sql::outbox::{Attempted, Delivery, Hot, Threshold};
-use crate::sql::record::{Change, Changed, Make, Mark, Query, Record, Tended, Tending, Terms};
-use crate::sql::{About, Authority, Desk, Events, News, OnChange, postgres, sqlite};
+use crate::sql::record::{BindingCursor, Change, Changed, Make, Query, Record, RetentionPolicy, RetentionResult, Terms};
+use crate::sql::{AdminStore, Authority, Events, OnStoreEvent, ServerInfo, StoreEvent, postgres, sqlite};
 
 mod accounts;
 mod delayed;
@@ -38,8 +38,8 @@ fn first(key: &str, address: &str) -> FirstUse {
     FirstUse { id: id(key), hint: "sk-…".into(), network, roaming: None, confirmed: false, at: SystemTime::now() }
 }
 
-fn somebody() -> Actor {
-    Actor { who: "command:somebody".into(), origin: "here".into() }
+fn operator() -> Actor {
+    Actor { who: "command:operator".into(), origin: "here".into() }
 }
 
 fn intercept(key: &str) -> Intercept {
@@ -97,7 +97,7 @@ async fn contract(authority: Arc<dyn Authority>) {
     accounts::providers(&store).await;
     accounts::guesses(&store).await;
     accounts::samples(&store).await;
-    tended(&store).await;
+    retention_applies(&store).await;
 }
 
 async fn released_unless_confirmed(store: &Store) {
@@ -112,13 +112,13 @@ async fn released_unless_confirmed(store: &Store) {
     }
     assert!(gone().await);
     let again = store.latch(first("refused", "10.0.0.2")).await.unwrap();
-    assert!(again.version > refused.version, "a row that takes the place of another is newer");
-    // Two answers at once, one good and one bad: the good one counts.
+    assert!(again.version > refused.version, "a row that replaces another is newer");
+    // Of two concurrent verdicts the confirmation wins.
     store.confirm(&again);
     store.release(&again);
-    // Time for what must not happen.
+    // Time for a release, which must not happen.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(store.look_up(id("refused")).await.unwrap().unwrap().confirmed, "a confirmed one stays");
+    assert!(store.look_up(id("refused")).await.unwrap().unwrap().confirmed, "a confirmed binding stays");
 }
 
 async fn managed(store: &Store) {
@@ -129,15 +129,15 @@ async fn managed(store: &Store) {
         labels: Some(vec!["team-a".into(), "paid".into()]),
         ..Change::default()
     };
-    assert_eq!(store.change(id("new"), change.clone(), somebody()).await.unwrap(), Changed::Missing);
+    assert_eq!(store.change(id("new"), change.clone(), operator()).await.unwrap(), Changed::Missing);
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
     let made = Change { make: Some(Make { created_at: long_ago, ..Make::now("…ew".into(), "admin".into()) }), ..change };
-    let made = store.change(id("new"), made, somebody()).await.unwrap().done().unwrap();
+    let made = store.change(id("new"), made, operator()).await.unwrap().done().unwrap();
     assert_eq!((made.binding.rule, made.binding.networks.clone(), made.hint.as_str()), (Rule::Multiple, networks(), "…ew"));
     assert!(made.created_at == long_ago && made.last_used_at.elapsed().unwrap() < Duration::from_secs(60));
     assert_eq!((made.made_by.as_str(), made.note.as_str()), ("admin", "it's Ann's; \"really\""));
     let ban = Change { banned: Some(true), ..Change::default() };
-    let banned = store.change(id("new"), ban, somebody()).await.unwrap().done().unwrap();
+    let banned = store.change(id("new"), ban, operator()).await.unwrap().done().unwrap();
     assert!(banned.binding.banned && banned.binding.version > made.binding.version);
     assert_eq!(banned.labels, ["team-a", "paid"]);
     assert!(store.look_up(id("new")).await.unwrap().unwrap().banned);
@@ -152,29 +152,32 @@ async fn managed(store: &Store) {
     assert_eq!(ids(&list(Query { prefix: digits(&id("new"), 12), ..Query::default() }).await), [id("new")]);
     let all = list(Query::default()).await;
     assert!(all.len() >= 4 && all.is_sorted_by_key(|record| record.binding.id));
-    assert_eq!(list(Query { after: all.first().map(|record| Mark { at: 0, id: record.binding.id }), ..Query::default() }).await, all[1..]);
+    assert_eq!(
+        list(Query { after: all.first().map(|record| BindingCursor { at: 0, id: record.binding.id }), ..Query::default() }).await,
+        all[1..]
+    );
 
     let stale = Change { expects: Some(made.binding.version), note: Some("late".into()), ..Change::default() };
-    assert_eq!(store.change(id("new"), stale, somebody()).await.unwrap(), Changed::Newer(banned.binding.version));
-    assert_eq!(store.remove(id("new"), Some(1), somebody()).await.unwrap(), Changed::Newer(banned.binding.version));
-    assert_eq!(store.remove(id("new"), Some(banned.binding.version), somebody()).await.unwrap(), Changed::Done(()));
-    assert_eq!(store.remove(id("new"), None, somebody()).await.unwrap(), Changed::Missing);
+    assert_eq!(store.change(id("new"), stale, operator()).await.unwrap(), Changed::Newer(banned.binding.version));
+    assert_eq!(store.remove(id("new"), Some(1), operator()).await.unwrap(), Changed::Newer(banned.binding.version));
+    assert_eq!(store.remove(id("new"), Some(banned.binding.version), operator()).await.unwrap(), Changed::Done(()));
+    assert_eq!(store.remove(id("new"), None, operator()).await.unwrap(), Changed::Missing);
     assert_eq!(store.look_up(id("new")).await.unwrap(), None);
 }
 
 async fn adopts(store: &Store) {
     store.latch(first("old", "10.0.0.1")).await.unwrap();
     let ban = Change { banned: Some(true), ..Change::default() };
-    let old = store.change(id("old"), ban, somebody()).await.unwrap().done().unwrap();
-    let previous = || vec![id("nobody's"), id("old")];
-    let adopted = store.adopt(id("old, anew"), previous()).await.unwrap().unwrap();
-    assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("old, anew"));
+    let old = store.change(id("old"), ban, operator()).await.unwrap().done().unwrap();
+    let previous = || vec![id("unbound"), id("old")];
+    let adopted = store.adopt(id("old, rehashed"), previous()).await.unwrap().unwrap();
+    assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("old, rehashed"));
     assert!(adopted.version > old.binding.version);
-    assert_eq!(store.adopt(id("b"), vec![id("nobody's")]).await.unwrap(), None);
+    assert_eq!(store.adopt(id("b"), vec![id("unbound")]).await.unwrap(), None);
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    assert_eq!(store.look_up(id("old")).await.unwrap(), None, "it has moved");
-    assert_eq!(store.remove(id("old, anew"), None, somebody()).await.unwrap(), Changed::Done(()));
-    assert_eq!(store.adopt(id("old, anew"), previous()).await.unwrap(), None, "and is gone for good");
+    assert_eq!(store.look_up(id("old")).await.unwrap(), None, "the binding has moved");
+    assert_eq!(store.remove(id("old, rehashed"), None, operator()).await.unwrap(), Changed::Done(()));
+    assert_eq!(store.adopt(id("old, rehashed"), previous()).await.unwrap(), None, "and stays removed");
 }
 
 async fn roams(store: &Store) {
@@ -188,29 +191,29 @@ async fn roams(store: &Store) {
         holds.admits(net(n).addr(), at)
     };
     assert!(uses(1, 1).await && uses(2, 1800).await);
-    assert!(!uses(3, 1801).await, "a third at a time");
+    assert!(!uses(3, 1801).await, "a third network at a time");
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(uses(3, 3602).await, "the first was not used for an hour");
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(!uses(1, 3603).await && uses(2, 3604).await);
     let stay = Terms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
-    let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, somebody()).await.unwrap().done().unwrap();
+    let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, operator()).await.unwrap().done().unwrap();
     assert_eq!((settled.binding.roaming, settled.binding.networks.as_slice()), (None, [net(9)].as_slice()));
     let again = Terms { rule: Rule::Roaming, networks: vec![net(9)], roaming: Some(terms) };
-    let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }, somebody()).await.unwrap().done().unwrap();
+    let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }, operator()).await.unwrap().done().unwrap();
     assert!(again.binding.admits(net(9).addr(), SystemTime::now()));
-    // A wider network that an operator gave stays as it is while it is used.
+    // A wider network of an operator stays unchanged when it is used.
     let wide = Terms { rule: Rule::Roaming, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: Some(terms) };
-    let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }, somebody()).await.unwrap().done().unwrap();
+    let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }, operator()).await.unwrap().done().unwrap();
     let later = SystemTime::now() + Duration::from_secs(1800);
     let used = store.roam(id("moves"), net(77), later).await.unwrap().unwrap();
     assert_eq!(used.networks, wide.binding.networks);
     assert!(used.admits(net(5).addr(), later + Duration::from_secs(3000)));
-    assert_eq!(store.roam(id("nobody's"), net(1), SystemTime::now()).await.unwrap(), None);
+    assert_eq!(store.roam(id("unbound"), net(1), SystemTime::now()).await.unwrap(), None);
 }
 
-async fn tended(store: &Store) {
-    let tending = Tending {
+async fn retention_applies(store: &Store) {
+    let policy = RetentionPolicy {
         audit: Duration::from_secs(3600),
         every: Duration::from_secs(3600),
         archive_after: Duration::from_secs(60),
@@ -222,18 +225,18 @@ async fn tended(store: &Store) {
     store.latch(old).await.unwrap();
     let banned = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("banned", "10.0.0.1") };
     store.latch(banned).await.unwrap();
-    store.change(id("banned"), Change { banned: Some(true), ..Change::default() }, somebody()).await.unwrap();
+    store.change(id("banned"), Change { banned: Some(true), ..Change::default() }, operator()).await.unwrap();
     let fixed = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("fixed", "10.0.0.1") };
     store.latch(fixed).await.unwrap();
     let office = Terms { rule: Rule::Single, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: None };
     let change = Change { rule: Some(office), make: Some(Make::now(String::new(), "admin".into())), ..Change::default() };
-    assert_eq!(store.change(id("fixed"), change, somebody()).await.unwrap().done().unwrap().made_by, "admin");
+    assert_eq!(store.change(id("fixed"), change, operator()).await.unwrap().done().unwrap().made_by, "admin");
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
     store.latch(never).await.unwrap();
-    store.tend(Tending { unconfirmed: Duration::from_secs(40), ..tending }).await;
+    store.apply_retention(RetentionPolicy { unconfirmed: Duration::from_secs(40), ..policy }).await;
     assert_eq!(store.look_up(id("old")).await.unwrap(), None);
-    assert!(store.look_up(id("banned")).await.unwrap().unwrap().banned, "a ban is for ever");
-    assert!(store.look_up(id("fixed")).await.unwrap().is_some(), "what an operator has set stays");
+    assert!(store.look_up(id("banned")).await.unwrap().unwrap().banned, "a ban is never archived");
+    assert!(store.look_up(id("fixed")).await.unwrap().is_some(), "a binding of an operator stays");
     assert_eq!(store.look_up(id("never confirmed")).await.unwrap(), None);
     assert!(store.look_up(id("a")).await.unwrap().is_some(), "used just now");
 }
@@ -249,7 +252,7 @@ async fn sqlite_keeps_the_contract() {
     contract(Arc::new(sqlite::Sqlite::open(&folder.path().join("deep/er/t.db"), true).await.unwrap())).await;
 }
 
-/// A PostgreSQL server of the test's own.
+/// A PostgreSQL server for one test.
 struct Server {
     process: std::process::Child,
     port: u16,
@@ -296,7 +299,7 @@ impl Drop for Server {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_server() {
+async fn postgres_keeps_the_contract_notifies_other_processes_and_survives_an_outage() {
     let mut server = Server::start();
     contract(server.open().await).await;
 
@@ -310,32 +313,32 @@ async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_
     let bound = here.latch(first("shared", "10.0.0.1")).await.unwrap();
     assert_eq!(there.latch(first("shared", "10.0.0.2")).await.unwrap(), bound);
     assert!(there.peek(&id("shared")).is_some());
-    let told = async |what: &str, done: &dyn Fn() -> bool| {
+    let notified = async |what: &str, done: &dyn Fn() -> bool| {
         for _ in 0..200 {
             if done() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{what} was not heard of within a second");
+        panic!("no event of {what} within a second");
     };
-    here.change(id("shared"), Change { banned: Some(true), ..Change::default() }, somebody()).await.unwrap();
-    told("a ban", &|| there.peek(&id("shared")).is_none_or(|known| known.banned)).await;
+    here.change(id("shared"), Change { banned: Some(true), ..Change::default() }, operator()).await.unwrap();
+    notified("a ban", &|| there.peek(&id("shared")).is_none_or(|known| known.banned)).await;
     assert!(there.look_up(id("shared")).await.unwrap().unwrap().banned);
-    here.remove(id("shared"), None, somebody()).await.unwrap();
-    told("a removal", &|| there.peek(&id("shared")).is_none()).await;
+    here.remove(id("shared"), None, operator()).await.unwrap();
+    notified("a removal", &|| there.peek(&id("shared")).is_none()).await;
     assert_eq!(there.look_up(id("shared")).await.unwrap(), None);
 
-    // The server dies: what is known goes on, what is not fails, soon without waiting; then it comes back.
+    // The server dies: cached keys pass, others fail, soon without waiting. Then the server comes back.
     let known = there.latch(first("known", "10.0.0.1")).await.unwrap();
     server.kill();
-    told("the loss", &|| there.peek(&id("known")).is_none()).await;
+    notified("the loss", &|| there.peek(&id("known")).is_none()).await;
     assert_eq!(there.look_up(id("known")).await.unwrap(), Some(known));
     for _ in 0..5 {
         assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err());
     }
-    let asked = std::time::Instant::now();
-    assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err() && asked.elapsed() < Duration::from_millis(100));
+    let started = std::time::Instant::now();
+    assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err() && started.elapsed() < Duration::from_millis(100));
     server.process = Server::run(server.folder.path(), server.port);
     let back = std::time::Instant::now();
     while there.latch(first("unknown", "10.0.0.1")).await.is_err() {
@@ -345,7 +348,7 @@ async fn postgres_keeps_the_contract_and_tells_other_processes_and_outlives_its_
 }
 
 #[tokio::test]
-async fn sqlite_outlives_the_process_and_counts_repeated_intercepts() {
+async fn sqlite_survives_a_restart_and_counts_repeated_intercepts() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.db");
     {
@@ -356,12 +359,12 @@ async fn sqlite_outlives_the_process_and_counts_repeated_intercepts() {
     }
     let reopened = sqlite::Sqlite::open(&path, true).await.unwrap();
     let row = reopened.latch(first("a", "10.0.0.2")).await.unwrap();
-    assert_eq!(row.networks, ["10.0.0.1/32".parse().unwrap()], "the first use was another process's");
+    assert_eq!(row.networks, ["10.0.0.1/32".parse().unwrap()], "an earlier process made the first use");
     let url = format!("sqlite://{}", path.display());
     let mut direct = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.unwrap();
     let rows: Vec<(i64,)> = sqlx::query_as("SELECT count FROM intercepts").fetch_all(&mut direct).await.unwrap();
     assert_eq!(rows, [(1000,)]);
-    // What others change is seen by the next check; a row that makes no sense admits nobody.
+    // A change by another process is seen by the next read; a malformed row admits no client.
     sqlx::query("UPDATE bindings SET banned = 1, version = 2").execute(&mut direct).await.unwrap();
     assert!(reopened.get(id("a")).await.unwrap().unwrap().banned);
     sqlx::query("UPDATE bindings SET networks = 'everywhere'").execute(&mut direct).await.unwrap();

@@ -20,7 +20,7 @@ use crate::config::model::Storage;
 use crate::config::{Files, Settings, parse_file};
 use crate::operator::bindings as service;
 use crate::operator::bindings::network;
-use crate::sql::audit::{Actor, Asked};
+use crate::sql::audit::{Actor, AuditQuery};
 use crate::sql::record::{Change, Query, Record, label};
 use crate::sql::row::Row;
 
@@ -255,7 +255,8 @@ async fn carry_out(opened: &Opened, settings: &Settings, command: &Command) -> R
             rows::import(opened, file, *format, gateway.as_ref()).await
         }
         Command::Audit { id, limit, json } => {
-            let asked = Asked { target: target(opened, id.as_deref()).await?, action: Some("binding".into()), ..Asked::default() };
+            let asked =
+                AuditQuery { target: target(opened, id.as_deref()).await?, action: Some("binding".into()), ..AuditQuery::default() };
             audit::show(&opened.store, asked, *limit, *json).await.map(|()| false)
         }
         Command::Export { filter, format } => rows::export(opened, &filter.query(), *format).await.map(|()| false),

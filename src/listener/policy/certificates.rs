@@ -98,6 +98,6 @@ fn read(config: &CertificateFiles, files: &Files) -> Result<(CertifiedKey, Shown
         Shown { names: names.collect(), not_after_s: about.validity().not_after.timestamp() }
     });
     let certified = CertifiedKey::new(chain, key);
-    certified.keys_match().map_err(|_| Invalid::new("the key is not that of the certificate").at("key_file"))?;
+    certified.keys_match().map_err(|_| Invalid::new("the key does not belong to the certificate").at("key_file"))?;
     Ok((certified, shown.unwrap_or(Shown { names: Vec::new(), not_after_s: 0 })))
 }

@@ -11,7 +11,7 @@ use super::provider::{self, Settings};
 use crate::bindings::Store;
 use crate::operator::Fault;
 use crate::operator::accounts::made;
-use crate::sql::accounts::Made;
+use crate::sql::accounts::WriteOutcome;
 use crate::sql::audit::Actor;
 use crate::sql::providers::{Expects, Provider};
 
@@ -53,18 +53,18 @@ pub fn settings(provider: &Provider) -> Result<Settings, Fault> {
 
 /// The provider of this name.
 pub async fn get(store: &Store, name: &str) -> Result<Provider, Fault> {
-    store.desk().provider(name).await?.ok_or_else(|| missing(name))
+    store.admin_store().provider(name).await?.ok_or_else(|| missing(name))
 }
 
 fn missing(name: &str) -> Fault {
     Fault::Missing(format!("there is no provider `{name}`"))
 }
 
-fn provider_made(outcome: Made, name: &str) -> Result<(), Fault> {
+fn provider_made(outcome: WriteOutcome, name: &str) -> Result<(), Fault> {
     match outcome {
-        Made::Missing => Err(missing(name)),
-        Made::Exists => Err(Fault::Conflict(format!("there is a provider `{name}` already"))),
-        Made::Newer => Err(Fault::Conflict(format!("the provider `{name}` was changed meanwhile; look at it again"))),
+        WriteOutcome::Missing => Err(missing(name)),
+        WriteOutcome::Exists => Err(Fault::Conflict(format!("there is a provider `{name}` already"))),
+        WriteOutcome::Newer => Err(Fault::Conflict(format!("the provider `{name}` was changed meanwhile; look at it again"))),
         other => made(other, name),
     }
 }
@@ -82,7 +82,7 @@ impl Oidc {
     ) -> Result<Provider, Fault> {
         let name = provider::name(name)?;
         settings.check(&*self.outbound)?;
-        let before = store.desk().provider(name).await?;
+        let before = store.admin_store().provider(name).await?;
         let secret = match secret {
             None => before.as_ref().and_then(|before| before.secret.clone()),
             Some("") => None,
@@ -97,7 +97,7 @@ impl Oidc {
                 let why = "the issuer cannot be changed: accounts are of people it knows; remove the provider, or make another one";
                 return Err(Fault::invalid("issuer", why));
             }
-        } else if store.desk().providers().await?.len() >= PROVIDERS_MAX {
+        } else if store.admin_store().providers().await?.len() >= PROVIDERS_MAX {
             return Err(Fault::Conflict(format!("there are {PROVIDERS_MAX} providers already; remove one first")));
         }
         let settings = serde_json::to_value(settings).map_err(|e| Fault::invalid("", e.to_string()))?;
@@ -108,13 +108,13 @@ impl Oidc {
             (Expects::Anything, None) => Expects::Nothing,
             (said, _) => said,
         };
-        provider_made(store.desk().put_provider(&provider, expects, actor).await?, name)?;
+        provider_made(store.admin_store().put_provider(&provider, expects, actor).await?, name)?;
         get(store, name).await
     }
 
     /// Removes a provider with the accounts of those who sign in there.
     pub async fn remove(&self, store: &Store, name: &str, expects: Option<i64>, actor: &Actor) -> Result<(), Fault> {
-        provider_made(store.desk().remove_provider(name, expects, actor).await?, name)
+        provider_made(store.admin_store().remove_provider(name, expects, actor).await?, name)
     }
 
     /// Asks a provider what would be asked when somebody signs in there; nobody can be let in while this fails.

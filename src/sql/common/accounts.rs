@@ -1,4 +1,4 @@
-//! Accounts in either database: the statements are the same, and this file is compiled for each.
+//! Accounts in either database. The statements are the same; this file is compiled once for each.
 
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
@@ -6,15 +6,15 @@ use serde_json::json;
 use sqlx::{Database, Row};
 
 use super::{Connection, Db, Own, Tx, audit, begin, failed};
-use crate::sql::accounts::{Account, Accounts, Elsewhere, Guessed, Made, Notes, Session, Token, locked_ms};
-use crate::sql::audit::{Actor, Line};
+use crate::sql::accounts::{Account, Accounts, AuditLog, Elsewhere, Session, SignInCounter, Token, WriteOutcome, locked_ms};
+use crate::sql::audit::{Actor, AuditLine};
 
 type DbRow = <Db as Database>::Row;
 const ACCOUNT: &str =
     "a.name, a.role, a.password, a.disabled, a.must_change, a.version, a.created_ms, a.signed_in_ms, a.provider, a.subject";
 const SESSION: &str = "s.id, s.account, s.created_ms, s.expires_ms, s.origin, s.agent";
 const TOKEN: &str = "t.id, t.account, t.name, t.scopes, t.sha256, t.created_ms, t.expires_ms, t.used_ms";
-/// A token's last use is written once in so long.
+/// A token's last use is written at most once in this time.
 const USED_MS: i64 = 60_000;
 
 fn account(row: &DbRow, at: usize) -> sqlx::Result<Account> {
@@ -58,24 +58,24 @@ fn token(row: &DbRow) -> sqlx::Result<Token> {
     })
 }
 
-/// How an account stands in the audit.
-fn told(account: &Account) -> serde_json::Value {
-    let mut told = json!({ "role": account.role, "disabled": account.disabled, "must_change": account.must_change, "password": account.password.is_some() });
-    if let (Some(elsewhere), Some(fields)) = (&account.elsewhere, told.as_object_mut()) {
-        fields.insert("provider".into(), elsewhere.provider.clone().into());
-        fields.insert("subject".into(), elsewhere.subject.clone().into());
+/// The account as the audit log shows it. The password hash is left out.
+fn audited(account: &Account) -> serde_json::Value {
+    let mut fields = json!({ "role": account.role, "disabled": account.disabled, "must_change": account.must_change, "password": account.password.is_some() });
+    if let (Some(elsewhere), Some(map)) = (&account.elsewhere, fields.as_object_mut()) {
+        map.insert("provider".into(), elsewhere.provider.clone().into());
+        map.insert("subject".into(), elsewhere.subject.clone().into());
     }
-    told
+    fields
 }
 
-/// A line of the audit.
-pub fn line(action: &'static str, target: &str, before: Option<serde_json::Value>, after: Option<serde_json::Value>) -> Line {
+/// An audit entry.
+pub fn line(action: &'static str, target: &str, before: Option<serde_json::Value>, after: Option<serde_json::Value>) -> AuditLine {
     let text = |value: Option<serde_json::Value>| value.map(|value| value.to_string());
-    Line { action, target: target.to_owned(), before: text(before), after: text(after) }
+    AuditLine { action, target: target.to_owned(), before: text(before), after: text(after) }
 }
 
-/// Changes of accounts come one after the other, over all replicas: each sees who is left.
-pub async fn my_turn(own: &Own) -> Result<Tx, StoreError> {
+/// Begins a transaction that serializes changes of accounts over all replicas.
+pub async fn begin_serialized(own: &Own) -> Result<Tx, StoreError> {
     let mut tx = begin(own).await?;
     sqlx::query("INSERT INTO meta (name, value) VALUES ('accounts', '') ON CONFLICT (name) DO UPDATE SET value = excluded.value")
         .execute(&mut *tx)
@@ -84,7 +84,7 @@ pub async fn my_turn(own: &Own) -> Result<Tx, StoreError> {
     Ok(tx)
 }
 
-async fn held(connection: &mut Connection, name: &str) -> Result<Option<Account>, StoreError> {
+async fn locked(connection: &mut Connection, name: &str) -> Result<Option<Account>, StoreError> {
     let statement = sqlx::AssertSqlSafe(format!("SELECT {ACCOUNT} FROM accounts a WHERE a.name = $1"));
     let row = sqlx::query(statement).bind(name.to_owned()).fetch_optional(connection).await.map_err(failed)?;
     row.as_ref().map(|row| account(row, 0)).transpose().map_err(failed)
@@ -111,7 +111,7 @@ async fn insert(tx: &mut Tx, account: &Account) -> Result<(), StoreError> {
     .map_err(failed)
 }
 
-/// Whether somebody is left who may do everything and signs in here: what a provider says of people can change at any time.
+/// Whether an enabled admin with a password is left; a provider can change its roles at any time.
 async fn admin_is_left(tx: &mut Tx) -> Result<bool, StoreError> {
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM accounts WHERE role = 'admin' AND NOT disabled AND provider IS NULL")
         .fetch_one(&mut **tx)
@@ -121,8 +121,8 @@ async fn admin_is_left(tx: &mut Tx) -> Result<bool, StoreError> {
 }
 
 #[async_trait]
-impl Notes for Own {
-    async fn note_down(&self, line: Line, actor: &Actor) -> Result<(), StoreError> {
+impl AuditLog for Own {
+    async fn write_audit(&self, line: AuditLine, actor: &Actor) -> Result<(), StoreError> {
         let mut tx = begin(self).await?;
         audit::write(&mut tx, actor, line).await?;
         tx.commit().await.map_err(failed)
@@ -138,43 +138,49 @@ impl Accounts for Own {
     }
 
     async fn account(&self, name: &str) -> Result<Option<Account>, StoreError> {
-        self.with(async |pool| held(&mut *pool.begin().await.map_err(failed)?, name).await).await
+        self.with(async |pool| locked(&mut *pool.begin().await.map_err(failed)?, name).await).await
     }
 
-    async fn account_of(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError> {
+    async fn account_by_identity(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError> {
         let statement = format!("SELECT {ACCOUNT} FROM accounts a WHERE a.provider = $1 AND a.subject = $2");
-        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(elsewhere.provider.clone()).bind(elsewhere.subject.clone());
-        let row = self.with(async |pool| asked.fetch_optional(&pool).await.map_err(failed)).await?;
+        let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(elsewhere.provider.clone()).bind(elsewhere.subject.clone());
+        let row = self.with(async |pool| query.fetch_optional(&pool).await.map_err(failed)).await?;
         row.as_ref().map(|row| account(row, 0)).transpose().map_err(failed)
     }
 
-    async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<Made, StoreError> {
-        let mut tx = my_turn(self).await?;
-        if held(&mut tx, &account.name).await?.is_some() {
-            return Ok(Made::Exists);
+    async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<WriteOutcome, StoreError> {
+        let mut tx = begin_serialized(self).await?;
+        if locked(&mut tx, &account.name).await?.is_some() {
+            return Ok(WriteOutcome::Exists);
         }
         if first {
             let there: i64 = sqlx::query_scalar("SELECT count(*) FROM accounts").fetch_one(&mut *tx).await.map_err(failed)?;
             if there > 0 {
-                return Ok(Made::Exists);
+                return Ok(WriteOutcome::Exists);
             }
         }
         insert(&mut tx, account).await?;
-        audit::write(&mut tx, actor, line("account.made", &account.name, None, Some(told(account)))).await?;
+        audit::write(&mut tx, actor, line("account.made", &account.name, None, Some(audited(account)))).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(Made::Yes)
+        Ok(WriteOutcome::Done)
     }
 
-    async fn change_account(&self, account: &Account, expects: i64, keeps: Option<&str>, actor: &Actor) -> Result<Made, StoreError> {
-        let mut tx = my_turn(self).await?;
-        let Some(before) = held(&mut tx, &account.name).await? else { return Ok(Made::Missing) };
+    async fn change_account(
+        &self,
+        account: &Account,
+        expects: i64,
+        keeps: Option<&str>,
+        actor: &Actor,
+    ) -> Result<WriteOutcome, StoreError> {
+        let mut tx = begin_serialized(self).await?;
+        let Some(before) = locked(&mut tx, &account.name).await? else { return Ok(WriteOutcome::Missing) };
         if before.version != expects {
-            return Ok(Made::Newer);
+            return Ok(WriteOutcome::Newer);
         }
         let after = Account { version: expects + 1, ..account.clone() };
         insert(&mut tx, &after).await?;
         if account.elsewhere.is_none() && !admin_is_left(&mut tx).await? {
-            return Ok(Made::LastAdmin);
+            return Ok(WriteOutcome::LastAdmin);
         }
         sqlx::query("DELETE FROM sessions WHERE account = $1 AND id <> $2")
             .bind(account.name.clone())
@@ -183,33 +189,33 @@ impl Accounts for Own {
             .await
             .map_err(failed)?;
         if before.password != after.password && after.must_change {
-            // Somebody else has set it, most likely because it was stolen: what was made with it goes as well.
+            // Another operator set the password, possibly because it was stolen: delete the tokens.
             sqlx::query("DELETE FROM tokens WHERE account = $1").bind(account.name.clone()).execute(&mut *tx).await.map_err(failed)?;
         }
         let action = if before.password == after.password { "account.changed" } else { "account.password_set" };
-        audit::write(&mut tx, actor, line(action, &account.name, Some(told(&before)), Some(told(&after)))).await?;
+        audit::write(&mut tx, actor, line(action, &account.name, Some(audited(&before)), Some(audited(&after)))).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(Made::Yes)
+        Ok(WriteOutcome::Done)
     }
 
-    async fn remove_account(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<Made, StoreError> {
-        let mut tx = my_turn(self).await?;
-        let Some(before) = held(&mut tx, name).await? else { return Ok(Made::Missing) };
+    async fn remove_account(&self, name: &str, expects: Option<i64>, actor: &Actor) -> Result<WriteOutcome, StoreError> {
+        let mut tx = begin_serialized(self).await?;
+        let Some(before) = locked(&mut tx, name).await? else { return Ok(WriteOutcome::Missing) };
         if expects.is_some_and(|expects| before.version != expects) {
-            return Ok(Made::Newer);
+            return Ok(WriteOutcome::Newer);
         }
         sqlx::query("DELETE FROM accounts WHERE name = $1").bind(name.to_owned()).execute(&mut *tx).await.map_err(failed)?;
         if before.elsewhere.is_none() && !admin_is_left(&mut tx).await? {
-            return Ok(Made::LastAdmin);
+            return Ok(WriteOutcome::LastAdmin);
         }
-        audit::write(&mut tx, actor, line("account.removed", name, Some(told(&before)), None)).await?;
+        audit::write(&mut tx, actor, line("account.removed", name, Some(audited(&before)), None)).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(Made::Yes)
+        Ok(WriteOutcome::Done)
     }
 
-    async fn turn_away(&self, name: &str, actor: &Actor) -> Result<(), StoreError> {
-        let mut tx = my_turn(self).await?;
-        let Some(before) = held(&mut tx, name).await? else { return Ok(()) };
+    async fn revoke_access(&self, name: &str, actor: &Actor) -> Result<(), StoreError> {
+        let mut tx = begin_serialized(self).await?;
+        let Some(before) = locked(&mut tx, name).await? else { return Ok(()) };
         let after = Account { role: "viewer".into(), version: before.version + 1, ..before.clone() };
         insert(&mut tx, &after).await?;
         let mut gone = 0;
@@ -217,15 +223,15 @@ impl Accounts for Own {
             gone += sqlx::query(statement).bind(name.to_owned()).execute(&mut *tx).await.map_err(failed)?.rows_affected();
         }
         if gone > 0 || before.role != after.role {
-            audit::write(&mut tx, actor, line("account.turned_away", name, Some(told(&before)), Some(told(&after)))).await?;
+            audit::write(&mut tx, actor, line("account.turned_away", name, Some(audited(&before)), Some(audited(&after)))).await?;
             tx.commit().await.map_err(failed)?;
         }
         Ok(())
     }
 
-    async fn begin_session(&self, session: &Session, version: i64, guessed: &[Guessed], actor: &Actor) -> Result<bool, StoreError> {
+    async fn begin_session(&self, session: &Session, version: i64, counters: &[SignInCounter], actor: &Actor) -> Result<bool, StoreError> {
         let mut tx = begin(self).await?;
-        // The row is taken first: whoever changes the account meanwhile waits, and then finds the session to end.
+        // The row is locked first: a concurrent change waits, and then ends this session.
         let signed_in = sqlx::query("UPDATE accounts SET signed_in_ms = $2 WHERE name = $1 AND version = $3 AND NOT disabled")
             .bind(session.account.clone())
             .bind(session.created_ms)
@@ -243,7 +249,7 @@ impl Accounts for Own {
             .execute(&mut *tx)
             .await
             .map_err(failed)?;
-        forgiven(&mut tx, guessed).await?;
+        forgiven(&mut tx, counters).await?;
         audit::write(&mut tx, actor, line("session.begun", &session.account, None, Some(json!({ "session": session.id })))).await?;
         tx.commit().await.map_err(failed)?;
         Ok(true)
@@ -254,15 +260,15 @@ impl Accounts for Own {
             "SELECT {SESSION}, {ACCOUNT} FROM sessions s JOIN accounts a ON a.name = s.account
              WHERE s.id = $1 AND s.expires_ms > $2 AND NOT a.disabled"
         );
-        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(id.to_owned()).bind(now_ms);
-        let row = self.with(async |pool| asked.fetch_optional(&pool).await.map_err(failed)).await?;
+        let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(id.to_owned()).bind(now_ms);
+        let row = self.with(async |pool| query.fetch_optional(&pool).await.map_err(failed)).await?;
         row.map(|row| Ok((session(&row)?, account(&row, 6)?))).transpose().map_err(failed)
     }
 
     async fn sessions(&self, account: &str, now_ms: i64) -> Result<Vec<Session>, StoreError> {
         let statement = format!("SELECT {SESSION} FROM sessions s WHERE s.account = $1 AND s.expires_ms > $2 ORDER BY s.created_ms DESC");
-        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(account.to_owned()).bind(now_ms);
-        let rows = self.with(async |pool| asked.fetch_all(&pool).await.map_err(failed)).await?;
+        let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(account.to_owned()).bind(now_ms);
+        let rows = self.with(async |pool| query.fetch_all(&pool).await.map_err(failed)).await?;
         rows.iter().map(|row| session(row).map_err(failed)).collect()
     }
 
@@ -280,12 +286,12 @@ impl Accounts for Own {
     async fn tokens(&self, account: Option<&str>) -> Result<Vec<Token>, StoreError> {
         let wanted = account.map_or("$1 IS NULL", |_| "t.account = $1");
         let statement = format!("SELECT {TOKEN} FROM tokens t WHERE {wanted} ORDER BY t.account, t.name");
-        let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(account.map(str::to_owned));
-        let rows = self.with(async |pool| asked.fetch_all(&pool).await.map_err(failed)).await?;
+        let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(account.map(str::to_owned));
+        let rows = self.with(async |pool| query.fetch_all(&pool).await.map_err(failed)).await?;
         rows.iter().map(|row| token(row).map_err(failed)).collect()
     }
 
-    async fn make_token(&self, token: &Token, actor: &Actor) -> Result<Made, StoreError> {
+    async fn make_token(&self, token: &Token, actor: &Actor) -> Result<WriteOutcome, StoreError> {
         let mut tx = begin(self).await?;
         let made = sqlx::query(
             "INSERT INTO tokens (id, account, name, scopes, sha256, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -299,12 +305,12 @@ impl Accounts for Own {
         .bind(token.created_ms)
         .bind(token.expires_ms);
         if made.execute(&mut *tx).await.map_err(failed)?.rows_affected() == 0 {
-            return Ok(Made::Exists);
+            return Ok(WriteOutcome::Exists);
         }
         let after = json!({ "account": token.account, "name": token.name, "scopes": token.scopes, "expires_ms": token.expires_ms });
         audit::write(&mut tx, actor, line("token.made", &token.id, None, Some(after))).await?;
         tx.commit().await.map_err(failed)?;
-        Ok(Made::Yes)
+        Ok(WriteOutcome::Done)
     }
 
     async fn token(&self, sha256: &[u8], now_ms: i64) -> Result<Option<(Token, Account)>, StoreError> {
@@ -313,8 +319,8 @@ impl Accounts for Own {
              WHERE t.sha256 = $1 AND t.expires_ms > $2 AND NOT a.disabled"
         );
         self.with(async |pool| {
-            let asked = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(sha256.to_vec()).bind(now_ms);
-            let Some(row) = asked.fetch_optional(&pool).await.map_err(failed)? else { return Ok(None) };
+            let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(sha256.to_vec()).bind(now_ms);
+            let Some(row) = query.fetch_optional(&pool).await.map_err(failed)? else { return Ok(None) };
             let (token, account) = (token(&row).map_err(failed)?, account(&row, 8).map_err(failed)?);
             if token.used_ms.is_none_or(|used| used + USED_MS < now_ms) {
                 let used = sqlx::query("UPDATE tokens SET used_ms = $2 WHERE id = $1").bind(token.id.clone()).bind(now_ms);
@@ -336,10 +342,10 @@ impl Accounts for Own {
         Ok(true)
     }
 
-    async fn guess(&self, guessed: &[Guessed], now_ms: i64) -> Result<Option<i64>, StoreError> {
+    async fn count_attempt(&self, counters: &[SignInCounter], now_ms: i64) -> Result<Option<i64>, StoreError> {
         let mut tx = begin(self).await?;
-        // Every process takes them in the same order.
-        for Guessed { subject, free } in guessed {
+        // All processes lock the rows in the same order.
+        for SignInCounter { subject, free } in counters {
             let counted: Option<i64> = sqlx::query_scalar(
                 "INSERT INTO login_failures AS f (subject, failures, last_ms, locked_ms) VALUES ($1, 1, $2, 0)
                  ON CONFLICT (subject) DO UPDATE SET failures = f.failures + 1, last_ms = excluded.last_ms WHERE f.locked_ms <= excluded.last_ms
@@ -352,10 +358,10 @@ impl Accounts for Own {
             .map_err(failed)?;
             let Some(failures) = counted else {
                 let until = sqlx::query_scalar("SELECT locked_ms FROM login_failures WHERE subject = $1").bind(subject.clone());
-                // What was counted under the names before goes with the transaction.
+                // The rollback takes back the counts of the subjects before.
                 return until.fetch_optional(&mut *tx).await.map_err(failed);
             };
-            // Who is not locked is not locked for a moment either: several may try at once.
+            // Without a lock the row stays free: several attempts may run at once.
             let locked_ms = locked_ms(failures, *free);
             if locked_ms > 0 {
                 let locked = sqlx::query("UPDATE login_failures SET locked_ms = $2 WHERE subject = $1").bind(subject.clone());
@@ -366,22 +372,22 @@ impl Accounts for Own {
         Ok(None)
     }
 
-    async fn forgive(&self, guessed: &[Guessed]) -> Result<(), StoreError> {
+    async fn forgive_attempt(&self, counters: &[SignInCounter]) -> Result<(), StoreError> {
         let mut tx = begin(self).await?;
-        forgiven(&mut tx, guessed).await?;
+        forgiven(&mut tx, counters).await?;
         tx.commit().await.map_err(failed)
     }
 
     async fn unlock(&self, account: &str, actor: &Actor) -> Result<(), StoreError> {
         let mut tx = begin(self).await?;
-        forgiven(&mut tx, &[Guessed { subject: format!("account:{account}"), free: 0 }]).await?;
+        forgiven(&mut tx, &[SignInCounter { subject: format!("account:{account}"), free: 0 }]).await?;
         audit::write(&mut tx, actor, line("account.unlocked", account, None, None)).await?;
         tx.commit().await.map_err(failed)
     }
 }
 
-async fn forgiven(tx: &mut Tx, guessed: &[Guessed]) -> Result<(), StoreError> {
-    for Guessed { subject, .. } in guessed {
+async fn forgiven(tx: &mut Tx, counters: &[SignInCounter]) -> Result<(), StoreError> {
+    for SignInCounter { subject, .. } in counters {
         let statement = match subject.starts_with("address:") {
             false => "DELETE FROM login_failures WHERE subject = $1",
             true => "UPDATE login_failures SET failures = failures - 1, locked_ms = 0 WHERE subject = $1",

@@ -1,4 +1,5 @@
-//! Live settings in either database: the statements are the same, and this file is compiled for each.
+//! Live settings in either database. The statements are the same; this file is compiled once for
+//! each.
 
 use std::time::SystemTime;
 
@@ -8,8 +9,8 @@ use serde_json::Value;
 use sqlx::{Database, Row};
 
 use super::{Db, Own, audit, begin, failed};
-use crate::sql::audit::{Actor, Line};
-use crate::sql::settings::{LiveSettings, Stored};
+use crate::sql::audit::{Actor, AuditLine};
+use crate::sql::settings::{SettingsStore, Stored};
 use crate::util::time::{millis, time};
 
 type DbRow = <Db as Database>::Row;
@@ -25,10 +26,11 @@ fn stored(row: &DbRow) -> sqlx::Result<Stored> {
 }
 
 #[async_trait]
-impl LiveSettings for Own {
+impl SettingsStore for Own {
     async fn settings(&self) -> Result<(Vec<Stored>, i64), StoreError> {
         self.with(async |pool| {
-            // The version first: what is changed between is looked at again by whoever meant to change this one.
+            // The version is read before the rows: a change in between makes the caller's next
+            // write fail and be repeated.
             let version = sqlx::query_scalar::<_, String>("SELECT value FROM meta WHERE name = 'settings'");
             let version = version.fetch_optional(&pool).await.map_err(failed)?.and_then(|text| text.parse().ok()).unwrap_or(0);
             let rows = sqlx::query("SELECT name, value, changed_by, changed_ms FROM settings ORDER BY name");
@@ -41,7 +43,7 @@ impl LiveSettings for Own {
 
     async fn set_settings(&self, changes: &[(String, Option<Value>)], expects: Option<i64>, actor: &Actor) -> Result<bool, StoreError> {
         let mut tx = begin(self).await?;
-        // Taken first: changes come one after the other.
+        // The version row is locked first, so that changes are serialized.
         let version: String = sqlx::query_scalar(
             "INSERT INTO meta (name, value) VALUES ('settings', '1')
              ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(meta.value AS bigint) + 1 AS text) RETURNING value",
@@ -56,7 +58,7 @@ impl LiveSettings for Own {
         for (name, value) in changes {
             let before = sqlx::query_scalar::<_, String>("SELECT value FROM settings WHERE name = $1").bind(name.clone());
             let before = before.fetch_optional(&mut *tx).await.map_err(failed)?.and_then(|text| serde_json::from_str(&text).ok());
-            let Some(line) = Line::of_setting(name, before.as_ref(), value.as_ref()) else { continue };
+            let Some(line) = AuditLine::setting_changed(name, before.as_ref(), value.as_ref()) else { continue };
             let statement = match value {
                 Some(value) => sqlx::query(
                     "INSERT INTO settings (name, value, changed_by, changed_ms) VALUES ($1, $2, $3, $4) ON CONFLICT (name) DO UPDATE

@@ -1,13 +1,15 @@
-//! What of the operators' own goes with time, in either database: compiled for each.
+//! Retention of sessions, tokens, sign-in counters, replica states and counts in either database.
+//! Compiled once for each; bindings, intercepts and the audit log are the databases' own.
 
 use super::DbPool;
 use crate::sql::accounts::FORGOTTEN_MS;
 use crate::sql::samples::{HOUR_S, MINUTE_S, MINUTES_KEPT_MS};
 
-/// Tokens are shown for so long after they have expired, and replicas after their last word.
+/// Expired tokens and silent replicas are listed for this long.
 const SHOWN_MS: i64 = 7 * 24 * 3600 * 1000;
 
-/// Removes it; how many rows there were. `audit_ms`: what is older goes from the hours' counts as from the audit.
+/// Deletes old rows and returns their number. Hourly counts older than `audit_ms` are deleted, as
+/// the audit log is.
 pub async fn trim(pool: &DbPool, now_ms: i64, audit_ms: i64) -> sqlx::Result<u64> {
     let mut gone = 0;
     for (statement, oldest) in [

@@ -1,4 +1,4 @@
-//! Keys that were refused too often, and events on their way.
+//! Alerts in PostgreSQL: keys over the threshold, and the outbox of events.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::sql::outbox::{AT_ONCE, Attempted, Delivery, Hot, LOOKED_BACK_MAX, Thr
 use crate::sql::record::{key_id, parsed_networks};
 use crate::util::time::{millis, time};
 
-/// Nobody waits for it, and a key may have been refused in very many ways.
+/// No request waits for it, and a key may have very many intercepts.
 const TIME_MAX: &str = "SET LOCAL statement_timeout = '5s'";
 
 pub async fn intercepted_since(pool: &Pool, at: SystemTime) -> Result<Vec<KeyId>, StoreError> {
@@ -55,7 +55,9 @@ fn read(row: &PgRow) -> Result<Hot, StoreError> {
     let id = key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)?;
     let count = |index: usize| row.try_get::<i64, _>(index).map(i64::unsigned_abs).map_err(failed);
     let text = |index: usize| row.try_get::<String, _>(index).map_err(failed);
-    let client = text(4)?.parse().map_err(|_| StoreError::Useless(format!("an intercept of {id} has a malformed address")))?;
+    let client = text(4)?
+        .parse()
+        .map_err(|_| StoreError::Useless(format!("an intercept of {id} has a malformed client address in the database")))?;
     let networks: Vec<String> = row.try_get(5).map_err(failed)?;
     let last = Intercept {
         id,
@@ -74,10 +76,10 @@ fn read(row: &PgRow) -> Result<Hot, StoreError> {
     Ok(Hot { intercepts: count(1)?, shadow: count(14)?, clients: count(2)?, last, replica })
 }
 
-/// Notes that somebody is alerted, and what is to be sent to whom. False: another process was first.
+/// Records an alert and its deliveries. False: another process was first.
 pub async fn raise(pool: &Pool, id: KeyId, window: Duration, events: &[(String, String, String)]) -> Result<bool, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
-    let mine = sqlx::query(
+    let recorded = sqlx::query(
         "INSERT INTO alerts AS a VALUES ($1, now())
          ON CONFLICT (key_id) DO UPDATE SET raised_at = excluded.raised_at WHERE a.raised_at <= now() - make_interval(secs => $2)",
     )
@@ -86,7 +88,7 @@ pub async fn raise(pool: &Pool, id: KeyId, window: Duration, events: &[(String, 
     .execute(&mut *tx)
     .await
     .map_err(failed)?;
-    if mine.rows_affected() == 0 {
+    if recorded.rows_affected() == 0 {
         return Ok(false);
     }
     for (id, webhook, event) in events {
@@ -97,7 +99,7 @@ pub async fn raise(pool: &Pool, id: KeyId, window: Duration, events: &[(String, 
     Ok(true)
 }
 
-/// Takes what is due, so that nobody else does for the time of `lease`.
+/// Leases due deliveries: no other process takes them within `lease`.
 pub async fn due(pool: &Pool, webhooks: &[String], lease: Duration) -> Result<Vec<Delivery>, StoreError> {
     let rows = sqlx::query(
         "UPDATE outbox SET attempts = attempts + 1, due_at = now() + make_interval(secs => $2)

@@ -1,4 +1,4 @@
-//! The audit's table.
+//! The audit log in PostgreSQL.
 
 use keylatch_filters::contract::StoreError;
 use sqlx::Row;
@@ -6,11 +6,11 @@ use sqlx::postgres::PgRow;
 
 use super::failed;
 use super::session::{Pool, Session};
-use crate::sql::audit::{Actor, Asked, Entry, Line};
+use crate::sql::audit::{Actor, AuditEntry, AuditLine, AuditQuery};
 use crate::util::time::time;
 
-/// Within the transaction of the change.
-pub async fn write(tx: &mut Session, actor: &Actor, line: Line) -> Result<(), StoreError> {
+/// Writes an entry in the transaction of the change.
+pub async fn write(tx: &mut Session, actor: &Actor, line: AuditLine) -> Result<(), StoreError> {
     sqlx::query("INSERT INTO audit (actor, origin, action, target, before, after) VALUES ($1, $2, $3, $4, $5, $6)")
         .bind(&actor.who)
         .bind(&actor.origin)
@@ -24,26 +24,26 @@ pub async fn write(tx: &mut Session, actor: &Actor, line: Line) -> Result<(), St
         .map_err(failed)
 }
 
-pub async fn list(pool: &Pool, asked: Asked) -> Result<Vec<Entry>, StoreError> {
+pub async fn list(pool: &Pool, query: AuditQuery) -> Result<Vec<AuditEntry>, StoreError> {
     let rows = sqlx::query(
         "SELECT id, (extract(epoch FROM at) * 1e3)::bigint, actor, origin, action, target, before, after FROM audit
          WHERE id < $1 AND ($2::text IS NULL OR target = $2) AND ($4::text IS NULL OR actor = $4)
              AND ($5::text IS NULL OR action = $5 OR substr(action, 1, length($5) + 1) = $5 || '.')
              AND (NOT $6 OR NOT (action LIKE 'account.%' OR action LIKE 'session.%' OR action LIKE 'token.%' OR action LIKE 'provider.%')) ORDER BY id DESC LIMIT $3",
     )
-    .bind(asked.before.unwrap_or(i64::MAX))
-    .bind(asked.target)
-    .bind(i64::from(asked.limit))
-    .bind(asked.actor)
-    .bind(asked.action)
-    .bind(asked.without_accounts)
+    .bind(query.before.unwrap_or(i64::MAX))
+    .bind(query.target)
+    .bind(i64::from(query.limit))
+    .bind(query.actor)
+    .bind(query.action)
+    .bind(query.without_accounts)
     .fetch_all(pool)
     .await
     .map_err(failed)?;
-    let read = |row: &PgRow| -> sqlx::Result<Entry> {
+    let read = |row: &PgRow| -> sqlx::Result<AuditEntry> {
         let json =
             |index: usize| row.try_get::<Option<String>, _>(index).map(|text| text.and_then(|text| serde_json::from_str(&text).ok()));
-        Ok(Entry {
+        Ok(AuditEntry {
             id: row.try_get(0)?,
             at: time(row.try_get(1)?),
             actor: row.try_get(2)?,

@@ -1,4 +1,5 @@
-//! What requests ask of bindings, many at once by one statement, and what is written of them in batches.
+//! Bindings in PostgreSQL on the request path: batched look-ups and first uses, and the
+//! write-behind batch.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,27 +15,33 @@ use super::pools::Pools;
 use super::session::{Pool, Session};
 use crate::sql::batch::{self, Batch};
 use crate::sql::intercepts::SHADOW;
-use crate::sql::record::{FIRST_USE, Raw, key_id, roaming_columns, seen_ms};
+use crate::sql::record::{BindingRow, FIRST_USE, key_id, roaming_columns, seen_ms};
 use crate::util::time::millis;
 
-/// Answers all questions by one piece of work, or all with its error.
-pub async fn each<Q, A, W>(pools: Arc<Pools>, most: Duration, asked: Vec<Q>, work: fn(Pool, Arc<Vec<Q>>) -> W) -> Vec<Result<A, StoreError>>
+/// Answers all requests of a batch by one run of `work`, or all with its error.
+pub async fn run_batch<Q, A, W>(
+    pools: Arc<Pools>,
+    most: Duration,
+    requests: Vec<Q>,
+    work: fn(Pool, Arc<Vec<Q>>) -> W,
+) -> Vec<Result<A, StoreError>>
 where
     W: Future<Output = Result<Vec<Result<A, StoreError>>, StoreError>>,
 {
-    let asked = Arc::new(asked);
-    match pools.run_for(most, async |pool| work(pool, Arc::clone(&asked)).await).await {
+    let requests = Arc::new(requests);
+    match pools.run_for(most, async |pool| work(pool, Arc::clone(&requests)).await).await {
         Ok(answers) => answers,
-        Err(error) => asked.iter().map(|_| Err(error.clone())).collect(),
+        Err(error) => requests.iter().map(|_| Err(error.clone())).collect(),
     }
 }
 
-/// The columns that requests are judged by; a network as text, because `cidr` has more forms than we do.
+/// The columns that requests are judged by. A network is read as text: `cidr` has forms that
+/// `IpNet` does not.
 pub const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version, networks_max, window_s, seen_ms, made_by";
 
 pub fn judged(row: &PgRow) -> Result<Binding, StoreError> {
-    let read = || -> sqlx::Result<Raw> {
-        Ok(Raw {
+    let read = || -> sqlx::Result<BindingRow> {
+        Ok(BindingRow {
             id: row.try_get(0)?,
             rule: row.try_get(1)?,
             networks: row.try_get(2)?,
@@ -71,10 +78,11 @@ pub async fn read(pool: Pool, ids: Arc<Vec<KeyId>>) -> Answers<Option<Binding>> 
     Ok(ids.iter().map(|id| rows.get(id).cloned().transpose()).collect())
 }
 
-/// First uses: whoever is first in the queue binds, unless a row is there; all are told what holds.
+/// Inserts first uses. The first in the queue binds unless the key has a row; all get the row that
+/// is stored then.
 pub async fn bind(pool: Pool, uses: Arc<Vec<FirstUse>>) -> Answers<Binding> {
     let rows = bind_all(&pool, &uses).await?;
-    let gone = || Err(StoreError::Useless("the binding was removed while it was made; try again".into()));
+    let gone = || Err(StoreError::Useless("the binding was removed while it was created; try again".into()));
     Ok(uses.iter().map(|first| rows.get(&first.id).cloned().unwrap_or_else(gone)).collect())
 }
 
@@ -83,7 +91,7 @@ async fn bind_all(pool: &Pool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
     for one in uses {
         first.entry(one.id).or_insert(one);
     }
-    // Every process inserts in the same order, so that two of them never wait for each other in a circle.
+    // All processes insert in the same order, so that they cannot deadlock.
     let mut first: Vec<&FirstUse> = first.into_values().collect();
     first.sort_by_key(|one| one.id);
     let statement = format!(
@@ -117,10 +125,10 @@ async fn bind_all(pool: &Pool, uses: &[FirstUse]) -> Result<Rows, StoreError> {
     Ok(rows)
 }
 
-/// Binds a key that no client has, and takes it back.
+/// Inserts a binding with a random key id and rolls back.
 pub async fn try_write(pool: Pool) -> Result<(), StoreError> {
     let mut id = [0; 32];
-    getrandom::fill(&mut id).map_err(|e| StoreError::Away(format!("no random numbers: {e}")))?;
+    getrandom::fill(&mut id).map_err(|e| StoreError::Away(format!("the system has no random numbers: {e}")))?;
     let mut tx = pool.begin().await.map_err(failed)?;
     sqlx::query(
         "INSERT INTO bindings (key_id, hint, rule, networks, version, made_by, created_at, last_used_at)
@@ -155,24 +163,24 @@ pub async fn roam(pool: &Pool, id: KeyId, network: IpNet, at: SystemTime) -> Res
     Ok(Some(binding))
 }
 
-/// The good words first: one of them keeps what a bad one would remove.
-pub async fn settle(pool: Pool, words: Arc<Vec<(KeyId, i64, bool)>>) -> Answers<bool> {
+/// Applies confirmations before releases: a confirmation keeps what a release would remove.
+pub async fn settle(pool: Pool, verdicts: Arc<Vec<(KeyId, i64, bool)>>) -> Answers<bool> {
     let mut tx = pool.begin().await.map_err(failed)?;
     tx.execute("SET LOCAL statement_timeout = '5s'").await.map_err(failed)?;
     for (accepted, statement) in [(true, CONFIRM), (false, RELEASE)] {
-        let of: Vec<_> = words.iter().filter(|word| word.2 == accepted).collect();
+        let of: Vec<_> = verdicts.iter().filter(|verdict| verdict.2 == accepted).collect();
         if !of.is_empty() {
             let (ids, versions): (Vec<&[u8]>, Vec<i64>) = of.iter().map(|(id, version, _)| (id.0.as_slice(), *version)).unzip();
             sqlx::query(statement).bind(ids).bind(versions).execute(&mut *tx).await.map_err(failed)?;
         }
     }
-    let ids: Vec<KeyId> = words.iter().map(|(id, _, _)| *id).collect();
+    let ids: Vec<KeyId> = verdicts.iter().map(|(id, _, _)| *id).collect();
     let rows = rows_of(&mut *tx, &ids).await?;
     tx.commit().await.map_err(failed)?;
-    Ok(words.iter().map(|(id, _, _)| Ok(rows.contains_key(id))).collect())
+    Ok(verdicts.iter().map(|(id, _, _)| Ok(rows.contains_key(id))).collect())
 }
 
-/// Rows are locked in one order by all processes, here and below.
+/// All processes lock rows in the order of key ids, here and below.
 const CONFIRM: &str = "UPDATE bindings SET confirmed = true WHERE key_id IN
     (SELECT b.key_id FROM bindings b JOIN unnest($1::bytea[], $2::bigint[]) AS u (id, version) ON b.key_id = u.id AND b.version = u.version
      WHERE NOT b.confirmed ORDER BY b.key_id FOR UPDATE OF b)";
@@ -186,7 +194,7 @@ pub async fn write(pool: &Pool, replica: &str, batch: &Batch) -> sqlx::Result<()
     tx.execute("SET LOCAL statement_timeout = '5s'").await?;
     if !batch.used.is_empty() {
         let mut used: Vec<_> = batch.used.iter().collect();
-        // Rows are locked in one order by all processes.
+        // All processes lock rows in the same order.
         used.sort();
         sqlx::query(
             "UPDATE bindings b SET last_used_at = greatest(b.last_used_at, to_timestamp(u.ms / 1e3))

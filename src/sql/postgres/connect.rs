@@ -1,4 +1,5 @@
-//! Reaching the database: TLS, the pool, the schema, the secret it belongs to.
+//! Connects to PostgreSQL: server URLs, TLS, the first pool and the fingerprint of the secret.
+//! Reconnecting belongs to `pools`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,29 +12,30 @@ use super::pools::Pools;
 use super::server::Server;
 use super::session::code;
 use crate::config::Files;
-use crate::config::model::{Postgres as Config, PostgresTls};
+use crate::config::model::{Postgres as PostgresConfig, PostgresTls};
 use crate::config::store_url::{Host, PostgresUrl};
 
-/// An error of the driver's for an operator. The driver names no password.
+/// An error of the driver, for an operator. The driver's text contains no password.
 pub fn wrong(what: &str, error: &sqlx::Error) -> String {
     format!("storage.postgres: {what}: {error}")
 }
 
-/// Connects once, so that a mistake is told at the start. With several servers, to the first that takes writes.
-pub async fn pools(config: &Config, files: &Files) -> Result<Arc<Pools>, String> {
+/// Connects once, so that a wrong configuration fails at the start. Of several servers, the first
+/// that takes writes is used.
+pub async fn pools(config: &PostgresConfig, files: &Files) -> Result<Arc<Pools>, String> {
     let servers = servers(config, files, &config.url, "url")?;
-    // What is known can be judged by a server that takes no writes.
+    // A server that takes no writes can still judge known keys.
     let mut readable = None;
-    // Longer than a request would wait: a server may just be starting, or being promoted.
-    let patient = tokio::time::timeout(config.connect_timeout.0, async {
-        let mut told = HashSet::new();
+    // Longer than a request waits: the server may be starting, or being promoted.
+    let connected = tokio::time::timeout(config.connect_timeout.0, async {
+        let mut logged = HashSet::new();
         loop {
             for (index, server) in servers.iter().enumerate() {
                 match server.probe().await {
                     Ok((pool, probe)) => match probe.refusal() {
                         None => return Ok((index, pool)),
                         Some(refusal) => {
-                            if told.insert(refusal.to_owned()) {
+                            if logged.insert(refusal.to_owned()) {
                                 tracing::warn!(server = index + 1, "postgres: {refusal}");
                             }
                             readable = Some((index, pool));
@@ -41,13 +43,14 @@ pub async fn pools(config: &Config, files: &Files) -> Result<Arc<Pools>, String>
                     },
                     Err(error) if is_certificate(&error) => {
                         let advice =
-                            "its certificate is not accepted; see storage.postgres.tls and ca_file, and the host's name in the URL";
+                            "the server's certificate is not accepted; check storage.postgres.tls, ca_file and the host name in the URL";
                         return Err(wrong(advice, &error));
                     }
-                    // No server there, or one that is starting or stopping (class 57): another moment. The rest does not heal.
+                    // No server, or one that is starting or stopping (class 57): retry. Other
+                    // errors are permanent.
                     Err(error) if is_absent(&error) => {
-                        if told.insert(error.to_string()) {
-                            tracing::warn!(%error, server = index + 1, "postgres is not there yet");
+                        if logged.insert(error.to_string()) {
+                            tracing::warn!(%error, server = index + 1, "postgres: no connection yet; trying again");
                         }
                     }
                     Err(error) => return Err(wrong(advice(&error), &error)),
@@ -58,13 +61,13 @@ pub async fn pools(config: &Config, files: &Files) -> Result<Arc<Pools>, String>
             {
                 return Ok(readable);
             }
-            // A server that is starting needs a moment; nothing says when it is ready.
+            // No event says when the server is ready.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
     let made = |(server, pool)| Pools::new(servers.clone(), server, pool, config.timeout.0);
-    match (patient.await, readable) {
-        (Ok(connected), _) => connected.map(made),
+    match (connected.await, readable) {
+        (Ok(server), _) => server.map(made),
         (Err(_), Some(readable)) => Ok(made(readable)),
         (Err(_), None) => Err(format!("storage.postgres: no server answered within {:?}", config.connect_timeout.0)),
     }
@@ -74,7 +77,7 @@ fn is_absent(error: &sqlx::Error) -> bool {
     matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) || code(error).is_some_and(|code| code.starts_with("57"))
 }
 
-/// The driver tells it as an error of the connection, of which rustls is the cause.
+/// The driver reports it as an I/O error caused by an error of rustls.
 fn is_certificate(error: &sqlx::Error) -> bool {
     let cause = match error {
         sqlx::Error::Io(error) => error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()),
@@ -83,25 +86,25 @@ fn is_certificate(error: &sqlx::Error) -> bool {
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-/// What an operator may do about an error (PostgreSQL, appendix A).
+/// What to do about an error (PostgreSQL, appendix A).
 pub fn advice(error: &sqlx::Error) -> &'static str {
     match code(error).as_deref() {
         Some("28P01" | "28000") => "the server refuses the user or the password",
-        Some("3D000") => "there is no such database; make it with `createdb`",
-        Some("42501") => "the user may not do that; grant it, or let its owner run `keylatch migrate`",
-        Some("42P01") => "the schema is not there; run `keylatch migrate`",
+        Some("3D000") => "the database does not exist; create it with `createdb`",
+        Some("42501") => "the user lacks a privilege; grant it, or let the owner of the schema run `keylatch migrate`",
+        Some("42P01") => "the schema does not exist; run `keylatch migrate`",
         Some("25006") => "the server is read-only: it is a standby, or default_transaction_read_only is on",
         Some("53100") => "the server's disk is full",
         _ => match error {
             sqlx::Error::PoolTimedOut => "no connection was free in time: the server or the pooler before it is exhausted",
-            sqlx::Error::Tls(_) => "no trusted TLS connection could be made; see ca_file and tls",
+            sqlx::Error::Tls(_) => "no trusted TLS connection is possible; check ca_file and tls",
             _ => "cannot be used",
         },
     }
 }
 
 /// The servers of a URL, in the order in which they are tried.
-pub fn servers(config: &Config, files: &Files, url: &SecretRef, name: &str) -> Result<Vec<Server>, String> {
+pub fn servers(config: &PostgresConfig, files: &Files, url: &SecretRef, name: &str) -> Result<Vec<Server>, String> {
     let wrong = |error: String| format!("storage.postgres.{name} {error}");
     let text = files.secret(url).map_err(|e| format!("storage.postgres.{name}: {e}"))?;
     let url = PostgresUrl::parse(&text).map_err(wrong)?;
@@ -133,7 +136,8 @@ pub fn servers(config: &Config, files: &Files, url: &SecretRef, name: &str) -> R
     Ok(url.hosts.iter().map(server).collect())
 }
 
-/// A statement of the start or of a command: behind a pooler without a free server it would wait without end.
+/// Runs a statement of the start or of a command with a time limit: a pooler without a free server
+/// would delay it forever.
 pub async fn within<T>(pools: &Pools, statement: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
     tokio::time::timeout(pools.timeout() * 4, statement).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
@@ -141,8 +145,8 @@ pub async fn within<T>(pools: &Pools, statement: impl Future<Output = sqlx::Resu
 /// See [`crate::sql::Authority::owner`].
 pub async fn owner(pools: &Pools) -> Result<Option<String>, String> {
     let pool = pools.get();
-    let known = within(pools, sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(&pool)).await;
-    known.map_err(|e| wrong(advice(&e), &e))
+    let stored = within(pools, sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(&pool)).await;
+    stored.map_err(|e| wrong(advice(&e), &e))
 }
 
 /// See [`crate::sql::Authority::own`].

@@ -1,4 +1,4 @@
-//! Lists of intercepts.
+//! Queries of intercepts in PostgreSQL.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{QueryBuilder, Row};
 
 use super::{Pg, Postgres, failed};
-use crate::sql::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
+use crate::sql::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, InterceptCursor, Intercepted, Intercepts, Page, Wanted};
 use crate::sql::record::{key_id, parsed_networks};
 
 const MARK: &str = "minute, last_at, key_id, client, method, path, route, replica, banned";
@@ -18,7 +18,7 @@ const ORDER: &str = "
 const ROW: &str = "(extract(epoch FROM minute) * 1e3)::bigint, key_id, host(client), method, path, route, replica, banned, hint,
     networks::text[], user_agent, count, (extract(epoch FROM first_at) * 1e3)::bigint, (extract(epoch FROM last_at) * 1e3)::bigint, shadow";
 
-/// The rows that an index finds, of those behind the mark.
+/// The rows after the cursor that an index finds.
 fn indexed(query: &mut QueryBuilder<Pg>, wanted: &Wanted) {
     query.push("SELECT * FROM intercepts WHERE true");
     for (condition, at) in [(" AND minute >= ", wanted.since_ms), (" AND minute < ", wanted.until_ms)] {
@@ -33,7 +33,8 @@ fn indexed(query: &mut QueryBuilder<Pg>, wanted: &Wanted) {
         Some(net) if net.prefix_len() == net.max_prefix_len() => {
             query.push(" AND client = ").push_bind(net.addr().to_string()).push("::inet");
         }
-        // An index knows the order of addresses, and nothing of networks that are not known when the plan is made.
+        // An index knows the order of addresses, but not networks that are unknown when the query
+        // is planned.
         Some(net) => {
             query.push(" AND client >= ").push_bind(net.network().to_string()).push("::inet AND client <= ");
             query.push_bind(net.broadcast().to_string()).push("::inet");
@@ -51,7 +52,7 @@ fn indexed(query: &mut QueryBuilder<Pg>, wanted: &Wanted) {
     }
 }
 
-/// What no index knows. False: nothing of the kind is wanted.
+/// The filters without an index. False: the query has none.
 fn others(query: &mut QueryBuilder<Pg>, wanted: &Wanted) -> bool {
     for (condition, text) in [(" AND route = ", &wanted.route), (" AND method = ", &wanted.method)] {
         if let Some(text) = text {
@@ -70,7 +71,7 @@ fn others(query: &mut QueryBuilder<Pg>, wanted: &Wanted) -> bool {
     wanted.is_searched()
 }
 
-fn mark(row: &PgRow) -> Result<Mark, StoreError> {
+fn cursor(row: &PgRow) -> Result<InterceptCursor, StoreError> {
     let client: String = row.try_get(2).map_err(failed)?;
     let read = || -> sqlx::Result<_> {
         Ok((
@@ -85,12 +86,24 @@ fn mark(row: &PgRow) -> Result<Mark, StoreError> {
         ))
     };
     let (minute_ms, method, path, route, replica, banned, last_ms, shadow) = read().map_err(failed)?;
-    let client: IpAddr = client.parse().map_err(|_| StoreError::Useless("an intercept has a malformed address in the database".into()))?;
-    Ok(Mark { minute_ms, key: key_id(row.try_get(1).map_err(failed)?)?, client, method, path, route, replica, banned, shadow, last_ms })
+    let client: IpAddr =
+        client.parse().map_err(|_| StoreError::Useless("an intercept has a malformed client address in the database".into()))?;
+    Ok(InterceptCursor {
+        minute_ms,
+        key: key_id(row.try_get(1).map_err(failed)?)?,
+        client,
+        method,
+        path,
+        route,
+        replica,
+        banned,
+        shadow,
+        last_ms,
+    })
 }
 
 fn intercepted(row: &PgRow) -> Result<Intercepted, StoreError> {
-    let mark = mark(row)?;
+    let mark = cursor(row)?;
     let texts: Vec<String> = row.try_get(9).map_err(failed)?;
     let networks: Vec<IpNet> = parsed_networks(mark.key, &texts)?;
     let read = || -> sqlx::Result<Intercepted> {
@@ -108,7 +121,7 @@ fn intercepted(row: &PgRow) -> Result<Intercepted, StoreError> {
 
 #[async_trait]
 impl Intercepts for Postgres {
-    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, Mark>, StoreError> {
+    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, InterceptCursor>, StoreError> {
         let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
         indexed(&mut query, wanted);
         query.push(ORDER).push_bind(EXAMINED_MAX).push(") AS i WHERE true");
@@ -124,7 +137,7 @@ impl Intercepts for Postgres {
                     let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
                     indexed(&mut query, wanted);
                     query.push(ORDER).push_bind(1).push(" OFFSET ").push_bind(EXAMINED_MAX - 1).push(") AS i");
-                    query.build().fetch_optional(&pool).await.map_err(failed)?.as_ref().map(mark).transpose()?
+                    query.build().fetch_optional(&pool).await.map_err(failed)?.as_ref().map(cursor).transpose()?
                 }
                 _ => None,
             };

@@ -1,4 +1,4 @@
-//! Lists of bindings: every order, and every way to search.
+//! Pages of bindings in PostgreSQL, for every order and filter.
 
 use keylatch_filters::contract::StoreError;
 use sqlx::postgres::PgRow;
@@ -9,13 +9,13 @@ use super::manage::{MORE, record};
 use super::session::{Pool, Session};
 use super::{Pg, failed};
 use crate::sql::intercepts::{EXAMINED_MAX, Page};
-use crate::sql::record::{COUNTED_MAX, Mark, Query, Record, Sort, holders, key_id, range};
+use crate::sql::record::{BindingCursor, COUNTED_MAX, Query, Record, Sort, holders, key_id, range};
 
-/// What somebody searches for is mostly rare. Of so few rows all are read and then put in order; where there are more, the
-/// order is gone along and each row is looked at: that finds a page soon. The planner cannot know which it is.
+/// Up to this number of matching rows, all are read and sorted. Past it, the rows are read in their
+/// order and filtered, which fills a page soon. The planner cannot know which is the case.
 const NARROW_MAX: i64 = 5000;
 
-/// The ids of all rows that an index finds for one condition, if they are few.
+/// The key ids that an index finds for one condition, if they are few.
 async fn narrowed(tx: &mut Session, query: &Query) -> Result<Option<Vec<Vec<u8>>>, StoreError> {
     let mut statement = QueryBuilder::new("SELECT key_id FROM (");
     match (&query.hint, query.network, &query.label) {
@@ -23,7 +23,7 @@ async fn narrowed(tx: &mut Session, query: &Query) -> Result<Option<Vec<Vec<u8>>
             statement.push("SELECT key_id FROM bindings WHERE right(hint, 4) = right(").push_bind(hint.clone()).push(", 4)");
         }
         (None, Some(net), _) => {
-            // In the order of networks, those within one stand behind it.
+            // In the order of networks, those within a network follow it.
             statement.push("SELECT key_id FROM bindings WHERE networks[1] = ANY(").push_bind(holders(net));
             statement.push("::text[]::cidr[]) UNION ALL SELECT key_id FROM bindings WHERE networks[1] >= ").push_bind(net.to_string());
             statement.push("::cidr AND networks[1] <= ").push_bind(net.broadcast().to_string());
@@ -39,9 +39,10 @@ async fn narrowed(tx: &mut Session, query: &Query) -> Result<Option<Vec<Vec<u8>>
     Ok(i64::try_from(ids.len()).is_ok_and(|found| found <= NARROW_MAX).then_some(ids))
 }
 
-/// The conditions of which an index knows; among `ids`, if it is known that it must be one of these.
+/// The conditions with an index, restricted to `ids` if they are known.
 fn indexed(statement: &mut QueryBuilder<Pg>, query: &Query, ids: Option<&[Vec<u8>]>) {
-    // Only what is asked for stands in it: with `$5 IS NULL OR …` no index but the first would ever be used.
+    // Only the given filters are added: with `$5 IS NULL OR …` PostgreSQL would use the first index
+    // only.
     statement.push(" FROM bindings WHERE true");
     if !query.prefix.is_empty() {
         let (low, high) = range(&query.prefix);
@@ -77,7 +78,7 @@ fn others(statement: &mut QueryBuilder<Pg>, query: &Query) {
     }
 }
 
-/// Those behind the mark, in their order.
+/// The rows after the cursor, in their order.
 fn ordered(statement: &mut QueryBuilder<Pg>, query: &Query) {
     let beyond = if query.descending { "<" } else { ">" };
     match (query.after, column(query.sort)) {
@@ -109,11 +110,11 @@ fn column(sort: Sort) -> Option<&'static str> {
     }
 }
 
-fn mark(row: &PgRow, id: usize, at: usize) -> Result<Mark, StoreError> {
-    Ok(Mark { id: key_id(row.try_get(id).map_err(failed)?)?, at: row.try_get(at).map_err(failed)? })
+fn cursor(row: &PgRow, id: usize, at: usize) -> Result<BindingCursor, StoreError> {
+    Ok(BindingCursor { id: key_id(row.try_get(id).map_err(failed)?)?, at: row.try_get(at).map_err(failed)? })
 }
 
-pub async fn list(pool: &Pool, query: Query) -> Result<Page<Record, Mark>, StoreError> {
+pub async fn list(pool: &Pool, query: Query) -> Result<Page<Record, BindingCursor>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
     // Longer than a request may take.
     tx.execute("SET LOCAL statement_timeout = '120s'").await.map_err(failed)?;
@@ -128,14 +129,14 @@ pub async fn list(pool: &Pool, query: Query) -> Result<Page<Record, Mark>, Store
     statement.push_bind(i64::from(query.limit));
     let rows = statement.build().fetch_all(&mut *tx).await.map_err(failed)?;
     let next = match rows.last() {
-        Some(last) if rows.len() >= query.limit as usize => Some(mark(last, 0, 15)?),
+        Some(last) if rows.len() >= query.limit as usize => Some(cursor(last, 0, 15)?),
         _ if query.searches() => {
             let mut statement = QueryBuilder::new(format!("SELECT key_id, {at}"));
             indexed(&mut statement, &query, ids.as_deref());
             ordered(&mut statement, &query);
             statement.push("1 OFFSET ").push_bind(EXAMINED_MAX - 1);
             let row = statement.build().fetch_optional(&mut *tx).await.map_err(failed)?;
-            row.as_ref().map(|row| mark(row, 0, 1)).transpose()?
+            row.as_ref().map(|row| cursor(row, 0, 1)).transpose()?
         }
         _ => None,
     };

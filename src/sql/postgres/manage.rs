@@ -1,4 +1,4 @@
-//! What operators do with bindings.
+//! Operators' changes of bindings in PostgreSQL, each in one transaction with its audit entry.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::bindings::{JUDGED, judged};
 use super::session::{Pool, Session};
 use super::{audit, failed};
-use crate::sql::audit::{Actor, Line};
+use crate::sql::audit::{Actor, AuditLine};
 use crate::sql::record::{Change, Changed, Record, roaming_columns};
 use crate::util::time::{millis, time};
 
@@ -29,8 +29,8 @@ pub fn record(row: &PgRow) -> Result<Record, StoreError> {
     })
 }
 
-/// The row, which nobody else changes from now on.
-async fn held(tx: &mut Session, id: KeyId) -> Result<Option<Record>, StoreError> {
+/// The row, locked until the end of the transaction.
+async fn locked(tx: &mut Session, id: KeyId) -> Result<Option<Record>, StoreError> {
     let statement = format!("SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id = $1 FOR UPDATE");
     let row = sqlx::query(AssertSqlSafe(statement)).bind(id.0).fetch_optional(tx).await.map_err(failed)?;
     row.as_ref().map(record).transpose()
@@ -38,12 +38,12 @@ async fn held(tx: &mut Session, id: KeyId) -> Result<Option<Record>, StoreError>
 
 pub async fn remove(pool: &Pool, id: KeyId, expects: Option<i64>, actor: &Actor) -> Result<Changed<()>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
-    let Some(before) = held(&mut tx, id).await? else { return Ok(Changed::Missing) };
+    let Some(before) = locked(&mut tx, id).await? else { return Ok(Changed::Missing) };
     if expects.is_some_and(|expects| expects != before.binding.version) {
         return Ok(Changed::Newer(before.binding.version));
     }
     sqlx::query("DELETE FROM bindings WHERE key_id = $1").bind(id.0).execute(&mut *tx).await.map_err(failed)?;
-    audit::write(&mut tx, actor, Line::of(id, Some(&before), None)).await?;
+    audit::write(&mut tx, actor, AuditLine::binding_changed(id, Some(&before), None)).await?;
     tx.commit().await.map_err(failed)?;
     Ok(Changed::Done(()))
 }
@@ -54,7 +54,7 @@ pub async fn change(pool: &Pool, id: KeyId, change: Change, actor: &Actor) -> Re
     let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
     let seen = vec![millis(SystemTime::now()); networks.as_ref().map_or(0, Vec::len)];
     let mut tx = pool.begin().await.map_err(failed)?;
-    let before = held(&mut tx, id).await?;
+    let before = locked(&mut tx, id).await?;
     match (change.expects, &before) {
         (Some(_), None) => return Ok(Changed::Missing),
         (Some(expects), Some(before)) if expects != before.binding.version => return Ok(Changed::Newer(before.binding.version)),
@@ -77,7 +77,7 @@ pub async fn change(pool: &Pool, id: KeyId, change: Change, actor: &Actor) -> Re
         .await
         .map_err(failed)?;
     }
-    // What somebody has changed by hand is meant: no upstream's word undoes it.
+    // A change by an operator confirms the binding: a refusal by the upstream must not remove it.
     let statement = format!(
         "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3::text[]::cidr[], networks),
              networks_max = CASE WHEN $2 IS NULL THEN networks_max ELSE $7 END,
@@ -102,7 +102,7 @@ pub async fn change(pool: &Pool, id: KeyId, change: Change, actor: &Actor) -> Re
         .await
         .map_err(failed)?;
     let Some(after) = row.as_ref().map(record).transpose()? else { return Ok(Changed::Missing) };
-    audit::write(&mut tx, actor, Line::of(id, before.as_ref(), Some(&after))).await?;
+    audit::write(&mut tx, actor, AuditLine::binding_changed(id, before.as_ref(), Some(&after))).await?;
     tx.commit().await.map_err(failed)?;
     Ok(Changed::Done(after))
 }

@@ -1,4 +1,5 @@
-//! The schema, brought up to date. All that is to be done is one transaction, so a pooler may be in between.
+//! Migrations of the schema in PostgreSQL. All run in one transaction, so that a pooler may be in
+//! between.
 
 use sqlx::migrate::{Migration, Migrator};
 use sqlx::{Error, Row};
@@ -9,19 +10,20 @@ use super::session::Session;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./src/sql/migrations/postgres");
 
-/// One process at a time changes the schema. The lock ends with the transaction; the driver's own belongs to the session.
+/// One process at a time migrates. The lock ends with the transaction; the driver's own lock
+/// belongs to the session.
 const LOCK: &str = "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0;
     SELECT pg_advisory_xact_lock(7310594871)";
-/// As the driver makes it.
+/// The driver's own definition of the table.
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (version bigint PRIMARY KEY, description text NOT NULL,
     installed_on timestamptz NOT NULL DEFAULT now(), success boolean NOT NULL, checksum bytea NOT NULL, execution_time bigint NOT NULL)";
 const APPLIED: &str = "SELECT version, checksum FROM _sqlx_migrations WHERE success ORDER BY version";
 
 type Applied = Vec<(i64, Vec<u8>)>;
 
-/// Brings the schema up to date. Of several processes that start at once one does it.
+/// Migrates the schema. Of several processes that start at once, one does it.
 pub async fn migrate(pools: &Pools) -> Result<(), String> {
-    // A user who may not change the schema need not, where there is nothing to change.
+    // A user without the right to change the schema needs none where nothing is missing.
     let pool = pools.get();
     let applied = within(pools, sqlx::query_as(APPLIED).fetch_all(&pool)).await;
     if applied.is_ok_and(|applied: Applied| missing(&applied).is_ok_and(|missing| missing.is_empty())) {
@@ -39,17 +41,19 @@ pub async fn migrate(pools: &Pools) -> Result<(), String> {
     tx.commit().await.map_err(failed)
 }
 
-/// Those that are to be applied. An error: the schema is not one that this program has made.
+/// The migrations to apply. An error: the schema was not made by this program.
 fn missing(applied: &[(i64, Vec<u8>)]) -> Result<Vec<&'static Migration>, String> {
     for (version, checksum) in applied {
         match MIGRATIONS.iter().find(|migration| migration.version == *version) {
             None => {
                 return Err(format!(
-                    "storage.postgres: the schema is newer than this program (it has migration {version}); install the newer one again"
+                    "storage.postgres: the schema is newer than this program: it has migration {version}; install a newer version of Keylatch"
                 ));
             }
             Some(known) if known.checksum != *checksum => {
-                return Err(format!("storage.postgres: migration {version} of the schema is not the one of this program"));
+                return Err(format!(
+                    "storage.postgres: migration {version} of the schema differs from the one in this program; restore the database from a backup"
+                ));
             }
             Some(_) => {}
         }

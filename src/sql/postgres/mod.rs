@@ -1,8 +1,9 @@
-//! Bindings in PostgreSQL 13 or later, for any number of processes.
+//! The authority in PostgreSQL 13 or later, for any number of processes. Look-ups and first uses go
+//! through a few workers, each of which runs one statement for all that are queued: a cold key
+//! under load is one query, and first uses share their commits.
 //!
-//! Look-ups and first uses go through a few workers, each of which asks for all that wait with one statement:
-//! a cold key under load is one query, and first uses share their commits. Everything runs on the runtime the
-//! store was opened on: the proxy's own may end before the last row is written.
+//! Everything runs on the runtime on which the store was opened: the proxy's own runtime may end
+//! before the last row is written. Contains no cache.
 
 mod alerts;
 mod audit;
@@ -14,9 +15,9 @@ mod lists;
 mod manage;
 mod migrate;
 mod pools;
+mod retention;
 mod server;
 mod session;
-mod tend;
 
 #[path = "../common/accounts.rs"]
 mod accounts;
@@ -42,38 +43,38 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError
 use sqlx::{Executor, Postgres as Pg, Row};
 
 use super::intercepts::Page;
-use super::record::{Change, Changed, Mark, Query, Record, Tended, Tending};
-use bindings::{bind, each, read, roam, settle, write};
+use super::record::{BindingCursor, Change, Changed, Query, Record, RetentionPolicy, RetentionResult};
+use bindings::{bind, read, roam, run_batch, settle, write};
 use listen::Listening;
 use pools::Pools;
 use session::{Pool, Session};
 
-use super::audit::{Actor, Asked, Entry};
+use super::audit::{Actor, AuditEntry, AuditQuery};
 use super::batch::Batch;
-use super::batcher::Together;
+use super::batcher::Batcher;
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
-use super::{About, Authority, Events, OnChange};
+use super::{Authority, Events, OnStoreEvent, ServerInfo};
 use crate::config::Files;
-use crate::config::model::Postgres as Config;
+use crate::config::model::Postgres as PostgresConfig;
 
-// What the statements that both databases understand are compiled with.
+// The types that the shared statements of `common` are compiled with.
 type Db = Pg;
 type Own = Postgres;
 type DbPool = Pool;
 type Connection = Session;
 type Tx = Box<Session>;
-/// By its own clock, in milliseconds since 1970.
+/// The server's clock, in milliseconds since 1970.
 const NOW_MS: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 
 async fn begin(own: &Own) -> Result<Tx, StoreError> {
     own.with(async |pool| pool.begin().await.map_err(failed)).await
 }
 
-/// Questions in one statement.
-const TOGETHER_MAX: usize = 512;
-/// Nobody waits for what is written in batches, and a batch may be large.
+/// The maximum number of requests in one statement.
+const BATCH_MAX: usize = 512;
+/// The time limit of batched writes: no request waits for them, and a batch may be large.
 const WRITE_TIME_MAX: Duration = Duration::from_secs(5);
-/// Operators look through whole tables.
+/// The time limit of operators' queries, which may read whole tables.
 const OPERATOR_TIME_MAX: Duration = Duration::from_secs(120);
 const READERS: usize = 3;
 const WRITERS: usize = 2;
@@ -84,14 +85,14 @@ pub struct Postgres {
     listening: Arc<Listening>,
     replica: Arc<str>,
     runtime: tokio::runtime::Handle,
-    reads: Together<KeyId, Option<Binding>>,
-    first_uses: Together<FirstUse, Binding>,
-    settled: Together<(KeyId, i64, bool), bool>,
+    reads: Batcher<KeyId, Option<Binding>>,
+    first_uses: Batcher<FirstUse, Binding>,
+    settled: Batcher<(KeyId, i64, bool), bool>,
 }
 
 impl Postgres {
-    /// Connects, and brings the schema up to date under a lock, or says that it is not.
-    pub async fn open(config: &Config, files: &Files, migrate: bool) -> Result<Self, String> {
+    /// Connects, and migrates the schema under a lock if `migrate` is set.
+    pub async fn open(config: &PostgresConfig, files: &Files, migrate: bool) -> Result<Self, String> {
         let listens = config.listen_url.as_ref().map(|url| connect::servers(config, files, url, "listen_url")).transpose()?;
         let pools = connect::pools(config, files).await?;
         let listening = Listening::new(Arc::clone(&pools), listens.unwrap_or_default());
@@ -100,35 +101,39 @@ impl Postgres {
         }
         let timeout = config.timeout.0;
         let (reading, binding, settling) = (Arc::clone(&pools), Arc::clone(&pools), Arc::clone(&pools));
-        let reads = Together::new(READERS, TOGETHER_MAX, timeout, move |ids: Vec<KeyId>| each(Arc::clone(&reading), timeout, ids, read));
+        let reads = Batcher::new(READERS, BATCH_MAX, timeout, move |ids: Vec<KeyId>| run_batch(Arc::clone(&reading), timeout, ids, read));
         let first_uses =
-            Together::new(WRITERS, TOGETHER_MAX, timeout, move |uses: Vec<FirstUse>| each(Arc::clone(&binding), timeout, uses, bind));
-        // Nobody waits for these, and under load they may be late.
-        let settled = Together::new(1, TOGETHER_MAX, 3 * WRITE_TIME_MAX, move |words: Vec<_>| {
-            each(Arc::clone(&settling), WRITE_TIME_MAX, words, settle)
+            Batcher::new(WRITERS, BATCH_MAX, timeout, move |uses: Vec<FirstUse>| run_batch(Arc::clone(&binding), timeout, uses, bind));
+        // No request waits for these, and under load they may be late.
+        let settled = Batcher::new(1, BATCH_MAX, 3 * WRITE_TIME_MAX, move |verdicts: Vec<_>| {
+            run_batch(Arc::clone(&settling), WRITE_TIME_MAX, verdicts, settle)
         });
         let (replica, runtime) = (config.replica().into(), tokio::runtime::Handle::current());
         Ok(Self { pools, listening, replica, runtime, reads, first_uses, settled })
     }
 
-    /// Works for an operator.
+    /// Runs an operator's query.
     async fn with<T>(&self, work: impl AsyncFnOnce(Pool) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.pools.run_for(OPERATOR_TIME_MAX, work).await
     }
 
-    /// Works for a request on the store's own runtime: a connection lives no longer than the runtime it was made on.
-    async fn here<T: Send + 'static>(&self, work: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> Result<T, StoreError> {
-        self.runtime.spawn(work).await.unwrap_or_else(|_| Err(StoreError::Away("the store has ended".into())))
+    /// Runs work for a request on the store's own runtime: a connection lives no longer than the
+    /// runtime on which it was made.
+    async fn on_own_runtime<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.runtime.spawn(work).await.unwrap_or_else(|_| Err(StoreError::Away("the store is closed".into())))
     }
 }
 
 impl Authority for Postgres {
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(self.reads.ask(id))
+        Box::pin(self.reads.submit(id))
     }
 
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
-        Box::pin(self.first_uses.ask(first))
+        Box::pin(self.first_uses.submit(first))
     }
 
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
@@ -138,20 +143,20 @@ impl Authority for Postgres {
                  WHERE key_id = $2 AND NOT EXISTS (SELECT 1 FROM bindings WHERE key_id = $1)",
             );
             let pools = Arc::clone(&self.pools);
-            let move_it =
+            let update =
                 async move { pools.run(async move |pool| moved.bind(id.0).bind(from.0).execute(&pool).await.map_err(failed)).await };
-            self.here(move_it).await?;
+            self.on_own_runtime(update).await?;
             self.get(id).await
         })
     }
 
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         let pools = Arc::clone(&self.pools);
-        Box::pin(self.here(async move { pools.run(async move |pool| roam(&pool, id, network, at).await).await }))
+        Box::pin(self.on_own_runtime(async move { pools.run(async move |pool| roam(&pool, id, network, at).await).await }))
     }
 
     fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(self.settled.ask((id, version, accepted)))
+        Box::pin(self.settled.submit((id, version, accepted)))
     }
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -166,13 +171,13 @@ impl Authority for Postgres {
         Box::pin(async move { connect::own(&self.pools, &fingerprint, before.as_deref()).await })
     }
 
-    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
+    fn server_info(&self) -> BoxFuture<'_, Result<ServerInfo, StoreError>> {
         Box::pin(self.pools.run(async |pool| {
-            let asked = sqlx::query("SELECT current_setting('server_version'), current_setting('server_version_num')::bigint, now_ms FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms) AS clock");
-            let row = asked.fetch_one(&pool).await.map_err(failed)?;
+            let query = sqlx::query("SELECT current_setting('server_version'), current_setting('server_version_num')::bigint, now_ms FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms) AS clock");
+            let row = query.fetch_one(&pool).await.map_err(failed)?;
             let (version, number): (String, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
             let major = u32::try_from(number / 10_000).unwrap_or_default();
-            Ok(About { version: format!("PostgreSQL {version}"), major, now_ms: row.try_get(2).map_err(failed)? })
+            Ok(ServerInfo { version: format!("PostgreSQL {version}"), major, now_ms: row.try_get(2).map_err(failed)? })
         }))
     }
 
@@ -184,11 +189,11 @@ impl Authority for Postgres {
         Box::pin(self.pools.run(bindings::try_write))
     }
 
-    fn hears(&self) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async { self.listening.test().await.map_err(|deaf| deaf.to_string()) })
+    fn notifications_work(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { self.listening.test().await.map_err(|error| error.to_string()) })
     }
 
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, BindingCursor>, StoreError>> {
         Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| lists::list(&pool, query).await))
     }
 
@@ -204,15 +209,15 @@ impl Authority for Postgres {
         Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, expects, &actor).await))
     }
 
-    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
-        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| audit::list(&pool, asked).await))
+    fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditEntry>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| audit::list(&pool, query).await))
     }
 
-    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
-        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| tend::tend(&pool, &tending).await.map_err(failed)))
+    fn apply_retention(&self, policy: RetentionPolicy) -> BoxFuture<'_, Result<Option<RetentionResult>, StoreError>> {
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| retention::apply(&pool, &policy).await.map_err(failed)))
     }
 
-    fn desk(&self) -> &dyn super::Desk {
+    fn admin_store(&self) -> &dyn super::AdminStore {
         self
     }
 
@@ -236,21 +241,22 @@ impl Authority for Postgres {
         Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::attempted(&pool, &id, what).await))
     }
 
-    fn watch(&self, on_change: OnChange) {
-        tokio::spawn(Arc::clone(&self.listening).follow(on_change));
+    fn watch(&self, on_event: OnStoreEvent) {
+        tokio::spawn(Arc::clone(&self.listening).follow(on_event));
     }
 }
 
-/// PostgreSQL's message; it may name columns and constraints. Values stand in its detail, which is left out.
+/// PostgreSQL's message may name columns and constraints. Values are in its detail, which is left
+/// out.
 fn failed(error: sqlx::Error) -> StoreError {
     let Some(said) = error.as_database_error() else { return StoreError::Away(format!("postgres: {error}")) };
     let code = said.code().unwrap_or_default();
     let text = format!("postgres: {} ({code})", said.message());
-    // Connections (08), resources (53), a statement that took too long or a server that stops (57), a server that was demoted
-    // (25006): in a moment it may go, or another server takes its place.
+    // Temporary: connections (08), resources (53), a cancelled statement or a stopping server (57),
+    // a demoted server (25006). A retry may succeed, possibly on another server.
     if code == "53100" {
         return StoreError::Full(text);
     }
-    let passes = ["08", "25006", "53", "57"].iter().any(|class| code.starts_with(class));
-    if passes { StoreError::Away(text) } else { StoreError::Useless(text) }
+    let is_temporary = ["08", "25006", "53", "57"].iter().any(|class| code.starts_with(class));
+    if is_temporary { StoreError::Away(text) } else { StoreError::Useless(text) }
 }

@@ -1,7 +1,9 @@
-//! The pool that is in use, and which server it leads to.
+//! The connection pool in use, and its failover to another server. Statements and their retries
+//! belong to the callers.
 //!
-//! A peer that vanishes without a word leaves connections on which everything hangs until the kernel gives up, a quarter of an
-//! hour later. A primary that was demoted keeps answering reads. Either way the pool is replaced by one that takes writes.
+//! A peer that vanishes leaves connections that hang until the kernel gives up after 15 minutes. A
+//! demoted primary keeps answering reads. In both cases the pool is replaced by one of a server
+//! that takes writes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,18 +15,18 @@ use tokio::time::timeout;
 use super::server::Server;
 use super::session::Pool;
 
-/// A pool is replaced, and the servers are asked, not more often than this.
+/// The shortest period between two replacements of the pool, and between two checks of the servers.
 const RENEWED: Duration = Duration::from_secs(2);
 
 struct Current {
     pool: Pool,
     server: usize,
     replaced_at: Instant,
-    /// When the servers were last asked, unless they are being asked.
+    /// The time of the last check; `None`: a check is running.
     checked_at: Option<Instant>,
 }
 
-/// See the module.
+/// The pool in use, with the servers to fail over to.
 pub struct Pools {
     current: Mutex<Current>,
     servers: Vec<Server>,
@@ -32,35 +34,36 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// `timeout`: of what requests wait for. `pool` leads to the server of this number.
+    /// `timeout`: the time limit of statements that requests wait for. `server`: the index of the
+    /// server that `pool` connects to.
     pub fn new(servers: Vec<Server>, server: usize, pool: Pool, timeout: Duration) -> Arc<Self> {
         let now = Instant::now();
         let current = Current { pool, server, replaced_at: now, checked_at: Some(now) };
         Arc::new(Self { current: Mutex::new(current), servers, timeout })
     }
 
-    /// The pool that is good as far as is known.
+    /// The pool in use.
     pub fn get(&self) -> Pool {
         self.current.lock().pool.clone()
     }
 
-    /// How long requests wait.
+    /// The time limit of statements that requests wait for.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The server that is in use.
+    /// The server in use.
     pub fn server(&self) -> Option<Server> {
         let index = self.current.lock().server;
         self.servers.get(index).cloned()
     }
 
-    /// Works with the pool, at most as long as a request waits.
+    /// Runs work with the pool, within the time limit of a request.
     pub async fn run<T>(self: &Arc<Self>, work: impl AsyncFnOnce(Pool) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.run_for(self.timeout, work).await
     }
 
-    /// Works with the pool, at most so long.
+    /// Runs work with the pool, within `most`.
     pub async fn run_for<T>(
         self: &Arc<Self>,
         most: Duration,
@@ -81,7 +84,7 @@ impl Pools {
         }
     }
 
-    /// Leaves a pool behind on which something hangs.
+    /// Replaces a pool with hanging connections.
     fn abandon(&self) {
         let mut current = self.current.lock();
         if current.replaced_at.elapsed() >= RENEWED
@@ -93,7 +96,7 @@ impl Pools {
         }
     }
 
-    /// Finds out, beside what is under way, whether the server still takes writes, and goes to one that does.
+    /// Checks in the background whether the server takes writes, and fails over to one that does.
     pub fn check(self: &Arc<Self>) {
         {
             let mut current = self.current.lock();
@@ -117,7 +120,7 @@ impl Pools {
         if let Ok(Ok((false, false))) = timeout(self.timeout * 2, pool.probe()).await {
             return;
         }
-        // The one in use comes last: by another address it may be another machine by now.
+        // The server in use comes last: its name may resolve to another machine by now.
         for step in 1..=self.servers.len() {
             let index = (current + step) % self.servers.len();
             let Some(server) = self.servers.get(index) else { continue };
@@ -135,6 +138,6 @@ impl Pools {
 fn replace(current: &mut Current, pool: Pool, server: usize) {
     let old = std::mem::replace(&mut current.pool, pool);
     (current.server, current.replaced_at) = (server, Instant::now());
-    // What is still under way on it may end; nothing new begins.
+    // Running statements may finish; new ones use the new pool.
     tokio::spawn(async move { old.close().await });
 }

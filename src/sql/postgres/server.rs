@@ -1,4 +1,5 @@
-//! One server of PostgreSQL: how to connect to it, and whether it takes writes.
+//! One PostgreSQL server: connection options, session limits and the probe. Choosing a server
+//! belongs to `pools`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,33 +9,33 @@ use sqlx::{ConnectOptions, Connection, Error, Row};
 
 use super::session::{Pool, code};
 
-/// How the server is asked what it is. Without arguments: a pooler may serve each message by another connection.
+/// The probe. It has no arguments: a pooler may send each message to another connection.
 const PROBE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
     (SELECT setting FROM pg_settings WHERE name = 'statement_timeout')";
 
-/// What a server answered to the probe.
+/// The server's answer to the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// It follows another server.
+    /// Whether the server is a standby.
     pub is_standby: bool,
-    /// It refuses writes.
+    /// Whether the server refuses writes.
     pub is_read_only: bool,
-    /// Its sessions keep the limits that are sent when a connection starts.
+    /// Whether sessions keep the limits of the start-up message.
     keeps_limits: bool,
 }
 
 impl Probe {
-    /// Why it takes no writes.
+    /// The reason why the server takes no writes.
     pub fn refusal(&self) -> Option<&'static str> {
         match (self.is_standby, self.is_read_only) {
-            (true, _) => Some("the server is a standby and takes no writes; name the primary, or all servers separated by `,`"),
+            (true, _) => Some("the server is a standby and takes no writes; configure the primary, or all servers separated by `,`"),
             (_, true) => Some("the server is read-only (default_transaction_read_only) and takes no writes"),
             _ => None,
         }
     }
 }
 
-/// A server, and the limits of what is done on it.
+/// A server, with the limits of its sessions.
 #[derive(Clone)]
 pub struct Server {
     options: PgConnectOptions,
@@ -44,29 +45,29 @@ pub struct Server {
 
 impl Server {
     pub fn new(options: PgConnectOptions, timeout: Duration, connections_max: u32) -> Self {
-        // Poolers refuse this parameter of the driver's; the server's default is as exact.
+        // Poolers refuse this start-up parameter of the driver; the server's default is as exact.
         Self { options: options.extra_float_digits(None), timeout, connections_max }
     }
 
     fn limits(&self) -> [(&'static str, String); 3] {
         let (timeout_ms, idle_ms) = (self.timeout.as_millis(), self.timeout.as_millis() * 5);
         [
-            // The server ends what the client has stopped waiting for.
+            // The server cancels statements that the client no longer waits for.
             ("statement_timeout", timeout_ms.to_string()),
             ("lock_timeout", timeout_ms.to_string()),
-            // It forgets sessions whose client has vanished, with the locks they hold.
+            // The server ends sessions of vanished clients, and releases their locks.
             ("idle_in_transaction_session_timeout", idle_ms.to_string()),
         ]
     }
 
-    /// What connections to the server itself start with.
+    /// Options for direct connections.
     fn direct(&self) -> PgConnectOptions {
         let keepalives = ["tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"];
         let keepalives = keepalives.into_iter().zip(["10", "5", "3"].map(str::to_owned));
         self.options.clone().options(self.limits().into_iter().chain(keepalives))
     }
 
-    /// A pool of the one connection that listens.
+    /// A pool with the single connection that listens.
     pub async fn listener(&self) -> Result<PgPool, Error> {
         let (options, connection) = self.connect().await?;
         let _ = tokio::time::timeout(self.timeout, connection.close()).await;
@@ -74,12 +75,13 @@ impl Server {
         Ok(pool.acquire_timeout(self.timeout * 2).connect_lazy_with(options))
     }
 
-    /// What connections through a pooler start with: nothing it could refuse, and no statement that has to stay prepared.
+    /// Options for connections through a pooler: no start-up parameter that it could refuse, and no
+    /// prepared statements.
     fn pooled(&self) -> PgConnectOptions {
         self.options.clone().statement_cache_capacity(0)
     }
 
-    /// Connects once and says how the server is used from now on.
+    /// Connects once, and returns the pool that fits the server.
     pub async fn probe(&self) -> Result<(Pool, Probe), Error> {
         let (options, mut connection) = self.connect().await?;
         let probe = probe(&mut connection, self.timeout).await?;
@@ -96,7 +98,7 @@ impl Server {
         let timed_out = |_| Error::PoolTimedOut;
         let direct = self.direct();
         match tokio::time::timeout(patience, direct.connect()).await.map_err(timed_out)? {
-            // PgBouncer and others refuse start-up parameters that they do not know, by these codes.
+            // PgBouncer and others refuse unknown start-up parameters with these codes.
             Err(error) if code(&error).is_some_and(|code| code == "08P01" || code == "0A000") => {
                 let pooled = self.pooled();
                 let connection = tokio::time::timeout(patience, pooled.connect()).await.map_err(timed_out)??;
@@ -106,7 +108,7 @@ impl Server {
         }
     }
 
-    /// Begins a transaction with the limits that the session does not keep.
+    /// `BEGIN` with the limits that the session does not keep.
     fn begin(&self) -> Arc<str> {
         let mut statement = String::from("BEGIN");
         for (name, value) in self.limits() {
@@ -118,7 +120,7 @@ impl Server {
     fn pool(&self, options: PgConnectOptions, limits: Option<Arc<str>>) -> Pool {
         let pool = PgPoolOptions::new()
             .max_connections(self.connections_max)
-            // Whoever waits for a connection gives up before: that is how a pool that has gone bad is noticed.
+            // Longer than any caller waits: the callers' time-outs show that a pool is broken.
             .acquire_timeout(self.timeout * 2)
             .idle_timeout(Duration::from_secs(600))
             .max_lifetime(Duration::from_secs(3600))
@@ -126,17 +128,17 @@ impl Server {
         Pool::new(pool, limits, self.timeout * 2)
     }
 
-    /// A pool on which nothing is known of the server yet: for one that hangs.
+    /// A new pool for the same server, in place of one with hanging connections.
     pub fn again(&self, before: &Pool) -> Pool {
         let options = if before.limits().is_some() { self.pooled() } else { self.direct() };
         self.pool(options, before.limits())
     }
 }
 
-/// Asks a connection what it leads to.
+/// Runs the probe on a connection.
 async fn probe(connection: &mut PgConnection, timeout: Duration) -> Result<Probe, Error> {
-    let asked = sqlx::raw_sql(PROBE).fetch_one(&mut *connection);
-    let row = tokio::time::timeout(timeout * 2, asked).await.map_err(|_| Error::PoolTimedOut)??;
+    let query = sqlx::raw_sql(PROBE).fetch_one(&mut *connection);
+    let row = tokio::time::timeout(timeout * 2, query).await.map_err(|_| Error::PoolTimedOut)??;
     let statement_timeout_ms: String = row.try_get(2)?;
     Ok(Probe {
         is_standby: row.try_get(0)?,

@@ -1,6 +1,5 @@
-//! Sessions on one server, directly or through a pooler.
-//!
-//! No session state is kept that a pooler could lose or pass on: what it does not keep is set for each transaction.
+//! Transactions on one server, directly or through a pooler. Keeps no session state that a pooler
+//! could lose or pass on: limits are set in each transaction where the session does not keep them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,16 +11,16 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgPool, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
 use sqlx::{AssertSqlSafe, Describe, Either, Error, Execute, Executor, Postgres as Pg, Row, SqlStr, Transaction};
 
-/// The SQLSTATE of an error, if the server has sent one.
+/// The SQLSTATE of an error from the server.
 pub fn code(error: &Error) -> Option<std::borrow::Cow<'_, str>> {
     error.as_database_error()?.code()
 }
 
-/// Connections to one server. Behind a pooler each statement is a transaction that sets its own limits.
+/// A pool of one server. Behind a pooler each statement is a transaction with its own limits.
 #[derive(Clone)]
 pub struct Pool {
     pool: PgPool,
-    /// How transactions begin where the session keeps no limits.
+    /// The `BEGIN` of transactions where sessions keep no limits.
     limits: Option<Arc<str>>,
     patience: Duration,
 }
@@ -33,17 +32,18 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// `limits`: how transactions begin where the session keeps none. `patience`: how long one may take to begin.
+    /// `limits`: the `BEGIN` of transactions where sessions keep no limits. `patience`: the time
+    /// limit of `BEGIN`.
     pub fn new(pool: PgPool, limits: Option<Arc<str>>, patience: Duration) -> Self {
         Self { pool, limits, patience }
     }
 
-    /// How transactions begin.
+    /// The `BEGIN` of transactions where sessions keep no limits.
     pub fn limits(&self) -> Option<Arc<str>> {
         self.limits.clone()
     }
 
-    /// Begins a transaction. A pooler may have no server to give: that is waited for no longer than for a connection.
+    /// Begins a transaction. A pooler may have no free server, so the wait is limited.
     pub async fn begin(&self) -> Result<Box<Session>, Error> {
         let (tx, is_pooled) = match &self.limits {
             None => (self.pool.begin().await?, false),
@@ -55,22 +55,22 @@ impl Pool {
         Ok(Box::new(Session { tx, is_pooled }))
     }
 
-    /// Asks the server what it is now: whether it is a standby, and whether it refuses writes.
+    /// Returns whether the server is a standby, and whether it refuses writes.
     pub async fn probe(&self) -> Result<(bool, bool), Error> {
         let mut tx = self.begin().await?;
-        let asked = sqlx::raw_sql("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'");
-        let row = asked.fetch_one(&mut *tx).await?;
+        let query = sqlx::raw_sql("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'");
+        let row = query.fetch_one(&mut *tx).await?;
         tx.rollback().await?;
         Ok((row.try_get(0)?, row.try_get(1)?))
     }
 
-    /// Closes it once what is under way has ended.
+    /// Closes the pool after its running statements.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 }
 
-/// A transaction, on one connection.
+/// A transaction on one connection.
 pub struct Session {
     tx: Transaction<'static, Pg>,
     is_pooled: bool,
@@ -83,18 +83,19 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    /// Ends it; what it has written holds.
+    /// Commits.
     pub async fn commit(self: Box<Self>) -> Result<(), Error> {
         self.tx.commit().await
     }
 
-    /// Ends it; nothing of it holds.
+    /// Rolls back.
     pub async fn rollback(self: Box<Self>) -> Result<(), Error> {
         self.tx.rollback().await
     }
 }
 
-/// A query whose statement gets no name. Behind a pooler another client may have given the name to another statement.
+/// A query as an unnamed statement. Behind a pooler, another client may use the same name for
+/// another statement.
 struct Unnamed<E>(E);
 
 impl<'q, E: Execute<'q, Pg>> Execute<'q, Pg> for Unnamed<E> {
@@ -118,7 +119,7 @@ impl<'q, E: Execute<'q, Pg>> Execute<'q, Pg> for Unnamed<E> {
 type Step = Either<PgQueryResult, PgRow>;
 type Steps<'e> = BoxStream<'e, Result<Step, Error>>;
 
-/// The first row. The statement is carried out to its end.
+/// The first row; the statement runs to its end.
 async fn first_row(mut steps: Steps<'_>) -> Result<Option<PgRow>, Error> {
     let mut first = None;
     while let Some(step) = steps.try_next().await? {
@@ -178,7 +179,7 @@ impl<'p> Executor<'p> for &Pool {
         let steps = async move {
             let mut tx = pool.begin().await?;
             let steps: Vec<Step> = tx.fetch_many(query).try_collect().await?;
-            // Nothing is told before it holds.
+            // Rows are returned only after the commit.
             tx.commit().await?;
             Ok::<_, Error>(stream::iter(steps).map(Ok))
         };

@@ -1,4 +1,4 @@
-//! Keys that were refused too often, and events on their way.
+//! Alerts in SQLite: keys over the threshold, and the outbox of events.
 
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +29,7 @@ impl Sqlite {
 
     pub(super) async fn hot_keys(&self, ids: &[KeyId], threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
         let ids: Vec<_> = ids.iter().map(KeyId::hex).collect();
-        // With max(), the other columns are those of the row that has it.
+        // With max(), SQLite takes the other columns from the row with the maximum.
         let rows = sqlx::query(
             "SELECT i.key_id, sum(i.count), count(DISTINCT i.client), i.hint, i.client, i.networks, i.method, i.path, i.user_agent, i.route,
                  i.banned, max(i.last_ms), i.shadow, sum(iif(i.shadow, i.count, 0))
@@ -51,7 +51,7 @@ impl Sqlite {
     pub(super) async fn raise_alert(&self, id: KeyId, window: Duration, events: &[(String, String, String)]) -> Result<bool, StoreError> {
         let now_ms = now_ms();
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        let mine = sqlx::query(
+        let recorded = sqlx::query(
             "INSERT INTO alerts (key_id, raised_ms) VALUES ($1, $2)
              ON CONFLICT DO UPDATE SET raised_ms = excluded.raised_ms WHERE raised_ms <= $3",
         )
@@ -61,7 +61,7 @@ impl Sqlite {
         .execute(&mut *tx)
         .await
         .map_err(failed)?;
-        if mine.rows_affected() == 0 {
+        if recorded.rows_affected() == 0 {
             return Ok(false);
         }
         for (id, webhook, event) in events {
@@ -74,7 +74,7 @@ impl Sqlite {
 
     pub(super) async fn take_due(&self, webhooks: &[String], lease: Duration) -> Result<Vec<Delivery>, StoreError> {
         let now_ms = now_ms();
-        // A look first: most of the time there is nothing, and a look locks nobody out.
+        // Most of the time nothing is due, and a read takes no write lock.
         let any = sqlx::query("SELECT 1 FROM outbox WHERE due_ms <= ? LIMIT 1").bind(now_ms).fetch_optional(&self.pool).await;
         if any.map_err(failed)?.is_none() {
             return Ok(Vec::new());
@@ -119,7 +119,9 @@ fn read(row: &SqliteRow) -> Result<Hot, StoreError> {
     let id = key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)?;
     let count = |index: usize| row.try_get::<i64, _>(index).map(i64::unsigned_abs).map_err(failed);
     let text = |index: usize| row.try_get::<String, _>(index).map_err(failed);
-    let client = text(4)?.parse().map_err(|_| StoreError::Useless(format!("an intercept of {id} has a malformed address")))?;
+    let client = text(4)?
+        .parse()
+        .map_err(|_| StoreError::Useless(format!("an intercept of {id} has a malformed client address in the database")))?;
     let networks: Vec<String> = text(5)?.split(',').map(str::to_owned).collect();
     let last = Intercept {
         id,

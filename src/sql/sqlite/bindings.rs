@@ -1,4 +1,5 @@
-//! What requests ask of bindings, many at once by one statement, and what is written of them in batches.
+//! Bindings in SQLite on the request path: batched look-ups and first uses, and the write-behind
+//! batch.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -10,17 +11,17 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::{failed, json, numbers};
 use crate::sql::batch::{Batch, networks};
-use crate::sql::record::{FIRST_USE, Raw, key_id, roaming_columns, seen_ms, version_now};
+use crate::sql::record::{BindingRow, FIRST_USE, key_id, roaming_columns, seen_ms, version_now};
 use crate::util::time::millis;
 
 /// The columns that requests are judged by.
 pub const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version, networks_max, window_s, seen_ms, made_by";
 
-/// What such a row says, if it can be true.
+/// Reads and validates these columns.
 pub fn judged(row: &SqliteRow) -> Result<Binding, StoreError> {
     let list = |index: usize| row.try_get::<String, _>(index).map(|text| text.split(',').map(str::to_owned).collect::<Vec<_>>());
-    let read = || -> sqlx::Result<Raw> {
-        Ok(Raw {
+    let read = || -> sqlx::Result<BindingRow> {
+        Ok(BindingRow {
             id: row.try_get(0)?,
             rule: row.try_get(1)?,
             networks: list(2)?,
@@ -49,7 +50,7 @@ async fn rows_of<'e>(executor: impl sqlx::SqliteExecutor<'e>, ids: &[KeyId]) -> 
     by_id(&sqlx::query(AssertSqlSafe(statement)).bind(json(&ids)).fetch_all(executor).await.map_err(failed)?)
 }
 
-/// The bindings of these keys, in their order.
+/// Returns the bindings of these keys, in their order.
 pub async fn read(pool: SqlitePool, ids: Vec<KeyId>) -> Vec<Result<Option<Binding>, StoreError>> {
     match rows_of(&pool, &ids).await {
         Ok(rows) => ids.iter().map(|id| rows.get(id).cloned().transpose()).collect(),
@@ -57,12 +58,16 @@ pub async fn read(pool: SqlitePool, ids: Vec<KeyId>) -> Vec<Result<Option<Bindin
     }
 }
 
-/// Takes all first uses that wait, commits them together, and tells each what holds.
+/// Inserts all queued first uses in one transaction. Each caller gets the row that is stored then.
 pub async fn bind(pool: SqlitePool, pages_max: i64, uses: Vec<FirstUse>) -> Vec<Result<Binding, StoreError>> {
     match bind_all(&pool, pages_max, &uses).await {
         Ok(rows) => uses
             .iter()
-            .map(|first| rows.get(&first.id).cloned().unwrap_or_else(|| Err(StoreError::Useless("the row is gone".into()))))
+            .map(|first| {
+                rows.get(&first.id)
+                    .cloned()
+                    .unwrap_or_else(|| Err(StoreError::Useless("the binding was removed while it was created; try again".into())))
+            })
             .collect(),
         Err(error) => uses.iter().map(|_| Err(error.clone())).collect(),
     }
@@ -78,7 +83,7 @@ async fn bind_all(pool: &SqlitePool, pages_max: i64, uses: &[FirstUse]) -> Resul
         .collect();
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     refuse_past(&mut tx, pages_max).await?;
-    // `WHERE true`: without it the parser takes ON CONFLICT for a join's condition.
+    // Without `WHERE true` the parser takes ON CONFLICT for the condition of a join.
     let statement = format!(
         "INSERT INTO bindings
              (key_id, hint, rule, networks, networks_max, window_s, seen_ms, confirmed, version, made_by, created_ms, last_used_ms)
@@ -96,7 +101,7 @@ async fn bind_all(pool: &SqlitePool, pages_max: i64, uses: &[FirstUse]) -> Resul
     Ok(rows)
 }
 
-/// Writes a row as a first use would. A commit is part of it: only then is the disk written.
+/// Writes a row as a first use does, with a commit: only a commit writes to the disk.
 pub async fn try_write(pool: &SqlitePool, pages_max: i64) -> Result<(), StoreError> {
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     refuse_past(&mut tx, pages_max).await?;
@@ -105,16 +110,16 @@ pub async fn try_write(pool: &SqlitePool, pages_max: i64) -> Result<(), StoreErr
     tx.commit().await.map_err(failed)
 }
 
-/// Refuses what would grow a database in memory past its size.
+/// Refuses writes that would grow an in-memory database past its limit.
 async fn refuse_past(tx: &mut sqlx::SqliteConnection, pages_max: i64) -> Result<(), StoreError> {
     let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(tx).await.map_err(failed)?;
     if pages > pages_max {
-        return Err(StoreError::Full("memory takes no more bindings; use a file".into()));
+        return Err(StoreError::Full("the in-memory database is full; use storage.sqlite".into()));
     }
     Ok(())
 }
 
-/// Adds a network to a binding that may roam; the binding as it is then, `None`: there is none.
+/// Adds a network to a roaming binding. Returns the binding after that; `None`: the key has none.
 pub async fn roam(pool: &SqlitePool, id: KeyId, network: IpNet, at: SystemTime) -> Result<Option<Binding>, StoreError> {
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     let statement = format!("SELECT {JUDGED} FROM bindings WHERE key_id = ?");
@@ -139,18 +144,18 @@ const CONFIRM: &str =
     "UPDATE bindings SET confirmed = 1 FROM (SELECT unhex(value ->> 0) AS id, value ->> 1 AS version FROM json_each(?)) AS c
     WHERE NOT confirmed AND key_id = c.id AND bindings.version = c.version";
 
-/// What upstreams have said of unconfirmed bindings of these versions: confirms them or takes them away. Each answer: whether
-/// there is a binding still.
-pub async fn settle(pool: SqlitePool, words: Vec<(KeyId, i64, bool)>) -> Vec<Result<bool, StoreError>> {
-    match settle_all(&pool, &words).await {
-        Ok(rows) => words.iter().map(|(id, _, _)| Ok(rows.contains_key(id))).collect(),
-        Err(error) => words.iter().map(|_| Err(error.clone())).collect(),
+/// Applies the upstream's verdicts on unconfirmed bindings of these versions: confirms or removes
+/// them. Each answer says whether the binding exists after that.
+pub async fn settle(pool: SqlitePool, verdicts: Vec<(KeyId, i64, bool)>) -> Vec<Result<bool, StoreError>> {
+    match settle_all(&pool, &verdicts).await {
+        Ok(rows) => verdicts.iter().map(|(id, _, _)| Ok(rows.contains_key(id))).collect(),
+        Err(error) => verdicts.iter().map(|_| Err(error.clone())).collect(),
     }
 }
 
-async fn settle_all(pool: &SqlitePool, words: &[(KeyId, i64, bool)]) -> Result<Rows, StoreError> {
+async fn settle_all(pool: &SqlitePool, verdicts: &[(KeyId, i64, bool)]) -> Result<Rows, StoreError> {
     let of = |wanted: bool| {
-        let rows: Vec<_> = words.iter().filter(|word| word.2 == wanted).map(|(id, version, _)| (id.hex(), *version)).collect();
+        let rows: Vec<_> = verdicts.iter().filter(|verdict| verdict.2 == wanted).map(|(id, version, _)| (id.hex(), *version)).collect();
         json(&rows)
     };
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
@@ -162,13 +167,13 @@ async fn settle_all(pool: &SqlitePool, words: &[(KeyId, i64, bool)]) -> Result<R
     .execute(&mut *tx)
     .await
     .map_err(failed)?;
-    let ids: Vec<KeyId> = words.iter().map(|(id, _, _)| *id).collect();
+    let ids: Vec<KeyId> = verdicts.iter().map(|(id, _, _)| *id).collect();
     let rows = rows_of(&mut *tx, &ids).await?;
     tx.commit().await.map_err(failed)?;
     Ok(rows)
 }
 
-/// All of a batch, or nothing of it.
+/// Writes a batch, all or nothing.
 pub async fn write(pool: &SqlitePool, batch: &Batch) -> sqlx::Result<()> {
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
     if !batch.used.is_empty() {

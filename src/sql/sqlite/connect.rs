@@ -1,4 +1,4 @@
-//! Opening the file, and which secret it goes with.
+//! Opens the SQLite file, migrates it, and reads the fingerprint of its secret.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -17,29 +17,27 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./src/sql/migration
 
 fn newer(path: &Path, version: i64) -> String {
     let path = path.display();
-    format!("the database {path} is newer than this program: it has migration {version}; install the newer one again")
+    format!("the database {path} is newer than this program: it has migration {version}; install a newer version of Keylatch")
 }
 
-/// Opens the file. With `makes`, it and its folder are made if they are not there, and its schema is brought up to
-/// date; without, they must be there and be so.
+/// Opens the file. With `makes`, the file and its folder are created if missing, and the schema is
+/// migrated. Without, both must exist and be up to date.
 pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
     let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the database {} {what}: {e}", path.display());
     if !makes && !path.exists() {
-        return Err(format!(
-            "there is no database {}: it is made when Keylatch runs for the first time, or by `keylatch migrate`",
-            path.display()
-        ));
+        return Err(format!("the database {} does not exist; `keylatch run` creates it, and so does `keylatch migrate`", path.display()));
     }
     if makes {
-        secure_fs::make_folder(secure_fs::folder_of(path)).map_err(|e| wrong("cannot get its folder", &e))?;
+        secure_fs::make_folder(secure_fs::folder_of(path)).map_err(|e| wrong("has a folder that cannot be created", &e))?;
         if restoring(path).exists() {
             let says = format!(
-                "was being restored when that was cut off: `keylatch restore --replace` once more, or take {} away to go on with what is there",
+                "has an interrupted restore: run `keylatch restore --replace` again, or remove {} to keep the database as it is",
                 restoring(path).display()
             );
             return Err(format!("the database {} {says}", path.display()));
         }
-        // An empty file is an empty database. Those that SQLite puts beside it are as this one is.
+        // An empty file is an empty database. SQLite creates the files beside it with the same
+        // mode.
         let there = || path.symlink_metadata().is_ok();
         let target = if there() && !path.exists() {
             secure_fs::folder_of(path).join(std::fs::read_link(path).unwrap_or_default())
@@ -47,7 +45,7 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
             path.to_owned()
         };
         match secure_fs::make(&target) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(wrong("cannot be made", &e)),
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(wrong("cannot be created", &e)),
             _ => {}
         }
     }
@@ -58,10 +56,11 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
         .busy_timeout(BUSY_MAX);
     let pool = SqlitePoolOptions::new()
         .max_connections(4)
-        // One is always there, so that others can see that the file is in use.
+        // One connection stays open, so that other processes can see that the file is in use.
         .min_connections(1)
         .acquire_timeout(BUSY_MAX)
-        // Where the disk is full or fails, SQLite itself ends the transaction, and sqlx holds it for open ever after.
+        // On a full or failing disk SQLite ends the transaction itself, and sqlx would keep it as
+        // open.
         .before_acquire(|connection, _| Box::pin(std::future::ready(Ok(!connection.is_in_transaction()))))
         .connect_with(options)
         .await;
@@ -70,35 +69,37 @@ pub async fn pool(path: &Path, makes: bool) -> Result<SqlitePool, String> {
     Ok(pool)
 }
 
-/// What is there for as long as a restored database is about to take its place: without it that place may be empty for a moment.
+/// The marker file of a restore. The database's path may be empty for a moment while it exists.
 pub fn restoring(database: &Path) -> PathBuf {
     secure_fs::beside(database, ".restoring")
 }
 
-/// Nobody has the file open for as long as this lives, and nobody can. Whatever is in it.
+/// An exclusive lock on the database file: no process has it open, and none can open it.
 ///
-/// Whoever has a database in WAL mode open holds a shared lock on bytes past the first gigabyte (`SHARED_FIRST` and `SHARED_SIZE`
-/// of the [locking of SQLite](https://www.sqlite.org/lockingv3.html)).
+/// A process that has a database in WAL mode open holds a shared lock on bytes past the first
+/// gigabyte (`SHARED_FIRST` and `SHARED_SIZE` of the [locking of
+/// SQLite](https://www.sqlite.org/lockingv3.html)).
 pub struct Alone {
-    // The lock is gone with it.
+    // Closing the file releases the lock.
     _file: File,
 }
 
-/// Takes the file for this process alone, if it can.
+/// Takes the exclusive lock, if no process has the file open.
 pub fn alone(path: &Path) -> Result<Alone, String> {
     let wrong = |e: &dyn std::fmt::Display| format!("the database {}: {e}", path.display());
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| wrong(&e))?;
     let lock = flock { l_type: F_WRLCK as _, l_whence: SEEK_SET as _, l_start: (1 << 30) + 2, l_len: 510, l_pid: 0 };
     match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
         Ok(_) => Ok(Alone { _file: file }),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(wrong(&"a process has it open: stop it first")),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(wrong(&"a process has it open; stop that process first")),
         Err(e) => Err(wrong(&e)),
     }
 }
 
-/// A database in memory, for trials and tests. It lives as long as its one connection, so that is never given up.
+/// Opens an in-memory database, for trials and tests. It lives as long as its single connection,
+/// which is never closed.
 pub async fn in_memory() -> Result<SqlitePool, String> {
-    let wrong = |e: &dyn std::fmt::Display| format!("no database can be made in memory: {e}");
+    let wrong = |e: &dyn std::fmt::Display| format!("the in-memory database cannot be created: {e}");
     let pool = SqlitePoolOptions::new().max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
     let options = SqliteConnectOptions::new().in_memory(true);
     let pool = pool.acquire_timeout(BUSY_MAX).connect_with(options).await.map_err(|e| wrong(&e))?;
@@ -106,19 +107,19 @@ pub async fn in_memory() -> Result<SqlitePool, String> {
     Ok(pool)
 }
 
-/// Brings it up to date, or says that it is not.
+/// Migrates the schema, or checks that it is up to date.
 async fn schema(pool: &SqlitePool, path: &Path, makes: bool) -> Result<(), String> {
     let wrong = |what: &str, e: &dyn std::fmt::Display| format!("the database {} {what}: {e}", path.display());
     if makes {
         return MIGRATIONS.run(pool).await.map_err(|error| match error {
             sqlx::migrate::MigrateError::VersionMissing(version) => newer(path, version),
-            other => wrong("cannot be brought up to date", &other),
+            other => wrong("cannot be migrated", &other),
         });
     }
     let found: i64 = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
         .fetch_one(pool)
         .await
-        .map_err(|e| wrong("is not one of Keylatch's, or was never brought up to date; run `keylatch migrate`", &e))?;
+        .map_err(|e| wrong("is not a Keylatch database, or was never migrated; run `keylatch migrate`", &e))?;
     let wanted = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
     match found.cmp(&wanted) {
         std::cmp::Ordering::Less => Err(wrong("is older than this program", &"run `keylatch migrate`")),
@@ -129,8 +130,8 @@ async fn schema(pool: &SqlitePool, path: &Path, makes: bool) -> Result<(), Strin
 
 /// See [`crate::sql::Authority::owner`].
 pub async fn owner(pool: &SqlitePool) -> Result<Option<String>, String> {
-    let known = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(pool).await;
-    known.map_err(|e| format!("the database cannot be read: {e}"))
+    let stored = sqlx::query_scalar("SELECT value FROM meta WHERE name = 'key_hmac'").fetch_optional(pool).await;
+    stored.map_err(|e| format!("the database cannot be read: {e}"))
 }
 
 /// See [`crate::sql::Authority::own`].
@@ -147,7 +148,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_transaction_that_sqlite_ended_by_itself_costs_one_connection() {
+    async fn a_transaction_that_sqlite_ended_closes_one_connection() {
         let folder = tempfile::tempdir().unwrap();
         let pool = pool(&folder.path().join("t.db"), true).await.unwrap();
         for _ in 0..8 {

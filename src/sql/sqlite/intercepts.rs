@@ -1,4 +1,4 @@
-//! Lists of intercepts.
+//! Queries of intercepts in SQLite.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite as Db};
 
 use super::{Sqlite, failed, json, text};
-use crate::sql::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, Intercepted, Intercepts, Mark, Page, Wanted};
+use crate::sql::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, InterceptCursor, Intercepted, Intercepts, Page, Wanted};
 use crate::sql::record::{key_id, parsed_networks};
 
 const MARK: &str = "minute_ms, last_ms, key_id, client, method, path, route, banned, shadow";
@@ -17,10 +17,12 @@ const ORDER: &str = "
     ORDER BY minute_ms DESC, last_ms DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, banned DESC, shadow DESC LIMIT ";
 const ROW: &str = "minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms, shadow";
 
-/// Clients of a network that are looked for one by one; of more than so many the texts that stand between are looked through.
+/// Up to this number of clients of a network, each is looked up. Past it, the texts in the
+/// network's range are filtered.
 const CLIENTS_MAX: usize = 5000;
 
-/// The clients in the network that is wanted, if it is none that texts can tell of: each is found by one look into the index.
+/// The clients within the queried network, if it is not a single address. Each is found by one
+/// index look-up.
 async fn clients(pool: &SqlitePool, wanted: &Wanted) -> Result<Option<Vec<String>>, StoreError> {
     let Some(net) = wanted.client.filter(|net| net.prefix_len() < net.max_prefix_len()) else { return Ok(None) };
     let (low, high) = text::range(net);
@@ -40,7 +42,8 @@ async fn clients(pool: &SqlitePool, wanted: &Wanted) -> Result<Option<Vec<String
     Ok((found.len() <= CLIENTS_MAX).then(|| found.into_iter().filter(within).collect()))
 }
 
-/// The rows that an index finds, of those behind the mark. `clients`: those of the network that is wanted, where they are known.
+/// The rows after the cursor that an index finds. `clients`: the clients of the queried network, if
+/// they are known.
 fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted, clients: Option<&[String]>) {
     query.push("SELECT * FROM intercepts WHERE true");
     for (condition, at) in [(" AND minute_ms >= ", wanted.since_ms), (" AND minute_ms < ", wanted.until_ms)] {
@@ -74,7 +77,7 @@ fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted, clients: Option<&[Stri
     }
 }
 
-/// What no index knows. False: nothing of the kind is wanted.
+/// The filters without an index. False: the query has none.
 fn others(query: &mut QueryBuilder<Db>, wanted: &Wanted) -> bool {
     for (condition, text) in [(" AND route = ", &wanted.route), (" AND method = ", &wanted.method)] {
         if let Some(text) = text {
@@ -94,19 +97,20 @@ fn others(query: &mut QueryBuilder<Db>, wanted: &Wanted) -> bool {
     wanted.is_searched()
 }
 
-fn mark(row: &SqliteRow) -> Result<Mark, StoreError> {
+fn cursor(row: &SqliteRow) -> Result<InterceptCursor, StoreError> {
     let client: String = row.try_get(2).map_err(failed)?;
     let read = || -> sqlx::Result<_> {
         Ok((row.try_get(0)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?, row.try_get(12)?, row.try_get(13)?))
     };
     let (minute_ms, method, path, route, banned, last_ms, shadow) = read().map_err(failed)?;
-    let client: IpAddr = client.parse().map_err(|_| StoreError::Useless("an intercept has a malformed address in the database".into()))?;
+    let client: IpAddr =
+        client.parse().map_err(|_| StoreError::Useless("an intercept has a malformed client address in the database".into()))?;
     let key = key_id(row.try_get(1).map_err(failed)?)?;
-    Ok(Mark { minute_ms, key, client, method, path, route, replica: String::new(), banned, shadow, last_ms })
+    Ok(InterceptCursor { minute_ms, key, client, method, path, route, replica: String::new(), banned, shadow, last_ms })
 }
 
 fn intercepted(row: &SqliteRow) -> Result<Intercepted, StoreError> {
-    let mark = mark(row)?;
+    let mark = cursor(row)?;
     let texts: String = row.try_get(8).map_err(failed)?;
     let networks: Vec<IpNet> = parsed_networks(mark.key, &texts.split(',').map(str::to_owned).collect::<Vec<_>>())?;
     let read = || -> sqlx::Result<Intercepted> {
@@ -124,7 +128,7 @@ fn intercepted(row: &SqliteRow) -> Result<Intercepted, StoreError> {
 
 #[async_trait]
 impl Intercepts for Sqlite {
-    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, Mark>, StoreError> {
+    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, InterceptCursor>, StoreError> {
         let clients = clients(&self.pool, wanted).await?;
         let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
         indexed(&mut query, wanted, clients.as_deref());
@@ -139,7 +143,7 @@ impl Intercepts for Sqlite {
                 let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
                 indexed(&mut query, wanted, clients.as_deref());
                 query.push(ORDER).push_bind(1).push(" OFFSET ").push_bind(EXAMINED_MAX - 1).push(")");
-                query.build().fetch_optional(&self.pool).await.map_err(failed)?.as_ref().map(mark).transpose()?
+                query.build().fetch_optional(&self.pool).await.map_err(failed)?.as_ref().map(cursor).transpose()?
             }
             _ => None,
         };

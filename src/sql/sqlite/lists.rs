@@ -1,5 +1,5 @@
-//! Lists of bindings: every order, and every way to search. SQLite knows nothing of networks: what it finds by their texts
-//! is looked through here.
+//! Pages of bindings in SQLite, for every order and filter. SQLite has no network type: rows found
+//! by the texts of networks are filtered here.
 
 use ipnet::IpNet;
 use keylatch_filters::contract::StoreError;
@@ -10,12 +10,13 @@ use super::bindings::JUDGED;
 use super::manage::{MORE, record};
 use super::{Db, Sqlite, failed, json, text};
 use crate::sql::intercepts::{EXAMINED_MAX, Page};
-use crate::sql::record::{COUNTED_MAX, Mark, Query, Record, Sort, holders, key_id, range};
+use crate::sql::record::{BindingCursor, COUNTED_MAX, Query, Record, Sort, holders, key_id, range};
 
 /// See `postgres/lists.rs`.
 const NARROW_MAX: i64 = 5000;
 
-/// The ids of all rows that an index finds for one condition, if they are few; of a network some others, too.
+/// The key ids that an index finds for one condition, if they are few. For a network, some others
+/// are among them.
 async fn narrowed(pool: &SqlitePool, query: &Query) -> Result<Option<Vec<String>>, StoreError> {
     let mut statement = QueryBuilder::new("SELECT hex(key_id) FROM (");
     match (&query.hint, query.network, &query.label) {
@@ -39,8 +40,8 @@ async fn narrowed(pool: &SqlitePool, query: &Query) -> Result<Option<Vec<String>
     Ok(i64::try_from(ids.len()).is_ok_and(|found| found <= NARROW_MAX).then_some(ids))
 }
 
-/// The conditions of which an index knows; among `ids`, if it is known that it must be one of these. Of a network they let
-/// some others pass, too.
+/// The conditions with an index, restricted to `ids` if they are known. For a network, some other
+/// rows pass them.
 fn indexed(statement: &mut QueryBuilder<Db>, query: &Query, ids: Option<&[String]>) {
     statement.push(" FROM bindings WHERE true");
     if !query.prefix.is_empty() {
@@ -80,7 +81,7 @@ fn others(statement: &mut QueryBuilder<Db>, query: &Query) {
     }
 }
 
-/// Those behind the mark, in their order.
+/// The rows after the cursor, in their order.
 fn ordered(statement: &mut QueryBuilder<Db>, query: &Query, few: bool) {
     let beyond = if query.descending { "<" } else { ">" };
     match (query.after, column(query.sort)) {
@@ -96,7 +97,7 @@ fn ordered(statement: &mut QueryBuilder<Db>, query: &Query, few: bool) {
     sorted(statement, query, few);
 }
 
-/// Of few rows none is found by the order's own index.
+/// For few rows, a unary plus keeps SQLite from using the index of the order.
 fn sorted(statement: &mut QueryBuilder<Db>, query: &Query, few: bool) {
     let plus = if few { "+" } else { "" };
     let way = if query.descending { "DESC" } else { "ASC" };
@@ -114,12 +115,12 @@ fn column(sort: Sort) -> Option<&'static str> {
     }
 }
 
-fn mark(row: &SqliteRow, id: usize, at: usize) -> Result<Mark, StoreError> {
-    Ok(Mark { id: key_id(row.try_get(id).map_err(failed)?)?, at: row.try_get(at).map_err(failed)? })
+fn cursor(row: &SqliteRow, id: usize, at: usize) -> Result<BindingCursor, StoreError> {
+    Ok(BindingCursor { id: key_id(row.try_get(id).map_err(failed)?)?, at: row.try_get(at).map_err(failed)? })
 }
 
 impl Sqlite {
-    pub(super) async fn select(&self, query: Query) -> Result<Page<Record, Mark>, StoreError> {
+    pub(super) async fn select(&self, query: Query) -> Result<Page<Record, BindingCursor>, StoreError> {
         let ids = narrowed(&self.pool, &query).await?;
         let at = column(query.sort).unwrap_or("0");
         let mut statement = QueryBuilder::new(format!("SELECT {JUDGED}, {MORE}, {at} FROM (SELECT *"));
@@ -131,14 +132,14 @@ impl Sqlite {
         statement.push_bind(i64::from(query.limit));
         let rows = statement.build().fetch_all(&self.pool).await.map_err(failed)?;
         let next = match rows.last() {
-            Some(last) if rows.len() >= query.limit as usize => Some(mark(last, 0, 15)?),
+            Some(last) if rows.len() >= query.limit as usize => Some(cursor(last, 0, 15)?),
             _ if query.searches() => {
                 let mut statement = QueryBuilder::new(format!("SELECT key_id, {at}"));
                 indexed(&mut statement, &query, ids.as_deref());
                 ordered(&mut statement, &query, ids.is_some());
                 statement.push("1 OFFSET ").push_bind(EXAMINED_MAX - 1);
                 let row = statement.build().fetch_optional(&self.pool).await.map_err(failed)?;
-                row.as_ref().map(|row| mark(row, 0, 1)).transpose()?
+                row.as_ref().map(|row| cursor(row, 0, 1)).transpose()?
             }
             _ => None,
         };
@@ -149,7 +150,7 @@ impl Sqlite {
     }
 
     pub(super) async fn count_rows(&self, query: Query) -> Result<Option<u64>, StoreError> {
-        // Of a network more are found than there are.
+        // For a network the statement finds more rows than match.
         if query.searches() || query.network.is_some() {
             return Ok(None);
         }

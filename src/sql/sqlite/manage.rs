@@ -1,4 +1,5 @@
-//! What operators do with bindings, and what goes with time.
+//! Operators' changes of bindings in SQLite, each in one transaction with its audit entry, and
+//! retention.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,10 +9,10 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::bindings::{JUDGED, judged};
 use super::{Sqlite, audit, failed, numbers, trim};
-use crate::sql::audit::{Actor, Line};
+use crate::sql::audit::{Actor, AuditLine};
 use crate::sql::batch::networks as joined;
 use crate::sql::outbox::AGE_MAX;
-use crate::sql::record::{Change, Changed, Record, Tended, Tending, roaming_columns, version_now};
+use crate::sql::record::{Change, Changed, Record, RetentionPolicy, RetentionResult, roaming_columns, version_now};
 use crate::util::time::{millis, time};
 
 pub const MORE: &str = "hint, note, labels, created_ms, last_used_ms";
@@ -24,7 +25,7 @@ impl Sqlite {
             return Ok(Changed::Newer(before.binding.version));
         }
         sqlx::query("DELETE FROM bindings WHERE key_id = ?").bind(id.0.as_slice()).execute(&mut *tx).await.map_err(failed)?;
-        audit::write(&mut tx, &actor, Line::of(id, Some(&before), None)).await?;
+        audit::write(&mut tx, &actor, AuditLine::binding_changed(id, Some(&before), None)).await?;
         tx.commit().await.map_err(failed)?;
         Ok(Changed::Done(()))
     }
@@ -60,7 +61,7 @@ impl Sqlite {
             .await
             .map_err(failed)?;
         }
-        // What somebody has changed by hand is meant: no upstream's word undoes it.
+        // A change by an operator confirms the binding: a refusal by the upstream must not remove it.
         let statement = format!(
             "UPDATE bindings SET rule = coalesce($2, rule), networks = coalesce($3, networks),
                  networks_max = iif($2 IS NULL, networks_max, $8), window_s = iif($2 IS NULL, window_s, $9),
@@ -85,12 +86,12 @@ impl Sqlite {
             .await
             .map_err(failed)?;
         let Some(after) = row.as_ref().map(record).transpose()? else { return Ok(Changed::Missing) };
-        audit::write(&mut tx, &actor, Line::of(id, before.as_ref(), Some(&after))).await?;
+        audit::write(&mut tx, &actor, AuditLine::binding_changed(id, before.as_ref(), Some(&after))).await?;
         tx.commit().await.map_err(failed)?;
         Ok(Changed::Done(after))
     }
 
-    pub(super) async fn trim(&self, tending: &Tending) -> sqlx::Result<Option<Tended>> {
+    pub(super) async fn trim(&self, policy: &RetentionPolicy) -> sqlx::Result<Option<RetentionResult>> {
         let now_ms = millis(SystemTime::now());
         let before = |age: Duration| now_ms - i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -99,13 +100,13 @@ impl Sqlite {
              ON CONFLICT DO UPDATE SET value = excluded.value WHERE CAST(value AS INTEGER) <= $2",
         )
         .bind(now_ms.to_string())
-        .bind(before(tending.every))
+        .bind(before(policy.every))
         .execute(&mut *tx)
         .await?;
         if turn.rows_affected() == 0 {
             return Ok(None);
         }
-        let oldest = before(tending.archive_after);
+        let oldest = before(policy.archive_after);
         sqlx::query(
             "INSERT INTO bindings_archive SELECT key_id, hint, rule, networks, networks_max, window_s, seen_ms, banned, confirmed, version, made_by, note, labels, created_ms,
                  last_used_ms, $2 FROM bindings WHERE last_used_ms < $1 AND NOT banned AND made_by = 'first_use'",
@@ -117,19 +118,19 @@ impl Sqlite {
         let mut gone = Vec::new();
         for (statement, oldest) in [
             ("DELETE FROM bindings WHERE last_used_ms < ? AND NOT banned AND made_by = 'first_use'", oldest),
-            ("DELETE FROM bindings WHERE NOT confirmed AND created_ms < ?", before(tending.unconfirmed)),
-            ("DELETE FROM intercepts WHERE minute_ms < ?", before(tending.intercepts)),
-            ("DELETE FROM bindings_archive WHERE archived_ms < ?", before(tending.archive)),
-            ("DELETE FROM alerts WHERE raised_ms < ?", before(tending.intercepts)),
+            ("DELETE FROM bindings WHERE NOT confirmed AND created_ms < ?", before(policy.unconfirmed)),
+            ("DELETE FROM intercepts WHERE minute_ms < ?", before(policy.intercepts)),
+            ("DELETE FROM bindings_archive WHERE archived_ms < ?", before(policy.archive)),
+            ("DELETE FROM alerts WHERE raised_ms < ?", before(policy.intercepts)),
             ("DELETE FROM outbox WHERE raised_ms < ?", before(AGE_MAX)),
-            ("DELETE FROM audit WHERE at_ms < ?", before(tending.audit)),
+            ("DELETE FROM audit WHERE at_ms < ?", before(policy.audit)),
         ] {
             gone.push(sqlx::query(statement).bind(oldest).execute(&mut *tx).await?.rows_affected());
         }
         tx.commit().await?;
         let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
-        let trimmed = (2..7).map(rows).sum::<u64>() + trim::trim(&self.pool, now_ms, before(tending.audit)).await?;
-        Ok(Some(Tended { archived: rows(0), unconfirmed: rows(1), trimmed }))
+        let trimmed = (2..7).map(rows).sum::<u64>() + trim::trim(&self.pool, now_ms, before(policy.audit)).await?;
+        Ok(Some(RetentionResult { archived: rows(0), unconfirmed: rows(1), trimmed }))
     }
 }
 

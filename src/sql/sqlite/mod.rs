@@ -1,8 +1,8 @@
-//! Bindings in one SQLite file (WAL), for one process; operators' commands may open it beside that. Or in memory, for
-//! trials and tests.
+//! The authority in one SQLite file (WAL), for one process; operators' commands may open it at the
+//! same time. Also in memory, for trials and tests.
 //!
-//! First uses go through one worker, which commits all that wait in one transaction: each of them is on
-//! the disk before its request goes on, and many at once share one flush.
+//! First uses go through one worker, which commits all queued ones in one transaction: each is on
+//! the disk before its request goes on, and many share one flush. Contains no cache.
 
 mod alerts;
 mod audit;
@@ -13,25 +13,25 @@ mod lists;
 mod manage;
 mod text;
 
-#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/accounts.rs"]
 mod accounts;
-#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/mailbox.rs"]
 mod mailbox;
-#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/providers.rs"]
 mod providers;
-#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/samples.rs"]
 mod samples;
-#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/settings.rs"]
 mod settings;
-#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/shared_secrets.rs"]
 mod shared_secrets;
-#[expect(clippy::duplicate_mod, reason = "it is compiled once for each database")]
+#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/trim.rs"]
 mod trim;
 
@@ -45,65 +45,66 @@ use sqlx::sqlite::SqlitePool;
 use bindings::{bind, read, roam, settle, write};
 pub use connect::{alone, restoring};
 
-use super::audit::{Actor, Asked, Entry};
+use super::audit::{Actor, AuditEntry, AuditQuery};
 use super::batch::Batch;
-use super::batcher::Together;
+use super::batcher::Batcher;
 use super::intercepts::Page;
 use super::outbox::{Attempted, Delivery, Hot, Threshold};
-use super::record::{Change, Changed, Mark, Query, Record, Tended, Tending, version_now};
-use super::{About, Authority, Events};
+use super::record::{BindingCursor, Change, Changed, Query, Record, RetentionPolicy, RetentionResult, version_now};
+use super::{Authority, Events, ServerInfo};
 use crate::util::time::millis;
 
-// What the statements that both databases understand are compiled with.
+// The types that the shared statements of `common` are compiled with.
 type Db = sqlx::Sqlite;
 type Own = Sqlite;
 type DbPool = SqlitePool;
 type Tx = sqlx::Transaction<'static, Db>;
 type Connection = sqlx::SqliteConnection;
-/// By its own clock, in milliseconds since 1970.
+/// The clock of SQLite, in milliseconds since 1970.
 const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
 
 async fn begin(own: &Own) -> Result<Tx, StoreError> {
     own.pool.begin_with("BEGIN IMMEDIATE").await.map_err(failed)
 }
 
-/// First uses in one transaction.
-const TOGETHER_MAX: usize = 512;
-/// Past so many pages of 4 KiB a database in memory takes no new keys: a gigabyte, about four million of them.
+/// The maximum number of first uses in one transaction.
+const BATCH_MAX: usize = 512;
+/// The maximum size of an in-memory database in pages of 4 KiB: a gigabyte, about four million
+/// keys.
 const MEMORY_PAGES_MAX: i64 = 1 << 18;
-/// How long a statement waits for another process that holds the file.
+/// The time that a statement waits for another process's lock.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
 /// An open file.
 pub struct Sqlite {
     pool: SqlitePool,
     pages_max: i64,
-    reads: Together<KeyId, Option<Binding>>,
-    first_uses: Together<FirstUse, Binding>,
-    settled: Together<(KeyId, i64, bool), bool>,
+    reads: Batcher<KeyId, Option<Binding>>,
+    first_uses: Batcher<FirstUse, Binding>,
+    settled: Batcher<(KeyId, i64, bool), bool>,
 }
 
 impl Sqlite {
-    /// Opens the file. With `makes`, it and its folder are made if they are not there, and its schema is brought up to
-    /// date; without, they must be there and be so.
+    /// Opens the file. With `makes`, the file and its folder are created if missing, and the schema
+    /// is migrated. Without, both must exist and be up to date.
     pub async fn open(path: &Path, makes: bool) -> Result<Self, String> {
         Ok(Self::on(connect::pool(path, makes).await?, i64::MAX))
     }
 
-    /// A database in memory: gone with the process.
+    /// Opens an in-memory database, which is lost with the process.
     pub async fn in_memory() -> Result<Self, String> {
         Ok(Self::on(connect::in_memory().await?, MEMORY_PAGES_MAX))
     }
 
     fn on(pool: SqlitePool, pages_max: i64) -> Self {
         let (reading, uses, released) = (pool.clone(), pool.clone(), pool.clone());
-        let reads = Together::new(2, TOGETHER_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
-        let first_uses = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), pages_max, all));
-        let settled = Together::new(1, TOGETHER_MAX, 2 * BUSY_MAX, move |all| settle(released.clone(), all));
+        let reads = Batcher::new(2, BATCH_MAX, 2 * BUSY_MAX, move |ids| read(reading.clone(), ids));
+        let first_uses = Batcher::new(1, BATCH_MAX, 2 * BUSY_MAX, move |all| bind(uses.clone(), pages_max, all));
+        let settled = Batcher::new(1, BATCH_MAX, 2 * BUSY_MAX, move |all| settle(released.clone(), all));
         Self { pool, pages_max, reads, first_uses, settled }
     }
 
-    /// Works for an operator.
+    /// Runs an operator's query.
     async fn with<T>(&self, work: impl AsyncFnOnce(SqlitePool) -> Result<T, StoreError>) -> Result<T, StoreError> {
         work(self.pool.clone()).await
     }
@@ -111,11 +112,11 @@ impl Sqlite {
 
 impl Authority for Sqlite {
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
-        Box::pin(self.reads.ask(id))
+        Box::pin(self.reads.submit(id))
     }
 
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
-        Box::pin(self.first_uses.ask(first))
+        Box::pin(self.first_uses.submit(first))
     }
 
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
@@ -134,7 +135,7 @@ impl Authority for Sqlite {
     }
 
     fn settle(&self, id: KeyId, version: i64, accepted: bool) -> BoxFuture<'_, Result<bool, StoreError>> {
-        Box::pin(self.settled.ask((id, version, accepted)))
+        Box::pin(self.settled.submit((id, version, accepted)))
     }
 
     fn write<'a>(&'a self, batch: &'a Batch) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -149,25 +150,25 @@ impl Authority for Sqlite {
         Box::pin(async move { connect::own(&self.pool, &fingerprint, before.as_deref()).await })
     }
 
-    fn about(&self) -> BoxFuture<'_, Result<About, StoreError>> {
+    fn server_info(&self) -> BoxFuture<'_, Result<ServerInfo, StoreError>> {
         Box::pin(async move {
             let version: String = sqlx::query_scalar("SELECT sqlite_version()").fetch_one(&self.pool).await.map_err(failed)?;
-            // It has this machine's.
-            Ok(About { version: format!("SQLite {version}"), major: 3, now_ms: millis(SystemTime::now()) })
+            // SQLite uses the clock of this machine.
+            Ok(ServerInfo { version: format!("SQLite {version}"), major: 3, now_ms: millis(SystemTime::now()) })
         })
     }
 
     fn copy(&self, to: PathBuf) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
             let path = to.to_str().ok_or("the path is not UTF-8")?;
-            // One transaction sees it all as of one moment; those who write go on.
+            // One transaction copies one state; writers continue.
             let copied = sqlx::query("VACUUM INTO ?").bind(path).execute(&self.pool).await;
             copied.map(|_| ()).map_err(|e| format!("{}: {e}", to.display()))
         })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        // SQLite moves its log into the file when the last connection of all processes closes.
+        // SQLite moves its log into the database file when the last connection closes.
         Box::pin(self.pool.close())
     }
 
@@ -179,7 +180,7 @@ impl Authority for Sqlite {
         Box::pin(async move { sqlx::query("SELECT 1 FROM meta LIMIT 1").fetch_optional(&self.pool).await.map(|_| ()).map_err(failed) })
     }
 
-    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, Mark>, StoreError>> {
+    fn list(&self, query: Query) -> BoxFuture<'_, Result<Page<Record, BindingCursor>, StoreError>> {
         Box::pin(self.select(query))
     }
 
@@ -195,11 +196,11 @@ impl Authority for Sqlite {
         Box::pin(self.delete(id, expects, actor))
     }
 
-    fn audit(&self, asked: Asked) -> BoxFuture<'_, Result<Vec<Entry>, StoreError>> {
-        Box::pin(audit::list(&self.pool, asked))
+    fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditEntry>, StoreError>> {
+        Box::pin(audit::list(&self.pool, query))
     }
 
-    fn desk(&self) -> &dyn super::Desk {
+    fn admin_store(&self) -> &dyn super::AdminStore {
         self
     }
 
@@ -223,12 +224,12 @@ impl Authority for Sqlite {
         Box::pin(async move { self.note_attempt(&id, what).await })
     }
 
-    fn tend(&self, tending: Tending) -> BoxFuture<'_, Result<Option<Tended>, StoreError>> {
-        Box::pin(async move { self.trim(&tending).await.map_err(failed) })
+    fn apply_retention(&self, policy: RetentionPolicy) -> BoxFuture<'_, Result<Option<RetentionResult>, StoreError>> {
+        Box::pin(async move { self.trim(&policy).await.map_err(failed) })
     }
 }
 
-/// Lists go to SQLite as JSON: one statement, however many.
+/// Lists are passed to SQLite as JSON: one statement for any length.
 fn json<T: serde::Serialize>(rows: &[T]) -> String {
     serde_json::to_string(rows).unwrap_or_default()
 }
@@ -239,7 +240,7 @@ fn numbers(numbers: &[i64]) -> String {
 
 /// SQLite's errors name columns and constraints, never values.
 fn failed(error: sqlx::Error) -> StoreError {
-    // Busy, locked, interrupted: in a moment it may go. The rest of what a database says it says again.
+    // Busy, locked, interrupted and I/O errors are temporary. Others are permanent.
     let code = error.as_database_error().and_then(|said| said.code()).and_then(|code| code.parse::<u32>().ok());
     let text = format!("sqlite: {error}");
     match code.map(|code| code & 0xff) {

@@ -1,11 +1,12 @@
-//! Addresses and networks are text in SQLite, which knows nothing of them but the order of letters.
+//! Networks as text ranges: SQLite stores addresses and networks as text and knows only their order
+//! as text.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// From where (included) to where (not included) the texts of all addresses and networks within `net` stand in the order
-/// of letters. Others may stand there, too.
+/// The text range, from included to excluded, that contains all addresses and networks within
+/// `net`. It may contain others.
 pub fn range(net: IpNet) -> (String, String) {
     let whole = match net.network() {
         IpAddr::V4(v4) => {
@@ -13,13 +14,13 @@ pub fn range(net: IpNet) -> (String, String) {
             let whole = usize::from(net.prefix_len() / 8).min(3);
             octets[..whole].iter().map(|octet| format!("{octet}.")).collect::<String>()
         }
-        // Behind a group that is zero the text may be cut short anywhere.
+        // After a group of zeros the text may be shortened anywhere.
         IpAddr::V6(v6) => {
             let whole = v6.segments().into_iter().take(usize::from(net.prefix_len() / 16).min(7)).take_while(|group| *group != 0);
             whole.map(|group| format!("{group:x}:")).collect::<String>()
         }
     };
-    // Of digits, letters, `.`, `/` and `:` none stands behind `z`.
+    // `z` sorts after digits, letters, `.`, `/` and `:`.
     (whole.clone(), format!("{whole}z"))
 }
 
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_within_stands_between() {
+    fn the_range_contains_all_within_the_network() {
         for (net, within) in [
             ("203.0.113.0/24", vec!["203.0.113.7/32", "203.0.113.128/25", "203.0.113.0/24", "203.0.113.255"]),
             ("203.0.0.0/12", vec!["203.0.113.7/32", "203.15.0.0/16"]),
