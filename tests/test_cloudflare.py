@@ -54,7 +54,7 @@ def test_they_are_read_anew_by_command(start, echo_upstream, site):
     # 127.0.0.0/8 would be nobody's public network: as what it is it is refused; what is fetched goes into force by itself.
     site.pages["/v4"] = RANGES + "\n2.16.0.0/13\n"
     assert "are in" in keylatch.command("cloudflare", "refresh").stdout
-    wait_for(lambda: "what has changed is in force" in keylatch.stderr.read_text(), "it is in force")
+    wait_for(lambda: "changed files are in force" in keylatch.stderr.read_text(), "it is in force")
     assert "2.16.0.0/13" in keylatch.command("cloudflare", "ranges").stdout
     good = path.read_text()
     for page, says in [

@@ -326,4 +326,4 @@ def test_nobody_else_answers_in_a_process_s_place(start, echo_upstream):
             os.chown(folder / "run", owner, owner)
             (folder / "run").chmod(mode)
             done = ask()
-            assert done.returncode == 1 and ("belongs to somebody else or is open to others" in done.stderr) == strange, (owner, mode, done.stderr)
+            assert done.returncode == 1 and ("belongs to another user or is writable by others" in done.stderr) == strange, (owner, mode, done.stderr)

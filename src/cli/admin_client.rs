@@ -30,7 +30,7 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// Carries it out. Refusals are errors in the API's own words; what is no JSON comes as text.
     pub fn carry_out(&self, config: &Path) -> Result<Value, String> {
-        let socket = control::trusted(config)?.with_extension("api");
+        let socket = control::trusted_socket(config)?.with_extension("api");
         on_runtime(async {
             let _ = rustls::crypto::ring::default_provider().install_default();
             let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(ANSWER_TIME_MAX).no_proxy().build();

@@ -39,7 +39,7 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
     let Explain { file, peer, headers, method, path, offline } = asked;
     let question = Question { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone() };
     let config = &file.config;
-    let explanation = match (offline, control::is_there(config)) {
+    let explanation = match (offline, control::is_running(config)) {
         (false, true) => online(config, &question)?,
         (false, false) => {
             let why = "no process that runs this file was found: bindings and counts are not known";

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::cli::terminal::say;
 
 pub fn reload(path: &Path) -> Result<(), String> {
-    let answer = crate::control::ask(path, "reload")?;
+    let answer = crate::control::send_command(path, "reload")?;
     if answer.ok {
         say!("{}", answer.message)?;
         Ok(())

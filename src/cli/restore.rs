@@ -35,7 +35,7 @@ const PARTS: [&str; 4] = ["", "-wal", "-shm", ".secret"];
 pub fn restore(asked: &Restore) -> Result<(), String> {
     let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     let Storage::Sqlite(sqlite) = &settings.storage else { return Err(format!("nothing was changed. {}", steps(&settings))) };
-    if control::is_there(&asked.file.config) {
+    if control::is_running(&asked.file.config) {
         return Err(format!("a process that runs {} is there: stop it first", asked.file.config.display()));
     }
     let sqlite = &at_home(sqlite)?;

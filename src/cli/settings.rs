@@ -86,7 +86,7 @@ async fn change(opened: &Opened, name: &str, value: Value) -> Result<(), String>
 
 /// Where the store does not tell, the process on this machine is told; that none runs is no mistake.
 fn tell(asked: &Settings, settings: &Configured) {
-    let told = crate::control::ask(&asked.file.config, "settings changed");
+    let told = crate::control::send_command(&asked.file.config, "settings changed");
     if told.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
         eprintln!("no running process was told; one that runs sees the change within 5s");
     }

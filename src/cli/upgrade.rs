@@ -6,6 +6,6 @@ use super::terminal::say;
 use crate::control;
 
 pub fn upgrade(config: &Path) -> Result<(), String> {
-    let answer = control::ask(config, "upgrade")?;
+    let answer = control::send_command(config, "upgrade")?;
     if answer.ok { say!("{}", answer.message) } else { Err(answer.message) }
 }

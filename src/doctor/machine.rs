@@ -60,7 +60,7 @@ fn clock_runs_alone() -> bool {
 
 /// As Linux tells of it.
 fn running(config: &Path) -> Option<Process> {
-    let pid = control::pid(config)?;
+    let pid = control::running_pid(config)?;
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
     let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().unwrap_or(u64::MAX);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -180,7 +180,7 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
         let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
         if carry_out(&opened, &settings, &asked.command).await? {
             // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
-            let told = crate::control::ask(&asked.file.config, "bindings changed");
+            let told = crate::control::send_command(&asked.file.config, "bindings changed");
             if told.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
                 eprintln!("no running process was told; one that runs sees the change within 30s");
             }
