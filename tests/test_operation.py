@@ -117,7 +117,7 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
     assert "nowhere: is accepted, and nothing was found there" in keylatch.command("doctor", "--accept", "nowhere").stdout
     assert "secrets.admin: is the same" in said(accepted, "bad")
     text = keylatch.command("doctor")
-    assert text.returncode == 1 and text.stdout.startswith("bad ") and "that will be" in text.stderr
+    assert text.returncode == 1 and text.stdout.startswith("bad ") and "warnings" in text.stderr
     keylatch.path.write_text("listeners: 1")
     assert "it cannot be used" in said(findings(keylatch), "bad")
     assert keylatch.command("doctor", "--accept", str(keylatch.path)).returncode == 1
@@ -250,7 +250,7 @@ def test_health(start, echo_upstream):
     assert keylatch.command("health").stdout == "ok\n" and keylatch.command("health", "--ready").returncode == 0
     keylatch.stop()
     done = keylatch.command("health")
-    assert done.returncode == 1 and "not well: no process" in done.stderr
+    assert done.returncode == 1 and "unhealthy: no process" in done.stderr
 
 
 def use(keylatch, key, source):

@@ -14,7 +14,7 @@ use super::stream_state::Clock;
 use super::timed_session::Home;
 use crate::compile::{Route, Snapshot};
 use crate::listener::conn::Conn;
-use crate::telemetry::access::Line;
+use crate::telemetry::access::AccessLine;
 use crate::telemetry::streams::{About, Open};
 use crate::upstream::reuse::Connection;
 use crate::upstream::{Address, Attempts};
@@ -182,7 +182,7 @@ impl Exchange {
         let malformed = self.conn.as_ref().and_then(|conn| conn.malformed());
         let (method, path) = malformed.map_or((request.method.as_str(), request.uri.path()), |malformed| malformed.line());
         let shadow = self.progress.decisions.iter().filter(|decision| decision.shadow);
-        shared.access.write(&Line {
+        shared.access.write(&AccessLine {
             time: self.now.wall,
             request_id: ids.map(|ids| ids.request_id.as_str()),
             trace_id: ids.and_then(|ids| ids.trace_id.as_deref()),

@@ -71,7 +71,7 @@ pub fn follow(
                             if is_serving {
                                 *stop = how;
                             }
-                                                    is_serving
+                            is_serving
                         });
                     });
                 }
