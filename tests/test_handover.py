@@ -89,7 +89,7 @@ def test_a_program_that_hangs_holds_nothing_up(own_program):
     keylatch, program = own_program
     replace(program, b"#!/bin/sh\nexec sleep 60\n")
     first = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+    wait_for(lambda: "starting a new process" in keylatch.stderr.read_text(), "it is under way")
     second = keylatch.command("upgrade")
     assert second.returncode == 1 and "under way already" in second.stderr
     assert request(keylatch.port).status == 200
@@ -109,7 +109,7 @@ def test_a_stop_in_the_middle_leaves_nobody_behind(own_program, tmp_path):
     held_up = f"(sleep 2; exec {BINARY} run --config {keylatch.path} --successor serve)"
     replace(program, f'#!/bin/sh\nexec 3<&0\n{held_up} <&3 &\n'.encode())
     asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+    wait_for(lambda: "starting a new process" in keylatch.stderr.read_text(), "it is under way")
     time.sleep(0.3)
     keylatch.process.send_signal(signal.SIGTERM)
     assert keylatch.process.wait(15) == 0
@@ -128,7 +128,7 @@ def test_a_reload_meanwhile_is_not_lost(start, upstream):
     with contextlib.closing(sqlite3.connect(keylatch.folder / "keylatch.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+        wait_for(lambda: "starting a new process" in keylatch.stderr.read_text(), "it is under way")
         time.sleep(1)
         keylatch.path.write_text(keylatch.path.read_text().replace("/v1/*", "/v2/*"))
         assert keylatch.command("reload").returncode == 0
@@ -147,7 +147,7 @@ holds_up = pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reas
 
 def since(keylatch):
     """What was logged since the last upgrade was asked for."""
-    return keylatch.stderr.read_text().rpartition("a new process is started")[2]
+    return keylatch.stderr.read_text().rpartition("starting a new process")[2]
 
 
 def held_up(keylatch, in_place=False):

@@ -119,15 +119,15 @@ pub struct Busy {
 }
 
 /// Those who have asked most since then: of an hour by its minutes, of longer by hours.
-async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::Asked> {
-    let mut all = top_k::Asked::default();
+async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::TopCounts> {
+    let mut all = top_k::TopCounts::default();
     for sample in api.store.desk().samples(Of::Tops, stored_s, since_ms - since_ms.rem_euclid(stored_s * 1000)).await? {
         all.add(serde_json::from_value(sample.counted).unwrap_or_default());
     }
     Ok(all)
 }
 
-fn busy(all: HashMap<String, top_k::Who>) -> Vec<Busy> {
+fn busy(all: HashMap<String, top_k::TopEntry>) -> Vec<Busy> {
     let most = top_k::top(all, TOP as usize).into_iter();
     most.map(|(what, who)| Busy { what, hint: who.hint, requests: who.count }).collect()
 }

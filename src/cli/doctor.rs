@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::terminal::outln;
 use super::{ConfigFile, on_runtime};
-use crate::doctor::{Level, look};
+use crate::doctor::{Level, run_checks};
 
 #[derive(Args)]
 pub struct Doctor {
@@ -19,7 +19,7 @@ pub struct Doctor {
 }
 
 pub fn doctor(args: &Doctor) -> Result<(), String> {
-    let found = on_runtime(async { Ok(look(&args.file.config, &args.accept).await) })?;
+    let found = on_runtime(async { Ok(run_checks(&args.file.config, &args.accept).await) })?;
     for finding in &found {
         if args.json {
             outln!("{}", serde_json::to_string(finding).map_err(|e| e.to_string())?)?;

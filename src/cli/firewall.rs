@@ -16,7 +16,7 @@ use super::ConfigFile;
 use super::terminal::outln;
 use crate::compile;
 use crate::config::{Files, Settings, parse_file};
-use crate::doctor::is_reached;
+use crate::doctor::is_reachable;
 use crate::operator::ranges;
 use crate::util::secure_fs;
 
@@ -175,7 +175,7 @@ fn ports(options: &Options, settings: &Settings) -> Result<(Vec<u16>, Vec<std::n
         return Ok((options.port.clone(), Vec::new()));
     }
     let outside = settings.listeners.iter().map(|listener| listener.address).filter(|at| !at.ip().is_loopback());
-    let (public, private): (Vec<_>, Vec<_>) = outside.partition(|at| is_reached(at.ip()));
+    let (public, private): (Vec<_>, Vec<_>) = outside.partition(|at| is_reachable(at.ip()));
     if public.is_empty() && private.is_empty() {
         return Err("all listeners are on loopback addresses; name the ports that Cloudflare may reach, such as --port 443".into());
     }
