@@ -1,7 +1,7 @@
 //! Keylatch: a programmable edge proxy for model APIs.
 //!
-//! ARCHITECTURE.md has the code map. The binary is `main.rs`; this library exists so that tests and fuzzers
-//! reach the parts that need no socket.
+//! ARCHITECTURE.md has the code map. The binary is `main.rs`; this library exists so that tests and fuzz targets
+//! can call the parts that need no socket.
 
 pub mod acme;
 pub mod admin;

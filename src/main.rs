@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use keylatch::cli::{Cli, main as run};
 
-/// Streams live long and buffers vary: jemalloc gives memory back where the system's allocator keeps it.
+/// Long streams and varying buffer sizes fragment the heap; jemalloc returns freed memory to the system.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

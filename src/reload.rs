@@ -1,5 +1,6 @@
-//! A new configuration takes the place of the old one: read, compile, swap. The only writer of the
-//! [`arc_swap::ArcSwap`]. Any error, and nothing has changed.
+//! Replaces the configuration in force: read, compile, swap. After any error the old configuration stays in force.
+//!
+//! Only this file writes the [`arc_swap::ArcSwap`] with the snapshot.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,54 +14,54 @@ use crate::http_proxy::Shared;
 use crate::upstream::Upstream;
 use crate::util::time::millis;
 
-/// Reloads one file, one reload at a time.
+/// Reloads one configuration file. Reloads run one at a time.
 pub struct Reloader {
     path: PathBuf,
     compiler: Arc<Compiler>,
     shared: Arc<Shared>,
-    /// What the process was started with: what needs a restart is compared with this.
+    /// The settings at the start. Changes that need a restart are found by comparison with them.
     started: Settings,
-    /// The file in force, as it was read: what operators set apart from it is put into it, whatever the file has become since.
+    /// The file in force, as it was read. Overrides of operators are applied to this text, even if the file has changed since.
     in_force: tokio::sync::Mutex<Parsed>,
-    last: Mutex<Last>,
+    last: Mutex<LastReload>,
 }
 
-/// What came of the last attempts.
+/// The result of the last attempts to load a configuration.
 #[derive(Clone, Debug)]
-pub struct Last {
-    /// How often a configuration was taken, the start included.
+pub struct LastReload {
+    /// The number of successful loads, the start included.
     pub generation: u64,
-    /// When the one in force was, in milliseconds since 1970.
+    /// When the configuration in force was loaded, in milliseconds since 1970.
     pub loaded_ms: i64,
-    /// When it was tried last.
+    /// When the last attempt ended, in milliseconds since 1970.
     pub at_ms: i64,
-    /// What happened then.
+    /// The outcome of the last attempt.
     pub outcome: Result<String, Report>,
 }
 
 impl Reloader {
-    /// For the file the process was started with.
+    /// A reloader for the file with which the process was started.
     pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<Shared>, parsed: Parsed) -> Self {
         let started = shared.snapshot.load().settings.clone();
         let now = millis(SystemTime::now());
-        let last = Last { generation: 1, loaded_ms: now, at_ms: now, outcome: Ok(format!("{} is in force", path.display())) };
+        let last = LastReload { generation: 1, loaded_ms: now, at_ms: now, outcome: Ok(format!("{} is in force", path.display())) };
         Self { path: path.to_owned(), compiler, shared, started, in_force: tokio::sync::Mutex::new(parsed), last: Mutex::new(last) }
     }
 
-    /// What came of the last attempts.
-    pub fn last(&self) -> Last {
+    /// The result of the last attempts.
+    pub fn last(&self) -> LastReload {
         self.last.lock().clone()
     }
 
-    /// Reloads the file. The text says what happened, either way.
+    /// Reloads the file. Both results are messages for the operator.
     pub async fn reload(&self) -> Result<String, String> {
-        // One at a time.
+        // The lock keeps reloads one at a time.
         let mut in_force = self.in_force.lock().await;
         let read = parse_file(&self.path).map(|parsed| parsed.with(&self.shared.live.overrides()));
         self.take(&mut in_force, read, format!("{} is in force", self.path.display())).await
     }
 
-    /// Reloads the file if it says something else than what is in force. The outcome is logged and counted.
+    /// Reloads the file if its content differs from the configuration in force. The outcome is logged and counted.
     pub async fn catch_up(&self) {
         let same = {
             let in_force = self.in_force.lock().await;
@@ -71,15 +72,15 @@ impl Reloader {
         }
     }
 
-    /// Compiles what is in force once more, since `what` it refers to has changed.
-    pub async fn again(&self, what: &str) {
+    /// Compiles the configuration in force again, because `changed`, files that it refers to, have new content.
+    pub async fn recompile(&self, changed: &str) {
         let mut in_force = self.in_force.lock().await;
         let same = in_force.clone();
-        // The outcome is logged and counted; nobody waits for it.
-        let _ = self.take(&mut in_force, Ok(same), format!("what has changed is in force: {what}")).await;
+        // The outcome is logged and counted; no caller waits for it.
+        let _ = self.take(&mut in_force, Ok(same), format!("changed files are in force: {changed}")).await;
     }
 
-    async fn take(&self, in_force: &mut Parsed, read: Result<Parsed, Report>, mut said: String) -> Result<String, String> {
+    async fn take(&self, in_force: &mut Parsed, read: Result<Parsed, Report>, mut message: String) -> Result<String, String> {
         let loaded = match &read {
             Ok(parsed) => begin(&self.compiler, parsed.clone()).await,
             Err(report) => Err(report.clone()),
@@ -95,15 +96,15 @@ impl Reloader {
                 metrics.reloads.with_label_values(&["ok"]).inc();
                 metrics.last_reload.set(unix_s());
                 if !pending.is_empty() {
-                    said.push_str(&format!("; a restart is needed for what has changed in: {}", pending.join(", ")));
-                    tracing::warn!(sections = pending.join(", "), "changed, and in force only after a restart");
+                    message.push_str(&format!("; a restart is needed for changes in: {}", pending.join(", ")));
+                    tracing::warn!(sections = pending.join(", "), "changes in these sections need a restart");
                 }
-                tracing::info!("{said}");
-                Ok(said)
+                tracing::info!("{message}");
+                Ok(message)
             }
             Err(report) => {
                 metrics.reloads.with_label_values(&["failed"]).inc();
-                tracing::error!("the configuration was not reloaded, the old one stays in force:\n{report}");
+                tracing::error!("the configuration was not reloaded; the old one stays in force:\n{report}");
                 Err(report)
             }
         };
@@ -116,7 +117,7 @@ impl Reloader {
         outcome.map_err(|report| report.to_string())
     }
 
-    /// Puts what operators have set of filters into the configuration in force.
+    /// Applies the filter overrides of operators to the configuration in force.
     pub async fn apply(&self, overrides: &Overrides) {
         let mut in_force = self.in_force.lock().await;
         let parsed = in_force.clone().with(overrides);
@@ -124,29 +125,29 @@ impl Reloader {
             Ok(fresh) => {
                 self.enforce(fresh);
                 *in_force = parsed;
-                tracing::info!("what operators have set of filters is in force");
+                tracing::info!("the filter overrides of operators are in force");
             }
-            // What it refers to may have changed since it was read.
-            Err(report) => tracing::error!("what operators have set of filters is not in force:\n{report}"),
+            // Files that the configuration refers to may have changed since it was read.
+            Err(report) => tracing::error!("the filter overrides of operators were not applied:\n{report}"),
         }
     }
 
     fn enforce(&self, mut fresh: Snapshot) {
-        // A listener that was taken out of the file is open until a restart: what it asked last, it asks until then.
+        // A listener that was removed from the file stays open until a restart, under the policy that it had last.
         let before = self.shared.snapshot.load_full();
-        let gone: Vec<_> = before.entries.iter().filter(|entry| fresh.entry(entry.address).is_none()).cloned().collect();
-        gone.iter().for_each(|gone| self.compiler.keep_on(gone, &self.path, &mut fresh));
-        self.shared.metrics.shows(&fresh.entries);
+        let removed: Vec<_> = before.entries.iter().filter(|entry| fresh.entry(entry.address).is_none()).cloned().collect();
+        removed.iter().for_each(|removed| self.compiler.keep_on(removed, &self.path, &mut fresh));
+        self.shared.metrics.set_certificates(&fresh.entries);
         self.shared.snapshot.store(Arc::new(fresh));
     }
 
-    /// Whether this text, or the file, would be taken.
+    /// Checks this text, or without one the file, as a reload would. Changes nothing.
     pub fn check(&self, text: Option<&str>) -> Result<(), Report> {
         check(&self.path, text)
     }
 }
 
-/// Compiles, and starts what the snapshot needs.
+/// Compiles a configuration and starts the upstreams of its snapshot.
 pub async fn begin(compiler: &Compiler, parsed: Parsed) -> Result<Snapshot, Report> {
     let snapshot = compiler.compile(parsed)?;
     futures::future::join_all(snapshot.upstreams.iter().map(Upstream::start)).await;

@@ -1,5 +1,7 @@
-//! The files a configuration refers to: certificates that are renewed, ranges that are fetched. When one of them has changed,
-//! the configuration in force is compiled with it, as a reload would; the configuration's own file waits for a reload.
+//! Watches the files that the configuration in force refers to, such as certificates and address ranges, and recompiles the
+//! configuration when one of them changes.
+//!
+//! The configuration file itself is not watched: it takes effect by a reload.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -14,16 +16,16 @@ use crate::config::{self, Digest};
 use crate::http_proxy::Shared;
 use crate::reload::Reloader;
 
-/// How often it is looked. A file must look the same twice: whoever writes may not have finished.
-pub const EVERY: Duration = Duration::from_secs(2);
+/// The interval between two polls. A change counts once two polls have seen the same content: a write may be unfinished.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-type Held = BTreeMap<PathBuf, Option<Digest>>;
-/// By which a file that was not touched is known without reading it: which file it is, how long, and when it was changed, in
-/// nanoseconds since 1970. Whoever writes can set back every other time, but not that.
+type FileDigests = BTreeMap<PathBuf, Option<Digest>>;
+/// Detects an unchanged file without reading it: inode number, size in bytes, and change time (ctime) in nanoseconds since
+/// 1970. A program can set the modification time of a file, but not its change time.
 type Stamp = Option<(u64, u64, i128)>;
 
-/// What was seen so far.
-pub struct Watch {
+/// The watch over the files of the configuration in force.
+pub struct FileWatch {
     shared: Arc<Shared>,
     reloader: Arc<Reloader>,
     seen: Mutex<Seen>,
@@ -32,30 +34,30 @@ pub struct Watch {
 #[derive(Default)]
 struct Seen {
     read: BTreeMap<PathBuf, (Stamp, Option<Digest>)>,
-    /// At the last look.
-    last: Held,
-    /// What was compiled last, or could not be.
-    tried: Held,
+    /// The contents at the last poll.
+    last: FileDigests,
+    /// The contents of the last recompilation, whether it succeeded or not.
+    tried: FileDigests,
 }
 
-impl Watch {
-    /// Over the files of whatever is in force.
+impl FileWatch {
+    /// A watch over the files of each snapshot that comes into force.
     pub fn new(shared: Arc<Shared>, reloader: Arc<Reloader>) -> Self {
         Self { shared, reloader, seen: Mutex::default() }
     }
 
-    /// Looks once.
-    pub async fn look(&self) {
-        let in_force: Held = self.shared.snapshot.load().files.iter().map(|(path, digest)| (path.clone(), *digest)).collect();
+    /// Compares the files with the snapshot once, and recompiles if they have changed.
+    pub async fn poll(&self) {
+        let in_force: FileDigests = self.shared.snapshot.load().files.iter().map(|(path, digest)| (path.clone(), *digest)).collect();
         let Some(changed) = self.changed(&in_force) else { return };
         let names: Vec<String> = changed.iter().map(|path| path.display().to_string()).collect();
-        self.reloader.again(&names.join(", ")).await;
+        self.reloader.recompile(&names.join(", ")).await;
     }
 
-    /// The files that hold something else than what is in force, have held it for two looks, and were not tried like that.
-    fn changed(&self, in_force: &Held) -> Option<Vec<PathBuf>> {
+    /// The files that differ from those in force, if two polls saw the same contents and these were not tried before.
+    fn changed(&self, in_force: &FileDigests) -> Option<Vec<PathBuf>> {
         let mut seen = self.seen.lock();
-        let now: Held = in_force.keys().map(|path| (path.clone(), seen.digest(path))).collect();
+        let now: FileDigests = in_force.keys().map(|path| (path.clone(), seen.digest(path))).collect();
         seen.read.retain(|path, _| in_force.contains_key(path));
         let settled = std::mem::replace(&mut seen.last, now.clone()) == now;
         if now == *in_force || !settled || seen.tried == now {
@@ -70,11 +72,11 @@ impl Seen {
     fn digest(&mut self, path: &Path) -> Option<Digest> {
         let stamp: Stamp = std::fs::metadata(path)
             .ok()
-            .map(|about| (about.ino(), about.len(), i128::from(about.ctime()) * 1_000_000_000 + i128::from(about.ctime_nsec())));
-        // Soon after it was written, it may be written again within the same tick of its clock.
+            .map(|file| (file.ino(), file.len(), i128::from(file.ctime()) * 1_000_000_000 + i128::from(file.ctime_nsec())));
+        // A second write within the resolution of the change time leaves the stamp as it is, so a fresh file is always read.
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let since = |at: i128| i128::try_from(now.as_nanos()).unwrap_or_default() - at;
-        let fresh = stamp.is_none_or(|(_, _, changed)| since(changed) < i128::from((2 * EVERY).as_secs()) * 1_000_000_000);
+        let fresh = stamp.is_none_or(|(_, _, changed)| since(changed) < i128::from((2 * POLL_INTERVAL).as_secs()) * 1_000_000_000);
         match self.read.get(path) {
             Some((known, digest)) if *known == stamp && !fresh => *digest,
             _ => {

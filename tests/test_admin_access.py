@@ -29,7 +29,7 @@ def replica(start, echo_upstream):
 
 def test_the_first_account(start, echo_upstream):
     replica = start(echo_upstream, storage=SQLITE)
-    said = "shown this once and must be changed:\n"
+    said = "shown only once and must be changed at the first sign-in:\n"
     wait_for(lambda: said in replica.stderr.read_text(), "the password is printed")
     password = replica.stderr.read_text().split(said)[1].splitlines()[0]
     assert len(password) == 32

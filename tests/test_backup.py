@@ -36,7 +36,7 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
     assert busy.returncode == 1 and "stop it first" in busy.stderr
     keylatch.stop()
     there = keylatch.command("restore", str(backup))
-    assert there.returncode == 1 and "is there already; --replace" in there.stderr
+    assert there.returncode == 1 and "exists already; use --replace" in there.stderr
     # Everything is lost.
     for path in (keylatch.folder / "data").iterdir():
         path.unlink()
@@ -56,7 +56,7 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
     (other / "keylatch.db.secret").write_text("f" * 64)
     for spoil, says in [
         (lambda: None, "created with another secrets.key_hmac"),
-        (lambda: (other / "keylatch.db").write_bytes(os.urandom(8192)), "cannot be put back"),
+        (lambda: (other / "keylatch.db").write_bytes(os.urandom(8192)), "cannot be restored"),
         (lambda: (other / "keylatch.db").unlink(), "No such file"),
     ]:
         spoil()

@@ -147,7 +147,7 @@ def test_the_commands_of_an_operator(replicas, database, start, echo_upstream):
         bad = run("import", str(replica.folder / "bad.jsonl"))
         (replica.folder / "headless.csv").write_text("sk-secret-0001-abcdefgh,127.0.0.1\nsk-secret-0002-abcdefgh,127.0.0.1\n")
         headless = run("import", "headless.csv")
-        assert headless.returncode == 1 and "a line of names comes first" in headless.stderr and "sk-secret" not in headless.stderr
+        assert headless.returncode == 1 and "the first line must be the header" in headless.stderr and "sk-secret" not in headless.stderr
         assert bad.returncode == 1 and all(f"bad.jsonl:{line}:" in bad.stderr for line in (1, 2, 3)) and "nothing was imported" in bad.stderr
 
 

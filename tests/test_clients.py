@@ -216,7 +216,7 @@ def test_openai_before_headers_and_then_a_failure(start, demo):
     with openai_client(keylatch) as client:
         seen, error = until_error(chat_stream(client, wait="1s", status=500), openai.APIError)
         assert seen == [] and not isinstance(error, openai.APIStatusError | openai.APIConnectionError)
-        assert error.message == "the demo fails as it was asked to" and error.code == "demo"
+        assert error.message == "the demo fails as requested" and error.code == "demo"
         seen, error = until_error(chat_stream(client, wait="600ms", die=0), openai.APIError)
         assert (seen, error.code) == ([], "upstream_error")
         assert list(chat_stream(client)) == WORDS
@@ -278,7 +278,7 @@ def test_anthropic_before_headers(start, demo):
         assert list(message_stream(client, wait="1s")) == WORDS
         assert frames(keylatch) >= 2
         seen, error = until_error(message_stream(client, wait="1s", status=500), anthropic.APIStatusError)
-        assert seen == [] and "the demo fails as it was asked to" in str(error)
+        assert seen == [] and "the demo fails as requested" in str(error)
         assert error.status_code == 200, "the status had gone out"
     none_open(keylatch)
 

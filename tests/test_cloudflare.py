@@ -54,7 +54,7 @@ def test_they_are_read_anew_by_command(start, echo_upstream, site):
     # 127.0.0.0/8 would be nobody's public network: as what it is it is refused; what is fetched goes into force by itself.
     site.pages["/v4"] = RANGES + "\n2.16.0.0/13\n"
     assert "are in" in keylatch.command("cloudflare", "refresh").stdout
-    wait_for(lambda: "what has changed is in force" in keylatch.stderr.read_text(), "it is in force")
+    wait_for(lambda: "changed files are in force" in keylatch.stderr.read_text(), "it is in force")
     assert "2.16.0.0/13" in keylatch.command("cloudflare", "ranges").stdout
     good = path.read_text()
     for page, says in [
@@ -198,7 +198,7 @@ def test_what_cannot_be_a_rule(start, echo_upstream):
     assert keylatch.command("firewall", "--port", "443", "--ssh-from", "nowhere").returncode == 2
     for option in ("--port", "--ssh", "--wireguard"):
         assert "0 is not in 1..=65535" in keylatch.command("firewall", option, "0").stderr
-    assert "--docker goes with" in keylatch.command("firewall", "--port", "443", "--docker", "--format", "ufw").stderr
+    assert "--docker needs" in keylatch.command("firewall", "--port", "443", "--docker", "--format", "ufw").stderr
     # What others than Cloudflare reach by a network of their own is not opened to it.
     keylatch.path.write_text(LISTENS_443.format(**keylatch.values).replace('"127.0.0.1:{port}"'.format(**keylatch.values), '"10.8.0.1:8080"'))
     printed = keylatch.command("firewall", "--interface", "wg0", "--interface", "docker0").stdout
@@ -283,7 +283,7 @@ def test_the_next_is_made_like_the_one_before(start, echo_upstream, tmp_path):
     before = rules.read_text()
     assert keylatch.command("firewall", *options, "--output", str(rules)).returncode == 1 and rules.read_text() == before
     rules.write_text("table inet keylatch {}\n")
-    assert "by which options" in keylatch.command("firewall", "--like", str(rules)).stderr
+    assert "is missing" in keylatch.command("firewall", "--like", str(rules)).stderr
     many = [word for port in range(1000, 1020) for word in ("--port", str(port))]
     ranges.write_text("104.16.0.0/13\n")
     assert keylatch.command("firewall", "--format", "iptables", *many).stdout.count("--dports") == 2

@@ -156,7 +156,7 @@ def browser(driver, replica):
 
 def test_the_first_sign_in(start, echo_upstream, driver):
     replica = start(echo_upstream, storage=STORE)
-    said = "must be changed:\n"
+    said = "must be changed at the first sign-in:\n"
     wait_for(lambda: said in replica.stderr.read_text(), "the password is printed")
     browser = Browser(driver, replica)
     browser.open()

@@ -75,7 +75,7 @@ def test_offline_shows_the_key_id_of_the_logs(start, echo_upstream, secrets):
 
 def test_offline_says_when_the_secret_is_not_known(start, echo_upstream):
     replica = start(echo_upstream, route_filters=CHAIN)
-    assert "key ids are not those of the logs" in explain(replica, KEY, "127.0.0.1", "--offline")
+    assert "key ids differ from those in the logs" in explain(replica, KEY, "127.0.0.1", "--offline")
 
 
 def test_by_the_admin_api(start, echo_upstream):

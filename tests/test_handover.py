@@ -89,14 +89,14 @@ def test_a_program_that_hangs_holds_nothing_up(own_program):
     keylatch, program = own_program
     replace(program, b"#!/bin/sh\nexec sleep 60\n")
     first = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+    wait_for(lambda: "starting a new process" in keylatch.stderr.read_text(), "it is under way")
     second = keylatch.command("upgrade")
     assert second.returncode == 1 and "under way already" in second.stderr
     assert request(keylatch.port).status == 200
     since = time.monotonic()
     keylatch.process.send_signal(signal.SIGTERM)
     assert keylatch.process.wait(15) == 0 and time.monotonic() - since < 5
-    assert first.wait(10) == 1 and "told to stop meanwhile" in first.stderr.read()
+    assert first.wait(10) == 1 and "told to stop during the upgrade" in first.stderr.read()
     assert not subprocess.run(["pgrep", "-f", str(program)], capture_output=True).stdout
     # After its time it is ended, and the old one serves on.
     keylatch.start()
@@ -109,7 +109,7 @@ def test_a_stop_in_the_middle_leaves_nobody_behind(own_program, tmp_path):
     held_up = f"(sleep 2; exec {BINARY} run --config {keylatch.path} --successor serve)"
     replace(program, f'#!/bin/sh\nexec 3<&0\n{held_up} <&3 &\n'.encode())
     asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+    wait_for(lambda: "starting a new process" in keylatch.stderr.read_text(), "it is under way")
     time.sleep(0.3)
     keylatch.process.send_signal(signal.SIGTERM)
     assert keylatch.process.wait(15) == 0
@@ -128,11 +128,11 @@ def test_a_reload_meanwhile_is_not_lost(start, upstream):
     with contextlib.closing(sqlite3.connect(keylatch.folder / "keylatch.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+        wait_for(lambda: "starting a new process" in keylatch.stderr.read_text(), "it is under way")
         time.sleep(1)
         keylatch.path.write_text(keylatch.path.read_text().replace("/v1/*", "/v2/*"))
         assert keylatch.command("reload").returncode == 0
-        assert "has taken the place" not in keylatch.stderr.read_text()
+        assert "has taken over from its predecessor" not in keylatch.stderr.read_text()
         other.execute("COMMIT")
     said, wrong = asked.communicate(timeout=30)
     assert asked.returncode == 0, wrong
@@ -147,7 +147,7 @@ holds_up = pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reas
 
 def since(keylatch):
     """What was logged since the last upgrade was asked for."""
-    return keylatch.stderr.read_text().rpartition("a new process is started")[2]
+    return keylatch.stderr.read_text().rpartition("starting a new process")[2]
 
 
 def held_up(keylatch, in_place=False):
@@ -164,7 +164,7 @@ def held_up(keylatch, in_place=False):
         assert time.monotonic() < end, "it takes the place"
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T", "it is stopped")
-    if (place.stat().st_ino == before) != in_place and asked.poll() is None and "has taken the place" not in since(keylatch):
+    if (place.stat().st_ino == before) != in_place and asked.poll() is None and "has taken over from its predecessor" not in since(keylatch):
         return asked, pid
     # It was faster.
     os.kill(pid, signal.SIGCONT)
@@ -193,7 +193,7 @@ def test_one_that_crashes_before_it_has_said_that_it_serves_leaves_the_old_one_a
     keylatch = start(upstream, storage=SQLITE)
     asked, pid = held_up(keylatch, in_place=True)
     os.kill(pid, signal.SIGKILL)
-    assert asked.wait(20) == 1 and "this one goes on" in asked.stderr.read()
+    assert asked.wait(20) == 1 and "this one keeps serving" in asked.stderr.read()
     for command in ("reload", "status"):
         said = keylatch.command(command)
         assert said.returncode == 0, said.stderr
@@ -228,7 +228,7 @@ def test_whoever_is_stopped_right_after_it_lets_nobody_into_its_admin_listener(s
         asked, pid = held_up(keylatch)
         other.execute("BEGIN IMMEDIATE")
         os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: "has taken the place" in keylatch.stderr.read_text(), "it has taken the place")
+        wait_for(lambda: "has taken over from its predecessor" in keylatch.stderr.read_text(), "it has taken the place")
         old = keylatch.process
         old.send_signal(signal.SIGTERM)
         time.sleep(0.2)

@@ -46,7 +46,7 @@ def test_the_commands_explain_themselves():
     assert json.loads(run("schema").stdout)["title"] == "Keylatch configuration"
     assert "- `limit` (required): How often" in run("filters", "rate_limit").stdout
     assert run("filters", "no_such").returncode == 1
-    assert "is fine" in run("check", "-c", "config/quickstart.yaml").stdout
+    assert "is valid" in run("check", "-c", "config/quickstart.yaml").stdout
     wrong = run("check", "-c", "README.md")
     assert (wrong.returncode, wrong.stdout) == (1, "") and "README.md:" in wrong.stderr
     explained = run("explain", "-c", "config/keylatch.yaml", "--peer", "127.0.0.1", "-H", "X-Forwarded-For: 192.0.2.1, 203.0.113.7", "--path", "/v1/a/../models?x").stdout

@@ -320,7 +320,7 @@ routes:
   - {{name: rest, upstream: model}}
 """
     found = findings(start(echo_upstream, config=config))
-    [unjudged] = [finding for finding in found if "no filter judges" in finding["what"]]
+    [unjudged] = [finding for finding in found if "no filter checks" in finding["what"]]
     assert (unjudged["level"], unjudged["place"]) == ("bad", "routes: rest")
     assert all(path in unjudged["what"] for path in ("/v1beta/", "/mj/", "/fast/mj/", "/suno/")) and "/v1/chat" not in unjudged["what"]
     [unverified] = [finding for finding in found if "`confirm: immediate`" in finding["what"]]

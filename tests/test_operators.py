@@ -134,8 +134,8 @@ def test_short_ids_are_the_same_everywhere(start, echo_upstream):
 
 def test_lists_have_headers_and_an_empty_one_says_so(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
-    lists = {("bindings", "list"): "There is no such binding.", ("intercepts", "list"): "There is no such intercept.",
-             ("intercepts", "top"): "There is no such intercept.", ("limits", "list"): "No limit is near or over.", ("streams", "list"): "No stream is open."}
+    lists = {("bindings", "list"): "No bindings match.", ("intercepts", "list"): "No intercepts match.",
+             ("intercepts", "top"): "No intercepts match.", ("limits", "list"): "No limit is near or over.", ("streams", "list"): "No stream is open."}
     for command, empty in lists.items():
         done = run(replica, *command)
         assert (done.stdout, done.stderr.splitlines()[-1]) == ("", empty)
@@ -194,9 +194,9 @@ def test_names_and_labels_are_imported_alone(start, echo_upstream, tmp_path):
 def test_check_takes_a_file(start, echo_upstream, tmp_path):
     replica = start(echo_upstream)
     check = lambda *more, **env: subprocess.run([BINARY, "check", *more], cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, **env})  # noqa: E731
-    assert "is fine" in check(str(replica.path)).stdout and "is fine" in check("-c", str(replica.path)).stdout
-    assert "is fine" in check(str(replica.path), KEYLATCH_CONFIG="/nowhere.yaml").stdout
-    assert "is fine" in check(KEYLATCH_CONFIG=str(replica.path)).stdout
+    assert "is valid" in check(str(replica.path)).stdout and "is valid" in check("-c", str(replica.path)).stdout
+    assert "is valid" in check(str(replica.path), KEYLATCH_CONFIG="/nowhere.yaml").stdout
+    assert "is valid" in check(KEYLATCH_CONFIG=str(replica.path)).stdout
     missing = check("missing.yaml")
     assert missing.returncode == 1 and "missing.yaml" in missing.stderr
     # In the working directory it is found by its name.
@@ -204,7 +204,7 @@ def test_check_takes_a_file(start, echo_upstream, tmp_path):
     here.mkdir()
     (here / "keylatch.yaml").write_text(replica.path.read_text())
     found = subprocess.run([BINARY, "check"], cwd=here, capture_output=True, text=True, check=False)
-    assert found.stdout.startswith("keylatch.yaml is fine")
+    assert found.stdout.startswith("keylatch.yaml is valid")
 
 
 def test_the_package_s_configuration_is_the_default(start, echo_upstream, tmp_path):
@@ -220,7 +220,7 @@ def test_the_package_s_configuration_is_the_default(start, echo_upstream, tmp_pa
     mount = f"mount --bind {tmp_path / 'upper'} /etc && mkdir -p /etc/keylatch && cp {folder}/keylatch.yaml /etc/keylatch/"
     (tmp_path / "upper").mkdir()
     done = subprocess.run(["unshare", "-m", "sh", "-c", f"{mount} && cd {empty} && {BINARY} check"], capture_output=True, text=True, check=False)
-    assert done.stdout.startswith("/etc/keylatch/keylatch.yaml is fine"), done.stderr
+    assert done.stdout.startswith("/etc/keylatch/keylatch.yaml is valid"), done.stderr
     assert pathlib.Path("/etc/keylatch").exists() == existed
 
 

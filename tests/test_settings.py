@@ -147,7 +147,7 @@ def test_the_level_of_the_log(start, echo_upstream):
     replica = start(echo_upstream, storage="{sqlite: {path: t.db}}", more="log: {level: error}")
     assert " INFO " not in replica.stderr.read_text()
     assert replica.command("settings", "set", "log.level", "info").returncode == 0
-    wait_for(lambda: "the log's level has changed" in replica.stderr.read_text(), "it tells more", 6)
+    wait_for(lambda: "the log level has changed" in replica.stderr.read_text(), "it tells more", 6)
     assert replica.command("reload").returncode == 0
     wait_for(lambda: " INFO " in replica.stderr.read_text(), "it tells what happens")
     assert listed(replica)["log.level"]["file"] == "error"

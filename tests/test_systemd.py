@@ -73,7 +73,7 @@ def test_the_one_before_holds_nobody_up_who_is_to_serve_again(start, manager, cr
             old = keylatch.upgrade()
             manager.lines().clear()
             manager.hears("STATUS=serves")
-            assert not any("lets end" in line for line in manager.lines()), "the main process speaks alone"
+            assert not any("drains" in line for line in manager.lines()), "the main process speaks alone"
             if crashes:
                 keylatch.process.kill()
                 # The last of its threads has ended, as the manager sees it.

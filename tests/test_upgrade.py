@@ -199,8 +199,8 @@ def test_one_that_cannot_begin_changes_nothing(start, upstream, tmp_path):
         for broken, says in [
             (lambda: keylatch.path.write_text("listeners: 1"), "must be a list"),
             (lambda: keylatch.path.write_text(good.replace("keylatch.db", "no/such\0")), "keylatch.yaml"),
-            (lambda: replace(program, b"#!/bin/sh\nexit 3\n"), "it has ended at once"),
-            (lambda: replace(program, b"#!/bin/sh\n(sleep 0.2) &\n"), "has ended before it was ready"),
+            (lambda: replace(program, b"#!/bin/sh\nexit 3\n"), "it exited at once"),
+            (lambda: replace(program, b"#!/bin/sh\n(sleep 0.2) &\n"), "ended before it was ready"),
             (lambda: program.unlink(), "could not be started"),
         ]:
             broken()
@@ -247,10 +247,10 @@ def test_by_signal_with_another_listener_and_a_limit(start, upstream):
         # The old one goes by what it was started with; a reload tells it of the limit.
         keylatch.command("reload")
         old.send_signal(signal.SIGUSR2)
-        wait_for(lambda: "serves in the place of" in keylatch.stderr.read_text(), "the upgrade")
+        wait_for(lambda: "has taken over from process" in keylatch.stderr.read_text(), "the upgrade")
         from support.keylatch import Successor
 
-        line = next(line for line in keylatch.stderr.read_text().splitlines() if "serves in the place of" in line)
+        line = next(line for line in keylatch.stderr.read_text().splitlines() if "has taken over from process" in line)
         keylatch.process = Successor(int(line.split("process ")[1].split()[0]))
         assert request(other).status == 200 and request(keylatch.port).status == 200
         old.send_signal(signal.SIGTERM)

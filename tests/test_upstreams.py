@@ -66,7 +66,7 @@ def test_health_says_which_upstream_is_down(start, echo_upstream):
         assert post(keylatch.port, "/spare/x").status == 502
     assert status() == ("degraded", {"spare": "down", "model": "ok"})
     done = keylatch.command("health")
-    assert (done.returncode, done.stdout) == (3, "degraded\nupstream spare: down, 0 of 1 servers work\n")
+    assert (done.returncode, done.stdout) == (3, "degraded\nupstream spare: down, 0 of 1 servers are healthy\n")
     assert keylatch.health("ready") == (200, {"status": "ok", "upstreams_down": ["spare"]}), "a balancer need not take it out"
     assert keylatch.health("live") == (200, {"status": "ok"})
     for flag in ("--ready", "--live"):
@@ -78,8 +78,8 @@ def test_health_says_that_every_upstream_is_down_before_any_request(start):
     wait_for(lambda: keylatch.health()[1]["status"] != "ok", "a connection is tried")
     assert keylatch.health()[0] == 200 and keylatch.health()[1]["status"] == "down"
     done = keylatch.command("health")
-    assert (done.returncode, done.stdout) == (4, "down\nupstream model: down, 0 of 1 servers work\n")
-    assert "DOWN: 0 of 1 servers work" in keylatch.command("status").stdout
+    assert (done.returncode, done.stdout) == (4, "down\nupstream model: down, 0 of 1 servers are healthy\n")
+    assert "DOWN: 0 of 1 servers are healthy" in keylatch.command("status").stdout
 
 
 def test_one_of_two_servers_is_no_outage(start, echo_upstream):

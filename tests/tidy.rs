@@ -65,7 +65,7 @@ fn things_are_named_where_they_belong() {
     only_in(&["snapshot.store("], &["src/reload.rs"], "the snapshot has one writer");
     only_in(
         &["std::env::", "env::var"],
-        &["src/cli", "src/compile/mod.rs", "src/config/mod.rs", "src/control.rs", "src/process", "src/telemetry/logs.rs"],
+        &["src/cli", "src/compile/mod.rs", "src/config/mod.rs", "src/control", "src/process", "src/telemetry/logs.rs"],
         "the environment is read at the edge",
     );
     only_in(

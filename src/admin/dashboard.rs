@@ -119,8 +119,8 @@ pub struct Busy {
 }
 
 /// Those who have asked most since then: of an hour by its minutes, of longer by hours.
-async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::Asked> {
-    let mut all = top_k::Asked::default();
+async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::TopCounts> {
+    let mut all = top_k::TopCounts::default();
     for sample in
         api.store.admin_store().samples(SampleKind::TopRequesters, stored_s, since_ms - since_ms.rem_euclid(stored_s * 1000)).await?
     {
@@ -129,7 +129,7 @@ async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::Asked
     Ok(all)
 }
 
-fn busy(all: HashMap<String, top_k::Who>) -> Vec<Busy> {
+fn busy(all: HashMap<String, top_k::TopEntry>) -> Vec<Busy> {
     let most = top_k::top(all, TOP as usize).into_iter();
     most.map(|(what, who)| Busy { what, hint: who.hint, requests: who.count }).collect()
 }

@@ -1,5 +1,6 @@
-//! `keylatch admin`: who may sign in to the admin API, from the machine itself. Whoever can read the configuration and the
-//! store has a way in; what he does stands in the audit.
+//! `keylatch admin`: manages accounts and sign-in providers of the admin API in the store itself.
+//!
+//! It needs no sign-in: read access to the configuration and the store is enough. Every change is in the audit log.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 
 use super::{ConfigFile, actor, on_runtime};
 use crate::bindings::{self, Opened, Purpose};
-use crate::cli::terminal::{read_stdin, say};
+use crate::cli::terminal::{outln, read_stdin};
 use crate::compile;
 use crate::config::model::Storage;
 use crate::config::{Files, parse_file};
@@ -21,7 +22,7 @@ use crate::operator::passwords::{BYTES_MAX, Passwords};
 use crate::outbound::Services;
 use crate::sql::providers::Expects;
 
-/// The largest description of a provider.
+/// The largest provider description, in bytes.
 const PROVIDER_BYTES_MAX: usize = 128 << 10;
 
 #[derive(Args)]
@@ -34,11 +35,11 @@ pub struct Admin {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum RoleName {
-    /// Looks
+    /// Reads
     Viewer,
-    /// Changes bindings and ends streams, too
+    /// Reads, changes bindings, ends streams
     Operator,
-    /// Does everything
+    /// Has all permissions
     Admin,
 }
 
@@ -46,69 +47,69 @@ enum RoleName {
 enum Command {
     /// List accounts
     List {
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Make an account; prints its first password, which must be changed
+    /// Create an account and print its first password, which must be changed at the first sign-in
     Make {
-        /// Its name
+        /// The name of the account
         name: String,
-        /// What he may do
+        /// The role of the account
         #[arg(long, default_value = "viewer")]
         role: RoleName,
     },
-    /// Give an account a new password, and let it sign in again if it was locked or disabled. Prints the password, which must be
-    /// changed, or reads one from standard input with `--stdin`. Ends its sign-ins
+    /// Set a new password, unlock and enable the account, and end its sessions. Prints a random password, which must be changed, or
+    /// reads one with `--stdin`
     ResetPassword {
-        /// The account; it is made, as an admin, if there is none at all
+        /// The account. If no account exists at all, it is created with the role `admin`
         #[arg(default_value = accounts::FIRST)]
         name: String,
-        /// Read the password instead of making one up
+        /// Read the password from standard input
         #[arg(long)]
         stdin: bool,
     },
-    /// Forget the wrong passwords that have locked an account
+    /// Unlock an account that wrong passwords have locked
     Unlock {
-        /// The account
+        /// The name of the account
         name: String,
     },
-    /// Remove an account with its sign-ins and tokens
+    /// Remove an account with its sessions and tokens
     Remove {
-        /// The account
+        /// The name of the account
         name: String,
     },
-    /// List the OpenID Connect providers through which people sign in, one JSON object a line
+    /// List the OpenID Connect providers, one JSON object per line
     Providers,
-    /// Make a provider or change it. Reads JSON from standard input, as the admin API takes it:
+    /// Create or change an OpenID Connect provider. Reads JSON from standard input, as the admin API takes it:
     /// {"settings": {"issuer": …, "client_id": …, "roles": {"admin": ["…"]}}, "client_secret": "…"}
     SetProvider {
-        /// Its name
+        /// The name of the provider
         name: String,
     },
-    /// Remove a provider with the accounts of those who sign in there
+    /// Remove a provider with the accounts that sign in through it
     RemoveProvider {
-        /// The provider
+        /// The name of the provider
         name: String,
     },
 }
 
-/// A provider, as it is read.
+/// The JSON of a provider on standard input.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ProviderGiven {
+struct ProviderInput {
     settings: Settings,
     client_secret: Option<String>,
 }
 
-pub fn admin(asked: &Admin) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
+pub fn admin(args: &Admin) -> Result<(), String> {
+    let settings = parse_file(&args.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
-        return Err("storage is memory: its accounts are in the running process alone, and go with it".into());
+        return Err("storage is memory: accounts exist only in the running process and end with it; use its admin API".into());
     }
     on_runtime(async {
-        let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
-        carry_out(&opened, &asked.command).await
+        let opened = bindings::open(&settings, &Files::beside(&args.file.config), &Registry::new(), Purpose::Command, None).await?;
+        carry_out(&opened, &args.command).await
     })
 }
 
@@ -121,10 +122,10 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
                 if *json {
                     let row = serde_json::json!({ "name": account.name, "role": account.role, "disabled": account.disabled,
                         "must_change_password": account.must_change, "signed_in_at": last });
-                    say!("{row}")?;
+                    outln!("{row}")?;
                 } else {
                     let state = if account.disabled { "disabled" } else { "" };
-                    say!("{:<24} {:<9} {:<21} {state}", account.name, account.role, last.unwrap_or_else(|| "never".into()))?;
+                    outln!("{:<24} {:<9} {:<21} {state}", account.name, account.role, last.unwrap_or_else(|| "never".into()))?;
                 }
             }
             Ok(())
@@ -164,12 +165,12 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
         Command::Providers => {
             for provider in store.admin_store().providers().await.map_err(|e| e.to_string())? {
                 let row = serde_json::json!({ "name": provider.name, "settings": provider.settings, "has_client_secret": provider.secret.is_some() });
-                say!("{row}")?;
+                outln!("{row}")?;
             }
             Ok(())
         }
         Command::SetProvider { name } => {
-            let given: ProviderGiven =
+            let given: ProviderInput =
                 serde_json::from_str(&read_stdin(PROVIDER_BYTES_MAX)?).map_err(|e| format!("standard input: {e}"))?;
             let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
             oidc.put(store, name, &given.settings, given.client_secret.as_deref(), Expects::Anything, &actor).await?;
@@ -182,8 +183,8 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
     }
 }
 
-/// The password alone on standard output, so that it can be handed on.
+/// Prints the password alone to standard output, so that it can be piped; the rest goes to standard error.
 fn show(name: &str, password: &str) -> Result<(), String> {
-    eprintln!("The password of `{name}`, which is shown this once and must be changed:");
-    say!("{password}")
+    eprintln!("The password of `{name}` is shown only once and must be changed at the first sign-in:");
+    outln!("{password}")
 }

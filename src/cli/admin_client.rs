@@ -1,4 +1,6 @@
-//! What commands ask of the process that runs here: its admin API, by a socket that only its owner can open.
+//! The client of the admin API for commands: calls the running process over a Unix socket that only its owner can open.
+//!
+//! It sends requests, follows pages and formats fields; each command decides what it prints.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,37 +12,38 @@ use super::{actor, on_runtime};
 use crate::admin::ACTOR;
 use crate::control;
 
-/// Some answers look through much.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
+/// The longest time for one call. Some calls scan many rows.
+const CALL_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// One call.
+/// One call of the admin API.
 pub struct Call<'a> {
-    /// Its method.
+    /// The method.
     pub method: Method,
-    /// Its path, behind `/admin/api`; or one of `/health`.
+    /// The path below `/admin/api`; or a path that starts with `/health`.
     pub path: &'a str,
-    /// Its query, as it is sent.
+    /// The query, encoded; empty for none.
     pub query: &'a str,
-    /// Its body.
+    /// The body.
     pub body: Option<&'a Value>,
     /// The version for `If-Match`.
     pub version: Option<i64>,
 }
 
 impl Call<'_> {
-    /// Carries it out. Refusals are errors in the API's own words; what is no JSON comes as text.
-    pub fn carry_out(&self, config: &Path) -> Result<Value, String> {
-        let socket = control::trusted(config)?.with_extension("api");
+    /// Sends the call. A refusal becomes an error with the text of the API; a body that is not JSON is returned as a string.
+    pub fn send(&self, config: &Path) -> Result<Value, String> {
+        let socket = control::trusted_socket(config)?.with_extension("api");
         on_runtime(async {
             let _ = rustls::crypto::ring::default_provider().install_default();
-            let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(ANSWER_TIME_MAX).no_proxy().build();
+            let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(CALL_TIME_MAX).no_proxy().build();
             let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
             match self.path == "/health" || self.path.starts_with("/health/") {
                 true => url.set_path(self.path),
                 false => url.set_path(&format!("/admin/api/{}", self.path.trim_start_matches('/'))),
             }
             url.set_query(Some(self.query).filter(|query| !query.is_empty()));
-            let mut request = client.map_err(|e| e.to_string())?.request(self.method.clone(), url).header(ACTOR, plainly(&actor().who));
+            let mut request =
+                client.map_err(|e| e.to_string())?.request(self.method.clone(), url).header(ACTOR, to_header_text(&actor().who));
             if let Some(body) = self.body {
                 request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
             }
@@ -48,41 +51,41 @@ impl Call<'_> {
                 request = request.header(header::IF_MATCH, format!("\"{version}\""));
             }
             let answer = request.send().await.map_err(|error| match error.is_connect() {
-                true => format!("no process that runs {} was found (its socket would be {})", config.display(), socket.display()),
+                true => format!("no process that runs {} was found (expected socket: {})", config.display(), socket.display()),
                 false => format!("the running process did not answer: {}", error.without_url()),
             })?;
             let status = answer.status();
             let text = answer.text().await.map_err(|e| format!("the running process did not answer: {}", e.without_url()))?;
-            let said = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
+            let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
             match status.is_success() {
-                true => Ok(said),
-                false => Err(refusal(&said).unwrap_or_else(|| format!("it answered with {status}"))),
+                true => Ok(body),
+                false => Err(refusal(&body).unwrap_or_else(|| format!("the running process answered with status {status}"))),
             }
         })
     }
 }
 
-/// Calls it.
+/// Calls the admin API with query parameters; those without a value are left out.
 pub fn call(config: &Path, method: Method, path: &str, query: &[(&str, Option<String>)], body: Option<&Value>) -> Result<Value, String> {
     let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
     for (name, value) in query.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
         url.query_pairs_mut().append_pair(name, value);
     }
-    Call { method, path, query: url.query().unwrap_or_default(), body, version: None }.carry_out(config)
+    Call { method, path, query: url.query().unwrap_or_default(), body, version: None }.send(config)
 }
 
-/// A name as a field can hold it.
-fn plainly(name: &str) -> String {
+/// Replaces characters that a header field cannot hold.
+fn to_header_text(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect()
 }
 
-/// In its own words, behind the field that is to blame.
+/// The text of a problem document (RFC 9457), after the field at fault if there is one.
 fn refusal(problem: &Value) -> Option<String> {
     let detail = problem.get("detail")?.as_str()?;
     Some(problem.get("field").and_then(Value::as_str).map_or_else(|| detail.to_owned(), |field| format!("{field}: {detail}")))
 }
 
-/// The rows of a list, page by page, at most so many. What else the pages say.
+/// Calls `each` for the rows of a list, page by page, for at most `most` rows. Returns the other fields of the pages.
 pub fn list(
     config: &Path,
     path: &str,
@@ -93,10 +96,10 @@ pub fn list(
     const PAGE: u32 = 1000;
     let (mut cursor, mut left, mut pages) = (None, most, Vec::new());
     loop {
-        let mut asked = query.to_vec();
-        asked.push(("limit", Some(left.min(PAGE).to_string())));
-        asked.push(("cursor", cursor));
-        let mut page = call(config, Method::GET, path, &asked, None)?;
+        let mut parameters = query.to_vec();
+        parameters.push(("limit", Some(left.min(PAGE).to_string())));
+        parameters.push(("cursor", cursor));
+        let mut page = call(config, Method::GET, path, &parameters, None)?;
         let items = rows(&page);
         items.iter().try_for_each(&mut each)?;
         left = left.saturating_sub(u32::try_from(items.len()).unwrap_or(left));
@@ -114,7 +117,7 @@ pub fn rows(page: &Value) -> &[Value] {
     page.get("items").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// A field as text; nothing where there is none.
+/// A field as text; empty if it is absent or null.
 pub fn text(row: &Value, name: &str) -> String {
     match row.get(name) {
         None | Some(Value::Null) => String::new(),
@@ -123,17 +126,17 @@ pub fn text(row: &Value, name: &str) -> String {
     }
 }
 
-/// The beginning of a key's id, as logs show it.
+/// The first 12 digits of a key id, as logs show it.
 pub fn key(row: &Value) -> String {
     let id = text(row, "key_id");
     id.get(..12).unwrap_or(&id).to_owned()
 }
 
-/// What is missing, on standard error: what is listed is for others to read.
+/// Warns on standard error about replicas that did not answer. Standard output holds only the rows, for other programs.
 pub fn warn_of_silent(pages: &[&Value]) {
     let silent = pages.iter().filter_map(|page| page.get("silent")?.as_array()).flatten().filter_map(Value::as_str);
     let silent: std::collections::BTreeSet<&str> = silent.collect();
     if !silent.is_empty() {
-        eprintln!("no answer from {}: what they know is missing here", silent.into_iter().collect::<Vec<_>>().join(", "));
+        eprintln!("no answer from {}: their rows are missing", silent.into_iter().collect::<Vec<_>>().join(", "));
     }
 }

@@ -1,8 +1,8 @@
-//! `keylatch check`: parse, compile, resolve every reference; open and start nothing.
+//! `keylatch check`: parses and compiles a configuration and resolves every reference. It opens and starts nothing.
 
 use std::path::Path;
 
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
 use crate::compile::{Compiler, check_ports};
 use crate::config::{Files, parse_file};
 
@@ -10,6 +10,6 @@ pub fn check(path: &Path) -> Result<(), String> {
     let parsed = parse_file(path).map_err(|report| report.to_string())?;
     let snapshot = Compiler::new(check_ports()).compile(parsed).map_err(|report| report.to_string())?;
     crate::bindings::check(&snapshot.settings.secrets, &Files::beside(path))?;
-    say!("{} is fine: {} routes, {} upstreams", path.display(), snapshot.routes.len(), snapshot.upstreams.len())?;
+    outln!("{} is valid: {} routes, {} upstreams", path.display(), snapshot.routes.len(), snapshot.upstreams.len())?;
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! `keylatch cloudflare`: Cloudflare's address ranges, as a configuration knows them.
+//! `keylatch cloudflare`: prints and refreshes Cloudflare's address ranges of a configuration.
 
 use clap::{Args, Subcommand};
 
-use super::terminal::say;
+use super::terminal::outln;
 use super::{ConfigFile, on_runtime};
 use crate::compile;
 use crate::config::{Files, parse_file};
@@ -18,41 +18,41 @@ pub struct Cloudflare {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the ranges that are in force, and from when they are
+    /// Print the ranges in force and their date
     Ranges,
-    /// Read them anew and write trusted_proxies.cloudflare_file, which a running process sees. What is wrong leaves the file as it is
+    /// Fetch the ranges and write `trusted_proxies.cloudflare_file`, which a running process watches. An error leaves the file unchanged
     Refresh {
-        /// A URL or a file to read, as often as you like. Default: those of trusted_proxies.cloudflare_refresh, or Cloudflare's own
+        /// A URL or file to read; may be repeated. Default: `trusted_proxies.cloudflare_refresh`, or else Cloudflare's URLs
         #[arg(long)]
         from: Vec<String>,
-        /// Even if most of the ranges that are known are not there any more
+        /// Accept the new ranges even if most of the known ranges are missing
         #[arg(long)]
         force: bool,
     },
 }
 
-pub fn cloudflare(asked: &Cloudflare) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
-    let (config, files) = (&settings.trusted_proxies, Files::beside(&asked.file.config));
-    match &asked.command {
+pub fn cloudflare(args: &Cloudflare) -> Result<(), String> {
+    let settings = parse_file(&args.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
+    let (config, files) = (&settings.trusted_proxies, Files::beside(&args.file.config));
+    match &args.command {
         Command::Ranges => {
             let (ranges, about) = ranges::in_force(config, &files)?;
-            say!("# {about}")?;
-            ranges.iter().try_for_each(|network| say!("{network}"))
+            outln!("# {about}")?;
+            ranges.iter().try_for_each(|network| outln!("{network}"))
         }
         Command::Refresh { from, force } => {
             let mut sources = config.cloudflare_refresh.clone().unwrap_or_default();
             if !from.is_empty() {
-                sources.from = from.iter().map(|source| here(source)).collect::<Result<_, _>>()?;
+                sources.from = from.iter().map(|source| absolute_source(source)).collect::<Result<_, _>>()?;
             }
-            let said = on_runtime(ranges::refresh(config, &files, &sources, *force))?;
-            say!("{said}")
+            let outcome = on_runtime(ranges::refresh(config, &files, &sources, *force))?;
+            outln!("{outcome}")
         }
     }
 }
 
-/// A file is meant from where the command is typed, not from where the configuration is.
-fn here(source: &str) -> Result<String, String> {
+/// Makes a file path absolute: on the command line it is relative to the working directory, not to the configuration.
+fn absolute_source(source: &str) -> Result<String, String> {
     if source.contains("://") {
         return Ok(source.to_owned());
     }

@@ -1,11 +1,11 @@
-//! `keylatch demo-upstream`: a made-up model API, to try things with and to test against.
+//! `keylatch demo-upstream`: serves a demo model API for experiments and tests.
 //!
 //! - `POST /v1/chat/completions`: OpenAI's chat completions; with `"stream": true` as events.
 //! - `POST /v1/messages`: Anthropic's messages, the same way.
-//! - `GET /v1/models`, and `/v1/echo`: what of a request arrived here.
+//! - `GET /v1/models`; and `/v1/echo`, which returns the request as it arrived.
 //!
-//! In the query: `?pause=20s` goes silent in the middle, `?wait=20s` before the header, `?delay=50ms` between words,
-//! `?words=100` says more, `?die=3` ends the connection after so many words, `?status=500` fails.
+//! Query parameters: `pause=20s` pauses in the middle, `wait=20s` delays the header, `delay=50ms` is the time between words,
+//! `words=100` sets their number, `die=3` ends the connection after that many words, `status=500` fails.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 #[derive(Args)]
 pub struct DemoUpstream {
-    /// Where to listen
+    /// The address to listen on
     #[arg(long, default_value = "127.0.0.1:9000")]
     listen: SocketAddr,
 }
@@ -38,8 +38,8 @@ pub fn serve(demo: &DemoUpstream) -> Result<(), String> {
 
 fn router() -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(|query: Query<Wishes>, body: Bytes| answer(query.0, body, Api::OpenAi)))
-        .route("/v1/messages", post(|query: Query<Wishes>, body: Bytes| answer(query.0, body, Api::Anthropic)))
+        .route("/v1/chat/completions", post(|query: Query<Behaviour>, body: Bytes| answer(query.0, body, Api::OpenAi)))
+        .route("/v1/messages", post(|query: Query<Behaviour>, body: Bytes| answer(query.0, body, Api::Anthropic)))
         .route(
             "/v1/models",
             get(|| async {
@@ -57,7 +57,7 @@ enum Api {
 
 #[derive(Clone, Deserialize)]
 #[serde(default)]
-struct Wishes {
+struct Behaviour {
     pause: String,
     wait: String,
     delay: String,
@@ -66,44 +66,51 @@ struct Wishes {
     status: u16,
 }
 
-impl Default for Wishes {
+impl Default for Behaviour {
     fn default() -> Self {
         Self { pause: "0s".into(), wait: "0s".into(), delay: "20ms".into(), words: 8, die: None, status: 200 }
     }
 }
 
-/// Being slow is what it is asked for: so can keep-alive frames and time limits be tried.
-async fn dawdle(wish: &str) {
-    tokio::time::sleep(humantime::parse_duration(wish).unwrap_or_default()).await;
+/// Sleeps as long as the request asks for: the delay itself is the feature, to try keep-alive frames and time limits.
+async fn sleep_for(duration: &str) {
+    tokio::time::sleep(humantime::parse_duration(duration).unwrap_or_default()).await;
 }
 
-async fn answer(wishes: Wishes, body: Bytes, api: Api) -> Response {
-    let asked: Value = match serde_json::from_slice(&body) {
-        Ok(asked) => asked,
+async fn answer(behaviour: Behaviour, body: Bytes, api: Api) -> Response {
+    let request: Value = match serde_json::from_slice(&body) {
+        Ok(request) => request,
         Err(error) => return (StatusCode::BAD_REQUEST, Json(json!({ "error": { "message": error.to_string() } }))).into_response(),
     };
-    dawdle(&wishes.wait).await;
-    let status = StatusCode::from_u16(wishes.status).unwrap_or(StatusCode::OK);
+    sleep_for(&behaviour.wait).await;
+    let status = StatusCode::from_u16(behaviour.status).unwrap_or(StatusCode::OK);
     if !status.is_success() {
-        return (status, Json(json!({ "error": { "message": "the demo fails as it was asked to", "type": "server_error", "param": null, "code": "demo" } }))).into_response();
+        return (
+            status,
+            Json(json!({ "error": { "message": "the demo fails as requested", "type": "server_error", "param": null, "code": "demo" } })),
+        )
+            .into_response();
     }
-    let words: Vec<String> = (0..wishes.words.min(100_000)).map(|n| format!("word{n} ")).collect();
-    if asked["stream"] != true {
+    let words: Vec<String> = (0..behaviour.words.min(100_000)).map(|n| format!("word{n} ")).collect();
+    if request["stream"] != true {
         return Json(whole(api, &words.concat())).into_response();
     }
     let events = events(api, &words);
     let half = events.len() / 2;
-    let state = (events.into_iter().enumerate(), wishes);
-    let stream = stream::unfold(state, move |(mut events, wishes)| async move {
+    let state = (events.into_iter().enumerate(), behaviour);
+    let stream = stream::unfold(state, move |(mut events, behaviour)| async move {
         let (index, event) = events.next()?;
         if index == half {
-            dawdle(&wishes.pause).await;
+            sleep_for(&behaviour.pause).await;
         } else if index > 0 {
-            dawdle(&wishes.delay).await;
+            sleep_for(&behaviour.delay).await;
         }
-        let item =
-            if wishes.die == Some(index) { Err(std::io::Error::other("the demo dies as it was asked to")) } else { Ok(Bytes::from(event)) };
-        Some((item, (events, wishes)))
+        let item = if behaviour.die == Some(index) {
+            Err(std::io::Error::other("the demo ends the connection as requested"))
+        } else {
+            Ok(Bytes::from(event))
+        };
+        Some((item, (events, behaviour)))
     });
     ([(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")], Body::from_stream(stream)).into_response()
 }

@@ -1,41 +1,41 @@
-//! `keylatch doctor`: what should be seen to before strangers come.
+//! `keylatch doctor`: prints the findings of the production checks. The checks themselves are in [`crate::doctor`].
 
 use clap::Args;
 
-use super::terminal::say;
+use super::terminal::outln;
 use super::{ConfigFile, on_runtime};
-use crate::doctor::{Level, look};
+use crate::doctor::{Level, run_checks};
 
 #[derive(Args)]
 pub struct Doctor {
     #[command(flatten)]
     file: ConfigFile,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-    /// What is found at this place is meant so, and is worth a note; as often as you like
+    /// Accept the findings at this place and report them as notes; may be repeated
     #[arg(long, value_name = "PLACE")]
     accept: Vec<String>,
 }
 
-pub fn doctor(asked: &Doctor) -> Result<(), String> {
-    let found = on_runtime(async { Ok(look(&asked.file.config, &asked.accept).await) })?;
+pub fn doctor(args: &Doctor) -> Result<(), String> {
+    let found = on_runtime(async { Ok(run_checks(&args.file.config, &args.accept).await) })?;
     for finding in &found {
-        if asked.json {
-            say!("{}", serde_json::to_string(finding).map_err(|e| e.to_string())?)?;
+        if args.json {
+            outln!("{}", serde_json::to_string(finding).map_err(|e| e.to_string())?)?;
         } else {
             let level = format!("{:?}", finding.level).to_lowercase();
-            say!("{level:<5} {}: {}\n      {}", finding.place, finding.what, finding.remedy)?;
+            outln!("{level:<5} {}: {}\n      {}", finding.place, finding.what, finding.remedy)?;
         }
     }
     let count = |level| found.iter().filter(|finding| finding.level == level).count();
     match (count(Level::Bad), count(Level::Warn)) {
         (0, 0) => {
-            if !asked.json {
-                say!("nothing that must be seen to")?;
+            if !args.json {
+                outln!("No problems found.")?;
             }
             Ok(())
         }
-        (bad, warn) => Err(format!("{bad} bad, {warn} that will be")),
+        (bad, warn) => Err(format!("{bad} bad, {warn} warnings")),
     }
 }

@@ -1,6 +1,5 @@
-//! `keylatch explain`: what would become of a request, filter by filter, without sending or storing anything.
+//! `keylatch explain`: explains the handling of a request, filter by filter. It sends and stores nothing.
 
-use crate::compile;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -8,7 +7,8 @@ use clap::Args;
 use http::Method;
 
 use super::{ConfigFile, admin_client, on_runtime};
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
+use crate::compile;
 use crate::compile::{Compiler, check_ports};
 use crate::config::{Files, parse_file};
 use crate::operator::explain::{Asks, Explanation, Question};
@@ -18,56 +18,55 @@ use crate::{bindings, control};
 pub struct Explain {
     #[command(flatten)]
     file: ConfigFile,
-    /// The address the connection comes from
+    /// The address from which the connection comes
     #[arg(long, value_name = "ADDRESS")]
     peer: IpAddr,
-    /// A header field, as often as you like
+    /// A header field; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// The method
+    /// The method of the request
     #[arg(long, default_value = "GET")]
     method: String,
-    /// The path, with its query if you like
+    /// The path of the request, with an optional query
     #[arg(long, default_value = "/")]
     path: String,
-    /// Ask no running process: judge by the file alone, without bindings and counts
+    /// Use the file alone and call no running process; bindings and counts are unknown then
     #[arg(long)]
     offline: bool,
 }
 
-pub fn explain(asked: &Explain) -> Result<(), String> {
-    let Explain { file, peer, headers, method, path, offline } = asked;
+pub fn explain(args: &Explain) -> Result<(), String> {
+    let Explain { file, peer, headers, method, path, offline } = args;
     let question = Question { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone() };
     let config = &file.config;
-    let explanation = match (offline, control::is_there(config)) {
+    let explanation = match (offline, control::is_running(config)) {
         (false, true) => online(config, &question)?,
         (false, false) => {
-            let why = "no process that runs this file was found: bindings and counts are not known";
-            say!("source    the file alone; {why}")?;
+            outln!("source    the file alone; no process that runs this file was found: bindings and counts are unknown")?;
             by_file(config, &question)?
         }
         (true, _) => by_file(config, &question)?,
     };
-    explanation.lines.iter().try_for_each(|line| say!("{line}"))
+    explanation.lines.iter().try_for_each(|line| outln!("{line}"))
 }
 
-/// As the running process says, by what it has compiled and stored.
+/// Explains by the running process, with its compiled configuration and its store.
 fn online(config: &Path, question: &Question) -> Result<Explanation, String> {
-    say!("source    the running process; nothing is sent, counted or bound")?;
+    outln!("source    the running process; nothing is sent, counted or bound")?;
     let body = serde_json::to_value(question).map_err(|e| e.to_string())?;
-    let said = admin_client::call(config, Method::POST, "/explain", &[], Some(&body))?;
-    serde_json::from_value(said).map_err(|e| format!("the running process gave an answer that makes no sense: {e}"))
+    let answer = admin_client::call(config, Method::POST, "/explain", &[], Some(&body))?;
+    serde_json::from_value(answer).map_err(|e| format!("the running process sent an invalid answer: {e}"))
 }
 
-/// As the file says.
+/// Explains by the file alone.
 fn by_file(config: &Path, question: &Question) -> Result<Explanation, String> {
     let parsed = parse_file(config).map_err(|report| report.to_string())?;
     let settings = compile::settings(parsed.clone()).map_err(|report| report.to_string())?;
     let mut ports = check_ports();
     match bindings::known_hasher(&settings, &Files::beside(config)) {
         Ok(Some(hasher)) => ports.hasher = hasher,
-        Ok(None) => say!("secret    not known: key ids are not those of the logs")?,
-        Err(why) => say!("secret    not known: key ids are not those of the logs; {why}")?,
+        Ok(None) => outln!("secret    unknown: key ids differ from those in the logs")?,
+        Err(why) => outln!("secret    unknown: key ids differ from those in the logs; {why}")?,
     }
     let snapshot = Compiler::new(ports).compile(parsed).map_err(|report| report.to_string())?;
     on_runtime(async { crate::operator::explain::explain(&snapshot, question, Asks::Nobody).await.map_err(String::from) })

@@ -1,33 +1,33 @@
-//! `keylatch filters`: the manual, from the filters' own files and types.
+//! `keylatch filters`: prints the manuals of the filters, from their own files and types.
 
 use keylatch_filters::ALL;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
 
 pub fn filters(name: Option<&str>) -> Result<(), String> {
     let Some(name) = name else {
-        say!("Filters, in the order in which a chain usually lists them. `keylatch filters NAME` explains one.\n")?;
+        outln!("Filters, in the usual order of a chain. `keylatch filters NAME` prints the manual of one.\n")?;
         for kind in ALL {
             let manual = kind.manual();
             let summary = manual.lines().skip_while(|line| line.starts_with('#') || line.is_empty()).take_while(|line| !line.is_empty());
             let summary = summary.collect::<Vec<_>>().join(" ");
             let first = summary.split_inclusive(". ").next().unwrap_or_default().trim();
-            say!("{:<14} {first}", kind.name)?;
+            outln!("{:<14} {first}", kind.name)?;
         }
         return Ok(());
     };
     let kind = ALL.iter().find(|kind| kind.name == name).ok_or_else(|| {
-        format!("there is no filter `{name}`; there are {}", ALL.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", "))
+        format!("unknown filter `{name}`; the filters are {}", ALL.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", "))
     })?;
-    say!("{}\n\n## Fields\n", kind.manual())?;
+    outln!("{}\n\n## Fields\n", kind.manual())?;
     let schema = (kind.schema)(&mut SchemaSettings::draft2020_12().into_generator()).to_value();
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    for (field, about) in schema["properties"].as_object().into_iter().flatten() {
+    for (field, definition) in schema["properties"].as_object().into_iter().flatten() {
         let must = if required.contains(&field.as_str()) { " (required)" } else { "" };
-        let text = about["description"].as_str().unwrap_or_default().replace('\n', " ");
-        say!("- `{field}`{must}: {text}")?;
+        let text = definition["description"].as_str().unwrap_or_default().replace('\n', " ");
+        outln!("- `{field}`{must}: {text}")?;
     }
     Ok(())
 }

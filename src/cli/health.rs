@@ -1,5 +1,6 @@
-//! `keylatch health`: the state of the process that runs here, for container engines, scripts and operators. Its exit codes are an
-//! interface: docs/explanation/upstreams.md lists them.
+//! `keylatch health`: reports the health of the running process to container engines, scripts and operators.
+//!
+//! The exit codes are a public interface; docs/explanation/upstreams.md lists them.
 
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use clap::Args;
 use http::Method;
 use serde_json::Value;
 
-use super::terminal::say;
+use super::terminal::outln;
 use super::{ConfigFile, admin_client};
 
 const DEGRADED: u8 = 3;
@@ -17,26 +18,26 @@ const DOWN: u8 = 4;
 pub struct Health {
     #[command(flatten)]
     file: ConfigFile,
-    /// Only whether requests should be sent to it: not while it stops, or its store is away
+    /// Check readiness only. The process is not ready while it stops or its store is unavailable
     #[arg(long, conflicts_with = "live")]
     ready: bool,
-    /// Only whether it answers
+    /// Check only that the process answers
     #[arg(long)]
     live: bool,
 }
 
-/// Exit code 0: ok. 1: it does not run, does not answer, or is not ready. 3: degraded. 4: down.
-pub fn health(asked: &Health) -> Result<ExitCode, String> {
-    let path = match (asked.ready, asked.live) {
+/// Exit codes: 0 ok; 1 not running, no answer, or not ready; 3 degraded; 4 down.
+pub fn health(args: &Health) -> Result<ExitCode, String> {
+    let path = match (args.ready, args.live) {
         (true, _) => "/health/ready",
         (_, true) => "/health/live",
         _ => "/health",
     };
     let call = admin_client::Call { method: Method::GET, path, query: "", body: None, version: None };
-    let said = call.carry_out(&asked.file.config).map_err(|error| format!("not well: {error}"))?;
-    let status = said["status"].as_str().unwrap_or("ok");
-    say!("{status}")?;
-    problems(&said).into_iter().try_for_each(|problem| say!("{problem}"))?;
+    let health = call.send(&args.file.config).map_err(|error| format!("unhealthy: {error}"))?;
+    let status = health["status"].as_str().unwrap_or("ok");
+    outln!("{status}")?;
+    problems(&health).into_iter().try_for_each(|problem| outln!("{problem}"))?;
     Ok(match status {
         "degraded" => ExitCode::from(DEGRADED),
         "down" => ExitCode::from(DOWN),
@@ -44,26 +45,26 @@ pub fn health(asked: &Health) -> Result<ExitCode, String> {
     })
 }
 
-fn problems(said: &Value) -> Vec<String> {
+fn problems(health: &Value) -> Vec<String> {
     let mut problems = Vec::new();
-    if let Some(error) = said["store"]["error"].as_str() {
+    if let Some(error) = health["store"]["error"].as_str() {
         problems.push(format!("store: {error}"));
     }
-    if said["store"]["notifications"] == false {
-        problems.push("store: changes made by other processes take up to 30 s; `keylatch doctor` tells why".into());
+    if health["store"]["notifications"] == false {
+        problems.push("store: notifications are down, so changes by other processes take up to 30 s; see `keylatch doctor`".into());
     }
-    if said["redis"]["ok"] == false {
-        let errors: Vec<&str> = said["redis"]["errors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if health["redis"]["ok"] == false {
+        let errors: Vec<&str> = health["redis"]["errors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         problems.push(match errors.is_empty() {
-            true => "redis: does not answer".into(),
-            false => format!("redis: errors of the kind {}", errors.join(", ")),
+            true => "redis: no answer".into(),
+            false => format!("redis: errors of kind {}", errors.join(", ")),
         });
     }
-    for upstream in said["upstreams"].as_array().into_iter().flatten().filter(|upstream| upstream["status"] != "ok") {
+    for upstream in health["upstreams"].as_array().into_iter().flatten().filter(|upstream| upstream["status"] != "ok") {
         let (name, status) = (upstream["name"].as_str().unwrap_or_default(), upstream["status"].as_str().unwrap_or_default());
-        problems.push(format!("upstream {name}: {status}, {} of {} servers work", upstream["well"], upstream["servers"]));
+        problems.push(format!("upstream {name}: {status}, {} of {} servers are healthy", upstream["well"], upstream["servers"]));
     }
-    for name in said["upstreams_down"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for name in health["upstreams_down"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         problems.push(format!("upstream {name}: down"));
     }
     problems

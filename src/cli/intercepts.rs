@@ -1,4 +1,4 @@
-//! `keylatch intercepts`: requests that were refused because their key is bound elsewhere, or banned.
+//! `keylatch intercepts`: lists requests that were refused because their key is bound to other networks or banned.
 
 use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use super::ConfigFile;
 use super::admin_client::{self, key, text};
-use crate::cli::terminal::{headed, past, say};
+use crate::cli::terminal::{outln, parse_past_time, print_header};
 
 #[derive(Args)]
 pub struct Intercepts {
@@ -18,34 +18,34 @@ pub struct Intercepts {
     command: Command,
 }
 
-/// Which ones.
+/// Which intercepts to list.
 #[derive(Args)]
 struct Filter {
-    /// Of this key: the first digits of its id
+    /// Only this key, by the first digits of its key id
     #[arg(long, value_name = "ID")]
     key: Option<String>,
-    /// Of clients with this address, or in this network
+    /// Only clients with this address or in this network
     #[arg(long)]
     client: Option<String>,
-    /// On this route
+    /// Only this route
     #[arg(long)]
     route: Option<String>,
-    /// Because of this
+    /// Only this reason
     #[arg(long)]
     reason: Option<Reason>,
-    /// Of filters in shadow mode, whose requests were not refused, beside the others
+    /// Whether to list requests that were not refused because the filter is in shadow mode
     #[arg(long, default_value = "with")]
     shadow: Shadow,
-    /// Not before this time, in UTC: `2026-11-29`, `2026-11-29T08:30:00Z`, or `2h` for two hours ago
-    #[arg(long, value_name = "TIME", value_parser = past)]
+    /// Only from this time on, in UTC: `2026-11-29`, `2026-11-29T08:30:00Z`, or `2h` for two hours ago
+    #[arg(long, value_name = "TIME", value_parser = parse_past_time)]
     since: Option<SystemTime>,
-    /// Before this time, written alike
-    #[arg(long, value_name = "TIME", value_parser = past)]
+    /// Only before this time, in the same forms
+    #[arg(long, value_name = "TIME", value_parser = parse_past_time)]
     until: Option<SystemTime>,
-    /// At most so many
+    /// The maximum number of rows
     #[arg(long, default_value_t = 100)]
     limit: u32,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -54,35 +54,35 @@ struct Filter {
 enum Reason {
     /// The key is bound to other networks
     Elsewhere,
-    /// It is banned
+    /// The key is banned
     Banned,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Shadow {
-    /// Both
+    /// List both
     With,
-    /// Only those of filters in shadow mode
+    /// List only those of filters in shadow mode
     Only,
-    /// Only requests that were refused
+    /// List only requests that were refused
     Without,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum By {
-    /// The key
+    /// Group by key
     Key,
-    /// The client's address
+    /// Group by client address
     Client,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// List them, the latest first
+    /// List intercepts, the latest first
     List(Filter),
-    /// Who causes most of them
+    /// List the keys or clients with the most intercepts
     Top {
-        /// By what they are put together
+        /// How to group the intercepts
         #[arg(long, default_value = "key")]
         by: By,
         #[command(flatten)]
@@ -118,16 +118,16 @@ impl Filter {
     }
 }
 
-pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
-    let config = &asked.file.config;
-    match &asked.command {
+pub fn intercepts(args: &Intercepts) -> Result<(), String> {
+    let config = &args.file.config;
+    match &args.command {
         Command::List(filter) => {
             let mut is_first = !filter.json;
             admin_client::list(config, "/logs", &filter.query(), filter.limit, |row| {
                 if std::mem::take(&mut is_first) {
-                    say!("{HEADER}")?;
+                    outln!("{HEADER}")?;
                 }
-                say!("{}", if filter.json { row.to_string() } else { plain(row) })
+                outln!("{}", if filter.json { row.to_string() } else { plain(row) })
             })?;
             if is_first {
                 eprintln!("{NONE}");
@@ -139,20 +139,20 @@ pub fn intercepts(asked: &Intercepts) -> Result<(), String> {
             query.extend([("by", word(*by)), ("limit", Some(filter.limit.min(1000).to_string()))]);
             let page = admin_client::call(config, Method::GET, "/logs/groups", &query, None)?;
             if page.get("complete") == Some(&Value::Bool(false)) {
-                eprintln!("these are of the latest 10,000 rows; say `--since` and `--until` to look at others");
+                eprintln!("only the latest 10,000 rows were counted; use `--since` and `--until` for others");
             }
             let rows = admin_client::rows(&page);
             if !filter.json {
                 let others = if matches!(by, By::Key) { "CLIENTS" } else { "KEYS" };
-                let what = if matches!(by, By::Key) { "KEY" } else { "CLIENT" };
-                headed(&format!("{:>8}  {others:<11} {:<29}  {what}", "COUNT", "LAST"), NONE, rows.is_empty())?;
+                let column = if matches!(by, By::Key) { "KEY" } else { "CLIENT" };
+                print_header(&format!("{:>8}  {others:<11} {:<29}  {column}", "COUNT", "LAST"), NONE, rows.is_empty())?;
             }
-            rows.iter().try_for_each(|row| say!("{}", if filter.json { row.to_string() } else { group(row) }))
+            rows.iter().try_for_each(|row| outln!("{}", if filter.json { row.to_string() } else { group(row) }))
         }
     }
 }
 
-const NONE: &str = "There is no such intercept.";
+const NONE: &str = "No intercepts match.";
 const HEADER: &str = "LAST                      COUNT  KEY          HINT, CLIENT, REASON, REQUEST, ROUTE";
 
 fn group(row: &Value) -> String {

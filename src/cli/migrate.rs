@@ -1,8 +1,8 @@
-//! `keylatch migrate`: the schema, up to date, before the replicas of a new version start.
+//! `keylatch migrate`: updates the schema of the store before the replicas of a new version start.
 
 use std::path::Path;
 
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
 use crate::compile;
 use crate::config::model::Storage;
 use crate::config::{Files, parse_file};
@@ -15,7 +15,7 @@ pub fn migrate(path: &Path) -> Result<(), String> {
     }
     super::on_runtime(async {
         crate::bindings::migrate(&settings.storage, &Files::beside(path)).await?;
-        say!("the schema is up to date")?;
+        outln!("The schema is up to date.")?;
         Ok(())
     })
 }

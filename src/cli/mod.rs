@@ -1,4 +1,6 @@
-//! The commands, one file each.
+//! The command line: the command tree with its help texts, and one file for each command.
+//!
+//! Commands parse arguments and print results. What they do is in `operator`, `bindings`, `doctor` and `process`.
 
 mod admin;
 mod admin_client;
@@ -39,12 +41,12 @@ use crate::process;
 use crate::sql::audit::Actor;
 use crate::telemetry::logs;
 
-/// A programmable edge proxy for model APIs: who is it really, whose key is it, how often, and streams that stay open.
+/// A programmable edge proxy for model APIs: client addresses, key bindings, rate limits, and streams that stay open.
 #[derive(Parser)]
 #[command(
     name = "keylatch",
     version,
-    after_help = "Begin with `keylatch run --config config/quickstart.yaml`; `keylatch filters` explains what can stand in a chain."
+    after_help = "Start with `keylatch run --config config/quickstart.yaml`. `keylatch filters` lists the filters of a chain."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -58,19 +60,19 @@ struct ConfigFile {
     config: PathBuf,
 }
 
-/// Where the configuration is, if no option says so: in the working directory, or where the package has it.
+/// The configuration file without `--config`: in the working directory, else the one of the package.
 fn usual_config() -> PathBuf {
-    const HERE: &str = "keylatch.yaml";
-    const OF_PACKAGE: &str = "/etc/keylatch/keylatch.yaml";
-    let is_there = |path: &&str| std::path::Path::new(path).exists();
-    [HERE, OF_PACKAGE].iter().find(|path| is_there(path)).copied().unwrap_or(HERE).into()
+    const WORKING_DIRECTORY: &str = "keylatch.yaml";
+    const PACKAGE: &str = "/etc/keylatch/keylatch.yaml";
+    let exists = |path: &&str| std::path::Path::new(path).exists();
+    [WORKING_DIRECTORY, PACKAGE].iter().find(|path| exists(path)).copied().unwrap_or(WORKING_DIRECTORY).into()
 }
 
 #[derive(Args)]
 struct Check {
     #[command(flatten)]
     file: ConfigFile,
-    /// The configuration file, in the place of `--config`
+    /// The configuration file; overrides `--config`
     #[arg(value_name = "FILE")]
     path: Option<PathBuf>,
 }
@@ -79,7 +81,7 @@ struct Check {
 struct Run {
     #[command(flatten)]
     file: ConfigFile,
-    /// By what a process is started that takes another one's place
+    /// The step of a handover; set by the process that starts this one
     #[arg(long, hide = true)]
     successor: Option<Step>,
 }
@@ -92,70 +94,70 @@ enum Step {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve. SIGHUP reloads the configuration, SIGTERM lets open requests end, SIGINT ends at once
+    /// Run the proxy. SIGHUP reloads the configuration, SIGTERM drains open requests and stops, SIGINT stops at once
     Run(Run),
-    /// Say everything that is wrong with a configuration. Exit code 0: nothing is
+    /// Check a configuration and print every error. Exit code 0 if it is valid
     Check(Check),
-    /// Have the running process reload its configuration, and wait for the outcome
+    /// Reload the configuration of the running process and wait for the outcome
     Reload(ConfigFile),
-    /// Have a new process, of the program that is installed now, take the place of the running one, which lets end what is open
+    /// Replace the running process by one of the installed program. The old process drains its open connections
     Upgrade(ConfigFile),
     /// Print the JSON Schema of the configuration, for editors
     Schema,
-    /// Say what would become of a request, by the process that runs here: its client address and why, its route, what each filter, rule,
-    /// binding and limit says. Sends, counts and binds nothing
+    /// Explain how the running process would handle a request: its client address, its route, and the decision of each filter, rule,
+    /// binding and limit. Sends, counts and binds nothing
     Explain(explain::Explain),
-    /// Write the reference pages of the manual, as Markdown
+    /// Write the reference pages of the manual as Markdown
     Reference(reference::Reference),
-    /// Print the manual of the filters, or of one
+    /// List the filters, or print the manual of one
     Filters {
-        /// The filter's name
+        /// The name of the filter
         name: Option<String>,
     },
-    /// Look at and change bindings, in the stores of a configuration
+    /// List and change bindings in the store of a configuration
     Bindings(bindings::Bindings),
-    /// How things are and have been, over all replicas, as the process that runs here knows
+    /// Show the state and recent traffic of all replicas, from the running process
     Status(status::Status),
-    /// Look at requests that were refused because of a binding, as the process that runs here knows
+    /// List requests that were refused because of a binding, from the running process
     Intercepts(intercepts::Intercepts),
-    /// Look at and end event streams that are open on any replica, through the process that runs here
+    /// List and end open streams of all replicas, through the running process
     Streams(streams::Streams),
-    /// See who is near or over a limit on any replica, and give it back, through the process that runs here
+    /// List subjects near or over a limit on any replica, and reset their usage, through the running process
     Limits(limits::Limits),
-    /// Show who has changed what, in the store of a configuration
+    /// Show the audit log of changes from the store of a configuration
     Audit(audit::Audit),
-    /// Look at and change what can be changed while it runs, in the store of a configuration
+    /// List and change runtime settings in the store of a configuration
     Settings(settings::Settings),
-    /// Look at and change who may sign in to the admin API; the way back in for whoever has locked himself out
+    /// Manage the accounts and sign-in providers of the admin API. Also restores access for a locked-out operator
     Admin(admin::Admin),
-    /// Make any call of the admin API to the process that runs here, and print its JSON
+    /// Call the admin API of the running process and print the JSON response
     Api(api::Api),
-    /// The state of the process that runs here, and what is wrong. Exit code 0: ok; 1: it does not run, or is not ready; 3: degraded, an
-    /// upstream or the store is away; 4: down, no upstream has a server that works
+    /// Report the health of the running process and its problems. Exit codes: 0 ok; 1 not running or not ready; 3 degraded, an upstream
+    /// or the store is unavailable; 4 down, no upstream has a healthy server
     Health(health::Health),
-    /// Look at Cloudflare's address ranges, and have them read anew
+    /// Print or refresh Cloudflare's address ranges
     Cloudflare(cloudflare::Cloudflare),
-    /// Print rules that let only Cloudflare, SSH and WireGuard in. Applies nothing
+    /// Print firewall rules that admit only Cloudflare, SSH and WireGuard. Applies nothing
     Firewall(firewall::Firewall),
-    /// Copy what is stored, with its secret and the configuration, while it is in use; for PostgreSQL, say how
+    /// Back up the SQLite database, its secret and the configuration while the process runs. For PostgreSQL, print the steps
     Backup(backup::Backup),
-    /// Put a backup back; for PostgreSQL, say how
+    /// Restore a backup of the SQLite database. For PostgreSQL, print the steps
     Restore(restore::Restore),
-    /// Look at what should be seen to before strangers come, on this machine and in the servers it needs. Exit code 0: nothing
+    /// Check the configuration, this machine and the servers it uses for production problems. Exit code 0 if there is none
     Doctor(doctor::Doctor),
-    /// Whether alerts arrive
+    /// Test the delivery of alerts
     Alerts(alerts::Alerts),
-    /// Make tokens that `bearer` knows by their hashes
+    /// Create tokens for `bearer.accept.static`
     Token(token::Token),
-    /// Make the next secret under which keys are hashed, and say how it takes the place of the one in use
+    /// Rotate the secret under which keys are hashed
     Secret(secret::Secret),
-    /// Bring the store's schema up to date, and do nothing else
+    /// Update the schema of the store, and exit
     Migrate(ConfigFile),
-    /// Serve a made-up model API, to try things with: OpenAI's chat completions, plain and streamed
+    /// Serve a demo model API for tests: OpenAI chat completions and Anthropic messages, plain and streamed
     DemoUpstream(demo_upstream::DemoUpstream),
 }
 
-/// Runs a command. What it cannot do is said on standard error, and the exit code is 1.
+/// Runs a command. An error is printed to standard error, and the exit code is 1.
 pub fn main(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Run(Run { file, successor }) => match successor {
@@ -203,24 +205,24 @@ fn exit(done: Result<ExitCode, String>) -> ExitCode {
     code
 }
 
-/// Who changes something by a command.
+/// The actor of changes by a command, for the audit log.
 fn actor() -> Actor {
     let machine = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     Actor { who: maker(), origin: machine.unwrap_or_else(|| "unknown".into()) }
 }
 
-/// Who makes a binding by hand: the user before `sudo`, or the user of the process, by name or else by number.
+/// The operator as the audit log and new bindings name it: the user before `sudo`, or the user of the process, by name or uid.
 fn maker() -> String {
     let uid = nix::unistd::getuid();
-    // Only root can be believed to have become root by sudo.
+    // Any user can set SUDO_USER; only for root is it trusted.
     let sudo = std::env::var("SUDO_USER").ok().filter(|name| uid.is_root() && !name.is_empty());
     let named = || nix::unistd::User::from_uid(uid).ok().flatten().map(|user| user.name);
     let user = sudo.or_else(named).unwrap_or_else(|| format!("uid-{uid}"));
     format!("command:{user}")
 }
 
-/// Runs what waits for stores.
+/// Runs a future on a runtime of one thread.
 fn on_runtime<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| format!("no runtime to be had: {e}"))?.block_on(work)
+    runtime.map_err(|e| format!("cannot start the runtime: {e}"))?.block_on(work)
 }

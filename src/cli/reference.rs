@@ -1,11 +1,11 @@
-//! `keylatch reference`: the reference pages of the manual, written into a folder.
+//! `keylatch reference`: writes the reference pages of the manual into a folder.
 
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
 
 use crate::cli::Cli;
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
 use crate::reference::pages;
 
 #[derive(Args)]
@@ -19,7 +19,7 @@ pub fn reference(reference: &Reference) -> Result<(), String> {
     for page in pages(Cli::command()) {
         let path = reference.out.join(page.file);
         std::fs::write(&path, page.text).map_err(|e| format!("{}: {e}", path.display()))?;
-        say!("{}", path.display())?;
+        outln!("{}", path.display())?;
     }
     Ok(())
 }

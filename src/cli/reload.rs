@@ -1,15 +1,15 @@
-//! `keylatch reload`: ask the running process, and say what came of it.
+//! `keylatch reload`: asks the running process to reload its configuration, and prints the outcome.
 
 use std::path::Path;
 
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
 
 pub fn reload(path: &Path) -> Result<(), String> {
-    let answer = crate::control::ask(path, "reload")?;
+    let answer = crate::control::send_command(path, "reload")?;
     if answer.ok {
-        say!("{}", answer.message)?;
+        outln!("{}", answer.message)?;
         Ok(())
     } else {
-        Err(format!("{}\nnothing was reloaded; the old configuration stays in force", answer.message))
+        Err(format!("{}\nthe configuration was not reloaded; the old configuration stays in force", answer.message))
     }
 }

@@ -1,4 +1,6 @@
-//! `keylatch restore`: puts a backup back, whole or not at all.
+//! `keylatch restore`: restores a backup of the SQLite database, completely or not at all.
+//!
+//! For PostgreSQL it changes nothing and prints the steps with the server's own tools.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +11,7 @@ use clap::Args;
 use prometheus::Registry;
 
 use super::backup::{CONFIGURATION, DATABASE, SECRET, beside, steps};
-use super::terminal::say;
+use super::terminal::outln;
 use super::{ConfigFile, on_runtime};
 use crate::bindings::{self, Purpose};
 use crate::config::model::{Sqlite, Storage};
@@ -21,57 +23,57 @@ use crate::{compile, control, sql};
 pub struct Restore {
     #[command(flatten)]
     file: ConfigFile,
-    /// The folder that `keylatch backup` has made
+    /// The folder that `keylatch backup` created
     from: PathBuf,
-    /// Put what is there now aside, into a folder beside it that can be restored as a backup can
+    /// Move the existing database into a folder beside it, from which it can be restored as a backup
     #[arg(long)]
     replace: bool,
 }
 
-/// What a database consists of: how the names of its files end, here and in a backup. The log is part of it, its index is not.
+/// The suffixes of the files of a database, here and in a backup. `-wal` is part of the data; `-shm` is only its index.
 const PARTS: [&str; 4] = ["", "-wal", "-shm", ".secret"];
 
-/// Puts back what a backup holds.
-pub fn restore(asked: &Restore) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
+/// Restores the backup.
+pub fn restore(args: &Restore) -> Result<(), String> {
+    let settings = parse_file(&args.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     let Storage::Sqlite(sqlite) = &settings.storage else { return Err(format!("nothing was changed. {}", steps(&settings))) };
-    if control::is_there(&asked.file.config) {
-        return Err(format!("a process that runs {} is there: stop it first", asked.file.config.display()));
+    if control::is_running(&args.file.config) {
+        return Err(format!("a process runs {}; stop it first", args.file.config.display()));
     }
-    let sqlite = &at_home(sqlite)?;
+    let sqlite = &with_absolute_path(sqlite)?;
     let target = PathBuf::from(&sqlite.path);
     let folder = secure_fs::folder_of(&target);
     let keeps_secret = settings.secrets.key_hmac.is_none();
-    // Whoever types this may read the backup; what is written is the service's.
-    let backup = Opened::of(&asked.from, keeps_secret)?;
-    if target.metadata().is_ok_and(|there| backup.is(&there)) {
-        return Err(format!("{} is the database itself, and no backup of it", asked.from.display()));
+    // The files are opened as the calling user, before the process becomes the owner of the database.
+    let backup = BackupFiles::open(&args.from, keeps_secret)?;
+    if target.metadata().is_ok_and(|existing| backup.is_same_file(&existing)) {
+        return Err(format!("{} is the database itself and not a backup", args.from.display()));
     }
     secure_fs::act_as_owner(folder)?;
-    // Nor one that runs another configuration, or was started elsewhere.
+    // Excludes processes with another configuration file that use the same database.
     let alone = target.exists().then(|| sql::sqlite::alone(&target)).transpose()?;
     let parts = || PARTS.into_iter().filter(|end| keeps_secret || *end != ".secret");
     let there: Vec<&str> = parts().filter(|end| beside(sqlite, end).exists()).collect();
-    if let Some(first) = there.first().filter(|_| !asked.replace) {
-        return Err(format!("{} is there already; --replace puts it aside", beside(sqlite, first).display()));
+    if let Some(first) = there.first().filter(|_| !args.replace) {
+        return Err(format!("{} exists already; use --replace to move it aside", beside(sqlite, first).display()));
     }
     secure_fs::make_folder(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    let staged = stage(asked, &backup, &settings, sqlite)?;
-    let aside = if there.is_empty() { None } else { Some(aside(sqlite)?) };
+    let staged = stage(args, &backup, &settings, sqlite)?;
+    let aside = if there.is_empty() { None } else { Some(new_aside_folder(sqlite)?) };
     if let Err(error) = swap(sqlite, &staged, &there, aside.as_deref(), keeps_secret) {
         let back = aside.as_deref().map_or(Ok(()), |aside| undo(sqlite, &there, aside));
-        return Err(format!("{}: {error}; {}", target.display(), back.err().unwrap_or_else(|| "everything is as it was".into())));
+        return Err(format!("{}: {error}; {}", target.display(), back.err().unwrap_or_else(|| "nothing was changed".into())));
     }
     drop(alone);
-    say!("{} is as it was when {} was made.", target.display(), asked.from.display())?;
+    outln!("{} was restored from {}.", target.display(), args.from.display())?;
     if let Some(aside) = aside {
-        say!("What was there before is in {}, and can be restored from there.", aside.display())?;
+        outln!("The previous database is in {} and can be restored from there.", aside.display())?;
     }
-    say!("The configuration stays as it is; the one of then is {}.", asked.from.join(CONFIGURATION).display())
+    outln!("The configuration was not changed. The backup has its own copy: {}.", args.from.join(CONFIGURATION).display())
 }
 
-/// What is there gets a second name in the folder aside, and what was staged takes its place: the database last, so that there is one
-/// at every moment. Until then the file `.restoring` keeps everybody from beginning with what is half there.
+/// Links the existing files into the folder aside and moves the staged files into place. The database comes last, so that one
+/// exists at every moment. Until then the file `.restoring` keeps other processes from opening a half-restored database.
 fn swap(sqlite: &Sqlite, staged: &Staged, there: &[&str], aside: Option<&Path>, keeps_secret: bool) -> std::io::Result<()> {
     let target = PathBuf::from(&sqlite.path);
     let restoring = sql::sqlite::restoring(&target);
@@ -93,11 +95,11 @@ fn swap(sqlite: &Sqlite, staged: &Staged, there: &[&str], aside: Option<&Path>, 
     last().inspect_err(|_| drop(std::fs::remove_file(&restoring)))
 }
 
-/// Everything gets its old name back. An error says what stays where.
+/// Moves all files back from the folder aside. An error names the file that stays there.
 fn undo(sqlite: &Sqlite, there: &[&str], aside: &Path) -> Result<(), String> {
     for end in there {
         let (from, to) = (aside.join(format!("{DATABASE}{end}")), beside(sqlite, end));
-        // Two names of one file stay both.
+        // A rename between two links of one file leaves both.
         let back = if from.exists() { std::fs::rename(&from, &to).and_then(|()| remove(&from)) } else { Ok(()) };
         back.map_err(|e| format!("{} could not be moved back to {}: {e}", from.display(), to.display()))?;
     }
@@ -112,19 +114,18 @@ fn remove(path: &Path) -> std::io::Result<()> {
 }
 
 /// The files of a backup, open.
-struct Opened {
+struct BackupFiles {
     database: File,
-    /// What was put aside has a log; a backup has none.
+    /// A database that was moved aside has a write-ahead log; a backup has none.
     log: Option<File>,
     secret: Option<File>,
 }
 
-impl Opened {
-    fn of(folder: &Path, keeps_secret: bool) -> Result<Self, String> {
+impl BackupFiles {
+    fn open(folder: &Path, keeps_secret: bool) -> Result<Self, String> {
         let open = |name: String| {
             let path = folder.join(name);
-            File::open(&path)
-                .map_err(|e| format!("{} cannot be put back, and nothing was changed: {}: {e}", folder.display(), path.display()))
+            File::open(&path).map_err(|e| format!("{} cannot be restored; nothing was changed: {}: {e}", folder.display(), path.display()))
         };
         Ok(Self {
             database: open(DATABASE.into())?,
@@ -133,23 +134,23 @@ impl Opened {
         })
     }
 
-    /// Whether its database is this file.
-    fn is(&self, there: &std::fs::Metadata) -> bool {
-        self.database.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino()))
+    /// Whether the database of the backup is this file.
+    fn is_same_file(&self, other: &std::fs::Metadata) -> bool {
+        self.database.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (other.dev(), other.ino()))
     }
 }
 
-/// With a path that is the same from everywhere.
-fn at_home(sqlite: &Sqlite) -> Result<Sqlite, String> {
+/// The settings with an absolute path.
+fn with_absolute_path(sqlite: &Sqlite) -> Result<Sqlite, String> {
     let path = std::path::absolute(&sqlite.path).map_err(|e| format!("{}: {e}", sqlite.path))?;
-    // Where it is a link, what it leads to is what takes part in all this.
+    // The files beside the target of a symbolic link matter, not those beside the link.
     let path = path.canonicalize().unwrap_or(path);
     let path = path.into_os_string().into_string().map_err(|_| "storage.sqlite.path is not UTF-8")?;
     Ok(Sqlite { path, ..sqlite.clone() })
 }
 
-/// A new folder for what is there now. Each has its own: none takes another's place.
-fn aside(sqlite: &Sqlite) -> Result<PathBuf, String> {
+/// Creates a folder for the existing database, under a name that is not in use.
+fn new_aside_folder(sqlite: &Sqlite) -> Result<PathBuf, String> {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace([':', '-'], "");
     let mut folder = beside(sqlite, &format!(".before-{now}"));
     for n in 2.. {
@@ -162,7 +163,7 @@ fn aside(sqlite: &Sqlite) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// A backup that is about to be put back. What of it is left is removed at the end.
+/// The staged copy of a backup, by the path of its database. Dropping it removes the files that are left.
 struct Staged(PathBuf);
 
 impl Staged {
@@ -181,8 +182,9 @@ impl Drop for Staged {
     }
 }
 
-/// A copy of the backup beside where it is to be: opened, so that it is whole, goes with its secret, and is of this program's schema.
-fn stage(asked: &Restore, backup: &Opened, settings: &Settings, sqlite: &Sqlite) -> Result<Staged, String> {
+/// Copies the backup to a place beside its destination and opens it there. This proves that it is complete, matches its secret,
+/// and has the schema of this program.
+fn stage(args: &Restore, backup: &BackupFiles, settings: &Settings, sqlite: &Sqlite) -> Result<Staged, String> {
     let staged = Staged(beside(sqlite, ".staged"));
     staged.clear();
     let copy =
@@ -194,17 +196,17 @@ fn stage(asked: &Restore, backup: &Opened, settings: &Settings, sqlite: &Sqlite)
         let storage = Storage::Sqlite(Sqlite { path: staged.with("").display().to_string(), ..sqlite.clone() });
         let settings = Settings { storage, ..settings.clone() };
         on_runtime(async {
-            let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Serve, None).await?;
+            let opened = bindings::open(&settings, &Files::beside(&args.file.config), &Registry::new(), Purpose::Serve, None).await?;
             opened.store.copy(staged.with(".whole")).await
         })?;
-        whole(&staged).map_err(|e| format!("{}: {e}", staged.with("").display()))
+        use_compact_copy(&staged).map_err(|e| format!("{}: {e}", staged.with("").display()))
     };
-    work().map_err(|error| format!("{} cannot be put back, and nothing was changed: {error}", asked.from.display()))?;
+    work().map_err(|error| format!("{} cannot be restored; nothing was changed: {error}", args.from.display()))?;
     Ok(staged)
 }
 
-/// The copy that needs no log takes the place of the one that was opened.
-fn whole(staged: &Staged) -> std::io::Result<()> {
+/// Replaces the opened copy by the one without a write-ahead log.
+fn use_compact_copy(staged: &Staged) -> std::io::Result<()> {
     let copied: &Path = &staged.with(".whole");
     secure_fs::keep(copied)?;
     File::open(copied)?.sync_all()?;
@@ -217,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_done_is_undone() {
+    fn a_failed_swap_is_undone() {
         let folder = tempfile::tempdir().unwrap();
         let sqlite = Sqlite { path: folder.path().join("k.db").display().to_string(), ..Sqlite::default() };
         let (staged, aside) = (Staged(beside(&sqlite, ".staged")), folder.path().join("aside"));
@@ -234,7 +236,7 @@ mod tests {
         let before = all();
         std::fs::create_dir(&aside).unwrap();
         std::fs::write(staged.with(""), "new").unwrap();
-        // There is no new secret, which comes last but one.
+        // The staged secret is missing, so the last step but one fails.
         swap(&sqlite, &staged, &PARTS, Some(&aside), true).unwrap_err();
         undo(&sqlite, &PARTS, &aside).unwrap();
         assert_eq!(all(), before);

@@ -1,9 +1,9 @@
-//! `keylatch schema`: the JSON Schema of the configuration.
+//! `keylatch schema`: prints the JSON Schema of the configuration.
 
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
 
 pub fn schema() -> Result<(), String> {
     let text = serde_json::to_string_pretty(&crate::config::schema()).map_err(|e| e.to_string())?;
-    say!("{text}")?;
+    outln!("{text}")?;
     Ok(())
 }

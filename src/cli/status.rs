@@ -1,4 +1,4 @@
-//! `keylatch status`: how things are and have been, over all replicas.
+//! `keylatch status`: prints the state and recent traffic of all replicas.
 
 use clap::Args;
 use http::Method;
@@ -6,26 +6,26 @@ use serde_json::Value;
 
 use super::ConfigFile;
 use super::admin_client::{self, text};
-use super::terminal::say;
+use super::terminal::outln;
 
 #[derive(Args)]
 pub struct Status {
     #[command(flatten)]
     file: ConfigFile,
-    /// How far back: `1h`, `6h`, `24h`, `7d`, `30d`
+    /// The time range: `1h`, `6h`, `24h`, `7d` or `30d`
     #[arg(long, default_value = "1h")]
     range: String,
-    /// All of it, as JSON
+    /// Print everything as JSON
     #[arg(long)]
     json: bool,
 }
 
-pub fn status(asked: &Status) -> Result<(), String> {
-    let board = admin_client::call(&asked.file.config, Method::GET, "/dashboard", &[("range", Some(asked.range.clone()))], None)?;
-    if asked.json {
-        return say!("{board}");
+pub fn status(args: &Status) -> Result<(), String> {
+    let board = admin_client::call(&args.file.config, Method::GET, "/dashboard", &[("range", Some(args.range.clone()))], None)?;
+    if args.json {
+        return outln!("{board}");
     }
-    traffic(&board, &asked.range)?;
+    traffic(&board, &args.range)?;
     health(&board["health"])?;
     replicas(&board)?;
     tops(&board)
@@ -38,12 +38,12 @@ fn rows<'a>(board: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> {
 fn traffic(board: &Value, range: &str) -> Result<(), String> {
     let now = &board["now"];
     let rate = now["requests_per_s"].as_f64().unwrap_or(0.0);
-    say!("now         {rate:.1} requests/s, {} streams, {} connections", now["streams"], now["connections"])?;
+    outln!("now         {rate:.1} requests/s, {} streams, {} connections", now["streams"], now["connections"])?;
     if now["maintenance"] == true {
-        say!("            MAINTENANCE: every request is refused")?;
+        outln!("            MAINTENANCE: every request is refused")?;
     }
     let quantile = |name: &str| board["first_byte"][name].as_f64().map_or_else(|| "–".to_owned(), |s| format!("{:.0} ms", s * 1e3));
-    say!(
+    outln!(
         "last {range:<6} {} requests, {} intercepts; first byte p50 {}, p95 {}, p99 {}",
         board["requests"],
         board["intercepts"],
@@ -54,13 +54,13 @@ fn traffic(board: &Value, range: &str) -> Result<(), String> {
 }
 
 fn health(health: &Value) -> Result<(), String> {
-    say!("store       {}", health["store_error"].as_str().unwrap_or("answers"))?;
+    outln!("store       {}", health["store_error"].as_str().unwrap_or("answers"))?;
     if let Some(there) = health["redis"].as_bool() {
-        say!("redis       {}", if there { "answers" } else { "does not answer" })?;
+        outln!("redis       {}", if there { "answers" } else { "does not answer" })?;
     }
     rows(health, "upstreams").try_for_each(|upstream| {
         let down = if upstream["status"] == "down" { "DOWN: " } else { "" };
-        say!("upstream    {:<20} {down}{} of {} servers work", text(upstream, "name"), upstream["well"], upstream["servers"])
+        outln!("upstream    {:<20} {down}{} of {} servers are healthy", text(upstream, "name"), upstream["well"], upstream["servers"])
     })
 }
 
@@ -69,19 +69,19 @@ fn replicas(board: &Value) -> Result<(), String> {
         let state = match (replica["gone"] == true, replica["reload_ok"] == false) {
             (true, _) => "gone",
             (false, true) => "its last reload failed",
-            (false, false) if replica["handed_over"] == true => "has handed over, and lets end what is open",
+            (false, false) if replica["handed_over"] == true => "has handed over and drains its connections",
             (false, false) => "serves",
         };
         let (name, version, loaded) = (text(replica, "name"), text(replica, "version"), text(replica, "loaded_at"));
-        say!("replica     {name:<20} {version} {state}, configuration of {loaded}")
+        outln!("replica     {name:<20} {version} {state}, configuration of {loaded}")
     })
 }
 
-/// What was decided most, and about whom.
+/// The most frequent decisions, and the keys and clients with the most requests and refusals.
 fn tops(board: &Value) -> Result<(), String> {
     for decision in rows(board, "decisions").take(10) {
         let (filter, reason, outcome) = (text(decision, "filter"), text(decision, "reason"), text(decision, "outcome"));
-        say!("decided     {:>8} {filter} {reason} {outcome}", decision["count"])?;
+        outln!("decided     {:>8} {filter} {reason} {outcome}", decision["count"])?;
     }
     for (list, count, of, name) in [
         ("busiest_keys", "requests", "requests", "key"),
@@ -95,7 +95,7 @@ fn tops(board: &Value) -> Result<(), String> {
         for row in rows(board, list).take(5) {
             let what = text(row, "what");
             let short = if name == "key" { what.get(..12).unwrap_or(&what) } else { &what };
-            say!("top {name:<7} {:>8} {of} {short} {}", row[count], text(row, "hint"))?;
+            outln!("top {name:<7} {:>8} {of} {short} {}", row[count], text(row, "hint"))?;
         }
     }
     Ok(())

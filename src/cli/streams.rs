@@ -1,11 +1,11 @@
-//! `keylatch streams`: event streams that are open, on all replicas.
+//! `keylatch streams`: lists and ends open streams of all replicas.
 
 use clap::{Args, Subcommand};
 use http::Method;
 
 use super::ConfigFile;
 use super::admin_client::{self, key, text};
-use crate::cli::terminal::say;
+use crate::cli::terminal::outln;
 
 #[derive(Args)]
 pub struct Streams {
@@ -17,36 +17,36 @@ pub struct Streams {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List them, the oldest first
+    /// List open streams, the oldest first
     List {
-        /// At most so many
+        /// The maximum number of rows
         #[arg(long, default_value_t = 100)]
         limit: u32,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// End one; its client gets an error event
+    /// End a stream. Its client gets an error event
     End {
-        /// Its number
+        /// The id of the stream
         id: u64,
-        /// The replica it is open on; must be said where there are several
+        /// The replica on which the stream is open; required with several replicas
         #[arg(long)]
         replica: Option<String>,
-        /// What it was, as JSON
+        /// Print the ended stream as JSON
         #[arg(long)]
         json: bool,
     },
 }
 
-pub fn streams(asked: &Streams) -> Result<(), String> {
-    let config = &asked.file.config;
-    match &asked.command {
+pub fn streams(args: &Streams) -> Result<(), String> {
+    let config = &args.file.config;
+    match &args.command {
         Command::List { limit, json } => {
             let mut is_first = !json;
             let pages = admin_client::list(config, "/streams", &[], *limit, |row| {
                 if std::mem::take(&mut is_first) {
-                    say!("{:>6} {:<24} {:>7} {:<39} {:<12} ROUTE, PATH", "ID", "REPLICA", "AGE", "CLIENT", "KEY")?;
+                    outln!("{:>6} {:<24} {:>7} {:<39} {:<12} ROUTE, PATH", "ID", "REPLICA", "AGE", "CLIENT", "KEY")?;
                 }
                 let line = if *json {
                     row.to_string()
@@ -55,7 +55,7 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
                         (text(row, "id"), text(row, "replica"), text(row, "age_s"), text(row, "client"), text(row, "route"));
                     format!("{id:>6} {replica:<24} {age:>6}s {client:<39} {:<12} {route} {}", key(row), text(row, "path"))
                 };
-                say!("{line}")
+                outln!("{line}")
             })?;
             if is_first {
                 eprintln!("No stream is open.");
@@ -65,8 +65,8 @@ pub fn streams(asked: &Streams) -> Result<(), String> {
         }
         Command::End { id, replica, json } => {
             let ended = admin_client::call(config, Method::DELETE, &format!("/streams/{id}"), &[("replica", replica.clone())], None)?;
-            let plain = || format!("{} was cut off on {}", text(&ended, "client"), text(&ended, "replica"));
-            say!("{}", if *json { ended.to_string() } else { plain() })
+            let plain = || format!("Ended the stream of {} on {}.", text(&ended, "client"), text(&ended, "replica"));
+            outln!("{}", if *json { ended.to_string() } else { plain() })
         }
     }
 }

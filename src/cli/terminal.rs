@@ -1,43 +1,43 @@
-//! What commands read from standard input and say on standard output.
+//! Standard input and output of commands, with errors instead of panics.
 
 use std::fmt::Arguments;
 use std::io::{Read, Write};
 use std::time::SystemTime;
 
-/// Says a line, as `println!` does, but for what went wrong with it.
-macro_rules! say {
-    ($($what:tt)*) => { $crate::cli::terminal::line(format_args!($($what)*)) };
+/// Prints a line, as `println!` does, but returns an error instead of a panic.
+macro_rules! outln {
+    ($($what:tt)*) => { $crate::cli::terminal::write_line(format_args!($($what)*)) };
 }
-pub(crate) use say;
+pub(crate) use outln;
 
-/// Says a line.
-pub fn line(what: Arguments<'_>) -> Result<(), String> {
-    written(writeln!(std::io::stdout(), "{what}"))
+/// Prints a line to standard output.
+pub fn write_line(text: Arguments<'_>) -> Result<(), String> {
+    output_result(writeln!(std::io::stdout(), "{text}"))
 }
 
-/// Begins a list for people: the names of its columns, or on standard error that it is empty.
-pub fn headed(header: &str, empty: &str, is_empty: bool) -> Result<(), String> {
+/// Begins a list for people: prints the header, or to standard error that the list is empty.
+pub fn print_header(header: &str, empty: &str, is_empty: bool) -> Result<(), String> {
     if is_empty {
         eprintln!("{empty}");
         return Ok(());
     }
-    line(format_args!("{header}"))
+    write_line(format_args!("{header}"))
 }
 
-/// What came of writing to standard output.
-pub fn written(result: std::io::Result<()>) -> Result<(), String> {
+/// The result of a write to standard output; a closed pipe is no error.
+pub fn output_result(result: std::io::Result<()>) -> Result<(), String> {
     match result {
-        // Whoever read has seen enough.
+        // The reader, such as `head`, has read enough.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| format!("standard output: {e}")),
     }
 }
 
-/// All of standard input without the end of its last line, `bytes_max` at most: what is longer is refused, never cut.
+/// Standard input without its last line end. More than `bytes_max` bytes are an error; input is never truncated.
 pub fn read_stdin(bytes_max: usize) -> Result<String, String> {
     let wrong = |e: std::io::Error| format!("standard input: {e}");
     let mut text = String::new();
-    // One more tells that there is more, and a line may end with two.
+    // Up to two bytes of line end, and one more to detect that the input is longer.
     let read = std::io::stdin().take(bytes_max as u64 + 3).read_to_string(&mut text).map_err(wrong)?;
     let text = text.trim_end_matches(['\r', '\n']);
     if text.len() > bytes_max || read > bytes_max + 2 {
@@ -46,8 +46,8 @@ pub fn read_stdin(bytes_max: usize) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A time as an operator writes it: a date, a time in UTC, or how long ago it was.
-pub fn past(text: &str) -> Result<SystemTime, String> {
+/// Parses a time in the past: a date, a time in UTC, or a duration before now.
+pub fn parse_past_time(text: &str) -> Result<SystemTime, String> {
     let date = || humantime::parse_rfc3339_weak(&format!("{text}T00:00:00Z")).ok();
     let time = || humantime::parse_rfc3339_weak(text).ok();
     let minutes = || humantime::parse_rfc3339_weak(&format!("{text}:00")).ok();
@@ -62,13 +62,13 @@ mod tests {
 
     #[test]
     fn times_are_dates_times_and_durations() {
-        let ms = |text: &str| past(text).unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let ms = |text: &str| parse_past_time(text).unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         assert_eq!(ms("2026-11-29"), 1_795_910_400);
         assert_eq!(ms("2026-11-29T08:30:00Z"), 1_795_910_400 + 30_600);
         assert_eq!(ms("2026-11-29 08:30"), 1_795_910_400 + 30_600);
-        assert!(SystemTime::now().duration_since(past("2h").unwrap()).unwrap().as_secs().abs_diff(7200) < 5);
+        assert!(SystemTime::now().duration_since(parse_past_time("2h").unwrap()).unwrap().as_secs().abs_diff(7200) < 5);
         for wrong in ["", "yesterday", "2026-13-01", "-2h", "29.11.2026"] {
-            assert!(past(wrong).is_err(), "{wrong}");
+            assert!(parse_past_time(wrong).is_err(), "{wrong}");
         }
     }
 }

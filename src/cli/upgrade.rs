@@ -1,11 +1,11 @@
-//! `keylatch upgrade`: a new process takes the place of the running one.
+//! `keylatch upgrade`: asks the running process to hand over to a new one, and prints the outcome.
 
 use std::path::Path;
 
-use super::terminal::say;
+use super::terminal::outln;
 use crate::control;
 
 pub fn upgrade(config: &Path) -> Result<(), String> {
-    let answer = control::ask(config, "upgrade")?;
-    if answer.ok { say!("{}", answer.message) } else { Err(answer.message) }
+    let answer = control::send_command(config, "upgrade")?;
+    if answer.ok { outln!("{}", answer.message) } else { Err(answer.message) }
 }

@@ -1,3 +1,3 @@
-//! Which replicas share a store, and what this process is called among them.
+//! The replicas that share a store, and the identity of this process among them. Calls between replicas are not here.
 
 pub mod replica;

@@ -1,4 +1,4 @@
-//! Whether every credential is judged: paths on which an API reads keys, and tokens that only the upstream verifies.
+//! Checks that a filter judges every credential: paths on which an API reads keys, and tokens that only the upstream verifies.
 
 use http::Method;
 
@@ -6,9 +6,9 @@ use super::Findings;
 use crate::compile::Snapshot;
 use crate::config::model::FilterItem;
 
-/// Filters that judge who sends a request.
+/// Filters that judge the identity of the client.
 const JUDGES: [&str; 3] = ["key_binding", "bearer", "client_certificate"];
-/// Requests with which New API, one-api, and the APIs of OpenAI, Anthropic and Gemini read a key, one for each group of paths.
+/// Requests in which New API, one-api, and the APIs of OpenAI, Anthropic and Gemini read a key: one for each group of paths.
 const READ_KEYS: [(Method, &str); 12] = [
     (Method::POST, "/v1/chat/completions"),
     (Method::POST, "/v1/messages"),
@@ -24,23 +24,23 @@ const READ_KEYS: [(Method, &str); 12] = [
     (Method::GET, "/api/log/token"),
 ];
 
-pub fn look(snapshot: &Snapshot, found: &mut Findings) {
+pub fn check(snapshot: &Snapshot, found: &mut Findings) {
     unjudged_paths(snapshot, found);
     unverified_tokens(snapshot, found);
 }
 
-/// Routes that take such a request to an upstream which another route guards.
+/// Routes without a judging filter that forward such a request to a server that another route guards.
 fn unjudged_paths(snapshot: &Snapshot, found: &mut Findings) {
     let judging = |(name, shadow): (&str, bool)| !shadow && JUDGES.contains(&name);
     let judges = |index: usize| snapshot.routes.get(index).is_some_and(|route| route.chain.names().any(judging));
-    // Two upstreams may name one server.
+    // Compared by server, because two upstreams may have the same one.
     let servers = |index: usize| {
         let name = snapshot.routes.get(index).map(|route| &*route.upstream.name);
         let upstreams = snapshot.settings.upstreams.iter().filter(move |upstream| Some(upstream.name.as_str()) == name);
         upstreams.flat_map(|upstream| &upstream.servers).map(|server| server.address.as_str())
     };
     let guarded: Vec<&str> = (0..snapshot.routes.len()).filter(|index| judges(*index)).flat_map(servers).collect();
-    // A route with hosts of its own is asked by each of them.
+    // Each host of a route is tried, because routes may match by host.
     let mut hosts: Vec<String> =
         snapshot.settings.routes.iter().flat_map(|route| &route.matches.hosts).map(|host| host.replace('*', "a")).collect();
     hosts.push("localhost".into());
@@ -55,14 +55,14 @@ fn unjudged_paths(snapshot: &Snapshot, found: &mut Findings) {
         if !paths.is_empty() {
             found.bad(
                 format!("routes: {}", route.name),
-                format!("forwards API keys that no filter judges, for example on {}", paths.join(", ")),
-                "add these paths to the route with `key_binding`; config/behind-cloudflare.yaml has New API's",
+                format!("forwards API keys that no filter checks, for example on {}", paths.join(", ")),
+                "add these paths to the route with `key_binding`; config/behind-cloudflare.yaml has those of New API",
             );
         }
     }
 }
 
-/// `confirm: immediate` where no filter verifies signed tokens before.
+/// `confirm: immediate` without a filter before it that verifies signed tokens.
 fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
     let settings = &snapshot.settings;
     for route in &settings.routes {
@@ -73,16 +73,16 @@ fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
             if item.name == "key_binding" && immediate && !verified {
                 found.warn(
                     format!("routes: {}", route.name),
-                    "`confirm: immediate` binds a key that nothing has verified: anybody can write the header and payload of a token, \
-                     and so bind it before its owner",
-                    "`bearer` with `static`, `jwt`, `introspection` or `forward_auth` before it, or `confirm: upstream`",
+                    "`confirm: immediate` binds a key that nothing has verified: an attacker can forge the header and payload of a token, \
+                     and so bind it before its owner does",
+                    "put `bearer` with `static`, `jwt`, `introspection` or `forward_auth` before it, or set `confirm: upstream`",
                 );
             }
         }
     }
 }
 
-/// Whether it verifies tokens, and not only their form.
+/// Whether the filter verifies tokens, and not only their form.
 fn verifies(item: &FilterItem) -> bool {
     let modes = item.config.get("accept").and_then(|modes| modes.as_array());
     item.name == "bearer" && !item.shadow && modes.is_some_and(|modes| !modes.iter().any(|mode| mode.as_str() == Some("well_formed")))

@@ -1,4 +1,4 @@
-//! The machine: descriptors, and as whom this runs.
+//! Checks the machine: descriptor limit, clock synchronisation, and the user of the process.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,60 +10,60 @@ use super::Findings;
 use crate::compile::Snapshot;
 use crate::control;
 
-/// Beside connections of clients: stores, logs, files, the console.
+/// Descriptors for everything but client and upstream connections: stores, logs, files, the console.
 const SPARE: u64 = 1024;
 
-/// The process that runs here, or the one that would if it were started as this command was.
+/// The running process, or the one that this user would start.
 struct Process {
     files: u64,
     is_root: bool,
     what: &'static str,
 }
 
-pub fn look(snapshot: &Snapshot, config: &Path, found: &mut Findings) {
+pub fn check(snapshot: &Snapshot, config: &Path, found: &mut Findings) {
     let process = running(config).unwrap_or_else(|| Process {
         files: getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft),
         is_root: geteuid().is_root(),
-        what: "a process that is started here",
+        what: "a process that this user starts",
     });
     let connections: u64 = snapshot.settings.listeners.iter().map(|listener| listener.limits.connections as u64).sum();
-    // Each request has a connection to a server, too.
+    // Each client connection may need one to a server.
     let wanted = connections * 2 + SPARE;
     if process.files < wanted {
         let what = format!(
-            "{} may have {} files open, and the listeners' {connections} connections may need {wanted}",
+            "{} may open {} files, but the {connections} connections of the listeners may need {wanted}",
             process.what, process.files
         );
         found.warn(
             "descriptors",
             what,
-            "LimitNOFILE= in the unit, `ulimit -n`, or fewer `limits.connections`; the unit that is shipped has 262144",
+            "raise LimitNOFILE= in the unit or `ulimit -n`, or lower `limits.connections`; the shipped unit has 262144",
         );
     }
-    if clock_runs_alone() {
-        let what = "nothing sets this machine's clock: certificates, tokens and limits by the calendar go by it";
-        found.warn("clock", what, "chrony, or systemd-timesyncd: timedatectl set-ntp true");
+    if is_clock_unsynchronised() {
+        let what = "the clock is not synchronised: certificates, tokens and calendar limits depend on it";
+        found.warn("clock", what, "run chrony, or systemd-timesyncd: timedatectl set-ntp true");
     }
     if process.is_root {
-        let what = format!("{} is root; it needs nothing but CAP_NET_BIND_SERVICE, for ports below 1024", process.what);
-        found.note("user", what, "run it as a user of its own, as the unit and the container do");
+        let what = format!("{} runs as root; it needs only CAP_NET_BIND_SERVICE, for ports below 1024", process.what);
+        found.note("user", what, "run it as its own user, as the shipped unit and container do");
     }
 }
 
-/// Whether the system knows that its clock is set by nobody. Where it is no systemd, it is not known.
-fn clock_runs_alone() -> bool {
-    // Without a manager it would wait for one.
+/// Whether systemd reports that the clock is not synchronised. False on systems without systemd.
+fn is_clock_unsynchronised() -> bool {
+    // Without systemd, `timedatectl` would wait for it.
     let managed = Path::new("/run/systemd/system").is_dir();
-    let asked = || Command::new("timedatectl").args(["show", "--property=NTPSynchronized", "--value"]).stderr(Stdio::null()).output().ok();
-    managed && asked().is_some_and(|said| said.status.success() && said.stdout.trim_ascii() == b"no")
+    let query = || Command::new("timedatectl").args(["show", "--property=NTPSynchronized", "--value"]).stderr(Stdio::null()).output().ok();
+    managed && query().is_some_and(|output| output.status.success() && output.stdout.trim_ascii() == b"no")
 }
 
-/// As Linux tells of it.
+/// The limits and the user of the running process, from `/proc`.
 fn running(config: &Path) -> Option<Process> {
-    let pid = control::pid(config)?;
+    let pid = control::running_pid(config)?;
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
     let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().unwrap_or(u64::MAX);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let user = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.to_owned();
-    Some(Process { files: soft, is_root: user == "0", what: "the process that runs" })
+    Some(Process { files: soft, is_root: user == "0", what: "the running process" })
 }

@@ -1,4 +1,6 @@
-//! What one would look at before strangers come: the production checklist, as far as a program can look. Nothing is changed.
+//! The checks of `keylatch doctor`: the part of the production checklist that a program can check.
+//!
+//! Checks read the configuration, this machine and the servers it uses. They change nothing.
 
 mod certificates;
 mod credentials;
@@ -18,32 +20,32 @@ use crate::compile::{Compiler, check_ports};
 use crate::config::{Files, Parsed, parse_file};
 use crate::util::public_address::is_public;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// Somebody gets in, or what is stored is lost.
+    /// Unauthorised access or loss of data is possible.
     Bad,
-    /// It will be bad one day, or where one thing more goes wrong.
+    /// It becomes a problem later, or together with another failure.
     Warn,
-    /// It may be meant.
+    /// It may be intended.
     Note,
 }
 
-/// One thing that was found.
+/// A finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// Where: a place in the configuration, a file, a server.
+    /// The place: a path in the configuration, a file, or a server.
     pub place: String,
-    /// What.
+    /// The problem.
     pub what: String,
-    /// What to do.
+    /// The remedy.
     pub remedy: String,
 }
 
-/// What is found, as it is found.
+/// Collects findings.
 #[derive(Default)]
 pub struct Findings(Vec<Finding>);
 
@@ -62,34 +64,38 @@ impl Findings {
     }
 }
 
-/// Looks at a configuration, the machine it is on and the servers it names; the worst first. What is found at `accepted` places is
-/// worth a note.
-pub async fn look(path: &Path, accepted: &[String]) -> Vec<Finding> {
+/// Runs all checks of a configuration. The findings are sorted by severity, the worst first. Those at `accepted` places become
+/// notes.
+pub async fn run_checks(path: &Path, accepted: &[String]) -> Vec<Finding> {
     let mut found = Findings::default();
     let parsed = parse_file(path);
     let secrets = parsed.as_ref().map(Parsed::secrets).unwrap_or_default();
     match parsed.and_then(|parsed| Compiler::new(check_ports()).compile(parsed)) {
         Ok(snapshot) => {
             let files = Files::beside(path);
-            secrets::look(&snapshot, &secrets, path, &files, &mut found);
-            certificates::look(&snapshot, &files, &mut found);
-            credentials::look(&snapshot, &mut found);
-            edge::look(&snapshot, &files, &mut found);
-            trust::look(&snapshot.settings, &files, &mut found);
-            machine::look(&snapshot, path, &mut found);
-            stores::look(&snapshot.settings, &files, &mut found).await;
-            upstreams::look(&snapshot, &mut found).await;
+            secrets::check(&snapshot, &secrets, path, &files, &mut found);
+            certificates::check(&snapshot, &files, &mut found);
+            credentials::check(&snapshot, &mut found);
+            edge::check(&snapshot, &files, &mut found);
+            trust::check(&snapshot.settings, &files, &mut found);
+            machine::check(&snapshot, path, &mut found);
+            stores::check(&snapshot.settings, &files, &mut found).await;
+            upstreams::check(&snapshot, &mut found).await;
         }
-        // Nothing else can be said of it then, and nobody can mean it so.
+        // An invalid configuration allows no other check, and cannot be accepted.
         Err(report) => {
-            found.bad(path.display().to_string(), format!("it cannot be used:\n{report}"), "mend it; `keylatch check` tells the same");
+            found.bad(
+                path.display().to_string(),
+                format!("the configuration is invalid:\n{report}"),
+                "correct it; `keylatch check` prints the same errors",
+            );
             return found.0;
         }
     }
     for place in accepted {
         let mut there = found.0.iter_mut().filter(|finding| finding.place == *place).peekable();
         if there.peek().is_none() {
-            found.note(place, "is accepted, and nothing was found there", "take it out of what is accepted, or look at how it is written");
+            found.note(place, "is accepted, but has no finding", "remove this `--accept`, or correct its spelling");
             continue;
         }
         there.for_each(|finding| finding.level = Level::Note);
@@ -98,17 +104,17 @@ pub async fn look(path: &Path, accepted: &[String]) -> Vec<Finding> {
     found.0
 }
 
-/// Whether somebody elsewhere may come to this address: everywhere is elsewhere, too.
-pub fn is_reached(address: IpAddr) -> bool {
+/// Whether other networks may reach this address: it is public, or the wildcard address.
+pub fn is_reachable(address: IpAddr) -> bool {
     address.is_unspecified() || is_public(address)
 }
 
-/// How bad it is if nothing is encrypted on the way to a host; `None`: it is this machine. A name of one word is known in a network of
-/// one's own alone, such as that of containers; a private network may be shared with others all the same.
-fn in_clear(host: &str) -> Option<Level> {
+/// The severity of an unencrypted connection to a host; `None` if the host is this machine. A name without a dot exists only in
+/// a network of one's own, such as that of containers. A private address may still be in a shared network.
+fn cleartext_severity(host: &str) -> Option<Level> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     match bare.parse::<IpAddr>() {
-        _ if is_here(host) => None,
+        _ if is_this_machine(host) => None,
         Ok(address) if is_public(address) => Some(Level::Bad),
         Ok(_) => Some(Level::Warn),
         Err(_) => Some(if bare.contains('.') { Level::Bad } else { Level::Note }),
@@ -116,7 +122,7 @@ fn in_clear(host: &str) -> Option<Level> {
 }
 
 /// Whether a host is this machine.
-fn is_here(host: &str) -> bool {
+fn is_this_machine(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.is_empty() || host == "localhost" || host.starts_with('/') || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
@@ -126,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_reads_along() {
+    fn severities_of_cleartext_connections() {
         for (host, level) in [
             ("db.example.com", Some(Level::Bad)),
             ("postgres", Some(Level::Note)),
@@ -140,7 +146,7 @@ mod tests {
             ("100.64.0.7", Some(Level::Warn)),
             ("[fd00::2]", Some(Level::Warn)),
         ] {
-            assert_eq!(in_clear(host), level, "{host}");
+            assert_eq!(cleartext_severity(host), level, "{host}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Secrets: too weak, used twice, or readable by others.
+//! Checks secrets: weak ones, repeated ones, and files that other users can read or change.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -8,23 +8,23 @@ use keylatch_filters::contract::SecretRef;
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
-use super::{Findings, is_here};
+use super::{Findings, is_this_machine};
 use crate::compile::Snapshot;
 use crate::config::model::Storage;
 use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Settings};
 use crate::util::secure_fs::folder_of;
 
-/// What stands in examples.
+/// Words of placeholder secrets in examples.
 const WORDS: [&str; 8] = ["changeme", "change_me", "change-me", "password", "secret", "example", "keylatch", "12345678"];
-/// What a good one of 16 bytes and more has at least.
+/// The minimum number of distinct bytes in a strong secret of at least 16 bytes.
 const DIFFERENT_MIN: usize = 8;
 
-/// Fields in which a header's value is a secret.
+/// Header fields with a secret value.
 const SECRET_FIELDS: [&str; 5] = ["authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key"];
 
-/// `all`: every secret that is configured, or where it is, with its place.
-pub fn look(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files: &Files, found: &mut Findings) {
+/// Checks all secrets. `all` has every configured secret or its reference, with its place.
+pub fn check(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files: &Files, found: &mut Findings) {
     let settings = &snapshot.settings;
     let read =
         |(place, secret): &(String, SecretRef)| Some((place.clone(), files.secret(secret).ok()?)).filter(|(place, _)| is_ours(place));
@@ -33,15 +33,15 @@ pub fn look(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, fil
         let lower = secret.to_ascii_lowercase();
         let different = secret.bytes().collect::<BTreeSet<_>>().len();
         if different < DIFFERENT_MIN || WORDS.iter().any(|word| lower.contains(word)) {
-            found.bad(place, "is easily guessed", "make one that nobody can guess: openssl rand -hex 32");
+            found.bad(place, "is easily guessed", "generate a random secret: openssl rand -hex 32");
         }
-        // Filters of several routes may ask the same service, or speak to the same provider.
+        // Filters of several routes may share the credentials of one service or provider.
         let twice = |(other, text): &&(String, String)| text == secret && !(in_filter(other) && in_filter(place));
         if let Some((other, _)) = known.iter().take(index).find(twice) {
             found.bad(
                 place,
-                format!("is the same as {other}: who knows one knows both"),
-                "give each a secret of its own: openssl rand -hex 32",
+                format!("is the same as {other}: a leak of one reveals both"),
+                "generate a separate secret for each: openssl rand -hex 32",
             );
         }
     }
@@ -53,8 +53,8 @@ fn in_filter(place: &str) -> bool {
     place.contains("filters[")
 }
 
-/// Whether a secret is one that is to be guessed by nobody: no address with a password of somebody else's, no public key, no field that
-/// everybody may know.
+/// Whether the operator chooses the secret and it must be hard to guess. URLs with a password of another service, public keys,
+/// and public header fields do not count.
 fn is_ours(place: &str) -> bool {
     let (above, last) = place.rsplit_once('.').unwrap_or(("", place));
     let field = above.ends_with(".set") || above.ends_with(".add");
@@ -62,23 +62,23 @@ fn is_ours(place: &str) -> bool {
     if field { SECRET_FIELDS.contains(&last.to_ascii_lowercase().as_str()) } else { !public }
 }
 
-/// Passwords of servers that are elsewhere.
+/// Checks the passwords of stores; a store on this machine may have none.
 fn passwords(settings: &Settings, files: &Files, found: &mut Findings) {
     for (place, url) in urls(settings) {
         let Some((user, password, hosts)) = files.secret(url).ok().and_then(|text| credentials(&text)) else { continue };
-        if hosts.iter().all(|host| is_here(host)) && password.is_empty() {
+        if hosts.iter().all(|host| is_this_machine(host)) && password.is_empty() {
             continue;
         }
         let lower = password.to_ascii_lowercase();
         if password.is_empty() {
-            found.warn(place, "has no password, and the server is elsewhere", "give the server a password, or client certificates");
+            found.warn(place, "has no password, and the server is on another machine", "set a password, or use client certificates");
         } else if password == user || WORDS.iter().any(|word| lower.contains(word)) || password.len() < 8 {
-            found.warn(place, "has a password that is easily guessed", "give it one that nobody can guess: openssl rand -hex 24");
+            found.warn(place, "has a password that is easily guessed", "generate a random password: openssl rand -hex 24");
         }
     }
 }
 
-/// User, password and hosts of a store's URL.
+/// The user, the password and the hosts in the URL of a store.
 fn credentials(url: &str) -> Option<(String, String, Vec<String>)> {
     if let Ok(url) = PostgresUrl::parse(url) {
         let hosts = url.hosts.into_iter().map(|host| host.name).collect();
@@ -89,19 +89,19 @@ fn credentials(url: &str) -> Option<(String, String, Vec<String>)> {
     Some((url.username().to_owned(), password, vec![url.host_str().unwrap_or_default().to_owned()]))
 }
 
-/// Who may read and write the files.
+/// Checks the modes of secret files, of other files, and of their folders.
 fn modes(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files: &Files, found: &mut Findings) {
     let mut secret = snapshot.secret_files.clone();
     let settings = &snapshot.settings;
     secret.extend(all.iter().filter_map(|(_, secret)| secret.file()).map(|path| files.path(path)));
     if let Storage::Sqlite(sqlite) = &settings.storage {
-        // With their journals: each holds the hashes of keys and passwords.
+        // The database and its journals hold hashes of keys and passwords.
         secret.extend(["", ".secret", "-wal", "-shm"].map(|end| PathBuf::from(format!("{}{end}", sqlite.path))));
     }
     let mode = |path: &Path| std::fs::metadata(path).ok().map(|about| about.permissions().mode());
     for path in &secret {
         if let Some(mode) = mode(path).filter(|mode| mode & 0o027 != 0) {
-            let who = if mode & 0o007 != 0 { "everybody on this machine may open it" } else { "its group may change it" };
+            let who = if mode & 0o007 != 0 { "every user of this machine may open it" } else { "its group may change it" };
             found.bad(
                 path.display().to_string(),
                 format!("holds secrets, and {who} (mode {:04o})", mode & 0o7777),
@@ -114,14 +114,14 @@ fn modes(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files:
     for path in others {
         folders.insert(folder_of(&path).to_owned());
         if let Some(mode) = mode(&path).filter(|mode| mode & 0o022 != 0) {
-            let what = format!("may be changed by others than its owner (mode {:04o})", mode & 0o7777);
+            let what = format!("is writable by users other than its owner (mode {:04o})", mode & 0o7777);
             found.bad(path.display().to_string(), what, format!("chmod go-w {}", path.display()));
         }
     }
-    // Whoever may write to the folder puts another file in a file's place, unless only owners may (as in /tmp).
+    // Write access to the folder allows to replace its files, unless the sticky bit is set, as on /tmp.
     for folder in folders {
         if let Some(mode) = mode(&folder).filter(|mode| mode & 0o002 != 0 && mode & 0o1000 == 0) {
-            let what = format!("everybody on this machine may put other files in the place of those in it (mode {:04o})", mode & 0o7777);
+            let what = format!("every user of this machine may replace the files in it (mode {:04o})", mode & 0o7777);
             found.bad(folder.display().to_string(), what, format!("chmod o-w {}", folder.display()));
         }
     }
@@ -134,13 +134,13 @@ fn modes(snapshot: &Snapshot, all: &[(String, SecretRef)], config: &Path, files:
     let written = written.map(|(place, secret)| (place.clone(), secret.text().to_owned()));
     let inside = written.chain(urls).find(|(_, secret)| text.contains(secret.as_str()));
     if let (Some((place, _)), Some(mode)) = (inside, mode(config).filter(|mode| mode & 0o004 != 0)) {
-        let what = format!("{place} stands in it, and everybody on this machine may read it (mode {:04o})", mode & 0o7777);
-        let remedy = format!("chmod o= {}, or put the secret into a file: `file:PATH`", config.display());
+        let what = format!("it contains {place}, and every user of this machine may read it (mode {:04o})", mode & 0o7777);
+        let remedy = format!("chmod o= {}, or move the secret to a file: `file:PATH`", config.display());
         found.bad(config.display().to_string(), what, remedy);
     }
 }
 
-/// The addresses of servers, which may hold passwords.
+/// The URLs of stores, which may contain passwords.
 fn urls(settings: &Settings) -> Vec<(&'static str, &SecretRef)> {
     let (postgres, listens) = match &settings.storage {
         Storage::Postgres(postgres) => (Some(&postgres.url), postgres.listen_url.as_ref()),
@@ -159,7 +159,7 @@ mod tests {
     use super::is_ours;
 
     #[test]
-    fn what_nobody_should_guess() {
+    fn secrets_that_must_be_hard_to_guess() {
         for (place, is) in [
             ("secrets.key_hmac", true),
             ("secrets.previous[0]", true),

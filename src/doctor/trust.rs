@@ -1,4 +1,4 @@
-//! Whose word is taken about who a client is.
+//! Checks the trusted proxies: networks that may set the client address must not be too wide or outdated.
 
 use ipnet::IpNet;
 use keylatch_filters::contract::TrustConfig;
@@ -7,12 +7,12 @@ use super::Findings;
 use crate::config::{Files, Settings};
 use crate::operator::ranges;
 
-/// A list of ranges that is older may lack some.
+/// The age, in days, from which a list of Cloudflare's ranges counts as outdated.
 const RANGES_OLD_DAYS: u64 = 90;
-/// Networks of one's own.
+/// Private, shared and local networks.
 const OWN: [&str; 7] = ["10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
 
-pub fn look(settings: &Settings, files: &Files, found: &mut Findings) {
+pub fn check(settings: &Settings, files: &Files, found: &mut Findings) {
     let config = &settings.trusted_proxies;
     let mut all = |names: &[String], place: &str| {
         names.iter().enumerate().for_each(|(index, name)| network(name, &format!("{place}[{index}]"), found));
@@ -29,27 +29,27 @@ fn network(name: &str, place: &str, found: &mut Findings) {
     let wide = |network: IpNet| network.prefix_len() < if network.addr().is_ipv4() { 16 } else { 32 };
     let Some(network) = name.parse::<IpNet>().ok().filter(|network| wide(*network)) else {
         if name == "private" {
-            let what = "`private` trusts every machine and container of all private networks about the client's address";
-            found.warn(place, what, "name the networks, or addresses, of the proxies themselves");
+            let what = "`private` lets every machine and container of all private networks set the client address";
+            found.warn(place, what, "list the networks or addresses of the proxies themselves");
         }
         return;
     };
-    // A network is not inside another because its first address is.
+    // The whole network must be inside, and not only its first address.
     let own = OWN.iter().filter_map(|own| own.parse::<IpNet>().ok()).find(|own| own.contains(&network));
     match own {
         Some(own) if own.addr().is_loopback() => {}
         Some(_) => {
-            let what = format!("`{name}` trusts every machine and container of a large network about the client's address");
-            found.warn(place, what, "name the networks, or addresses, of the proxies themselves");
+            let what = format!("`{name}` lets every machine and container of a large network set the client address");
+            found.warn(place, what, "list the networks or addresses of the proxies themselves");
         }
         None => {
-            let what = format!("`{name}` is much of the internet: whoever is in it may claim any address");
-            found.bad(place, what, "name the proxies themselves");
+            let what = format!("`{name}` is a large part of the internet, and every machine in it may claim any client address");
+            found.bad(place, what, "list the proxies themselves");
         }
     }
 }
 
-/// How old Cloudflare's ranges are, where it matters.
+/// Checks the age of Cloudflare's ranges, if they are used.
 fn age(config: &TrustConfig, files: &Files, found: &mut Findings) {
     let uses_cloudflare = config.networks.iter().any(|name| name == "cloudflare") || !config.behind_cloudflare.is_empty();
     if let (true, Ok((_, about))) = (uses_cloudflare, ranges::in_force(config, files)) {
@@ -57,8 +57,12 @@ fn age(config: &TrustConfig, files: &Files, found: &mut Findings) {
         let day = if day.len() == 7 { format!("{day}-01") } else { day };
         let then = humantime::parse_rfc3339(&format!("{day}T00:00:00Z")).ok();
         if then.and_then(|then| then.elapsed().ok()).is_some_and(|age| age.as_secs() / 86_400 > RANGES_OLD_DAYS) {
-            let what = format!("Cloudflare's ranges are of {day}: who comes by a newer one is not believed");
-            found.warn("trusted_proxies.cloudflare_file", what, "`cloudflare_refresh`, or `keylatch cloudflare refresh` by the timer");
+            let what = format!("Cloudflare's ranges are of {day}: clients that come through newer ranges are not identified");
+            found.warn(
+                "trusted_proxies.cloudflare_file",
+                what,
+                "set `cloudflare_refresh`, or run `keylatch cloudflare refresh` by the timer",
+            );
         }
     }
 }

@@ -14,8 +14,8 @@ use super::stream_state::Clock;
 use super::timed_session::Home;
 use crate::compile::{Route, Snapshot};
 use crate::listener::conn::Conn;
-use crate::telemetry::access::Line;
-use crate::telemetry::streams::{About, Open};
+use crate::telemetry::access::AccessLine;
+use crate::telemetry::streams::{OpenStream, StreamInfo};
 use crate::upstream::reuse::Connection;
 use crate::upstream::{Address, Attempts};
 
@@ -62,7 +62,7 @@ pub struct Exchange {
     /// Where the real session is while a timed one takes its place.
     pub home: Option<Home>,
     /// That it is open, once it has become another protocol's.
-    pub open: Option<Open>,
+    pub open: Option<OpenStream>,
     /// The status of the upstream's answer where an answer of ours had gone out before.
     pub late_status: Option<StatusCode>,
     /// What went wrong.
@@ -110,8 +110,8 @@ impl Exchange {
     }
 
     /// What operators see of its stream.
-    pub fn about_stream(&self, session: &Session) -> About {
-        About {
+    pub fn about_stream(&self, session: &Session) -> StreamInfo {
+        StreamInfo {
             started_at: self.now.wall,
             route: self.route().map_or_else(|| "-".into(), |route| route.name.to_string()),
             client: self.facts.get::<ClientAddress>().map_or(self.peer, |client| client.address),
@@ -163,7 +163,7 @@ impl Exchange {
             metrics.first_byte.with_label_values(&[route]).observe(first_byte.as_secs_f64());
         }
         let client = self.facts.get::<ClientAddress>().map_or(self.peer, |client| client.address);
-        metrics.tops.count(client, self.facts.get::<Key>(), code);
+        metrics.top_requesters.count(client, self.facts.get::<Key>(), code);
         for decision in &self.progress.decisions {
             let outcome = match (decision.shadow, decision.answer) {
                 (true, _) => "shadow",
@@ -182,7 +182,7 @@ impl Exchange {
         let malformed = self.conn.as_ref().and_then(|conn| conn.malformed());
         let (method, path) = malformed.map_or((request.method.as_str(), request.uri.path()), |malformed| malformed.line());
         let shadow = self.progress.decisions.iter().filter(|decision| decision.shadow);
-        shared.access.write(&Line {
+        shared.access.write(&AccessLine {
             time: self.now.wall,
             request_id: ids.map(|ids| ids.request_id.as_str()),
             trace_id: ids.and_then(|ids| ids.trace_id.as_deref()),

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::dialects::{Collected, LateAnswer, Place};
 use super::errors::{Answer, BODY_RATE_ERROR, FIRST_BYTE_ERROR, MAX_AGE_ERROR};
 use crate::listener::conn::body_rate::{BodyPace, BodyRate};
-use crate::telemetry::streams::{About, Open, Streams};
+use crate::telemetry::streams::{OpenStream, StreamInfo, Streams};
 
 /// JSON allows white space before a document (RFC 8259, section 2).
 const PADDING: &[u8] = b" ";
@@ -36,7 +36,7 @@ pub struct Terms {
     /// Where it stands while it is open.
     pub streams: Arc<Streams>,
     /// What stands there.
-    pub about: Box<About>,
+    pub about: Box<StreamInfo>,
     /// By which the stream is ended from elsewhere.
     pub leash: Option<Arc<Leash>>,
     /// How long a client may send nothing in the middle of a body.
@@ -88,7 +88,7 @@ pub struct Clock {
     late_status: Option<StatusCode>,
     /// That answer was told as an error.
     late_failure: bool,
-    open: Option<Open>,
+    open: Option<OpenStream>,
 }
 
 impl Clock {

@@ -7,7 +7,7 @@ use super::Fault;
 use super::replica_questions::{Question, StreamMark};
 use super::replicas::Everywhere;
 use crate::sql::audit::{Actor, AuditLine};
-use crate::telemetry::streams::{About, Streams};
+use crate::telemetry::streams::{StreamInfo, Streams};
 use crate::upstream::server_name;
 use crate::util::time::millis;
 
@@ -67,7 +67,7 @@ pub struct Here {
 }
 
 /// As it is shown.
-pub fn row(id: u64, about: &About) -> Stream {
+pub fn row(id: u64, about: &StreamInfo) -> Stream {
     Stream {
         id,
         replica: String::new(),

@@ -1,4 +1,6 @@
-//! The parts of the process, put together: everything but its sockets.
+//! Builds the components of the process, and starts their periodic tasks.
+//!
+//! It opens no listening socket, so it can run while another process serves the same configuration.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use crate::operator::replica_answers::LocalAnswers;
 use crate::operator::replicas::Everywhere;
 use crate::operator::sign_in::Door;
 use crate::outbound::Services;
+use crate::redis;
 use crate::reload::{self, Reloader};
 use crate::settings::{self, LiveSettings};
 use crate::telemetry::access::AccessLog;
@@ -29,35 +32,35 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sampler::{Sampler, State};
 use crate::util::periodic::every;
 use crate::util::time::millis;
-use crate::{redis, watch};
+use crate::watch::{self, FileWatch};
 
-/// How often it is looked whether Cloudflare's ranges are old.
-const RANGES_LOOKED_AT: Duration = Duration::from_secs(10);
-/// After those that could not be read it is tried again.
-const RANGES_PAUSE: Duration = Duration::from_secs(300);
+/// The interval at which the age of Cloudflare's ranges is checked.
+const RANGES_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// The pause after a failed refresh of Cloudflare's ranges.
+const RANGES_RETRY_PAUSE: Duration = Duration::from_secs(300);
 
-/// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
-pub struct Parts {
-    /// What all listeners share.
+/// The components of the process. They run on a runtime of their own, so they cannot delay a request.
+pub struct Components {
+    /// The state that all listeners share.
     pub shared: Arc<Shared>,
     /// The store.
     pub store: Arc<Store>,
-    /// Looks for keys that are refused too often.
+    /// Raises alerts about keys that are refused too often.
     pub watch: Arc<Watch>,
-    /// This process among its like.
+    /// The identity of this process among the replicas.
     pub replica: Arc<Replica>,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
     /// The admin API.
     pub api: Arc<Api>,
-    /// When the process began, in milliseconds since 1970.
+    /// When the process started, in milliseconds since 1970.
     pub started_ms: i64,
-    _files: Arc<watch::Watch>,
+    _files: Arc<FileWatch>,
 }
 
-impl Parts {
-    /// Opens the stores, compiles the configuration, and starts what needs no listener. All of it can be done while another
-    /// process serves the same configuration.
+impl Components {
+    /// Opens the stores, compiles the configuration, and starts all tasks that need no listener. Another process may serve the
+    /// same configuration meanwhile.
     pub async fn open(path: &Path, settings: &Settings) -> Result<Self, String> {
         let metrics = Arc::new(Metrics::new().map_err(|e| format!("the metrics cannot be registered: {e}"))?);
         let (files, registry) = (Files::beside(path), &metrics.registry);
@@ -79,24 +82,24 @@ impl Parts {
         let parsed = parse_file(path).map_err(|report| report.to_string())?.with(&live.overrides());
         let snapshot = reload::begin(&compiler, parsed.clone()).await.map_err(|report| report.to_string())?;
         metrics.last_reload.set(reload::unix_s());
-        metrics.shows(&snapshot.entries);
+        metrics.set_certificates(&snapshot.entries);
         let acme = Acme::new(Arc::clone(&opened.store), &opened.admin_secret, &settings.replica(), registry)?;
-        // What was made before is there for the first who connects.
+        // Certificates that are stored already must be served from the first connection on.
         if acme.look(settings.acme.as_ref(), &snapshot.acme(), &files, false).await {
-            metrics.shows(&snapshot.entries);
+            metrics.set_certificates(&snapshot.entries);
         }
-        let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
+        let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("cannot start the access log thread: {e}"))?;
         let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
         let replica = Arc::new(Replica::new(settings.replica()));
-        let (watch, files) = begin(path, &shared, &opened.store, &reloader, &replica);
-        have_made(path, &shared, &replica);
+        let (watch, files) = start_periodic_tasks(path, &shared, &opened.store, &reloader, &replica);
+        start_certificate_orders(path, &shared, &replica);
         let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
         let store = Arc::clone(&api.store);
         Ok(Self { shared, store, watch, replica, reloader, api, started_ms: millis(SystemTime::now()), _files: files })
     }
 
-    /// How this replica is.
+    /// The state of this replica.
     pub fn state(&self) -> State {
         let (metrics, last) = (&self.shared.metrics, self.reloader.last());
         State {
@@ -113,49 +116,49 @@ impl Parts {
         }
     }
 
-    /// Says how this replica is, and what it has counted.
-    pub async fn say(&self) {
-        self.api.sampler.say(&self.store, &self.state()).await;
+    /// Writes the state of this replica and its counts to the store.
+    pub async fn report(&self) {
+        self.api.sampler.report(&self.store, &self.state()).await;
     }
 
-    /// Looks for the last time for keys that were refused too often.
-    pub async fn look_last(&self) {
+    /// Checks for the last time for keys that were refused too often, and records alerts without delivering them.
+    pub async fn record_last_alerts(&self) {
         let (alerts, threshold) = self.shared.live.alerts(&self.shared.snapshot.load().alerts);
         self.watch.look_last(&alerts, threshold).await;
     }
 }
 
-async fn look(watch: &Arc<Watch>, shared: &Shared) {
+async fn check_alerts(watch: &Arc<Watch>, shared: &Shared) {
     let (alerts, threshold) = shared.live.alerts(&shared.snapshot.load().alerts);
     watch.look(&alerts, threshold).await;
 }
 
-/// What is done again and again.
-fn begin(
+/// Starts retention, alerts, the file watch, the refresh of Cloudflare's ranges, and the settings subscription.
+fn start_periodic_tasks(
     path: &Path,
     shared: &Arc<Shared>,
     store: &Arc<Store>,
     reloader: &Arc<Reloader>,
     replica: &Arc<Replica>,
-) -> (Arc<Watch>, Arc<watch::Watch>) {
+) -> (Arc<Watch>, Arc<FileWatch>) {
     let current = Arc::clone(shared);
-    // As often as the smallest period that makes sense; the store knows whether it is time.
-    let tending = Arc::clone(replica);
+    // The smallest useful retention period; the store itself decides whether work is due.
+    let serving = Arc::clone(replica);
     store.apply_retention_every(Duration::from_secs(5), move || {
-        // Others go by what is wanted now.
-        (!tending.has_handed_over()).then(|| current.live.retention((&current.snapshot.load().settings.retention).into()))
+        // After a handover the successor applies the retention of the configuration in force.
+        (!serving.has_handed_over()).then(|| current.live.retention((&current.snapshot.load().settings.retention).into()))
     });
     let watch = Watch::new(Arc::clone(store), &shared.metrics.registry);
     let current = Arc::clone(shared);
     every(&watch, alerts::EVERY, move |watch| {
         let current = Arc::clone(&current);
-        async move { look(&watch, &current).await }
+        async move { check_alerts(&watch, &current).await }
     });
-    let files = Arc::new(watch::Watch::new(Arc::clone(shared), Arc::clone(reloader)));
-    every(&files, watch::EVERY, |files| async move { files.look().await });
-    every(shared, RANGES_LOOKED_AT, {
+    let files = Arc::new(FileWatch::new(Arc::clone(shared), Arc::clone(reloader)));
+    every(&files, watch::POLL_INTERVAL, |files| async move { files.poll().await });
+    every(shared, RANGES_CHECK_INTERVAL, {
         let (path, replica) = (path.to_owned(), Arc::clone(replica));
-        move |shared| refresh(shared, path.clone(), Arc::clone(&replica))
+        move |shared| refresh_ranges(shared, path.clone(), Arc::clone(&replica))
     });
     let reloads = Arc::clone(reloader);
     settings::follow(Arc::clone(&shared.live), Arc::clone(store), move |overrides| {
@@ -165,23 +168,23 @@ fn begin(
     (watch, files)
 }
 
-/// Has certificates made where they are missing or old, and shows those that were made elsewhere. Who only lets end what is open has
-/// none made: others go by what is wanted now.
-fn have_made(path: &Path, shared: &Arc<Shared>, replica: &Arc<Replica>) {
+/// Orders certificates that are missing or close to their end, and loads those that other replicas ordered. After a handover
+/// this process orders none: the successor goes by the configuration in force.
+fn start_certificate_orders(path: &Path, shared: &Arc<Shared>, replica: &Arc<Replica>) {
     let (path, replica) = (path.to_owned(), Arc::clone(replica));
     every(shared, acme::LOOKED_EVERY, move |shared| {
         let (files, orders) = (Files::beside(&path), !replica.has_handed_over() && !replica.is_stopping());
         async move {
             let snapshot = shared.snapshot.load_full();
             if shared.acme.look(snapshot.settings.acme.as_ref(), &snapshot.acme(), &files, orders).await {
-                shared.metrics.shows(&snapshot.entries);
+                shared.metrics.set_certificates(&snapshot.entries);
             }
         }
     });
 }
 
-/// Has Cloudflare's ranges read anew, if it is time. The file is seen to have changed as any other.
-async fn refresh(shared: Arc<Shared>, path: PathBuf, replica: Arc<Replica>) {
+/// Fetches Cloudflare's ranges if they are due. The file watch then picks up the changed file.
+async fn refresh_ranges(shared: Arc<Shared>, path: PathBuf, replica: Arc<Replica>) {
     if replica.has_handed_over() {
         return;
     }
@@ -189,11 +192,11 @@ async fn refresh(shared: Arc<Shared>, path: PathBuf, replica: Arc<Replica>) {
     let trusted = &snapshot.settings.trusted_proxies;
     let Some(from) = trusted.cloudflare_refresh.as_ref().filter(|_| ranges::is_due(trusted, &files)) else { return };
     match ranges::refresh(trusted, &files, from, false).await {
-        Ok(said) => tracing::info!("Cloudflare's ranges were read: {said}"),
+        Ok(outcome) => tracing::info!("Cloudflare's ranges were refreshed: {outcome}"),
         Err(error) => {
-            tracing::error!(%error, "Cloudflare's ranges were not read; those that are known hold");
-            // Whoever does not answer is not asked all the time.
-            tokio::time::sleep(RANGES_PAUSE).await;
+            tracing::error!(%error, "Cloudflare's ranges were not refreshed; the known ranges stay in force");
+            // Back-off: the next check starts only after this future ends, so a source that fails is not called every 10 s.
+            tokio::time::sleep(RANGES_RETRY_PAUSE).await;
         }
     }
 }
@@ -210,7 +213,7 @@ fn api(
     let everywhere = Arc::new(Everywhere {
         store: Arc::clone(&opened.store),
         replica: Arc::clone(replica),
-        // One process alone has its bindings in its memory.
+        // With storage in memory there are no other replicas.
         others: settings.storage != Storage::Memory,
         told: matches!(settings.storage, Storage::Postgres(_)),
         local: Arc::new(LocalAnswers { streams: Arc::clone(&shared.metrics.streams), near }),

@@ -1,4 +1,4 @@
-//! The first account: where nobody may sign in yet, somebody may from now on.
+//! Creates the first admin account at the start, if the store has none. It never changes an existing account.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,15 +7,15 @@ use crate::admin::Api;
 use crate::operator::{Fault, accounts};
 use crate::telemetry::logs;
 
-/// The first account's password, if it is not to be made up.
+/// The environment variable with the first account's password. Without it a random password is generated.
 const FIRST_PASSWORD: &str = "KEYLATCH_ADMIN_PASSWORD";
 
-/// Makes it, if there is none.
-pub async fn make(api: Arc<Api>) {
+/// Creates the first account, if there is no account.
+pub async fn create(api: Arc<Api>) {
     let given = std::env::var(FIRST_PASSWORD).ok().filter(|password| !password.is_empty());
     let made = loop {
         match accounts::make_first(&api.store, api.door.passwords(), given.as_deref()).await {
-            // The store will be back, and then somebody wants in.
+            // The store is unavailable. The account is needed as soon as it is back, so this retries without end.
             Err(Fault::Away(_)) => tokio::time::sleep(Duration::from_secs(5)).await,
             made => break made,
         }
@@ -23,13 +23,13 @@ pub async fn make(api: Arc<Api>) {
     match made {
         Ok(None) => {}
         Ok(Some(_)) if given.is_some() => {
-            tracing::info!("the account `{}` was made, with the password of {FIRST_PASSWORD}", accounts::FIRST)
+            tracing::info!("the first account `{}` was created with the password of {FIRST_PASSWORD}", accounts::FIRST)
         }
-        // Not by the log: this is for whoever starts it, and for nobody else.
+        // Printed and not logged: the password must not reach a log collector.
         Ok(Some(password)) => logs::print(&format!(
-            "The admin API's first account is `{}`, and its password, which is shown this once and must be changed:\n{password}",
+            "The first account of the admin API is `{}`. Its password is shown only once and must be changed at the first sign-in:\n{password}",
             accounts::FIRST
         )),
-        Err(fault) => tracing::error!("no first account can be made, so nobody can sign in: {fault}"),
+        Err(fault) => tracing::error!("the first account cannot be created, so no sign-in is possible: {fault}"),
     }
 }

@@ -1,4 +1,6 @@
-//! The running process: its parts put together, its sockets, its signals, its end, and the process that takes its place.
+//! The running process: its components, sockets, signals, shutdown, and the handover to a new process.
+//!
+//! It starts and stops the parts of the proxy and decides nothing about requests.
 
 mod components;
 mod first_account;
@@ -22,160 +24,164 @@ use crate::sql::StoreEvent;
 use crate::telemetry::{logs, sampler};
 use crate::util::periodic::every;
 use crate::{admin, compile, control};
-use components::Parts;
+use components::Components;
 use handover::Predecessor;
 pub use handover::launch;
-use sockets::{For, Sockets};
+use sockets::{SocketPurpose, Sockets};
 use upgrade::Upgrades;
 
-/// How long the end waits for alerts to be noted.
-const LAST_LOOK: Duration = Duration::from_secs(5);
-/// How long the end waits for what runs beside the proxy.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
-/// Configurations are compiled there, whose expressions nest.
-const HOUSE_STACK_BYTES: usize = 8 << 20;
-/// How often a process that only lets end what is open looks at what its successor has changed, where nobody tells it; and a
-/// successor, in the beginning, at what commands that the one before had begun have changed.
-const LOOK_BACK: Duration = Duration::from_secs(1);
-/// How long such commands may take.
-const LAST_COMMANDS: Duration = Duration::from_secs(30);
-/// How long the process before waits for a successor that reloads its configuration.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(5);
-/// How long the end waits for an upgrade that is given up.
-const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
+/// The longest wait at shutdown for each of: the last report, the last alerts, closing the store.
+const LAST_WRITES_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The longest wait at shutdown for background tasks.
+const BACKGROUND_TASKS_WAIT_MAX: Duration = Duration::from_secs(1);
+/// The stack of a background thread. Configurations are compiled there, and compiling nested expressions recurses.
+const BACKGROUND_STACK_BYTES: usize = 8 << 20;
+/// SQLite has no notifications: after a handover both processes read changes of the other one at this interval.
+const PEER_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a successor polls for changes by commands that began before the handover.
+const PEER_POLL_TIME: Duration = Duration::from_secs(30);
+/// The longest wait for a successor that reloads its configuration before it reports that it serves.
+const CATCH_UP_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The longest wait at shutdown for an upgrade that is cancelled.
+const UPGRADE_CANCEL_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// Serves a configuration until it is told to stop.
+/// Serves a configuration until a signal stops the process.
 pub fn run(path: &Path) -> Result<(), String> {
     serve(path, None)
 }
 
-/// Serves a configuration in the place of the process that has started this one.
+/// Takes over from the process that started this one, and serves until a signal stops the process.
 pub fn succeed(path: &Path) -> Result<(), String> {
     let predecessor = Arc::new(Predecessor::find()?);
     let served = serve(path, Some(Arc::clone(&predecessor)));
-    served.inspect_err(|why| predecessor.fail(why))
+    served.inspect_err(|error| predecessor.report_failure(error))
 }
 
 fn serve(path: &Path, predecessor: Option<Arc<Predecessor>>) -> Result<(), String> {
     let settings = parse_file(path).and_then(compile::settings).map_err(|report| report.to_string())?;
-    // As it was called at the start: what takes its place there is what is started in an upgrade.
+    // An upgrade starts the program that is at this path by then.
     let program = handover::program()?;
     logs::begin(&settings.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .thread_stack_size(HOUSE_STACK_BYTES)
-        .thread_name("house")
+        .thread_stack_size(BACKGROUND_STACK_BYTES)
+        .thread_name("background")
         .enable_all()
         .build();
-    let runtime = runtime.map_err(|e| format!("no threads to be had: {e}"))?;
-    let parts = Arc::new(runtime.block_on(Parts::open(path, &settings))?);
-    let there = predecessor.as_ref().map(|predecessor| predecessor.take()).transpose()?.unwrap_or_default();
-    let sockets = Sockets::open(&settings, there)?;
-    let (tell, stop) = watch::channel(Stop::No);
+    let runtime = runtime.map_err(|e| format!("cannot start the background threads: {e}"))?;
+    let components = Arc::new(runtime.block_on(Components::open(path, &settings))?);
+    let inherited = predecessor.as_ref().map(|predecessor| predecessor.receive_sockets()).transpose()?.unwrap_or_default();
+    let sockets = Sockets::open(&settings, inherited)?;
+    let (stop_sender, stop) = watch::channel(Stop::No);
     let pulse = Arc::new(Pulse::default());
-    let open = sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
+    let open = sockets.try_clone().map_err(|e| format!("cannot duplicate the listening sockets: {e}"))?;
     let upgrade_drain = settings.shutdown.upgrade_drain;
-    let upgrades = Upgrades { parts: Arc::clone(&parts), program, path: path.to_owned(), tell: tell.clone(), sockets, upgrade_drain };
+    let upgrades =
+        Upgrades { components: Arc::clone(&components), program, path: path.to_owned(), stop: stop_sender.clone(), sockets, upgrade_drain };
     let (control, upgrading) = runtime.block_on(begin(path, &settings, upgrades, stop.clone()))?;
     let started = {
-        let (parts, pulse, house, control) = (Arc::clone(&parts), Arc::clone(&pulse), runtime.handle().clone(), Arc::clone(&control));
-        move || house.block_on(serving(&parts, &pulse, &control, predecessor.as_deref()))
+        let (components, pulse, background, control) =
+            (Arc::clone(&components), Arc::clone(&pulse), runtime.handle().clone(), Arc::clone(&control));
+        move || background.block_on(serving(&components, &pulse, &control, predecessor.as_deref()))
     };
     let listeners: Vec<String> = settings.listeners.iter().map(|listener| listener.address.to_string()).collect();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listeners = listeners.join(","), admin = %settings.admin.address, "ready");
-    let served = server::run(&parts.shared, &settings, open.of(For::Requests), stop, runtime.handle(), &pulse, started);
-    runtime.block_on(end(&parts));
-    parts.shared.access.close();
-    runtime.block_on(control.answered());
-    let _ = runtime.block_on(async { tokio::time::timeout(GIVEN_UP_WITHIN, upgrading).await });
+    let requests = open.into_listeners(SocketPurpose::Requests);
+    let served = server::run(&components.shared, &settings, requests, stop, runtime.handle(), &pulse, started);
+    runtime.block_on(end(&components));
+    components.shared.access.close();
+    runtime.block_on(control.flush_replies());
+    let _ = runtime.block_on(async { tokio::time::timeout(UPGRADE_CANCEL_WAIT_MAX, upgrading).await });
     drop(control);
     tracing::info!("ended");
-    // What is under way there still can hold up nothing that matters any more.
-    runtime.shutdown_timeout(LAST_MOMENT);
+    // Everything that must be stored is stored by now, so tasks that still run may be cut off.
+    runtime.shutdown_timeout(BACKGROUND_TASKS_WAIT_MAX);
     served
 }
 
-/// Starts what listens, but for the proxy; and what makes upgrades.
+/// Starts the admin and control listeners, the periodic reports, the signal handlers and the upgrade task.
 async fn begin(
     path: &Path,
     settings: &Settings,
     upgrades: Upgrades,
     stop: watch::Receiver<Stop>,
-) -> Result<(Arc<control::Guard>, JoinHandle<()>), String> {
-    let parts = Arc::clone(&upgrades.parts);
-    tokio::spawn(first_account::make(Arc::clone(&parts.api)));
-    tokio::spawn(Arc::clone(&parts.api.everywhere).listen());
-    every(&parts, sampler::SAID_EVERY, |parts| async move {
-        parts.say().await;
-        let now = parts.state();
-        let what = if now.handed_over { "lets end what is open" } else { "serves" };
+) -> Result<(Arc<control::ControlSockets>, JoinHandle<()>), String> {
+    let components = Arc::clone(&upgrades.components);
+    tokio::spawn(first_account::create(Arc::clone(&components.api)));
+    tokio::spawn(Arc::clone(&components.api.everywhere).listen());
+    every(&components, sampler::REPORT_INTERVAL, |components| async move {
+        components.report().await;
+        let now = components.state();
+        let activity = if now.handed_over { "drains its connections" } else { "serves" };
         sd_notify::status(&format!(
-            "{what}: {:.0} requests/s, {} streams, {} connections",
+            "{activity}: {:.0} requests/s, {} streams, {} connections",
             now.requests_per_s, now.streams, now.connections
         ));
     });
     if matches!(settings.storage, Storage::Sqlite(_)) {
         let succeeded = upgrades.succeeds().then(Instant::now);
-        every(&parts, LOOK_BACK, move |parts| async move {
-            if parts.replica.has_handed_over() || succeeded.is_some_and(|at| at.elapsed() < LAST_COMMANDS) {
-                parts.store.handle_event(StoreEvent::EventsLost);
+        every(&components, PEER_POLL_INTERVAL, move |components| async move {
+            if components.replica.has_handed_over() || succeeded.is_some_and(|at| at.elapsed() < PEER_POLL_TIME) {
+                components.store.handle_event(StoreEvent::EventsLost);
             }
         });
     }
-    let (asks, asked) = mpsc::channel(1);
+    let (upgrade_sender, upgrade_requests) = mpsc::channel(1);
     signals::follow(
         path,
         &settings.shutdown,
-        Arc::clone(&parts.reloader),
-        Arc::clone(&parts.replica),
-        asks.clone(),
-        upgrades.tell.clone(),
+        Arc::clone(&components.reloader),
+        Arc::clone(&components.replica),
+        upgrade_sender.clone(),
+        upgrades.stop.clone(),
     )?;
-    // Before the admin listener, which answers whether this process is ready: whoever is told so may give commands at once.
-    let (control, commands) = control::listen(path, upgrades.succeeds(), Arc::clone(&parts.reloader), Arc::clone(&parts.store), asks)?;
+    // The admin listener reports readiness, so commands must work before it answers.
+    let (reloader, store) = (Arc::clone(&components.reloader), Arc::clone(&components.store));
+    let (control, commands) = control::listen(path, upgrades.succeeds(), reloader, store, upgrade_sender)?;
     let control = Arc::new(control);
-    tokio::spawn(admin::server::serve_commands(commands, admin::router(Arc::clone(&parts.api)), Arc::clone(&parts.replica)));
-    let open = upgrades.sockets.again().map_err(|e| format!("no descriptors to be had: {e}"))?;
-    for (address, listener) in open.of(For::Admin) {
+    let api = || admin::router(Arc::clone(&components.api));
+    tokio::spawn(admin::server::serve_commands(commands, api(), Arc::clone(&components.replica)));
+    let open = upgrades.sockets.try_clone().map_err(|e| format!("cannot duplicate the listening sockets: {e}"))?;
+    for (address, listener) in open.into_listeners(SocketPurpose::Admin) {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|e| format!("cannot listen on {address} (admin): {e}"))?;
-        tokio::spawn(admin::server::serve(listener, admin::router(Arc::clone(&parts.api)), Arc::clone(&parts.replica)));
+        tokio::spawn(admin::server::serve(listener, api(), Arc::clone(&components.replica)));
     }
-    let upgrading = tokio::spawn(upgrades.follow(asked, stop, Arc::clone(&control)));
+    let upgrading = tokio::spawn(upgrades.run(upgrade_requests, stop, Arc::clone(&control)));
     Ok((control, upgrading))
 }
 
-/// The proxy's threads have begun. An error: this process is not to be.
+/// Called when the proxy's threads have started: publishes this process. After an error the process must not serve.
 async fn serving(
-    parts: &Arc<Parts>,
+    components: &Arc<Components>,
     pulse: &Arc<Pulse>,
-    control: &control::Guard,
+    control: &control::ControlSockets,
     predecessor: Option<&Predecessor>,
 ) -> Result<(), String> {
     if let Some(predecessor) = predecessor {
-        // Not before: where anything has failed until now, commands still find the one that serves.
-        control.take_place()?;
-        // Whoever had the file reloaded by the one before, at any moment since this one has read it, was told that it is in force.
-        // With a file that is broken by now, what this one was started with is in force; one that takes its time is in force later.
-        let catching_up = Arc::clone(parts);
+        // Not earlier: if a step before this one fails, commands must still find the predecessor.
+        control.publish()?;
+        // The predecessor may have reloaded the file since this process read it. If the file is invalid by now, the
+        // configuration from the start stays in force; a slow reload takes effect later.
+        let catching_up = Arc::clone(components);
         let caught_up = tokio::spawn(async move { catching_up.reloader.catch_up().await });
-        let _ = tokio::time::timeout(CAUGHT_UP_WITHIN, caught_up).await;
-        tracing::info!(replica = parts.replica.name(), "has taken the place of the process before");
-        predecessor.serving();
+        let _ = tokio::time::timeout(CATCH_UP_WAIT_MAX, caught_up).await;
+        tracing::info!(replica = components.replica.name(), "this process has taken over from its predecessor");
+        predecessor.report_serving();
     }
     sd_notify::serving(pulse, predecessor.is_some());
-    // Others count on it from now on.
-    let parts = Arc::clone(parts);
-    tokio::spawn(async move { parts.say().await });
+    // Other replicas see this one from the first report on.
+    let components = Arc::clone(components);
+    tokio::spawn(async move { components.report().await });
     Ok(())
 }
 
-/// What was counted last, and that this replica has gone; what waits to be written; what is to be told.
-async fn end(parts: &Parts) {
-    parts.replica.stop();
-    parts.shared.acme.end().await;
-    let _ = tokio::time::timeout(LAST_LOOK, parts.say()).await;
-    parts.store.finish().await;
-    // What was written last is noted, and sent by whoever comes after.
-    let _ = tokio::time::timeout(LAST_LOOK, parts.look_last()).await;
-    let _ = tokio::time::timeout(LAST_LOOK, parts.store.close()).await;
+/// Writes the last report with the final counts, flushes the write-behind queue, records the last alerts, closes the store.
+async fn end(components: &Components) {
+    components.replica.stop();
+    components.shared.acme.end().await;
+    let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.report()).await;
+    components.store.finish().await;
+    // Alerts about the writes above are only recorded here; another process delivers them.
+    let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.record_last_alerts()).await;
+    let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.store.close()).await;
 }

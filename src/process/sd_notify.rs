@@ -1,5 +1,5 @@
-//! What the service manager (systemd, by sd_notify) is told: that the process serves, how it is, that it is alive, that it
-//! stops, and which process is the main one after an upgrade. Where there is none, nobody is told.
+//! Notifications to the service manager (systemd, by `sd_notify`): ready, status, watchdog, stopping, and the main process
+//! after an upgrade. Without a service manager every call does nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,52 +10,52 @@ use sd_notify::NotifyState;
 use crate::server::Pulse;
 use crate::util::periodic::every;
 
-/// Another process is the main one. It speaks then: the manager takes nobody else's word, and logs each of them.
+/// Another process is the main one. systemd rejects and logs notifications from any other process, so this one sends none.
 static REPLACED: AtomicBool = AtomicBool::new(false);
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if REPLACED.load(Ordering::Relaxed) {
         return;
     }
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager was not told");
+        tracing::debug!(%error, "the service manager was not notified");
     }
 }
 
-/// It serves. From here on the manager hears that it is alive for as long as its threads are, if it wants to hear that. One that
-/// `succeeds` another need not say so: the manager knows the service as ready, and hears of the main process from that other.
+/// Reports that the process serves, and from here on that it is alive, if the manager has a watchdog for it. A process that
+/// `succeeds` another does not report readiness: the service is ready already, and the predecessor names the new main process.
 pub fn serving(pulse: &Arc<Pulse>, succeeds: bool) {
     if !succeeds {
-        tell(&[NotifyState::Ready]);
+        notify(&[NotifyState::Ready]);
     }
     if let Some(patience) = sd_notify::watchdog_enabled() {
         every(pulse, patience / 3, move |pulse| async move {
-            // Threads that carry requests and have not moved for so long will not move again.
+            // Request threads that have made no progress for half the watchdog time are taken for dead.
             if pulse.age() < patience / 2 {
-                tell(&[NotifyState::Watchdog]);
+                notify(&[NotifyState::Watchdog]);
             }
         });
     }
 }
 
-/// How it is, for people.
+/// Sets the status text that `systemctl status` shows.
 pub fn status(text: &str) {
-    tell(&[NotifyState::Status(text)]);
+    notify(&[NotifyState::Status(text)]);
 }
 
-/// It stops; what is open may take so long.
+/// Reports that the process stops, and extends the stop timeout to this time.
 pub fn stopping(time: Duration) {
     let time = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-    tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(time)]);
+    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(time)]);
 }
 
-/// Another process is the main one from now on.
+/// Reports that another process is the main one from now on.
 pub fn replaced_by(pid: u32) {
-    tell(&[NotifyState::MainPid(pid)]);
+    notify(&[NotifyState::MainPid(pid)]);
     REPLACED.store(true, Ordering::Relaxed);
 }
 
-/// Whether there is a manager, which starts another main process once all of a service's processes have ended.
-pub fn is_there() -> bool {
+/// Whether a service manager runs this process. It restarts the service once all of its processes have ended.
+pub fn is_managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }

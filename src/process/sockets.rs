@@ -1,4 +1,4 @@
-//! The sockets on which the process listens, whether it has made them itself or was handed them.
+//! The listening sockets of the process: opened by itself, or inherited from its predecessor. It accepts no connection.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -7,74 +7,74 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Settings;
 
-/// What a socket is for.
+/// The purpose of a listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum For {
+pub enum SocketPurpose {
     /// Requests.
     Requests,
     /// The admin API.
     Admin,
 }
 
-/// One of them.
+/// A listening socket.
 pub struct Socket {
-    /// What it is for.
-    pub of: For,
-    /// Where it listens.
+    /// Its purpose.
+    pub purpose: SocketPurpose,
+    /// The address on which it listens.
     pub address: SocketAddr,
-    /// It.
+    /// The socket.
     pub listener: TcpListener,
 }
 
-/// All of them.
+/// The listening sockets of one process.
 #[derive(Default)]
 pub struct Sockets {
-    /// Each.
+    /// The sockets, in no order.
     pub all: Vec<Socket>,
-    /// Another process had them before.
-    pub were_handed: bool,
+    /// Whether a predecessor has handed them over.
+    pub were_inherited: bool,
 }
 
 impl Sockets {
-    /// Those a configuration asks for: taken from those that are there, and made where they are not. What nobody asks for
-    /// any more is closed.
-    pub fn open(settings: &Settings, mut there: Self) -> Result<Self, String> {
-        let requests = settings.listeners.iter().map(|listener| (For::Requests, listener.address));
-        let wanted = requests.chain([(For::Admin, settings.admin.address)]);
-        let open = |(of, address)| {
-            let known = there.all.iter().position(|socket| socket.of == of && socket.address == address);
-            let socket = match known {
-                Some(at) => there.all.swap_remove(at),
-                None => Socket { of, address, listener: TcpListener::bind(address).map_err(|e| refused(of, address, &e))? },
+    /// The sockets that a configuration needs: inherited ones where they fit, new ones otherwise. Inherited sockets that the
+    /// configuration does not need are closed.
+    pub fn open(settings: &Settings, mut inherited: Self) -> Result<Self, String> {
+        let requests = settings.listeners.iter().map(|listener| (SocketPurpose::Requests, listener.address));
+        let wanted = requests.chain([(SocketPurpose::Admin, settings.admin.address)]);
+        let open = |(purpose, address)| {
+            let position = inherited.all.iter().position(|socket| socket.purpose == purpose && socket.address == address);
+            let socket = match position {
+                Some(at) => inherited.all.swap_remove(at),
+                None => Socket { purpose, address, listener: TcpListener::bind(address).map_err(|e| refused(purpose, address, &e))? },
             };
-            socket.listener.set_nonblocking(true).map_err(|e| refused(of, address, &e))?;
+            socket.listener.set_nonblocking(true).map_err(|e| refused(purpose, address, &e))?;
             Ok(socket)
         };
         let all = wanted.map(open).collect::<Result<_, String>>()?;
-        Ok(Self { all, were_handed: there.were_handed })
+        Ok(Self { all, were_inherited: inherited.were_inherited })
     }
 
-    /// From what was handed over.
-    pub fn adopt(said: Vec<(For, SocketAddr)>, handed: Vec<OwnedFd>) -> Self {
-        let socket = |((of, address), fd)| Socket { of, address, listener: TcpListener::from(fd) };
-        Self { all: said.into_iter().zip(handed).map(socket).collect(), were_handed: true }
+    /// The sockets that a predecessor has handed over: their descriptions, and the descriptors in the same order.
+    pub fn adopt(descriptions: Vec<(SocketPurpose, SocketAddr)>, descriptors: Vec<OwnedFd>) -> Self {
+        let socket = |((purpose, address), fd)| Socket { purpose, address, listener: TcpListener::from(fd) };
+        Self { all: descriptions.into_iter().zip(descriptors).map(socket).collect(), were_inherited: true }
     }
 
-    /// The same sockets once more; as long as one of them is open, somebody may connect to them.
-    pub fn again(&self) -> std::io::Result<Self> {
-        let again = |socket: &Socket| Ok(Socket { listener: socket.listener.try_clone()?, ..*socket });
-        let all = self.all.iter().map(again).collect::<std::io::Result<_>>()?;
+    /// Duplicates the descriptors. A socket accepts connections into its queue while any duplicate of it is open.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        let duplicate = |socket: &Socket| Ok(Socket { listener: socket.listener.try_clone()?, ..*socket });
+        let all = self.all.iter().map(duplicate).collect::<std::io::Result<_>>()?;
         Ok(Self { all, ..*self })
     }
 
-    /// Those of one kind.
-    pub fn of(self, kind: For) -> impl Iterator<Item = (SocketAddr, TcpListener)> {
-        self.all.into_iter().filter(move |socket| socket.of == kind).map(|socket| (socket.address, socket.listener))
+    /// The sockets with one purpose; the others are closed.
+    pub fn into_listeners(self, purpose: SocketPurpose) -> impl Iterator<Item = (SocketAddr, TcpListener)> {
+        self.all.into_iter().filter(move |socket| socket.purpose == purpose).map(|socket| (socket.address, socket.listener))
     }
 }
 
-fn refused(of: For, address: SocketAddr, error: &std::io::Error) -> String {
-    let whose = if of == For::Admin { " (admin)" } else { "" };
-    format!("cannot listen on {address}{whose}: {error}")
+fn refused(purpose: SocketPurpose, address: SocketAddr, error: &std::io::Error) -> String {
+    let suffix = if purpose == SocketPurpose::Admin { " (admin)" } else { "" };
+    format!("cannot listen on {address}{suffix}: {error}")
 }

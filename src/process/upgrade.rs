@@ -1,4 +1,6 @@
-//! Has a new process take this one's place, when it is asked to.
+//! Upgrades: replaces this process by a new one on request, and restores this one if that fails.
+//!
+//! The exchange with the new process is in [`super::handover`].
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,137 +10,135 @@ use keylatch_filters::contract::HumanDuration;
 use nix::unistd::getppid;
 use tokio::sync::{mpsc, watch};
 
-use super::components::Parts;
+use super::components::Components;
 use super::handover::Successor;
 use super::sd_notify;
 use super::sockets::Sockets;
 use crate::config::model::Storage;
-use crate::control::{Guard, Upgrade};
+use crate::control::{ControlSockets, UpgradeRequest};
 use crate::server::Stop;
 
-/// How long whoever has asked for the upgrade waits for what is said of it in the store.
-const SAID_WITHIN: Duration = Duration::from_secs(1);
+/// The longest wait for the store to record the handover before the upgrade is reported as done.
+const REPORT_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// What it takes.
+/// The task that carries out upgrades.
 pub struct Upgrades {
-    /// This process.
-    pub parts: Arc<Parts>,
+    /// The components of this process.
+    pub components: Arc<Components>,
     /// The program to start.
     pub program: PathBuf,
     /// The configuration file.
     pub path: PathBuf,
-    /// Ends the accepting of connections.
-    pub tell: watch::Sender<Stop>,
-    /// The sockets to hand over; closed when the process stops.
+    /// Stops accepting connections.
+    pub stop: watch::Sender<Stop>,
+    /// The sockets to hand over. They are closed when the process stops.
     pub sockets: Sockets,
-    /// How long what is open may go on here.
+    /// The longest time for open connections to end here after a handover.
     pub upgrade_drain: HumanDuration,
 }
 
 impl Upgrades {
-    /// Answers those who ask for an upgrade, until one has come about or the process stops.
-    pub async fn follow(self, mut asked: mpsc::Receiver<Upgrade>, mut stop: watch::Receiver<Stop>, control: Arc<Guard>) {
+    /// Carries out upgrade requests until one succeeds or the process stops.
+    pub async fn run(self, mut requests: mpsc::Receiver<UpgradeRequest>, mut stop: watch::Receiver<Stop>, control: Arc<ControlSockets>) {
         loop {
-            let answer = tokio::select! {
-                answer = asked.recv() => answer,
+            let request = tokio::select! {
+                request = requests.recv() => request,
                 _ = stop.wait_for(|stop| *stop != Stop::No) => None,
             };
-            let Some(answer) = answer else { return };
-            let done = {
+            let Some(reply) = request else { return };
+            let outcome = {
                 let mut upgrade = std::pin::pin!(self.upgrade(&control));
                 loop {
                     tokio::select! {
-                        done = &mut upgrade => break done,
-                        // Whoever asked may be gone.
-                        Some(other) = asked.recv() => { let _ = other.send(Err("an upgrade is under way already".into())); }
+                        outcome = &mut upgrade => break outcome,
+                        // A client that has disconnected is no error.
+                        Some(other) = requests.recv() => { let _ = other.send(Err("another upgrade is in progress".into())); }
                     }
                 }
             };
-            match &done {
-                Ok(said) => tracing::info!("{said}"),
-                Err(why) => tracing::error!("no upgrade: {why}"),
+            match &outcome {
+                Ok(message) => tracing::info!("{message}"),
+                Err(error) => tracing::error!("the upgrade failed: {error}"),
             }
-            let over = done.is_ok();
-            let _ = answer.send(done);
-            if over {
-                // Whatever certificate is had made, the new one has it made by its own configuration.
-                self.parts.shared.acme.end().await;
+            let is_done = outcome.is_ok();
+            let _ = reply.send(outcome);
+            if is_done {
+                // The new process orders certificates by its own configuration, so orders of this one end here.
+                self.components.shared.acme.end().await;
                 return;
             }
         }
     }
 
-    async fn upgrade(&self, control: &Guard) -> Result<String, String> {
-        let parts = &self.parts;
-        if ends_a_container() {
-            return Err("this is the process that its container was started for, and the container ends with it: start another container \
-                in its place"
-                .into());
+    async fn upgrade(&self, control: &ControlSockets) -> Result<String, String> {
+        let components = &self.components;
+        if ends_its_container() {
+            return Err("this is the main process of its container, and the container ends with it: start a new container instead".into());
         }
-        let snapshot = parts.shared.snapshot.load_full();
+        let snapshot = components.shared.snapshot.load_full();
         if snapshot.settings.storage == Storage::Memory {
-            return Err("storage is memory: bindings, accounts and settings are in this process alone, and would be lost".into());
+            return Err("storage is memory: bindings, accounts and settings exist only in this process and would be lost".into());
         }
-        tracing::info!(program = %self.program.display(), "a new process is started to take the place of this one");
+        tracing::info!(program = %self.program.display(), "starting a new process to take over from this one");
         let (program, path) = (self.program.clone(), self.path.clone());
-        let given_up = self.given_up();
-        let successor = blocking(move || Successor::start(&program, &path, &given_up)).await?;
+        let is_cancelled = self.cancellation();
+        let successor = blocking(move || Successor::start(&program, &path, &is_cancelled)).await?;
         let pid = successor.pid;
-        // Under its own name it counts no more: the next one goes on from there.
-        parts.api.sampler.rename(&parts.store, || parts.replica.leave_name()).await;
-        let sockets = self.sockets.again().map_err(|e| format!("no descriptors to be had: {e}"));
-        let given_up = self.given_up();
-        let handed = match sockets {
-            Ok(sockets) => blocking(move || successor.hand_over(&sockets, &given_up)).await,
+        // The successor continues the counts under the name of this replica, so this process must stop using it first.
+        components.api.sampler.rename(&components.store, || components.replica.release_name()).await;
+        let sockets = self.sockets.try_clone().map_err(|e| format!("cannot duplicate the listening sockets: {e}"));
+        let is_cancelled = self.cancellation();
+        let handed_over = match sockets {
+            Ok(sockets) => blocking(move || successor.hand_over(&sockets, &is_cancelled)).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = handed {
-            // It may have come as far as that.
-            control.take_place().unwrap_or_else(|error| tracing::error!(error, "commands do not find this process any more"));
-            control.clear_of(pid);
-            parts.api.sampler.rename(&parts.store, || parts.replica.take_name_back()).await;
+        if let Err(error) = handed_over {
+            // The successor may have published its control sockets already.
+            control.publish().unwrap_or_else(|error| tracing::error!(error, "commands cannot find this process any more"));
+            control.remove_sockets_of(pid);
+            components.api.sampler.rename(&components.store, || components.replica.reclaim_name()).await;
             return Err(error);
         }
-        // First of all: both accept connections until then, and a store may take its time.
-        self.handed_over(pid);
-        // Whoever looks for what is open here finds it from now on, if the store does not take its time.
-        let _ = tokio::time::timeout(SAID_WITHIN, parts.say()).await;
-        let (open, most) = (parts.shared.metrics.connections.get(), self.upgrade_drain);
+        // Before anything that may block: until then both processes accept connections.
+        self.finish_handover(pid);
+        // Lets other replicas find the streams that are open here. A slow store must not delay the reply.
+        let _ = tokio::time::timeout(REPORT_WAIT_MAX, components.report()).await;
+        let (open, drain_max) = (components.shared.metrics.connections.get(), self.upgrade_drain);
         Ok(format!(
-            "process {pid} serves in the place of {}; {open} connections go on to their end here, for {most} at most",
+            "process {pid} has taken over from process {}, which drains {open} connections for at most {drain_max}",
             std::process::id()
         ))
     }
 
-    fn handed_over(&self, pid: u32) {
-        self.parts.replica.hand_over();
-        self.tell.send_if_modified(|stop| {
-            let goes_on = *stop == Stop::No;
-            if goes_on {
+    fn finish_handover(&self, pid: u32) {
+        self.components.replica.hand_over();
+        self.stop.send_if_modified(|stop| {
+            let is_serving = *stop == Stop::No;
+            if is_serving {
                 *stop = Stop::HandedOver;
             }
-            goes_on
+            is_serving
         });
         sd_notify::replaced_by(pid);
     }
 
-    /// Whether this process is to end meanwhile: then nobody is to take its place.
-    fn given_up(&self) -> impl Fn() -> bool + Send + 'static {
-        let (parts, stop) = (Arc::clone(&self.parts), self.tell.subscribe());
-        move || parts.replica.is_stopping() || *stop.borrow() != Stop::No
+    /// Tells whether the upgrade is cancelled: a process that stops must not be replaced.
+    fn cancellation(&self) -> impl Fn() -> bool + Send + 'static {
+        let (components, stop) = (Arc::clone(&self.components), self.stop.subscribe());
+        move || components.replica.is_stopping() || *stop.borrow() != Stop::No
     }
 
-    /// Whether the sockets of commands may be another process's still.
+    /// Whether this process succeeds another one, which may still own the published control sockets.
     pub fn succeeds(&self) -> bool {
-        self.sockets.were_handed
+        self.sockets.were_inherited
     }
 }
 
-/// Whether this process is the first of a container, or one whose end its first process waits for.
-fn ends_a_container() -> bool {
+/// Whether the container ends with this process: it is process 1, or process 1 is an init that waits for it.
+fn ends_its_container() -> bool {
     const INITS: [&str; 5] = ["tini", "docker-init", "dumb-init", "catatonit", "podman-init"];
     let first = || std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
-    // The parent of whoever was started from outside of a container is not seen in it.
+    // The parent id is 0 for a process that was started from outside the container, such as by `docker exec`.
     std::process::id() == 1 || getppid().as_raw() == 0 || (getppid().as_raw() == 1 && INITS.contains(&first().trim_end()))
 }
 

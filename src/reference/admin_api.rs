@@ -1,4 +1,4 @@
-//! The page `admin-api.md`, from the OpenAPI document.
+//! The page `admin-api.md`, generated from the OpenAPI document.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::markdown::{begin, code, codes, table, wrap};
 const INTRODUCTION: &str = "The calls of the admin API, on `admin.address`. The console and `keylatch api` use the same calls. \
 `/admin/api/openapi.json` (OpenAPI 3.1) describes each call with its parameters, bodies and responses.
 
-Every call except those for signing in needs `Authorization: Bearer TOKEN`: the token of a sign-in, or one that was made for a script. \
+Every call except those for signing in needs `Authorization: Bearer TOKEN`: the token of a session, or one created for a script. \
 The scope that a call needs is in the table; [roles](../how-to/operators.md#roles) have scopes. Errors are RFC 9457 documents \
 (`application/problem+json`), with the `field` at fault where there is one.
 

@@ -1,4 +1,4 @@
-//! The page `commands.md`, from the command tree.
+//! The page `commands.md`, generated from the command tree.
 
 use clap::{Arg, Command};
 
@@ -43,7 +43,7 @@ fn describe(command: &Command, parent: &str, level: usize, text: &mut String) {
     }
 }
 
-/// `-c`, `--config FILE`
+/// The names of an argument and its value, such as `-c, --config <FILE>`.
 fn signature(argument: &Arg) -> String {
     let takes = argument.get_action().takes_values();
     let value = argument.get_value_names().into_iter().flatten().map(|name| format!("<{name}>")).collect::<Vec<_>>().join(" ");
@@ -77,7 +77,7 @@ fn meaning(argument: &Arg) -> String {
     text
 }
 
-/// Help texts have no full stop at their end.
+/// Adds the full stop that help texts lack.
 fn sentence(text: &str) -> String {
     let text = text.replace('<', "\\<");
     if text.is_empty() || text.ends_with(['.', '?', '!']) { text } else { format!("{text}.") }

@@ -1,4 +1,4 @@
-//! The page `configuration.md`, from the JSON Schema.
+//! The page `configuration.md`, generated from the JSON Schema.
 
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ pub fn page(schema: &Value) -> String {
         let about = section["description"].as_str().unwrap_or_default().replace('\n', " ");
         text.push_str(&format!("\n## {name}\n\n{}\n", super::markdown::wrap(&format!("{about}{must}"))));
         // The filters have a page of their own.
-        let rows = if name == "filters" { Vec::new() } else { Rows::new(&schema["$defs"]).of(section, name) };
+        let rows = if name == "filters" { Vec::new() } else { Rows::new(&schema["$defs"]).for_schema(section, name) };
         let rows = table(&["key", "type", "meaning"], &rows);
         if !rows.is_empty() {
             text.push_str(&format!("\n{rows}"));

@@ -1,18 +1,18 @@
-//! The page `error-codes.md`, and the table of everything that Keylatch answers itself.
+//! The page `error-codes.md`, and the table of all responses that Keylatch sends itself.
 
 use super::markdown::{begin, code, codes, table};
 
-/// One code, as one filter or the gate answers it.
+/// An error code, as one filter or the gate answers it.
 pub struct ErrorCode {
     /// `error.code` in the body.
     pub code: &'static str,
-    /// The status.
+    /// The HTTP status.
     pub status: &'static str,
-    /// `answered_by` in the access log; empty: the request was admitted, and failed later.
+    /// `answered_by` in the access log; empty if the request was admitted and failed later.
     pub by: &'static str,
     /// `reason` in the access log.
     pub reasons: &'static [&'static str],
-    /// The cause, and what to do.
+    /// The cause, and the remedy if there is one.
     pub meaning: &'static str,
 }
 
@@ -26,19 +26,19 @@ const fn error(
     ErrorCode { code, status, by, reasons, meaning }
 }
 
-/// A refusal by the gate: its reason is its code.
+/// A refusal by the gate. The reason is also the code.
 const fn gate(status: &'static str, reasons: &'static [&'static str], meaning: &'static str) -> ErrorCode {
     ErrorCode { code: "", status, by: "gate", reasons, meaning }
 }
 
 /// Every code.
 pub const ERRORS: &[ErrorCode] = &[
-    gate("400", &["request_line", "version", "line_end", "bare_lf"], "The first line is malformed, or lines end in a wrong way."),
+    gate("400", &["request_line", "version", "line_end", "bare_lf"], "The first line is malformed, or a line ending is invalid."),
     gate("400", &["header_name", "header_value", "folded_header"], "A header field is malformed or folded."),
     gate(
         "400",
         &["target", "path_escape", "path_ambiguous", "path_above_root", "path_not_utf8"],
-        "The target is malformed, or servers could read it in different ways.",
+        "The target is malformed, or servers could interpret it in different ways.",
     ),
     gate("400", &["path_encoded_slash"], "The path has `%2F`, and the route does not set `allow_encoded_slash`."),
     gate("400", &["host", "host_missing", "host_twice", "host_and_target_differ"], "The host is missing, malformed or contradictory."),
@@ -46,7 +46,7 @@ pub const ERRORS: &[ErrorCode] = &[
     gate("400", &["connection_nomination"], "`Connection` names a field that must not be removed, or an invalid token."),
     gate("400", &["cookie"], "The `Cookie` fields cannot be joined."),
     gate("400", &["underscore_in_header"], "A field name has an underscore, and the listener refuses those."),
-    gate("403", &["client_certificate"], "The certificate of the connection is not valid any more, or is missing."),
+    gate("403", &["client_certificate"], "The client certificate of the connection is missing or no longer valid."),
     gate("403", &["origin_secret"], "The request lacks the secret of the CDN (`listeners[].origin_secret`)."),
     gate("405", &["method"], "The method is `CONNECT`, `TRACE` or too long."),
     gate("408", &["header_timeout"], "The header did not arrive in time. No access line."),
@@ -66,7 +66,7 @@ pub const ERRORS: &[ErrorCode] = &[
         "403",
         "client_certificate_required",
         &["no_certificate", "name_not_allowed"],
-        "No certificate was shown, or its name is not allowed.",
+        "The client presented no certificate, or its name is not allowed.",
     ),
     error("bearer", "401", "missing_token", &["missing_token"], "No token was sent."),
     error(
@@ -74,7 +74,7 @@ pub const ERRORS: &[ErrorCode] = &[
         "400",
         "invalid_request",
         &["two_keys", "malformed_key", "key_too_long", "key_in_query"],
-        "The request has not exactly one well-formed token.",
+        "The request does not have exactly one well-formed token.",
     ),
     error(
         "bearer",
@@ -114,12 +114,12 @@ pub const ERRORS: &[ErrorCode] = &[
         "The key is bound to another network, banned, or unknown and not enrolled.",
     ),
     error("key_binding", "429", "too_many_new_keys", &["new_keys"], "Too many first uses from one address (`new_keys_per_client`)."),
-    error("key_binding", "503", "binding_unavailable", &["store_failure"], "The store is away and the key is unknown. Retry later."),
+    error("key_binding", "503", "binding_unavailable", &["store_failure"], "The store is unavailable and the key is unknown. Retry later."),
     error("rules", "403 or `deny.status`", "denied_by_rule", &["rule"], "A rule denied the request; `detail` has its name."),
     error("rate_limit", "429", "rate_limit_exceeded", &["limit"], "A limit is reached; `detail` has its name. See `Retry-After`."),
-    error("rate_limit", "503", "limits_unavailable", &["store"], "Redis is away, and `on_store_failure` is `deny`."),
+    error("rate_limit", "503", "limits_unavailable", &["store"], "Redis is unavailable, and `on_store_failure` is `deny`."),
     error("concurrency_limit", "429", "concurrency_limit_exceeded", &["limit"], "Too many requests are open."),
-    error("concurrency_limit", "503", "limits_unavailable", &["store"], "Redis is away, and `on_store_failure` is `deny`."),
+    error("concurrency_limit", "503", "limits_unavailable", &["store"], "Redis is unavailable, and `on_store_failure` is `deny`."),
     error("", "400", "malformed_body", &[], "The framing of the body is malformed."),
     error("", "403", "key_not_allowed_here", &[], "The key of an open stream was banned, unbound or bound elsewhere."),
     error("", "408", "request_timeout", &[], "The body took too long, or arrived too slowly."),
@@ -129,7 +129,7 @@ pub const ERRORS: &[ErrorCode] = &[
     error("", "502", "upstream_error", &[], "The upstream ended the response too early, or sent invalid HTTP."),
     error("", "503", "upstream_unavailable", &[], "No server of the upstream can be chosen."),
     error("", "503", "stream_ended", &[], "An operator ended the stream."),
-    error("", "503", "stopping", &[], "The process ends."),
+    error("", "503", "stopping", &[], "The process is stopping."),
     error("", "504", "upstream_timeout", &[], "The upstream took too long (`timeouts`, `first_byte`)."),
     error("", "504", "stream_max_age", &[], "The stream reached `max_age`."),
 ];
@@ -149,10 +149,10 @@ const INTRODUCTION: &str = "Everything that Keylatch answers itself. Responses o
 
 The body is JSON in the form of the API that the route speaks. In OpenAI's form, `error.code` is the code of the tables below, \
 `error.message` is a sentence for people, and `error.request_id` is the id of the request. Other APIs have other forms; not all of them \
-have a place for the code. The filters of an operator can set other statuses (`rules`, `forward_auth`).
+have a place for the code. Filters can be configured to answer with other statuses (`rules`, `forward_auth`).
 
-In a stream that has begun, the error is the last event. A 429 and a 503 have `Retry-After`. A 429 whose wait exceeds \
-`limits.client_retry_max` also has `x-should-retry: false`. In the access log, `answered_by` and `reason` tell what refused the request.";
+In a stream that has begun, the error is the last event. A 429 and a 503 have `Retry-After`. A 429 with a wait beyond \
+`limits.client_retry_max` also has `x-should-retry: false`. In the access log, `answered_by` and `reason` show what refused the request.";
 
 pub fn page() -> String {
     let mut text = begin("Error codes", INTRODUCTION);
@@ -162,7 +162,7 @@ pub fn page() -> String {
     text.push_str("\n## The gate\n\nThe code is also the `reason` in the access log, and the label of `keylatch_gate_refusals_total`.\n\n");
     text.push_str(&table(&["code", "status", "cause"], &rows));
     let rows: Vec<Vec<String>> = CONNECTIONS.iter().map(|(reason, meaning)| vec![code(reason), (*meaning).to_owned()]).collect();
-    text.push_str("\nThe metric also counts what gets no response with that code:\n\n");
+    text.push_str("\nThe metric also counts connections that are closed without such a response:\n\n");
     text.push_str(&table(&["reason", "cause"], &rows));
     let filters = ERRORS.iter().filter(|each| !each.code.is_empty() && !each.by.is_empty());
     let row = |each: &ErrorCode| {

@@ -1,4 +1,4 @@
-//! The page `filters.md`, from the manuals of the filters and the JSON Schema.
+//! The page `filters.md`, generated from the manuals of the filters and the JSON Schema.
 
 use keylatch_filters::ALL;
 use serde_json::Value;
@@ -17,7 +17,7 @@ pub fn page(schema: &Value) -> String {
     let items = &schema["$defs"]["FilterItem"]["properties"];
     for kind in ALL {
         text.push_str(&format!("\n{}\n", deeper(kind.manual().trim_end())));
-        let rows = Rows::new(&schema["$defs"]).of(&items[kind.name], "");
+        let rows = Rows::new(&schema["$defs"]).for_schema(&items[kind.name], "");
         let rows = table(&["key", "type", "meaning"], &rows);
         if !rows.is_empty() {
             text.push_str(&format!("\n### Keys of {}\n\n{rows}", code(kind.name)));
@@ -26,7 +26,7 @@ pub fn page(schema: &Value) -> String {
     text
 }
 
-/// A manual with each heading one level down.
+/// The manual with every heading one level lower.
 fn deeper(manual: &str) -> String {
     let mut in_block = false;
     let lines = manual.lines().map(|line| {

@@ -8,7 +8,7 @@ pub struct LogField {
     pub name: &'static str,
     /// Its type.
     pub kind: &'static str,
-    /// When it is there; empty: always.
+    /// The condition under which the field is present; empty if always.
     pub when: &'static str,
     /// Its meaning.
     pub meaning: &'static str,
@@ -24,7 +24,7 @@ pub const FIELDS: &[LogField] = &[
     field("request_id", "string", "the filter `request_id` runs", "The id of the request, also sent to the client and the upstream."),
     field("trace_id", "string", "the request has a valid `traceparent`", "The W3C trace id."),
     field("client", "string", "", "The address of the client, as `client_ip` found it."),
-    field("client_source", "string", "", "How that address is known; see below."),
+    field("client_source", "string", "", "How that address was determined; see below."),
     field("peer", "string", "", "The address at the other end of the connection."),
     field("key", "string", "`key_binding` found a key", "The first 12 hex digits of the key id. Never the key."),
     field("subject", "string", "`bearer` or `client_certificate` identified the client", "The name or `sub` of the identity."),
@@ -32,15 +32,15 @@ pub const FIELDS: &[LogField] = &[
     field("method", "string", "", "The method; `-` if it could not be read."),
     field("path", "string", "", "The normalised path without the query; `-` if it could not be read."),
     field("http", "string", "", "`1.0`, `1.1` or `2`."),
-    field("status", "number", "", "The status that the client got; 0 if the client left before."),
+    field("status", "number", "", "The status that the client got; 0 if the client disconnected before."),
     field("late_status", "number", "an early answer was sent before", "The status of the upstream after an early answer of Keylatch."),
     field("answered_by", "string", "Keylatch answered, not the upstream", "The filter that answered, or `gate`."),
-    field("reason", "string", "Keylatch answered", "Why; see [error codes](error-codes.md)."),
+    field("reason", "string", "Keylatch answered", "The reason; see [error codes](error-codes.md)."),
     field(
         "detail",
         "string",
-        "there is more to say",
-        "More about the reason, such as the name of a limit or a rule. Never sent to the client.",
+        "the reason has details",
+        "Details of the reason, such as the name of a limit or a rule. Never sent to the client.",
     ),
     field("shadow", "list", "a filter in shadow mode would have refused", "What would have been refused: `filter:reason`."),
     field(

@@ -1,7 +1,6 @@
-//! The reference pages of the manual, generated from what the program is made of.
+//! Generates the reference pages of the manual from the code. Pages are text in memory; the command writes the files.
 //!
-//! Pages are text in memory: writing them is the command's part. The tables of metrics, log fields and error codes stand here,
-//! and `tests/reference.rs` proves that the code writes nothing else.
+//! The tables of metrics, log fields and error codes are here. `tests/reference.rs` proves that they match the code.
 
 mod admin_api;
 mod commands;
@@ -17,11 +16,11 @@ pub use error_codes::{ERRORS, ErrorCode};
 pub use log_fields::{FIELDS, LogField};
 pub use metrics::{METRICS, Metric};
 
-/// One page: its file name and its text.
+/// A page.
 pub struct Page {
-    /// Its file name, such as `filters.md`.
+    /// The file name, such as `filters.md`.
     pub file: &'static str,
-    /// Its Markdown.
+    /// The Markdown text.
     pub text: String,
 }
 

@@ -1,10 +1,10 @@
-//! A JSON Schema as rows of a table: one for each key, nested keys by their whole path.
+//! Renders a JSON Schema as rows of a table: one row for each key, with the full path of nested keys.
 
 use serde_json::{Map, Value};
 
 use super::markdown::code;
 
-/// How deep keys nest in a table.
+/// The maximum depth of nested keys in a table.
 const DEPTH_MAX: usize = 6;
 
 /// Rows for the keys of an object: path, type, description.
@@ -14,18 +14,19 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// For schemas that refer to these definitions.
+    /// Rows for schemas that refer to these definitions.
     pub fn new(definitions: &'a Value) -> Self {
         Self { definitions, rows: Vec::new() }
     }
 
     /// The rows of one schema, below `prefix`.
-    pub fn of(mut self, schema: &'a Value, prefix: &str) -> Vec<Vec<String>> {
+    pub fn for_schema(mut self, schema: &'a Value, prefix: &str) -> Vec<Vec<String>> {
         self.object(schema, prefix, 0, false);
         self.rows
     }
 
-    /// The keys of an object, of the items of a list, and of every form that is an object. `is_form`: it is one form among several.
+    /// Adds the keys of an object, of the items of a list, and of every alternative that is an object. `is_form` marks one
+    /// alternative among several.
     fn object(&mut self, schema: &'a Value, prefix: &str, depth: usize, is_form: bool) {
         if depth > DEPTH_MAX {
             return;
@@ -51,7 +52,7 @@ impl<'a> Rows<'a> {
                 "" => name.clone(),
                 _ => format!("{prefix}.{name}"),
             };
-            // The only key of one form among several is what makes it that form.
+            // The only key of an alternative selects it, so it is not marked as required.
             let must = if required.contains(&name.as_str()) && !is_choice { " (required)" } else { "" };
             let of_form = schema["description"].as_str().filter(|_| is_choice);
             let described = about["description"].as_str().or(of_form).or_else(|| self.resolve(about)["description"].as_str());
@@ -63,7 +64,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The forms that a value may have, without the one that says it is not there.
+    /// The alternatives of a value, without `null`.
     fn forms(&self, schema: &'a Value) -> Vec<&'a Value> {
         let forms = ["anyOf", "oneOf"].into_iter().filter_map(|key| schema[key].as_array()).flatten();
         forms.filter(|form| form["type"] != "null").collect()
@@ -114,7 +115,7 @@ fn is_filters(schema: &Value) -> bool {
     schema["items"]["$ref"].as_str().is_some_and(|path| path.ends_with("/FilterItem"))
 }
 
-/// Types that are a word of text with a meaning of its own.
+/// The names of string types with a format of their own.
 fn scalar(name: &str) -> Option<&'static str> {
     Some(match name {
         "Duration" => "duration",

@@ -1,7 +1,7 @@
-//! The access log: one line of JSON a request, on standard output.
+//! The access log: one JSON object per request and line, on standard output.
 //!
-//! Requests put lines into a buffer; one thread writes it out. A reader that is too slow costs lines,
-//! which are counted, and never costs a request its time.
+//! Requests add lines to a bounded queue, and one thread writes them. If the reader is too slow, lines are dropped and
+//! counted; a request never waits.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -14,56 +14,56 @@ use prometheus::IntCounter;
 use super::line_queue::{Limits, LineQueue};
 use crate::upstream::{Address, server_name};
 
-/// Lines that wait to be written, in bytes.
+/// The capacity of the queue, in bytes.
 const WAITING_BYTES_MAX: usize = 8 << 20;
 
-/// Lines that come within this are written together: a wake-up costs more than a line.
-const TOGETHER: Duration = Duration::from_millis(25);
+/// The pause between writes, so that lines are written in batches: a wake-up costs more than a line.
+const BATCH_PAUSE: Duration = Duration::from_millis(25);
 
-/// How long the end waits for the last lines.
+/// The longest wait for the last lines at shutdown.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// One line. Never a key, a token or a query string.
-pub struct Line<'a> {
-    /// When its header was complete; RFC 3339, UTC, milliseconds.
+/// One line of the access log. It never holds a key, a token or a query string.
+pub struct AccessLine<'a> {
+    /// When the header was complete; RFC 3339, UTC, milliseconds.
     pub time: SystemTime,
-    /// Where `request_id` runs.
+    /// The request id, if the filter `request_id` ran.
     pub request_id: Option<&'a str>,
-    /// Of a valid `traceparent`.
+    /// The trace id of a valid `traceparent`.
     pub trace_id: Option<&'a str>,
-    /// The client's address.
+    /// The client address.
     pub client: IpAddr,
-    /// By which rule it is that.
+    /// How the client address was determined.
     pub client_source: &'a str,
-    /// The other end of the connection.
+    /// The address of the other end of the connection.
     pub peer: IpAddr,
-    /// The first 12 digits of the key id.
+    /// The key id, written as its first 12 hex digits.
     pub key: Option<KeyId>,
-    /// The checked bearer's name or `sub`.
+    /// The verified identity: the name or `sub` of a token or certificate.
     pub subject: Option<&'a str>,
-    /// The route's name.
+    /// The name of the route.
     pub route: Option<&'a str>,
-    /// The request's method.
+    /// The method.
     pub method: &'a str,
-    /// Its path, without the query.
+    /// The path, without the query.
     pub path: &'a str,
-    /// `1.0`, `1.1` or `2`.
+    /// The HTTP version: `1.0`, `1.1` or `2`.
     pub http: &'static str,
-    /// What the client got; 0 if it left before.
+    /// The status that the client got; 0 if it disconnected before.
     pub status: u16,
-    /// The upstream's status where an answer of ours had gone out before it.
+    /// The status of the upstream, if an early answer was sent before it.
     pub late_status: Option<u16>,
     /// The filter that answered, or `gate`.
     pub answered_by: Option<&'static str>,
-    /// Why.
+    /// The reason for that answer.
     pub reason: Option<&'static str>,
-    /// What only the log may say of it.
+    /// Details of the reason that only the log may show.
     pub detail: Option<&'a str>,
-    /// What filters in shadow mode would have done: `filter:reason`.
+    /// Refusals by filters in shadow mode, as filter and reason.
     pub shadow: Vec<(&'static str, &'static str)>,
-    /// Filters that could not ask whom they had to ask, and let it pass all the same.
+    /// Filters that could not check the request and let it pass.
     pub let_through: &'a [&'static str],
-    /// What rules have labelled it.
+    /// The tags that rules added.
     pub tags: &'a [Arc<str>],
     /// The server that answered.
     pub upstream: Option<&'a Address>,
@@ -71,16 +71,16 @@ pub struct Line<'a> {
     pub bytes_in: u64,
     /// Body bytes to the client.
     pub bytes_out: u64,
-    /// To the upstream's first byte of data.
+    /// The time to the first byte of data from the upstream.
     pub first_byte_ms: Option<Duration>,
-    /// To the end.
+    /// The time to the end.
     pub duration_ms: Duration,
-    /// What went wrong after the request was admitted.
+    /// The failure after the request was admitted.
     pub error: Option<&'a str>,
 }
 
-impl Line<'_> {
-    /// The line as JSON. Written by hand: every request pays for it.
+impl AccessLine<'_> {
+    /// Writes the line as JSON. Written by hand, because it is on the hot path of every request.
     fn write(&self, out: &mut Vec<u8>) {
         let mut object = Object { out, first: true };
         object.ascii("time", humantime::format_rfc3339_millis(self.time).to_string().as_bytes());
@@ -117,7 +117,7 @@ impl Line<'_> {
     }
 }
 
-/// A JSON object that is being written. Its keys are ours and need no escapes.
+/// Writes a JSON object. Its keys are constants that need no escapes.
 struct Object<'a> {
     out: &'a mut Vec<u8>,
     first: bool,
@@ -131,7 +131,7 @@ impl Object<'_> {
         self.first = false;
     }
 
-    /// Text from anywhere; nothing if there is none.
+    /// Text that may need escapes; absent if `None`.
     fn text(&mut self, key: &'static str, text: Option<&str>) {
         let Some(text) = text else { return };
         self.key(key);
@@ -145,7 +145,7 @@ impl Object<'_> {
         }
     }
 
-    /// What has no character that needs an escape.
+    /// ASCII text that needs no escapes.
     fn ascii(&mut self, key: &'static str, text: &[u8]) {
         self.key(key);
         self.out.push(b'"');
@@ -173,19 +173,19 @@ impl Object<'_> {
         self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 
-    /// With microseconds behind the point.
+    /// Milliseconds with three decimal places.
     fn milliseconds(&mut self, key: &'static str, value: Duration) {
         self.key(key);
         let micros = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
         let mut digits = itoa::Buffer::new();
         self.out.extend_from_slice(digits.format(micros / 1000).as_bytes());
-        // 1xyz without its 1: three digits, however small the number.
+        // Formats 1000 to 1999 and drops the leading 1, which gives three digits with leading zeros.
         let thousandths = digits.format(1000 + micros % 1000).as_bytes();
         self.out.push(b'.');
         self.out.extend_from_slice(thousandths.get(1..).unwrap_or_default());
     }
 
-    /// Words of ours or of an operator's, neither of which needs an escape; nothing if there are none.
+    /// Words from constants or the configuration, which need no escapes; absent if there are none.
     fn list<'w>(&mut self, key: &'static str, words: impl Iterator<Item = &'w str>) {
         let mut none = true;
         for word in words {
@@ -202,7 +202,7 @@ impl Object<'_> {
         }
     }
 
-    /// `["filter:reason", …]`; nothing if there are none.
+    /// `["filter:reason", …]`; absent if there are none.
     fn pairs(&mut self, key: &'static str, pairs: &[(&'static str, &'static str)]) {
         if pairs.is_empty() {
             return;
@@ -215,7 +215,7 @@ impl Object<'_> {
     }
 }
 
-/// Where lines go.
+/// The queue of access lines.
 #[derive(Clone)]
 pub struct AccessLog(LineQueue);
 
@@ -223,16 +223,16 @@ impl AccessLog {
     /// Starts the thread that writes to standard output.
     pub fn stdout(lost: IntCounter) -> std::io::Result<Self> {
         let mut out = std::io::stdout();
-        let limits = Limits { waiting_bytes_max: WAITING_BYTES_MAX, pause: TOGETHER };
+        let limits = Limits { waiting_bytes_max: WAITING_BYTES_MAX, pause: BATCH_PAUSE };
         LineQueue::start("access-log", limits, lost, move |batch| out.write_all(batch).and_then(|()| out.flush())).map(Self)
     }
 
     /// Adds a line.
-    pub fn write(&self, line: &Line<'_>) {
+    pub fn write(&self, line: &AccessLine<'_>) {
         self.0.push(|out| line.write(out));
     }
 
-    /// Waits until all lines are written, at most a second.
+    /// Waits until all lines are written, for at most one second.
     pub fn close(&self) {
         self.0.flush(CLOSE_WAIT_MAX);
     }
@@ -242,8 +242,8 @@ impl AccessLog {
 mod tests {
     use super::*;
 
-    fn json(change: impl FnOnce(&mut Line<'_>)) -> serde_json::Value {
-        let mut line = Line {
+    fn json(change: impl FnOnce(&mut AccessLine<'_>)) -> serde_json::Value {
+        let mut line = AccessLine {
             time: SystemTime::UNIX_EPOCH,
             request_id: None,
             trace_id: None,

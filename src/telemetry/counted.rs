@@ -1,4 +1,6 @@
-//! What is counted, in a form that can be added up: over time, and over replicas.
+//! The counts of a replica in a form that can be added over time and over replicas.
+//!
+//! This file reads metrics and computes; [`super::sampler`] stores the counts.
 
 use std::collections::BTreeMap;
 
@@ -7,25 +9,25 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::{BUCKETS, Metrics};
 
-/// Counts, since the start or of some time.
+/// Counts since the start of the process, or of one period.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counted {
-    /// Requests by the class of their status: `2xx`, `4xx`; `0` where the client left unanswered.
+    /// Requests by status class: `2xx`, `4xx`; `0` if the client disconnected before an answer.
     pub requests: BTreeMap<String, u64>,
     /// Decisions of filters: `filter reason outcome`.
     pub decisions: BTreeMap<String, u64>,
-    /// What the gate refused, by reason.
+    /// Refusals by the gate, by reason.
     pub refused: BTreeMap<String, u64>,
-    /// Times to the first byte by bucket, the last of which has no end.
+    /// Times to the first byte by bucket of [`BUCKETS`]; the last bucket has no upper bound.
     pub first_byte: Vec<u64>,
-    /// Failures upstream.
+    /// Failures of upstreams.
     pub upstream_errors: u64,
 }
 
 impl Counted {
-    /// What these metrics have counted since the start.
-    pub fn of(metrics: &Metrics) -> Self {
+    /// The counts of these metrics since the start of the process.
+    pub fn from_metrics(metrics: &Metrics) -> Self {
         let mut counted = Self::default();
         for (labels, value) in counters(&metrics.requests) {
             let status = labels.into_iter().find(|(name, _)| name == "status").map(|(_, value)| value).unwrap_or_default();
@@ -33,8 +35,8 @@ impl Counted {
             *counted.requests.entry(class).or_default() += value;
         }
         for (labels, value) in counters(&metrics.decisions) {
-            let of = |wanted: &str| labels.iter().find(|(name, _)| name == wanted).map_or("", |(_, value)| value.as_str());
-            *counted.decisions.entry(format!("{} {} {}", of("filter"), of("reason"), of("outcome"))).or_default() += value;
+            let label = |wanted: &str| labels.iter().find(|(name, _)| name == wanted).map_or("", |(_, value)| value.as_str());
+            *counted.decisions.entry(format!("{} {} {}", label("filter"), label("reason"), label("outcome"))).or_default() += value;
         }
         for (labels, value) in counters(&metrics.refused) {
             *counted.refused.entry(labels.into_iter().map(|(_, value)| value).collect()).or_default() += value;
@@ -55,7 +57,7 @@ impl Counted {
         counted
     }
 
-    /// What was counted since `before`.
+    /// The difference from `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let less = |now: &BTreeMap<String, u64>, then: &BTreeMap<String, u64>| {
@@ -72,7 +74,7 @@ impl Counted {
         }
     }
 
-    /// Adds what somebody else has counted.
+    /// Adds the counts of another replica or period.
     pub fn add(&mut self, other: &Self) {
         for (mine, theirs) in
             [(&mut self.requests, &other.requests), (&mut self.decisions, &other.decisions), (&mut self.refused, &other.refused)]
@@ -84,13 +86,13 @@ impl Counted {
         self.upstream_errors += other.upstream_errors;
     }
 
-    /// All requests.
+    /// The number of all requests.
     pub fn total(&self) -> u64 {
         self.requests.values().sum()
     }
 
-    /// The time to the first byte that this share of requests did not exceed, in seconds, as far as buckets tell: within
-    /// one, times count as evenly spread. `None`: there was none.
+    /// A quantile of the time to the first byte, in seconds, interpolated linearly within a bucket. `share` is 0 to 1. `None`
+    /// without requests.
     pub fn first_byte_quantile(&self, share: f64) -> Option<f64> {
         let all: u64 = self.first_byte.iter().sum();
         #[expect(clippy::cast_precision_loss, reason = "counts of requests fit")]
@@ -127,15 +129,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_read_subtracted_and_added() {
+    fn counts_are_read_subtracted_and_added() {
         let metrics = Metrics::new().unwrap();
         let count = |status: &str| metrics.requests.with_label_values(&["api", status]).inc();
         count("200");
-        let before = Counted::of(&metrics);
+        let before = Counted::from_metrics(&metrics);
         ["200", "201", "403", "0"].into_iter().for_each(count);
         metrics.decisions.with_label_values(&["key_binding", "elsewhere", "refused"]).inc_by(3);
         [0.02, 0.02, 0.2, 4000.0].into_iter().for_each(|seconds| metrics.first_byte.with_label_values(&["api"]).observe(seconds));
-        let counted = Counted::of(&metrics).since(&before);
+        let counted = Counted::from_metrics(&metrics).since(&before);
         let map = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect::<BTreeMap<_, _>>();
         assert_eq!(counted.requests, map(&[("0", 1), ("2xx", 2), ("4xx", 1)]));
         assert_eq!(counted.decisions, map(&[("key_binding elsewhere refused", 3)]));

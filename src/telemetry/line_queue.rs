@@ -1,4 +1,5 @@
 //! A bounded queue of log lines with one thread that writes them.
+//!
 //! It never blocks the caller: lines that do not fit are dropped and counted.
 
 use std::io;
@@ -11,9 +12,9 @@ use prometheus::IntCounter;
 /// The limits of one queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Lines that wait to be written, in bytes. Past it, lines are dropped.
+    /// The capacity, in bytes. Lines beyond it are dropped.
     pub waiting_bytes_max: usize,
-    /// How long the thread waits after a write, so that the next lines are written together.
+    /// The pause of the thread after a write, so that the next lines form a batch.
     pub pause: Duration,
 }
 
@@ -35,7 +36,7 @@ struct Inner {
 struct State {
     waiting: Vec<u8>,
     writing: bool,
-    /// Writes since the start; tells a flush that what it saw has been written.
+    /// The number of writes since the start, by which a flush knows when its lines are written.
     writes: u64,
 }
 
@@ -70,11 +71,11 @@ impl LineQueue {
         }
     }
 
-    /// Waits until the lines pushed before are written, at most this long. Whether they are.
+    /// Waits until all lines pushed so far are written, for at most `wait_max`. Returns whether they are.
     pub fn flush(&self, wait_max: Duration) -> bool {
         let until = Instant::now() + wait_max;
         let mut state = self.0.state.lock();
-        // What is being written now is one write, what waits is the one after it.
+        // The batch that is being written is one write, the waiting lines are the next one.
         let needed = state.writes + u64::from(state.writing) + u64::from(!state.waiting.is_empty());
         while state.writes < needed {
             if self.0.written.wait_until(&mut state, until).timed_out() {
@@ -109,7 +110,7 @@ impl Inner {
             }
             self.written.notify_all();
             if !self.limits.pause.is_zero() {
-                #[expect(clippy::disallowed_methods, reason = "this thread does nothing but write")]
+                #[expect(clippy::disallowed_methods, reason = "this thread only writes; the pause collects lines into a batch")]
                 std::thread::sleep(self.limits.pause);
             }
         }
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_writer_costs_lines_and_no_time() {
+    fn a_blocked_writer_drops_lines_and_blocks_no_caller() {
         let (release, wait) = mpsc::channel::<()>();
         let (wrote, written) = mpsc::channel();
         let dropped = counter();
@@ -146,11 +147,11 @@ mod tests {
         queue.push(|out| out.extend_from_slice(b"12345678\n"));
         queue.push(|out| out.extend_from_slice(b"too much\n"));
         assert_eq!(dropped.get(), 1);
-        assert!(!queue.flush(Duration::from_millis(1)), "a flush ends, however blocked the writer is");
+        assert!(!queue.flush(Duration::from_millis(1)), "a flush ends although the writer is blocked");
         drop(release);
         assert!(queue.flush(Duration::from_secs(10)));
         assert_eq!(written.recv().unwrap(), b"12345678\n");
-        assert!(queue.flush(Duration::ZERO), "with nothing to write it does not wait");
+        assert!(queue.flush(Duration::ZERO), "a flush of an empty queue does not wait");
     }
 
     #[test]

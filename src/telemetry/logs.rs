@@ -1,7 +1,7 @@
-//! What the process says of itself, on standard error.
+//! The log of the process, on standard error.
 //!
-//! Lines go through a bounded queue: a reader of standard error that is too slow costs lines, which are
-//! counted, and never blocks the process.
+//! Lines go through a bounded queue: if the reader of standard error is too slow, lines are dropped and counted, and the
+//! process never blocks.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -15,36 +15,37 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 use super::line_queue::{Limits, LineQueue};
 use crate::config::model::{Format, Level, Log};
 
-/// A write for each line: another process may share the pipe, and lines must not mix.
+/// No pause and one write for each line: another process may share the pipe, and lines must not mix.
 const LIMITS: Limits = Limits { waiting_bytes_max: 1 << 20, pause: Duration::ZERO };
 
-/// How long the end of the process, or a thread that panics, waits for the last lines.
+/// The longest wait for the last lines at shutdown or after a panic.
 const FLUSH_WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// What libraries under us would tell of requests holds header fields, keys among them, and query strings:
-/// whatever level is asked for, they only tell what is wrong with themselves.
+/// Levels of libraries. Their messages about requests may hold keys, header fields and query strings, so at every configured
+/// level they log only their own errors.
 const QUIET: &str = "pingora_proxy=off,pingora_core::apps=off,pingora_core::protocols=off,pingora_core::connectors=warn,\
     pingora_core::server=error,pingora_core::services=error,pingora_core=warn,pingora_load_balancing=warn,h2=warn,hyper=warn,hyper_util=warn,\
     sqlx=warn,axum=warn,tokio_util=warn";
 
-/// By which the level is changed while it runs, and what the file says.
+/// The handle that changes the level at run time, and the level of the configuration file.
 static CHANGED: OnceLock<(reload::Handle<EnvFilter, Registry>, &'static str)> = OnceLock::new();
 
-/// The way to standard error, once logging has begun.
+/// The queue to standard error, once logging has begun.
 static QUEUE: OnceLock<LineQueue> = OnceLock::new();
 
 static DROPPED: OnceLock<IntCounter> = OnceLock::new();
 
-/// The counter of lines that were dropped. It is the process's, not a registry's: the queue is there before any registry.
+/// The counter of dropped lines. It belongs to the process and not to a registry, because the queue exists before any registry.
 pub fn dropped() -> prometheus::Result<IntCounter> {
     if let Some(counter) = DROPPED.get() {
         return Ok(counter.clone());
     }
-    let made = IntCounter::new("keylatch_log_lost_total", "Lines of the log lost because the reader of standard error was too slow.")?;
+    let made =
+        IntCounter::new("keylatch_log_lost_total", "Log lines that were dropped because the reader of standard error was too slow.")?;
     Ok(DROPPED.get_or_init(|| made).clone())
 }
 
-/// Writes text to standard error as it is, through the queue once logging has begun.
+/// Writes unformatted text to standard error, through the queue once logging has begun.
 pub fn print(text: &str) {
     match QUEUE.get() {
         Some(queue) => queue.push(|out| {
@@ -55,14 +56,14 @@ pub fn print(text: &str) {
     }
 }
 
-/// Waits until all lines are written, at most a second.
+/// Waits until all lines are written, for at most one second.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(FLUSH_WAIT_MAX);
     }
 }
 
-/// One line on its way into the queue: the subscriber writes each event as a whole.
+/// A writer into the queue. The subscriber writes each event with one call.
 struct QueueWriter(&'static LineQueue);
 
 impl Write for QueueWriter {
@@ -81,13 +82,13 @@ fn queue() -> Result<&'static LineQueue, String> {
     if let Some(queue) = QUEUE.get() {
         return Ok(queue);
     }
-    let counter = dropped().map_err(|error| format!("the log's counter cannot be made: {error}"))?;
+    let counter = dropped().map_err(|error| format!("cannot create the counter of lost log lines: {error}"))?;
     let write = |lines: &[u8]| lines.split_inclusive(|byte| *byte == b'\n').try_for_each(|line| io::stderr().write_all(line));
-    let made = LineQueue::start("log", LIMITS, counter, write).map_err(|error| format!("no thread for the log: {error}"))?;
+    let made = LineQueue::start("log", LIMITS, counter, write).map_err(|error| format!("cannot start the log thread: {error}"))?;
     Ok(QUEUE.get_or_init(|| made))
 }
 
-/// The default hook writes to standard error itself, and would block there.
+/// Sends panic messages through the queue. The default hook writes to standard error directly and could block.
 fn print_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -97,13 +98,12 @@ fn print_panics() {
             text = format!("{text}\nstack backtrace:\n{backtrace}");
         }
         print(&text);
-        // The main thread's panic ends the process.
+        // A panic of the main thread ends the process, so the message must be written now.
         flush();
     }));
 }
 
-/// Begins to log. `KEYLATCH_LOG`, if set, overrides the level, in `tracing`'s directives; for the libraries
-/// of [`QUIET`] it changes nothing.
+/// Starts logging. `KEYLATCH_LOG` overrides the level with directives of `tracing`, except for the libraries in [`QUIET`].
 pub fn begin(config: &Log) -> Result<(), String> {
     let queue = queue()?;
     let level = match config.level {
@@ -126,21 +126,21 @@ pub fn begin(config: &Log) -> Result<(), String> {
     Ok(())
 }
 
-/// Tells from this level on; `None`: from that of the file.
+/// Sets the lowest level that is logged; `None` restores that of the configuration file.
 pub fn set_level(level: Option<&str>) {
     if let Some((handle, of_file)) = CHANGED.get() {
         let wanted = filter(level.unwrap_or(of_file));
-        // Only what is different is changed: that costs every place that logs something.
+        // A reload of the filter invalidates the cache of every call site, so it happens only on a change.
         if handle.with_current(|current| current.to_string() != wanted.to_string()).unwrap_or(false) && handle.reload(wanted).is_ok() {
-            tracing::warn!(level = level.unwrap_or(of_file), "the log's level has changed");
+            tracing::warn!(level = level.unwrap_or(of_file), "the log level has changed");
         }
     }
 }
 
 fn filter(level: &str) -> EnvFilter {
-    let asked = std::env::var("KEYLATCH_LOG").unwrap_or_else(|_| format!("warn,keylatch={level},keylatch_filters={level}"));
-    // A directive for a library would override QUIET: only levels and directives for our own crates count.
+    let directives = std::env::var("KEYLATCH_LOG").unwrap_or_else(|_| format!("warn,keylatch={level},keylatch_filters={level}"));
+    // A directive for a library would override QUIET, so only levels and directives for our own crates are kept.
     let ours = |directive: &&str| !directive.contains(['=', ':', '[']) || directive.trim().starts_with("keylatch");
-    let wanted = asked.split(',').filter(ours).collect::<Vec<_>>().join(",");
+    let wanted = directives.split(',').filter(ours).collect::<Vec<_>>().join(",");
     EnvFilter::try_new(format!("{wanted},{QUIET}")).unwrap_or_else(|_| EnvFilter::new(format!("{level},{QUIET}")))
 }

@@ -1,5 +1,6 @@
-//! The metrics of the proxy. Names follow Prometheus' conventions: base units, `_total` for counters.
-//! Labels come from closed lists (routes, filters, reasons, statuses), never from a request.
+//! The metrics of the proxy. Names follow the conventions of Prometheus: base units, `_total` for counters.
+//!
+//! Label values come from closed lists (routes, filters, reasons, statuses), never from a request.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,54 +9,54 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaug
 
 use super::logs;
 use super::streams::Streams;
-use super::top_k::Tops;
+use super::top_k::TopRequesters;
 use crate::listener::policy::Entry;
 
-/// Where the buckets of times end, in seconds: answers of models take from milliseconds (cached, refused) to minutes (streams).
+/// The upper bounds of histogram buckets, in seconds: model responses take milliseconds (cached, refused) to minutes (streams).
 pub const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
 
-/// All of them.
+/// The metrics of the proxy.
 pub struct Metrics {
-    /// Where they, and those of stores and filters, are registered.
+    /// The registry of all metrics, including those of stores and filters.
     pub registry: Registry,
-    /// Requests by route and status; `-` where no route was found, 0 where the client left unanswered.
+    /// Requests by route and status; route `-` without a route, status 0 if the client disconnected before an answer.
     pub requests: IntCounterVec,
     /// From a complete header to the end of the response, by route.
     pub duration: HistogramVec,
     /// From a complete header to the upstream's first byte of data, by route.
     pub first_byte: HistogramVec,
-    /// What filters decided, by filter, reason and whether it was carried out.
+    /// Refusals by filters, by filter, reason and outcome (refused or shadow).
     pub decisions: IntCounterVec,
-    /// What the gate refused, by reason.
+    /// Refusals by the gate, by reason.
     pub refused: IntCounterVec,
-    /// Answers of upstreams that came after one of ours had gone out, by route and the upstream's status.
+    /// Responses of upstreams after an early answer, by route and upstream status.
     pub late_answers: IntCounterVec,
-    /// Lingering closes by how they ended.
+    /// Lingering closes by outcome.
     pub lingering: IntCounterVec,
-    /// Fields of requests that were dropped, by reason.
+    /// Removed header fields of requests, by reason.
     pub dropped_fields: IntCounterVec,
     /// Open client connections.
     pub connections: IntGauge,
-    /// Failures upstream, by upstream and kind.
+    /// Failures of upstreams, by upstream and kind.
     pub upstream_errors: IntCounterVec,
     /// Reloads by result.
     pub reloads: IntCounterVec,
-    /// Seconds since 1970 of the last reload that succeeded, the start included.
+    /// The time of the last successful reload, the start included, in seconds since 1970.
     pub last_reload: IntGauge,
-    /// When the certificates that listeners show end, in seconds since 1970.
+    /// The end of the certificates of listeners, in seconds since 1970.
     certificates: IntGaugeVec,
     /// Sign-ins to the admin API by result.
     pub sign_ins: IntCounterVec,
-    /// Lines of the access log that were lost.
+    /// Dropped lines of the access log.
     pub access_lost: IntCounter,
-    /// Of event streams.
+    /// Open streams.
     pub streams: Arc<Streams>,
-    /// Who asks most; not for Prometheus, to which it would be names without end.
-    pub tops: Tops,
+    /// The keys and clients with the most requests. Not exported to Prometheus: the label values would be unbounded.
+    pub top_requesters: TopRequesters,
 }
 
 impl Metrics {
-    /// Registers them all. Fails only on a mistake in this file.
+    /// Registers all metrics. An error is a mistake in this file.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let metrics = Self {
@@ -64,14 +65,14 @@ impl Metrics {
             first_byte: histograms(
                 &registry,
                 "upstream_first_byte_seconds",
-                "From a complete header to the first byte of data from upstream.",
+                "From a complete header to the first byte of data of the upstream.",
             )?,
             decisions: counters(&registry, "filter_decisions_total", "Refusals by filters.", &["filter", "reason", "outcome"])?,
-            refused: counters(&registry, "gate_refusals_total", "Requests and connections the gate refused.", &["reason"])?,
+            refused: counters(&registry, "gate_refusals_total", "Requests and connections that the gate refused.", &["reason"])?,
             late_answers: counters(
                 &registry,
                 "late_answers_total",
-                "Answers from upstream after an early answer, by the upstream's status.",
+                "Responses of upstreams after an early answer, by their status.",
                 &["route", "status"],
             )?,
             lingering: counters(
@@ -80,41 +81,54 @@ impl Metrics {
                 "Connections that were read after their last response, by how that ended.",
                 &["outcome"],
             )?,
-            dropped_fields: counters(&registry, "dropped_header_fields_total", "Fields of requests that were not passed on.", &["reason"])?,
+            dropped_fields: counters(
+                &registry,
+                "dropped_header_fields_total",
+                "Request fields that were removed, by reason.",
+                &["reason"],
+            )?,
             connections: gauge(&registry, "connections", "Open client connections.")?,
-            upstream_errors: counters(&registry, "upstream_errors_total", "Failures upstream.", &["upstream", "error"])?,
+            upstream_errors: counters(&registry, "upstream_errors_total", "Failures of upstreams, by kind.", &["upstream", "error"])?,
             reloads: counters(&registry, "reloads_total", "Reloads of the configuration.", &["result"])?,
-            last_reload: gauge(&registry, "last_reload_success_timestamp_seconds", "When the configuration in force was loaded.")?,
+            last_reload: gauge(
+                &registry,
+                "last_reload_success_timestamp_seconds",
+                "When the configuration in force was loaded, in seconds since 1970.",
+            )?,
             certificates: gauges(
                 &registry,
                 "certificate_expiry_timestamp_seconds",
-                "When a certificate that a listener shows ends.",
+                "End of each certificate of a listener, in seconds since 1970.",
                 &["listener", "name"],
             )?,
             sign_ins: counters(&registry, "admin_sign_ins_total", "Sign-ins to the admin API.", &["result"])?,
-            access_lost: counter(&registry, "access_log_lost_total", "Lines of the access log lost because the reader was too slow.")?,
+            access_lost: counter(
+                &registry,
+                "access_log_lost_total",
+                "Access lines that were dropped because the reader of standard output was too slow.",
+            )?,
             streams: Streams::new(
-                gauge(&registry, "open_streams", "Event streams and WebSockets that are open.")?,
-                counter(&registry, "stream_frames_total", "Frames sent into silent responses.")?,
-                // Milliseconds: fewer streams than that begin.
+                gauge(&registry, "open_streams", "Open event streams and WebSockets.")?,
+                counter(&registry, "stream_frames_total", "Heartbeat frames that were sent.")?,
+                // Ids start at the time in milliseconds: they stay unique over restarts, as fewer than 1000 streams/s begin.
                 SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0)),
             ),
-            tops: Tops::default(),
+            top_requesters: TopRequesters::default(),
             registry,
         };
         metrics.registry.register(Box::new(logs::dropped()?))?;
-        // What is not there cannot be seen to grow.
+        // Series must exist before their first increment, so that Prometheus can compute a rate.
         for result in ["ok", "failed"] {
             metrics.reloads.with_label_values(&[result]);
         }
         metrics.dropped_fields.with_label_values(&["underscore"]);
-        let build = gauges(&metrics.registry, "build_info", "Always 1; the version is a label.", &["version"])?;
+        let build = gauges(&metrics.registry, "build_info", "Always 1; the label is the version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(metrics)
     }
 
-    /// Tells which certificates listeners show from now on.
-    pub fn shows(&self, entries: &[Arc<Entry>]) {
+    /// Sets the certificates that listeners present from now on.
+    pub fn set_certificates(&self, entries: &[Arc<Entry>]) {
         self.certificates.reset();
         for entry in entries {
             let made = entry.acme.as_ref().and_then(|(held, wanted)| Some((wanted.names.first()?.as_str(), held.ends(wanted)?)));
@@ -128,7 +142,7 @@ impl Metrics {
         }
     }
 
-    /// All metrics as Prometheus' text format.
+    /// All metrics in the text format of Prometheus.
     pub fn text(&self) -> String {
         prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| format!("# {error}\n"))
     }

@@ -1,4 +1,4 @@
-//! Logs, metrics, the access log.
+//! Telemetry: the process log, the access log, metrics, open streams, and reports to the store. It decides nothing about requests.
 
 pub mod access;
 pub mod counted;

@@ -1,4 +1,6 @@
-//! Event streams and WebSockets that are open: how many, and each of them, so that it can be looked at and ended.
+//! The registry of open event streams and WebSockets, so that they can be counted, listed and ended.
+//!
+//! Ending a stream only triggers its cancellation handle; the proxy ends it.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,102 +13,102 @@ use prometheus::{IntCounter, IntGauge};
 
 use crate::upstream::Address;
 
-/// All of them.
+/// The open streams of this process.
 pub struct Streams {
-    /// How many are open now.
+    /// The number of open streams.
     pub open: IntGauge,
     /// Comment frames sent.
     pub frames: IntCounter,
-    each: Mutex<Each>,
+    registry: Mutex<StreamTable>,
 }
 
 #[derive(Default)]
-struct Each {
-    /// Numbers grow with time and are never given twice, not by the process before this one either.
+struct StreamTable {
+    /// The last id. Ids grow and are never reused, not even after a restart.
     last: u64,
-    open: BTreeMap<u64, (Arc<About>, Arc<Leash>)>,
+    open: BTreeMap<u64, (Arc<StreamInfo>, Arc<Leash>)>,
 }
 
-/// What is known of one.
+/// The description of an open stream.
 #[derive(Clone, Debug)]
-pub struct About {
-    /// When its request's header was complete.
+pub struct StreamInfo {
+    /// When the header of the request was complete.
     pub started_at: SystemTime,
-    /// Its route.
+    /// The name of the route.
     pub route: String,
-    /// Whose it is.
+    /// The client address.
     pub client: IpAddr,
-    /// By which key, if by one.
+    /// The key of the request, if it has one.
     pub key: Option<Key>,
-    /// Who he is, if that is known.
+    /// The verified identity, if there is one.
     pub subject: Option<String>,
-    /// The path, without its query.
+    /// The path, without the query.
     pub path: String,
-    /// Its id in the logs.
+    /// The id of the request in the logs.
     pub request_id: Option<String>,
-    /// The server it comes from.
+    /// The server that sends the stream.
     pub upstream: Option<Address>,
 }
 
 impl Streams {
-    /// None is open. `before`: the number before the first one.
+    /// An empty registry. Ids start after `before`.
     pub fn new(open: IntGauge, frames: IntCounter, before: u64) -> Arc<Self> {
-        Arc::new(Self { open, frames, each: Mutex::new(Each { last: before, open: BTreeMap::new() }) })
+        Arc::new(Self { open, frames, registry: Mutex::new(StreamTable { last: before, open: BTreeMap::new() }) })
     }
 
-    /// One begins; it is open for as long as what is returned lives.
-    pub fn begin(self: &Arc<Self>, about: About, leash: Arc<Leash>) -> Open {
+    /// Registers a stream until the returned guard is dropped.
+    pub fn begin(self: &Arc<Self>, info: StreamInfo, leash: Arc<Leash>) -> OpenStream {
         self.open.inc();
-        let mut each = self.each.lock();
-        each.last += 1;
-        let id = each.last;
-        each.open.insert(id, (Arc::new(about), leash));
-        Open { id, streams: Arc::clone(self) }
+        let mut table = self.registry.lock();
+        table.last += 1;
+        let id = table.last;
+        table.open.insert(id, (Arc::new(info), leash));
+        OpenStream { id, streams: Arc::clone(self) }
     }
 
-    /// Those that are open, the oldest first, behind the one of this number.
-    pub fn list(&self, after: u64, limit: usize) -> Vec<(u64, Arc<About>)> {
-        let each = self.each.lock();
-        each.open.range(after.saturating_add(1)..).take(limit).map(|(id, (about, _))| (*id, Arc::clone(about))).collect()
+    /// The open streams with an id greater than `after`, the oldest first.
+    pub fn list(&self, after: u64, limit: usize) -> Vec<(u64, Arc<StreamInfo>)> {
+        let table = self.registry.lock();
+        table.open.range(after.saturating_add(1)..).take(limit).map(|(id, (info, _))| (*id, Arc::clone(info))).collect()
     }
 
-    /// One of them; `None`: it is not open.
-    pub fn get(&self, id: u64) -> Option<Arc<About>> {
-        self.each.lock().open.get(&id).map(|(about, _)| Arc::clone(about))
+    /// An open stream; `None` if none has this id.
+    pub fn get(&self, id: u64) -> Option<Arc<StreamInfo>> {
+        self.registry.lock().open.get(&id).map(|(info, _)| Arc::clone(info))
     }
 
-    /// Ends one. What it was; `None`: it is not open.
-    pub fn end(&self, id: u64) -> Option<Arc<About>> {
-        let (about, leash) = self.each.lock().open.get(&id).cloned()?;
+    /// Ends a stream for an operator, and returns its description; `None` if none has this id.
+    pub fn end(&self, id: u64) -> Option<Arc<StreamInfo>> {
+        let (info, leash) = self.registry.lock().open.get(&id).cloned()?;
         leash.pull(Pulled::Operator);
-        Some(about)
+        Some(info)
     }
 
-    /// Ends all of them: the process does.
+    /// Ends all streams, because the process stops.
     pub fn end_all(&self) {
-        let leashes: Vec<_> = self.each.lock().open.values().map(|(_, leash)| Arc::clone(leash)).collect();
+        let leashes: Vec<_> = self.registry.lock().open.values().map(|(_, leash)| Arc::clone(leash)).collect();
         leashes.iter().for_each(|leash| leash.pull(Pulled::Stop));
     }
 }
 
-/// An open stream.
-pub struct Open {
+/// The registration of an open stream. Dropping it removes the stream.
+pub struct OpenStream {
     id: u64,
     streams: Arc<Streams>,
 }
 
-impl Open {
-    /// It is ended by this one from here on.
+impl OpenStream {
+    /// Replaces the cancellation handle of the stream.
     pub fn hold_by(&self, leash: &Arc<Leash>) {
-        if let Some((_, held)) = self.streams.each.lock().open.get_mut(&self.id) {
-            *held = Arc::clone(leash);
+        if let Some((_, current)) = self.streams.registry.lock().open.get_mut(&self.id) {
+            *current = Arc::clone(leash);
         }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.streams.each.lock().open.remove(&self.id);
+        self.streams.registry.lock().open.remove(&self.id);
         self.streams.open.dec();
     }
 }
@@ -118,9 +120,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_listed_ended_and_forgotten() {
+    fn streams_are_listed_ended_and_removed() {
         let streams = Streams::new(IntGauge::new("a", "a").unwrap(), IntCounter::new("b", "b").unwrap(), 0);
-        let about = |path: &str| About {
+        let info = |path: &str| StreamInfo {
             started_at: SystemTime::now(),
             route: "api".into(),
             client: [127, 0, 0, 1].into(),
@@ -131,10 +133,10 @@ mod tests {
             upstream: None,
         };
         let leashes = [Arc::new(Leash::default()), Arc::new(Leash::default())];
-        let one = streams.begin(about("/1"), Arc::clone(&leashes[0]));
-        let two = streams.begin(about("/2"), Arc::new(Leash::default()));
+        let one = streams.begin(info("/1"), Arc::clone(&leashes[0]));
+        let two = streams.begin(info("/2"), Arc::new(Leash::default()));
         two.hold_by(&leashes[1]);
-        let paths = |after, limit| streams.list(after, limit).iter().map(|(id, about)| (*id, about.path.clone())).collect::<Vec<_>>();
+        let paths = |after, limit| streams.list(after, limit).iter().map(|(id, info)| (*id, info.path.clone())).collect::<Vec<_>>();
         assert_eq!(paths(0, 9), [(1, "/1".into()), (2, "/2".into())]);
         assert_eq!((paths(0, 1).len(), paths(1, 9).len(), streams.open.get()), (1, 1, 2));
         assert_eq!(streams.end(2).unwrap().path, "/2");

@@ -1,5 +1,8 @@
-//! Which keys and which addresses ask most, in bounded memory: Space-Saving (Metwally, Agrawal, El Abbadi 2005). Where more
-//! are about than are remembered, those who ask most are found all the same, and no count is more than was seen.
+//! The keys and client addresses with the most requests, in bounded memory: the Space-Saving algorithm (Metwally, Agrawal,
+//! El Abbadi 2005).
+//!
+//! With more distinct keys than counters, the most frequent ones are still found, and no count exceeds the true one. The
+//! counts are for the dashboard; limits do not use them.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -9,23 +12,23 @@ use keylatch_filters::contract::{Key, KeyId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// Whoever is the same is counted in the same one of so many.
+/// The number of shards, each with its own lock. A key always belongs to the same shard.
 const SHARDS: usize = 8;
-/// So many are remembered in each.
-const KNOWN_MAX: usize = 64;
-/// So many are told of a minute or an hour.
-pub const TOLD: usize = 20;
-/// So many are kept while it goes on.
-const KEPT: usize = 1000;
+/// The number of counters in a shard.
+const SHARD_ENTRIES_MAX: usize = 64;
+/// The number of entries stored for a minute or an hour.
+pub const STORED_MAX: usize = 20;
+/// The number of entries kept in memory for the current minute or hour.
+const KEPT_MAX: usize = 1000;
 
-/// Seen so often; so much of it may have been somebody else whose place it took.
-struct Seen<V> {
+/// A counter. `inherited` of its `count` come from the entry that it replaced, and are an upper bound of its error.
+struct Counter<V> {
     count: u64,
     inherited: u64,
     value: V,
 }
 
-struct Sketch<K, V>(Vec<Mutex<HashMap<K, Seen<V>>>>);
+struct Sketch<K, V>(Vec<Mutex<HashMap<K, Counter<V>>>>);
 
 impl<K: Hash + Eq + Clone, V> Sketch<K, V> {
     fn new() -> Self {
@@ -33,29 +36,30 @@ impl<K: Hash + Eq + Clone, V> Sketch<K, V> {
     }
 
     fn count(&self, hash: u64, key: K, value: impl FnOnce() -> V) {
-        let mut known = self.0[usize::try_from(hash % SHARDS as u64).unwrap_or(0)].lock();
-        if let Some(seen) = known.get_mut(&key) {
-            seen.count += 1;
+        let mut shard = self.0[usize::try_from(hash % SHARDS as u64).unwrap_or(0)].lock();
+        if let Some(counter) = shard.get_mut(&key) {
+            counter.count += 1;
             return;
         }
         let mut inherited = 0;
-        if known.len() >= KNOWN_MAX
-            && let Some(least) = known.iter().min_by_key(|(_, seen)| seen.count).map(|(key, _)| key.clone())
-            && let Some(seen) = known.remove(&least)
+        if shard.len() >= SHARD_ENTRIES_MAX
+            && let Some(least) = shard.iter().min_by_key(|(_, counter)| counter.count).map(|(key, _)| key.clone())
+            && let Some(counter) = shard.remove(&least)
         {
-            inherited = seen.count;
+            inherited = counter.count;
         }
-        known.insert(key, Seen { count: inherited + 1, inherited, value: value() });
+        shard.insert(key, Counter { count: inherited + 1, inherited, value: value() });
     }
 
-    /// Who was seen how often for certain; from here on it is counted anew.
+    /// The guaranteed counts. Resets the sketch.
     fn take(&self) -> impl Iterator<Item = (K, V, u64)> {
-        self.0.iter().flat_map(|shard| std::mem::take(&mut *shard.lock())).map(|(key, seen)| (key, seen.value, seen.count - seen.inherited))
+        let counters = self.0.iter().flat_map(|shard| std::mem::take(&mut *shard.lock()));
+        counters.map(|(key, counter)| (key, counter.value, counter.count - counter.inherited))
     }
 }
 
-/// Counts requests.
-pub struct Tops {
+/// Counts requests by key and client address.
+pub struct TopRequesters {
     keys: Sketch<KeyId, String>,
     clients: Sketch<IpAddr, ()>,
     limited_keys: Sketch<KeyId, String>,
@@ -64,7 +68,7 @@ pub struct Tops {
     seeds: RandomState,
 }
 
-impl Default for Tops {
+impl Default for TopRequesters {
     fn default() -> Self {
         Self {
             keys: Sketch::new(),
@@ -77,8 +81,8 @@ impl Default for Tops {
     }
 }
 
-impl Tops {
-    /// A request and the status of its response.
+impl TopRequesters {
+    /// Counts a request with the status of its response.
     pub fn count(&self, client: IpAddr, key: Option<&Key>, status: u16) {
         let client_hash = self.seeds.hash_one(client);
         self.clients.count(client_hash, client, || ());
@@ -96,13 +100,13 @@ impl Tops {
         }
     }
 
-    /// What was counted since this was asked last.
-    pub fn take(&self) -> Asked {
-        let keys = |sketch: &Sketch<KeyId, String>| sketch.take().map(|(id, hint, count)| (id.hex(), Who { hint, count })).collect();
+    /// The counts since the last call.
+    pub fn take(&self) -> TopCounts {
+        let keys = |sketch: &Sketch<KeyId, String>| sketch.take().map(|(id, hint, count)| (id.hex(), TopEntry { hint, count })).collect();
         let clients = |sketch: &Sketch<IpAddr, ()>| {
-            sketch.take().map(|(client, (), count)| (client.to_string(), Who { hint: String::new(), count })).collect()
+            sketch.take().map(|(client, (), count)| (client.to_string(), TopEntry { hint: String::new(), count })).collect()
         };
-        Asked {
+        TopCounts {
             keys: keys(&self.keys),
             clients: clients(&self.clients),
             limited_keys: keys(&self.limited_keys),
@@ -112,34 +116,34 @@ impl Tops {
     }
 }
 
-/// One of them.
+/// The count of one key or address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Who {
-    /// What people recognise a key by; empty for an address.
+pub struct TopEntry {
+    /// The hint of a key (`sk-…` and its last 4 characters); empty for an address.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hint: String,
-    /// Requests.
+    /// The number of requests.
     pub count: u64,
 }
 
-/// How often somebody has asked: keys by their ids in hex, and addresses.
+/// Requests by key id (in hex) and by client address.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Asked {
-    /// By key.
-    pub keys: HashMap<String, Who>,
-    /// By address.
-    pub clients: HashMap<String, Who>,
-    /// By key, of the requests that got 429.
-    pub limited_keys: HashMap<String, Who>,
-    /// By address, of the requests that got 429.
-    pub limited_clients: HashMap<String, Who>,
-    /// By address, of the requests that got 401.
-    pub unauthorized_clients: HashMap<String, Who>,
+pub struct TopCounts {
+    /// Requests by key.
+    pub keys: HashMap<String, TopEntry>,
+    /// Requests by address.
+    pub clients: HashMap<String, TopEntry>,
+    /// Requests that got 429, by key.
+    pub limited_keys: HashMap<String, TopEntry>,
+    /// Requests that got 429, by address.
+    pub limited_clients: HashMap<String, TopEntry>,
+    /// Requests that got 401, by address.
+    pub unauthorized_clients: HashMap<String, TopEntry>,
 }
 
-impl Asked {
-    /// Adds what was counted elsewhere or at another time; who asks least is forgotten where there are too many.
+impl TopCounts {
+    /// Adds the counts of another replica or period. Beyond a limit the smallest entries are dropped.
     pub fn add(&mut self, other: Self) {
         let lists = [
             (&mut self.keys, other.keys),
@@ -148,36 +152,36 @@ impl Asked {
             (&mut self.limited_clients, other.limited_clients),
             (&mut self.unauthorized_clients, other.unauthorized_clients),
         ];
-        for (mine, theirs) in lists {
-            for (what, who) in theirs {
-                let known = mine.entry(what).or_default();
-                known.count += who.count;
-                known.hint = who.hint;
+        for (sums, added) in lists {
+            for (name, entry) in added {
+                let sum = sums.entry(name).or_default();
+                sum.count += entry.count;
+                sum.hint = entry.hint;
             }
-            if mine.len() > 2 * KEPT {
-                *mine = top(std::mem::take(mine), KEPT).into_iter().collect();
+            if sums.len() > 2 * KEPT_MAX {
+                *sums = top(std::mem::take(sums), KEPT_MAX).into_iter().collect();
             }
         }
     }
 
-    /// Of it those who have asked most.
-    pub fn told(&self) -> Self {
-        let told = |all: &HashMap<String, Who>| top(all.clone(), TOLD).into_iter().collect();
+    /// The largest entries of each list, as they are stored.
+    pub fn largest(&self) -> Self {
+        let largest = |all: &HashMap<String, TopEntry>| top(all.clone(), STORED_MAX).into_iter().collect();
         Self {
-            keys: told(&self.keys),
-            clients: told(&self.clients),
-            limited_keys: told(&self.limited_keys),
-            limited_clients: told(&self.limited_clients),
-            unauthorized_clients: told(&self.unauthorized_clients),
+            keys: largest(&self.keys),
+            clients: largest(&self.clients),
+            limited_keys: largest(&self.limited_keys),
+            limited_clients: largest(&self.limited_clients),
+            unauthorized_clients: largest(&self.unauthorized_clients),
         }
     }
 }
 
-/// Those who have asked most, by how often.
-pub fn top(all: HashMap<String, Who>, most: usize) -> Vec<(String, Who)> {
-    let mut all: Vec<(String, Who)> = all.into_iter().collect();
-    all.sort_by(|(what, who), (other_what, other)| other.count.cmp(&who.count).then_with(|| what.cmp(other_what)));
-    all.truncate(most);
+/// The `count_max` entries with the highest counts, sorted by count.
+pub fn top(all: HashMap<String, TopEntry>, count_max: usize) -> Vec<(String, TopEntry)> {
+    let mut all: Vec<(String, TopEntry)> = all.into_iter().collect();
+    all.sort_by(|(name, entry), (other_name, other)| other.count.cmp(&entry.count).then_with(|| name.cmp(other_name)));
+    all.truncate(count_max);
     all
 }
 
@@ -190,35 +194,35 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_most_is_found_among_very_many() {
-        let tops = Tops::default();
+    fn the_most_frequent_clients_are_found_among_very_many() {
+        let top_requesters = TopRequesters::default();
         for round in 0..100_000_u32 {
-            tops.count(address(round + 1000), None, 200);
+            top_requesters.count(address(round + 1000), None, 200);
             // One in ten, one in twenty.
             if round % 10 == 0 {
-                tops.count(address(1), None, 429);
+                top_requesters.count(address(1), None, 429);
             }
             if round % 20 == 0 {
-                tops.count(address(2), None, 401);
+                top_requesters.count(address(2), None, 401);
             }
         }
-        let found = top(tops.take().clients, 2);
+        let found = top(top_requesters.take().clients, 2);
         assert_eq!(found.iter().map(|(what, _)| what.as_str()).collect::<Vec<_>>(), ["0.0.0.1", "0.0.0.2"]);
-        assert!((9_000..=10_000).contains(&found[0].1.count), "never more than there were: {found:?}");
-        assert_eq!(tops.take(), Asked::default(), "it is counted anew");
+        assert!((9_000..=10_000).contains(&found[0].1.count), "a count never exceeds the true one: {found:?}");
+        assert_eq!(top_requesters.take(), TopCounts::default(), "taking resets the counts");
     }
 
     #[test]
-    fn counts_add_up_and_have_an_end() {
-        let of = |from: u32, count| Asked {
-            clients: (from..from + 1500).map(|n| (n.to_string(), Who { hint: String::new(), count: count + u64::from(n) })).collect(),
-            ..Asked::default()
+    fn counts_add_up_within_a_limit() {
+        let counts = |from: u32, count| TopCounts {
+            clients: (from..from + 1500).map(|n| (n.to_string(), TopEntry { hint: String::new(), count: count + u64::from(n) })).collect(),
+            ..TopCounts::default()
         };
-        let mut all = of(0, 1);
-        all.add(of(1000, 1));
-        assert_eq!(all.clients.len(), KEPT);
+        let mut all = counts(0, 1);
+        all.add(counts(1000, 1));
+        assert_eq!(all.clients.len(), KEPT_MAX);
         assert_eq!(all.clients["1499"].count, 3000);
-        assert_eq!(top(all.told().clients, 1), [("1499".to_owned(), Who { hint: String::new(), count: 3000 })]);
-        assert_eq!(all.told().clients.len(), TOLD);
+        assert_eq!(top(all.largest().clients, 1), [("1499".to_owned(), TopEntry { hint: String::new(), count: 3000 })]);
+        assert_eq!(all.largest().clients.len(), STORED_MAX);
     }
 }

@@ -1,5 +1,7 @@
-//! Bindings from another gateway's table, written out as CSV or JSON lines: its columns under their names, its values in the forms that
-//! PostgreSQL and Python write them. Its keys must have been hashed as ours are: HMAC-SHA256 under the same secret, in hex.
+//! Reads bindings from the table of another gateway, exported as CSV or JSON lines: its column names, and the value formats of
+//! PostgreSQL and Python.
+//!
+//! Keys must be hashed as here: HMAC-SHA256 with the same secret, in hex. This file only parses; it checks no key.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -9,7 +11,7 @@ use serde_json::Value;
 use super::Format;
 use crate::sql::row::Row;
 
-/// Ours, and what others call them; the first that is there is taken.
+/// Our column names with those of other gateways. The first column with a value is used.
 const NAMES: [(&str, &[&str]); 6] = [
     ("key_id", &["key_id", "token_hash", "token_hmac", "key_hash", "key_hmac", "api_key_hash", "hash"]),
     ("hint", &["hint", "token_display", "key_hint", "key_display", "display"]),
@@ -19,23 +21,23 @@ const NAMES: [(&str, &[&str]); 6] = [
     ("created", &["created", "first_used_at", "created_at", "bound_at"]),
 ];
 
-/// What a key with the rule `single` is bound to; a list of those that are allowed may be left over from another rule.
+/// The columns for a key with the rule `single`. A list of allowed addresses may be left over from another rule.
 const BOUND: [&str; 4] = ["networks", "bound_ip", "bound_cidr", "client_ip"];
-/// Columns of numbers in which 1 is a yes, where `status` says 1 of those that are well.
+/// Columns in which 1 means banned; in `status` 1 means active.
 const FLAGS: [&str; 2] = ["banned", "is_banned"];
 
 type Fields = BTreeMap<String, String>;
 
-/// `NAME=THEIRS`: what a column of ours is called there.
+/// Parses `NAME=THEIRS`: one of our columns, and its name in the table.
 pub fn column(text: &str) -> Result<(String, String), String> {
     let (ours, theirs) = text.split_once('=').ok_or("must be NAME=THEIRS, such as key_id=token_hash")?;
     match NAMES.iter().any(|(name, _)| *name == ours) {
         true => Ok((ours.to_owned(), theirs.to_owned())),
-        false => Err(format!("there is no `{ours}`; there are {}", NAMES.map(|(name, _)| name).join(", "))),
+        false => Err(format!("unknown column `{ours}`; the columns are {}", NAMES.map(|(name, _)| name).join(", "))),
     }
 }
 
-/// The rows, each with the number of its line.
+/// The rows, each with its line number.
 pub fn rows(text: &str, format: Format, columns: &[(String, String)]) -> Vec<(u64, Result<Row, String>)> {
     let fields: Vec<(u64, Result<Fields, String>)> = match format {
         Format::Jsonl => {
@@ -45,7 +47,7 @@ pub fn rows(text: &str, format: Format, columns: &[(String, String)]) -> Vec<(u6
         }
         Format::Csv => {
             let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(text.as_bytes());
-            let read = |row: Result<Fields, csv::Error>| row.map_err(|_| unreadable("a line of names comes first"));
+            let read = |row: Result<Fields, csv::Error>| row.map_err(|_| unreadable("the first line must be the header"));
             (2..).zip(reader.deserialize::<Fields>()).map(|(number, row)| (number, read(row))).collect()
         }
     };
@@ -63,13 +65,13 @@ fn flat((name, value): (String, Value)) -> (String, String) {
 
 fn row(fields: &Fields, columns: &[(String, String)]) -> Result<Row, String> {
     let named = |ours: &str| columns.iter().find(|(name, _)| name == ours).map(|(_, theirs)| theirs.as_str());
-    // An empty one says nothing: another may.
-    let said =
+    // An empty column counts as absent: another one may have the value.
+    let value_of =
         |name: &str| fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty() && *value != "{}" && *value != "[]");
     let column = |ours: &str, first: &[&'static str]| {
         let known = NAMES.iter().find(|(name, _)| *name == ours).map_or(&[][..], |(_, names)| names);
         let known = first.iter().chain(known).copied().filter(|_| named(ours).is_none());
-        named(ours).into_iter().chain(known).find_map(|name| said(name).map(|value| (name, value)))
+        named(ours).into_iter().chain(known).find_map(|name| value_of(name).map(|value| (name, value)))
     };
     let get = |ours: &str| column(ours, &[]).map(|(_, value)| value);
     let rule = get("rule").map(str::to_ascii_lowercase).unwrap_or_default();
@@ -77,10 +79,10 @@ fn row(fields: &Fields, columns: &[(String, String)]) -> Result<Row, String> {
     let networks = networks.map(|(_, text)| list(text)).unwrap_or_default();
     let banned = column("banned", &[]).map(|(name, text)| banned(name, text)).transpose()?;
     if rule == "single" && networks.iter().any(|network| network.ends_with("/0")) {
-        return Err("a `single` key is bound to everywhere, which is nowhere: `all` says so".into());
+        return Err("a key with the rule `single` has a network of all addresses; use the rule `all`".into());
     }
     Ok(Row {
-        key_id: get("key_id").ok_or("no column holds the hash of the key; name it: --column key_id=THEIRS")?.to_ascii_lowercase(),
+        key_id: get("key_id").ok_or("no column has the hash of the key; name it with --column key_id=THEIRS")?.to_ascii_lowercase(),
         hint: get("hint").unwrap_or_default().to_owned(),
         networks: if rule == "all" { Vec::new() } else { networks },
         rule,
@@ -101,24 +103,24 @@ fn banned(column: &str, text: &str) -> Result<bool, String> {
         "1" if column == "status" => Ok(false),
         "2" if column == "status" => Ok(true),
         number if number.bytes().all(|digit| digit.is_ascii_digit()) => Err(format!(
-            "`{column}`: what {number} stands for is not known: in `status` 1 is active and 2 banned, in `banned` 1 is banned; write true or false"
+            "`{column}`: unknown value {number}: in `status` 1 is active and 2 banned, in `banned` 1 is banned; write true or false"
         )),
-        _ => Err(format!("`{column}` is neither yes nor no: true, false, active, banned; in `status` 1, 2; in `banned` 0, 1")),
+        _ => Err(format!("`{column}` must be true, false, active or banned; in `status` 1 or 2; in `banned` 0 or 1")),
     }
 }
 
-/// `{a,b}` of PostgreSQL, `["a", "b"]` of JSON, or words.
+/// A list: `{a,b}` of PostgreSQL, `["a", "b"]` of JSON, or words separated by spaces, commas or semicolons.
 fn list(text: &str) -> Vec<String> {
     let inside = text.trim_matches(['{', '}', '[', ']']);
     inside.split([',', ' ', ';']).map(|item| item.trim_matches(['"', '\'']).to_owned()).filter(|item| !item.is_empty()).collect()
 }
 
-/// `2026-01-31 09:00:00.123+08` of PostgreSQL, `2026-01-31T09:00:00` of Python, RFC 3339, or seconds since 1970. In UTC, where no
-/// zone is told.
+/// A time: `2026-01-31 09:00:00.123+08` of PostgreSQL, `2026-01-31T09:00:00` of Python, RFC 3339, or seconds or milliseconds
+/// since 1970. Without a zone it is UTC.
 fn time(text: &str) -> Result<String, String> {
-    let wrong = || format!("`{text}` is no time, such as 2026-01-31T09:00:00Z or 2026-01-31 09:00:00+08");
+    let wrong = || format!("`{text}` is not a time; write 2026-01-31T09:00:00Z or 2026-01-31 09:00:00+08");
     if let Ok(number) = text.parse::<f64>() {
-        // So many seconds are the year 5138; milliseconds are more since 1973.
+        // 1e11 seconds are in the year 5138, 1e11 milliseconds in 1973: a larger number is in milliseconds.
         let seconds = if number > 1e11 { number / 1000.0 } else { number };
         let since = Duration::try_from_secs_f64(seconds).ok().filter(|since| *since < FAR).ok_or_else(wrong)?;
         return Ok(humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + since).to_string());
@@ -133,7 +135,7 @@ fn time(text: &str) -> Result<String, String> {
     utc.filter(|time| *time >= SystemTime::UNIX_EPOCH).map(|time| humantime::format_rfc3339_seconds(time).to_string()).ok_or_else(wrong)
 }
 
-/// `08`, `0530` or `05:30`.
+/// A zone offset: `08`, `0530` or `05:30`.
 fn offset(text: &str) -> Option<Duration> {
     let digits = text.replace(':', "");
     let whole = matches!(digits.len(), 2 | 4) && digits.bytes().all(|digit| digit.is_ascii_digit());
@@ -142,13 +144,13 @@ fn offset(text: &str) -> Option<Duration> {
     (hours < 24 && minutes < 60).then(|| Duration::from_secs(hours * 3600 + minutes * 60))
 }
 
-/// Some time in the year 9999.
+/// A time in the year 9998, as the upper bound.
 const FAR: Duration = Duration::from_secs(253_370_000_000);
 
-/// A row may hold keys: what cannot be read is not shown.
+/// The error for a row that cannot be read. A row may hold keys, so its content is not shown.
 pub fn unreadable(hint: &str) -> String {
     format!(
-        "this is not a binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, made_by, note, labels, created"
+        "not a valid binding ({hint}); its columns are key_id or key, hint, rule, networks, networks_max, window, banned, made_by, note, labels, created"
     )
 }
 
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_write() {
+    fn columns_and_values_of_other_gateways() {
         let id = "AB".repeat(32);
         let csv = format!(
             "id,token_hash,token_display,bound_ip,binding_mode,allowed_ips,status,first_used_at\n\
@@ -178,11 +180,11 @@ mod tests {
             (0, "all", Some(true), "2026-01-31T09:00:00Z")
         );
         assert_eq!(rows[3].0, 5);
-        assert!(rows[3].1.as_ref().unwrap_err().contains("neither yes nor no"));
+        assert!(rows[3].1.as_ref().unwrap_err().contains("must be true, false"));
     }
 
     #[test]
-    fn a_single_key_is_bound_to_one() {
+    fn a_single_key_uses_the_bound_address() {
         let row = |rule: &str| {
             let csv =
                 format!("key_hash,allowed_ips,bound_ip,mode\n00,\"[\"\"203.0.113.1\"\", \"\"203.0.113.2\"\"]\",198.51.100.7,{rule}\n");
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_banned() {
+    fn forms_of_banned() {
         for (column, text, is) in [
             ("status", "1", Some(false)),
             ("status", "2", Some(true)),
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn forms_of_times() {
         for (text, is) in [
             ("2026-01-31 09:00:00+00", "2026-01-31T09:00:00Z"),
             ("2026-01-31 09:00:00.25+08", "2026-01-31T01:00:00Z"),
@@ -243,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_by_other_names() {
+    fn columns_are_mapped_by_option() {
         let columns = [column("key_id=wert").unwrap(), column("networks=wo").unwrap()];
         let json = r#"{"wert": "00", "wo": ["2001:db8::/64"], "key_hash": "ff", "rule": null}"#;
         let (_, row) = rows(json, Format::Jsonl, &columns).remove(0);

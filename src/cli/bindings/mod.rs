@@ -1,5 +1,6 @@
-//! `keylatch bindings`: what operators do with bindings from a shell. It works on the stores themselves,
-//! whether a process runs or not; those that run hear of it.
+//! `keylatch bindings`: lists, changes, imports and exports bindings in the store itself.
+//!
+//! No process needs to run; running processes are notified of changes.
 
 mod foreign;
 mod rows;
@@ -14,7 +15,7 @@ use prometheus::Registry;
 
 use super::{ConfigFile, actor, audit, on_runtime};
 use crate::bindings::{self, Opened, Purpose};
-use crate::cli::terminal::{headed, read_stdin, say};
+use crate::cli::terminal::{outln, print_header, read_stdin};
 use crate::compile;
 use crate::config::model::Storage;
 use crate::config::{Files, Settings, parse_file};
@@ -24,7 +25,7 @@ use crate::sql::audit::{Actor, AuditQuery};
 use crate::sql::record::{Change, Query, Record, label};
 use crate::sql::row::Row;
 
-/// Rows read at once.
+/// Rows of one page.
 const PAGE: u32 = 1000;
 
 #[derive(Args)]
@@ -38,28 +39,28 @@ pub struct Bindings {
 /// Which key.
 #[derive(Args)]
 struct Which {
-    /// The key id's first digits, as logs show them; or `-` to read the key itself from standard input
+    /// The first digits of the key id, as logs show them; `-` reads the key itself from standard input
     #[arg(value_name = "ID")]
     id: String,
 }
 
 impl Which {
-    /// With the key that was read, if one was.
+    /// The key from standard input, if one was read, else the key id.
     fn key<'a>(&'a self, key: &'a Option<String>) -> service::Which<'a> {
         key.as_deref().map_or(service::Which::Id(&self.id), service::Which::Key)
     }
 }
 
-/// Which bindings.
+/// Which bindings to list.
 #[derive(Args)]
 struct Filter {
-    /// With this label
+    /// Only bindings with this label
     #[arg(long)]
     label: Option<String>,
-    /// With this address, or a network that holds it
+    /// Only bindings with this address, or with a network that contains it
     #[arg(long, value_name = "IP")]
     address: Option<IpAddr>,
-    /// Banned ones only
+    /// Only banned bindings
     #[arg(long)]
     banned: bool,
 }
@@ -73,43 +74,43 @@ impl Filter {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List bindings, in the order of their ids
+    /// List bindings in the order of their key ids
     List {
         #[command(flatten)]
         filter: Filter,
-        /// At most so many
+        /// The maximum number of rows
         #[arg(long, default_value_t = 100)]
         limit: u32,
-        /// One JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
     },
-    /// Show one binding, as JSON
+    /// Print one binding as JSON
     Show(Which),
-    /// Set a binding's rule and networks, and make it if it is not there (which needs all of the id, or the key)
+    /// Set the rule and networks of a binding. A new binding needs the full key id or the key
     Set {
         #[command(flatten)]
         which: Which,
-        /// `single`, `multiple`, `all` or `roaming`
+        /// The rule: `single`, `multiple`, `all` or `roaming`
         #[arg(long)]
         rule: Option<Rule>,
-        /// A network or an address; may be given several times
+        /// A network or address; may be repeated
         #[arg(long = "network", value_name = "CIDR", value_parser = network)]
         networks: Vec<IpNet>,
-        /// What to remember about it
+        /// A note for operators
         #[arg(long)]
         note: Option<String>,
-        /// With `--rule roaming`: how many networks at a time
+        /// With `--rule roaming`: the number of networks at a time
         #[arg(long, value_name = "COUNT", requires = "window")]
         networks_max: Option<u8>,
-        /// With `--rule roaming`: how long a network counts after its last use, such as `24h`
+        /// With `--rule roaming`: the time for which a network counts after its last use, such as `24h`
         #[arg(long, requires = "networks_max")]
         window: Option<humantime::Duration>,
-        /// Words to find it by, all of them; may be given several times
+        /// A label; may be repeated. The given labels replace all labels of the binding
         #[arg(long = "label", value_parser = label)]
         labels: Vec<String>,
     },
-    /// Let a key be used from one more address or network; of an address, from the network that a first use would bind
+    /// Allow one more network for a key. An address stands for the network that a first use from it would bind
     Allow {
         #[command(flatten)]
         which: Which,
@@ -117,39 +118,39 @@ enum Command {
         #[arg(value_name = "IP")]
         ip: String,
     },
-    /// Remove a binding: the key's next use binds anew
+    /// Remove a binding. The next use of the key creates a new one
     Unbind(Which),
-    /// Refuse a key from everywhere, also one that was never used (which needs all of the id, or the key)
+    /// Refuse a key from every address. A key that was never used needs its full key id or the key
     Ban(Which),
-    /// Let a banned key be used again, within its binding; for one that was never used, see `unbind`
+    /// Lift the ban of a key within its binding. For a key that was never used, see `unbind`
     Unban(Which),
-    /// Make or change bindings as a file says; each needs `key_id` or `key`, and `rule` and `networks`, or of a key that is bound
-    /// `note`, `labels` or `banned` alone
+    /// Create or change bindings from a file. Each row needs `key_id` or `key`, and `rule` and `networks`; rows of bound keys may have only
+    /// `note`, `labels` or `banned`
     Import {
         /// The file; `-` is standard input
         file: PathBuf,
-        /// Default: what the file's name ends with
+        /// The format. Default: by the file name, `csv` for `.csv` and `jsonl` otherwise
         #[arg(long)]
         format: Option<Format>,
-        /// It is the table of another gateway, whose keys were hashed by HMAC-SHA256 under the same secret
+        /// Read the table of another gateway that hashes keys by HMAC-SHA256 with the same secret
         #[arg(long)]
         gateway: bool,
-        /// What a column is called there, as often as you like: `key_id=token_hash`, `networks=bound_ip`
+        /// Map a column of that table, such as `key_id=token_hash` or `networks=bound_ip`; may be repeated
         #[arg(long, value_name = "NAME=THEIRS", value_parser = foreign::column, requires = "gateway")]
         column: Vec<(String, String)>,
-        /// Read a key from standard input that must be among them: that shows that the secret is the same
+        /// Read a key from standard input and require it among the rows. This proves that the secret is the same
         #[arg(long, requires = "gateway")]
         check_key: bool,
     },
-    /// Show what operators have changed of bindings, the latest first; see also `keylatch audit`
+    /// Print the changes of bindings, the latest first. See also `keylatch audit`
     Audit {
-        /// Of one binding, by its key id's first digits or whole; `-` reads the key from standard input
+        /// Only this binding, by its key id or the first digits of it; `-` reads the key from standard input
         #[arg(value_name = "ID")]
         id: Option<String>,
-        /// At most so many
+        /// The maximum number of rows
         #[arg(long, default_value_t = 100)]
         limit: u32,
-        /// One JSON object a line, with each binding before and after
+        /// Print one JSON object per line, with the binding before and after the change
         #[arg(long)]
         json: bool,
     },
@@ -157,7 +158,7 @@ enum Command {
     Export {
         #[command(flatten)]
         filter: Filter,
-        /// How
+        /// The format
         #[arg(long, default_value = "jsonl")]
         format: Format,
     },
@@ -165,24 +166,24 @@ enum Command {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// One JSON object a line
+    /// One JSON object per line
     Jsonl,
-    /// With a line of names; lists are separated by spaces
+    /// CSV with a header line; items of lists are separated by spaces
     Csv,
 }
 
-pub fn bindings(asked: &Bindings) -> Result<(), String> {
-    let settings = parse_file(&asked.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
+pub fn bindings(args: &Bindings) -> Result<(), String> {
+    let settings = parse_file(&args.file.config).and_then(compile::settings).map_err(|report| report.to_string())?;
     if settings.storage == Storage::Memory {
-        return Err("storage is memory: its bindings are in the running process alone, and go with it".into());
+        return Err("storage is memory: bindings exist only in the running process and end with it; use its admin API".into());
     }
     on_runtime(async {
-        let opened = bindings::open(&settings, &Files::beside(&asked.file.config), &Registry::new(), Purpose::Command, None).await?;
-        if carry_out(&opened, &settings, &asked.command).await? {
-            // Where the store does not tell, the process on this machine is told; that none runs is no mistake.
-            let told = crate::control::ask(&asked.file.config, "bindings changed");
-            if told.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
-                eprintln!("no running process was told; one that runs sees the change within 30s");
+        let opened = bindings::open(&settings, &Files::beside(&args.file.config), &Registry::new(), Purpose::Command, None).await?;
+        if carry_out(&opened, &settings, &args.command).await? {
+            // Notifies the process on this machine, for stores without notifications. It is no error if none runs.
+            let notified = crate::control::send_command(&args.file.config, "bindings changed");
+            if notified.is_err() && matches!(settings.storage, Storage::Sqlite(_)) {
+                eprintln!("no running process was notified; one that runs sees the change within 30 s");
             }
         }
         Ok(())
@@ -192,7 +193,7 @@ pub fn bindings(asked: &Bindings) -> Result<(), String> {
 /// Whether something was changed.
 async fn carry_out(opened: &Opened, settings: &Settings, command: &Command) -> Result<bool, String> {
     let actor = actor();
-    let work = at_work(opened, &actor);
+    let work = use_cases(opened, &actor);
     let key = match command {
         Command::Show(which)
         | Command::Set { which, .. }
@@ -209,12 +210,12 @@ async fn carry_out(opened: &Opened, settings: &Settings, command: &Command) -> R
             loop {
                 let page = opened.store.list(Query { after, limit: PAGE, ..query.clone() }).await.map_err(|e| e.to_string())?;
                 if is_first && !json {
-                    headed(&header(), "There is no such binding.", page.rows.is_empty())?;
+                    print_header(&header(), "No bindings match.", page.rows.is_empty())?;
                 }
                 is_first = false;
                 page.rows.iter().take(left).try_for_each(|record| show(record, *json))?;
                 if left < page.rows.len() || left == page.rows.len() && page.next.is_some() {
-                    eprintln!("these are the first {limit}; there are more, see --limit and `export`");
+                    eprintln!("only the first {limit} rows are listed; use --limit or `export` for more");
                     return Ok(false);
                 }
                 (after, left) = (page.next, left - page.rows.len());
@@ -242,9 +243,7 @@ async fn carry_out(opened: &Opened, settings: &Settings, command: &Command) -> R
         Command::Ban(which) => {
             let (record, was_bound) = work.ban(which.key(&key), None).await?;
             if !was_bound {
-                eprintln!(
-                    "it was not bound; to let its first use bind it one day, `unbind` it, as `unban` lets it be used from everywhere"
-                );
+                eprintln!("the key was not bound; to let its first use bind it later, use `unbind`: `unban` allows it from every address");
             }
             show(&record, true).map(|()| true)
         }
@@ -255,9 +254,9 @@ async fn carry_out(opened: &Opened, settings: &Settings, command: &Command) -> R
             rows::import(opened, file, *format, gateway.as_ref()).await
         }
         Command::Audit { id, limit, json } => {
-            let asked =
+            let query =
                 AuditQuery { target: target(opened, id.as_deref()).await?, action: Some("binding".into()), ..AuditQuery::default() };
-            audit::show(&opened.store, asked, *limit, *json).await.map(|()| false)
+            audit::show(&opened.store, query, *limit, *json).await.map(|()| false)
         }
         Command::Export { filter, format } => rows::export(opened, &filter.query(), *format).await.map(|()| false),
     }
@@ -270,8 +269,8 @@ async fn replaced(opened: &Opened, work: &service::Bindings<'_>, which: service:
     Ok(opened.store.list(query).await.map_err(|e| e.to_string())?.rows.pop())
 }
 
-/// Who and what, for the work itself.
-fn at_work<'a>(opened: &'a Opened, actor: &'a Actor) -> service::Bindings<'a> {
+/// The use cases of bindings, with the actor for the audit log.
+fn use_cases<'a>(opened: &'a Opened, actor: &'a Actor) -> service::Bindings<'a> {
     service::Bindings { store: &opened.store, hasher: &opened.hasher, actor }
 }
 
@@ -283,15 +282,15 @@ fn key_from_stdin(id: &str) -> Result<Option<String>, String> {
     read_stdin(KEY_BYTES_MAX).map(Some)
 }
 
-/// Of one binding, or of all.
+/// The key id by which the audit log is filtered; `None` for all bindings.
 async fn target(opened: &Opened, id: Option<&str>) -> Result<Option<String>, String> {
     let Some(id) = id else { return Ok(None) };
-    // What was removed is found by its whole id.
+    // A full key id needs no look-up, and so also finds a binding that was removed.
     if KeyId::from_hex(id).is_some() {
         return Ok(Some(id.to_ascii_lowercase()));
     }
     let (actor, key) = (actor(), key_from_stdin(id)?);
-    let work = at_work(opened, &actor);
+    let work = use_cases(opened, &actor);
     Ok(Some(match key {
         Some(key) => work.hashed(&key).await?.0.hex(),
         None => work.find(service::Which::Id(id)).await?.binding.id.hex(),
@@ -300,8 +299,8 @@ async fn target(opened: &Opened, id: Option<&str>) -> Result<Option<String>, Str
 
 fn show(record: &Record, json: bool) -> Result<(), String> {
     match json {
-        true => say!("{}", serde_json::to_string(&Row::from(record)).map_err(|e| e.to_string())?),
-        false => say!("{}", plain(record)),
+        true => outln!("{}", serde_json::to_string(&Row::from(record)).map_err(|e| e.to_string())?),
+        false => outln!("{}", plain(record)),
     }
 }
 

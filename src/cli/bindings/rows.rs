@@ -1,4 +1,4 @@
-//! Bindings in files: JSON lines and CSV, in and out.
+//! Import and export of bindings as JSON lines or CSV. The tables of other gateways are read by [`super::foreign`].
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -7,14 +7,14 @@ use std::time::SystemTime;
 use keylatch_filters::contract::{Bindings as _, KeyId, Roaming};
 use serde::{Deserialize, Serialize};
 
-use super::{Format, PAGE, actor, at_work, foreign};
+use super::{Format, PAGE, actor, foreign, use_cases};
 use crate::bindings::Opened;
-use crate::cli::terminal::{say, written};
+use crate::cli::terminal::{outln, output_result};
 use crate::operator::bindings::{network, newer, terms};
 use crate::sql::record::{Change, Make, Query, label};
 use crate::sql::row::Row;
 
-/// A binding in CSV: lists as text.
+/// A binding in CSV. Lists are text, separated by spaces.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 struct FlatRow {
@@ -82,14 +82,14 @@ pub async fn export(opened: &Opened, query: &Query, format: Format) -> Result<()
             match format {
                 Format::Jsonl => {
                     let line = serde_json::to_string(&row).map_err(|e| e.to_string())?;
-                    written(writeln!(out, "{line}"))?;
+                    output_result(writeln!(out, "{line}"))?;
                 }
                 Format::Csv => csv.serialize(FlatRow::from(row)).map_err(|e| e.to_string())?,
             }
         }
         if format == Format::Csv {
             csv.flush().map_err(|e| e.to_string())?;
-            written(out.write_all(csv.get_ref()))?;
+            output_result(out.write_all(csv.get_ref()))?;
             csv = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
         }
         after = page.next;
@@ -97,18 +97,18 @@ pub async fn export(opened: &Opened, query: &Query, format: Format) -> Result<()
             break;
         }
     }
-    written(out.flush())
+    output_result(out.flush())
 }
 
-/// How another gateway's table is read.
+/// How to read the table of another gateway.
 pub struct Gateway<'a> {
-    /// What its columns are called.
+    /// Pairs of our column name and its name in the table.
     pub columns: &'a [(String, String)],
-    /// A key that must be among them.
+    /// A key that must be among the rows.
     pub key: Option<&'a str>,
 }
 
-/// All rows are understood before the first is written.
+/// Imports a file. All rows are validated before the first one is written. Returns whether anything was written.
 pub async fn import(opened: &Opened, file: &Path, format: Option<Format>, gateway: Option<&Gateway<'_>>) -> Result<bool, String> {
     let name = file.display();
     let csv = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
@@ -132,27 +132,27 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>, gatewa
             let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(text.as_bytes());
             (2..)
                 .zip(reader.deserialize::<FlatRow>())
-                .map(|(number, row)| (number, row.map(Row::from).map_err(|_| foreign::unreadable("a line of names comes first"))))
+                .map(|(number, row)| (number, row.map(Row::from).map_err(|_| foreign::unreadable("the first line must be the header"))))
                 .collect()
         }
     };
     let (mut changes, mut wrong) = (Vec::new(), Vec::new());
     for (number, row) in rows {
-        let meant = match row {
-            Ok(row) => meant(opened, row).await,
+        let change = match row {
+            Ok(row) => change_of(opened, row).await,
             Err(error) => Err(error),
         };
-        match meant {
+        match change {
             Ok(change) => changes.push(change),
             Err(error) => wrong.push(format!("{name}:{number}: {error}")),
         }
     }
     if let Some(key) = gateway.and_then(|gateway| gateway.key) {
-        let (id, _) = at_work(opened, &actor()).hashed(key).await?;
+        let (id, _) = use_cases(opened, &actor()).hashed(key).await?;
         let under_previous = opened.hasher.earlier_ids(key);
         if !changes.iter().any(|(known, _)| *known == id || under_previous.contains(known)) {
             wrong.push(format!(
-                "{name}: the key that was given is none of these: they were hashed under another secret, or another key_form is set"
+                "{name}: the key from --check-key is not among the rows: they were hashed under another secret, or with another key_form"
             ));
         }
     }
@@ -163,22 +163,22 @@ pub async fn import(opened: &Opened, file: &Path, format: Option<Format>, gatewa
     let count = changes.len();
     for (done, (id, change)) in changes.into_iter().enumerate() {
         let changed = opened.store.change(id, change, actor()).await.map_err(Into::into).and_then(|changed| newer(changed, id));
-        changed.map_err(|e| format!("{e}; {done} of {count} were imported, importing again does no harm"))?;
+        changed.map_err(|e| format!("{e}; {done} of {count} bindings were imported; it is safe to import the file again"))?;
     }
-    say!("{count} bindings imported")?;
+    outln!("{count} bindings imported")?;
     Ok(count > 0)
 }
 
-/// What a row wants.
-async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
+/// Validates a row and returns its change.
+async fn change_of(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     let (id, hint) = match (row.key_id.as_str(), row.key.as_str()) {
         ("", "") => return Err("`key_id` or `key` is needed".into()),
-        ("", key) => at_work(opened, &actor()).hashed(key).await?,
+        ("", key) => use_cases(opened, &actor()).hashed(key).await?,
         (id, "") => (KeyId::from_hex(id).ok_or("`key_id` must be 64 hex digits")?, String::new()),
         _ => return Err("`key_id` and `key` cannot both be given".into()),
     };
     let networks = row.networks.iter().map(|text| network(text)).collect::<Result<Vec<_>, _>>();
-    let networks = networks.map_err(|_| "`networks` holds something that is neither a network nor an address")?;
+    let networks = networks.map_err(|_| "`networks` has an item that is neither a network nor an address")?;
     let window = row.window.as_deref().map(humantime::parse_duration).transpose().map_err(|e| format!("`window`: {e}"))?;
     let roaming = row.networks_max.zip(window).map(|(networks_max, window)| Roaming { networks_max, window });
     let rule = if row.rule.is_empty() {
@@ -190,7 +190,7 @@ async fn meant(opened: &Opened, row: Row) -> Result<(KeyId, Change), String> {
     let hint = if row.hint.is_empty() { hint } else { row.hint };
     let labels = row.labels.filter(|labels| !labels.is_empty());
     let labels = labels.map(|labels| labels.iter().map(|word| label(word)).collect::<Result<_, _>>()).transpose();
-    let labels = labels.map_err(|_| "`labels` holds something that is not a label")?;
+    let labels = labels.map_err(|_| "`labels` has an item that is not a valid label")?;
     let made_by = if row.made_by.is_empty() { "import".into() } else { row.made_by };
     let created = (!row.created.is_empty()).then(|| humantime::parse_rfc3339(&row.created)).transpose();
     let created = created.map_err(|_| "`created` must be a time such as 2026-01-31T09:00:00Z")?;
