@@ -15,7 +15,7 @@ use super::members::field;
 use super::value::Value;
 use super::variables::Var;
 use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, Tags, host_name};
-use crate::rate_limit::subject::client_network;
+use crate::limiting::client_network;
 
 /// Nobody means anything by more layers.
 const LAYERS_MAX: usize = 10;

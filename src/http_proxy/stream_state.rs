@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use keylatch_filters::contract::{AnswerKind, Dialect, Leash, StreamPlan};
 use keylatch_filters::sse_keepalive::tracker::Tracker;
-use keylatch_filters::sse_keepalive::{is_event_stream, is_json_lines, is_uncoded};
+use keylatch_filters::contract::{is_event_stream, is_json_lines, is_uncoded};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
