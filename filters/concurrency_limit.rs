@@ -33,9 +33,7 @@ use crate::contract::{
     About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, InForce, Invalid, Lease, Near, Now, Problem, Reply, RequestCx, Result, Site,
     Standing, StoreError, Trace, check_name,
 };
-use crate::limiting::{
-    ClientPrefixes, CountScope, CountsFailurePolicy, Subject, SubjectKinds, SubjectReader, shared_counts_unavailable,
-};
+use crate::limiting::{ClientPrefixes, CountScope, CountsFailurePolicy, Subject, SubjectKinds, SubjectReader, shared_counts_unavailable};
 
 /// Operators see a refused subject for this time.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(10);
@@ -126,7 +124,8 @@ impl Filter for ConcurrencyLimit {
         }
         let identity = format!("{} {config:?}", site.place);
         let prefixes = ClientPrefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, std::iter::once(&config.per))?;
-        let (subject, default_name) = SubjectReader::compile(config.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let (subject, default_name) =
+            SubjectReader::compile(config.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
         let name = config.name.unwrap_or_else(|| default_name.clone());
         check_name(&name, "name").map_err(|invalid| invalid.at("name"))?;
         if config.on_store_failure.is_some() && config.scope == CountScope::Local {
@@ -210,7 +209,8 @@ impl ConcurrencyLimit {
     fn record_usage(&self, subject: &Subject, used: Option<u32>, cx: &RequestCx<'_>) {
         let (over, most) = (used.is_none(), self.most);
         let retry_in = if over { REFUSAL_SHOWN } else { Duration::ZERO };
-        let standing = Standing { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: REFUSAL_SHOWN, retry_in };
+        let standing =
+            Standing { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: REFUSAL_SHOWN, retry_in };
         if !standing.is_near() {
             return;
         }

@@ -124,20 +124,28 @@ impl Filter for Cors {
         let origins = config.origins.iter().enumerate().map(|(index, text)| parse_origin(text).map_err(|e| e.index(index).at("origins")));
         let origins: Vec<AllowedOrigin> = origins.collect::<Result<_, _>>()?;
         if config.credentials && origins.iter().any(|origin| matches!(origin, AllowedOrigin::Any)) {
-            return Err(Invalid::new("cannot be combined with the origin `*`: any page could use the credentials of its visitors").at("credentials"));
+            return Err(Invalid::new("cannot be combined with the origin `*`: any page could use the credentials of its visitors")
+                .at("credentials"));
         }
         let headers = match (config.headers, config.echo_headers) {
-            (Some(_), true) => return Err(Invalid::new("cannot be combined with `headers`, since it allows every field; remove one of them").at("echo_headers")),
+            (Some(_), true) => {
+                return Err(
+                    Invalid::new("cannot be combined with `headers`, since it allows every field; remove one of them").at("echo_headers")
+                );
+            }
             (None, true) => None,
             (given, false) => Some(given.unwrap_or_else(default_headers)),
         };
         for (key, words) in [("methods", Some(&config.methods)), ("headers", headers.as_ref()), ("expose", Some(&config.expose))] {
             let star = words.and_then(|words| words.iter().position(|word| word == "*"));
             if let Some(index) = star.filter(|_| config.credentials) {
-                return Err(Invalid::new("`*` cannot be combined with `credentials: true`, because browsers take it as a literal name").index(index).at(key));
+                return Err(Invalid::new("`*` cannot be combined with `credentials: true`, because browsers take it as a literal name")
+                    .index(index)
+                    .at(key));
             }
         }
-        let expose = if config.expose.is_empty() { None } else { Some(header_list::<header::HeaderName>(&config.expose, "expose", "field name")?) };
+        let expose =
+            if config.expose.is_empty() { None } else { Some(header_list::<header::HeaderName>(&config.expose, "expose", "field name")?) };
         Ok(Self {
             origins,
             methods: header_list::<Method>(&config.methods, "methods", "method")?,
@@ -264,7 +272,11 @@ fn parse_origin(text: &str) -> Result<AllowedOrigin, Invalid> {
     {
         return Err(wrong());
     }
-    Ok(if is_wildcard { AllowedOrigin::Subdomain(format!("{scheme}://"), format!(".{host}")) } else { AllowedOrigin::Exact(text.to_owned()) })
+    Ok(if is_wildcard {
+        AllowedOrigin::Subdomain(format!("{scheme}://"), format!(".{host}"))
+    } else {
+        AllowedOrigin::Exact(text.to_owned())
+    })
 }
 
 #[cfg(test)]
@@ -345,9 +357,18 @@ mod tests {
             (json!({ "origins": ["https://a:b"] }), "is not an origin"),
             (json!({ "origins": ["https://-"] }), "is not an origin"),
             (json!({ "origins": ["*"], "headers": ["a b"] }), "is not a valid field name"),
-            (json!({ "origins": ["https://a.example"], "credentials": true, "headers": ["*"] }), "cannot be combined with `credentials: true`"),
-            (json!({ "origins": ["https://a.example"], "credentials": true, "methods": ["GET", "*"] }), "cannot be combined with `credentials: true`"),
-            (json!({ "origins": ["https://a.example"], "credentials": true, "expose": ["*"] }), "cannot be combined with `credentials: true`"),
+            (
+                json!({ "origins": ["https://a.example"], "credentials": true, "headers": ["*"] }),
+                "cannot be combined with `credentials: true`",
+            ),
+            (
+                json!({ "origins": ["https://a.example"], "credentials": true, "methods": ["GET", "*"] }),
+                "cannot be combined with `credentials: true`",
+            ),
+            (
+                json!({ "origins": ["https://a.example"], "credentials": true, "expose": ["*"] }),
+                "cannot be combined with `credentials: true`",
+            ),
             (json!({ "origins": ["*"], "headers": ["x-a"], "echo_headers": true }), "cannot be combined with `headers`"),
         ] {
             let wrong = cors(config).err().unwrap();

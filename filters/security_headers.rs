@@ -111,8 +111,8 @@ impl Filter for SecurityHeaders {
             (HeaderName::from_static("cross-origin-resource-policy"), &config.cross_origin_resource_policy, "cross_origin_resource_policy"),
         ] {
             if !text.is_empty() {
-                let value =
-                    HeaderValue::from_str(text).map_err(|_| Invalid::new("contains a character that is not allowed in header fields").at(key))?;
+                let value = HeaderValue::from_str(text)
+                    .map_err(|_| Invalid::new("contains a character that is not allowed in header fields").at(key))?;
                 set.push((name, value));
             }
         }
@@ -122,7 +122,11 @@ impl Filter for SecurityHeaders {
         let remove = config.remove.iter().enumerate().map(|(index, name)| {
             let wrong = |invalid: Invalid| invalid.index(index).at("remove");
             let parsed = field_name(name).map_err(wrong)?;
-            if is_framing(&parsed) { Err(wrong(Invalid::new(format!("`{name}` frames messages or belongs to one connection; it cannot be removed")))) } else { Ok(parsed) }
+            if is_framing(&parsed) {
+                Err(wrong(Invalid::new(format!("`{name}` frames messages or belongs to one connection; it cannot be removed"))))
+            } else {
+                Ok(parsed)
+            }
         });
         Ok(Self { set, remove: remove.collect::<Result<_, _>>()?, keep_own: config.keep_own })
     }

@@ -1,5 +1,5 @@
-//! The layers of `src`, from its `use` lines and `crate::` paths: no cycle between folders, none between files, and the lowest
-//! folders import nothing but what is below them.
+//! Tests of the import graph, from `use` lines and `crate::` paths: `src` has no cycle between folders or files, its lowest
+//! folders import only folders below them, and filters do not import each other.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
 

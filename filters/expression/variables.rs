@@ -85,8 +85,8 @@ impl Var {
         match self {
             Var::Authenticated | Var::KeyPresent | Var::Bound => Type::Bool,
             Var::Size => Type::Int,
-            Var::Headers | Var::Params => Type::fields(Type::Text),
-            Var::Claims => Type::fields(Type::Any),
+            Var::Headers | Var::Params => Type::text_map(Type::Text),
+            Var::Claims => Type::text_map(Type::Any),
             Var::Time => Type::Timestamp,
             Var::Scopes | Var::Tags | Var::BindingNetworks => Type::List(Box::new(Type::Text)),
             _ => Type::Text,

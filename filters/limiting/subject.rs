@@ -234,7 +234,11 @@ impl Default for ClientPrefixes {
 
 impl ClientPrefixes {
     /// Like [`Self::new`]. An error if a prefix is given and all subjects are `route`: then no client is counted.
-    pub fn for_subjects<'a>(ipv4: Option<u8>, ipv6: Option<u8>, mut subjects: impl Iterator<Item = &'a SubjectKinds>) -> Result<Self, Invalid> {
+    pub fn for_subjects<'a>(
+        ipv4: Option<u8>,
+        ipv6: Option<u8>,
+        mut subjects: impl Iterator<Item = &'a SubjectKinds>,
+    ) -> Result<Self, Invalid> {
         let option = [(ipv4, "ipv4_prefix"), (ipv6, "ipv6_prefix")].into_iter().find(|(prefix, _)| prefix.is_some());
         match option {
             Some((_, name)) if subjects.all(|kinds| kinds.0 == [SubjectKind::Route]) => {

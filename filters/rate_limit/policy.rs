@@ -150,9 +150,16 @@ fn calendar_windows(rate: Rate, zone: Option<&str>) -> Result<CalendarWindows, I
 }
 
 impl LimitPolicy {
-    pub fn compile(limit: LimitConfig, prefixes: ClientPrefixes, entries_max: usize, is_shared: bool, site: &Site<'_>) -> Result<Self, Invalid> {
+    pub fn compile(
+        limit: LimitConfig,
+        prefixes: ClientPrefixes,
+        entries_max: usize,
+        is_shared: bool,
+        site: &Site<'_>,
+    ) -> Result<Self, Invalid> {
         let identity = format!("{} {limit:?} {entries_max} {is_shared}", site.place);
-        let (subject, default_name) = SubjectReader::compile(limit.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let (subject, default_name) =
+            SubjectReader::compile(limit.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
         let name = limit.name.unwrap_or(default_name);
         check_name(&name, "name").map_err(|invalid| invalid.at("name"))?;
         if limit.chosen {
@@ -166,9 +173,10 @@ impl LimitPolicy {
         let cost = match limit.cost {
             RequestCost::Fixed(cost) if (1..=burst).contains(&cost) => CompiledCost::Fixed(cost),
             RequestCost::Fixed(_) => return Err(Invalid::new(format!("must be between 1 and the burst, {burst}")).at("cost")),
-            RequestCost::Expression(source) => {
-                CompiledCost::Expression(Expression::compile(&source, &Type::Int, site.routes).map_err(|invalid| invalid.at("cost"))?, burst)
-            }
+            RequestCost::Expression(source) => CompiledCost::Expression(
+                Expression::compile(&source, &Type::Int, site.routes).map_err(|invalid| invalid.at("cost"))?,
+                burst,
+            ),
         };
         let table_key = format!("{key} {}", limit.time_zone.as_deref().unwrap_or_default());
         let count = match limit.window {

@@ -51,7 +51,8 @@ const CLIENT_B: [u8; 4] = [10, 0, 0, 2];
 fn each_combination_has_its_own_count() {
     let both = limit(json!({ "per": ["client", "key"], "limit": "2/h" })).unwrap();
     let clock = clock(&both);
-    let passed: Vec<bool> = [(CLIENT_A, "a"), (CLIENT_A, "a"), (CLIENT_A, "a"), (CLIENT_A, "b"), (CLIENT_B, "a")].map(|(c, k)| clock.passes_at(0, c, k)).into();
+    let passed: Vec<bool> =
+        [(CLIENT_A, "a"), (CLIENT_A, "a"), (CLIENT_A, "a"), (CLIENT_A, "b"), (CLIENT_B, "a")].map(|(c, k)| clock.passes_at(0, c, k)).into();
     assert_eq!(passed, [true, true, false, true, true]);
 }
 
@@ -91,7 +92,10 @@ fn calendar_day_ends_at_local_midnight() {
     let quota = limit(json!({ "per": "key", "limit": "1/day", "window": "calendar", "time_zone": "Europe/Berlin" })).unwrap();
     let clock = clock(&quota);
     // The start is 22:13:20 in UTC and 23:13:20 in Berlin.
-    assert!(clock.passes_at(0, CLIENT_A, "a") && !clock.passes_at(2799, CLIENT_A, "a") && clock.passes_at(2800, CLIENT_A, "a"), "a new day at 23:00 UTC");
+    assert!(
+        clock.passes_at(0, CLIENT_A, "a") && !clock.passes_at(2799, CLIENT_A, "a") && clock.passes_at(2800, CLIENT_A, "a"),
+        "a new day at 23:00 UTC"
+    );
 }
 
 /// After a refusal, `t` of `RateLimit` equals `Retry-After`.

@@ -129,7 +129,7 @@ use http::StatusCode;
 use prometheus::IntCounter;
 
 use crate::contract::{Chosen, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, Tags, Trace, check_name};
-use crate::expression::{Expression, Scope, Type};
+use crate::expression::{EvalError, Expression, Scope, Type};
 pub use config::{AllowConfig, DenyConfig, RuleConfig};
 
 /// The longest list of rules.
@@ -187,7 +187,11 @@ impl Filter for Rules {
         let mut names: Vec<String> = Vec::new();
         for (index, rule) in config.into_iter().enumerate() {
             if let Some(first) = names.iter().position(|other| *other == rule.name) {
-                errors.push(Invalid::new(format!("`{}` is already the name of rule [{first}]; names must be unique", rule.name)).at("name").index(index));
+                errors.push(
+                    Invalid::new(format!("`{}` is already the name of rule [{first}]; names must be unique", rule.name))
+                        .at("name")
+                        .index(index),
+                );
             }
             names.push(rule.name.clone());
             match CompiledRule::compile(rule, site) {
@@ -238,9 +242,9 @@ impl Rules {
         let mut refused = None;
         let traced = cx.facts.get::<Trace>().is_some();
         for rule in &self.0 {
-            let (holds, trouble) = rule.holds(&scope);
+            let (holds, error) = rule.holds(&scope);
             if traced {
-                trace.push(rule.trace_line(holds, trouble));
+                trace.push(rule.trace_line(holds, error));
             }
             if !holds {
                 continue;
@@ -315,18 +319,18 @@ impl CompiledRule {
     }
 
     /// Whether the rule is true. A failed expression counts against the request: true for `deny` and `limit` only.
-    fn holds(&self, scope: &Scope<'_>) -> (bool, Option<crate::expression::Trouble>) {
+    fn holds(&self, scope: &Scope<'_>) -> (bool, Option<EvalError>) {
         let Some(condition) = &self.condition else { return (true, None) };
         match condition.holds(scope) {
             Ok(holds) => (holds, None),
-            Err(trouble) => {
+            Err(error) => {
                 self.errors.inc();
-                (matches!(self.action, Action::Deny { .. } | Action::Limit(_)), Some(trouble))
+                (matches!(self.action, Action::Deny { .. } | Action::Limit(_)), Some(error))
             }
         }
     }
 
-    fn trace_line(&self, holds: bool, trouble: Option<crate::expression::Trouble>) -> String {
+    fn trace_line(&self, holds: bool, error: Option<EvalError>) -> String {
         let outcome = match (holds, &self.action) {
             (false, _) => "false".to_owned(),
             (true, Action::Deny { status, .. }) => format!("deny, {}", status.as_u16()),
@@ -334,7 +338,7 @@ impl CompiledRule {
             (true, Action::Limit(name)) => format!("limit, `{name}`"),
             (true, Action::Allow) => "allow, the rest of the list is skipped".to_owned(),
         };
-        let error = trouble.map(|trouble| format!(" (error: {trouble})")).unwrap_or_default();
+        let error = error.map(|error| format!(" (error: {error})")).unwrap_or_default();
         format!("rule `{}`: {outcome}{error}{}", self.name, if self.shadow { " (shadow)" } else { "" })
     }
 }

@@ -92,8 +92,8 @@ fn invalid_configurations() {
         (json!([{ "name": "a", "allow": {} }, { "name": "a", "deny": {} }]), "[1].name", "already the name of rule [0]"),
         (json!([{ "name": "a", "deny": { "status": 200 } }]), "[0].deny.status", "between 400 and 499"),
         (json!([{ "name": "a", "tag": "" }]), "[0].tag", "is not a tag"),
-        (json!([{ "name": "a", "if": "request.path", "deny": {} }]), "[0].if", "true or false is needed"),
-        (json!([{ "name": "a", "if": "x", "deny": {} }]), "[0].if", "column 1: `x` is not known"),
+        (json!([{ "name": "a", "if": "request.path", "deny": {} }]), "[0].if", "a boolean is required"),
+        (json!([{ "name": "a", "if": "x", "deny": {} }]), "[0].if", "column 1: unknown name `x`"),
         (json!([{ "name": "a", "when": "x", "deny": {} }]), "[0].when", "unknown field"),
     ] {
         let wrong = rules(config.clone()).err().unwrap_or_else(|| panic!("{config} is accepted"));

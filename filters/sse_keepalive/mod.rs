@@ -222,8 +222,8 @@ impl Filter for SseKeepalive {
         if cx.shadow || cx.request.method == Method::HEAD {
             return Ok(Flow::Continue);
         }
-        let (kind, state) = self.expected_by_header(cx);
-        *state = state;
+        let (kind, scan_state) = self.expected_by_header(cx);
+        *state = scan_state;
         // Early responses are for POST only: an EventSource (GET) reconnects after a late error event, but stops at a 401.
         let is_post = cx.request.method == Method::POST;
         let user_agent = cx.headers().get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
