@@ -246,7 +246,7 @@ fn checker_errors() {
     let either = vec!["request.path.startsWith(\"/a.b.c\")"; 150].join(" || ");
     assert!(Expression::compile(&either, &Type::Bool, &[]).is_ok());
     let two_lines = Expression::compile("true &&\nfoo", &Type::Bool, &[]).unwrap_err();
-    assert!(two_lines.message.starts_with("line 2, column 1: `foo`"), "{}", two_lines.message);
+    assert!(two_lines.message.starts_with("line 2, column 1: unknown name `foo`"), "{}", two_lines.message);
     let long = format!("\"{}\" == \"\"", "x".repeat(9000));
     assert!(Expression::compile(&long, &Type::Bool, &[]).unwrap_err().message.contains("8192"));
 }

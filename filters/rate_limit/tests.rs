@@ -118,8 +118,8 @@ fn invalid_configurations() {
     for (config, path, message) in [
         (json!({ "per": [], "limit": "1/s" }), "per", "one to four"),
         (json!({ "per": ["key", "key"], "limit": "1/s" }), "per", "listed twice"),
-        (json!({ "per": "key", "limit": "2/s", "cost": 3 }), "cost", "between 1 and 2"),
-        (json!({ "per": "key", "limit": "2/s", "cost": 0 }), "cost", "between 1 and 2"),
+        (json!({ "per": "key", "limit": "2/s", "cost": 3 }), "cost", "between 1 and the burst, 2"),
+        (json!({ "per": "key", "limit": "2/s", "cost": 0 }), "cost", "between 1 and the burst, 2"),
         (json!({ "per": "key", "limit": "2/10s", "window": "calendar" }), "limit", "a calendar window is"),
         (json!({ "per": "key", "limit": "2/h", "window": "calendar", "burst": 1 }), "burst", "rolling"),
         (json!({ "per": "key", "limit": "2/h", "window": "calendar", "block_for": "1s" }), "block_for", "rolling"),
