@@ -19,7 +19,7 @@ const SHARDS: usize = 64;
 struct Entry {
     tat: u64,
     interval_ns: u64,
-    /// The subject is refused until the TAT allows a hit (`block_for`).
+    /// A block (`block_for`) is active. Further refusals do not start another one.
     blocked: bool,
 }
 
