@@ -1,14 +1,15 @@
 //! # body_limit
 //!
-//! Bounds the body of a request more tightly than its listener does: 413 at once where the length is announced, and as
-//! soon as more has come where it is not.
+//! Limits the size of request bodies below the limit of the listener. A larger body gets 413: immediately if its
+//! `Content-Length` exceeds the limit, otherwise when the limit is reached.
 //!
 //! ```yaml
 //! body_limit:
 //!   bytes: 2MiB
 //! ```
 //!
-//! In shadow mode only announced lengths are looked at. Of a body without an announced length what is within the limit may have gone upstream already; that request is cut.
+//! Without a `Content-Length`, the part of a body within the limit may already be at the upstream. The upstream request is
+//! then aborted. In shadow mode only the `Content-Length` is checked.
 
 use http::{StatusCode, header};
 use schemars::JsonSchema;
@@ -19,17 +20,17 @@ use crate::contract::{BodyCx, ByteSize, Failure, Filter, Flow, Hooks, Invalid, P
 /// `body_limit`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The most that a body may have; 0: none may have one.
+pub struct BodyLimitConfig {
+    /// The maximum size of a request body. 0 allows only empty bodies.
     pub bytes: ByteSize,
 }
 
 /// The compiled filter.
 pub struct BodyLimit(u64);
 
-/// What came so far. A body is replayed to another server from its beginning, behind the end of the first.
+/// The bytes of the body so far. A retry sends the body again from its beginning, so data after the end starts a new count.
 #[derive(Default)]
-pub struct Counted {
+pub struct BodyBytes {
     bytes: u64,
     ended: bool,
 }
@@ -38,26 +39,26 @@ impl Filter for BodyLimit {
     const NAME: &'static str = "body_limit";
     const HOOKS: Hooks = Hooks { request: true, request_body: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("body_limit.rs");
-    type Config = Config;
-    type State = Counted;
+    type Config = BodyLimitConfig;
+    type State = BodyBytes;
 
-    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: BodyLimitConfig, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         Ok(Self(config.bytes.0))
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, _: &mut Counted) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, _: &mut BodyBytes) -> Result<Flow> {
         let announced = cx.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > self.0) {
-            let message = format!("The request's body is too large: at most {} bytes are taken here.", self.0);
+            let message = format!("The request body is too large. The limit is {} bytes.", self.0);
             let reply = Reply::new(Problem::BadRequest, "body_too_large", "announced", message);
             return Ok(reply.status(StatusCode::PAYLOAD_TOO_LARGE).into());
         }
         Ok(Flow::Continue)
     }
 
-    fn request_body(&self, cx: &mut BodyCx<'_>, counted: &mut Counted) -> Result<()> {
+    fn request_body(&self, cx: &mut BodyCx<'_>, counted: &mut BodyBytes) -> Result<()> {
         if counted.ended {
-            *counted = Counted::default();
+            *counted = BodyBytes::default();
         }
         counted.bytes += cx.body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         counted.ended = cx.end;

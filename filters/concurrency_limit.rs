@@ -1,7 +1,7 @@
 //! # concurrency_limit
 //!
-//! Limits how many requests or streams are open at once, per key, client address, route, header or claim, or a
-//! combination of them. One more gets a 429 at once; nothing waits.
+//! Limits the number of open requests and streams per key, client address, route, header or claim, or per combination of
+//! them. A request over the limit gets 429 immediately; it is not queued.
 //!
 //! ```yaml
 //! concurrency_limit:
@@ -10,10 +10,13 @@
 //!   scope: shared
 //! ```
 //!
-//! A request counts from its header to the end of its answer. With `scope: shared` replicas count together, in Redis,
-//! where a place that a replica held when it died is free again after 30 s; `on_store_failure` is as for `rate_limit`.
-//! A request without the key, header or claim that is counted is counted by its client address instead. Clients are
-//! counted by `ipv4_prefix` (32) and `ipv6_prefix` (64).
+//! **What counts.** A request is open from its header to the end of its response. A request without the key, header or
+//! claim is counted by its client address instead. Client addresses are grouped by `ipv4_prefix` (default 32) and
+//! `ipv6_prefix` (default 64).
+//!
+//! **Replicas.** With `scope: shared` all replicas share the count in Redis. The slots of a replica that has crashed are
+//! released after 30 s. If Redis is unavailable, `on_store_failure` decides as in `rate_limit`: count per replica
+//! (`local`), pass uncounted (`allow`), or 503 (`deny`).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -28,44 +31,42 @@ use serde::Deserialize;
 
 use crate::contract::{
     About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, InForce, Invalid, Lease, Near, Now, Problem, Reply, RequestCx, Result, Site,
-    Standing, StoreError, Trace,
+    Standing, StoreError, Trace, check_name,
 };
-use crate::rate_limit::subject::{Pers, Prefixes, Subject, Things};
-use crate::rate_limit::{OnStoreFailure, Scope};
-use crate::rules::word;
+use crate::limiting::{ClientPrefixes, CountScope, CountsFailurePolicy, Subject, SubjectKinds, SubjectReader, shared_counts_unavailable};
 
-/// For so long operators are told that somebody was refused.
-const TOLD: Duration = Duration::from_secs(10);
+/// Operators see a refused subject for this time.
+const REFUSAL_SHOWN: Duration = Duration::from_secs(10);
 
 /// `concurrency_limit`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
-    /// What is counted; several are counted by their combination.
-    pub per: Pers,
-    /// How much of an IPv4 client's address counts, in bits, 8 to 32. Default: 32.
+pub struct ConcurrencyLimitConfig {
+    /// What requests are counted by. With several, each combination of values has its own count.
+    pub per: SubjectKinds,
+    /// The prefix by which IPv4 clients are grouped, in bits, 8 to 32. Default: 32.
     pub ipv4_prefix: Option<u8>,
-    /// How much of an IPv6 client's address counts, in bits, 16 to 128. Default: 64.
+    /// The prefix by which IPv6 clients are grouped, in bits, 16 to 128. Default: 64.
     pub ipv6_prefix: Option<u8>,
-    /// How many at once, at least 1.
+    /// The maximum number of open requests per subject, at least 1.
     pub most: u32,
-    /// Where it is counted. Default: `local`.
+    /// Where requests are counted. Default: `local`.
     #[serde(default)]
-    pub scope: Scope,
-    /// With `scope: shared`: what to do when Redis is away. Default: `local`.
-    pub on_store_failure: Option<OnStoreFailure>,
-    /// Its name in metrics. Default: what it counts.
+    pub scope: CountScope,
+    /// With `scope: shared`: what happens to requests when Redis is unavailable. Default: `local`.
+    pub on_store_failure: Option<CountsFailurePolicy>,
+    /// The name in metrics. Default: the words of `per`, such as `client-key`.
     pub name: Option<String>,
 }
 
-/// How many of each thing are open in this process. It holds what is open and nothing else.
+/// The open requests of each subject in this process. Subjects without open requests have no entry.
 #[derive(Default)]
-struct Open(Mutex<HashMap<Things, u32>>);
+struct OpenRequests(Mutex<HashMap<Subject, u32>>);
 
-impl Open {
-    /// The place, and how many are taken with it.
-    fn take(self: &Arc<Self>, things: &Things, most: u32) -> Option<(Lease, u32)> {
-        let taken = match self.0.lock().entry(things.clone()) {
+impl OpenRequests {
+    /// Takes a slot and returns it with the number of slots in use. `None`: all are in use.
+    fn acquire(self: &Arc<Self>, subject: &Subject, most: u32) -> Option<(Lease, u32)> {
+        let used = match self.0.lock().entry(subject.clone()) {
             Entry::Occupied(mut count) if *count.get() < most => {
                 *count.get_mut() += 1;
                 *count.get()
@@ -73,16 +74,16 @@ impl Open {
             Entry::Occupied(_) => return None,
             Entry::Vacant(slot) => *slot.insert(1),
         };
-        let (open, things) = (Arc::clone(self), things.clone());
-        Some((Lease::new(move || open.release(things)), taken))
+        let (open, subject) = (Arc::clone(self), subject.clone());
+        Some((Lease::new(move || open.release(subject)), used))
     }
 
-    fn count(&self, things: &Things) -> u32 {
-        self.0.lock().get(things).copied().unwrap_or(0)
+    fn used(&self, subject: &Subject) -> u32 {
+        self.0.lock().get(subject).copied().unwrap_or(0)
     }
 
-    fn release(&self, things: Things) {
-        if let Entry::Occupied(mut count) = self.0.lock().entry(things) {
+    fn release(&self, subject: Subject) {
+        if let Entry::Occupied(mut count) = self.0.lock().entry(subject) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -93,12 +94,12 @@ impl Open {
 
 /// The compiled filter.
 pub struct ConcurrencyLimit {
-    subject: Subject,
+    subject: SubjectReader,
     most: u32,
-    open: Arc<Open>,
+    open: Arc<OpenRequests>,
     shared: Option<Arc<dyn Counters>>,
     shared_name: String,
-    on_store_failure: OnStoreFailure,
+    on_store_failure: CountsFailurePolicy,
     store_failures: IntCounter,
     allowed: IntCounter,
     refused: IntCounter,
@@ -113,120 +114,122 @@ impl Filter for ConcurrencyLimit {
     const NAME: &'static str = "concurrency_limit";
     const HOOKS: Hooks = Hooks::REQUEST;
     const SOURCE: &'static str = include_str!("concurrency_limit.rs");
-    type Config = Config;
-    /// The place, until the exchange is over.
+    type Config = ConcurrencyLimitConfig;
+    /// The slot of the request, released at the end of its response.
     type State = Option<Lease>;
 
-    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: ConcurrencyLimitConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.most == 0 {
-            return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("most"));
+            return Err(Invalid::new("must be at least 1; 0 would refuse every request").at("most"));
         }
-        let as_it_is = format!("{} {config:?}", site.place);
-        let prefixes = Prefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, std::iter::once(&config.per))?;
-        let (subject, counts) = Subject::compile(config.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
-        let name = config.name.unwrap_or_else(|| counts.clone());
-        word(&name, "name").map_err(|invalid| invalid.at("name"))?;
-        if config.on_store_failure.is_some() && config.scope == Scope::Local {
-            return Err(Invalid::new("goes with `scope: shared` only").at("on_store_failure"));
+        let identity = format!("{} {config:?}", site.place);
+        let prefixes = ClientPrefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, std::iter::once(&config.per))?;
+        let (subject, default_name) =
+            SubjectReader::compile(config.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let name = config.name.unwrap_or_else(|| default_name.clone());
+        check_name(&name, "name").map_err(|invalid| invalid.at("name"))?;
+        if config.on_store_failure.is_some() && config.scope == CountScope::Local {
+            return Err(Invalid::new("requires `scope: shared`").at("on_store_failure"));
         }
         let on_store_failure = config.on_store_failure.unwrap_or_default();
         let counter = |outcome| {
-            let help = "Requests by limit of open ones and outcome.";
+            let help = "Requests by concurrency limit and outcome.";
             site.counter_by("concurrency_limit_requests_total", help, &[("policy", &name), ("outcome", outcome)])
         };
         let shared = match config.scope {
-            Scope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
-            Scope::Local => None,
+            CountScope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
+            CountScope::Local => None,
         };
         Ok(Self {
             subject,
             most: config.most,
-            open: site.keep(&format!("{} {counts}", site.place), Open::default),
+            open: site.keep(&format!("{} {default_name}", site.place), OpenRequests::default),
             shared,
-            shared_name: format!("{}:{counts}", site.place),
+            shared_name: format!("{}:{default_name}", site.place),
             on_store_failure,
             allowed: counter("allowed"),
             refused: counter("refused"),
             shadowed: counter("shadow"),
             store_failures: site.counter(
                 "concurrency_limit_store_failures_total",
-                "Requests whose open ones could not be counted by all replicas together, by what was done.",
+                "Requests for which the shared counts were unreachable, by the action taken.",
                 ("outcome", on_store_failure.as_str()),
             ),
             name,
             place: site.place.clone(),
             near: Arc::clone(&site.ports.near),
-            in_force: site.keep(&as_it_is, InForce::default),
+            in_force: site.keep(&identity, InForce::default),
         })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, place: &mut Self::State) -> Result<Flow> {
-        let things = self.subject.things(cx);
-        let taken = match &self.shared {
-            Some(shared) => match (shared.lease(format!("{}:{things}", self.shared_name), self.most).await, self.on_store_failure) {
-                // How many there are elsewhere is not told, so nobody is near there, only over.
-                (Ok(taken), _) => taken.map(|lease| (lease, 0)),
+    async fn request(&self, cx: &mut RequestCx<'_>, slot: &mut Self::State) -> Result<Flow> {
+        let subject = self.subject.subject(cx);
+        let acquired = match &self.shared {
+            Some(shared) => match (shared.lease(format!("{}:{subject}", self.shared_name), self.most).await, self.on_store_failure) {
+                // Redis does not return the number in use, so only refusals are reported to operators.
+                (Ok(lease), _) => lease.map(|lease| (lease, 0)),
                 (Err(_), failure) => {
                     self.store_failures.inc();
                     match failure {
-                        OnStoreFailure::Local => self.open.take(&things, self.most),
-                        OnStoreFailure::Allow => {
+                        CountsFailurePolicy::Local => self.open.acquire(&subject, self.most),
+                        CountsFailurePolicy::Allow => {
                             cx.facts.let_through(Self::NAME);
                             return Ok(Flow::Continue);
                         }
-                        OnStoreFailure::Deny => return Ok(crate::rate_limit::away().into()),
+                        CountsFailurePolicy::Deny => return Ok(shared_counts_unavailable().into()),
                     }
                 }
             },
-            None => self.open.take(&things, self.most),
+            None => self.open.acquire(&subject, self.most),
         };
         if cx.is_dry_run() {
-            return Ok(self.reply(taken.is_some(), cx));
+            return Ok(self.decide(acquired.is_some(), cx));
         }
-        self.note(&things, taken.as_ref().map(|(_, used)| *used), cx);
-        *place = taken.map(|(lease, _)| lease);
-        match (place.is_some(), cx.shadow) {
+        self.record_usage(&subject, acquired.as_ref().map(|(_, used)| *used), cx);
+        *slot = acquired.map(|(lease, _)| lease);
+        match (slot.is_some(), cx.shadow) {
             (true, _) => self.allowed.inc(),
             (false, true) => self.shadowed.inc(),
             (false, false) => self.refused.inc(),
         }
-        Ok(self.reply(place.is_some(), cx))
+        Ok(self.decide(slot.is_some(), cx))
     }
 }
 
 impl ConcurrencyLimit {
-    fn reply(&self, has_room: bool, cx: &mut RequestCx<'_>) -> Flow {
-        let says = if has_room { "there is room" } else { "there is none" };
+    fn decide(&self, is_allowed: bool, cx: &mut RequestCx<'_>) -> Flow {
+        let result = if is_allowed { "a slot is free" } else { "exceeded" };
         if let Some(trace) = cx.facts.get_mut::<Trace>() {
-            trace.0.push(format!("limit `{}`: {} open at once; {says}", self.name, self.most));
+            trace.0.push(format!("limit `{}`: {} open requests, {result}", self.name, self.most));
         }
-        if has_room { Flow::Continue } else { refusal(self.most).detail(format!("limit `{}`", self.name)).into() }
+        if is_allowed { Flow::Continue } else { refusal(self.most).detail(format!("limit `{}`", self.name)).into() }
     }
 
-    /// Lets operators see who is near or at the limit.
-    fn note(&self, things: &Things, used: Option<u32>, cx: &RequestCx<'_>) {
+    /// Reports the subject to operators if it is near or over the limit.
+    fn record_usage(&self, subject: &Subject, used: Option<u32>, cx: &RequestCx<'_>) {
         let (over, most) = (used.is_none(), self.most);
-        let retry_in = if over { TOLD } else { Duration::ZERO };
-        let standing = Standing { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: TOLD, retry_in };
+        let retry_in = if over { REFUSAL_SHOWN } else { Duration::ZERO };
+        let standing =
+            Standing { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: REFUSAL_SHOWN, retry_in };
         if !standing.is_near() {
             return;
         }
-        self.near.note(&self.in_force, things, standing, cx.now.instant, || {
-            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..things.about() };
-            let open = self.shared.is_none().then(|| (Arc::clone(&self.open), things.clone(), self.most));
-            (about, Arc::new(Places(open)))
+        self.near.note(&self.in_force, subject, standing, cx.now.instant, || {
+            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..subject.about() };
+            let open = self.shared.is_none().then(|| (Arc::clone(&self.open), subject.clone(), self.most));
+            (about, Arc::new(OpenRequestsUsage(open)))
         });
     }
 }
 
-/// Open requests: counted here, if replicas do not count them together. They are open, and cannot be forgotten.
-struct Places(Option<(Arc<Open>, Things, u32)>);
+/// The open requests of one subject; `None` with `scope: shared`. An operator cannot reset them, because they are open.
+struct OpenRequestsUsage(Option<(Arc<OpenRequests>, Subject, u32)>);
 
-impl Counted for Places {
+impl Counted for OpenRequestsUsage {
     fn stands(&self, _: Now) -> BoxFuture<'_, Option<Standing>> {
         Box::pin(async move {
-            let (open, things, most) = self.0.as_ref()?;
-            let used = open.count(things);
+            let (open, subject, most) = self.0.as_ref()?;
+            let used = open.used(subject);
             Some(Standing {
                 used,
                 most: *most,
@@ -249,7 +252,7 @@ impl Counted for Places {
 }
 
 fn refusal(most: u32) -> Reply {
-    let message = format!("Too many requests at once: {most} are open already. Try again when one of them has ended.");
+    let message = format!("Too many concurrent requests: the limit is {most}. Retry when one of them has finished.");
     Reply::new(Problem::RateLimited, "concurrency_limit_exceeded", "limit", message)
         .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
 }
@@ -257,18 +260,18 @@ fn refusal(most: u32) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rate_limit::subject::Thing;
+    use crate::limiting::SubjectPart;
 
     #[test]
-    fn places_come_back_and_nothing_is_remembered() {
-        let open = Arc::new(Open::default());
-        let thing = |name: &str| Things::One(Thing::Route(name.into()));
-        let (one, two) = (open.take(&thing("a"), 2), open.take(&thing("a"), 2));
+    fn released_slots_can_be_taken_again_and_leave_no_entry() {
+        let open = Arc::new(OpenRequests::default());
+        let route = |name: &str| Subject::One(SubjectPart::Route(name.into()));
+        let (one, two) = (open.acquire(&route("a"), 2), open.acquire(&route("a"), 2));
         assert_eq!((one.as_ref().map(|one| one.1), two.as_ref().map(|two| two.1)), (Some(1), Some(2)));
-        assert!(open.take(&thing("a"), 2).is_none());
-        assert!(open.take(&thing("b"), 2).is_some());
+        assert!(open.acquire(&route("a"), 2).is_none());
+        assert!(open.acquire(&route("b"), 2).is_some());
         drop(one);
-        assert!(open.take(&thing("a"), 2).is_some());
+        assert!(open.acquire(&route("a"), 2).is_some());
         drop(two);
         assert!(open.0.lock().is_empty());
     }

@@ -1,7 +1,7 @@
 //! # cors
 //!
-//! Lets pages of other origins call the API from a browser (Fetch, "CORS protocol"): answers preflights by itself, and
-//! marks responses. What the upstream says of it gives way.
+//! Allows web pages of other origins to call the API from a browser (CORS protocol, Fetch standard). The filter answers
+//! preflight requests itself and sets the CORS fields of responses. It replaces CORS fields of the upstream.
 //!
 //! ```yaml
 //! cors:
@@ -13,15 +13,19 @@
 //!   max_age: 10m
 //! ```
 //!
-//! `origins: ["*"]` is every origin; it does not go with `credentials`, and neither does `*` in `methods`, `headers` or
-//! `expose`: with credentials, browsers read it as a name. A `*` in `headers` never covers `authorization` (Chromium would
-//! let it): list it, too.
-//! `echo_headers: true` allows every field that a preflight asks for, `authorization` too, in place of `headers`: client
-//! libraries send fields of their own, such as the `x-stainless-…` ones of OpenAI's and Anthropic's.
+//! **Position.** Put this filter before filters that check keys, because a preflight request carries no key. In the
+//! top-level `filters` it also covers refusals that happen before a route is found, so that pages can read these errors.
 //!
-//! An origin that is not listed gets no marks, and its browser keeps the response from the page: the request itself may
-//! pass, since only browsers ask. Put this filter before those that check keys: a preflight carries none. Among the
-//! top-level `filters` it also marks what is refused before a route is found, so that a page can read the error.
+//! **Origins.** A response to an origin that is not listed gets no CORS fields, and the browser hides the response from the
+//! page. The request itself can still reach the upstream: CORS is enforced by browsers only.
+//!
+//! **Wildcards.** `origins: ["*"]` allows all origins. `*` cannot be used in `origins`, `methods`, `headers` or `expose`
+//! together with `credentials: true`: browsers then take it as a literal name. `*` in `headers` does not include
+//! `authorization`; list it as well. (Chromium would include it; this filter prevents that.)
+//!
+//! **Echoed fields.** `echo_headers: true` allows all fields that a preflight requests, including `authorization`. It
+//! replaces `headers`. Use it for client libraries that send fields of their own, such as the `x-stainless-…` fields of the
+//! OpenAI and Anthropic libraries.
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use schemars::JsonSchema;
@@ -34,71 +38,71 @@ use crate::contract::{
 /// `cors`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The origins: scheme, host, and port where it is not the usual one; `*.` in the host stands for one label or
-    /// more; `*` alone for all.
+pub struct CorsConfig {
+    /// Allowed origins: scheme, host, and the port if it is not the default. `*.` at the start of the host matches one or more
+    /// labels. `*` matches all origins.
     pub origins: Vec<String>,
-    /// The methods they may use. Default: GET, POST.
-    #[serde(default = "methods")]
+    /// Allowed methods. Default: GET, POST.
+    #[serde(default = "default_methods")]
     pub methods: Vec<String>,
-    /// The fields they may send; `*` is all but authorization. Default: authorization, content-type.
+    /// Allowed request fields. `*` allows all except authorization. Default: authorization, content-type.
     pub headers: Option<Vec<String>>,
-    /// Whether they may send every field that their preflight asks for, in place of `headers`. Default: false.
+    /// Allow every field that a preflight requests, instead of `headers`. Default: false.
     #[serde(default)]
     pub echo_headers: bool,
-    /// The fields of a response that they may read. Default: x-request-id, retry-after, ratelimit, ratelimit-policy.
-    #[serde(default = "expose")]
+    /// Response fields that pages may read. Default: x-request-id, retry-after, ratelimit, ratelimit-policy.
+    #[serde(default = "default_expose")]
     pub expose: Vec<String>,
-    /// Whether cookies and the like may come along. Default: false.
+    /// Allow requests with credentials, such as cookies. Default: false.
     #[serde(default)]
     pub credentials: bool,
-    /// How long a browser remembers the answer to a preflight. Default: 10m.
-    #[serde(default = "ten_minutes")]
+    /// The time for which browsers cache the answer to a preflight. Default: 10m.
+    #[serde(default = "default_max_age")]
     pub max_age: HumanDuration,
 }
 
-fn words(words: &[&str]) -> Vec<String> {
+fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
-fn methods() -> Vec<String> {
-    words(&["GET", "POST"])
+fn default_methods() -> Vec<String> {
+    strings(&["GET", "POST"])
 }
-fn headers() -> Vec<String> {
-    words(&["authorization", "content-type"])
+fn default_headers() -> Vec<String> {
+    strings(&["authorization", "content-type"])
 }
-fn expose() -> Vec<String> {
-    words(&["x-request-id", "retry-after", "ratelimit", "ratelimit-policy"])
+fn default_expose() -> Vec<String> {
+    strings(&["x-request-id", "retry-after", "ratelimit", "ratelimit-policy"])
 }
-fn ten_minutes() -> HumanDuration {
+fn default_max_age() -> HumanDuration {
     HumanDuration::secs(600)
 }
 
-enum Origin {
+enum AllowedOrigin {
     Any,
     Exact(String),
-    /// Scheme with `://`, and what the rest ends with.
-    Below(String, String),
+    /// The scheme with `://`, and the required suffix of the host and port.
+    Subdomain(String, String),
 }
 
-/// A longer list of fields is not echoed.
+/// The longest list of fields that is echoed.
 const ECHOED_BYTES_MAX: usize = 4096;
 
-static ANYBODY: HeaderValue = HeaderValue::from_static("*");
+static ANY_ORIGIN: HeaderValue = HeaderValue::from_static("*");
 
 /// The compiled filter.
 pub struct Cors {
-    origins: Vec<Origin>,
+    origins: Vec<AllowedOrigin>,
     methods: HeaderValue,
-    /// `None`: what the preflight asks for.
+    /// `None`: the fields that the preflight requests (`echo_headers`).
     headers: Option<HeaderValue>,
     expose: Option<HeaderValue>,
     credentials: bool,
     max_age: HeaderValue,
 }
 
-fn list<T: std::str::FromStr>(words: &[String], key: &str, what: &str) -> Result<HeaderValue, Invalid> {
+fn header_list<T: std::str::FromStr>(words: &[String], key: &str, what: &str) -> Result<HeaderValue, Invalid> {
     for (index, word) in words.iter().enumerate() {
-        word.parse::<T>().map_err(|_| Invalid::new(format!("`{word}` is not a {what}")).index(index).at(key))?;
+        word.parse::<T>().map_err(|_| Invalid::new(format!("`{word}` is not a valid {what}")).index(index).at(key))?;
     }
     HeaderValue::try_from(words.join(", ")).map_err(|e| Invalid::new(e.to_string()).at(key))
 }
@@ -107,37 +111,45 @@ impl Filter for Cors {
     const NAME: &'static str = "cors";
     const HOOKS: Hooks = Hooks { request: true, response: true, gate_response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("cors.rs");
-    type Config = Config;
+    type Config = CorsConfig;
     type State = ();
 
-    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: CorsConfig, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.origins.is_empty() {
-            return Err(Invalid::new("name at least one origin").at("origins"));
+            return Err(Invalid::new("list at least one origin").at("origins"));
         }
         if config.methods.is_empty() {
-            return Err(Invalid::new("name at least one method").at("methods"));
+            return Err(Invalid::new("list at least one method").at("methods"));
         }
-        let origins = config.origins.iter().enumerate().map(|(index, text)| origin(text).map_err(|e| e.index(index).at("origins")));
-        let origins: Vec<Origin> = origins.collect::<Result<_, _>>()?;
-        if config.credentials && origins.iter().any(|origin| matches!(origin, Origin::Any)) {
-            return Err(Invalid::new("does not go with the origin `*`: any page could act for whoever looks at it").at("credentials"));
+        let origins = config.origins.iter().enumerate().map(|(index, text)| parse_origin(text).map_err(|e| e.index(index).at("origins")));
+        let origins: Vec<AllowedOrigin> = origins.collect::<Result<_, _>>()?;
+        if config.credentials && origins.iter().any(|origin| matches!(origin, AllowedOrigin::Any)) {
+            return Err(Invalid::new("cannot be combined with the origin `*`: any page could use the credentials of its visitors")
+                .at("credentials"));
         }
         let headers = match (config.headers, config.echo_headers) {
-            (Some(_), true) => return Err(Invalid::new("goes without `headers`: it allows every field").at("echo_headers")),
+            (Some(_), true) => {
+                return Err(
+                    Invalid::new("cannot be combined with `headers`, since it allows every field; remove one of them").at("echo_headers")
+                );
+            }
             (None, true) => None,
-            (given, false) => Some(given.unwrap_or_else(headers)),
+            (given, false) => Some(given.unwrap_or_else(default_headers)),
         };
         for (key, words) in [("methods", Some(&config.methods)), ("headers", headers.as_ref()), ("expose", Some(&config.expose))] {
             let star = words.and_then(|words| words.iter().position(|word| word == "*"));
             if let Some(index) = star.filter(|_| config.credentials) {
-                return Err(Invalid::new("does not go with `credentials`, where browsers read `*` as a name").index(index).at(key));
+                return Err(Invalid::new("`*` cannot be combined with `credentials: true`, because browsers take it as a literal name")
+                    .index(index)
+                    .at(key));
             }
         }
-        let expose = if config.expose.is_empty() { None } else { Some(list::<header::HeaderName>(&config.expose, "expose", "field")?) };
+        let expose =
+            if config.expose.is_empty() { None } else { Some(header_list::<header::HeaderName>(&config.expose, "expose", "field name")?) };
         Ok(Self {
             origins,
-            methods: list::<Method>(&config.methods, "methods", "method")?,
-            headers: headers.map(|words| list::<header::HeaderName>(&words, "headers", "field")).transpose()?,
+            methods: header_list::<Method>(&config.methods, "methods", "method")?,
+            headers: headers.map(|words| header_list::<header::HeaderName>(&words, "headers", "field name")).transpose()?,
             expose,
             credentials: config.credentials,
             max_age: HeaderValue::from(config.max_age.0.as_secs()),
@@ -152,7 +164,7 @@ impl Filter for Cors {
         if !preflight {
             return Ok(Flow::Continue);
         }
-        // Not a refusal: the answer that was asked for. The marks are added where every response gets them.
+        // A preflight response is not a refusal. The `response` hook adds the fields common to all responses.
         let mut reply = Reply::new(Problem::Answer, "preflight", "preflight", "").status(StatusCode::NO_CONTENT).body(Body::default());
         if headers.get(header::ORIGIN).is_some_and(|origin| self.allows(origin)) {
             reply = reply
@@ -181,16 +193,16 @@ impl Filter for Cors {
                 cx.response.remove_header(&name);
             }
         }
-        let anybody = self.origins.iter().any(|origin| matches!(origin, Origin::Any));
-        if !anybody {
-            // Caches must not give one origin what was said to another.
+        let any_origin = self.origins.iter().any(|origin| matches!(origin, AllowedOrigin::Any));
+        if !any_origin {
+            // The response differs by origin, so shared caches must store it per origin.
             cx.response.append_header(header::VARY, HeaderValue::from_static("Origin")).map_err(failure)?;
         }
         let origin = cx.request.headers.get(header::ORIGIN);
-        // With `*` to everybody: a cache may give a page what somebody else has asked for.
-        let Some(origin) = origin.filter(|origin| self.allows(origin)).or(anybody.then_some(&ANYBODY)) else { return Ok(()) };
-        let named = if anybody { HeaderValue::from_static("*") } else { origin.clone() };
-        cx.response.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, named).map_err(failure)?;
+        // With `*`, responses without an `Origin` get the fields too: a shared cache may serve them to a page later.
+        let Some(origin) = origin.filter(|origin| self.allows(origin)).or(any_origin.then_some(&ANY_ORIGIN)) else { return Ok(()) };
+        let value = if any_origin { HeaderValue::from_static("*") } else { origin.clone() };
+        cx.response.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, value).map_err(failure)?;
         if self.credentials {
             let yes = HeaderValue::from_static("true");
             cx.response.insert_header(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes).map_err(failure)?;
@@ -202,34 +214,35 @@ impl Filter for Cors {
     }
 }
 
-/// The fields that a preflight asks for, if they are names of fields and not too many.
-fn asked(headers: &HeaderMap) -> Option<HeaderValue> {
-    let asked = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS)?;
-    let names = asked.to_str().ok().filter(|names| names.len() <= ECHOED_BYTES_MAX)?;
-    names.split(',').all(|name| name.trim().parse::<header::HeaderName>().is_ok()).then(|| asked.clone())
+/// The fields that a preflight requests, if the list is valid and at most [`ECHOED_BYTES_MAX`] long.
+fn requested_fields(headers: &HeaderMap) -> Option<HeaderValue> {
+    let requested = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS)?;
+    let names = requested.to_str().ok().filter(|names| names.len() <= ECHOED_BYTES_MAX)?;
+    names.split(',').all(|name| name.trim().parse::<header::HeaderName>().is_ok()).then(|| requested.clone())
 }
 
-/// Whether a list of fields names this one.
-fn names(list: &HeaderValue, name: &str) -> bool {
+/// Whether a list of fields contains a name.
+fn contains_name(list: &HeaderValue, name: &str) -> bool {
     list.to_str().is_ok_and(|list| list.split(',').any(|item| item.trim().eq_ignore_ascii_case(name)))
 }
 
 impl Cors {
-    /// The fields that a preflight is told of. Some browsers let `*` cover `authorization`, against the Fetch standard:
-    /// one that asks for it is told nothing, unless it is listed.
+    /// The value of `Access-Control-Allow-Headers` for a preflight. Some browsers let `*` include `authorization`, against the
+    /// Fetch standard. A preflight that requests `authorization` therefore gets no value unless it is listed.
     fn allowed_fields(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        let Some(allowed) = &self.headers else { return asked(headers) };
+        let Some(allowed) = &self.headers else { return requested_fields(headers) };
         let mut lines = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
-        let asks = names(allowed, "*") && !names(allowed, "authorization") && lines.any(|line| names(line, "authorization"));
-        (!asks).then(|| allowed.clone())
+        let only_wildcard = contains_name(allowed, "*") && !contains_name(allowed, "authorization");
+        let is_refused = only_wildcard && lines.any(|line| contains_name(line, "authorization"));
+        (!is_refused).then(|| allowed.clone())
     }
 
     fn allows(&self, origin: &HeaderValue) -> bool {
         let Ok(origin) = origin.to_str() else { return false };
-        self.origins.iter().any(|known| match known {
-            Origin::Any => true,
-            Origin::Exact(exact) => exact == origin,
-            Origin::Below(scheme, end) => {
+        self.origins.iter().any(|allowed| match allowed {
+            AllowedOrigin::Any => true,
+            AllowedOrigin::Exact(exact) => exact == origin,
+            AllowedOrigin::Subdomain(scheme, end) => {
                 let label = origin.strip_prefix(scheme.as_str()).and_then(|rest| rest.strip_suffix(end.as_str()));
                 label.is_some_and(|label| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)))
             }
@@ -237,29 +250,33 @@ impl Cors {
     }
 }
 
-/// As browsers write it: scheme and host in lower case, a port only where it is not the usual one, no path.
-fn origin(text: &str) -> Result<Origin, Invalid> {
+/// Parses an origin as browsers serialise it: scheme and host in lower case, a port only if it is not the default, no path.
+fn parse_origin(text: &str) -> Result<AllowedOrigin, Invalid> {
     if text == "*" {
-        return Ok(Origin::Any);
+        return Ok(AllowedOrigin::Any);
     }
-    let wrong = || Invalid::new(format!("`{text}` is not an origin; write it as browsers do, such as `https://app.example.com`"));
+    let wrong = || Invalid::new(format!("`{text}` is not an origin; write it as browsers send it, such as `https://app.example.com`"));
     let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
-    let (below, host) = rest.strip_prefix("*.").map_or((false, rest), |host| (true, host));
-    let fine = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
+    let (is_wildcard, host) = rest.strip_prefix("*.").map_or((false, rest), |host| (true, host));
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.:[]".contains(&b);
     let parsed = format!("{scheme}://{host}").parse::<http::Uri>().ok();
     let authority = parsed.as_ref().and_then(http::Uri::authority).filter(|authority| authority.as_str() == host);
     let port_ok = authority.is_some_and(|authority| authority.as_str().len() == authority.host().len() || authority.port_u16().is_some());
     let name_ok = authority.is_some_and(|authority| authority.host().bytes().any(|b| b.is_ascii_alphanumeric()));
-    let usual = !port_ok || !name_ok || (scheme == "https" && host.ends_with(":443")) || (scheme == "http" && host.ends_with(":80"));
+    let is_wrong = !port_ok || !name_ok || (scheme == "https" && host.ends_with(":443")) || (scheme == "http" && host.ends_with(":80"));
     if scheme.is_empty()
         || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b"+-.".contains(&b))
         || host.is_empty()
-        || !host.bytes().all(fine)
-        || usual
+        || !host.bytes().all(allowed)
+        || is_wrong
     {
         return Err(wrong());
     }
-    Ok(if below { Origin::Below(format!("{scheme}://"), format!(".{host}")) } else { Origin::Exact(text.to_owned()) })
+    Ok(if is_wildcard {
+        AllowedOrigin::Subdomain(format!("{scheme}://"), format!(".{host}"))
+    } else {
+        AllowedOrigin::Exact(text.to_owned())
+    })
 }
 
 #[cfg(test)]
@@ -275,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_pages_may_call() {
+    fn origins_are_matched_exactly_or_by_subdomain() {
         let filter =
             cors(json!({ "origins": ["https://app.example.com", "https://*.preview.example.com", "http://localhost:3000"] })).unwrap();
         for origin in ["https://app.example.com", "https://a.b.preview.example.com", "http://localhost:3000"] {
@@ -297,56 +314,65 @@ mod tests {
     }
 
     #[test]
-    fn a_star_never_covers_authorization() {
+    fn wildcard_never_includes_authorization() {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static("content-type, Authorization"));
-        for (listed, told) in
+        for (listed, allowed) in
             [(json!(["*"]), None), (json!(["*", "authorization"]), Some("*, authorization")), (json!(["x-a"]), Some("x-a"))]
         {
             let filter = cors(json!({ "origins": ["*"], "headers": listed })).unwrap();
-            assert_eq!(filter.allowed_fields(&headers).as_ref().map(|value| value.to_str().unwrap()), told);
+            assert_eq!(filter.allowed_fields(&headers).as_ref().map(|value| value.to_str().unwrap()), allowed);
         }
-        let star = cors(json!({ "origins": ["*"], "headers": ["*"] })).unwrap();
-        assert_eq!(star.allowed_fields(&HeaderMap::new()).unwrap(), "*");
+        let wildcard = cors(json!({ "origins": ["*"], "headers": ["*"] })).unwrap();
+        assert_eq!(wildcard.allowed_fields(&HeaderMap::new()).unwrap(), "*");
     }
 
     #[test]
-    fn what_a_preflight_asks_for_is_echoed_if_it_is_a_list_of_fields() {
-        for (asked_for, echoed) in
+    fn requested_fields_are_echoed_if_they_are_valid() {
+        for (requested, echoed) in
             [("authorization, x-stainless-os", true), ("x-a", true), ("x a", false), ("", false), ("x-a,,x-b", false)]
         {
             let mut headers = HeaderMap::new();
-            headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static(asked_for));
-            assert_eq!(asked(&headers).is_some(), echoed, "{asked_for}");
+            headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_static(requested));
+            assert_eq!(requested_fields(&headers).is_some(), echoed, "{requested}");
         }
         let mut headers = HeaderMap::new();
-        assert_eq!(asked(&headers), None);
+        assert_eq!(requested_fields(&headers), None);
         headers.insert(header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::try_from(vec!["x-a"; 2000].join(",")).unwrap());
-        assert_eq!(asked(&headers), None);
+        assert_eq!(requested_fields(&headers), None);
     }
 
     #[test]
-    fn what_makes_no_sense() {
-        for (config, says) in [
+    fn invalid_configurations() {
+        for (config, message) in [
             (json!({ "origins": [] }), "at least one origin"),
-            (json!({ "origins": ["*"], "credentials": true }), "does not go with the origin `*`"),
+            (json!({ "origins": ["*"], "credentials": true }), "cannot be combined with the origin `*`"),
             (json!({ "origins": ["app.example.com"] }), "is not an origin"),
             (json!({ "origins": ["https://App.example.com"] }), "is not an origin"),
             (json!({ "origins": ["https://app.example.com/"] }), "is not an origin"),
             (json!({ "origins": ["https://app.example.com:443"] }), "is not an origin"),
-            (json!({ "origins": ["*"], "methods": ["GE T"] }), "is not a method"),
+            (json!({ "origins": ["*"], "methods": ["GE T"] }), "is not a valid method"),
             (json!({ "origins": ["*"], "methods": [] }), "at least one method"),
             (json!({ "origins": ["https://app.example.com:"] }), "is not an origin"),
             (json!({ "origins": ["https://a:b"] }), "is not an origin"),
             (json!({ "origins": ["https://-"] }), "is not an origin"),
-            (json!({ "origins": ["*"], "headers": ["a b"] }), "is not a field"),
-            (json!({ "origins": ["https://a.example"], "credentials": true, "headers": ["*"] }), "does not go with `credentials`"),
-            (json!({ "origins": ["https://a.example"], "credentials": true, "methods": ["GET", "*"] }), "does not go with `credentials`"),
-            (json!({ "origins": ["https://a.example"], "credentials": true, "expose": ["*"] }), "does not go with `credentials`"),
-            (json!({ "origins": ["*"], "headers": ["x-a"], "echo_headers": true }), "goes without `headers`"),
+            (json!({ "origins": ["*"], "headers": ["a b"] }), "is not a valid field name"),
+            (
+                json!({ "origins": ["https://a.example"], "credentials": true, "headers": ["*"] }),
+                "cannot be combined with `credentials: true`",
+            ),
+            (
+                json!({ "origins": ["https://a.example"], "credentials": true, "methods": ["GET", "*"] }),
+                "cannot be combined with `credentials: true`",
+            ),
+            (
+                json!({ "origins": ["https://a.example"], "credentials": true, "expose": ["*"] }),
+                "cannot be combined with `credentials: true`",
+            ),
+            (json!({ "origins": ["*"], "headers": ["x-a"], "echo_headers": true }), "cannot be combined with `headers`"),
         ] {
             let wrong = cors(config).err().unwrap();
-            assert!(wrong.message.contains(says), "{wrong:?}");
+            assert!(wrong.message.contains(message), "{wrong:?}");
         }
     }
 }

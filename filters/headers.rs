@@ -1,8 +1,7 @@
 //! # headers
 //!
-//! Sets, adds and removes header fields: on the request as it goes upstream, and on the response as it
-//! goes to the client. Values may come from the environment or a file, so that a provider's own key
-//! takes the place of the client's.
+//! Sets, adds and removes header fields, on the request to the upstream and on the response to the client. Values may come
+//! from the environment or a file. A typical use replaces the client's key by the provider's key.
 //!
 //! ```yaml
 //! headers:
@@ -16,9 +15,11 @@
 //!     remove: [Server, X-Powered-By]
 //! ```
 //!
-//! `remove` comes first, then `set` (replaces every field of that name), then `add` (leaves others).
-//! Fields that frame a message or belong to one connection (`Content-Length`, `Transfer-Encoding`,
-//! `Connection`, …) cannot be touched. In shadow mode nothing is changed.
+//! **Order.** `remove` runs first, then `set`, then `add`. `set` replaces all fields of that name. `add` keeps them and
+//! appends one.
+//!
+//! **Limits.** Fields that frame a message or belong to one connection (`Content-Length`, `Transfer-Encoding`,
+//! `Connection`, …) cannot be changed. In shadow mode the filter changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -30,30 +31,30 @@ use crate::contract::{
     Filter, Hooks, Invalid, ResponseCx, Result, SecretRef, Site, UpstreamCx, failure, field_name, is_framing, remove_spellings,
 };
 
-/// What to do with the fields of one direction.
+/// The changes to the fields of one direction.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Changes {
-    /// Replaces every field of that name.
+pub struct HeaderChanges {
+    /// Replace all fields of that name.
     pub set: BTreeMap<String, SecretRef>,
-    /// Adds a field beside others of that name.
+    /// Append a field and keep others of that name.
     pub add: BTreeMap<String, SecretRef>,
-    /// Removes every field of that name.
+    /// Remove all fields of that name.
     pub remove: Vec<String>,
 }
 
 /// `headers`
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// On the request as it goes upstream.
-    pub request: Changes,
-    /// On the response as it goes to the client.
-    pub response: Changes,
+pub struct HeadersConfig {
+    /// Changes to the request to the upstream.
+    pub request: HeaderChanges,
+    /// Changes to the response to the client.
+    pub response: HeaderChanges,
 }
 
 #[derive(Default)]
-struct Compiled {
+struct CompiledChanges {
     remove: Vec<HeaderName>,
     set: Vec<(HeaderName, HeaderValue)>,
     add: Vec<(HeaderName, HeaderValue)>,
@@ -61,31 +62,31 @@ struct Compiled {
 
 /// The compiled filter.
 pub struct Headers {
-    request: Compiled,
-    response: Compiled,
+    request: CompiledChanges,
+    response: CompiledChanges,
 }
 
-fn name_of(text: &str) -> Result<HeaderName, Invalid> {
+fn changeable_field(text: &str) -> Result<HeaderName, Invalid> {
     let name = field_name(text)?;
     if is_framing(&name) {
-        return Err(Invalid::new(format!("`{text}` belongs to the framing of messages and cannot be changed here")));
+        return Err(Invalid::new(format!("`{text}` frames messages or belongs to one connection; it cannot be changed")));
     }
     Ok(name)
 }
 
-impl Compiled {
-    fn compile(changes: &Changes, site: &Site<'_>) -> Result<Self, Invalid> {
+impl CompiledChanges {
+    fn compile(changes: &HeaderChanges, site: &Site<'_>) -> Result<Self, Invalid> {
         let fields = |fields: &BTreeMap<String, SecretRef>, key: &str| {
             let field = |(name, value): (&String, &SecretRef)| {
                 let secret = site.secret(value)?;
                 let mut compiled = HeaderValue::from_str(&secret)
-                    .map_err(|_| Invalid::new("the value holds a character that no header field may hold"))?;
+                    .map_err(|_| Invalid::new("the value contains a character that is not allowed in header fields"))?;
                 compiled.set_sensitive(true);
-                Ok((name_of(name)?, compiled))
+                Ok((changeable_field(name)?, compiled))
             };
             fields.iter().map(|entry| field(entry).map_err(|e: Invalid| e.at(entry.0).at(key))).collect::<Result<Vec<_>, _>>()
         };
-        let remove = |(index, name): (usize, &String)| name_of(name).map_err(|e| e.index(index).at("remove"));
+        let remove = |(index, name): (usize, &String)| changeable_field(name).map_err(|e| e.index(index).at("remove"));
         Ok(Self {
             remove: changes.remove.iter().enumerate().map(remove).collect::<Result<_, _>>()?,
             set: fields(&changes.set, "set")?,
@@ -94,7 +95,7 @@ impl Compiled {
     }
 }
 
-/// Both header types have the same calls and no trait in common.
+/// A macro, since the request and response header types have the same methods but no common trait.
 macro_rules! apply {
     ($changes:expr, $message:expr) => {{
         for name in &$changes.remove {
@@ -114,13 +115,13 @@ impl Filter for Headers {
     const NAME: &'static str = "headers";
     const HOOKS: Hooks = Hooks { upstream_request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("headers.rs");
-    type Config = Config;
+    type Config = HeadersConfig;
     type State = ();
 
-    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: HeadersConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
         Ok(Self {
-            request: Compiled::compile(&config.request, site).map_err(|e| e.at("request"))?,
-            response: Compiled::compile(&config.response, site).map_err(|e| e.at("response"))?,
+            request: CompiledChanges::compile(&config.request, site).map_err(|e| e.at("request"))?,
+            response: CompiledChanges::compile(&config.response, site).map_err(|e| e.at("response"))?,
         })
     }
 

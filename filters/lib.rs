@@ -6,6 +6,7 @@
 pub mod chain;
 pub mod contract;
 pub mod expression;
+pub mod limiting;
 
 pub mod allowed_hosts;
 pub mod bearer;

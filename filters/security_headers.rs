@@ -1,6 +1,6 @@
 //! # security_headers
 //!
-//! Sets what browsers are to keep to, on every response, and removes what tells strangers about the server.
+//! Sets security fields for browsers on every response and removes fields that reveal the server software.
 //!
 //! ```yaml
 //! security_headers:
@@ -10,9 +10,10 @@
 //!   content_security_policy: "default-src 'none'; frame-ancestors 'none'"
 //! ```
 //!
-//! `X-Content-Type-Options: nosniff` is always set. The rest has defaults that fit an API: no frames, no referrer,
-//! nothing to be loaded. A response that brings its own value of a field keeps it with `keep_own: true`. HSTS is set only
-//! if it is asked for: it binds browsers to https for as long as it says.
+//! **Defaults.** `X-Content-Type-Options: nosniff` is always set. The other defaults fit an API: no framing, no referrer, no
+//! content sources. HSTS is set only if configured, because browsers remember it for the whole `max_age`.
+//!
+//! **Upstream values.** The filter replaces the upstream's values. With `keep_own: true` a value of the upstream stays.
 
 use std::time::Duration;
 
@@ -25,22 +26,22 @@ use crate::contract::{Filter, Hooks, HumanDuration, Invalid, ResponseCx, Result,
 /// Strict-Transport-Security (RFC 6797).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Hsts {
-    /// How long browsers remember to come by https only.
+pub struct HstsConfig {
+    /// The time for which browsers use only https.
     pub max_age: HumanDuration,
-    /// For all names below this one too. Default: false.
+    /// Include all subdomains. Default: false.
     #[serde(default)]
     pub include_subdomains: bool,
-    /// That the name may be put into browsers' own lists. Default: false.
+    /// Allow the domain in the preload lists of browsers. Default: false.
     #[serde(default)]
     pub preload: bool,
 }
 
-/// Who may show it in a frame.
+/// Which pages may embed responses in a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Frame {
-    /// Nobody.
+pub enum FrameOptions {
+    /// No page.
     #[default]
     Deny,
     /// Pages of the same origin.
@@ -52,28 +53,28 @@ pub enum Frame {
 /// `security_headers`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
+pub struct SecurityHeadersConfig {
     /// Strict-Transport-Security. Default: not set.
-    pub hsts: Option<Hsts>,
+    pub hsts: Option<HstsConfig>,
     /// X-Frame-Options. Default: `deny`.
-    pub frame: Frame,
-    /// Referrer-Policy; empty: not set. Default: `no-referrer`.
+    pub frame: FrameOptions,
+    /// Referrer-Policy. An empty text omits the field. Default: `no-referrer`.
     pub referrer: String,
-    /// Content-Security-Policy; empty: not set. Default: `default-src 'none'; frame-ancestors 'none'`.
+    /// Content-Security-Policy. An empty text omits the field. Default: `default-src 'none'; frame-ancestors 'none'`.
     pub content_security_policy: String,
-    /// Cross-Origin-Resource-Policy; empty: not set. Default: not set.
+    /// Cross-Origin-Resource-Policy. Default: empty, which omits the field.
     pub cross_origin_resource_policy: String,
-    /// Whether a response's own value of one of these fields stays. Default: false.
+    /// Keep the upstream's values of these fields. Default: false.
     pub keep_own: bool,
-    /// Fields that are removed. Default: Server, X-Powered-By.
+    /// Fields to remove. Default: Server, X-Powered-By.
     pub remove: Vec<String>,
 }
 
-impl Default for Config {
+impl Default for SecurityHeadersConfig {
     fn default() -> Self {
         Self {
             hsts: None,
-            frame: Frame::Deny,
+            frame: FrameOptions::Deny,
             referrer: "no-referrer".into(),
             content_security_policy: "default-src 'none'; frame-ancestors 'none'".into(),
             cross_origin_resource_policy: String::new(),
@@ -94,15 +95,15 @@ impl Filter for SecurityHeaders {
     const NAME: &'static str = "security_headers";
     const HOOKS: Hooks = Hooks { response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("security_headers.rs");
-    type Config = Config;
+    type Config = SecurityHeadersConfig;
     type State = ();
 
-    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: SecurityHeadersConfig, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         let mut set = vec![(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))];
         match config.frame {
-            Frame::Deny => set.push((header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"))),
-            Frame::SameOrigin => set.push((header::X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN"))),
-            Frame::Unset => {}
+            FrameOptions::Deny => set.push((header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"))),
+            FrameOptions::SameOrigin => set.push((header::X_FRAME_OPTIONS, HeaderValue::from_static("SAMEORIGIN"))),
+            FrameOptions::Unset => {}
         }
         for (name, text, key) in [
             (header::REFERRER_POLICY, &config.referrer, "referrer"),
@@ -110,18 +111,22 @@ impl Filter for SecurityHeaders {
             (HeaderName::from_static("cross-origin-resource-policy"), &config.cross_origin_resource_policy, "cross_origin_resource_policy"),
         ] {
             if !text.is_empty() {
-                let value =
-                    HeaderValue::from_str(text).map_err(|_| Invalid::new("holds a character that no header field may hold").at(key))?;
+                let value = HeaderValue::from_str(text)
+                    .map_err(|_| Invalid::new("contains a character that is not allowed in header fields").at(key))?;
                 set.push((name, value));
             }
         }
         if let Some(hsts) = &config.hsts {
-            set.push((header::STRICT_TRANSPORT_SECURITY, strict(hsts).map_err(|e| e.at("hsts"))?));
+            set.push((header::STRICT_TRANSPORT_SECURITY, hsts_value(hsts).map_err(|e| e.at("hsts"))?));
         }
         let remove = config.remove.iter().enumerate().map(|(index, name)| {
             let wrong = |invalid: Invalid| invalid.index(index).at("remove");
             let parsed = field_name(name).map_err(wrong)?;
-            if is_framing(&parsed) { Err(wrong(Invalid::new(format!("`{name}` belongs to the framing of messages")))) } else { Ok(parsed) }
+            if is_framing(&parsed) {
+                Err(wrong(Invalid::new(format!("`{name}` frames messages or belongs to one connection; it cannot be removed"))))
+            } else {
+                Ok(parsed)
+            }
         });
         Ok(Self { set, remove: remove.collect::<Result<_, _>>()?, keep_own: config.keep_own })
     }
@@ -139,10 +144,10 @@ impl Filter for SecurityHeaders {
     }
 }
 
-fn strict(hsts: &Hsts) -> Result<HeaderValue, Invalid> {
+fn hsts_value(hsts: &HstsConfig) -> Result<HeaderValue, Invalid> {
     const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
     if hsts.preload && (!hsts.include_subdomains || hsts.max_age.0 < A_YEAR) {
-        return Err(Invalid::new("browsers' lists take only what has `include_subdomains` and a max_age of a year or more").at("preload"));
+        return Err(Invalid::new("preload lists require `include_subdomains: true` and a `max_age` of at least 365days").at("preload"));
     }
     let mut text = format!("max-age={}", hsts.max_age.0.as_secs());
     for (wanted, directive) in [(hsts.include_subdomains, "; includeSubDomains"), (hsts.preload, "; preload")] {

@@ -110,7 +110,7 @@ fn the_reference_names_every_key() {
     let mut missing = Vec::new();
     for (name, definition) in schema["$defs"].as_object().unwrap() {
         // The bearer's modes and the changes of `headers` have their manual in `keylatch filters`.
-        if ["JwtConfig", "StaticConfig", "StaticToken", "KeyConfig", "Changes", "Mode"].contains(&name.as_str()) {
+        if ["JwtConfig", "StaticConfig", "StaticToken", "KeyConfig", "HeaderChanges", "Mode"].contains(&name.as_str()) {
             continue;
         }
         for key in definition["properties"].as_object().into_iter().flatten().map(|(key, _)| key) {

@@ -1,5 +1,5 @@
-//! The layers of `src`, from its `use` lines and `crate::` paths: no cycle between folders, none between files, and the lowest
-//! folders import nothing but what is below them.
+//! Tests of the import graph, from `use` lines and `crate::` paths: `src` has no cycle between folders or files, its lowest
+//! folders import only folders below them, and filters do not import each other.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
 
@@ -8,8 +8,8 @@ use std::path::Path;
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// Every module of `src` with its text; tests left out.
-fn modules() -> BTreeMap<String, String> {
+/// Every module below `root` (`src` or `filters`) with its code. Tests and comments are left out.
+fn modules(root: &str) -> BTreeMap<String, String> {
     fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -26,7 +26,7 @@ fn modules() -> BTreeMap<String, String> {
         }
     }
     let mut found = BTreeMap::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut found);
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(root), "", &mut found);
     found.remove("");
     found
 }
@@ -105,7 +105,7 @@ fn inline(code: &str) -> Vec<String> {
 
 /// Which file imports which. A file that declares others (`mod.rs`) and re-exports from them imports nothing by that.
 fn files() -> Graph {
-    let modules = modules();
+    let modules = modules("src");
     let known = |path: &str| -> Option<String> {
         let mut parts: Vec<&str> = path.split("::").collect();
         while !parts.is_empty() {
@@ -173,6 +173,27 @@ fn the_lowest_folders_import_nothing_above() {
         let strays: Vec<_> = folders[folder].iter().filter(|target| !below.contains(&target.as_str())).collect();
         assert!(strays.is_empty(), "`{folder}` imports {strays:?}");
     }
+}
+
+/// Filters share code through `contract`, `expression` and `limiting`. No filter imports another filter.
+#[test]
+fn filters_do_not_import_each_other() {
+    let modules = modules("filters");
+    let top = |module: &str| module.split("::").next().unwrap_or_default().to_owned();
+    let filters: BTreeSet<String> = keylatch_filters::ALL.iter().map(|kind| kind.name.to_owned()).collect();
+    let strays = |module: &str, code: &str| -> Vec<String> {
+        let others = |path: &String| filters.contains(&top(path)) && top(path) != top(module);
+        imports(module, code).into_iter().filter(others).collect()
+    };
+    for filter in &filters {
+        assert!(modules.keys().any(|module| top(module) == *filter), "the filter `{filter}` has no module of its name");
+    }
+    for (module, code) in &modules {
+        let strays = strays(module, code);
+        assert!(strays.is_empty(), "`filters::{module}` imports {strays:?}; move shared code to `contract` or `limiting`");
+    }
+    assert_eq!(strays("cors", "use crate::rules::config::Rule;"), ["rules::config::Rule"]);
+    assert!(strays("rules::config", "use super::Rule;\nuse crate::contract::Site;").is_empty());
 }
 
 #[test]

@@ -28,17 +28,17 @@ def test_the_running_process_knows_the_binding_and_the_limit(start, echo_upstrea
     replica = start(echo_upstream, route_filters=CHAIN, storage=SQLITE, secrets=secrets, env=ENV)
     said = explain(replica, KEY)
     assert "not bound; this use would bind it to 127.0.0.1/32" in said and "outcome   goes upstream\n" in said, said
-    assert "counts 1, 4 left" in explain(replica, KEY), "an explanation counts nothing"
+    assert "cost 1, 4 left" in explain(replica, KEY), "an explanation counts nothing"
     assert [ask(replica, KEY).status for _ in range(3)] == [200] * 3
     logged = key_id(replica, KEY)
     said = explain(replica, KEY)
     assert f"key {logged} (sk-…efgh)" in said and "bound to 127.0.0.1/32 (single)" in said and f"for key={logged}" in said, said
-    assert "counts 1, 1 left" in said and said == explain(replica, KEY)
+    assert "cost 1, 1 left" in said and said == explain(replica, KEY)
     said = explain(replica, KEY, "127.0.0.2")
     assert "key_binding: answers with 403, other_network" in said and "outcome   403" in said
     assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
     said = explain(replica, KEY)
-    assert re.search(r"limit `hourly`: 5/1h, .*used up, for another \d+s", said) and "outcome   429" in said, said
+    assert re.search(r"limit `hourly`: 5/1h, .*exceeded, retry after \d+ s", said) and "outcome   429" in said, said
     # Nothing was bound, counted or recorded by asking.
     explain(replica, OTHER, "127.0.0.7")
     admin = signed_in(replica)
@@ -67,7 +67,7 @@ def test_offline_shows_the_key_id_of_the_logs(start, echo_upstream, secrets):
     assert ask(replica, KEY).status == 200
     logged = key_id(replica, KEY)
     said = explain(replica, KEY, "127.0.0.1", "--offline")
-    assert f"for key={logged}" in said and "counts 1, 4 left" in said and "asks a store or a service, which is not done here" in said, said
+    assert f"for key={logged}" in said and "cost 1, 4 left" in said and "asks a store or a service, which is not done here" in said, said
     replica.stop()
     said = explain(replica, KEY)
     assert f"for key={logged}" in said and "no process that runs this file was found" in said

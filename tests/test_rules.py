@@ -175,7 +175,7 @@ def test_every_recipe_says_how_it_is_tried(tmp_path):
         source = "peer" if path.stem in PROVIDERS else "cf-connecting-ip"
         assert said.returncode == 0 and f"client    203.0.113.7, from {source}" in said.stdout, said.stderr + said.stdout
         expected = {"bearer-required": "outcome   401", "countries": "deny, 451", "desktop-app": "deny, 403", "probes": "rule `traversal`: deny, 400",
-                    "per-address": "limit `burst`: 20/10s, for client=203.0.113.7; counts 1, 19 left", "per-address-and-key": "asks a store"}
+                    "per-address": "limit `burst`: 20/10s, for client=203.0.113.7; cost 1, 19 left", "per-address-and-key": "asks a store"}
         assert expected.get(path.stem, "outcome   goes upstream") in said.stdout, said.stdout
         assert path.stem in expected or path.stem in PROVIDERS
 
@@ -290,10 +290,10 @@ def test_explain_shows_what_each_would_say(start, echo_upstream):
     ))
     explain = lambda path, *more: replica.command("explain", "--peer", "127.0.0.1", "--path", path, *more).stdout
     said = explain("/v1/images/a?f=../", "-H", "Content-Length: 11")
-    for line in ("rule `probe`: deny, 403", "answers with 403, rule; rule `probe`", "limit `client`: 7/1m, for client=127.0.0.1; counts 1, 6 left",
+    for line in ("rule `probe`: deny, 403", "answers with 403, rule; rule `probe`", "limit `client`: 7/1m, for client=127.0.0.1; cost 1, 6 left",
                  "body_limit: answers with 413, announced", "bearer: answers with 401, missing_token", "outcome   403"):
         assert line in said, said
     said = explain("/v1/images/a", "-H", "Authorization: Bearer abc")
-    for line in ("rule `probe`: not true", "rule `heavy`: limit, `images`", "limit `images`: 2/1h, for client=127.0.0.1; counts 2, 0 left", "bearer: passes", "outcome   goes upstream"):
+    for line in ("rule `probe`: false", "rule `heavy`: limit, `images`", "limit `images`: 2/1h, for client=127.0.0.1; cost 2, 0 left", "bearer: passes", "outcome   goes upstream"):
         assert line in said, said
     assert not echo_upstream.requests

@@ -70,7 +70,7 @@ fn things_are_named_where_they_belong() {
     );
     only_in(
         &["SystemTime::now()", "Instant::now()"],
-        &["src", "filters/contract/context.rs", "filters/rate_limit/gcra.rs"],
+        &["src", "filters/contract/context.rs", "filters/limiting/gcra.rs"],
         "the clock is an input of filters",
     );
 }

@@ -16,6 +16,8 @@ mod key_reader;
 mod kind;
 mod leash;
 mod limits;
+mod media_type;
+mod names;
 mod near;
 mod outbound;
 mod ports;
@@ -41,6 +43,8 @@ pub use key_reader::{KEY_BYTES, KEY_BYTES_MAX, KeyError, KeyReader, KeySource, U
 pub use kind::{Kind, manual_of};
 pub use leash::{Leash, Pulled};
 pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};
+pub use media_type::{EVENT_STREAM, is_event_stream, is_json_lines, is_uncoded, names_event_stream};
+pub use names::check_name;
 pub use near::{About, Counted, InForce, Near, Shown, Standing};
 pub use outbound::{Answered, Body as AnswerBody, Call, CallError, Endpoint, Outbound, Service, Tend, Tended, Tender};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};

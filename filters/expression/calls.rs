@@ -1,4 +1,4 @@
-//! The functions and macros that expressions know, and the types they take.
+//! The type checker for calls of functions and macros.
 
 use cel::common::ast::{CallExpr, Expr, IdedExpr, LiteralValue};
 use ipnet::IpNet;
@@ -7,16 +7,16 @@ use regex::RegexBuilder;
 use super::constants;
 use super::evaluate::{Each, Loop, Node, Pattern, Search};
 use super::functions::{self, Function, Signature};
-use super::lower::{Lowered, Lowering, Wrong, wrong};
+use super::lower::{CheckError, Lowered, Lowering, check_error};
 use super::types::Type;
 
-/// The memory that a compiled regular expression may take, and what it then weighs.
+/// Size limits of a compiled regular expression in bytes, and the cost weight of each class.
 const REGEX_BYTES: [(usize, usize); 3] = [(16 << 10, 1), (64 << 10, 4), (256 << 10, 64)];
-/// The memory of its automaton while it runs.
+/// The memory limit of the lazy DFA of a regular expression.
 const DFA_BYTES_MAX: usize = 2 << 20;
-/// Names that macros bind within each other.
+/// The maximum number of nested bound names.
 const BOUND_MAX: usize = 6;
-/// What the table of functions does not hold: macros, and functions whose arguments are compiled.
+/// Macros and functions with compiled arguments. They are not in the table of functions.
 const SPECIAL: &[&str] = &[
     "contains",
     "startsWith",
@@ -53,32 +53,32 @@ impl Lowering<'_> {
             }
             ("has", None, [one]) => match &one.expr {
                 Expr::Select(select) => self.presence(one, select),
-                _ => wrong(one, "has() takes a member, such as has(identity.claims.team)"),
+                _ => check_error(one, "has() requires a member, such as has(identity.claims.team)"),
             },
             ("bind", Some(target), [name, value, body]) if self.is_namespace(target, "cel") => self.bind(name, value, body),
             ("quote", Some(target), args) if self.is_namespace(target, "strings") => self.table(at, "strings.quote", None, args),
             (name, Some(over), args) if each(name, args).is_some() => {
-                let Some((each, names, only, body)) = each(name, args) else { return wrong(at, "this is not known here") };
+                let Some((each, names, only, body)) = each(name, args) else { return check_error(at, "this is not known here") };
                 self.each(each, over, names, only, body)
             }
             (name, target, args) => self.table(at, name, target, args),
         }
     }
 
-    /// Whether a word before a dot is the name of an extension of CEL.
+    /// Whether an identifier is the namespace of a CEL extension and not a bound name.
     fn is_namespace(&self, target: &IdedExpr, name: &str) -> bool {
         matches!(&target.expr, Expr::Ident(word) if word == name) && !self.bound.iter().any(|(bound, _)| bound == name)
     }
 
-    /// A function of the table.
+    /// Checks a call of a function of the table.
     fn table(&mut self, at: &IdedExpr, name: &str, target: Option<&IdedExpr>, args: &[IdedExpr]) -> Lowered {
         let count = args.len() + usize::from(target.is_some());
         let Some(signature) = Signature::find(name, target.is_some()).filter(|signature| signature.takes(count)) else {
             let known = functions::names().chain(SPECIAL.iter().copied()).collect::<Vec<_>>();
             return if known.contains(&name) {
-                wrong(at, format!("`{name}` is not called like this; `keylatch filters rules` shows how"))
+                check_error(at, format!("wrong arguments for `{name}`; see `keylatch filters rules`"))
             } else {
-                wrong(at, format!("`{name}` is not known; there are {}", known.join(", ")))
+                check_error(at, format!("unknown function `{name}`; known functions: {}", known.join(", ")))
             };
         };
         let mut nodes = Vec::with_capacity(count);
@@ -86,15 +86,15 @@ impl Lowering<'_> {
             let (node, found) = self.lower(arg)?;
             if !signature.fits(position, found.kind()) {
                 return match (signature.wanted(position), signature.function) {
-                    (Some(wanted), _) => wrong(arg, format!("{} is needed here, and this is {found}", Type::of_kind(wanted))),
-                    (None, Function::Size) => wrong(arg, format!("{found} has no size")),
-                    (None, Function::To(to)) => wrong(arg, format!("{found} cannot be made {}", Type::of_kind(to))),
-                    (None, _) => wrong(arg, format!("{found} has no `{name}`")),
+                    (Some(wanted), _) => check_error(arg, format!("expected {}, found {found}", Type::of_kind(wanted))),
+                    (None, Function::Size) => check_error(arg, format!("{found} has no size")),
+                    (None, Function::To(to)) => check_error(arg, format!("{found} cannot be converted to {}", Type::of_kind(to))),
+                    (None, _) => check_error(arg, format!("{found} has no `{name}`")),
                 };
             }
             nodes.push(node);
         }
-        let node = constants::folded(at, signature.function, nodes)?;
+        let node = constants::fold_constants(at, signature.function, nodes)?;
         Ok((node, Type::of_kind(signature.result)))
     }
 
@@ -113,13 +113,13 @@ impl Lowering<'_> {
         Ok((Node::Bind(Box::new(value_node), Box::new(body)), found))
     }
 
-    /// Binds a name for what is within.
-    fn enter(&mut self, name: &IdedExpr, found: Type, within: &IdedExpr) -> Result<(), Wrong> {
+    /// Binds a name for a subexpression.
+    fn enter(&mut self, name: &IdedExpr, found: Type, within: &IdedExpr) -> Result<(), CheckError> {
         let Expr::Ident(text) = &name.expr else {
-            return wrong(name, "a name is needed here, such as x in list.exists(x, x == 1)");
+            return check_error(name, "expected a name, such as x in list.exists(x, x == 1)");
         };
         if self.bound.len() >= BOUND_MAX {
-            return wrong(within, format!("macros bind at most {BOUND_MAX} names within each other"));
+            return check_error(within, format!("nested macros can bind at most {BOUND_MAX} names"));
         }
         self.bound.push((text.clone(), found));
         Ok(())
@@ -133,7 +133,7 @@ impl Lowering<'_> {
             Type::List(items) => (*items, Type::Any),
             Type::Map(keys, values) => (*keys, *values),
             Type::Any => (Type::Any, Type::Any),
-            other => return wrong(over, format!("a list or a map is needed here, and this is {other}")),
+            other => return check_error(over, format!("expected a list or a map, found {other}")),
         };
         let depth = self.bound.len();
         let key = first.clone();
@@ -158,7 +158,7 @@ impl Lowering<'_> {
 
 type Parts<'t> = (Each, &'t [IdedExpr], Option<&'t IdedExpr>, &'t IdedExpr);
 
-/// The macro of this name: its bound names, its condition, its body.
+/// The macro of this name with its bound names, condition and body.
 fn each<'t>(name: &str, args: &'t [IdedExpr]) -> Option<Parts<'t>> {
     let one = args.get(..1)?;
     let two = args.get(..2)?;
@@ -180,28 +180,28 @@ fn each<'t>(name: &str, args: &'t [IdedExpr]) -> Option<Parts<'t>> {
     })
 }
 
-fn literal<'t>(tree: &'t IdedExpr, what: &str) -> Result<&'t str, Wrong> {
+fn literal<'t>(tree: &'t IdedExpr, what: &str) -> Result<&'t str, CheckError> {
     match &tree.expr {
         Expr::Literal(LiteralValue::String(text)) => Ok(text.inner()),
-        _ => wrong(tree, format!("{what} must stand here itself, as text: it is compiled when the configuration is read")),
+        _ => check_error(tree, format!("{what} must be a text constant, because it is compiled when the configuration is read")),
     }
 }
 
-fn regex(pattern: &IdedExpr) -> Result<Pattern, Wrong> {
+fn regex(pattern: &IdedExpr) -> Result<Pattern, CheckError> {
     let text = literal(pattern, "a regular expression")?;
-    let mut says = String::new();
+    let mut reason = String::new();
     for (bytes, weight) in REGEX_BYTES {
         match RegexBuilder::new(text).size_limit(bytes).dfa_size_limit(DFA_BYTES_MAX).build() {
             Ok(regex) => return Ok(Pattern { regex, weight }),
-            // Its last line says what is wrong, the ones before draw where.
-            Err(error) => says = error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+            // The last line is the reason; the lines before show the position.
+            Err(error) => reason = error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
         }
     }
-    wrong(pattern, format!("`{text}` is not a regular expression: {says}"))
+    check_error(pattern, format!("`{text}` is not a valid regular expression: {reason}"))
 }
 
-fn network(tree: &IdedExpr) -> Result<IpNet, Wrong> {
+fn network(tree: &IdedExpr) -> Result<IpNet, CheckError> {
     let text = literal(tree, "a network")?;
     let parsed = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-    parsed.or_else(|_| wrong(tree, format!("`{text}` is neither a network such as 203.0.113.0/24 nor an address")))
+    parsed.or_else(|_| check_error(tree, format!("`{text}` is not a network such as 203.0.113.0/24 or an address")))
 }

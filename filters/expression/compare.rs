@@ -1,9 +1,9 @@
-//! Equality and order, as the language definition of CEL says: numbers of all types on one line, lists and maps by
-//! their members, and values of different types never equal.
+//! Equality and order as the CEL specification defines them: numbers of all types compare by value, lists and maps by
+//! their members, and values of different types are never equal.
 
 use std::cmp::Ordering;
 
-use super::fuel::{Fuel, Trouble};
+use super::fuel::{EvalError, Fuel};
 use super::types::Kind;
 use super::value::Value;
 
@@ -14,7 +14,7 @@ const UINT_END: f64 = 18_446_744_073_709_551_616.0;
 
 impl Value<'_> {
     /// `a == b`
-    pub fn equals(&self, other: &Self, fuel: &mut Fuel) -> Result<bool, Trouble> {
+    pub fn equals(&self, other: &Self, fuel: &mut Fuel) -> Result<bool, EvalError> {
         match (self, other) {
             (Value::Null, Value::Null) => Ok(true),
             (Value::Bool(a), Value::Bool(b)) => Ok(a == b),
@@ -31,8 +31,8 @@ impl Value<'_> {
         }
     }
 
-    fn same_items(&self, other: &Self, fuel: &mut Fuel) -> Result<bool, Trouble> {
-        let (Some(length), Some(other_length)) = (self.length(), other.length()) else { return Err(Trouble::Type) };
+    fn same_items(&self, other: &Self, fuel: &mut Fuel) -> Result<bool, EvalError> {
+        let (Some(length), Some(other_length)) = (self.length(), other.length()) else { return Err(EvalError::Type) };
         if length != other_length {
             return Ok(false);
         }
@@ -49,7 +49,7 @@ impl Value<'_> {
         Ok(true)
     }
 
-    fn same_entries(&self, other: &Self, fuel: &mut Fuel) -> Result<bool, Trouble> {
+    fn same_entries(&self, other: &Self, fuel: &mut Fuel) -> Result<bool, EvalError> {
         let entries = self.entries(fuel)?;
         if entries.len() != other.entries_count(fuel)? {
             return Ok(false);
@@ -63,8 +63,8 @@ impl Value<'_> {
         Ok(true)
     }
 
-    /// How two numbers compare; the inner `None` where one of them is not a number.
-    #[expect(clippy::option_option, reason = "neither a number, nor an order among numbers, are different things")]
+    /// The order of two numbers. Outer `None`: not numbers. Inner `None`: one of them is NaN.
+    #[expect(clippy::option_option, reason = "operands that are no numbers and NaN are different results")]
     fn numbers(&self, other: &Self) -> Option<Option<Ordering>> {
         Some(match (self, other) {
             (Value::Int(a), Value::Int(b)) => Some(a.cmp(b)),
@@ -80,20 +80,20 @@ impl Value<'_> {
         })
     }
 
-    /// How two values that have an order compare; `None` where one of them is not a number.
-    pub fn order(&self, other: &Self) -> Result<Option<Ordering>, Trouble> {
+    /// The order of two values of an ordered type. `None`: one of them is NaN.
+    pub fn order(&self, other: &Self) -> Result<Option<Ordering>, EvalError> {
         Ok(Some(match (self, other) {
             (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
             (Value::Text(a), Value::Text(b)) => (**a).cmp(&**b),
             (Value::Bytes(a), Value::Bytes(b)) => a.cmp(b),
             (Value::Timestamp(a), Value::Timestamp(b)) => a.cmp(b),
             (Value::Duration(a), Value::Duration(b)) => a.cmp(b),
-            _ => return self.numbers(other).ok_or(Trouble::Type),
+            _ => return self.numbers(other).ok_or(EvalError::Type),
         }))
     }
 }
 
-/// Without rounding: the whole number against the whole part first, then against the fraction.
+/// Compares without rounding: first with the integer part, then with the fraction.
 #[expect(clippy::cast_possible_truncation, reason = "within the bounds that are tested first")]
 fn whole_and_double(whole: i128, double: f64) -> Option<Ordering> {
     if double.is_nan() {

@@ -1,5 +1,5 @@
-//! The conformance tests of the CEL specification, as `scripts/cel-conformance` fetches and converts them. No text of
-//! theirs is in this repository: without the script there is nothing to run.
+//! Runs the conformance tests of the CEL specification, which `scripts/cel-conformance` downloads and converts. The
+//! repository contains no text of these tests. Without the script nothing runs.
 
 #[cfg(test)]
 mod tests {
@@ -14,10 +14,10 @@ mod tests {
     use super::super::*;
     use crate::contract::{Dialect, Facts, Now, RequestCx};
 
-    /// Tests that pass, of all: what the manual of `rules` states. A change of it is a change of the manual.
+    /// Passing tests and all tests. The manual of `rules` states these numbers; change both together.
     const PASSES: (usize, usize) = (1411, 2456);
 
-    /// A value of the converted form: its kind, and what it holds.
+    /// A value of the converted form: its kind and its content.
     fn value(json: &Json) -> Option<Value<'static>> {
         let parts = json.as_array()?;
         let text = |at: usize| parts.get(at).and_then(Json::as_str);
@@ -45,7 +45,7 @@ mod tests {
         })
     }
 
-    /// Equal and of the same type; NaN is NaN here.
+    /// Whether values are equal and of the same type. NaN equals NaN.
     fn same(a: &Value<'_>, b: &Value<'_>) -> bool {
         match (a, b) {
             (Value::Double(a), Value::Double(b)) => a == b || a.is_nan() && b.is_nan(),
@@ -57,7 +57,7 @@ mod tests {
         }
     }
 
-    /// `None`: it passes.
+    /// The reason for a failure. `None`: the test passes.
     fn failure(case: &Json) -> Option<String> {
         let bindings = case["bindings"].as_object().unwrap();
         let mut lowering = Lowering::new(&[]);
@@ -68,7 +68,7 @@ mod tests {
             locals.push(bound);
         }
         if !case["unknown"].is_null() || !case["type"].is_null() {
-            return Some("asks for an unknown or a type".into());
+            return Some("the test expects an unknown value or a type".into());
         }
         let wants_error = !case["error"].is_null();
         let parsed = match parse(case["expr"].as_str().unwrap()) {
@@ -86,7 +86,7 @@ mod tests {
         let cx =
             RequestCx { request: &request, facts: &mut facts, peer, route: "r", dialect: Dialect::OpenAi, now: Now::read(), shadow: false };
         let scope = Scope::new(&cx);
-        let mut run = Run { locals, ..Run::of(&scope) };
+        let mut run = Run { locals, ..Run::new(&scope) };
         match (run.evaluate(&node), value(&case["value"])) {
             (Err(_), _) if wants_error => None,
             (Ok(found), Some(wanted)) if !wants_error && same(&found, &wanted) => None,

@@ -1,4 +1,4 @@
-//! Compiled expressions and their evaluation. Every step costs fuel, and text is bounded: each evaluation ends.
+//! Compiled expressions and their evaluation. Every step uses fuel and text is bounded, so each evaluation terminates.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use regex::Regex;
 
-use super::arithmetic::{Sum, negate, sum};
-use super::fuel::{Fuel, Trouble};
+use super::arithmetic::{ArithmeticOp, negate, sum};
+use super::fuel::{EvalError, Fuel};
 use super::functions::{ARGS_MAX, Function};
 use super::scope::Scope;
 use super::types::Kind;
@@ -29,7 +29,7 @@ pub enum Search {
     EndsWith,
 }
 
-/// What a macro makes of a list or a map.
+/// The result of a macro over a list or a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Each {
     Exists,
@@ -37,37 +37,37 @@ pub enum Each {
     All,
     Filter,
     Map,
-    /// A map with the same keys.
+    /// A map with the same keys and new values.
     MapValues,
 }
 
-/// A macro that evaluates an expression for each item.
+/// A macro that evaluates an expression for each item of a list or entry of a map.
 #[derive(Debug)]
 pub struct Loop {
     pub each: Each,
     pub over: Node,
-    /// Whether key and value, or index and item, have a name each.
+    /// Whether the macro binds two names: key and value, or index and item.
     pub pairs: bool,
-    /// Items for which it is not true are left out.
+    /// A condition that selects the items.
     pub only: Option<Node>,
     pub body: Node,
 }
 
 type Child = Box<Node>;
 
-/// A regular expression, and how much it costs: larger ones take longer for each byte.
+/// A regular expression and its cost per byte of text, which grows with the size of the pattern.
 #[derive(Debug)]
 pub struct Pattern {
     pub regex: Regex,
     pub weight: usize,
 }
 
-/// An expression whose types fit.
+/// A typed expression.
 #[derive(Debug)]
 pub enum Node {
     Constant(Value<'static>),
     Var(Var),
-    /// The value of a bound name, by its position from outside.
+    /// A name bound by a macro, by its index from the outermost.
     Local(usize),
     List(Vec<Node>),
     Map(Vec<(Node, Node)>),
@@ -76,7 +76,7 @@ pub enum Node {
     Or(Child, Child),
     Either(Child, Child, Child),
     Negate(Child),
-    Sum(Sum, Child, Child),
+    Arithmetic(ArithmeticOp, Child, Child),
     Order(Order, Child, Child),
     Equal(Child, Child),
     In(Child, Child),
@@ -87,32 +87,32 @@ pub enum Node {
     InNetwork(Child, Vec<IpNet>),
     Call(Function, Vec<Node>),
     Each(Box<Loop>),
-    /// A name for the value of the first in the second.
+    /// `cel.bind`: binds the value of the first node for the second.
     Bind(Child, Child),
 }
 
-/// One evaluation: the request, the bound names, and the steps that are left.
+/// One evaluation: the request, the bound names and the remaining fuel.
 pub struct Run<'v> {
     pub scope: &'v Scope<'v>,
     pub locals: Vec<Value<'v>>,
     pub fuel: Fuel,
 }
 
-pub type Outcome<'v> = Result<Value<'v>, Trouble>;
+pub type EvalResult<'v> = Result<Value<'v>, EvalError>;
 
 impl<'v> Run<'v> {
-    pub fn of(scope: &'v Scope<'v>) -> Self {
+    pub fn new(scope: &'v Scope<'v>) -> Self {
         Self { scope, locals: Vec::new(), fuel: Fuel::default() }
     }
 
-    pub fn evaluate(&mut self, node: &'v Node) -> Outcome<'v> {
+    pub fn evaluate(&mut self, node: &'v Node) -> EvalResult<'v> {
         self.fuel.burn(1)?;
         match node {
-            // A look at it: nothing is copied.
+            // Borrowed, not copied.
             Node::Constant(Value::Text(text)) => Ok(Value::text(text)),
             Node::Constant(value) => Ok(value.clone()),
             Node::Var(var) => self.variable(*var),
-            Node::Local(index) => self.locals.get(*index).cloned().ok_or(Trouble::Type),
+            Node::Local(index) => self.locals.get(*index).cloned().ok_or(EvalError::Type),
             Node::List(items) => Ok(Value::list(items.iter().map(|item| self.evaluate(item)).collect::<Result<_, _>>()?)),
             Node::Not(_) | Node::And(..) | Node::Or(..) => self.logic(node).map(Value::Bool),
             Node::Either(which, a, b) => {
@@ -124,7 +124,7 @@ impl<'v> Run<'v> {
             }
             Node::Map(entries) => self.map(entries),
             Node::Negate(one) => negate(self.evaluate(one)?),
-            Node::Sum(kind, a, b) => {
+            Node::Arithmetic(kind, a, b) => {
                 let (a, b) = (self.evaluate(a)?, self.evaluate(b)?);
                 sum(*kind, a, b, &mut self.fuel)
             }
@@ -150,25 +150,25 @@ impl<'v> Run<'v> {
         }
     }
 
-    fn call(&mut self, function: Function, args: &'v [Node]) -> Outcome<'v> {
+    fn call(&mut self, function: Function, args: &'v [Node]) -> EvalResult<'v> {
         let mut values: [Value<'v>; ARGS_MAX] = [const { Value::Null }; ARGS_MAX];
         for (value, node) in values.iter_mut().zip(args) {
             *value = self.evaluate(node)?;
         }
-        function.call(values.get(..args.len()).ok_or(Trouble::Type)?, &mut self.fuel)
+        function.call(values.get(..args.len()).ok_or(EvalError::Type)?, &mut self.fuel)
     }
 
-    fn map(&mut self, entries: &'v [(Node, Node)]) -> Outcome<'v> {
+    fn map(&mut self, entries: &'v [(Node, Node)]) -> EvalResult<'v> {
         let mut made: Entries<'v> = Vec::with_capacity(entries.len());
         for (key, value) in entries {
             let (key, value) = (self.evaluate(key)?, self.evaluate(value)?);
             if !matches!(key.kind(), Kind::Bool | Kind::Int | Kind::Uint | Kind::Text) {
-                return Err(Trouble::Type);
+                return Err(EvalError::Type);
             }
             for (known, _) in &made {
                 self.fuel.burn(1)?;
                 if known.equals(&key, &mut self.fuel)? {
-                    return Err(Trouble::Repeated);
+                    return Err(EvalError::Repeated);
                 }
             }
             made.push((key, value));
@@ -176,11 +176,11 @@ impl<'v> Run<'v> {
         Ok(Value::Map(Arc::new(made)))
     }
 
-    pub fn truth(&mut self, node: &'v Node) -> Result<bool, Trouble> {
-        self.evaluate(node)?.truth()
+    pub fn truth(&mut self, node: &'v Node) -> Result<bool, EvalError> {
+        self.evaluate(node)?.as_bool()
     }
 
-    fn variable(&mut self, var: Var) -> Outcome<'v> {
+    fn variable(&mut self, var: Var) -> EvalResult<'v> {
         let value = self.scope.get(var, &mut self.fuel)?;
         if let Value::List(items) = &value {
             self.fuel.burn(items.len())?;
@@ -188,27 +188,27 @@ impl<'v> Run<'v> {
         Ok(value)
     }
 
-    /// What decides alone decides, also where the other half came to nothing (CEL, "Logical operators").
-    fn logic(&mut self, node: &'v Node) -> Result<bool, Trouble> {
+    /// An operand that decides the result decides it even if the other one fails (CEL, "Logical operators").
+    fn logic(&mut self, node: &'v Node) -> Result<bool, EvalError> {
         let (a, b, decides) = match node {
             Node::Not(one) => return Ok(!self.truth(one)?),
             Node::And(a, b) => (a, b, false),
             Node::Or(a, b) => (a, b, true),
-            _ => return Err(Trouble::Type),
+            _ => return Err(EvalError::Type),
         };
         match self.truth(a) {
             Ok(truth) if truth == decides => Ok(decides),
             Ok(_) => self.truth(b),
-            Err(Trouble::Budget) => Err(Trouble::Budget),
-            Err(trouble) if self.truth(b)? != decides => Err(trouble),
+            Err(EvalError::Budget) => Err(EvalError::Budget),
+            Err(error) if self.truth(b)? != decides => Err(error),
             Err(_) => Ok(decides),
         }
     }
 
-    fn comparison(&mut self, node: &'v Node) -> Result<bool, Trouble> {
+    fn comparison(&mut self, node: &'v Node) -> Result<bool, EvalError> {
         match node {
             Node::Order(order, a, b) => {
-                // Nothing is less or more than what is not a number.
+                // Comparisons with NaN are false.
                 let found = self.evaluate(a)?.order(&self.evaluate(b)?)?;
                 Ok(found.is_some_and(|found| match order {
                     Order::Less => found.is_lt(),
@@ -234,22 +234,22 @@ impl<'v> Run<'v> {
                     (_, Kind::List) => {
                         for index in 0..all.length().unwrap_or_default() {
                             self.fuel.burn(1)?;
-                            let item = all.item(index).ok_or(Trouble::Range)?;
+                            let item = all.item(index).ok_or(EvalError::Range)?;
                             if item.equals(&one, &mut self.fuel)? {
                                 return Ok(true);
                             }
                         }
                         Ok(false)
                     }
-                    _ => Err(Trouble::Type),
+                    _ => Err(EvalError::Type),
                 }
             }
-            _ => Err(Trouble::Type),
+            _ => Err(EvalError::Type),
         }
     }
 
-    /// A list that is written out is compared without being put together first.
-    fn listed(&mut self, one: &Value<'v>, items: &'v [Node]) -> Result<bool, Trouble> {
+    /// `in` with a list literal: compares the items without building the list.
+    fn listed(&mut self, one: &Value<'v>, items: &'v [Node]) -> Result<bool, EvalError> {
         for item in items {
             let item = self.evaluate(item)?;
             if item.equals(one, &mut self.fuel)? {
@@ -259,7 +259,7 @@ impl<'v> Run<'v> {
         Ok(false)
     }
 
-    fn text(&mut self, node: &'v Node) -> Result<bool, Trouble> {
+    fn text(&mut self, node: &'v Node) -> Result<bool, EvalError> {
         match node {
             Node::Search(search, text, part) => {
                 let (text, part) = (self.evaluate(text)?, self.evaluate(part)?);
@@ -280,13 +280,13 @@ impl<'v> Run<'v> {
             Node::InNetwork(address, networks) => {
                 self.fuel.burn(networks.len())?;
                 let parsed = match &**address {
-                    // An address already: no text is made of it and read again.
+                    // Use the address directly, without formatting and parsing it.
                     Node::Var(Var::Client) => Ok(self.scope.address()),
                     other => self.evaluate(other)?.as_text()?.parse::<IpAddr>(),
                 };
                 Ok(parsed.is_ok_and(|address| networks.iter().any(|network| network.contains(&address))))
             }
-            _ => Err(Trouble::Type),
+            _ => Err(EvalError::Type),
         }
     }
 }

@@ -1,18 +1,18 @@
-//! `text.format(list)`: `%s %d %f %e %x %X %o %b`, as the strings extension of CEL has them.
+//! `text.format(list)` of the strings extension of CEL, with the verbs `%s %d %f %e %x %X %o %b`.
 
 use super::arithmetic::TEXT_BYTES_MAX;
-use super::fuel::{Fuel, Trouble};
+use super::fuel::{EvalError, Fuel};
 use super::time;
 use super::types::Kind;
 use super::value::Value;
 
-/// More digits after the point are refused.
+/// The maximum number of digits after the decimal point.
 const PRECISION_MAX: usize = 100;
 const PRECISION_DEFAULT: usize = 6;
 
 /// The text with each verb replaced by an item of the list.
-pub fn format<'v>(args: &[Value<'v>], fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
-    let [text, list] = args else { return Err(Trouble::Type) };
+pub fn format<'v>(args: &[Value<'v>], fuel: &mut Fuel) -> Result<Value<'v>, EvalError> {
+    let [text, list] = args else { return Err(EvalError::Type) };
     let (text, items) = (text.as_text()?, list.items(fuel)?);
     fuel.write(text.len())?;
     let (mut made, mut rest, mut items) = (String::new(), text, items.iter());
@@ -24,35 +24,35 @@ pub fn format<'v>(args: &[Value<'v>], fuel: &mut Fuel) -> Result<Value<'v>, Trou
             continue;
         }
         let (precision, after) = precision(after)?;
-        let verb = after.chars().next().ok_or(Trouble::Type)?;
+        let verb = after.chars().next().ok_or(EvalError::Type)?;
         rest = after.get(verb.len_utf8()..).unwrap_or_default();
-        let part = verb_text(verb, precision, items.next().ok_or(Trouble::Type)?, fuel)?;
+        let part = verb_text(verb, precision, items.next().ok_or(EvalError::Type)?, fuel)?;
         fuel.write(part.len())?;
         made.push_str(&part);
         if made.len() > TEXT_BYTES_MAX {
-            return Err(Trouble::Budget);
+            return Err(EvalError::Budget);
         }
     }
     made.push_str(rest);
     Ok(Value::owned(made))
 }
 
-fn precision(text: &str) -> Result<(Option<usize>, &str), Trouble> {
+fn precision(text: &str) -> Result<(Option<usize>, &str), EvalError> {
     let Some(digits) = text.strip_prefix('.') else { return Ok((None, text)) };
-    let end = digits.find(|c: char| !c.is_ascii_digit()).ok_or(Trouble::Type)?;
+    let end = digits.find(|c: char| !c.is_ascii_digit()).ok_or(EvalError::Type)?;
     let (number, rest) = digits.split_at(end);
-    let number: usize = number.parse().map_err(|_| Trouble::Type)?;
-    if number > PRECISION_MAX { Err(Trouble::Range) } else { Ok((Some(number), rest)) }
+    let number: usize = number.parse().map_err(|_| EvalError::Type)?;
+    if number > PRECISION_MAX { Err(EvalError::Range) } else { Ok((Some(number), rest)) }
 }
 
-fn verb_text(verb: char, precision: Option<usize>, value: &Value<'_>, fuel: &mut Fuel) -> Result<String, Trouble> {
+fn verb_text(verb: char, precision: Option<usize>, value: &Value<'_>, fuel: &mut Fuel) -> Result<String, EvalError> {
     match (verb, precision) {
         ('s', None) => plain(value, fuel),
         ('d', None) => match value {
             Value::Int(number) => Ok(number.to_string()),
             Value::Uint(number) => Ok(number.to_string()),
             Value::Double(number) => Ok(double(*number)),
-            _ => Err(Trouble::Type),
+            _ => Err(EvalError::Type),
         },
         ('f', precision) => number(value, |number| format!("{number:.*}", precision.unwrap_or(PRECISION_DEFAULT))),
         ('e', precision) => number(value, |number| scientific(number, precision.unwrap_or(PRECISION_DEFAULT))),
@@ -63,12 +63,12 @@ fn verb_text(verb: char, precision: Option<usize>, value: &Value<'_>, fuel: &mut
             Value::Bool(truth) => Ok(u8::from(*truth).to_string()),
             value => radix(value, |magnitude| format!("{magnitude:b}")),
         },
-        _ => Err(Trouble::Type),
+        _ => Err(EvalError::Type),
     }
 }
 
 /// `%s`
-fn plain(value: &Value<'_>, fuel: &mut Fuel) -> Result<String, Trouble> {
+fn plain(value: &Value<'_>, fuel: &mut Fuel) -> Result<String, EvalError> {
     fuel.burn(1)?;
     Ok(match value {
         Value::Null => "null".into(),
@@ -97,12 +97,12 @@ fn plain(value: &Value<'_>, fuel: &mut Fuel) -> Result<String, Trouble> {
     })
 }
 
-fn bounded(text: String, fuel: &mut Fuel) -> Result<String, Trouble> {
+fn bounded(text: String, fuel: &mut Fuel) -> Result<String, EvalError> {
     fuel.write(text.len())?;
-    if text.len() > TEXT_BYTES_MAX { Err(Trouble::Budget) } else { Ok(text) }
+    if text.len() > TEXT_BYTES_MAX { Err(EvalError::Budget) } else { Ok(text) }
 }
 
-/// Several invalid bytes in a row become one U+FFFD.
+/// Decodes UTF-8. Consecutive invalid bytes become one U+FFFD.
 fn lossy(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
@@ -120,12 +120,12 @@ fn double(number: f64) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a whole number is written as a floating-point number")]
-fn number(value: &Value<'_>, write: impl Fn(f64) -> String) -> Result<String, Trouble> {
+fn number(value: &Value<'_>, write: impl Fn(f64) -> String) -> Result<String, EvalError> {
     let number = match value {
         Value::Int(number) => *number as f64,
         Value::Uint(number) => *number as f64,
         Value::Double(number) => *number,
-        _ => return Err(Trouble::Type),
+        _ => return Err(EvalError::Type),
     };
     Ok(if number.is_finite() { write(number) } else { double(number) })
 }
@@ -137,7 +137,7 @@ fn scientific(number: f64, precision: usize) -> String {
     format!("{digits}e{sign}{exponent:0>2}")
 }
 
-fn hexadecimal(value: &Value<'_>) -> Result<String, Trouble> {
+fn hexadecimal(value: &Value<'_>) -> Result<String, EvalError> {
     let bytes = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     match value {
         Value::Text(text) => Ok(bytes(text.as_bytes())),
@@ -146,11 +146,11 @@ fn hexadecimal(value: &Value<'_>) -> Result<String, Trouble> {
     }
 }
 
-fn radix(value: &Value<'_>, write: impl Fn(u64) -> String) -> Result<String, Trouble> {
+fn radix(value: &Value<'_>, write: impl Fn(u64) -> String) -> Result<String, EvalError> {
     match value {
         Value::Int(number) if *number < 0 => Ok(format!("-{}", write(number.unsigned_abs()))),
         Value::Int(number) => Ok(write(number.unsigned_abs())),
         Value::Uint(number) => Ok(write(*number)),
-        _ => Err(Trouble::Type),
+        _ => Err(EvalError::Type),
     }
 }

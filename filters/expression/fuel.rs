@@ -1,35 +1,35 @@
-//! The fuel that each step of an evaluation costs, and the reasons for which an evaluation has no result.
+//! The budget of an evaluation, and the errors of evaluations.
 
-/// The steps of one evaluation.
+/// The steps that one evaluation may use.
 const STEPS_MAX: u32 = 20_000;
 
-/// Why an expression has no result for this request.
+/// Why an expression failed for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
-    /// Too many steps, or too long a text.
-    #[error("it takes too long")]
+pub enum EvalError {
+    /// The expression used too many steps or created too long a text.
+    #[error("the expression exceeds its step or size limit")]
     Budget,
-    /// A claim is not of the type that it is used as.
-    #[error("a value is not of the type that is needed")]
+    /// A value has the wrong type, such as a claim that is text instead of a number.
+    #[error("a value has the wrong type")]
     Type,
-    /// Out of range, or a division by zero.
-    #[error("a number is out of range")]
+    /// A number is out of range, or a division by zero.
+    #[error("a number is out of range, or a division by zero")]
     Range,
-    /// A map has no such key.
-    #[error("a map has no such key")]
+    /// A map does not have the key.
+    #[error("a map does not have the key")]
     Missing,
-    /// A key of a map is given twice.
+    /// A map literal has a key twice.
     #[error("a map has the same key twice")]
     Repeated,
-    /// A parameter occurs more than once, with different values: two readers may choose different ones.
-    #[error("a parameter has several values")]
+    /// A query parameter occurs more than once with different values. The upstream may use another one.
+    #[error("a query parameter has several values")]
     Several,
-    /// Too many layers of encoding.
-    #[error("it is encoded too often")]
+    /// The path or query has too many layers of encoding.
+    #[error("the path or query has too many layers of encoding")]
     Layers,
 }
 
-/// The steps that are left.
+/// The remaining steps of an evaluation.
 pub struct Fuel(u32);
 
 impl Default for Fuel {
@@ -39,19 +39,20 @@ impl Default for Fuel {
 }
 
 impl Fuel {
-    pub fn burn(&mut self, steps: usize) -> Result<(), Trouble> {
+    /// Uses `steps`. An error if fewer are left.
+    pub fn burn(&mut self, steps: usize) -> Result<(), EvalError> {
         let steps = u32::try_from(steps).unwrap_or(u32::MAX);
-        self.0 = self.0.checked_sub(steps).ok_or(Trouble::Budget)?;
+        self.0 = self.0.checked_sub(steps).ok_or(EvalError::Budget)?;
         Ok(())
     }
 
-    /// Reading a text costs by its length.
-    pub fn read(&mut self, text: &str) -> Result<(), Trouble> {
+    /// The cost of reading a text.
+    pub fn read(&mut self, text: &str) -> Result<(), EvalError> {
         self.burn(text.len() / 64)
     }
 
-    /// Making a text costs more.
-    pub fn write(&mut self, bytes: usize) -> Result<(), Trouble> {
+    /// The cost of creating a text, which is higher.
+    pub fn write(&mut self, bytes: usize) -> Result<(), EvalError> {
         self.burn(bytes / 16)
     }
 }

@@ -2,27 +2,27 @@
 
 use super::convert::convert;
 use super::format::format;
-use super::fuel::{Fuel, Trouble};
-use super::strings::{self, Strings};
+use super::fuel::{EvalError, Fuel};
+use super::strings::{self, StringFunction};
 use super::time::{self, Part};
 use super::types::Kind;
 use super::value::Value;
 
-/// Most arguments of one of these functions, with the value that it is called on.
+/// The maximum number of arguments of a function, including the receiver of a method.
 pub const ARGS_MAX: usize = 4;
 
-/// What a function does.
+/// A function of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Function {
     Size,
     /// A conversion to this type.
     To(Kind),
-    Strings(Strings),
+    Strings(StringFunction),
     Format,
     Part(Part),
 }
 
-/// How a function is written.
+/// The call syntax of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     /// `a.name(b)`
@@ -33,13 +33,13 @@ enum Form {
     Both,
 }
 
-/// One function with one list of arguments.
+/// A function with its parameters.
 pub struct Signature {
     pub name: &'static str,
     form: Form,
-    /// The types that each argument may have, the value that a method is called on first.
+    /// The allowed types of each argument, the receiver of a method first. An empty list allows all types.
     args: &'static [&'static [Kind]],
-    /// The arguments that must be given.
+    /// The number of required arguments.
     needed: usize,
     pub result: Kind,
     pub function: Function,
@@ -64,7 +64,7 @@ const ANY: &[Kind] = &[];
 const DATE: &[&[Kind]] = &[&[Kind::Timestamp], TEXT];
 const TIME: &[&[Kind]] = &[&[Kind::Timestamp, Kind::Duration], TEXT];
 
-/// All of them.
+/// All functions.
 const SIGNATURES: &[Signature] = &[
     Signature {
         name: "size",
@@ -88,17 +88,17 @@ const SIGNATURES: &[Signature] = &[
     conversion("duration", &[&[Kind::Duration, Kind::Text]], Kind::Duration),
     conversion("type", &[ANY], Kind::Type),
     conversion("dyn", &[ANY], Kind::Any),
-    method("charAt", &[TEXT, INT], 2, Kind::Text, Function::Strings(Strings::CharAt)),
-    method("indexOf", &[TEXT, TEXT, INT], 2, Kind::Int, Function::Strings(Strings::IndexOf)),
-    method("lastIndexOf", &[TEXT, TEXT, INT], 2, Kind::Int, Function::Strings(Strings::LastIndexOf)),
-    method("join", &[LIST, TEXT], 1, Kind::Text, Function::Strings(Strings::Join)),
-    method("lowerAscii", &[TEXT], 1, Kind::Text, Function::Strings(Strings::LowerAscii)),
-    method("upperAscii", &[TEXT], 1, Kind::Text, Function::Strings(Strings::UpperAscii)),
-    method("replace", &[TEXT, TEXT, TEXT, INT], 3, Kind::Text, Function::Strings(Strings::Replace)),
-    method("split", &[TEXT, TEXT, INT], 2, Kind::List, Function::Strings(Strings::Split)),
-    method("substring", &[TEXT, INT, INT], 2, Kind::Text, Function::Strings(Strings::Substring)),
-    method("trim", &[TEXT], 1, Kind::Text, Function::Strings(Strings::Trim)),
-    method("reverse", &[TEXT], 1, Kind::Text, Function::Strings(Strings::Reverse)),
+    method("charAt", &[TEXT, INT], 2, Kind::Text, Function::Strings(StringFunction::CharAt)),
+    method("indexOf", &[TEXT, TEXT, INT], 2, Kind::Int, Function::Strings(StringFunction::IndexOf)),
+    method("lastIndexOf", &[TEXT, TEXT, INT], 2, Kind::Int, Function::Strings(StringFunction::LastIndexOf)),
+    method("join", &[LIST, TEXT], 1, Kind::Text, Function::Strings(StringFunction::Join)),
+    method("lowerAscii", &[TEXT], 1, Kind::Text, Function::Strings(StringFunction::LowerAscii)),
+    method("upperAscii", &[TEXT], 1, Kind::Text, Function::Strings(StringFunction::UpperAscii)),
+    method("replace", &[TEXT, TEXT, TEXT, INT], 3, Kind::Text, Function::Strings(StringFunction::Replace)),
+    method("split", &[TEXT, TEXT, INT], 2, Kind::List, Function::Strings(StringFunction::Split)),
+    method("substring", &[TEXT, INT, INT], 2, Kind::Text, Function::Strings(StringFunction::Substring)),
+    method("trim", &[TEXT], 1, Kind::Text, Function::Strings(StringFunction::Trim)),
+    method("reverse", &[TEXT], 1, Kind::Text, Function::Strings(StringFunction::Reverse)),
     method("format", &[TEXT, LIST], 2, Kind::Text, Function::Format),
     Signature {
         name: "strings.quote",
@@ -106,7 +106,7 @@ const SIGNATURES: &[Signature] = &[
         args: &[TEXT],
         needed: 1,
         result: Kind::Text,
-        function: Function::Strings(Strings::Quote),
+        function: Function::Strings(StringFunction::Quote),
     },
     part("getFullYear", DATE, Part::Year),
     part("getMonth", DATE, Part::Month),
@@ -121,13 +121,13 @@ const SIGNATURES: &[Signature] = &[
 ];
 
 impl Signature {
-    /// The function of this name in this form.
+    /// The function of this name with this call syntax.
     pub fn find(name: &str, is_method: bool) -> Option<&'static Signature> {
         let form = if is_method { Form::Method } else { Form::Plain };
         SIGNATURES.iter().find(|signature| signature.name == name && (signature.form == form || signature.form == Form::Both))
     }
 
-    /// Whether it takes so many arguments.
+    /// Whether it takes `count` arguments.
     pub fn takes(&self, count: usize) -> bool {
         (self.needed..=self.args.len()).contains(&count)
     }
@@ -138,7 +138,7 @@ impl Signature {
         allowed.is_empty() || kind == Kind::Any || allowed.contains(&kind)
     }
 
-    /// The type that an argument needs, where there is only one.
+    /// The required type of an argument, if only one is allowed.
     pub fn wanted(&self, position: usize) -> Option<Kind> {
         match self.args.get(position) {
             Some([one]) => Some(*one),
@@ -153,9 +153,9 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Function {
-    /// The value of a call.
-    pub fn call<'v>(self, args: &[Value<'v>], fuel: &mut Fuel) -> Result<Value<'v>, Trouble> {
-        let first = args.first().ok_or(Trouble::Type)?;
+    /// Calls the function.
+    pub fn call<'v>(self, args: &[Value<'v>], fuel: &mut Fuel) -> Result<Value<'v>, EvalError> {
+        let first = args.first().ok_or(EvalError::Type)?;
         match self {
             Function::Size => first.size(fuel).map(Value::Int),
             Function::To(kind) => convert(kind, first.clone(), fuel),

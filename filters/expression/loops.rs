@@ -1,34 +1,34 @@
-//! The macros that evaluate an expression for each item of a list or each entry of a map.
+//! Evaluation of the macros that run an expression for each item of a list or entry of a map.
 
 use std::sync::Arc;
 
-use super::evaluate::{Each, Loop, Outcome, Run};
-use super::fuel::Trouble;
+use super::evaluate::{Each, EvalResult, Loop, Run};
+use super::fuel::EvalError;
 use super::types::Kind;
 use super::value::{Entries, Value};
 
-/// The bound names of one round: the first, and the second where there are two.
+/// The values of the bound names in one iteration: the first, and the second if the macro binds two.
 type Round<'v> = (Value<'v>, Option<Value<'v>>);
 
-/// What the rounds so far have found.
+/// The intermediate result of a loop.
 #[derive(Default)]
 struct Found<'v> {
     kept: Vec<Value<'v>>,
     entries: Entries<'v>,
     true_count: usize,
-    /// An item that decides makes up for others that have no result.
-    trouble: Option<Trouble>,
+    /// The last error. An item that decides the result overrides it.
+    error: Option<EvalError>,
 }
 
-/// What a loop goes through. A list gives its items, with two names also their indexes; a map its keys, with two names
-/// also their values.
+/// The iterations of a loop. A list yields its items, with two names also their indexes. A map yields its keys, with two
+/// names also their values.
 enum Rounds<'v> {
     Items(Arc<Vec<Value<'v>>>, bool),
     Entries(Entries<'v>, bool),
 }
 
 impl<'v> Rounds<'v> {
-    fn new(over: &Value<'v>, pairs: bool, run: &mut Run<'v>) -> Result<Self, Trouble> {
+    fn new(over: &Value<'v>, pairs: bool, run: &mut Run<'v>) -> Result<Self, EvalError> {
         Ok(match over.kind() {
             Kind::Map => Rounds::Entries(over.entries(&mut run.fuel)?, pairs),
             _ => Rounds::Items(over.items(&mut run.fuel)?, pairs),
@@ -42,15 +42,15 @@ impl<'v> Rounds<'v> {
         }
     }
 
-    fn round(&self, index: usize) -> Result<Round<'v>, Trouble> {
+    fn round(&self, index: usize) -> Result<Round<'v>, EvalError> {
         match self {
             Rounds::Items(items, pairs) => {
-                let item = items.get(index).ok_or(Trouble::Range)?.clone();
-                let position = Value::Int(i64::try_from(index).map_err(|_| Trouble::Range)?);
+                let item = items.get(index).ok_or(EvalError::Range)?.clone();
+                let position = Value::Int(i64::try_from(index).map_err(|_| EvalError::Range)?);
                 Ok(if *pairs { (position, Some(item)) } else { (item, None) })
             }
             Rounds::Entries(entries, pairs) => {
-                let (key, value) = entries.get(index).ok_or(Trouble::Range)?.clone();
+                let (key, value) = entries.get(index).ok_or(EvalError::Range)?.clone();
                 Ok((key, pairs.then_some(value)))
             }
         }
@@ -58,7 +58,7 @@ impl<'v> Rounds<'v> {
 }
 
 impl<'v> Run<'v> {
-    pub fn each(&mut self, each: &'v Loop) -> Outcome<'v> {
+    pub fn each(&mut self, each: &'v Loop) -> EvalResult<'v> {
         let over = self.evaluate(&each.over)?;
         let mut found = Found::default();
         let rounds = Rounds::new(&over, each.pairs, self)?;
@@ -74,8 +74,8 @@ impl<'v> Run<'v> {
                 return Ok(Value::Bool(decided));
             }
         }
-        if let Some(trouble) = found.trouble {
-            return Err(trouble);
+        if let Some(error) = found.error {
+            return Err(error);
         }
         Ok(match each.each {
             Each::Exists => Value::Bool(false),
@@ -86,8 +86,8 @@ impl<'v> Run<'v> {
         })
     }
 
-    /// The result of the loop, where one round decides it.
-    fn round(&mut self, each: &'v Loop, round: Round<'v>, found: &mut Found<'v>) -> Result<Option<bool>, Trouble> {
+    /// Runs one iteration. Returns the result of the loop if this iteration decides it.
+    fn round(&mut self, each: &'v Loop, round: Round<'v>, found: &mut Found<'v>) -> Result<Option<bool>, EvalError> {
         if let Some(only) = &each.only
             && !self.truth(only)?
         {
@@ -97,8 +97,8 @@ impl<'v> Run<'v> {
             Each::Exists | Each::All => match self.truth(&each.body) {
                 Ok(truth) if truth == (each.each == Each::Exists) => return Ok(Some(truth)),
                 Ok(_) => {}
-                Err(Trouble::Budget) => return Err(Trouble::Budget),
-                Err(other) => found.trouble = Some(other),
+                Err(EvalError::Budget) => return Err(EvalError::Budget),
+                Err(other) => found.error = Some(other),
             },
             Each::ExistsOne => found.true_count += usize::from(self.truth(&each.body)?),
             Each::Filter => {

@@ -1,41 +1,41 @@
-//! From the parser's tree to nodes whose types fit.
+//! The type checker: from the tree of the parser to typed nodes. It evaluates nothing.
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedEntryExpr, IdedExpr, LiteralValue, SelectExpr, operators};
 
-use super::arithmetic::Sum;
+use super::arithmetic::ArithmeticOp;
 use super::constants;
 use super::evaluate::{Node, Order};
 use super::types::{Kind, Type};
 use super::value::Value;
 use super::variables::{VARIABLES, Var};
 
-/// What does not fit, and at which node.
+/// A type error and the id of its node in the parser's tree.
 #[derive(Debug)]
-pub struct Wrong {
+pub struct CheckError {
     pub id: u64,
     pub message: String,
 }
 
-pub type Lowered = Result<(Node, Type), Wrong>;
+pub type Lowered = Result<(Node, Type), CheckError>;
 
-/// The checker, and the names that are bound around its place, from outside to inside.
+/// The checker with the names that macros have bound so far, outermost first.
 #[derive(Default)]
 pub struct Lowering<'r> {
     pub(super) bound: Vec<(String, Type)>,
-    /// The routes that there are; empty where they are not known.
+    /// The names of all routes; empty if unknown.
     pub(super) routes: &'r [String],
     nodes: usize,
     depth: usize,
 }
 
-/// Each level is one of the stack's when it runs.
+/// The deepest tree. The evaluator recurses once per level, so this bounds its stack.
 const DEPTH_MAX: usize = 200;
 
-/// Larger expressions are better written as several rules.
+/// The largest number of nodes of an expression.
 const NODES_MAX: usize = 1000;
 
-pub fn wrong<T>(at: &IdedExpr, message: impl Into<String>) -> Result<T, Wrong> {
-    Err(Wrong { id: at.id, message: message.into() })
+pub fn check_error<T>(at: &IdedExpr, message: impl Into<String>) -> Result<T, CheckError> {
+    Err(CheckError { id: at.id, message: message.into() })
 }
 
 impl<'r> Lowering<'r> {
@@ -46,10 +46,7 @@ impl<'r> Lowering<'r> {
     pub fn lower(&mut self, tree: &IdedExpr) -> Lowered {
         self.nodes += 1;
         if self.nodes > NODES_MAX || self.depth >= DEPTH_MAX {
-            return wrong(
-                tree,
-                format!("the expression has more than {NODES_MAX} parts, or is more than {DEPTH_MAX} deep; write it as several"),
-            );
+            return check_error(tree, format!("the expression has more than {NODES_MAX} parts or {DEPTH_MAX} levels; split it"));
         }
         self.depth += 1;
         let lowered = self.lower_one(tree);
@@ -68,14 +65,14 @@ impl<'r> Lowering<'r> {
                 let mut common: Option<Type> = None;
                 for element in &list.elements {
                     let (node, found) = self.lower(element)?;
-                    common = Some(common.map_or(found.clone(), |known| known.or(found)));
+                    common = Some(common.map_or(found.clone(), |known| known.common(found)));
                     items.push(node);
                 }
                 Ok((Node::List(items), Type::List(Box::new(common.unwrap_or(Type::Any)))))
             }
             Expr::Map(map) => self.map(&map.entries),
-            Expr::Struct(_) => wrong(tree, "messages cannot be made here"),
-            Expr::Comprehension(_) | Expr::Unspecified => wrong(tree, "this is not known here"),
+            Expr::Struct(_) => check_error(tree, "messages are not supported"),
+            Expr::Comprehension(_) | Expr::Unspecified => check_error(tree, "this syntax is not supported"),
         }
     }
 
@@ -83,14 +80,14 @@ impl<'r> Lowering<'r> {
         let (mut made, mut common) = (Vec::new(), None::<(Type, Type)>);
         for entry in entries {
             let EntryExpr::MapEntry(entry) = &entry.expr else {
-                return Err(Wrong { id: entry.id, message: "this is not known here".into() });
+                return Err(CheckError { id: entry.id, message: "this syntax is not supported".into() });
             };
             let ((key, one), (value, other)) = (self.lower(&entry.key)?, self.lower(&entry.value)?);
             if !one.is_key() {
-                return wrong(&entry.key, format!("the key of a map is text, a whole number or a truth value, and this is {one}"));
+                return check_error(&entry.key, format!("a map key must be text, an integer or a boolean; found {one}"));
             }
             common = Some(match common {
-                Some((keys, values)) => (keys.or(one), values.or(other)),
+                Some((keys, values)) => (keys.common(one), values.common(other)),
                 None => (one, other),
             });
             made.push((key, value));
@@ -106,10 +103,10 @@ impl<'r> Lowering<'r> {
         }
         match Var::named(name) {
             Some(var) => Ok((Node::Var(var), var.type_of())),
-            None if Var::is_family(name) => wrong(at, format!("`{name}` is no value by itself; there are {}", family(name))),
+            None if Var::is_family(name) => check_error(at, format!("`{name}` is not a variable; its members are {}", family(name))),
             None => match Kind::named(name) {
                 Some(kind) => Ok((Node::Constant(Value::Type(kind)), Type::Type)),
-                None => wrong(at, format!("`{name}` is not known{}", advice(name))),
+                None => check_error(at, format!("unknown name `{name}`{}", advice(name))),
             },
         }
     }
@@ -128,7 +125,7 @@ impl<'r> Lowering<'r> {
             let name = format!("{root}.{}", select.field);
             return match Var::named(&name) {
                 Some(var) => Ok((Node::Var(var), var.type_of())),
-                None => wrong(&select.operand, format!("`{name}` is not known{}", advice(&name))),
+                None => check_error(&select.operand, format!("unknown name `{name}`{}", advice(&name))),
             };
         }
         let (operand, found) = self.lower(&select.operand)?;
@@ -139,7 +136,7 @@ impl<'r> Lowering<'r> {
         match found {
             Type::Map(keys, values) if keys.can_equal(&Type::Text) => Ok((Node::Member(Box::new(operand), key), *values)),
             Type::Any => Ok((Node::Member(Box::new(operand), key), Type::Any)),
-            other => wrong(at, format!("`.{}` asks for a member, and this is {other}", select.field)),
+            other => check_error(at, format!("`.{}` requires a value with members; found {other}", select.field)),
         }
     }
 
@@ -149,7 +146,7 @@ impl<'r> Lowering<'r> {
             && !self.bound.iter().any(|(bound, _)| bound == root)
             && Var::is_family(root)
         {
-            return wrong(at, format!("has() asks for a member, and `{root}.{}` is not one: it is always there", select.field));
+            return check_error(at, format!("has() requires an optional member; `{root}.{}` always exists", select.field));
         }
         let lowered = self.lower(&select.operand)?;
         if matches!(lowered.0, Node::Var(Var::Headers)) {
@@ -157,14 +154,14 @@ impl<'r> Lowering<'r> {
         }
         match lowered {
             (operand, Type::Map(..) | Type::Any) => Ok((Node::Has(Box::new(operand), select.field.clone()), Type::Bool)),
-            (_, other) => wrong(at, format!("has() asks for a member, and this is {other}")),
+            (_, other) => check_error(at, format!("has() requires a value with members; found {other}")),
         }
     }
 
-    /// One that must be of this type.
-    pub(super) fn typed(&mut self, tree: &IdedExpr, wanted: &Type) -> Result<Box<Node>, Wrong> {
+    /// Checks a subexpression that must have this type.
+    pub(super) fn typed(&mut self, tree: &IdedExpr, wanted: &Type) -> Result<Box<Node>, CheckError> {
         let (node, found) = self.lower(tree)?;
-        if found.is_a(wanted) { Ok(Box::new(node)) } else { wrong(tree, format!("{wanted} is needed here, and this is {found}")) }
+        if found.is_assignable_to(wanted) { Ok(Box::new(node)) } else { check_error(tree, format!("expected {wanted}, found {found}")) }
     }
 
     fn call(&mut self, at: &IdedExpr, call: &CallExpr) -> Lowered {
@@ -175,14 +172,14 @@ impl<'r> Lowering<'r> {
             (operators::CONDITIONAL, [which, a, b], None) => {
                 let which = self.typed(which, &Type::Bool)?;
                 let ((a, one), (b_node, other)) = (self.lower(a)?, self.lower(b)?);
-                if !one.is_a(&other) {
-                    return wrong(b, format!("both halves of `? :` must be of one type; these are {one} and {other}"));
+                if !one.is_assignable_to(&other) {
+                    return check_error(b, format!("both branches of `? :` must have the same type; found {one} and {other}"));
                 }
-                Ok((Node::Either(which, Box::new(a), Box::new(b_node)), one.or(other)))
+                Ok((Node::Either(which, Box::new(a), Box::new(b_node)), one.common(other)))
             }
             (operators::NEGATE, [one], None) => match self.lower(one)? {
                 (node, found) if found.is_number() && found != Type::Uint => Ok((Node::Negate(Box::new(node)), found)),
-                (_, other) => wrong(one, format!("a number is needed here, and this is {other}")),
+                (_, other) => check_error(one, format!("expected a number, found {other}")),
             },
             (operators::EQUALS, [a, b], None) => self.equality(at, a, b),
             (operators::NOT_EQUALS, [a, b], None) => {
@@ -193,22 +190,22 @@ impl<'r> Lowering<'r> {
             (operators::INDEX, [one, key], None) => self.index(one, key),
             (name, [a, b], None) if order(name).is_some() => {
                 let (Some(order), (a_node, one), (b_node, other)) = (order(name), self.lower(a)?, self.lower(b)?) else {
-                    return wrong(at, "this is not known here");
+                    return check_error(at, "this syntax is not supported");
                 };
                 if one.is_ordered() && other.is_ordered() && one.can_equal(&other) {
                     Ok((Node::Order(order, Box::new(a_node), Box::new(b_node)), Type::Bool))
                 } else {
-                    wrong(at, format!("{one} and {other} cannot be compared"))
+                    check_error(at, format!("{one} and {other} cannot be compared"))
                 }
             }
             (name, [a, b], None) if sum(name).is_some() => {
                 let (Some(sum), (a_node, one), (b_node, other)) = (sum(name), self.lower(a)?, self.lower(b)?) else {
-                    return wrong(at, "this is not known here");
+                    return check_error(at, "this syntax is not supported");
                 };
                 let Some(found) = sum_type(sum, &one, &other) else {
-                    return wrong(at, format!("{one} and {other} do not add up"));
+                    return check_error(at, format!("the operator does not apply to {one} and {other}"));
                 };
-                Ok((Node::Sum(sum, Box::new(a_node), Box::new(b_node)), found))
+                Ok((Node::Arithmetic(sum, Box::new(a_node), Box::new(b_node)), found))
             }
             _ => self.function(at, call),
         }
@@ -217,7 +214,7 @@ impl<'r> Lowering<'r> {
     fn equality(&mut self, at: &IdedExpr, a: &IdedExpr, b: &IdedExpr) -> Lowered {
         let ((a, one), (b, other)) = (self.lower(a)?, self.lower(b)?);
         if !one.can_equal(&other) {
-            return wrong(at, format!("{one} and {other} are never equal"));
+            return check_error(at, format!("{one} and {other} are never equal"));
         }
         constants::check_equal(at, &a, &b, self.routes)?;
         Ok((Node::Equal(Box::new(a), Box::new(b)), Type::Bool))
@@ -229,10 +226,10 @@ impl<'r> Lowering<'r> {
             Type::List(items) => found.can_equal(items),
             Type::Map(keys, _) => found.can_equal(keys),
             Type::Any => true,
-            other => return wrong(all, format!("`in` needs a list or a map, and this is {other}")),
+            other => return check_error(all, format!("`in` requires a list or a map; found {other}")),
         };
         if !fits {
-            return wrong(one, format!("{found} is never in {of} of the kind that is there"));
+            return check_error(one, format!("{found} is never in {of} with members of another type"));
         }
         constants::check_in(at, &one_node, &all_node, self.routes)?;
         Ok((Node::In(Box::new(one_node), Box::new(all_node)), Type::Bool))
@@ -244,22 +241,22 @@ impl<'r> Lowering<'r> {
             Type::Map(keys, values) => (self.key(key, &node, &keys)?, *values),
             Type::List(items) => (self.typed(key, &Type::Int)?, *items),
             Type::Any => (Box::new(self.lower(key)?.0), Type::Any),
-            other => return wrong(one, format!("`[…]` asks for a member, and this is {other}")),
+            other => return check_error(one, format!("`[…]` requires a list or a map; found {other}")),
         };
         Ok((Node::Member(Box::new(node), key), found))
     }
 
-    /// The key of a member.
-    fn key(&mut self, key: &IdedExpr, of: &Node, keys: &Type) -> Result<Box<Node>, Wrong> {
+    /// Checks the key of an index expression.
+    fn key(&mut self, key: &IdedExpr, of: &Node, keys: &Type) -> Result<Box<Node>, CheckError> {
         let (node, found) = self.lower(key)?;
         if let (Node::Var(Var::Headers), Node::Constant(Value::Text(name))) = (of, &node) {
             constants::check_field(key, name)?;
         }
-        if found.can_equal(keys) { Ok(Box::new(node)) } else { wrong(key, format!("{keys} is needed here, and this is {found}")) }
+        if found.can_equal(keys) { Ok(Box::new(node)) } else { check_error(key, format!("expected {keys}, found {found}")) }
     }
 }
 
-/// The name that selections of an identifier spell, such as `a.b.c`.
+/// The dotted name of a chain of selections, such as `a.b.c`.
 fn dotted(tree: &IdedExpr) -> Option<String> {
     match &tree.expr {
         Expr::Ident(name) => Some(name.clone()),
@@ -268,10 +265,10 @@ fn dotted(tree: &IdedExpr) -> Option<String> {
     }
 }
 
-/// The type of a sum, where there is one.
-fn sum_type(sum: Sum, one: &Type, other: &Type) -> Option<Type> {
-    let adds = matches!(sum, Sum::Add);
-    let moves = matches!(sum, Sum::Add | Sum::Subtract);
+/// The result type of an arithmetic operation. `None`: the operand types are not supported.
+fn sum_type(sum: ArithmeticOp, one: &Type, other: &Type) -> Option<Type> {
+    let adds = matches!(sum, ArithmeticOp::Add);
+    let moves = matches!(sum, ArithmeticOp::Add | ArithmeticOp::Subtract);
     match (one, other) {
         (Type::Any, b) | (b, Type::Any) => {
             let joined = adds && matches!(b, Type::Text | Type::Bytes | Type::List(_));
@@ -280,14 +277,14 @@ fn sum_type(sum: Sum, one: &Type, other: &Type) -> Option<Type> {
         }
         (Type::Text, Type::Text) if adds => Some(Type::Text),
         (Type::Bytes, Type::Bytes) if adds => Some(Type::Bytes),
-        (Type::List(a), Type::List(b)) if adds => Some(Type::List(Box::new((**a).clone().or((**b).clone())))),
+        (Type::List(a), Type::List(b)) if adds => Some(Type::List(Box::new((**a).clone().common((**b).clone())))),
         (Type::Timestamp, Type::Duration) if moves => Some(Type::Timestamp),
         (Type::Duration, Type::Timestamp) if adds => Some(Type::Timestamp),
         (Type::Duration, Type::Duration) if moves => Some(Type::Duration),
-        (Type::Timestamp, Type::Timestamp) if sum == Sum::Subtract => Some(Type::Duration),
+        (Type::Timestamp, Type::Timestamp) if sum == ArithmeticOp::Subtract => Some(Type::Duration),
         (Type::Int, Type::Int) => Some(Type::Int),
         (Type::Uint, Type::Uint) => Some(Type::Uint),
-        (Type::Int | Type::Uint, Type::Double) | (Type::Double, Type::Int | Type::Uint | Type::Double) if sum != Sum::Modulo => {
+        (Type::Int | Type::Uint, Type::Double) | (Type::Double, Type::Int | Type::Uint | Type::Double) if sum != ArithmeticOp::Modulo => {
             Some(Type::Double)
         }
         _ => None,
@@ -316,13 +313,13 @@ fn order(name: &str) -> Option<Order> {
     })
 }
 
-fn sum(name: &str) -> Option<Sum> {
+fn sum(name: &str) -> Option<ArithmeticOp> {
     Some(match name {
-        operators::ADD => Sum::Add,
-        operators::SUBSTRACT => Sum::Subtract,
-        operators::MULTIPLY => Sum::Multiply,
-        operators::DIVIDE => Sum::Divide,
-        operators::MODULO => Sum::Modulo,
+        operators::ADD => ArithmeticOp::Add,
+        operators::SUBSTRACT => ArithmeticOp::Subtract,
+        operators::MULTIPLY => ArithmeticOp::Multiply,
+        operators::DIVIDE => ArithmeticOp::Divide,
+        operators::MODULO => ArithmeticOp::Modulo,
         _ => return None,
     })
 }
@@ -332,15 +329,15 @@ fn family(word: &str) -> String {
     members.map(|variable| format!("`{}`", variable.name)).collect::<Vec<_>>().join(", ")
 }
 
-/// The names that are most like it.
+/// The suffix of an error about an unknown name: its siblings, or the most similar name.
 fn advice(name: &str) -> String {
     let family_word = name.split('.').next().unwrap_or_default();
     if Var::is_family(family_word) {
-        return format!("; there are {}", family(family_word));
+        return format!("; known names: {}", family(family_word));
     }
     let near = |known: &&str| known.split('.').any(|word| word == name || word.starts_with(name) || name.starts_with(word));
     match VARIABLES.iter().map(|variable| variable.name).find(near) {
         Some(known) => format!("; did you mean `{known}`?"),
-        None => "; `keylatch filters rules` lists what is".into(),
+        None => "; `keylatch filters rules` lists all names".into(),
     }
 }

@@ -1,8 +1,8 @@
-//! Expressions over a request, in the language of CEL (cel.dev): read by its parser, checked for types when they are
-//! compiled, and evaluated in bounded time and memory. The manual is that of `rules`.
+//! Expressions over a request, in the language CEL (cel.dev). Expressions are type-checked when the configuration is read
+//! and evaluated in bounded time and memory. The manual is that of the filter `rules`. Expressions perform no I/O.
 //!
-//! The checker and the evaluator are here because no library of this language checks types before it runs, or bounds
-//! what a run may cost: an expression that compiles can only fail on what a request holds.
+//! The parser is the `cel` crate. The checker and the evaluator are written here, because no CEL library checks types
+//! before evaluation or limits its cost. A compiled expression can fail only because of the values of a request.
 
 mod arithmetic;
 mod calls;
@@ -27,24 +27,24 @@ use cel::Env;
 
 use crate::contract::Invalid;
 use evaluate::{Node, Run};
-pub use fuel::Trouble;
-use lower::{Lowering, Wrong};
+pub use fuel::EvalError;
+use lower::{CheckError, Lowering};
 pub use scope::Scope;
 pub use types::Type;
 use value::Value;
 pub use variables::VARIABLES;
 
-/// The longest there is.
+/// The longest expression.
 const SOURCE_BYTES_MAX: usize = 8192;
-/// How deep they nest.
+/// The deepest nesting that the parser accepts.
 const DEPTH_MAX: u16 = 64;
 
-/// How many operators and members may follow each other, those around a place included: the parser, and whatever looks at
-/// its tree, takes some of the stack for each.
+/// The longest chain of operators and members that is open at one position. The parser and all users of its tree recurse
+/// once per link, so the chain bounds their stack.
 const CHAINED_MAX: usize = 120;
 
-/// The longest chain of operators and members that is open at once. What is between `&&`, `||`, `,` and `:` begins anew,
-/// parentheses begin within.
+/// The length of the longest open chain of operators and members in a source. `&&`, `||` and `,` start a new chain;
+/// brackets start a nested one.
 fn chained(source: &str) -> usize {
     let (mut open, mut longest) = (vec![0_usize], 0);
     let mut chars = source.chars().peekable();
@@ -53,7 +53,7 @@ fn chained(source: &str) -> usize {
         match c {
             '"' | '\'' => skip_text(&mut chars, c, before == Some('r') || before == Some('R')),
             '(' | '[' | '{' => {
-                // What is called or looked up is one more of the chain around it.
+                // A call or an index is one more link of the surrounding chain.
                 if let Some(last) = open.last_mut() {
                     *last += 1;
                 }
@@ -66,7 +66,7 @@ fn chained(source: &str) -> usize {
                 open.last_mut().into_iter().for_each(|last| *last = 0);
             }
             '.' | '+' | '-' | '*' | '/' | '%' | '<' | '>' | '=' | '!' | '?' => open.last_mut().into_iter().for_each(|last| *last += 1),
-            // `in` is an operator, too; as a part of a name it is counted once too often.
+            // The operator `in`. `in` inside a name is counted too, which only makes the bound stricter.
             'i' if chars.peek() == Some(&'n') => open.last_mut().into_iter().for_each(|last| *last += 1),
             _ => {}
         }
@@ -76,7 +76,7 @@ fn chained(source: &str) -> usize {
     longest
 }
 
-/// To the end of a text that `quote` has begun, three of which begin one that may hold it.
+/// Skips a text literal that starts with `quote`, or with three of them.
 fn skip_text(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, quote: char, raw: bool) {
     let mut ahead = chars.clone();
     let three = ahead.next() == Some(quote) && ahead.next() == Some(quote);
@@ -103,16 +103,16 @@ pub struct Expression {
 }
 
 impl Expression {
-    /// An expression with a value of this type. `routes`: the routes that there are, or none if they are not known.
+    /// Compiles an expression that must return `wanted`. `routes`: the names of all routes; empty if unknown.
     pub fn compile(source: &str, wanted: &Type, routes: &[String]) -> Result<Self, Invalid> {
         if source.len() > SOURCE_BYTES_MAX {
-            return Err(Invalid::new(format!("an expression has at most {SOURCE_BYTES_MAX} bytes")));
+            return Err(Invalid::new(format!("an expression must have at most {SOURCE_BYTES_MAX} bytes")));
         }
         if chained(source) > CHAINED_MAX {
-            return Err(Invalid::new("the expression chains or nests too much; write it as several"));
+            return Err(Invalid::new("the expression is too deeply chained or nested; split it"));
         }
         let (tree, info) = parse(source)?;
-        let place = |Wrong { id, message }: Wrong| {
+        let place = |CheckError { id, message }: CheckError| {
             let offset = info.offset_for(id).map_or(0, |(start, _)| start as usize);
             let before: Vec<char> = source.chars().take(offset).collect();
             let line = before.iter().filter(|c| **c == '\n').count() + 1;
@@ -120,35 +120,35 @@ impl Expression {
             Invalid::new(format!("{}: {message}", position(line, column, source)))
         };
         let (root, found) = Lowering::new(routes).lower(&tree).map_err(place)?;
-        if !found.is_a(wanted) {
-            return Err(Invalid::new(format!("it comes to {found}, and {wanted} is needed here")));
+        if !found.is_assignable_to(wanted) {
+            return Err(Invalid::new(format!("the expression returns {found}, but {wanted} is required")));
         }
         Ok(Self { root })
     }
 
-    /// Whether it is true of a request.
-    pub fn holds(&self, scope: &Scope<'_>) -> Result<bool, Trouble> {
-        self.run(scope)?.truth()
+    /// The result for a request, for an expression of type bool.
+    pub fn holds(&self, scope: &Scope<'_>) -> Result<bool, EvalError> {
+        self.run(scope)?.as_bool()
     }
 
-    /// The whole number that it comes to.
-    pub fn number(&self, scope: &Scope<'_>) -> Result<i64, Trouble> {
-        self.run(scope)?.whole()
+    /// The result for a request, for an expression of type int.
+    pub fn number(&self, scope: &Scope<'_>) -> Result<i64, EvalError> {
+        self.run(scope)?.as_int()
     }
 
-    fn run<'v>(&'v self, scope: &'v Scope<'v>) -> Result<Value<'v>, Trouble> {
-        Run::of(scope).evaluate(&self.root)
+    fn run<'v>(&'v self, scope: &'v Scope<'v>) -> Result<Value<'v>, EvalError> {
+        Run::new(scope).evaluate(&self.root)
     }
 }
 
-/// Where something is in the source: by its column alone, if there is but one line.
+/// A position in the source: the column only, if the source has one line.
 fn position(line: usize, column: usize, source: &str) -> String {
     if source.trim_end().contains('\n') { format!("line {line}, column {}", column + 1) } else { format!("column {}", column + 1) }
 }
 
 fn parse(source: &str) -> Result<(cel::common::ast::IdedExpr, cel::common::ast::SourceInfo), Invalid> {
-    // Without macros: what they stand for is known here, and stays what was written. Somebody else's parser gets no
-    // chance to end the process by a panic.
+    // Macros are not expanded by the parser, because the checker handles them with their original positions.
+    // `catch_unwind`: a panic in the parser must not end the process.
     let parsed = std::panic::catch_unwind(|| {
         let parser = Env::default().with_optional_support(false).parser().enable_ident_escape_syntax(true).max_recursion_depth(DEPTH_MAX);
         parser.parse_with_source_info(source)
@@ -158,19 +158,19 @@ fn parse(source: &str) -> Result<(cel::common::ast::IdedExpr, cel::common::ast::
         Ok(Err(errors)) => Err(match errors.errors.first() {
             Some(first) => {
                 let (line, column) = (usize::try_from(first.pos.0).unwrap_or(1), usize::try_from(first.pos.1).unwrap_or(0));
-                Invalid::new(format!("{}: {}", position(line.max(1), column.saturating_sub(1), source), plainly(&first.msg)))
+                Invalid::new(format!("{}: {}", position(line.max(1), column.saturating_sub(1), source), short_message(&first.msg)))
             }
-            None => Invalid::new("not an expression"),
+            None => Invalid::new("this is not a valid expression"),
         }),
-        Err(_) => Err(Invalid::new("not an expression that can be read")),
+        Err(_) => Err(Invalid::new("this is not a valid expression")),
     }
 }
 
-/// The parser's words, without the list of every token it would have taken, and without its insides.
-fn plainly(message: &str) -> String {
+/// The parser's message without its list of expected tokens and without internal names.
+fn short_message(message: &str) -> String {
     let message = message.trim_start_matches("Syntax error: ");
     let message = message.split_once(" expecting {").map_or(message, |(found, _)| found);
-    if message.contains(" { ") || message.contains('(') { "this cannot be read".to_owned() } else { message.to_owned() }
+    if message.contains(" { ") || message.contains('(') { "syntax error".to_owned() } else { message.to_owned() }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A request as expressions see it. What costs something is made when it is asked for, and once.
+//! The values of variables for one request. Expensive values are computed on first use and cached. It evaluates nothing.
 
 use std::cell::OnceCell;
 use std::net::IpAddr;
@@ -10,14 +10,14 @@ use jiff::Timestamp;
 use pingora_http::RequestHeader;
 use serde_json::{Map, Value as Json};
 
-use super::fuel::{Fuel, Trouble};
+use super::fuel::{EvalError, Fuel};
 use super::members::field;
 use super::value::Value;
 use super::variables::Var;
 use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, Tags, host_name};
-use crate::rate_limit::subject::client_network;
+use crate::limiting::client_network;
 
-/// Nobody means anything by more layers.
+/// The number of encoding layers that are decoded. More is treated as an error.
 const LAYERS_MAX: usize = 10;
 
 /// The claims of a request without an identity.
@@ -30,9 +30,9 @@ pub struct Scope<'c> {
     peer: IpAddr,
     route: &'c str,
     now: SystemTime,
-    /// The labels so far.
+    /// The tags of the request so far.
     pub tags: Vec<Arc<str>>,
-    /// `None`: there are too many layers.
+    /// `request.decoded`. `None`: too many encoding layers.
     decoded: OnceCell<Option<String>>,
     client: OnceCell<String>,
     network: OnceCell<String>,
@@ -41,7 +41,7 @@ pub struct Scope<'c> {
 }
 
 impl<'c> Scope<'c> {
-    /// Of this request.
+    /// The values for this request.
     pub fn new(cx: &'c RequestCx<'_>) -> Self {
         Self {
             request: cx.request,
@@ -58,8 +58,8 @@ impl<'c> Scope<'c> {
         }
     }
 
-    /// What a name stands for.
-    pub(super) fn get(&self, var: Var, fuel: &mut Fuel) -> Result<Value<'_>, Trouble> {
+    /// The value of a variable.
+    pub(super) fn get(&self, var: Var, fuel: &mut Fuel) -> Result<Value<'_>, EvalError> {
         Ok(match var {
             Var::Method => Value::text(self.request.method.as_str()),
             Var::Path => Value::text(self.request.uri.path()),
@@ -68,7 +68,7 @@ impl<'c> Scope<'c> {
                 plain if is_plain(plain) => Value::text(plain),
                 other => {
                     fuel.burn(other.len() / 8)?;
-                    Value::text(self.decoded.get_or_init(|| decoded(other)).as_deref().ok_or(Trouble::Layers)?)
+                    Value::text(self.decoded.get_or_init(|| decoded(other)).as_deref().ok_or(EvalError::Layers)?)
                 }
             },
             Var::Host => Value::owned(host_name(self.field(&header::HOST)).to_ascii_lowercase()),
@@ -76,7 +76,7 @@ impl<'c> Scope<'c> {
             Var::Params => Value::Params(self.request.uri.query().unwrap_or_default()),
             Var::UserAgent => field(&self.request.headers, "user-agent", fuel)?,
             Var::Size => Value::Int(self.size()),
-            Var::Time => Value::Timestamp(Timestamp::try_from(self.now).map_err(|_| Trouble::Range)?),
+            Var::Time => Value::Timestamp(Timestamp::try_from(self.now).map_err(|_| EvalError::Range)?),
             Var::Client => Value::text(self.client.get_or_init(|| self.address().to_string())),
             Var::ClientNetwork => Value::text(self.network.get_or_init(|| match self.address() {
                 IpAddr::V4(v4) => format!("{v4}/32"),
@@ -120,12 +120,12 @@ impl<'c> Scope<'c> {
         self.request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// Cloudflare's word counts where it is Cloudflare who says who the client is.
+    /// CF-IPCountry is trusted only if the client address came from Cloudflare, and only if the field occurs once.
     fn country(&self) -> &str {
-        let cloudflares = self.facts.get::<ClientAddress>().is_some_and(|client| client.source == "cf-connecting-ip");
+        let from_cloudflare = self.facts.get::<ClientAddress>().is_some_and(|client| client.source == "cf-connecting-ip");
         let mut values = self.request.headers.get_all("cf-ipcountry").iter();
         match (values.next(), values.next()) {
-            (Some(one), None) if cloudflares => one.to_str().unwrap_or_default(),
+            (Some(one), None) if from_cloudflare => one.to_str().unwrap_or_default(),
             _ => "",
         }
     }
@@ -134,7 +134,7 @@ impl<'c> Scope<'c> {
         match self.request.headers.get(header::CONTENT_LENGTH) {
             Some(length) => length.to_str().ok().and_then(|text| text.parse().ok()).unwrap_or(i64::MAX),
             None if self.request.headers.contains_key(header::TRANSFER_ENCODING) => -1,
-            // An HTTP/2 request need not announce what comes, and may send nothing.
+            // An HTTP/2 request may have a body without announcing its length.
             None if self.request.version == http::Version::HTTP_2 => -1,
             None => 0,
         }
@@ -149,17 +149,16 @@ fn target(request: &RequestHeader) -> &str {
     request.uri.path_and_query().map_or("", |target| target.as_str())
 }
 
-/// Whether there is nothing to decode.
+/// Whether the target contains nothing to decode or convert.
 fn is_plain(target: &str) -> bool {
     !target.bytes().any(|b| matches!(b, b'%' | b'+' | b'\\') || b.is_ascii_uppercase() || !b.is_ascii())
 }
 
-/// Path and query in the one form that is left when every layer of encoding is off. `None`: there are more layers than
-/// anybody means.
+/// Path and query after removing all encoding layers, in lower case. `None`: more than [`LAYERS_MAX`] layers.
 fn decoded(target: &str) -> Option<String> {
     let mut bytes = target.replace('+', " ").into_bytes();
     for _ in 0..LAYERS_MAX {
-        let next = one_layer(&bytes);
+        let next = decode_layer(&bytes);
         if next == bytes {
             let mut text = String::from_utf8_lossy(&bytes).into_owned();
             text.make_ascii_lowercase();
@@ -170,9 +169,8 @@ fn decoded(target: &str) -> Option<String> {
     None
 }
 
-/// `%xx`; `%uxxxx` as some servers read it; and what stands for ASCII without being it: the full-width forms, and UTF-8 of
-/// more bytes than are needed.
-fn one_layer(bytes: &[u8]) -> Vec<u8> {
+/// Decodes one layer: `%xx`, `%uxxxx` (as some servers do), full-width forms of ASCII, and overlong UTF-8.
+fn decode_layer(bytes: &[u8]) -> Vec<u8> {
     let hex = |digits: Option<&[u8]>| u32::from_str_radix(std::str::from_utf8(digits?).ok()?, 16).ok();
     let mut out = Vec::with_capacity(bytes.len());
     let mut rest = bytes;

@@ -1,8 +1,8 @@
-//! The types that the checker knows, and the tags that `type(…)` returns.
+//! The types of the checker, and the type tags that `type(…)` returns.
 
 use std::fmt;
 
-/// The tag of a value or of a type. `Any` is the tag of a value that is known only when it is there.
+/// The tag of a type. `Any`: the type is known only at evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Null,
@@ -20,7 +20,7 @@ pub enum Kind {
     Any,
 }
 
-/// The types that an expression can name, as CEL writes them.
+/// The type names of CEL that expressions can use.
 const NAMES: &[(&str, Kind)] = &[
     ("null_type", Kind::Null),
     ("bool", Kind::Bool),
@@ -42,20 +42,20 @@ impl Kind {
         NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
     }
 
-    /// Its name in CEL.
+    /// The name in CEL; `dyn` for `Any`.
     pub fn name(self) -> &'static str {
         NAMES.iter().find(|(_, kind)| *kind == self).map_or("dyn", |(name, _)| name)
     }
 }
 
-/// The type of an expression, as far as it is known before a request comes.
+/// The static type of an expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Type {
     /// `true` or `false`
     Bool,
-    /// A whole number of 64 bits with a sign.
+    /// A signed 64-bit integer.
     Int,
-    /// A whole number of 64 bits without a sign.
+    /// An unsigned 64-bit integer.
     Uint,
     /// A floating-point number.
     Double,
@@ -63,9 +63,9 @@ pub enum Type {
     Text,
     /// A sequence of bytes.
     Bytes,
-    /// A list of such values.
+    /// A list with items of this type.
     List(Box<Type>),
-    /// Keys and values of these types.
+    /// A map with keys and values of these types.
     Map(Box<Type>, Box<Type>),
     /// A point in time.
     Timestamp,
@@ -73,19 +73,19 @@ pub enum Type {
     Duration,
     /// A type.
     Type,
-    /// A value from JSON: its type is known when it is there.
+    /// A value from JSON, with a type known only at evaluation.
     Any,
     /// `null`
     Null,
 }
 
 impl Type {
-    /// A map whose keys are text.
-    pub fn fields(values: Type) -> Self {
+    /// A map with text keys.
+    pub fn text_map(values: Type) -> Self {
         Type::Map(Box::new(Type::Text), Box::new(values))
     }
 
-    /// The type of a tag, with members of any type.
+    /// The type of a tag. Items, keys and values are of any type.
     pub fn of_kind(kind: Kind) -> Self {
         match kind {
             Kind::Null => Type::Null,
@@ -104,7 +104,7 @@ impl Type {
         }
     }
 
-    /// Its tag.
+    /// The tag of this type.
     pub fn kind(&self) -> Kind {
         match self {
             Type::Null => Kind::Null,
@@ -123,18 +123,18 @@ impl Type {
         }
     }
 
-    /// Whether such a value can stand where `wanted` is needed.
-    pub fn is_a(&self, wanted: &Type) -> bool {
+    /// Whether a value of this type can be used as `wanted`.
+    pub fn is_assignable_to(&self, wanted: &Type) -> bool {
         match (self, wanted) {
             (Type::Any, _) | (_, Type::Any) => true,
-            (Type::List(a), Type::List(b)) => a.is_a(b),
-            (Type::Map(a, x), Type::Map(b, y)) => a.is_a(b) && x.is_a(y),
+            (Type::List(a), Type::List(b)) => a.is_assignable_to(b),
+            (Type::Map(a, x), Type::Map(b, y)) => a.is_assignable_to(b) && x.is_assignable_to(y),
             _ => self == wanted,
         }
     }
 
-    /// The type of a value that has one of two types.
-    pub fn or(self, other: Type) -> Type {
+    /// The common type of two alternatives; `Any` if they differ.
+    pub fn common(self, other: Type) -> Type {
         if self == other { self } else { Type::Any }
     }
 
@@ -143,17 +143,17 @@ impl Type {
         !matches!(self, Type::List(_) | Type::Map(..) | Type::Null | Type::Type)
     }
 
-    /// Whether it is, or may be, a number.
+    /// Whether the value is a number, or may be one.
     pub fn is_number(&self) -> bool {
         matches!(self, Type::Int | Type::Uint | Type::Double | Type::Any)
     }
 
-    /// Whether it can be the key of a map.
+    /// Whether the value can be a key of a map.
     pub fn is_key(&self) -> bool {
         matches!(self, Type::Int | Type::Uint | Type::Text | Type::Bool | Type::Any)
     }
 
-    /// Whether a value of this type can be equal to one of the other.
+    /// Whether a value of this type can equal a value of the other.
     pub fn can_equal(&self, other: &Type) -> bool {
         match (self, other) {
             (Type::Any, _) | (_, Type::Any) => true,
@@ -168,10 +168,10 @@ impl Type {
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Type::Bool => "true or false",
-            Type::Int => "a whole number",
-            Type::Uint => "an unsigned number",
-            Type::Double => "a number",
+            Type::Bool => "a boolean",
+            Type::Int => "an integer",
+            Type::Uint => "an unsigned integer",
+            Type::Double => "a floating-point number",
             Type::Text => "text",
             Type::Bytes => "bytes",
             Type::List(_) => "a list",

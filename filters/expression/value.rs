@@ -1,4 +1,4 @@
-//! Values during an evaluation. Most of them borrow from the request.
+//! Values during an evaluation. Most of them borrow from the request or the expression.
 
 use std::sync::Arc;
 
@@ -6,30 +6,30 @@ use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value as Json};
 
-use super::fuel::{Fuel, Trouble};
+use super::fuel::{EvalError, Fuel};
 use super::types::Kind;
 
-/// A text of the request or of the expression, or one that was made. Its copy copies no bytes.
+/// A borrowed or shared text. Cloning it copies no bytes.
 #[derive(Clone, Debug)]
 pub enum Text<'v> {
-    Seen(&'v str),
-    Made(Arc<str>),
+    Borrowed(&'v str),
+    Shared(Arc<str>),
 }
 
 impl std::ops::Deref for Text<'_> {
     type Target = str;
     fn deref(&self) -> &str {
         match self {
-            Text::Seen(text) => text,
-            Text::Made(text) => text,
+            Text::Borrowed(text) => text,
+            Text::Shared(text) => text,
         }
     }
 }
 
-/// The entries of a map that an expression has made, in the order in which they were written.
+/// The entries of a map that an expression has created, in source order.
 pub type Entries<'v> = Vec<(Value<'v>, Value<'v>)>;
 
-/// A value. Its copy is cheap.
+/// A value. Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub enum Value<'v> {
     Null,
@@ -45,20 +45,20 @@ pub enum Value<'v> {
     Duration(SignedDuration),
     Type(Kind),
     Headers(&'v HeaderMap),
-    /// A query.
+    /// The parameters of a query, undecoded.
     Params(&'v str),
     Claims(&'v Map<String, Json>),
-    /// A list or an object of a claim.
+    /// A list or an object inside a claim.
     Json(&'v Json),
 }
 
 impl<'v> Value<'v> {
     pub fn text(text: &'v str) -> Self {
-        Value::Text(Text::Seen(text))
+        Value::Text(Text::Borrowed(text))
     }
 
     pub fn owned(text: String) -> Self {
-        Value::Text(Text::Made(text.into()))
+        Value::Text(Text::Shared(text.into()))
     }
 
     pub fn list(items: Vec<Value<'v>>) -> Self {
@@ -98,27 +98,27 @@ impl<'v> Value<'v> {
         }
     }
 
-    pub fn truth(&self) -> Result<bool, Trouble> {
-        if let Value::Bool(truth) = self { Ok(*truth) } else { Err(Trouble::Type) }
+    pub fn as_bool(&self) -> Result<bool, EvalError> {
+        if let Value::Bool(truth) = self { Ok(*truth) } else { Err(EvalError::Type) }
     }
 
-    pub fn whole(&self) -> Result<i64, Trouble> {
-        if let Value::Int(number) = self { Ok(*number) } else { Err(Trouble::Type) }
+    pub fn as_int(&self) -> Result<i64, EvalError> {
+        if let Value::Int(number) = self { Ok(*number) } else { Err(EvalError::Type) }
     }
 
-    pub fn as_text(&self) -> Result<&str, Trouble> {
-        if let Value::Text(text) = self { Ok(text) } else { Err(Trouble::Type) }
+    pub fn as_text(&self) -> Result<&str, EvalError> {
+        if let Value::Text(text) = self { Ok(text) } else { Err(EvalError::Type) }
     }
 
-    /// The items of a list.
-    pub fn items(&self, fuel: &mut Fuel) -> Result<Arc<Vec<Value<'v>>>, Trouble> {
+    /// The items of a list. An error for other values.
+    pub fn items(&self, fuel: &mut Fuel) -> Result<Arc<Vec<Value<'v>>>, EvalError> {
         match self {
             Value::List(items) => Ok(Arc::clone(items)),
             Value::Json(Json::Array(items)) => {
                 fuel.burn(items.len())?;
                 Ok(Arc::new(items.iter().map(Value::json).collect()))
             }
-            _ => Err(Trouble::Type),
+            _ => Err(EvalError::Type),
         }
     }
 
@@ -131,7 +131,7 @@ impl<'v> Value<'v> {
         }
     }
 
-    /// One item of a list.
+    /// An item of a list.
     pub fn item(&self, index: usize) -> Option<Value<'v>> {
         match self {
             Value::List(items) => items.get(index).cloned(),

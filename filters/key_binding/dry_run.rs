@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Confirm, KeyBinding, Verdict};
 use crate::contract::{Binding, Key, RequestCx, Rule, StoreError, Trace};
-use crate::rate_limit::subject::client_network;
+use crate::limiting::client_network;
 
 impl KeyBinding {
     /// The verdict that the key would get, and why in the [`Trace`].
@@ -48,7 +48,7 @@ impl KeyBinding {
         if !self.config.enrols(now) {
             return (Verdict::Unknown, "not bound; a first use binds no key (`enrol`)".to_owned());
         }
-        let brought = self.new_keys.look(self.new_keys.slot(&client_network(client)), self.new_keys_quota, cx.now.instant);
+        let brought = self.new_keys.peek(self.new_keys.slot(&client_network(client)), self.new_keys_quota, cx.now.instant);
         if !brought.allowed {
             return (Verdict::TooMany(brought.retry_in), "not bound; this client has used too many new keys".to_owned());
         }

@@ -64,12 +64,10 @@ use prometheus::IntCounter;
 use crate::contract::{
     Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyForm, KeyHasher, KeyReader, KeySource, Leash,
     Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx, failure,
-    key_bytes_bound,
+    is_event_stream, key_bytes_bound,
 };
-use crate::rate_limit::ceil_s;
-use crate::rate_limit::gcra::Table;
-use crate::rate_limit::subject::client_network;
-use crate::sse_keepalive::is_event_stream;
+use crate::limiting::gcra::GcraTable;
+use crate::limiting::{ceil_s, client_network};
 pub use config::{Config, Confirm, Enrol, FirstRule, OnBan, OnMissing, OnStoreFailure};
 
 const USER_AGENT_BYTES_MAX: usize = 256;
@@ -86,7 +84,7 @@ pub struct KeyBinding {
     hasher: KeyHasher,
     bindings: Arc<dyn Bindings>,
     /// First uses by client.
-    new_keys: Arc<Table>,
+    new_keys: Arc<GcraTable>,
     new_keys_quota: Quota,
     store_failures: IntCounter,
 }
@@ -129,7 +127,7 @@ impl Filter for KeyBinding {
             hasher: site.ports.hasher.clone(),
             bindings: Arc::clone(&site.ports.bindings),
             // One for all places: several chains are no way to more.
-            new_keys: site.keep("key_binding.new_keys", || Table::new(NEW_KEYS_CLIENTS_MAX)),
+            new_keys: site.keep("key_binding.new_keys", || GcraTable::new(NEW_KEYS_CLIENTS_MAX)),
             new_keys_quota: Quota::new(config.new_keys_per_client.interval(), config.new_keys_per_client.count),
             store_failures: site.counter(
                 "binding_store_failures_total",

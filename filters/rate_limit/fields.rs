@@ -1,17 +1,17 @@
-//! What answers say of limits.
+//! The response fields that describe limits. It writes headers and counts nothing.
 
 use http::{HeaderName, HeaderValue};
 use pingora_http::ResponseHeader;
 
-use super::ceil_s;
-use super::policy::Policy;
+use super::policy::LimitPolicy;
 use crate::contract::{Outcome, Result, failure};
+use crate::limiting::ceil_s;
 
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// `RateLimit-Policy` and `RateLimit` as structured fields: one member of each for each limit.
-pub fn ietf(response: &mut ResponseHeader, policy: &Policy, outcome: Outcome) -> Result<()> {
+/// Adds `RateLimit-Policy` and `RateLimit` as structured fields, one member of each per limit.
+pub fn ietf(response: &mut ResponseHeader, policy: &LimitPolicy, outcome: Outcome) -> Result<()> {
     let mut state = String::with_capacity(policy.name.len() + 32);
     let mut digits = itoa::Buffer::new();
     state.extend(["\"", &policy.name, "\";r=", digits.format(outcome.remaining)]);
@@ -22,9 +22,9 @@ pub fn ietf(response: &mut ResponseHeader, policy: &Policy, outcome: Outcome) ->
     Ok(())
 }
 
-/// `x-ratelimit-limit-requests`, `-remaining-requests` and `-reset-requests`, as OpenAI's API has them. What the
-/// upstream says of its own limits gives way: the client meets ours.
-pub fn openai(response: &mut ResponseHeader, policy: &Policy, outcome: Outcome) -> Result<()> {
+/// Sets `x-ratelimit-limit-requests`, `-remaining-requests` and `-reset-requests` in the format of OpenAI's API. They
+/// replace the upstream's own fields, because the client is limited by this filter.
+pub fn openai(response: &mut ResponseHeader, policy: &LimitPolicy, outcome: Outcome) -> Result<()> {
     let reset = humantime::format_duration(std::time::Duration::from_secs(ceil_s(outcome.full_in))).to_string().replace(' ', "");
     for (name, value) in [
         ("x-ratelimit-limit-requests", policy.most.to_string()),

@@ -1,9 +1,7 @@
 //! # rate_limit
 //!
-//! Limits how often, exactly (GCRA), per key, client address, route, header or claim, or a combination of them.
-//! Past the limit the client gets a 429 with `Retry-After`; every answer carries `RateLimit-Policy` and `RateLimit`
-//! (IETF httpapi, draft-ietf-httpapi-ratelimit-headers). In `RateLimit`, `r` is how many requests are left, and `t`
-//! after how many seconds there are more; after a refusal it is `Retry-After`.
+//! Limits the rate of requests per key, client address, route, header or claim, or per combination of them. Counting is
+//! exact (GCRA). A request over the limit gets 429 with `Retry-After`.
 //!
 //! ```yaml
 //! rate_limit:
@@ -16,51 +14,63 @@
 //!     - {name: shared-out, per: [client, key], limit: 60/min, block_for: 5m}
 //! ```
 //!
-//! `burst` is how many may come at once; without it, all of the count. The limits of one item hold
-//! together: a request that one of them refuses uses up nothing of the others.
-//! A request without the key, header or claim that is counted is counted by its client address instead.
-//! Clients are counted by `ipv4_prefix` (32) and `ipv6_prefix` (64). Counts survive a reload; a new limit holds for the next request.
+//! **Several limits.** The limits under `and` apply together with the first one. A request must be within all of them. A
+//! request that one limit refuses uses nothing of the others.
 //!
-//! With `window: calendar` a limit per minute, hour, day, week or month is used up and comes back when the next one
-//! begins, in UTC or in `time_zone` (`Europe/Berlin`; the time zone database is a part of the program). `block_for` refuses whoever passed the limit for that long. `cost` is how much each request counts: a
-//! number, or an expression that comes to one, such as `'request.path.startsWith("/v1/images") ? 5 : 1'` (the language is
-//! that of `rules`); what comes to 0 is not counted, what comes to nothing or less than 0 counts 1. A limit with `chosen: true` counts only requests for which a rule has
-//! chosen it by its name. One with `shadow: true` counts and refuses nobody; so does the whole filter.
+//! **Burst.** `burst` is the number of requests that may arrive at once. Default: the count of `limit`.
 //!
-//! With `scope: shared` replicas count together, in Redis, one round trip for all limits of the item: they let through
-//! what one would. When Redis is away, `on_store_failure` says what then: each replica counts by itself (`local`),
-//! requests pass (`allow`), or get 503 (`deny`).
+//! **Subjects.** A request without the key, header or claim is counted by its client address instead. Client addresses
+//! are grouped by `ipv4_prefix` (default 32) and `ipv6_prefix` (default 64). Counts survive a reload. A changed limit
+//! applies to the next request.
 //!
-//! Memory is bounded by `entries_max` (about 50 bytes each): past it, those who have used least of
-//! their limit are forgotten first.
+//! **Calendar windows.** With `window: calendar` the whole quota is restored when the next second, minute, hour, day, week
+//! or month begins, in UTC or in `time_zone` (such as `Europe/Berlin`). The time zone database is part of the program.
+//!
+//! **Blocking.** With `block_for` a subject that exceeds the limit is refused for that time.
+//!
+//! **Cost.** `cost` is the amount that a request counts. It is a number or an expression that returns one, in the language
+//! of `rules`: `'request.path.startsWith("/v1/images") ? 5 : 1'`. A request with cost 0 is not counted. A result above
+//! the burst counts as the burst. If the expression fails or returns a negative number, the cost is 1.
+//!
+//! **Chosen limits.** A limit with `chosen: true` counts only requests for which a rule of `rules` names it (`limit`).
+//!
+//! **Shadow mode.** A limit with `shadow: true` counts and refuses no request. The whole filter can also be in shadow mode.
+//!
+//! **Replicas.** With `scope: shared` all replicas share their counts in Redis, with one round trip for all limits of the
+//! filter. Together they admit as many requests as one replica would. If Redis is unavailable, `on_store_failure` decides:
+//! each replica counts on its own (`local`), requests pass uncounted (`allow`), or requests get 503 (`deny`).
+//!
+//! **Response fields.** Every response carries `RateLimit-Policy` and `RateLimit`
+//! (draft-ietf-httpapi-ratelimit-headers), except for limits in shadow mode. In `RateLimit`, `r` is the number of requests
+//! left and `t` the seconds until more are available. After a refusal `t` equals `Retry-After`.
+//!
+//! **Memory.** Each limit remembers at most `entries_max` subjects, about 50 bytes each. Past that number, the subjects
+//! that have used least of their limit are evicted first.
 
-pub mod calendar;
 mod config;
 mod fields;
-pub mod gcra;
 mod policy;
-pub mod subject;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus::IntCounter;
 
 use crate::contract::{
     Counters, Filter, Flow, Hooks, Invalid, Outcome, Problem, Reply, RequestCx, ResponseCx, Result, Site, StoreError, Trace,
 };
-pub use config::{Config, Cost, Limit, OnStoreFailure, Scope, Window};
-use policy::{Policy, Slot};
+use crate::limiting::{ClientPrefixes, CountScope, CountsFailurePolicy, ceil_s, shared_counts_unavailable};
+pub use config::{LimitConfig, RateLimitConfig, RequestCost, WindowType};
+use policy::{LimitPolicy, PolicySlot};
 
 const ENTRIES_DEFAULT: usize = 250_000;
 const LIMITS_MAX: usize = 8;
 
 /// The compiled filter.
 pub struct RateLimit {
-    policies: Vec<Policy>,
-    /// Where replicas count together.
+    policies: Vec<LimitPolicy>,
+    /// Counts shared with other replicas. `None`: `scope: local`.
     shared: Option<Arc<dyn Counters>>,
-    on_store_failure: OnStoreFailure,
+    on_store_failure: CountsFailurePolicy,
     openai_fields: bool,
     store_failures: IntCounter,
 }
@@ -69,39 +79,39 @@ impl Filter for RateLimit {
     const NAME: &'static str = "rate_limit";
     const HOOKS: Hooks = Hooks { request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("mod.rs");
-    type Config = Config;
-    /// What came of each limit that was asked, in order.
-    type State = Vec<Asked>;
+    type Config = RateLimitConfig;
+    /// The outcome of each limit that was checked, in order.
+    type State = Vec<LimitOutcome>;
 
-    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: RateLimitConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.and.len() >= LIMITS_MAX {
-            return Err(Invalid::new(format!("at most {LIMITS_MAX} limits hold together")).at("and"));
+            return Err(Invalid::new(format!("a `rate_limit` filter has at most {LIMITS_MAX} limits; use a second filter")).at("and"));
         }
         let entries_max = config.entries_max.unwrap_or(ENTRIES_DEFAULT);
         if !(1000..=100_000_000).contains(&entries_max) {
             return Err(Invalid::new("must be between 1000 and 100000000").at("entries_max"));
         }
         let subjects = std::iter::once(&config.per).chain(config.and.iter().map(|limit| &limit.per));
-        let prefixes = subject::Prefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, subjects)?;
-        let Config { name, per, limit, burst, window, time_zone, cost, block_for, chosen, .. } = config;
-        let first = Limit { name, per, limit, burst, window, time_zone, cost, block_for, chosen, shadow: false };
-        let together = config.scope == Scope::Shared;
-        let mut policies = vec![Policy::compile(first, prefixes, entries_max, together, site)?];
+        let prefixes = ClientPrefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, subjects)?;
+        let RateLimitConfig { name, per, limit, burst, window, time_zone, cost, block_for, chosen, .. } = config;
+        let first = LimitConfig { name, per, limit, burst, window, time_zone, cost, block_for, chosen, shadow: false };
+        let is_shared = config.scope == CountScope::Shared;
+        let mut policies = vec![LimitPolicy::compile(first, prefixes, entries_max, is_shared, site)?];
         for (index, limit) in config.and.into_iter().enumerate() {
-            let wrong = |e: Invalid| e.index(index).at("and");
-            let policy = Policy::compile(limit, prefixes, entries_max, together, site).map_err(wrong)?;
+            let in_list = |e: Invalid| e.index(index).at("and");
+            let policy = LimitPolicy::compile(limit, prefixes, entries_max, is_shared, site).map_err(in_list)?;
             if policies.iter().any(|other| other.name == policy.name) {
-                return Err(wrong(Invalid::new(format!("two limits are named `{}`; give one a `name`", policy.name))));
+                return Err(in_list(Invalid::new(format!("two limits are named `{}`; set a different `name`", policy.name))));
             }
             policies.push(policy);
         }
-        if config.on_store_failure.is_some() && config.scope == Scope::Local {
-            return Err(Invalid::new("goes with `scope: shared` only").at("on_store_failure"));
+        if config.on_store_failure.is_some() && config.scope == CountScope::Local {
+            return Err(Invalid::new("requires `scope: shared`").at("on_store_failure"));
         }
         let on_store_failure = config.on_store_failure.unwrap_or_default();
         let shared = match config.scope {
-            Scope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
-            Scope::Local => None,
+            CountScope::Shared => Some(site.counters().map_err(|invalid| invalid.at("scope"))?),
+            CountScope::Local => None,
         };
         Ok(Self {
             policies,
@@ -110,55 +120,55 @@ impl Filter for RateLimit {
             openai_fields: config.openai_fields,
             store_failures: site.counter(
                 "rate_limit_store_failures_total",
-                "Requests whose shared counts could not be reached, by what was done.",
+                "Requests for which the shared counts were unreachable, by the action taken.",
                 ("outcome", on_store_failure.as_str()),
             ),
         })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, asked: &mut Vec<Asked>) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, outcomes: &mut Vec<LimitOutcome>) -> Result<Flow> {
         if cx.is_dry_run() {
-            return Ok(self.foresee(cx).await);
+            return Ok(self.dry_run(cx).await);
         }
         let refused_by = match &self.shared {
-            Some(shared) => match self.count_together(&**shared, cx).await {
+            Some(shared) => match self.count_shared(&**shared, cx).await {
                 Ok(all) => {
-                    *asked = all;
-                    asked.iter().find(|one| self.refuses(one)).copied()
+                    *outcomes = all;
+                    outcomes.iter().find(|one| self.refuses(one)).copied()
                 }
                 Err(_) => {
                     self.store_failures.inc();
                     match self.on_store_failure {
-                        OnStoreFailure::Local => self.count(cx, asked),
-                        OnStoreFailure::Allow => {
+                        CountsFailurePolicy::Local => self.count_local(cx, outcomes),
+                        CountsFailurePolicy::Allow => {
                             cx.facts.let_through(Self::NAME);
                             None
                         }
-                        OnStoreFailure::Deny => return Ok(away().into()),
+                        CountsFailurePolicy::Deny => return Ok(shared_counts_unavailable().into()),
                     }
                 }
             },
-            None => self.count(cx, asked),
+            None => self.count_local(cx, outcomes),
         };
-        for (policy, Asked { outcome, .. }) in self.told(asked) {
-            policy.tell(outcome.allowed, cx.shadow);
+        for (policy, one) in self.with_policies(outcomes) {
+            policy.count_outcome(one.outcome.allowed, cx.shadow);
         }
-        self.note(refused_by, asked, cx);
-        self.trace(asked, cx);
+        self.record_usage(refused_by, outcomes, cx);
+        self.trace(outcomes, cx);
         match refused_by.and_then(|one| Some((self.policies.get(one.policy)?, one.outcome))) {
             Some((policy, outcome)) => Ok(refusal(policy, outcome).into()),
             None => Ok(Flow::Continue),
         }
     }
 
-    fn response(&self, cx: &mut ResponseCx<'_>, asked: &mut Vec<Asked>) -> Result<()> {
-        // What refuses nobody is nobody's to pace himself by.
-        let told = || self.told(asked).filter(|(policy, _)| !policy.shadow);
-        for (policy, one) in told() {
+    fn response(&self, cx: &mut ResponseCx<'_>, outcomes: &mut Vec<LimitOutcome>) -> Result<()> {
+        // Clients must not pace themselves by a limit that refuses nothing.
+        let enforced = || self.with_policies(outcomes).filter(|(policy, _)| !policy.shadow);
+        for (policy, one) in enforced() {
             fields::ietf(cx.response, policy, one.outcome)?;
         }
         if self.openai_fields {
-            let tightest = told().min_by_key(|(_, one)| (one.outcome.allowed, one.outcome.remaining));
+            let tightest = enforced().min_by_key(|(_, one)| (one.outcome.allowed, one.outcome.remaining));
             if let Some((policy, one)) = tightest {
                 fields::openai(cx.response, policy, one.outcome)?;
             }
@@ -167,87 +177,91 @@ impl Filter for RateLimit {
     }
 }
 
-/// What came of one limit that was asked.
+/// The outcome of one limit for one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct LimitOutcome {
+    /// Index into `RateLimit::policies`.
     policy: usize,
     cost: u32,
     outcome: Outcome,
 }
 
 impl RateLimit {
-    /// What would come of a request. Counts nothing.
-    async fn foresee(&self, cx: &mut RequestCx<'_>) -> Flow {
-        let mut asked = Vec::new();
+    /// The decision on a request without counting it.
+    async fn dry_run(&self, cx: &mut RequestCx<'_>) -> Flow {
+        let mut outcomes = Vec::new();
         let costs: Vec<_> = self.costs(cx).collect();
         for (index, policy, cost) in costs {
-            match policy.look(cost, self.shared.as_ref(), cx).await {
-                Ok(outcome) => asked.push(Asked { policy: index, cost, outcome }),
-                Err(_) if self.on_store_failure == OnStoreFailure::Deny => return away().into(),
+            match policy.peek(cost, self.shared.as_ref(), cx).await {
+                Ok(outcome) => outcomes.push(LimitOutcome { policy: index, cost, outcome }),
+                Err(_) if self.on_store_failure == CountsFailurePolicy::Deny => return shared_counts_unavailable().into(),
                 Err(_) => {
                     cx.facts.let_through(Self::NAME);
                     return Flow::Continue;
                 }
             }
         }
-        self.trace(&asked, cx);
-        let refused_by = asked.iter().find(|one| self.refuses(one));
+        self.trace(&outcomes, cx);
+        let refused_by = outcomes.iter().find(|one| self.refuses(one));
         match refused_by.and_then(|one| Some((self.policies.get(one.policy)?, one.outcome))) {
             Some((policy, outcome)) => refusal(policy, outcome).into(),
             None => Flow::Continue,
         }
     }
 
-    fn trace(&self, asked: &[Asked], cx: &mut RequestCx<'_>) {
+    fn trace(&self, outcomes: &[LimitOutcome], cx: &mut RequestCx<'_>) {
         if cx.facts.get::<Trace>().is_some() {
-            let said: Vec<String> = self.told(asked).map(|(policy, one)| policy.says(one.cost, one.outcome, cx)).collect();
-            cx.facts.get_mut::<Trace>().into_iter().for_each(|trace| trace.0.extend(said.iter().cloned()));
+            let lines: Vec<String> =
+                self.with_policies(outcomes).map(|(policy, one)| policy.trace_line(one.cost, one.outcome, cx)).collect();
+            cx.facts.get_mut::<Trace>().into_iter().for_each(|trace| trace.0.extend(lines.iter().cloned()));
         }
     }
 
-    fn refuses(&self, one: &Asked) -> bool {
+    fn refuses(&self, one: &LimitOutcome) -> bool {
         !one.outcome.allowed && self.policies.get(one.policy).is_some_and(|policy| !policy.shadow)
     }
 
-    /// Each limit that was asked, with what came of it.
-    fn told<'s>(&'s self, asked: &'s [Asked]) -> impl Iterator<Item = (&'s Policy, &'s Asked)> {
-        asked.iter().filter_map(|one| Some((self.policies.get(one.policy)?, one)))
+    /// Each outcome with its limit.
+    fn with_policies<'s>(&'s self, outcomes: &'s [LimitOutcome]) -> impl Iterator<Item = (&'s LimitPolicy, &'s LimitOutcome)> {
+        outcomes.iter().filter_map(|one| Some((self.policies.get(one.policy)?, one)))
     }
 
-    /// Lets operators see who is near or over a limit. What a refused request had used of the others it has got back.
-    fn note(&self, refused_by: Option<Asked>, asked: &[Asked], cx: &RequestCx<'_>) {
-        for (policy, one) in self.told(asked) {
+    /// Reports subjects near or over a limit to operators. Limits that admitted a refused request are skipped: their
+    /// usage was refunded.
+    fn record_usage(&self, refused_by: Option<LimitOutcome>, outcomes: &[LimitOutcome], cx: &RequestCx<'_>) {
+        for (policy, one) in self.with_policies(outcomes) {
             if refused_by.is_none() || !one.outcome.allowed {
-                policy.note(&one.outcome, self.shared.as_ref(), cx);
+                policy.record_usage(&one.outcome, self.shared.as_ref(), cx);
             }
         }
     }
 
-    /// The limits that this request counts on, and how much.
-    fn costs<'s>(&'s self, cx: &'s RequestCx<'_>) -> impl Iterator<Item = (usize, &'s Policy, u32)> {
+    /// The limits that count this request: index, limit and cost.
+    fn costs<'s>(&'s self, cx: &'s RequestCx<'_>) -> impl Iterator<Item = (usize, &'s LimitPolicy, u32)> {
         let each = self.policies.iter().enumerate().map(|(index, policy)| (index, policy, policy.cost(cx)));
         each.filter(|(_, _, cost)| *cost > 0)
     }
 
-    /// Counts with the other replicas.
-    async fn count_together(&self, shared: &dyn Counters, cx: &RequestCx<'_>) -> Result<Vec<Asked>, StoreError> {
+    /// Counts a request on all limits in Redis, in one step.
+    async fn count_shared(&self, shared: &dyn Counters, cx: &RequestCx<'_>) -> Result<Vec<LimitOutcome>, StoreError> {
         let (places, hits): (Vec<(usize, u32)>, Vec<_>) =
             self.costs(cx).map(|(index, policy, cost)| ((index, cost), policy.hit(cost, cx))).unzip();
         if hits.is_empty() {
             return Ok(Vec::new());
         }
         let outcomes = shared.hit(hits).await?;
-        Ok(places.into_iter().zip(outcomes).map(|((policy, cost), outcome)| Asked { policy, cost, outcome }).collect())
+        Ok(places.into_iter().zip(outcomes).map(|((policy, cost), outcome)| LimitOutcome { policy, cost, outcome }).collect())
     }
 
-    /// Counts in this process. The limit that refuses, if one does.
-    fn count(&self, cx: &RequestCx<'_>, asked: &mut Vec<Asked>) -> Option<Asked> {
-        asked.reserve_exact(self.policies.len());
-        let mut slots: Vec<(&Policy, Slot)> = Vec::with_capacity(self.policies.len());
+    /// Counts a request in this process and returns the outcome that refuses it, if any. A refused request is refunded on
+    /// the limits before.
+    fn count_local(&self, cx: &RequestCx<'_>, outcomes: &mut Vec<LimitOutcome>) -> Option<LimitOutcome> {
+        outcomes.reserve_exact(self.policies.len());
+        let mut slots: Vec<(&LimitPolicy, PolicySlot)> = Vec::with_capacity(self.policies.len());
         for (index, policy, cost) in self.costs(cx) {
             let slot = policy.slot(cost, cx);
-            let one = Asked { policy: index, cost, outcome: policy.count(&slot, cx) };
-            asked.push(one);
+            let one = LimitOutcome { policy: index, cost, outcome: policy.count(&slot, cx) };
+            outcomes.push(one);
             if self.refuses(&one) {
                 slots.iter().for_each(|(policy, slot)| policy.refund(slot));
                 return Some(one);
@@ -260,28 +274,16 @@ impl RateLimit {
     }
 }
 
-fn refusal(policy: &Policy, outcome: Outcome) -> Reply {
+fn refusal(policy: &LimitPolicy, outcome: Outcome) -> Reply {
     let retry_after_s = ceil_s(outcome.retry_in).max(1);
     Reply::new(
         Problem::RateLimited,
         "rate_limit_exceeded",
         "limit",
-        format!("Rate limit `{}` reached. Try again in {retry_after_s}s.", policy.name),
+        format!("Rate limit `{}` exceeded. Retry after {retry_after_s} s.", policy.name),
     )
     .detail(format!("limit `{}`", policy.name))
     .header(http::header::RETRY_AFTER, http::HeaderValue::from(retry_after_s))
-}
-
-/// Shared counts cannot be reached, and nobody is to pass uncounted.
-pub fn away() -> Reply {
-    let message = "How often you may ask cannot be looked up at the moment. Try again in a second.";
-    Reply::new(Problem::Unavailable, "limits_unavailable", "store", message)
-        .header(http::header::RETRY_AFTER, http::HeaderValue::from_static("1"))
-}
-
-/// In whole seconds, rounded up: a header field has no fractions.
-pub fn ceil_s(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 #[cfg(test)]

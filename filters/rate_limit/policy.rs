@@ -1,4 +1,4 @@
-//! One limit: what it counts, how, and where in this process.
+//! One compiled limit of `rate_limit`: its subject, its cost and its counts. It does not decide on a request as a whole.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,109 +7,108 @@ use http::HeaderValue;
 use jiff::tz::TimeZone;
 use prometheus::IntCounter;
 
-use super::calendar::{self, Unit, Windows};
-use super::config::{Cost, Limit, Window};
-use super::gcra;
-use super::subject::{Prefixes, Subject, Things};
+use super::config::{LimitConfig, RequestCost, WindowType};
 use crate::contract::{
     About, BoxFuture, Chosen, Counted, Counters, Hit, InForce, Invalid, Measure, Near, Now, Outcome, Quota, Rate, RequestCx, Site,
-    Standing, StoreError,
+    Standing, StoreError, check_name,
 };
 use crate::expression::{Expression, Scope, Type};
-use crate::rules::word;
+use crate::limiting::calendar::{CalendarUnit, CalendarWindows, WindowTable};
+use crate::limiting::gcra::GcraTable;
+use crate::limiting::{ClientPrefixes, Subject, SubjectReader, ceil_s};
 
-/// How it is counted, and where.
+/// The counting method with its table in this process.
 #[derive(Clone)]
-enum Count {
-    Rolling { quota: Quota, block: Duration, table: Arc<gcra::Table> },
-    Calendar { most: u32, windows: Windows, table: Arc<calendar::Table> },
+enum CountTable {
+    Rolling { quota: Quota, block: Duration, table: Arc<GcraTable> },
+    Calendar { most: u32, windows: CalendarWindows, table: Arc<WindowTable> },
 }
 
 /// A compiled limit.
-pub struct Policy {
-    /// Its name.
+pub struct LimitPolicy {
+    /// The name in response fields, metrics and errors.
     pub name: String,
-    /// How many in its time.
+    /// The count of the rate: requests per period.
     pub most: u32,
     rate: Rate,
-    /// The member of `RateLimit-Policy`, which never changes.
+    /// The member of `RateLimit-Policy`. It is the same for all responses.
     pub field: HeaderValue,
-    /// Refuses nobody.
+    /// Counts without refusing.
     pub shadow: bool,
-    /// Its name among the counts that replicas share.
+    /// The prefix of the names of its counts in Redis, the same on all replicas.
     shared_name: String,
-    /// Where its filter stands.
+    /// The path of its filter in the configuration.
     place: String,
     near: Arc<Near>,
     in_force: Arc<InForce>,
-    subject: Subject,
-    price: Price,
-    /// Counts only where a rule has chosen it.
+    subject: SubjectReader,
+    cost: CompiledCost,
+    /// Counts only requests for which a rule has chosen it.
     chosen: bool,
-    count: Count,
+    count: CountTable,
     allowed: IntCounter,
     refused: IntCounter,
     shadowed: IntCounter,
 }
 
-/// Under which name a request is counted in this process, and how much.
-pub struct Slot {
-    name: u128,
+/// The slot of a request in the table of this process, and its cost.
+pub struct PolicySlot {
+    slot: u128,
     cost: u32,
 }
 
-impl Count {
-    /// How many there are at once, and whether they come back bit by bit.
-    fn at_once(&self) -> (u32, bool) {
+impl CountTable {
+    /// The number of hits that may arrive at once, and whether they are restored continuously.
+    fn capacity(&self) -> (u32, bool) {
         match self {
-            Count::Rolling { quota, .. } => (quota.burst(), true),
-            Count::Calendar { most, .. } => (*most, false),
+            CountTable::Rolling { quota, .. } => (quota.burst(), true),
+            CountTable::Calendar { most, .. } => (*most, false),
         }
     }
 
-    /// For counting with other replicas.
+    /// The counting method for shared counts.
     fn measure(&self, now: Now) -> Measure {
         match self {
-            Count::Rolling { quota, block, .. } => Measure::Rolling { quota: *quota, block: *block },
-            Count::Calendar { most, windows, .. } => {
-                let (number, left) = windows.at(now.wall);
+            CountTable::Rolling { quota, block, .. } => Measure::Rolling { quota: *quota, block: *block },
+            CountTable::Calendar { most, windows, .. } => {
+                let (number, left) = windows.window_at(now.wall);
                 Measure::Window { most: *most, number, left }
             }
         }
     }
 
-    /// The name of something in this process.
-    fn slot(&self, things: &Things) -> u128 {
+    /// The slot of a subject in this process.
+    fn slot(&self, subject: &Subject) -> u128 {
         match self {
-            Count::Rolling { table, .. } => table.slot(things),
-            Count::Calendar { table, .. } => table.slot(things),
+            CountTable::Rolling { table, .. } => table.slot(subject),
+            CountTable::Calendar { table, .. } => table.slot(subject),
         }
     }
 }
 
-/// What somebody has used, here and where replicas count together.
-struct Used {
-    count: Count,
+/// The usage of one subject, in this process and in Redis.
+struct SubjectUsage {
+    count: CountTable,
     slot: u128,
-    /// His name there.
+    /// The shared counts and the subject's name in them; `None`: `scope: local`.
     shared: Option<(Arc<dyn Counters>, String)>,
 }
 
-impl Used {
+impl SubjectUsage {
     fn hit(&self, name: &str, now: Now) -> Hit {
         Hit { name: name.to_owned(), measure: self.count.measure(now), cost: 1, shadow: false }
     }
 }
 
-impl Counted for Used {
+impl Counted for SubjectUsage {
     fn stands(&self, now: Now) -> BoxFuture<'_, Option<Standing>> {
         Box::pin(async move {
             let outcome = match (&self.shared, &self.count) {
                 (Some((shared, name)), _) => shared.look(&self.hit(name, now)).await.ok()?,
-                (None, Count::Rolling { quota, table, .. }) => table.look(self.slot, *quota, now.instant),
-                (None, Count::Calendar { most, windows, table }) => table.look(self.slot, *most, windows.at(now.wall)),
+                (None, CountTable::Rolling { quota, table, .. }) => table.peek(self.slot, *quota, now.instant),
+                (None, CountTable::Calendar { most, windows, table }) => table.peek(self.slot, *most, windows.window_at(now.wall)),
             };
-            let (most, rolling) = self.count.at_once();
+            let (most, rolling) = self.count.capacity();
             Some(Standing::of(&outcome, most, rolling))
         })
     }
@@ -117,11 +116,11 @@ impl Counted for Used {
     fn forget(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
             match &self.count {
-                Count::Rolling { table, .. } => table.forget(self.slot),
-                Count::Calendar { table, .. } => table.forget(self.slot),
+                CountTable::Rolling { table, .. } => table.forget(self.slot),
+                CountTable::Calendar { table, .. } => table.forget(self.slot),
             }
             match &self.shared {
-                // The window that it is now, whichever it was when he was noted.
+                // The current window, not the one in which the usage was recorded.
                 Some((shared, name)) => shared.forget(&self.hit(name, Now::read())).await,
                 None => Ok(()),
             }
@@ -129,71 +128,80 @@ impl Counted for Used {
     }
 }
 
-/// How much a request counts.
-enum Price {
+/// The cost of a request.
+enum CompiledCost {
     Fixed(u32),
-    /// At most as much as there is at once; what comes to nothing is 1.
-    By(Expression, u32),
+    /// The expression and the burst, which is the largest cost. A failed evaluation costs 1.
+    Expression(Expression, u32),
 }
 
 /// The windows of a calendar limit.
-fn windows(rate: Rate, zone: Option<&str>) -> Result<Windows, Invalid> {
-    let units = [Unit::Second, Unit::Minute, Unit::Hour, Unit::Day, Unit::Week, Unit::Month];
+fn calendar_windows(rate: Rate, zone: Option<&str>) -> Result<CalendarWindows, Invalid> {
+    use CalendarUnit::{Day, Hour, Minute, Month, Second, Week};
+    let units = [Second, Minute, Hour, Day, Week, Month];
     let unit = units.into_iter().find(|unit| rate.period == Duration::from_secs(unit.seconds()));
-    let says = "a calendar has seconds, minutes, hours, days, weeks and months: write `1000/day`, say";
-    let unit = unit.ok_or_else(|| Invalid::new(says).at("limit"))?;
+    let message = "a calendar window is one second, minute, hour, day, week or month; write, for example, `1000/day`";
+    let unit = unit.ok_or_else(|| Invalid::new(message).at("limit"))?;
     let named = |name: &str| {
-        let says = || Invalid::new(format!("there is no time zone `{name}`; write a name such as `Europe/Berlin`")).at("time_zone");
-        TimeZone::get(name).map_err(|_| says())
+        let unknown = || Invalid::new(format!("unknown time zone `{name}`; use a name such as `Europe/Berlin`")).at("time_zone");
+        TimeZone::get(name).map_err(|_| unknown())
     };
-    Ok(Windows::new(unit, zone.map(named).transpose()?))
+    Ok(CalendarWindows::new(unit, zone.map(named).transpose()?))
 }
 
-impl Policy {
-    pub fn compile(limit: Limit, prefixes: Prefixes, entries_max: usize, together: bool, site: &Site<'_>) -> Result<Self, Invalid> {
-        let as_it_is = format!("{} {limit:?} {entries_max} {together}", site.place);
-        let (subject, usual_name) = Subject::compile(limit.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
-        let name = limit.name.unwrap_or(usual_name);
-        word(&name, "name").map_err(|invalid| invalid.at("name"))?;
+impl LimitPolicy {
+    pub fn compile(
+        limit: LimitConfig,
+        prefixes: ClientPrefixes,
+        entries_max: usize,
+        is_shared: bool,
+        site: &Site<'_>,
+    ) -> Result<Self, Invalid> {
+        let identity = format!("{} {limit:?} {entries_max} {is_shared}", site.place);
+        let (subject, default_name) =
+            SubjectReader::compile(limit.per, prefixes, &site.ports.hasher).map_err(|invalid| invalid.at("per"))?;
+        let name = limit.name.unwrap_or(default_name);
+        check_name(&name, "name").map_err(|invalid| invalid.at("name"))?;
         if limit.chosen {
             site.offer(&name);
         }
         let (rate, key) = (limit.limit, format!("{} {name} {entries_max}", site.place));
         let burst = limit.burst.unwrap_or(rate.count);
         if burst == 0 {
-            return Err(Invalid::new("0 would let nothing through; it must be at least 1").at("burst"));
+            return Err(Invalid::new("must be at least 1; 0 would refuse every request").at("burst"));
         }
-        let price = match limit.cost {
-            Cost::Fixed(cost) if (1..=burst).contains(&cost) => Price::Fixed(cost),
-            Cost::Fixed(_) => return Err(Invalid::new(format!("must be between 1 and {burst}, which is all there is at once")).at("cost")),
-            Cost::By(source) => {
-                Price::By(Expression::compile(&source, &Type::Int, site.routes).map_err(|invalid| invalid.at("cost"))?, burst)
-            }
+        let cost = match limit.cost {
+            RequestCost::Fixed(cost) if (1..=burst).contains(&cost) => CompiledCost::Fixed(cost),
+            RequestCost::Fixed(_) => return Err(Invalid::new(format!("must be between 1 and the burst, {burst}")).at("cost")),
+            RequestCost::Expression(source) => CompiledCost::Expression(
+                Expression::compile(&source, &Type::Int, site.routes).map_err(|invalid| invalid.at("cost"))?,
+                burst,
+            ),
         };
-        let table = format!("{key} {}", limit.time_zone.as_deref().unwrap_or_default());
+        let table_key = format!("{key} {}", limit.time_zone.as_deref().unwrap_or_default());
         let count = match limit.window {
-            Window::Rolling if limit.time_zone.is_some() => {
-                return Err(Invalid::new("goes with `window: calendar` only").at("time_zone"));
+            WindowType::Rolling if limit.time_zone.is_some() => {
+                return Err(Invalid::new("requires `window: calendar`").at("time_zone"));
             }
-            Window::Rolling => {
+            WindowType::Rolling => {
                 let block = limit.block_for.map_or(Duration::ZERO, |block| block.0);
                 let quota = Quota::new(rate.interval(), burst);
-                Count::Rolling { quota, block, table: site.keep(&key, || gcra::Table::new(entries_max)) }
+                CountTable::Rolling { quota, block, table: site.keep(&key, || GcraTable::new(entries_max)) }
             }
-            Window::Calendar => {
+            WindowType::Calendar => {
                 for (given, name) in [(limit.burst.is_some(), "burst"), (limit.block_for.is_some(), "block_for")] {
                     if given {
-                        return Err(Invalid::new("goes with `window: rolling` only").at(name));
+                        return Err(Invalid::new("requires `window: rolling`").at(name));
                     }
                 }
-                let windows = windows(rate, limit.time_zone.as_deref())?;
-                Count::Calendar { most: rate.count, windows, table: site.keep(&table, || calendar::Table::new(entries_max)) }
+                let windows = calendar_windows(rate, limit.time_zone.as_deref())?;
+                CountTable::Calendar { most: rate.count, windows, table: site.keep(&table_key, || WindowTable::new(entries_max)) }
             }
         };
         let window_s = rate.period.as_secs().max(1);
         let field = HeaderValue::from_str(&format!("\"{name}\";q={};w={window_s}", rate.count));
         let counter = |outcome| {
-            let help = "Requests by limit and outcome; what another limit refused is counted where it was looked at.";
+            let help = "Requests by rate limit and outcome. A request that another limit refused counts on each limit that was checked.";
             site.counter_by("rate_limit_requests_total", help, &[("policy", &name), ("outcome", outcome)])
         };
         Ok(Self {
@@ -204,9 +212,9 @@ impl Policy {
             shared_name: format!("{}:{name}", site.place),
             place: site.place.clone(),
             near: Arc::clone(&site.ports.near),
-            in_force: site.keep(&as_it_is, InForce::default),
+            in_force: site.keep(&identity, InForce::default),
             subject,
-            price,
+            cost,
             chosen: limit.chosen,
             count,
             allowed: counter("allowed"),
@@ -216,92 +224,92 @@ impl Policy {
         })
     }
 
-    /// How much this request counts; 0 where it does not.
+    /// The cost of a request. 0: it is not counted.
     pub fn cost(&self, cx: &RequestCx<'_>) -> u32 {
         if self.chosen && !cx.facts.get::<Chosen>().is_some_and(|chosen| chosen.0.iter().any(|name| **name == *self.name)) {
             return 0;
         }
-        match &self.price {
-            Price::Fixed(cost) => *cost,
-            Price::By(expression, most) => match expression.number(&Scope::new(cx)) {
-                // Less than nothing is no price: a length that is not announced is -1.
+        match &self.cost {
+            CompiledCost::Fixed(cost) => *cost,
+            CompiledCost::Expression(expression, most) => match expression.number(&Scope::new(cx)) {
+                // A negative result is not a cost: `request.size` is -1 if no length is announced.
                 Ok(..0) | Err(_) => 1,
                 Ok(cost) => u32::try_from(cost).unwrap_or(u32::MAX).min(*most),
             },
         }
     }
 
-    /// For counting with other replicas.
+    /// The hit for shared counts.
     pub fn hit(&self, cost: u32, cx: &RequestCx<'_>) -> Hit {
-        let name = self.name_together(&self.subject.things(cx));
+        let name = self.shared_subject_name(&self.subject.subject(cx));
         Hit { name, measure: self.count.measure(cx.now), cost, shadow: self.shadow }
     }
 
-    fn name_together(&self, things: &Things) -> String {
-        format!("{}:{things}", self.shared_name)
+    fn shared_subject_name(&self, subject: &Subject) -> String {
+        format!("{}:{subject}", self.shared_name)
     }
 
-    /// For counting in this process.
-    pub fn slot(&self, cost: u32, cx: &RequestCx<'_>) -> Slot {
-        Slot { name: self.count.slot(&self.subject.things(cx)), cost }
+    /// The slot of a request in this process.
+    pub fn slot(&self, cost: u32, cx: &RequestCx<'_>) -> PolicySlot {
+        PolicySlot { slot: self.count.slot(&self.subject.subject(cx)), cost }
     }
 
-    /// Counts in this process.
-    pub fn count(&self, slot: &Slot, cx: &RequestCx<'_>) -> Outcome {
+    /// Counts a request in this process.
+    pub fn count(&self, slot: &PolicySlot, cx: &RequestCx<'_>) -> Outcome {
         match &self.count {
-            Count::Rolling { quota, block, table } => table.hit(slot.name, *quota, slot.cost, *block, cx.now.instant),
-            Count::Calendar { most, windows, table } => table.hit(slot.name, *most, slot.cost, windows.at(cx.now.wall)),
+            CountTable::Rolling { quota, block, table } => table.hit(slot.slot, *quota, slot.cost, *block, cx.now.instant),
+            CountTable::Calendar { most, windows, table } => table.hit(slot.slot, *most, slot.cost, windows.window_at(cx.now.wall)),
         }
     }
 
-    /// What would come of a request that counts `cost`, here or where replicas count together. Counts nothing.
-    pub async fn look(&self, cost: u32, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) -> Result<Outcome, StoreError> {
+    /// The outcome that a request of `cost` would have, by the shared counts if given. Counts nothing.
+    pub async fn peek(&self, cost: u32, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) -> Result<Outcome, StoreError> {
         let slot = self.slot(cost, cx);
         let now = match (shared, &self.count) {
             (Some(shared), _) => shared.look(&Hit { cost: 1, ..self.hit(cost, cx) }).await?,
-            (None, Count::Rolling { quota, table, .. }) => table.look(slot.name, *quota, cx.now.instant),
-            (None, Count::Calendar { most, windows, table }) => table.look(slot.name, *most, windows.at(cx.now.wall)),
+            (None, CountTable::Rolling { quota, table, .. }) => table.peek(slot.slot, *quota, cx.now.instant),
+            (None, CountTable::Calendar { most, windows, table }) => table.peek(slot.slot, *most, windows.window_at(cx.now.wall)),
         };
         let allowed = now.allowed && cost <= now.remaining;
         Ok(Outcome { allowed, remaining: if allowed { now.remaining - cost } else { 0 }, ..now })
     }
 
-    /// Takes it back.
-    pub fn refund(&self, slot: &Slot) {
+    /// Reverts a hit.
+    pub fn refund(&self, slot: &PolicySlot) {
         match &self.count {
-            Count::Rolling { quota, table, .. } => table.refund(slot.name, *quota, slot.cost),
-            Count::Calendar { table, .. } => table.refund(slot.name, slot.cost),
+            CountTable::Rolling { quota, table, .. } => table.refund(slot.slot, *quota, slot.cost),
+            CountTable::Calendar { table, .. } => table.refund(slot.slot, slot.cost),
         }
     }
 
-    /// Lets operators see who has used up much of it. `shared`: where it was counted, if not here.
-    pub fn note(&self, outcome: &Outcome, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) {
-        let (most, rolling) = self.count.at_once();
+    /// Reports the subject to operators if it is near or over the limit. `shared`: the counts, if not local.
+    pub fn record_usage(&self, outcome: &Outcome, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) {
+        let (most, rolling) = self.count.capacity();
         let standing = Standing { shadow: self.shadow || cx.shadow, ..Standing::of(outcome, most, rolling) };
         if !standing.is_near() {
             return;
         }
-        let things = self.subject.things(cx);
-        self.near.note(&self.in_force, &things, standing, cx.now.instant, || {
-            let shared = shared.map(|shared| (Arc::clone(shared), self.name_together(&things)));
-            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: shared.is_some(), ..things.about() };
-            (about, Arc::new(Used { slot: self.count.slot(&things), count: self.count.clone(), shared }))
+        let subject = self.subject.subject(cx);
+        self.near.note(&self.in_force, &subject, standing, cx.now.instant, || {
+            let shared = shared.map(|shared| (Arc::clone(shared), self.shared_subject_name(&subject)));
+            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: shared.is_some(), ..subject.about() };
+            (about, Arc::new(SubjectUsage { slot: self.count.slot(&subject), count: self.count.clone(), shared }))
         });
     }
 
-    /// For whoever asks what limits a request meets.
-    pub fn says(&self, cost: u32, outcome: Outcome, cx: &RequestCx<'_>) -> String {
-        let subject = self.subject.things(cx);
-        let came_to = match (outcome.allowed, self.shadow) {
+    /// The line of an explanation (`keylatch explain`) for this limit.
+    pub fn trace_line(&self, cost: u32, outcome: Outcome, cx: &RequestCx<'_>) -> String {
+        let subject = self.subject.subject(cx);
+        let result = match (outcome.allowed, self.shadow) {
             (true, _) => format!("{} left", outcome.remaining),
-            (false, true) => "used up (shadow)".to_owned(),
-            (false, false) => format!("used up, for another {}s", super::ceil_s(outcome.retry_in)),
+            (false, true) => "exceeded (shadow mode)".to_owned(),
+            (false, false) => format!("exceeded, retry after {} s", ceil_s(outcome.retry_in)),
         };
-        format!("limit `{}`: {}, for {subject}; counts {cost}, {came_to}", self.name, self.rate)
+        format!("limit `{}`: {}, for {subject}; cost {cost}, {result}", self.name, self.rate)
     }
 
-    /// Counts what came of it; `shadow`: whatever it is, it is not carried out.
-    pub fn tell(&self, allowed: bool, shadow: bool) {
+    /// Counts an outcome in the metrics. `shadow`: the filter is in shadow mode.
+    pub fn count_outcome(&self, allowed: bool, shadow: bool) {
         match (allowed, self.shadow || shadow) {
             (true, _) => self.allowed.inc(),
             (false, true) => self.shadowed.inc(),

@@ -1,50 +1,50 @@
-//! What an operator may say of `rules`.
+//! The options of `rules`. Checks are in `mod.rs`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// What is done where a rule is true. Exactly one.
+/// A rule: a condition and exactly one action.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Rule {
-    /// Its name in logs and metrics; up to 64 letters, digits, `-`, `_` and `.`.
+pub struct RuleConfig {
+    /// The name in logs and metrics: up to 64 letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// The expression. Without one, the rule is true of every request.
+    /// The condition, an expression. Default: true for every request.
     #[serde(rename = "if")]
     pub condition: Option<String>,
-    /// The rest of this list does not matter.
-    pub allow: Option<Allow>,
-    /// The request is refused.
-    pub deny: Option<Deny>,
-    /// This label is put on the request.
+    /// Skip the rest of this list.
+    pub allow: Option<AllowConfig>,
+    /// Refuse the request.
+    pub deny: Option<DenyConfig>,
+    /// Set this tag on the request.
     pub tag: Option<String>,
-    /// The limit of this name, one with `chosen: true` in a `rate_limit` behind, counts the request.
+    /// Count the request on the limit of this name, one with `chosen: true` in a later `rate_limit`.
     pub limit: Option<String>,
-    /// Decides and counts, and does nothing. Default: false.
+    /// Evaluate and count without applying the action. Default: false.
     #[serde(default)]
     pub shadow: bool,
 }
 
-/// `allow: {}`
+/// The action `allow: {}`. It has no options.
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Allow {}
+pub struct AllowConfig {}
 
-/// What the client of a refused request gets.
+/// The response to a refused request.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Deny {
+pub struct DenyConfig {
     /// The status, 400 to 499, or 503. Default: 403.
-    #[serde(default = "forbidden")]
+    #[serde(default = "default_status")]
     pub status: u16,
-    /// The message. Default: one that says nothing of the rule.
-    #[serde(default = "refused")]
+    /// The message to the client, at most 1000 bytes. Default: `This request is not allowed.`
+    #[serde(default = "default_message")]
     pub message: String,
 }
 
-fn forbidden() -> u16 {
+fn default_status() -> u16 {
     403
 }
-fn refused() -> String {
+fn default_message() -> String {
     "This request is not allowed.".into()
 }

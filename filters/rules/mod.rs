@@ -1,7 +1,7 @@
 //! # rules
 //!
-//! A list of rules, each an expression and what is done where it is true. They are looked at in order; `deny` and
-//! `allow` end the list.
+//! A list of rules. Each rule has a condition and an action. The rules are evaluated in order, and `deny` and `allow` end
+//! the evaluation.
 //!
 //! ```yaml
 //! rules:
@@ -26,96 +26,99 @@
 //!     shadow: true
 //! ```
 //!
-//! - `allow: {}`: the rest of this list does not matter. Other filters, other `rules` too, go on.
-//! - `deny`: the request is refused, with a `status` and a `message`.
-//! - `tag`: a label, for later rules (`"heavy" in tags`), the access log and metrics.
-//! - `limit`: a limit of a `rate_limit` behind this filter that says `chosen: true` counts the request.
-//! - `shadow: true` beside any of them: it is decided, counted and logged, and not done.
+//! A rule has exactly one action:
 //!
-//! Metrics count each rule that was true (`keylatch_rules_total`), by what came of it.
+//! - `allow: {}` skips the rest of this list. Other filters, including other `rules`, still run.
+//! - `deny` refuses the request with a `status` (default 403) and a `message`.
+//! - `tag` sets a tag on the request, for later rules (`"heavy" in tags`), the access log and metrics.
+//! - `limit` names a limit with `chosen: true` in a later `rate_limit`. That limit counts the request.
+//!
+//! With `shadow: true` the rule is evaluated, counted and logged, but its action is not applied. The metric
+//! `keylatch_rules_total` counts each rule that was true, by outcome.
 //!
 //! ## The language
 //!
-//! It is CEL (<https://cel.dev>), checked when the configuration is read. There are `&& || ! == != < <= > >= + - * / %`,
-//! `? :`, `in`, `[…]`, lists, maps, text in single or double quotes (r"…" without escapes), bytes (b"…"), and
+//! The language is CEL (<https://cel.dev>). Expressions are type-checked when the configuration is read. The language has
+//! the operators `&& || ! == != < <= > >= + - * / %`, `? :`, `in` and `[…]`, lists, maps, text in single or double quotes
+//! (r"…" without escapes), bytes (b"…"), and these functions:
 //!
-//! - of text: `contains(t)`, `startsWith(t)`, `endsWith(t)`, `matches(regex)`, `size()`, and the strings extension:
+//! - text: `contains(t)`, `startsWith(t)`, `endsWith(t)`, `matches(regex)`, `size()`, and the strings extension:
 //!   `charAt(i)`, `indexOf(t)`, `lastIndexOf(t)`, `lowerAscii()`, `upperAscii()`, `replace(a, b)`, `split(t)`,
-//!   `substring(i, j)`, `trim()`, `reverse()`, `format([…])`, `strings.quote(t)`, and `join(t)` of a list
-//! - of an address: `inNetwork("203.0.113.0/24", …)`
-//! - of a list, or of the keys of a map: `exists(x, …)`, `exists_one(x, …)`, `all(x, …)`, `filter(x, …)`, `map(x, …)`,
-//!   `map(x, condition, …)`, `size()`; with two names, for index and item or key and value: `exists`, `all`,
+//!   `substring(i, j)`, `trim()`, `reverse()`, `format([…])`, `strings.quote(t)`, and `join(t)` on a list
+//! - addresses: `inNetwork("203.0.113.0/24", …)`
+//! - lists, and the keys of maps: `exists(x, …)`, `exists_one(x, …)`, `all(x, …)`, `filter(x, …)`, `map(x, …)`,
+//!   `map(x, condition, …)`, `size()`; with two variables, for index and item or key and value: `exists`, `all`,
 //!   `existsOne`, `transformList` and `transformMap`
-//! - of a timestamp, with a time zone or an offset as an option: `getFullYear()`, `getMonth()`, `getDate()`,
-//!   `getDayOfMonth()`, `getDayOfWeek()`, `getDayOfYear()`, `getHours("Europe/Berlin")`, `getMinutes()`, `getSeconds()`,
-//!   `getMilliseconds()`; the last four of a duration, too
+//! - timestamps, with an optional time zone or offset: `getFullYear()`, `getMonth()`, `getDate()`, `getDayOfMonth()`,
+//!   `getDayOfWeek()`, `getDayOfYear()`, `getHours("Europe/Berlin")`, `getMinutes()`, `getSeconds()`,
+//!   `getMilliseconds()`; the last four also on durations
 //! - `has(identity.claims.team)`, `cel.bind(name, value, …)`, and the conversions `bool`, `int`, `uint`, `double`, `string`,
 //!   `bytes`, `timestamp("2026-11-29T21:00:00Z")`, `duration("1h30m")`, `type` and `dyn`
 //!
-//! | name | is |
+//! | variable | value |
 //! | --- | --- |
 //! | `request.method` | the method, such as `POST` |
-//! | `request.path` | the path as routes match it and the upstream gets it, without the query |
-//! | `request.query` | the query as it came, without the `?`; empty if there is none |
-//! | `request.decoded` | path and query, decoded until nothing is left to decode, in lower case, `\` as `/` |
-//! | `request.host` | the Host, in lower case, without its port |
-//! | `request.headers` | the header fields by their names in lower case; one that is not there is empty |
-//! | `request.params` | the query's parameters by name, decoded; one that is not there is empty |
+//! | `request.path` | the path that routes match and the upstream receives, without the query |
+//! | `request.query` | the query as received, without the `?`; empty if there is none |
+//! | `request.decoded` | path and query with all layers of encoding removed, in lower case, with `/` for `\` |
+//! | `request.host` | the Host in lower case, without the port |
+//! | `request.headers` | the header fields by name in lower case; an absent field is empty |
+//! | `request.params` | the query parameters by name, decoded; an absent parameter is empty |
 //! | `request.user_agent` | the User-Agent; empty if there is none |
-//! | `request.size` | the body's announced length in bytes, 0 without a body, -1 where none is announced |
-//! | `request.time` | the time at which the request came, as a timestamp |
-//! | `client.address` | the client's address, as `client_ip` found it |
-//! | `client.network` | its network: the /32 of an IPv4 address, the /64 of an IPv6 one |
-//! | `client.country` | what CF-IPCountry says, if Cloudflare says who the client is; else empty |
-//! | `client.peer` | the address at the other end of the connection |
-//! | `identity.subject` | who `bearer` found; empty if nobody |
-//! | `identity.scopes` | what the token may do, as a list |
-//! | `identity.claims` | what the token says; a claim that is not there is null |
-//! | `identity.authenticated` | whether `bearer` has checked a token |
-//! | `key.id` | the first 12 digits of the key id, as logs show it; empty without a key |
+//! | `request.size` | the `Content-Length` in bytes; 0 without a body, -1 if the length is unknown |
+//! | `request.time` | the arrival time of the request, as a timestamp |
+//! | `client.address` | the client address that `client_ip` determined |
+//! | `client.network` | the network of the client: the /32 of an IPv4 address, the /64 of an IPv6 address |
+//! | `client.country` | the value of CF-IPCountry if the client address comes from Cloudflare; otherwise empty |
+//! | `client.peer` | the address of the peer of the connection |
+//! | `identity.subject` | the subject of the token that `bearer` verified; empty without a token |
+//! | `identity.scopes` | the scopes of the token, as a list |
+//! | `identity.claims` | the claims of the token; an absent claim is null |
+//! | `identity.authenticated` | whether `bearer` has verified a token |
+//! | `key.id` | the first 12 hex digits of the key id, as in logs; empty without a key |
 //! | `key.present` | whether `key_binding` has found a key |
-//! | `binding.rule` | the rule of the key's binding: `single`, `multiple`, `all`, `roaming`; empty if there is none |
-//! | `binding.networks` | the networks that it is bound to, as a list |
-//! | `binding.present` | whether `key_binding` has admitted the key by a binding |
-//! | `route` | the route's name |
-//! | `tags` | the labels that rules before this one have put on the request, as a list |
+//! | `binding.rule` | the rule of the key's binding: `single`, `multiple`, `all` or `roaming`; empty without a binding |
+//! | `binding.networks` | the networks of the binding, as a list |
+//! | `binding.present` | whether `key_binding` has admitted the key |
+//! | `route` | the name of the route |
+//! | `tags` | the tags that earlier rules have set, as a list |
 //!
-//! What `client_ip`, `bearer` and `key_binding` find out is known behind them in the chain.
+//! The values of `client_ip`, `bearer` and `key_binding` are available in filters after them in the chain.
 //!
-//! The steps of an expression and the text it puts together are bounded. One that has no result for a request (a claim
-//! that is not of the type it is used as, a division by zero, too many steps) counts against the request: `deny` and
-//! `limit` hold, `allow` and `tag` do not; it is counted as `error`.
+//! **Errors.** The number of steps and the length of text that an expression creates are limited. An expression can fail on
+//! a request: a claim of another type, a division by zero, too many steps. A failed expression counts as true for `deny` and
+//! `limit` and as false for `allow` and `tag`. The metric counts it as `error`.
 //!
-//! A constant that can never match is refused with a hint: upper case against `request.decoded` or `request.host`, lower
-//! case against `request.method` or `client.country`, a route that is not there, a network where an address is compared.
+//! **Constants.** A comparison with a constant that can never match is a configuration error: upper case against
+//! `request.decoded` or `request.host`, lower case against `request.method` or `client.country`, a route that does not
+//! exist, a network where an address is compared. The error shows the correct form.
 //!
 //! ### Differences from the CEL specification
 //!
-//! - An absent header field or parameter is empty, an absent claim is null, and so is a member of null; in a map that
-//!   the expression makes, an absent key is an error, as in CEL. A claim that is null exists: `has()` and `in` find it.
-//! - A whole number in a claim is an `int`, or a `uint` if it is too large; in CEL every number in JSON is a `double`.
+//! - An absent header field or parameter is empty. An absent claim is null, and so is a member of null. In a map that the
+//!   expression creates, an absent key is an error, as in CEL. A claim with the value null exists: `has()` and `in` find it.
+//! - A whole number in a claim is an `int`, or a `uint` if it is too large. In CEL every JSON number is a `double`.
 //! - A whole number beside a floating-point number is converted: `1 + 0.5` is `1.5`. Whole numbers and floating-point
-//!   numbers are compared without rounding; CEL's tests want a comparison after rounding, its text does not.
-//! - The checker is stricter: `["a"] == [1]`, `true ? 1 : "a"` and `false && 1` are refused where the configuration is
-//!   read. `dyn(…)` turns the check off for one value.
-//! - A pattern of `matches` and the networks of `inNetwork` are constants. Timestamps end on 9999-12-30T22:00:00Z.
-//! - There are no messages (protocol buffers), enumerations, optional values, names with a leading dot, containers, and
-//!   no math, network, encoder and block extensions.
+//!   numbers are compared without rounding. The CEL tests expect rounding, the CEL text does not.
+//! - The checker is stricter: `["a"] == [1]`, `true ? 1 : "a"` and `false && 1` are configuration errors. `dyn(…)` disables
+//!   the check for one value.
+//! - The pattern of `matches` and the networks of `inNetwork` must be constants. Timestamps end at 9999-12-30T22:00:00Z.
+//! - Messages (protocol buffers), enumerations, optional values, names with a leading dot, containers, and the math,
+//!   network, encoder and block extensions are not supported.
 //!
-//! `scripts/cel-conformance` runs the conformance tests of the specification: 1411 of 2456 pass. Of the 1462 tests in the
-//! files about the language itself, the strings extension, two-variable macros and `cel.bind`, 1323 pass. Those that do
-//! not:
+//! `scripts/cel-conformance` runs the conformance tests of the specification: 1411 of 2456 pass. 1462 of the tests concern
+//! the language itself, the strings extension, two-variable macros and `cel.bind`; 1323 of these pass. The failures:
 //!
-//! | file | pass | the rest |
+//! | file | pass | failures |
 //! | --- | --- | --- |
-//! | basic, fields, namespace | 104 of 117 | names from a container or with a leading dot; unknown names are refused when read |
-//! | comparisons | 329 of 406 | messages; comparisons after rounding (4); a comparison that is never true (1) |
-//! | logic | 25 of 30 | operands of a wrong type are refused when read |
-//! | parse | 176 of 219 | messages; functions that are not known are refused when read |
+//! | basic, fields, namespace | 104 of 117 | names with a container or a leading dot; unknown names are configuration errors |
+//! | comparisons | 329 of 406 | messages; comparisons with rounding (4); a comparison that is never true (1) |
+//! | logic | 25 of 30 | operands of a wrong type are configuration errors |
+//! | parse | 176 of 219 | messages; unknown functions are configuration errors |
 //! | timestamps | 77 of 78 | the last day of the year 9999 |
 //! | dynamic, enums, proto2, proto2_ext, proto3, wrappers | 47 of 568 | messages and enumerations |
-//! | type_deduction | 12 of 47 | the tests ask a checker for types, in its own notation |
-//! | block_ext, encoders_ext, math_ext, network_ext, optionals | 29 of 379 | extensions that are not there |
+//! | type_deduction | 12 of 47 | the tests query the types that a checker infers, in its own notation |
+//! | block_ext, encoders_ext, math_ext, network_ext, optionals | 29 of 379 | unsupported extensions |
 
 mod config;
 
@@ -125,14 +128,13 @@ use std::sync::Arc;
 use http::StatusCode;
 use prometheus::IntCounter;
 
-use crate::contract::{Chosen, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, Tags, Trace};
-use crate::expression::{Expression, Scope, Type};
-pub use config::{Allow, Deny, Rule};
+use crate::contract::{Chosen, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, Tags, Trace, check_name};
+use crate::expression::{EvalError, Expression, Scope, Type};
+pub use config::{AllowConfig, DenyConfig, RuleConfig};
 
-/// A longer list is better written as several.
+/// The longest list of rules.
 const RULES_MAX: usize = 200;
-const NAME_BYTES_MAX: usize = 64;
-/// More labels than these are not put on a request.
+/// The maximum number of tags of a request. Further tags are ignored.
 const TAGS_MAX: usize = 32;
 
 enum Action {
@@ -143,7 +145,8 @@ enum Action {
 }
 
 impl Action {
-    fn word(&self) -> &'static str {
+    /// The value of the metric label `outcome`.
+    fn as_str(&self) -> &'static str {
         match self {
             Action::Allow => "allow",
             Action::Deny { .. } => "deny",
@@ -153,65 +156,60 @@ impl Action {
     }
 }
 
-struct Compiled {
+struct CompiledRule {
     name: String,
     condition: Option<Expression>,
     action: Action,
     shadow: bool,
-    /// Of times that it was true.
+    /// Requests for which the rule was true.
     counted: IntCounter,
-    /// Of times that it was true while the whole filter is in shadow mode.
+    /// Requests for which the rule was true while the whole filter was in shadow mode.
     shadowed: IntCounter,
-    /// Of times that its expression came to nothing.
+    /// Requests for which the expression failed.
     errors: IntCounter,
 }
 
 /// The compiled filter.
-pub struct Rules(Vec<Compiled>);
-
-/// A name that stands in logs and metrics.
-pub fn word(text: &str, what: &str) -> Result<(), Invalid> {
-    let fine = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(fine) {
-        return Err(Invalid::new(format!("`{text}` is not a {what}; use up to {NAME_BYTES_MAX} letters, digits, `-`, `_` and `.`")));
-    }
-    Ok(())
-}
+pub struct Rules(Vec<CompiledRule>);
 
 impl Filter for Rules {
     const NAME: &'static str = "rules";
     const HOOKS: Hooks = Hooks::REQUEST;
     const SOURCE: &'static str = include_str!("mod.rs");
-    type Config = Vec<Rule>;
+    type Config = Vec<RuleConfig>;
     type State = ();
 
-    fn compile(config: Vec<Rule>, site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: Vec<RuleConfig>, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.is_empty() || config.len() > RULES_MAX {
-            return Err(Invalid::new(format!("list at least one rule, and at most {RULES_MAX}")));
+            return Err(Invalid::new(format!("list at least one rule and at most {RULES_MAX}")));
         }
-        let (mut rules, mut wrong) = (Vec::new(), Vec::new());
+        let (mut rules, mut errors) = (Vec::new(), Vec::new());
         let mut names: Vec<String> = Vec::new();
         for (index, rule) in config.into_iter().enumerate() {
             if let Some(first) = names.iter().position(|other| *other == rule.name) {
-                wrong.push(Invalid::new(format!("`{}` is the name of [{first}] already", rule.name)).at("name").index(index));
+                errors.push(
+                    Invalid::new(format!("`{}` is already the name of rule [{first}]; names must be unique", rule.name))
+                        .at("name")
+                        .index(index),
+                );
             }
             names.push(rule.name.clone());
-            match Compiled::compile(rule, site) {
+            match CompiledRule::compile(rule, site) {
                 Ok(compiled) => rules.push(compiled),
-                Err(invalid) => wrong.push(invalid.index(index)),
+                Err(invalid) => errors.push(invalid.index(index)),
             }
         }
-        // Each wrong rule is told, not the first alone.
-        if let Some(last) = wrong.pop() {
-            wrong.into_iter().for_each(|invalid| site.report(invalid));
+        // Report the errors of all rules, not only the first.
+        if let Some(last) = errors.pop() {
+            errors.into_iter().for_each(|invalid| site.report(invalid));
             return Err(last);
         }
         Ok(Self(rules))
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, (): &mut ()) -> Result<Flow> {
-        let (refused, tags, chosen, said) = self.judge(cx);
-        // In shadow mode what would be found out is not told to the filters behind.
+        let Evaluation { refusal, tags, chosen, trace } = self.evaluate(cx);
+        // In shadow mode, later filters must not see the tags and the chosen limits.
         if !cx.shadow {
             if let Some(tags) = tags {
                 cx.facts.put(Tags(tags));
@@ -220,26 +218,33 @@ impl Filter for Rules {
                 cx.facts.put(Chosen(names));
             }
         }
-        if let Some(trace) = cx.facts.get_mut::<Trace>() {
-            trace.0.extend(said);
+        if let Some(lines) = cx.facts.get_mut::<Trace>() {
+            lines.0.extend(trace);
         }
-        Ok(refused.map_or(Flow::Continue, Flow::from))
+        Ok(refusal.map_or(Flow::Continue, Flow::from))
     }
 }
 
-type Judged = (Option<Reply>, Option<Vec<Arc<str>>>, Option<Vec<Arc<str>>>, Vec<String>);
+/// The result of a list of rules for one request.
+struct Evaluation {
+    refusal: Option<Reply>,
+    /// All tags of the request. `None`: unchanged.
+    tags: Option<Vec<Arc<str>>>,
+    /// All chosen limits of the request. `None`: unchanged.
+    chosen: Option<Vec<Arc<str>>>,
+    trace: Vec<String>,
+}
 
 impl Rules {
-    /// What is refused, and, where they have changed, the labels and the limits that are chosen.
-    fn judge(&self, cx: &RequestCx<'_>) -> Judged {
+    fn evaluate(&self, cx: &RequestCx<'_>) -> Evaluation {
         let mut scope = Scope::new(cx);
-        let (mut tagged, mut chosen, mut said) = (false, None::<Vec<Arc<str>>>, Vec::new());
+        let (mut tagged, mut chosen, mut trace) = (false, None::<Vec<Arc<str>>>, Vec::new());
         let mut refused = None;
         let traced = cx.facts.get::<Trace>().is_some();
         for rule in &self.0 {
-            let (holds, trouble) = rule.holds(&scope);
+            let (holds, error) = rule.holds(&scope);
             if traced {
-                said.push(rule.says(holds, trouble));
+                trace.push(rule.trace_line(holds, error));
             }
             if !holds {
                 continue;
@@ -265,11 +270,11 @@ impl Rules {
                     }
                 }
                 Action::Limit(name) => chosen
-                    .get_or_insert_with(|| cx.facts.get::<Chosen>().map(|known| known.0.clone()).unwrap_or_default())
+                    .get_or_insert_with(|| cx.facts.get::<Chosen>().map(|earlier| earlier.0.clone()).unwrap_or_default())
                     .push(Arc::clone(name)),
             }
         }
-        (refused, tagged.then_some(scope.tags), chosen, said)
+        Evaluation { refusal: refused, tags: tagged.then_some(scope.tags), chosen, trace }
     }
 }
 
@@ -284,17 +289,17 @@ fn refusal(status: StatusCode, message: &str, rule: &str) -> Reply {
     Reply::new(problem, "denied_by_rule", "rule", Cow::Owned(message.to_owned())).status(status).detail(format!("rule `{rule}`"))
 }
 
-impl Compiled {
-    fn compile(rule: Rule, site: &Site<'_>) -> Result<Self, Invalid> {
-        word(&rule.name, "name").map_err(|e| e.at("name"))?;
-        let Rule { name, condition, allow, deny, tag, limit, shadow } = rule;
+impl CompiledRule {
+    fn compile(rule: RuleConfig, site: &Site<'_>) -> Result<Self, Invalid> {
+        check_name(&rule.name, "name").map_err(|e| e.at("name"))?;
+        let RuleConfig { name, condition, allow, deny, tag, limit, shadow } = rule;
         let condition =
             condition.map(|source| Expression::compile(&source, &Type::Bool, site.routes)).transpose().map_err(|e| e.at("if"))?;
         let action = match (allow, deny, tag, limit) {
-            (Some(Allow {}), None, None, None) => Action::Allow,
-            (None, Some(deny), None, None) => denial(deny).map_err(|e| e.at("deny"))?,
+            (Some(AllowConfig {}), None, None, None) => Action::Allow,
+            (None, Some(deny), None, None) => deny_action(deny).map_err(|e| e.at("deny"))?,
             (None, None, Some(tag), None) => {
-                word(&tag, "label").map_err(|e| e.at("tag"))?;
+                check_name(&tag, "tag").map_err(|e| e.at("tag"))?;
                 Action::Tag(tag.into())
             }
             (None, None, None, Some(limit)) => {
@@ -303,47 +308,47 @@ impl Compiled {
                 }
                 Action::Limit(limit.into())
             }
-            _ => return Err(Invalid::new("say one thing that is done: `allow: {}`, `deny`, `tag` or `limit`")),
+            _ => return Err(Invalid::new("a rule has exactly one action: `allow: {}`, `deny`, `tag` or `limit`")),
         };
         let counter = |outcome| {
-            let help = "Requests by rule and what came of it, where the rule was true.";
+            let help = "Requests for which a rule was true or failed, by rule and outcome.";
             site.counter_by("rules_total", help, &[("rule", &name), ("outcome", outcome)])
         };
-        let counted = counter(if shadow { "shadow" } else { action.word() });
+        let counted = counter(if shadow { "shadow" } else { action.as_str() });
         Ok(Self { errors: counter("error"), shadowed: counter("shadow"), counted, condition, action, shadow, name })
     }
 
-    /// Whether it is true. What comes to nothing counts against the request.
-    fn holds(&self, scope: &Scope<'_>) -> (bool, Option<crate::expression::Trouble>) {
+    /// Whether the rule is true. A failed expression counts against the request: true for `deny` and `limit` only.
+    fn holds(&self, scope: &Scope<'_>) -> (bool, Option<EvalError>) {
         let Some(condition) = &self.condition else { return (true, None) };
         match condition.holds(scope) {
             Ok(holds) => (holds, None),
-            Err(trouble) => {
+            Err(error) => {
                 self.errors.inc();
-                (matches!(self.action, Action::Deny { .. } | Action::Limit(_)), Some(trouble))
+                (matches!(self.action, Action::Deny { .. } | Action::Limit(_)), Some(error))
             }
         }
     }
 
-    fn says(&self, holds: bool, trouble: Option<crate::expression::Trouble>) -> String {
+    fn trace_line(&self, holds: bool, error: Option<EvalError>) -> String {
         let outcome = match (holds, &self.action) {
-            (false, _) => "not true".to_owned(),
+            (false, _) => "false".to_owned(),
             (true, Action::Deny { status, .. }) => format!("deny, {}", status.as_u16()),
             (true, Action::Tag(name)) => format!("tag, `{name}`"),
             (true, Action::Limit(name)) => format!("limit, `{name}`"),
-            (true, Action::Allow) => "allow, the rest does not matter".to_owned(),
+            (true, Action::Allow) => "allow, the rest of the list is skipped".to_owned(),
         };
-        let why = trouble.map(|trouble| format!(" (comes to nothing: {trouble})")).unwrap_or_default();
-        format!("rule `{}`: {outcome}{why}{}", self.name, if self.shadow { " (shadow)" } else { "" })
+        let error = error.map(|error| format!(" (error: {error})")).unwrap_or_default();
+        format!("rule `{}`: {outcome}{error}{}", self.name, if self.shadow { " (shadow)" } else { "" })
     }
 }
 
-fn denial(deny: Deny) -> Result<Action, Invalid> {
-    let fits = (400..=499).contains(&deny.status) || deny.status == 503;
-    let status = StatusCode::from_u16(deny.status).ok().filter(|_| fits);
+fn deny_action(deny: DenyConfig) -> Result<Action, Invalid> {
+    let is_allowed = (400..=499).contains(&deny.status) || deny.status == 503;
+    let status = StatusCode::from_u16(deny.status).ok().filter(|_| is_allowed);
     let status = status.ok_or_else(|| Invalid::new("must be between 400 and 499, or 503").at("status"))?;
     if deny.message.len() > 1000 {
-        return Err(Invalid::new("at most 1000 bytes").at("message"));
+        return Err(Invalid::new("must have at most 1000 bytes").at("message"));
     }
     Ok(Action::Deny { status, message: deny.message })
 }

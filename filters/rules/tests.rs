@@ -1,4 +1,4 @@
-//! Rules as a chain meets them.
+//! Tests of `rules` with requests as a chain passes them.
 
 use pingora_http::RequestHeader;
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ fn rules(config: Value) -> std::result::Result<Rules, Invalid> {
     with_site(|site| Rules::compile(decode(config)?, site))
 }
 
-/// What becomes of a request: its refusal, and what is found out.
-fn meet(rules: &Rules, target: &str, facts: &mut Facts, shadow: bool) -> Option<Box<Reply>> {
+/// Runs the rules on a request: its refusal, if any. The tags and chosen limits are in `facts`.
+fn run(rules: &Rules, target: &str, facts: &mut Facts, shadow: bool) -> Option<Box<Reply>> {
     let request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
     let peer = "127.0.0.1".parse().unwrap();
     let mut cx = RequestCx { request: &request, facts, peer, route: "r", dialect: Dialect::OpenAi, now: Now::read(), shadow };
@@ -27,7 +27,7 @@ fn tags(facts: &Facts) -> Vec<&str> {
 }
 
 #[test]
-fn the_list_ends_where_it_is_decided() {
+fn allow_and_deny_end_the_list() {
     let list = rules(json!([
         { "name": "all", "tag": "seen" },
         { "name": "ping", "if": "request.path == '/ping'", "allow": {} },
@@ -39,29 +39,29 @@ fn the_list_ends_where_it_is_decided() {
     ]))
     .unwrap();
     let mut facts = Facts::default();
-    assert!(meet(&list, "/ping", &mut facts, false).is_none());
-    assert_eq!(tags(&facts), ["seen"], "what is behind `allow` did not happen");
+    assert!(run(&list, "/ping", &mut facts, false).is_none());
+    assert_eq!(tags(&facts), ["seen"], "rules after `allow` are skipped");
     let mut facts = Facts::default();
-    assert!(meet(&list, "/slow", &mut facts, false).is_none());
+    assert!(run(&list, "/slow", &mut facts, false).is_none());
     assert_eq!(tags(&facts), ["seen", "twice"]);
     assert_eq!(facts.get::<Chosen>(), Some(&Chosen(vec!["slow".into()])));
-    let reply = meet(&list, "/tea", &mut Facts::default(), false).unwrap();
+    let reply = run(&list, "/tea", &mut Facts::default(), false).unwrap();
     assert_eq!((reply.status, &*reply.message), (Some(StatusCode::IM_A_TEAPOT), "No coffee."));
-    assert_eq!(meet(&list, "/rest", &mut Facts::default(), false).unwrap().status, Some(StatusCode::FORBIDDEN));
+    assert_eq!(run(&list, "/rest", &mut Facts::default(), false).unwrap().status, Some(StatusCode::FORBIDDEN));
     let count = |index: usize| list.0[index].counted.get();
     assert_eq!([0, 1, 2, 3, 4, 5, 6].map(count), [4, 1, 3, 3, 1, 1, 1]);
 }
 
 #[test]
-fn in_shadow_mode_nothing_is_told_to_the_filters_behind() {
+fn shadow_mode_hides_tags_and_limits_from_later_filters() {
     let list = rules(json!([{ "name": "a", "tag": "t" }, { "name": "b", "limit": "l" }, { "name": "c", "if": "'t' in tags", "deny": {} }]));
     let mut facts = Facts::default();
-    assert!(meet(&list.unwrap(), "/", &mut facts, true).is_some(), "the chain is told, and carries nothing out");
+    assert!(run(&list.unwrap(), "/", &mut facts, true).is_some(), "the chain gets the refusal and does not apply it");
     assert!(facts.get::<Tags>().is_none() && facts.get::<Chosen>().is_none());
 }
 
 #[test]
-fn what_comes_to_nothing_counts_against_the_request() {
+fn failed_expression_counts_against_the_request() {
     let broken = "identity.claims.level > 'x'";
     let claims = json!({ "level": 3 }).as_object().unwrap().clone();
     let identity = Identity { subject: None, claims: Arc::new(claims) };
@@ -69,7 +69,7 @@ fn what_comes_to_nothing_counts_against_the_request() {
         let mut facts = Facts::default();
         facts.put(identity.clone());
         let list = rules(json!([rule, { "name": "last", "deny": {} }])).unwrap();
-        let refused = meet(&list, "/", &mut facts, false).and_then(|reply| reply.detail).unwrap_or_default();
+        let refused = run(&list, "/", &mut facts, false).and_then(|reply| reply.detail).unwrap_or_default();
         (refused, facts, list.0[0].errors.get())
     };
     let (by, _, errors) = refused(json!({ "name": "a", "if": broken, "deny": {} }));
@@ -83,27 +83,27 @@ fn what_comes_to_nothing_counts_against_the_request() {
 }
 
 #[test]
-fn what_makes_no_sense() {
-    for (config, path, says) in [
+fn invalid_configurations() {
+    for (config, path, message) in [
         (json!([]), "", "at least one rule"),
-        (json!([{ "name": "a" }]), "[0]", "say one thing"),
-        (json!([{ "name": "a", "allow": {}, "deny": {} }]), "[0]", "say one thing"),
+        (json!([{ "name": "a" }]), "[0]", "exactly one action"),
+        (json!([{ "name": "a", "allow": {}, "deny": {} }]), "[0]", "exactly one action"),
         (json!([{ "name": "a b", "allow": {} }]), "[0].name", "is not a name"),
-        (json!([{ "name": "a", "allow": {} }, { "name": "a", "deny": {} }]), "[1].name", "of [0] already"),
+        (json!([{ "name": "a", "allow": {} }, { "name": "a", "deny": {} }]), "[1].name", "already the name of rule [0]"),
         (json!([{ "name": "a", "deny": { "status": 200 } }]), "[0].deny.status", "between 400 and 499"),
-        (json!([{ "name": "a", "tag": "" }]), "[0].tag", "is not a label"),
-        (json!([{ "name": "a", "if": "request.path", "deny": {} }]), "[0].if", "true or false is needed"),
-        (json!([{ "name": "a", "if": "x", "deny": {} }]), "[0].if", "column 1: `x` is not known"),
+        (json!([{ "name": "a", "tag": "" }]), "[0].tag", "is not a tag"),
+        (json!([{ "name": "a", "if": "request.path", "deny": {} }]), "[0].if", "a boolean is required"),
+        (json!([{ "name": "a", "if": "x", "deny": {} }]), "[0].if", "column 1: unknown name `x`"),
         (json!([{ "name": "a", "when": "x", "deny": {} }]), "[0].when", "unknown field"),
     ] {
-        let wrong = rules(config.clone()).err().unwrap_or_else(|| panic!("{config} is taken"));
-        assert!(wrong.path.join(".") == path && wrong.message.contains(says), "{config}: {wrong:?}");
+        let wrong = rules(config.clone()).err().unwrap_or_else(|| panic!("{config} is accepted"));
+        assert!(wrong.path.join(".") == path && wrong.message.contains(message), "{config}: {wrong:?}");
     }
 }
 
-/// The manual's table of names is the one that expressions know.
+/// The table in the manual is generated from `VARIABLES`.
 #[test]
-fn the_manual_names_every_variable() {
+fn manual_lists_every_variable() {
     let table: String = crate::expression::VARIABLES.iter().map(|v| format!("//! | `{}` | {} |\n", v.name, v.means)).collect();
     assert!(include_str!("mod.rs").contains(&table), "the table should be:\n{table}");
 }

@@ -1,18 +1,17 @@
-//! What the header of a request says about the kind of answer its client takes.
+//! The kind of response that a client accepts, by the header of its request. It does not read bodies.
 
 use http::HeaderValue;
 use http::header::{self, HeaderMap};
 use pingora_http::RequestHeader;
 
-use super::EVENT_STREAM;
-use crate::contract::{AnswerKind, Dialect, StreamRequest};
+use crate::contract::{AnswerKind, Dialect, EVENT_STREAM, StreamRequest};
 
-/// What an `Accept` field names (RFC 9110, section 12.5.1), as far as it matters here.
+/// The media ranges of `Accept` (RFC 9110, section 12.5.1), reduced to the classes that matter here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Accepted {
     event_stream: bool,
     json: bool,
-    /// `*/*`, or no field at all.
+    /// `*/*`, or no `Accept` field.
     anything: bool,
     other: bool,
 }
@@ -25,9 +24,9 @@ fn accepted(headers: &HeaderMap) -> Accepted {
         for range in text.split(',') {
             let mut parts = range.split(';').map(str::trim);
             let name = parts.next().unwrap_or_default();
-            // `q=0` says that it is not accepted.
-            let refused = parts.any(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")).is_some_and(is_zero));
-            if name.is_empty() || refused {
+            // `q=0` means not acceptable.
+            let is_refused = parts.any(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")).is_some_and(is_zero));
+            if name.is_empty() || is_refused {
                 continue;
             }
             ranges += 1;
@@ -50,8 +49,8 @@ fn is_zero(weight: &str) -> bool {
     weight.trim_start_matches('0').trim_start_matches('.').trim_matches('0').is_empty() && weight.starts_with('0')
 }
 
-/// The kind of answer by the request's header; `None` where the body decides.
-pub fn wanted_by_header(request: &RequestHeader, dialect: Dialect) -> Option<AnswerKind> {
+/// The kind of response that the request header implies. `None`: the body decides.
+pub fn kind_by_request_header(request: &RequestHeader, dialect: Dialect) -> Option<AnswerKind> {
     let accepted = accepted(&request.headers);
     let only_stream = accepted.event_stream && !(accepted.json || accepted.anything || accepted.other);
     let by_accept = match (only_stream, accepted.event_stream) {
@@ -60,19 +59,19 @@ pub fn wanted_by_header(request: &RequestHeader, dialect: Dialect) -> Option<Ans
         (false, false) => AnswerKind::Undecided,
     };
     match dialect.stream_request() {
-        // A body that asks for a stream is answered with one whatever `Accept` says.
+        // A body that requests a stream gets one, whatever `Accept` contains.
         StreamRequest::Body => Some(by_accept).filter(|kind| *kind == AnswerKind::EventStream),
         StreamRequest::Target => Some(gemini(request)),
         StreamRequest::Header => {
-            let asked = request.headers.get("x-dashscope-sse").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"enable"));
-            Some(if asked { AnswerKind::EventStream } else { by_accept }).filter(|kind| *kind != AnswerKind::Undecided)
+            let is_enabled = request.headers.get("x-dashscope-sse").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"enable"));
+            Some(if is_enabled { AnswerKind::EventStream } else { by_accept }).filter(|kind| *kind != AnswerKind::Undecided)
         }
         StreamRequest::Server => Some(by_accept),
         StreamRequest::Never => None,
     }
 }
 
-/// Gemini streams events where the target says so, and a JSON array elsewhere, whatever `Accept` says.
+/// Gemini streams events with `alt=sse` in the query, and a JSON array otherwise, whatever `Accept` contains.
 fn gemini(request: &RequestHeader) -> AnswerKind {
     let path = request.uri.path();
     let events = request.uri.query().is_some_and(|query| query.split('&').any(|pair| pair == "alt=sse"));
@@ -82,7 +81,7 @@ fn gemini(request: &RequestHeader) -> AnswerKind {
     if path.rsplit('/').next().is_some_and(|last| last.contains(':')) { AnswerKind::Json } else { AnswerKind::Undecided }
 }
 
-/// Path suffixes of endpoints that answer with JSON unless the request asks for a stream.
+/// Path suffixes of endpoints that respond with JSON unless the request asks for a stream.
 const JSON_ENDPOINTS: [&str; 11] = [
     "/chat/completions",
     "/completions",
@@ -97,8 +96,8 @@ const JSON_ENDPOINTS: [&str; 11] = [
     "/v2/embed",
 ];
 
-/// Whether the client takes nothing but JSON, if it does not ask for a stream in its body.
-pub fn takes_json(request: &RequestHeader) -> bool {
+/// Whether the client accepts only JSON, provided that its body does not request a stream.
+pub fn accepts_only_json(request: &RequestHeader) -> bool {
     let accepted = accepted(&request.headers);
     if accepted.event_stream || accepted.other {
         return false;
@@ -106,7 +105,7 @@ pub fn takes_json(request: &RequestHeader) -> bool {
     accepted.json || JSON_ENDPOINTS.iter().any(|end| request.uri.path().ends_with(end))
 }
 
-/// The boundary of `multipart/form-data`.
+/// The boundary of a `multipart/form-data` body.
 pub fn form_boundary(content_type: &HeaderValue) -> Option<String> {
     let text = content_type.to_str().ok()?;
     let (kind, parameters) = text.split_once(';')?;
@@ -133,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_header_tells() {
+    fn kind_by_header() {
         let stream = ("accept", "text/event-stream");
         for (target, fields, kind) in [
             ("/v1/chat/completions", &[][..], None),
@@ -153,12 +152,12 @@ mod tests {
             ("/api/chat", &[stream], None),
         ] {
             let request = request(target, fields);
-            assert_eq!(wanted_by_header(&request, Dialect::of_path(request.uri.path())), kind, "{target} {fields:?}");
+            assert_eq!(kind_by_request_header(&request, Dialect::of_path(request.uri.path())), kind, "{target} {fields:?}");
         }
     }
 
     #[test]
-    fn who_takes_json_alone() {
+    fn clients_that_accept_only_json() {
         for (target, accept, json) in [
             ("/v1/chat/completions", "application/json", true),
             ("/v1/chat/completions", "*/*", true),
@@ -167,13 +166,13 @@ mod tests {
             ("/v1/audio/speech", "application/octet-stream", false),
             ("/v1/anything", "application/json", true),
         ] {
-            assert_eq!(takes_json(&request(target, &[("accept", accept)])), json, "{target} {accept}");
+            assert_eq!(accepts_only_json(&request(target, &[("accept", accept)])), json, "{target} {accept}");
         }
-        assert!(takes_json(&request("/v1/embeddings", &[])));
+        assert!(accepts_only_json(&request("/v1/embeddings", &[])));
     }
 
     #[test]
-    fn boundaries() {
+    fn form_boundaries() {
         for (field, boundary) in [
             ("multipart/form-data; boundary=abc", Some("abc")),
             ("Multipart/Form-Data; charset=utf-8; Boundary=\"a b\"", Some("a b")),

@@ -1,34 +1,34 @@
-//! Finds what a request body says about its answer while the body passes: `"stream": true`, `"stream_format": "sse"`
-//! or a JSON-RPC `id` at the top level of a JSON object, or a form's `stream=true`.
+//! Scans a request body while it is forwarded: `"stream": true`, `"stream_format": "sse"` or a JSON-RPC `id` at the top
+//! level of a JSON object, or a form field `stream=true`.
 //!
-//! Nothing is delayed and next to nothing is kept: the current key, the current scalar, and the end of a form's piece.
+//! The scan delays nothing and buffers only the current key, the current scalar and the tail of a form chunk.
 
 use std::borrow::Cow;
 
 use memchr::memmem::Finder;
 
-/// The most of a body that is looked at: parameters stand beside the messages, which may be long.
+/// The scan stops after this number of bytes. Parameters may come after long messages.
 const BYTES_MAX: usize = 16 << 20;
-/// The longest key and the longest scalar that matter. Ids of JSON-RPC may be strings.
+/// The longest key and scalar that are kept. JSON-RPC ids may be strings.
 const TEXT_BYTES_MAX: usize = 128;
-/// The longest head of one part of a form (RFC 7578).
+/// The longest header section of one form part (RFC 7578).
 const PART_HEAD_BYTES_MAX: usize = 1024;
 
-/// What was found.
+/// The findings of a scan.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// Whether a stream of events is asked for; `None`: the body has not said so yet.
+pub struct ScanResult {
+    /// Whether the body requests an event stream. `None`: no such member so far.
     pub stream: Option<bool>,
-    /// The `id` member, as JSON.
+    /// The JSON-RPC `id` member, as JSON.
     pub rpc_id: Option<String>,
-    /// The body was read to its end and understood: what it does not say it does not ask for.
+    /// The body was parsed to its end, so an absent member means that it is not requested.
     pub complete: bool,
 }
 
-/// A scanner, fed piece by piece.
+/// A scanner that reads a body chunk by chunk.
 #[derive(Debug, Default)]
 pub enum BodyScan {
-    /// Looks at nothing.
+    /// No scan.
     #[default]
     Off,
     /// A JSON object.
@@ -38,17 +38,17 @@ pub enum BodyScan {
 }
 
 impl BodyScan {
-    /// For a JSON body. `rpc`: its `id` is wanted, too.
+    /// A scan of a JSON body. `rpc`: look for the JSON-RPC `id` instead of `stream`.
     pub fn json(rpc: bool) -> Self {
         BodyScan::Json(Box::new(JsonScan { rpc, ..JsonScan::default() }))
     }
 
-    /// For a form, by the boundary of its `Content-Type`.
+    /// A scan of a form with the boundary of its `Content-Type`.
     pub fn form(boundary: &str) -> Self {
         BodyScan::Form(Box::new(FormScan::new(boundary)))
     }
 
-    /// Looks at the next piece. What is found once does not change any more.
+    /// Scans the next chunk. A request for a stream, once found, does not change.
     pub fn feed(&mut self, bytes: &[u8]) {
         match self {
             BodyScan::Off => {}
@@ -57,30 +57,31 @@ impl BodyScan {
         }
     }
 
-    /// What was found so far.
-    pub fn found(&self) -> Option<&Found> {
+    /// The findings so far. `None`: no scan.
+    pub fn result(&self) -> Option<&ScanResult> {
         match self {
             BodyScan::Off => None,
-            BodyScan::Json(scan) => Some(&scan.found),
-            BodyScan::Form(scan) => Some(&scan.found),
+            BodyScan::Json(scan) => Some(&scan.result),
+            BodyScan::Form(scan) => Some(&scan.result),
         }
     }
 }
 
-/// Reads the top level of one JSON object.
+/// Scans the top level of one JSON object.
 #[derive(Debug, Default)]
 pub struct JsonScan {
-    found: Found,
+    result: ScanResult,
     rpc: bool,
+    /// The body cannot be parsed, or is too long; the scan has stopped.
     off: bool,
     seen_bytes: usize,
     depth: u32,
     in_string: bool,
     escaped: bool,
-    /// The current string at depth 1 stands where a key may.
+    /// The current key of the top level, without quotes.
     key: Vec<u8>,
     expects_value: bool,
-    /// The current scalar of the top level, with its quotes.
+    /// The current scalar of the top level, with quotes.
     scalar: Vec<u8>,
 }
 
@@ -92,7 +93,7 @@ impl JsonScan {
         let mut rest = bytes;
         while let Some((&byte, after)) = rest.split_first() {
             rest = after;
-            // Long texts stand further down: nothing of them matters but their ends.
+            // Skip the content of nested strings, which may be long, up to the next quote or escape.
             if self.in_string && self.depth > 1 && !self.escaped {
                 let end = memchr::memchr2(b'"', b'\\', after).unwrap_or(after.len());
                 if !matches!(byte, b'"' | b'\\') {
@@ -110,8 +111,8 @@ impl JsonScan {
     }
 
     fn done(&self) -> bool {
-        // The last of several members of one name counts for most parsers; a stream that was asked for once is one here.
-        self.off || self.found.complete || if self.rpc { self.found.rpc_id.is_some() } else { self.found.stream == Some(true) }
+        // Most parsers use the last of duplicate members. The scan ends at the first `true` and ignores later duplicates.
+        self.off || self.result.complete || if self.rpc { self.result.rpc_id.is_some() } else { self.result.stream == Some(true) }
     }
 
     fn byte(&mut self, byte: u8) {
@@ -139,7 +140,7 @@ impl JsonScan {
                 }
             }
             b'{' | b'[' => {
-                // What is no object has no members; batches of JSON-RPC have no one id.
+                // An array has no members, and a JSON-RPC batch has no single id.
                 self.off |= self.depth == 0 && byte == b'[';
                 self.depth += 1;
                 if self.depth == 2 {
@@ -148,7 +149,7 @@ impl JsonScan {
             }
             b'}' | b']' => {
                 self.end_of_member();
-                self.found.complete |= self.depth == 1 && !self.off;
+                self.result.complete |= self.depth == 1 && !self.off;
                 self.depth = self.depth.saturating_sub(1);
             }
             b':' if self.depth == 1 => {
@@ -157,7 +158,7 @@ impl JsonScan {
             }
             b',' if self.depth == 1 => self.end_of_member(),
             b' ' | b'\t' | b'\r' | b'\n' => {}
-            // A byte-order mark, which many parsers skip (RFC 8259, section 8.1).
+            // Many parsers skip a byte-order mark (RFC 8259, section 8.1).
             0xEF | 0xBB | 0xBF if self.depth == 0 => {}
             _ if self.depth == 0 => self.off = true,
             _ if self.depth == 1 && self.expects_value && self.scalar.len() <= TEXT_BYTES_MAX => self.scalar.push(byte),
@@ -172,14 +173,14 @@ impl JsonScan {
         if self.expects_value {
             let key = unescaped(&self.key);
             match (&*key, &*self.scalar) {
-                (b"stream", b"true") => self.found.stream = Some(true),
-                (b"stream", b"false" | b"null") => self.found.stream = Some(false),
-                // What another value means is the upstream's to say.
+                (b"stream", b"true") => self.result.stream = Some(true),
+                (b"stream", b"false" | b"null") => self.result.stream = Some(false),
+                // The meaning of any other value depends on the upstream.
                 (b"stream", _) => self.off = true,
-                // OpenAI's speech endpoint.
-                (b"stream_format", b"\"sse\"") => self.found.stream = Some(true),
-                (b"id", id) if self.rpc && self.found.rpc_id.is_none() && is_rpc_id(id) => {
-                    self.found.rpc_id = String::from_utf8(id.to_vec()).ok();
+                // The speech endpoint of OpenAI.
+                (b"stream_format", b"\"sse\"") => self.result.stream = Some(true),
+                (b"id", id) if self.rpc && self.result.rpc_id.is_none() && is_rpc_id(id) => {
+                    self.result.rpc_id = String::from_utf8(id.to_vec()).ok();
                 }
                 _ => {}
             }
@@ -190,7 +191,7 @@ impl JsonScan {
     }
 }
 
-/// A key without its escapes.
+/// A key with its escapes decoded.
 fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
     if !key.contains(&b'\\') {
         return Cow::Borrowed(key);
@@ -199,31 +200,31 @@ fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
     serde_json::from_slice::<String>(&quoted).map_or(Cow::Borrowed(key), |key| Cow::Owned(key.into_bytes()))
 }
 
-/// A string or a number (JSON-RPC 2.0, section 4), whole.
+/// Whether this is a complete string or number (JSON-RPC 2.0, section 4).
 fn is_rpc_id(json: &[u8]) -> bool {
     json.len() <= TEXT_BYTES_MAX
         && serde_json::from_slice::<serde_json::Value>(json).is_ok_and(|value| value.is_string() || value.is_number())
 }
 
-/// Reads the parts of a form for one named `stream`.
+/// Scans the parts of a form for a part named `stream`.
 #[derive(Debug)]
 pub struct FormScan {
-    found: Found,
+    result: ScanResult,
     off: bool,
     seen_bytes: usize,
     delimiter: Finder<'static>,
-    /// What may belong to a delimiter, a head or the value that the next piece completes.
+    /// The unprocessed tail: the start of a delimiter, a part header or a value.
     carried: Vec<u8>,
     state: FormState,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum FormState {
-    /// Before a delimiter.
+    /// Inside content, before the next delimiter.
     Content,
-    /// The head of a part.
+    /// Inside the header section of a part.
     Head,
-    /// The value of the part that matters.
+    /// Inside the value of the part `stream`.
     Value,
 }
 
@@ -231,21 +232,21 @@ impl FormScan {
     fn new(boundary: &str) -> Self {
         let off = boundary.is_empty() || boundary.len() > 70;
         let delimiter = Finder::new(&[b"\r\n--", boundary.as_bytes()].concat()).into_owned();
-        // The first delimiter has no line before it.
-        Self { found: Found::default(), off, seen_bytes: 0, delimiter, carried: b"\r\n".to_vec(), state: FormState::Content }
+        // The first delimiter has no CRLF before it, so start with one.
+        Self { result: ScanResult::default(), off, seen_bytes: 0, delimiter, carried: b"\r\n".to_vec(), state: FormState::Content }
     }
 
     fn feed(&mut self, bytes: &[u8]) {
-        if self.off || self.found.complete || self.found.stream == Some(true) {
+        if self.off || self.result.complete || self.result.stream == Some(true) {
             return;
         }
         self.seen_bytes += bytes.len();
         self.off |= self.seen_bytes > BYTES_MAX;
         self.carried.extend_from_slice(bytes);
-        while self.found.stream != Some(true) && self.step() {}
+        while self.result.stream != Some(true) && self.step() {}
     }
 
-    /// One state to the next; `false` where more bytes are needed.
+    /// Advances to the next state. `false`: more bytes are needed.
     fn step(&mut self) -> bool {
         match self.state {
             FormState::Content => match self.delimiter.find(&self.carried) {
@@ -268,8 +269,8 @@ impl FormScan {
                     true
                 }
                 None => {
-                    // The last delimiter is followed by two dashes.
-                    self.found.complete = self.carried.starts_with(b"--");
+                    // Two dashes follow the last delimiter.
+                    self.result.complete = self.carried.starts_with(b"--");
                     self.off |= self.carried.len() > PART_HEAD_BYTES_MAX;
                     false
                 }
@@ -280,7 +281,7 @@ impl FormScan {
                     return false;
                 };
                 let value = self.carried.get(..end).unwrap_or_default().trim_ascii();
-                self.found.stream = Some(value.eq_ignore_ascii_case(b"true") || value == b"1");
+                self.result.stream = Some(value.eq_ignore_ascii_case(b"true") || value == b"1");
                 self.state = FormState::Content;
                 true
             }
@@ -288,7 +289,7 @@ impl FormScan {
     }
 }
 
-/// Whether the head of a part has `name="stream"`.
+/// Whether the header section of a part has `name="stream"`.
 fn names_stream(head: &[u8]) -> bool {
     let head = String::from_utf8_lossy(head).to_ascii_lowercase();
     let disposition = head.split("\r\n").find_map(|line| line.strip_prefix("content-disposition:"));
@@ -299,18 +300,18 @@ fn names_stream(head: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// The same whole and byte by byte.
-    fn both(fresh: impl Fn() -> BodyScan, body: &str) -> Found {
+    /// Scans a body at once and byte by byte; both results must be equal.
+    fn scan(fresh: impl Fn() -> BodyScan, body: &str) -> ScanResult {
         let mut whole = fresh();
         whole.feed(body.as_bytes());
         let mut bytewise = fresh();
         body.bytes().for_each(|byte| bytewise.feed(&[byte]));
-        assert_eq!(whole.found(), bytewise.found(), "byte by byte: {body}");
-        whole.found().cloned().unwrap_or_default()
+        assert_eq!(whole.result(), bytewise.result(), "byte by byte: {body}");
+        whole.result().cloned().unwrap_or_default()
     }
 
     #[test]
-    fn the_stream_member_of_the_top_level_counts() {
+    fn stream_member_of_the_top_level() {
         for (body, wanted) in [
             (r#"{"stream":true}"#, Some(true)),
             (r#"{ "model" : "m" , "stream" : true , "n": 1 }"#, Some(true)),
@@ -337,15 +338,15 @@ mod tests {
             ("}}}}", None),
             (r#"{"stream":true"#, None),
         ] {
-            assert_eq!(both(|| BodyScan::json(false), body).stream, wanted, "{body}");
+            assert_eq!(scan(|| BodyScan::json(false), body).stream, wanted, "{body}");
         }
         let mut off = BodyScan::Off;
         off.feed(br#"{"stream":true}"#);
-        assert_eq!(off.found(), None);
+        assert_eq!(off.result(), None);
     }
 
     #[test]
-    fn a_body_is_understood_or_nothing_follows_from_it() {
+    fn complete_only_if_the_body_was_parsed() {
         for (body, complete) in [
             (r#"{"a":{"b":[1]}}"#, true),
             (r#"{"stream":false}"#, true),
@@ -357,18 +358,18 @@ mod tests {
             ("\x1f\u{8b}", false),
             ("", false),
         ] {
-            assert_eq!(both(|| BodyScan::json(false), body).complete, complete, "{body}");
+            assert_eq!(scan(|| BodyScan::json(false), body).complete, complete, "{body}");
         }
         let part = "--b0\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n";
         for (body, complete) in
             [(format!("{part}--b0--\r\n"), true), (part.to_owned(), false), (format!("{part}--b0--").replace("\r\n", "\n"), false)]
         {
-            assert_eq!(both(|| BodyScan::form("b0"), &body).complete, complete, "{body:?}");
+            assert_eq!(scan(|| BodyScan::form("b0"), &body).complete, complete, "{body:?}");
         }
     }
 
     #[test]
-    fn ids_of_json_rpc() {
+    fn json_rpc_ids() {
         for (body, id) in [
             (r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"id":9}}"#, Some("7")),
             (r#"{"params":{"id":9,"x":"}"},"id":"a\"b","method":"m"}"#, Some(r#""a\"b""#)),
@@ -377,14 +378,14 @@ mod tests {
             (r#"{"id":{"a":1}}"#, None),
             (r#"[{"id":1}]"#, None),
         ] {
-            assert_eq!(both(|| BodyScan::json(true), body).rpc_id.as_deref(), id, "{body}");
+            assert_eq!(scan(|| BodyScan::json(true), body).rpc_id.as_deref(), id, "{body}");
         }
         let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(200));
-        assert_eq!(both(|| BodyScan::json(true), &long).rpc_id, None);
+        assert_eq!(scan(|| BodyScan::json(true), &long).rpc_id, None);
     }
 
     #[test]
-    fn the_stream_part_of_a_form_counts() {
+    fn stream_part_of_a_form() {
         let part = |head: &str, value: &str| format!("--b0\r\nContent-Disposition: form-data; {head}\r\n\r\n{value}\r\n");
         for (body, wanted) in [
             (part("name=\"stream\"", "true"), Some(true)),
@@ -398,8 +399,8 @@ mod tests {
             (part("name=\"streams\"", "true"), None),
         ] {
             let body = body + "--b0--\r\n";
-            assert_eq!(both(|| BodyScan::form("b0"), &body).stream, wanted, "{body}");
+            assert_eq!(scan(|| BodyScan::form("b0"), &body).stream, wanted, "{body}");
         }
-        assert_eq!(both(|| BodyScan::form(""), "--\r\n").stream, None);
+        assert_eq!(scan(|| BodyScan::form(""), "--\r\n").stream, None);
     }
 }

@@ -1,19 +1,18 @@
-//! Which heartbeat frame a stream carries: one table by dialect, one by client.
+//! Selects the heartbeat frame of a stream: one table by dialect, one by client. It does not decide where a frame may go.
 //!
-//! A parser that follows the WHATWG's rules ignores comments and blank lines; an event is one that the client passes
-//! over. The tables hold what other clients were seen to accept; `tests/test_heartbeats.py` and `tests/test_gradio.py`
-//! run the real ones.
+//! A parser that follows WHATWG HTML ignores comments and blank lines, and clients ignore events of unknown types. The
+//! tables record the frames that real clients accept. `tests/test_heartbeats.py` and `tests/test_gradio.py` run them.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{Dialect, Frame, Invalid};
 
-/// What is sent into a silent stream.
+/// The form of a heartbeat frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FrameChoice {
-    /// The form that suits the API and the client.
+    /// By API and client.
     #[default]
     Auto,
     /// `: keep-alive` and a blank line.
@@ -22,50 +21,50 @@ pub enum FrameChoice {
     CommentLine,
     /// A blank line between events.
     BlankLine,
-    /// An event of its own between events: `ping` for Anthropic, `keepalive` for others.
+    /// A separate event between events: `ping` for Anthropic, `keepalive` for others.
     Event,
 }
 
-/// The frame for clients with a certain `User-Agent`.
+/// The frame for clients with a matching `User-Agent`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClientFrame {
-    /// What their `User-Agent` contains, in any case; 3 to 100 bytes.
+    /// A part of the `User-Agent`, case-insensitive, 3 to 100 bytes.
     pub user_agent: String,
-    /// The frame they get.
+    /// The form of the frame for these clients.
     pub frame: FrameChoice,
 }
 
-/// As Anthropic's own API sends it.
+/// The heartbeat of Anthropic's API.
 const PING: &[u8] = b"event: ping\ndata: {\"type\": \"ping\"}\n\n";
-/// For clients that take only events with data as a sign of life.
+/// For clients with an idle timer that only events with data reset.
 const KEEPALIVE: &[u8] = b"event: keepalive\ndata: {\"type\":\"keepalive\"}\n\n";
 
-/// As Gradio's own queue sends it. Its Python client ends the stream at everything between two blank lines that does
-/// not begin with `data:`: comments, `event` fields, and a single blank line before the next event.
+/// The heartbeat of Gradio's queue. Its Python client ends the stream at any block that does not start with `data:`, such
+/// as a comment, an `event` field or a single blank line.
 const GRADIO_HEARTBEAT: &[u8] = b"data: {\"msg\":\"heartbeat\"}\n\n";
 
-/// Clients that need another frame than their dialect's.
+/// Clients that need a different frame from that of their dialect.
 const CLIENTS: [(&str, Frame); 7] = [
-    // Codex: its idle timer is reset by events with data alone. No slash: a program that runs Codex puts its own name
-    // first, `codex_sdk_ts/0.171.0 (…) (codex_exec; 0.171.0)`.
+    // Only events with data reset the idle timer of Codex. No slash, since the name may come later in the `User-Agent`:
+    // `codex_sdk_ts/0.171.0 (…) (codex_exec; 0.171.0)`.
     ("codex_cli_rs", Frame::Event(KEEPALIVE)),
     ("codex_exec", Frame::Event(KEEPALIVE)),
     ("codex_vscode", Frame::Event(KEEPALIVE)),
     ("codex-tui", Frame::Event(KEEPALIVE)),
-    // They read a comment line as JSON.
+    // These clients parse a comment line as JSON and fail.
     ("google-genai-sdk/", Frame::BlankLine),
     ("google-generativeai", Frame::BlankLine),
     ("gradio_client/", Frame::Event(GRADIO_HEARTBEAT)),
 ];
 
-/// What `auto` means for a dialect.
-fn of_dialect(dialect: Dialect) -> Frame {
+/// The frame of `auto` for a dialect.
+fn dialect_frame(dialect: Dialect) -> Frame {
     match dialect {
         // Google's client libraries fail on comments.
         Dialect::Gemini => Frame::BlankLine,
         Dialect::Anthropic => Frame::Event(PING),
-        // The form that OpenRouter and DeepSeek send, which clients are used to.
+        // OpenRouter and DeepSeek send comments, so clients of these APIs handle them.
         Dialect::OpenAi
         | Dialect::OpenAiResponses
         | Dialect::Cohere
@@ -76,9 +75,9 @@ fn of_dialect(dialect: Dialect) -> Frame {
     }
 }
 
-fn of_choice(choice: FrameChoice, dialect: Dialect) -> Frame {
+fn chosen_frame(choice: FrameChoice, dialect: Dialect) -> Frame {
     match choice {
-        FrameChoice::Auto => of_dialect(dialect),
+        FrameChoice::Auto => dialect_frame(dialect),
         FrameChoice::Comment => Frame::Comment,
         FrameChoice::CommentLine => Frame::CommentLine,
         FrameChoice::BlankLine => Frame::BlankLine,
@@ -87,7 +86,7 @@ fn of_choice(choice: FrameChoice, dialect: Dialect) -> Frame {
     }
 }
 
-/// The operator's choice, with the clients that get another frame.
+/// The configured frame and the frames for certain clients.
 #[derive(Clone, Debug, Default)]
 pub struct Frames {
     choice: FrameChoice,
@@ -95,7 +94,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Checks the operator's list.
+    /// Validates the list of clients.
     pub fn compile(choice: FrameChoice, mut clients: Vec<ClientFrame>) -> Result<Self, Invalid> {
         for (index, client) in clients.iter_mut().enumerate() {
             if !(3..=100).contains(&client.user_agent.len()) {
@@ -106,21 +105,20 @@ impl Frames {
         Ok(Self { choice, clients })
     }
 
-    /// The frame for a request. An operator's row for the client comes first, then the route's own choice, then what is
-    /// known of clients, then the dialect.
+    /// The frame for a request. Precedence: `frame_by_client`, `frame`, the built-in table of clients, the dialect.
     pub fn choose(&self, dialect: Dialect, user_agent: Option<&str>) -> Frame {
         let agent = user_agent.unwrap_or_default();
         if !self.clients.is_empty() {
             let agent = agent.to_ascii_lowercase();
             if let Some(client) = self.clients.iter().find(|client| agent.contains(&client.user_agent)) {
-                return of_choice(client.frame, dialect);
+                return chosen_frame(client.frame, dialect);
             }
         }
         if self.choice != FrameChoice::Auto {
-            return of_choice(self.choice, dialect);
+            return chosen_frame(self.choice, dialect);
         }
-        let known = CLIENTS.iter().find(|(name, _)| agent.contains(name));
-        known.map_or_else(|| of_dialect(dialect), |(_, frame)| *frame)
+        let client = CLIENTS.iter().find(|(name, _)| agent.contains(name));
+        client.map_or_else(|| dialect_frame(dialect), |(_, frame)| *frame)
     }
 }
 
@@ -129,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn operator_then_route_then_client_then_dialect() {
+    fn precedence_of_the_frame_tables() {
         let auto = Frames::default();
         assert_eq!(auto.choose(Dialect::OpenAi, None), Frame::Comment);
         assert_eq!(auto.choose(Dialect::Gemini, Some("curl/8")), Frame::BlankLine);
@@ -147,7 +145,7 @@ mod tests {
         assert!(Frames::compile(FrameChoice::Auto, short).is_err());
     }
 
-    /// What Codex 0.171.0 and gradio_client 2.7.2 were seen to send.
+    /// Recorded from Codex 0.171.0 and gradio_client 2.7.2.
     #[test]
     fn user_agents_of_real_clients() {
         let auto = Frames::default();

@@ -1,50 +1,51 @@
-//! Where in an event stream a comment changes nothing: a byte-level reading of WHATWG HTML, section 9.2.
+//! Tracks the position in an event stream, byte by byte (WHATWG HTML, section 9.2), and returns the frame that can be sent
+//! there without changing the stream. It keeps no time and sends nothing.
 //!
-//! Lines end with LF, CR or CRLF, and a piece may end anywhere: within a line, within a byte-order mark,
-//! between CR and LF. The tracker reads each piece as it passes, and says which frame fits right now.
+//! Lines end with LF, CR or CRLF. A chunk may end anywhere: within a line, within a byte-order mark (BOM), or between CR
+//! and LF.
 
 use bytes::{Bytes, BytesMut};
 
 use crate::contract::Frame;
 
 const BOM: &[u8] = b"\xEF\xBB\xBF";
-/// Between events: the comment, and a blank line so that proxies and readers take it as a frame.
+/// Between events: the comment with a blank line, so that proxies and readers take it for a complete frame.
 const COMMENT: &[u8] = b": keep-alive\n\n";
-/// Where a blank line would say something: the comment line alone.
+/// Where a blank line would have a meaning: only the comment line.
 const COMMENT_LINE: &[u8] = b": keep-alive\n";
 const BLANK_LINE: &[u8] = b"\n";
 
-/// Follows one stream.
+/// The state of one stream.
 #[derive(Debug, Default)]
 pub struct Tracker {
-    /// Bytes of the upstream so far; only whether there were any, and whether a BOM may still come.
+    /// Bytes from the upstream so far. Only zero or not zero matters.
     seen_bytes: u64,
-    /// The start of the current line, without the byte-order mark.
+    /// The start of the current line, without a BOM.
     line: LineStart,
-    /// The first line is not over: a byte-order mark at its start belongs to no line.
+    /// The first line has not ended. A BOM at its start is not part of the line.
     on_first_line: bool,
     /// The current line has no byte yet.
     at_line_start: bool,
-    /// A line was seen since the last blank one.
+    /// A line has ended since the last blank line.
     in_event: bool,
-    /// One of them was a `data` field.
+    /// One of these lines was a `data` field.
     has_data: bool,
-    /// Events with data that have been completed.
+    /// Number of completed events with data.
     events: u64,
-    /// The last byte was a CR; an LF would belong to it.
+    /// The last byte was a CR, so a following LF belongs to the same line end.
     after_cr: bool,
-    /// A frame went out between a CR and the LF that may belong to it: such an LF is dropped, or it
-    /// would become a blank line.
+    /// A frame was sent between a CR and a possible LF of the same line end. Such an LF is dropped, since it would become a
+    /// blank line.
     drop_lf: bool,
     /// The stream has carried an `id` field.
     seen_id: bool,
-    /// A frame went out before the first byte: a byte-order mark is no longer at the start, and is dropped.
+    /// A frame was sent before the first byte. A BOM is then no longer at the start and is dropped.
     framed_before_start: bool,
-    /// The start of what may become a byte-order mark that is to be dropped.
+    /// Number of bytes held back because they may be the start of a BOM to drop.
     held_bom_bytes: usize,
 }
 
-/// The first three bytes of a line: enough to tell `id`, `id:` and all others apart.
+/// The first three bytes of a line: enough to recognise `id`, `id:` and `data`.
 #[derive(Debug, Default, Clone, Copy)]
 struct LineStart {
     bytes: [u8; 3],
@@ -59,7 +60,7 @@ impl LineStart {
         self.length = self.length.saturating_add(1);
     }
 
-    /// `data`, by what is kept of it; no other field begins so.
+    /// Whether the line is a `data` field. No other field starts with `dat`.
     fn is_data(self) -> bool {
         self.length > 3 && self.bytes == *b"dat"
     }
@@ -79,14 +80,14 @@ impl Tracker {
         Self { at_line_start: true, on_first_line: true, ..Self::default() }
     }
 
-    /// The frame that may go out right now; `None` where this form would change something: inside a line, and for all
-    /// forms but comments inside an event. After it has gone out, say so with [`Self::framed`].
+    /// The bytes of the frame that may be sent at this position. `None`: inside a line, and inside an event for all forms
+    /// except comments. Call [`Self::framed`] after sending it.
     pub fn frame(&self, form: Frame) -> Option<&'static [u8]> {
         if !self.at_line_start() {
             return None;
         }
         match form {
-            // openai-python dispatches on every blank line once it has seen an id.
+            // openai-python dispatches an event at every blank line once it has seen an `id`.
             Frame::Comment if self.in_event || self.seen_id => Some(COMMENT_LINE),
             Frame::Comment => Some(COMMENT),
             Frame::CommentLine => Some(COMMENT_LINE),
@@ -96,22 +97,22 @@ impl Tracker {
         }
     }
 
-    /// Whether a whole line of ours may stand here.
+    /// Whether a complete extra line may be sent at this position.
     pub fn at_line_start(&self) -> bool {
         self.at_line_start && self.held_bom_bytes == 0
     }
 
-    /// Whether lines of an event stand before this place, that a blank line would end.
+    /// Whether the position is inside an event, which a blank line would end.
     pub fn in_event(&self) -> bool {
         self.in_event
     }
 
-    /// How many events with data have been completed.
+    /// The number of completed events with data.
     pub fn events(&self) -> u64 {
         self.events
     }
 
-    /// The frame went out.
+    /// Records that a frame was sent.
     pub fn framed(&mut self) {
         if self.seen_bytes == 0 {
             self.framed_before_start = true;
@@ -120,54 +121,54 @@ impl Tracker {
         self.drop_lf |= self.after_cr;
     }
 
-    /// Reads a piece that is about to go to the client, and takes from it what frames have made wrong:
-    /// a byte-order mark that is no longer first, an LF whose CR was followed by a frame.
-    pub fn pass(&mut self, piece: Bytes) -> Bytes {
-        if piece.is_empty() {
-            return piece;
+    /// Reads a chunk before it is sent to the client. Removes a BOM that is no longer at the start, and an LF separated from
+    /// its CR by a frame.
+    pub fn pass(&mut self, chunk: Bytes) -> Bytes {
+        if chunk.is_empty() {
+            return chunk;
         }
-        let piece = self.without_bom(piece);
-        if piece.is_empty() {
-            return piece;
+        let chunk = self.without_bom(chunk);
+        if chunk.is_empty() {
+            return chunk;
         }
-        let drop_first = self.drop_lf && piece.first() == Some(&b'\n');
+        let drop_first = self.drop_lf && chunk.first() == Some(&b'\n');
         self.drop_lf = false;
-        for byte in &piece {
+        for byte in &chunk {
             self.byte(*byte);
         }
-        if drop_first { piece.slice(1..) } else { piece }
+        if drop_first { chunk.slice(1..) } else { chunk }
     }
 
-    /// What was held back as the start of a byte-order mark, at the end of a stream that ended within it.
+    /// The bytes held back as the start of a BOM, to send at the end of the stream.
     pub fn finish(&mut self) -> Bytes {
         let held = std::mem::take(&mut self.held_bom_bytes);
         Bytes::from_static(BOM.get(..held).unwrap_or_default())
     }
 
-    fn without_bom(&mut self, piece: Bytes) -> Bytes {
-        let mark_may_come = self.framed_before_start && (self.seen_bytes == 0 || self.held_bom_bytes > 0);
-        self.seen_bytes += piece.len() as u64;
-        if !mark_may_come {
-            return piece;
+    fn without_bom(&mut self, chunk: Bytes) -> Bytes {
+        let may_be_bom = self.framed_before_start && (self.seen_bytes == 0 || self.held_bom_bytes > 0);
+        self.seen_bytes += chunk.len() as u64;
+        if !may_be_bom {
+            return chunk;
         }
         let rest = BOM.get(self.held_bom_bytes..).unwrap_or_default();
-        let common = rest.iter().zip(&piece).take_while(|(mark, byte)| mark == byte).count();
+        let common = rest.iter().zip(&chunk).take_while(|(mark, byte)| mark == byte).count();
         if common == rest.len() {
             self.held_bom_bytes = 0;
-            return piece.slice(common..);
+            return chunk.slice(common..);
         }
-        if common == piece.len() {
+        if common == chunk.len() {
             self.held_bom_bytes += common;
             return Bytes::new();
         }
-        // It was none: what was held back goes first.
+        // It was not a BOM: send the held bytes first.
         let held = self.finish();
         if held.is_empty() {
-            return piece;
+            return chunk;
         }
-        let mut whole = BytesMut::with_capacity(held.len() + piece.len());
+        let mut whole = BytesMut::with_capacity(held.len() + chunk.len());
         whole.extend_from_slice(&held);
-        whole.extend_from_slice(&piece);
+        whole.extend_from_slice(&chunk);
         whole.freeze()
     }
 

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
 use keylatch_filters::contract::{BodyCx, Leash, Source, StreamPlan, UpstreamCx};
-use keylatch_filters::sse_keepalive::{is_event_stream, is_json_lines};
+use keylatch_filters::contract::{is_event_stream, is_json_lines};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;

@@ -305,7 +305,7 @@ fn outcome(hit: &Hit, allowed: bool, value: u64) -> Outcome {
         Measure::Rolling { quota, .. } => quota.outcome(allowed, value.saturating_mul(1000), hit.cost),
         Measure::Window { most, left, .. } => {
             let used = u32::try_from(value).unwrap_or(u32::MAX);
-            keylatch_filters::rate_limit::calendar::outcome(allowed, used, *most, *left)
+            keylatch_filters::limiting::calendar::window_outcome(allowed, used, *most, *left)
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Frames change no event: random streams, cut at random places, with frames due at random moments,
-//! read by a parser that shares nothing with the tracker.
+//! Property tests: frames change no event. Random streams are cut into random chunks, with frames at random positions, and
+//! parsed by a parser that shares no code with the tracker.
 
 use super::*;
 use proptest::prelude::*;
@@ -13,13 +13,13 @@ struct Event {
     id: String,
 }
 
-/// WHATWG HTML 9.2.6, written from its text: decode, split into lines, interpret fields.
+/// A parser after WHATWG HTML, section 9.2.6: decode, split into lines, interpret fields.
 fn parse(stream: &[u8]) -> Vec<Event> {
     let text = String::from_utf8_lossy(stream);
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
     let normalised = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut lines: Vec<&str> = normalised.split('\n').collect();
-    lines.pop(); // what follows the last line end is no line
+    lines.pop(); // text after the last line end is not a line
     let (mut events, mut data, mut kind, mut id) = (Vec::new(), String::new(), String::new(), String::new());
     for line in lines {
         if line.is_empty() {
@@ -48,7 +48,7 @@ fn parse(stream: &[u8]) -> Vec<Event> {
     events
 }
 
-/// openai-python's reading: a blank line dispatches as soon as an id was ever seen, data or not.
+/// The behaviour of openai-python: once an `id` was seen, every blank line dispatches an event, with or without data.
 fn dispatches_with_sticky_id(stream: &[u8]) -> usize {
     let text = String::from_utf8_lossy(stream).replace("\r\n", "\n").replace('\r', "\n");
     let (mut dispatched, mut pending, mut id) = (0, false, false);
@@ -66,8 +66,8 @@ fn dispatches_with_sticky_id(stream: &[u8]) -> usize {
     dispatched
 }
 
-/// Sends the stream in pieces, with a frame before each piece whose flag says that one is due.
-fn with_frames(pieces: &[(Vec<u8>, bool)], due_at_end: bool, form: Frame) -> (Vec<u8>, usize) {
+/// Sends the stream in chunks, with a frame before each chunk whose flag is set.
+fn with_frames(chunks: &[(Vec<u8>, bool)], due_at_end: bool, form: Frame) -> (Vec<u8>, usize) {
     let (mut tracker, mut out, mut frames) = (Tracker::new(), Vec::new(), 0);
     let mut frame = |tracker: &mut Tracker, out: &mut Vec<u8>| {
         if let Some(frame) = tracker.frame(form) {
@@ -76,11 +76,11 @@ fn with_frames(pieces: &[(Vec<u8>, bool)], due_at_end: bool, form: Frame) -> (Ve
             frames += 1;
         }
     };
-    for (piece, due) in pieces {
+    for (chunk, due) in chunks {
         if *due {
             frame(&mut tracker, &mut out);
         }
-        out.extend_from_slice(&tracker.pass(Bytes::copy_from_slice(piece)));
+        out.extend_from_slice(&tracker.pass(Bytes::copy_from_slice(chunk)));
     }
     if due_at_end {
         frame(&mut tracker, &mut out);
@@ -122,17 +122,17 @@ fn stream() -> impl Strategy<Value = String> {
     })
 }
 
-fn pieces(text: &str, cuts: &[(usize, bool)]) -> Vec<(Vec<u8>, bool)> {
-    let (mut rest, mut pieces) = (text.as_bytes(), Vec::new());
+fn chunks(text: &str, cuts: &[(usize, bool)]) -> Vec<(Vec<u8>, bool)> {
+    let (mut rest, mut chunks) = (text.as_bytes(), Vec::new());
     for (length, due) in cuts.iter().cycle() {
         if rest.is_empty() {
             break;
         }
-        let (piece, after) = rest.split_at((*length).min(rest.len()));
-        pieces.push((piece.to_vec(), *due));
+        let (chunk, after) = rest.split_at((*length).min(rest.len()));
+        chunks.push((chunk.to_vec(), *due));
         rest = after;
     }
-    pieces
+    chunks
 }
 
 const PING: &[u8] = b"event: ping\ndata: {}\n\n";
@@ -149,9 +149,9 @@ fn frames_of_a_form_change_no_event(form: Frame) {
     let cuts = proptest::collection::vec((prop_oneof![1_usize..4, 1_usize..40], any::<bool>()), 1..60);
     let mut runner = TestRunner::new(Config { cases: 2500, failure_persistence: None, ..Config::default() });
     let result = runner.run(&(stream(), cuts, any::<bool>()), |(text, cuts, due_at_end)| {
-        let (framed, count) = with_frames(&pieces(&text, &cuts), due_at_end, form);
+        let (framed, count) = with_frames(&chunks(&text, &cuts), due_at_end, form);
         let (without, mut with) = (parse(text.as_bytes()), parse(&framed));
-        // The stream's own events are of other kinds: `{}` is no data of theirs under this name.
+        // Random streams contain no event of the type `ping`.
         with.retain(|event| event.kind != "ping");
         events.set(events.get() + with.len());
         frames.set(frames.get() + count);
@@ -173,24 +173,24 @@ fn frames_of_a_form_change_no_event(form: Frame) {
 fn completed_events_are_counted() {
     let mut tracker = Tracker::new();
     tracker.pass(Bytes::from_static(b": hello\n\nevent: x\ndata: 1\n\ndata\n\nid: 3\n\ndata: 2\r\rdatb: 3\n\ndata: 4\n"));
-    assert_eq!((tracker.events(), tracker.in_event()), (4, true), "`datb` is taken for data, which no field of a stream is");
+    assert_eq!((tracker.events(), tracker.in_event()), (4, true), "`datb` counts as data; no field has this name");
 }
 
-/// What frames go out, piece by piece: `|` marks where one is due.
+/// The output for a script in which `|` marks the positions of frames.
 fn framed(script: &str) -> String {
     framed_by(script, Frame::Comment)
 }
 
 fn framed_by(script: &str, form: Frame) -> String {
-    let mut pieces: Vec<(Vec<u8>, bool)> = Vec::new();
-    for (index, piece) in script.split('|').enumerate() {
-        pieces.push((piece.as_bytes().to_vec(), index > 0));
+    let mut chunks: Vec<(Vec<u8>, bool)> = Vec::new();
+    for (index, chunk) in script.split('|').enumerate() {
+        chunks.push((chunk.as_bytes().to_vec(), index > 0));
     }
-    String::from_utf8(with_frames(&pieces, false, form).0).unwrap()
+    String::from_utf8(with_frames(&chunks, false, form).0).unwrap()
 }
 
 #[test]
-fn the_places() {
+fn positions_of_comments() {
     for (script, out) in [
         ("|data: 1\n\n", ": keep-alive\n\ndata: 1\n\n"),
         ("data: 1\n\n|data: 2\n\n", "data: 1\n\n: keep-alive\n\ndata: 2\n\n"),
@@ -211,7 +211,7 @@ fn the_places() {
 }
 
 #[test]
-fn the_places_of_other_forms() {
+fn positions_of_other_frames() {
     for (form, script, out) in [
         (
             Frame::CommentLine,
@@ -227,10 +227,10 @@ fn the_places_of_other_forms() {
 }
 
 #[test]
-fn a_mark_in_pieces_after_a_frame() {
-    let run = |pieces: &[&[u8]]| {
-        let pieces: Vec<_> = pieces.iter().enumerate().map(|(i, p)| (p.to_vec(), i == 0)).collect();
-        with_frames(&pieces, true, Frame::Comment).0
+fn bom_in_chunks_after_a_frame() {
+    let run = |chunks: &[&[u8]]| {
+        let chunks: Vec<_> = chunks.iter().enumerate().map(|(i, p)| (p.to_vec(), i == 0)).collect();
+        with_frames(&chunks, true, Frame::Comment).0
     };
     assert_eq!(run(&[b"\xEF", b"\xBB", b"\xBFdata: 1\n\n"]), b": keep-alive\n\ndata: 1\n\n: keep-alive\n\n");
     assert_eq!(run(&[b"\xEF", b"\xBBx\n"]), b": keep-alive\n\n\xEF\xBBx\n: keep-alive\n");

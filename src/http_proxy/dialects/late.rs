@@ -2,8 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
-use keylatch_filters::contract::Dialect;
-use keylatch_filters::sse_keepalive::{is_json_lines, is_uncoded};
+use keylatch_filters::contract::{Dialect, is_json_lines, is_uncoded};
 use pingora::http::ResponseHeader;
 
 use super::{Fault, Place, body, event, of_upstream};

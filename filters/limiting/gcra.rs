@@ -1,8 +1,8 @@
-//! The generic cell rate algorithm over a bounded table.
+//! The generic cell rate algorithm (GCRA) over a table of bounded size. It reads no clock: callers pass the time.
 //!
-//! For each thing counted one number is kept: the theoretical arrival time (TAT), when it would have
-//! used up nothing. A hit moves it on by one interval; a hit that would move it further than the burst
-//! allows is refused and moves nothing. That is exact: no windows, no rounding.
+//! The table keeps one number per subject, the theoretical arrival time (TAT): the time at which the subject has its
+//! whole burst again. A hit moves the TAT forward by one interval. A hit that would move it further ahead than the burst
+//! allows is refused and changes nothing. The result is exact: there are no windows and no rounding.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -14,55 +14,56 @@ use crate::contract::{Outcome, Quota, nanos};
 
 const SHARDS: usize = 64;
 
-/// A TAT, and the interval its hits were counted by: a reload may have changed it since.
+/// A TAT with the interval in force when it was written. A reload may change the interval later.
 #[derive(Clone, Copy)]
 struct Entry {
     tat: u64,
     interval_ns: u64,
-    /// Refused for a time, whatever it does.
+    /// A block (`block_for`) is active. Further refusals do not start another one.
     blocked: bool,
 }
 
 type Shard = HashMap<u128, Entry>;
 
-/// The TATs of everything counted, in bounded memory.
-pub struct Table {
+/// The TATs of all subjects of one limit, in bounded memory.
+pub struct GcraTable {
     base: Instant,
     shards: Vec<Mutex<Shard>>,
     entries_max_per_shard: usize,
-    seeds: Seeds,
+    seeds: SlotSeeds,
 }
 
-/// Names things by 128 bits under secret seeds, so that nobody can make two things share a count.
+/// Two secret random seeds that hash a subject to a 128-bit slot. Clients cannot construct two subjects with the same
+/// slot.
 #[derive(Default)]
-pub struct Seeds([RandomState; 2]);
+pub struct SlotSeeds([RandomState; 2]);
 
-impl Seeds {
-    /// The name of a thing.
-    pub fn slot(&self, thing: &impl Hash) -> u128 {
+impl SlotSeeds {
+    /// The slot of a subject.
+    pub fn slot(&self, subject: &impl Hash) -> u128 {
         let [high, low] = &self.0;
-        u128::from(high.hash_one(thing)) << 64 | u128::from(low.hash_one(thing))
+        u128::from(high.hash_one(subject)) << 64 | u128::from(low.hash_one(subject))
     }
 }
 
-impl Table {
-    /// At most `entries_max` things are remembered. Past that, those that have used least of their
-    /// limit are forgotten first: what is lost is what matters least.
+impl GcraTable {
+    /// An empty table for about `entries_max` subjects. A full table evicts the subjects that have used the least of
+    /// their limit.
     pub fn new(entries_max: usize) -> Self {
         Self {
             base: Instant::now(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             entries_max_per_shard: entries_max.div_ceil(SHARDS).max(8),
-            seeds: Seeds::default(),
+            seeds: SlotSeeds::default(),
         }
     }
 
-    /// The name under which a thing is counted.
-    pub fn slot(&self, thing: &impl Hash) -> u128 {
-        self.seeds.slot(thing)
+    /// The slot in which a subject is counted.
+    pub fn slot(&self, subject: &impl Hash) -> u128 {
+        self.seeds.slot(subject)
     }
 
-    /// Hits, counting `cost`. A thing that is refused is refused for at least `block` from then on.
+    /// Counts a hit of `cost`. The first refusal starts a block: further hits are refused for at least `block`.
     pub fn hit(&self, slot: u128, quota: Quota, cost: u32, block: Duration, now: Instant) -> Outcome {
         let now_ns = self.since_base(now);
         let mut shard = self.shard(slot).lock();
@@ -86,22 +87,22 @@ impl Table {
         quota.outcome(true, next - now_ns, cost)
     }
 
-    /// Takes a hit back: another limit refused the request.
+    /// Reverts a hit of `cost`, for a request that another limit refused.
     pub fn refund(&self, slot: u128, quota: Quota, cost: u32) {
         if let Some(entry) = self.shard(slot).lock().get_mut(&slot) {
             entry.tat = entry.tat.saturating_sub(quota.interval_ns.saturating_mul(u64::from(cost)));
         }
     }
 
-    /// How it stands with a thing: whether one more hit would be allowed.
-    pub fn look(&self, slot: u128, quota: Quota, now: Instant) -> Outcome {
+    /// The outcome that one more hit would have. Counts nothing.
+    pub fn peek(&self, slot: u128, quota: Quota, now: Instant) -> Outcome {
         let now_ns = self.since_base(now);
         let known = self.shard(slot).lock().get(&slot).copied();
         let ahead_ns = known.map_or(0, |entry| entry.under(quota, now_ns)).saturating_sub(now_ns);
         quota.outcome(ahead_ns <= quota.tolerance_ns, ahead_ns, 1)
     }
 
-    /// Forgets what was used, and a block with it.
+    /// Removes the subject's usage and its block.
     pub fn forget(&self, slot: u128) {
         self.shard(slot).lock().remove(&slot);
     }
@@ -117,7 +118,7 @@ impl Table {
 }
 
 impl Entry {
-    /// The TAT as if all hits had been counted under this quota: three of three an hour are three of five.
+    /// The TAT as if all hits had been counted under this quota. The number of used hits stays: 3 of 3/h become 3 of 5/h.
     fn under(self, quota: Quota, now_ns: u64) -> u64 {
         if self.interval_ns == quota.interval_ns {
             return self.tat;
@@ -127,8 +128,8 @@ impl Entry {
     }
 }
 
-/// Forgets at least an eighth: what has expired, and then what has used least. An eighth at once makes
-/// the sweep's cost a constant for each entry that made it necessary.
+/// Evicts at least an eighth of the entries: expired ones first, then those with the least usage. Evicting a fixed
+/// share makes the amortised cost of an insertion constant.
 fn make_room(shard: &mut Shard, now_ns: u64) {
     let before = shard.len();
     shard.retain(|_, entry| entry.tat > now_ns);
@@ -156,31 +157,31 @@ mod tests {
     const NEVER: Duration = Duration::ZERO;
 
     #[test]
-    fn what_costs_more_uses_up_more() {
-        let table = Table::new(1000);
+    fn higher_cost_uses_more_of_the_quota() {
+        let table = GcraTable::new(1000);
         let (quota, start) = (sixty_a_minute(10), Instant::now());
         let hit = |cost, after| table.hit(1, quota, cost, NEVER, start + Duration::from_secs(after));
         assert_eq!((hit(4, 0).remaining, hit(4, 0).remaining), (6, 2));
         let refused = hit(4, 0);
         assert!(!refused.allowed && refused.retry_in == Duration::from_secs(2), "{refused:?}");
         assert!(hit(2, 0).allowed && !hit(1, 0).allowed && !hit(4, 3).allowed && hit(4, 4).allowed);
-        assert!(!hit(11, 1000).allowed, "more than there ever is at once");
+        assert!(!hit(11, 1000).allowed, "the cost exceeds the burst");
     }
 
     #[test]
-    fn a_block_lasts_its_time_and_no_longer() {
-        let table = Table::new(1000);
+    fn block_lasts_exactly_its_duration() {
+        let table = GcraTable::new(1000);
         let (quota, start, block) = (sixty_a_minute(2), Instant::now(), Duration::from_secs(300));
         let hit = |after_s| table.hit(1, quota, 1, block, start + Duration::from_secs(after_s));
         assert!(hit(0).allowed && hit(0).allowed);
         assert_eq!(hit(0).retry_in, block);
-        assert_eq!(hit(100).retry_in, Duration::from_secs(200), "trying does not prolong it");
-        assert!(!hit(299).allowed && hit(300).allowed, "and then it is over");
-        let look = |after_s| table.look(1, quota, start + Duration::from_secs(after_s));
-        assert!(!look(300).allowed && look(301).allowed && look(301).remaining == 1 && look(302).remaining == 2);
-        assert!(!hit(300).allowed, "but nothing was saved up meanwhile");
+        assert_eq!(hit(100).retry_in, Duration::from_secs(200), "further attempts do not extend the block");
+        assert!(!hit(299).allowed && hit(300).allowed, "the block has ended");
+        let peek = |after_s| table.peek(1, quota, start + Duration::from_secs(after_s));
+        assert!(!peek(300).allowed && peek(301).allowed && peek(301).remaining == 1 && peek(302).remaining == 2);
+        assert!(!hit(300).allowed, "no quota accumulates during the block");
         table.forget(1);
-        assert_eq!((look(300).remaining, look(300).full_in), (2, Duration::ZERO));
+        assert_eq!((peek(300).remaining, peek(300).full_in), (2, Duration::ZERO));
     }
 
     fn sixty_a_minute(burst: u32) -> Quota {
@@ -188,8 +189,8 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline() {
-        let table = Table::new(1000);
+    fn timeline_of_hits() {
+        let table = GcraTable::new(1000);
         let (slot, quota) = (table.slot(&"key"), sixty_a_minute(3));
         let start = Instant::now();
         let at = |ms: u64| table.hit(slot, quota, 1, NEVER, start + Duration::from_millis(ms));
@@ -198,15 +199,15 @@ mod tests {
         assert_eq!((third.allowed, third.remaining), (true, 0));
         let refused = at(0);
         assert!(!refused.allowed && refused.retry_in > Duration::from_millis(999) && refused.retry_in <= Duration::from_secs(1));
-        assert!(!at(999).allowed, "a refusal costs nothing, and early is early");
+        assert!(!at(999).allowed, "a refusal costs nothing, and 1 ms is still missing");
         assert!(at(1000).allowed);
         assert!(!at(1000).allowed);
-        assert_eq!(at(60_000).remaining, 2, "all of the burst, and no more, after a long rest");
+        assert_eq!(at(60_000).remaining, 2, "after a long pause the whole burst is available and no more");
     }
 
     #[test]
-    fn exactly_the_limit_passes_from_many_threads() {
-        let table = Arc::new(Table::new(1000));
+    fn concurrent_hits_pass_exactly_the_limit() {
+        let table = Arc::new(GcraTable::new(1000));
         let (quota, now, passed) = (sixty_a_minute(100), Instant::now(), Arc::new(AtomicU32::new(0)));
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -221,8 +222,8 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_the_busiest_are_remembered() {
-        let table = Table::new(10_000);
+    fn full_table_evicts_the_least_used_subjects() {
+        let table = GcraTable::new(10_000);
         let (quota, now) = (sixty_a_minute(2), Instant::now());
         let busy = table.slot(&"busy");
         assert!(table.hit(busy, quota, 1, NEVER, now).allowed && table.hit(busy, quota, 1, NEVER, now).allowed);
@@ -231,21 +232,21 @@ mod tests {
         }
         let remembered: usize = table.shards.iter().map(|shard| shard.lock().len()).sum();
         assert!(remembered <= 10_000 + SHARDS * 8, "{remembered}");
-        assert!(!table.hit(busy, quota, 1, NEVER, now).allowed, "a flood of strangers does not free whom it stopped");
+        assert!(!table.hit(busy, quota, 1, NEVER, now).allowed, "a flood of new subjects does not evict a refused one");
     }
 
     #[test]
-    fn a_new_limit_holds_at_once() {
-        let table = Table::new(1000);
+    fn new_quota_applies_to_the_next_hit() {
+        let table = GcraTable::new(1000);
         let now = Instant::now();
         let daily = Quota::new(Duration::from_secs(86_400), 1);
         assert!(table.hit(1, daily, 1, NEVER, now).allowed && !table.hit(1, daily, 1, NEVER, now).allowed);
-        assert_eq!(table.hit(1, sixty_a_minute(5), 1, NEVER, now).remaining, 3, "one was used before, one now");
+        assert_eq!(table.hit(1, sixty_a_minute(5), 1, NEVER, now).remaining, 3, "one hit under the old quota, one under the new");
     }
 
     #[test]
-    fn a_refund_gives_back_exactly_one() {
-        let table = Table::new(1000);
+    fn refund_reverts_exactly_one_hit() {
+        let table = GcraTable::new(1000);
         let (quota, now) = (sixty_a_minute(1), Instant::now());
         assert!(table.hit(1, quota, 1, NEVER, now).allowed);
         table.refund(1, quota, 1);

@@ -1,4 +1,5 @@
-//! Counts by windows of the calendar in a time zone: this minute, this hour, today, this month.
+//! Counts per calendar window in a time zone: second, minute, hour, day, week or month. It reads no clock: callers pass
+//! the time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,15 +12,15 @@ use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::gcra::Seeds;
+use super::gcra::SlotSeeds;
 use crate::contract::Outcome;
 
 const DAY_S: u64 = 86_400;
 
-/// A window of the calendar.
+/// The unit of a calendar window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Unit {
+pub enum CalendarUnit {
     /// From one full second to the next.
     Second,
     /// From one full minute to the next.
@@ -34,27 +35,27 @@ pub enum Unit {
     Month,
 }
 
-impl Unit {
-    /// How long it is, a month as 30 days.
+impl CalendarUnit {
+    /// Its length in seconds. A month counts as 30 days.
     pub fn seconds(self) -> u64 {
         match self {
-            Unit::Second => 1,
-            Unit::Minute => 60,
-            Unit::Hour => 3600,
-            Unit::Day => DAY_S,
-            Unit::Week => 7 * DAY_S,
-            Unit::Month => 30 * DAY_S,
+            CalendarUnit::Second => 1,
+            CalendarUnit::Minute => 60,
+            CalendarUnit::Hour => 3600,
+            CalendarUnit::Day => DAY_S,
+            CalendarUnit::Week => 7 * DAY_S,
+            CalendarUnit::Month => 30 * DAY_S,
         }
     }
 
-    /// The window at this time: a number that grows from one to the next, and how long it still lasts.
-    pub fn at(self, now: SystemTime) -> (i64, Duration) {
+    /// The UTC window at a time: its number, which increases from window to window, and the time left in it.
+    pub fn utc_window_at(self, now: SystemTime) -> (i64, Duration) {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let seconds = since.as_secs();
         // 1970 began on a Thursday.
         let (offset, length) = match self {
-            Unit::Week => (3 * DAY_S, self.seconds()),
-            Unit::Month => {
+            CalendarUnit::Week => (3 * DAY_S, self.seconds()),
+            CalendarUnit::Month => {
                 let (number, next_s) = month(seconds / DAY_S);
                 return (number, Duration::from_secs(next_s).saturating_sub(since));
             }
@@ -66,46 +67,46 @@ impl Unit {
     }
 }
 
-/// The windows of a calendar: how long they are, and where they begin.
+/// The windows of one unit in one time zone.
 #[derive(Clone, Debug)]
-pub struct Windows {
-    unit: Unit,
+pub struct CalendarWindows {
+    unit: CalendarUnit,
     /// `None`: UTC.
     zone: Option<TimeZone>,
 }
 
-impl Windows {
-    /// Those of a unit. In UTC without a zone.
-    pub fn new(unit: Unit, zone: Option<TimeZone>) -> Self {
+impl CalendarWindows {
+    /// The windows of a unit. Without a zone, UTC.
+    pub fn new(unit: CalendarUnit, zone: Option<TimeZone>) -> Self {
         Self { unit, zone }
     }
 
-    /// The window at this time: a number that grows from one to the next, and how long it still lasts.
-    pub fn at(&self, now: SystemTime) -> (i64, Duration) {
-        // A time outside the years of the calendar has the windows of UTC.
-        self.zone.as_ref().and_then(|zone| self.in_zone(now, zone)).unwrap_or_else(|| self.unit.at(now))
+    /// The window at a time: its number, which increases from window to window, and the time left in it.
+    pub fn window_at(&self, now: SystemTime) -> (i64, Duration) {
+        // Times outside the range of the calendar library fall back to UTC windows.
+        self.zone.as_ref().and_then(|zone| self.in_zone(now, zone)).unwrap_or_else(|| self.unit.utc_window_at(now))
     }
 
     fn in_zone(&self, now: SystemTime, zone: &TimeZone) -> Option<(i64, Duration)> {
         let time = Timestamp::try_from(now).ok()?.to_zoned_datetime(zone.clone());
         let date = time.date();
         let (number, next) = match self.unit {
-            Unit::Second | Unit::Minute => return None,
-            // An hour begins at a full hour of local time, also where the offset is not one. Whole hours of the offset do not
-            // count: an hour that local time repeats in autumn is two windows.
-            Unit::Hour => {
+            CalendarUnit::Second | CalendarUnit::Minute => return None,
+            // Windows start at full hours of local time, even if the UTC offset has minutes. Whole hours of the offset are
+            // ignored, so the hour that repeats when clocks go back is two windows.
+            CalendarUnit::Hour => {
                 let seconds = time.timestamp().as_second() + i64::from(time.offset().seconds()).rem_euclid(3600);
                 let left = Duration::from_secs(u64::try_from(3600 - seconds.rem_euclid(3600)).ok()?);
                 let fraction = Duration::from_nanos(u64::try_from(time.timestamp().subsec_nanosecond()).ok()?);
                 return Some((seconds.div_euclid(3600), left.saturating_sub(fraction)));
             }
-            Unit::Day => (days(date), date.tomorrow().ok()?),
-            Unit::Week => {
+            CalendarUnit::Day => (days(date), date.tomorrow().ok()?),
+            CalendarUnit::Week => {
                 let since_monday = i64::from(date.weekday().to_monday_zero_offset());
                 let monday = date.nth_weekday(1, Weekday::Monday).ok()?;
                 ((days(date) - since_monday).div_euclid(7), monday)
             }
-            Unit::Month => {
+            CalendarUnit::Month => {
                 let next = date.last_of_month().tomorrow().ok()?;
                 (i64::from(date.year()) * 12 + i64::from(date.month()), next)
             }
@@ -115,20 +116,20 @@ impl Windows {
     }
 }
 
-/// The days since 1970.
+/// Days since 1970-01-01.
 fn days(date: Date) -> i64 {
     date.duration_since(Date::constant(1970, 1, 1)).as_hours() / 24
 }
 
-/// The month that a day since 1970 is in, counted from year 0, and when the next one begins in seconds since 1970. By
-/// the proleptic Gregorian calendar, as Howard Hinnant's `civil_from_days` and `days_from_civil` work it out.
+/// The month of a day since 1970, counted from year 0, and the start of the next month in seconds since 1970. Proleptic
+/// Gregorian calendar, after Howard Hinnant's `civil_from_days` and `days_from_civil`.
 fn month(day: u64) -> (i64, u64) {
     const DAYS_TO_1970: u64 = 719_468;
     let shifted = day + DAYS_TO_1970;
     let (era, of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // March is 0: leap days come at the end.
+    // March is month 0, so that the leap day is the last day of the year.
     let month = (5 * of_year + 2) / 153;
     let number = (era * 400 + year_of_era) * 12 + month;
     let next = number + 1;
@@ -143,25 +144,25 @@ struct Entry {
     used: u32,
 }
 
-/// How much of its window each thing has used, in bounded memory.
-pub struct Table {
+/// How much of its window each subject has used, in bounded memory.
+pub struct WindowTable {
     entries: Mutex<HashMap<u128, Entry>>,
     entries_max: usize,
-    seeds: Seeds,
+    seeds: SlotSeeds,
 }
 
-impl Table {
-    /// At most `entries_max` things are remembered; past it, those that have used least are forgotten first.
+impl WindowTable {
+    /// An empty table for at most `entries_max` subjects. A full table evicts the subjects that have used the least.
     pub fn new(entries_max: usize) -> Self {
-        Self { entries: Mutex::default(), entries_max, seeds: Seeds::default() }
+        Self { entries: Mutex::default(), entries_max, seeds: SlotSeeds::default() }
     }
 
-    /// The name under which a thing is counted.
-    pub fn slot(&self, thing: &impl Hash) -> u128 {
-        self.seeds.slot(thing)
+    /// The slot in which a subject is counted.
+    pub fn slot(&self, subject: &impl Hash) -> u128 {
+        self.seeds.slot(subject)
     }
 
-    /// Hits, counting `cost`.
+    /// Counts a hit of `cost`, if at most `most` are used with it.
     pub fn hit(&self, slot: u128, most: u32, cost: u32, window: (i64, Duration)) -> Outcome {
         let mut entries = self.entries.lock();
         if entries.len() >= self.entries_max && !entries.contains_key(&slot) {
@@ -176,21 +177,21 @@ impl Table {
         if allowed {
             entry.used = used;
         }
-        outcome(allowed, entry.used, most, window.1)
+        window_outcome(allowed, entry.used, most, window.1)
     }
 
-    /// How it stands with a thing: whether one more would be allowed.
-    pub fn look(&self, slot: u128, most: u32, window: (i64, Duration)) -> Outcome {
+    /// The outcome that one more hit would have. Counts nothing.
+    pub fn peek(&self, slot: u128, most: u32, window: (i64, Duration)) -> Outcome {
         let used = self.entries.lock().get(&slot).filter(|entry| entry.window == window.0).map_or(0, |entry| entry.used);
-        outcome(used < most, used, most, window.1)
+        window_outcome(used < most, used, most, window.1)
     }
 
-    /// Forgets what was used.
+    /// Removes the subject's usage.
     pub fn forget(&self, slot: u128) {
         self.entries.lock().remove(&slot);
     }
 
-    /// Takes a hit back.
+    /// Reverts a hit of `cost`.
     pub fn refund(&self, slot: u128, cost: u32) {
         if let Some(entry) = self.entries.lock().get_mut(&slot) {
             entry.used = entry.used.saturating_sub(cost);
@@ -198,8 +199,8 @@ impl Table {
     }
 }
 
-/// What is to be said of a hit after which so much is used.
-pub fn outcome(allowed: bool, used: u32, most: u32, left: Duration) -> Outcome {
+/// The outcome of a hit: `used` of `most` are used after it, and `left` is the time to the end of the window.
+pub fn window_outcome(allowed: bool, used: u32, most: u32, left: Duration) -> Outcome {
     let remaining = if allowed { most.saturating_sub(used) } else { 0 };
     Outcome { allowed, remaining, full_in: left, more_in: left, retry_in: if allowed { Duration::ZERO } else { left } }
 }
@@ -229,67 +230,67 @@ mod tests {
     }
 
     #[test]
-    fn windows_end_where_the_calendar_says() {
+    fn utc_windows_end_at_calendar_boundaries() {
         for (unit, now, end) in [
-            (Unit::Minute, "2026-11-22T21:40:31Z", "2026-11-22T21:41:00Z"),
-            (Unit::Hour, "2026-11-22T21:00:00Z", "2026-11-22T22:00:00Z"),
-            (Unit::Day, "2026-11-22T21:40:31Z", "2026-11-23T00:00:00Z"),
-            (Unit::Week, "2026-11-22T21:40:31Z", "2026-11-23T00:00:00Z"),
-            (Unit::Week, "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z"),
-            (Unit::Month, "2026-11-30T23:59:59Z", "2026-12-01T00:00:00Z"),
-            (Unit::Month, "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"),
-            (Unit::Month, "2028-02-29T12:00:00Z", "2028-03-01T00:00:00Z"),
-            (Unit::Month, "2100-02-28T12:00:00Z", "2100-03-01T00:00:00Z"),
-            (Unit::Month, "2027-01-31T00:00:00Z", "2027-02-01T00:00:00Z"),
+            (CalendarUnit::Minute, "2026-11-22T21:40:31Z", "2026-11-22T21:41:00Z"),
+            (CalendarUnit::Hour, "2026-11-22T21:00:00Z", "2026-11-22T22:00:00Z"),
+            (CalendarUnit::Day, "2026-11-22T21:40:31Z", "2026-11-23T00:00:00Z"),
+            (CalendarUnit::Week, "2026-11-22T21:40:31Z", "2026-11-23T00:00:00Z"),
+            (CalendarUnit::Week, "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z"),
+            (CalendarUnit::Month, "2026-11-30T23:59:59Z", "2026-12-01T00:00:00Z"),
+            (CalendarUnit::Month, "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"),
+            (CalendarUnit::Month, "2028-02-29T12:00:00Z", "2028-03-01T00:00:00Z"),
+            (CalendarUnit::Month, "2100-02-28T12:00:00Z", "2100-03-01T00:00:00Z"),
+            (CalendarUnit::Month, "2027-01-31T00:00:00Z", "2027-02-01T00:00:00Z"),
         ] {
-            let (number, left) = unit.at(at(now));
+            let (number, left) = unit.utc_window_at(at(now));
             assert_eq!(at(now) + left, at(end), "{unit:?} {now}");
-            assert_eq!(unit.at(at(end)).0, number + 1, "{unit:?} {now}");
-            assert_eq!(unit.at(at(end) - Duration::from_nanos(1)).0, number, "{unit:?} {now}");
+            assert_eq!(unit.utc_window_at(at(end)).0, number + 1, "{unit:?} {now}");
+            assert_eq!(unit.utc_window_at(at(end) - Duration::from_nanos(1)).0, number, "{unit:?} {now}");
         }
     }
 
-    /// The clock is put forward on 2026-03-29 and back on 2026-10-25 in Berlin.
+    /// In Berlin, daylight saving time starts on 2026-03-29 and ends on 2026-10-25.
     #[test]
-    fn windows_of_a_zone_end_by_its_own_clock() {
+    fn zoned_windows_end_at_local_boundaries() {
         let berlin = TimeZone::get("Europe/Berlin").unwrap();
         let kolkata = TimeZone::get("Asia/Kolkata").unwrap();
         for (zone, unit, now, end) in [
-            (&berlin, Unit::Day, "2026-11-29T21:40:31Z", "2026-11-29T23:00:00Z"),
-            (&berlin, Unit::Day, "2026-07-01T21:59:59Z", "2026-07-01T22:00:00Z"),
-            (&berlin, Unit::Day, "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"),
-            (&berlin, Unit::Day, "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"),
-            (&berlin, Unit::Week, "2026-11-29T22:59:59Z", "2026-11-29T23:00:00Z"),
-            (&berlin, Unit::Week, "2026-11-29T23:00:00Z", "2026-12-06T23:00:00Z"),
-            (&berlin, Unit::Month, "2026-11-30T22:59:59Z", "2026-11-30T23:00:00Z"),
-            (&berlin, Unit::Month, "2026-12-31T23:00:00Z", "2027-01-31T23:00:00Z"),
-            (&berlin, Unit::Hour, "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z"),
-            (&kolkata, Unit::Hour, "2026-11-29T21:40:31Z", "2026-11-29T22:30:00Z"),
-            (&kolkata, Unit::Day, "2026-11-29T21:40:31Z", "2026-11-30T18:30:00Z"),
-            (&kolkata, Unit::Minute, "2026-11-29T21:40:31Z", "2026-11-29T21:41:00Z"),
+            (&berlin, CalendarUnit::Day, "2026-11-29T21:40:31Z", "2026-11-29T23:00:00Z"),
+            (&berlin, CalendarUnit::Day, "2026-07-01T21:59:59Z", "2026-07-01T22:00:00Z"),
+            (&berlin, CalendarUnit::Day, "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"),
+            (&berlin, CalendarUnit::Day, "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"),
+            (&berlin, CalendarUnit::Week, "2026-11-29T22:59:59Z", "2026-11-29T23:00:00Z"),
+            (&berlin, CalendarUnit::Week, "2026-11-29T23:00:00Z", "2026-12-06T23:00:00Z"),
+            (&berlin, CalendarUnit::Month, "2026-11-30T22:59:59Z", "2026-11-30T23:00:00Z"),
+            (&berlin, CalendarUnit::Month, "2026-12-31T23:00:00Z", "2027-01-31T23:00:00Z"),
+            (&berlin, CalendarUnit::Hour, "2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z"),
+            (&kolkata, CalendarUnit::Hour, "2026-11-29T21:40:31Z", "2026-11-29T22:30:00Z"),
+            (&kolkata, CalendarUnit::Day, "2026-11-29T21:40:31Z", "2026-11-30T18:30:00Z"),
+            (&kolkata, CalendarUnit::Minute, "2026-11-29T21:40:31Z", "2026-11-29T21:41:00Z"),
         ] {
-            let windows = Windows::new(unit, Some(zone.clone()));
-            let (number, left) = windows.at(at(now));
+            let windows = CalendarWindows::new(unit, Some(zone.clone()));
+            let (number, left) = windows.window_at(at(now));
             assert_eq!(at(now) + left, at(end), "{unit:?} {now}");
-            assert!(windows.at(at(end)).0 > number, "{unit:?} {now}");
-            assert_eq!(windows.at(at(end) - Duration::from_nanos(1)).0, number, "{unit:?} {now}");
+            assert!(windows.window_at(at(end)).0 > number, "{unit:?} {now}");
+            assert_eq!(windows.window_at(at(end) - Duration::from_nanos(1)).0, number, "{unit:?} {now}");
         }
     }
 
     #[test]
-    fn each_window_begins_anew_and_memory_is_bounded() {
-        let table = Table::new(1000);
+    fn windows_reset_usage_and_memory_is_bounded() {
+        let table = WindowTable::new(1000);
         let (now, next) = ((5, Duration::from_secs(9)), (6, Duration::from_secs(60)));
         assert_eq!((table.hit(1, 3, 2, now).remaining, table.hit(1, 3, 1, now).remaining), (1, 0));
         let refused = table.hit(1, 3, 1, now);
         assert!(!refused.allowed && refused.retry_in == Duration::from_secs(9));
         table.refund(1, 1);
         assert!(table.hit(1, 3, 1, now).allowed && table.hit(1, 3, 3, next).allowed);
-        assert!(!table.look(1, 3, next).allowed && table.look(1, 3, (7, Duration::ZERO)).remaining == 3);
-        for thing in 2..100_000 {
-            table.hit(thing, 3, 1, next);
+        assert!(!table.peek(1, 3, next).allowed && table.peek(1, 3, (7, Duration::ZERO)).remaining == 3);
+        for slot in 2..100_000 {
+            table.hit(slot, 3, 1, next);
         }
         assert!(table.entries.lock().len() <= 1000);
-        assert!(!table.hit(1, 3, 1, next).allowed, "who has used most is remembered");
+        assert!(!table.hit(1, 3, 1, next).allowed, "the subject with the most usage is kept");
     }
 }

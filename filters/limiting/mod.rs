@@ -1,0 +1,17 @@
+//! What the filters that count requests share: the GCRA table, calendar windows, subjects with client prefixes, and the
+//! options and refusal for counts that replicas share. It is not a filter and imports none.
+
+pub mod calendar;
+pub mod gcra;
+mod shared;
+mod subject;
+
+use std::time::Duration;
+
+pub use shared::{CountScope, CountsFailurePolicy, shared_counts_unavailable};
+pub use subject::{ClientPrefixes, Subject, SubjectKind, SubjectKinds, SubjectPart, SubjectReader, client_network};
+
+/// A duration in whole seconds, rounded up: a header field has no fractions.
+pub fn ceil_s(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
