@@ -27,8 +27,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, InForce, Invalid, Lease, Near, Now, Problem, Reply, RequestCx, Result, Site,
-    Standing, StoreError, Trace,
+    ActiveLimit, BoxFuture, CountedSubject, Counters, Filter, Flow, Hooks, Invalid, Lease, LimitUsage, Now, Problem, Reply, RequestCx,
+    Result, Site, StoreError, Trace, UsageSource, UsageTracker,
 };
 use crate::rate_limit::subject::{Pers, Prefixes, Subject, Things};
 use crate::rate_limit::{OnStoreFailure, Scope};
@@ -105,8 +105,8 @@ pub struct ConcurrencyLimit {
     shadowed: IntCounter,
     name: String,
     place: String,
-    near: Arc<Near>,
-    in_force: Arc<InForce>,
+    near: Arc<UsageTracker>,
+    in_force: Arc<ActiveLimit>,
 }
 
 impl Filter for ConcurrencyLimit {
@@ -155,8 +155,8 @@ impl Filter for ConcurrencyLimit {
             ),
             name,
             place: site.place.clone(),
-            near: Arc::clone(&site.ports.near),
-            in_force: site.keep(&as_it_is, InForce::default),
+            near: Arc::clone(&site.ports.usage_tracker),
+            in_force: site.keep(&as_it_is, ActiveLimit::default),
         })
     }
 
@@ -207,12 +207,13 @@ impl ConcurrencyLimit {
     fn note(&self, things: &Things, used: Option<u32>, cx: &RequestCx<'_>) {
         let (over, most) = (used.is_none(), self.most);
         let retry_in = if over { TOLD } else { Duration::ZERO };
-        let standing = Standing { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: TOLD, retry_in };
+        let standing = LimitUsage { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: TOLD, retry_in };
         if !standing.is_near() {
             return;
         }
         self.near.note(&self.in_force, things, standing, cx.now.instant, || {
-            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..things.about() };
+            let about =
+                CountedSubject { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..things.about() };
             let open = self.shared.is_none().then(|| (Arc::clone(&self.open), things.clone(), self.most));
             (about, Arc::new(Places(open)))
         });
@@ -222,12 +223,12 @@ impl ConcurrencyLimit {
 /// Open requests: counted here, if replicas do not count them together. They are open, and cannot be forgotten.
 struct Places(Option<(Arc<Open>, Things, u32)>);
 
-impl Counted for Places {
-    fn stands(&self, _: Now) -> BoxFuture<'_, Option<Standing>> {
+impl UsageSource for Places {
+    fn current_usage(&self, _: Now) -> BoxFuture<'_, Option<LimitUsage>> {
         Box::pin(async move {
             let (open, things, most) = self.0.as_ref()?;
             let used = open.count(things);
-            Some(Standing {
+            Some(LimitUsage {
                 used,
                 most: *most,
                 over: false,

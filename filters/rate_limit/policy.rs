@@ -12,8 +12,8 @@ use super::config::{Cost, Limit, Window};
 use super::gcra;
 use super::subject::{Prefixes, Subject, Things};
 use crate::contract::{
-    About, BoxFuture, Chosen, Counted, Counters, Hit, InForce, Invalid, Measure, Near, Now, Outcome, Quota, Rate, RequestCx, Site,
-    Standing, StoreError,
+    ActiveLimit, BoxFuture, CountedSubject, Counters, Hit, Invalid, LimitUsage, Measure, Now, Outcome, Quota, Rate, RequestCx,
+    SelectedLimits, Site, StoreError, UsageSource, UsageTracker,
 };
 use crate::expression::{Expression, Scope, Type};
 use crate::rules::word;
@@ -40,8 +40,8 @@ pub struct Policy {
     shared_name: String,
     /// Where its filter stands.
     place: String,
-    near: Arc<Near>,
-    in_force: Arc<InForce>,
+    near: Arc<UsageTracker>,
+    in_force: Arc<ActiveLimit>,
     subject: Subject,
     price: Price,
     /// Counts only where a rule has chosen it.
@@ -101,16 +101,16 @@ impl Used {
     }
 }
 
-impl Counted for Used {
-    fn stands(&self, now: Now) -> BoxFuture<'_, Option<Standing>> {
+impl UsageSource for Used {
+    fn current_usage(&self, now: Now) -> BoxFuture<'_, Option<LimitUsage>> {
         Box::pin(async move {
             let outcome = match (&self.shared, &self.count) {
-                (Some((shared, name)), _) => shared.look(&self.hit(name, now)).await.ok()?,
+                (Some((shared, name)), _) => shared.peek(&self.hit(name, now)).await.ok()?,
                 (None, Count::Rolling { quota, table, .. }) => table.look(self.slot, *quota, now.instant),
                 (None, Count::Calendar { most, windows, table }) => table.look(self.slot, *most, windows.at(now.wall)),
             };
             let (most, rolling) = self.count.at_once();
-            Some(Standing::of(&outcome, most, rolling))
+            Some(LimitUsage::from_outcome(&outcome, most, rolling))
         })
     }
 
@@ -156,7 +156,7 @@ impl Policy {
         let name = limit.name.unwrap_or(usual_name);
         word(&name, "name").map_err(|invalid| invalid.at("name"))?;
         if limit.chosen {
-            site.offer(&name);
+            site.offer_limit(&name);
         }
         let (rate, key) = (limit.limit, format!("{} {name} {entries_max}", site.place));
         let burst = limit.burst.unwrap_or(rate.count);
@@ -203,8 +203,8 @@ impl Policy {
             shadow: limit.shadow,
             shared_name: format!("{}:{name}", site.place),
             place: site.place.clone(),
-            near: Arc::clone(&site.ports.near),
-            in_force: site.keep(&as_it_is, InForce::default),
+            near: Arc::clone(&site.ports.usage_tracker),
+            in_force: site.keep(&as_it_is, ActiveLimit::default),
             subject,
             price,
             chosen: limit.chosen,
@@ -218,7 +218,7 @@ impl Policy {
 
     /// How much this request counts; 0 where it does not.
     pub fn cost(&self, cx: &RequestCx<'_>) -> u32 {
-        if self.chosen && !cx.facts.get::<Chosen>().is_some_and(|chosen| chosen.0.iter().any(|name| **name == *self.name)) {
+        if self.chosen && !cx.facts.get::<SelectedLimits>().is_some_and(|chosen| chosen.0.iter().any(|name| **name == *self.name)) {
             return 0;
         }
         match &self.price {
@@ -258,7 +258,7 @@ impl Policy {
     pub async fn look(&self, cost: u32, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) -> Result<Outcome, StoreError> {
         let slot = self.slot(cost, cx);
         let now = match (shared, &self.count) {
-            (Some(shared), _) => shared.look(&Hit { cost: 1, ..self.hit(cost, cx) }).await?,
+            (Some(shared), _) => shared.peek(&Hit { cost: 1, ..self.hit(cost, cx) }).await?,
             (None, Count::Rolling { quota, table, .. }) => table.look(slot.name, *quota, cx.now.instant),
             (None, Count::Calendar { most, windows, table }) => table.look(slot.name, *most, windows.at(cx.now.wall)),
         };
@@ -277,14 +277,14 @@ impl Policy {
     /// Lets operators see who has used up much of it. `shared`: where it was counted, if not here.
     pub fn note(&self, outcome: &Outcome, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) {
         let (most, rolling) = self.count.at_once();
-        let standing = Standing { shadow: self.shadow || cx.shadow, ..Standing::of(outcome, most, rolling) };
+        let standing = LimitUsage { shadow: self.shadow || cx.shadow, ..LimitUsage::from_outcome(outcome, most, rolling) };
         if !standing.is_near() {
             return;
         }
         let things = self.subject.things(cx);
         self.near.note(&self.in_force, &things, standing, cx.now.instant, || {
             let shared = shared.map(|shared| (Arc::clone(shared), self.name_together(&things)));
-            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: shared.is_some(), ..things.about() };
+            let about = CountedSubject { limit: self.name.clone(), place: self.place.clone(), shared: shared.is_some(), ..things.about() };
             (about, Arc::new(Used { slot: self.count.slot(&things), count: self.count.clone(), shared }))
         });
     }

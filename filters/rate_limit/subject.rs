@@ -10,7 +10,7 @@ use serde::de::{self, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-use crate::contract::{About, Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx, field_name, hex};
+use crate::contract::{CountedSubject, Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx, field_name, hex};
 
 /// What is kept of a claim for operators to read.
 const CLAIM_CHARS_MAX: usize = 128;
@@ -178,8 +178,8 @@ impl Things {
     }
 
     /// For operators. A claim's value is shown to them, as it is in the list of streams.
-    pub fn about(&self) -> About {
-        let mut about = About { subject: self.to_string(), ..About::default() };
+    pub fn about(&self) -> CountedSubject {
+        let mut about = CountedSubject { subject: self.to_string(), ..CountedSubject::default() };
         for thing in self.each() {
             match thing {
                 Thing::Key(id) => about.key = Some(*id),

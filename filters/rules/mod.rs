@@ -125,7 +125,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use prometheus::IntCounter;
 
-use crate::contract::{Chosen, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, Tags, Trace};
+use crate::contract::{Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, SelectedLimits, Site, Tags, Trace};
 use crate::expression::{Expression, Scope, Type};
 pub use config::{Allow, Deny, Rule};
 
@@ -217,7 +217,7 @@ impl Filter for Rules {
                 cx.facts.put(Tags(tags));
             }
             if let Some(names) = chosen {
-                cx.facts.put(Chosen(names));
+                cx.facts.put(SelectedLimits(names));
             }
         }
         if let Some(trace) = cx.facts.get_mut::<Trace>() {
@@ -265,7 +265,7 @@ impl Rules {
                     }
                 }
                 Action::Limit(name) => chosen
-                    .get_or_insert_with(|| cx.facts.get::<Chosen>().map(|known| known.0.clone()).unwrap_or_default())
+                    .get_or_insert_with(|| cx.facts.get::<SelectedLimits>().map(|known| known.0.clone()).unwrap_or_default())
                     .push(Arc::clone(name)),
             }
         }
@@ -299,7 +299,7 @@ impl Compiled {
             }
             (None, None, None, Some(limit)) => {
                 if !shadow {
-                    site.choose(&limit);
+                    site.select_limit(&limit);
                 }
                 Action::Limit(limit.into())
             }

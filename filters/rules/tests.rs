@@ -44,7 +44,7 @@ fn the_list_ends_where_it_is_decided() {
     let mut facts = Facts::default();
     assert!(meet(&list, "/slow", &mut facts, false).is_none());
     assert_eq!(tags(&facts), ["seen", "twice"]);
-    assert_eq!(facts.get::<Chosen>(), Some(&Chosen(vec!["slow".into()])));
+    assert_eq!(facts.get::<SelectedLimits>(), Some(&SelectedLimits(vec!["slow".into()])));
     let reply = meet(&list, "/tea", &mut Facts::default(), false).unwrap();
     assert_eq!((reply.status, &*reply.message), (Some(StatusCode::IM_A_TEAPOT), "No coffee."));
     assert_eq!(meet(&list, "/rest", &mut Facts::default(), false).unwrap().status, Some(StatusCode::FORBIDDEN));
@@ -57,7 +57,7 @@ fn in_shadow_mode_nothing_is_told_to_the_filters_behind() {
     let list = rules(json!([{ "name": "a", "tag": "t" }, { "name": "b", "limit": "l" }, { "name": "c", "if": "'t' in tags", "deny": {} }]));
     let mut facts = Facts::default();
     assert!(meet(&list.unwrap(), "/", &mut facts, true).is_some(), "the chain is told, and carries nothing out");
-    assert!(facts.get::<Tags>().is_none() && facts.get::<Chosen>().is_none());
+    assert!(facts.get::<Tags>().is_none() && facts.get::<SelectedLimits>().is_none());
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn what_comes_to_nothing_counts_against_the_request() {
     let (_, facts, _) = refused(json!({ "name": "a", "if": broken, "tag": "t" }));
     assert_eq!(tags(&facts), [""; 0]);
     let (_, facts, _) = refused(json!({ "name": "a", "if": broken, "limit": "l" }));
-    assert!(facts.get::<Chosen>().is_some());
+    assert!(facts.get::<SelectedLimits>().is_some());
 }
 
 #[test]

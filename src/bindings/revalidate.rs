@@ -66,7 +66,7 @@ impl Store {
             // Asking again would not make it better.
             Err(_) => return Ok(()),
         };
-        let ended = self.leashes.pull(&id, holds.as_deref());
+        let ended = self.stream_registry.cancel(&id, holds.as_deref());
         self.metrics.cut.inc_by(ended as u64);
         Ok(())
     }

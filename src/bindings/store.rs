@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
+use keylatch_filters::contract::{Binding, Bindings, BoxFuture, CancellationHandle, FirstUse, Intercept, KeyId, StoreError};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -15,7 +15,7 @@ use super::cache::Cache;
 use super::health::Writability;
 use super::metrics::Counters;
 use super::revalidate::Unsettled;
-use super::stream_registry::Leashes;
+use super::stream_registry::StreamRegistry;
 use crate::redis::Redis;
 use crate::redis::cache::Shared;
 use crate::sql::batch::Batch;
@@ -46,7 +46,7 @@ pub struct Store {
     flushing: tokio::sync::Mutex<()>,
     /// Words of the upstream that are being written.
     settling: Arc<Semaphore>,
-    pub(super) leashes: Leashes,
+    pub(super) stream_registry: StreamRegistry,
     /// Keys that are to be read anew.
     pub(super) unsettled: Mutex<Unsettled>,
     /// Somebody has changed a live setting, or may have.
@@ -80,7 +80,7 @@ impl Store {
             intercepted: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
-            leashes: Leashes::default(),
+            stream_registry: StreamRegistry::default(),
             unsettled: Mutex::default(),
             settings_changed: Notify::new(),
             mail: watch::Sender::new(()),
@@ -108,7 +108,7 @@ impl Store {
                 if let Some(shared) = &self.shared {
                     shared.changed(id, version);
                 }
-                if known || self.leashes.has(&id) { vec![id] } else { Vec::new() }
+                if known || self.stream_registry.has(&id) { vec![id] } else { Vec::new() }
             }
             News::Settings => {
                 self.settings_changed.notify_one();
@@ -126,7 +126,7 @@ impl Store {
                 self.settings_changed.notify_one();
                 self.mail.send_replace(());
                 self.doubt_everything();
-                self.leashes.keys()
+                self.stream_registry.keys()
             }
         };
         self.look_after(looked_at);
@@ -259,7 +259,7 @@ impl Store {
 }
 
 impl Bindings for Store {
-    fn peek(&self, id: &KeyId) -> Option<Arc<Binding>> {
+    fn cached(&self, id: &KeyId) -> Option<Arc<Binding>> {
         let known = self.cache.fresh(id, Instant::now());
         if known.is_some() {
             self.metrics.hits.inc();
@@ -269,7 +269,7 @@ impl Bindings for Store {
         known
     }
 
-    fn recall(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+    fn cached_by_replicas(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
         let Some(shared) = self.shared.as_ref().filter(|shared| shared.is_there()) else { return Box::pin(std::future::ready(None)) };
         Box::pin(async move {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
@@ -279,7 +279,7 @@ impl Bindings for Store {
         })
     }
 
-    fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+    fn authoritative(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async move {
             let (asked_at, epoch) = (Instant::now(), self.cache.epoch());
             if let Some(known) = self.cache.just_read(&id, asked_at) {
@@ -344,13 +344,13 @@ impl Bindings for Store {
         })
     }
 
-    fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
-        let leash = self.leashes.hold(id, client);
+    fn stream_cancellation(&self, id: KeyId, client: IpAddr) -> Arc<CancellationHandle> {
+        let cancellation = self.stream_registry.register(id, client);
         // A change that came after the request was admitted has found no stream to end.
         if !self.cache.fresh(&id, Instant::now()).is_some_and(|known| !known.banned && known.covers(client)) {
             self.look_after(vec![id]);
         }
-        leash
+        cancellation
     }
 
     fn confirm(&self, binding: &Binding) {

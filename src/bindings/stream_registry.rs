@@ -4,39 +4,39 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
-use keylatch_filters::contract::{Binding, KeyId, Leash, Pulled};
+use keylatch_filters::contract::{Binding, CancelReason, CancellationHandle, KeyId};
 use parking_lot::Mutex;
 
-type Held = Vec<(IpAddr, Weak<Leash>)>;
+type StreamsOfKey = Vec<(IpAddr, Weak<CancellationHandle>)>;
 
 /// See the module. A stream that has ended is forgotten when its key is looked at next, or with the others
 /// when there are twice as many as after the last tidying.
 #[derive(Default)]
-pub struct Leashes(Mutex<State>);
+pub struct StreamRegistry(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    by_key: HashMap<KeyId, Held>,
+    by_key: HashMap<KeyId, StreamsOfKey>,
     added: usize,
     tidied: usize,
 }
 
-impl Leashes {
+impl StreamRegistry {
     /// For a stream of this key to this client that begins.
-    pub fn hold(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
-        let leash = Arc::new(Leash::default());
+    pub fn register(&self, id: KeyId, client: IpAddr) -> Arc<CancellationHandle> {
+        let cancellation = Arc::new(CancellationHandle::default());
         let mut state = self.0.lock();
-        state.by_key.entry(id).or_default().push((client, Arc::downgrade(&leash)));
+        state.by_key.entry(id).or_default().push((client, Arc::downgrade(&cancellation)));
         state.added += 1;
         if state.added > 1000 + 2 * state.tidied {
-            state.by_key.retain(|_, held| {
-                held.retain(|(_, leash)| leash.strong_count() > 0);
-                !held.is_empty()
+            state.by_key.retain(|_, streams| {
+                streams.retain(|(_, cancellation)| cancellation.strong_count() > 0);
+                !streams.is_empty()
             });
             state.tidied = state.by_key.values().map(Vec::len).sum();
             state.added = state.tidied;
         }
-        leash
+        cancellation
     }
 
     /// The keys of which streams may be open.
@@ -50,23 +50,23 @@ impl Leashes {
     }
 
     /// Ends the key's streams that the binding that holds now would not let begin. How many.
-    pub fn pull(&self, id: &KeyId, holds: Option<&Binding>) -> usize {
+    pub fn cancel(&self, id: &KeyId, holds: Option<&Binding>) -> usize {
         let mut state = self.0.lock();
-        let Some(held) = state.by_key.get_mut(id) else { return 0 };
-        let mut pulled = 0;
-        held.retain(|(client, leash)| {
-            let Some(leash) = leash.upgrade() else { return false };
+        let Some(streams) = state.by_key.get_mut(id) else { return 0 };
+        let mut cancelled = 0;
+        streams.retain(|(client, cancellation)| {
+            let Some(cancellation) = cancellation.upgrade() else { return false };
             let stays = holds.is_some_and(|binding| !binding.banned && binding.covers(*client));
             if !stays {
-                leash.pull(Pulled::Binding);
-                pulled += 1;
+                cancellation.cancel(CancelReason::Binding);
+                cancelled += 1;
             }
             stays
         });
-        if held.is_empty() {
+        if streams.is_empty() {
             state.by_key.remove(id);
         }
-        pulled
+        cancelled
     }
 }
 
@@ -78,13 +78,13 @@ mod tests {
 
     #[test]
     fn streams_that_ended_are_forgotten() {
-        let (leashes, id, client) = (Leashes::default(), KeyId([1; 32]), IpAddr::from([127, 0, 0, 1]));
+        let (registry, id, client) = (StreamRegistry::default(), KeyId([1; 32]), IpAddr::from([127, 0, 0, 1]));
         for n in 0..=255 {
-            drop(leashes.hold(KeyId([n; 32]), client));
+            drop(registry.register(KeyId([n; 32]), client));
         }
-        let kept = leashes.hold(id, client);
-        (0..1000).for_each(|_| drop(leashes.hold(KeyId([2; 32]), client)));
-        assert!(leashes.keys().len() <= 2, "{}", leashes.keys().len());
+        let kept = registry.register(id, client);
+        (0..1000).for_each(|_| drop(registry.register(KeyId([2; 32]), client)));
+        assert!(registry.keys().len() <= 2, "{}", registry.keys().len());
         let networks = vec![client.into()];
         let binding = Binding {
             id,
@@ -97,9 +97,9 @@ mod tests {
             confirmed: true,
             version: 1,
         };
-        assert_eq!(leashes.pull(&id, Some(&binding)), 0);
-        assert_eq!(leashes.pull(&id, Some(&Binding { banned: true, ..binding })), 1);
-        assert!(!leashes.has(&id));
+        assert_eq!(registry.cancel(&id, Some(&binding)), 0);
+        assert_eq!(registry.cancel(&id, Some(&Binding { banned: true, ..binding })), 1);
+        assert!(!registry.has(&id));
         drop(kept);
     }
 }

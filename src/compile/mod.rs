@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
-use keylatch_filters::contract::{Invalid, Keep, Named, Ports, SecretRef, Site, TrustedProxies};
+use keylatch_filters::contract::{Invalid, Keep, LimitNames, Ports, SecretRef, Site, TrustedProxies};
 
 use crate::alerts::Alerts;
 use crate::config::model::{FilterItem, RouteSettings, Settings, Storage};
@@ -121,7 +121,7 @@ struct Work<'a> {
     /// Whether any filter uses what replicas share.
     shares: Cell<bool>,
     /// The limits by which filters refer to each other: those of the top level, or of the route that is compiled.
-    limits: RefCell<Named>,
+    limits: RefCell<LimitNames>,
     /// The names of all routes; empty where some could not be read.
     routes: Vec<String>,
 }
@@ -233,10 +233,10 @@ impl Work<'_> {
                 keep: &self.compiler.keep,
                 ports: &self.ports,
                 resolve: self.files,
-                shares: &self.shares,
+                uses_shared_counters: &self.shares,
                 limits: &self.limits,
                 routes: &self.routes,
-                also: &also,
+                more_errors: &also,
             };
             let Some(kind) = ALL.iter().find(|kind| kind.name == item.name) else { continue };
             let made = (kind.compile)(item.config.clone(), &mut site);

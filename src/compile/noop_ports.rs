@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use http::HeaderValue;
 use ipnet::IpNet;
 use keylatch_filters::contract::{
-    Answered, Binding, Bindings, BoxFuture, Call, CallError, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher, KeyId,
-    Lease, Leash, Meter, Outbound, Outcome, Ports, Service, StoreError, Tend, Tender,
+    Binding, Bindings, BoxFuture, Call, CallError, CancellationHandle, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher,
+    KeyId, Lease, Meter, Outbound, Outcome, PeriodicTask, Ports, Service, ServiceResponse, StoreError, TaskHandle,
 };
 
 use crate::outbound;
@@ -21,7 +21,7 @@ pub fn check_ports() -> Ports {
         meter: Arc::new(Meter::default()),
         counters: Some(Arc::new(Nowhere)),
         outbound: Arc::new(Nowhere),
-        near: Arc::default(),
+        usage_tracker: Arc::default(),
     }
 }
 
@@ -32,22 +32,22 @@ impl Outbound for Nowhere {
         outbound::check(endpoint, ca)?;
         Ok(Arc::new(Nowhere))
     }
-    fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
+    fn schedule(&self, _: Weak<dyn PeriodicTask>) -> Arc<dyn TaskHandle> {
         Arc::new(Nowhere)
     }
 }
 
-impl Tender for Nowhere {
-    fn now(&self) -> BoxFuture<'_, ()> {
+impl TaskHandle for Nowhere {
+    fn run_now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
-    fn settled(&self) -> BoxFuture<'_, ()> {
+    fn wait_until_idle(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 }
 
 impl Service for Nowhere {
-    fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
+    fn call(&self, _: Call) -> BoxFuture<'_, Result<ServiceResponse, CallError>> {
         Box::pin(async { Err(CallError::Away("nobody is asked here".into())) })
     }
     fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
@@ -59,7 +59,7 @@ impl Counters for Nowhere {
     fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
     }
-    fn look<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
+    fn peek<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
         Box::pin(async { Err(StoreError::Away("nothing is shared".into())) })
     }
     fn forget<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -71,13 +71,13 @@ impl Counters for Nowhere {
 }
 
 impl Bindings for Nowhere {
-    fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
+    fn cached(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
-    fn recall(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+    fn cached_by_replicas(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
         Box::pin(async { None })
     }
-    fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+    fn authoritative(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no store is open".into())) })
     }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
@@ -89,7 +89,7 @@ impl Bindings for Nowhere {
     fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
-    fn leash(&self, _: KeyId, _: IpAddr) -> Arc<Leash> {
+    fn stream_cancellation(&self, _: KeyId, _: IpAddr) -> Arc<CancellationHandle> {
         Arc::default()
     }
     fn confirm(&self, _: &Binding) {}

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use keylatch_filters::contract::{Key, Leash, Pulled};
+use keylatch_filters::contract::{CancelReason, CancellationHandle, Key};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 
@@ -24,7 +24,7 @@ pub struct Streams {
 struct Each {
     /// Numbers grow with time and are never given twice, not by the process before this one either.
     last: u64,
-    open: BTreeMap<u64, (Arc<About>, Arc<Leash>)>,
+    open: BTreeMap<u64, (Arc<About>, Arc<CancellationHandle>)>,
 }
 
 /// What is known of one.
@@ -55,12 +55,12 @@ impl Streams {
     }
 
     /// One begins; it is open for as long as what is returned lives.
-    pub fn begin(self: &Arc<Self>, about: About, leash: Arc<Leash>) -> Open {
+    pub fn begin(self: &Arc<Self>, about: About, cancellation: Arc<CancellationHandle>) -> Open {
         self.open.inc();
         let mut each = self.each.lock();
         each.last += 1;
         let id = each.last;
-        each.open.insert(id, (Arc::new(about), leash));
+        each.open.insert(id, (Arc::new(about), cancellation));
         Open { id, streams: Arc::clone(self) }
     }
 
@@ -77,15 +77,15 @@ impl Streams {
 
     /// Ends one. What it was; `None`: it is not open.
     pub fn end(&self, id: u64) -> Option<Arc<About>> {
-        let (about, leash) = self.each.lock().open.get(&id).cloned()?;
-        leash.pull(Pulled::Operator);
+        let (about, cancellation) = self.each.lock().open.get(&id).cloned()?;
+        cancellation.cancel(CancelReason::Operator);
         Some(about)
     }
 
     /// Ends all of them: the process does.
     pub fn end_all(&self) {
-        let leashes: Vec<_> = self.each.lock().open.values().map(|(_, leash)| Arc::clone(leash)).collect();
-        leashes.iter().for_each(|leash| leash.pull(Pulled::Stop));
+        let handles: Vec<_> = self.each.lock().open.values().map(|(_, cancellation)| Arc::clone(cancellation)).collect();
+        handles.iter().for_each(|cancellation| cancellation.cancel(CancelReason::Stop));
     }
 }
 
@@ -97,9 +97,9 @@ pub struct Open {
 
 impl Open {
     /// It is ended by this one from here on.
-    pub fn hold_by(&self, leash: &Arc<Leash>) {
+    pub fn attach_cancellation(&self, cancellation: &Arc<CancellationHandle>) {
         if let Some((_, held)) = self.streams.each.lock().open.get_mut(&self.id) {
-            *held = Arc::clone(leash);
+            *held = Arc::clone(cancellation);
         }
     }
 }
@@ -130,16 +130,19 @@ mod tests {
             request_id: None,
             upstream: None,
         };
-        let leashes = [Arc::new(Leash::default()), Arc::new(Leash::default())];
-        let one = streams.begin(about("/1"), Arc::clone(&leashes[0]));
-        let two = streams.begin(about("/2"), Arc::new(Leash::default()));
-        two.hold_by(&leashes[1]);
+        let handles = [Arc::new(CancellationHandle::default()), Arc::new(CancellationHandle::default())];
+        let one = streams.begin(about("/1"), Arc::clone(&handles[0]));
+        let two = streams.begin(about("/2"), Arc::new(CancellationHandle::default()));
+        two.attach_cancellation(&handles[1]);
         let paths = |after, limit| streams.list(after, limit).iter().map(|(id, about)| (*id, about.path.clone())).collect::<Vec<_>>();
         assert_eq!(paths(0, 9), [(1, "/1".into()), (2, "/2".into())]);
         assert_eq!((paths(0, 1).len(), paths(1, 9).len(), streams.open.get()), (1, 1, 2));
         assert_eq!(streams.end(2).unwrap().path, "/2");
         let mut cx = Context::from_waker(Waker::noop());
-        assert_eq!((leashes[0].poll_pulled(&mut cx), leashes[1].poll_pulled(&mut cx)), (Poll::Pending, Poll::Ready(Pulled::Operator)));
+        assert_eq!(
+            (handles[0].poll_cancelled(&mut cx), handles[1].poll_cancelled(&mut cx)),
+            (Poll::Pending, Poll::Ready(CancelReason::Operator))
+        );
         drop((one, two));
         assert!(streams.list(0, 9).is_empty() && streams.open.get() == 0 && streams.end(1).is_none());
     }

@@ -121,7 +121,7 @@ async fn slow() -> (Arc<Slow>, Arc<Store>) {
 
 /// Whether what this process remembers lets the key pass.
 fn passes(store: &Store) -> bool {
-    store.peek(&id("a")).is_some_and(|known| known.admits([10, 0, 0, 1].into(), SystemTime::now()))
+    store.cached(&id("a")).is_some_and(|known| known.admits([10, 0, 0, 1].into(), SystemTime::now()))
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_ban_that_races_a_fill_wins() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.look_up(id("a")).await }
+        async move { store.authoritative(id("a")).await }
     });
     slow.read.notified().await;
     let version = slow.elsewhere("a", Change { banned: Some(true), ..Change::default() }).await;
@@ -138,7 +138,7 @@ async fn a_ban_that_races_a_fill_wins() {
     reader.await.unwrap().unwrap();
     assert!(!passes(&store), "the row that was read before the ban was remembered");
     slow.gate.add_permits(1);
-    let now = store.look_up(id("a")).await.unwrap().unwrap();
+    let now = store.authoritative(id("a")).await.unwrap().unwrap();
     assert!(now.banned && now.version == version && !passes(&store));
 }
 
@@ -147,7 +147,7 @@ async fn what_was_read_before_news_was_lost_is_not_remembered() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.look_up(id("a")).await }
+        async move { store.authoritative(id("a")).await }
     });
     slow.read.notified().await;
     // The ban is not heard of; that something was missed is.
@@ -163,7 +163,7 @@ async fn an_unbind_that_races_a_fill_wins() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.look_up(id("a")).await }
+        async move { store.authoritative(id("a")).await }
     });
     slow.read.notified().await;
     let before = slow.inner.get(id("a")).await.unwrap().unwrap().version;
