@@ -210,7 +210,7 @@ impl Jwt {
         // Without configured audiences, a token for any audience is refused (RFC 7519, section 4.1.3).
         let fits = match self.config.audiences.as_slice() {
             [] => !claims.contains_key("aud"),
-            ours => has_audience(&claims, ours),
+            accepted => has_audience(&claims, accepted),
         };
         if !fits {
             return Err(Rejected::Audience);
@@ -237,11 +237,11 @@ pub(super) fn text_claim(claims: &Map<String, Value>, name: &str) -> Option<Stri
 }
 
 /// Whether `aud` contains one of these audiences.
-pub fn has_audience(claims: &Map<String, Value>, ours: &[String]) -> bool {
-    let is_ours = |named: &Value| named.as_str().is_some_and(|named| ours.iter().any(|one| one == named));
+pub fn has_audience(claims: &Map<String, Value>, accepted: &[String]) -> bool {
+    let is_accepted = |named: &Value| named.as_str().is_some_and(|named| accepted.iter().any(|one| one == named));
     match claims.get("aud") {
-        Some(Value::Array(several)) => several.iter().any(is_ours),
-        Some(one) => is_ours(one),
+        Some(Value::Array(several)) => several.iter().any(is_accepted),
+        Some(one) => is_accepted(one),
         None => false,
     }
 }

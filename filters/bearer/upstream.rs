@@ -32,7 +32,7 @@ pub struct UpstreamFields {
     scopes: Option<HeaderName>,
     claims: Vec<(String, HeaderName)>,
     /// All of these fields, and those that `forward_auth` may set.
-    ours: Vec<HeaderName>,
+    owned: Vec<HeaderName>,
 }
 
 impl UpstreamFields {
@@ -44,21 +44,21 @@ impl UpstreamFields {
             Ok((claim.clone(), field))
         };
         let claims = config.claims.iter().map(claim).collect::<Result<Vec<_>, Invalid>>()?;
-        let mut ours = taken;
-        ours.extend(subject.iter().chain(&scopes).chain(claims.iter().map(|(_, field)| field)).cloned());
-        if let Some(name) = ours.iter().find(|name| is_framing(name) || **name == header::HOST) {
+        let mut owned = taken;
+        owned.extend(subject.iter().chain(&scopes).chain(claims.iter().map(|(_, field)| field)).cloned());
+        if let Some(name) = owned.iter().find(|name| is_framing(name) || **name == header::HOST) {
             return Err(Invalid::new(format!("`{name}` controls message framing and cannot be set here")));
         }
-        let twice = ours.iter().enumerate().find(|(index, name)| ours.iter().take(*index).any(|other| other == *name));
+        let twice = owned.iter().enumerate().find(|(index, name)| owned.iter().take(*index).any(|other| other == *name));
         if let Some((_, name)) = twice {
             return Err(Invalid::new(format!("`{name}` is set twice")));
         }
-        Ok(Self { subject, scopes, claims, ours })
+        Ok(Self { subject, scopes, claims, owned })
     }
 
     /// Removes the fields of the client and sets those of the identity.
     pub fn apply(&self, upstream: &mut RequestHeader, verified: Option<&Verified>) -> Result<()> {
-        for name in &self.ours {
+        for name in &self.owned {
             remove_spellings(upstream, name);
         }
         let Some(verified) = verified else { return Ok(()) };

@@ -144,8 +144,8 @@ impl LimitNames {
 
     /// A selected limit that does not exist after the rule that selects it.
     pub fn missing(&self) -> Option<&str> {
-        let stands = |(name, from): &&(String, usize)| self.offered.iter().skip(*from).any(|offered| offered == name);
-        self.chosen.iter().find(|chosen| !stands(chosen)).map(|(name, _)| name.as_str())
+        let exists = |(name, from): &&(String, usize)| self.offered.iter().skip(*from).any(|offered| offered == name);
+        self.chosen.iter().find(|chosen| !exists(chosen)).map(|(name, _)| name.as_str())
     }
 }
 

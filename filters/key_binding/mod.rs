@@ -83,6 +83,7 @@
 
 mod config;
 mod dry_run;
+mod unread_keys;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -94,8 +95,8 @@ use pingora_http::ResponseHeader;
 use prometheus::IntCounter;
 
 use crate::contract::{
-    Binding, Bindings, CancellationHandle, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyForm, KeyHasher, KeyReader,
-    KeySource, Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx, failure,
+    Binding, Bindings, CancellationHandle, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader,
+    KeySource, Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx,
     key_bytes_bound,
 };
 use crate::rate_limit::ceil_s;
@@ -103,6 +104,7 @@ use crate::rate_limit::gcra::Table;
 use crate::rate_limit::subject::client_network;
 use crate::sse_keepalive::is_event_stream;
 pub use config::{Confirm, Enrol, FirstRule, KeyBindingConfig, OnBan, OnMissing, OnStoreFailure};
+use unread_keys::{remove_keys, unread_fields};
 
 const USER_AGENT_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 512;
@@ -156,7 +158,7 @@ impl Filter for KeyBinding {
                 site.ports.hasher.form(),
             )
             .map_err(|invalid| invalid.at("from"))?,
-            unread: unread(&config.from)?,
+            unread: unread_fields(&config.from)?,
             instruction: config.from.first().map(KeySource::instruction).unwrap_or_default(),
             hasher: site.ports.hasher.clone(),
             bindings: Arc::clone(&site.ports.bindings),
@@ -398,32 +400,6 @@ fn malformed(error: KeyError) -> Reply {
         KeyError::Malformed | KeyError::InQuery => "The API key is malformed.".to_owned(),
     };
     Reply::new(Problem::BadRequest, "malformed_api_key", error.reason(), message)
-}
-
-/// The known key fields that `from` does not list.
-fn unread(from: &[KeySource]) -> Result<Vec<(KeySource, HeaderName)>, Invalid> {
-    let read: Vec<_> = from.iter().map(KeySource::header).collect::<Result<_, _>>().map_err(|invalid| invalid.at("from"))?;
-    let known = KeySource::FIELDS.into_iter().filter_map(|source| source.header().ok().flatten().map(|name| (source, name)));
-    Ok(known.filter(|(_, name)| !read.contains(&Some(name.clone()))).collect())
-}
-
-/// Removes the lines of a field that the client has sent and that carry a key. Lines that another filter has set stay. Of
-/// `Sec-WebSocket-Protocol`, only the keys are removed.
-fn remove_keys(source: &KeySource, name: &HeaderName, form: KeyForm, cx: &mut UpstreamCx<'_>) -> Result<()> {
-    let sent: Vec<&HeaderValue> = cx.request.headers.get_all(name).iter().collect();
-    let is_removed = |line: &HeaderValue| sent.contains(&line) && source.carries_key(line.as_bytes(), form);
-    let lines: Vec<HeaderValue> = cx.upstream.headers.get_all(name).iter().cloned().collect();
-    if !lines.iter().any(is_removed) {
-        return Ok(());
-    }
-    cx.upstream.remove_header(name);
-    for line in lines {
-        let left = if is_removed(&line) { source.without_key(line.as_bytes(), form).map(HeaderValue::try_from) } else { Some(Ok(line)) };
-        if let Some(line) = left.transpose().map_err(failure)? {
-            cx.upstream.append_header(name.clone(), line).map_err(failure)?;
-        }
-    }
-    Ok(())
 }
 
 /// Truncates `text` to at most `bytes_max` bytes, at a character boundary.
