@@ -1,7 +1,7 @@
 //! # allowed_hosts
 //!
-//! Refuses requests whose `Host` is not on a list, such as requests to the bare IP address, to another name that resolves
-//! to this server, or with a made-up `Host`.
+//! Refuses requests whose `Host` is not on a list, such as requests to the bare IP address, to
+//! another name that resolves to this server, or with a made-up `Host`.
 //!
 //! ```yaml
 //! allowed_hosts:

@@ -1,8 +1,8 @@
 //! # client_certificate
 //!
-//! Makes an identity from the client certificate of the connection. Limits, rules and the upstream can then use the
-//! identity, as with the identity of a bearer token. The listener has verified the signature, validity and revocation of the
-//! certificate (`listeners[].tls.client_certificates`).
+//! Makes an identity from the client certificate of the connection. Limits, rules and the upstream
+//! can then use the identity, as with the identity of a bearer token. The listener has verified the
+//! signature, validity and revocation of the certificate (`listeners[].tls.client_certificates`).
 //!
 //! ```yaml
 //! client_certificate:
@@ -11,11 +11,12 @@
 //! ```
 //!
 //! - `name` selects the kind of name: `dns`, `email`, `uri`, `common_name`, or `fingerprint`.
-//! - The subject is the first name of that kind that `allow` permits. Without `allow`, every name is permitted.
-//! - Rules see the certificate as `identity.claims.certificate`, with `fingerprint`, `serial`, `common_name`, `dns`, `email`
-//!   and `uri`.
-//! - A request without a certificate gets 403, unless `optional: true` lets it pass without an identity. A certificate
-//!   without a permitted name always gets 403.
+//! - The subject is the first name of that kind that `allow` permits. Without `allow`, every name
+//!   is permitted.
+//! - Rules see the certificate as `identity.claims.certificate`, with `fingerprint`, `serial`,
+//!   `common_name`, `dns`, `email` and `uri`.
+//! - A request without a certificate gets 403, unless `optional: true` lets it pass without an
+//!   identity. A certificate without a permitted name always gets 403.
 //!
 //! The certificate is that of the peer. Behind a proxy, it is the certificate of the proxy.
 

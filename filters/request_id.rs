@@ -1,8 +1,8 @@
 //! # request_id
 //!
-//! Assigns an id to each request, which is sent to the client and the upstream and written to the log. A well-formed
-//! `X-Request-Id` from the client is kept, so that one id identifies the request across several proxies. Otherwise the
-//! filter generates a UUIDv7.
+//! Assigns an id to each request, which is sent to the client and the upstream and written to the
+//! log. A well-formed `X-Request-Id` from the client is kept, so that one id identifies the request
+//! across several proxies. Otherwise the filter generates a UUIDv7.
 //!
 //! ```yaml
 //! request_id:
@@ -10,11 +10,11 @@
 //!   accept: true
 //! ```
 //!
-//! - An id is well formed if the field occurs once and has 1 to 128 characters: ASCII letters, digits, `-`, `_`, `.`, `:`
-//!   and `=`.
+//! - An id is well formed if the field occurs once and has 1 to 128 characters: ASCII letters,
+//!   digits, `-`, `_`, `.`, `:` and `=`.
 //! - With `accept: false` the id from the client is always replaced.
-//! - A valid `traceparent` (W3C Trace Context) is passed on, and its trace id is logged. An invalid one is removed together
-//!   with `tracestate`.
+//! - A valid `traceparent` (W3C Trace Context) is passed on, and its trace id is logged. An invalid
+//!   one is removed together with `tracestate`.
 //!
 //! In shadow mode the filter assigns no id.
 

@@ -1,8 +1,9 @@
 //! # bearer
 //!
-//! Verifies the bearer token of a request. The modes under `accept` are tried in order, and the first one that accepts the
-//! token decides. The resulting identity (subject, scopes, claims) is available to later filters, such as `rules` and a
-//! `rate_limit` per claim, and to the upstream through `tell_upstream`.
+//! Verifies the bearer token of a request. The modes under `accept` are tried in order, and the
+//! first one that accepts the token decides. The resulting identity (subject, scopes, claims) is
+//! available to later filters, such as `rules` and a `rate_limit` per claim, and to the upstream
+//! through `tell_upstream`.
 //!
 //! ```yaml
 //! bearer:
@@ -29,21 +30,22 @@
 //!
 //! ## Modes
 //!
-//! `static` accepts tokens from a list of SHA-256 hashes. `keylatch token new` makes a token. Tokens must be long and random,
-//! because a plain hash of a guessable token can be reversed.
+//! `static` accepts tokens from a list of SHA-256 hashes. `keylatch token new` makes a token.
+//! Tokens must be long and random, because a plain hash of a guessable token can be reversed.
 //!
 //! `jwt` accepts signed tokens (RFC 7519), verified as RFC 8725 recommends:
 //!
-//! - The algorithm must be listed, and `iss`, `aud`, `exp` and `nbf` must match. `jku`, `x5u` and `jwk` in a token are
-//!   ignored.
-//! - The key is a `secret` (HS), a `pem` (RS, PS, ES, EdDSA, Ed25519), a `jwks` document, a `jwks_url`, or found by OpenID
-//!   `discovery`.
-//! - Published keys are refreshed in the background. A token with an unknown `kid` triggers a refresh, at most once per
-//!   `refresh.unknown_kid`. While the issuer is unreachable, the last good key set stays in use for `refresh.max_age`.
+//! - The algorithm must be listed, and `iss`, `aud`, `exp` and `nbf` must match. `jku`, `x5u` and
+//!   `jwk` in a token are ignored.
+//! - The key is a `secret` (HS), a `pem` (RS, PS, ES, EdDSA, Ed25519), a `jwks` document, a
+//!   `jwks_url`, or found by OpenID `discovery`.
+//! - Published keys are refreshed in the background. A token with an unknown `kid` triggers a
+//!   refresh, at most once per `refresh.unknown_kid`. While the issuer is unreachable, the last
+//!   good key set stays in use for `refresh.max_age`.
 //! - Add one item for each issuer. The `iss` of the token selects the item.
 //!
-//! `introspection` asks the authorization server (RFC 7662). Results are cached for `cache` and `negative_cache`, never past
-//! `exp`. Concurrent requests with the same token share one call.
+//! `introspection` asks the authorization server (RFC 7662). Results are cached for `cache` and
+//! `negative_cache`, never past `exp`. Concurrent requests with the same token share one call.
 //!
 //! `forward_auth` asks any HTTP service with a GET request:
 //!
@@ -56,27 +58,33 @@
 //!
 //! ## Unreachable services
 //!
-//! If a mode cannot reach its service and no other mode accepts the token, the response is 503 with `Retry-After`. With
-//! `on_failure: open` such a request passes without an identity instead. It is counted in `keylatch_bearer_unasked_total` and
-//! listed under `let_through` in the access log. A request passes only if both conditions hold:
+//! If a mode cannot reach its service and no other mode accepts the token, the response is 503 with
+//! `Retry-After`. With `on_failure: open` such a request passes without an identity instead. It is
+//! counted in `keylatch_bearer_unasked_total` and listed under `let_through` in the access log. A
+//! request passes only if both conditions hold:
 //!
-//! - The service is unavailable, which a client cannot cause: no connection, no response in time, or status 502 to 504.
+//! - The service is unavailable, which a client cannot cause: no connection, no response in time,
+//!   or status 502 to 504.
 //! - No other mode recognises the token and refuses it.
 //!
-//! Each service receives at most 64 concurrent calls. Further calls wait in a queue, for at most the timeout of a call.
+//! Each service receives at most 64 concurrent calls. Further calls wait in a queue, for at most
+//! the timeout of a call.
 //!
 //! ## Responses and caches
 //!
-//! Refusals follow RFC 6750: 401 with `WWW-Authenticate: Bearer`, and `error="invalid_token"` if the request had a token.
+//! Refusals follow RFC 6750: 401 with `WWW-Authenticate: Bearer`, and `error="invalid_token"` if
+//! the request had a token.
 //!
-//! A verified signature is cached until the token expires or the keys of the issuer change, for at most `cache_max` tokens.
-//! The cached results of services take at most 64 MiB for each mode.
+//! A verified signature is cached until the token expires or the keys of the issuer change, for at
+//! most `cache_max` tokens. The cached results of services take at most 64 MiB for each mode.
 //!
-//! The filter verifies the token only. Other fields in which a client can send an API key go upstream unchanged: add
-//! `key_binding` if the upstream reads API keys.
+//! The filter verifies the token only. Other fields in which a client can send an API key go
+//! upstream unchanged: add `key_binding` if the upstream reads API keys.
 //!
-//! In shadow mode the request is not changed: fields of the client with names from `tell_upstream` and `take` go upstream.
+//! In shadow mode the request is not changed: fields of the client with names from `tell_upstream`
+//! and `take` go upstream.
 
+mod check;
 mod config;
 mod forward_auth;
 mod introspection;
@@ -101,26 +109,16 @@ use crate::contract::{
     Filter, Flow, Hooks, Invalid, KeyForm, KeyReader, KeySource, Problem, Reply, RequestCx, Result, Site, UnlistedQuery, UpstreamCx,
     header_value, key_bytes_bound,
 };
+use check::Check;
 use config::CACHE_MAX;
 pub use config::{BearerConfig, Mode, OnFailure};
-use forward_auth::ForwardAuth;
-use introspection::Introspection;
 pub use jws::signed_claims;
 use jwt::{Jwt, Outcome};
 pub use jwt::{has_audience, numeric_date};
 pub use keys::{Alg, KeySet};
-use static_tokens::StaticTokens;
 use upstream::UpstreamFields;
 pub use verdict::Rejected;
 use verdict::{Verdict, Verified};
-
-enum Check {
-    Static(StaticTokens),
-    Jwt(Box<Jwt>),
-    Introspection(Box<Introspection>),
-    ForwardAuth(Box<ForwardAuth>),
-    WellFormed,
-}
 
 /// A token whose signature was verified, with the index of its mode and the generation of its keys.
 #[derive(Clone)]
@@ -361,40 +359,6 @@ fn unavailable(why: &str) -> Reply {
     Reply::new(Problem::Unavailable, "authentication_unavailable", "unasked", message)
         .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
         .detail(why)
-}
-
-impl Check {
-    fn compile(mode: Mode, cache_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
-        Ok(match mode {
-            Mode::WellFormed => Check::WellFormed,
-            Mode::Static(config) => Check::Static(static_tokens::compile(config).map_err(|e| e.at("static"))?),
-            Mode::Jwt(config) => Check::Jwt(Box::new(Jwt::compile(*config, site).map_err(|e| e.at("jwt"))?)),
-            Mode::Introspection(config) => {
-                let compiled = Introspection::compile(*config, cache_max, site);
-                Check::Introspection(Box::new(compiled.map_err(|e| e.at("introspection"))?))
-            }
-            Mode::ForwardAuth(config) => {
-                Check::ForwardAuth(Box::new(ForwardAuth::compile(*config, cache_max, site).map_err(|e| e.at("forward_auth"))?))
-            }
-        })
-    }
-
-    fn fails_open(&self) -> bool {
-        match self {
-            Check::Jwt(jwt) => jwt.fails_open(),
-            Check::Introspection(introspection) => introspection.fails_open(),
-            Check::ForwardAuth(service) => service.fails_open(),
-            Check::Static(_) | Check::WellFormed => false,
-        }
-    }
-
-    /// The fields of the upstream request that only this mode may set.
-    fn takes(&self) -> &[HeaderName] {
-        match self {
-            Check::ForwardAuth(service) => service.takes(),
-            _ => &[],
-        }
-    }
 }
 
 #[cfg(test)]

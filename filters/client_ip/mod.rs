@@ -1,8 +1,9 @@
 //! # client_ip
 //!
-//! Determines the client address, which bindings, limits and rules then use. Header fields count only if the peer is one of
-//! `trusted_proxies`; the fields of every other peer are ignored. In both cases the filter removes them and sends the
-//! upstream one clean `X-Forwarded-For`, `X-Real-IP` and `X-Forwarded-Proto`.
+//! Determines the client address, which bindings, limits and rules then use. Header fields count
+//! only if the peer is one of `trusted_proxies`; the fields of every other peer are ignored. In
+//! both cases the filter removes them and sends the upstream one clean `X-Forwarded-For`,
+//! `X-Real-IP` and `X-Forwarded-Proto`.
 //!
 //! ```yaml
 //! client_ip:
@@ -14,76 +15,89 @@
 //!
 //! The sources are tried in order. The first one that yields an address decides:
 //!
-//! - `cf-connecting-ip` counts only if the peer is a Cloudflare address, or a trusted proxy that is listed under
-//!   `trusted_proxies.behind_cloudflare`. For such a proxy, the last hop in `X-Forwarded-For` must also be an address of
-//!   Cloudflare or of that list. A client that reaches the proxy without Cloudflare therefore cannot forge its address.
+//! - `cf-connecting-ip` counts only if the peer is a Cloudflare address, or a trusted proxy that is
+//!   listed under `trusted_proxies.behind_cloudflare`. For such a proxy, the last hop in
+//!   `X-Forwarded-For` must also be an address of Cloudflare or of that list. A client that reaches
+//!   the proxy without Cloudflare therefore cannot forge its address.
 //! - `x-real-ip` must occur once, with one address.
-//! - `x-forwarded-for` and `forwarded` (RFC 7239) are read from the right. Trusted addresses are skipped; the first address
-//!   that is not trusted is the client. Entries further left may be written by the client and are ignored. If an entry is not
-//!   an address, the client is the last trusted address to the right of it.
+//! - `x-forwarded-for` and `forwarded` (RFC 7239) are read from the right. Trusted addresses are
+//!   skipped; the first address that is not trusted is the client. Entries further left may be
+//!   written by the client and are ignored. If an entry is not an address, the client is the last
+//!   trusted address to the right of it.
 //!
-//! Empty entries are skipped. If the last entry of a list is unreadable, the list yields no address and later sources are
-//! not tried. At most 64 entries are read, from the right.
+//! Empty entries are skipped. If the last entry of a list is unreadable, the list yields no address
+//! and later sources are not tried. At most 64 entries are read, from the right.
 //!
 //! ## No address from a trusted proxy
 //!
 //! If the peer is a trusted proxy and no source yields an address, `on_missing` decides:
 //!
-//! - `peer` uses the address of the proxy. All keys of its clients then bind to the proxy. Such requests are counted in
-//!   `keylatch_client_unnamed_total`, logged once as a warning, and have `client_source: unnamed` in the access log.
+//! - `peer` uses the address of the proxy. All keys of its clients then bind to the proxy. Such
+//!   requests are counted in `keylatch_client_unnamed_total`, logged once as a warning, and have
+//!   `client_source: unnamed` in the access log.
 //! - `refuse` answers with 400. This includes health checks that the proxy sends itself.
 //!
 //! ## Cloudflare Workers
 //!
-//! Cloudflare Workers send requests to other zones from one network (`2a06:98c0:3600::/48`) and name their zone in
-//! `CF-Worker`. The filter gives the Workers of each zone an address of their own, `2a06:98c7:…::`, so that bindings and
-//! limits distinguish the zones. The `client_source` is then `cf-worker`.
+//! Cloudflare Workers send requests to other zones from one network (`2a06:98c0:3600::/48`) and
+//! name their zone in `CF-Worker`. The filter gives the Workers of each zone an address of their
+//! own, `2a06:98c7:…::`, so that bindings and limits distinguish the zones. The `client_source` is
+//! then `cf-worker`.
 //!
 //! ## Fields for the upstream
 //!
-//! `X-Forwarded-Proto` has the scheme that the client used with the first trusted proxy. It is read from `X-Forwarded-Proto`
-//! or from `proto=` in `Forwarded`, at the position of the client address in the list. Without a trusted proxy, it is the
-//! scheme of the connection.
+//! `X-Forwarded-Proto` has the scheme that the client used with the first trusted proxy. It is read
+//! from `X-Forwarded-Proto` or from `proto=` in `Forwarded`, at the position of the client address
+//! in the list. Without a trusted proxy, it is the scheme of the connection.
 //!
-//! Proxies and platforms also state clients, users, schemes and targets in other fields, and many upstreams trust them.
-//! `X-Original-URL` and `X-HTTP-Method-Override`, for example, make an upstream serve another request than the one that was
-//! checked. Such fields reach the upstream only from a trusted proxy. `proxy_fields` adds names to the list (`add`) or
-//! removes names from it (`keep`):
+//! Proxies and platforms also state clients, users, schemes and targets in other fields, and many
+//! upstreams trust them. `X-Original-URL` and `X-HTTP-Method-Override`, for example, make an
+//! upstream serve another request than the one that was checked. Such fields reach the upstream
+//! only from a trusted proxy. `proxy_fields` adds names to the list (`add`) or removes names from
+//! it (`keep`):
 //!
 //! ```yaml
 //! client_ip:
 //!   proxy_fields: {add: [x-tenant-*], keep: [x-http-method-override]}
 //! ```
 //!
-//! Replaced or removed for every peer: `CF-Connecting-IP`, `CF-Connecting-IPv6`, `CF-Pseudo-IPv4`, `Client-IP`,
-//! `Fastly-Client-IP`, `Forwarded`, `True-Client-IP`, `X-Client-IP`, `X-Cluster-Client-IP`, `X-Envoy-External-Address`,
-//! `X-Forwarded`, `X-Forwarded-For`, `X-Original-Forwarded-For`, `X-Real-IP`.
+//! Replaced or removed for every peer: `CF-Connecting-IP`, `CF-Connecting-IPv6`, `CF-Pseudo-IPv4`,
+//! `Client-IP`, `Fastly-Client-IP`, `Forwarded`, `True-Client-IP`, `X-Client-IP`,
+//! `X-Cluster-Client-IP`, `X-Envoy-External-Address`, `X-Forwarded`, `X-Forwarded-For`,
+//! `X-Original-Forwarded-For`, `X-Real-IP`.
 //!
 //! Removed unless a trusted proxy has sent them:
 //!
-//! - Addresses: `Ali-CDN-Real-IP`, `CDN-Real-IP`, `CDN-Src-IP`, `CF-IPCountry`, `CloudFront-Viewer-*`, `DO-Connecting-IP`,
-//!   `EO-Connecting-IP`, `Fly-Client-IP`, `Forwarded-For`, `Forwarded-For-IP`, `Incap-Client-IP`, `Proxy-Client-IP`,
-//!   `WL-Proxy-Client-IP`, `X-AppEngine-*`, `X-Azure-ClientIP`, `X-Azure-SocketIP`, `X-MS-Forwarded-Client-IP`,
-//!   `X-NF-Client-Connection-IP`, `X-Originating-IP`, `X-ProxyUser-IP`, `X-Real-Client-IP`, `X-Remote-Addr`, `X-Remote-IP`,
-//!   `X-Sucuri-ClientIP`, `X-True-Client-IP`, `X-Vercel-Forwarded-For`, `X-Vercel-IP-*`, `X-Vercel-Proxied-For`.
-//! - Schemes: `CF-Visitor`, `CloudFront-Forwarded-Proto`, `Front-End-Https`, `X-ARR-SSL`, `X-Scheme`, `X-URL-Scheme`.
-//! - Targets and methods: `Disguised-Host`, `Proxy`, `X-Accel-Mapping`, `X-Envoy-*`, `X-Forwarded-*`, `X-Host`,
-//!   `X-HTTP-Method`, `X-HTTP-Method-Override`, `X-Method-Override`, `X-Middleware-*`, `X-Original-*`, `X-Override-URL`,
-//!   `X-Rewrite-URL`, `X-Sendfile-Type`, `X-WAWS-Unencoded-URL`.
-//! - Users: `CF-Access-*`, `Remote-Email`, `Remote-Groups`, `Remote-Name`, `Remote-User`, `SSL-Client-*`,
-//!   `Tailscale-User-*`, `X-Amzn-OIDC-*`, `X-Auth-Request-*`, `X-Authentik-*`, `X-Client-Cert`, `X-Consumer-*`,
-//!   `X-Credential-Identifier`, `X-Goog-Authenticated-User-*`, `X-Goog-IAP-JWT-Assertion`, `X-MS-Client-Principal*`,
-//!   `X-Pomerium-*`, `X-Remote-*`, `X-SSL-Client-*`, `X-WebAuth-*`.
+//! - Addresses: `Ali-CDN-Real-IP`, `CDN-Real-IP`, `CDN-Src-IP`, `CF-IPCountry`,
+//!   `CloudFront-Viewer-*`, `DO-Connecting-IP`, `EO-Connecting-IP`, `Fly-Client-IP`,
+//!   `Forwarded-For`, `Forwarded-For-IP`, `Incap-Client-IP`, `Proxy-Client-IP`,
+//!   `WL-Proxy-Client-IP`, `X-AppEngine-*`, `X-Azure-ClientIP`, `X-Azure-SocketIP`,
+//!   `X-MS-Forwarded-Client-IP`, `X-NF-Client-Connection-IP`, `X-Originating-IP`, `X-ProxyUser-IP`,
+//!   `X-Real-Client-IP`, `X-Remote-Addr`, `X-Remote-IP`, `X-Sucuri-ClientIP`, `X-True-Client-IP`,
+//!   `X-Vercel-Forwarded-For`, `X-Vercel-IP-*`, `X-Vercel-Proxied-For`.
+//! - Schemes: `CF-Visitor`, `CloudFront-Forwarded-Proto`, `Front-End-Https`, `X-ARR-SSL`,
+//!   `X-Scheme`, `X-URL-Scheme`.
+//! - Targets and methods: `Disguised-Host`, `Proxy`, `X-Accel-Mapping`, `X-Envoy-*`,
+//!   `X-Forwarded-*`, `X-Host`, `X-HTTP-Method`, `X-HTTP-Method-Override`, `X-Method-Override`,
+//!   `X-Middleware-*`, `X-Original-*`, `X-Override-URL`, `X-Rewrite-URL`, `X-Sendfile-Type`,
+//!   `X-WAWS-Unencoded-URL`.
+//! - Users: `CF-Access-*`, `Remote-Email`, `Remote-Groups`, `Remote-Name`, `Remote-User`,
+//!   `SSL-Client-*`, `Tailscale-User-*`, `X-Amzn-OIDC-*`, `X-Auth-Request-*`, `X-Authentik-*`,
+//!   `X-Client-Cert`, `X-Consumer-*`, `X-Credential-Identifier`, `X-Goog-Authenticated-User-*`,
+//!   `X-Goog-IAP-JWT-Assertion`, `X-MS-Client-Principal*`, `X-Pomerium-*`, `X-Remote-*`,
+//!   `X-SSL-Client-*`, `X-WebAuth-*`.
 //!
-//! The fields are removed on the way upstream, so that rules and other filters still see them. A filter that sets one of
-//! these fields for the upstream (`bearer`, `headers`) must come after this filter.
+//! The fields are removed on the way upstream, so that rules and other filters still see them. A
+//! filter that sets one of these fields for the upstream (`bearer`, `headers`) must come after this
+//! filter.
 //!
 //! ## Shadow mode
 //!
-//! In shadow mode the filter logs the address that it found. The address of the peer stays in effect, and no field is
-//! removed. The same applies without this filter.
+//! In shadow mode the filter logs the address that it found. The address of the peer stays in
+//! effect, and no field is removed. The same applies without this filter.
 
 mod fields;
+mod walk;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -97,12 +111,9 @@ use crate::contract::{
     ADDRESS_FIELDS, Arrival, ClientAddress, Filter, Flow, Hooks, Invalid, KeyHasher, Problem, ProxyFields, ProxyFieldsConfig, Reply,
     RequestCx, Result, Site, TrustedProxies, UpstreamCx, Vouched, failure, parse_address, write_address,
 };
-use fields::{elements, forwarded_for, forwarded_proto, scheme, single};
+use fields::{elements, forwarded_for, forwarded_proto, scheme};
+use walk::{HOPS_MAX, Walk, has_elements, nth_or_last};
 
-/// The most list entries examined, from the right. Real chains have fewer than ten.
-const HOPS_MAX: usize = 64;
-
-const CF_CONNECTING_IP: HeaderName = HeaderName::from_static("cf-connecting-ip");
 const CF_WORKER: HeaderName = HeaderName::from_static("cf-worker");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -245,79 +256,7 @@ impl ClientIp {
             let hops = passed(&mut elements(headers, &header::FORWARDED).map(forwarded_for));
             nth_or_last(elements(headers, &header::FORWARDED).map(forwarded_proto), hops)
         };
-        if says_something(headers, &X_FORWARDED_PROTO) { by_list } else { by_rfc() }.unwrap_or(here)
-    }
-}
-
-/// The item at this index, or the last one if there are fewer.
-fn nth_or_last<T>(items: impl Iterator<Item = Option<T>>, index: usize) -> Option<T> {
-    items.take(HOPS_MAX).enumerate().take_while(|(at, _)| *at <= index).last()?.1
-}
-
-/// Whether a list field has an element.
-fn says_something(headers: &HeaderMap, name: &HeaderName) -> bool {
-    elements(headers, name).next().is_some()
-}
-
-/// The header fields of one request, and the peer that sent them.
-struct Walk<'r> {
-    trusted: &'r TrustedProxies,
-    peer: IpAddr,
-    vouched: Vouched,
-    headers: &'r HeaderMap,
-}
-
-impl Walk<'_> {
-    fn is_trusted(&self) -> bool {
-        self.trusted.trusts(self.peer) || self.vouched != Vouched::Nothing
-    }
-
-    /// The address from the first source that yields one. `None` also if the peer is not trusted.
-    fn find(&self, sources: &[Source]) -> Option<(IpAddr, Source)> {
-        if !self.is_trusted() {
-            return None;
-        }
-        for source in sources {
-            let (field, address) = match source {
-                Source::CfConnectingIp => (&CF_CONNECTING_IP, self.cloudflare()),
-                Source::XRealIp => (&X_REAL_IP, single(self.headers, &X_REAL_IP)),
-                Source::XForwardedFor => (&X_FORWARDED_FOR, self.walk(elements(self.headers, &X_FORWARDED_FOR).map(parse_address))),
-                Source::Forwarded => (&header::FORWARDED, self.walk(elements(self.headers, &header::FORWARDED).map(forwarded_for))),
-            };
-            match address {
-                Some(address) => return Some((address, *source)),
-                // After an unreadable list, no later source is tried: the client may have written that field.
-                None if matches!(source, Source::XForwardedFor | Source::Forwarded) && says_something(self.headers, field) => return None,
-                None => {}
-            }
-        }
-        None
-    }
-
-    fn cloudflare(&self) -> Option<IpAddr> {
-        if self.vouched == Vouched::Cloudflare || self.trusted.is_cloudflare(self.peer) {
-            return single(self.headers, &CF_CONNECTING_IP);
-        }
-        let hop = match elements(self.headers, &X_FORWARDED_FOR).next() {
-            // An unreadable hop may be any client.
-            Some(entry) => Some(parse_address(entry)?),
-            None => None,
-        };
-        let trusted = self.trusted.speaks_for_cloudflare(self.peer, hop);
-        trusted.then(|| single(self.headers, &CF_CONNECTING_IP)).flatten()
-    }
-
-    /// The first address from the right that is not trusted, or the leftmost trusted one if all are trusted.
-    fn walk(&self, entries: impl Iterator<Item = Option<IpAddr>>) -> Option<IpAddr> {
-        let mut last_trusted = None;
-        for entry in entries.take(HOPS_MAX) {
-            match entry {
-                Some(address) if self.trusted.trusts(address) => last_trusted = Some(address),
-                Some(address) => return Some(address),
-                None => break,
-            }
-        }
-        last_trusted
+        if has_elements(headers, &X_FORWARDED_PROTO) { by_list } else { by_rfc() }.unwrap_or(here)
     }
 }
 

@@ -1,8 +1,8 @@
 //! # key_binding
 //!
-//! Binds an API key to the network that uses it first. From any other network the key gets 403, and the attempt is recorded
-//! as an intercept. The response tells neither the owner of the key nor the bound network. The key itself is never stored:
-//! its HMAC-SHA256 identifies it.
+//! Binds an API key to the network that uses it first. From any other network the key gets 403, and
+//! the attempt is recorded as an intercept. The response tells neither the owner of the key nor the
+//! bound network. The key itself is never stored: its HMAC-SHA256 identifies it.
 //!
 //! ```yaml
 //! key_binding:
@@ -30,10 +30,11 @@
 //! - `known_only` refuses it. Only operators make bindings.
 //! - `{window: {until: 2026-12-01T00:00:00Z}}` binds it until that time and refuses it afterwards.
 //!
-//! With `confirm: upstream` a first use is in force at once, but stays unconfirmed until the upstream accepts the key. The
-//! binding is removed if the upstream answers with 401 or 403, or if it answers with neither a success nor 429 within
-//! `retention.unconfirmed`. Invented keys therefore do not fill the store. Use `confirm: immediate` if the upstream never
-//! sees the key of the client, and verify the key in a filter before this one.
+//! With `confirm: upstream` a first use is in force at once, but stays unconfirmed until the
+//! upstream accepts the key. The binding is removed if the upstream answers with 401 or 403, or if
+//! it answers with neither a success nor 429 within `retention.unconfirmed`. Invented keys
+//! therefore do not fill the store. Use `confirm: immediate` if the upstream never sees the key of
+//! the client, and verify the key in a filter before this one.
 //!
 //! `new_keys_per_client` limits the first uses from one client address.
 //!
@@ -41,22 +42,26 @@
 //!
 //! `from` lists the places where a request can carry the key:
 //!
-//! - `authorization`, `x-api-key`, `api-key`, `x-goog-api-key`, `mj-api-secret` and `sec-websocket-protocol`: the default.
+//! - `authorization`, `x-api-key`, `api-key`, `x-goog-api-key`, `mj-api-secret` and
+//!   `sec-websocket-protocol`: the default.
 //! - `query-key`: the query parameter `key` of Gemini clients.
 //! - `{header: NAME}`: any other header field.
 //!
-//! The prefix `Bearer ` is skipped in `authorization`, `mj-api-secret` and `{header: NAME}`. An empty key counts as none.
+//! The prefix `Bearer ` is skipped in `authorization`, `mj-api-secret` and `{header: NAME}`. An
+//! empty key counts as none.
 //!
 //! - A key in a known header field that is not listed does not reach the upstream.
 //! - A key in the query that is not listed is refused with 401, also with `on_missing: allow`.
-//! - Two different keys in one request are refused with 400, because the upstream could use a key that was not checked.
+//! - Two different keys in one request are refused with 400, because the upstream could use a key
+//!   that was not checked.
 //! - A key longer than `key_bytes` is refused with 400.
 //!
 //! ## Signed tokens as keys
 //!
-//! A key that is a signed token (JWS) is identified by its header and payload. The signature does not count, because an
-//! ECDSA signature can be rewritten into another valid one without the private key. Since anyone can write a header and a
-//! payload, use `confirm: immediate` with such tokens only after a `bearer` filter that verifies them.
+//! A key that is a signed token (JWS) is identified by its header and payload. The signature does
+//! not count, because an ECDSA signature can be rewritten into another valid one without the
+//! private key. Since anyone can write a header and a payload, use `confirm: immediate` with such
+//! tokens only after a `bearer` filter that verifies them.
 //!
 //! ## Rules
 //!
@@ -65,24 +70,27 @@
 //! - `single`: one network.
 //! - `multiple`: a list of networks.
 //! - `all`: every network.
-//! - `roaming`: up to `networks_max` networks at a time. A network that was not used for `window` makes room for another.
+//! - `roaming`: up to `networks_max` networks at a time. A network that was not used for `window`
+//!   makes room for another.
 //!
-//! A first use makes a `single` binding, or a roaming one with `rule: {roaming: {networks_max: 3, window: 24h}}`. A banned
-//! key is refused from every network.
+//! A first use makes a `single` binding, or a roaming one with
+//! `rule: {roaming: {networks_max: 3, window: 24h}}`. A banned key is refused from every network.
 //!
-//! A dual-stack client uses both IPv4 and IPv6. With `per_family: true`, a `single` binding that a first use has made also
-//! adds the network of the first use from the other address family, as long as `enrol` allows first uses. Such a use counts
-//! towards `new_keys_per_client`. Set `per_family: false` if clients have one address family, so that no second network can
-//! be added.
+//! A dual-stack client uses both IPv4 and IPv6. With `per_family: true`, a `single` binding that a
+//! first use has made also adds the network of the first use from the other address family, as long
+//! as `enrol` allows first uses. Such a use counts towards `new_keys_per_client`. Set
+//! `per_family: false` if clients have one address family, so that no second network can be added.
 //!
 //! ## Shadow mode
 //!
-//! In shadow mode keys are bound and checked, but no request is refused. A request that would be refused is recorded as an
-//! intercept that is marked as `shadow`. `keylatch intercepts list --shadow only` lists them, and `alerts.intercepts.shadow`
-//! includes them in alerts.
+//! In shadow mode keys are bound and checked, but no request is refused. A request that would be
+//! refused is recorded as an intercept that is marked as `shadow`.
+//! `keylatch intercepts list --shadow only` lists them, and `alerts.intercepts.shadow` includes
+//! them in alerts.
 
 mod config;
 mod dry_run;
+mod replies;
 mod unread_keys;
 
 use std::net::IpAddr;
@@ -99,11 +107,11 @@ use crate::contract::{
     KeySource, Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx,
     key_bytes_bound,
 };
-use crate::rate_limit::ceil_s;
 use crate::rate_limit::gcra::Table;
 use crate::rate_limit::subject::client_network;
 use crate::sse_keepalive::is_event_stream;
 pub use config::{Confirm, Enrol, FirstRule, KeyBindingConfig, OnBan, OnMissing, OnStoreFailure};
+use replies::{forbidden, malformed, refusal, too_many};
 use unread_keys::{remove_keys, unread_fields};
 
 const USER_AGENT_BYTES_MAX: usize = 256;
@@ -376,30 +384,6 @@ impl KeyBinding {
 /// Whether the response is long-lived: an event stream, or an upgraded connection.
 fn is_long_lived(response: &ResponseHeader) -> bool {
     response.status == StatusCode::SWITCHING_PROTOCOLS || is_event_stream(&response.headers)
-}
-
-/// A ban and another network get the same response, so that a client with a stolen key cannot tell them apart.
-fn refusal(binding: &Binding) -> Reply {
-    forbidden(if binding.banned { "banned" } else { "other_network" })
-}
-
-fn forbidden(reason: &'static str) -> Reply {
-    Reply::new(Problem::Forbidden, "key_not_allowed_here", reason, "This API key cannot be used from your network.")
-}
-
-fn too_many(wait: Duration) -> Reply {
-    let seconds = ceil_s(wait).max(1);
-    let message = format!("Too many new API keys from your address. Retry after {seconds} s.");
-    Reply::new(Problem::RateLimited, "too_many_new_keys", "new_keys", message).header(header::RETRY_AFTER, HeaderValue::from(seconds))
-}
-
-fn malformed(error: KeyError) -> Reply {
-    let message = match error {
-        KeyError::Two => "The request carries two different API keys. Send one.".to_owned(),
-        KeyError::TooLong(bytes) => format!("The API key is longer than {bytes} bytes."),
-        KeyError::Malformed | KeyError::InQuery => "The API key is malformed.".to_owned(),
-    };
-    Reply::new(Problem::BadRequest, "malformed_api_key", error.reason(), message)
 }
 
 /// Truncates `text` to at most `bytes_max` bytes, at a character boundary.
