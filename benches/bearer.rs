@@ -38,10 +38,10 @@ fn filter(alg: &str, key: serde_json::Value) -> Bearer {
         keep: &Keep::default(),
         ports: &ports,
         resolve: &NoFiles,
-        shares: &Cell::default(),
+        uses_shared_counters: &Cell::default(),
         limits: &RefCell::default(),
         routes: &[],
-        also: &Default::default(),
+        more_errors: &Default::default(),
     };
     Bearer::compile(decode(config).unwrap(), &mut site).unwrap()
 }

@@ -1,14 +1,19 @@
 //! # allowed_hosts
 //!
-//! Refuses requests for other hosts than these: what is reached by the address alone, by another name that points
-//! here, or by a `Host` that somebody made up.
+//! Refuses requests whose `Host` is not on a list, such as requests to the bare IP address, to
+//! another name that resolves to this server, or with a made-up `Host`.
 //!
 //! ```yaml
 //! allowed_hosts:
 //!   hosts: [api.example.com, "*.tenants.example.com"]
 //! ```
 //!
-//! A name matches whatever its case and its port. `*.` stands for one label or more. Others get 421.
+//! - Matching ignores letter case, the port, and a dot at the end.
+//! - `*.` matches one or more labels: `*.tenants.example.com` matches `a.tenants.example.com` and
+//!   `a.b.tenants.example.com`, but not `tenants.example.com`.
+//! - An IP address must be listed like a name; an IPv6 address is written in brackets.
+//!
+//! A request for another host gets 421 with the code `unknown_host`.
 
 use http::{StatusCode, header};
 use schemars::JsonSchema;
@@ -19,15 +24,15 @@ use crate::contract::{Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, R
 /// `allowed_hosts`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Names, with `*.` in front for everything below them, and addresses; without ports.
+pub struct AllowedHostsConfig {
+    /// Host names and IP addresses, without ports. `*.` at the start matches all subdomains. At least one.
     pub hosts: Vec<String>,
 }
 
 /// The compiled filter.
 pub struct AllowedHosts {
     exact: Vec<String>,
-    /// With the dot in front.
+    /// Domains whose subdomains are allowed, with a leading dot.
     below: Vec<String>,
 }
 
@@ -35,10 +40,10 @@ impl Filter for AllowedHosts {
     const NAME: &'static str = "allowed_hosts";
     const HOOKS: Hooks = Hooks::REQUEST;
     const SOURCE: &'static str = include_str!("allowed_hosts.rs");
-    type Config = Config;
+    type Config = AllowedHostsConfig;
     type State = ();
 
-    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: AllowedHostsConfig, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.hosts.is_empty() {
             return Err(Invalid::new("name at least one host").at("hosts"));
         }
@@ -53,7 +58,8 @@ impl Filter for AllowedHosts {
                 name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).is_some_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok());
             let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
             if !literal && !plain {
-                let says = format!("`{host}` is not a host; write a name such as `api.example.com` or `*.example.com`, without a port");
+                let says =
+                    format!("`{host}` is not a host name; write a name such as `api.example.com` or `*.example.com`, without a port");
                 return Err(Invalid::new(says).index(index).at("hosts"));
             }
             list.push(if lower.starts_with("*.") { format!(".{name}") } else { name.to_owned() });
@@ -66,7 +72,7 @@ impl Filter for AllowedHosts {
         if self.allows(host) {
             return Ok(Flow::Continue);
         }
-        let message = "This server does not serve the host that was asked for.";
+        let message = "The requested host is not served here.";
         Ok(Reply::new(Problem::BadRequest, "unknown_host", "host", message).status(StatusCode::MISDIRECTED_REQUEST).into())
     }
 }
@@ -85,12 +91,12 @@ mod tests {
     use crate::testing::with_site;
 
     fn hosts(hosts: &[&str]) -> std::result::Result<AllowedHosts, Invalid> {
-        let config = Config { hosts: hosts.iter().map(|host| (*host).to_owned()).collect() };
+        let config = AllowedHostsConfig { hosts: hosts.iter().map(|host| (*host).to_owned()).collect() };
         with_site(|site| AllowedHosts::compile(config, site))
     }
 
     #[test]
-    fn names_ports_and_what_is_below() {
+    fn names_ports_and_subdomains() {
         let filter = hosts(&["API.example.com", "*.tenants.example.com", "[2001:db8::1]", "127.0.0.1"]).unwrap();
         for host in
             ["api.example.com", "api.EXAMPLE.com:443", "api.example.com.", "a.b.tenants.example.com", "[2001:db8::1]:80", "127.0.0.1:8080"]
@@ -111,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host() {
+    fn invalid_hosts() {
         for wrong in [&[][..], &["*"], &["*."], &["a.example.com:443"], &["https://a"], &["a*b"], &["[::zz]"]] {
             assert!(hosts(wrong).is_err(), "{wrong:?}");
         }

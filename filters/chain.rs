@@ -1,54 +1,54 @@
-//! The ordered filters of a route: the top-level ones, then the route's. Names no filter.
+//! The chain of a route: the global filters, then those of the route. It names no filter.
 //!
-//! One list of positions a phase is made when the chain is compiled, so a phase nobody takes part in
-//! costs nothing. Requests run in list order, responses in reverse order.
+//! Each phase has a list of the positions that take part in it, made when the chain is compiled, so that an unused phase
+//! costs nothing. Request hooks run in list order, response hooks in reverse order.
 
 use std::sync::Arc;
 
 use crate::contract::{
-    BodyCx, Erased, Flow, Hooks, LetThrough, LogCx, Problem, Reply, RequestCx, ResponseCx, Result, State, Trace, UpstreamCx,
+    BodyCx, ErasedFilter, Flow, Hooks, LetThrough, LogCx, Problem, Reply, RequestCx, ResponseCx, Result, State, Trace, UpstreamCx,
 };
 
 /// One position in a chain.
 #[derive(Clone)]
 pub struct Item {
     /// The compiled filter.
-    pub filter: Arc<dyn Erased>,
-    /// Decides, counts and logs, and changes nothing.
+    pub filter: Arc<dyn ErasedFilter>,
+    /// Shadow mode: the filter decides, counts and logs, but enforces and changes nothing.
     pub shadow: bool,
 }
 
-/// What a filter decided, for metrics and the log.
+/// The decision of a filter, for metrics and the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The filter's YAML key.
     pub filter: &'static str,
-    /// Why: one of the filter's short list of words.
+    /// The reason, from the short, closed list of the filter.
     pub reason: &'static str,
-    /// It was not carried out.
+    /// The decision was not enforced.
     pub shadow: bool,
-    /// It was no refusal, but an answer in the upstream's place.
+    /// The reply was not a refusal but an answer in place of the upstream.
     pub answer: bool,
-    /// For the log only.
+    /// Details for the log only.
     pub detail: Option<String>,
 }
 
-/// What one filter does with a request.
+/// The effect of one filter on a request, for `explain`.
 #[derive(Debug)]
 pub struct Explained {
     /// The filter's YAML key.
     pub filter: &'static str,
-    /// It would not be carried out.
+    /// The decision would not be enforced.
     pub shadow: bool,
-    /// What it would answer.
+    /// The reply that the filter would send.
     pub reply: Option<Box<Reply>>,
-    /// What it says of that.
+    /// The explanation of the filter, line by line.
     pub lines: Vec<String>,
-    /// It could not ask whom it had to ask, and lets the request pass all the same.
+    /// The filter could not reach a service it depends on and lets the request pass, as configured.
     pub let_through: bool,
 }
 
-/// A compiled chain; immutable, shared by all exchanges of its route.
+/// A compiled chain; immutable, shared by all requests of its route.
 #[derive(Default)]
 pub struct Chain {
     items: Vec<Item>,
@@ -61,20 +61,20 @@ pub struct Chain {
     gate_response: Vec<usize>,
 }
 
-/// What one exchange remembers of its way through a chain.
+/// The progress of one request through a chain.
 #[derive(Default)]
 pub struct Progress {
     states: Vec<State>,
-    /// Positions below this one have seen the request; only they see the response.
+    /// The filters below this position have seen the request. Only they see the response.
     passed: usize,
-    /// What was decided on the way.
+    /// The decisions so far.
     pub decisions: Vec<Decision>,
 }
 
 impl Chain {
-    /// Puts the phases' lists together.
+    /// Builds the list of each phase.
     pub fn new(items: Vec<Item>) -> Self {
-        // A shadowed filter sees requests and logs; where it could change something, it is left out.
+        // In shadow mode only the request and log hooks run; the other hooks could change something.
         let list = |wanted: fn(&Hooks) -> bool, in_shadow: bool| -> Vec<usize> {
             let takes_part = |(index, item): (usize, &Item)| (wanted(&item.filter.hooks()) && (in_shadow || !item.shadow)).then_some(index);
             items.iter().enumerate().filter_map(takes_part).collect()
@@ -91,27 +91,27 @@ impl Chain {
         }
     }
 
-    /// The names of its filters, in order, with their shadow mode.
+    /// The names of the filters, in order, with their shadow mode.
     pub fn names(&self) -> impl Iterator<Item = (&'static str, bool)> + '_ {
         self.items.iter().map(|item| (item.filter.name(), item.shadow))
     }
 
-    /// A fresh exchange's memory.
+    /// The progress of a new request.
     pub fn begin(&self) -> Progress {
         Progress { states: self.items.iter().map(|item| item.filter.state()).collect(), passed: 0, decisions: Vec::new() }
     }
 
-    /// Whether any filter wants to see the request's body.
+    /// Whether a filter has a request body hook.
     pub fn reads_request_body(&self) -> bool {
         !self.request_body.is_empty()
     }
 
-    /// Whether any filter wants to see the response's body.
+    /// Whether a filter has a response body hook.
     pub fn reads_response_body(&self) -> bool {
         !self.response_body.is_empty()
     }
 
-    /// Runs the request hooks. `Some`: a filter answered, and the rest did not run.
+    /// Runs the request hooks. `Some`: a filter has replied, and the filters after it did not run.
     pub async fn request(&self, cx: &mut RequestCx<'_>, progress: &mut Progress) -> Result<Option<Box<Reply>>> {
         for &index in &self.request {
             let (Some(item), Some(state)) = (self.items.get(index), progress.states.get_mut(index)) else { continue };
@@ -127,7 +127,7 @@ impl Chain {
                         detail: reply.detail.clone(),
                     });
                     if !item.shadow {
-                        // The one that answers sees its own reply pass: a limit adds its fields there.
+                        // The replying filter sees its own reply in the response phase: a limit adds its fields there.
                         progress.passed = index + 1;
                         return Ok(Some(reply));
                     }
@@ -138,8 +138,8 @@ impl Chain {
         Ok(None)
     }
 
-    /// What each filter does with a request, whatever those before it say: for who wants to know, not for requests. With
-    /// the fact [`crate::contract::DryRun`] counts and bindings stay as they are.
+    /// The effect of each filter on a request, also after a filter that would refuse it. For `explain` only: the caller states
+    /// the fact [`crate::contract::DryRun`], so that counters and bindings do not change.
     pub async fn explain(&self, cx: &mut RequestCx<'_>) -> Result<Vec<Explained>> {
         let mut explained = Vec::new();
         for item in &self.items {
@@ -157,18 +157,18 @@ impl Chain {
         Ok(explained)
     }
 
-    /// Runs the hooks on a piece of the request's body.
+    /// Runs the request body hooks on a chunk.
     pub fn request_body(&self, cx: &mut BodyCx<'_>, progress: &mut Progress) -> Result<()> {
         self.each(&self.request_body, progress, |item, state| item.filter.request_body(cx, state))
     }
 
-    /// Runs the hooks on the request as it goes upstream.
+    /// Runs the upstream request hooks.
     pub fn upstream_request(&self, cx: &mut UpstreamCx<'_>, progress: &mut Progress) -> Result<()> {
         self.each(&self.upstream_request, progress, |item, state| item.filter.upstream_request(cx, state))
     }
 
-    /// Runs the response hooks of the filters the request has passed, in reverse. Of a request that was refused before
-    /// the chain began, those of the filters that want to see such a refusal.
+    /// Runs the response hooks of the filters that have seen the request, in reverse order. If the request was refused before
+    /// the chain started, runs those with [`Hooks::gate_response`].
     pub fn response(&self, cx: &mut ResponseCx<'_>, progress: &mut Progress) -> Result<()> {
         if progress.states.is_empty() {
             let mut items = self.gate_response.iter().rev().filter_map(|index| self.items.get(*index));
@@ -185,7 +185,7 @@ impl Chain {
         Ok(())
     }
 
-    /// Runs the hooks on a piece of the response's body, in reverse.
+    /// Runs the response body hooks on a chunk, in reverse order.
     pub fn response_body(&self, cx: &mut BodyCx<'_>, progress: &mut Progress) -> Result<()> {
         for &index in self.response_body.iter().rev() {
             if let (Some(item), Some(state)) = (self.items.get(index), progress.states.get_mut(index)) {

@@ -1,8 +1,8 @@
 //! # client_certificate
 //!
-//! Makes an identity of the certificate that a client has shown to the listener, which has looked at its signature, its
-//! time and whether it was revoked (`listeners[].tls.client_certificates`). Limits, rules and the upstream know its
-//! bearer by it, as by a token's.
+//! Makes an identity from the client certificate of the connection. Limits, rules and the upstream
+//! can then use the identity, as with the identity of a bearer token. The listener has verified the
+//! signature, validity and revocation of the certificate (`listeners[].tls.client_certificates`).
 //!
 //! ```yaml
 //! client_certificate:
@@ -10,9 +10,15 @@
 //!   allow: ["*.agents.example.com"]
 //! ```
 //!
-//! The subject is the first name of the kind `name` that `allow` allows; rules see the rest as `identity.claims.certificate`:
-//! `fingerprint`, `serial`, `common_name`, `dns`, `email`, `uri`. Whoever shows none, or none that is allowed, gets 403. The
-//! certificate is that of the other end of the connection: behind a proxy, the proxy's.
+//! - `name` selects the kind of name: `dns`, `email`, `uri`, `common_name`, or `fingerprint`.
+//! - The subject is the first name of that kind that `allow` permits. Without `allow`, every name
+//!   is permitted.
+//! - Rules see the certificate as `identity.claims.certificate`, with `fingerprint`, `serial`,
+//!   `common_name`, `dns`, `email` and `uri`.
+//! - A request without a certificate gets 403, unless `optional: true` lets it pass without an
+//!   identity. A certificate without a permitted name always gets 403.
+//!
+//! The certificate is that of the peer. Behind a proxy, it is the certificate of the proxy.
 
 use std::sync::Arc;
 
@@ -21,56 +27,56 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::contract::{
-    Arrival, ClientCertificate as Shown, Filter, Flow, Hooks, Identity, Invalid, Problem, Reply, RequestCx, Result, Site,
+    Arrival, ClientCertificate as Certificate, Filter, Flow, Hooks, Identity, Invalid, Problem, Reply, RequestCx, Result, Site,
 };
 
-/// What names whoever has shown a certificate.
+/// The kind of name that becomes the subject.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Name {
-    /// A DNS name among its alternative names.
+pub enum CertificateName {
+    /// A DNS name among the alternative names.
     #[default]
     Dns,
-    /// An address of mail among them.
+    /// An email address among the alternative names.
     Email,
-    /// A URI among them, such as SPIFFE's.
+    /// A URI among the alternative names, such as a SPIFFE id.
     Uri,
-    /// The common name of its subject.
+    /// The common name of the certificate's subject.
     CommonName,
-    /// SHA-256 of the certificate, in hex.
+    /// The SHA-256 of the certificate, in hex.
     Fingerprint,
 }
 
 /// `client_certificate`
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// What names whoever has shown it. Default: `dns`.
-    pub name: Name,
-    /// The names that are let in, whole or with `*` in front for whatever ends like that. Default: every one.
+pub struct ClientCertificateConfig {
+    /// The kind of name that becomes the subject. Default: `dns`.
+    pub name: CertificateName,
+    /// The permitted names. `*` at the start matches any prefix. Default: every name.
     pub allow: Vec<String>,
-    /// Let those pass who have shown none, without an identity. Default: false.
+    /// Let requests without a certificate pass, without an identity. Default: false.
     pub optional: bool,
 }
 
 /// The compiled filter.
-pub struct ClientCertificate(Config);
+pub struct ClientCertificate(ClientCertificateConfig);
 
 impl Filter for ClientCertificate {
     const NAME: &'static str = "client_certificate";
     const HOOKS: Hooks = Hooks::REQUEST;
     const SOURCE: &'static str = include_str!("client_certificate.rs");
-    type Config = Config;
+    type Config = ClientCertificateConfig;
     type State = ();
 
-    fn compile(mut config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(mut config: ClientCertificateConfig, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         for (index, name) in config.allow.iter_mut().enumerate() {
             let fixed = name.strip_prefix('*').unwrap_or(name);
             if fixed.is_empty() || fixed.contains('*') {
-                let says = format!("`{name}` is no name, nor one with `*` in front: `agent-1.example.com`, `*.agents.example.com`");
+                let says = format!("`{name}` is not a valid name; write it like `agent-1.example.com` or `*.agents.example.com`");
                 return Err(Invalid::new(says).index(index).at("allow"));
             }
-            if matches!(config.name, Name::Dns | Name::Fingerprint) {
+            if matches!(config.name, CertificateName::Dns | CertificateName::Fingerprint) {
                 name.make_ascii_lowercase();
             }
         }
@@ -94,14 +100,14 @@ impl Filter for ClientCertificate {
 }
 
 impl ClientCertificate {
-    /// The first of its names that is let in.
-    fn name<'c>(&self, certificate: &'c Shown) -> Option<&'c str> {
+    /// The first permitted name.
+    fn name<'c>(&self, certificate: &'c Certificate) -> Option<&'c str> {
         let names: Vec<&str> = match self.0.name {
-            Name::Dns => certificate.dns.iter().map(String::as_str).collect(),
-            Name::Email => certificate.email.iter().map(String::as_str).collect(),
-            Name::Uri => certificate.uri.iter().map(String::as_str).collect(),
-            Name::CommonName => certificate.common_name.as_deref().into_iter().collect(),
-            Name::Fingerprint => vec![&certificate.fingerprint],
+            CertificateName::Dns => certificate.dns.iter().map(String::as_str).collect(),
+            CertificateName::Email => certificate.email.iter().map(String::as_str).collect(),
+            CertificateName::Uri => certificate.uri.iter().map(String::as_str).collect(),
+            CertificateName::CommonName => certificate.common_name.as_deref().into_iter().collect(),
+            CertificateName::Fingerprint => vec![&certificate.fingerprint],
         };
         let fits = |name: &str, pattern: &String| match pattern.strip_prefix('*') {
             Some(end) => name.len() > end.len() && name.ends_with(end),
@@ -111,7 +117,7 @@ impl ClientCertificate {
     }
 }
 
-fn claims(certificate: &Shown) -> serde_json::Map<String, serde_json::Value> {
+fn claims(certificate: &Certificate) -> serde_json::Map<String, serde_json::Value> {
     let about = json!({
         "fingerprint": certificate.fingerprint, "serial": certificate.serial, "common_name": certificate.common_name,
         "dns": certificate.dns, "email": certificate.email, "uri": certificate.uri,
@@ -120,7 +126,7 @@ fn claims(certificate: &Shown) -> serde_json::Map<String, serde_json::Value> {
 }
 
 fn refusal(reason: &'static str) -> Flow {
-    Reply::new(Problem::Forbidden, "client_certificate_required", reason, "A client certificate that is allowed here is needed.").into()
+    Reply::new(Problem::Forbidden, "client_certificate_required", reason, "A permitted client certificate is required.").into()
 }
 
 #[cfg(test)]
@@ -128,35 +134,35 @@ mod tests {
     use super::*;
     use crate::testing::with_site;
 
-    fn filter(name: Name, allow: &[&str]) -> std::result::Result<ClientCertificate, Invalid> {
+    fn filter(name: CertificateName, allow: &[&str]) -> std::result::Result<ClientCertificate, Invalid> {
         let allow = allow.iter().map(|name| (*name).to_owned()).collect();
-        with_site(|site| ClientCertificate::compile(Config { name, allow, optional: false }, site))
+        with_site(|site| ClientCertificate::compile(ClientCertificateConfig { name, allow, optional: false }, site))
     }
 
     #[test]
-    fn the_name_that_is_allowed() {
-        let certificate = Shown {
+    fn the_first_permitted_name_is_the_subject() {
+        let certificate = Certificate {
             fingerprint: "ab12".into(),
             common_name: Some("Agent 1".into()),
             dns: vec!["other.example.org".into(), "a.agents.example.com".into()],
             uri: vec!["spiffe://example.com/agent".into()],
-            ..Shown::default()
+            ..Certificate::default()
         };
         for (kind, allow, found) in [
-            (Name::Dns, &[][..], Some("other.example.org")),
-            (Name::Dns, &["*.agents.example.com"], Some("a.agents.example.com")),
-            (Name::Dns, &["A.agents.example.com"], Some("a.agents.example.com")),
-            (Name::Dns, &["agents.example.com", "*.a.agents.example.com"], None),
-            (Name::Email, &[], None),
-            (Name::Uri, &["spiffe://example.com/agent"], Some("spiffe://example.com/agent")),
-            (Name::CommonName, &["Agent 1"], Some("Agent 1")),
-            (Name::CommonName, &["agent 1"], None),
-            (Name::Fingerprint, &["AB12"], Some("ab12")),
+            (CertificateName::Dns, &[][..], Some("other.example.org")),
+            (CertificateName::Dns, &["*.agents.example.com"], Some("a.agents.example.com")),
+            (CertificateName::Dns, &["A.agents.example.com"], Some("a.agents.example.com")),
+            (CertificateName::Dns, &["agents.example.com", "*.a.agents.example.com"], None),
+            (CertificateName::Email, &[], None),
+            (CertificateName::Uri, &["spiffe://example.com/agent"], Some("spiffe://example.com/agent")),
+            (CertificateName::CommonName, &["Agent 1"], Some("Agent 1")),
+            (CertificateName::CommonName, &["agent 1"], None),
+            (CertificateName::Fingerprint, &["AB12"], Some("ab12")),
         ] {
             assert_eq!(filter(kind, allow).unwrap().name(&certificate), found, "{kind:?} {allow:?}");
         }
         for wrong in ["", "*", "a*b", "**.example.com"] {
-            assert!(filter(Name::Dns, &[wrong]).is_err(), "{wrong}");
+            assert!(filter(CertificateName::Dns, &[wrong]).is_err(), "{wrong}");
         }
     }
 }

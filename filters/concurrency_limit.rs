@@ -30,8 +30,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::contract::{
-    About, BoxFuture, Counted, Counters, Filter, Flow, Hooks, InForce, Invalid, Lease, Near, Now, Problem, Reply, RequestCx, Result, Site,
-    Standing, StoreError, Trace, check_name,
+    ActiveLimit, BoxFuture, CountedSubject, Counters, Filter, Flow, Hooks, Invalid, Lease, LimitUsage, Now, Problem, Reply, RequestCx,
+    Result, Site, StoreError, Trace, check_name,
 };
 use crate::limiting::{ClientPrefixes, CountScope, CountsFailurePolicy, Subject, SubjectKinds, SubjectReader, shared_counts_unavailable};
 
@@ -106,8 +106,8 @@ pub struct ConcurrencyLimit {
     shadowed: IntCounter,
     name: String,
     place: String,
-    near: Arc<Near>,
-    in_force: Arc<InForce>,
+    near: Arc<UsageTracker>,
+    in_force: Arc<ActiveLimit>,
 }
 
 impl Filter for ConcurrencyLimit {
@@ -157,8 +157,8 @@ impl Filter for ConcurrencyLimit {
             ),
             name,
             place: site.place.clone(),
-            near: Arc::clone(&site.ports.near),
-            in_force: site.keep(&identity, InForce::default),
+            near: Arc::clone(&site.ports.usage_tracker),
+            in_force: site.keep(&identity, ActiveLimit::default),
         })
     }
 
@@ -215,7 +215,8 @@ impl ConcurrencyLimit {
             return;
         }
         self.near.note(&self.in_force, subject, standing, cx.now.instant, || {
-            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..subject.about() };
+            let about =
+                CountedSubject { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..subject.about() };
             let open = self.shared.is_none().then(|| (Arc::clone(&self.open), subject.clone(), self.most));
             (about, Arc::new(OpenRequestsUsage(open)))
         });
@@ -225,12 +226,12 @@ impl ConcurrencyLimit {
 /// The open requests of one subject; `None` with `scope: shared`. An operator cannot reset them, because they are open.
 struct OpenRequestsUsage(Option<(Arc<OpenRequests>, Subject, u32)>);
 
-impl Counted for OpenRequestsUsage {
-    fn stands(&self, _: Now) -> BoxFuture<'_, Option<Standing>> {
+impl UsageSource for OpenRequestsUsage {
+    fn current_usage(&self, _: Now) -> BoxFuture<'_, Option<LimitUsage>> {
         Box::pin(async move {
             let (open, subject, most) = self.0.as_ref()?;
             let used = open.used(subject);
-            Some(Standing {
+            Some(LimitUsage {
                 used,
                 most: *most,
                 over: false,

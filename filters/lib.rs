@@ -1,7 +1,7 @@
-//! Keylatch's filters: the registry and the modules behind it; nothing else lives here.
+//! The filters of Keylatch and their registry, [`ALL`]. Filters decide; they do no I/O.
 //!
-//! To add a filter: write `filters/<name>.rs`, add its `mod` line and its line in [`ALL`].
-//! CONTRIBUTING.md walks through one.
+//! To add a filter, write `filters/<name>.rs` and add its `mod` line and its entry in [`ALL`].
+//! CONTRIBUTING.md has a complete example.
 
 pub mod chain;
 pub mod contract;
@@ -27,23 +27,23 @@ pub mod sse_keepalive;
 #[cfg(test)]
 mod testing;
 
-use contract::Kind;
+use contract::FilterKind;
 
-/// Every filter there is, in the order a chain usually lists them.
-pub const ALL: &[Kind] = &[
-    Kind::of::<client_ip::ClientIp>(),
-    Kind::of::<request_id::RequestId>(),
-    Kind::of::<flood_guard::FloodGuard>(),
-    Kind::of::<allowed_hosts::AllowedHosts>(),
-    Kind::of::<cors::Cors>(),
-    Kind::of::<security_headers::SecurityHeaders>(),
-    Kind::of::<body_limit::BodyLimit>(),
-    Kind::of::<client_certificate::ClientCertificate>(),
-    Kind::of::<bearer::Bearer>(),
-    Kind::of::<key_binding::KeyBinding>(),
-    Kind::of::<rules::Rules>(),
-    Kind::of::<rate_limit::RateLimit>(),
-    Kind::of::<concurrency_limit::ConcurrencyLimit>(),
-    Kind::of::<sse_keepalive::SseKeepalive>(),
-    Kind::of::<headers::Headers>(),
+/// All filters, in the usual order of a chain.
+pub const ALL: &[FilterKind] = &[
+    FilterKind::for_filter::<client_ip::ClientIp>(),
+    FilterKind::for_filter::<request_id::RequestId>(),
+    FilterKind::for_filter::<flood_guard::FloodGuard>(),
+    FilterKind::for_filter::<allowed_hosts::AllowedHosts>(),
+    FilterKind::for_filter::<cors::Cors>(),
+    FilterKind::for_filter::<security_headers::SecurityHeaders>(),
+    FilterKind::for_filter::<body_limit::BodyLimit>(),
+    FilterKind::for_filter::<client_certificate::ClientCertificate>(),
+    FilterKind::for_filter::<bearer::Bearer>(),
+    FilterKind::for_filter::<key_binding::KeyBinding>(),
+    FilterKind::for_filter::<rules::Rules>(),
+    FilterKind::for_filter::<rate_limit::RateLimit>(),
+    FilterKind::for_filter::<concurrency_limit::ConcurrencyLimit>(),
+    FilterKind::for_filter::<sse_keepalive::SseKeepalive>(),
+    FilterKind::for_filter::<headers::Headers>(),
 ];

@@ -1,8 +1,8 @@
 //! # request_id
 //!
-//! Gives every exchange a name under which client, upstream and log speak of it. A well-formed
-//! `X-Request-Id` that arrives is kept, so that one id runs through several proxies; otherwise a
-//! UUIDv7 is made. A valid W3C `traceparent` is passed on and its trace id logged; an invalid one is removed.
+//! Assigns an id to each request, which is sent to the client and the upstream and written to the
+//! log. A well-formed `X-Request-Id` from the client is kept, so that one id identifies the request
+//! across several proxies. Otherwise the filter generates a UUIDv7.
 //!
 //! ```yaml
 //! request_id:
@@ -10,7 +10,13 @@
 //!   accept: true
 //! ```
 //!
-//! An id is well formed if it has 1 to 128 letters, digits, `-`, `_`, `.`, `:` or `=`, in one field.
+//! - An id is well formed if the field occurs once and has 1 to 128 characters: ASCII letters,
+//!   digits, `-`, `_`, `.`, `:` and `=`.
+//! - With `accept: false` the id from the client is always replaced.
+//! - A valid `traceparent` (W3C Trace Context) is passed on, and its trace id is logged. An invalid
+//!   one is removed together with `tracestate`.
+//!
+//! In shadow mode the filter assigns no id.
 
 use http::{HeaderMap, HeaderName};
 use schemars::JsonSchema;
@@ -25,14 +31,14 @@ const ID_BYTES_MAX: usize = 128;
 /// `request_id`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// The field's name. Default: `x-request-id`.
+pub struct RequestIdConfig {
+    /// The name of the header field. Default: `x-request-id`.
     pub header: String,
-    /// Whether an id that arrives is kept. Default: true.
+    /// Keep a well-formed id from the client. Default: true.
     pub accept: bool,
 }
 
-impl Default for Config {
+impl Default for RequestIdConfig {
     fn default() -> Self {
         Self { header: "x-request-id".into(), accept: true }
     }
@@ -44,7 +50,7 @@ pub struct RequestId {
     accept: bool,
 }
 
-/// The one value of a field, or nothing.
+/// The value of a field that occurs exactly once.
 fn one<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -57,8 +63,8 @@ fn well_formed(id: &str) -> bool {
     (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:=".contains(&b))
 }
 
-/// The trace id of a `traceparent` (W3C Trace Context, section 3.2): version, trace id, parent id, flags
-/// in lower-case hex, neither id all zeros, and nothing more in version 00.
+/// The trace id of a valid `traceparent` (W3C Trace Context, section 3.2): version, trace id, parent id and flags
+/// in lower-case hex, neither id all zeros, and no further data in version 00.
 fn trace_id(value: &str) -> Option<&str> {
     let hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let part = |range: std::ops::Range<usize>| value.get(range).filter(|text| hex(text));
@@ -79,10 +85,10 @@ impl Filter for RequestId {
     const NAME: &'static str = "request_id";
     const HOOKS: Hooks = Hooks { request: true, upstream_request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("request_id.rs");
-    type Config = Config;
+    type Config = RequestIdConfig;
     type State = ();
 
-    fn compile(config: Config, _site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: RequestIdConfig, _site: &mut Site<'_>) -> Result<Self, Invalid> {
         let header = field_name(&config.header).map_err(|invalid| invalid.at("header"))?;
         Ok(Self { header, accept: config.accept })
     }
@@ -103,7 +109,7 @@ impl Filter for RequestId {
         cx.upstream.insert_header(self.header.clone(), header_value(&ids.request_id)?).map_err(failure)?;
         if ids.trace_id.is_none() && cx.upstream.headers.contains_key(&TRACEPARENT) {
             cx.upstream.remove_header(&TRACEPARENT);
-            // Without its parent a state says nothing (section 3.3 of the same).
+            // `tracestate` has no meaning without `traceparent` (section 3.3).
             cx.upstream.remove_header("tracestate");
         }
         Ok(())
@@ -125,7 +131,7 @@ mod tests {
     fn traceparents() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         assert_eq!(trace_id(good), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
-        assert!(trace_id(&good.replace("00-4", "01-4").replace("-01", "-01-more")).is_some(), "a later version may say more");
+        assert!(trace_id(&good.replace("00-4", "01-4").replace("-01", "-01-more")).is_some(), "a later version may have further data");
         for wrong in [
             "",
             "00",

@@ -1,4 +1,4 @@
-//! What the filters' tests share: a site to compile at, a store that does nothing, and throw-away keys.
+//! Helpers for the tests of filters: a compile environment, ports without function, and test keys. Not part of the crate.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -17,16 +17,16 @@ impl Resolve for NoFiles {
     }
 }
 
-/// A store in which every key is unknown.
+/// A store without bindings, and an outbound port without reachable services.
 pub struct NoBindings;
 impl Bindings for NoBindings {
-    fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
+    fn cached(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
-    fn recall(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+    fn cached_by_replicas(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
         Box::pin(std::future::ready(None))
     }
-    fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+    fn authoritative(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
@@ -38,7 +38,7 @@ impl Bindings for NoBindings {
     fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
-    fn leash(&self, _: KeyId, _: IpAddr) -> Arc<Leash> {
+    fn stream_cancellation(&self, _: KeyId, _: IpAddr) -> Arc<CancellationHandle> {
         Arc::default()
     }
     fn confirm(&self, _: &Binding) {}
@@ -47,63 +47,63 @@ impl Bindings for NoBindings {
     fn intercepted(&self, _: Intercept) {}
 }
 
-/// Nobody can be asked.
+/// Every service is unreachable.
 impl Outbound for NoBindings {
     fn service(&self, _: &Endpoint, _: Option<String>, _: Option<http::HeaderValue>) -> Result<Arc<dyn Service>, Invalid> {
         Ok(Arc::new(NoBindings))
     }
-    fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
+    fn schedule(&self, _: Weak<dyn PeriodicTask>) -> Arc<dyn TaskHandle> {
         Arc::new(NoBindings)
     }
 }
-impl Tender for NoBindings {
-    fn now(&self) -> BoxFuture<'_, ()> {
+impl TaskHandle for NoBindings {
+    fn run_now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
-    fn settled(&self) -> BoxFuture<'_, ()> {
+    fn wait_until_idle(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 }
 impl Service for NoBindings {
-    fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
-        Box::pin(async { Err(CallError::Away("nobody is there".into())) })
+    fn call(&self, _: Call) -> BoxFuture<'_, Result<ServiceResponse, CallError>> {
+        Box::pin(async { Err(CallError::Away("unreachable".into())) })
     }
     fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
         Ok(Arc::new(NoBindings))
     }
 }
 
-/// What a future comes to that waits for nobody.
+/// The output of a future that never waits.
 pub fn at_once<T>(future: impl Future<Output = T>) -> T {
     match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
-        Poll::Pending => panic!("it waits for somebody"),
+        Poll::Pending => panic!("the future waits"),
     }
 }
 
-/// Compiles something at a site that trusts nobody.
+/// Calls `compile` with an environment that trusts no proxy.
 pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
     with_outbound(Arc::new(NoBindings), compile)
 }
 
-/// The same, with somebody who can be asked.
+/// Calls `compile` with an environment that has this outbound port.
 pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
     let (hasher, meter) = (KeyHasher::new(b"test"), Arc::default());
-    let ports = Ports { bindings: Arc::new(NoBindings), hasher, meter, counters: None, outbound, near: Arc::default() };
+    let ports = Ports { bindings: Arc::new(NoBindings), hasher, meter, counters: None, outbound, usage_tracker: Arc::default() };
     compile(&mut Site {
         place: "filters[0]".into(),
         trusted: Arc::default(),
         keep: &Keep::default(),
         ports: &ports,
         resolve: &NoFiles,
-        shares: &Cell::default(),
+        uses_shared_counters: &Cell::default(),
         limits: &std::cell::RefCell::default(),
         routes: &[],
-        also: &Default::default(),
+        more_errors: &Default::default(),
     })
 }
 
-/// Made for these tests.
+/// An RSA private key, made for these tests.
 pub const RSA_PRIVATE_PEM: &str = "-----BEGIN RSA PRIVATE KEY-----
 MIIEowIBAAKCAQEAtGZ9It4q9HL4r7TDEtpBVg9Cudn8E1UZUHMCex4WIUEctH3a
 QMLaA6TQqHTxXPeou2b4gDoNVNK5aeRLML2mcIWiSIdTbqDh0rC66QU62qnvHUH+
@@ -131,7 +131,7 @@ gGk5AoGBAKJmMOhJ987vbC8Wl20Y77/cocmV/W+ljb4jmhKB70di3W4d9GVTIx5r
 pAI0mWp1Fu/A6GybPpyni0QnsRdoZdAFFUtaJxicBjRimp1fMlpYSNClf9QiNKNc
 Z600IW773DGHtNZbGKD1hgrH4LtwPjrnbBRx8yb/YrpHefI9IEHK
 -----END RSA PRIVATE KEY-----";
-/// Its other half.
+/// The public key of [`RSA_PRIVATE_PEM`].
 pub const RSA_PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----
 MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAtGZ9It4q9HL4r7TDEtpB
 Vg9Cudn8E1UZUHMCex4WIUEctH3aQMLaA6TQqHTxXPeou2b4gDoNVNK5aeRLML2m
@@ -141,24 +141,24 @@ lDVgsOVMgDSLs9uUaInE13yRiMsKmzuTAgawxd8nf0OPmXujsXJWn/eCKYlmI3BW
 nw9ZMeRFJ2G8dFGi/PseU+84xB5oOPTYP9mViOcVWVYfT57WXHMPSG6wPPiVdcLW
 LwIDAQAB
 -----END PUBLIC KEY-----";
-/// P-256, made for these tests.
+/// A P-256 private key, made for these tests.
 pub const EC_PRIVATE_PEM: &str = "-----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgfNm9RX8xu7jVu+lZ
 0CaRJmZ9M3iS4SMZs0vVo44qvRGhRANCAASKxkz70/tWCScj1mlNpJQa974Rkbv2
 lsTMUIDk3Xi9pbQ1F6bLbDzSWAYA4x2qPiQyF7+rV9Ne1Yt2Syoa3dVg
 -----END PRIVATE KEY-----";
-/// Its other half.
+/// The public key of [`EC_PRIVATE_PEM`].
 pub const EC_PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----
 MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEisZM+9P7VgknI9ZpTaSUGve+EZG7
 9pbEzFCA5N14vaW0NRemy2w80lgGAOMdqj4kMhe/q1fTXtWLdksqGt3VYA==
 -----END PUBLIC KEY-----";
-/// Ed25519, made for these tests.
+/// An Ed25519 private key, made for these tests.
 pub const ED_PRIVATE_PEM: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEIJJsPxh31ziHc7ufBLNLWh53IlhgRwNK0GJyL2AyS+/Q
 -----END PRIVATE KEY-----";
-/// Its other half.
+/// The public key of [`ED_PRIVATE_PEM`].
 pub const ED_PUBLIC_PEM: &str = "-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAEct+cv2/pri4sx2/PCVP6zXON3fr6l81b6tspxXhziA=
 -----END PUBLIC KEY-----";
-/// The same as a JWK's `x`.
+/// The public key of [`ED_PRIVATE_PEM`] as the `x` of a JWK.
 pub const ED_PUBLIC_X: &str = "Ect-cv2_pri4sx2_PCVP6zXON3fr6l81b6tspxXhziA";

@@ -122,7 +122,7 @@ fn every_reason_of_a_filter_is_in_the_table() {
     let sources = sources(&["filters"]);
     let mut reasons = found(&sources, r#"Reply::new\([ \n]*[A-Za-z_:]+,[ \n]*"[a-z_]+",[ \n]*"([a-z_]+)""#);
     reasons.extend(found(&sources, r#"(?:Rejected|KeyError)::[A-Za-z]+(?:\(_\))? => "([a-z_]+)""#));
-    reasons.extend(found(&sources, r#"(?:refusal|not_here)\("([a-z_]+)"\)"#));
+    reasons.extend(found(&sources, r#"(?:refusal|forbidden)\("([a-z_]+)"\)"#));
     reasons.retain(|reason| reason != "found");
     let in_table: BTreeSet<String> =
         ERRORS.iter().filter(|each| each.by != "gate").flat_map(|each| each.reasons).map(|reason| (*reason).to_owned()).collect();

@@ -58,11 +58,11 @@ def test_they_are_read_anew_by_command(start, echo_upstream, site):
     assert "2.16.0.0/13" in keylatch.command("cloudflare", "ranges").stdout
     good = path.read_text()
     for page, says in [
-        ("", "the file holds no range"),
+        ("", "the file contains no range"),
         ("<html>Just a moment…</html>", "not a CIDR"),
         ("0.0.0.0/0", "too wide"),
         ("127.0.0.0/8\n" + RANGES, "not a public network"),
-        ("104.16.0.0/13", "are not there any more"),
+        ("104.16.0.0/13", "known ranges are missing"),
         ("1" * 70_000, "longer than 64 KiB"),
         (None, "404 Not Found"),
     ]:
@@ -96,7 +96,7 @@ def test_a_file_that_is_there_goes_before_the_embedded_one(start, echo_upstream)
     # A file that is not there yet is no riddle, and the command that makes it goes.
     keylatch.write(trusted="{networks: [127.0.0.1], cloudflare_file: ranges.txt}")
     said = keylatch.command("check").stderr
-    assert "trusted_proxies.cloudflare_file: `ranges.txt` is not there: `keylatch cloudflare refresh` writes it" in said, said
+    assert "trusted_proxies.cloudflare_file: `ranges.txt` does not exist; run `keylatch cloudflare refresh`" in said, said
     (keylatch.folder / "local.txt").write_text(RANGES)
     assert keylatch.command("cloudflare", "refresh", "--from", "local.txt").returncode == 0
     assert keylatch.command("check").returncode == 0 and (keylatch.folder / "ranges.txt").stat().st_mode & 0o777 == 0o644

@@ -148,4 +148,4 @@ def test_a_section_that_nobody_uses_and_one_that_is_needed(start, echo_upstream)
     replica.write(more=section(f"redis://127.0.0.1:{free_port()}"))
     assert "redis: nothing uses it" in replica.command("check").stderr
     replica.write(more="", route_filters=limit("per: key, limit: 1/h, scope: shared"))
-    assert "rate_limit.scope: replicas share counts in Redis: the section `redis` is needed" in replica.command("check").stderr
+    assert "rate_limit.scope: shared counts require Redis; add the section `redis`" in replica.command("check").stderr

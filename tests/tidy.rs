@@ -163,10 +163,10 @@ fn configurations_refuse_what_they_do_not_know() {
             keep: &Keep::default(),
             ports: &ports,
             resolve: &NoFiles,
-            shares: &Default::default(),
+            uses_shared_counters: &Default::default(),
             limits: &Default::default(),
             routes: &[],
-            also: &Default::default(),
+            more_errors: &Default::default(),
         };
         // Some take a list.
         let map = serde_json::json!({ "no_such_key": 1 });

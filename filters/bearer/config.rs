@@ -1,4 +1,4 @@
-//! `bearer` as it is written.
+//! The configuration of `bearer`. It checks no tokens.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -6,32 +6,32 @@ use serde::Deserialize;
 use super::forward_auth::ForwardAuthConfig;
 use super::introspection::IntrospectionConfig;
 use super::jwt::JwtConfig;
-use super::known::StaticConfig;
+use super::static_tokens::StaticConfig;
 use super::upstream::TellUpstream;
 use crate::contract::{ByteSize, KEY_BYTES, KeySource};
 
-/// What becomes of a token that nobody can be asked about.
+/// The action if a token cannot be checked because a service is unavailable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnFailure {
-    /// 503.
+    /// Refuse the request with 503.
     #[default]
     Closed,
-    /// It passes, and nothing is known of whose it is.
+    /// Let the request pass without an identity.
     Open,
 }
 
-/// A way to check a token.
+/// A mode: a way to check a token.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Mode {
-    /// Tokens known by their hash.
+    /// A list of tokens, as hashes.
     Static(StaticConfig),
     /// Signed tokens.
     Jwt(Box<JwtConfig>),
-    /// Tokens that the authorization server is asked about.
+    /// Tokens that the authorization server checks (RFC 7662).
     Introspection(Box<IntrospectionConfig>),
-    /// Tokens that any service is asked about.
+    /// Tokens that an HTTP service checks.
     ForwardAuth(Box<ForwardAuthConfig>),
     /// Any token of the right form.
     WellFormed,
@@ -40,22 +40,23 @@ pub enum Mode {
 /// `bearer`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The ways to check a token, tried in order; at least one.
+pub struct BearerConfig {
+    /// The modes that check a token, tried in order; at least one.
     pub accept: Vec<Mode>,
-    /// Where the token may stand, as in `key_binding`. Default: `authorization`.
+    /// The places where a request can carry the token, as in `key_binding`. Default: `authorization`.
     #[serde(default = "default_from")]
     pub from: Vec<KeySource>,
-    /// The longest token, 1 KiB to 32 KiB. `limits.header_bytes` bounds it as well. Default: `8KiB`.
+    /// The maximum length of a token, 1 KiB to 32 KiB. `limits.header_bytes` applies as well. Default: `8KiB`.
     #[serde(default = "default_token_bytes")]
     pub token_bytes: ByteSize,
-    /// What of the identity the upstream gets. Default: nothing.
+    /// The header fields that pass the identity to the upstream. Default: none.
     #[serde(default)]
     pub tell_upstream: TellUpstream,
     /// The realm named in `WWW-Authenticate`. Default: `api`.
     #[serde(default = "default_realm")]
     pub realm: String,
-    /// How many tokens are remembered, by each mode that asks somebody and by all others together. Default: 10000.
+    /// The maximum number of cached tokens: for each `introspection` and `forward_auth` mode, and for all other modes
+    /// together. Default: 10000.
     #[serde(default = "default_cache_max")]
     pub cache_max: usize,
 }
@@ -69,7 +70,7 @@ fn default_token_bytes() -> ByteSize {
 fn default_realm() -> String {
     "api".into()
 }
-/// A token in memory takes about a kilobyte.
+/// The largest `cache_max`. A cached token takes about a kilobyte.
 pub const CACHE_MAX: usize = 10_000_000;
 
 fn default_cache_max() -> usize {

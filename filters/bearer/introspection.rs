@@ -1,4 +1,4 @@
-//! Tokens that the authorization server is asked about (RFC 7662).
+//! The mode `introspection`: asks the authorization server about a token (RFC 7662). It verifies no signatures.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,54 +12,54 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::OnFailure;
-use super::jwt::{is_for, lacks, numeric_date, text_claim};
-use super::memo::Memo;
+use super::jwt::{has_audience, lacks_claim, numeric_date, text_claim};
 use super::verdict::{Rejected, Verdict, Verified};
+use super::verdict_cache::VerdictCache;
 use crate::contract::{AnswerBody, Call, Endpoint, HumanDuration, Identity, Invalid, SecretRef, Service, Site};
 
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-const REMEMBERED_MAX: Duration = Duration::from_secs(3600);
+const CACHE_DURATION_MAX: Duration = Duration::from_secs(3600);
 
 /// `introspection`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct IntrospectionConfig {
-    /// The introspection endpoint.
+    /// The introspection endpoint of the authorization server.
     pub endpoint: Endpoint,
-    /// Who we are to it.
+    /// The client id of Keylatch at the authorization server.
     pub client_id: String,
-    /// What proves it.
+    /// The client secret.
     pub client_secret: SecretRef,
-    /// How both are sent. Default: `client_secret_basic`.
+    /// The method by which the id and secret are sent. Default: `client_secret_basic`.
     #[serde(default)]
     pub client_auth: ClientAuth,
-    /// What `iss` must be, if the answer names one. Default: not looked at.
+    /// The required `iss`, if the response has one. Default: not checked.
     pub issuer: Option<String>,
-    /// What `aud` must name at least one of. Default: not looked at.
+    /// The accepted audiences; `aud` must contain at least one. Default: not checked.
     #[serde(default)]
     pub audiences: Vec<String>,
-    /// What the answer must say, whatever it says. Default: nothing beyond `active`.
+    /// Fields that the response must contain, with any value. Default: only `active`.
     #[serde(default)]
     pub required_claims: Vec<String>,
-    /// How long an active token is remembered, never past its `exp`; at most 1h; 0s: not. Default: 60s.
+    /// The time for which an active token is cached, never past its `exp`; at most 1h, 0s to disable. Default: 60s.
     #[serde(default = "a_minute")]
     pub cache: HumanDuration,
-    /// How long it is remembered that a token is not active; at most 1h; 0s: not. Default: 10s.
+    /// The time for which an inactive token is cached; at most 1h, 0s to disable. Default: 10s.
     #[serde(default = "ten_seconds")]
     pub negative_cache: HumanDuration,
-    /// What becomes of tokens that nobody can be asked about. Default: `closed`.
+    /// The action if the authorization server is unavailable. Default: `closed`.
     #[serde(default)]
     pub on_failure: OnFailure,
 }
 
-/// How a client proves who it is (RFC 6749, section 2.3.1; the names are those of RFC 8414).
+/// A method of client authentication (RFC 6749, section 2.3.1; the names are those of RFC 8414).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientAuth {
-    /// In `Authorization: Basic`.
+    /// In the field `Authorization: Basic`.
     #[default]
     ClientSecretBasic,
-    /// In the form.
+    /// In the form of the request body.
     ClientSecretPost,
 }
 
@@ -74,25 +74,25 @@ fn ten_seconds() -> HumanDuration {
 pub struct Introspection {
     config: IntrospectionConfig,
     service: Arc<dyn Service>,
-    /// `Authorization`; `None`: the credentials are in `form`.
+    /// The `Authorization` value; `None`: the credentials are in `form`.
     authorization: Option<HeaderValue>,
-    /// What the form has beside the token.
+    /// The form parameters after the token.
     form: String,
-    memo: Memo,
+    verdicts: VerdictCache,
 }
 
-/// How long an answer may be remembered, or what is wrong with that.
-pub fn remembered(duration: HumanDuration, name: &str) -> Result<Duration, Invalid> {
-    if duration.0 > REMEMBERED_MAX {
-        return Err(Invalid::new("at most 1h: a token that is revoked passes for as long").at(name));
+/// Checks the lifetime of a cache: 0s, or 1s to 1h.
+pub fn cache_duration(duration: HumanDuration, name: &str) -> Result<Duration, Invalid> {
+    if duration.0 > CACHE_DURATION_MAX {
+        return Err(Invalid::new("must be at most 1h, because a revoked token passes for as long").at(name));
     }
     if !duration.0.is_zero() && duration.0 < Duration::from_secs(1) {
-        return Err(Invalid::new("at least 1s, or 0s for not at all").at(name));
+        return Err(Invalid::new("must be at least 1s, or 0s to disable").at(name));
     }
     Ok(duration.0)
 }
 
-/// `application/x-www-form-urlencoded`, as RFC 6749, appendix B asks for.
+/// Encodes as `application/x-www-form-urlencoded` (RFC 6749, appendix B).
 fn form_encoded(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
@@ -111,20 +111,20 @@ impl Introspection {
             }
             ClientAuth::ClientSecretPost => (None, format!("&token_type_hint=access_token&client_id={id}&client_secret={secret}")),
         };
-        let (accepted, refused) = (remembered(config.cache, "cache")?, remembered(config.negative_cache, "negative_cache")?);
-        let memo = Memo::new(cache_max, accepted, refused);
-        Ok(Self { config, service, authorization, form, memo })
+        let (accepted, refused) = (cache_duration(config.cache, "cache")?, cache_duration(config.negative_cache, "negative_cache")?);
+        let verdicts = VerdictCache::new(cache_max, accepted, refused);
+        Ok(Self { config, service, authorization, form, verdicts })
     }
 
     pub fn fails_open(&self) -> bool {
         self.config.on_failure == OnFailure::Open
     }
 
-    /// `hash` is what the token is remembered by.
+    /// `hash` is the hash of the token, the key of the cache.
     pub async fn verify(&self, token: &str, hash: [u8; 32], now_s: u64) -> Verdict {
-        let verdict = self.memo.get(hash, now_s, self.ask(token)).await;
+        let verdict = self.verdicts.get(hash, now_s, self.call(token)).await;
         match &verdict {
-            Verdict::Accepted(verified) => match verified.in_time(now_s) {
+            Verdict::Accepted(verified) => match verified.check_time(now_s) {
                 Ok(()) => verdict,
                 Err(rejected) => Verdict::Rejected(rejected),
             },
@@ -132,11 +132,11 @@ impl Introspection {
         }
     }
 
-    async fn ask(&self, token: &str) -> (Verdict, Duration) {
+    async fn call(&self, token: &str) -> (Verdict, Duration) {
         let mut headers = vec![
             (header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded")),
             (header::ACCEPT, HeaderValue::from_static("application/json")),
-            // The answer holds for us and for now.
+            // Caches between Keylatch and the server must not store the response.
             (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         ];
         headers.extend(self.authorization.clone().map(|value| (header::AUTHORIZATION, value)));
@@ -149,16 +149,16 @@ impl Introspection {
         };
         let answered = match self.service.call(call).await {
             Ok(answered) => answered,
-            Err(error) => return (Verdict::of_error("introspection", &error), Duration::ZERO),
+            Err(error) => return (Verdict::from_call_error("introspection", &error), Duration::ZERO),
         };
         let verdict = match answered.status.as_u16() {
             200 => match serde_json::from_slice::<Map<String, Value>>(&answered.body) {
                 Ok(claims) => self.judge(claims).into(),
                 Err(_) => Verdict::Unclear("introspection: the answer is not a JSON object".into()),
             },
-            // It is this token that it does not like.
+            // The server rejects this token as malformed or too long.
             400 | 413 | 414 | 422 | 431 => Verdict::Rejected(Rejected::Malformed),
-            status => Verdict::of_status("introspection", status),
+            status => Verdict::from_status("introspection", status),
         };
         (verdict, answered.took)
     }
@@ -172,13 +172,13 @@ impl Introspection {
         {
             return Err(Rejected::Issuer);
         }
-        if !self.config.audiences.is_empty() && !is_for(&claims, &self.config.audiences) {
+        if !self.config.audiences.is_empty() && !has_audience(&claims, &self.config.audiences) {
             return Err(Rejected::Audience);
         }
-        if lacks(&claims, &self.config.required_claims) {
+        if lacks_claim(&claims, &self.config.required_claims) {
             return Err(Rejected::Claims);
         }
-        // A server may say of what it has no date that there is none.
+        // A server may write null for a date that is not set.
         let date = |name| if claims.get(name).is_some_and(Value::is_null) { Ok(None) } else { numeric_date(&claims, name) };
         let (expires_s, from_s) = (date("exp")?, date("nbf")?);
         let subject = ["sub", "username"].into_iter().find_map(|name| text_claim(&claims, name));

@@ -1,5 +1,5 @@
-//! A signed token in compact form (RFC 7515, section 7.1): its parts, and the proof that one of the keys signed it.
-//! What its claims mean is decided elsewhere.
+//! Parses a signed token in compact form (RFC 7515, section 7.1) and verifies its signature against a key set.
+//! It does not check claims.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::keys::{Alg, KeySet};
 use super::verdict::Rejected;
 
-/// A longer header has no honest use.
+/// The maximum length of the header. A longer one has no legitimate use.
 const HEADER_BYTES_MAX: usize = 4096;
 
 #[derive(Deserialize)]
@@ -19,22 +19,22 @@ struct Header {
     typ: Option<String>,
 }
 
-/// A token taken apart, of which nothing is proven.
+/// A parsed token. Its signature is not verified yet.
 pub struct Jws<'t> {
-    /// One of the algorithms that are accepted.
+    /// The algorithm; one of those that are accepted.
     pub alg: Alg,
-    /// The key that it names.
+    /// The key id in the header.
     pub kid: Option<String>,
-    /// Its media type.
+    /// The media type in the header.
     pub typ: Option<String>,
-    /// What is signed.
+    /// The signed part: header and payload.
     signed: &'t str,
     signature: &'t str,
     payload: &'t str,
 }
 
 impl<'t> Jws<'t> {
-    /// Takes a token apart; its algorithm must be one of these.
+    /// Parses a token. Its algorithm must be one of `algorithms`.
     pub fn parse(token: &'t str, algorithms: &[Alg]) -> Result<Self, Rejected> {
         let mut parts = token.split('.');
         let (Some(header_text), Some(payload), Some(signature), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
@@ -54,27 +54,27 @@ impl<'t> Jws<'t> {
         Ok(Jws { alg, kid: header.kid, typ: header.typ, signed, signature, payload })
     }
 
-    /// The payload.
+    /// The claims in the payload.
     pub fn claims(&self) -> Result<Map<String, Value>, Rejected> {
         json(self.payload)
     }
 
-    /// Whether one of these keys signed it.
-    pub fn prove(&self, keys: &KeySet) -> Result<(), Rejected> {
+    /// Verifies that one of these keys has signed the token.
+    pub fn verify_signature(&self, keys: &KeySet) -> Result<(), Rejected> {
         let found = keys.find(self.alg, self.kid.as_deref())?;
         if found.iter().any(|key| key.verify(self.alg, self.signed, self.signature)) { Ok(()) } else { Err(Rejected::Signature) }
     }
 }
 
-/// The claims of a token that one of these keys signed. Issuer, audience and dates are not checked.
+/// The claims of a token signed by one of these keys. Issuer, audience and dates are not checked.
 pub fn signed_claims(token: &str, algorithms: &[Alg], keys: &KeySet) -> Result<Map<String, Value>, Rejected> {
     let jws = Jws::parse(token, algorithms)?;
-    jws.prove(keys)?;
+    jws.verify_signature(keys)?;
     jws.claims()
 }
 
-/// A part of the token as JSON. Strict base64url without padding. Of duplicate members the last counts; nothing behind this
-/// reads the token again.
+/// Decodes a part of the token as JSON, from strict base64url without padding. Of duplicate members the last one counts; this
+/// is safe because no later code parses the token again.
 fn json<T: serde::de::DeserializeOwned>(part: &str) -> Result<T, Rejected> {
     let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Rejected::Malformed)?;
     serde_json::from_slice(&bytes).map_err(|_| Rejected::Malformed)

@@ -1,7 +1,7 @@
-//! Signed tokens: RFC 7515 (JWS), 7517 (JWK), 7519 (JWT), with the advice of RFC 8725.
+//! The mode `jwt`: signed tokens (RFC 7515, 7517, 7519), verified as RFC 8725 recommends. It does not fetch keys.
 //!
-//! The order is fixed: form and size, the issuer it claims (which chooses the keys, and proves nothing yet), algorithm
-//! against the list, key of the algorithm's family, signature, and only then what else the token claims.
+//! The order of the checks is fixed: form and size, algorithm against the list, claimed issuer (which selects the keys and is
+//! unverified), key of the right family, signature, and only then the other claims.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,27 +15,27 @@ use serde_json::{Map, Value};
 use super::OnFailure;
 use super::jws::Jws;
 use super::keys::{Alg, Family, KeySet};
-use super::remote_keys::{Kept, Refresh};
+use super::remote_keys::{Refresh, SharedKeys};
 use super::verdict::{Rejected, Verified};
 use crate::contract::{Endpoint, HumanDuration, Identity, Invalid, SecretRef, Site};
 
-/// Where the key is.
+/// The source of the key.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum KeyConfig {
     /// A shared secret of at least 32 bytes, for HS algorithms.
     Secret(SecretRef),
-    /// The same for a secret that is not text, in base64 or base64url.
+    /// A binary shared secret, in base64 or base64url.
     SecretBase64(SecretRef),
-    /// The path of a file. All bytes of the file are the secret.
+    /// The path of a file whose bytes are the shared secret.
     SecretFile(String),
-    /// A public key or certificate-free PEM, usually `file:PATH`.
+    /// A public key in PEM form, usually `file:PATH`. Certificates are not accepted.
     Pem(SecretRef),
     /// A JWK set as JSON, usually `file:PATH`; the token's `kid` chooses the key.
     Jwks(SecretRef),
     /// The URL of a JWK set.
     JwksUrl(Endpoint),
-    /// The URL of the issuer, whose OpenID discovery document names its set. `issuer` must be given, and the same.
+    /// The URL of the issuer. Its OpenID discovery document names the JWK set. `issuer` must be set to the same URL.
     Discovery(Endpoint),
 }
 
@@ -43,27 +43,27 @@ pub enum KeyConfig {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JwtConfig {
-    /// What `iss` must be. Without it, `iss` is not looked at.
+    /// The required `iss`. Default: `iss` is not checked.
     pub issuer: Option<String>,
-    /// What `aud` must name at least one of. Without it, a token that names an audience is refused.
+    /// The accepted audiences; `aud` must contain at least one. Default: none, and a token with `aud` is refused.
     #[serde(default)]
     pub audiences: Vec<String>,
-    /// The algorithms a token may be signed with. `none` is none of them, and HS goes with no other family.
+    /// The accepted signature algorithms. `none` is not available. HS algorithms cannot be combined with other families.
     pub algorithms: Vec<Alg>,
     /// The key.
     pub key: KeyConfig,
-    /// How much clocks may differ, at most 5min. Default: 30s.
+    /// The tolerated clock difference, at most 5min. Default: 30s.
     #[serde(default = "default_leeway")]
     pub leeway: HumanDuration,
-    /// What `typ` in the token's header must be, such as `at+jwt`. Without it, `JWT`, `at+jwt` or none.
+    /// The required `typ` in the header of the token, such as `at+jwt`. Default: `JWT`, `at+jwt` or none.
     pub typ: Option<String>,
-    /// Claims that must be there, whatever they say. `exp` always must.
+    /// Claims that must be present, with any value. `exp` is always required. Default: none.
     #[serde(default)]
     pub required_claims: Vec<String>,
-    /// With `jwks_url` and `discovery`: when keys are asked for.
+    /// The refresh of keys from `jwks_url` or `discovery`.
     #[serde(default)]
     pub refresh: Refresh,
-    /// With `jwks_url` and `discovery`: what becomes of tokens while no keys were ever had. Default: `closed`.
+    /// The action on tokens while the keys from `jwks_url` or `discovery` were never fetched. Default: `closed`.
     #[serde(default)]
     pub on_failure: OnFailure,
 }
@@ -74,7 +74,7 @@ fn default_leeway() -> HumanDuration {
 
 enum Keys {
     Fixed(Arc<KeySet>),
-    Remote(Arc<Kept>),
+    Remote(Arc<SharedKeys>),
 }
 
 /// The compiled mode.
@@ -83,13 +83,13 @@ pub struct Jwt {
     keys: Keys,
 }
 
-/// What a token came to.
+/// The outcome of the verification.
 pub enum Outcome {
     Verified(Verified),
     Rejected(Rejected),
-    /// There were no keys yet.
+    /// The keys were never fetched.
     NoKeys,
-    /// The last good keys are too old.
+    /// The last fetched keys are too old.
     OldKeys,
 }
 
@@ -98,8 +98,8 @@ impl Jwt {
         let Some(first) = config.algorithms.first().copied() else {
             return Err(Invalid::new("list at least one algorithm").at("algorithms"));
         };
-        // A key set says of each key what kind it is. Elsewhere, and with secrets always, a list across families is how
-        // a public key gets used as a secret.
+        // A key set states the family of each key. For a single key, and always for secrets, a list across families would
+        // allow a public key to be used as an HMAC secret.
         let mixes = matches!(config.key, KeyConfig::Jwks(_) | KeyConfig::JwksUrl(_) | KeyConfig::Discovery(_));
         let fits = |alg: &Alg| {
             let secrets = alg.family() == Family::Secret || first.family() == Family::Secret;
@@ -107,18 +107,18 @@ impl Jwt {
         };
         if let Some(index) = config.algorithms.iter().position(|alg| !fits(alg)) {
             let message = format!(
-                "{} and {} need keys of different kinds; write one `jwt` item for each",
+                "{} and {} need keys of different kinds; add one `jwt` item for each",
                 config.algorithms[index].name(),
                 first.name()
             );
             return Err(Invalid::new(message).index(index).at("algorithms"));
         }
         if config.leeway.0 > Duration::from_secs(300) {
-            return Err(Invalid::new("at most 5min: more makes expired tokens valid").at("leeway"));
+            return Err(Invalid::new("must be at most 5min, because expired tokens stay valid for as long").at("leeway"));
         }
         let keys = keys(&config, first.family(), site)?;
         if matches!(keys, Keys::Fixed(_)) {
-            let says = || Invalid::new("is for keys that are fetched: `jwks_url` and `discovery`");
+            let says = || Invalid::new("is allowed for `jwks_url` and `discovery` only");
             if config.refresh != Refresh::default() {
                 return Err(says().at("refresh"));
             }
@@ -129,23 +129,23 @@ impl Jwt {
         Ok(Self { config, keys })
     }
 
-    /// Whether what was verified under this generation of keys still holds.
-    pub(super) fn holds(&self, generation: u64, now: Instant) -> bool {
+    /// Whether this generation of keys is still in use.
+    pub(super) fn is_current_generation(&self, generation: u64, now: Instant) -> bool {
         self.generation(now) == generation
     }
 
-    /// Which set of keys is in use.
+    /// The generation of the key set in use.
     pub(super) fn generation(&self, now: Instant) -> u64 {
         match &self.keys {
             Keys::Fixed(_) => 0,
-            Keys::Remote(kept) => kept.current(now).map_or(0, |(_, generation)| generation),
+            Keys::Remote(shared) => shared.current(now).map_or(0, |(_, generation)| generation),
         }
     }
 
     fn had_keys(&self) -> bool {
         match &self.keys {
             Keys::Fixed(_) => true,
-            Keys::Remote(kept) => kept.had_any(),
+            Keys::Remote(shared) => shared.had_any(),
         }
     }
 
@@ -163,7 +163,7 @@ impl Jwt {
         }
     }
 
-    /// `None`: there are no keys yet.
+    /// `None`: there are no usable keys.
     async fn examine(&self, token: &str, now: Instant) -> Result<Option<Verified>, Rejected> {
         let jws = Jws::parse(token, &self.config.algorithms)?;
         self.check_typ(jws.typ.as_deref())?;
@@ -174,26 +174,26 @@ impl Jwt {
             return Err(Rejected::Issuer);
         }
         let Some(keys) = self.keys(&jws, now).await else { return Ok(None) };
-        jws.prove(&keys)?;
+        jws.verify_signature(&keys)?;
         self.check_claims(claims).map(Some)
     }
 
-    /// The issuer's keys, asked for once more where the token names one that is not among them.
+    /// The keys of the issuer, refreshed first if the token names an unknown key.
     async fn keys(&self, jws: &Jws<'_>, now: Instant) -> Option<Arc<KeySet>> {
-        let kept = match &self.keys {
+        let shared = match &self.keys {
             Keys::Fixed(set) => return Some(Arc::clone(set)),
-            Keys::Remote(kept) => kept,
+            Keys::Remote(shared) => shared,
         };
-        let current = kept.current(now).map(|(set, _)| set);
+        let current = shared.current(now).map(|(set, _)| set);
         if current.as_ref().is_some_and(|set| set.find(jws.alg, jws.kid.as_deref()).is_ok()) {
             return current;
         }
-        kept.refreshed(now).await;
-        kept.current(now).map(|(set, _)| set)
+        shared.refresh(now).await;
+        shared.current(now).map(|(set, _)| set)
     }
 
     fn check_typ(&self, typ: Option<&str>) -> Result<(), Rejected> {
-        // `application/` may be left out, and case does not matter (RFC 7515, section 4.1.9).
+        // The prefix `application/` is optional and case does not matter (RFC 7515, section 4.1.9).
         let typ = typ.map(|typ| typ.to_ascii_lowercase());
         let typ = typ.as_deref().map(|typ| typ.strip_prefix("application/").unwrap_or(typ));
         let fits = match &self.config.typ {
@@ -207,15 +207,15 @@ impl Jwt {
         let leeway_s = self.config.leeway.0.as_secs();
         let Some(expires_s) = numeric_date(&claims, "exp")? else { return Err(Rejected::Claims) };
         let from_s = numeric_date(&claims, "nbf")?;
-        // A token made for somebody else is refused also by those who expect no audience (RFC 7519, section 4.1.3).
+        // Without configured audiences, a token for any audience is refused (RFC 7519, section 4.1.3).
         let fits = match self.config.audiences.as_slice() {
             [] => !claims.contains_key("aud"),
-            ours => is_for(&claims, ours),
+            accepted => has_audience(&claims, accepted),
         };
         if !fits {
             return Err(Rejected::Audience);
         }
-        if lacks(&claims, &self.config.required_claims) {
+        if lacks_claim(&claims, &self.config.required_claims) {
             return Err(Rejected::Claims);
         }
         let subject = text_claim(&claims, "sub");
@@ -227,7 +227,7 @@ impl Jwt {
     }
 }
 
-/// A claim as text. Some issuers write a subject as a number, although it is a string (RFC 7519, section 4.1.2).
+/// A claim as text. Some issuers write the subject as a number, although it must be a string (RFC 7519, section 4.1.2).
 pub(super) fn text_claim(claims: &Map<String, Value>, name: &str) -> Option<String> {
     match claims.get(name)? {
         Value::String(text) => Some(text.clone()),
@@ -236,26 +236,26 @@ pub(super) fn text_claim(claims: &Map<String, Value>, name: &str) -> Option<Stri
     }
 }
 
-/// Whether it is made for one of these audiences.
-pub fn is_for(claims: &Map<String, Value>, ours: &[String]) -> bool {
-    let is_ours = |named: &Value| named.as_str().is_some_and(|named| ours.iter().any(|one| one == named));
+/// Whether `aud` contains one of these audiences.
+pub fn has_audience(claims: &Map<String, Value>, accepted: &[String]) -> bool {
+    let is_accepted = |named: &Value| named.as_str().is_some_and(|named| accepted.iter().any(|one| one == named));
     match claims.get("aud") {
-        Some(Value::Array(several)) => several.iter().any(is_ours),
-        Some(one) => is_ours(one),
+        Some(Value::Array(several)) => several.iter().any(is_accepted),
+        Some(one) => is_accepted(one),
         None => false,
     }
 }
 
-/// Whether one of these claims is missing or null. Those that identify are text (RFC 7519, section 4.1): a list or an
-/// object identifies nothing.
-pub(super) fn lacks(claims: &Map<String, Value>, required: &[String]) -> bool {
+/// Whether one of these claims is missing or null. `iss`, `sub` and `jti` must be text (RFC 7519, section 4.1), not a list or
+/// an object.
+pub(super) fn lacks_claim(claims: &Map<String, Value>, required: &[String]) -> bool {
     required.iter().any(|name| match name.as_str() {
         "iss" | "sub" | "jti" => text_claim(claims, name).is_none(),
         name => claims.get(name).is_none_or(Value::is_null),
     })
 }
 
-/// A NumericDate (RFC 7519, section 2); fractions are cut off.
+/// A NumericDate (RFC 7519, section 2); fractions are truncated.
 pub fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<u64>, Rejected> {
     const FURTHEST_S: f64 = 1e15;
     match claims.get(name) {
@@ -269,7 +269,7 @@ pub fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<u6
     }
 }
 
-/// The bytes of a secret in base64 or base64url, with padding or without.
+/// Decodes a secret from base64 or base64url, with or without padding.
 fn base64_secret(secret: &SecretRef, site: &Site<'_>) -> Result<Vec<u8>, Invalid> {
     let text = site.secret(secret)?;
     let text: String = text
@@ -281,14 +281,14 @@ fn base64_secret(secret: &SecretRef, site: &Site<'_>) -> Result<Vec<u8>, Invalid
             c => c,
         })
         .collect();
-    URL_SAFE_NO_PAD.decode(text).map_err(|_| Invalid::new("not base64"))
+    URL_SAFE_NO_PAD.decode(text).map_err(|_| Invalid::new("must be base64 or base64url"))
 }
 
 fn keys(config: &JwtConfig, family: Family, site: &Site<'_>) -> Result<Keys, Invalid> {
     let fixed = |set: Result<KeySet, Invalid>, name: &str| set.map(|set| Keys::Fixed(Arc::new(set))).map_err(|e| e.at(name).at("key"));
     let remote = |endpoint: &Endpoint, issuer: Option<&str>, name: &str| {
-        let kept = Kept::compile(endpoint, issuer, &config.algorithms, config.refresh, site);
-        kept.map(Keys::Remote).map_err(|e| if e.path.first().is_some_and(|at| at == "refresh") { e } else { e.at(name).at("key") })
+        let shared = SharedKeys::compile(endpoint, issuer, &config.algorithms, config.refresh, site);
+        shared.map(Keys::Remote).map_err(|e| if e.path.first().is_some_and(|at| at == "refresh") { e } else { e.at(name).at("key") })
     };
     match &config.key {
         KeyConfig::Secret(secret) => fixed(site.secret(secret).and_then(|secret| KeySet::secret(secret.as_bytes(), family)), "secret"),
@@ -307,7 +307,7 @@ fn keys(config: &JwtConfig, family: Family, site: &Site<'_>) -> Result<Keys, Inv
         KeyConfig::Discovery(endpoint) => {
             let named = config.issuer.as_deref().filter(|issuer| issuer.trim_end_matches('/') == endpoint.url.trim_end_matches('/'));
             let Some(issuer) = named else {
-                return Err(Invalid::new("must be given, and be the URL under `discovery`").at("issuer"));
+                return Err(Invalid::new("must be set to the URL under `discovery`").at("issuer"));
             };
             remote(endpoint, Some(issuer), "discovery")
         }

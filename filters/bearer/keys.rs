@@ -1,4 +1,4 @@
-//! Keys that verify signatures: algorithms, PEM, and JWK sets (RFC 7517).
+//! Verification keys: algorithms, PEM, and JWK sets (RFC 7517). It fetches no keys and verifies no signatures.
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -9,16 +9,16 @@ use super::signature::VerifyingKey;
 use super::verdict::Rejected;
 use crate::contract::{Invalid, SecretRef, Site};
 
-/// RFC 7518, section 3.2: an HS256 secret has at least 256 bits.
+/// The minimum length of a shared secret (RFC 7518, section 3.2: 256 bits for HS256).
 const SECRET_BYTES_MIN: usize = 32;
-/// Where nothing says which key it is, so many are tried.
+/// The most keys tried if the token does not name one.
 const TRIED_MAX: usize = 8;
-/// Nobody has more keys in use; what is behind them is not looked at.
+/// The most keys read from a set; the rest is ignored. No issuer uses more.
 const KEYS_MAX: usize = 100;
 
 /// A signature algorithm (RFC 7518, section 3.1; RFC 8037; RFC 9864).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "the standards say what each is")]
+#[expect(missing_docs, reason = "the standards define each name")]
 pub enum Alg {
     HS256,
     HS384,
@@ -36,21 +36,21 @@ pub enum Alg {
     Ed25519,
 }
 
-/// A kind of key.
+/// The family of an algorithm: the kind of key that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// A shared secret.
     Secret,
     /// RSA.
     Rsa,
-    /// An elliptic curve.
+    /// ECDSA on a NIST curve.
     Ec,
-    /// Edwards curves.
+    /// EdDSA on an Edwards curve.
     Ed,
 }
 
 impl Alg {
-    /// As a token's header spells it.
+    /// The name in the header of a token.
     pub fn name(self) -> &'static str {
         match self {
             Alg::HS256 => "HS256",
@@ -70,7 +70,7 @@ impl Alg {
         }
     }
 
-    /// For the library; `None`: it has no such algorithm.
+    /// The algorithm of `jsonwebtoken`; `None` if the library does not support it.
     pub fn algorithm(self) -> Option<Algorithm> {
         Some(match self {
             Alg::HS256 => Algorithm::HS256,
@@ -85,12 +85,12 @@ impl Alg {
             Alg::ES256 => Algorithm::ES256,
             Alg::ES384 => Algorithm::ES384,
             Alg::ES512 => return None,
-            // `EdDSA` is the older name of the same (RFC 9864, section 2.2).
+            // `EdDSA` is the older name of `Ed25519` (RFC 9864, section 2.2).
             Alg::EdDSA | Alg::Ed25519 => Algorithm::EdDSA,
         })
     }
 
-    /// The kind of key it needs.
+    /// The family of keys that it needs.
     pub fn family(self) -> Family {
         match self {
             Alg::HS256 | Alg::HS384 | Alg::HS512 => Family::Secret,
@@ -101,10 +101,10 @@ impl Alg {
     }
 }
 
-/// One key.
+/// One key of a set.
 pub struct Candidate {
     kid: Option<String>,
-    /// The one algorithm that it is for, if it is for one.
+    /// The only algorithm that the key may be used with; `None`: every algorithm of its family.
     alg: Option<String>,
     family: Family,
     key: VerifyingKey,
@@ -114,14 +114,14 @@ pub struct Candidate {
 pub struct KeySet(Vec<Candidate>);
 
 impl KeySet {
-    /// The keys that a signature may be of: the one that the token names, or, where one of both names none, those that
-    /// could be meant.
+    /// The candidate keys for a signature: those whose `kid` matches. If the token or a key has no `kid`, every key that fits
+    /// the algorithm is a candidate, up to a limit.
     pub fn find(&self, alg: Alg, kid: Option<&str>) -> Result<Vec<&VerifyingKey>, Rejected> {
         let fits = |key: &&Candidate| {
             key.family == alg.family()
                 && key.alg.as_ref().is_none_or(|only| *only == alg.name() || (alg.family() == Family::Ed && is_ed25519(only)))
                 && match (&key.kid, kid) {
-                    (Some(known), Some(asked)) => known == asked,
+                    (Some(own), Some(wanted)) => own == wanted,
                     _ => true,
                 }
         };
@@ -129,7 +129,7 @@ impl KeySet {
         if fitting.is_empty() { Err(Rejected::Key) } else { Ok(fitting) }
     }
 
-    /// What an issuer publishes. A set without any key is an answer, too: all are withdrawn.
+    /// Parses a published JWK set. An empty set is valid: the issuer has withdrawn all keys.
     pub fn published(text: &str, algorithms: &[Alg]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set {
@@ -141,21 +141,21 @@ impl KeySet {
         }
     }
 
-    /// A shared secret.
+    /// Makes a set of one shared secret.
     pub fn secret(secret: &[u8], family: Family) -> Result<Self, Invalid> {
         if family != Family::Secret {
-            return Err(Invalid::new("the algorithms listed need a public key: `pem`, `jwks`, `jwks_url` or `discovery`"));
+            return Err(Invalid::new("the listed algorithms need a public key; use `pem`, `jwks`, `jwks_url` or `discovery`"));
         }
         if secret.len() < SECRET_BYTES_MIN {
-            return Err(Invalid::new(format!("at least {SECRET_BYTES_MIN} bytes are needed (RFC 7518, section 3.2)")));
+            return Err(Invalid::new(format!("must have at least {SECRET_BYTES_MIN} bytes (RFC 7518, section 3.2)")));
         }
         Ok(Self::one(family, VerifyingKey::Library(DecodingKey::from_secret(secret))))
     }
 
-    /// A public key.
+    /// Makes a set of one public key in PEM form.
     pub fn pem(pem: &SecretRef, family: Family, algorithms: &[Alg], site: &Site<'_>) -> Result<Self, Invalid> {
         let pem = site.secret(pem)?;
-        // A curve is for one algorithm.
+        // Each curve belongs to one algorithm.
         if algorithms.contains(&Alg::ES512)
             && let Some(key) = VerifyingKey::p521_pem(&pem)
         {
@@ -167,12 +167,12 @@ impl KeySet {
             Family::Ec => DecodingKey::from_ec_pem(pem.as_bytes()),
             Family::Ed => DecodingKey::from_ed_pem(pem.as_bytes()),
         };
-        let key = key.map_err(|_| Invalid::new("not a public key in PEM form of the kind the algorithms need"))?;
+        let key = key.map_err(|_| Invalid::new("not a public key in PEM form for the listed algorithms"))?;
         VerifyingKey::new(key, family).map(|key| Self::one(family, key)).map_err(Invalid::new)
     }
 
-    /// A JWK set, of which keys of these kinds are taken. Keys that are malformed or of another kind are left out: a
-    /// set that is published may hold what is not for us.
+    /// Parses a JWK set. Malformed keys and keys of other families are skipped, because a published set may contain keys for
+    /// other purposes. An error if no key remains.
     pub fn jwks(text: &str, algorithms: &[Alg]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Set {
@@ -188,7 +188,7 @@ impl KeySet {
         }
         if keys.is_empty() {
             let why = unfit.map(|why| format!(": {why}")).unwrap_or_default();
-            return Err(format!("the set holds no signature key of the kind the algorithms need{why}"));
+            return Err(format!("the set contains no signature key for the listed algorithms{why}"));
         }
         Ok(Self(keys))
     }
@@ -198,9 +198,9 @@ impl KeySet {
     }
 }
 
-/// One key of a set; `Ok(None)`: it is malformed, or not for us; an error: what is wrong with a key that is for us.
+/// One key of a set. `Ok(None)`: the key is malformed or for another purpose. An error: the key is relevant but unusable.
 fn candidate(value: serde_json::Value, algorithms: &[Alg]) -> Result<Option<Candidate>, String> {
-    // The library knows fewer names of algorithms.
+    // The library does not know every algorithm name.
     let alg = value.get("alg").and_then(serde_json::Value::as_str).map(str::to_owned);
     let Ok(jwk) = serde_json::from_value::<Jwk>(value) else { return Ok(None) };
     let family = family_of(&jwk).filter(|family| algorithms.iter().any(|alg| alg.family() == *family));
@@ -219,26 +219,26 @@ fn candidate(value: serde_json::Value, algorithms: &[Alg]) -> Result<Option<Cand
     Ok(Some(Candidate { kid: jwk.common.key_id, alg, family, key }))
 }
 
-/// Both names of the one algorithm of Edwards curves that is supported.
+/// Whether this is one of the two names of the supported EdDSA algorithm.
 fn is_ed25519(name: &str) -> bool {
     [Alg::EdDSA, Alg::Ed25519].iter().any(|alg| alg.name() == name)
 }
 
-/// Whether its owner means it for verifying signatures (RFC 7517, sections 4.2 and 4.3).
+/// Whether `use` and `key_ops` allow the key to verify signatures (RFC 7517, sections 4.2 and 4.3).
 fn verifies(jwk: &Jwk) -> bool {
     let encrypts = matches!(jwk.common.public_key_use, Some(PublicKeyUse::Encryption));
     let operations = jwk.common.key_operations.as_ref();
     !encrypts && operations.is_none_or(|operations| operations.contains(&KeyOperations::Verify))
 }
 
-/// A curve is for one algorithm (RFC 7518, section 3.4).
+/// The algorithm of a curve (RFC 7518, section 3.4).
 fn curve_alg(jwk: &Jwk) -> Option<&'static str> {
     match &jwk.algorithm {
         AlgorithmParameters::EllipticCurve(key) => match key.curve {
             EllipticCurve::P256 => Some("ES256"),
             EllipticCurve::P384 => Some("ES384"),
             EllipticCurve::P521 => Some("ES512"),
-            // Of no algorithm that is known here.
+            // A curve without a supported algorithm.
             _ => Some("-"),
         },
         _ => None,
@@ -251,7 +251,7 @@ fn family_of(jwk: &Jwk) -> Option<Family> {
         Params::RSA(_) => Some(Family::Rsa),
         Params::EllipticCurve(_) => Some(Family::Ec),
         Params::OctetKeyPair(_) => Some(Family::Ed),
-        // A symmetric key in a set that may have been published is no secret.
+        // A symmetric key in a set that may be public is not a secret.
         _ => None,
     }
 }

@@ -1,8 +1,9 @@
 //! # bearer
 //!
-//! Checks the bearer token of a request. The modes under `accept` are tried in order; the first that takes the token
-//! decides. What comes out (subject, scopes, claims) is there for later filters, such as `rules` and a `rate_limit` per
-//! claim, and for the upstream, if `tell_upstream` says so.
+//! Verifies the bearer token of a request. The modes under `accept` are tried in order, and the
+//! first one that accepts the token decides. The resulting identity (subject, scopes, claims) is
+//! available to later filters, such as `rules` and a `rate_limit` per claim, and to the upstream
+//! through `tell_upstream`.
 //!
 //! ```yaml
 //! bearer:
@@ -27,47 +28,75 @@
 //!     claims: {team: X-Auth-Team}
 //! ```
 //!
-//! - `static`: tokens known by their SHA-256. `keylatch token new` makes one. Tokens must be random and long, since a
-//!   plain hash of a guessable one can be guessed.
-//! - `jwt`: signed tokens (RFC 7519, checked as RFC 8725 says): the algorithm must be listed, `iss`, `aud`,
-//!   `exp` and `nbf` must fit, and `jku`, `x5u` and `jwk` in a token are never followed. The key is a `secret` (HS), a
-//!   `pem` (RS, PS, ES, EdDSA, Ed25519), a `jwks` document, a `jwks_url`, or found by OpenID `discovery`. Published keys are
-//!   refreshed in the background; a token with an unknown `kid` has them asked for at once, at most once within
-//!   `refresh.unknown_kid`; while the issuer is away the last good set serves. One item for each issuer: the token's
-//!   `iss` chooses.
-//! - `introspection`: the authorization server is asked (RFC 7662). Its answers are remembered for `cache` and
-//!   `negative_cache`, never past `exp`, and it is asked once where many requests want to know at once.
-//! - `forward_auth`: any HTTP service is asked: 2xx is a yes, 3xx and 4xx (but 408 and 429) a no. `send` and `tell` say what it gets beside the
-//!   token, `take` which fields of its answer the upstream gets, `refusal` whose words a no shows.
-//! - `well_formed`: any token of the right form, for upstreams that check it themselves.
+//! ## Modes
 //!
-//! Where somebody could not be asked and no other mode takes the token, the answer is a 503 with `Retry-After`. With
-//! `on_failure: open` the request passes instead, without an identity, and is counted in `keylatch_bearer_unasked_total`
-//! and marked in the access log (`let_through`); but only where nobody is there (no connection, no answer in time, 502 to
-//! 504), which no token can bring about, and where no other mode knows the token and says no.
-//! Only the token is checked. Other fields in which a client may send an API key go upstream as they are: put `key_binding` beside
-//! this filter where the upstream reads keys.
+//! `static` accepts tokens from a list of SHA-256 hashes. `keylatch token new` makes a token.
+//! Tokens must be long and random, because a plain hash of a guessable token can be reversed.
 //!
-//! To one service 64 calls are under way at once; others wait for their turn, for as long as a call may take.
+//! `jwt` accepts signed tokens (RFC 7519), verified as RFC 8725 recommends:
 //!
-//! In shadow mode nothing is changed: a client's own fields of the names under `tell_upstream` and `take` go upstream.
+//! - The algorithm must be listed, and `iss`, `aud`, `exp` and `nbf` must match. `jku`, `x5u` and
+//!   `jwk` in a token are ignored.
+//! - The key is a `secret` (HS), a `pem` (RS, PS, ES, EdDSA, Ed25519), a `jwks` document, a
+//!   `jwks_url`, or found by OpenID `discovery`.
+//! - Published keys are refreshed in the background. A token with an unknown `kid` triggers a
+//!   refresh, at most once per `refresh.unknown_kid`. While the issuer is unreachable, the last
+//!   good key set stays in use for `refresh.max_age`.
+//! - Add one item for each issuer. The `iss` of the token selects the item.
 //!
-//! Refusals follow RFC 6750: 401 with `WWW-Authenticate: Bearer`, and `error="invalid_token"` when there was one.
-//! Verified signatures are remembered until the token expires or the issuer's keys change; at most `cache_max` of them.
-//! What services have said takes at most 64 MiB for each mode.
+//! `introspection` asks the authorization server (RFC 7662). Results are cached for `cache` and
+//! `negative_cache`, never past `exp`. Concurrent requests with the same token share one call.
+//!
+//! `forward_auth` asks any HTTP service with a GET request:
+//!
+//! - 2xx accepts the token. 3xx and 4xx refuse it, except for 408 and 429.
+//! - `send` and `tell` select what the service receives beside the token.
+//! - `take` lists the fields of its response that the upstream receives.
+//! - `refusal` selects whether a refusal shows the response of Keylatch or of the service.
+//!
+//! `well_formed` accepts any token of the right form, for upstreams that verify tokens themselves.
+//!
+//! ## Unreachable services
+//!
+//! If a mode cannot reach its service and no other mode accepts the token, the response is 503 with
+//! `Retry-After`. With `on_failure: open` such a request passes without an identity instead. It is
+//! counted in `keylatch_bearer_unasked_total` and listed under `let_through` in the access log. A
+//! request passes only if both conditions hold:
+//!
+//! - The service is unavailable, which a client cannot cause: no connection, no response in time,
+//!   or status 502 to 504.
+//! - No other mode recognises the token and refuses it.
+//!
+//! Each service receives at most 64 concurrent calls. Further calls wait in a queue, for at most
+//! the timeout of a call.
+//!
+//! ## Responses and caches
+//!
+//! Refusals follow RFC 6750: 401 with `WWW-Authenticate: Bearer`, and `error="invalid_token"` if
+//! the request had a token.
+//!
+//! A verified signature is cached until the token expires or the keys of the issuer change, for at
+//! most `cache_max` tokens. The cached results of services take at most 64 MiB for each mode.
+//!
+//! The filter verifies the token only. Other fields in which a client can send an API key go
+//! upstream unchanged: add `key_binding` if the upstream reads API keys.
+//!
+//! In shadow mode the request is not changed: fields of the client with names from `tell_upstream`
+//! and `take` go upstream.
 
+mod check;
 mod config;
 mod forward_auth;
 mod introspection;
 mod jws;
 mod jwt;
 mod keys;
-mod known;
-mod memo;
 mod remote_keys;
 mod signature;
+mod static_tokens;
 mod upstream;
 mod verdict;
+mod verdict_cache;
 
 use std::sync::Arc;
 
@@ -80,56 +109,46 @@ use crate::contract::{
     Filter, Flow, Hooks, Invalid, KeyForm, KeyReader, KeySource, Problem, Reply, RequestCx, Result, Site, UnlistedQuery, UpstreamCx,
     header_value, key_bytes_bound,
 };
+use check::Check;
 use config::CACHE_MAX;
-pub use config::{Config, Mode, OnFailure};
-use forward_auth::ForwardAuth;
-use introspection::Introspection;
+pub use config::{BearerConfig, Mode, OnFailure};
 pub use jws::signed_claims;
 use jwt::{Jwt, Outcome};
-pub use jwt::{is_for, numeric_date};
+pub use jwt::{has_audience, numeric_date};
 pub use keys::{Alg, KeySet};
-use known::Known;
-use upstream::Told;
+use upstream::UpstreamFields;
 pub use verdict::Rejected;
 use verdict::{Verdict, Verified};
 
-enum Check {
-    Static(Known),
-    Jwt(Box<Jwt>),
-    Introspection(Box<Introspection>),
-    ForwardAuth(Box<ForwardAuth>),
-    WellFormed,
-}
-
-/// A token that was verified here, by which mode, and under which generation of its keys.
+/// A token whose signature was verified, with the index of its mode and the generation of its keys.
 #[derive(Clone)]
-struct Remembered {
+struct CachedToken {
     verified: Arc<Verified>,
     check: usize,
     generation: u64,
 }
 
-/// What came of all modes together.
+/// The decision of all modes together.
 enum Decision {
     Accepted(Arc<Verified>),
     Rejected(Rejected),
     Refused(Box<Reply>),
-    /// By which mode, and why it could not ask.
-    Unasked(Arc<str>),
+    /// A service could not be asked. With the mode and the reason.
+    Unavailable(Arc<str>),
     LetThrough,
 }
 
 /// The compiled filter.
 pub struct Bearer {
     checks: Vec<Check>,
-    /// Set where the form is all that is checked.
-    anybody: Option<Arc<Verified>>,
+    /// Set if the form of the token is the only check.
+    anonymous: Option<Arc<Verified>>,
     reader: KeyReader,
-    /// How a client sends a token.
+    /// The sentence that tells a client how to send a token.
     instruction: String,
-    told: Told,
+    upstream_fields: UpstreamFields,
     realm: String,
-    cache: Cache<[u8; 32], Remembered>,
+    cache: Cache<[u8; 32], CachedToken>,
     hits: IntCounter,
     misses: IntCounter,
     unasked_closed: IntCounter,
@@ -140,20 +159,20 @@ impl Filter for Bearer {
     const NAME: &'static str = "bearer";
     const HOOKS: Hooks = Hooks { request: true, upstream_request: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("mod.rs");
-    type Config = Config;
-    /// Who it is, for the upstream.
+    type Config = BearerConfig;
+    /// The verified token, for the upstream.
     type State = Option<Arc<Verified>>;
 
-    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: BearerConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.accept.is_empty() {
             let modes = "`static`, `jwt`, `introspection`, `forward_auth` or `well_formed`";
-            return Err(Invalid::new(format!("name at least one way to check a token: {modes}")).at("accept"));
+            return Err(Invalid::new(format!("name at least one mode: {modes}")).at("accept"));
         }
         if config.from.is_empty() {
-            return Err(Invalid::new("name at least one place a token may stand in").at("from"));
+            return Err(Invalid::new("name at least one source of the token").at("from"));
         }
         if config.realm.contains(['"', '\\']) || HeaderValue::from_str(&config.realm).is_err() {
-            return Err(Invalid::new("a realm is plain text without quotes").at("realm"));
+            return Err(Invalid::new("must be plain text without quotes").at("realm"));
         }
         if !(1..=CACHE_MAX).contains(&config.cache_max) {
             return Err(Invalid::new(format!("must be between 1 and {CACHE_MAX}")).at("cache_max"));
@@ -163,13 +182,14 @@ impl Filter for Bearer {
         let checks: Vec<Check> = checks.collect::<Result<_, _>>()?;
         let taken: Vec<HeaderName> = checks.iter().flat_map(Check::takes).cloned().collect();
         let form_only = matches!(checks.as_slice(), [Check::WellFormed]);
-        let looked_up = |result| site.counter("bearer_cache_requests_total", "Look-ups of verified tokens, by result.", ("result", result));
+        let looked_up =
+            |result| site.counter("bearer_cache_requests_total", "Lookups in the cache of verified tokens, by result.", ("result", result));
         let unasked = |outcome| {
-            let help = "Requests of whose token nobody could be asked, by what was done.";
+            let help = "Requests whose token could not be checked, by outcome.";
             site.counter("bearer_unasked_total", help, ("outcome", outcome))
         };
         Ok(Self {
-            anybody: form_only.then(|| Arc::new(Verified::somebody())),
+            anonymous: form_only.then(|| Arc::new(Verified::anonymous())),
             checks,
             reader: KeyReader::new(
                 &config.from,
@@ -179,7 +199,7 @@ impl Filter for Bearer {
             )
             .map_err(|invalid| invalid.at("from"))?,
             instruction: config.from.first().map(KeySource::instruction).unwrap_or_default().replace("YOUR_KEY", "YOUR_TOKEN"),
-            told: Told::compile(&config.tell_upstream, taken).map_err(|e| e.at("tell_upstream"))?,
+            upstream_fields: UpstreamFields::compile(&config.tell_upstream, taken).map_err(|e| e.at("tell_upstream"))?,
             realm: config.realm,
             cache: Cache::new(config.cache_max),
             hits: looked_up("hit"),
@@ -189,7 +209,7 @@ impl Filter for Bearer {
         })
     }
 
-    async fn request(&self, cx: &mut RequestCx<'_>, who: &mut Self::State) -> Result<Flow> {
+    async fn request(&self, cx: &mut RequestCx<'_>, verified_token: &mut Self::State) -> Result<Flow> {
         let token = match self.reader.read(cx.request) {
             Ok(Some(token)) => token,
             Ok(None) => return self.missing(),
@@ -198,12 +218,12 @@ impl Filter for Bearer {
         match self.decide(&token, cx).await {
             Decision::Accepted(verified) => {
                 cx.facts.put(verified.identity.clone());
-                *who = Some(verified);
+                *verified_token = Some(verified);
                 Ok(Flow::Continue)
             }
             Decision::Rejected(rejected) => self.invalid(rejected),
             Decision::Refused(reply) => Ok(Flow::Respond(reply)),
-            Decision::Unasked(why) => Ok(unavailable(&why).into()),
+            Decision::Unavailable(why) => Ok(unavailable(&why).into()),
             Decision::LetThrough => {
                 cx.facts.let_through(Self::NAME);
                 Ok(Flow::Continue)
@@ -211,21 +231,21 @@ impl Filter for Bearer {
         }
     }
 
-    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, who: &mut Self::State) -> Result<()> {
-        self.told.apply(cx.upstream, who.as_deref())
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, verified_token: &mut Self::State) -> Result<()> {
+        self.upstream_fields.apply(cx.upstream, verified_token.as_deref())
     }
 }
 
 impl Bearer {
     async fn decide(&self, token: &str, cx: &RequestCx<'_>) -> Decision {
-        // A look at the form costs less than the hash by which a verified token is remembered.
-        if let Some(anybody) = &self.anybody {
-            return if is_token68(token) { Decision::Accepted(Arc::clone(anybody)) } else { Decision::Rejected(Rejected::Malformed) };
+        // Checking the form costs less than the hash of a cache lookup.
+        if let Some(anonymous) = &self.anonymous {
+            return if is_token68(token) { Decision::Accepted(Arc::clone(anonymous)) } else { Decision::Rejected(Rejected::Malformed) };
         }
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         let (mut rejected, mut refused, mut unasked, mut open) = (Rejected::Unknown, None, None, false);
         for (index, check) in self.checks.iter().enumerate() {
-            match self.ask(index, check, token, hash, cx).await {
+            match self.check(index, check, token, hash, cx).await {
                 Verdict::Accepted(verified) => return Decision::Accepted(verified),
                 Verdict::Rejected(why) => rejected = rejected.max(why),
                 Verdict::Refused(reply) => refused = Some(reply),
@@ -239,7 +259,7 @@ impl Bearer {
         match (unasked, refused) {
             (None, Some(reply)) => Decision::Refused(reply),
             (None, None) => Decision::Rejected(rejected),
-            // Who is away cannot make up for somebody's no.
+            // `on_failure: open` does not override a refusal by another mode.
             (Some(_), Some(reply)) if open => Decision::Refused(reply),
             (Some(_), None) if open && rejected.is_definite() => Decision::Rejected(rejected),
             (Some(_), None) if open => {
@@ -248,25 +268,25 @@ impl Bearer {
             }
             (Some(why), _) => {
                 self.unasked_closed.inc();
-                Decision::Unasked(why)
+                Decision::Unavailable(why)
             }
         }
     }
 
-    /// Asks one mode. A signature that was verified is remembered; who asks somebody remembers the answers himself.
-    async fn ask(&self, index: usize, check: &Check, token: &str, hash: [u8; 32], cx: &RequestCx<'_>) -> Verdict {
+    /// Checks the token with one mode. Verified signatures are cached here; `introspection` and `forward_auth` have their own cache.
+    async fn check(&self, index: usize, check: &Check, token: &str, hash: [u8; 32], cx: &RequestCx<'_>) -> Verdict {
         let now_s = cx.now.unix_s();
         match check {
-            // What cannot be a bearer token is nobody's to be asked about.
+            // A malformed token is refused without a call.
             Check::Introspection(_) | Check::ForwardAuth(_) | Check::WellFormed if !is_token68(token) => {
                 Verdict::Rejected(Rejected::Malformed)
             }
             Check::Introspection(introspection) => introspection.verify(token, hash, now_s).await,
             Check::ForwardAuth(service) => service.verify(token, cx).await,
-            Check::WellFormed => Verdict::from(Ok(Verified::somebody())),
+            Check::WellFormed => Verdict::from(Ok(Verified::anonymous())),
             Check::Static(tokens) => {
-                let known = tokens.get(&hash).ok_or(Rejected::Unknown);
-                known.and_then(|known| known.in_time(now_s).map(|()| known.clone())).into()
+                let found = tokens.get(&hash).ok_or(Rejected::Unknown);
+                found.and_then(|verified| verified.check_time(now_s).map(|()| verified.clone())).into()
             }
             Check::Jwt(jwt) => self.verify(index, jwt, token, hash, cx).await,
         }
@@ -274,25 +294,27 @@ impl Bearer {
 
     async fn verify(&self, index: usize, jwt: &Jwt, token: &str, hash: [u8; 32], cx: &RequestCx<'_>) -> Verdict {
         let now_s = cx.now.unix_s();
-        if let Some(known) = self.cache.get(&hash).filter(|known| known.check == index && jwt.holds(known.generation, cx.now.instant)) {
+        if let Some(cached) =
+            self.cache.get(&hash).filter(|cached| cached.check == index && jwt.is_current_generation(cached.generation, cx.now.instant))
+        {
             self.hits.inc();
-            return known.verified.in_time(now_s).map_or_else(Verdict::Rejected, |()| Verdict::Accepted(known.verified));
+            return cached.verified.check_time(now_s).map_or_else(Verdict::Rejected, |()| Verdict::Accepted(cached.verified));
         }
         self.misses.inc();
-        // Before it is verified: under keys that change meanwhile it is verified once more.
+        // Read before the verification: if the keys change meanwhile, the next request verifies the token again.
         let generation = jwt.generation(cx.now.instant);
         let verified = match jwt.verify(token, cx.now.instant).await {
             Outcome::Verified(verified) => verified,
             Outcome::Rejected(rejected) => return Verdict::Rejected(rejected),
-            Outcome::NoKeys => return Verdict::Away("jwt: the issuer's keys could not be had yet".into()),
-            // An attacker who blocks the issuer must not open the filter.
-            Outcome::OldKeys => return Verdict::Unclear("jwt: the issuer's last keys are older than refresh.max_age".into()),
+            Outcome::NoKeys => return Verdict::Away("jwt: the keys of the issuer were never fetched".into()),
+            // Blocking the connection to the issuer must not open the filter.
+            Outcome::OldKeys => return Verdict::Unclear("jwt: the last keys of the issuer are older than refresh.max_age".into()),
         };
-        if let Err(rejected) = verified.in_time(now_s) {
+        if let Err(rejected) = verified.check_time(now_s) {
             return Verdict::Rejected(rejected);
         }
         let verified = Arc::new(verified);
-        self.cache.insert(hash, Remembered { verified: Arc::clone(&verified), check: index, generation });
+        self.cache.insert(hash, CachedToken { verified: Arc::clone(&verified), check: index, generation });
         Verdict::Accepted(verified)
     }
 
@@ -300,7 +322,7 @@ impl Bearer {
         header_value(&format!("Bearer realm=\"{}\"{more}", self.realm))
     }
 
-    /// RFC 6750, section 3.1: no error code when nothing was sent.
+    /// No error code if the request has no token (RFC 6750, section 3.1).
     fn missing(&self) -> Result<Flow> {
         let message = format!("No bearer token was sent. {}", self.instruction);
         let reply = Reply::new(Problem::Unauthenticated, "missing_token", "missing_token", message);
@@ -317,10 +339,10 @@ impl Bearer {
         let description = match rejected {
             Rejected::Expired => "the token has expired",
             Rejected::NotYet => "the token is not valid yet",
-            // What exactly was wrong would help whoever tries to forge one.
+            // Details would help an attacker to forge a token.
             _ => "the token is not valid",
         };
-        let reply = Reply::new(Problem::Unauthenticated, "invalid_token", rejected.reason(), format!("Access refused: {description}."));
+        let reply = Reply::new(Problem::Unauthenticated, "invalid_token", rejected.reason(), format!("Access denied: {description}."));
         let challenge = format!(", error=\"invalid_token\", error_description=\"{description}\"");
         Ok(reply.header(header::WWW_AUTHENTICATE, self.challenge(&challenge)?).into())
     }
@@ -333,44 +355,10 @@ fn is_token68(token: &str) -> bool {
 }
 
 fn unavailable(why: &str) -> Reply {
-    let message = "The token could not be checked right now. Try again shortly.";
+    let message = "The token cannot be checked at the moment. Retry in 1 s.";
     Reply::new(Problem::Unavailable, "authentication_unavailable", "unasked", message)
         .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
         .detail(why)
-}
-
-impl Check {
-    fn compile(mode: Mode, cache_max: usize, site: &Site<'_>) -> Result<Self, Invalid> {
-        Ok(match mode {
-            Mode::WellFormed => Check::WellFormed,
-            Mode::Static(config) => Check::Static(known::compile(config).map_err(|e| e.at("static"))?),
-            Mode::Jwt(config) => Check::Jwt(Box::new(Jwt::compile(*config, site).map_err(|e| e.at("jwt"))?)),
-            Mode::Introspection(config) => {
-                let compiled = Introspection::compile(*config, cache_max, site);
-                Check::Introspection(Box::new(compiled.map_err(|e| e.at("introspection"))?))
-            }
-            Mode::ForwardAuth(config) => {
-                Check::ForwardAuth(Box::new(ForwardAuth::compile(*config, cache_max, site).map_err(|e| e.at("forward_auth"))?))
-            }
-        })
-    }
-
-    fn fails_open(&self) -> bool {
-        match self {
-            Check::Jwt(jwt) => jwt.fails_open(),
-            Check::Introspection(introspection) => introspection.fails_open(),
-            Check::ForwardAuth(service) => service.fails_open(),
-            Check::Static(_) | Check::WellFormed => false,
-        }
-    }
-
-    /// Fields of the upstream's request that only this mode may set.
-    fn takes(&self) -> &[HeaderName] {
-        match self {
-            Check::ForwardAuth(service) => service.takes(),
-            _ => &[],
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The keys that an issuer publishes: fetched and refreshed in the background, by the URL of the set or by OpenID
-//! discovery. The last good set serves while the issuer is away.
+//! Keys that an issuer publishes, fetched in the background from the URL of a JWK set or through OpenID discovery. The last
+//! good set stays in use while the issuer is unreachable. It verifies no tokens.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -11,24 +11,26 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::keys::{Alg, KeySet};
-use crate::contract::{AnswerBody, BoxFuture, Call, Endpoint, HumanDuration, Invalid, Service, Site, Tend, Tended, Tender};
+use crate::contract::{
+    AnswerBody, BoxFuture, Call, Endpoint, HumanDuration, Invalid, PeriodicTask, Service, Site, TaskHandle, TaskOutcome,
+};
 
-/// A set with more has no honest reason.
+/// The maximum size of a JWK set or discovery document. A larger one has no legitimate use.
 const SET_BYTES_MAX: usize = 512 * 1024;
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
-/// How soon a failure is tried again, doubled up to the time between refreshes.
-const SOON: Duration = Duration::from_secs(1);
-const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// The first back-off after a failed fetch. It doubles up to `BACKOFF_MAX` and the refresh interval.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// When keys are asked for.
+/// The schedule of the refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Refresh {
-    /// How often, at least 10s. Default: 10m.
+    /// The interval of the refresh, at least 10s. Default: 10m.
     pub every: HumanDuration,
-    /// For how long the last good set is used while it cannot be refreshed, at least `every`. Default: 7d.
+    /// The time for which the last good set stays in use if it cannot be refreshed, at least `every`. Default: 7d.
     pub max_age: HumanDuration,
-    /// At most once within this does a token whose `kid` is unknown have them asked for at once. Default: 30s.
+    /// The minimum interval between refreshes that tokens with an unknown `kid` trigger, at least 1s. Default: 30s.
     pub unknown_kid: HumanDuration,
 }
 
@@ -38,40 +40,40 @@ impl Default for Refresh {
     }
 }
 
-/// A set, and how often another one has taken its place before.
+/// The current set, with its generation.
 #[derive(Clone)]
 struct Current {
     set: Arc<KeySet>,
     text: String,
     generation: u64,
-    /// When it was fetched the last time.
+    /// The time of the last successful fetch.
     fetched: Instant,
 }
 
-/// See the module.
+/// The background task that fetches one key set.
 pub struct RemoteKeys {
     service: Arc<dyn Service>,
-    /// Where they are, for the log.
+    /// The URL for the log, without secrets.
     shown: String,
-    /// The issuer that discovery must name; `None`: the service is the set itself.
+    /// The issuer that the discovery document must name; `None`: the service returns the set itself.
     issuer: Option<String>,
     algorithms: Vec<Alg>,
     refresh: Refresh,
-    /// Outlives also a reload that changes when they are asked for.
+    /// Survives a reload, even if the schedule changes.
     current: Arc<RwLock<Option<Current>>>,
     failures: Mutex<u32>,
-    /// When a request had them asked for.
-    asked: Mutex<Option<Instant>>,
+    /// The time of the last refresh that a request has triggered.
+    triggered: Mutex<Option<Instant>>,
 }
 
-/// Keys and whoever tends to them. Outlives a reload that does not change them.
-pub struct Kept {
+/// A key set with the handle of its background task. Survives a reload that does not change its settings.
+pub struct SharedKeys {
     keys: Arc<RemoteKeys>,
-    tender: Arc<dyn Tender>,
+    task: Arc<dyn TaskHandle>,
 }
 
-impl Kept {
-    /// The set at `endpoint`; or, with an issuer, the one its discovery document names.
+impl SharedKeys {
+    /// The set at `endpoint`, or with an issuer the set that its discovery document names.
     pub fn compile(
         endpoint: &Endpoint,
         issuer: Option<&str>,
@@ -103,40 +105,40 @@ impl Kept {
                 refresh,
                 current,
                 failures: Mutex::default(),
-                asked: Mutex::default(),
+                triggered: Mutex::default(),
             });
-            let task = Arc::downgrade(&keys) as std::sync::Weak<dyn Tend>;
-            Self { tender: outbound.tend(task), keys }
+            let task = Arc::downgrade(&keys) as std::sync::Weak<dyn PeriodicTask>;
+            Self { task: outbound.schedule(task), keys }
         }))
     }
 
-    /// The set, and its generation; `None`: there is none, or it is too old.
+    /// The set and its generation; `None` if there is none or it is too old.
     pub fn current(&self, now: Instant) -> Option<(Arc<KeySet>, u64)> {
         let current = self.keys.current.read();
         let current = current.as_ref().filter(|current| now.saturating_duration_since(current.fetched) <= self.keys.refresh.max_age.0)?;
         Some((Arc::clone(&current.set), current.generation))
     }
 
-    /// Whether there ever was a set.
+    /// Whether a set was ever fetched.
     pub fn had_any(&self) -> bool {
         self.keys.current.read().is_some()
     }
 
-    /// Has them asked for, unless that was done not long ago.
-    pub async fn refreshed(&self, now: Instant) {
-        let least = if self.keys.current.read().is_some() { self.keys.refresh.unknown_kid.0 } else { SOON };
+    /// Refreshes the set, unless a request has triggered a refresh recently. Waits for a refresh in progress.
+    pub async fn refresh(&self, now: Instant) {
+        let least = if self.keys.current.read().is_some() { self.keys.refresh.unknown_kid.0 } else { BACKOFF_MIN };
         let due = {
-            let mut asked = self.keys.asked.lock();
-            let due = asked.is_none_or(|last| now.saturating_duration_since(last) >= least);
+            let mut triggered = self.keys.triggered.lock();
+            let due = triggered.is_none_or(|last| now.saturating_duration_since(last) >= least);
             if due {
-                *asked = Some(now);
+                *triggered = Some(now);
             }
             due
         };
         if due {
-            self.tender.now().await;
+            self.task.run_now().await;
         } else {
-            self.tender.settled().await;
+            self.task.wait_until_idle().await;
         }
     }
 }
@@ -168,7 +170,7 @@ impl RemoteKeys {
         let text = get(&*self.service, WELL_KNOWN).await?;
         let document: Document = serde_json::from_str(&text).map_err(|e| format!("not a discovery document: {e}"))?;
         if document.issuer != issuer {
-            return Err("the discovery document is of another issuer".into());
+            return Err("the discovery document names another issuer".into());
         }
         self.service.elsewhere(&document.jwks_uri).map_err(|error| format!("jwks_uri: {error}"))
     }
@@ -190,7 +192,7 @@ async fn get(service: &dyn Service, path: &'static str) -> Result<String, String
     String::from_utf8(answered.body).map_err(|_| "the answer is not UTF-8".into())
 }
 
-impl Tend for RemoteKeys {
+impl PeriodicTask for RemoteKeys {
     fn name(&self) -> String {
         match &self.issuer {
             Some(issuer) => format!("keys of {issuer}"),
@@ -198,7 +200,7 @@ impl Tend for RemoteKeys {
         }
     }
 
-    fn tend(&self, now: Instant) -> BoxFuture<'_, Tended> {
+    fn run(&self, now: Instant) -> BoxFuture<'_, TaskOutcome> {
         Box::pin(async move {
             let fetched = self.fetch(now).await;
             let mut failures = self.failures.lock();
@@ -206,9 +208,9 @@ impl Tend for RemoteKeys {
             let every = self.refresh.every.0;
             let pause = match *failures {
                 0 => every,
-                times => SOON.saturating_mul(1 << (times - 1).min(10)).min(AGAIN_MAX).min(every),
+                times => BACKOFF_MIN.saturating_mul(1 << (times - 1).min(10)).min(BACKOFF_MAX).min(every),
             };
-            Tended { pause, failed: fetched.err() }
+            TaskOutcome { pause, failed: fetched.err() }
         })
     }
 }

@@ -1,7 +1,7 @@
-//! Verifies signatures (RFC 7515, appendix; RFC 7518, section 3; RFC 8037). It chooses no key and reads no token.
+//! Verifies signatures (RFC 7515, appendix; RFC 7518, section 3; RFC 8037). It selects no key and parses no token.
 //!
 //! `ring` verifies RSA with keys of 2048 to 8192 bits. It rejects a signature if its integer is not below the
-//! modulus (RFC 8017, sections 8.1.2 and 8.2.2). P-521 is verified by `p521`, all else by `jsonwebtoken`.
+//! modulus (RFC 8017, sections 8.1.2 and 8.2.2). `p521` verifies P-521, and `jsonwebtoken` verifies all other algorithms.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,30 +15,31 @@ use ring::signature::{
 
 use super::keys::{Alg, Family};
 
-/// RFC 7518, section 3.3.
+/// The minimum size of an RSA key (RFC 7518, section 3.3).
 const RSA_BITS_MIN: usize = 2048;
-/// What `ring` verifies.
+/// The maximum size of an RSA key that `ring` supports.
 const RSA_BITS_MAX: usize = 8192;
 
 /// A key that verifies signatures.
 pub enum VerifyingKey {
-    /// By `jsonwebtoken`.
+    /// A key verified by `jsonwebtoken`.
     Library(DecodingKey),
-    /// RSA, by its numbers, big-endian and without leading zeros.
+    /// An RSA key as its numbers, big-endian and without leading zeros.
     Rsa {
         /// The modulus.
         n: Vec<u8>,
         /// The public exponent.
         e: Vec<u8>,
     },
-    /// RSA, as an `RSAPublicKey` in DER (RFC 8017, appendix A.1.1).
+    /// An RSA key as an `RSAPublicKey` in DER (RFC 8017, appendix A.1.1).
     RsaDer(Vec<u8>),
-    /// P-521.
+    /// A P-521 key.
     P521(Box<p521::ecdsa::VerifyingKey>),
 }
 
 impl VerifyingKey {
-    /// A key of the library's, checked for what it says nothing about itself. The error says what is wrong with the key.
+    /// Makes a key from one of `jsonwebtoken`. Checks the size of RSA keys, which the library does not. The error describes
+    /// the problem of the key.
     pub fn new(key: DecodingKey, family: Family) -> Result<Self, String> {
         if family != Family::Rsa {
             return Ok(Self::Library(key));
@@ -52,11 +53,9 @@ impl VerifyingKey {
             DecodingKeyKind::SecretOrDer(der) => (Self::RsaDer(der.clone()), modulus(der).map(bits).ok_or("not an RSA public key")?),
         };
         match bits {
-            ..RSA_BITS_MIN => {
-                Err(format!("an RSA key of {bits} bits is too short: at least {RSA_BITS_MIN} are needed (RFC 7518, section 3.3)"))
-            }
+            ..RSA_BITS_MIN => Err(format!("the RSA key has {bits} bits; at least {RSA_BITS_MIN} are required (RFC 7518, section 3.3)")),
             RSA_BITS_MIN..=RSA_BITS_MAX => Ok(key),
-            _ => Err(format!("an RSA key of {bits} bits is too long: at most {RSA_BITS_MAX} are supported")),
+            _ => Err(format!("the RSA key has {bits} bits; at most {RSA_BITS_MAX} are supported")),
         }
     }
 
@@ -71,7 +70,7 @@ impl VerifyingKey {
         p521::ecdsa::VerifyingKey::from_affine(*key.as_affine()).ok().map(|key| Self::P521(Box::new(key)))
     }
 
-    /// Whether `signature`, in base64url, is one of `signed` by this key.
+    /// Whether `signature`, in base64url, is a valid signature of `signed` by this key.
     pub fn verify(&self, alg: Alg, signed: &str, signature: &str) -> bool {
         let raw = || URL_SAFE_NO_PAD.decode(signature).ok();
         match self {
@@ -111,7 +110,7 @@ fn without_zeros(number: &[u8]) -> Vec<u8> {
     number.iter().copied().skip_while(|byte| *byte == 0).collect()
 }
 
-/// The size of a number, big-endian.
+/// The bit length of a big-endian number.
 fn bits(number: &[u8]) -> usize {
     let zeros = number.iter().take_while(|byte| **byte == 0).count();
     number.get(zeros).map_or(0, |first| (number.len() - zeros) * 8 - first.leading_zeros() as usize)
@@ -123,7 +122,7 @@ fn modulus(der: &[u8]) -> Option<&[u8]> {
     content(sequence, 0x02)
 }
 
-/// The content of the value that a DER encoding begins with, if it has this tag (X.690, sections 8.1 and 10.1).
+/// The content of the first value in a DER encoding, if it has this tag (X.690, sections 8.1 and 10.1).
 fn content(der: &[u8], tag: u8) -> Option<&[u8]> {
     let (&first, rest) = der.split_first()?;
     let (&length, rest) = rest.split_first()?;
@@ -154,15 +153,15 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_below_the_modulus() {
+    fn a_signature_above_the_modulus_is_rejected() {
         let key = DecodingKey::from_rsa_pem(RSA_PUBLIC_PEM.as_bytes()).unwrap();
-        let DecodingKeyKind::SecretOrDer(der) = key.kind() else { panic!("PEM is kept as DER") };
+        let DecodingKeyKind::SecretOrDer(der) = key.kind() else { panic!("a PEM key is stored as DER") };
         let n = modulus(der).unwrap().to_vec();
         let by_numbers = VerifyingKey::Rsa { n: without_zeros(&n), e: vec![1, 0, 1] };
         let by_der = VerifyingKey::new(key, Family::Rsa).unwrap();
         for (alg, library) in [(Alg::PS256, jsonwebtoken::Algorithm::PS256), (Alg::RS256, jsonwebtoken::Algorithm::RS256)] {
             let good = signed(library);
-            // The same number modulo n, as far as it has as many bytes.
+            // The signature plus n: the same number modulo n, but not below n.
             let raw = URL_SAFE_NO_PAD.decode(&good).unwrap();
             let mut carry = 0;
             let mut larger: Vec<u8> = raw
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_keys() {
+    fn key_sizes() {
         for (bytes, good) in [(128, false), (255, false), (256, true), (1024, true), (1025, false)] {
             let key = DecodingKey::from_rsa_raw_components(&vec![0xff; bytes], &[1, 0, 1]);
             assert_eq!(VerifyingKey::new(key, Family::Rsa).is_ok(), good, "{bytes}");

@@ -1,4 +1,4 @@
-//! What passes and what does not. Attacks on tokens are a table; each row names its attack.
+//! Tests of `bearer`: valid tokens, a table of attacks with one named case per row, and invalid configurations.
 
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +23,7 @@ fn compile(config: Value) -> Result<Bearer, Invalid> {
     crate::testing::with_site(|site| Bearer::compile(crate::contract::decode(config)?, site))
 }
 
-/// What the filter makes of a token at this time.
+/// The decision of the filter on a token at this time.
 fn check(filter: &Bearer, token: &str, now_s: u64) -> Result<Identity, Rejected> {
     let (request, mut facts) = (RequestHeader::build("GET", b"/", None).unwrap(), Facts::default());
     let now = Now { wall: SystemTime::UNIX_EPOCH + Duration::from_secs(now_s), ..Now::read() };
@@ -32,7 +32,7 @@ fn check(filter: &Bearer, token: &str, now_s: u64) -> Result<Identity, Rejected>
     match at_once(filter.decide(token, &cx)) {
         Decision::Accepted(verified) => Ok(verified.identity.clone()),
         Decision::Rejected(rejected) => Err(rejected),
-        _ => panic!("it asked somebody"),
+        _ => panic!("a service was called"),
     }
 }
 
@@ -50,7 +50,7 @@ fn part(value: &Value) -> String {
     B64.encode(value.to_string())
 }
 
-/// Signed with the right secret, whatever the parts say.
+/// Signs any header and claims with this secret.
 fn sign_with(header: &Value, claims: &Value, secret: &[u8], algorithm: Algorithm) -> String {
     let message = format!("{}.{}", part(header), part(claims));
     let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &EncodingKey::from_secret(secret), algorithm).unwrap();
@@ -76,7 +76,7 @@ fn without(mut value: Value, name: &str) -> Value {
 }
 
 #[test]
-fn a_good_token_is_known_with_its_claims() {
+fn a_valid_token_yields_its_claims() {
     let identity = check(&hs(), &sign(&hs256(), &claims()), NOW).unwrap();
     assert_eq!(identity.subject.as_deref(), Some("alice"));
     assert_eq!(identity.claims["aud"], "api");
@@ -148,18 +148,18 @@ fn the_table_of_attacks() {
     for (attack, token, reason) in attacks {
         assert_eq!(check(&hs(), &token, NOW).err(), Some(reason), "{attack}");
     }
-    // What a token brings to be verified with is not looked at.
+    // Keys that a token names or carries are ignored.
     for field in ["jku", "x5u"] {
         assert!(check(&hs(), &headers(with(hs256(), field, json!("https://evil.example"))), NOW).is_ok());
     }
     for field in ["kid", "jwk"] {
         let header = with(hs256(), field, json!("../../dev/null"));
-        assert!(check(&hs(), &headers(header), NOW).is_ok(), "{field} chooses nothing where there is one key");
+        assert!(check(&hs(), &headers(header), NOW).is_ok(), "{field} is ignored if there is one key");
     }
 }
 
 #[test]
-fn a_public_key_is_never_a_secret() {
+fn a_public_key_is_never_an_hmac_secret() {
     let pem = crate::testing::RSA_PUBLIC_PEM;
     let rs = bearer(json!({"accept": [{"jwt": {"algorithms": ["RS256"], "key": {"pem": pem}}}]}));
     let plain = json!({"exp": NOW + 60});
@@ -170,7 +170,7 @@ fn a_public_key_is_never_a_secret() {
 }
 
 #[test]
-fn each_family_verifies_its_own() {
+fn each_family_verifies_its_signatures() {
     use crate::testing as keys;
     for (alg, algorithm, private, public) in [
         ("RS256", Algorithm::RS256, EncodingKey::from_rsa_pem(keys::RSA_PRIVATE_PEM.as_bytes()), keys::RSA_PUBLIC_PEM),
@@ -188,7 +188,7 @@ fn each_family_verifies_its_own() {
 }
 
 #[test]
-fn a_key_set_chooses_by_kid() {
+fn a_key_set_selects_by_kid() {
     let jwks = json!({"keys": [
         {"kty": "OKP", "crv": "Ed25519", "kid": "a", "use": "sig", "x": crate::testing::ED_PUBLIC_X},
         {"kty": "OKP", "crv": "Ed25519", "kid": "b", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"},
@@ -209,11 +209,11 @@ fn a_key_set_chooses_by_kid() {
     assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "b"})), NOW).err(), Some(Rejected::Signature));
     assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "c"})), NOW).err(), Some(Rejected::Key));
     assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "../a"})), NOW).err(), Some(Rejected::Key));
-    for meant_otherwise in ["enc", "ops", "x"] {
-        assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": meant_otherwise})), NOW).err(), Some(Rejected::Key));
+    for other_purpose in ["enc", "ops", "x"] {
+        assert_eq!(check(&filter, &token(json!({"alg": "EdDSA", "kid": other_purpose})), NOW).err(), Some(Rejected::Key));
     }
     assert!(check(&filter, &token(json!({"alg": "EdDSA", "kid": "ver"})), NOW).is_ok());
-    assert!(check(&filter, &token(json!({"alg": "EdDSA"})), NOW).is_ok(), "nothing to choose by: those that could be meant are tried");
+    assert!(check(&filter, &token(json!({"alg": "EdDSA"})), NOW).is_ok(), "without a kid, all fitting keys are tried");
 }
 
 #[test]
@@ -225,17 +225,13 @@ fn static_tokens_and_the_order_of_modes() {
     ]}));
     let subject = |token: &str, now| check(&filter, token, now).map(|identity| identity.subject);
     assert_eq!(subject("secret", NOW - 1), Ok(Some("ci".into())));
-    assert_eq!(subject("other", NOW), Ok(None), "the second mode took it");
+    assert_eq!(subject("other", NOW), Ok(None), "accepted by the second mode");
     assert_eq!(subject("a,b", NOW), Err(Rejected::Malformed));
-    assert_eq!(
-        subject("secret", NOW),
-        Ok(None),
-        "2027-01-15T08:00:00Z is NOW: the second mode is asked, as on a replica that knows nothing"
-    );
+    assert_eq!(subject("secret", NOW), Ok(None), "expired at NOW (2027-01-15T08:00:00Z): the second mode decides");
 }
 
 #[test]
-fn the_cache_ends_with_the_token() {
+fn a_cached_token_expires() {
     let (filter, token) = (hs(), sign(&hs256(), &claims()));
     assert!(check(&filter, &token, NOW).is_ok() && check(&filter, &token, NOW + 89).is_ok());
     assert_eq!(check(&filter, &token, NOW + 90).err(), Some(Rejected::Expired));
@@ -246,7 +242,7 @@ fn the_cache_ends_with_the_token() {
 fn bad_configurations() {
     let jwt = |jwt: Value| json!({"accept": [{"jwt": jwt}]});
     for (config, path, says) in [
-        (json!({"accept": []}), "accept", "at least one way"),
+        (json!({"accept": []}), "accept", "at least one mode"),
         (json!({"accept": [{"static": {"tokens": []}}]}), "accept.[0].static.tokens", "at least one token"),
         (json!({"accept": [{"static": {"tokens": [{"name": "x", "sha256": "abc"}]}}]}), "accept.[0].static.tokens.[0].sha256", "64 hex"),
         (json!({"accept": ["well_formed"], "realm": "a\"b"}), "realm", "without quotes"),

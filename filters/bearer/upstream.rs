@@ -1,4 +1,4 @@
-//! What the upstream is told of who it is. These fields are ours: a client's own never get through.
+//! The header fields that pass the identity to the upstream. Fields of these names from the client are always removed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,25 +17,25 @@ use crate::contract::{Invalid, Result, failure, field_name, is_framing, remove_s
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TellUpstream {
-    /// The field for the subject.
+    /// The field for the subject. Default: none.
     pub subject: Option<String>,
-    /// The field for the scopes, with spaces between them.
+    /// The field for the scopes, separated by spaces. Default: none.
     pub scopes: Option<String>,
-    /// A field for each of these claims. Text stands as it is, with what no field can hold percent-encoded; other
-    /// values as JSON.
+    /// The fields for claims: claim name to field name. Text is sent as is, with characters that a field cannot hold
+    /// percent-encoded; other values are sent as JSON. Default: none.
     pub claims: BTreeMap<String, String>,
 }
 
-/// Ready to be applied.
-pub struct Told {
+/// The compiled form of [`TellUpstream`].
+pub struct UpstreamFields {
     subject: Option<HeaderName>,
     scopes: Option<HeaderName>,
     claims: Vec<(String, HeaderName)>,
-    /// All of them, and those that somebody who is asked may set.
-    ours: Vec<HeaderName>,
+    /// All of these fields, and those that `forward_auth` may set.
+    owned: Vec<HeaderName>,
 }
 
-impl Told {
+impl UpstreamFields {
     pub fn compile(config: &TellUpstream, taken: Vec<HeaderName>) -> Result<Self, Invalid> {
         let name = |text: &Option<String>, key: &str| text.as_deref().map(field_name).transpose().map_err(|e| e.at(key));
         let (subject, scopes) = (name(&config.subject, "subject")?, name(&config.scopes, "scopes")?);
@@ -44,25 +44,25 @@ impl Told {
             Ok((claim.clone(), field))
         };
         let claims = config.claims.iter().map(claim).collect::<Result<Vec<_>, Invalid>>()?;
-        let mut ours = taken;
-        ours.extend(subject.iter().chain(&scopes).chain(claims.iter().map(|(_, field)| field)).cloned());
-        if let Some(name) = ours.iter().find(|name| is_framing(name) || **name == header::HOST) {
-            return Err(Invalid::new(format!("`{name}` belongs to the framing of messages and cannot be set here")));
+        let mut owned = taken;
+        owned.extend(subject.iter().chain(&scopes).chain(claims.iter().map(|(_, field)| field)).cloned());
+        if let Some(name) = owned.iter().find(|name| is_framing(name) || **name == header::HOST) {
+            return Err(Invalid::new(format!("`{name}` controls message framing and cannot be set here")));
         }
-        let twice = ours.iter().enumerate().find(|(index, name)| ours.iter().take(*index).any(|other| other == *name));
+        let twice = owned.iter().enumerate().find(|(index, name)| owned.iter().take(*index).any(|other| other == *name));
         if let Some((_, name)) = twice {
             return Err(Invalid::new(format!("`{name}` is set twice")));
         }
-        Ok(Self { subject, scopes, claims, ours })
+        Ok(Self { subject, scopes, claims, owned })
     }
 
-    /// Takes the client's own away and sets ours.
-    pub fn apply(&self, upstream: &mut RequestHeader, who: Option<&Verified>) -> Result<()> {
-        for name in &self.ours {
+    /// Removes the fields of the client and sets those of the identity.
+    pub fn apply(&self, upstream: &mut RequestHeader, verified: Option<&Verified>) -> Result<()> {
+        for name in &self.owned {
             remove_spellings(upstream, name);
         }
-        let Some(who) = who else { return Ok(()) };
-        let identity = &who.identity;
+        let Some(verified) = verified else { return Ok(()) };
+        let identity = &verified.identity;
         if let (Some(name), Some(subject)) = (&self.subject, identity.subject.as_ref().filter(|subject| !subject.is_empty())) {
             upstream.insert_header(name.clone(), value(subject)?).map_err(failure)?;
         }
@@ -77,21 +77,21 @@ impl Told {
             };
             upstream.insert_header(name.clone(), value(&text)?).map_err(failure)?;
         }
-        for (name, value) in &who.fields {
+        for (name, value) in &verified.fields {
             upstream.append_header(name.clone(), value.clone()).map_err(failure)?;
         }
         Ok(())
     }
 }
 
-/// `%` too, so that it can be undone.
-const NO_FIELD_HOLDS: &AsciiSet = &CONTROLS.add(b'%');
+/// `%` is encoded as well, so that the encoding is reversible.
+const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// What stands at an end is cut off on the way if it is a space.
+/// Encodes leading and trailing spaces, because they are stripped from field values in transit.
 fn value(text: &str) -> Result<HeaderValue> {
     let inside = text.trim_matches(' ');
     let before = text.len() - text.trim_start_matches(' ').len();
     let after = if inside.is_empty() { 0 } else { text.len() - before - inside.len() };
-    let encoded = utf8_percent_encode(inside, NO_FIELD_HOLDS);
+    let encoded = utf8_percent_encode(inside, ENCODED);
     HeaderValue::try_from(format!("{}{encoded}{}", "%20".repeat(before), "%20".repeat(after))).map_err(failure)
 }

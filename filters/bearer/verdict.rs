@@ -1,4 +1,4 @@
-//! What a check says of a token.
+//! The verdict of a mode on a token. It knows no HTTP status.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use http::{HeaderName, HeaderValue};
 
 use crate::contract::{CallError, Identity, Reply};
 
-/// Why a token is not accepted; the metric's words. Where several modes refuse it, the one that came closest to
-/// accepting it is told: the order here.
+/// The reason why a token is rejected. If several modes reject it, the greatest reason is reported: that of the mode that came
+/// closest to accepting the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "`reason` has the metric's words for them")]
+#[expect(missing_docs, reason = "`reason` has their names")]
 pub enum Rejected {
     Unknown,
     Malformed,
@@ -25,12 +25,12 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    /// Whether the mode knows the token for one of its own, and says no to it.
+    /// Whether the mode recognises the token as one of its own and rejects it.
     pub fn is_definite(self) -> bool {
         self >= Rejected::Key
     }
 
-    /// The metric's word for it.
+    /// The reason for metrics and the log.
     pub fn reason(self) -> &'static str {
         match self {
             Rejected::Unknown => "unknown_token",
@@ -48,30 +48,30 @@ impl Rejected {
     }
 }
 
-/// A token that was found valid.
+/// A valid token.
 #[derive(Clone, Debug)]
 pub struct Verified {
     pub identity: Identity,
-    /// Seconds since 1970 from which on it is not valid any more.
+    /// The end of its validity, in seconds since 1970.
     pub expires_s: Option<u64>,
-    /// Seconds since 1970 before which it is not valid.
+    /// The start of its validity, in seconds since 1970.
     pub from_s: Option<u64>,
-    /// What the service that was asked wants the upstream to get.
+    /// The fields from the service for the upstream.
     pub fields: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Verified {
-    /// Somebody of whom nothing more is known.
-    pub fn somebody() -> Self {
+    /// A valid token without an identity.
+    pub fn anonymous() -> Self {
         Self::new(Identity { subject: None, claims: Arc::default() })
     }
 
-    /// For ever.
+    /// A token without time limits.
     pub fn new(identity: Identity) -> Self {
         Self { identity, expires_s: None, from_s: None, fields: Vec::new() }
     }
 
-    pub fn in_time(&self, now_s: u64) -> Result<(), Rejected> {
+    pub fn check_time(&self, now_s: u64) -> Result<(), Rejected> {
         if self.expires_s.is_some_and(|end| now_s >= end) {
             return Err(Rejected::Expired);
         }
@@ -82,22 +82,22 @@ impl Verified {
     }
 }
 
-/// What one mode says.
+/// The verdict of one mode.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Accepted(Arc<Verified>),
     Rejected(Rejected),
-    /// The service that was asked refuses, in its own words.
+    /// The service has refused the token; the reply is its own.
     Refused(Box<Reply>),
-    /// Nobody could be asked, whatever the token; the text is for the log.
+    /// The service is unavailable; the token is not the cause. The text is for the log.
     Away(Arc<str>),
-    /// Somebody was asked, and what came back says nothing, perhaps because of the token.
+    /// The service gave no usable answer; the token may be the cause. The text is for the log.
     Unclear(Arc<str>),
 }
 
 impl Verdict {
-    /// Of a call of which nothing came.
-    pub fn of_error(mode: &str, error: &CallError) -> Self {
+    /// The verdict after a failed call.
+    pub fn from_call_error(mode: &str, error: &CallError) -> Self {
         let why = format!("{mode}: {error}").into();
         match error {
             CallError::Away(_) => Verdict::Away(why),
@@ -105,19 +105,19 @@ impl Verdict {
         }
     }
 
-    /// Of a status that says nothing of the token: whoever stands before a service that is gone says 502, 503 or 504.
-    pub fn of_status(mode: &str, status: u16) -> Self {
+    /// The verdict after a status that tells nothing about the token. 502 to 504 mean that the service is unavailable.
+    pub fn from_status(mode: &str, status: u16) -> Self {
         let why = format!("{mode}: answered with {status}").into();
         if matches!(status, 502..=504) { Verdict::Away(why) } else { Verdict::Unclear(why) }
     }
 
-    /// The memory that it takes, about.
-    pub fn bytes(&self) -> u64 {
+    /// The approximate memory of the verdict, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
         const USUAL: usize = 256;
         let more = match self {
             Verdict::Accepted(verified) => {
                 let fields: usize = verified.fields.iter().map(|(name, value)| name.as_str().len() + value.len() + 64).sum();
-                // In memory JSON takes a few times what it takes as text.
+                // JSON in memory takes a few times the size of its text.
                 let claims: usize = verified.identity.claims.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
                 fields + 4 * claims
             }

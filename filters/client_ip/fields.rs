@@ -1,8 +1,8 @@
-//! What the fields of proxies say: `X-Forwarded-For`, `Forwarded` (RFC 7239), `X-Forwarded-Proto`. It trusts nothing and
-//! decides nothing.
+//! Parses the header fields of proxies: `X-Forwarded-For`, `Forwarded` (RFC 7239) and `X-Forwarded-Proto`. It decides nothing
+//! about trust.
 //!
-//! Lists are read from the right, where the nearest proxy has written. What stands further left may be the client's own text, so
-//! that it must not change how the right end is read.
+//! Lists are read from the right, where the nearest proxy appends. The client may have written the left part, so that the left
+//! part must not affect how the right part is parsed.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::contract::parse_address;
 
-/// The one address of a field that must stand once.
+/// The address in a field that must occur exactly once.
 pub fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -19,8 +19,8 @@ pub fn single(headers: &HeaderMap, name: &HeaderName) -> Option<IpAddr> {
     }
 }
 
-/// The elements of a list, last line first, last element first, without empty ones (RFC 9110, section 5.6.1.2). One that is not
-/// ASCII means nothing; it does not change how the others are read.
+/// The elements of a list field, from the last line and element to the first, without empty ones (RFC 9110, section 5.6.1.2).
+/// A non-ASCII element yields `?` and does not affect the others.
 pub fn elements<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
     let lines: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
     lines.into_iter().rev().flat_map(|line| FromRight { rest: Some(line.as_bytes()), separator: b',' }).map(text)
@@ -30,7 +30,7 @@ fn text(element: &[u8]) -> &str {
     std::str::from_utf8(element).ok().filter(|text| text.is_ascii()).unwrap_or("?")
 }
 
-/// Splits from the right at separators that are outside of quotes, and skips empty pieces.
+/// Splits from the right at separators outside of quoted strings, and skips empty pieces.
 struct FromRight<'t> {
     rest: Option<&'t [u8]>,
     separator: u8,
@@ -61,7 +61,7 @@ impl<'t> Iterator for FromRight<'t> {
     }
 }
 
-/// Where the last separator outside of a quoted string is (RFC 9110, section 5.6.4).
+/// The position of the last separator outside of a quoted string (RFC 9110, section 5.6.4).
 fn separator_from_right(text: &[u8], separator: u8) -> Option<usize> {
     let mut quoted = false;
     for (index, &byte) in text.iter().enumerate().rev() {
@@ -75,7 +75,7 @@ fn separator_from_right(text: &[u8], separator: u8) -> Option<usize> {
     None
 }
 
-/// A parameter of one `Forwarded` element, which may stand once: the text, perhaps in quotes. `None`: it is not there, or the
+/// A parameter of one `Forwarded` element, still with its quotes. `None`: the parameter is missing or occurs twice, or the
 /// element is malformed.
 fn parameter<'e>(element: &'e str, wanted: &str) -> Option<&'e str> {
     let mut found = None;
@@ -93,7 +93,7 @@ pub fn forwarded_for(element: &str) -> Option<IpAddr> {
     parse_address(parameter(element, "for")?)
 }
 
-/// The scheme that one element of `X-Forwarded-Proto` names; some proxies name that of a WebSocket.
+/// The scheme in one element of `X-Forwarded-Proto`. Some proxies write `wss` or `ws` for a WebSocket.
 pub fn scheme(element: &str) -> Option<&'static str> {
     let known = [("https", "https"), ("http", "http"), ("wss", "https"), ("ws", "http")];
     known.into_iter().find(|(name, _)| element.trim_matches('"').eq_ignore_ascii_case(name)).map(|(_, scheme)| scheme)
@@ -123,9 +123,9 @@ mod tests {
         assert_eq!(list(&["a,", ", ,b, ,", ""]), ["b", "a"]);
         assert_eq!(list(&[r#"for="a,b";x="c;d", for=e"#]), ["for=e", r#"for="a,b";x="c;d""#]);
         assert_eq!(list(&[r#"x="a\",b", c"#]), ["c", r#"x="a\",b""#]);
-        // Nor does what the client wrote in another encoding.
+        // A non-ASCII element of the client does not affect the others.
         assert_eq!(list(&["\u{e9}, 203.0.113.1"]), ["203.0.113.1", "?"]);
-        // A quote that the client left open swallows nothing that a proxy has written behind it.
+        // An unterminated quote of the client does not hide the elements that a proxy has appended.
         assert_eq!(
             list(&[r#"for="evil, for=1.2.3.4, for="[2001:db8::1]:1""#]).first().map(String::as_str),
             Some(r#"for="[2001:db8::1]:1""#)

@@ -1,4 +1,4 @@
-//! The address walk's table of cases. Each row names the attack or the accident it stands for.
+//! Tests of `client_ip`: a table of attacks and misconfigurations, one named case per row.
 
 use super::*;
 use crate::contract::{PROXY_FIELDS, Resolve, TrustConfig};
@@ -10,7 +10,7 @@ impl Resolve for NoFiles {
     }
 }
 
-/// 127/8 is our Caddy, which stands behind Cloudflare; 10.1/16 is another proxy; 104.16/13 is Cloudflare.
+/// 127/8 is a local Caddy behind Cloudflare; 10.1/16 is another proxy; 104.16/13 is Cloudflare.
 fn filter(sources: &[Source]) -> ClientIp {
     let config = TrustConfig {
         networks: vec!["loopback".into(), "cloudflare".into(), "10.1.0.0/16".into()],
@@ -41,7 +41,7 @@ fn the_table_of_attacks() {
     type Case<'a> = (&'a str, &'a [Source], &'a str, &'a [(&'a str, &'a str)], &'a str, &'a str);
     #[rustfmt::skip]
     let cases: &[Case<'_>] = &[
-        // what, sources, peer, fields, address, source
+        // case, sources, peer, fields, expected address, expected source
         ("no field at all", &[Cf, Xff], CADDY, &[], CADDY, "unnamed"),
         ("an honest hop", &[Xff], CADDY, &[("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
         ("a forged field from a stranger", &[Cf, Real, Xff, Fwd], STRANGER, &[("x-forwarded-for", "192.0.2.1"), ("x-real-ip", "192.0.2.1"), ("cf-connecting-ip", "192.0.2.1"), ("forwarded", "for=192.0.2.1")], STRANGER, "peer"),
@@ -67,9 +67,9 @@ fn the_table_of_attacks() {
         ("a short form", &[Xff], CADDY, &[("x-forwarded-for", "127.1")], CADDY, "unnamed"),
         ("10,000 forged entries", &[Xff], CADDY, &[("x-forwarded-for", &long_list)], "203.0.113.1", "x-forwarded-for"),
         ("10,000 trusted entries: the walk is bounded", &[Xff], CADDY, &[("x-forwarded-for", &long_trusted)], "10.1.0.1", "x-forwarded-for"),
-        ("Cloudflare's word from Cloudflare", &[Cf, Xff], EDGE, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", "192.0.2.1")], "203.0.113.1", "cf-connecting-ip"),
-        ("Cloudflare's word through Caddy", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", EDGE)], "203.0.113.1", "cf-connecting-ip"),
-        ("Caddy reached past Cloudflare, with Cloudflare's field forged", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", STRANGER)], STRANGER, "x-forwarded-for"),
+        ("Cloudflare's field from Cloudflare", &[Cf, Xff], EDGE, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", "192.0.2.1")], "203.0.113.1", "cf-connecting-ip"),
+        ("Cloudflare's field through Caddy", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", EDGE)], "203.0.113.1", "cf-connecting-ip"),
+        ("Caddy reached without Cloudflare, with Cloudflare's field forged", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", STRANGER)], STRANGER, "x-forwarded-for"),
         ("the same, with the hop garbled", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "evil")], CADDY, "unnamed"),
         ("a tunnel on this machine", &[Cf, Xff], CADDY, &[("cf-connecting-ip", "203.0.113.1"), ("x-forwarded-for", "127.0.0.1")], "203.0.113.1", "cf-connecting-ip"),
         ("Cloudflare's field from a proxy that is not behind it", &[Cf, Xff], "10.1.0.1", &[("cf-connecting-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
@@ -79,14 +79,14 @@ fn the_table_of_attacks() {
         ("X-Real-IP", &[Real], CADDY, &[("x-real-ip", "203.0.113.1")], "203.0.113.1", "x-real-ip"),
         ("X-Real-IP twice", &[Real], CADDY, &[("x-real-ip", "192.0.2.1"), ("x-real-ip", "203.0.113.1")], CADDY, "unnamed"),
         ("the order is the configured one", &[Xff, Real], CADDY, &[("x-real-ip", "192.0.2.1"), ("x-forwarded-for", "203.0.113.1")], "203.0.113.1", "x-forwarded-for"),
-        ("the second source, when the first is silent", &[Cf, Real], "10.1.0.1", &[("x-real-ip", "203.0.113.1")], "203.0.113.1", "x-real-ip"),
+        ("the second source, when the first is missing", &[Cf, Real], "10.1.0.1", &[("x-real-ip", "203.0.113.1")], "203.0.113.1", "x-real-ip"),
         ("Forwarded", &[Fwd], CADDY, &[("forwarded", "for=203.0.113.1;proto=https;by=10.1.0.1")], "203.0.113.1", "forwarded"),
         ("Forwarded, forged on the left", &[Fwd], CADDY, &[("forwarded", "for=192.0.2.1, for=203.0.113.1, for=10.1.2.3")], "203.0.113.1", "forwarded"),
         ("Forwarded, quoted IPv6 with port", &[Fwd], CADDY, &[("forwarded", "For=\"[2001:db8::1]:4711\"")], "2001:db8::1", "forwarded"),
         ("Forwarded, obfuscated", &[Fwd], CADDY, &[("forwarded", "for=_hidden")], CADDY, "unnamed"),
         ("Forwarded, two for= in one element", &[Fwd], CADDY, &[("forwarded", "for=192.0.2.1;for=203.0.113.1")], CADDY, "unnamed"),
         ("Forwarded without for=", &[Fwd], CADDY, &[("forwarded", "proto=https")], CADDY, "unnamed"),
-        ("Forwarded, a comma in quotes is no way in", &[Fwd], CADDY, &[("forwarded", "for=\"192.0.2.1, for=203.0.113.1\"")], CADDY, "unnamed"),
+        ("Forwarded, a comma in quotes does not start an element", &[Fwd], CADDY, &[("forwarded", "for=\"192.0.2.1, for=203.0.113.1\"")], CADDY, "unnamed"),
     ];
     for (what, sources, peer, fields, address, source) in cases {
         let mut headers = HeaderMap::new();
@@ -117,7 +117,8 @@ fn the_upstream_gets_one_clean_set() {
     assert_eq!(left, ["x-forwarded-for: 203.0.113.1", "x-forwarded-proto: http", "x-real-ip: 203.0.113.1"]);
 }
 
-/// The names of the fields that go upstream from this peer, of one field for each in the lists and some of the client's own.
+/// The names of the fields that reach the upstream, of a request from this peer with one field for each name on the list and
+/// some ordinary fields.
 fn passed(peer: &str, vouched: Vouched) -> Vec<String> {
     let mut request = pingora_http::RequestHeader::build("GET", b"/", None).unwrap();
     for name in PROXY_FIELDS.map(|pattern| pattern.replace('*', "any")) {
@@ -137,7 +138,7 @@ fn passed(peer: &str, vouched: Vouched) -> Vec<String> {
 }
 
 #[test]
-fn only_trusted_proxies_name_clients_and_targets() {
+fn proxy_fields_pass_only_from_trusted_proxies() {
     let own = ["accept", "x-forwarded-for", "x-forwarded-proto", "x-goog-user-project", "x-real-ip", "x-stainless-lang"];
     assert_eq!(passed(STRANGER, Vouched::Nothing), own);
     for (peer, vouched) in [(CADDY, Vouched::Nothing), (STRANGER, Vouched::Forwarded)] {

@@ -1,45 +1,45 @@
-//! How an exchange came in, as the listener knows it.
+//! Facts about the connection of a request. The listener states them; filters only read them.
 
 use std::sync::Arc;
 
-/// Stated for exchanges of which there is something to say; without it the connection is in clear and nobody vouches for it.
+/// How the request arrived. If the fact is absent, the connection is plain text without a certificate or origin secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arrival {
-    /// TLS was spoken with us.
+    /// The connection uses TLS.
     pub tls: bool,
-    /// The certificate that the other end of the connection has shown, found good by the listener.
+    /// The certificate of the peer, verified by the listener.
     pub certificate: Option<Arc<ClientCertificate>>,
-    /// What the origin's secret vouches for.
+    /// The trust that the origin secret in the request grants.
     pub vouched: Vouched,
 }
 
-/// What is believed of an exchange because of a secret in it, whoever the peer is.
+/// The trust that an origin secret in a request grants, independent of the peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Vouched {
-    /// Nothing more.
+    /// None.
     #[default]
     Nothing,
-    /// The client's address in fields such as `X-Forwarded-For`.
+    /// The client address in fields such as `X-Forwarded-For` is trusted.
     Forwarded,
-    /// That, and that Cloudflare has sent it.
+    /// The same, and the request was sent by Cloudflare.
     Cloudflare,
 }
 
-/// A client's certificate.
+/// A client certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientCertificate {
     /// SHA-256 of the certificate, in hex.
     pub fingerprint: String,
-    /// When it ends, in seconds since 1970.
+    /// The end of its validity, in seconds since 1970.
     pub not_after_s: i64,
     /// Its serial number, in hex.
     pub serial: String,
     /// The first common name of its subject.
     pub common_name: Option<String>,
-    /// The DNS names it is for, in lower case.
+    /// The DNS names among its alternative names, in lower case.
     pub dns: Vec<String>,
-    /// The addresses of mail it is for.
+    /// The email addresses among its alternative names.
     pub email: Vec<String>,
-    /// The URIs it is for, such as SPIFFE's.
+    /// The URIs among its alternative names, such as SPIFFE ids.
     pub uri: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! What a hook is handed. Filters see these, never a socket.
+//! The context that each hook receives. It gives filters no access to sockets or sessions.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,12 +9,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::{Dialect, DryRun, Facts};
 
-/// The clock as an input, so that tests move it and nothing sleeps.
+/// The current time, passed as an argument so that tests can set it without sleeping.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// For durations: never goes back.
+    /// Monotonic time, for durations.
     pub instant: Instant,
-    /// For dates (`exp`, `nbf`, rows): may be set.
+    /// Wall-clock time, for dates (`exp`, `nbf`, database rows). It can jump.
     pub wall: SystemTime,
 }
 
@@ -24,105 +24,105 @@ impl Now {
         Self { instant: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// Seconds since 1970, 0 for a clock before it.
+    /// Seconds since 1970; 0 if the clock is set to an earlier date.
     pub fn unix_s(&self) -> u64 {
         self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
     }
 }
 
-/// The request's header has arrived.
+/// Context of the request hook: the request header has arrived.
 pub struct RequestCx<'a> {
-    /// The request as the gate left it: one Host, one framing, the path normalised.
+    /// The request after the gate: exactly one `Host`, unambiguous framing, a normalised path.
     pub request: &'a RequestHeader,
-    /// What the filters before this one found out.
+    /// Facts stated by earlier filters.
     pub facts: &'a mut Facts,
-    /// The other end of the TCP connection, IPv4-mapped IPv6 already turned into IPv4.
+    /// The other end of the TCP connection. An IPv4-mapped IPv6 address is given as IPv4.
     pub peer: IpAddr,
     /// The route's name.
     pub route: &'a str,
-    /// The API the client speaks: the route's, or else the one of the path.
+    /// The API dialect of the client: configured for the route, or else derived from the path.
     pub dialect: Dialect,
-    /// The time at which the header was complete.
+    /// The time when the request header was complete.
     pub now: Now,
-    /// This filter's verdict will be counted and logged, and not carried out.
+    /// The filter runs in shadow mode: its decision is counted and logged but not enforced.
     pub shadow: bool,
 }
 
 impl RequestCx<'_> {
-    /// The request's header fields.
+    /// The header fields of the request.
     pub fn headers(&self) -> &HeaderMap {
         &self.request.headers
     }
 
-    /// Whether the request is only explained: counts and bindings stay as they are.
+    /// Whether this is a dry run: filters must not change counters or bindings.
     pub fn is_dry_run(&self) -> bool {
         self.facts.get::<DryRun>().is_some()
     }
 
-    /// The client's address: what `client_ip` found, or else the peer's.
+    /// The client address found by `client_ip`, or else the address of the peer.
     pub fn client(&self) -> IpAddr {
         self.facts.client().unwrap_or(self.peer)
     }
 }
 
-/// The request is about to go upstream.
+/// Context of the upstream request hook: the request is about to be sent upstream.
 pub struct UpstreamCx<'a> {
-    /// The request as the upstream will get it.
+    /// The request to send upstream; hooks may change it.
     pub upstream: &'a mut RequestHeader,
     /// The request as it arrived.
     pub request: &'a RequestHeader,
-    /// What the request hooks found out.
+    /// Facts stated by the request hooks.
     pub facts: &'a mut Facts,
     /// The other end of the client's connection.
     pub peer: IpAddr,
 }
 
-/// Whose word a response is.
+/// The origin of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The upstream's.
+    /// The upstream.
     Upstream,
-    /// Ours, instead of the upstream's.
+    /// Keylatch, in place of an upstream response.
     Ours,
-    /// Ours, before the upstream has said anything: a stream that begins while it is waited for. What the upstream then
-    /// says comes as [`Source::Upstream`].
+    /// Keylatch, before the upstream has answered: an early stream. The later answer of the upstream passes the hooks as
+    /// [`Source::Upstream`].
     Early,
 }
 
-/// A response is about to go to the client.
+/// Context of the response hook: the response header is about to be sent to the client.
 pub struct ResponseCx<'a> {
-    /// The response's header.
+    /// The response header; hooks may change it.
     pub response: &'a mut ResponseHeader,
     /// The request as it arrived.
     pub request: &'a RequestHeader,
-    /// What the request hooks found out.
+    /// Facts stated by earlier hooks.
     pub facts: &'a mut Facts,
-    /// Whose it is.
+    /// The origin of the response.
     pub source: Source,
-    /// The time at which the header arrived.
+    /// The time when the response header arrived.
     pub now: Now,
 }
 
-/// A piece of a body passes.
+/// Context of the body hooks: one chunk of a body.
 pub struct BodyCx<'a> {
-    /// The piece; a hook may replace it. `None` at an end that brings no bytes.
+    /// The chunk; a hook may replace it. `None` if the body ends without further bytes.
     pub body: &'a mut Option<Bytes>,
-    /// Whether this is the last piece.
+    /// Whether this is the last chunk.
     pub end: bool,
-    /// What the hooks before found out.
+    /// Facts stated by earlier hooks.
     pub facts: &'a mut Facts,
 }
 
-/// The exchange is over.
+/// Context of the log hook: the request has ended.
 pub struct LogCx<'a> {
     /// The request as it arrived.
     pub request: &'a RequestHeader,
-    /// The status the client got; `None` if it got none.
+    /// The status sent to the client; `None` if none was sent.
     pub status: Option<StatusCode>,
-    /// Everything found out.
+    /// All facts stated during the request.
     pub facts: &'a Facts,
     /// The route's name.
     pub route: &'a str,
-    /// From the complete header to the end.
+    /// The time from the complete request header to the end of the response.
     pub duration: Duration,
 }

@@ -1,16 +1,16 @@
-//! The API dialects that Keylatch serves: how a client of each asks for a stream.
+//! The API dialects that Keylatch serves, and how a client of each requests a stream.
 //!
-//! This file holds the facts; how an error is written in each dialect is decided in `src/http_proxy/dialects`.
+//! The shape of an error in each dialect is defined in `src/http_proxy/dialects`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// The API that a client speaks. It decides the shape of errors, which heartbeat frames a stream may carry, and
-/// whether an answer can begin before the upstream's.
+/// The API dialect of a client. It determines the shape of errors, the keep-alive frames that a stream may carry, and
+/// whether a response can start before the upstream responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Dialect {
-    /// OpenAI chat completions and everything shaped like it: `{"error":{"message","type","param","code"}}`.
+    /// OpenAI chat completions and compatible APIs: `{"error":{"message","type","param","code"}}`.
     #[default]
     #[serde(rename = "openai")]
     OpenAi,
@@ -25,7 +25,7 @@ pub enum Dialect {
     Cohere,
     /// Mistral: `{"object":"error","message","type","param","code"}`.
     Mistral,
-    /// Ollama's own API: `{"error":"text"}`, streams of JSON lines.
+    /// The native API of Ollama: `{"error":"text"}`, streams of JSON lines.
     Ollama,
     /// Model Context Protocol over streamable HTTP: JSON-RPC 2.0 errors.
     Mcp,
@@ -34,22 +34,22 @@ pub enum Dialect {
     DashScope,
 }
 
-/// How a client learns that it gets a stream of events.
+/// How a client requests an event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamRequest {
     /// `"stream": true` in the body.
     Body,
-    /// The path and the query say it: Gemini's `:streamGenerateContent?alt=sse`.
+    /// The path and the query: `:streamGenerateContent?alt=sse` of Gemini.
     Target,
     /// A header field: `X-DashScope-SSE: enable`.
     Header,
-    /// The server chooses between JSON and a stream: MCP.
+    /// The server chooses between JSON and an event stream: MCP.
     Server,
-    /// Streams are JSON lines: Ollama.
+    /// There are no event streams; streams are JSON lines: Ollama.
     Never,
 }
 
-/// What follows the colon in the paths of Gemini's API.
+/// The methods after the colon in paths of the Gemini API.
 const GEMINI_METHODS: [&str; 8] = [
     "generateContent",
     "streamGenerateContent",
@@ -62,9 +62,9 @@ const GEMINI_METHODS: [&str; 8] = [
 ];
 
 impl Dialect {
-    /// The dialect of a request by its normalised path. An operator may name another for a route.
+    /// The dialect for a normalised path. A route can override it.
     pub fn of_path(path: &str) -> Self {
-        // Every request comes here: one walk over the segments.
+        // On the path of every request, so that the segments are walked once.
         let mut last = "";
         let (mut v1, mut v1beta, mut v2, mut openai, mut responses, mut mcp, mut messages) =
             (false, false, false, false, false, false, false);
@@ -82,11 +82,11 @@ impl Dialect {
             }
         }
         let method = last.rsplit_once(':').map_or("", |(_, method)| method);
-        // Anthropic's models on Vertex AI: the path is Google's, bodies and streams are Anthropic's.
+        // Anthropic models on Vertex AI: a Google path with Anthropic bodies and streams.
         if messages || matches!(method, "rawPredict" | "streamRawPredict") {
             return Dialect::Anthropic;
         }
-        // `/v1beta/openai/…` is Google's own endpoint in OpenAI's shape.
+        // `/v1beta/openai/…` is Google's OpenAI-compatible endpoint.
         if v1beta && !openai || GEMINI_METHODS.contains(&method) {
             return Dialect::Gemini;
         }
@@ -106,7 +106,7 @@ impl Dialect {
         }
     }
 
-    /// How its clients ask for a stream of events.
+    /// How clients of this dialect request an event stream.
     pub fn stream_request(self) -> StreamRequest {
         match self {
             Dialect::OpenAi | Dialect::OpenAiResponses | Dialect::Anthropic | Dialect::Cohere | Dialect::Mistral => StreamRequest::Body,
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn names_in_a_file() {
+    fn configuration_names() {
         for (name, dialect) in [("openai", Dialect::OpenAi), ("openai_responses", Dialect::OpenAiResponses), ("mcp", Dialect::Mcp)] {
             assert_eq!(serde_json::from_value::<Dialect>(name.into()).ok(), Some(dialect));
         }

@@ -1,17 +1,17 @@
-//! What filters tell each other about an exchange: by type, never by string keys.
+//! Facts about a request that filters share with each other, keyed by type. Filters never use string keys.
 
 use std::any::{Any, TypeId};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// At most one value of each type. A handful of entries, so a list that is searched beats a map.
+/// The facts of one request: at most one value of each type. With a handful of entries, a linear search beats a map.
 #[derive(Default)]
 pub struct Facts {
     entries: Vec<(TypeId, Box<dyn Any + Send + Sync>)>,
 }
 
 impl Facts {
-    /// States a fact; a fact of the same type is replaced.
+    /// States a fact. It replaces a fact of the same type.
     pub fn put<T: Send + Sync + 'static>(&mut self, fact: T) {
         let id = TypeId::of::<T>();
         let value = Box::new(fact);
@@ -19,7 +19,7 @@ impl Facts {
             Some(entry) => entry.1 = value,
             None => {
                 if self.entries.capacity() == 0 {
-                    // As many as the usual chain states, at once.
+                    // Enough for the usual chain, in one allocation.
                     self.entries.reserve_exact(8);
                 }
                 self.entries.push((id, value));
@@ -33,13 +33,13 @@ impl Facts {
         self.entries.iter().find(|(known, _)| *known == id)?.1.downcast_ref()
     }
 
-    /// The fact of this type, to be changed.
+    /// Mutable access to the fact of this type.
     pub fn get_mut<T: Send + Sync + 'static>(&mut self) -> Option<&mut T> {
         let id = TypeId::of::<T>();
         self.entries.iter_mut().find(|(known, _)| *known == id)?.1.downcast_mut()
     }
 
-    /// States that this filter could not ask whom it had to ask, and lets the exchange pass all the same.
+    /// States that this filter could not reach a service it depends on and lets the request pass, as configured.
     pub fn let_through(&mut self, filter: &'static str) {
         match self.get_mut::<LetThrough>() {
             Some(known) => known.0.push(filter),
@@ -55,36 +55,36 @@ impl Facts {
 
 impl std::fmt::Debug for Facts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Types only: values may hold claims.
+        // The count only: values may contain claims.
         write!(f, "Facts({})", self.entries.len())
     }
 }
 
-/// Who is it really, and by which rule we know.
+/// The client address, and the source it was read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientAddress {
-    /// The address, canonical: IPv4-mapped IPv6 is IPv4.
+    /// The address in canonical form: IPv4-mapped IPv6 is given as IPv4.
     pub address: IpAddr,
     /// `peer`, `cf-connecting-ip`, `cf-worker`, `x-real-ip`, `x-forwarded-for`, `forwarded`, or `unnamed`: the peer is a trusted proxy
-    /// that names no client.
+    /// that did not name a client.
     pub source: &'static str,
 }
 
-/// Who a checked bearer says it is.
+/// The identity from a verified token or client certificate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
-    /// The token's name, or the `sub` claim.
+    /// The subject: the name of a static token, the `sub` claim, or the name in a certificate.
     pub subject: Option<String>,
-    /// The claims of a JWT; an empty object otherwise.
+    /// The claims; an empty object if there are none.
     pub claims: Arc<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl Identity {
-    /// What it may do: the words of `scope` (RFC 8693), or the list `scp` or `scopes`.
+    /// The scopes: the words of `scope` (RFC 8693), or the list `scp` or `scopes`.
     pub fn scopes(&self) -> Vec<&str> {
         let listed = |name: &str| match self.claims.get(name) {
             Some(serde_json::Value::String(words)) => Some(words.split_ascii_whitespace().collect()),
-            // With a space in it, one would become two wherever they are written in a row.
+            // A scope with a space would become two scopes in a space-separated list.
             Some(serde_json::Value::Array(words)) => {
                 Some(words.iter().filter_map(serde_json::Value::as_str).filter(|word| !word.contains(char::is_whitespace)).collect())
             }
@@ -94,31 +94,30 @@ impl Identity {
     }
 }
 
-/// Filters that could not ask whom they had to ask, and let this exchange pass all the same, as configured.
+/// Filters that could not reach a service they depend on and let this request pass, as configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LetThrough(pub Vec<&'static str>);
 
-/// Labels that rules have put on this exchange.
+/// Tags that rules have added to this request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tags(pub Vec<Arc<str>>);
 
-/// The limits that rules have chosen for this exchange, by name.
+/// The names of the limits that rules have selected for this request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chosen(pub Vec<Arc<str>>);
+pub struct SelectedLimits(pub Vec<Arc<str>>);
 
-/// Where somebody wants to know what filters do with an exchange, and not only what comes of it: they say it here, a
-/// line each.
+/// The explanation of a request, for `explain`. Filters append one line for each step of their decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace(pub Vec<String>);
 
-/// The request is only explained: filters look at counts and bindings, and change neither. Beside it stands a [`Trace`].
+/// Marks a dry run: filters read counters and bindings and change neither. A [`Trace`] is always present with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DryRun;
 
-/// The names under which this exchange is found in logs.
+/// The ids of this request in logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestIds {
-    /// Goes to the client, the upstream and the log.
+    /// The request id, sent to the client and the upstream and logged.
     pub request_id: String,
     /// The trace id of a valid W3C `traceparent`.
     pub trace_id: Option<String>,

@@ -1,16 +1,16 @@
-//! Header fields by name: how they are written in a configuration, and which nobody but the proxy itself may set.
+//! Header field names: how a configuration writes them, and which ones only the proxy itself may set. It reads no values.
 
 use http::HeaderName;
 use pingora_http::RequestHeader;
 
 use super::Invalid;
 
-/// The field that somebody has named, in whatever case.
+/// Parses a header field name, in any case.
 pub fn field_name(text: &str) -> Result<HeaderName, Invalid> {
-    text.to_ascii_lowercase().parse().map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))
+    text.to_ascii_lowercase().parse().map_err(|_| Invalid::new(format!("`{text}` is not a valid header field name")))
 }
 
-/// Of what stands in `Host`, the name without the port; an IPv6 address keeps its brackets.
+/// The name in a `Host` value, without the port. An IPv6 address keeps its brackets.
 pub fn host_name(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.is_empty() => name,
@@ -18,7 +18,7 @@ pub fn host_name(host: &str) -> &str {
     }
 }
 
-/// Removes a field, and those that applications take for it because they see `_` and `-` as one.
+/// Removes a field and its spellings with `_` for `-`, which many applications treat as the same name.
 pub fn remove_spellings(head: &mut RequestHeader, name: &HeaderName) {
     head.remove_header(name);
     let resembles = |other: &&HeaderName| other.as_str().contains('_') && other.as_str().replace('_', "-") == name.as_str();
@@ -28,7 +28,7 @@ pub fn remove_spellings(head: &mut RequestHeader, name: &HeaderName) {
     }
 }
 
-/// Who changes these breaks the framing of messages, or the connection they travel on.
+/// Fields that control message framing or the connection.
 const FRAMING: [&str; 12] = [
     "connection",
     "content-length",
@@ -44,7 +44,7 @@ const FRAMING: [&str; 12] = [
     "http2-settings",
 ];
 
-/// Whether a field belongs to one message or one connection, and cannot be set or go over to another.
+/// Whether a field belongs to one message or connection, so that it cannot be set or forwarded.
 pub fn is_framing(name: &HeaderName) -> bool {
     FRAMING.contains(&name.as_str())
 }

@@ -1,4 +1,4 @@
-//! The trait a filter implements, and its erasure.
+//! The [`Filter`] trait, and [`ErasedFilter`], through which a chain calls filters of any type. It holds no filter and runs none.
 
 use std::any::Any;
 use std::future::Future;
@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::{BodyCx, BoxFuture, Invalid, LogCx, Reply, RequestCx, ResponseCx, Site, UpstreamCx};
 
-/// The phases a filter takes part in. A phase nobody takes part in costs a chain nothing.
+/// The phases for which a filter has a hook. A phase without a hook adds no cost to a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hooks {
     /// [`Filter::request`]
@@ -23,12 +23,12 @@ pub struct Hooks {
     pub response_body: bool,
     /// [`Filter::log`]
     pub log: bool,
-    /// [`Filter::response`] also runs, with a fresh state, for what is refused before a chain begins.
+    /// [`Filter::response`] also runs, with a fresh state, for requests refused before the chain starts.
     pub gate_response: bool,
 }
 
 impl Hooks {
-    /// Takes part in nothing; the start of a `const` list.
+    /// No hooks; the base of a `const` declaration.
     pub const NONE: Hooks = Hooks {
         request: false,
         request_body: false,
@@ -38,31 +38,31 @@ impl Hooks {
         log: false,
         gate_response: false,
     };
-    /// Takes part in the request phase only.
+    /// The request hook only.
     pub const REQUEST: Hooks = Hooks { request: true, ..Hooks::NONE };
 }
 
-/// Why a filter did not come to an end.
+/// An error in a hook. The request ends with it.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Something went wrong that is neither the client's nor the configuration's fault. The client gets a 500 that
-    /// says nothing of it; the text goes to the log and holds no secret.
+    /// An internal error: neither the client nor the configuration caused it. The client gets a 500 without details.
+    /// The text is logged and contains no secret.
     #[error("{0}")]
     Internal(String),
-    /// More of the request's body has come than may.
-    #[error("the request's body is larger than it may be here")]
+    /// The request body is longer than the limit.
+    #[error("the request body exceeds the limit")]
     BodyTooLarge,
 }
 
-/// What a hook returns.
+/// The result of a hook.
 pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
-/// What the chain does after a request hook.
+/// The decision of a request hook.
 #[derive(Debug)]
 pub enum Flow {
-    /// Go on to the next filter.
+    /// Continue with the next filter.
     Continue,
-    /// Stop here with this reply. It travels back through the response hooks of the filters passed.
+    /// Stop the chain and send this reply. It passes the response hooks of the filters that have seen the request.
     Respond(Box<Reply>),
 }
 
@@ -74,62 +74,62 @@ impl From<Reply> for Flow {
 
 /// One filter: one YAML key, one file.
 ///
-/// Hooks that are overridden must be declared in [`Filter::HOOKS`]; a test compares the two.
+/// [`Filter::HOOKS`] must declare exactly the hooks that the filter overrides; a test compares the two.
 pub trait Filter: Sized + Send + Sync + 'static {
     /// The YAML key.
     const NAME: &'static str;
-    /// The phases it takes part in.
+    /// The hooks that the filter implements.
     const HOOKS: Hooks;
-    /// The text of the filter's own file (`include_str!`), whose `//!` lines are its manual.
+    /// The source text of the filter's main file (`include_str!`). Its `//!` lines are the manual.
     const SOURCE: &'static str;
-    /// What stands under the YAML key. Always `#[serde(deny_unknown_fields)]`.
+    /// The configuration under the YAML key. Always `#[serde(deny_unknown_fields)]`.
     type Config: DeserializeOwned + JsonSchema;
-    /// What it remembers of one exchange, for one position in the chain; `()` if nothing.
+    /// The state of one request at one position in the chain; `()` for none.
     type State: Default + Send + Sync + 'static;
 
-    /// Makes the filter from its configuration. Everything that can be wrong is found here.
+    /// Compiles the filter from its configuration. All configuration errors are reported here.
     fn compile(config: Self::Config, site: &mut Site<'_>) -> Result<Self, Invalid>;
 
-    /// Once, when the request's header is here and nothing went upstream.
+    /// Runs once, after the request header has arrived and before anything is sent upstream.
     fn request(&self, _cx: &mut RequestCx<'_>, _state: &mut Self::State) -> impl Future<Output = Result<Flow>> + Send {
         async { Ok(Flow::Continue) }
     }
 
-    /// For each piece of the request's body; anew for each attempt at an upstream.
+    /// Runs for each chunk of the request body, and again from the first chunk for each upstream attempt.
     fn request_body(&self, _cx: &mut BodyCx<'_>, _state: &mut Self::State) -> Result<()> {
         Ok(())
     }
 
-    /// On the request as it will go upstream; anew for each attempt.
+    /// Runs on the request that is about to be sent upstream, once per attempt.
     fn upstream_request(&self, _cx: &mut UpstreamCx<'_>, _state: &mut Self::State) -> Result<()> {
         Ok(())
     }
 
-    /// On the response's header, in reverse order of the chain, also for replies of our own.
+    /// Runs on the response header, in reverse chain order. It also runs for responses that Keylatch generates.
     fn response(&self, _cx: &mut ResponseCx<'_>, _state: &mut Self::State) -> Result<()> {
         Ok(())
     }
 
-    /// For each piece of the response's body. Runs inside the stream's loop: never blocks.
+    /// Runs for each chunk of the response body, inside the loop of the stream. It must not block.
     fn response_body(&self, _cx: &mut BodyCx<'_>, _state: &mut Self::State) -> Result<()> {
         Ok(())
     }
 
-    /// Once, last, when everything is known.
+    /// Runs once, after the response has ended.
     fn log(&self, _cx: &LogCx<'_>, _state: &mut Self::State) {}
 }
 
-/// The state of one position of a chain, its type forgotten.
+/// The type-erased state of one position in a chain.
 pub type State = Box<dyn Any + Send + Sync>;
 
-/// A [`Filter`] with its types forgotten, so that a chain can hold any.
-/// The one implementation is the blanket one below.
-pub trait Erased: Send + Sync {
+/// A type-erased [`Filter`], so that a chain can hold filters of different types.
+/// The blanket implementation below is the only one.
+pub trait ErasedFilter: Send + Sync {
     /// See [`Filter::NAME`].
     fn name(&self) -> &'static str;
     /// See [`Filter::HOOKS`].
     fn hooks(&self) -> Hooks;
-    /// A fresh state. A state without size does not allocate.
+    /// Makes a new state. A zero-sized state does not allocate.
     fn state(&self) -> State;
     /// See [`Filter::request`].
     fn request<'a, 'b: 'a>(&'a self, cx: &'a mut RequestCx<'b>, state: &'a mut State) -> BoxFuture<'a, Result<Flow>>;
@@ -145,12 +145,12 @@ pub trait Erased: Send + Sync {
     fn log(&self, cx: &LogCx<'_>, state: &mut State);
 }
 
-/// The state of a position always is of its filter's type: the chain makes it from that very filter.
+/// Downcasts the state. The type always matches: the chain makes the state from the same filter.
 fn typed<F: Filter>(state: &mut State) -> Result<&mut F::State> {
-    state.downcast_mut().ok_or_else(|| Failure::Internal(format!("the state of `{}` is of another type", F::NAME)))
+    state.downcast_mut().ok_or_else(|| Failure::Internal(format!("the state of `{}` has another type", F::NAME)))
 }
 
-impl<F: Filter> Erased for F {
+impl<F: Filter> ErasedFilter for F {
     fn name(&self) -> &'static str {
         F::NAME
     }
@@ -182,12 +182,12 @@ impl<F: Filter> Erased for F {
     }
 }
 
-/// An error of the header types as a failure: they say nothing about values.
+/// Turns an error of the header types into a [`Failure`]. These errors never contain header values.
 pub fn failure(error: impl std::fmt::Display) -> Failure {
     Failure::Internal(error.to_string())
 }
 
-/// Text of ours as a field value.
+/// Makes a header value from text that Keylatch has generated.
 pub fn header_value(text: &str) -> Result<http::HeaderValue> {
     http::HeaderValue::from_str(text).map_err(failure)
 }

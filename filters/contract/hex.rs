@@ -1,20 +1,20 @@
-//! Bytes as hex digits.
+//! Encoding and decoding of hexadecimal digits.
 
 use std::fmt::Write;
 
-/// Two digits a byte, in lower case.
+/// Encodes bytes as lower-case hex digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // A text takes whatever is written to it.
+        // Writing to a `String` cannot fail.
         let _ = write!(text, "{byte:02x}");
         text
     })
 }
 
-/// 32 bytes from all their 64 digits, in either case.
+/// Decodes 32 bytes from exactly 64 hex digits, in either case.
 pub fn unhex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    // Whoever parses numbers takes a sign for a digit.
+    // `from_str_radix` accepts a sign, so the digits are checked first.
     if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_and_back() {
+    fn round_trip() {
         let bytes: [u8; 32] = std::array::from_fn(|at| at as u8 * 8);
         assert_eq!(unhex(&hex(&bytes)), Some(bytes));
         assert_eq!(unhex(&hex(&bytes).to_uppercase()), Some(bytes));

@@ -1,42 +1,42 @@
-//! What is wrong with a configuration, and where. The message names neither the filter nor its
-//! place: whoever knows the place adds it once.
+//! A configuration error with its position, and the decoder that reports it. A message does not name the filter or its
+//! place in the file: the caller that knows the place adds it once.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::strict::Strict;
 
-/// One thing that is wrong in a configuration.
+/// One error in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Invalid {
-    /// Where, below the place whose configuration this is: keys, and indexes as `[3]`.
+    /// The path of the error, relative to the configuration of the reporter: keys, and indexes as `[3]`.
     pub path: Vec<String>,
-    /// What is wrong and what would be right, in one sentence without a full stop.
+    /// What is wrong and how to correct it, in one sentence without a full stop.
     pub message: String,
 }
 
 impl Invalid {
-    /// Wrong as a whole.
+    /// An error of the whole value.
     pub fn new(message: impl Into<String>) -> Self {
         Self { path: Vec::new(), message: message.into() }
     }
 
-    /// Says that it is under `key`. Outermost last.
+    /// Prepends `key` to the path. The outermost key is added last.
     #[must_use]
     pub fn at(mut self, key: impl Into<String>) -> Self {
         self.path.insert(0, key.into());
         self
     }
 
-    /// Says that it is the item `index` of a list.
+    /// Prepends the index of a list item to the path.
     #[must_use]
     pub fn index(self, index: usize) -> Self {
         self.at(format!("[{index}]"))
     }
 }
 
-/// Turns a value into a configuration type, with the place of what does not fit.
+/// Decodes a value into a configuration type. The error has the path of the value that does not fit.
 pub fn decode<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
     serde_path_to_error::deserialize(Strict(value)).map_err(|error| {
         let path = error

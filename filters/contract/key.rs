@@ -1,4 +1,5 @@
-//! The id that stands for an API key everywhere, and which spellings of a key are one key.
+//! The id that replaces an API key in stores, logs and metrics, and the rules by which spellings are the same key.
+//! It does not read requests and does not store keys.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,12 +14,12 @@ use sha2::Sha256;
 
 use super::{hex, unhex};
 
-/// HMAC-SHA256(secret, key): what stands for a key in stores, logs and metrics.
+/// HMAC-SHA256(secret, key): identifies a key in stores, logs and metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(pub [u8; 32]);
 
 impl KeyId {
-    /// From all 64 hex digits.
+    /// Parses all 64 hex digits.
     pub fn from_hex(text: &str) -> Option<Self> {
         unhex(text).map(Self)
     }
@@ -28,7 +29,7 @@ impl KeyId {
         hex(&self.0)
     }
 
-    /// The first 12 hex digits, in lower case: what people see of it.
+    /// The first 12 hex digits, in lower case: the form shown to people.
     pub fn short(&self) -> [u8; 12] {
         let nibbles = self.0.iter().take(6).flat_map(|byte| [byte >> 4, byte & 0xf]);
         let mut text = [0; 12];
@@ -52,31 +53,31 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// A fact: the key this request carries, without the key.
+/// The key of a request as a fact: its id and hint, without the key itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// What stands for it.
+    /// The id.
     pub id: KeyId,
-    /// What a person may recognise it by: `sk-…` and its last four characters.
+    /// The hint by which a person recognises the key: `sk-…` and its last four characters.
     pub hint: String,
 }
 
-/// Which spellings of a key are one key to the upstream, and so are one here.
+/// The rule by which different spellings are the same key. It must match the upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyForm {
-    /// Each spelling is a key of its own. Of a signed token (JWS) the signature does not count: it can be rewritten into
-    /// another valid one.
+    /// Each spelling is a separate key. A signed token (JWS) is identified without its signature, because a signature can be
+    /// rewritten into another valid one.
     #[default]
     Exact,
-    /// As New API and one-api read keys: `sk-` in front does not count, nor what follows the next `-` (a channel), nor upper
-    /// or lower case, which MySQL ignores. Not for services whose keys have dashes within, such as `sk-proj-…`. Signed tokens
-    /// are named as with `exact`.
+    /// As New API and one-api read keys: a leading `sk-`, everything after the next `-` (a channel) and letter case (which
+    /// MySQL ignores) do not matter. Unsuitable for keys that contain dashes, such as `sk-proj-…`. Signed tokens are identified
+    /// as with `exact`.
     NewApi,
 }
 
 impl KeyForm {
-    /// The part of a key that names it.
+    /// The part of a key that identifies it.
     fn essence(self, key: &str) -> Cow<'_, str> {
         if let Some(signed) = signed_part(key) {
             return signed;
@@ -90,7 +91,7 @@ impl KeyForm {
         }
     }
 
-    /// The part that named a key in earlier versions, where that was another one.
+    /// The part that identified the key in earlier versions, if it was a different one.
     fn earlier_essence(self, key: &str) -> Option<&str> {
         let earlier = match self {
             KeyForm::Exact => key,
@@ -105,9 +106,8 @@ fn new_api_name(key: &str) -> &str {
     rest.split_once('-').map_or(rest, |(key, _)| key)
 }
 
-/// `header.payload` of a key in JWS compact form (RFC 7515, section 7.1), of which the first part is a JSON object with `alg`. In
-/// one spelling, without the padding and stray bits that lenient verifiers may take. Not of an encrypted token, whose parts are
-/// others.
+/// `header.payload` of a key in JWS compact form (RFC 7515, section 7.1), recognised by a JSON header with `alg`. The result is
+/// normalised: padding and stray bits that lenient verifiers accept are removed. `None` for an encrypted token (`enc`).
 pub fn signed_part(key: &str) -> Option<Cow<'_, str>> {
     let (header_text, rest) = key.split_once('.')?;
     let (payload_text, _) = rest.split_once('.')?;
@@ -125,7 +125,7 @@ pub fn signed_part(key: &str) -> Option<Cow<'_, str>> {
     Some(format!("{header}.{payload}").into())
 }
 
-/// Takes what a lenient verifier may take.
+/// Decodes everything that a lenient verifier may accept.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new()
@@ -134,27 +134,27 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// Turns keys into [`KeyId`]s. Holds the secret.
+/// Computes [`KeyId`]s. Holds the HMAC secret.
 #[derive(Clone)]
 pub struct KeyHasher {
     form: KeyForm,
     mac: Hmac<Sha256>,
-    /// Under secrets that were used before.
+    /// HMACs of earlier secrets.
     previous: Vec<Hmac<Sha256>>,
 }
 
 impl KeyHasher {
-    /// `secret` may be of any length; 32 random bytes are right.
+    /// `secret` can have any length; 32 random bytes are recommended.
     pub fn new(secret: &[u8]) -> Self {
         Self { form: KeyForm::Exact, mac: mac(secret), previous: Vec::new() }
     }
 
-    /// The same, with secrets that were used before it.
+    /// Adds the secrets that were used before, the latest first.
     pub fn with_previous<'s>(self, secrets: impl Iterator<Item = &'s [u8]>) -> Self {
         Self { previous: secrets.map(mac).collect(), ..self }
     }
 
-    /// The same, for keys that are spelt in this form.
+    /// Sets the form of the keys.
     pub fn of_form(self, form: KeyForm) -> Self {
         Self { form, ..self }
     }
@@ -169,14 +169,14 @@ impl KeyHasher {
         id(&self.mac, &self.form.essence(key))
     }
 
-    /// By which another secret, or another form, is told from this one. Tells nothing about the secret.
+    /// A fingerprint that changes with the secret or the form. It reveals nothing about the secret.
     pub fn fingerprint(&self) -> KeyId {
         let form = if self.form == KeyForm::Exact { "" } else { " (new_api)" };
         id(&self.mac, &format!("keylatch: the fingerprint of the key_hmac secret{form}"))
     }
 
-    /// The ids under which `key` may be stored from before: under earlier secrets, the latest first, and by the part of it
-    /// that named it in earlier versions.
+    /// The ids under which `key` may still be stored: with earlier secrets, the latest first, and by the part that identified
+    /// it in earlier versions.
     pub fn earlier_ids(&self, key: &str) -> Vec<KeyId> {
         let essence = self.form.essence(key);
         let mut ids: Vec<KeyId> = self.previous.iter().map(|mac| id(mac, &essence)).collect();
@@ -195,8 +195,8 @@ impl KeyHasher {
 fn mac(secret: &[u8]) -> Hmac<Sha256> {
     match Hmac::<Sha256>::new_from_slice(secret) {
         Ok(mac) => mac,
-        // HMAC takes keys of every length (RFC 2104).
-        Err(_) => unreachable!("HMAC refuses no key length"),
+        // HMAC accepts keys of every length (RFC 2104).
+        Err(_) => unreachable!("HMAC accepts every key length"),
     }
 }
 
@@ -212,11 +212,11 @@ impl fmt::Debug for KeyHasher {
     }
 }
 
-/// Shows the last four characters only of keys long enough to stay secret without them.
+/// The last four characters are shown only if the rest of the key is long enough to stay secret.
 fn hint(key: &str) -> String {
     const LONG_ENOUGH: usize = 16;
     let prefix = if key.starts_with("sk-") { "sk-…" } else { "…" };
-    // A key is visible ASCII: bytes are characters.
+    // A key is visible ASCII, so that bytes are characters.
     match key.len().checked_sub(4) {
         Some(start) if key.len() >= LONG_ENOUGH => format!("{prefix}{}", &key[start..]),
         _ => prefix.to_owned(),
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_as_new_api_reads_them() {
+    fn new_api_spellings() {
         let (exact, hasher) = (KeyHasher::new(b"s"), KeyHasher::new(b"s").of_form(KeyForm::NewApi));
         for same in ["sk-abc", "abc", "sk-abc-7", "abc-7-x", "ABC", "sk-aBc"] {
             assert_eq!(hasher.id(same), hasher.id("abc"), "{same}");
@@ -238,7 +238,7 @@ mod tests {
         }
         assert_ne!(exact.id("sk-abc"), exact.id("abc"));
         assert_eq!(exact.id("abc"), hasher.id("abc"));
-        assert_ne!(exact.fingerprint(), hasher.fingerprint(), "what is bound under one is not to be read under the other");
+        assert_ne!(exact.fingerprint(), hasher.fingerprint(), "a store of one form must not be read with the other");
     }
 
     /// A token with this header, the payload `{}` and this signature.
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_names_no_key() {
+    fn the_signature_does_not_identify_a_key() {
         let hasher = KeyHasher::new(b"s").with_previous([b"old".as_slice()].into_iter());
         let first = token(r#"{"alg":"ES256"}"#, "AAAA");
         for same in ["BBBB", "", "AAA", "AAAA==", "AAAB", "AAAA.BBBB", "."] {
@@ -257,16 +257,16 @@ mod tests {
         for other in [token(r#"{"alg":"ES384"}"#, "AAAA"), token(r#"{"alg":"ES256"}"#, "AAAA").replace("e30", "eyJhIjoxfQ")] {
             assert_ne!(hasher.id(&other), hasher.id(&first), "{other}");
         }
-        // What only looks like one is a key like any other.
+        // A key that only resembles a JWS is an ordinary key.
         for key in ["a.b.c".to_owned(), token("{}", "AAAA"), token("[1]", "AAAA"), "sk-1".into(), "..".into(), token("alg", "AAAA")] {
             assert_eq!(signed_part(&key), None, "{key}");
         }
-        // Padding and stray bits change nothing.
+        // Padding and stray bits do not matter.
         for spelled in ["eyJhbGciOiJFUzI1NiJ9==.e30.AA", "eyJhbGciOiJFUzI1NiJ9.e30=.AA", "eyJhbGciOiJFUzI1NiJ9.e31.AA"] {
             assert_eq!(signed_part(spelled).as_deref(), Some("eyJhbGciOiJFUzI1NiJ9.e30"), "{spelled}");
         }
         assert_eq!(signed_part(&token(r#"{"alg":"dir","enc":"A256GCM"}"#, "AA.BB.CC")), None, "encrypted");
-        assert_eq!(hasher.earlier_ids(&first).len(), 3, "by another secret, and as a whole under both");
+        assert_eq!(hasher.earlier_ids(&first).len(), 3, "with the earlier secret, and unnormalised with both secrets");
         assert_eq!(hasher.earlier_ids("sk-1").len(), 1);
     }
 

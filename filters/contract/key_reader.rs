@@ -1,7 +1,7 @@
-//! Reads the API key from a request: from which header fields and query parameters, and what counts as two keys.
+//! Reads the API key of a request from header fields and query parameters.
 //!
-//! The key that is judged must be the key that the upstream uses. Where a service might read another one, the request
-//! is an error. It computes no ids and makes no decision.
+//! The key that Keylatch checks must be the key that the upstream uses. A request in which an upstream might read a different
+//! key is an error. This module computes no ids and makes no decision.
 
 use std::borrow::Cow;
 
@@ -12,20 +12,20 @@ use serde::Deserialize;
 
 use super::{ByteSize, Invalid, KeyForm, field_name, is_framing};
 
-/// The longest key by default, in bytes.
+/// The default maximum length of a key, in bytes.
 pub const KEY_BYTES: usize = 8192;
-/// The longest key that any configuration allows, in bytes.
+/// The largest maximum length that a configuration can set, in bytes.
 pub const KEY_BYTES_MAX: usize = 32 * 1024;
 
-/// The configured bound of a key or token, in bytes.
+/// Checks the configured maximum length of a key or token; returns it in bytes.
 pub fn key_bytes_bound(size: ByteSize) -> Result<usize, Invalid> {
     let bytes = usize::try_from(size.0).unwrap_or(usize::MAX);
     if (1024..=KEY_BYTES_MAX).contains(&bytes) { Ok(bytes) } else { Err(Invalid::new("must be between 1KiB and 32KiB")) }
 }
 
-/// Query parameters from which services are known to read a key; the last one is that of RFC 6750, section 2.3.
+/// Query parameters from which known services read a key. `access_token` is defined in RFC 6750, section 2.3.
 const QUERY_NAMES: [&str; 5] = ["key", "api_key", "api-key", "apikey", "access_token"];
-/// What clients of Midjourney's API send in `Authorization` when the key is in `mj-api-secret`.
+/// The placeholder that Midjourney clients send in `Authorization` when the key is in `mj-api-secret`.
 const PLACEHOLDER: &str = "midjourney-proxy";
 
 /// A place in a request that can carry the key.
@@ -46,12 +46,12 @@ pub enum KeySource {
     SecWebsocketProtocol,
     /// The query parameter `key` (Gemini clients)
     QueryKey,
-    /// Another header field, such as `cf-access-jwt-assertion`; `Bearer ` in front of the key is allowed
+    /// Another header field, such as `cf-access-jwt-assertion`; the prefix `Bearer ` is allowed
     Header(String),
 }
 
 impl KeySource {
-    /// The header fields from which services are known to read a key.
+    /// The header fields from which known services read a key.
     pub const FIELDS: [KeySource; 6] = [
         KeySource::Authorization,
         KeySource::XApiKey,
@@ -61,7 +61,7 @@ impl KeySource {
         KeySource::SecWebsocketProtocol,
     ];
 
-    /// The field's name; `None` for the query.
+    /// The name of the header field; `None` for the query.
     pub fn header(&self) -> Result<Option<HeaderName>, Invalid> {
         Ok(Some(match self {
             KeySource::Authorization => header::AUTHORIZATION,
@@ -81,7 +81,7 @@ impl KeySource {
         }))
     }
 
-    /// How a client sends a key here, as a sentence for a refusal.
+    /// How a client sends a key in this place, as a sentence for a refusal.
     pub fn instruction(&self) -> String {
         match self {
             KeySource::Authorization => "Send it as `Authorization: Bearer YOUR_KEY`.".into(),
@@ -96,7 +96,7 @@ impl KeySource {
         }
     }
 
-    /// The keys in one line of the field. A line without a key has none or an empty one.
+    /// The keys in one line of the field. A line without a key yields none, or an empty one.
     fn keys<'v>(&self, value: &'v str, form: KeyForm) -> Keys<'v> {
         match self {
             KeySource::SecWebsocketProtocol => Keys::Protocols(value.split(','), form),
@@ -107,7 +107,7 @@ impl KeySource {
         }
     }
 
-    /// Whether one line of the field carries a key, or what might be taken for one.
+    /// Whether one line of the field carries a key, or text that an upstream might read as one.
     pub fn carries_key(&self, value: &[u8], form: KeyForm) -> bool {
         match self {
             KeySource::SecWebsocketProtocol => std::str::from_utf8(value).map_or(true, |text| self.keys(text, form).next().is_some()),
@@ -115,7 +115,7 @@ impl KeySource {
         }
     }
 
-    /// The line without the key; `None`: nothing is left of it.
+    /// The line without the key; `None` if nothing remains.
     pub fn without_key(&self, value: &[u8], form: KeyForm) -> Option<String> {
         if *self != KeySource::SecWebsocketProtocol {
             return None;
@@ -128,8 +128,8 @@ impl KeySource {
 
 const PROTOCOL: &str = "openai-insecure-api-key.";
 
-/// The key that one of WebSocket's protocols is. Many versions of New API take the whole field for the key where it has none with
-/// the prefix, so that there only the protocols of OpenAI's Realtime API are none.
+/// The key in one WebSocket subprotocol. Many versions of New API read the whole field as the key if no protocol has the
+/// prefix. For that form, any protocol other than those of OpenAI's Realtime API is an error.
 fn protocol_key(protocol: &str, form: KeyForm) -> Option<Result<&str, KeyError>> {
     if let Some(key) = protocol.strip_prefix(PROTOCOL) {
         return Some(Ok(key));
@@ -154,8 +154,8 @@ impl<'v> Iterator for Keys<'v> {
     }
 }
 
-/// The key in an `Authorization` value. The scheme's case does not matter (RFC 9110, section 11.1), and many services take a
-/// value without a scheme for a key. Another scheme is an error: the upstream might read a key from it that was not judged.
+/// The key in an `Authorization` value. The case of the scheme does not matter (RFC 9110, section 11.1). Many services accept
+/// a key without a scheme. Any other scheme is an error: the upstream might read a key from it that was not checked.
 fn credential(value: &str) -> Result<&str, KeyError> {
     let value = value.trim_matches([' ', '\t']);
     match value.split_once([' ', '\t']) {
@@ -166,25 +166,25 @@ fn credential(value: &str) -> Result<&str, KeyError> {
     }
 }
 
-/// Why no single key could be read.
+/// Why the request does not carry exactly one readable key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Two places, or two lines of one field, with different keys.
+    /// Two places, or two lines of one field, carry different keys.
     #[error("the request carries two different keys")]
     Two,
-    /// Not a key: it has bytes that no key has, or another scheme.
+    /// The value is not a key: it contains invalid bytes, or has another scheme than `Bearer`.
     #[error("the key is malformed")]
     Malformed,
-    /// Longer than this many bytes.
+    /// The key is longer than this many bytes.
     #[error("the key is longer than {0} bytes")]
     TooLong(usize),
-    /// In the query alone, where this reader reads none.
+    /// The key is only in the query, from which this reader does not read.
     #[error("the key is in the query")]
     InQuery,
 }
 
 impl KeyError {
-    /// The metric's word.
+    /// The reason for metrics.
     pub fn reason(self) -> &'static str {
         match self {
             KeyError::Two => "two_keys",
@@ -195,12 +195,12 @@ impl KeyError {
     }
 }
 
-/// What a key in the query is to a reader that does not list the query.
+/// How a reader without the query as a source treats a key in the query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnlistedQuery {
-    /// An ordinary parameter.
+    /// As an ordinary parameter.
     Ignored,
-    /// An error, unless it is the same key.
+    /// As an error, unless it is the same key as in a header field.
     Refused,
 }
 
@@ -220,7 +220,7 @@ enum QueryUse {
 }
 
 impl KeyReader {
-    /// Reads from these sources only. `bytes_max` bounds the key.
+    /// Reads from these sources only. `bytes_max` is the maximum length of the key.
     pub fn new(sources: &[KeySource], bytes_max: usize, query: UnlistedQuery, form: KeyForm) -> Result<Self, Invalid> {
         let mut fields = Vec::new();
         for (index, source) in sources.iter().enumerate() {
@@ -238,17 +238,17 @@ impl KeyReader {
         Ok(Self { fields, bytes_max, query, form })
     }
 
-    /// All known header fields, and any form of key.
+    /// Reads all known header fields and ignores the query.
     pub fn of_known_fields(form: KeyForm) -> Self {
         let fields = KeySource::FIELDS.into_iter().filter_map(|source| source.header().ok().flatten().map(|name| (source, name)));
         let query = QueryUse::Unlisted(UnlistedQuery::Ignored);
         Self { fields: fields.collect(), bytes_max: KEY_BYTES_MAX, query, form }
     }
 
-    /// The one key of a request. The same key twice is one key, and an empty one is none.
+    /// The key of a request. The same key in several places counts once; an empty key counts as none.
     pub fn read<'r>(&self, request: &'r RequestHeader) -> Result<Option<Cow<'r, str>>, KeyError> {
         let mut found: Option<&str> = None;
-        // There `midjourney-proxy` in `Authorization` stands for the key in `mj-api-secret`.
+        // If `mj-api-secret` has the key, `midjourney-proxy` in `Authorization` is only a placeholder.
         let placeholder = self.form == KeyForm::NewApi && request.headers.get("mj-api-secret").is_some_and(|value| !value.is_empty());
         for (source, name) in &self.fields {
             let mut of_field = None;
@@ -256,7 +256,7 @@ impl KeyReader {
                 let line = line.to_str().map_err(|_| KeyError::Malformed)?;
                 for key in source.keys(line, self.form) {
                     let key = key?;
-                    // Of several lines an upstream may read the first or the last, also if that is empty.
+                    // An upstream may read the first or the last of several lines, even if that one is empty.
                     if of_field.is_some_and(|other| other != key) {
                         return Err(KeyError::Two);
                     }
@@ -303,9 +303,9 @@ impl KeyReader {
     }
 }
 
-/// The parameters that some service reads as a key, without empty ones.
+/// The non-empty query parameters that known services read as a key.
 fn query_keys(query: &str) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
-    // Some servers take `;` for `&`.
+    // Some servers treat `;` like `&`.
     query.split(['&', ';']).flat_map(|pair| form_urlencoded::parse(pair.as_bytes())).filter_map(|(name, value)| {
         let name = QUERY_NAMES.into_iter().find(|known| name.eq_ignore_ascii_case(known))?;
         (!value.is_empty()).then_some((name, value))

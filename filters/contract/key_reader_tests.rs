@@ -1,4 +1,4 @@
-//! Every place and every spelling of a key, and what is an error.
+//! Tests of the key reader: every source, every spelling, and every error.
 
 use super::*;
 
@@ -70,7 +70,7 @@ fn two_different_keys_anywhere_are_an_error() {
     assert_eq!(read(&[first]), Err(KeyError::Two));
     let lines = [("sec-websocket-protocol", "openai-insecure-api-key.A"), ("sec-websocket-protocol", "openai-insecure-api-key.B")];
     assert_eq!(read(&lines), Err(KeyError::Two));
-    // The same key twice is one.
+    // The same key in several places counts once.
     assert_eq!(read(&[bearer, ("x-api-key", "sk-1"), ("authorization", "sk-1")]), some("sk-1"));
 }
 
@@ -90,7 +90,7 @@ fn an_empty_credential_is_none() {
 }
 
 #[test]
-fn what_is_no_key() {
+fn malformed_keys() {
     for wrong in ["Bearer sk 1", "Bearer a,b c", "Basic Zm9v", "Bearer é"] {
         let mut request = request("/", &[]);
         request.append_header("authorization", http::HeaderValue::from_bytes(wrong.as_bytes()).unwrap()).unwrap();
@@ -134,7 +134,7 @@ fn keys_in_the_query() {
 }
 
 #[test]
-fn a_field_of_the_operators_own() {
+fn a_custom_header_field() {
     let access = reader(&[KeySource::Header("CF-Access-JWT-Assertion".into())], KeyForm::Exact);
     for value in ["a.b.c", "Bearer a.b.c"] {
         assert_eq!(read_by(&access, "/", &[("cf-access-jwt-assertion", value), ("authorization", "sk-1")]), some("a.b.c"));
@@ -156,7 +156,7 @@ fn the_placeholder_of_midjourney_clients() {
 }
 
 #[test]
-fn protocols_that_versions_of_new_api_take_for_a_key() {
+fn websocket_protocols_that_new_api_reads_as_a_key() {
     let new_api = reader(&KeySource::FIELDS, KeyForm::NewApi);
     let bearer = ("authorization", "Bearer sk-1");
     for (protocols, expected) in [
@@ -170,7 +170,7 @@ fn protocols_that_versions_of_new_api_take_for_a_key() {
 }
 
 #[test]
-fn what_is_left_without_the_key() {
+fn removing_the_key_from_a_line() {
     let protocols = KeySource::SecWebsocketProtocol;
     assert_eq!(
         protocols.without_key(b"realtime, openai-insecure-api-key.A,openai-beta.v1", KeyForm::Exact).as_deref(),

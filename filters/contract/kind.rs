@@ -1,33 +1,33 @@
-//! A filter's entry in the registry: everything about a type of filter, as data.
+//! The registry entry of a filter type: its name, hooks, manual, schema and compile function. It names no filter.
 
 use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::Value;
 
-use super::{Erased, Filter, Hooks, Invalid, Site, decode};
+use super::{ErasedFilter, Filter, Hooks, Invalid, Site, decode};
 
-/// Makes a filter from what stands under its key.
-pub type Compile = fn(Value, &mut Site<'_>) -> Result<Arc<dyn Erased>, Invalid>;
+/// Compiles a filter from the configuration under its YAML key.
+pub type Compile = fn(Value, &mut Site<'_>) -> Result<Arc<dyn ErasedFilter>, Invalid>;
 
-/// One type of filter.
+/// The registry entry of one filter type.
 #[derive(Clone, Copy)]
-pub struct Kind {
+pub struct FilterKind {
     /// The YAML key.
     pub name: &'static str,
-    /// The phases it takes part in.
+    /// The hooks it implements.
     pub hooks: Hooks,
-    /// The text of its file.
+    /// The source text of its main file.
     pub source: &'static str,
-    /// The JSON Schema of what stands under the key.
+    /// The JSON Schema of its configuration.
     pub schema: fn(&mut SchemaGenerator) -> Schema,
-    /// Makes one from its configuration.
+    /// Compiles a filter from its configuration.
     pub compile: Compile,
 }
 
-impl Kind {
-    /// The entry of `F`.
-    pub const fn of<F: Filter>() -> Self {
+impl FilterKind {
+    /// The entry of the filter type `F`.
+    pub const fn for_filter<F: Filter>() -> Self {
         Self {
             name: F::NAME,
             hooks: F::HOOKS,
@@ -37,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// Its manual: the `//!` lines of its file, as Markdown.
+    /// The manual: the `//!` lines of the main file, as Markdown.
     pub fn manual(&self) -> String {
         manual_of(self.source)
     }

@@ -1,15 +1,16 @@
-//! Limits in the terms of their algorithms, and the counts that replicas share.
+//! Quotas in terms of their algorithms, and the port to counters that replicas share. It stores no counts itself;
+//! `src/redis` implements the port.
 
 use std::time::Duration;
 
 use super::{BoxFuture, StoreError};
 
-/// How often, in the terms of the generic cell rate algorithm.
+/// A rate and burst as parameters of the generic cell rate algorithm (GCRA).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// The time between two hits at exactly the rate, in nanoseconds.
+    /// The time between two hits at exactly the rate, in nanoseconds; at least 1.
     pub interval_ns: u64,
-    /// How far ahead of now the theoretical arrival time may be and still be hit: (burst − 1) intervals.
+    /// How far ahead of now the theoretical arrival time may be for a hit to be allowed: (burst − 1) intervals.
     pub tolerance_ns: u64,
 }
 
@@ -20,12 +21,12 @@ impl Quota {
         Self { interval_ns, tolerance_ns: interval_ns.saturating_mul(u64::from(burst.max(1)) - 1) }
     }
 
-    /// How many there are at once.
+    /// The burst: the number of hits allowed at once.
     pub fn burst(&self) -> u32 {
         u32::try_from(self.tolerance_ns / self.interval_ns).unwrap_or(u32::MAX).saturating_add(1)
     }
 
-    /// What is to be said of a hit after which the theoretical arrival time is so far ahead of now.
+    /// The outcome of a hit, after which the theoretical arrival time is `ahead_ns` ahead of now.
     pub fn outcome(&self, allowed: bool, ahead_ns: u64, cost: u32) -> Outcome {
         let left_ns = self.tolerance_ns.saturating_add(self.interval_ns).saturating_sub(ahead_ns);
         let needed_ns = self.interval_ns.saturating_mul(u64::from(cost.max(1)) - 1);
@@ -44,38 +45,38 @@ impl Quota {
     }
 }
 
-/// What came of a hit.
+/// The outcome of a hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// Whether it was within the limit.
+    /// Whether the hit was within the limit.
     pub allowed: bool,
-    /// How many more would be, right now.
+    /// How many more hits would be allowed now.
     pub remaining: u32,
-    /// Until all of the burst is there again, or a new window begins.
+    /// The time until the full burst is available again, or a new window starts.
     pub full_in: Duration,
-    /// Until more would be allowed than right now: after a refusal, the time after which it can be repeated.
+    /// The time until more hits are allowed than now. After a refusal: the time until the request can be repeated.
     pub more_in: Duration,
-    /// Until the next hit can be allowed; zero when this one was.
+    /// The time until the next hit can be allowed; zero if this hit was allowed.
     pub retry_in: Duration,
 }
 
-/// How hits are counted.
+/// The algorithm that counts hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
-    /// By the generic cell rate algorithm; whoever is refused is refused for at least `block`.
+    /// The generic cell rate algorithm. A refused subject stays refused for at least `block`.
     Rolling {
-        /// How often.
+        /// The rate and burst.
         quota: Quota,
-        /// Zero: not blocked.
+        /// The minimum time of a refusal; zero for none.
         block: Duration,
     },
-    /// So many in a window of the calendar.
+    /// A maximum count in a calendar window.
     Window {
-        /// How many.
+        /// The maximum count.
         most: u32,
-        /// Which: grows from one window to the next.
+        /// The number of the window; it increases from one window to the next.
         number: i64,
-        /// Until it ends.
+        /// The time until the window ends.
         left: Duration,
     },
 }
@@ -83,34 +84,34 @@ pub enum Measure {
 /// One hit of a request on one limit.
 #[derive(Clone, Debug)]
 pub struct Hit {
-    /// Limit and thing counted, the same on every replica.
+    /// The limit and the subject; the same on every replica.
     pub name: String,
-    /// How it is counted.
+    /// The algorithm.
     pub measure: Measure,
-    /// How much it counts, at least 1.
+    /// The cost of the hit, at least 1.
     pub cost: u32,
-    /// Its refusal does not keep the others from being counted.
+    /// The limit is in shadow mode: its refusal does not prevent counting on the other limits.
     pub shadow: bool,
 }
 
-/// Counts that replicas share.
+/// Counters that replicas share.
 pub trait Counters: Send + Sync {
-    /// Counts a request on all of its limits in one step; where one of them refuses it, it is counted on none. In
+    /// Counts a request on all of its limits atomically. If one limit refuses it, it is counted on none. The outcomes are in
     /// the order of the hits.
     fn hit(&self, hits: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>>;
-    /// How it stands with what a hit counts, without counting it: whether one more would be allowed.
-    fn look<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>>;
-    /// Forgets what is counted of what a hit counts.
+    /// The outcome that a hit would have now, without counting it.
+    fn peek<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>>;
+    /// Resets the count of the limit and subject of this hit.
     fn forget<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>>;
-    /// Takes one of at most `most` places under this name, for as long as what is returned lives. `None`: all are taken.
+    /// Acquires one of at most `most` leases of this name, held until the returned value is dropped. `None`: all are taken.
     fn lease(&self, name: String, most: u32) -> BoxFuture<'_, Result<Option<Lease>, StoreError>>;
 }
 
-/// A place that is held until this is dropped.
+/// A lease, released when it is dropped.
 pub struct Lease(Option<Box<dyn FnOnce() + Send + Sync>>);
 
 impl Lease {
-    /// `release` is called once, when it is dropped.
+    /// `release` is called once, when the lease is dropped.
     pub fn new(release: impl FnOnce() + Send + Sync + 'static) -> Self {
         Self(Some(Box::new(release)))
     }
@@ -124,7 +125,7 @@ impl Drop for Lease {
     }
 }
 
-/// In nanoseconds, or as many as fit.
+/// The duration in nanoseconds; `u64::MAX` if it does not fit.
 pub fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,10 @@
-//! What a filter is written against: the trait, what it is handed in each phase, what it may answer,
-//! and the ports through which it has things *done*.
+//! The contract between a filter and the proxy: the [`Filter`] trait, the context of each hook, the replies, and the ports.
 //!
-//! No I/O lives here, and no filter is named here. `src/` implements the ports; filters use them.
+//! A port is a trait for an operation that needs I/O; `src/` implements it and filters call it. This module does no I/O and
+//! names no filter.
 
 mod arrival;
+mod cancellation;
 mod context;
 mod dialect;
 mod facts;
@@ -14,11 +15,8 @@ mod invalid;
 mod key;
 mod key_reader;
 mod kind;
-mod leash;
+mod limit_usage;
 mod limits;
-mod media_type;
-mod names;
-mod near;
 mod outbound;
 mod ports;
 mod proxy_fields;
@@ -31,27 +29,25 @@ mod trust;
 mod values;
 
 pub use arrival::{Arrival, ClientCertificate, Vouched};
+pub use cancellation::{CancelReason, CancellationHandle};
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, Source, UpstreamCx};
 pub use dialect::{Dialect, StreamRequest};
-pub use facts::{Chosen, ClientAddress, DryRun, Facts, Identity, LetThrough, RequestIds, Tags, Trace};
+pub use facts::{ClientAddress, DryRun, Facts, Identity, LetThrough, RequestIds, SelectedLimits, Tags, Trace};
 pub use fields::{field_name, host_name, is_framing, remove_spellings};
-pub use filter::{Erased, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
+pub use filter::{ErasedFilter, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use hex::{hex, unhex};
 pub use invalid::{Invalid, decode};
 pub use key::{Key, KeyForm, KeyHasher, KeyId, signed_part};
 pub use key_reader::{KEY_BYTES, KEY_BYTES_MAX, KeyError, KeyReader, KeySource, UnlistedQuery, key_bytes_bound};
-pub use kind::{Kind, manual_of};
-pub use leash::{Leash, Pulled};
+pub use kind::{FilterKind, manual_of};
+pub use limit_usage::{ActiveLimit, CountedSubject, LimitUsage, TrackedUsage, UsageSource, UsageTracker};
 pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};
-pub use media_type::{EVENT_STREAM, is_event_stream, is_json_lines, is_uncoded, names_event_stream};
-pub use names::check_name;
-pub use near::{About, Counted, InForce, Near, Shown, Standing};
-pub use outbound::{Answered, Body as AnswerBody, Call, CallError, Endpoint, Outbound, Service, Tend, Tended, Tender};
+pub use outbound::{AnswerBody, Call, CallError, Endpoint, Outbound, PeriodicTask, Service, ServiceResponse, TaskHandle, TaskOutcome};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use proxy_fields::{ADDRESS_FIELDS, PROXY_FIELDS, ProxyFields, ProxyFieldsConfig};
 pub use ranges::{CLOUDFLARE, fetched_ranges, ranges};
 pub use reply::{Body, Problem, Reply};
-pub use site::{Keep, Meter, Named, Ports, Resolve, Site, bare};
+pub use site::{Keep, LimitNames, Meter, Ports, Resolve, Site, trim_secret};
 pub use stream_plan::{AnswerKind, ExpectedAnswer, Frame, StreamPlan};
 pub use trust::{CloudflareRefresh, TrustConfig, TrustedProxies, canonical, parse_address, write_address};
 pub use values::{ByteSize, HumanDuration, Rate, SecretRef, Timestamp};

@@ -1,5 +1,4 @@
-//! Asking other people's services, and work that is done again and again: what filters have done for them where they
-//! may do no I/O themselves.
+//! The port for calls to external services and for periodic background tasks. It does no I/O; `src/outbound` implements it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,18 +12,18 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{BoxFuture, HumanDuration, Invalid, SecretRef};
 
-/// Where a service is, and how far a call to it may go: written as a URL alone, or with its particulars.
+/// The endpoint of a service: a URL, or a map with the URL and options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// `https://…`
     pub url: String,
-    /// Whether it may be an address that is not public, or `http`. Default: false.
+    /// Allow `http` and addresses that are not public. Default: false.
     pub allow_private: bool,
-    /// The certificates, in PEM, that may sign the server's. Default: the system's.
+    /// A PEM file of CA certificates for the server's certificate. Default: those of the system.
     pub ca_file: Option<String>,
     /// The value of the `Authorization` field of each call. Default: none.
     pub authorization: Option<SecretRef>,
-    /// How long a call may take, all in all. Default: 2s.
+    /// The total time limit of a call. Default: 2s.
     pub timeout: HumanDuration,
 }
 
@@ -34,15 +33,15 @@ pub struct Endpoint {
 struct Particulars {
     /// `https://…`
     url: String,
-    /// Whether it may be an address that is not public, or `http`. Default: false.
+    /// Allow `http` and addresses that are not public. Default: false.
     #[serde(default)]
     allow_private: bool,
-    /// The certificates, in PEM, that may sign the server's. Default: the system's.
+    /// A PEM file of CA certificates for the server's certificate. Default: those of the system.
     ca_file: Option<String>,
-    /// The value of the `Authorization` field of each call, for published keys only (`jwks_url`, `discovery`). Not sent to another
-    /// origin that discovery names. Default: none.
+    /// The value of the `Authorization` field of each call, for `jwks_url` and `discovery` only. It is not sent to another
+    /// origin that a discovery document names. Default: none.
     authorization: Option<SecretRef>,
-    /// How long a call may take, all in all; between 50ms and 1min. Default: 2s.
+    /// The total time limit of a call, 50ms to 1min. Default: 2s.
     #[serde(default = "two_seconds")]
     timeout: HumanDuration,
 }
@@ -83,7 +82,7 @@ impl JsonSchema for Endpoint {
 }
 
 impl Endpoint {
-    /// The URL without what may be secret in it: user, password and query. For logs.
+    /// The URL for logs: without user, password and query, which can contain secrets.
     pub fn shown(&self) -> String {
         let (before, rest) = self.url.split_once("://").map_or(("", &*self.url), |(scheme, rest)| (scheme, rest));
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
@@ -93,91 +92,91 @@ impl Endpoint {
     }
 }
 
-/// One call.
+/// One call to a service.
 pub struct Call {
-    /// Its method.
+    /// The method.
     pub method: Method,
-    /// What comes behind the endpoint's URL: a path that begins with `/`, or nothing. Never from a request.
+    /// Appended to the URL of the endpoint: a path that starts with `/`, or nothing. Never taken from a request.
     pub path: Cow<'static, str>,
-    /// Its fields.
+    /// The header fields.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Its body.
+    /// The body.
     pub body: String,
-    /// How much of the answer's body is read.
-    pub answer: Body,
+    /// How much of the response body is read.
+    pub answer: AnswerBody,
 }
 
-/// How much of an answer's body is read, in bytes.
+/// How much of a response body is read, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// All of it; a longer one is [`CallError::Unclear`].
+pub enum AnswerBody {
+    /// All of it. A body above this limit is [`CallError::Unclear`].
     Whole(usize),
-    /// Its beginning; what goes beyond is left out.
+    /// At most this many bytes; the rest is discarded.
     Cut(usize),
 }
 
-/// What came back.
+/// The response of a service.
 #[derive(Clone, Debug)]
-pub struct Answered {
+pub struct ServiceResponse {
     /// The status.
     pub status: StatusCode,
-    /// The fields.
+    /// The header fields.
     pub headers: HeaderMap,
-    /// The body, as far as it was asked for.
+    /// The body, as far as [`Call::answer`] requests it.
     pub body: Vec<u8>,
-    /// How long it took, waiting for its turn included.
+    /// The duration of the call, including the wait in the queue.
     pub took: Duration,
 }
 
-/// Nothing of use came back. The texts name no URL and no secret.
+/// A failed call. The text contains no URL and no secret.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CallError {
-    /// It cannot be reached, or does not answer in time: whatever was asked.
+    /// The service cannot be reached or does not respond in time. The content of the call is not the cause.
     #[error("{0}")]
     Away(String),
-    /// It is there, and something is wrong with the answer, which may be because of what was asked.
+    /// The service has responded, but the response is unusable. The content of the call may be the cause.
     #[error("{0}")]
     Unclear(String),
 }
 
 /// A service that can be called.
 pub trait Service: Send + Sync {
-    /// Calls it, with so many others at once as it bears. Bounded by the endpoint's time, and as long again while it waits
-    /// for its turn; redirects are not followed.
-    fn call(&self, call: Call) -> BoxFuture<'_, Result<Answered, CallError>>;
+    /// Calls the service. Concurrent calls are limited; further calls wait in a queue. The time limit of the endpoint applies
+    /// to the call and separately to the wait in the queue. Redirects are not followed.
+    fn call(&self, call: Call) -> BoxFuture<'_, Result<ServiceResponse, CallError>>;
 
-    /// The same service at another URL, which it has named itself; as far as the endpoint may go.
+    /// The same service at another URL that it has named itself. The restrictions of the endpoint apply.
     fn elsewhere(&self, url: &str) -> Result<Arc<dyn Service>, CallError>;
 }
 
-/// What came of tending to something.
-pub struct Tended {
-    /// How long to wait until it is done again.
+/// The outcome of one run of a periodic task.
+pub struct TaskOutcome {
+    /// The time until the next run.
     pub pause: Duration,
-    /// Why it did not succeed, for the log; names nothing secret.
+    /// The reason of a failure, for the log. Contains no secret.
     pub failed: Option<String>,
 }
 
-/// Work that is done again and again.
-pub trait Tend: Send + Sync {
-    /// What is tended to, for the log.
+/// A task that runs periodically in the background.
+pub trait PeriodicTask: Send + Sync {
+    /// The name of the task, for the log.
     fn name(&self) -> String;
-    /// Does it once; it is `now`.
-    fn tend(&self, now: Instant) -> BoxFuture<'_, Tended>;
+    /// Runs the task once. `now` is the current time.
+    fn run(&self, now: Instant) -> BoxFuture<'_, TaskOutcome>;
 }
 
-/// Who does it.
-pub trait Tender: Send + Sync {
-    /// Done once more without waiting for its time, or once to its end if it is being done already.
-    fn now(&self) -> BoxFuture<'_, ()>;
-    /// At its end, where it is being done; at once where it is not.
-    fn settled(&self) -> BoxFuture<'_, ()>;
+/// The handle of a scheduled task.
+pub trait TaskHandle: Send + Sync {
+    /// Runs the task once more without waiting for its schedule, or waits for the run in progress.
+    fn run_now(&self) -> BoxFuture<'_, ()>;
+    /// Waits for the run in progress; returns at once if there is none.
+    fn wait_until_idle(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Whoever calls services and tends to things.
+/// Calls services and runs periodic tasks.
 pub trait Outbound: Send + Sync {
-    /// A service, with the certificates of its `ca_file` as PEM and the value of its `authorization`.
+    /// Makes a service. `ca` is the content of `ca_file` in PEM, `authorization` the value of the `Authorization` field.
     fn service(&self, endpoint: &Endpoint, ca: Option<String>, authorization: Option<HeaderValue>) -> Result<Arc<dyn Service>, Invalid>;
-    /// Does this now, and again and again, for as long as somebody holds it.
-    fn tend(&self, task: Weak<dyn Tend>) -> Arc<dyn Tender>;
+    /// Runs the task now and periodically, until the task is dropped.
+    fn schedule(&self, task: Weak<dyn PeriodicTask>) -> Arc<dyn TaskHandle>;
 }

@@ -1,4 +1,4 @@
-//! What filters need *done*: small traits, implemented elsewhere.
+//! The binding of an API key, and the port to the store of bindings. It does no I/O; `src/bindings` implements the port.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -8,36 +8,36 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
-use super::{KeyId, Leash};
+use super::{CancellationHandle, KeyId};
 
-/// A future behind a pointer, so that a trait of async functions can be an object.
+/// A boxed future, so that a trait with async functions can be used as a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Which networks may use a key.
+/// The rule that decides which networks may use a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// The one network it is bound to.
+    /// One network; in dual-stack use, one for each address family.
     Single,
-    /// Each of a list of networks.
+    /// Each network of a list.
     Multiple,
-    /// Everybody who has the key.
+    /// Any network.
     All,
-    /// A few networks at a time, as [`Roaming`] says.
+    /// A limited number of networks at a time; see [`Roaming`].
     Roaming,
 }
 
-/// For people who move between home, office and phone: up to so many networks within a time. A network that
-/// was not used for that long makes room for another.
+/// The terms of the rule `roaming`, for users who move between home, office and phone: up to `networks_max` networks within
+/// `window`. A network that was not used for `window` expires and makes room for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Roaming {
-    /// How many networks, 1 to 64.
+    /// The number of networks, 1 to 64.
     pub networks_max: u8,
-    /// Within how long, at least a minute.
+    /// The time after which an unused network expires, at least one minute.
     pub window: Duration,
 }
 
 impl Rule {
-    /// The word in stores and interfaces.
+    /// The name in stores, APIs and commands.
     pub fn as_str(self) -> &'static str {
         match self {
             Rule::Single => "single",
@@ -56,7 +56,7 @@ impl std::str::FromStr for Rule {
             "multiple" => Ok(Rule::Multiple),
             "all" => Ok(Rule::All),
             "roaming" => Ok(Rule::Roaming),
-            other => Err(format!("`{other}` is not a rule; there are `single`, `multiple`, `all` and `roaming`")),
+            other => Err(format!("`{other}` is not a rule; use `single`, `multiple`, `all` or `roaming`")),
         }
     }
 }
@@ -64,29 +64,29 @@ impl std::str::FromStr for Rule {
 /// A key id and the networks that may use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// Whose binding this is.
+    /// The id of the bound key.
     pub id: KeyId,
-    /// How [`Self::networks`] are meant.
+    /// How [`Self::networks`] applies.
     pub rule: Rule,
-    /// The networks, at least one unless the rule is `all` or `roaming`.
+    /// The networks. At least one, unless the rule is `all` or `roaming`.
     pub networks: Vec<IpNet>,
     /// The terms of the rule `roaming`.
     pub roaming: Option<Roaming>,
-    /// With `roaming`: when each of the networks was used last, give or take an eighth of the window.
+    /// With `roaming`: the last use of each network, accurate to an eighth of the window.
     pub seen: Vec<SystemTime>,
-    /// A banned key is refused from everywhere.
+    /// The key is banned: it is refused from every network.
     pub banned: bool,
-    /// Made by a first use, and given no rule by an operator since.
+    /// A first use has made the binding, and no operator has set its rule since.
     pub by_first_use: bool,
-    /// The upstream has accepted the key, or nobody was to ask it. A binding that was never confirmed goes again.
+    /// The upstream has accepted the key, or no confirmation is required. An unconfirmed binding expires.
     pub confirmed: bool,
-    /// Grows with every change, also from a row that was removed to one that takes its place: an older version
-    /// never replaces a newer one.
+    /// Increases with every change, also across removal and re-creation of the row. An older version never replaces a
+    /// newer one.
     pub version: i64,
 }
 
 impl Binding {
-    /// Whether the key may be used from `address` at this time.
+    /// Whether the key may be used from `address` now.
     pub fn admits(&self, address: IpAddr, now: SystemTime) -> bool {
         !self.banned
             && match &self.roaming {
@@ -95,27 +95,27 @@ impl Binding {
             }
     }
 
-    /// Whether its `roaming` should note now that `address` is still used.
+    /// Whether a `roaming` binding must record now that `address` is still in use.
     pub fn is_due(&self, address: IpAddr, now: SystemTime) -> bool {
         let Some(roaming) = &self.roaming else { return false };
         self.last_seen(address).is_some_and(|seen| !within(seen, now, roaming.window / 8))
     }
 
-    /// Whether its rule has room for `network`, which is not among its own.
+    /// Whether the rule allows adding `network`, which is not yet part of the binding.
     pub fn has_room(&self, network: IpNet, now: SystemTime) -> bool {
         let Some(roaming) = &self.roaming else { return self.lacks_family(network.addr()) };
         self.seen.iter().filter(|seen| within(**seen, now, roaming.window)).count() < usize::from(roaming.networks_max)
     }
 
-    /// Whether it holds a network of one address family only, and a use from `address`, of the other family, may add one:
-    /// clients with IPv4 and IPv6 use either. True of what a first use has made, with the rule `single`.
+    /// Whether a use from `address` may add a network because the binding has none of its address family. Dual-stack clients
+    /// use both families. Applies to bindings with the rule `single` that a first use has made.
     pub fn lacks_family(&self, address: IpAddr) -> bool {
         self.by_first_use
             && self.rule == Rule::Single
             && matches!(self.networks.as_slice(), [network] if network.addr().is_ipv4() != address.is_ipv4())
     }
 
-    /// Uses it from `network`, if its rule has it or has room for it. Whether anything has changed.
+    /// Records a use from `network`, if the rule includes it or has room for it. Returns whether the binding has changed.
     pub fn roam(&mut self, network: IpNet, now: SystemTime) -> bool {
         if self.banned {
             return false;
@@ -142,106 +142,106 @@ impl Binding {
         uses.filter(|(network, _)| network.contains(&address)).map(|(_, seen)| *seen).max()
     }
 
-    /// Whether `address` is within it, banned or not.
+    /// Whether `address` is in one of the networks; ignores a ban and expiry.
     pub fn covers(&self, address: IpAddr) -> bool {
         self.rule == Rule::All || self.networks.iter().any(|network| network.contains(&address))
     }
 }
 
-/// A clock that was set back makes nothing old.
+/// A clock that was set back does not expire anything.
 fn within(seen: SystemTime, now: SystemTime, window: Duration) -> bool {
     now.duration_since(seen).unwrap_or_default() < window
 }
 
-/// A key is seen; bind it if nobody has.
+/// The first use of a key: bind it unless it is bound already.
 #[derive(Clone, Debug)]
 pub struct FirstUse {
     /// The key.
     pub id: KeyId,
-    /// What people recognise it by.
+    /// The hint by which a person recognises the key: `sk-…` and its last four characters.
     pub hint: String,
-    /// The network it gets bound to.
+    /// The network to bind.
     pub network: IpNet,
-    /// Bind with the rule `roaming` on these terms, not with `single`.
+    /// Bind with the rule `roaming` and these terms; `None`: with `single`.
     pub roaming: Option<Roaming>,
-    /// The binding holds whatever the upstream says of the key.
+    /// The binding is permanent without confirmation by the upstream.
     pub confirmed: bool,
-    /// When.
+    /// The time of the use.
     pub at: SystemTime,
 }
 
-/// A request was refused because its client address is outside the key's binding, or would have been in shadow mode.
+/// A request that was refused because its client address is outside the key's binding, or would have been without shadow mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intercept {
     /// The key.
     pub id: KeyId,
-    /// What people recognise it by.
+    /// The hint of the key.
     pub hint: String,
-    /// Who tried.
+    /// The client address.
     pub client: IpAddr,
-    /// What the key is bound to.
+    /// The networks of the binding.
     pub networks: Vec<IpNet>,
     /// The method of the request.
     pub method: String,
-    /// Its path, without the query.
+    /// The path, without the query.
     pub path: String,
-    /// Its user agent, cut to 256 bytes.
+    /// The user agent, truncated to 256 bytes.
     pub user_agent: String,
     /// The route's name.
     pub route: String,
-    /// Refused because banned, not because of the address.
+    /// The key was banned; otherwise the address was outside the binding.
     pub banned: bool,
-    /// The filter is in shadow mode: the request was not refused.
+    /// The filter was in shadow mode: the request was not refused.
     pub shadow: bool,
-    /// When.
+    /// The time of the request.
     pub at: SystemTime,
 }
 
-/// The store has no answer. The text names no key.
+/// A failed store operation. The text contains no key.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be asked now.
+    /// The store cannot be reached.
     #[error("{0}")]
     Away(String),
-    /// It cannot be asked now, and the row is known to have changed, but not how: nobody may pass on what was known
-    /// before, nor as one of whom nothing is known.
+    /// The store cannot be reached, and the row has changed since it was cached. Neither the cached row nor its absence may
+    /// be used for a decision.
     #[error("{0}")]
     Unsettled(String),
-    /// It was asked, and what it says is of no use: a row that makes no sense, a database that is read-only.
+    /// The store has answered, but the answer is unusable: an invalid row, or a read-only database.
     #[error("{0}")]
     Useless(String),
-    /// It answers, and has no room for another row: its disk or its memory is full.
+    /// The store cannot hold another row: its disk or memory is full.
     #[error("{0}")]
     Full(String),
 }
 
-/// The bindings, wherever they are kept.
+/// The store of bindings, with the cache of this process in front of it.
 pub trait Bindings: Send + Sync {
-    /// What this process already knows, without waiting. `None` says nothing.
-    fn peek(&self, id: &KeyId) -> Option<Arc<Binding>>;
-    /// What the replicas remember together, where they share anything: asked when this process knows nothing. Never an
-    /// error: `None` says nothing.
-    fn recall(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>>;
-    /// What the authority says now, or said a moment ago. `None`: not bound. Where it cannot be asked, what
-    /// this process knew not too long ago is the answer.
-    fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
-    /// Binds the key to the network unless it is bound already; the answer is the binding that holds.
-    /// Of any number of callers at once, in any number of processes, exactly one binds.
+    /// The binding in the cache of this process, without waiting. `None` means not cached, not unbound.
+    fn cached(&self, id: &KeyId) -> Option<Arc<Binding>>;
+    /// The binding in the cache that replicas share, if there is one. Used after a miss in the cache of this process. It does
+    /// not fail: `None` means not cached, not unbound.
+    fn cached_by_replicas(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>>;
+    /// The binding in the authoritative store, at most a moment old. `None`: not bound. While the store cannot be reached,
+    /// a recently cached binding is returned instead.
+    fn authoritative(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
+    /// Binds the key to the network unless it is bound already. Returns the binding that is in force.
+    /// Of any number of concurrent callers, in any number of processes, exactly one makes the binding.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
-    /// The binding under the first of these ids that has one, moved to `id`: ids under secrets that were used before.
+    /// Moves the binding of the first of the `previous` ids that has one to `id`. The previous ids come from rotated secrets.
     fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
-    /// Uses a binding from a network, if its rule has it or has room for it: `roaming`, or `single` without a network of
-    /// this address family. The answer is the binding that holds then. `None`: it is gone.
+    /// Records a use from a network, if the rule includes it or has room for it: `roaming`, or `single` without a network of
+    /// this address family. Returns the binding that is in force afterwards. `None`: it was removed.
     fn roam(&self, id: KeyId, network: IpNet, at: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
-    /// For a stream of this key to this client that begins: pulled when the key may not be used from there any more.
-    fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash>;
-    /// The upstream has accepted the key. Nobody waits for it.
+    /// Registers a new stream of this key to this client. The stream is cancelled when the binding no longer admits the client.
+    fn stream_cancellation(&self, id: KeyId, client: IpAddr) -> Arc<CancellationHandle>;
+    /// The upstream has accepted the key. Written later, in a batch.
     fn confirm(&self, binding: &Binding);
-    /// The upstream has refused the key: the binding goes, unless somebody confirmed or changed it meanwhile.
-    /// Nobody waits for it.
+    /// The upstream has refused the key. The binding is removed later, in a batch, unless it was confirmed or changed in the
+    /// meantime.
     fn release(&self, binding: &Binding);
-    /// Notes a use. Nobody waits for it; it is written later, in batches.
+    /// Records the last use of a key. Written later, in a batch.
     fn used(&self, id: KeyId, at: SystemTime);
-    /// Notes an intercept. Nobody waits for it; it is written later, in batches.
+    /// Records an intercept. Written later, in a batch.
     fn intercepted(&self, intercept: Intercept);
 }

@@ -1,4 +1,5 @@
-//! Fields by which proxies and platforms name clients, users and targets. Only a trusted proxy may send them.
+//! Header fields in which proxies and platforms state clients, users and targets. Only a trusted proxy may send them.
+//! This module knows the names only; `client_ip` removes the fields.
 
 use std::sync::LazyLock;
 
@@ -7,7 +8,7 @@ use serde::Deserialize;
 
 use super::{Invalid, field_name, is_framing};
 
-/// Fields that claim the client's address. They are removed for every peer; the upstream gets one set written by Keylatch.
+/// Fields that state the client address. They are removed for every peer; Keylatch writes one clean set for the upstream.
 pub const ADDRESS_FIELDS: [&str; 14] = [
     "cf-connecting-ip",
     "cf-connecting-ipv6",
@@ -25,7 +26,7 @@ pub const ADDRESS_FIELDS: [&str; 14] = [
     "x-real-ip",
 ];
 
-/// Fields that an upstream believes if a proxy sent them. `*` at the end stands for anything. The manual of `client_ip` lists them.
+/// Fields that upstreams trust because proxies set them. `*` at the end matches any suffix. The manual of `client_ip` lists them.
 pub const PROXY_FIELDS: [&str; 69] = [
     // The client's address and country.
     "ali-cdn-real-ip",
@@ -56,14 +57,14 @@ pub const PROXY_FIELDS: [&str; 69] = [
     "x-vercel-forwarded-for",
     "x-vercel-ip-*",
     "x-vercel-proxied-for",
-    // The scheme the client used.
+    // The scheme that the client used.
     "cf-visitor",
     "cloudfront-forwarded-proto",
     "front-end-https",
     "x-arr-ssl",
     "x-scheme",
     "x-url-scheme",
-    // Another target, host or method than the request's, and switches of frameworks.
+    // Overrides of target, host or method, and switches of frameworks.
     "disguised-host",
     "proxy",
     "x-accel-mapping",
@@ -79,7 +80,7 @@ pub const PROXY_FIELDS: [&str; 69] = [
     "x-rewrite-url",
     "x-sendfile-type",
     "x-waws-unencoded-url",
-    // Users and certificates that a proxy has checked.
+    // Users and certificates that a proxy has verified.
     "cf-access-*",
     "remote-email",
     "remote-groups",
@@ -102,30 +103,30 @@ pub const PROXY_FIELDS: [&str; 69] = [
     "x-webauth-*",
 ];
 
-/// What a configuration changes about the list.
+/// Changes to the list of proxy fields.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxyFieldsConfig {
-    /// Fields to remove as well; `*` at the end stands for anything. Default: none.
+    /// Additional fields to remove; `*` at the end matches any suffix. Default: none.
     pub add: Vec<String>,
-    /// Fields of the list to pass on from anybody. Default: none.
+    /// Fields of the list to pass on from every peer. Default: none.
     pub keep: Vec<String>,
 }
 
-/// A set of names and beginnings of names. Looked at for each field of each request.
+/// A set of names and prefixes. It is queried for each field of each request, so that lookups must be fast.
 #[derive(Clone, Debug)]
 struct Names {
     exact: Vec<String>,
-    /// By length, longer ones last: the first letters of the exact names that have it. Rules out nearly every name.
+    /// For each length, the first letters of the exact names. Excludes nearly every name without a search.
     exact_letters: [u32; LENGTHS],
     beginnings: Vec<String>,
     beginning_letters: u32,
 }
 
-/// Names of this length or longer are treated alike.
+/// Names of this length or longer share one entry.
 const LENGTHS: usize = 48;
 
-/// The bit of a name's first letter; all other bytes share one.
+/// The bit of the first letter of a name; all other bytes share one bit.
 fn letter(name: &str) -> u32 {
     match name.as_bytes().first() {
         Some(byte @ b'a'..=b'z') => 1 << (byte - b'a'),
@@ -156,7 +157,7 @@ impl Names {
         names.beginning_letters = names.beginnings.iter().fold(0, |letters, beginning| letters | letter(beginning));
         names.exact.sort();
         names.beginnings.sort();
-        // The last beginning that is not greater than a name is then the only one that it can have.
+        // Then only the greatest prefix that is not above a name can match it.
         names.beginnings.dedup_by(|longer, shorter| longer.starts_with(shorter.as_str()));
         names
     }
@@ -191,13 +192,13 @@ impl Default for ProxyFields {
 }
 
 impl ProxyFields {
-    /// The list as it stands.
+    /// The built-in list.
     pub fn standard() -> &'static Self {
         static STANDARD: LazyLock<ProxyFields> = LazyLock::new(ProxyFields::default);
         &STANDARD
     }
 
-    /// The list with what a configuration changes about it.
+    /// The built-in list with the changes of a configuration.
     pub fn compile(config: &ProxyFieldsConfig) -> Result<Self, Invalid> {
         let add = config.add.iter().enumerate().map(|(index, text)| pattern(text).map_err(|e| e.index(index).at("add")));
         let add = add.collect::<Result<Vec<_>, _>>()?;
@@ -206,9 +207,9 @@ impl ProxyFields {
             let pattern = pattern(text).map_err(|e| e.index(index).at("keep"))?;
             let name = pattern.trim_end_matches('*');
             let says = if ADDRESS_FIELDS.contains(&name) {
-                format!("`{text}` claims the client's address: the upstream gets what client_ip has found instead")
+                format!("`{text}` states the client address and cannot be kept; the upstream gets the address that client_ip has found")
             } else if !removed.has(name) && !PROXY_FIELDS.contains(&pattern.as_str()) {
-                format!("`{text}` is not removed; `keylatch filters client_ip` lists what is")
+                format!("`{text}` is not on the list of removed fields; see `keylatch filters client_ip`")
             } else {
                 return Ok(pattern);
             };
@@ -218,18 +219,18 @@ impl ProxyFields {
         Ok(Self { removed, kept: Names::new(kept.iter().map(String::as_str)) })
     }
 
-    /// Whether a field, in lower case, is removed unless a trusted proxy sent it.
+    /// Whether a field name, in lower case, is removed unless a trusted proxy sent it.
     pub fn has(&self, name: &str) -> bool {
         self.removed.has(name) && !self.kept.has(name)
     }
 }
 
-/// A name in lower case, perhaps with `*` at its end.
+/// A name in lower case, with an optional `*` at the end.
 fn pattern(text: &str) -> Result<String, Invalid> {
     let (start, star) = text.strip_suffix('*').map_or((text, ""), |start| (start, "*"));
-    let name = field_name(start).map_err(|_| Invalid::new(format!("`{text}` is not a header field's name")))?;
+    let name = field_name(start).map_err(|_| Invalid::new(format!("`{text}` is not a valid header field name")))?;
     if is_framing(&name) || name == http::header::HOST {
-        return Err(Invalid::new(format!("`{text}` belongs to the framing of messages and cannot be removed here")));
+        return Err(Invalid::new(format!("`{text}` controls message framing and cannot be removed here")));
     }
     Ok(format!("{name}{star}"))
 }
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_found_by_name_and_by_beginning() {
+    fn the_list_matches_names_and_prefixes() {
         let fields = ProxyFields::default();
         for pattern in PROXY_FIELDS {
             assert!(fields.has(&pattern.replace('*', "anything")), "{pattern}");
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_made_longer_and_shorter() {
+    fn a_configuration_changes_the_list() {
         let fields = compile(&["X-Tenant-*", "x-team"], &["X-HTTP-Method-Override", "x-forwarded-prefix", "x-envoy-*"]).unwrap();
         for (name, removed) in [
             ("x-tenant-id", true),
@@ -290,14 +291,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_field() {
+    fn invalid_changes() {
         for (add, keep, says) in [
-            (&["a b"][..], &[][..], "not a header field's name"),
-            (&["*"], &[], "not a header field's name"),
+            (&["a b"][..], &[][..], "not a valid header field name"),
+            (&["*"], &[], "not a valid header field name"),
             (&["content-length"], &[], "framing"),
             (&["host"], &[], "framing"),
-            (&[], &["x-real-ip"], "claims the client's address"),
-            (&[], &["x-other"], "is not removed"),
+            (&[], &["x-real-ip"], "states the client address"),
+            (&[], &["x-other"], "is not on the list"),
         ] {
             assert!(compile(add, keep).unwrap_err().message.contains(says), "{add:?} {keep:?}");
         }

@@ -1,14 +1,14 @@
-//! Lists of networks in files, such as Cloudflare's own.
+//! Parses and validates lists of networks, such as the published ranges of Cloudflare. It does not fetch them.
 
 use ipnet::IpNet;
 
 use super::Invalid;
 
-/// Cloudflare's ranges as they were when this was built; the first line says when that was.
+/// The ranges of Cloudflare at build time; the first line has the date.
 pub const CLOUDFLARE: &str = include_str!("../../config/cloudflare-ips.txt");
 
-/// A file of ranges, one CIDR a line, `#` before what is for people. Never empty, never a default route or nearly one: both would
-/// be a mistake with a high price.
+/// Parses a file of ranges: one CIDR a line, comments after `#`. An empty list and a network that is nearly a default route
+/// (IPv4 shorter than /8, IPv6 shorter than /16) are errors, because such a mistake grants trust widely.
 pub fn ranges(text: &str) -> Result<Vec<IpNet>, Invalid> {
     let mut networks = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -19,17 +19,17 @@ pub fn ranges(text: &str) -> Result<Vec<IpNet>, Invalid> {
         let network: IpNet = line.parse().map_err(|_| Invalid::new(format!("line {} of the file is not a CIDR", number + 1)))?;
         let least = if network.addr().is_ipv4() { 8 } else { 16 };
         if network.prefix_len() < least {
-            return Err(Invalid::new(format!("line {} of the file is too wide for a proxy's range", number + 1)));
+            return Err(Invalid::new(format!("line {} of the file is too wide for a proxy network", number + 1)));
         }
         networks.push(network.trunc());
     }
     if networks.is_empty() {
-        return Err(Invalid::new("the file holds no range"));
+        return Err(Invalid::new("the file contains no range"));
     }
     Ok(networks)
 }
 
-/// Networks of nobody's on the internet (RFC 6890), of which no CDN is a part.
+/// Special-purpose networks (RFC 6890), which cannot belong to a CDN.
 const SPECIAL: [&str; 13] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
@@ -45,18 +45,17 @@ const SPECIAL: [&str; 13] = [
     "4000::/2",
     "8000::/1",
 ];
-/// Ranges together hold so many times what is known, at most.
+/// A new list may contain at most this many times the addresses of the known list.
 const GROWTH_MAX: u128 = 4;
 
-/// How many addresses these hold together, of one family; of IPv6 so many /64.
+/// The number of addresses of one family in these networks; for IPv6 the number of /64 networks.
 fn size(networks: &[IpNet], v4: bool) -> u128 {
-    let of = |network: &IpNet| 1_u128 << ((if v4 { 32_u8 } else { 64 }).saturating_sub(network.prefix_len()));
-    IpNet::aggregate(&networks.to_vec()).iter().filter(|network| network.addr().is_ipv4() == v4).map(of).sum()
+    let addresses = |network: &IpNet| 1_u128 << ((if v4 { 32_u8 } else { 64 }).saturating_sub(network.prefix_len()));
+    IpNet::aggregate(&networks.to_vec()).iter().filter(|network| network.addr().is_ipv4() == v4).map(addresses).sum()
 }
 
-/// What is fetched from elsewhere: a file of ranges, of which none may be a large part of the internet or somebody's own network, and
-/// which may not have lost more than half of those that are `known`, or grown to more than four times of what they hold. In order,
-/// each once.
+/// Validates a list of ranges from the network. A range must not be special-purpose or very wide. The list must cover at
+/// least half of the `known` ranges and must not exceed four times their addresses. The result is sorted, without duplicates.
 pub fn fetched_ranges(text: &str, known: &[IpNet]) -> Result<Vec<IpNet>, Invalid> {
     let mut networks = ranges(text)?;
     networks.sort_unstable();
@@ -68,15 +67,15 @@ pub fn fetched_ranges(text: &str, known: &[IpNet]) -> Result<Vec<IpNet>, Invalid
     }
     let wide = |network: &&IpNet| network.prefix_len() < if network.addr().is_ipv4() { 10 } else { 20 };
     if let Some(wide) = networks.iter().find(wide) {
-        return Err(Invalid::new(format!("{wide} is too wide to be one CDN's")));
+        return Err(Invalid::new(format!("{wide} is too wide to belong to one CDN")));
     }
     let lost = known.iter().filter(|network| !networks.iter().any(|fresh| fresh.contains(*network))).count();
     if lost * 2 > known.len() {
-        return Err(Invalid::new(format!("{lost} of the {} ranges that are known are not there any more", known.len())));
+        return Err(Invalid::new(format!("{lost} of the {} known ranges are missing", known.len())));
     }
     let grown = |v4| size(known, v4) > 0 && size(&networks, v4) > GROWTH_MAX * size(known, v4);
     if grown(true) || grown(false) {
-        return Err(Invalid::new(format!("they hold more than {GROWTH_MAX} times the addresses of those that are known")));
+        return Err(Invalid::new(format!("the list contains more than {GROWTH_MAX} times the addresses of the known list")));
     }
     Ok(networks)
 }
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_fetched_is_looked_at() {
+    fn fetched_lists_are_validated() {
         let known = ranges(CLOUDFLARE).unwrap();
         assert_eq!(fetched_ranges(CLOUDFLARE, &known).unwrap().len(), known.len());
         assert!(CLOUDFLARE.lines().next().is_some_and(|line| line.contains("as of 20")));
@@ -104,7 +103,7 @@ mod tests {
             ("100.64.0.0/10", "not a public network"),
             ("104.0.0.0/9", "too wide to be"),
             ("2400::/16", "too wide to be"),
-            ("104.16.0.0/13", "are not there any more"),
+            ("104.16.0.0/13", "known ranges are missing"),
         ] {
             let error = fetched_ranges(text, &known).unwrap_err().message;
             assert!(error.contains(says), "{text}: {error}");
@@ -112,7 +111,7 @@ mod tests {
         let pieces: String = (0..64).map(|n| format!("5.{}.0.0/14\n", n * 4)).collect();
         let error = fetched_ranges(&format!("{CLOUDFLARE}\n{pieces}"), &known).unwrap_err().message;
         assert!(error.contains("more than 4 times"), "{error}");
-        // A wider one holds what was there.
+        // A wider range covers the known ranges.
         assert!(fetched_ranges("104.16.0.0/12\n", &ranges("104.16.0.0/13\n104.24.0.0/14").unwrap()).is_ok());
     }
 }

@@ -1,81 +1,80 @@
-//! The answers a filter may give instead of the upstream.
+//! The reply that a filter sends in place of the upstream response.
 //!
-//! A filter says what the problem is; which status and which shape the client gets is decided in
-//! one table elsewhere.
+//! A filter states the problem only. One table in `src/http_proxy` decides the status and the shape of the error.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 
-/// The kinds of refusal. Few and general: what is special about one is its code and message.
+/// The kinds of refusal. They are few and general; the code and message carry the details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The request is malformed or ambiguous.
     BadRequest,
-    /// No credential, or one that is not valid.
+    /// No credential, or an invalid one.
     Unauthenticated,
-    /// A valid credential that may not do this.
+    /// A valid credential without permission for this request.
     Forbidden,
-    /// Too many.
+    /// A rate or concurrency limit is exceeded.
     RateLimited,
-    /// Something this depends on is away; trying again later may help.
+    /// A dependency is unavailable; a later retry may succeed.
     Unavailable,
-    /// None: what was asked for, given here instead of by the upstream.
+    /// Not a problem: the filter answers the request in place of the upstream.
     Answer,
 }
 
-/// A body that is not in the shape of the API's errors.
+/// A custom body, not in the error shape of the API dialect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Body {
-    /// What it is; `None` where there is none.
+    /// The content type; `None` for an empty body.
     pub content_type: Option<HeaderValue>,
-    /// The body itself.
+    /// The bytes of the body.
     pub bytes: Bytes,
 }
 
-/// A reply of our own.
+/// A reply that Keylatch generates.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// What kind of refusal this is.
+    /// The kind of refusal.
     pub problem: Problem,
-    /// Another status than the one that the problem has.
+    /// Overrides the status of the problem.
     pub status: Option<StatusCode>,
-    /// Another body than the problem's, in the shape of the API.
+    /// Overrides the error body of the API dialect.
     pub body: Option<Body>,
-    /// A stable word for programs: OpenAI's `error.code`.
+    /// A stable identifier for client programs: `error.code` in the OpenAI dialect.
     pub code: &'static str,
-    /// For the client: what to do. Never whose key it is, nor what would be allowed.
+    /// The message for the client: what to do. It never names the owner of a key or what would be allowed.
     pub message: Cow<'static, str>,
-    /// A stable word for the metrics: why, from a short closed list of the filter's.
+    /// A stable identifier for metrics, from a short, closed list of the filter.
     pub reason: &'static str,
-    /// For the log only; holds no secret either.
+    /// Details for the log only. Contains no secret.
     pub detail: Option<String>,
-    /// More header fields, such as `Retry-After` or `WWW-Authenticate`.
+    /// Additional header fields, such as `Retry-After` or `WWW-Authenticate`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Reply {
-    /// A refusal. `reason` is the metric's word, `code` the client's.
+    /// Makes a refusal. `code` is for the client, `reason` for the metrics.
     pub fn new(problem: Problem, code: &'static str, reason: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self { problem, status: None, body: None, code, message: message.into(), reason, detail: None, headers: Vec::new() }
     }
 
-    /// Adds what only the log may say.
+    /// Sets the details for the log.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// Gives it a status of its own.
+    /// Overrides the status.
     #[must_use]
     pub fn status(mut self, status: StatusCode) -> Self {
         self.status = Some(status);
         self
     }
 
-    /// Gives it a body of its own.
+    /// Overrides the body.
     #[must_use]
     pub fn body(mut self, body: Body) -> Self {
         self.body = Some(body);

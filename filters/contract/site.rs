@@ -1,4 +1,5 @@
-//! What a filter's compilation may look at and hold on to.
+//! The environment of a filter's compilation: files, secrets, ports, metrics, and state that survives a reload.
+//! It is not available while requests run.
 
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
@@ -9,39 +10,39 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Near, Outbound, SecretRef, Service, TrustedProxies};
+use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, SecretRef, Service, TrustedProxies, UsageTracker};
 
 /// Reads the files a configuration refers to.
 pub trait Resolve {
-    /// The content of `path` (relative to the configuration's folder), at most 1 MiB of UTF-8.
+    /// The content of `path` (relative to the folder of the configuration), at most 1 MiB of UTF-8.
     fn file(&self, path: &str) -> Result<String, Invalid>;
-    /// The same of a file that nobody else should be able to read.
+    /// The content of a secret file, which other users should not be able to read.
     fn secret_file(&self, path: &str) -> Result<String, Invalid> {
         self.file(path)
     }
-    /// All bytes of such a file.
+    /// The bytes of a secret file.
     fn secret_bytes(&self, path: &str) -> Result<Vec<u8>, Invalid> {
         self.secret_file(path).map(String::into_bytes)
     }
-    /// Whether there is such a file.
+    /// Whether the file exists.
     fn exists(&self, path: &str) -> bool {
         self.file(path).is_ok()
     }
 }
 
-/// State that outlives a reload, such as the counters of a limit: held by the filters that use it,
-/// gone when the last of them is.
+/// State that survives a reload, such as the counters of a limit. The filters that use it own it: it is dropped with the
+/// last of them.
 #[derive(Default)]
 pub struct Keep(Mutex<HashMap<(TypeId, String), Weak<dyn Any + Send + Sync>>>);
 
 impl Keep {
-    /// The state under `key`, from the snapshot before or else fresh from `init`.
+    /// The state under `key`: that of the previous snapshot, or else a new one from `init`.
     pub fn get<T: Any + Send + Sync>(&self, key: &str, init: impl FnOnce() -> T) -> Arc<T> {
         let mut kept = self.0.lock();
         kept.retain(|_, state| state.strong_count() > 0);
         let slot = (TypeId::of::<T>(), key.to_owned());
-        let known = kept.get(&slot).and_then(Weak::upgrade).and_then(|state| state.downcast::<T>().ok());
-        known.unwrap_or_else(|| {
+        let existing = kept.get(&slot).and_then(Weak::upgrade).and_then(|state| state.downcast::<T>().ok());
+        existing.unwrap_or_else(|| {
             let fresh = Arc::new(init());
             let erased: Arc<dyn Any + Send + Sync> = fresh.clone();
             kept.insert(slot, Arc::downgrade(&erased));
@@ -50,7 +51,7 @@ impl Keep {
     }
 }
 
-/// Hands out the counters of filters. A counter lives as long as the process: reloads go on counting.
+/// Provides metric counters to filters. A counter lives as long as the process and is not reset by a reload.
 #[derive(Default)]
 pub struct Meter {
     registry: Registry,
@@ -58,7 +59,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Registers what it makes in `registry`.
+    /// Registers all counters in `registry`.
     pub fn new(registry: Registry) -> Self {
         Self { registry, known: Mutex::default() }
     }
@@ -77,8 +78,8 @@ impl Meter {
                     }),
             }
         };
-        // A name that cannot be registered is a mistake in a filter, found by the registry's test;
-        // it must not stop a request, so what is counted then is shown nowhere.
+        // A name that cannot be registered is a bug in a filter, found by the test of the registry. It must not stop
+        // requests, so that the counter then works without being exported.
         made.and_then(|vec| vec.get_metric_with_label_values(&values).ok())
             .or_else(|| IntCounter::new("detached", "not shown").ok())
             .unwrap_or_else(|| unreachable!("`detached` is a valid name"))
@@ -88,75 +89,76 @@ impl Meter {
 /// The implementations behind the ports.
 #[derive(Clone)]
 pub struct Ports {
-    /// The bindings' store.
+    /// The store of bindings.
     pub bindings: Arc<dyn Bindings>,
-    /// Turns keys into key ids.
+    /// Computes key ids.
     pub hasher: KeyHasher,
-    /// Where filters count.
+    /// Provides metric counters.
     pub meter: Arc<Meter>,
-    /// Counts that replicas share; `None` where there is nothing to share them in.
+    /// Counters that replicas share; `None` without Redis.
     pub counters: Option<Arc<dyn Counters>>,
-    /// Who calls other people's services.
+    /// Calls external services.
     pub outbound: Arc<dyn Outbound>,
-    /// Who has used up much of a limit.
-    pub near: Arc<Near>,
+    /// Tracks subjects that are near a limit.
+    pub usage_tracker: Arc<UsageTracker>,
 }
 
-/// The surroundings of a filter that is being compiled.
+/// The environment of one filter while it is compiled.
 pub struct Site<'a> {
-    /// Its route, kind and number among its kind, such as `routes.api.rate_limit[0]`; names its kept state.
+    /// The place of the filter: route, name, and index among filters of this name, such as `routes.api.rate_limit[0]`. It is
+    /// part of the key of state that survives a reload.
     pub place: String,
-    /// Who may speak for others.
+    /// The trusted proxies.
     pub trusted: Arc<TrustedProxies>,
-    /// State from before the reload.
+    /// State that survives a reload.
     pub keep: &'a Keep,
-    /// Who does things.
+    /// The implementations of the ports.
     pub ports: &'a Ports,
-    /// Who reads files.
+    /// Reads files.
     pub resolve: &'a dyn Resolve,
-    /// Set by whoever uses what replicas share.
-    pub shares: &'a Cell<bool>,
-    /// The limits of the chain, so that one that is chosen is there.
-    pub limits: &'a RefCell<Named>,
-    /// The names of all routes; empty where they are not known.
+    /// Set when a filter uses the counters that replicas share.
+    pub uses_shared_counters: &'a Cell<bool>,
+    /// The limits that rules select by name, to check that each exists.
+    pub limits: &'a RefCell<LimitNames>,
+    /// The names of all routes; empty if they are unknown.
     pub routes: &'a [String],
-    /// What else is wrong with the filter, beside the error that its compilation returns.
-    pub also: &'a RefCell<Vec<Invalid>>,
+    /// Further errors of the filter, in addition to the error that `compile` returns.
+    pub more_errors: &'a RefCell<Vec<Invalid>>,
 }
 
-/// Names by which filters of one chain refer to each other.
+/// The names of limits that rules of the same chain can select.
 #[derive(Clone, Debug, Default)]
-pub struct Named {
-    /// Limits that wait to be chosen.
+pub struct LimitNames {
+    /// Limits that apply only if a rule selects them, in chain order.
     pub offered: Vec<String>,
-    /// Limits that rules choose, and how many were offered before.
+    /// Limits that rules select, with the number of limits offered before the rule.
     pub chosen: Vec<(String, usize)>,
 }
 
-impl Named {
-    /// A limit that waits to be chosen, and no rule before it chooses it.
+impl LimitNames {
+    /// A limit that no earlier rule selects, so that it would never apply.
     pub fn idle(&self) -> Option<&str> {
         let chosen = |(at, name): &(usize, &String)| self.chosen.iter().any(|(wanted, from)| wanted == *name && *from <= *at);
         self.offered.iter().enumerate().find(|offered| !chosen(offered)).map(|(_, name)| name.as_str())
     }
 
-    /// A limit that is chosen and stands nowhere behind the rule that chooses it.
+    /// A selected limit that does not exist after the rule that selects it.
     pub fn missing(&self) -> Option<&str> {
-        let stands = |(name, from): &&(String, usize)| self.offered.iter().skip(*from).any(|offered| offered == name);
-        self.chosen.iter().find(|chosen| !stands(chosen)).map(|(name, _)| name.as_str())
+        let exists = |(name, from): &&(String, usize)| self.offered.iter().skip(*from).any(|offered| offered == name);
+        self.chosen.iter().find(|chosen| !exists(chosen)).map(|(name, _)| name.as_str())
     }
 }
 
-/// The text of a secret file: editors add a byte order mark and a line end, and neither is meant.
-pub fn bare(text: &str) -> &str {
+/// The secret in the text of a file, without the byte order mark and the line end that editors add.
+pub fn trim_secret(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text).trim_end_matches(['\r', '\n'])
 }
 
 impl Site<'_> {
-    /// The secret itself: the text, or the content of its file without a byte order mark and without the line end.
+    /// Reads a secret: the text itself, or the content of its file without a byte order mark and line end.
     pub fn secret(&self, secret: &SecretRef) -> Result<String, Invalid> {
         let text = match secret.file() {
-            Some(path) => bare(&self.resolve.secret_file(path)?).to_owned(),
+            Some(path) => trim_secret(&self.resolve.secret_file(path)?).to_owned(),
             None => secret.text().to_owned(),
         };
         if text.is_empty() {
@@ -165,24 +167,21 @@ impl Site<'_> {
         Ok(text)
     }
 
-    /// Counts that replicas share.
+    /// The counters that replicas share; an error without Redis.
     pub fn counters(&self) -> Result<Arc<dyn Counters>, Invalid> {
-        self.shares.set(true);
-        self.ports
-            .counters
-            .clone()
-            .ok_or_else(|| Invalid::new("replicas share counts in Redis: the section `redis` is needed, and a restart where it is new"))
+        self.uses_shared_counters.set(true);
+        self.ports.counters.clone().ok_or_else(|| Invalid::new("shared counts require Redis; add the section `redis` and restart"))
     }
 
-    /// A service elsewhere that gets the credentials of the call alone.
+    /// An external service without configured credentials.
     pub fn service(&self, endpoint: &Endpoint) -> Result<Arc<dyn Service>, Invalid> {
         if endpoint.authorization.is_some() {
-            return Err(Invalid::new("is for published keys only: `jwks_url` and `discovery`").at("authorization"));
+            return Err(Invalid::new("is allowed for `jwks_url` and `discovery` only").at("authorization"));
         }
         self.service_with_credentials(endpoint)
     }
 
-    /// A service elsewhere.
+    /// An external service, with the credentials of its endpoint.
     pub fn service_with_credentials(&self, endpoint: &Endpoint) -> Result<Arc<dyn Service>, Invalid> {
         if !(50..=60_000).contains(&endpoint.timeout.0.as_millis()) {
             return Err(Invalid::new("must be between 50ms and 1min").at("timeout"));
@@ -192,41 +191,42 @@ impl Site<'_> {
         self.ports.outbound.service(endpoint, ca, authorization.map_err(|e| e.at("authorization"))?)
     }
 
-    /// A rule of this chain chooses the limit of this name.
-    pub fn choose(&self, limit: &str) {
+    /// Declares that a rule of this chain selects the limit of this name.
+    pub fn select_limit(&self, limit: &str) {
         let mut limits = self.limits.borrow_mut();
         let before = limits.offered.len();
         limits.chosen.push((limit.to_owned(), before));
     }
 
-    /// A limit of this chain can be chosen by this name.
-    pub fn offer(&self, limit: &str) {
+    /// Declares that a rule can select a limit of this chain by this name.
+    pub fn offer_limit(&self, limit: &str) {
         self.limits.borrow_mut().offered.push(limit.to_owned());
     }
 
-    /// One more error of this filter. Its compilation returns the last one.
+    /// Reports a further error. `compile` must still return an error.
     pub fn report(&self, invalid: Invalid) {
-        self.also.borrow_mut().push(invalid);
+        self.more_errors.borrow_mut().push(invalid);
     }
 
-    /// State that outlives a reload, for this place and type.
+    /// State that survives a reload, under this key and type.
     pub fn keep<T: Any + Send + Sync>(&self, key: &str, init: impl FnOnce() -> T) -> Arc<T> {
         self.keep.get(key, init)
     }
 
-    /// A counter `keylatch_<name>` with one label, shared with whoever asks for the same.
+    /// The counter `keylatch_<name>` with one label. Filters that use the same name and label share it.
     pub fn counter(&self, name: &'static str, help: &str, label: (&str, &str)) -> IntCounter {
         self.ports.meter.counter(name, help, &[label])
     }
 
-    /// The same with several labels.
+    /// The counter `keylatch_<name>` with several labels.
     pub fn counter_by(&self, name: &'static str, help: &str, labels: &[(&str, &str)]) -> IntCounter {
         self.ports.meter.counter(name, help, labels)
     }
 }
 
 fn authorization(secret: &str) -> Result<HeaderValue, Invalid> {
-    let mut value = HeaderValue::from_str(secret).map_err(|_| Invalid::new("not the value of a header field, such as `Bearer TOKEN`"))?;
+    let mut value =
+        HeaderValue::from_str(secret).map_err(|_| Invalid::new("is not a valid header field value; write it like `Bearer TOKEN`"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -236,12 +236,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kept_state_lives_as_long_as_its_users() {
+    fn kept_state_lives_as_long_as_its_owners() {
         let keep = Keep::default();
         let first = keep.get("a", || 1);
         assert_eq!(*keep.get("a", || 2), 1, "the state of the snapshot before");
         drop(first);
-        assert_eq!(*keep.get("a", || 3), 3, "nobody held it");
+        assert_eq!(*keep.get("a", || 3), 3, "the last owner was dropped");
         assert_eq!(*keep.get::<String>("a", || "another type".into()), "another type");
     }
 }

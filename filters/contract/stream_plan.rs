@@ -1,25 +1,25 @@
-//! How an event stream is kept open: stated by `sse_keepalive`, carried out by the timed session.
+//! The plan for keeping an event stream open. `sse_keepalive` makes the plan; the timed session in `src` carries it out.
 
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-/// The kinds of answer a client can take, as far as its request says.
+/// The kinds of response that a client accepts, as far as its request tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum AnswerKind {
-    /// Nothing is known, or nothing that matters here.
+    /// Unknown, or not relevant for keep-alive.
     Undecided = 0,
-    /// An event stream and nothing else.
+    /// Only an event stream.
     EventStream = 1,
-    /// An event stream or something else, as the upstream chooses.
+    /// An event stream or another kind, as the upstream chooses.
     Either = 2,
-    /// A JSON document and nothing else.
+    /// Only a JSON document.
     Json = 3,
 }
 
-/// What a request says about its answer. A filter fills it in while the body passes; the timed session reads it.
+/// The response that a request asks for. A filter fills it in while the request body passes; the timed session reads it.
 #[derive(Debug, Default)]
 pub struct ExpectedAnswer {
     kind: AtomicU8,
@@ -27,12 +27,12 @@ pub struct ExpectedAnswer {
 }
 
 impl ExpectedAnswer {
-    /// With the kind that the request's header tells.
+    /// Starts with the kind that the request header tells.
     pub fn new(kind: AnswerKind) -> Self {
         Self { kind: AtomicU8::new(kind as u8), rpc_id: OnceLock::new() }
     }
 
-    /// The kind, as far as it is known by now.
+    /// The kind, as far as it is known so far.
     pub fn kind(&self) -> AnswerKind {
         match self.kind.load(Ordering::Relaxed) {
             1 => AnswerKind::EventStream,
@@ -42,12 +42,12 @@ impl ExpectedAnswer {
         }
     }
 
-    /// The body has told the kind.
+    /// Sets the kind that the body has told.
     pub fn decide(&self, kind: AnswerKind) {
         self.kind.store(kind as u8, Ordering::Relaxed);
     }
 
-    /// Whether the answer may be an event stream.
+    /// Whether the response may be an event stream.
     pub fn may_stream(&self) -> bool {
         matches!(self.kind(), AnswerKind::EventStream | AnswerKind::Either)
     }
@@ -57,52 +57,52 @@ impl ExpectedAnswer {
         self.rpc_id.get().map(String::as_str)
     }
 
-    /// The body has told the `id`; the first one stands.
+    /// Sets the `id` that the body has told. Later calls have no effect.
     pub fn set_rpc_id(&self, json: String) {
         let _ = self.rpc_id.set(json);
     }
 }
 
-/// What is sent into a silent stream. Each form changes nothing for a parser of the WHATWG's rules, and is put only
-/// where that is so.
+/// A keep-alive frame, sent into an idle stream. No form changes the events that a WHATWG parser sees; a frame is inserted
+/// only where that holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Frame {
-    /// `: keep-alive` and a blank line between events, the comment line alone inside one or after an `id` field.
+    /// Between events, `: keep-alive` and a blank line. Inside an event or after an `id` field, only the comment line.
     #[default]
     Comment,
-    /// The comment line alone.
+    /// Only the comment line.
     CommentLine,
-    /// A blank line between events, nothing inside one.
+    /// A blank line between events; nothing inside an event.
     BlankLine,
-    /// An event of its own between events, nothing inside one.
+    /// A complete event between events; nothing inside an event.
     Event(&'static [u8]),
 }
 
-/// How the event stream of one request is kept open.
+/// The keep-alive plan of one request.
 #[derive(Clone, Debug)]
 pub struct StreamPlan {
-    /// Silence towards the client after which a frame is due.
+    /// The time without bytes sent to the client after which a frame is due.
     pub interval: Duration,
-    /// What a frame is.
+    /// The form of a frame.
     pub frame: Frame,
-    /// Answer with an event stream of our own, if the client takes nothing else and the upstream has sent no header for so
-    /// long after the request was complete.
+    /// Start an early event stream if the client accepts only that kind and the upstream has sent no header within this time
+    /// after the complete request.
     pub before_headers: Option<Duration>,
-    /// Answer with white space that a JSON document may follow, if the client takes nothing else and the upstream has sent
-    /// no header for so long after the request was complete.
+    /// Start an early response with white space before the JSON document if the client accepts only that kind and the
+    /// upstream has sent no header within this time after the complete request.
     pub json_padding: Option<Duration>,
-    /// How long the upstream may take from the complete request to its first byte of data.
+    /// The time limit from the complete request to the first byte of data from the upstream.
     pub first_byte: Option<Duration>,
-    /// How long a stream may live.
+    /// The maximum age of a stream.
     pub max_age: Option<Duration>,
-    /// How long one write to a slow reader may take.
+    /// The time limit for one write to a slow client.
     pub write_timeout: Duration,
-    /// What the request says about its answer.
+    /// The response that the request asks for.
     pub expected: Arc<ExpectedAnswer>,
 }
 
 impl StreamPlan {
-    /// A plan without frames and deadlines, for chains without `sse_keepalive`: only slow readers are limited.
+    /// A plan without frames and deadlines, for chains without `sse_keepalive`. Only the write timeout applies.
     pub fn none(write_timeout: Duration) -> Self {
         const NEVER: Duration = Duration::from_secs(365 * 86_400);
         Self {
@@ -117,7 +117,7 @@ impl StreamPlan {
         }
     }
 
-    /// Whether something may be due before the upstream's header.
+    /// Whether a frame, early response or deadline may be due before the upstream header.
     pub fn acts_before_headers(&self) -> bool {
         self.before_headers.is_some() || self.json_padding.is_some() || self.first_byte.is_some()
     }

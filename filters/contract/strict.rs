@@ -1,12 +1,12 @@
-//! A value as types are read from it. Unlike serde_json's own reading, a list is never taken for a map whose keys were
-//! left out: whoever writes one has mistaken what he configures.
+//! A deserializer over [`Value`] that rejects a list where a struct is expected. serde_json would read the list as the fields
+//! of the struct in order, and hide a mistake in the configuration. In all else it behaves like serde_json.
 
 use serde::de::value::{MapAccessDeserializer, MapDeserializer, SeqDeserializer};
 use serde::de::{Deserializer, Error as _, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 use serde_json::{Error, Value};
 
-/// See the module.
+/// The deserializer; see the module.
 pub struct Strict(pub Value);
 
 impl IntoDeserializer<'_, Error> for Strict {
@@ -65,7 +65,7 @@ impl<'de> Deserializer<'de> for Strict {
     ) -> Result<V::Value, Error> {
         match self.0 {
             Value::Object(map) if map.len() == 1 => visitor.visit_enum(MapAccessDeserializer::new(MapDeserializer::new(entries(map)))),
-            // A word alone; or what is none, which serde_json has its words for.
+            // A unit variant, or an invalid value, for which serde_json writes the error.
             other => other.deserialize_enum(name, variants, visitor),
         }
     }
@@ -103,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read() {
+    fn values_are_read() {
         let read = decode::<Outer>(json!({ "kinds": ["plain", { "with": { "count": 3 } }], "inner": null, "ratio": 1 }));
         let kinds = vec![Kind::Plain, Kind::With(Inner { count: 3 })];
         assert_eq!(read, Ok(Outer { kinds, inner: None, ratio: 1.0 }));
     }
 
     #[test]
-    fn a_list_is_no_map() {
+    fn a_list_is_not_a_map() {
         for (value, path) in [
             (json!([[], null, 1]), ""),
             (json!({ "kinds": [], "inner": [3], "ratio": 1 }), "inner"),

@@ -1,4 +1,4 @@
-//! Which peers may say whom they speak for.
+//! The peers that may state the client address in header fields, and the parsing of such addresses. It reads no requests.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,30 +12,30 @@ use super::{HumanDuration, Invalid, Resolve};
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
 
-/// `trusted_proxies`: the peers whose word about the client's address is taken.
+/// `trusted_proxies`: the peers that may state the client address.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustConfig {
-    /// CIDRs, single addresses, and the names `loopback`, `private` and `cloudflare`; `none` for nobody.
+    /// CIDRs, single addresses, and the names `loopback`, `private` and `cloudflare`; `none` for an empty list.
     pub networks: Vec<String>,
-    /// Those of them that stand behind Cloudflare and pass its `CF-Connecting-IP` on untouched,
+    /// The trusted proxies that are behind Cloudflare and pass on `CF-Connecting-IP` unchanged,
     /// such as a Caddy that only Cloudflare can reach.
     pub behind_cloudflare: Vec<String>,
-    /// A file with Cloudflare's ranges, one CIDR a line, in place of the embedded list.
+    /// A file with the ranges of Cloudflare, one CIDR a line, in place of the embedded list.
     pub cloudflare_file: Option<String>,
-    /// Have that file written anew from time to time; until it is there, the embedded list holds. Default: it is as it is.
+    /// Refresh `cloudflare_file` periodically. Until the file exists, the embedded list applies. Default: no refresh.
     pub cloudflare_refresh: Option<CloudflareRefresh>,
 }
 
-/// Where Cloudflare's ranges are read from, and how often.
+/// The sources of the Cloudflare ranges, and the interval of the refresh.
 #[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CloudflareRefresh {
-    /// How often, 1m to 30days. Default: 24h.
+    /// The interval, 1m to 30days. Default: 24h.
     pub every: HumanDuration,
-    /// URLs, https and public, and files; all of them together are the list. Default: Cloudflare's own two.
+    /// Public https URLs, and files. The list is the union of all sources. Default: the two URLs that Cloudflare publishes.
     pub from: Vec<String>,
-    /// Also http, and addresses that are not public. Default: false.
+    /// Allow http and addresses that are not public. Default: false.
     pub allow_private: bool,
 }
 
@@ -50,19 +50,19 @@ impl Default for CloudflareRefresh {
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
-    /// Cloudflare's ranges, trusted or not.
+    /// The ranges of Cloudflare, trusted or not.
     cloudflare: Vec<IpNet>,
     trusts_cloudflare: bool,
     behind_cloudflare: Vec<IpNet>,
 }
 
 impl TrustedProxies {
-    /// Reads the names and networks.
+    /// Resolves the names and parses the networks.
     pub fn compile(config: &TrustConfig, resolve: &dyn Resolve) -> Result<Self, Invalid> {
         if let Some(refresh) = &config.cloudflare_refresh {
             let wrong = |says: &str, key: &str| Err(Invalid::new(says).at(key).at("cloudflare_refresh"));
             if config.cloudflare_file.is_none() {
-                return Err(Invalid::new("needs `cloudflare_file`, which it writes").at("cloudflare_refresh"));
+                return Err(Invalid::new("requires `cloudflare_file`, the file that it writes").at("cloudflare_refresh"));
             }
             if !(60..=30 * 86_400).contains(&refresh.every.0.as_secs()) {
                 return wrong("must be between 1m and 30days", "every");
@@ -76,7 +76,7 @@ impl TrustedProxies {
             Some(path) if !missing(path) => {
                 if !resolve.exists(path) {
                     let says = format!(
-                        "`{path}` is not there: `keylatch cloudflare refresh` writes it, and with `cloudflare_refresh: {{}}` it is written by itself"
+                        "`{path}` does not exist; run `keylatch cloudflare refresh`, or set `cloudflare_refresh: {{}}` to write it automatically"
                     );
                     return Err(Invalid::new(says).at("cloudflare_file"));
                 }
@@ -102,19 +102,18 @@ impl TrustedProxies {
         Ok(trusted)
     }
 
-    /// Whether this peer may speak for others at all.
+    /// Whether this peer is a trusted proxy.
     pub fn trusts(&self, address: IpAddr) -> bool {
         contains(&self.networks, address)
     }
 
-    /// Whether this peer is Cloudflare itself, and trusted.
+    /// Whether this peer is a Cloudflare address, and Cloudflare is trusted.
     pub fn is_cloudflare(&self, peer: IpAddr) -> bool {
         self.trusts_cloudflare && contains(&self.cloudflare, peer)
     }
 
-    /// Whether a `CF-Connecting-IP` from this peer is Cloudflare's word. `hop` is whom the peer says it
-    /// had the request from, if it says so: a proxy behind Cloudflare that somebody reached past
-    /// Cloudflare passes that stranger's `CF-Connecting-IP` on, and gives itself away by the hop.
+    /// Whether a `CF-Connecting-IP` from this peer was set by Cloudflare. `hop` is the previous hop that the peer states.
+    /// A client that reaches a proxy without Cloudflare can forge the field; its own address is then the hop.
     pub fn speaks_for_cloudflare(&self, peer: IpAddr, hop: Option<IpAddr>) -> bool {
         if self.is_cloudflare(peer) {
             return true;
@@ -133,17 +132,17 @@ fn named(name: &str, cloudflare: &[IpNet]) -> Result<Vec<IpNet>, Invalid> {
         "loopback" => all(&LOOPBACK),
         "private" => all(&PRIVATE),
         "cloudflare" => Ok(cloudflare.to_vec()),
-        // For lists whose one item comes from the environment.
+        // For a list with one item from an environment variable.
         "none" => Ok(Vec::new()),
         network => {
             let parsed = network.parse::<IpNet>().or_else(|_| network.parse::<IpAddr>().map(IpNet::from));
             let parsed = parsed.map_err(|_| {
                 Invalid::new(format!(
-                    "`{network}` is neither a CIDR, nor an address, nor one of the names `loopback`, `private`, `cloudflare`"
+                    "`{network}` is not a CIDR, an address, or one of the names `loopback`, `private`, `cloudflare`, `none`"
                 ))
             })?;
             if parsed.prefix_len() == 0 {
-                return Err(Invalid::new(format!("`{network}` trusts the whole internet: anybody could then claim any address")));
+                return Err(Invalid::new(format!("`{network}` trusts the whole internet, so that any client could state any address")));
             }
             Ok(vec![parsed.trunc()])
         }
@@ -154,7 +153,7 @@ fn all(networks: &[&str]) -> Result<Vec<IpNet>, Invalid> {
     networks.iter().map(|text| text.parse().map_err(|e| Invalid::new(format!("{text}: {e}")))).collect()
 }
 
-/// The one form of an address: IPv4-mapped IPv6 becomes IPv4.
+/// The canonical form of an address: IPv4-mapped IPv6 becomes IPv4.
 pub fn canonical(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
@@ -162,8 +161,8 @@ pub fn canonical(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Reads an address as header fields spell it: with or without port, brackets, zone id, quotes.
-/// `None` for anything else (host names, `unknown`, obfuscated names, garbage).
+/// Parses an address from a header field: with or without port, brackets, zone id and quotes.
+/// `None` for anything else (host names, `unknown`, obfuscated identifiers, invalid text).
 pub fn parse_address(text: &str) -> Option<IpAddr> {
     const LONGEST: usize = 80;
     let text = text.trim_matches([' ', '\t']);
@@ -188,8 +187,8 @@ pub fn parse_address(text: &str) -> Option<IpAddr> {
     v6(text).map(|a| canonical(IpAddr::V6(a)))
 }
 
-/// Writes an address as [`parse_address`] reads it, several times faster than through a formatter: each
-/// request writes a few.
+/// Writes an address in the form that [`parse_address`] reads. It is on the path of every request and several times faster
+/// than a formatter.
 pub fn write_address(address: IpAddr, out: &mut Vec<u8>) {
     match address {
         IpAddr::V4(v4) => {
@@ -205,7 +204,7 @@ pub fn write_address(address: IpAddr, out: &mut Vec<u8>) {
     }
 }
 
-/// A zone id means something on the machine that wrote it only: it is dropped.
+/// A zone id is meaningful only on the machine that wrote it, so that it is dropped.
 fn v6(text: &str) -> Option<Ipv6Addr> {
     match text.split_once('%') {
         Some((address, zone)) if !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) => {
@@ -216,7 +215,7 @@ fn v6(text: &str) -> Option<Ipv6Addr> {
     }
 }
 
-/// A port, or an obfuscated one (RFC 7239, section 6).
+/// A port, or an obfuscated port (RFC 7239, section 6).
 fn is_port(text: &str) -> bool {
     if let Some(hidden) = text.strip_prefix('_') {
         return !hidden.is_empty() && hidden.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
@@ -259,11 +258,11 @@ mod tests {
         assert!(trusted.speaks_for_cloudflare(ip("104.16.1.1"), None) && trusted.speaks_for_cloudflare(ip("127.0.0.1"), None));
         assert!(!trusted.speaks_for_cloudflare(ip("203.0.113.7"), None));
         assert!(trusted.speaks_for_cloudflare(ip("127.0.0.1"), Some(ip("172.64.0.1"))));
-        assert!(!trusted.speaks_for_cloudflare(ip("127.0.0.1"), Some(ip("203.0.113.66"))), "past Cloudflare");
+        assert!(!trusted.speaks_for_cloudflare(ip("127.0.0.1"), Some(ip("203.0.113.66"))), "not through Cloudflare");
         let other = compile(&["cloudflare"], &[], Some("good")).unwrap();
         assert!(other.trusts(ip("192.0.2.9")) && !other.trusts(ip("104.16.1.1")));
         assert!(!compile(&["none"], &["none"], None).unwrap().trusts(ip("127.0.0.1")));
-        // Cloudflare's word counts only if Cloudflare is trusted at all.
+        // `CF-Connecting-IP` counts only if Cloudflare is trusted.
         assert!(!compile(&["loopback"], &[], None).unwrap().speaks_for_cloudflare(ip("104.16.1.1"), None));
     }
 
@@ -271,14 +270,14 @@ mod tests {
     fn dangerous_configurations_are_refused() {
         assert!(compile(&["0.0.0.0/0"], &[], None).unwrap_err().message.contains("whole internet"));
         assert!(compile(&["::/0"], &[], None).is_err());
-        assert!(compile(&["localhost"], &[], None).unwrap_err().message.contains("neither a CIDR"));
+        assert!(compile(&["localhost"], &[], None).unwrap_err().message.contains("is not a CIDR"));
         assert!(compile(&[], &["loopback"], None).unwrap_err().message.contains("trust it there first"));
         assert!(compile(&[], &[], Some("empty")).unwrap_err().message.contains("no range"));
         assert!(compile(&[], &[], Some("wide")).unwrap_err().message.contains("too wide"));
     }
 
     #[test]
-    fn addresses_as_headers_spell_them() {
+    fn spellings_of_addresses() {
         for (text, address) in [
             ("192.0.2.1", "192.0.2.1"),
             (" 192.0.2.1\t", "192.0.2.1"),

@@ -1,4 +1,4 @@
-//! The small types configurations are made of: durations, sizes, rates, secrets.
+//! Scalar types of configurations: durations, sizes, rates, timestamps and secrets. They read no files.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-/// A duration as people write it: `250ms`, `15s`, `5m`, `1h 30m`, `2days`.
+/// A duration in readable form: `250ms`, `15s`, `5m`, `1h 30m`, `2days`. At most 400 days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanDuration(pub Duration);
 
 impl HumanDuration {
-    /// No clock can be moved on by more than some amount; this is longer than anything is meant to take.
+    /// A bound that prevents overflow in clock arithmetic; longer than any useful setting.
     const LONGEST: Duration = Duration::from_secs(400 * 86_400);
 
-    /// So many seconds.
+    /// A duration in seconds.
     pub const fn secs(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
@@ -27,7 +27,7 @@ impl fmt::Display for HumanDuration {
     }
 }
 
-/// Takes a scalar as text: YAML reads `60` as a number and `1e3` as another.
+/// Reads a scalar as text, because YAML reads `60` as a number.
 struct Scalar(&'static str);
 
 impl de::Visitor<'_> for Scalar {
@@ -69,20 +69,20 @@ impl JsonSchema for HumanDuration {
     }
 }
 
-/// A number of bytes as people write it: `512`, `64KiB`, `10MB`.
+/// A size in bytes in readable form: `512`, `64KiB`, `10MB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
 impl ByteSize {
-    /// So many KiB.
+    /// A size in KiB.
     pub const fn kib(n: u64) -> Self {
         Self(n * 1024)
     }
-    /// So many MiB.
+    /// A size in MiB.
     pub const fn mib(n: u64) -> Self {
         Self(n * 1024 * 1024)
     }
-    /// As a length in memory; the largest possible one if it does not fit.
+    /// As a `usize`; `usize::MAX` if it does not fit.
     pub fn as_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -111,25 +111,25 @@ impl JsonSchema for ByteSize {
         json_schema!({
             "type": ["string", "integer"],
             "minimum": 0,
-            "description": "A number of bytes, with a unit if you like: 512, 64KiB, 10MiB",
+            "description": "A size in bytes, with an optional unit: 512, 64KiB, 10MiB",
             "examples": ["64KiB"],
         })
     }
 }
 
-/// So many in a period: `60/min`, `10/s`, `1000/h`, `5/10s`.
+/// A rate, as a count per period: `60/min`, `10/s`, `1000/h`, `5/10s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// How many; at least 1.
+    /// The count; at least 1.
     pub count: u32,
-    /// In how long; at least a millisecond, at most 31 days.
+    /// The period, from 1 millisecond to 31 days.
     pub period: Duration,
 }
 
 impl Rate {
     const LONGEST: Duration = Duration::from_secs(31 * 86_400);
 
-    /// Reads `count/period`.
+    /// Parses `count/period`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is not a rate; write a count and a period, such as `60/min`, `10/s`, `1000/h` or `20/10s`");
         let (count, period) = text.split_once('/').ok_or_else(wrong)?;
@@ -144,7 +144,7 @@ impl Rate {
             other => humantime::parse_duration(other).map_err(|_| wrong())?,
         };
         if count == 0 {
-            return Err(format!("`{text}` lets nothing through; the count must be at least 1"));
+            return Err(format!("`{text}` allows no requests; the count must be at least 1"));
         }
         if period < Duration::from_millis(1) || period > Self::LONGEST {
             return Err(format!("the period of `{text}` must be between 1ms and 31days"));
@@ -179,13 +179,13 @@ impl JsonSchema for Rate {
         json_schema!({
             "type": "string",
             "pattern": "^[0-9]+ */ *[0-9a-z ]+$",
-            "description": "So many in a period: 60/min, 10/s, 1000/h, 20/10s",
+            "description": "A count per period: 60/min, 10/s, 1000/h, 20/10s",
             "examples": ["60/min"],
         })
     }
 }
 
-/// A moment, as RFC 3339 writes it: `2026-12-01T00:00:00Z`.
+/// A point in time in RFC 3339 form: `2026-12-01T00:00:00Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timestamp(pub SystemTime);
 
@@ -194,7 +194,7 @@ impl<'de> Deserialize<'de> for Timestamp {
         let text = String::deserialize(deserializer)?;
         humantime::parse_rfc3339(&text)
             .map(Self)
-            .map_err(|_| de::Error::custom(format!("`{text}` is not a moment; write it like `2026-12-01T00:00:00Z`")))
+            .map_err(|_| de::Error::custom(format!("`{text}` is not a timestamp; write it like `2026-12-01T00:00:00Z`")))
     }
 }
 
@@ -207,14 +207,14 @@ impl JsonSchema for Timestamp {
     }
 }
 
-/// A secret, or where it is: the text itself (usually from `${ENV}`), or `file:PATH`.
-/// Its `Debug` shows nothing. [`super::Site::secret`] reads it.
+/// A secret: the text itself (usually from `${ENV}`), or the path of its file as `file:PATH`.
+/// `Debug` does not show it. [`super::Site::secret`] reads it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretRef(pub(super) String);
 
 impl<'de> Deserialize<'de> for SecretRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// A secret that looks like a number is text: the loader keeps numbers that would be written differently.
+        /// A secret that looks like a number or boolean is text. The loader keeps the spelling of such numbers.
         struct Scalar;
         impl de::Visitor<'_> for Scalar {
             type Value = SecretRef;
@@ -249,12 +249,12 @@ impl SecretRef {
         Self(text.into())
     }
 
-    /// The file it is in, if it is in one.
+    /// The path of the file, if the secret is in a file.
     pub fn file(&self) -> Option<&str> {
         self.0.strip_prefix("file:")
     }
 
-    /// The text as written: the secret itself if [`Self::file`] is `None`.
+    /// The text in the configuration: the secret itself if [`Self::file`] is `None`.
     pub fn text(&self) -> &str {
         &self.0
     }
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_do_not_show() {
+    fn debug_does_not_show_secrets() {
         assert!(!format!("{:?}", SecretRef::new("hunter2")).contains("hunter2"));
     }
 }

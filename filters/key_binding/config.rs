@@ -1,4 +1,4 @@
-//! What an operator may say of `key_binding`.
+//! The configuration of `key_binding` and its validation. It makes no decisions about requests.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -9,37 +9,37 @@ use serde::Deserialize;
 
 use crate::contract::{ByteSize, HumanDuration, Invalid, KEY_BYTES, KeySource, Rate, Timestamp};
 
-/// What to do with a request without a key.
+/// The action for a request without a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnMissing {
-    /// 401.
+    /// Refuse the request with 401.
     Refuse,
-    /// Let it pass unbound; the upstream decides.
+    /// Let the request pass; the upstream decides.
     Allow,
 }
 
-/// What to do when the store cannot answer.
+/// The action if the store of bindings fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnStoreFailure {
-    /// 503: nobody passes unjudged.
+    /// Refuse the request with 503.
     Closed,
-    /// Let it pass unjudged.
+    /// Let the request pass unchecked.
     Open,
 }
 
-/// What becomes of a key that nobody has bound.
+/// The action for a key that is not bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Enrol {
-    /// Its first use binds it.
+    /// The first use binds the key.
     FirstUse,
-    /// It is refused: bindings are made by operators.
+    /// The key is refused. Only operators make bindings.
     KnownOnly,
-    /// Its first use binds it until a date; after that it is refused.
+    /// The first use binds the key until a date. Afterwards, keys that are not bound are refused.
     Window {
-        /// The date, as RFC 3339 writes it.
+        /// The date, in RFC 3339 form.
         until: Timestamp,
     },
 }
@@ -48,69 +48,70 @@ pub enum Enrol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FirstRule {
-    /// The network of the first use, and no other.
+    /// Only the network of the first use.
     Single,
-    /// A few networks at a time.
+    /// A limited number of networks at a time.
     Roaming {
-        /// How many, 1 to 64.
+        /// The number of networks, 1 to 64.
         networks_max: u8,
-        /// How long a network counts after its last use, at least 1min.
+        /// The time after its last use when a network expires, at least 1min.
         window: HumanDuration,
     },
 }
 
-/// When a first use holds for good.
+/// The condition that makes the binding of a first use permanent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Confirm {
-    /// Once the upstream has accepted the key.
+    /// The upstream accepts the key.
     Upstream,
-    /// At once.
+    /// None: it is permanent at once.
     Immediate,
 }
 
-/// What becomes of a key's open streams when it is banned or unbound, or bound to other networks.
+/// The action on the open streams of a key that is banned, unbound, or bound to other networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBan {
-    /// They end within a second, with an error event.
+    /// End the streams within a second, with an error event.
     Cut,
-    /// They go on to their end.
+    /// Let the streams finish.
     Finish,
 }
 
 /// `key_binding`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Where a key may stand. Default: all known header fields, not the query.
+pub struct KeyBindingConfig {
+    /// The places where a request can carry the key. Default: all known header fields, not the query.
     pub from: Vec<KeySource>,
-    /// The longest key, 1 KiB to 32 KiB. `limits.header_bytes` bounds it as well. Default: `8KiB`.
+    /// The maximum length of a key, 1 KiB to 32 KiB. `limits.header_bytes` applies as well. Default: `8KiB`.
     pub key_bytes: ByteSize,
-    /// How much of an IPv4 address is bound, in bits, 8 to 32. Default: 32, the address itself.
+    /// The prefix length of a bound IPv4 network, 8 to 32. Default: 32, a single address.
     pub ipv4_prefix: u8,
-    /// How much of an IPv6 address is bound, in bits, 16 to 128. Default: 64, what one household has.
+    /// The prefix length of a bound IPv6 network, 16 to 128. Default: 64, the usual network of one household.
     pub ipv6_prefix: u8,
     /// The rule of a binding that a first use makes. Default: `single`.
     pub rule: FirstRule,
-    /// With the rule `single`: the first use from the other address family adds its network, since a client with IPv4 and
-    /// IPv6 uses either. Default: true.
+    /// With the rule `single`: the first use from the other address family adds its network, because dual-stack clients use
+    /// both IPv4 and IPv6. Default: true.
     pub per_family: bool,
-    /// A key that nobody has bound. Default: `first_use`.
+    /// The action for a key that is not bound. Default: `first_use`.
     pub enrol: Enrol,
-    /// When a first use holds for good. Default: `upstream`.
+    /// The condition that makes the binding of a first use permanent. Default: `upstream`.
     pub confirm: Confirm,
-    /// First uses from one client address (IPv6: /64), shared by all routes. Default: `60/h`.
+    /// The limit of first uses from one client address (IPv6: /64), shared by all routes. Default: `60/h`.
     pub new_keys_per_client: Rate,
-    /// Open event streams of a key that is banned, unbound or bound elsewhere; needs `sse_keepalive`. Default: `cut`.
+    /// The action on open event streams of a key that is banned, unbound, or bound to other networks. Requires
+    /// `sse_keepalive`. Default: `cut`.
     pub on_ban: OnBan,
-    /// A request without a key. Default: `refuse`.
+    /// The action for a request without a key. Default: `refuse`.
     pub on_missing: OnMissing,
-    /// The store does not answer. Default: `closed`.
+    /// The action if the store of bindings fails. Default: `closed`.
     pub on_store_failure: OnStoreFailure,
 }
 
-impl Default for Config {
+impl Default for KeyBindingConfig {
     fn default() -> Self {
         Self {
             from: KeySource::FIELDS.to_vec(),
@@ -129,8 +130,8 @@ impl Default for Config {
     }
 }
 
-impl Config {
-    /// Whether a first use binds a key at this time.
+impl KeyBindingConfig {
+    /// Whether a first use binds a key now.
     pub fn enrols(&self, now: SystemTime) -> bool {
         match self.enrol {
             Enrol::KnownOnly => false,
@@ -145,14 +146,14 @@ impl Config {
             IpAddr::V4(v4) => Ipv4Net::new(v4, self.ipv4_prefix).map(IpNet::from),
             IpAddr::V6(v6) => Ipv6Net::new(v6, self.ipv6_prefix).map(IpNet::from),
         };
-        // `check` refuses prefixes that are too long.
+        // `check` has refused prefix lengths that are out of range.
         network.map_or_else(|_| client.into(), |network| network.trunc())
     }
 
-    /// What makes no sense.
+    /// Validates the settings.
     pub fn check(&self) -> Result<(), Invalid> {
         if self.from.is_empty() {
-            return Err(Invalid::new("name at least one place a key may stand in").at("from"));
+            return Err(Invalid::new("name at least one source of the key").at("from"));
         }
         if !(8..=32).contains(&self.ipv4_prefix) {
             return Err(Invalid::new(format!("{} is not between 8 and 32", self.ipv4_prefix)).at("ipv4_prefix"));

@@ -1,4 +1,4 @@
-//! What `key_binding` would do with a request. Changes no binding and counts nothing.
+//! The dry run of `key_binding`, for `explain`: the verdict on a request. It changes no binding and counts nothing.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use crate::contract::{Binding, Key, RequestCx, Rule, StoreError, Trace};
 use crate::limiting::client_network;
 
 impl KeyBinding {
-    /// The verdict that the key would get, and why in the [`Trace`].
-    pub(super) async fn foresee(&self, cx: &mut RequestCx<'_>, key: &Key) -> Result<Verdict, StoreError> {
+    /// The verdict that the key would get. The explanation goes into the [`Trace`].
+    pub(super) async fn dry_run_verdict(&self, cx: &mut RequestCx<'_>, key: &Key) -> Result<Verdict, StoreError> {
         let (client, now) = (cx.client(), cx.now.wall);
         let (verdict, why) = match self.stored(cx, key).await? {
             Some(stored) => {
@@ -28,14 +28,14 @@ impl KeyBinding {
         Ok(verdict)
     }
 
-    /// The binding that holds, also under an id from before.
+    /// The binding of the key, also under an earlier id.
     async fn stored(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Option<Arc<Binding>>, StoreError> {
         let earlier = match self.reader.read(cx.request) {
             Ok(Some(text)) => self.hasher.earlier_ids(&text),
             _ => Vec::new(),
         };
         for id in std::iter::once(key.id).chain(earlier) {
-            if let Some(binding) = self.bindings.look_up(id).await? {
+            if let Some(binding) = self.bindings.authoritative(id).await? {
                 return Ok(Some(binding));
             }
         }
@@ -46,11 +46,11 @@ impl KeyBinding {
     fn first_use(&self, cx: &RequestCx<'_>, key: &Key) -> (Verdict, String) {
         let (client, now) = (cx.client(), cx.now.wall);
         if !self.config.enrols(now) {
-            return (Verdict::Unknown, "not bound; a first use binds no key (`enrol`)".to_owned());
+            return (Verdict::Unknown, "not bound; `enrol` does not allow first uses".to_owned());
         }
         let brought = self.new_keys.peek(self.new_keys.slot(&client_network(client)), self.new_keys_quota, cx.now.instant);
         if !brought.allowed {
-            return (Verdict::TooMany(brought.retry_in), "not bound; this client has used too many new keys".to_owned());
+            return (Verdict::TooMany(brought.retry_in), "not bound; the client has exceeded `new_keys_per_client`".to_owned());
         }
         let (network, roaming) = (self.network(client), self.roaming());
         let binding = Binding {
@@ -71,7 +71,7 @@ impl KeyBinding {
 fn described(binding: &Binding) -> String {
     let networks: Vec<String> = binding.networks.iter().map(ToString::to_string).collect();
     let bound = match binding.rule {
-        Rule::All => "may be used from everywhere".to_owned(),
+        Rule::All => "may be used from every network".to_owned(),
         rule => format!("bound to {} ({})", networks.join(", "), rule.as_str()),
     };
     let banned = if binding.banned { "; banned" } else { "" };

@@ -1,8 +1,8 @@
 //! # key_binding
 //!
-//! Binds an API key to the network that uses it first. From another network the key gets a 403 that
-//! says neither whose key it is nor which network is bound; the attempt is recorded as an intercept.
-//! The key itself is never stored: its HMAC-SHA256 stands for it.
+//! Binds an API key to the network that uses it first. From any other network the key gets 403, and
+//! the attempt is recorded as an intercept. The response tells neither the owner of the key nor the
+//! bound network. The key itself is never stored: its HMAC-SHA256 identifies it.
 //!
 //! ```yaml
 //! key_binding:
@@ -20,37 +20,78 @@
 //!   on_store_failure: closed
 //! ```
 //!
-//! `enrol` says what becomes of a key that nobody has bound: `first_use` binds it, `known_only` refuses it, and
-//! `{window: {until: 2026-12-01T00:00:00Z}}` binds it until then. With `confirm: upstream` a first use holds at once,
-//! and goes again if the upstream answers with 401 or 403, or if it answers with neither a success nor 429 within
-//! `retention.unconfirmed`: keys that somebody made up do not fill the store. Say `immediate` where the upstream never
-//! sees the client's key, and check it before this filter. `new_keys_per_client` bounds the first uses from one address.
+//! Place `client_ip` before this filter. Without it, the filter uses the address of the peer.
 //!
-//! `from` lists the places where a key may stand: `authorization`, `x-api-key`, `api-key`, `x-goog-api-key`,
-//! `mj-api-secret`, `sec-websocket-protocol` (these are the default), `query-key` (the parameter `key` of Gemini clients),
-//! and `{header: NAME}` for any other field. `Bearer ` in front of a key is skipped in `authorization`, `mj-api-secret` and
-//! `{header: NAME}`; an empty key is none.
-//! The lines of a known field that is not listed do not reach the upstream. A key in the query that is not listed is
-//! refused with 401, also with `on_missing: allow`. Two different keys in one request are refused with 400: one could be
-//! judged and the other served. A key longer than `key_bytes` is refused with 400.
+//! ## First use
 //!
-//! A key that is a signed token (JWS) is named by its header and payload. Its signature does not count: an ECDSA signature
-//! can be rewritten into another valid one without the signer's key. Since anybody can write a header and a payload, use
-//! `confirm: immediate` with such tokens only behind a `bearer` that verifies them.
-//! A binding's rule is `single` (one network), `multiple` (a list), `all`, or `roaming`: up to `networks_max` networks
-//! at a time, each of which makes room for another when it was not used for `window`. First use makes a `single` one,
-//! or with `rule: {roaming: {networks_max: 3, window: 24h}}` a roaming one. A banned key is refused from everywhere.
+//! `enrol` decides about a key that is not bound:
 //!
-//! A client with IPv4 and IPv6 uses either. With `per_family`, a `single` binding that a first use has made takes the network
-//! of the first use from the other address family, too, as long as `enrol` lets first uses bind; such a use counts towards
-//! `new_keys_per_client`. Say `per_family: false` where clients have one address family: then no other network can be added.
+//! - `first_use` binds it.
+//! - `known_only` refuses it. Only operators make bindings.
+//! - `{window: {until: 2026-12-01T00:00:00Z}}` binds it until that time and refuses it afterwards.
 //!
-//! In shadow mode keys are bound and judged, and no request is refused. A request that would be refused is recorded as an
-//! intercept with the mark `shadow`: `keylatch intercepts list --shadow only`. `alerts.intercepts.shadow` includes them in alerts.
-//! Needs `client_ip` before it, or else it judges by the peer.
+//! With `confirm: upstream` a first use is in force at once, but stays unconfirmed until the
+//! upstream accepts the key. The binding is removed if the upstream answers with 401 or 403, or if
+//! it answers with neither a success nor 429 within `retention.unconfirmed`. Invented keys
+//! therefore do not fill the store. Use `confirm: immediate` if the upstream never sees the key of
+//! the client, and verify the key in a filter before this one.
+//!
+//! `new_keys_per_client` limits the first uses from one client address.
+//!
+//! ## Where keys are read
+//!
+//! `from` lists the places where a request can carry the key:
+//!
+//! - `authorization`, `x-api-key`, `api-key`, `x-goog-api-key`, `mj-api-secret` and
+//!   `sec-websocket-protocol`: the default.
+//! - `query-key`: the query parameter `key` of Gemini clients.
+//! - `{header: NAME}`: any other header field.
+//!
+//! The prefix `Bearer ` is skipped in `authorization`, `mj-api-secret` and `{header: NAME}`. An
+//! empty key counts as none.
+//!
+//! - A key in a known header field that is not listed does not reach the upstream.
+//! - A key in the query that is not listed is refused with 401, also with `on_missing: allow`.
+//! - Two different keys in one request are refused with 400, because the upstream could use a key
+//!   that was not checked.
+//! - A key longer than `key_bytes` is refused with 400.
+//!
+//! ## Signed tokens as keys
+//!
+//! A key that is a signed token (JWS) is identified by its header and payload. The signature does
+//! not count, because an ECDSA signature can be rewritten into another valid one without the
+//! private key. Since anyone can write a header and a payload, use `confirm: immediate` with such
+//! tokens only after a `bearer` filter that verifies them.
+//!
+//! ## Rules
+//!
+//! The rule of a binding is one of:
+//!
+//! - `single`: one network.
+//! - `multiple`: a list of networks.
+//! - `all`: every network.
+//! - `roaming`: up to `networks_max` networks at a time. A network that was not used for `window`
+//!   makes room for another.
+//!
+//! A first use makes a `single` binding, or a roaming one with
+//! `rule: {roaming: {networks_max: 3, window: 24h}}`. A banned key is refused from every network.
+//!
+//! A dual-stack client uses both IPv4 and IPv6. With `per_family: true`, a `single` binding that a
+//! first use has made also adds the network of the first use from the other address family, as long
+//! as `enrol` allows first uses. Such a use counts towards `new_keys_per_client`. Set
+//! `per_family: false` if clients have one address family, so that no second network can be added.
+//!
+//! ## Shadow mode
+//!
+//! In shadow mode keys are bound and checked, but no request is refused. A request that would be
+//! refused is recorded as an intercept that is marked as `shadow`.
+//! `keylatch intercepts list --shadow only` lists them, and `alerts.intercepts.shadow` includes
+//! them in alerts.
 
 mod config;
 mod dry_run;
+mod replies;
+mod unread_keys;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -62,45 +103,47 @@ use pingora_http::ResponseHeader;
 use prometheus::IntCounter;
 
 use crate::contract::{
-    Binding, Bindings, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyForm, KeyHasher, KeyReader, KeySource, Leash,
-    Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx, failure,
+    Binding, Bindings, CancellationHandle, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader,
+    KeySource, Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx,
     is_event_stream, key_bytes_bound,
 };
-use crate::limiting::gcra::GcraTable;
+use crate::rate_limit::gcra::GcraTable;
 use crate::limiting::{ceil_s, client_network};
-pub use config::{Config, Confirm, Enrol, FirstRule, OnBan, OnMissing, OnStoreFailure};
+pub use config::{Confirm, Enrol, FirstRule, KeyBindingConfig, OnBan, OnMissing, OnStoreFailure};
+use replies::{forbidden, malformed, refusal, too_many};
+use unread_keys::{remove_keys, unread_fields};
 
 const USER_AGENT_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 512;
 
 /// The compiled filter.
 pub struct KeyBinding {
-    config: Config,
+    config: KeyBindingConfig,
     reader: KeyReader,
-    /// Fields that could carry a key and are not read.
+    /// Known key fields that the configuration does not list.
     unread: Vec<(KeySource, HeaderName)>,
-    /// How a client sends a key.
+    /// The sentence that tells a client how to send a key.
     instruction: String,
     hasher: KeyHasher,
     bindings: Arc<dyn Bindings>,
-    /// First uses by client.
+    /// The first uses of each client.
     new_keys: Arc<GcraTable>,
     new_keys_quota: Quota,
     store_failures: IntCounter,
 }
 
-/// How many clients are remembered for their first uses.
+/// The number of clients whose first uses are counted.
 const NEW_KEYS_CLIENTS_MAX: usize = 100_000;
 
-/// What came of looking at a key.
+/// The verdict on a key.
 enum Verdict {
-    /// May pass.
+    /// The binding admits the client.
     Admitted(Arc<Binding>),
-    /// Bound elsewhere, or banned.
+    /// The key is bound to other networks, or banned.
     Refused(Arc<Binding>),
-    /// Nobody has bound it, and nobody may.
+    /// The key is not bound, and a first use may not bind it.
     Unknown,
-    /// This client has brought too many new ones; until it may bring one more.
+    /// The client has used too many new keys. With the time until the next one is allowed.
     TooMany(Duration),
 }
 
@@ -108,11 +151,11 @@ impl Filter for KeyBinding {
     const NAME: &'static str = "key_binding";
     const HOOKS: Hooks = Hooks { request: true, upstream_request: true, response: true, ..Hooks::NONE };
     const SOURCE: &'static str = include_str!("mod.rs");
-    type Config = Config;
-    /// Who was admitted by which binding.
+    type Config = KeyBindingConfig;
+    /// The admitted client and its binding.
     type State = Option<(IpAddr, Arc<Binding>)>;
 
-    fn compile(config: Config, site: &mut Site<'_>) -> Result<Self, Invalid> {
+    fn compile(config: KeyBindingConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
         config.check()?;
         Ok(Self {
             reader: KeyReader::new(
@@ -122,16 +165,16 @@ impl Filter for KeyBinding {
                 site.ports.hasher.form(),
             )
             .map_err(|invalid| invalid.at("from"))?,
-            unread: unread(&config.from)?,
+            unread: unread_fields(&config.from)?,
             instruction: config.from.first().map(KeySource::instruction).unwrap_or_default(),
             hasher: site.ports.hasher.clone(),
             bindings: Arc::clone(&site.ports.bindings),
-            // One for all places: several chains are no way to more.
+            // One table for all chains, so that several chains do not multiply the limit.
             new_keys: site.keep("key_binding.new_keys", || GcraTable::new(NEW_KEYS_CLIENTS_MAX)),
             new_keys_quota: Quota::new(config.new_keys_per_client.interval(), config.new_keys_per_client.count),
             store_failures: site.counter(
                 "binding_store_failures_total",
-                "Requests whose binding could not be looked up, by what was done.",
+                "Requests whose binding could not be read from the store, by outcome.",
                 ("outcome", if config.on_store_failure == OnStoreFailure::Open { "open" } else { "closed" }),
             ),
             config,
@@ -144,13 +187,13 @@ impl Filter for KeyBinding {
             Ok(None) if self.config.on_missing == OnMissing::Allow => return Ok(Flow::Continue),
             Ok(None) => return Ok(self.missing("missing_key", "No API key was sent.").into()),
             Err(KeyError::InQuery) => {
-                return Ok(self.missing(KeyError::InQuery.reason(), "An API key in the query is not accepted here.").into());
+                return Ok(self.missing(KeyError::InQuery.reason(), "An API key in the query is not accepted.").into());
             }
             Err(error) => return Ok(malformed(error).into()),
         };
         cx.facts.put(key.clone());
         let dry_run = cx.is_dry_run();
-        let verdict = if dry_run { self.foresee(cx, &key).await } else { self.judge(cx, &key).await };
+        let verdict = if dry_run { self.dry_run_verdict(cx, &key).await } else { self.verdict(cx, &key).await };
         match verdict {
             Ok(Verdict::Admitted(binding)) => {
                 if !dry_run {
@@ -166,33 +209,33 @@ impl Filter for KeyBinding {
                 }
                 Ok(refusal(&binding).into())
             }
-            Ok(Verdict::Unknown) => Ok(not_here("unknown_key").into()),
+            Ok(Verdict::Unknown) => Ok(forbidden("unknown_key").into()),
             Ok(Verdict::TooMany(wait)) => Ok(too_many(wait).into()),
             Err(error) => Ok(self.store_failed(cx, &error)),
         }
     }
 
-    /// The upstream's word on a key that was new; and a stream that begins can be ended from now on.
+    /// Confirms or releases a new binding by the status of the upstream, and registers a stream for cancellation.
     fn response(&self, cx: &mut ResponseCx<'_>, admitted: &mut Self::State) -> Result<()> {
         let Some((client, binding)) = admitted else { return Ok(()) };
-        if self.config.on_ban == OnBan::Cut && lasts(cx.response) && cx.facts.get::<Arc<Leash>>().is_none() {
-            cx.facts.put(self.bindings.leash(binding.id, *client));
+        if self.config.on_ban == OnBan::Cut && is_long_lived(cx.response) && cx.facts.get::<Arc<CancellationHandle>>().is_none() {
+            cx.facts.put(self.bindings.stream_cancellation(binding.id, *client));
         }
         if cx.source == Source::Upstream && !binding.confirmed {
             match cx.response.status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.bindings.release(binding),
-                // A quota is somebody's: the key is known.
+                // 429 means that the upstream knows the key.
                 status if status.is_success() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SWITCHING_PROTOCOLS) => {
                     self.bindings.confirm(binding)
                 }
-                // Says nothing of the key; the next answer may.
+                // Any other status tells nothing about the key; a later response may.
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// What was not judged here must not be found by the upstream.
+    /// Removes keys in fields that were not read: the upstream must not use a key that was not checked.
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, _admitted: &mut Self::State) -> Result<()> {
         for (source, name) in &self.unread {
             if cx.request.headers.contains_key(name) {
@@ -204,45 +247,45 @@ impl Filter for KeyBinding {
 }
 
 impl KeyBinding {
-    async fn judge(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Verdict, StoreError> {
+    async fn verdict(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Verdict, StoreError> {
         let (client, now) = (cx.client(), cx.now.wall);
         let verdict =
             |binding: Arc<Binding>| if binding.admits(client, now) { Verdict::Admitted(binding) } else { Verdict::Refused(binding) };
-        let known = match self.bindings.peek(&key.id) {
-            None => self.bindings.recall(key.id).await,
-            known => known,
+        let cached = match self.bindings.cached(&key.id) {
+            None => self.bindings.cached_by_replicas(key.id).await,
+            cached => cached,
         };
-        if let Some(known) = known.clone().filter(|known| known.admits(client, now)) {
-            if known.is_due(client, now) {
-                // Admitted whatever comes of it.
+        if let Some(cached) = cached.clone().filter(|cached| cached.admits(client, now)) {
+            if cached.is_due(client, now) {
+                // The request is admitted even if this write fails.
                 let _ = self.bindings.roam(key.id, self.network(client), now).await;
             }
-            return Ok(Verdict::Admitted(known));
+            return Ok(Verdict::Admitted(cached));
         }
-        // What this process remembers may be old: nobody is refused on its word alone. But where nobody
-        // can be asked it counts: a key that is known to be bound or banned is not an unknown one.
-        let holds = match (self.bindings.look_up(key.id).await, known) {
-            (Err(_), Some(known)) => Some(known),
-            (holds, _) => holds?,
+        // The cache may be stale, so a refusal needs the authoritative binding. If the store is unreachable, the cached
+        // binding applies: a key that is known to be bound or banned must not be treated as unknown.
+        let current = match (self.bindings.authoritative(key.id).await, cached) {
+            (Err(_), Some(cached)) => Some(cached),
+            (current, _) => current?,
         };
-        let holds = match holds {
-            Some(holds) => Some(holds),
+        let current = match current {
+            Some(current) => Some(current),
             None => self.adopted(cx, key).await?,
         };
-        if holds.is_none() && !self.config.enrols(now) {
+        if current.is_none() && !self.config.enrols(now) {
             return Ok(Verdict::Unknown);
         }
-        if holds.as_ref().is_none_or(|holds| self.adds_family(holds, client, now)) {
+        if current.as_ref().is_none_or(|current| self.adds_family(current, client, now)) {
             let slot = self.new_keys.slot(&client_network(client));
             let brought = self.new_keys.hit(slot, self.new_keys_quota, 1, Duration::ZERO, cx.now.instant);
             if !brought.allowed {
                 return Ok(Verdict::TooMany(brought.retry_in));
             }
         }
-        if let Some(holds) = holds {
-            return Ok(verdict(self.roamed(cx, holds).await));
+        if let Some(current) = current {
+            return Ok(verdict(self.with_client(cx, current).await));
         }
-        // In shadow mode no response is seen, so nothing could confirm it later.
+        // In shadow mode the response hook does not run, so that nothing would confirm the binding later.
         let confirmed = self.config.confirm == Confirm::Immediate || cx.shadow;
         let first = FirstUse {
             id: key.id,
@@ -252,28 +295,29 @@ impl KeyBinding {
             confirmed,
             at: cx.now.wall,
         };
-        // Another client may have been first, and may have left room for this one.
-        let holds = self.bindings.latch(first).await?;
-        Ok(verdict(self.roamed(cx, holds).await))
+        // Another client may have bound the key first; its binding may still have room for this client.
+        let current = self.bindings.latch(first).await?;
+        Ok(verdict(self.with_client(cx, current).await))
     }
 
-    /// Whether this use is the first one of its address family, and may bind it.
-    fn adds_family(&self, holds: &Binding, client: IpAddr, now: SystemTime) -> bool {
-        self.config.per_family && !holds.banned && holds.lacks_family(client) && self.config.enrols(now)
+    /// Whether this use is the first from its address family and may add its network.
+    fn adds_family(&self, binding: &Binding, client: IpAddr, now: SystemTime) -> bool {
+        self.config.per_family && !binding.banned && binding.lacks_family(client) && self.config.enrols(now)
     }
 
-    /// The binding after its rule has made room for this client, if it has room. If the store cannot say, the binding as it
-    /// is: a known key is not an unknown one.
-    async fn roamed(&self, cx: &RequestCx<'_>, holds: Arc<Binding>) -> Arc<Binding> {
+    /// The binding after the network of this client was added, if the rule has room for it. Unchanged if the store fails:
+    /// a known key must not be treated as unknown.
+    async fn with_client(&self, cx: &RequestCx<'_>, binding: Arc<Binding>) -> Arc<Binding> {
         let (client, now) = (cx.client(), cx.now.wall);
-        let roams = !holds.banned && holds.roaming.is_some() && !holds.admits(client, now) || self.adds_family(&holds, client, now);
-        match roams {
-            true => self.bindings.roam(holds.id, self.network(client), now).await.ok().flatten().unwrap_or(holds),
-            false => holds,
+        let may_add =
+            !binding.banned && binding.roaming.is_some() && !binding.admits(client, now) || self.adds_family(&binding, client, now);
+        match may_add {
+            true => self.bindings.roam(binding.id, self.network(client), now).await.ok().flatten().unwrap_or(binding),
+            false => binding,
         }
     }
 
-    /// The binding that the key has under an id from before.
+    /// The binding of the key under an earlier id, moved to the current id.
     async fn adopted(&self, cx: &RequestCx<'_>, key: &Key) -> Result<Option<Arc<Binding>>, StoreError> {
         let earlier = match self.reader.read(cx.request) {
             Ok(Some(text)) => self.hasher.earlier_ids(&text),
@@ -282,8 +326,8 @@ impl KeyBinding {
         if earlier.is_empty() { Ok(None) } else { self.bindings.adopt(key.id, earlier).await }
     }
 
-    fn missing(&self, reason: &'static str, what: &str) -> Reply {
-        Reply::new(Problem::Unauthenticated, "missing_api_key", reason, format!("{what} {}", self.instruction))
+    fn missing(&self, reason: &'static str, problem: &str) -> Reply {
+        Reply::new(Problem::Unauthenticated, "missing_api_key", reason, format!("{problem} {}", self.instruction))
             .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
 
@@ -294,7 +338,7 @@ impl KeyBinding {
         }
     }
 
-    /// The network a first use binds to.
+    /// The network that a first use from this client binds.
     fn network(&self, client: IpAddr) -> IpNet {
         self.config.network(client)
     }
@@ -307,8 +351,8 @@ impl KeyBinding {
             client: cx.client(),
             networks: binding.networks.clone(),
             method: cx.request.method.as_str().to_owned(),
-            path: cut(cx.request.uri.path(), PATH_BYTES_MAX),
-            user_agent: cut(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
+            path: truncated(cx.request.uri.path(), PATH_BYTES_MAX),
+            user_agent: truncated(&user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
             route: cx.route.to_owned(),
             banned: binding.banned,
             shadow: cx.shadow,
@@ -327,7 +371,7 @@ impl KeyBinding {
                 Problem::Unavailable,
                 "binding_unavailable",
                 "store_failure",
-                "The API key could not be checked right now. Try again shortly.",
+                "The API key cannot be checked at the moment. Retry in 1 s.",
             )
             .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
             .detail(error.to_string())
@@ -336,63 +380,13 @@ impl KeyBinding {
     }
 }
 
-/// Whether what this begins may go on for long: an event stream, or what is not HTTP any more.
-fn lasts(response: &ResponseHeader) -> bool {
+/// Whether the response is long-lived: an event stream, or an upgraded connection.
+fn is_long_lived(response: &ResponseHeader) -> bool {
     response.status == StatusCode::SWITCHING_PROTOCOLS || is_event_stream(&response.headers)
 }
 
-/// One answer for both: a client with a stolen key learns nothing from the difference.
-fn refusal(binding: &Binding) -> Reply {
-    not_here(if binding.banned { "banned" } else { "other_network" })
-}
-
-fn not_here(reason: &'static str) -> Reply {
-    Reply::new(Problem::Forbidden, "key_not_allowed_here", reason, "This API key cannot be used from your network.")
-}
-
-fn too_many(wait: Duration) -> Reply {
-    let message = "Too many API keys were used for the first time from your address. Try again later.";
-    Reply::new(Problem::RateLimited, "too_many_new_keys", "new_keys", message)
-        .header(header::RETRY_AFTER, HeaderValue::from(ceil_s(wait).max(1)))
-}
-
-fn malformed(error: KeyError) -> Reply {
-    let message = match error {
-        KeyError::Two => "The request carries two different API keys. Send one.".to_owned(),
-        KeyError::TooLong(bytes) => format!("The API key is longer than {bytes} bytes."),
-        KeyError::Malformed | KeyError::InQuery => "The API key is malformed.".to_owned(),
-    };
-    Reply::new(Problem::BadRequest, "malformed_api_key", error.reason(), message)
-}
-
-/// The known fields that are not read.
-fn unread(from: &[KeySource]) -> Result<Vec<(KeySource, HeaderName)>, Invalid> {
-    let read: Vec<_> = from.iter().map(KeySource::header).collect::<Result<_, _>>().map_err(|invalid| invalid.at("from"))?;
-    let known = KeySource::FIELDS.into_iter().filter_map(|source| source.header().ok().flatten().map(|name| (source, name)));
-    Ok(known.filter(|(_, name)| !read.contains(&Some(name.clone()))).collect())
-}
-
-/// Removes the client's lines of a field that is not read. Lines that another filter has set stay, and of WebSocket's
-/// protocols all but the keys.
-fn remove_keys(source: &KeySource, name: &HeaderName, form: KeyForm, cx: &mut UpstreamCx<'_>) -> Result<()> {
-    let sent: Vec<&HeaderValue> = cx.request.headers.get_all(name).iter().collect();
-    let goes = |line: &HeaderValue| sent.contains(&line) && source.carries_key(line.as_bytes(), form);
-    let lines: Vec<HeaderValue> = cx.upstream.headers.get_all(name).iter().cloned().collect();
-    if !lines.iter().any(goes) {
-        return Ok(());
-    }
-    cx.upstream.remove_header(name);
-    for line in lines {
-        let left = if goes(&line) { source.without_key(line.as_bytes(), form).map(HeaderValue::try_from) } else { Some(Ok(line)) };
-        if let Some(line) = left.transpose().map_err(failure)? {
-            cx.upstream.append_header(name.clone(), line).map_err(failure)?;
-        }
-    }
-    Ok(())
-}
-
-/// The start of `text`, at most `bytes_max` long, cut between characters.
-fn cut(text: &str, bytes_max: usize) -> String {
+/// Truncates `text` to at most `bytes_max` bytes, at a character boundary.
+fn truncated(text: &str, bytes_max: usize) -> String {
     text[..text.floor_char_boundary(bytes_max)].to_owned()
 }
 
@@ -401,9 +395,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cuts_between_characters() {
-        assert_eq!(cut("aé", 2), "a");
-        assert_eq!(cut("aé", 3), "aé");
-        assert_eq!(cut("", 3), "");
+    fn text_is_truncated_at_a_character_boundary() {
+        assert_eq!(truncated("aé", 2), "a");
+        assert_eq!(truncated("aé", 3), "aé");
+        assert_eq!(truncated("", 3), "");
     }
 }

@@ -11,7 +11,7 @@ use serde::de::{self, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-use crate::contract::{About, Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx, field_name, hex};
+use crate::contract::{CountedSubject, Identity, Invalid, Key, KeyHasher, KeyId, KeyReader, RequestCx, field_name, hex};
 
 /// Claims are shown to operators up to this length.
 const CLAIM_CHARS_MAX: usize = 128;
@@ -179,8 +179,8 @@ impl Subject {
     }
 
     /// The description shown to operators. It contains the value of a claim in clear text, as the list of streams does.
-    pub fn about(&self) -> About {
-        let mut about = About { subject: self.to_string(), ..About::default() };
+    pub fn about(&self) -> CountedSubject {
+        let mut about = CountedSubject { subject: self.to_string(), ..CountedSubject::default() };
         for part in self.parts() {
             match part {
                 SubjectPart::Key(id) => about.key = Some(*id),

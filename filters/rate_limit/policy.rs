@@ -9,8 +9,8 @@ use prometheus::IntCounter;
 
 use super::config::{LimitConfig, RequestCost, WindowType};
 use crate::contract::{
-    About, BoxFuture, Chosen, Counted, Counters, Hit, InForce, Invalid, Measure, Near, Now, Outcome, Quota, Rate, RequestCx, Site,
-    Standing, StoreError, check_name,
+    ActiveLimit, BoxFuture, CountedSubject, Counters, Hit, Invalid, LimitUsage, Measure, Now, Outcome, Quota, Rate, RequestCx,
+    SelectedLimits, Site, StoreError, check_name,
 };
 use crate::expression::{Expression, Scope, Type};
 use crate::limiting::calendar::{CalendarUnit, CalendarWindows, WindowTable};
@@ -39,8 +39,8 @@ pub struct LimitPolicy {
     shared_name: String,
     /// The path of its filter in the configuration.
     place: String,
-    near: Arc<Near>,
-    in_force: Arc<InForce>,
+    near: Arc<UsageTracker>,
+    in_force: Arc<ActiveLimit>,
     subject: SubjectReader,
     cost: CompiledCost,
     /// Counts only requests for which a rule has chosen it.
@@ -100,16 +100,16 @@ impl SubjectUsage {
     }
 }
 
-impl Counted for SubjectUsage {
-    fn stands(&self, now: Now) -> BoxFuture<'_, Option<Standing>> {
+impl UsageSource for SubjectUsage {
+    fn current_usage(&self, now: Now) -> BoxFuture<'_, Option<LimitUsage>> {
         Box::pin(async move {
             let outcome = match (&self.shared, &self.count) {
-                (Some((shared, name)), _) => shared.look(&self.hit(name, now)).await.ok()?,
+                (Some((shared, name)), _) => shared.peek(&self.hit(name, now)).await.ok()?,
                 (None, CountTable::Rolling { quota, table, .. }) => table.peek(self.slot, *quota, now.instant),
                 (None, CountTable::Calendar { most, windows, table }) => table.peek(self.slot, *most, windows.window_at(now.wall)),
             };
             let (most, rolling) = self.count.capacity();
-            Some(Standing::of(&outcome, most, rolling))
+            Some(LimitUsage::from_outcome(&outcome, most, rolling))
         })
     }
 
@@ -163,7 +163,7 @@ impl LimitPolicy {
         let name = limit.name.unwrap_or(default_name);
         check_name(&name, "name").map_err(|invalid| invalid.at("name"))?;
         if limit.chosen {
-            site.offer(&name);
+            site.offer_limit(&name);
         }
         let (rate, key) = (limit.limit, format!("{} {name} {entries_max}", site.place));
         let burst = limit.burst.unwrap_or(rate.count);
@@ -211,8 +211,8 @@ impl LimitPolicy {
             shadow: limit.shadow,
             shared_name: format!("{}:{name}", site.place),
             place: site.place.clone(),
-            near: Arc::clone(&site.ports.near),
-            in_force: site.keep(&identity, InForce::default),
+            near: Arc::clone(&site.ports.usage_tracker),
+            in_force: site.keep(&identity, ActiveLimit::default),
             subject,
             cost,
             chosen: limit.chosen,
@@ -226,7 +226,7 @@ impl LimitPolicy {
 
     /// The cost of a request. 0: it is not counted.
     pub fn cost(&self, cx: &RequestCx<'_>) -> u32 {
-        if self.chosen && !cx.facts.get::<Chosen>().is_some_and(|chosen| chosen.0.iter().any(|name| **name == *self.name)) {
+        if self.chosen && !cx.facts.get::<SelectedLimits>().is_some_and(|chosen| chosen.0.iter().any(|name| **name == *self.name)) {
             return 0;
         }
         match &self.cost {
@@ -266,7 +266,7 @@ impl LimitPolicy {
     pub async fn peek(&self, cost: u32, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) -> Result<Outcome, StoreError> {
         let slot = self.slot(cost, cx);
         let now = match (shared, &self.count) {
-            (Some(shared), _) => shared.look(&Hit { cost: 1, ..self.hit(cost, cx) }).await?,
+            (Some(shared), _) => shared.peek(&Hit { cost: 1, ..self.hit(cost, cx) }).await?,
             (None, CountTable::Rolling { quota, table, .. }) => table.peek(slot.slot, *quota, cx.now.instant),
             (None, CountTable::Calendar { most, windows, table }) => table.peek(slot.slot, *most, windows.window_at(cx.now.wall)),
         };
@@ -285,14 +285,14 @@ impl LimitPolicy {
     /// Reports the subject to operators if it is near or over the limit. `shared`: the counts, if not local.
     pub fn record_usage(&self, outcome: &Outcome, shared: Option<&Arc<dyn Counters>>, cx: &RequestCx<'_>) {
         let (most, rolling) = self.count.capacity();
-        let standing = Standing { shadow: self.shadow || cx.shadow, ..Standing::of(outcome, most, rolling) };
+        let standing = LimitUsage { shadow: self.shadow || cx.shadow, ..LimitUsage::from_outcome(outcome, most, rolling) };
         if !standing.is_near() {
             return;
         }
         let subject = self.subject.subject(cx);
         self.near.note(&self.in_force, &subject, standing, cx.now.instant, || {
             let shared = shared.map(|shared| (Arc::clone(shared), self.shared_subject_name(&subject)));
-            let about = About { limit: self.name.clone(), place: self.place.clone(), shared: shared.is_some(), ..subject.about() };
+            let about = CountedSubject { limit: self.name.clone(), place: self.place.clone(), shared: shared.is_some(), ..subject.about() };
             (about, Arc::new(SubjectUsage { slot: self.count.slot(&subject), count: self.count.clone(), shared }))
         });
     }

@@ -128,7 +128,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use prometheus::IntCounter;
 
-use crate::contract::{Chosen, Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, Site, Tags, Trace, check_name};
+use crate::contract::{Filter, Flow, Hooks, Invalid, Problem, Reply, RequestCx, Result, SelectedLimits, Site, Tags, Trace, check_name};
 use crate::expression::{EvalError, Expression, Scope, Type};
 pub use config::{AllowConfig, DenyConfig, RuleConfig};
 
@@ -215,7 +215,7 @@ impl Filter for Rules {
                 cx.facts.put(Tags(tags));
             }
             if let Some(names) = chosen {
-                cx.facts.put(Chosen(names));
+                cx.facts.put(SelectedLimits(names));
             }
         }
         if let Some(lines) = cx.facts.get_mut::<Trace>() {
@@ -270,7 +270,7 @@ impl Rules {
                     }
                 }
                 Action::Limit(name) => chosen
-                    .get_or_insert_with(|| cx.facts.get::<Chosen>().map(|earlier| earlier.0.clone()).unwrap_or_default())
+                    .get_or_insert_with(|| cx.facts.get::<SelectedLimits>().map(|earlier| earlier.0.clone()).unwrap_or_default())
                     .push(Arc::clone(name)),
             }
         }
@@ -304,7 +304,7 @@ impl CompiledRule {
             }
             (None, None, None, Some(limit)) => {
                 if !shadow {
-                    site.choose(&limit);
+                    site.select_limit(&limit);
                 }
                 Action::Limit(limit.into())
             }

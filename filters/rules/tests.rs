@@ -44,7 +44,7 @@ fn allow_and_deny_end_the_list() {
     let mut facts = Facts::default();
     assert!(run(&list, "/slow", &mut facts, false).is_none());
     assert_eq!(tags(&facts), ["seen", "twice"]);
-    assert_eq!(facts.get::<Chosen>(), Some(&Chosen(vec!["slow".into()])));
+    assert_eq!(facts.get::<SelectedLimits>(), Some(&SelectedLimits(vec!["slow".into()])));
     let reply = run(&list, "/tea", &mut Facts::default(), false).unwrap();
     assert_eq!((reply.status, &*reply.message), (Some(StatusCode::IM_A_TEAPOT), "No coffee."));
     assert_eq!(run(&list, "/rest", &mut Facts::default(), false).unwrap().status, Some(StatusCode::FORBIDDEN));
@@ -57,7 +57,7 @@ fn shadow_mode_hides_tags_and_limits_from_later_filters() {
     let list = rules(json!([{ "name": "a", "tag": "t" }, { "name": "b", "limit": "l" }, { "name": "c", "if": "'t' in tags", "deny": {} }]));
     let mut facts = Facts::default();
     assert!(run(&list.unwrap(), "/", &mut facts, true).is_some(), "the chain gets the refusal and does not apply it");
-    assert!(facts.get::<Tags>().is_none() && facts.get::<Chosen>().is_none());
+    assert!(facts.get::<Tags>().is_none() && facts.get::<SelectedLimits>().is_none());
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn failed_expression_counts_against_the_request() {
     let (_, facts, _) = refused(json!({ "name": "a", "if": broken, "tag": "t" }));
     assert_eq!(tags(&facts), [""; 0]);
     let (_, facts, _) = refused(json!({ "name": "a", "if": broken, "limit": "l" }));
-    assert!(facts.get::<Chosen>().is_some());
+    assert!(facts.get::<SelectedLimits>().is_some());
 }
 
 #[test]

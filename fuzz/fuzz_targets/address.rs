@@ -30,10 +30,10 @@ fuzz_target!(|data: &[u8]| {
         keep: &Keep::default(),
         ports: &ports,
         resolve: &NoFiles,
-        shares: &Default::default(),
+        uses_shared_counters: &Default::default(),
         limits: &Default::default(),
         routes: &[],
-        also: &Default::default(),
+        more_errors: &Default::default(),
     };
     let sources = r#"{"sources": ["cf-connecting-ip", "forwarded", "x-real-ip", "x-forwarded-for"]}"#;
     let Ok(filter) = decode(sources.parse().unwrap_or_default()).and_then(|config| ClientIp::compile(config, &mut site)) else { return };

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use keylatch_filters::contract::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyId, Leash, StoreError};
+use keylatch_filters::contract::{Binding, Bindings, BoxFuture, CancellationHandle, FirstUse, Intercept, KeyId, StoreError};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -264,7 +264,7 @@ impl Store {
 }
 
 impl Bindings for Store {
-    fn peek(&self, id: &KeyId) -> Option<Arc<Binding>> {
+    fn cached(&self, id: &KeyId) -> Option<Arc<Binding>> {
         let known = self.cache.fresh(id, Instant::now());
         if known.is_some() {
             self.metrics.hits.inc();
@@ -274,7 +274,7 @@ impl Bindings for Store {
         known
     }
 
-    fn recall(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+    fn cached_by_replicas(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
         let Some(shared) = self.shared.as_ref().filter(|shared| shared.is_there()) else { return Box::pin(std::future::ready(None)) };
         Box::pin(async move {
             let (read_at, epoch) = (Instant::now(), self.cache.epoch());
@@ -284,7 +284,7 @@ impl Bindings for Store {
         })
     }
 
-    fn look_up(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+    fn authoritative(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async move {
             let (read_at, epoch) = (Instant::now(), self.cache.epoch());
             if let Some(known) = self.cache.just_read(&id, read_at) {
@@ -349,13 +349,13 @@ impl Bindings for Store {
         })
     }
 
-    fn leash(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
-        let leash = self.streams.register(id, client);
+    fn stream_cancellation(&self, id: KeyId, client: IpAddr) -> Arc<CancellationHandle> {
+        let cancellation = self.streams.register(id, client);
         // A change after the request was admitted found no stream to end.
         if !self.cache.fresh(&id, Instant::now()).is_some_and(|known| !known.banned && known.covers(client)) {
             self.revalidate(vec![id]);
         }
-        leash
+        cancellation
     }
 
     fn confirm(&self, binding: &Binding) {

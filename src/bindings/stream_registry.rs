@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
-use keylatch_filters::contract::{Binding, KeyId, Leash, Pulled};
+use keylatch_filters::contract::{Binding, CancelReason, CancellationHandle, KeyId};
 use parking_lot::Mutex;
 
-type OpenStreams = Vec<(IpAddr, Weak<Leash>)>;
+type OpenStreams = Vec<(IpAddr, Weak<CancellationHandle>)>;
 
 /// Cancellation handles by key. A stream that has ended is removed when its key is checked next, or
 /// in a sweep once the number of handles has doubled.
@@ -24,20 +24,20 @@ struct State {
 
 impl StreamRegistry {
     /// Registers a stream of this key to this client, and returns its cancellation handle.
-    pub fn register(&self, id: KeyId, client: IpAddr) -> Arc<Leash> {
-        let leash = Arc::new(Leash::default());
+    pub fn register(&self, id: KeyId, client: IpAddr) -> Arc<CancellationHandle> {
+        let cancellation = Arc::new(CancellationHandle::default());
         let mut state = self.0.lock();
-        state.by_key.entry(id).or_default().push((client, Arc::downgrade(&leash)));
+        state.by_key.entry(id).or_default().push((client, Arc::downgrade(&cancellation)));
         state.added += 1;
         if state.added > 1000 + 2 * state.swept {
             state.by_key.retain(|_, open| {
-                open.retain(|(_, leash)| leash.strong_count() > 0);
+                open.retain(|(_, cancellation)| cancellation.strong_count() > 0);
                 !open.is_empty()
             });
             state.swept = state.by_key.values().map(Vec::len).sum();
             state.added = state.swept;
         }
-        leash
+        cancellation
     }
 
     /// The keys that may have open streams.
@@ -55,11 +55,11 @@ impl StreamRegistry {
         let mut state = self.0.lock();
         let Some(open) = state.by_key.get_mut(id) else { return 0 };
         let mut ended = 0;
-        open.retain(|(client, leash)| {
-            let Some(leash) = leash.upgrade() else { return false };
+        open.retain(|(client, cancellation)| {
+            let Some(cancellation) = cancellation.upgrade() else { return false };
             let stays = holds.is_some_and(|binding| !binding.banned && binding.covers(*client));
             if !stays {
-                leash.pull(Pulled::Binding);
+                cancellation.cancel(CancelReason::Binding);
                 ended += 1;
             }
             stays

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
-use keylatch_filters::contract::{Invalid, Keep, Named, Ports, SecretRef, Site, TrustedProxies};
+use keylatch_filters::contract::{Invalid, Keep, LimitNames, Ports, SecretRef, Site, TrustedProxies};
 
 use crate::alerts::Alerts;
 use crate::config::model::{FilterItem, RouteSettings, Settings, Storage};
@@ -123,7 +123,7 @@ struct Work<'a> {
     shares: Cell<bool>,
     /// The limits that filters refer to by name: those of the top level, or of the route being
     /// compiled.
-    limits: RefCell<Named>,
+    limits: RefCell<LimitNames>,
     /// The names of all routes; empty if some could not be parsed.
     routes: Vec<String>,
 }
@@ -239,10 +239,10 @@ impl Work<'_> {
                 keep: &self.compiler.keep,
                 ports: &self.ports,
                 resolve: self.files,
-                shares: &self.shares,
+                uses_shared_counters: &self.shares,
                 limits: &self.limits,
                 routes: &self.routes,
-                also: &also,
+                more_errors: &also,
             };
             let Some(kind) = ALL.iter().find(|kind| kind.name == item.name) else { continue };
             let made = (kind.compile)(item.config.clone(), &mut site);

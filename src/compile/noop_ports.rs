@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use http::HeaderValue;
 use ipnet::IpNet;
 use keylatch_filters::contract::{
-    Answered, Binding, Bindings, BoxFuture, Call, CallError, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher, KeyId,
-    Lease, Leash, Meter, Outbound, Outcome, Ports, Service, StoreError, Tend, Tender,
+    Binding, Bindings, BoxFuture, Call, CallError, CancellationHandle, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher,
+    KeyId, Lease, Meter, Outbound, Outcome, PeriodicTask, Ports, Service, ServiceResponse, StoreError, TaskHandle,
 };
 
 use crate::outbound;
@@ -22,7 +22,7 @@ pub fn check_ports() -> Ports {
         meter: Arc::new(Meter::default()),
         counters: Some(Arc::new(NoopPort)),
         outbound: Arc::new(NoopPort),
-        near: Arc::default(),
+        usage_tracker: Arc::default(),
     }
 }
 
@@ -33,22 +33,22 @@ impl Outbound for NoopPort {
         outbound::check(endpoint, ca)?;
         Ok(Arc::new(NoopPort))
     }
-    fn tend(&self, _: Weak<dyn Tend>) -> Arc<dyn Tender> {
+    fn schedule(&self, _: Weak<dyn PeriodicTask>) -> Arc<dyn TaskHandle> {
         Arc::new(NoopPort)
     }
 }
 
-impl Tender for NoopPort {
-    fn now(&self) -> BoxFuture<'_, ()> {
+impl TaskHandle for NoopPort {
+    fn run_now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
-    fn settled(&self) -> BoxFuture<'_, ()> {
+    fn wait_until_idle(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
 }
 
 impl Service for NoopPort {
-    fn call(&self, _: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
+    fn call(&self, _: Call) -> BoxFuture<'_, Result<ServiceResponse, CallError>> {
         Box::pin(async { Err(CallError::Away("no calls are made while a configuration is checked".into())) })
     }
     fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
@@ -60,7 +60,7 @@ impl Counters for NoopPort {
     fn hit(&self, _: Vec<Hit>) -> BoxFuture<'_, Result<Vec<Outcome>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no shared state while a configuration is checked".into())) })
     }
-    fn look<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
+    fn peek<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no shared state while a configuration is checked".into())) })
     }
     fn forget<'a>(&'a self, _: &'a Hit) -> BoxFuture<'a, Result<(), StoreError>> {
@@ -72,13 +72,13 @@ impl Counters for NoopPort {
 }
 
 impl Bindings for NoopPort {
-    fn peek(&self, _: &KeyId) -> Option<Arc<Binding>> {
+    fn cached(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
-    fn recall(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
+    fn cached_by_replicas(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
         Box::pin(async { None })
     }
-    fn look_up(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+    fn authoritative(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no store is open".into())) })
     }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
@@ -90,7 +90,7 @@ impl Bindings for NoopPort {
     fn roam(&self, _: KeyId, _: IpNet, _: SystemTime) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
-    fn leash(&self, _: KeyId, _: IpAddr) -> Arc<Leash> {
+    fn stream_cancellation(&self, _: KeyId, _: IpAddr) -> Arc<CancellationHandle> {
         Arc::default()
     }
     fn confirm(&self, _: &Binding) {}

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use keylatch_filters::contract::{Filter as _, Invalid, Resolve, SecretRef, decode};
-use keylatch_filters::key_binding::{self, KeyBinding};
+use keylatch_filters::key_binding::{KeyBinding, KeyBindingConfig};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
@@ -96,8 +96,8 @@ impl Settings {
     pub fn first_use_network(&self, client: IpAddr) -> IpNet {
         let items = self.filters.iter().chain(self.routes.iter().flat_map(|route| &route.filters));
         let configs = items.filter(|item| item.name == KeyBinding::NAME).filter_map(|item| decode(item.config.clone()).ok());
-        let networks = configs.map(|config: key_binding::Config| config.network(client));
-        networks.max_by_key(IpNet::prefix_len).unwrap_or_else(|| key_binding::Config::default().network(client))
+        let networks = configs.map(|config: KeyBindingConfig| config.network(client));
+        networks.max_by_key(IpNet::prefix_len).unwrap_or_else(|| KeyBindingConfig::default().network(client))
     }
 
     /// The replica's name: that of the storage section or the host name, with the admin port, which
@@ -226,7 +226,7 @@ impl Files {
     /// Resolves a secret. A byte order mark and the line end at the end of a file are removed.
     pub fn secret(&self, reference: &SecretRef) -> Result<String, Invalid> {
         match reference.file() {
-            Some(path) => Ok(keylatch_filters::contract::bare(&self.secret_file(path)?).to_owned()),
+            Some(path) => Ok(keylatch_filters::contract::trim_secret(&self.secret_file(path)?).to_owned()),
             None => Ok(reference.text().to_owned()),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use http::{HeaderName, HeaderValue, StatusCode};
-use keylatch_filters::contract::{self, Dialect, Failure, Problem, Pulled, Reply};
+use keylatch_filters::contract::{self, CancelReason, Dialect, Failure, Problem, Reply};
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::dialects::{self, Fault, Place};
@@ -155,11 +155,11 @@ pub fn of_failure(failure: &Failure) -> Box<Error> {
 }
 
 /// A stream that is ended from elsewhere.
-pub fn of_pulled(why: Pulled) -> Box<Error> {
+pub fn cancellation_error(why: CancelReason) -> Box<Error> {
     match why {
-        Pulled::Binding => Error::explain(CUT_ERROR, "the stream's key may not be used any more"),
-        Pulled::Operator => Error::explain(ENDED_ERROR, "an operator has ended the stream"),
-        Pulled::Stop => Error::explain(STOPPED_ERROR, "the process ends"),
+        CancelReason::Binding => Error::explain(CUT_ERROR, "the stream's key may not be used any more"),
+        CancelReason::Operator => Error::explain(ENDED_ERROR, "an operator has ended the stream"),
+        CancelReason::Stop => Error::explain(STOPPED_ERROR, "the process ends"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{StatusCode, header};
-use keylatch_filters::contract::{BodyCx, Leash, Source, StreamPlan, UpstreamCx};
+use keylatch_filters::contract::{BodyCx, CancellationHandle, Source, StreamPlan, UpstreamCx};
 use keylatch_filters::contract::{is_event_stream, is_json_lines};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -207,7 +207,7 @@ impl ProxyHttp for Edge {
         let plan = plan.or_else(|| watched.then(|| StreamPlan::none(self.limits.write_timeout.0)));
         match (plan, &exchange.home) {
             (Some(plan), Some(home)) => {
-                timed_session::adopt(&mut session.downstream_session, home, plan, exchange.facts.get::<Arc<Leash>>().cloned());
+                timed_session::adopt(&mut session.downstream_session, home, plan, exchange.facts.get::<Arc<CancellationHandle>>().cloned());
             }
             (Some(plan), None) => self.start_clock(session, exchange, plan, false)?,
             (None, _) => {}
@@ -244,8 +244,8 @@ impl ProxyHttp for Edge {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, exchange: &mut Box<Exchange>) -> FailToProxy {
-        let pulled = exchange.conn.as_ref().and_then(|conn| conn.pulled()).map(errors::of_pulled);
-        exchange.error = Some(describe(pulled.as_deref().unwrap_or(error)));
+        let cancelled = exchange.conn.as_ref().and_then(|conn| conn.cancelled()).map(errors::cancellation_error);
+        exchange.error = Some(describe(cancelled.as_deref().unwrap_or(error)));
         let clock = exchange.home.take().and_then(|home| timed_session::restore(&mut session.downstream_session, &home));
         exchange.note_late_answer(clock.as_ref());
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderValue, header};
-use keylatch_filters::contract::{Leash, Source, StreamPlan};
+use keylatch_filters::contract::{CancellationHandle, Source, StreamPlan};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
@@ -25,7 +25,7 @@ impl Edge {
             request_id: exchange.request_id().map(str::to_owned),
             streams: Arc::clone(&self.shared.metrics.streams),
             about: Box::new(exchange.about_stream(session)),
-            leash: exchange.facts.get::<Arc<Leash>>().cloned(),
+            cancellation: exchange.facts.get::<Arc<CancellationHandle>>().cloned(),
             body_timeout: self.limits.body_timeout.0,
             body_rate: (&self.limits).into(),
         };
@@ -37,9 +37,9 @@ impl Edge {
     /// and ended with its key.
     pub(super) fn hold_upgraded(&self, session: &Session, exchange: &mut Exchange) {
         let Some(conn) = exchange.conn.clone() else { return };
-        let leash = exchange.facts.get::<Arc<Leash>>().cloned().unwrap_or_default();
-        conn.hold_by(Arc::clone(&leash));
-        exchange.open = Some(self.shared.metrics.streams.begin(exchange.about_stream(session), leash));
+        let cancellation = exchange.facts.get::<Arc<CancellationHandle>>().cloned().unwrap_or_default();
+        conn.attach_cancellation(Arc::clone(&cancellation));
+        exchange.open = Some(self.shared.metrics.streams.begin(exchange.about_stream(session), cancellation));
     }
 
     /// Ends a stream that has begun, as an event if one can still stand. What is left then is a clean end;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
-use keylatch_filters::contract::{AnswerKind, Dialect, Leash, StreamPlan};
+use keylatch_filters::contract::{AnswerKind, CancellationHandle, Dialect, StreamPlan};
 use keylatch_filters::contract::{is_event_stream, is_json_lines, is_uncoded};
 use keylatch_filters::sse_keepalive::tracker::Tracker;
 use pingora::http::ResponseHeader;
@@ -38,7 +38,7 @@ pub struct Terms {
     /// What stands there.
     pub about: Box<StreamInfo>,
     /// By which the stream is ended from elsewhere.
-    pub leash: Option<Arc<Leash>>,
+    pub cancellation: Option<Arc<CancellationHandle>>,
     /// How long a client may send nothing in the middle of a body.
     pub body_timeout: Duration,
     /// How fast it has to be (HTTP/2 only; HTTP/1 has its own).
@@ -118,19 +118,19 @@ impl Clock {
         self.began.get_or_insert(self.last_sent);
         if self.open.is_none() {
             // Without a key nobody else holds it; an operator may end it all the same.
-            let leash = Arc::clone(self.terms.leash.get_or_insert_default());
-            self.open = Some(self.terms.streams.begin((*self.terms.about).clone(), leash));
+            let cancellation = Arc::clone(self.terms.cancellation.get_or_insert_default());
+            self.open = Some(self.terms.streams.begin((*self.terms.about).clone(), cancellation));
         }
     }
 
     /// It is ended by this one from here on.
-    pub fn hold_by(&mut self, leash: Option<Arc<Leash>>) {
-        if let (Some(open), Some(leash)) = (&self.open, &leash) {
-            open.hold_by(leash);
+    pub fn attach_cancellation(&mut self, cancellation: Option<Arc<CancellationHandle>>) {
+        if let (Some(open), Some(cancellation)) = (&self.open, &cancellation) {
+            open.attach_cancellation(cancellation);
         }
         // One that is open and that no key holds is still held by its own.
-        if leash.is_some() || self.open.is_none() {
-            self.terms.leash = leash;
+        if cancellation.is_some() || self.open.is_none() {
+            self.terms.cancellation = cancellation;
         }
     }
 

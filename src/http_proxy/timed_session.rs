@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures::Stream;
 use http::HeaderMap;
-use keylatch_filters::contract::{Leash, Pulled, StreamPlan};
+use keylatch_filters::contract::{CancelReason, CancellationHandle, StreamPlan};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -36,7 +36,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, Result};
 use tokio::time::{Instant, Sleep};
 
-use super::errors::{MAX_AGE_ERROR, of_pulled};
+use super::errors::{MAX_AGE_ERROR, cancellation_error};
 use super::stream_state::{Clock, Due, Terms};
 
 /// Where a session comes home to when its stream is over.
@@ -68,9 +68,9 @@ fn wear(session: &mut Box<HttpSession>, clock: Clock, home: &Home) {
 
 /// An event stream has begun in an exchange whose session was timed for its body only: from here on the
 /// plan of its chain holds.
-pub fn adopt(session: &mut Box<HttpSession>, home: &Home, plan: StreamPlan, leash: Option<Arc<Leash>>) {
+pub fn adopt(session: &mut Box<HttpSession>, home: &Home, plan: StreamPlan, cancellation: Option<Arc<CancellationHandle>>) {
     if let Some(mut clock) = restore(session, home) {
-        clock.hold_by(leash);
+        clock.attach_cancellation(cancellation);
         if clock.terms.plan.before_headers.is_none() {
             clock.terms.plan = plan;
         }
@@ -216,7 +216,7 @@ impl CustomSession for Timed {
         self.rearm_if_due_sooner();
         loop {
             // One that begins in this loop has its own only then.
-            let leash = self.clock.as_ref().and_then(|clock| clock.terms.leash.clone());
+            let cancellation = self.clock.as_ref().and_then(|clock| clock.terms.cancellation.clone());
             tokio::select! {
                 biased;
                 read = self.inner.read_body_or_idle(no_body_expected) => {
@@ -231,7 +231,7 @@ impl CustomSession for Timed {
                         read => read,
                     };
                 }
-                why = pulled(leash.as_deref()) => return Err(of_pulled(why)),
+                why = cancelled(cancellation.as_deref()) => return Err(cancellation_error(why)),
                 () = &mut self.sleep => {}
             }
             self.act().await?;
@@ -378,9 +378,9 @@ impl CustomSession for Timed {
     }
 }
 
-/// Waits until somebody ends the stream; for ever without a leash.
-async fn pulled(leash: Option<&Leash>) -> Pulled {
-    std::future::poll_fn(|cx| leash.map_or(Poll::Pending, |leash| leash.poll_pulled(cx))).await
+/// Waits until somebody ends the stream; for ever without a handle.
+async fn cancelled(cancellation: Option<&CancellationHandle>) -> CancelReason {
+    std::future::poll_fn(|cx| cancellation.map_or(Poll::Pending, |cancellation| cancellation.poll_cancelled(cx))).await
 }
 
 /// Completes a frame that was being written when the stream failed.

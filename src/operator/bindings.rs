@@ -116,7 +116,7 @@ impl Bindings<'_> {
             return Ok((key.id, key.hint));
         }
         for id in std::iter::once(key.id).chain(previous) {
-            if self.store.look_up(id).await?.is_some() {
+            if self.store.authoritative(id).await?.is_some() {
                 return Ok((id, key.hint));
             }
         }
@@ -168,7 +168,7 @@ impl Bindings<'_> {
     pub async fn ban(&self, which: Which<'_>, expects: Option<i64>) -> Result<(Record, bool), Fault> {
         let (id, hint) = self.meant(which).await?;
         let banned = Change { banned: Some(true), expects, ..Change::default() };
-        if self.store.look_up(id).await?.is_some() {
+        if self.store.authoritative(id).await?.is_some() {
             return Ok((self.change(id, banned).await?, true));
         }
         // Nothing is known of where it would be used from. Should somebody use it right now, the ban wins.

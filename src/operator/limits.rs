@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use keylatch_filters::contract::{Near, Now, Shown, Standing};
+use keylatch_filters::contract::{LimitUsage, Now, TrackedUsage, UsageTracker};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -54,8 +54,8 @@ fn ceil_s(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-fn row(shown: &Shown, standing: Standing) -> Limit {
-    let (about, can_give_back) = (&shown.about, shown.counted.can_forget());
+fn row(shown: &TrackedUsage, standing: LimitUsage) -> Limit {
+    let (about, can_give_back) = (&shown.subject, shown.source.can_forget());
     Limit {
         limit: about.limit.clone(),
         place: about.place.clone(),
@@ -87,25 +87,25 @@ fn share(used: u32, most: u32) -> u64 {
 }
 
 /// Those of this replica, as they stand now.
-pub async fn here(near: &Near) -> Here {
+pub async fn here(near: &UsageTracker) -> Here {
     let mut noted = near.list(Now::read().instant);
-    noted.sort_by_key(|shown| (!shown.standing.over, Reverse(share(shown.standing.used, shown.standing.most))));
+    noted.sort_by_key(|shown| (!shown.usage.over, Reverse(share(shown.usage.used, shown.usage.most))));
     let complete = noted.len() <= TOLD_MAX;
     noted.truncate(TOLD_MAX);
     let looked_at = noted.iter().map(async |shown| {
         // What a filter has noted was so when he asked; what he has used since, or has back, is asked for.
-        let stands = shown.counted.stands(Now::read()).await;
-        let over = shown.standing.over;
-        stands.map_or(shown.standing, |stands| Standing {
+        let stands = shown.source.current_usage(Now::read()).await;
+        let over = shown.usage.over;
+        stands.map_or(shown.usage, |stands| LimitUsage {
             over,
-            shadow: shown.standing.shadow,
-            retry_in: if over { shown.standing.retry_in.max(stands.retry_in) } else { stands.retry_in },
+            shadow: shown.usage.shadow,
+            retry_in: if over { shown.usage.retry_in.max(stands.retry_in) } else { stands.retry_in },
             ..stands
         })
     });
     let standings = futures::future::join_all(looked_at).await;
     let far: Vec<_> =
-        noted.iter().zip(&standings).filter(|(_, standing)| !standing.is_near()).map(|(shown, _)| shown.about.clone()).collect();
+        noted.iter().zip(&standings).filter(|(_, standing)| !standing.is_near()).map(|(shown, _)| shown.subject.clone()).collect();
     near.drop_all(&far);
     let near = noted.iter().zip(standings).filter(|(_, standing)| standing.is_near());
     Here { limits: near.map(|(shown, standing)| row(shown, standing)).collect(), complete }

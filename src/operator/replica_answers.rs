@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keylatch_filters::contract::{BoxFuture, Near};
+use keylatch_filters::contract::{BoxFuture, UsageTracker};
 use serde_json::Value;
 
 use super::replica_questions::Question;
@@ -15,7 +15,7 @@ pub struct LocalAnswers {
     /// The streams open here.
     pub streams: Arc<Streams>,
     /// Clients and keys near a limit here.
-    pub near: Arc<Near>,
+    pub near: Arc<UsageTracker>,
 }
 
 impl Answers for LocalAnswers {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, header};
 use keylatch_filters::contract::{
-    AnswerBody as Body, Answered, BoxFuture, Call, CallError, Endpoint, Invalid, Outbound, Service, Tend, Tended, Tender,
+    AnswerBody, BoxFuture, Call, CallError, Endpoint, Invalid, Outbound, PeriodicTask, Service, ServiceResponse, TaskHandle, TaskOutcome,
 };
 use reqwest::{Client, RequestBuilder, Url};
 use tokio::runtime::Handle;
@@ -37,7 +37,7 @@ impl Outbound for Services {
         Ok(Arc::new(Remote { authorization, ..Remote::new(endpoint, ca, self.0.clone())? }))
     }
 
-    fn tend(&self, task: Weak<dyn Tend>) -> Arc<dyn Tender> {
+    fn schedule(&self, task: Weak<dyn PeriodicTask>) -> Arc<dyn TaskHandle> {
         let tending = Arc::new(Tending { wanted: Notify::new(), at_work: AtomicBool::new(true), done: watch::channel(0).0 });
         self.0.spawn(again_and_again(task, Arc::clone(&tending)));
         Arc::new(Held(tending))
@@ -64,8 +64,8 @@ struct Tending {
     done: watch::Sender<u64>,
 }
 
-impl Tender for Held {
-    fn now(&self) -> BoxFuture<'_, ()> {
+impl TaskHandle for Held {
+    fn run_now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut done = self.0.done.subscribe();
             // At work from now on: whoever comes before it has begun waits for the same.
@@ -76,7 +76,7 @@ impl Tender for Held {
         })
     }
 
-    fn settled(&self) -> BoxFuture<'_, ()> {
+    fn wait_until_idle(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut done = self.0.done.subscribe();
             if self.0.at_work.load(Ordering::Acquire) {
@@ -86,12 +86,12 @@ impl Tender for Held {
     }
 }
 
-async fn again_and_again(task: Weak<dyn Tend>, tending: Arc<Tending>) {
+async fn again_and_again(task: Weak<dyn PeriodicTask>, tending: Arc<Tending>) {
     let mut failing = false;
     loop {
         let Some(held) = task.upgrade() else { return };
         tending.at_work.store(true, Ordering::Release);
-        let Tended { pause, failed } = held.tend(Instant::now()).await;
+        let TaskOutcome { pause, failed } = held.run(Instant::now()).await;
         tending.at_work.store(false, Ordering::Release);
         tending.done.send_modify(|times| *times += 1);
         // Told at the first failure and at the end of them, not each time.
@@ -126,7 +126,7 @@ struct Remote {
 }
 
 impl Service for Remote {
-    fn call(&self, call: Call) -> BoxFuture<'_, Result<Answered, CallError>> {
+    fn call(&self, call: Call) -> BoxFuture<'_, Result<ServiceResponse, CallError>> {
         Box::pin(async move {
             let begun = Instant::now();
             let turn = tokio::time::timeout(self.timeout, Arc::clone(&self.turns).acquire_owned()).await;
@@ -196,24 +196,29 @@ impl Remote {
     }
 }
 
-async fn send(request: RequestBuilder, wanted: Body, begun: Instant, _turn: OwnedSemaphorePermit) -> Result<Answered, CallError> {
+async fn send(
+    request: RequestBuilder,
+    wanted: AnswerBody,
+    begun: Instant,
+    _turn: OwnedSemaphorePermit,
+) -> Result<ServiceResponse, CallError> {
     let mut answer = request.send().await.map_err(|error| {
         // A connection that ends in the middle may have been ended because of what was asked.
         let away = error.is_connect() || error.is_timeout();
         if away { CallError::Away(plainly(error)) } else { CallError::Unclear(plainly(error)) }
     })?;
     let (status, headers, mut body) = (answer.status(), answer.headers().clone(), Vec::new());
-    let (Body::Whole(most) | Body::Cut(most)) = wanted;
-    while body.len() < most || matches!(wanted, Body::Whole(_)) {
+    let (AnswerBody::Whole(most) | AnswerBody::Cut(most)) = wanted;
+    while body.len() < most || matches!(wanted, AnswerBody::Whole(_)) {
         // It has answered: it is there.
         let Some(chunk) = answer.chunk().await.map_err(|error| CallError::Unclear(plainly(error)))? else { break };
         let room = most - body.len();
-        if chunk.len() > room && matches!(wanted, Body::Whole(_)) {
+        if chunk.len() > room && matches!(wanted, AnswerBody::Whole(_)) {
             return Err(CallError::Unclear(format!("the answer is longer than {most} bytes")));
         }
         body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
     }
-    Ok(Answered { status, headers, body, took: begun.elapsed() })
+    Ok(ServiceResponse { status, headers, body, took: begun.elapsed() })
 }
 
 #[cfg(test)]
@@ -231,8 +236,15 @@ mod tests {
         let service =
             Remote::new(&Endpoint { url, allow_private: true, ca_file: None, authorization: None, timeout }, None, Handle::current())
                 .unwrap();
-        let ask =
-            || service.call(Call { method: Method::GET, path: "".into(), headers: Vec::new(), body: String::new(), answer: Body::Cut(0) });
+        let ask = || {
+            service.call(Call {
+                method: Method::GET,
+                path: "".into(),
+                headers: Vec::new(),
+                body: String::new(),
+                answer: AnswerBody::Cut(0),
+            })
+        };
         for _ in 0..3 {
             assert!(matches!(ask().await, Err(CallError::Away(_))));
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use keylatch_filters::contract::{Meter, Near, Ports};
+use keylatch_filters::contract::{Meter, Ports, UsageTracker};
 
 use crate::acme::{self, Acme};
 use crate::admin::Api;
@@ -67,14 +67,14 @@ impl Components {
         let redis = bindings::open_redis(settings, &files, registry).await?;
         let counters = redis.as_ref().map(redis::counters);
         let opened = bindings::open(settings, &files, registry, Purpose::Serve, redis).await?;
-        let near = Arc::<Near>::default();
+        let near = Arc::<UsageTracker>::default();
         let ports = Ports {
             bindings: Arc::clone(&opened.store) as _,
             hasher: opened.hasher.clone(),
             meter: Arc::new(Meter::new(metrics.registry.clone())),
             counters,
             outbound: Arc::new(Services::here()),
-            near: Arc::clone(&near),
+            usage_tracker: Arc::clone(&near),
         };
         let compiler = Arc::new(Compiler::new(ports));
         let live = Arc::new(LiveSettings::new(&opened.admin_secret)?);
@@ -205,7 +205,7 @@ fn api(
     path: &Path,
     settings: &Settings,
     opened: Opened,
-    near: Arc<Near>,
+    near: Arc<UsageTracker>,
     shared: &Arc<Shared>,
     replica: &Arc<Replica>,
     reloader: &Arc<Reloader>,

@@ -242,7 +242,7 @@ impl Counters for SharedLimits {
         Box::pin(async move { if self.redis.is_cluster() { self.hit_each(&hits).await } else { self.hit_at_once(&hits).await } })
     }
 
-    fn look<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
+    fn peek<'a>(&'a self, hit: &'a Hit) -> BoxFuture<'a, Result<Outcome, StoreError>> {
         Box::pin(async move {
             let (kind, interval, ..) = numbers(&hit.measure);
             let mut invocation = READ.key(self.key(hit));

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use keylatch_filters::contract::{Key, Leash, Pulled};
+use keylatch_filters::contract::{CancelReason, CancellationHandle, Key};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 
@@ -26,7 +26,7 @@ pub struct Streams {
 struct StreamTable {
     /// The last id. Ids grow and are never reused, not even after a restart.
     last: u64,
-    open: BTreeMap<u64, (Arc<StreamInfo>, Arc<Leash>)>,
+    open: BTreeMap<u64, (Arc<StreamInfo>, Arc<CancellationHandle>)>,
 }
 
 /// The description of an open stream.
@@ -57,12 +57,12 @@ impl Streams {
     }
 
     /// Registers a stream until the returned guard is dropped.
-    pub fn begin(self: &Arc<Self>, info: StreamInfo, leash: Arc<Leash>) -> OpenStream {
+    pub fn begin(self: &Arc<Self>, info: StreamInfo, cancellation: Arc<CancellationHandle>) -> OpenStream {
         self.open.inc();
         let mut table = self.registry.lock();
         table.last += 1;
         let id = table.last;
-        table.open.insert(id, (Arc::new(info), leash));
+        table.open.insert(id, (Arc::new(info), cancellation));
         OpenStream { id, streams: Arc::clone(self) }
     }
 
@@ -79,15 +79,15 @@ impl Streams {
 
     /// Ends a stream for an operator, and returns its description; `None` if none has this id.
     pub fn end(&self, id: u64) -> Option<Arc<StreamInfo>> {
-        let (info, leash) = self.registry.lock().open.get(&id).cloned()?;
-        leash.pull(Pulled::Operator);
+        let (info, cancellation) = self.registry.lock().open.get(&id).cloned()?;
+        cancellation.cancel(CancelReason::Operator);
         Some(info)
     }
 
     /// Ends all streams, because the process stops.
     pub fn end_all(&self) {
-        let leashes: Vec<_> = self.registry.lock().open.values().map(|(_, leash)| Arc::clone(leash)).collect();
-        leashes.iter().for_each(|leash| leash.pull(Pulled::Stop));
+        let handles: Vec<_> = self.registry.lock().open.values().map(|(_, cancellation)| Arc::clone(cancellation)).collect();
+        handles.iter().for_each(|cancellation| cancellation.cancel(CancelReason::Stop));
     }
 }
 
@@ -99,9 +99,9 @@ pub struct OpenStream {
 
 impl OpenStream {
     /// Replaces the cancellation handle of the stream.
-    pub fn hold_by(&self, leash: &Arc<Leash>) {
+    pub fn attach_cancellation(&self, cancellation: &Arc<CancellationHandle>) {
         if let Some((_, current)) = self.streams.registry.lock().open.get_mut(&self.id) {
-            *current = Arc::clone(leash);
+            *current = Arc::clone(cancellation);
         }
     }
 }
@@ -132,16 +132,19 @@ mod tests {
             request_id: None,
             upstream: None,
         };
-        let leashes = [Arc::new(Leash::default()), Arc::new(Leash::default())];
-        let one = streams.begin(info("/1"), Arc::clone(&leashes[0]));
-        let two = streams.begin(info("/2"), Arc::new(Leash::default()));
-        two.hold_by(&leashes[1]);
+        let handles = [Arc::new(CancellationHandle::default()), Arc::new(CancellationHandle::default())];
+        let one = streams.begin(info("/1"), Arc::clone(&handles[0]));
+        let two = streams.begin(info("/2"), Arc::new(CancellationHandle::default()));
+        two.attach_cancellation(&handles[1]);
         let paths = |after, limit| streams.list(after, limit).iter().map(|(id, info)| (*id, info.path.clone())).collect::<Vec<_>>();
         assert_eq!(paths(0, 9), [(1, "/1".into()), (2, "/2".into())]);
         assert_eq!((paths(0, 1).len(), paths(1, 9).len(), streams.open.get()), (1, 1, 2));
         assert_eq!(streams.end(2).unwrap().path, "/2");
         let mut cx = Context::from_waker(Waker::noop());
-        assert_eq!((leashes[0].poll_pulled(&mut cx), leashes[1].poll_pulled(&mut cx)), (Poll::Pending, Poll::Ready(Pulled::Operator)));
+        assert_eq!(
+            (handles[0].poll_cancelled(&mut cx), handles[1].poll_cancelled(&mut cx)),
+            (Poll::Pending, Poll::Ready(CancelReason::Operator))
+        );
         drop((one, two));
         assert!(streams.list(0, 9).is_empty() && streams.open.get() == 0 && streams.end(1).is_none());
     }

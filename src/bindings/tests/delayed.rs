@@ -120,7 +120,7 @@ async fn slow() -> (Arc<Slow>, Arc<Store>) {
 
 /// Whether the process cache admits the key.
 fn passes(store: &Store) -> bool {
-    store.peek(&id("a")).is_some_and(|known| known.admits([10, 0, 0, 1].into(), SystemTime::now()))
+    store.cached(&id("a")).is_some_and(|known| known.admits([10, 0, 0, 1].into(), SystemTime::now()))
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_ban_that_races_a_fill_wins() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.look_up(id("a")).await }
+        async move { store.authoritative(id("a")).await }
     });
     slow.read.notified().await;
     let version = slow.elsewhere("a", Change { banned: Some(true), ..Change::default() }).await;
@@ -137,7 +137,7 @@ async fn a_ban_that_races_a_fill_wins() {
     reader.await.unwrap().unwrap();
     assert!(!passes(&store), "the row that was read before the ban was cached");
     slow.gate.add_permits(1);
-    let now = store.look_up(id("a")).await.unwrap().unwrap();
+    let now = store.authoritative(id("a")).await.unwrap().unwrap();
     assert!(now.banned && now.version == version && !passes(&store));
 }
 
@@ -146,7 +146,7 @@ async fn rows_read_before_events_were_lost_are_not_cached() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.look_up(id("a")).await }
+        async move { store.authoritative(id("a")).await }
     });
     slow.read.notified().await;
     // The event of the ban is lost, and the loss is reported.
@@ -162,7 +162,7 @@ async fn an_unbind_that_races_a_fill_wins() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.look_up(id("a")).await }
+        async move { store.authoritative(id("a")).await }
     });
     slow.read.notified().await;
     let before = slow.inner.get(id("a")).await.unwrap().unwrap().version;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use keylatch_filters::contract::{Leash, Pulled};
+use keylatch_filters::contract::{CancelReason, CancellationHandle};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
@@ -91,7 +91,7 @@ pub struct Http2Streams {
     begun: AtomicUsize,
     /// Told when a stream begins, and when the last one has ended.
     changed: Notify,
-    closing: Leash,
+    closing: CancellationHandle,
 }
 
 impl Http2Streams {
@@ -131,7 +131,7 @@ impl Http2Streams {
 
     /// Ends the connection; to the h2 library the client has left.
     pub fn close(&self) {
-        self.closing.pull(Pulled::Stop);
+        self.closing.cancel(CancelReason::Stop);
     }
 }
 
@@ -232,7 +232,7 @@ impl Http2 {
 
     /// Ready once the connection is to end.
     pub fn poll_closing(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.streams.closing.poll_pulled(cx).map(|_| ())
+        self.streams.closing.poll_cancelled(cx).map(|_| ())
     }
 
     /// What tells the client that it was too slow, if it can be said between two frames.

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use keylatch_filters::contract::{Arrival, Leash, Pulled};
+use keylatch_filters::contract::{Arrival, CancelReason, CancellationHandle};
 use parking_lot::Mutex;
 
 use body_rate::BodyRate;
@@ -78,8 +78,8 @@ pub struct Conn {
     /// The response to the current request has begun.
     responding: AtomicBool,
     /// By which it is ended from elsewhere, once it is another protocol's.
-    leash: OnceLock<Arc<Leash>>,
-    pulled: OnceLock<Pulled>,
+    cancellation: OnceLock<Arc<CancellationHandle>>,
+    cancelled: OnceLock<CancelReason>,
     http2: OnceLock<Arc<Http2Streams>>,
     /// Set when Pingora has given the connection up.
     closing: Mutex<Option<ClosingStream>>,
@@ -100,8 +100,8 @@ impl Conn {
             body_bad: AtomicBool::new(false),
             body_slow: AtomicBool::new(false),
             responding: AtomicBool::new(false),
-            leash: OnceLock::new(),
-            pulled: OnceLock::new(),
+            cancellation: OnceLock::new(),
+            cancelled: OnceLock::new(),
             http2: OnceLock::new(),
             closing: Mutex::default(),
             _admission: admission,
@@ -119,14 +119,14 @@ impl Conn {
         self.http2.get()
     }
 
-    /// It ends when this is pulled.
-    pub fn hold_by(&self, leash: Arc<Leash>) {
-        let _ = self.leash.set(leash);
+    /// It ends when this is cancelled.
+    pub fn attach_cancellation(&self, cancellation: Arc<CancellationHandle>) {
+        let _ = self.cancellation.set(cancellation);
     }
 
     /// Why it was ended from elsewhere.
-    pub fn pulled(&self) -> Option<Pulled> {
-        self.pulled.get().copied()
+    pub fn cancelled(&self) -> Option<CancelReason> {
+        self.cancelled.get().copied()
     }
 
     /// Why the header that has arrived last is refused, if Pingora would not have taken it.

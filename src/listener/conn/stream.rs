@@ -273,8 +273,8 @@ impl ConnStream {
 
     /// Reads what is another protocol's.
     fn read_opaque(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Some(Poll::Ready(why)) = self.conn.leash.get().map(|leash| leash.poll_pulled(cx)) {
-            let _ = self.conn.pulled.set(why);
+        if let Some(Poll::Ready(why)) = self.conn.cancellation.get().map(|cancellation| cancellation.poll_cancelled(cx)) {
+            let _ = self.conn.cancelled.set(why);
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if self.held.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use keylatch_filters::bearer::{KeySet, Rejected, is_for, numeric_date, signed_claims};
+use keylatch_filters::bearer::{KeySet, Rejected, has_audience, numeric_date, signed_claims};
 use serde_json::{Map, Value};
 use subtle::ConstantTimeEq;
 
@@ -22,7 +22,7 @@ fn in_force(claims: Map<String, Value>, settings: &Settings, now: SystemTime) ->
     if claims.get("iss").and_then(Value::as_str) != Some(settings.issuer.as_str()) {
         return Err("it is of another issuer");
     }
-    if !is_for(&claims, std::slice::from_ref(&settings.client_id)) {
+    if !has_audience(&claims, std::slice::from_ref(&settings.client_id)) {
         return Err("it is for another client");
     }
     if date("exp")?.ok_or("it has no `exp`")?.saturating_add(LEEWAY_S) < now_s {

@@ -1,4 +1,4 @@
-//! Tokens that are known in advance, by their SHA-256.
+//! The mode `static`: tokens listed by their SHA-256. It stores no token text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use serde::Deserialize;
 use super::verdict::Verified;
 use crate::contract::{Identity, Invalid, unhex};
 
-/// A token known in advance.
+/// A static token.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StaticToken {
-    /// Who has it; becomes the subject.
+    /// The name of the owner; becomes the subject.
     pub name: String,
-    /// The SHA-256 of the token, 64 hex digits.
+    /// The SHA-256 of the token, as 64 hex digits.
     pub sha256: String,
-    /// After this moment it is refused (RFC 3339, UTC): `2027-01-31T00:00:00Z`.
+    /// The expiry time (RFC 3339, UTC): `2027-01-31T00:00:00Z`. Default: none.
     pub expires: Option<String>,
-    /// What it may do: the scopes that rules find. Default: none.
+    /// The scopes of the token, for rules. Default: none.
     #[serde(default)]
     pub scopes: Vec<String>,
 }
@@ -33,30 +33,30 @@ pub struct StaticConfig {
     pub tokens: Vec<StaticToken>,
 }
 
-/// By their hashes.
-pub type Known = HashMap<[u8; 32], Verified>;
+/// Verified tokens by the hash of their text.
+pub type StaticTokens = HashMap<[u8; 32], Verified>;
 
-pub fn compile(config: StaticConfig) -> Result<Known, Invalid> {
+pub fn compile(config: StaticConfig) -> Result<StaticTokens, Invalid> {
     let wrong = |e: Invalid| e.at("tokens");
     if config.tokens.is_empty() {
         return Err(wrong(Invalid::new("list at least one token")));
     }
     let mut tokens = HashMap::new();
     for (index, token) in config.tokens.into_iter().enumerate() {
-        let (hash, verified) = known(token).map_err(|e| wrong(e.index(index)))?;
+        let (hash, verified) = entry(token).map_err(|e| wrong(e.index(index)))?;
         if tokens.insert(hash, verified).is_some() {
-            return Err(wrong(Invalid::new("this token is listed already").at("sha256").index(index)));
+            return Err(wrong(Invalid::new("this token is listed twice").at("sha256").index(index)));
         }
     }
     Ok(tokens)
 }
 
-fn known(token: StaticToken) -> Result<([u8; 32], Verified), Invalid> {
-    let hash = unhex(&token.sha256).ok_or_else(|| Invalid::new("not a SHA-256: write its 64 hex digits").at("sha256"))?;
+fn entry(token: StaticToken) -> Result<([u8; 32], Verified), Invalid> {
+    let hash = unhex(&token.sha256).ok_or_else(|| Invalid::new("not a SHA-256; write it as 64 hex digits").at("sha256"))?;
     let expires_s = match &token.expires {
         None => None,
         Some(text) => {
-            let wrong = || Invalid::new(format!("`{text}` is not a time; write it like `2027-01-31T00:00:00Z`")).at("expires");
+            let wrong = || Invalid::new(format!("`{text}` is not a timestamp; write it like `2027-01-31T00:00:00Z`")).at("expires");
             let moment = humantime::parse_rfc3339(text).map_err(|_| wrong())?;
             Some(moment.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| wrong())?.as_secs())
         }

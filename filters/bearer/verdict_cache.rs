@@ -1,4 +1,4 @@
-//! What services have said of tokens, remembered for a while, and asked for once where many want to know at once.
+//! A cache of the verdicts of a service. Concurrent lookups of the same key share one call. It does not make calls itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,64 +8,64 @@ use quick_cache::sync::{Cache, EntryAction, EntryResult};
 
 use super::verdict::Verdict;
 
-/// The memory that one mode's answers may take.
+/// The maximum memory of the cached verdicts of one mode.
 const BYTES_MAX: u64 = 64 << 20;
-/// How long it is remembered that nobody could be asked.
-const UNASKED: Duration = Duration::from_secs(1);
+/// The time for which a failed call is cached.
+const UNAVAILABLE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
-struct Remembered {
+struct CachedVerdict {
     verdict: Verdict,
     until_s: u64,
-    /// The how manyeth answer this is.
+    /// The sequence number of the answer.
     answer: u64,
     bytes: u64,
 }
 
 #[derive(Clone)]
 struct Bytes {
-    /// So that there are never more entries than are allowed, however small they are.
+    /// The minimum weight of an entry. It bounds the number of entries.
     least: u64,
 }
 
-impl Weighter<[u8; 32], Remembered> for Bytes {
-    fn weight(&self, _: &[u8; 32], remembered: &Remembered) -> u64 {
-        remembered.bytes.max(self.least)
+impl Weighter<[u8; 32], CachedVerdict> for Bytes {
+    fn weight(&self, _: &[u8; 32], cached: &CachedVerdict) -> u64 {
+        cached.bytes.max(self.least)
     }
 }
 
-/// Bounded by a number of tokens, and by memory.
-pub struct Memo {
-    cache: Cache<[u8; 32], Remembered, Bytes>,
+/// The cache; bounded by a number of entries and by memory.
+pub struct VerdictCache {
+    cache: Cache<[u8; 32], CachedVerdict, Bytes>,
     accepted: Duration,
     refused: Duration,
     answers: AtomicU64,
 }
 
-impl Memo {
-    /// How long acceptance and refusal are remembered; zero: only for those who wait for the same answer.
+impl VerdictCache {
+    /// `accepted` and `refused` are the lifetimes of verdicts. Zero: a verdict is shared only with lookups that wait for it.
     pub fn new(entries_max: usize, accepted: Duration, refused: Duration) -> Self {
         let entries = entries_max.max(1);
         let bytes = Bytes { least: BYTES_MAX / entries as u64 };
         Self { cache: Cache::with_weighter(entries.min(10_000), BYTES_MAX, bytes), accepted, refused, answers: AtomicU64::new(0) }
     }
 
-    /// What is remembered under `key`, or else what comes of asking, with how long that took. What was accepted is never
-    /// remembered past its end.
+    /// The cached verdict under `key`, or else that of `ask`, which also returns the duration of the call. An accepted token
+    /// is never cached past its expiry.
     pub async fn get(&self, key: [u8; 32], now_s: u64, ask: impl Future<Output = (Verdict, Duration)>) -> Verdict {
         let before = self.answers.load(Ordering::Acquire);
-        let known = |_: &[u8; 32], known: &mut Remembered| {
-            // An answer that came while this one waited for it is fresh, however short it is remembered.
-            if known.until_s > now_s || known.answer > before {
-                EntryAction::Retain(known.verdict.clone())
+        let lookup = |_: &[u8; 32], cached: &mut CachedVerdict| {
+            // An answer that arrived while this lookup waited is fresh, whatever its lifetime.
+            if cached.until_s > now_s || cached.answer > before {
+                EntryAction::Retain(cached.verdict.clone())
             } else {
                 EntryAction::ReplaceWithGuard
             }
         };
-        let guard = match self.cache.entry_async(&key, known).await {
+        let guard = match self.cache.entry_async(&key, lookup).await {
             EntryResult::Retained(verdict) => return verdict,
             EntryResult::Vacant(guard) | EntryResult::Replaced(guard, _) => guard,
-            // Neither is asked for.
+            // Neither can occur: the closure removes nothing, and there is no timeout.
             EntryResult::Removed(..) | EntryResult::Timeout => return ask.await.0,
         };
         let (verdict, took) = ask.await;
@@ -76,9 +76,9 @@ impl Memo {
             _ => until_s,
         };
         let answer = self.answers.fetch_add(1, Ordering::AcqRel) + 1;
-        let remembered = Remembered { bytes: verdict.bytes(), verdict: verdict.clone(), until_s, answer };
-        // It fails where the place was taken by somebody who did not wait: what he has put there is as good.
-        let _ = guard.insert(remembered);
+        let cached = CachedVerdict { bytes: verdict.memory_bytes(), verdict: verdict.clone(), until_s, answer };
+        // Fails if another call has inserted a verdict meanwhile, which is as recent.
+        let _ = guard.insert(cached);
         verdict
     }
 
@@ -86,7 +86,7 @@ impl Memo {
         match verdict {
             Verdict::Accepted(_) => self.accepted,
             Verdict::Rejected(_) | Verdict::Refused(_) => self.refused,
-            Verdict::Away(_) | Verdict::Unclear(_) => UNASKED,
+            Verdict::Away(_) | Verdict::Unclear(_) => UNAVAILABLE,
         }
     }
 }
