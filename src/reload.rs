@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::compile::{Compiler, Snapshot, check};
 use crate::config::{Overrides, Parsed, Report, Settings, parse_file};
-use crate::http_proxy::Shared;
+use crate::http_proxy::ProxyState;
 use crate::upstream::Upstream;
 use crate::util::time::millis;
 
@@ -17,7 +17,7 @@ use crate::util::time::millis;
 pub struct Reloader {
     path: PathBuf,
     compiler: Arc<Compiler>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     /// What the process was started with: what needs a restart is compared with this.
     started: Settings,
     /// The file in force, as it was read: what operators set apart from it is put into it, whatever the file has become since.
@@ -40,7 +40,7 @@ pub struct Last {
 
 impl Reloader {
     /// For the file the process was started with.
-    pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<Shared>, parsed: Parsed) -> Self {
+    pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<ProxyState>, parsed: Parsed) -> Self {
         let started = shared.snapshot.load().settings.clone();
         let now = millis(SystemTime::now());
         let last = Last { generation: 1, loaded_ms: now, at_ms: now, outcome: Ok(format!("{} is in force", path.display())) };
@@ -134,7 +134,7 @@ impl Reloader {
     fn enforce(&self, mut fresh: Snapshot) {
         // A listener that was taken out of the file is open until a restart: what it asked last, it asks until then.
         let before = self.shared.snapshot.load_full();
-        let gone: Vec<_> = before.entries.iter().filter(|entry| fresh.entry(entry.address).is_none()).cloned().collect();
+        let gone: Vec<_> = before.entries.iter().filter(|entry| fresh.listener_policy(entry.address).is_none()).cloned().collect();
         gone.iter().for_each(|gone| self.compiler.keep_on(gone, &self.path, &mut fresh));
         self.shared.metrics.shows(&fresh.entries);
         self.shared.snapshot.store(Arc::new(fresh));

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{self, Digest};
-use crate::http_proxy::Shared;
+use crate::http_proxy::ProxyState;
 use crate::reload::Reloader;
 
 /// How often it is looked. A file must look the same twice: whoever writes may not have finished.
@@ -24,7 +24,7 @@ type Stamp = Option<(u64, u64, i128)>;
 
 /// What was seen so far.
 pub struct Watch {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     reloader: Arc<Reloader>,
     seen: Mutex<Seen>,
 }
@@ -40,7 +40,7 @@ struct Seen {
 
 impl Watch {
     /// Over the files of whatever is in force.
-    pub fn new(shared: Arc<Shared>, reloader: Arc<Reloader>) -> Self {
+    pub fn new(shared: Arc<ProxyState>, reloader: Arc<Reloader>) -> Self {
         Self { shared, reloader, seen: Mutex::default() }
     }
 

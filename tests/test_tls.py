@@ -89,7 +89,7 @@ def test_certificates_are_replaced_without_a_pause(serve, authority, echo_upstre
         wait_for(lambda: len(done) > 50, "requests")
         # Half of it: the key does not fit, and what was shown is shown on.
         shutil.copy(new.cert, place.cert)
-        wait_for(lambda: "the key is not that of the certificate" in keylatch.stderr.read_text(), "the mistake is told")
+        wait_for(lambda: "the key does not belong to the certificate" in keylatch.stderr.read_text(), "the mistake is told")
         with shake(keylatch.port, authority) as connection:
             assert serial(connection) == old.serial
         shutil.copy(new.key, place.key)
@@ -103,7 +103,7 @@ def test_certificates_are_replaced_without_a_pause(serve, authority, echo_upstre
         stop.set()
         [thread.join() for thread in threads]
     assert not failed and {old.serial, new.serial} <= set(done)
-    assert keylatch.stderr.read_text().count("the key is not that of the certificate") == 1, "the same mistake is told once"
+    assert keylatch.stderr.read_text().count("the key does not belong to the certificate") == 1, "the same mistake is told once"
 
 
 def test_only_good_certificates_of_clients(serve, authority, echo_upstream, tmp_path):
@@ -287,7 +287,7 @@ def test_wrong_files_are_told_where_they_stand(tmp_path, authority, start, echo_
     encrypted.write_text("-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n")
     for tls, says in [
         ({"certificates": []}, "tls.certificates: the list is empty; at least one is needed"),
-        ({"certificates": [{"chain_file": str(issued.cert), "key_file": str(other.key)}]}, "tls.certificates[0].key_file: the key is not that of the certificate"),
+        ({"certificates": [{"chain_file": str(issued.cert), "key_file": str(other.key)}]}, "tls.certificates[0].key_file: the key does not belong to the certificate"),
         ({"certificates": [{"chain_file": str(empty), "key_file": str(issued.key)}]}, "certificates[0].chain_file: the file holds no certificate in PEM"),
         ({"certificates": [{"chain_file": str(issued.cert), "key_file": str(encrypted)}]}, "key_file: the file holds no private key in PEM without a passphrase"),
         ({"certificates": [{"chain_file": "no.pem", "key_file": str(issued.key)}]}, "no.pem` cannot be read"),

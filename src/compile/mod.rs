@@ -23,7 +23,7 @@ use crate::config::report::nearest;
 use crate::config::sections::tell;
 use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Parsed, Report, bounds, parse, parse_file};
-use crate::listener::policy::Entry;
+use crate::listener::policy::ListenerPolicy;
 use crate::upstream::Upstream;
 use route::Matcher;
 
@@ -41,9 +41,9 @@ impl Compiler {
 
     /// What a listener asks whose socket is open though the file says nothing of it any more: what it asked last, with its files as they
     /// are now, which are watched with the others.
-    pub fn keep_on(&self, gone: &Arc<Entry>, path: &Path, fresh: &mut Snapshot) {
+    pub fn keep_on(&self, gone: &Arc<ListenerPolicy>, path: &Path, fresh: &mut Snapshot) {
         let files = Files::beside(path);
-        let entry = gone.again(&files, &self.keep).map(Arc::new).unwrap_or_else(|wrong| {
+        let entry = gone.recompile(&files, &self.keep).map(Arc::new).unwrap_or_else(|wrong| {
             let why = wrong.iter().map(|invalid| invalid.message.as_str()).collect::<Vec<_>>().join("; ");
             tracing::error!(listener = %gone.address, why, "the file says nothing of it any more, and what it asks until a restart stays as it was");
             Arc::clone(gone)
@@ -128,7 +128,7 @@ struct Work<'a> {
 
 /// What a snapshot is put together of.
 struct Pieces {
-    entries: Vec<Arc<Entry>>,
+    entries: Vec<Arc<ListenerPolicy>>,
     upstreams: Vec<Arc<Upstream>>,
     routes: Vec<Route>,
     unrouted: Chain,
@@ -185,10 +185,10 @@ impl Work<'_> {
         }
     }
 
-    fn entries(&mut self) -> Vec<Arc<Entry>> {
+    fn entries(&mut self) -> Vec<Arc<ListenerPolicy>> {
         let mut entries = Vec::new();
         for (index, config) in self.parsed.settings.listeners.iter().enumerate() {
-            match Entry::compile(config, self.parsed.settings.acme.as_ref(), self.files, &self.compiler.keep) {
+            match ListenerPolicy::compile(config, self.parsed.settings.acme.as_ref(), self.files, &self.compiler.keep) {
                 Ok(entry) => entries.push(Arc::new(entry)),
                 Err(wrong) => wrong.into_iter().for_each(|invalid| self.wrong(&invalid.index(index).at("listeners"))),
             }

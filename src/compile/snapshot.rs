@@ -9,11 +9,11 @@ use keylatch_filters::chain::Chain;
 use keylatch_filters::contract::TrustedProxies;
 
 use super::route::Route;
-use crate::acme::{Held, Wanted};
+use crate::acme::{AcmeCertificates, WantedCertificate};
 use crate::alerts::Alerts;
 use crate::config::model::{Listener, Settings};
 use crate::config::{Digest, Written};
-use crate::listener::policy::Entry;
+use crate::listener::policy::ListenerPolicy;
 use crate::upstream::Upstream;
 
 /// Everything compiled from one file. A request takes it once, at its start, and keeps it to its end.
@@ -25,7 +25,7 @@ pub struct Snapshot {
     /// The top-level filters alone, for requests that no route is for.
     pub unrouted: Chain,
     /// What each listener asks of whoever connects.
-    pub entries: Vec<Arc<Entry>>,
+    pub entries: Vec<Arc<ListenerPolicy>>,
     /// Every upstream, used by a route or not.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Who may speak for others.
@@ -49,12 +49,12 @@ impl Snapshot {
     }
 
     /// What the listener at this address asks of whoever connects, if the file still has it.
-    pub fn entry(&self, address: SocketAddr) -> Option<&Arc<Entry>> {
+    pub fn listener_policy(&self, address: SocketAddr) -> Option<&Arc<ListenerPolicy>> {
         self.entries.iter().find(|entry| entry.address == address)
     }
 
     /// The listeners' certificates from ACME, with what is wanted of each.
-    pub fn acme(&self) -> Vec<(Arc<Held>, Wanted)> {
+    pub fn acme(&self) -> Vec<(Arc<AcmeCertificates>, WantedCertificate)> {
         self.entries.iter().filter_map(|entry| entry.acme.clone()).collect()
     }
 

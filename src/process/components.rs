@@ -9,13 +9,13 @@ use keylatch_filters::contract::{Meter, Near, Ports};
 
 use crate::acme::{self, Acme};
 use crate::admin::Api;
-use crate::alerts::{self, Watch};
+use crate::alerts::{self, AlertMonitor};
 use crate::bindings::{self, Opened, Purpose, Store};
 use crate::cluster::replica::Replica;
 use crate::compile::Compiler;
 use crate::config::model::Storage;
 use crate::config::{Files, Settings, parse_file};
-use crate::http_proxy::Shared;
+use crate::http_proxy::ProxyState;
 use crate::operator::oidc::Oidc;
 use crate::operator::ranges;
 use crate::operator::replica_answers::LocalAnswers;
@@ -39,11 +39,11 @@ const RANGES_PAUSE: Duration = Duration::from_secs(300);
 /// What runs beside the proxy, on a runtime of its own: nothing here can hold up a request.
 pub struct Parts {
     /// What all listeners share.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ProxyState>,
     /// The store.
     pub store: Arc<Store>,
     /// Looks for keys that are refused too often.
-    pub watch: Arc<Watch>,
+    pub watch: Arc<AlertMonitor>,
     /// This process among its like.
     pub replica: Arc<Replica>,
     /// Reloads the configuration.
@@ -70,7 +70,7 @@ impl Parts {
             hasher: opened.hasher.clone(),
             meter: Arc::new(Meter::new(metrics.registry.clone())),
             counters,
-            outbound: Arc::new(Services::here()),
+            outbound: Arc::new(Services::on_current_runtime()),
             near: Arc::clone(&near),
         };
         let compiler = Arc::new(Compiler::new(ports));
@@ -82,11 +82,11 @@ impl Parts {
         metrics.shows(&snapshot.entries);
         let acme = Acme::new(Arc::clone(&opened.store), &opened.admin_secret, &settings.replica(), registry)?;
         // What was made before is there for the first who connects.
-        if acme.look(settings.acme.as_ref(), &snapshot.acme(), &files, false).await {
+        if acme.reconcile(settings.acme.as_ref(), &snapshot.acme(), &files, false).await {
             metrics.shows(&snapshot.entries);
         }
         let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("no thread for the access log: {e}"))?;
-        let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
+        let shared = Arc::new(ProxyState { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
         let replica = Arc::new(Replica::new(settings.replica()));
         let (watch, files) = begin(path, &shared, &opened.store, &reloader, &replica);
@@ -121,23 +121,23 @@ impl Parts {
     /// Looks for the last time for keys that were refused too often.
     pub async fn look_last(&self) {
         let (alerts, threshold) = self.shared.live.alerts(&self.shared.snapshot.load().alerts);
-        self.watch.look_last(&alerts, threshold).await;
+        self.watch.check_last(&alerts, threshold).await;
     }
 }
 
-async fn look(watch: &Arc<Watch>, shared: &Shared) {
+async fn look(watch: &Arc<AlertMonitor>, shared: &ProxyState) {
     let (alerts, threshold) = shared.live.alerts(&shared.snapshot.load().alerts);
-    watch.look(&alerts, threshold).await;
+    watch.check(&alerts, threshold).await;
 }
 
 /// What is done again and again.
 fn begin(
     path: &Path,
-    shared: &Arc<Shared>,
+    shared: &Arc<ProxyState>,
     store: &Arc<Store>,
     reloader: &Arc<Reloader>,
     replica: &Arc<Replica>,
-) -> (Arc<Watch>, Arc<watch::Watch>) {
+) -> (Arc<AlertMonitor>, Arc<watch::Watch>) {
     let current = Arc::clone(shared);
     // As often as the smallest period that makes sense; the store knows whether it is time.
     let tending = Arc::clone(replica);
@@ -145,9 +145,9 @@ fn begin(
         // Others go by what is wanted now.
         (!tending.has_handed_over()).then(|| current.live.tending((&current.snapshot.load().settings.retention).into()))
     });
-    let watch = Watch::new(Arc::clone(store), &shared.metrics.registry);
+    let watch = AlertMonitor::new(Arc::clone(store), &shared.metrics.registry);
     let current = Arc::clone(shared);
-    every(&watch, alerts::EVERY, move |watch| {
+    every(&watch, alerts::CHECK_INTERVAL, move |watch| {
         let current = Arc::clone(&current);
         async move { look(&watch, &current).await }
     });
@@ -167,13 +167,13 @@ fn begin(
 
 /// Has certificates made where they are missing or old, and shows those that were made elsewhere. Who only lets end what is open has
 /// none made: others go by what is wanted now.
-fn have_made(path: &Path, shared: &Arc<Shared>, replica: &Arc<Replica>) {
+fn have_made(path: &Path, shared: &Arc<ProxyState>, replica: &Arc<Replica>) {
     let (path, replica) = (path.to_owned(), Arc::clone(replica));
-    every(shared, acme::LOOKED_EVERY, move |shared| {
+    every(shared, acme::RECONCILE_INTERVAL, move |shared| {
         let (files, orders) = (Files::beside(&path), !replica.has_handed_over() && !replica.is_stopping());
         async move {
             let snapshot = shared.snapshot.load_full();
-            if shared.acme.look(snapshot.settings.acme.as_ref(), &snapshot.acme(), &files, orders).await {
+            if shared.acme.reconcile(snapshot.settings.acme.as_ref(), &snapshot.acme(), &files, orders).await {
                 shared.metrics.shows(&snapshot.entries);
             }
         }
@@ -181,7 +181,7 @@ fn have_made(path: &Path, shared: &Arc<Shared>, replica: &Arc<Replica>) {
 }
 
 /// Has Cloudflare's ranges read anew, if it is time. The file is seen to have changed as any other.
-async fn refresh(shared: Arc<Shared>, path: PathBuf, replica: Arc<Replica>) {
+async fn refresh(shared: Arc<ProxyState>, path: PathBuf, replica: Arc<Replica>) {
     if replica.has_handed_over() {
         return;
     }
@@ -203,7 +203,7 @@ fn api(
     settings: &Settings,
     opened: Opened,
     near: Arc<Near>,
-    shared: &Arc<Shared>,
+    shared: &Arc<ProxyState>,
     replica: &Arc<Replica>,
     reloader: &Arc<Reloader>,
 ) -> Result<Arc<Api>, String> {
@@ -221,7 +221,7 @@ fn api(
         store: opened.store,
         hasher: opened.hasher,
         door: Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?,
-        oidc: Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?,
+        oidc: Oidc::new(&opened.admin_secret, Arc::new(Services::on_current_runtime()))?,
         everywhere,
         reloader: Arc::clone(reloader),
         path: path.to_owned(),

@@ -172,7 +172,7 @@ async fn serving(
 /// What was counted last, and that this replica has gone; what waits to be written; what is to be told.
 async fn end(parts: &Parts) {
     parts.replica.stop();
-    parts.shared.acme.end().await;
+    parts.shared.acme.shut_down().await;
     let _ = tokio::time::timeout(LAST_LOOK, parts.say()).await;
     parts.store.finish().await;
     // What was written last is noted, and sent by whoever comes after.

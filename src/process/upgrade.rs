@@ -62,7 +62,7 @@ impl Upgrades {
             let _ = answer.send(done);
             if over {
                 // Whatever certificate is had made, the new one has it made by its own configuration.
-                self.parts.shared.acme.end().await;
+                self.parts.shared.acme.shut_down().await;
                 return;
             }
         }

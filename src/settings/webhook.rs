@@ -64,7 +64,7 @@ impl Kept {
         }
         let alerts = match compile(get, sealer) {
             None => Arc::clone(file),
-            Some(Ok(webhook)) => Arc::new(file.going_to(webhook)),
+            Some(Ok(webhook)) => Arc::new(file.with_webhook(webhook)),
             Some(Err((name, why))) => {
                 // Nobody would hear of anything otherwise.
                 tracing::error!(setting = name, why, "the webhook that is set cannot be used; alerts go to those of the file");
