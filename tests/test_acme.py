@@ -74,6 +74,9 @@ def test_a_certificate_is_had_made_and_kept(served, challenge):
     keylatch = served.start(challenge, more=", contact: ['mailto:ops@example.com']")
     assert shown(keylatch, authority) is None
     first = wait_for(lambda: shown(keylatch, authority), "a certificate", 60)
+    if challenge == "http":
+        answers = wait_for(lambda: [line for line in keylatch.access_log() if line.get("reason") == "acme_challenge"], "a line per challenge")
+        assert {(line["answered_by"], line["status"]) for line in answers} == {("acme", 200)}
     assert shown(keylatch, authority, "www.api.test").serial_number == first.serial_number
     assert [account["contact"] for account in acme.accounts.values()] == [["mailto:ops@example.com"]]
     assert len(acme.certificates) == 1

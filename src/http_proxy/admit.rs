@@ -56,7 +56,7 @@ impl ProxyPhases {
         let request = session.req_header();
         context.dialect = Dialect::of_path(request.uri.path());
         if self.state.live.in_maintenance() {
-            context.answered = Some(("gate", "maintenance"));
+            context.answered = Some(("maintenance", "maintenance"));
             return Ok(Some(errors::maintenance()));
         }
         let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -64,7 +64,7 @@ impl ProxyPhases {
         let Some((index, route)) = snapshot.route(&request.method, host, request.uri.path()) else {
             let refused = self.run_chain(&snapshot.unrouted, "-", session, context).await?;
             if refused.is_none() {
-                context.answered = Some(("gate", "no_route"));
+                context.answered = Some(("no_route", "no_route"));
             }
             return Ok(Some(refused.unwrap_or(errors::NO_ROUTE)));
         };
@@ -86,7 +86,7 @@ impl ProxyPhases {
         let token = session.req_header().uri.path().strip_prefix(WELL_KNOWN)?;
         context.snapshot.settings.acme.as_ref()?;
         let answer = self.state.acme.answer_http(token).await?;
-        context.answered = Some(("gate", "acme_challenge"));
+        context.answered = Some(("acme", "acme_challenge"));
         Some(errors::plain(answer))
     }
 
@@ -144,7 +144,7 @@ impl ProxyPhases {
     /// Refuses a body by its announced length, without reading it.
     fn too_large(&self, session: &Session, context: &mut RequestContext) -> Result<Option<Answer>> {
         if announced_length(session).is_some_and(|length| length > self.limits.body_bytes.0) {
-            context.answered = Some(("gate", "body_bytes"));
+            context.answered = Some(("body_limit", "body_bytes"));
             return Ok(Some(errors::BODY_TOO_LARGE));
         }
         Ok(None)
