@@ -70,7 +70,7 @@ mod tests {
 
     fn left(names: &[&'static str], policy: Underscores) -> Result<(Vec<String>, u64), &'static str> {
         let mut head = head(names);
-        let dropped = apply_policy(&mut head, what).map_err(|refused| refused.reason)?;
+        let dropped = apply_policy(&mut head, policy).map_err(|refused| refused.reason)?;
         let mut left: Vec<String> = head.headers.keys().map(|name| name.as_str().to_owned()).collect();
         left.sort();
         Ok((left, dropped))
