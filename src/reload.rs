@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::compile::{Compiler, Snapshot, check};
 use crate::config::{Overrides, Parsed, Report, Settings, parse_file};
-use crate::http_proxy::Shared;
+use crate::http_proxy::ProxyState;
 use crate::upstream::Upstream;
 use crate::util::time::millis;
 
@@ -18,7 +18,7 @@ use crate::util::time::millis;
 pub struct Reloader {
     path: PathBuf,
     compiler: Arc<Compiler>,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     /// The settings at the start. Changes that need a restart are found by comparison with them.
     started: Settings,
     /// The file in force, as it was read. Overrides of operators are applied to this text, even if the file has changed since.
@@ -41,7 +41,7 @@ pub struct LastReload {
 
 impl Reloader {
     /// A reloader for the file with which the process was started.
-    pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<Shared>, parsed: Parsed) -> Self {
+    pub fn new(path: &Path, compiler: Arc<Compiler>, shared: Arc<ProxyState>, parsed: Parsed) -> Self {
         let started = shared.snapshot.load().settings.clone();
         let now = millis(SystemTime::now());
         let last = LastReload { generation: 1, loaded_ms: now, at_ms: now, outcome: Ok(format!("{} is in force", path.display())) };
@@ -135,7 +135,7 @@ impl Reloader {
     fn enforce(&self, mut fresh: Snapshot) {
         // A listener that was removed from the file stays open until a restart, under the policy that it had last.
         let before = self.shared.snapshot.load_full();
-        let removed: Vec<_> = before.entries.iter().filter(|entry| fresh.entry(entry.address).is_none()).cloned().collect();
+        let removed: Vec<_> = before.entries.iter().filter(|entry| fresh.listener_policy(entry.address).is_none()).cloned().collect();
         removed.iter().for_each(|removed| self.compiler.keep_on(removed, &self.path, &mut fresh));
         self.shared.metrics.set_certificates(&fresh.entries);
         self.shared.snapshot.store(Arc::new(fresh));

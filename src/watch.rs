@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{self, Digest};
-use crate::http_proxy::Shared;
+use crate::http_proxy::ProxyState;
 use crate::reload::Reloader;
 
 /// The interval between two polls. A change counts once two polls have seen the same content: a write may be unfinished.
@@ -26,7 +26,7 @@ type Stamp = Option<(u64, u64, i128)>;
 
 /// The watch over the files of the configuration in force.
 pub struct FileWatch {
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     reloader: Arc<Reloader>,
     seen: Mutex<Seen>,
 }
@@ -42,7 +42,7 @@ struct Seen {
 
 impl FileWatch {
     /// A watch over the files of each snapshot that comes into force.
-    pub fn new(shared: Arc<Shared>, reloader: Arc<Reloader>) -> Self {
+    pub fn new(shared: Arc<ProxyState>, reloader: Arc<Reloader>) -> Self {
         Self { shared, reloader, seen: Mutex::default() }
     }
 

@@ -74,6 +74,9 @@ def test_a_certificate_is_had_made_and_kept(served, challenge):
     keylatch = served.start(challenge, more=", contact: ['mailto:ops@example.com']")
     assert shown(keylatch, authority) is None
     first = wait_for(lambda: shown(keylatch, authority), "a certificate", 60)
+    if challenge == "http":
+        answers = wait_for(lambda: [line for line in keylatch.access_log() if line.get("reason") == "acme_challenge"], "a line per challenge")
+        assert {(line["answered_by"], line["status"]) for line in answers} == {("acme", 200)}
     assert shown(keylatch, authority, "www.api.test").serial_number == first.serial_number
     assert [account["contact"] for account in acme.accounts.values()] == [["mailto:ops@example.com"]]
     assert len(acme.certificates) == 1
@@ -124,7 +127,7 @@ def test_what_the_ca_says_is_told_and_tried_again_later(served):
     acme = served.acme
     keylatch = served.start("http")
     acme.offers = ("tls-alpn-01",)
-    wait_for(lambda: "does not offer Http for api.test" in keylatch.stderr.read_text(), "the reason", 60)
+    wait_for(lambda: "does not offer the challenge Http for api.test" in keylatch.stderr.read_text(), "the reason", 60)
     assert keylatch.metrics()['keylatch_acme_orders_total{outcome="failed"}'] == 1
     asked = len(acme.log)
     time.sleep(8)
@@ -198,7 +201,7 @@ def test_an_account_that_the_ca_knows_no_more(served):
     gone = set(acme.accounts)
     acme.accounts.clear()
     wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number, "another one", 60)
-    assert "knows the account no more" in keylatch.stderr.read_text() and not gone & set(acme.accounts)
+    assert "does not know the ACME account" in keylatch.stderr.read_text() and not gone & set(acme.accounts)
 
 
 def test_a_certificate_that_is_old_when_it_is_made(served):
@@ -206,7 +209,7 @@ def test_a_certificate_that_is_old_when_it_is_made(served):
     acme.since, acme.lasts = datetime.timedelta(days=80), datetime.timedelta(days=10)
     keylatch = served.start("http")
     assert wait_for(lambda: shown(keylatch, acme.authority), "it is shown all the same", 60)
-    assert wait_for(lambda: "whether this machine's clock is right" in keylatch.stderr.read_text(), "it is told")
+    assert wait_for(lambda: "check the clock of this machine" in keylatch.stderr.read_text(), "it is told")
     time.sleep(8)
     assert len(acme.certificates) == 1, "the CA is not asked for another one at once"
     keylatch.stop()
@@ -218,15 +221,15 @@ def test_a_certificate_that_is_old_when_it_is_made(served):
 def test_a_certificate_of_another_key(served):
     served.acme.key = served.acme.authority.private.public_key()
     keylatch = served.start("http")
-    wait_for(lambda: "the certificate is another key's" in keylatch.stderr.read_text(), "it is told", 60)
+    wait_for(lambda: "the certificate does not belong to the key" in keylatch.stderr.read_text(), "it is told", 60)
     time.sleep(8)
-    assert keylatch.stderr.read_text().count("another key's") == 1 and len(served.acme.certificates) == 1
+    assert keylatch.stderr.read_text().count("does not belong to the key") == 1 and len(served.acme.certificates) == 1
 
 
 def test_a_ca_that_asks_to_be_left_alone(served):
     served.acme.broken, served.acme.retry_after = "/order", "7200"
     keylatch = served.start("http")
-    line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "no certificate was made" in line], "it is told", 60)[0]
+    line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "ACME order failed" in line], "it is told", 60)[0]
     assert "again_in=7200s" in line
 
 

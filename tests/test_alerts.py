@@ -231,7 +231,7 @@ def test_targets_that_must_not_be_reached(start, echo_upstream, tmp_path):
     try:
         target = f'url: "https://127.0.0.1:{redirect.port}/x", allow_private: true'
         replica.write(more=f"alerts: {{webhooks: [{{name: ops, {target}, ca_file: {certificates.ca}}}]}}")
-        assert "ops: it answered with 302" in replica.command("alerts", "test").stdout
+        assert "ops: the receiver answered with status 302" in replica.command("alerts", "test").stdout
         replica.write(more=f"alerts: {{webhooks: [{{name: ops, {target}}}]}}")
         assert "certificate" in replica.command("alerts", "test").stdout
         assert not inside.requests and len(redirect.requests) == 1

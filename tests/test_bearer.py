@@ -78,7 +78,7 @@ def test_the_last_good_set_serves_while_the_issuer_is_away(start, echo_upstream,
     # Has them asked for, in vain.
     assert ask(replica, issuer.token("second")).status == 401
     assert ask(replica, issuer.token("first", sub="bob")).status == 200
-    wait_for(lambda: "could not be refreshed" in replica.stderr.read_text(), "it is told of")
+    wait_for(lambda: "refresh failed" in replica.stderr.read_text(), "it is told of")
     issuer.garbage = None
     wait_for(lambda: ask(replica, issuer.token("second")).status == 200, "it is back", 5)
 

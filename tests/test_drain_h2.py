@@ -110,7 +110,7 @@ def test_httpx_sees_its_stream_to_the_end(begin, model, authority, ending, tls):
         model.end.set()
         assert list(lines)[-2:] == ["data: last", ""]
     assert old.wait(10) == 0
-    assert "their time is up" not in keylatch.stderr.read_text()
+    assert "drain timeout reached" not in keylatch.stderr.read_text()
 
 
 @BOTH

@@ -300,3 +300,17 @@ def test_a_silent_upstream_meets_the_first_byte_deadline(start):
     answer = raw.request(keylatch.port, headers=[("Accept", "text/event-stream")], timeout=5)
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (504, "upstream_timeout")
     over.set()
+
+
+def test_the_access_log_names_what_refused(start, echo_upstream):
+    keylatch = start(echo_upstream, limits="{body_bytes: 1KiB}", storage="{sqlite: {path: t.db}}")
+    for status, values in ((404, {"path": "/else"}), (400, {"path": "/v1/a%2Fb"}), (413, {"method": "POST", "body": b"x" * 2000})):
+        assert raw.request(keylatch.port, **values).status == status
+    assert keylatch.command("settings", "set", "maintenance", "on").returncode == 0
+    wait_for(lambda: raw.request(keylatch.port).status == 503, "maintenance mode is on")
+    refused = {"no_route": "no_route", "gate": "path_encoded_slash", "body_limit": "body_bytes", "maintenance": "maintenance"}
+
+    def logged():
+        return {line["answered_by"]: line["reason"] for line in keylatch.access_log() if "answered_by" in line}
+
+    wait_for(lambda: logged() == refused, "each refusal under its own name")

@@ -157,7 +157,7 @@ def test_keys_behind_a_password_and_what_is_shown_of_it(start, echo_upstream):
         replica = start(echo_upstream, route_filters=bearer(f"{{jwt: {{algorithms: [ES256], key: {key}, refresh: {{every: 10s}}}}}}"))
         assert ask(replica, issuer.token("first")).status == 200
         wrong = start(echo_upstream, route_filters=bearer(f'{{jwt: {{algorithms: [ES256], key: {key.replace("keys-please", "nonsense")}}}}}'))
-        log = wait_for(lambda: [line for line in wrong.stderr.read_text().splitlines() if "could not be refreshed" in line], "a warning")
+        log = wait_for(lambda: [line for line in wrong.stderr.read_text().splitlines() if "refresh failed" in line], "a warning")
         assert f"{issuer.url}/keys" in log[0] and "secret-tenant" not in log[0] and "nonsense" not in log[0]
         misplaced = f'{{introspection: {{endpoint: {{url: "{issuer.url}/i", allow_private: true, authorization: x}}, client_id: a, client_secret: b}}}}'
         wrong.write(route_filters=bearer(misplaced))

@@ -1,4 +1,5 @@
-//! Certificates that were made, as listeners show them, and the one that answers a challenge.
+//! ACME certificates in memory, as listeners serve them, and the certificate that answers a
+//! TLS-ALPN-01 challenge. It reads no store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,128 +14,131 @@ use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
-use super::storage::Kept;
+use super::storage::StoredCertificate;
 use crate::util::pem::{certificates, key as pem_key, parsed, signing_key};
 use crate::util::time::millis;
 
-/// A certificate that a listener wants: its names, in order.
+/// A certificate that a listener is configured for: its names, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Wanted {
-    /// The names, of which the first is its common one.
+pub struct WantedCertificate {
+    /// The names; the first one is the common name.
     pub names: Vec<String>,
-    /// The CA's directory: another CA's is another certificate.
+    /// The URL of the CA's directory. The same names from another CA are another certificate.
     pub directory: String,
 }
 
-impl Wanted {
-    /// Under which name it is kept.
-    pub fn certificate(&self) -> String {
+impl WantedCertificate {
+    /// Its name in the store.
+    pub fn storage_name(&self) -> String {
         format!("acme certificate {} {}", self.directory, self.names.join(","))
     }
 
-    /// Whether it is for this name.
+    /// Whether this name is one of its names.
     pub fn has(&self, name: &str) -> bool {
         self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
     }
 }
 
-struct One {
+struct LoadedCertificate {
     key: Arc<CertifiedKey>,
     chain: String,
     begins_s: i64,
     ends_s: i64,
 }
 
-impl One {
-    fn read(chain: &str, key: &str) -> Result<Self, String> {
-        let certificates = certificates(chain).map_err(|_| "the chain is not one of certificates")?;
+impl LoadedCertificate {
+    fn parse(chain: &str, key: &str) -> Result<Self, String> {
+        let certificates = certificates(chain).map_err(|_| "the chain contains something other than certificates")?;
         let first = certificates.first().ok_or("the chain is empty")?;
         let (begins_s, ends_s) = {
-            let about = parsed(first).map_err(|invalid| invalid.message)?;
-            (about.validity().not_before.timestamp(), about.validity().not_after.timestamp())
+            let certificate = parsed(first).map_err(|invalid| invalid.message)?;
+            (certificate.validity().not_before.timestamp(), certificate.validity().not_after.timestamp())
         };
         let key = pem_key(key).and_then(|key| signing_key(&key)).map_err(|invalid| invalid.message)?;
         let key = CertifiedKey::new(certificates, key);
-        key.keys_match().map_err(|_| "the certificate is another key's")?;
+        key.keys_match().map_err(|_| "the certificate does not belong to the key")?;
         Ok(Self { key: Arc::new(key), chain: chain.to_owned(), begins_s, ends_s })
     }
 }
 
-/// Looks at what a CA has sent, before anybody relies on it: it is of this key, for these names, and has not ended. When it ends.
-pub fn look_at(chain: &str, key: &str, names: &[String]) -> Result<i64, String> {
-    let one = One::read(chain, key).map_err(|why| format!("what the CA has sent makes no sense: {why}"))?;
+/// Verifies an issued chain before it is used: it belongs to the key, is valid for the names, and
+/// has not expired. Returns its expiry, in seconds since 1970.
+pub fn verify_chain(chain: &str, key: &str, names: &[String]) -> Result<i64, String> {
+    let one = LoadedCertificate::parse(chain, key).map_err(|why| format!("the CA sent an invalid certificate: {why}"))?;
     let certificate = one.key.end_entity_cert().map_err(|e| e.to_string())?;
     let certificate = ParsedCertificate::try_from(certificate).map_err(|e| e.to_string())?;
     for name in names {
         let server = ServerName::try_from(name.as_str()).map_err(|e| e.to_string())?;
-        verify_server_name(&certificate, &server).map_err(|_| format!("the CA has sent a certificate that is not for {name}"))?;
+        verify_server_name(&certificate, &server).map_err(|_| format!("the CA sent a certificate that is not valid for {name}"))?;
     }
     match one.ends_s > millis(SystemTime::now()) / 1000 {
         true => Ok(one.ends_s),
-        false => Err("the CA has sent a certificate that has ended: see whether this machine's clock is right".into()),
+        false => Err("the CA sent a certificate that has expired: check the clock of this machine".into()),
     }
 }
 
-/// When the first certificate of a chain begins, in seconds since 1970.
+/// `notBefore` of the first certificate of a chain, in seconds since 1970.
 pub fn begins_s(chain: &str) -> Option<i64> {
     let all = certificates(chain).ok()?;
     Some(parsed(all.first()?).ok()?.validity().not_before.timestamp())
 }
 
-/// Those that were made, by what was wanted. Outlives reloads.
+/// The certificates in use, by the one that was wanted. Outlives reloads.
 #[derive(Default)]
-pub struct Held(Mutex<HashMap<Wanted, One>>);
+pub struct AcmeCertificates(Mutex<HashMap<WantedCertificate, LoadedCertificate>>);
 
-impl std::fmt::Debug for Held {
+impl std::fmt::Debug for AcmeCertificates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Never the keys.
-        write!(f, "Held({})", self.0.lock().len())
+        // Without the keys.
+        write!(f, "AcmeCertificates({})", self.0.lock().len())
     }
 }
 
-impl Held {
-    /// Shows it from now on. False: it is shown already, or is none.
-    pub fn show(&self, wanted: &Wanted, kept: &Kept) -> bool {
+impl AcmeCertificates {
+    /// Installs a stored certificate. Returns whether it changed: an unchanged or invalid one is
+    /// not installed.
+    pub fn install(&self, wanted: &WantedCertificate, kept: &StoredCertificate) -> bool {
         if self.0.lock().get(wanted).is_some_and(|one| one.chain == kept.chain) {
             return false;
         }
-        match One::read(&kept.chain, &kept.key) {
+        match LoadedCertificate::parse(&kept.chain, &kept.key) {
             Ok(one) => {
                 self.0.lock().insert(wanted.clone(), one);
                 true
             }
             Err(why) => {
-                tracing::error!(names = wanted.names.join(", "), why, "the certificate that is kept makes no sense");
+                tracing::error!(names = wanted.names.join(", "), why, "a stored certificate is invalid");
                 false
             }
         }
     }
 
-    /// The one that lasts longest of those for this name that have not ended, whatever else they are for.
-    pub fn of_name(&self, name: &str) -> Option<Arc<CertifiedKey>> {
+    /// Of the unexpired certificates that include this name, the one that expires last.
+    pub fn for_name(&self, name: &str) -> Option<Arc<CertifiedKey>> {
         let now_s = millis(SystemTime::now()) / 1000;
         let all = self.0.lock();
         let good = all.iter().filter(|(wanted, one)| wanted.has(name) && one.ends_s > now_s);
         good.max_by_key(|(_, one)| one.ends_s).map(|(_, one)| Arc::clone(&one.key))
     }
 
-    /// The one that is shown.
-    pub fn get(&self, wanted: &Wanted) -> Option<Arc<CertifiedKey>> {
+    /// The certificate in use.
+    pub fn get(&self, wanted: &WantedCertificate) -> Option<Arc<CertifiedKey>> {
         self.0.lock().get(wanted).map(|one| Arc::clone(&one.key))
     }
 
-    /// When it begins, in seconds since 1970.
-    pub fn begins(&self, wanted: &Wanted) -> Option<i64> {
+    /// Its `notBefore`, in seconds since 1970.
+    pub fn begins(&self, wanted: &WantedCertificate) -> Option<i64> {
         self.0.lock().get(wanted).map(|one| one.begins_s)
     }
 
-    /// When it ends.
-    pub fn ends(&self, wanted: &Wanted) -> Option<i64> {
+    /// Its `notAfter`, in seconds since 1970.
+    pub fn ends(&self, wanted: &WantedCertificate) -> Option<i64> {
         self.0.lock().get(wanted).map(|one| one.ends_s)
     }
 }
 
-/// TLS-ALPN-01: a certificate that signs itself, for that name alone, with the digest that shows who has it (RFC 8737, section 3).
+/// TLS-ALPN-01: a self-signed certificate for this name alone, with the digest of the key
+/// authorization (RFC 8737, section 3).
 pub fn challenge_config(name: &str, digest: &[u8]) -> Result<Arc<ServerConfig>, String> {
     let wrong = |e: &dyn std::fmt::Display| e.to_string();
     let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(|e| wrong(&e))?;
@@ -144,12 +148,12 @@ pub fn challenge_config(name: &str, digest: &[u8]) -> Result<Arc<ServerConfig>, 
     let builder =
         ServerConfig::builder_with_provider(Arc::new(default_provider())).with_safe_default_protocol_versions().map_err(|e| wrong(&e))?;
     let secret = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| wrong(&e))?;
-    // Without the look at it that rustls takes otherwise: it has an extension that is critical, and known to few.
+    // Without rustls' check of the certificate: it rejects the unknown critical extension.
     let shown = CertifiedKey::new(vec![certificate.der().clone()], signing_key(&secret).map_err(|invalid| invalid.message)?);
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }
 
-/// The protocol by which the CA comes.
+/// The ALPN protocol of the challenge.
 pub const ALPN: &[u8] = b"acme-tls/1";

@@ -48,7 +48,7 @@ pub use openapi::document;
 
 use crate::bindings::Store;
 use crate::cluster::replica::Replica;
-use crate::http_proxy::Shared;
+use crate::http_proxy::ProxyState;
 use crate::operator::access::Caller;
 use crate::operator::bindings::Bindings;
 use crate::operator::oidc::Oidc;
@@ -65,7 +65,7 @@ const CONFIG_BYTES_MAX: usize = 5 << 20;
 /// What the handlers work with.
 pub struct Api {
     /// Snapshot and metrics.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ProxyState>,
     /// The store.
     pub store: Arc<Store>,
     /// Turns keys into key ids.

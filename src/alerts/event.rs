@@ -1,4 +1,4 @@
-//! What an alert says.
+//! The content of alerts: the JSON event, and its text for chat services. It sends nothing.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::sql::outbox::{Hot, Threshold};
 
-/// A key was refused too often.
+/// The event of a key that was refused too often.
 pub fn intercepted(hot: &Hot, threshold: Threshold, now: SystemTime) -> Value {
     let last = &hot.last;
     json!({
@@ -37,19 +37,19 @@ pub fn intercepted(hot: &Hot, threshold: Threshold, now: SystemTime) -> Value {
     })
 }
 
-/// That alerts arrive.
+/// The event of a test.
 pub fn test(now: SystemTime) -> Value {
     json!({ "type": "test", "timestamp": format_rfc3339_seconds(now).to_string(), "data": {} })
 }
 
-/// An event for people. Nothing in it was chosen by whoever was refused, but his address: paths and user agents
-/// stay out of chats.
+/// An event as one line of text. The only part that the refused client chooses is its address:
+/// paths and user agents stay out of chats.
 pub fn text(event: &Value) -> String {
     let data = &event["data"];
     let last = &data["last"];
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     if event["type"] != "key.intercepted" {
-        return "Keylatch: this is a test. Alerts arrive here.".into();
+        return "Keylatch: this is a test alert. Alerts are delivered here.".into();
     }
     let networks: Vec<&str> = last["networks"].as_array().into_iter().flatten().filter_map(Value::as_str).take(5).collect();
     let bound = match (last["banned"].as_bool(), networks.is_empty()) {

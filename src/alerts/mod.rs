@@ -1,8 +1,9 @@
-//! Alerts: a key that is refused too often is told of, once in a while, whoever notices, and told until it is heard.
+//! Alerts: when a key is refused too often, each webhook gets one event, retried until it is
+//! delivered. Refusals themselves are decided and stored elsewhere.
 //!
-//! Intercepts are counted where they are written: over all replicas, and none is lost to a cache that is away. An
-//! alert is noted in the same transaction as the events that go out for it, and an event is gone once its receiver
-//! has taken it: a crash loses none, and may send one twice, under the same id.
+//! Intercepts are counted in the database, over all replicas, so that a cache failure loses none.
+//! An alert is stored in the same transaction as its events, and an event is removed once its
+//! receiver has accepted it. A crash loses no event, and may send one twice, under the same id.
 
 mod event;
 mod webhook;
@@ -19,45 +20,45 @@ use serde_json::Value;
 
 use crate::bindings::Store;
 use crate::config::Files;
-use crate::config::model::{Alerts as Config, InterceptAlert};
+use crate::config::model::{Alerts as AlertsConfig, InterceptAlert};
 use crate::sql::outbox::{Attempted, Delivery, Hot, Threshold};
 pub use webhook::Webhook;
 
-/// How often it is looked.
-pub const EVERY: Duration = Duration::from_secs(1);
-/// How often keys are looked at of which another replica has written intercepts.
-const LOOK_BACK_EVERY: Duration = Duration::from_secs(30);
-/// For how long nobody else sends what one has taken: longer than any attempt may take.
+/// The interval between two checks.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval at which intercepts written by other replicas are checked, too.
+const LOOK_BACK_INTERVAL: Duration = Duration::from_secs(30);
+/// The lease of an event; longer than any attempt may take.
 const LEASE: Duration = Duration::from_secs(90);
-/// The pause after the first attempt; it doubles up to the longest one.
-const PAUSE: Duration = Duration::from_secs(2);
-const PAUSE_MAX: Duration = Duration::from_secs(900);
-/// After this an event is given up.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(86_400);
+/// The back-off after the first attempt; it doubles up to the maximum.
+const BACKOFF_MIN: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(900);
+/// The time after which an undelivered event is dropped.
+const DROPPED_AFTER: Duration = Duration::from_secs(86_400);
 
-/// What is configured, ready to be used.
+/// The compiled section `alerts`.
 #[derive(Default)]
 pub struct Alerts {
-    /// From when on, as the file says.
+    /// The threshold in the file.
     pub threshold: Option<Threshold>,
-    /// Where they go.
+    /// The receivers.
     webhooks: Vec<Arc<Webhook>>,
-    /// Where they went before, and what was raised then still goes.
+    /// The receivers before: events that were raised for them are still delivered.
     before: Vec<Arc<Webhook>>,
 }
 
 impl Alerts {
-    /// The same, going to this webhook instead. What is under way to the others goes on.
-    pub fn going_to(&self, webhook: Webhook) -> Self {
+    /// The same with this webhook alone. Events raised for the other webhooks are still delivered.
+    pub fn with_webhook(&self, webhook: Webhook) -> Self {
         let threshold = self.threshold.unwrap_or_else(|| {
-            let usual = InterceptAlert::default();
-            Threshold { count: usual.count, window: usual.window.0, shadow: usual.shadow }
+            let default = InterceptAlert::default();
+            Threshold { count: default.count, window: default.window.0, shadow: default.shadow }
         });
         Self { threshold: Some(threshold), webhooks: vec![Arc::new(webhook)], before: self.webhooks.clone() }
     }
 
-    /// Everything that is wrong, with its place below `alerts`.
-    pub fn compile(config: Option<&Config>, files: &Files) -> Result<Self, Vec<Invalid>> {
+    /// Reports every error, with its place below `alerts`.
+    pub fn compile(config: Option<&AlertsConfig>, files: &Files) -> Result<Self, Vec<Invalid>> {
         let Some(config) = config else { return Ok(Self::default()) };
         let InterceptAlert { count, window, shadow } = config.intercepts;
         let threshold = Threshold { count, window: window.0, shadow };
@@ -72,13 +73,13 @@ impl Alerts {
         }
     }
 
-    /// Sends every webhook a test, and says what came of each.
+    /// Sends a test event to each webhook, and returns each name with the outcome.
     pub async fn test(&self) -> Vec<(String, Result<(), String>)> {
         let now = SystemTime::now();
         let mut outcomes = Vec::new();
         for webhook in &self.webhooks {
             let sent = webhook.send(&fresh_id(), &event::test(now), now).await;
-            outcomes.push((webhook.name.clone(), sent.map_err(|refused| refused.why)));
+            outcomes.push((webhook.name.clone(), sent.map_err(|failed| failed.why)));
         }
         outcomes
     }
@@ -88,40 +89,41 @@ fn fresh_id() -> String {
     format!("evt_{}", uuid::Uuid::now_v7().simple())
 }
 
-/// Watches intercepts and sends what is due.
-pub struct Watch {
+/// Turns intercepts into alerts, and delivers due events.
+pub struct AlertMonitor {
     store: Arc<Store>,
     raised: IntCounter,
     sent: Option<IntCounterVec>,
-    /// Webhooks that are being sent something.
+    /// Webhooks with a delivery under way.
     sending: Mutex<HashSet<String>>,
     looked_back: Mutex<Option<Instant>>,
-    /// Nothing more is taken to be sent: who takes it and ends keeps it from others for [`LEASE`].
+    /// No event is leased any more: a process that ends with a lease blocks the event for
+    /// [`LEASE`].
     ending: AtomicBool,
 }
 
-impl Watch {
-    /// Over a store.
+impl AlertMonitor {
+    /// Over a store; registers its metrics.
     pub fn new(store: Arc<Store>, metrics: &Registry) -> Arc<Self> {
         let raised = IntCounter::new("keylatch_alerts_total", "Alerts raised by this replica.");
         let raised = raised.unwrap_or_else(|_| unreachable!("the name is a valid one"));
         let _ = metrics.register(Box::new(raised.clone()));
         let sent =
-            IntCounterVec::new(Opts::new("keylatch_webhooks_total", "Attempts to send an event, by outcome."), &["webhook", "outcome"]);
+            IntCounterVec::new(Opts::new("keylatch_webhooks_total", "Attempts to deliver an event, by outcome."), &["webhook", "outcome"]);
         let sent = sent.ok().inspect(|sent| {
             let _ = metrics.register(Box::new(sent.clone()));
         });
         Arc::new(Self { store, raised, sent, sending: Mutex::default(), looked_back: Mutex::default(), ending: AtomicBool::new(false) })
     }
 
-    /// Looks once. The store logs nothing of its own here: what is away is tried again the next time.
-    pub async fn look(self: &Arc<Self>, alerts: &Arc<Alerts>, threshold: Option<Threshold>) {
+    /// Runs one check. A store failure is retried at the next one.
+    pub async fn check(self: &Arc<Self>, alerts: &Arc<Alerts>, threshold: Option<Threshold>) {
         let Some(threshold) = threshold else {
-            // Nobody wants to know, and they would wait for ever.
+            // Alerts are off: the ids would pile up.
             drop(self.store.take_intercepted());
             return;
         };
-        if self.looks_back() {
+        if self.is_look_back_due() {
             self.store.requeue_intercepted(threshold.window).await;
         }
         let ids = self.store.take_intercepted();
@@ -132,7 +134,7 @@ impl Watch {
                         self.raise(&hot, threshold, &alerts.webhooks).await;
                     }
                 }
-                Err(error) => tracing::warn!(%error, "it is not known whether a key was refused too often; looking again in a moment"),
+                Err(error) => tracing::warn!(%error, "intercepts cannot be counted; retrying"),
             }
         }
         for webhook in alerts.webhooks.iter().chain(&alerts.before) {
@@ -140,33 +142,35 @@ impl Watch {
         }
     }
 
-    /// The last look: what is raised is noted, and sent by whoever comes after.
-    pub async fn look_last(self: &Arc<Self>, alerts: &Arc<Alerts>, threshold: Option<Threshold>) {
+    /// The last check before the end: raises alerts, and leaves their delivery to other processes.
+    pub async fn check_last(self: &Arc<Self>, alerts: &Arc<Alerts>, threshold: Option<Threshold>) {
         self.ending.store(true, Ordering::Relaxed);
-        self.look(alerts, threshold).await;
+        self.check(alerts, threshold).await;
     }
 
-    /// At the start, and now and then: another replica may have ended before it looked.
-    fn looks_back(&self) -> bool {
+    /// True at the start and every [`LOOK_BACK_INTERVAL`]: another replica may have ended before its
+    /// check.
+    fn is_look_back_due(&self) -> bool {
         let mut last = self.looked_back.lock();
-        let due = last.is_none_or(|last| last.elapsed() >= LOOK_BACK_EVERY);
+        let due = last.is_none_or(|last| last.elapsed() >= LOOK_BACK_INTERVAL);
         if due {
             *last = Some(Instant::now());
         }
         due
     }
 
-    /// Sends a webhook what is due for it, unless that is under way: one that hangs holds up nobody else.
+    /// Delivers the due events of a webhook, unless a delivery is under way. A slow webhook does
+    /// not delay others.
     fn send_due(self: &Arc<Self>, webhook: &Arc<Webhook>) {
         if self.ending.load(Ordering::Relaxed) || !self.sending.lock().insert(webhook.name.clone()) {
             return;
         }
-        let (watch, webhook) = (Arc::clone(self), Arc::clone(webhook));
+        let (monitor, webhook) = (Arc::clone(self), Arc::clone(webhook));
         tokio::spawn(async move {
-            // While the store is away its own messages say so.
-            let due = watch.store.due(vec![webhook.name.clone()], LEASE).await.unwrap_or_default();
-            futures::future::join_all(due.into_iter().map(|delivery| watch.deliver(delivery, &webhook))).await;
-            watch.sending.lock().remove(&webhook.name);
+            // The store reports its own failures.
+            let due = monitor.store.due(vec![webhook.name.clone()], LEASE).await.unwrap_or_default();
+            futures::future::join_all(due.into_iter().map(|delivery| monitor.deliver(delivery, &webhook))).await;
+            monitor.sending.lock().remove(&webhook.name);
         });
     }
 
@@ -176,10 +180,10 @@ impl Watch {
         match self.store.raise(hot.last.id, threshold.window, events).await {
             Ok(true) => {
                 self.raised.inc();
-                tracing::warn!(key = %hot.last.id, hint = hot.last.hint, intercepts = hot.intercepts, shadow = hot.shadow, clients = hot.clients, "a key was refused too often");
+                tracing::warn!(key = %hot.last.id, hint = hot.last.hint, intercepts = hot.intercepts, shadow = hot.shadow, clients = hot.clients, "key refused too often: alert raised");
             }
             Ok(false) => {}
-            Err(error) => tracing::warn!(%error, key = %hot.last.id, "an alert could not be noted; trying again in a moment"),
+            Err(error) => tracing::warn!(%error, key = %hot.last.id, "an alert cannot be stored; retrying"),
         }
     }
 
@@ -190,32 +194,33 @@ impl Watch {
         let what = match webhook.send(&delivery.id, &event, now).await {
             Ok(()) => {
                 self.count(&webhook.name, "delivered");
-                tracing::info!(webhook = webhook.name, event = id, "an alert was delivered");
+                tracing::info!(webhook = webhook.name, event = id, "alert delivered");
                 Attempted::Done
             }
-            Err(refused) if age > GIVEN_UP_AFTER => {
+            Err(failed) if age > DROPPED_AFTER => {
                 self.count(&webhook.name, "given_up");
-                tracing::error!(webhook = webhook.name, event = id, why = refused.why, "an alert was not taken for a day and is given up");
+                tracing::error!(webhook = webhook.name, event = id, why = failed.why, "alert dropped: not delivered within a day");
                 Attempted::Done
             }
-            Err(refused) => {
+            Err(failed) => {
                 self.count(&webhook.name, "failed");
-                let pause =
-                    PAUSE.saturating_mul(1 << delivery.attempts.saturating_sub(1).min(16)).max(refused.retry_after.unwrap_or_default());
-                let pause = crate::util::breaker::with_jitter(pause.min(PAUSE_MAX));
+                let backoff = BACKOFF_MIN
+                    .saturating_mul(1 << delivery.attempts.saturating_sub(1).min(16))
+                    .max(failed.retry_after.unwrap_or_default());
+                let backoff = crate::util::breaker::with_jitter(backoff.min(BACKOFF_MAX));
                 tracing::warn!(
                     webhook = webhook.name,
                     event = id,
                     attempt = delivery.attempts,
-                    why = refused.why,
-                    ?pause,
-                    "an alert was not taken; trying again"
+                    why = failed.why,
+                    pause = ?backoff,
+                    "alert delivery failed; retrying"
                 );
-                Attempted::Again(pause)
+                Attempted::Again(backoff)
             }
         };
         if let Err(error) = self.store.attempted(id, what).await {
-            tracing::warn!(%error, webhook = webhook.name, "what came of an alert could not be noted; it may be sent again");
+            tracing::warn!(%error, webhook = webhook.name, "the outcome of an alert delivery cannot be stored; the alert may be sent again");
         }
     }
 

@@ -1,4 +1,5 @@
-//! One webhook: the form its receiver wants, its signature, and whether he took it.
+//! One webhook: the format of its service, its signature, and whether the receiver accepted an
+//! event. Retries are decided by its caller.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,14 +12,14 @@ use serde_json::{Value, json};
 use sha2::Sha256;
 
 use crate::config::Files;
-use crate::config::model::{Webhook as Config, WebhookFormat};
-use crate::outbound::{self, Answered, Reach};
+use crate::config::model::{Webhook as WebhookConfig, WebhookFormat};
+use crate::outbound::{self, ClientOptions, Response};
 use crate::util::outbound_url;
 
-/// How long one attempt may take where nobody says.
-const USUAL_TIME_MAX: Duration = Duration::from_secs(10);
+/// The timeout of an attempt for webhooks that set none.
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// A webhook that can be used.
+/// A compiled webhook.
 pub struct Webhook {
     /// Its name.
     pub name: String,
@@ -28,25 +29,25 @@ pub struct Webhook {
     client: Client,
 }
 
-/// Why it was not taken, and when it may be worth trying again.
-pub struct Refused {
-    /// Why.
+/// Why a delivery failed, and when to retry.
+pub struct DeliveryError {
+    /// The reason, without the URL.
     pub why: String,
-    /// Not before this, if the receiver has said so.
+    /// The receiver's `Retry-After`, if it sent one.
     pub retry_after: Option<Duration>,
 }
 
 impl Webhook {
-    /// One that stands in no file.
+    /// A webhook from live settings, not from the file.
     pub fn new(name: &str, format: WebhookFormat, url: &str, secret: Option<&str>, private: bool) -> Result<Self, Invalid> {
         let url = outbound_url::target(url, private).map_err(|says| Invalid::new(says).at("url"))?;
         let secret = secret.map(|text| secret_bytes(text, format)).transpose().map_err(|says| Invalid::new(says).at("secret"))?;
-        let client = outbound::client(&Reach { private, ca: None, timeout: USUAL_TIME_MAX }).map_err(Invalid::new)?;
+        let client = outbound::client(&ClientOptions { private, ca: None, timeout: TIMEOUT_DEFAULT }).map_err(Invalid::new)?;
         Ok(Self { name: name.to_owned(), format, url, secret, client })
     }
 
-    /// What is wrong with it holds no part of the URL.
-    pub fn compile(config: &Config, files: &Files) -> Result<Self, Invalid> {
+    /// Compiles a webhook of the file. Errors contain no part of the URL.
+    pub fn compile(config: &WebhookConfig, files: &Files) -> Result<Self, Invalid> {
         let url = files.secret(&config.url).map_err(|invalid| invalid.at("url"))?;
         let url = outbound_url::target(&url, config.allow_private).map_err(|says| Invalid::new(says).at("url"))?;
         let secret = match &config.secret {
@@ -57,18 +58,18 @@ impl Webhook {
             None => None,
         };
         let ca = config.ca_file.as_ref().map(|path| files.file(path)).transpose().map_err(|invalid| invalid.at("ca_file"))?;
-        let reach = Reach { private: config.allow_private, ca, timeout: config.timeout.0 };
-        let client = outbound::client(&reach).map_err(Invalid::new)?;
+        let options = ClientOptions { private: config.allow_private, ca, timeout: config.timeout.0 };
+        let client = outbound::client(&options).map_err(Invalid::new)?;
         Ok(Self { name: config.name.clone(), format: config.format, url, secret, client })
     }
 
-    /// Sends an event. What the receiver takes for a success is one.
-    pub async fn send(&self, id: &str, event: &Value, now: SystemTime) -> Result<(), Refused> {
+    /// Sends an event once. Each format defines success; see `judge`.
+    pub async fn send(&self, id: &str, event: &Value, now: SystemTime) -> Result<(), DeliveryError> {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (body, url, headers) = self.form(id, event, since);
-        let again = |why: String| Refused { why, retry_after: None };
-        let answer = outbound::post(&self.client, url, &headers, body).await.map_err(again)?;
-        self.judge(&answer).map_err(|why| Refused { why, retry_after: answer.retry_after })
+        let failed = |why: String| DeliveryError { why, retry_after: None };
+        let answer = outbound::post(&self.client, url, &headers, body).await.map_err(failed)?;
+        self.judge(&answer).map_err(|why| DeliveryError { why, retry_after: answer.retry_after })
     }
 
     fn form(&self, id: &str, event: &Value, since: Duration) -> (String, Url, Vec<(&'static str, String)>) {
@@ -85,14 +86,15 @@ impl Webhook {
                 }
                 return (body, url, headers);
             }
-            // What stands between < and > means something there: mentions, links.
+            // Slack reads text between `<` and `>` as mentions and links.
             WebhookFormat::Slack => json!({ "text": text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;") }),
             WebhookFormat::Discord => json!({ "content": text, "allowed_mentions": { "parse": [] } }),
             WebhookFormat::Feishu => {
                 let text = text.replace('<', "‹").replace('>', "›");
                 let mut body = json!({ "msg_type": "text", "content": { "text": text } });
                 if let Some(secret) = &self.secret {
-                    // The secret is part of the key, and what is signed is nothing.
+                    // Feishu's signature: the secret is part of the HMAC key, and the signed
+                    // message is empty.
                     let key = [since.as_secs().to_string().as_bytes(), b"\n", secret].concat();
                     body["timestamp"] = json!(since.as_secs().to_string());
                     body["sign"] = json!(signed(&key, ""));
@@ -112,10 +114,10 @@ impl Webhook {
         (body.to_string(), url, headers)
     }
 
-    /// Some answer 200 whatever happened, and say in the body what did.
-    fn judge(&self, answer: &Answered) -> Result<(), String> {
+    /// Some services answer errors with 200 and a code in the body.
+    fn judge(&self, answer: &Response) -> Result<(), String> {
         if !(200..300).contains(&answer.status) {
-            return Err(format!("it answered with {}", answer.status));
+            return Err(format!("the receiver answered with status {}", answer.status));
         }
         let says = match self.format {
             WebhookFormat::Feishu => ["code", "StatusCode"].as_slice(),
@@ -125,22 +127,22 @@ impl Webhook {
         let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         match says.iter().find_map(|name| body.get(name)?.as_i64()) {
             Some(0) => Ok(()),
-            Some(code) => Err(format!("it answered with its code {code}")),
-            None => Err("it answered with 200 and not with what its service says".into()),
+            Some(code) => Err(format!("the receiver answered with error code {code}")),
+            None => Err("the receiver answered 200 without the code that its service always sends".into()),
         }
     }
 }
 
 fn signed(key: &[u8], text: &str) -> String {
-    // HMAC takes keys of any length.
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| unreachable!("any length is fine"));
+    // HMAC accepts keys of any length.
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| unreachable!("HMAC accepts any key length"));
     mac.update(text.as_bytes());
     STANDARD.encode(mac.finalize().into_bytes())
 }
 
 fn secret_bytes(text: &str, format: WebhookFormat) -> Result<Vec<u8>, String> {
     match text.strip_prefix("whsec_").filter(|_| format == WebhookFormat::Json) {
-        Some(encoded) => STANDARD.decode(encoded).map_err(|_| "begins with `whsec_`, and what follows is not base64".into()),
+        Some(encoded) => STANDARD.decode(encoded).map_err(|_| "the text after `whsec_` is not base64".into()),
         None if text.is_empty() => Err("is empty".into()),
         None => Ok(text.as_bytes().to_vec()),
     }
@@ -151,17 +153,17 @@ mod tests {
     use super::*;
 
     fn webhook(format: WebhookFormat, secret: Option<&str>) -> Webhook {
-        let reach = Reach { private: true, ca: None, timeout: Duration::from_secs(1) };
+        let options = ClientOptions { private: true, ca: None, timeout: Duration::from_secs(1) };
         Webhook {
             name: "w".into(),
             format,
             url: Url::parse("https://example.com/hook?token=t").unwrap(),
             secret: secret.map(|text| secret_bytes(text, format).unwrap()),
-            client: outbound::client(&reach).unwrap(),
+            client: outbound::client(&options).unwrap(),
         }
     }
 
-    /// The example that Standard Webhooks' libraries are tested with.
+    /// The test vector of the Standard Webhooks libraries.
     #[test]
     fn a_known_signature() {
         let key = secret_bytes("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", WebhookFormat::Json).unwrap();
@@ -171,8 +173,8 @@ mod tests {
     }
 
     #[test]
-    fn who_says_no_with_200() {
-        let answer = |status, body: &str| Answered { status, retry_after: None, body: body.as_bytes().to_vec() };
+    fn errors_in_a_200_response() {
+        let answer = |status, body: &str| Response { status, retry_after: None, body: body.as_bytes().to_vec() };
         for (format, body, fine) in [
             (WebhookFormat::Json, "", true),
             (WebhookFormat::Slack, "ok", true),

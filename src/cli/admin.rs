@@ -172,12 +172,12 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
         Command::SetProvider { name } => {
             let given: ProviderInput =
                 serde_json::from_str(&read_stdin(PROVIDER_BYTES_MAX)?).map_err(|e| format!("standard input: {e}"))?;
-            let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
+            let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::on_current_runtime()))?;
             oidc.put(store, name, &given.settings, given.client_secret.as_deref(), Expects::Anything, &actor).await?;
             Ok(())
         }
         Command::RemoveProvider { name } => {
-            let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?;
+            let oidc = Oidc::new(&opened.admin_secret, Arc::new(Services::on_current_runtime()))?;
             Ok(oidc.remove(store, name, None, &actor).await?)
         }
     }

@@ -24,7 +24,7 @@ use crate::config::report::nearest;
 use crate::config::sections::add_invalid;
 use crate::config::store_url::{self, PostgresUrl};
 use crate::config::{Files, Parsed, Report, bounds, parse, parse_file};
-use crate::listener::policy::Entry;
+use crate::listener::policy::ListenerPolicy;
 use crate::upstream::Upstream;
 use route::Matcher;
 
@@ -42,9 +42,9 @@ impl Compiler {
 
     /// Keeps the policy of a listener that still has its socket although the file no longer has it. Its
     /// files are read again and watched.
-    pub fn keep_on(&self, gone: &Arc<Entry>, path: &Path, fresh: &mut Snapshot) {
+    pub fn keep_on(&self, gone: &Arc<ListenerPolicy>, path: &Path, fresh: &mut Snapshot) {
         let files = Files::beside(path);
-        let entry = gone.again(&files, &self.keep).map(Arc::new).unwrap_or_else(|wrong| {
+        let entry = gone.recompile(&files, &self.keep).map(Arc::new).unwrap_or_else(|wrong| {
             let why = wrong.iter().map(|invalid| invalid.message.as_str()).collect::<Vec<_>>().join("; ");
             tracing::error!(listener = %gone.address, why, "the listener is no longer in the file and its files cannot be read; its policy stays until a restart");
             Arc::clone(gone)
@@ -130,7 +130,7 @@ struct Work<'a> {
 
 /// The parts of a snapshot.
 struct Pieces {
-    entries: Vec<Arc<Entry>>,
+    entries: Vec<Arc<ListenerPolicy>>,
     upstreams: Vec<Arc<Upstream>>,
     routes: Vec<Route>,
     unrouted: Chain,
@@ -189,10 +189,10 @@ impl Work<'_> {
         }
     }
 
-    fn entries(&mut self) -> Vec<Arc<Entry>> {
+    fn entries(&mut self) -> Vec<Arc<ListenerPolicy>> {
         let mut entries = Vec::new();
         for (index, config) in self.parsed.settings.listeners.iter().enumerate() {
-            match Entry::compile(config, self.parsed.settings.acme.as_ref(), self.files, &self.compiler.keep) {
+            match ListenerPolicy::compile(config, self.parsed.settings.acme.as_ref(), self.files, &self.compiler.keep) {
                 Ok(entry) => entries.push(Arc::new(entry)),
                 Err(wrong) => wrong.into_iter().for_each(|invalid| self.wrong(&invalid.index(index).at("listeners"))),
             }

@@ -9,11 +9,11 @@ use keylatch_filters::chain::Chain;
 use keylatch_filters::contract::TrustedProxies;
 
 use super::route::Route;
-use crate::acme::{Held, Wanted};
+use crate::acme::{AcmeCertificates, WantedCertificate};
 use crate::alerts::Alerts;
 use crate::config::model::{Listener, Settings};
 use crate::config::{Digest, Written};
-use crate::listener::policy::Entry;
+use crate::listener::policy::ListenerPolicy;
 use crate::upstream::Upstream;
 
 /// Everything compiled from one file. A request takes the current snapshot at its start and keeps
@@ -26,7 +26,7 @@ pub struct Snapshot {
     /// The top-level filters, for requests that match no route.
     pub unrouted: Chain,
     /// The connection policy of each listener.
-    pub entries: Vec<Arc<Entry>>,
+    pub entries: Vec<Arc<ListenerPolicy>>,
     /// All upstreams, used by a route or not.
     pub upstreams: Vec<Arc<Upstream>>,
     /// The trusted proxies.
@@ -50,12 +50,12 @@ impl Snapshot {
     }
 
     /// The connection policy of the listener at this address, if the file still has it.
-    pub fn entry(&self, address: SocketAddr) -> Option<&Arc<Entry>> {
+    pub fn listener_policy(&self, address: SocketAddr) -> Option<&Arc<ListenerPolicy>> {
         self.entries.iter().find(|entry| entry.address == address)
     }
 
     /// The listeners' ACME certificates, with the names and challenges that each needs.
-    pub fn acme(&self) -> Vec<(Arc<Held>, Wanted)> {
+    pub fn acme(&self) -> Vec<(Arc<AcmeCertificates>, WantedCertificate)> {
         self.entries.iter().filter_map(|entry| entry.acme.clone()).collect()
     }
 

@@ -1,31 +1,31 @@
-//! Field names without their senders' spelling.
+//! Lower-cases field names and removes framing fields that a response must not have.
 //!
-//! Names are the same in any case (RFC 9110, section 5.1), and in lower case on HTTP/2. To keep each sender's
-//! spelling Pingora carries a second map of all fields, copied and changed along with the first; of what this
-//! proxy adds to a request that was the largest part. So names go on in lower case, as through Envoy.
+//! Field names are case-insensitive (RFC 9110, section 5.1), and in lower case on HTTP/2. To keep
+//! the sender's spelling, Pingora maintains a second map of all fields, which was the largest part
+//! of this proxy's overhead per request. So names go on in lower case, as through Envoy.
 
 use http::{Method, StatusCode, Version, header, request, response};
 use pingora::http::{RequestHeader, ResponseHeader};
 
-/// Why a request's field was dropped; the metric's word.
+/// The metric's label for a field that was dropped for an underscore.
 pub const UNDERSCORE: &str = "underscore";
 
-/// Room for the fields that filters usually add, made at once.
+/// Reserved capacity for fields that filters usually add.
 const ADDED_FIELDS: usize = 8;
 
-/// Forgets the spelling of a request's fields. Its target must be in origin form.
+/// Lower-cases the field names of a request. Its target must be in origin form.
 pub fn lower_request(head: &mut RequestHeader) {
     if !head.has_case() {
         return;
     }
-    // Nothing about the placeholder can be wrong; if it were, the spelling would stay.
+    // The placeholder is always valid; on an error the spelling would stay.
     let Ok(place) = RequestHeader::build_no_case(Method::GET, b"/", Some(0)) else { return };
     let mut parts = request::Parts::from(std::mem::replace(head, place));
     parts.headers.reserve(ADDED_FIELDS);
     *head = parts.into();
 }
 
-/// Forgets the spelling of a response's fields. A reason phrase of its own stays.
+/// Lower-cases the field names of a response. A non-standard reason phrase stays.
 pub fn lower_response(head: &mut ResponseHeader) {
     if !head.has_case() {
         return;
@@ -37,14 +37,15 @@ pub fn lower_response(head: &mut ResponseHeader) {
     parts.headers.reserve(ADDED_FIELDS);
     *head = parts.into();
     if reason.is_some() {
-        // It came from a parser of reason phrases.
+        // The phrase was parsed before, so it is valid.
         let _ = head.set_reason_phrase(reason.as_deref());
     }
 }
 
-/// Removes the framing fields that a response must not have: chunks for HTTP/1.0, chunks or a length where the status says that
-/// there is no body (RFC 9112, section 6.1; RFC 9110, section 8.6). On a 304 a length is that of the resource, and stays.
-pub fn settle_framing(response: &mut ResponseHeader, client: Version) {
+/// Removes the framing fields that a response must not have: `Transfer-Encoding` for HTTP/1.0
+/// clients, and either field where the status allows no body (RFC 9112, section 6.1; RFC 9110,
+/// section 8.6). On a 304, `Content-Length` describes the resource and stays.
+pub fn fix_framing(response: &mut ResponseHeader, client: Version) {
     let bodiless = response.status.is_informational() || response.status == StatusCode::NO_CONTENT;
     if bodiless || response.status == StatusCode::NOT_MODIFIED || client == Version::HTTP_10 {
         response.remove_header(&header::TRANSFER_ENCODING);
@@ -71,7 +72,7 @@ mod tests {
             let mut response = ResponseHeader::build(status, None).unwrap();
             response.append_header("Transfer-Encoding", "chunked").unwrap();
             response.append_header("Content-Length", "5").unwrap();
-            settle_framing(&mut response, client);
+            fix_framing(&mut response, client);
             let has = |name| response.headers.contains_key(name);
             assert_eq!((has("transfer-encoding"), has("content-length")), (chunked, length), "{status}");
         }

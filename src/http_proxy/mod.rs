@@ -1,5 +1,6 @@
-//! Pingora's phases in the order in which they run, and the responses that Keylatch writes itself. The only place that sees a
-//! `Session`. Sockets and connections are `listener`'s and `server`'s part.
+//! Pingora's phases in the order in which they run, and the responses that Keylatch writes itself.
+//! Only this folder uses Pingora's `Session`; sockets and connections belong to `listener` and
+//! `server`.
 
 mod admit;
 mod base_path;
@@ -15,5 +16,5 @@ mod stream_state;
 mod timed_session;
 mod upstream_choice;
 
-pub use phases::Edge;
-pub use state::Shared;
+pub use phases::ProxyPhases;
+pub use state::ProxyState;

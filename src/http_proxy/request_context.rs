@@ -1,4 +1,4 @@
-//! One request and its response, as the phases see it.
+//! The context of one request and its response, shared by the phases. It decides nothing.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use keylatch_filters::chain::Progress;
 use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags};
 use pingora::proxy::Session;
 
-use super::state::Shared;
-use super::stream_state::Clock;
-use super::timed_session::Home;
+use super::state::ProxyState;
+use super::stream_state::StreamState;
+use super::timed_session::SessionSlot;
 use crate::compile::{Route, Snapshot};
 use crate::listener::conn::Conn;
 use crate::telemetry::access::AccessLine;
@@ -19,58 +19,59 @@ use crate::telemetry::streams::{OpenStream, StreamInfo};
 use crate::upstream::reuse::Connection;
 use crate::upstream::{Address, Attempts};
 
-/// The state of one exchange.
-pub struct Exchange {
-    /// The configuration it began under, and ends under.
+/// The context of one request.
+pub struct RequestContext {
+    /// The configuration that applies from its start to its end.
     pub snapshot: Arc<Snapshot>,
     /// The index of its route.
     pub route: Option<usize>,
-    /// What filters found out.
+    /// The facts that filters have added.
     pub facts: Facts,
-    /// Its way through the chain.
+    /// Its progress in the chain.
     pub progress: Progress,
     /// When its header was complete.
     pub now: Now,
-    /// The other end of the connection.
+    /// The peer of the connection.
     pub peer: IpAddr,
     /// The connection.
     pub conn: Option<Arc<Conn>>,
-    /// In whose shape errors are told.
+    /// The dialect of errors.
     pub dialect: Dialect,
-    /// Who answered instead of the upstream, and why.
+    /// What answered instead of the upstream (a filter, `gate`, `acme`, `maintenance`, `no_route`,
+    /// `body_limit` or `proxy`), and the reason.
     pub answered: Option<(&'static str, &'static str)>,
-    /// What only the log may say of that.
+    /// Details of the reason for the log only.
     pub detail: Option<String>,
     /// The server in use.
     pub server: Option<Address>,
-    /// What was tried upstream.
+    /// The upstream attempts so far.
     pub attempts: Attempts,
-    /// The connection to it, where it is known.
+    /// The connection to the server, if it is known.
     pub upstream_connection: Option<Arc<Connection>>,
     /// The upstream has begun its response.
     pub responded: bool,
-    /// The `Host` the chosen server gets.
+    /// The `Host` for the chosen server, if it differs from the client's.
     pub host: Option<String>,
-    /// The target for the upstream, where the client has spelled it otherwise than it was judged.
+    /// The target for the upstream, if the client's spelling differs from the normalised one.
     pub spelled_target: Option<Uri>,
-    /// Fields with an underscore were let in.
+    /// The listener allows field names with an underscore.
     pub underscores_allowed: bool,
-    /// Body bytes that arrived.
+    /// Bytes of the request body so far.
     pub bytes_in: u64,
-    /// To the upstream's first byte of data.
+    /// Time to the first byte of the response body.
     pub first_byte: Option<Duration>,
-    /// Where the real session is while a timed one takes its place.
-    pub home: Option<Home>,
-    /// That it is open, once it has become another protocol's.
+    /// The real session while a timed one replaces it.
+    pub session_slot: Option<SessionSlot>,
+    /// The registration as an open connection after an upgrade.
     pub open: Option<OpenStream>,
-    /// The status of the upstream's answer where an answer of ours had gone out before.
+    /// The status of an upstream response that came after an early response of Keylatch.
     pub late_status: Option<StatusCode>,
-    /// What went wrong.
+    /// The error, for the log.
     pub error: Option<String>,
 }
 
-impl Exchange {
-    /// Begins now.
+impl RequestContext {
+    /// A context that begins now.
     pub fn begin(snapshot: Arc<Snapshot>) -> Self {
         Self {
             snapshot,
@@ -92,25 +93,25 @@ impl Exchange {
             underscores_allowed: false,
             bytes_in: 0,
             first_byte: None,
-            home: None,
+            session_slot: None,
             open: None,
             late_status: None,
             error: None,
         }
     }
 
-    /// Its route, once one was found.
+    /// Its route, once it is known.
     pub fn route(&self) -> Option<&Route> {
         self.snapshot.routes.get(self.route?)
     }
 
-    /// The id it has in logs.
+    /// Its id in logs.
     pub fn request_id(&self) -> Option<&str> {
         self.facts.get::<RequestIds>().map(|ids| ids.request_id.as_str())
     }
 
-    /// What operators see of its stream.
-    pub fn about_stream(&self, session: &Session) -> StreamInfo {
+    /// The description of its stream for operators.
+    pub fn stream_info(&self, session: &Session) -> StreamInfo {
         StreamInfo {
             started_at: self.now.wall,
             route: self.route().map_or_else(|| "-".into(), |route| route.name.to_string()),
@@ -123,17 +124,17 @@ impl Exchange {
         }
     }
 
-    /// What a stream's clock knows of an upstream's answer that came after ours.
-    pub fn note_late_answer(&mut self, clock: Option<&Clock>) {
-        let Some((status, failure)) = clock.and_then(Clock::late_answer) else { return };
+    /// Takes over the status of a late upstream response from the stream's state.
+    pub fn note_late_answer(&mut self, stream: Option<&StreamState>) {
+        let Some((status, failure)) = stream.and_then(StreamState::late_answer) else { return };
         self.late_status = Some(status);
         if failure && self.error.is_none() {
             self.error = Some(format!("the upstream answered {} after the response had begun", status.as_u16()));
         }
     }
 
-    /// The last of an exchange: log hooks, metrics, the access line.
-    pub fn end(&mut self, session: &Session, shared: &Shared) {
+    /// Ends the request: log hooks, metrics, access log.
+    pub fn finish(&mut self, session: &Session, state: &ProxyState) {
         self.upstream_connection.take().iter().for_each(|connection| connection.idle());
         let status = session.response_written().map(|response| response.status);
         let duration = self.now.instant.elapsed();
@@ -144,14 +145,14 @@ impl Exchange {
             let cx = LogCx { request: session.req_header(), status, facts: &self.facts, route: name, duration };
             route.chain.log(&cx, &mut self.progress);
         }
-        self.count(name, status, duration, shared);
+        self.count(name, status, duration, state);
         if snapshot.settings.log.access {
-            self.tell(session, status, duration, shared);
+            self.write_access_line(session, status, duration, state);
         }
     }
 
-    fn count(&self, route: &str, status: Option<StatusCode>, duration: Duration, shared: &Shared) {
-        let metrics = &shared.metrics;
+    fn count(&self, route: &str, status: Option<StatusCode>, duration: Duration, state: &ProxyState) {
+        let metrics = &state.metrics;
         let code = status.map_or(0, |status| status.as_u16());
         let status = status.as_ref().map_or("0", StatusCode::as_str);
         metrics.requests.with_label_values(&[route, status]).inc();
@@ -174,15 +175,15 @@ impl Exchange {
         }
     }
 
-    fn tell(&self, session: &Session, status: Option<StatusCode>, duration: Duration, shared: &Shared) {
+    fn write_access_line(&self, session: &Session, status: Option<StatusCode>, duration: Duration, state: &ProxyState) {
         let request = session.req_header();
         let client = self.facts.get::<ClientAddress>();
         let ids = self.facts.get::<RequestIds>();
-        // Of what could not be parsed Pingora has got something else.
+        // For a request that could not be parsed, Pingora got a replacement.
         let malformed = self.conn.as_ref().and_then(|conn| conn.malformed());
         let (method, path) = malformed.map_or((request.method.as_str(), request.uri.path()), |malformed| malformed.line());
         let shadow = self.progress.decisions.iter().filter(|decision| decision.shadow);
-        shared.access.write(&AccessLine {
+        state.access.write(&AccessLine {
             time: self.now.wall,
             request_id: ids.map(|ids| ids.request_id.as_str()),
             trace_id: ids.and_then(|ids| ids.trace_id.as_deref()),
@@ -216,7 +217,7 @@ impl Exchange {
         });
     }
 
-    /// Since the request's header was complete.
+    /// Time since the request header was complete.
     pub fn elapsed(&self) -> Duration {
         Instant::now().saturating_duration_since(self.now.instant)
     }

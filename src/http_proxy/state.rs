@@ -1,4 +1,4 @@
-//! What all listeners of a process share.
+//! The state that all listeners of a process share. It contains no logic.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use crate::settings::LiveSettings;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
 
-/// What all listeners share.
-pub struct Shared {
-    /// The configuration in force. Written by `reload.rs` alone.
+/// The state that all listeners share.
+pub struct ProxyState {
+    /// The configuration in force. Only `reload.rs` writes it.
     pub snapshot: ArcSwap<Snapshot>,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// Where each request is told.
+    /// The access log.
     pub access: AccessLog,
-    /// What operators have set while it runs.
+    /// The live settings.
     pub live: Arc<LiveSettings>,
-    /// Certificates that are made by themselves.
+    /// The ACME certificates.
     pub acme: Arc<Acme>,
 }

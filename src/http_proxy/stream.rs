@@ -1,4 +1,4 @@
-//! How an exchange becomes a stream with a clock around it, and how one that has begun ends.
+//! Starts and ends timed streams. The timing rules are in `stream_state`.
 
 use std::sync::Arc;
 
@@ -9,56 +9,62 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 use super::errors::Answer;
-use super::phases::Edge;
-use super::request_context::Exchange;
-use super::stream_state::{Clock, Terms};
+use super::phases::ProxyPhases;
+use super::request_context::RequestContext;
+use super::stream_state::{StreamState, StreamTerms};
 use super::{reply, timed_session};
 
-impl Edge {
-    /// Puts the clock around the client's session.
-    pub(super) fn start_clock(&self, session: &mut Session, exchange: &mut Exchange, plan: StreamPlan, early: bool) -> Result<()> {
-        let early_header = if early { Some(Box::new(early_header(session, exchange)?)) } else { None };
-        let terms = Terms {
+impl ProxyPhases {
+    /// Replaces the client's session by a timed one.
+    pub(super) fn start_timed_stream(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        plan: StreamPlan,
+        early: bool,
+    ) -> Result<()> {
+        let early_header = if early { Some(Box::new(early_header(session, context)?)) } else { None };
+        let terms = StreamTerms {
             plan,
             early_header,
-            dialect: exchange.dialect,
-            request_id: exchange.request_id().map(str::to_owned),
-            streams: Arc::clone(&self.shared.metrics.streams),
-            about: Box::new(exchange.about_stream(session)),
-            cancellation: exchange.facts.get::<Arc<CancellationHandle>>().cloned(),
+            dialect: context.dialect,
+            request_id: context.request_id().map(str::to_owned),
+            streams: Arc::clone(&self.state.metrics.streams),
+            info: Box::new(context.stream_info(session)),
+            cancellation: context.facts.get::<Arc<CancellationHandle>>().cloned(),
             body_timeout: self.limits.body_timeout.0,
             body_rate: (&self.limits).into(),
         };
-        exchange.home = Some(timed_session::install(&mut session.downstream_session, terms, exchange.now.instant.into()));
+        context.session_slot = Some(timed_session::install(&mut session.downstream_session, terms, context.now.instant.into()));
         Ok(())
     }
 
-    /// The connection is another protocol's from here on. It is watched over as a stream is: shown to operators, who may end it,
-    /// and ended with its key.
-    pub(super) fn hold_upgraded(&self, session: &Session, exchange: &mut Exchange) {
-        let Some(conn) = exchange.conn.clone() else { return };
-        let cancellation = exchange.facts.get::<Arc<CancellationHandle>>().cloned().unwrap_or_default();
-        conn.attach_cancellation(Arc::clone(&cancellation));
-        exchange.open = Some(self.shared.metrics.streams.begin(exchange.about_stream(session), cancellation));
+    /// Registers an upgraded connection like a stream: operators can list and end it, and its key's
+    /// binding can end it.
+    pub(super) fn track_upgraded(&self, session: &Session, context: &mut RequestContext) {
+        let Some(conn) = context.conn.clone() else { return };
+        let cancellation = context.facts.get::<Arc<CancellationHandle>>().cloned().unwrap_or_default();
+        conn.set_cancellation(Arc::clone(&cancellation));
+        context.open = Some(self.state.metrics.streams.begin(context.stream_info(session), cancellation));
     }
 
-    /// Ends a stream that has begun, as an event if one can still stand. What is left then is a clean end;
-    /// otherwise the connection is cut, so that the client knows that something is missing.
-    pub(super) async fn end_stream(&self, session: &mut Session, clock: Option<Clock>, answer: &Answer) -> Result<bool> {
-        let Some(mut clock) = clock else { return Ok(false) };
-        timed_session::settle(&mut session.downstream_session).await?;
-        let Some(event) = clock.last_event(answer) else { return Ok(false) };
+    /// Ends a stream that has begun. Returns whether an error event could be sent; otherwise the
+    /// caller must cut the connection, so that the client notices the missing data.
+    pub(super) async fn end_stream(&self, session: &mut Session, stream: Option<StreamState>, answer: &Answer) -> Result<bool> {
+        let Some(mut stream) = stream else { return Ok(false) };
+        timed_session::complete_frame(&mut session.downstream_session).await?;
+        let Some(event) = stream.last_event(answer) else { return Ok(false) };
         session.downstream_session.write_response_body(event, true).await?;
         session.downstream_session.finish_body().await?;
         Ok(true)
     }
 }
 
-/// What goes out if the upstream takes too long to its header.
-fn early_header(session: &Session, exchange: &mut Exchange) -> Result<ResponseHeader> {
+/// The header of an early response, sent if the upstream header is late.
+fn early_header(session: &Session, context: &mut RequestContext) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build_no_case(200, Some(8))?;
     head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"))?;
-    reply::response_hooks(session, exchange, &mut head, Source::Early)?;
+    reply::response_hooks(session, context, &mut head, Source::Early)?;
     if session.req_header().version == http::Version::HTTP_11 {
         head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
     }

@@ -1,6 +1,5 @@
-//! The clock of one event stream: what is due when, and what becomes of what the upstream says.
-//!
-//! [`super::timed_session`] asks it, and does what it says to the client's session.
+//! The state of one timed stream: its deadlines, its frames, and the translation of upstream
+//! output. It does no I/O: [`super::timed_session`] executes its decisions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
 use tokio::time::Instant;
 
-use super::dialects::{Collected, LateAnswer, Place};
+use super::dialects::{Collected, ErrorContext, LateAnswer};
 use super::errors::{Answer, BODY_RATE_ERROR, FIRST_BYTE_ERROR, MAX_AGE_ERROR};
 use crate::listener::conn::body_rate::{BodyPace, BodyRate};
 use crate::telemetry::streams::{OpenStream, StreamInfo, Streams};
@@ -23,76 +22,78 @@ use crate::telemetry::streams::{OpenStream, StreamInfo, Streams};
 /// JSON allows white space before a document (RFC 8259, section 2).
 const PADDING: &[u8] = b" ";
 
-/// What the timed session needs to know of its request.
-pub struct Terms {
+/// The parameters of a timed stream.
+pub struct StreamTerms {
     /// The intervals.
     pub plan: StreamPlan,
-    /// The header to answer with if the upstream has not; `None`: never answer ourselves.
+    /// The header of an early response; `None`: no early response.
     pub early_header: Option<Box<ResponseHeader>>,
-    /// In whose shape errors are told.
+    /// The dialect of errors.
     pub dialect: Dialect,
-    /// Named in errors.
+    /// The request id in errors.
     pub request_id: Option<String>,
-    /// Where it stands while it is open.
+    /// The registry of open streams.
     pub streams: Arc<Streams>,
-    /// What stands there.
-    pub about: Box<StreamInfo>,
-    /// By which the stream is ended from elsewhere.
+    /// Its entry in the registry.
+    pub info: Box<StreamInfo>,
+    /// The stream's cancellation handle.
     pub cancellation: Option<Arc<CancellationHandle>>,
-    /// How long a client may send nothing in the middle of a body.
+    /// The longest pause in the request body.
     pub body_timeout: Duration,
-    /// How fast it has to be (HTTP/2 only; HTTP/1 has its own).
+    /// The minimum rate of the request body (HTTP/2 only; on HTTP/1 the connection enforces it).
     pub body_rate: BodyRate,
 }
 
-/// How far the response is.
+/// The stage of the response.
 enum Stage {
-    /// No header has gone to the client.
+    /// No header has been sent.
     Waiting,
-    /// Events pass, with frames between them.
+    /// Events pass, with comment frames between them.
     Streaming,
-    /// Lines of JSON pass, without frames.
+    /// JSON lines pass, without frames.
     Lines { in_line: bool },
-    /// Our stream has begun, and the upstream's answer is none.
+    /// An early event stream has begun, and the upstream response is not an event stream.
     Late(LateAnswer),
-    /// White space has gone out, and a JSON document is waited for.
+    /// Padding has been sent, and a JSON document is expected.
     Padding,
-    /// White space has gone out, and what came is no JSON document: it is told as one at its end.
+    /// Padding has been sent, and the upstream response is an error: it becomes a JSON document at
+    /// its end.
     PaddedFailure(Collected),
-    /// Everything passes: the response is no stream, or a document behind white space.
+    /// The response passes unchanged: it is not a stream, or a document after padding.
     Plain,
-    /// The last event has gone out; what still comes is dropped.
+    /// The last event has been sent; further upstream data is dropped.
     Over,
 }
 
-/// The state of one stream.
-pub struct Clock {
-    pub terms: Terms,
+/// The state of one timed stream.
+pub struct StreamState {
+    pub terms: StreamTerms,
     stage: Stage,
     tracker: Tracker,
     pub started: Instant,
     /// When the request was complete; `None`: its body is still arriving.
     complete: Option<Instant>,
-    /// When a stream began.
+    /// When the stream began.
     began: Option<Instant>,
     last_sent: Instant,
-    /// Data of the upstream has been seen.
-    spoke: bool,
-    /// Since when a piece of the request's body is waited for (HTTP/2 only; HTTP/1 has its own deadline).
+    /// The upstream has sent body data.
+    upstream_spoke: bool,
+    /// Since when the next piece of the request body is awaited (HTTP/2 only; HTTP/1 has its own
+    /// deadline).
     pub body_since: Option<Instant>,
-    /// How fast that body is.
+    /// The rate of that body.
     pub pace: BodyPace,
-    /// What of a frame has not gone out yet (HTTP/2 only).
+    /// The unsent rest of a frame (HTTP/2 only).
     pub unsent: Bytes,
-    /// The status of the upstream's answer where ours had gone out before.
+    /// The status of an upstream response after an early response.
     late_status: Option<StatusCode>,
-    /// That answer was told as an error.
+    /// That response became an error.
     late_failure: bool,
     open: Option<OpenStream>,
 }
 
-impl Clock {
-    pub fn new(terms: Terms, started: Instant) -> Self {
+impl StreamState {
+    pub fn new(terms: StreamTerms, started: Instant) -> Self {
         Self {
             pace: BodyPace::new(terms.body_rate),
             terms,
@@ -102,7 +103,7 @@ impl Clock {
             complete: None,
             began: None,
             last_sent: Instant::now(),
-            spoke: false,
+            upstream_spoke: false,
             body_since: None,
             unsent: Bytes::new(),
             late_status: None,
@@ -113,43 +114,43 @@ impl Clock {
 
     fn stream_begins(&mut self, stage: Stage) {
         self.stage = stage;
-        // Silence counts from the header: a frame right behind it would say nothing.
+        // The interval starts at the header: a frame directly after it would be useless.
         self.last_sent = Instant::now();
         self.began.get_or_insert(self.last_sent);
         if self.open.is_none() {
-            // Without a key nobody else holds it; an operator may end it all the same.
+            // A stream without a key has a handle of its own, so that an operator can end it.
             let cancellation = Arc::clone(self.terms.cancellation.get_or_insert_default());
-            self.open = Some(self.terms.streams.begin((*self.terms.about).clone(), cancellation));
+            self.open = Some(self.terms.streams.begin((*self.terms.info).clone(), cancellation));
         }
     }
 
-    /// It is ended by this one from here on.
-    pub fn attach_cancellation(&mut self, cancellation: Option<Arc<CancellationHandle>>) {
+    /// Replaces the cancellation handle.
+    pub fn set_cancellation(&mut self, cancellation: Option<Arc<CancellationHandle>>) {
         if let (Some(open), Some(cancellation)) = (&self.open, &cancellation) {
             open.attach_cancellation(cancellation);
         }
-        // One that is open and that no key holds is still held by its own.
+        // An open stream without a key keeps its own handle.
         if cancellation.is_some() || self.open.is_none() {
             self.terms.cancellation = cancellation;
         }
     }
 
-    /// The request has arrived whole: from here on the upstream is waited for.
+    /// The request is complete: from here on, the upstream is awaited.
     pub fn request_complete(&mut self) {
         self.complete.get_or_insert_with(Instant::now);
     }
 
-    /// The status and whether it was told as an error, of an upstream's answer that came after ours.
+    /// The status of a late upstream response, and whether it became an error.
     pub fn late_answer(&self) -> Option<(StatusCode, bool)> {
         self.late_status.map(|status| (status, self.late_failure))
     }
 
-    fn place(&self) -> Place<'_> {
+    fn place(&self) -> ErrorContext<'_> {
         let rpc_id = self.terms.plan.expected.rpc_id();
-        Place { request_id: self.terms.request_id.as_deref(), rpc_id, sequence: self.tracker.events() }
+        ErrorContext { request_id: self.terms.request_id.as_deref(), rpc_id, sequence: self.tracker.events() }
     }
 
-    /// After how long of waiting for the upstream an answer of ours is due; `None`: never.
+    /// How long after the complete request an early response is sent; `None`: never.
     fn early_after(&self) -> Option<Duration> {
         self.terms.early_header.as_ref()?;
         let plan = &self.terms.plan;
@@ -160,12 +161,13 @@ impl Clock {
         }
     }
 
-    /// When the stream will have lived for as long as it may. Until it begins, waiting for it counts.
+    /// When the stream reaches its maximum age. Before it begins, the time since the complete
+    /// request counts.
     pub fn end_of_age(&self) -> Option<Instant> {
         Some(self.began.or(self.complete)? + self.terms.plan.max_age?)
     }
 
-    /// The next moment at which something is due.
+    /// The earliest deadline.
     pub fn next(&self) -> Instant {
         let plan = &self.terms.plan;
         let far = self.started + Duration::from_secs(86_400 * 365);
@@ -174,19 +176,19 @@ impl Clock {
         let early = after_complete(self.early_after().filter(|_| waiting));
         let frame = (!matches!(self.stage, Stage::Waiting | Stage::Plain | Stage::Lines { .. } | Stage::Over))
             .then(|| self.last_sent + plan.interval);
-        let first = after_complete(plan.first_byte.filter(|_| !self.spoke));
+        let first = after_complete(plan.first_byte.filter(|_| !self.upstream_spoke));
         let age = self.end_of_age();
         let body = self.body_since.map(|since| since + self.terms.body_timeout);
         [early, frame, first, age, body, self.pace_deadline()].into_iter().flatten().min().unwrap_or(far)
     }
 
-    /// When the request's body is too slow, as long as the response has not begun.
+    /// When the request body is too slow, unless the response has begun.
     fn pace_deadline(&self) -> Option<Instant> {
         self.pace.deadline().filter(|_| matches!(self.stage, Stage::Waiting))
     }
 
-    /// A last event of ours, if the stream is at a place where one can stand. Inside a line it cannot: the
-    /// line's own event would be dispatched cut short.
+    /// The last event, if one can be sent here. Not inside a line: the client would dispatch a
+    /// truncated event.
     pub fn last_event(&mut self, answer: &Answer) -> Option<Bytes> {
         if !self.unsent.is_empty() {
             return None;
@@ -197,7 +199,7 @@ impl Clock {
             Stage::Late(late) if late.at_event_start() => answer.event(self.terms.dialect, &self.place()),
             Stage::Streaming if self.tracker.at_line_start() => {
                 let event = answer.event(self.terms.dialect, &self.place());
-                // Lines of an unfinished event are ended first.
+                // An unfinished event is ended first.
                 if self.tracker.in_event() { [b"\n", &event[..]].concat().into() } else { event }
             }
             _ => return None,
@@ -206,7 +208,7 @@ impl Clock {
         Some(event)
     }
 
-    /// The upstream's header after ours went out.
+    /// Handles an upstream header after an early response.
     fn late_header(&mut self, answer: &ResponseHeader) {
         self.late_status = Some(answer.status);
         match self.stage {
@@ -214,7 +216,7 @@ impl Clock {
             Stage::Streaming => {
                 self.stage = Stage::Late(LateAnswer::new(answer));
             }
-            // Whatever the type, it is what the client would have got.
+            // The media type is ignored: the client would have received the same body.
             Stage::Padding if answer.status.is_success() && is_uncoded(&answer.headers) && !is_event_stream(&answer.headers) => {
                 self.stage = Stage::Plain;
             }
@@ -226,15 +228,15 @@ impl Clock {
         }
     }
 
-    /// What is due now.
+    /// The action that is due now.
     pub fn due(&mut self) -> Due {
         let now = Instant::now();
         let plan = &self.terms.plan;
         let aged = self.end_of_age().is_some_and(|end| now >= end);
         let complete = self.complete;
         let waited = |after: Option<Duration>| complete.zip(after).is_some_and(|(since, after)| now >= since + after);
-        let first_byte_late = !self.spoke && waited(plan.first_byte);
-        // Before the header it is not known to be a stream, unless the client asked for one.
+        let first_byte_late = !self.upstream_spoke && waited(plan.first_byte);
+        // Before the header, only the request tells whether a stream is expected.
         let streams = !matches!(self.stage, Stage::Waiting) || plan.expected.may_stream();
         if !streams && (aged || first_byte_late) {
             (self.terms.plan.max_age, self.terms.plan.first_byte) = (None, None);
@@ -244,13 +246,13 @@ impl Clock {
             return Due::Failed(Error::explain(MAX_AGE_ERROR, "the stream reached its maximum age"));
         }
         if self.body_since.is_some_and(|since| now >= since + self.terms.body_timeout) {
-            return Due::Failed(Error::explain(ErrorType::ReadTimedout, "the request's body stopped arriving").into_down());
+            return Due::Failed(Error::explain(ErrorType::ReadTimedout, "the request body stopped arriving").into_down());
         }
         if self.pace_deadline().is_some_and(|deadline| now >= deadline) {
-            return Due::Failed(Error::explain(BODY_RATE_ERROR, "the request's body arrives too slowly").into_down());
+            return Due::Failed(Error::explain(BODY_RATE_ERROR, "the request body arrives too slowly").into_down());
         }
         if first_byte_late {
-            return Due::Failed(Error::explain(FIRST_BYTE_ERROR, "no data from upstream in time"));
+            return Due::Failed(Error::explain(FIRST_BYTE_ERROR, "the upstream sent no data in time"));
         }
         if matches!(self.stage, Stage::Waiting) && waited(self.early_after()) {
             return Due::Header;
@@ -264,13 +266,13 @@ impl Clock {
             Stage::Padding | Stage::PaddedFailure(_) => Some(PADDING),
             _ => None,
         };
-        // Inside a line or an event the interval begins anew.
+        // Inside a line or an event no frame fits; the interval restarts.
         self.last_sent = if frame.is_some() { self.last_sent } else { now };
         frame.map_or(Due::Nothing, Due::Frame)
     }
 
-    /// A frame goes out now. From here on it counts as sent.
-    pub fn framed(&mut self) {
+    /// Notes that a frame is being sent. From here on it counts as sent.
+    pub fn frame_sent(&mut self) {
         if matches!(self.stage, Stage::Streaming) {
             self.tracker.framed();
         }
@@ -278,14 +280,14 @@ impl Clock {
         self.terms.streams.frames.inc();
     }
 
-    /// Our own header goes out now, with the frame that follows it.
-    pub fn answers(&mut self) -> Option<(Box<ResponseHeader>, Option<&'static [u8]>)> {
+    /// Takes the header of the early response, and the frame that follows it.
+    pub fn take_early_header(&mut self) -> Option<(Box<ResponseHeader>, Option<&'static [u8]>)> {
         let mut header = self.terms.early_header.take()?;
         if self.terms.plan.expected.kind() == AnswerKind::Json {
-            // Nothing about this value can be wrong.
+            // A static value is always valid.
             let _ = header.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             self.stream_begins(Stage::Padding);
-            // Deadlines of a stream are none of a document's.
+            // The deadlines of a stream do not apply to a document.
             (self.terms.plan.first_byte, self.terms.plan.max_age) = (None, None);
             return Some((header, Some(PADDING)));
         }
@@ -293,12 +295,12 @@ impl Clock {
         Some((header, self.tracker.frame(self.terms.plan.frame)))
     }
 
-    /// Whether the last event has gone out.
+    /// Whether the last event has been sent.
     pub fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over)
     }
 
-    /// What becomes of a task of the upstream's.
+    /// Translates a task from the upstream; `None`: nothing is sent for it.
     pub fn translate(&mut self, task: HttpTask) -> Option<HttpTask> {
         match task {
             HttpTask::Header(header, end) if header.status.is_informational() => {
@@ -311,7 +313,7 @@ impl Clock {
                     self.stream_begins(Stage::Lines { in_line: false });
                 } else {
                     self.stage = Stage::Plain;
-                    // From here on this is an ordinary response, with no deadlines of a stream.
+                    // An ordinary response has no stream deadlines.
                     (self.terms.plan.first_byte, self.terms.plan.max_age) = (None, None);
                 }
                 Some(HttpTask::Header(header, end))
@@ -327,7 +329,7 @@ impl Clock {
     }
 
     fn body(&mut self, data: Option<Bytes>, end: bool) -> Option<HttpTask> {
-        self.spoke |= data.as_ref().is_some_and(|data| !data.is_empty());
+        self.upstream_spoke |= data.as_ref().is_some_and(|data| !data.is_empty());
         let dialect = self.terms.dialect;
         match &mut self.stage {
             Stage::Streaming => {
@@ -372,7 +374,7 @@ impl Clock {
     }
 }
 
-/// What the timed session is to do.
+/// The next action of the timed session.
 pub enum Due {
     Nothing,
     Header,

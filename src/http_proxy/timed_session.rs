@@ -1,19 +1,20 @@
-//! A clock around the client's session, for as long as an event stream runs.
+//! A client session with deadlines of its own, for as long as a stream runs. The rules are in
+//! [`super::stream_state`]; this module executes them.
 //!
-//! Pingora's phases run when something arrives; a silent stream needs somebody who wakes up when nothing
-//! does. [`Timed`] takes the place of the client's session in the exchange and owns the deadlines of its
-//! stream. Pingora polls `read_body_or_idle` all the while it waits for the upstream; `Timed` waits there
-//! for the client and for its own timer. [`restore`] puts the real session back.
+//! Pingora's phases run when data arrives; a silent stream needs a timer. [`TimedSession`] replaces
+//! the client's session and owns the deadlines of its stream. Pingora polls `read_body_or_idle`
+//! while it waits for the upstream; there, `TimedSession` waits for the client and for its timer.
+//! [`restore`] puts the real session back.
 //!
-//! The trait behind this is hidden in Pingora's documentation, so its version is pinned and every use of
-//! it is in this file. What must stay true:
+//! The trait is hidden in Pingora's documentation, so the version is pinned and the trait is used
+//! in this file only. Invariants:
 //!
-//! - The future of `read_body_or_idle` is dropped whenever the upstream speaks. A frame that is being
-//!   written then must survive: HTTP/1 keeps it in its queue of tasks; HTTP/2 has none, so frames are
-//!   written byte by byte, each of which is sent within one poll or not at all. Whatever is written next
+//! - Pingora drops the future of `read_body_or_idle` whenever the upstream sends. A frame that is
+//!   being written must survive that: HTTP/1 keeps it in its task queue; on HTTP/2 frames are
+//!   written byte by byte, each of which is sent within one poll or not at all. Every later write
 //!   completes the frame first.
-//! - One timer a stream, and it is not touched when bytes pass: it fires at the earliest moment at which
-//!   something could be due, and then looks at what is.
+//! - One timer per stream, which forwarded bytes do not reset. It fires at the earliest possible
+//!   deadline, and the deadlines are evaluated then.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,92 +37,93 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, Result};
 use tokio::time::{Instant, Sleep};
 
-use super::errors::{MAX_AGE_ERROR, cancellation_error};
-use super::stream_state::{Clock, Due, Terms};
+use super::errors::{MAX_AGE_ERROR, from_cancellation};
+use super::stream_state::{Due, StreamState, StreamTerms};
 
-/// Where a session comes home to when its stream is over.
-pub type Home = Arc<Mutex<Option<(Box<HttpSession>, Clock)>>>;
+/// Receives the real session when the timed one is dropped.
+pub type SessionSlot = Arc<Mutex<Option<(Box<HttpSession>, StreamState)>>>;
 
-/// The session in disguise.
-pub struct Timed {
+/// The timed session.
+pub struct TimedSession {
     inner: Box<HttpSession>,
-    clock: Option<Clock>,
+    stream: Option<StreamState>,
     sleep: Pin<Box<Sleep>>,
-    home: Home,
-    /// The request's body is complete, and Pingora has not been told so yet.
-    end_held: bool,
+    slot: SessionSlot,
+    /// The request body is complete, and Pingora has not been notified yet.
+    body_end_pending: bool,
 }
 
-/// Puts a timed session in the place of the exchange's. `started` is when the request's header was complete.
-pub fn install(session: &mut Box<HttpSession>, terms: Terms, started: Instant) -> Home {
-    let home = Home::default();
-    wear(session, Clock::new(terms, started), &home);
-    home
+/// Replaces a session by a timed one. `started` is when the request header was complete.
+pub fn install(session: &mut Box<HttpSession>, terms: StreamTerms, started: Instant) -> SessionSlot {
+    let slot = SessionSlot::default();
+    wrap(session, StreamState::new(terms, started), &slot);
+    slot
 }
 
-fn wear(session: &mut Box<HttpSession>, clock: Clock, home: &Home) {
-    let mut inner = std::mem::replace(session, nobody());
-    inner.set_write_timeout(Some(clock.terms.plan.write_timeout));
-    let sleep = Box::pin(tokio::time::sleep_until(clock.next()));
-    **session = HttpSession::Custom(Box::new(Timed { inner, clock: Some(clock), sleep, home: Arc::clone(home), end_held: false }));
+fn wrap(session: &mut Box<HttpSession>, stream: StreamState, slot: &SessionSlot) {
+    let mut inner = std::mem::replace(session, placeholder());
+    inner.set_write_timeout(Some(stream.terms.plan.write_timeout));
+    let sleep = Box::pin(tokio::time::sleep_until(stream.next()));
+    **session =
+        HttpSession::Custom(Box::new(TimedSession { inner, stream: Some(stream), sleep, slot: Arc::clone(slot), body_end_pending: false }));
 }
 
-/// An event stream has begun in an exchange whose session was timed for its body only: from here on the
-/// plan of its chain holds.
-pub fn adopt(session: &mut Box<HttpSession>, home: &Home, plan: StreamPlan, cancellation: Option<Arc<CancellationHandle>>) {
-    if let Some(mut clock) = restore(session, home) {
-        clock.attach_cancellation(cancellation);
-        if clock.terms.plan.before_headers.is_none() {
-            clock.terms.plan = plan;
+/// Applies the chain's plan to a session that was timed for its request body only, now that a
+/// stream has begun.
+pub fn adopt(session: &mut Box<HttpSession>, slot: &SessionSlot, plan: StreamPlan, cancellation: Option<Arc<CancellationHandle>>) {
+    if let Some(mut stream) = restore(session, slot) {
+        stream.set_cancellation(cancellation);
+        if stream.terms.plan.before_headers.is_none() {
+            stream.terms.plan = plan;
         }
-        wear(session, clock, home);
+        wrap(session, stream, slot);
     }
 }
 
-/// Puts the real session back. `None` if it is back already.
-pub fn restore(session: &mut Box<HttpSession>, home: &Home) -> Option<Clock> {
-    // Dropping the disguise sends the real session home.
+/// Restores the real session. `None` if it is already restored.
+pub fn restore(session: &mut Box<HttpSession>, slot: &SessionSlot) -> Option<StreamState> {
+    // Dropping the timed session fills the slot.
     **session = HttpSession::Custom(Box::new(()));
-    let (inner, clock) = home.lock().take()?;
+    let (inner, stream) = slot.lock().take()?;
     *session = inner;
-    Some(clock)
+    Some(stream)
 }
 
-/// Fills a place for a moment. Never spoken to.
-fn nobody() -> Box<HttpSession> {
+/// A temporary value that is never used as a session.
+fn placeholder() -> Box<HttpSession> {
     Box::new(HttpSession::Custom(Box::new(())))
 }
 
-impl Drop for Timed {
+impl Drop for TimedSession {
     fn drop(&mut self) {
-        if let Some(clock) = self.clock.take() {
-            let inner = std::mem::replace(&mut self.inner, nobody());
-            *self.home.lock() = Some((inner, clock));
+        if let Some(stream) = self.stream.take() {
+            let inner = std::mem::replace(&mut self.inner, placeholder());
+            *self.slot.lock() = Some((inner, stream));
         }
     }
 }
 
-impl Timed {
+impl TimedSession {
     fn rearm(&mut self) {
-        if let Some(clock) = &self.clock {
-            self.sleep.as_mut().reset(clock.next());
+        if let Some(stream) = &self.stream {
+            self.sleep.as_mut().reset(stream.next());
         }
     }
 
-    /// A stream that begins is due sooner than the timer knows; one that goes on never is.
+    /// Only an earlier deadline resets the timer; a later one is evaluated when it fires.
     fn rearm_if_due_sooner(&mut self) {
-        if self.clock.as_ref().is_some_and(|clock| clock.next() < self.sleep.deadline()) {
+        if self.stream.as_ref().is_some_and(|stream| stream.next() < self.sleep.deadline()) {
             self.rearm();
         }
     }
 
     async fn act(&mut self) -> Result<()> {
-        let due = self.clock.as_mut().map_or(Due::Nothing, Clock::due);
+        let due = self.stream.as_mut().map_or(Due::Nothing, StreamState::due);
         match due {
             Due::Nothing => {}
             Due::Failed(error) => return Err(error),
             Due::Header => {
-                let Some((header, frame)) = self.clock.as_mut().and_then(Clock::answers) else { return Ok(()) };
+                let Some((header, frame)) = self.stream.as_mut().and_then(StreamState::take_early_header) else { return Ok(()) };
                 match &mut *self.inner {
                     HttpSession::H1(session) => session.send_proxy_task(HttpTask::Header(header, false)),
                     HttpSession::H2(session) => session.write_response_header(header, false)?,
@@ -135,39 +137,40 @@ impl Timed {
         self.complete().await
     }
 
-    /// From here on the frame counts as sent: it is completed before anything else goes out.
+    /// Queues a frame. From here on it counts as sent: it is completed before any other write.
     fn queue(&mut self, frame: &'static [u8]) {
-        let Some(clock) = self.clock.as_mut() else { return };
-        clock.framed();
+        let Some(stream) = self.stream.as_mut() else { return };
+        stream.frame_sent();
         let frame = Bytes::from_static(frame);
         match &mut *self.inner {
             HttpSession::H1(session) => session.send_proxy_task(HttpTask::Body(Some(frame), false)),
-            _ => clock.unsent = frame,
+            _ => stream.unsent = frame,
         }
     }
 
-    /// Tells Pingora that the request's body is complete. The pipe to an HTTP/1 upstream holds four pieces, and Pingora does not
-    /// poll us while it is full and the request is complete: so the upstream's half of this task empties it first.
-    async fn tell_end(&mut self) -> Result<Option<Bytes>> {
+    /// Reports the end of the request body to Pingora. The pipe to an HTTP/1 upstream holds four
+    /// pieces, and Pingora does not poll this session while it is full and the request is complete.
+    /// So the upstream half of the task empties it first.
+    async fn report_body_end(&mut self) -> Result<Option<Bytes>> {
         tokio::task::yield_now().await;
-        self.end_held = false;
+        self.body_end_pending = false;
         Ok(None)
     }
 
-    /// Whether a frame is only partly sent.
+    /// Whether a frame is partly sent.
     fn pending(&self) -> bool {
         match &*self.inner {
             HttpSession::H1(session) => session.has_pending_proxy_tasks(),
-            _ => self.clock.as_ref().is_some_and(|clock| !clock.unsent.is_empty()),
+            _ => self.stream.as_ref().is_some_and(|stream| !stream.unsent.is_empty()),
         }
     }
 
-    /// Sends what was begun, unless the stream's time is up before the client takes it.
+    /// Completes a partly sent frame, unless the stream reaches its maximum age before.
     async fn complete(&mut self) -> Result<()> {
         if !self.pending() {
             return Ok(());
         }
-        match self.clock.as_ref().and_then(Clock::end_of_age) {
+        match self.stream.as_ref().and_then(StreamState::end_of_age) {
             None => self.send_pending().await,
             Some(end) => match tokio::time::timeout_at(end, self.send_pending()).await {
                 Ok(sent) => sent,
@@ -176,7 +179,7 @@ impl Timed {
         }
     }
 
-    /// May be cut off at any await and called again.
+    /// Cancellation-safe: may be dropped at any await and called again.
     async fn send_pending(&mut self) -> Result<()> {
         match &mut *self.inner {
             HttpSession::H1(session) => {
@@ -185,10 +188,10 @@ impl Timed {
                 }
             }
             session => {
-                let Some(clock) = self.clock.as_mut() else { return Ok(()) };
-                while !clock.unsent.is_empty() {
-                    session.write_response_body(clock.unsent.slice(..1), false).await?;
-                    clock.unsent.advance(1);
+                let Some(stream) = self.stream.as_mut() else { return Ok(()) };
+                while !stream.unsent.is_empty() {
+                    session.write_response_body(stream.unsent.slice(..1), false).await?;
+                    stream.unsent.advance(1);
                 }
             }
         }
@@ -197,41 +200,41 @@ impl Timed {
 }
 
 #[async_trait]
-impl CustomSession for Timed {
+impl CustomSession for TimedSession {
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         self.complete().await?;
-        if self.end_held {
-            return self.tell_end().await;
+        if self.body_end_pending {
+            return self.report_body_end().await;
         }
         let body_expected = !no_body_expected && self.inner.is_http2() && !self.inner.is_body_done();
-        if let Some(clock) = self.clock.as_mut() {
+        if let Some(stream) = self.stream.as_mut() {
             if no_body_expected {
-                clock.request_complete();
+                stream.request_complete();
             }
-            clock.body_since = body_expected.then(|| clock.body_since.unwrap_or_else(Instant::now));
+            stream.body_since = body_expected.then(|| stream.body_since.unwrap_or_else(Instant::now));
             if body_expected {
-                clock.pace.waits();
+                stream.pace.start_waiting();
             }
         }
         self.rearm_if_due_sooner();
         loop {
-            // One that begins in this loop has its own only then.
-            let cancellation = self.clock.as_ref().and_then(|clock| clock.terms.cancellation.clone());
+            // A stream that begins in this loop gets its handle only then.
+            let cancellation = self.stream.as_ref().and_then(|stream| stream.terms.cancellation.clone());
             tokio::select! {
                 biased;
                 read = self.inner.read_body_or_idle(no_body_expected) => {
-                    if let Some(clock) = self.clock.as_mut() {
-                        clock.body_since = None;
-                        clock.pace.arrived(read.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
+                    if let Some(stream) = self.stream.as_mut() {
+                        stream.body_since = None;
+                        stream.pace.arrived(read.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
                     }
                     let done = !no_body_expected && !self.inner.is_upgrade_req() && self.inner.is_body_done();
-                    self.end_held = done && read.is_ok();
+                    self.body_end_pending = done && read.is_ok();
                     return match read {
-                        Ok(None) if done => self.tell_end().await,
+                        Ok(None) if done => self.report_body_end().await,
                         read => read,
                     };
                 }
-                why = cancelled(cancellation.as_deref()) => return Err(cancellation_error(why)),
+                why = cancelled(cancellation.as_deref()) => return Err(from_cancellation(why)),
                 () = &mut self.sleep => {}
             }
             self.act().await?;
@@ -242,13 +245,13 @@ impl CustomSession for Timed {
         self.complete().await?;
         let mut passed = Vec::with_capacity(tasks.len());
         for task in tasks {
-            passed.extend(match self.clock.as_mut() {
-                Some(clock) => clock.translate(task),
+            passed.extend(match self.stream.as_mut() {
+                Some(stream) => stream.translate(task),
                 None => Some(task),
             });
         }
         self.rearm_if_due_sooner();
-        let over = self.clock.as_ref().is_some_and(Clock::is_over);
+        let over = self.stream.as_ref().is_some_and(StreamState::is_over);
         if passed.is_empty() {
             return Ok(over);
         }
@@ -278,7 +281,7 @@ impl CustomSession for Timed {
         self.inner.write_response_header_ref(header).await
     }
 
-    // From here on everything is the inner session's.
+    // Everything below is delegated to the inner session.
 
     fn req_header(&self) -> &RequestHeader {
         self.inner.req_header()
@@ -320,7 +323,7 @@ impl CustomSession for Timed {
         self.inner.shutdown().await;
     }
     fn is_body_done(&mut self) -> bool {
-        !self.end_held && self.inner.is_body_done()
+        !self.body_end_pending && self.inner.is_body_done()
     }
     fn is_body_empty(&mut self) -> bool {
         self.inner.is_body_empty()
@@ -378,13 +381,13 @@ impl CustomSession for Timed {
     }
 }
 
-/// Waits until somebody ends the stream; for ever without a handle.
+/// Waits for the cancellation of the stream; for ever without a handle.
 async fn cancelled(cancellation: Option<&CancellationHandle>) -> CancelReason {
     std::future::poll_fn(|cx| cancellation.map_or(Poll::Pending, |cancellation| cancellation.poll_cancelled(cx))).await
 }
 
 /// Completes a frame that was being written when the stream failed.
-pub async fn settle(session: &mut HttpSession) -> Result<()> {
+pub async fn complete_frame(session: &mut HttpSession) -> Result<()> {
     while session.has_pending_downstream_proxy_tasks() {
         session.write_downstream_proxy_tasks().await?;
     }

@@ -1,4 +1,4 @@
-//! The bound on open connections, in all and by peer.
+//! Limits the open connections of a listener, in total and per peer. It does not close connections.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ pub struct OpenConnections {
     gauge: IntGauge,
 }
 
-/// One connection among the open ones; it ends when this is dropped.
+/// One open connection. It is counted until it is dropped.
 #[derive(Debug)]
 pub struct Admission {
     open: Arc<OpenConnections>,
@@ -26,12 +26,12 @@ pub struct Admission {
 }
 
 impl OpenConnections {
-    /// None yet. `gauge` counts those of all listeners.
+    /// No open connections. `gauge` counts those of all listeners.
     pub fn new(connections_max: usize, connections_per_peer_max: usize, gauge: IntGauge) -> Arc<Self> {
         Arc::new(Self { connections_max, connections_per_peer_max, all: AtomicUsize::new(0), by_peer: Mutex::default(), gauge })
     }
 
-    /// Counts a connection of this peer; `None` if a bound is reached.
+    /// Counts a connection of this peer. `None` if a limit is reached.
     pub fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Admission> {
         let before = self.all.fetch_add(1, Ordering::Relaxed);
         self.gauge.inc();

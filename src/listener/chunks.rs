@@ -1,12 +1,13 @@
-//! Follows the framing of a chunked body (RFC 9112, section 7.1) more strictly than Pingora does: a size line
-//! without a digit, or one that ends with a bare LF, is read differently by different servers.
+//! Parses the framing of a chunked body (RFC 9112, section 7.1) more strictly than Pingora. A size
+//! line without a digit, or one that ends with a bare LF, is read differently by different servers.
+//! It decodes nothing.
 
-/// Hex digits of a size; more than any body that a limit lets pass.
+/// The most hex digits of a size; more than any allowed body needs.
 const DIGITS_MAX: usize = 15;
-/// Bytes of extensions and trailers, each; nobody sends any.
+/// The most bytes of extensions and trailers together. Clients send none in practice.
 const EXTRA_BYTES_MAX: usize = 4096;
 
-/// Where in the framing the next byte stands.
+/// The state of the parser.
 #[derive(Debug, Default)]
 pub struct Chunks {
     place: Place,
@@ -20,45 +21,45 @@ enum Place {
     /// In the digits of a size.
     #[default]
     Size,
-    /// In what follows them on the line.
+    /// In the chunk extension.
     Extension,
-    /// The line's LF.
+    /// At the LF of the size line.
     SizeLf,
-    /// In a chunk's data.
+    /// In the data of a chunk.
     Data,
-    /// The CR behind it.
+    /// At the CR after the data.
     DataCr,
-    /// The LF behind that.
+    /// At the LF after the data.
     DataLf,
-    /// At the start of a trailer line, or of the empty line that ends it all.
+    /// At the start of a trailer line or of the final empty line.
     TrailerStart,
     /// In a trailer line.
     Trailer,
-    /// Its LF.
+    /// At the LF of a trailer line.
     TrailerLf,
-    /// The LF of the empty line.
+    /// At the LF of the final empty line.
     LastLf,
-    /// All of it was seen.
-    Over,
+    /// The body is complete.
+    Complete,
 }
 
 impl Chunks {
     /// Whether the body is complete.
-    pub fn over(&self) -> bool {
-        self.place == Place::Over
+    pub fn is_complete(&self) -> bool {
+        self.place == Place::Complete
     }
 
-    /// How many of these bytes belong to the body. `None`: it is malformed.
+    /// Returns how many of these bytes belong to the body. `None`: the body is malformed.
     pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while let Some(byte) = bytes.get(at).copied() {
-            if self.place == Place::Over {
+            if self.place == Place::Complete {
                 break;
             }
             if self.place == Place::Data {
-                let here = (bytes.len() - at).min(usize::try_from(self.size).unwrap_or(usize::MAX));
-                self.size -= here as u64;
-                at += here;
+                let data = (bytes.len() - at).min(usize::try_from(self.size).unwrap_or(usize::MAX));
+                self.size -= data as u64;
+                at += data;
                 if self.size == 0 {
                     self.place = Place::DataCr;
                 }
@@ -71,7 +72,7 @@ impl Chunks {
     }
 
     fn step(&mut self, byte: u8) -> Option<Place> {
-        let line = |byte: u8| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..);
+        let is_text = |byte: u8| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..);
         Some(match (self.place, byte) {
             (Place::Size, _) if byte.is_ascii_hexdigit() => {
                 let digit = char::from(byte).to_digit(16)?;
@@ -85,7 +86,7 @@ impl Chunks {
             (Place::Size, b'\r') if self.digits > 0 => Place::SizeLf,
             (Place::Size, b';') if self.digits > 0 => Place::Extension,
             (Place::Extension, b'\r') => Place::SizeLf,
-            (Place::Extension, _) if line(byte) => self.extra(Place::Extension)?,
+            (Place::Extension, _) if is_text(byte) => self.extra(Place::Extension)?,
             (Place::SizeLf, b'\n') => {
                 self.digits = 0;
                 if self.size == 0 { Place::TrailerStart } else { Place::Data }
@@ -93,10 +94,10 @@ impl Chunks {
             (Place::DataCr, b'\r') => Place::DataLf,
             (Place::DataLf, b'\n') => Place::Size,
             (Place::TrailerStart, b'\r') => Place::LastLf,
-            (Place::TrailerStart | Place::Trailer, _) if line(byte) => self.extra(Place::Trailer)?,
+            (Place::TrailerStart | Place::Trailer, _) if is_text(byte) => self.extra(Place::Trailer)?,
             (Place::Trailer, b'\r') => Place::TrailerLf,
             (Place::TrailerLf, b'\n') => Place::TrailerStart,
-            (Place::LastLf, b'\n') => Place::Over,
+            (Place::LastLf, b'\n') => Place::Complete,
             _ => return None,
         })
     }
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn well_formed_bodies_end_where_they_end() {
+    fn well_formed_bodies_end_at_their_last_byte() {
         for (body, rest) in [
             ("0\r\n\r\n", ""),
             ("5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1", "GET / HTTP/1.1"),
@@ -121,7 +122,7 @@ mod tests {
         ] {
             let mut whole = Chunks::default();
             assert_eq!(whole.feed(body.as_bytes()), Some(body.len() - rest.len()), "{body:?}");
-            assert!(whole.over());
+            assert!(whole.is_complete());
             let mut bytewise = Chunks::default();
             let taken: usize = body.bytes().map(|byte| bytewise.feed(&[byte]).unwrap()).sum();
             assert_eq!(taken, body.len() - rest.len(), "byte by byte: {body:?}");

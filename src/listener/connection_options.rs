@@ -1,8 +1,9 @@
-//! The options of the field `Connection` (RFC 9110, section 7.6.1), on all its lines.
+//! The options of the field `Connection` (RFC 9110, section 7.6.1), over all its lines. It changes
+//! nothing.
 
 use http::{HeaderMap, header};
 
-/// Whether `Connection` has this option. Pingora reads only the first line of the field.
+/// Whether `Connection` has this option. Pingora reads only the first line.
 pub fn has_option(headers: &HeaderMap, option: &str) -> bool {
     let lines = headers.get_all(header::CONNECTION).iter();
     let mut options = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));

@@ -1,8 +1,9 @@
-//! Before any chain: one request out of what came in, or a refusal.
+//! The gate: normalises a request, or refuses it, before any filter runs. It knows no route and no
+//! filter.
 //!
-//! A filter that can be passed by spelling is no filter. So whatever two servers may read differently is
-//! settled or refused here: framing, target, Host, header names, path. No I/O; the fuzzer calls
-//! [`check`] with what it likes.
+//! A filter that can be bypassed by spelling is useless. So everything that two servers may read
+//! differently is normalised or refused here: framing, target, Host, header names, path. No I/O:
+//! the fuzzer calls [`check`] with arbitrary input.
 
 use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use keylatch_filters::contract::host_name;
@@ -13,28 +14,28 @@ use super::connection_options::has_option;
 use super::refusal::{Policy, Refused, bad};
 use super::{target, underscores};
 
-/// What passed.
+/// A request that has passed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
-    /// `%2F` stands in the path; only routes that say so take it.
+    /// The path contains `%2F`; only routes with `allow_encoded_slash` accept it.
     pub encoded_slash: bool,
-    /// The target for the upstream, where the client has spelled it otherwise than it was judged.
+    /// The target for the upstream, if the client's spelling differs from the normalised one.
     pub spelled_target: Option<Uri>,
-    /// How many fields were dropped for an underscore in their names.
+    /// The number of fields that were dropped for an underscore in their names.
     pub dropped_fields: u64,
 }
 
-/// The longest method of any registry has 17 bytes.
+/// The longest registered method has 17 bytes.
 pub(super) const METHOD_BYTES_MAX: usize = 32;
 
-/// A request's path held `%2F` and its route does not take it.
+/// The path contains `%2F`, and the route does not accept it.
 pub const ENCODED_SLASH: Refused = bad("path_encoded_slash");
-/// The certificate that the connection has shown is not good any more, or none was shown where one is asked for now.
+/// The client certificate is not valid any more, or is now required and missing.
 pub const NO_CERTIFICATE: Refused = Refused { status: StatusCode::FORBIDDEN, reason: "client_certificate" };
-/// A request had not the secret that the origin's listener asks for.
+/// The request lacks the origin secret of the listener.
 pub const NO_ORIGIN_SECRET: Refused = Refused { status: StatusCode::FORBIDDEN, reason: "origin_secret" };
 
-/// Checks and settles a request. `raw` are the header's bytes for HTTP/1, as they were parsed.
+/// Checks and normalises a request. `raw`: the bytes of an HTTP/1 header, as they were parsed.
 pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, policy: &Policy) -> Result<Passed, Refused> {
     let limits = policy.limits;
     let too_large = |reason| Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason };
@@ -52,13 +53,13 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, policy: &Policy) -> R
         return Err(Refused { status: StatusCode::METHOD_NOT_ALLOWED, reason: "method" });
     }
     if let Some(raw) = raw {
-        lines(raw)?;
+        line_ends(raw)?;
     }
     framing(head, raw)?;
     nominations(head)?;
     host(head)?;
-    // Whoever sends a body is not switching protocols, and an upgrade may always be ignored (RFC 9110, section 7.8). Without the
-    // option `upgrade` the field is not for this hop.
+    // A request with a body does not switch protocols, and an upgrade may always be ignored (RFC
+    // 9110, section 7.8). Without the option `upgrade` the field is not for this hop.
     if head.headers.contains_key(header::UPGRADE)
         && (head.method != Method::GET
             || !has_option(&head.headers, "upgrade")
@@ -67,26 +68,27 @@ pub fn check(head: &mut RequestHeader, raw: Option<&[u8]>, policy: &Policy) -> R
     {
         head.remove_header(&header::UPGRADE);
     }
-    // An expectation of HTTP/1.0 is ignored (RFC 9110, section 10.1.1): its client takes no 100 for one.
+    // An expectation in HTTP/1.0 is ignored (RFC 9110, section 10.1.1): the client does not
+    // understand 100.
     if head.version == Version::HTTP_10 {
         head.remove_header(&header::EXPECT);
     }
-    let dropped_fields = underscores::settle(head, policy.underscores)?;
+    let dropped_fields = underscores::apply_policy(head, policy.underscores)?;
     join_cookies(head)?;
-    let settled = target::settle(head, policy)?;
-    unrooted(head)?;
+    let settled = target::normalise_target(head, policy)?;
+    strip_root_dot(head)?;
     Ok(Passed { encoded_slash: settled.encoded_slash, spelled_target: settled.spelled, dropped_fields })
 }
 
-/// HTTP/2 has no raw form; this is the size RFC 9113, section 10.5.1, counts.
+/// HTTP/2 has no raw form; this is the size of RFC 9113, section 10.5.1.
 fn size_of(head: &RequestHeader) -> usize {
     const OVERHEAD: usize = 32;
     let fields: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + OVERHEAD).sum();
     fields + head.raw_path().len() + head.method.as_str().len()
 }
 
-/// Lines end with CRLF, none is folded (RFC 9112, sections 2.2 and 5.2).
-fn lines(raw: &[u8]) -> Result<(), Refused> {
+/// Requires CRLF line ends and no folded lines (RFC 9112, sections 2.2 and 5.2).
+fn line_ends(raw: &[u8]) -> Result<(), Refused> {
     let mut start = 0;
     for end in memchr_iter(b'\n', raw) {
         if end == 0 || raw.get(end - 1) != Some(&b'\r') {
@@ -95,7 +97,7 @@ fn lines(raw: &[u8]) -> Result<(), Refused> {
         if start > 0 && matches!(raw.get(start), Some(b' ' | b'\t')) {
             return Err(bad("folded_header"));
         }
-        // The parser of URIs drops a fragment without a word; no target has one (RFC 9112, section 3.2).
+        // The URI parser drops a fragment silently; no target has one (RFC 9112, section 3.2).
         if start == 0 && raw.get(..end).is_some_and(|line| line.contains(&b'#')) {
             return Err(bad("target"));
         }
@@ -104,18 +106,18 @@ fn lines(raw: &[u8]) -> Result<(), Refused> {
     Ok(())
 }
 
-/// One framing: a length, or chunks, and never both (RFC 9112, section 6.3).
+/// Requires one framing: a length or chunks, never both (RFC 9112, section 6.3).
 fn framing(head: &RequestHeader, raw: Option<&[u8]>) -> Result<(), Refused> {
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
-        // It has no chunks (RFC 9112, section 6.1).
+        // HTTP/1.0 has no chunked coding (RFC 9112, section 6.1).
         if head.version == Version::HTTP_10 {
             return Err(bad("transfer_encoding"));
         }
         if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
             return Err(bad("transfer_encoding"));
         }
-        // The parser has taken a length beside it away already; the raw bytes still tell.
+        // The parser has removed a length beside it; the raw bytes still have it.
         if head.headers.contains_key(header::CONTENT_LENGTH) || raw.is_some_and(has_length) {
             return Err(bad("length_and_chunked"));
         }
@@ -135,8 +137,8 @@ fn has_length(raw: &[u8]) -> bool {
     raw.split(|byte| *byte == b'\n').any(|line| line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME)))
 }
 
-/// `Connection` names the fields that end with this hop (RFC 9110, section 7.6.1). Whoever names one that
-/// says who he is, or how long his message is, wants the next hop to judge another request than we do.
+/// Checks the fields that `Connection` nominates for removal (RFC 9110, section 7.6.1). Nominating
+/// an identity or framing field would show the next hop another request than the one checked here.
 fn nominations(head: &RequestHeader) -> Result<(), Refused> {
     const NEVER: [&str; 12] = [
         "api-key",
@@ -152,7 +154,7 @@ fn nominations(head: &RequestHeader) -> Result<(), Refused> {
         "x-real-ip",
         "traceparent",
     ];
-    // Pingora takes no more, and nothing but tokens; it would refuse them after the chain.
+    // Pingora accepts no more options, and only tokens; it would refuse them after the chain.
     const OPTIONS_MAX: usize = 9;
     let options = head.headers.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     for (index, option) in options.map(<[u8]>::trim_ascii).filter(|option| !option.is_empty()).enumerate() {
@@ -166,7 +168,8 @@ fn nominations(head: &RequestHeader) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Exactly one Host, and it is a host (RFC 9112, section 3.2). HTTP/2's `:authority` becomes it.
+/// Requires exactly one valid Host (RFC 9112, section 3.2). On HTTP/2 `:authority` becomes the
+/// Host.
 fn host(head: &mut RequestHeader) -> Result<(), Refused> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
@@ -188,8 +191,9 @@ fn host(head: &mut RequestHeader) -> Result<(), Refused> {
     }
 }
 
-/// A name with a dot at its end is the same name (RFC 1034, section 3.1), and no route and no rule is to be passed by it.
-fn unrooted(head: &mut RequestHeader) -> Result<(), Refused> {
+/// Removes a final dot: the name is the same (RFC 1034, section 3.1), and must not bypass a route
+/// or a rule.
+fn strip_root_dot(head: &mut RequestHeader) -> Result<(), Refused> {
     let Some(host) = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return Ok(()) };
     let (name, port) = host.split_at(host_name(host).len());
     let Some(plain) = name.strip_suffix('.').filter(|plain| !plain.is_empty()) else { return Ok(()) };
@@ -197,7 +201,7 @@ fn unrooted(head: &mut RequestHeader) -> Result<(), Refused> {
     head.insert_header(header::HOST, value).map_err(|_| bad("host"))
 }
 
-/// `uri-host [":" port]`, without user information and without escapes.
+/// Whether this is `uri-host [":" port]`, without user information and without escapes.
 fn is_host(host: &str) -> bool {
     const LONGEST: usize = 255 + 6;
     let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -215,14 +219,14 @@ fn is_host(host: &str) -> bool {
     host.len() <= LONGEST && name_ok && port_ok
 }
 
-/// HTTP/2 may send cookies in crumbs; everybody else reads one field (RFC 9113, section 8.2.3).
+/// Joins the cookie fields of HTTP/2 into one, as HTTP/1 requires (RFC 9113, section 8.2.3).
 fn join_cookies(head: &mut RequestHeader) -> Result<(), Refused> {
     if head.version != Version::HTTP_2 {
         return Ok(());
     }
-    let crumbs: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1 {
-        let joined = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).map_err(|_| bad("cookie"))?;
+    let cookies: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1 {
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..])).map_err(|_| bad("cookie"))?;
         head.insert_header(header::COOKIE, joined).map_err(|_| bad("cookie"))?;
     }
     Ok(())
@@ -321,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn nominations_of_what_must_stay() {
+    fn nominations_of_protected_fields() {
         for good in ["close", "keep-alive, Upgrade", "te", "x-anything", ""] {
             assert!(run("/", &[("host", "h"), ("connection", good)]).is_ok(), "{good}");
         }

@@ -1,7 +1,8 @@
 //! Checks a complete HTTP/1 header before Pingora's parser sees it.
 //!
-//! Pingora answers a header that it cannot parse by itself: without a body, an access line or a metric. Such a header is found
-//! here and kept from it, so that the gate refuses it as any other. What may pass is the gate's to decide, not this module's.
+//! Pingora answers a header that it cannot parse itself: without a body, an access log line or a
+//! metric. Such a header is detected here and replaced, so that the gate refuses it like any other
+//! request. The gate decides what is allowed, not this module.
 
 use std::borrow::Cow;
 use std::mem::MaybeUninit;
@@ -15,41 +16,41 @@ use super::refusal::{HeadLimits, Policy, Refused, bad};
 use super::{gate, target};
 use crate::config::model::Underscores;
 
-/// The fields that Pingora's parser takes.
+/// The most fields that Pingora's parser accepts.
 const FIELDS_MAX: usize = 256;
-/// The longest target that a URI of the crate `http` holds.
+/// The longest target of a URI in the crate `http`.
 const TARGET_BYTES_MAX: usize = 65_534;
-/// What the access line shows of the path of a request that cannot be parsed, in bytes.
+/// The logged length of the path of a request that cannot be parsed, in bytes.
 const LOGGED_PATH_BYTES_MAX: usize = 2048;
 const TARGET_TOO_LONG: Refused = Refused { status: StatusCode::URI_TOO_LONG, reason: "target_bytes" };
 const TOO_MANY_FIELDS: Refused = Refused { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, reason: "header_count" };
 
-/// What was found out about a header.
+/// The result of a check.
 #[derive(Debug)]
 pub enum Checked {
-    /// Its end has not come yet.
+    /// The header is incomplete.
     Partial,
-    /// Pingora takes it as it is.
+    /// Pingora accepts it as it is.
     Good,
-    /// Pingora takes it in this form, which means the same.
+    /// Pingora accepts it in this equivalent form.
     Rewritten(Vec<u8>),
     /// It must be refused.
     Malformed(Box<Malformed>),
 }
 
-/// A header that Pingora would answer by itself.
+/// A header that Pingora would answer itself.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed {
     /// Why it is refused.
     pub refused: Refused,
-    /// If there is one to be read; for the access line.
+    /// The method, if it could be parsed; for the access log.
     method: Option<String>,
-    /// Without its query.
+    /// The path without its query; for the access log.
     path: Option<String>,
-    old: bool,
+    is_http10: bool,
 }
 
-/// Checks what has come of a header. `scheme` is the connection's.
+/// Checks a header. `scheme` is that of the connection.
 pub fn check(header: &[u8], scheme: &'static str) -> Checked {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut request = Request::new(&mut []);
@@ -64,12 +65,14 @@ pub fn check(header: &[u8], scheme: &'static str) -> Checked {
     }
 }
 
-/// Whether Pingora surely takes it as it is. This is what nearly every request is.
+/// Whether Pingora certainly accepts the header as it is: the fast path, for nearly every request.
 fn is_plain(request: &Request<'_, '_>) -> bool {
     let target = request.path.unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let target_plain =
-        path.starts_with('/') && target.len() <= TARGET_BYTES_MAX && !path.bytes().any(in_no_path) && !query.bytes().any(in_no_query);
+    let target_plain = path.starts_with('/')
+        && target.len() <= TARGET_BYTES_MAX
+        && !path.bytes().any(must_escape_in_path)
+        && !query.bytes().any(must_escape_in_query);
     if !target_plain || request.method == Some("CONNECT") {
         return false;
     }
@@ -97,10 +100,11 @@ fn is_plain(request: &Request<'_, '_>) -> bool {
     hosts == 1 && lengths + codings <= 1
 }
 
-/// Lets the gate say what is wrong with what is not plain. If nothing is, the target is put into a form that Pingora takes.
+/// Runs the gate on a header that is not plain. If it passes, its target is rewritten into a form
+/// that Pingora accepts.
 fn settle(request: &Request<'_, '_>, header: &[u8], scheme: &'static str) -> Result<Vec<u8>, Refused> {
     let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
-    // Pingora drops a fragment without a word; no target has one (RFC 9112, section 3.2).
+    // Pingora drops a fragment silently; no target has one (RFC 9112, section 3.2).
     if target.contains('#') {
         return Err(bad("target"));
     }
@@ -117,7 +121,7 @@ fn settle(request: &Request<'_, '_>, header: &[u8], scheme: &'static str) -> Res
         head.append_header(name, value).map_err(|_| bad("header_name"))?;
     }
     let host = head.headers.get(http::header::HOST).cloned();
-    // The listener's own limits and options come later, when the request is there.
+    // The limits and options of the listener are applied later.
     let limits = HeadLimits { bytes: usize::MAX, fields: usize::MAX };
     gate::check(&mut head, Some(header), &Policy { limits, slashes: Slashes::Merge, underscores: Underscores::Allow, scheme })?;
     let host = host.as_ref().map(HeaderValue::as_bytes).unwrap_or_default();
@@ -127,17 +131,18 @@ fn settle(request: &Request<'_, '_>, header: &[u8], scheme: &'static str) -> Res
     Ok([before, origin.as_bytes(), after.get(target.len()..).unwrap_or_default()].concat())
 }
 
-/// Bytes that browsers escape in a target, and that no URI of the crate `http` holds; escaped they mean the same.
+/// Escapes the bytes that no URI of the crate `http` accepts. Browsers escape them, too; the
+/// meaning is the same.
 fn escaped(target: &str) -> Cow<'_, str> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    if !path.bytes().any(in_no_path) && !query.bytes().any(in_no_query) {
+    if !path.bytes().any(must_escape_in_path) && !query.bytes().any(must_escape_in_query) {
         return Cow::Borrowed(target);
     }
     let mut out = String::with_capacity(target.len() + 16);
     let mut in_query = false;
     for char in target.chars() {
         in_query |= char == '?';
-        let escape = |byte| if in_query { in_no_query(byte) } else { in_no_path(byte) };
+        let escape = |byte| if in_query { must_escape_in_query(byte) } else { must_escape_in_path(byte) };
         match u8::try_from(char) {
             Ok(byte) if char.is_ascii() && escape(byte) => out.push_str(&format!("%{byte:02X}")),
             _ => out.push(char),
@@ -146,15 +151,15 @@ fn escaped(target: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-fn in_no_path(byte: u8) -> bool {
-    in_no_query(byte) || byte == b'`'
+fn must_escape_in_path(byte: u8) -> bool {
+    must_escape_in_query(byte) || byte == b'`'
 }
 
-fn in_no_query(byte: u8) -> bool {
+fn must_escape_in_query(byte: u8) -> bool {
     matches!(byte, b'"' | b'<' | b'>' | b'#')
 }
 
-/// What the parser says, in the gate's terms.
+/// A parser error as a refusal of the gate.
 fn of_error(error: Error, header: &[u8]) -> Refused {
     match error {
         Error::TooManyHeaders => TOO_MANY_FIELDS,
@@ -176,7 +181,7 @@ fn is_folded(header: &[u8]) -> bool {
 }
 
 impl Malformed {
-    /// For a header of which perhaps only the start has come.
+    /// Describes a header that may be incomplete.
     pub fn new(header: &[u8], refused: Refused) -> Self {
         let line = first_line(header);
         let (line, version) = match memchr::memrchr(b' ', line) {
@@ -187,22 +192,23 @@ impl Malformed {
         let method = Some(method).filter(|method| method.len() <= gate::METHOD_BYTES_MAX);
         let method = method.and_then(|method| Method::from_bytes(method).ok()).map(|method| method.to_string());
         let path = Some(target.trim_ascii()).filter(|target| method.is_some() && target.starts_with(b"/")).map(logged_path);
-        Self { refused, method, path, old: version == b" HTTP/1.0" }
+        Self { refused, method, path, is_http10: version == b" HTTP/1.0" }
     }
 
-    /// Method and path as the access line shows them.
+    /// Method and path for the access log.
     pub fn line(&self) -> (&str, &str) {
         (self.method.as_deref().unwrap_or("-"), self.path.as_deref().unwrap_or("-"))
     }
 
-    /// What Pingora gets in its place. A HEAD stays one, and so does the version: both say how the answer is read.
+    /// The replacement for Pingora. HEAD and the version are kept: both determine how the response
+    /// is read.
     pub fn replacement(&self) -> Vec<u8> {
         let method = if self.method.as_deref() == Some("HEAD") { "HEAD" } else { "GET" };
-        format!("{method} / HTTP/1.{}\r\n\r\n", u8::from(!self.old)).into_bytes()
+        format!("{method} / HTTP/1.{}\r\n\r\n", u8::from(!self.is_http10)).into_bytes()
     }
 }
 
-/// A path as it may stand in a log: no query, nothing but visible ASCII.
+/// A path for the log: without query, visible ASCII only.
 fn logged_path(target: &[u8]) -> String {
     let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
     let mut out = String::with_capacity(path.len());
@@ -230,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pingora_takes_passes() {
+    fn parsable_headers_pass() {
         for header in [
             "GET / HTTP/1.1\r\nHost: h\r\n\r\n",
             "\r\nGET /a%2Fb?q={|}^`'%zz HTTP/1.0\r\nhost: h\r\n\r\n",
@@ -245,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_rewritten_where_only_its_spelling_stands_in_the_way() {
+    fn a_target_that_pingora_rejects_only_for_its_spelling_is_rewritten() {
         for (target, rewritten) in [
             ("/v1/x?q=\"a\"&r=<b>`", "/v1/x?q=%22a%22&r=%3Cb%3E`"),
             ("/v1/<x>\"`%3A0", "/v1/%3Cx%3E%22%60%3A0"),
@@ -259,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pingora_would_answer_by_itself_has_a_reason() {
+    fn unparsable_headers_have_a_reason() {
         let long = format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(70_000));
         let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "X: a\r\n".repeat(300));
         let host = |line: &str| format!("{line}\r\nHost: h\r\n\r\n");
@@ -297,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_gets_what_is_known() {
+    fn unparsable_headers_in_the_log() {
         for (header, method, path, replacement) in [
             ("GET /v1/a b?key=sk HTTP/1.1\r\nX: y\r\n", Some("GET"), Some("/v1/a%20b"), "GET / HTTP/1.1\r\n\r\n"),
             ("\r\nHEAD /v1/x HTTP/1.0\r\n", Some("HEAD"), Some("/v1/x"), "HEAD / HTTP/1.0\r\n\r\n"),
@@ -309,7 +315,7 @@ mod tests {
             let malformed = Malformed::new(header.as_bytes(), bad("request_line"));
             assert_eq!((malformed.method.as_deref(), malformed.path.as_deref()), (method, path), "{header}");
             assert_eq!(malformed.replacement(), replacement.as_bytes(), "{header}");
-            assert!(matches!(check(replacement.as_bytes(), "http"), Checked::Malformed(_)), "it passes only by what it is marked with");
+            assert!(matches!(check(replacement.as_bytes(), "http"), Checked::Malformed(_)), "the replacement alone is refused");
         }
     }
 }

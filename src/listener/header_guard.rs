@@ -1,4 +1,5 @@
-//! A header as it arrives: where it ends, how long it may take, and what tells early that it is none.
+//! Tracks an HTTP/1 header as it arrives: its end, its deadline, and early signs that it is
+//! malformed. The complete header is checked in `header_check`.
 
 use std::pin::Pin;
 use std::sync::LazyLock;
@@ -8,35 +9,35 @@ use tokio::time::{Instant, Sleep};
 
 /// The header that is arriving.
 #[derive(Default)]
-pub struct Head {
+pub struct HeaderGuard {
     pub bytes: usize,
     pub deadline: Option<Instant>,
-    /// Made only once a read has to wait: most headers arrive in one piece.
+    /// Created only when a read has to wait: most headers arrive in one piece.
     pub sleep: Option<Pin<Box<Sleep>>>,
     pub lines: usize,
-    /// What has come of it. Nothing is handed on before its end, so that it can be checked as a whole.
+    /// The bytes so far. Nothing is handed on before its end, so that it can be checked as a whole.
     pub partial: Vec<u8>,
     first: Option<u8>,
     last: u8,
     bare_lf: bool,
-    /// How much of the empty line that ends a header the last bytes were.
+    /// How many bytes of `END_OF_HEAD` the last bytes match.
     pub ending: usize,
 }
 
-/// The empty line that ends a header, with the end of the line before it.
+/// The end of the last line and the empty line that ends a header.
 pub const END_OF_HEAD: &[u8] = b"\r\n\r\n";
-/// Made once: making one costs as much as a short search.
+/// Built once: building costs as much as a short search.
 static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(END_OF_HEAD));
-/// Pingora's parser refuses more with an answer of its own.
+/// Pingora's parser answers more fields itself.
 pub const FIELDS_PARSED_MAX: usize = 250;
 
-impl Head {
-    /// One that must be there by then.
+impl HeaderGuard {
+    /// A header with this deadline.
     pub fn until(deadline: Instant) -> Self {
         Self { deadline: Some(deadline), ..Self::default() }
     }
 
-    /// Notes these bytes of the header.
+    /// Tracks bytes of the header.
     pub fn feed(&mut self, bytes: &[u8]) {
         for at in memchr::memchr_iter(b'\n', bytes) {
             let before = at.checked_sub(1).map_or(Some(&self.last), |before| bytes.get(before));
@@ -50,7 +51,8 @@ impl Head {
         self.bytes += bytes.len();
     }
 
-    /// Why it is refused although its end has not come: some parsers would see an end where others do not, or it is no HTTP.
+    /// Why an incomplete header is refused: a bare LF, which some parsers take for a line end, or a
+    /// first byte that is not HTTP.
     pub fn malformed(&self) -> Option<&'static str> {
         let begins = self.first.is_none_or(|first| first.is_ascii_graphic());
         if self.bare_lf { Some("bare_lf") } else { (!begins).then_some("request_line") }
@@ -58,7 +60,7 @@ impl Head {
 
     /// How many of these bytes belong to the header.
     pub fn end_in(&mut self, fresh: &[u8]) -> usize {
-        // Most headers arrive whole.
+        // Most headers arrive in one piece.
         if self.ending == 0
             && let Some(start) = FINDER.find(fresh)
         {

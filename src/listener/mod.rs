@@ -1,5 +1,5 @@
-//! From a connection to a checked HTTP request: PROXY protocol, TLS, header limits, the framing of bodies, and the gate
-//! that normalises or refuses a request. Knows no route and no filter.
+//! From a connection to a checked HTTP request: PROXY protocol, TLS, header limits, the framing of
+//! bodies, and the gate that normalises or refuses a request. It knows no route and no filter.
 
 pub mod admission;
 mod chunks;

@@ -1,31 +1,34 @@
-//! The normalised form of a path, by which routes, rules and logs judge it, and the form in which it goes upstream.
+//! Normalises a path. Routes, rules and logs use the normalised form; the upstream gets the
+//! client's spelling.
 //!
-//! Normalised (RFC 3986, section 6.2.2): unreserved characters and those that delimit nothing in a path are decoded, hex
-//! digits are upper case, dot segments are removed, repeated slashes are merged. What two servers may read differently is refused.
+//! Normalised (RFC 3986, section 6.2.2): unreserved characters and those without a meaning in paths
+//! are decoded, hex digits are upper case, dot segments are removed, repeated slashes are merged.
+//! Paths that two servers may read differently are refused.
 //!
-//! The upstream gets the same segments in the client's own spelling, so that signatures over the path stay valid. Both
-//! forms decode to the same bytes, segment by segment; neither has a dot segment or a slash that the other does not have.
+//! The upstream gets the same segments in the client's spelling, so that signatures over the path
+//! stay valid. Both forms decode to the same bytes, segment by segment, and have the same slashes;
+//! neither has a dot segment.
 
 use std::borrow::Cow;
 
-/// Why a path is refused; the metric's words.
+/// Why a path is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadPath {
-    /// It does not begin with a slash, or holds bytes that no target has.
+    /// It does not begin with a slash, or contains bytes that no target has.
     Malformed,
     /// A `%` without two hex digits.
     Escape,
-    /// A control character, a backslash, a `%25` that would make a second decoding mean something, or slashes that
-    /// are kept where a server that merges them would read another path.
+    /// A control character, a backslash, a `%25` that would allow a second decoding, or repeated
+    /// slashes that a server that merges them would read as another path.
     Ambiguous,
     /// Dot segments that lead above the root.
     AboveRoot,
-    /// What is escaped is not UTF-8.
+    /// The decoded bytes are not UTF-8.
     NotUtf8,
 }
 
 impl BadPath {
-    /// The metric's word.
+    /// The label of the metric.
     pub fn reason(self) -> &'static str {
         match self {
             BadPath::Malformed => "target",
@@ -37,34 +40,34 @@ impl BadPath {
     }
 }
 
-/// What happens to slashes that follow each other.
+/// The treatment of repeated slashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slashes {
-    /// They are one, in matching and on the way.
+    /// Merged, for matching and for the upstream.
     Merge,
-    /// They stay, in matching and on the way.
+    /// Kept, for matching and for the upstream.
     Keep,
 }
 
-/// A path in both of its forms.
+/// A path in both forms.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Normal<'p> {
-    /// The normalised one, by which it is judged.
+    /// The normalised form, for routes, rules and logs.
     pub path: Cow<'p, str>,
-    /// The same segments as the client spelled them, for the upstream.
+    /// The same segments in the client's spelling, for the upstream.
     pub spelled: Cow<'p, str>,
-    /// `%2F` stands in it: some servers read it as a slash, others do not.
+    /// It contains `%2F`, which some servers read as a slash.
     pub encoded_slash: bool,
 }
 
-/// Characters that stand in a path as they are (`pchar` and the slash), RFC 3986, section 3.3.
+/// Characters that need no escape in a path (`pchar` and the slash; RFC 3986, section 3.3).
 fn plain(byte: u8) -> bool {
     unreserved(byte) || b"!$&'()*+,;=:@/".contains(&byte)
 }
 
-/// What means the same in a path whether it is escaped or not: reserved, but no delimiter of anything there. The semicolon
-/// begins a segment's parameters, and stays what it was.
-fn settled(byte: u8) -> bool {
+/// Reserved characters without a meaning in paths: escaped or not, they are the same. A semicolon
+/// begins parameters, so it is not among them.
+fn meaning_free(byte: u8) -> bool {
     b"!$&'()*+,=:@".contains(&byte)
 }
 
@@ -72,25 +75,25 @@ fn unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// Normalises a path, without its query.
+/// Normalises a path without its query.
 pub fn normalise(raw: &str, slashes: Slashes) -> Result<Normal<'_>, BadPath> {
     if !raw.starts_with('/') {
         return Err(BadPath::Malformed);
     }
-    // Nearly every path is normal already; those are not copied.
+    // Nearly every path is normal already, and is not copied.
     let quick = raw.bytes().all(|byte| plain(byte) && byte != b';') && !raw.contains("//") && !raw.contains("/.");
     if quick {
         return Ok(Normal { path: Cow::Borrowed(raw), spelled: Cow::Borrowed(raw), encoded_slash: false });
     }
     let (decoded, encoded_slash) = decode(raw.as_bytes())?;
-    let (path, spelled) = settle(raw, decoded, slashes)?;
+    let (path, spelled) = remove_segments(raw, decoded, slashes)?;
     Ok(Normal { path: Cow::Owned(path), spelled, encoded_slash })
 }
 
-/// Decodes what is unreserved, escapes what must not stand in a path as it is, refuses the rest.
+/// Decodes unreserved characters, escapes those that need it, and refuses the rest.
 fn decode(raw: &[u8]) -> Result<(String, bool), BadPath> {
     let mut out = String::with_capacity(raw.len());
-    let mut meant = Vec::with_capacity(raw.len());
+    let mut value_bytes = Vec::with_capacity(raw.len());
     let mut encoded_slash = false;
     let mut rest = raw;
     while let Some((&byte, after)) = rest.split_first() {
@@ -109,8 +112,8 @@ fn decode(raw: &[u8]) -> Result<(String, bool), BadPath> {
             0x80.. if !escaped => return Err(BadPath::Malformed),
             _ => {}
         }
-        meant.push(value);
-        if unreserved(value) || settled(value) || (plain(value) && !escaped) {
+        value_bytes.push(value);
+        if unreserved(value) || meaning_free(value) || (plain(value) && !escaped) {
             out.push(char::from(value));
         } else {
             encoded_slash |= value == b'/';
@@ -119,11 +122,12 @@ fn decode(raw: &[u8]) -> Result<(String, bool), BadPath> {
             out.push(char::from(hex_digit(value & 0xf)));
         }
     }
-    std::str::from_utf8(&meant).map_err(|_| BadPath::NotUtf8)?;
+    std::str::from_utf8(&value_bytes).map_err(|_| BadPath::NotUtf8)?;
     Ok((out, encoded_slash))
 }
 
-/// Whether an escaped `%` and what follows it would be an escape to somebody who decodes twice.
+/// Whether an escaped `%` and the characters after it would be an escape to a server that decodes
+/// twice.
 fn second_decoding(after: &[u8]) -> bool {
     let next = |bytes: &[u8]| match bytes.first() {
         Some(b'%') => hex_pair(bytes.get(1..).unwrap_or_default()).map(|value| (value, 3)),
@@ -144,9 +148,10 @@ fn hex_digit(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
 }
 
-/// Removes dot segments (RFC 3986, section 5.2.4) and repeated slashes from both forms. `..;x` and `..%2F` are refused: there
-/// are servers that read a dot segment in them. Decoding makes and unmakes no slash, so the segments of both forms are the same ones.
-fn settle(raw: &str, decoded: String, slashes: Slashes) -> Result<(String, Cow<'_, str>), BadPath> {
+/// Removes dot segments (RFC 3986, section 5.2.4) and repeated slashes from both forms. `..;x` and
+/// `..%2F` are refused: some servers read a dot segment in them. Decoding neither adds nor removes
+/// slashes, so both forms have the same segments.
+fn remove_segments(raw: &str, decoded: String, slashes: Slashes) -> Result<(String, Cow<'_, str>), BadPath> {
     let (mut dots, mut empty, mut ends_open) = (false, false, false);
     for segment in decoded.split('/').skip(1) {
         empty |= ends_open;
@@ -157,27 +162,29 @@ fn settle(raw: &str, decoded: String, slashes: Slashes) -> Result<(String, Cow<'
         }
     }
     if slashes == Slashes::Keep && empty && (dots || decoded.starts_with("//")) {
-        // `/a//../b` is `/a/b` to a server that keeps slashes and `/b` to one that merges them; `//a/b` may be read as a host.
+        // `/a//../b` is `/a/b` to a server that keeps slashes and `/b` to one that merges them;
+        // `//a/b` may be read as a host.
         return Err(BadPath::Ambiguous);
     }
     if !dots && (!empty || slashes == Slashes::Keep) {
         return Ok((decoded, Cow::Borrowed(raw)));
     }
-    remove(raw, &decoded).map(|(path, spelled)| (path, Cow::Owned(spelled)))
+    rebuild(raw, &decoded).map(|(path, spelled)| (path, Cow::Owned(spelled)))
 }
 
 fn is_dots(segment: &str) -> bool {
     matches!(segment, "." | "..")
 }
 
-/// Whether a server that decodes `%2F` or `%3B`, or takes parameters off, would find a dot segment in this one.
+/// Whether a server that decodes `%2F` or `%3B`, or removes parameters, would find a dot segment
+/// here.
 fn hides_dots(segment: &str) -> bool {
     let name = |part: &str| is_dots(part.split(';').next().and_then(|part| part.split("%3B").next()).unwrap_or_default());
     !is_dots(segment) && segment.split("%2F").any(name)
 }
 
-/// Both forms without their dot segments and empty segments.
-fn remove(raw: &str, decoded: &str) -> Result<(String, String), BadPath> {
+/// Both forms without dot segments and empty segments.
+fn rebuild(raw: &str, decoded: &str) -> Result<(String, String), BadPath> {
     let mut segments: Vec<(&str, &str)> = Vec::new();
     let mut ends_open = false;
     for (segment, spelled) in decoded.split('/').zip(raw.split('/')).skip(1) {
@@ -209,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_form() {
+    fn normalised_forms() {
         for (raw, normal) in [
             ("/", "/"),
             ("/v1/chat/completions", "/v1/chat/completions"),
@@ -239,7 +246,7 @@ mod tests {
         ] {
             let once = normalise(raw, Slashes::Merge).unwrap_or_else(|why| panic!("{raw}: {why:?}"));
             assert_eq!(once.path, normal, "{raw}");
-            assert_eq!(normalise(normal, Slashes::Merge).map(|n| n.path.into_owned()).as_deref(), Ok(normal), "once is enough: {raw}");
+            assert_eq!(normalise(normal, Slashes::Merge).map(|n| n.path.into_owned()).as_deref(), Ok(normal), "idempotent: {raw}");
             assert_eq!(normalise(&once.spelled, Slashes::Merge).map(|n| n.path.into_owned()).as_deref(), Ok(normal), "upstream: {raw}");
         }
         let slash = normalise("/a%2fb", Slashes::Merge).unwrap();
@@ -256,7 +263,7 @@ mod tests {
             ("/a|b{c}^", "/a|b{c}^"),
             ("/%e4%bd%a0", "/%e4%bd%a0"),
             ("/a;x=1/b", "/a;x=1/b"),
-            // Dot segments and repeated slashes are removed; what is left keeps its spelling.
+            // Dot segments and repeated slashes are removed; the rest keeps its spelling.
             ("/v1/./x%3A0/../y%3A0", "/v1/y%3A0"),
             ("/v1/%2e%2E/x%3A0", "/x%3A0"),
             ("//v1//x%3A0//", "/v1/x%3A0/"),
@@ -282,7 +289,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn the_upstream_reads_what_was_judged(raw in "/([a-b./;:+|]|%2[eEfF5bB]|%3[aAbB]|%41|%e4%bd%a0|//|/\\.\\.){0,12}") {
+        fn the_upstream_reads_the_checked_path(raw in "/([a-b./;:+|]|%2[eEfF5bB]|%3[aAbB]|%41|%e4%bd%a0|//|/\\.\\.){0,12}") {
             for slashes in [Slashes::Merge, Slashes::Keep] {
                 let Ok(normal) = normalise(&raw, slashes) else { continue };
                 let read = segments(&normal.spelled);
@@ -297,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn slashes_that_are_kept() {
+    fn kept_slashes() {
         for (raw, path, spelled) in [
             ("/v1//x%3A0", "/v1//x:0", "/v1//x%3A0"),
             ("/v1/x//", "/v1/x//", "/v1/x//"),
@@ -313,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn refused_paths() {
         for (raw, why) in [
             ("", BadPath::Malformed),
             ("v1", BadPath::Malformed),

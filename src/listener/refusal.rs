@@ -1,42 +1,42 @@
-//! By what a request's header is judged, and why it is refused.
+//! The policy of the gate, and its refusals. The checks are in `gate`.
 
 use http::StatusCode;
 
 use super::path::{BadPath, Slashes};
 use crate::config::model::Underscores;
 
-/// What a listener allows.
+/// The header limits of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
-    /// Bytes of the header.
+    /// The size of the header, in bytes.
     pub bytes: usize,
-    /// Fields in it.
+    /// The number of fields.
     pub fields: usize,
 }
 
-/// By what a request is judged.
+/// The policy of the gate.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// The sizes that the listener allows.
+    /// The header limits.
     pub limits: HeadLimits,
-    /// What happens to repeated slashes.
+    /// The treatment of repeated slashes.
     pub slashes: Slashes,
-    /// What happens to fields with an underscore in their names.
+    /// The treatment of field names with an underscore.
     pub underscores: Underscores,
     /// The scheme of the connection, in lower case.
     pub scheme: &'static str,
 }
 
-/// Why a request is refused: the status, and the metric's word.
+/// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// What the client gets.
+    /// The status for the client.
     pub status: StatusCode,
-    /// From a closed list.
+    /// The code for the client, and the label of the metric. From a closed list.
     pub reason: &'static str,
 }
 
-/// Malformed or ambiguous.
+/// A request that is malformed or ambiguous: status 400.
 pub const fn bad(reason: &'static str) -> Refused {
     Refused { status: StatusCode::BAD_REQUEST, reason }
 }

@@ -1,4 +1,5 @@
-//! The request target: origin form from what a client sent, then the form that is judged and the form that goes upstream.
+//! Normalises the request target: from the client's form to origin form, then to the normalised
+//! form and the form for the upstream.
 
 use std::borrow::Cow;
 
@@ -8,17 +9,17 @@ use pingora::http::RequestHeader;
 use super::path::normalise;
 use super::refusal::{Policy, Refused, bad};
 
-/// What became of a target.
+/// A normalised target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
-    /// `%2F` stands in the path.
+pub struct NormalTarget {
+    /// The path contains `%2F`.
     pub encoded_slash: bool,
-    /// The target in the client's spelling, where that is not the normalised one.
+    /// The target in the client's spelling, if it differs from the normalised one.
     pub spelled: Option<Uri>,
 }
 
-/// The target in origin form. The absolute form (RFC 9112, section 3.2.2) names scheme and host once more: both must be those of
-/// the connection and of `Host` (RFC 9110, section 7.4).
+/// The target in origin form. The absolute form (RFC 9112, section 3.2.2) repeats scheme and host:
+/// both must match the connection and `Host` (RFC 9110, section 7.4).
 pub fn origin_form<'t>(target: &'t str, host: &[u8], scheme: &str) -> Result<Cow<'t, str>, Refused> {
     if target.starts_with('/') {
         return Ok(Cow::Borrowed(target));
@@ -37,8 +38,8 @@ pub fn origin_form<'t>(target: &'t str, host: &[u8], scheme: &str) -> Result<Cow
     Ok(if path.starts_with('/') { Cow::Borrowed(path) } else { Cow::Owned(format!("/{path}")) })
 }
 
-/// Puts the target into its normalised form.
-pub fn settle(head: &mut RequestHeader, policy: &Policy) -> Result<Settled, Refused> {
+/// Normalises the target.
+pub fn normalise_target(head: &mut RequestHeader, policy: &Policy) -> Result<NormalTarget, Refused> {
     let raw = std::str::from_utf8(head.raw_path()).map_err(|_| bad("target"))?;
     let host = head.headers.get(header::HOST).map(http::HeaderValue::as_bytes).unwrap_or_default();
     let origin = origin_form(raw, host, policy.scheme)?;
@@ -54,16 +55,17 @@ pub fn settle(head: &mut RequestHeader, policy: &Policy) -> Result<Settled, Refu
         Some(query) => format!("{path}?{query}").parse::<Uri>(),
         None => path.parse(),
     };
-    // What no URI may hold goes upstream as it is judged, although the parser lets it pass (RFC 3986, section 2).
+    // Characters that no URI may contain go upstream normalised, although the parser accepts them
+    // (RFC 3986, section 2).
     let valid = !normal.spelled.bytes().any(|byte| b"\"<>`".contains(&byte));
     let spelled = if normal.spelled == normal.path || !valid { None } else { uri(&normal.spelled).ok() };
-    let settled = Settled { encoded_slash: normal.encoded_slash, spelled };
+    let target = NormalTarget { encoded_slash: normal.encoded_slash, spelled };
     let in_form = origin == raw && normal.path == path && head.uri.path() == path;
     if !in_form {
         let uri = uri(&normal.path).map_err(|_| bad("target"))?;
         head.set_uri(uri);
     }
-    Ok(settled)
+    Ok(target)
 }
 
 #[cfg(test)]
@@ -71,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn absolute_targets_name_the_connection_they_came_on() {
+    fn absolute_targets_must_match_the_connection() {
         for (target, scheme, origin) in [
             ("/v1/x", "http", Ok("/v1/x")),
             ("/v1/x?u=https://h/", "http", Ok("/v1/x?u=https://h/")),

@@ -1,4 +1,5 @@
-//! Field names with an underscore. CGI and its heirs (WSGI, Rack, PHP) read `X_Real_IP` and `X-Real-IP` as one variable.
+//! Handles field names with an underscore: CGI and its successors (WSGI, Rack, PHP) read
+//! `X_Real_IP` and `X-Real-IP` as one variable. It knows no other ambiguity.
 
 use http::{HeaderMap, HeaderName};
 use keylatch_filters::contract::{ADDRESS_FIELDS, ProxyFields, is_framing};
@@ -7,19 +8,20 @@ use pingora::http::RequestHeader;
 use super::refusal::{Refused, bad};
 use crate::config::model::Underscores;
 
-/// Fields that say who a client is or which request this is, beside those by which proxies do.
+/// Fields that identify a client or a request, besides those that proxies set.
 const IDENTITY_FIELDS: [&str; 8] =
     ["api-key", "authorization", "cookie", "host", "traceparent", "x-api-key", "x-goog-api-key", "x-request-id"];
 
-/// Drops or refuses such fields as the listener says. The number of those dropped.
-pub fn settle(head: &mut RequestHeader, what: Underscores) -> Result<u64, Refused> {
+/// Drops or refuses such fields, as the listener is configured. Returns the number of dropped
+/// fields.
+pub fn apply_policy(head: &mut RequestHeader, policy: Underscores) -> Result<u64, Refused> {
     if !head.headers.keys().any(has_underscore) {
         return Ok(0);
     }
-    match what {
+    match policy {
         Underscores::Refuse => Err(bad("underscore_in_header")),
         Underscores::Drop => Ok(remove(head, |_, _| true)),
-        // Even where they are allowed none may pass for a field by which a client is judged.
+        // Even if allowed, none may be mistaken for an identity, proxy or framing field.
         Underscores::Allow => {
             let proxies = ProxyFields::standard();
             Ok(remove(head, |headers, dashed| {
@@ -30,8 +32,8 @@ pub fn settle(head: &mut RequestHeader, what: Underscores) -> Result<u64, Refuse
     }
 }
 
-/// Drops what would pass upstream for a field that stands beside it, which a filter may have set. The number of those dropped.
-/// Needed only where underscores are allowed: elsewhere no such field of the client is left.
+/// Drops fields that the upstream could mistake for another field of the request, which a filter
+/// may have set. Returns their number. Needed only where underscores are allowed.
 pub fn drop_lookalikes(upstream: &mut RequestHeader) -> u64 {
     if !upstream.headers.keys().any(has_underscore) {
         return 0;
@@ -43,7 +45,7 @@ fn has_underscore(name: &HeaderName) -> bool {
     memchr::memchr(b'_', name.as_str().as_bytes()).is_some()
 }
 
-/// Removes the fields whose name, written with dashes, is to go.
+/// Removes each field if `goes` is true for its name with dashes.
 fn remove(head: &mut RequestHeader, goes: impl Fn(&HeaderMap, &str) -> bool) -> u64 {
     let spelled = head.headers.keys().filter(|name| has_underscore(name) && goes(&head.headers, &name.as_str().replace('_', "-")));
     let spelled: Vec<HeaderName> = spelled.cloned().collect();
@@ -66,9 +68,9 @@ mod tests {
         head
     }
 
-    fn left(names: &[&'static str], what: Underscores) -> Result<(Vec<String>, u64), &'static str> {
+    fn left(names: &[&'static str], policy: Underscores) -> Result<(Vec<String>, u64), &'static str> {
         let mut head = head(names);
-        let dropped = settle(&mut head, what).map_err(|refused| refused.reason)?;
+        let dropped = apply_policy(&mut head, policy).map_err(|refused| refused.reason)?;
         let mut left: Vec<String> = head.headers.keys().map(|name| name.as_str().to_owned()).collect();
         left.sort();
         Ok((left, dropped))
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_passes_for_nothing_else() {
+    fn allowed_fields_cannot_imitate_others() {
         for name in [
             "x_real_ip",
             "x-real_ip",
@@ -103,7 +105,7 @@ mod tests {
             let gone = left(&[name], Underscores::Allow).unwrap().1 == 1;
             assert_eq!(gone, name != "ho_st", "{name}");
         }
-        // One that the request has with dashes, too; and one that a filter has set meanwhile.
+        // A field that the request has with dashes, too, and one that a filter has set.
         assert_eq!(left(&["x_team", "x-team"], Underscores::Allow).unwrap().1, 1);
         let mut upstream = head(&["x_user_id", "x_team"]);
         upstream.append_header("X-User-Id", "7").unwrap();

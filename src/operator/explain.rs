@@ -172,7 +172,7 @@ impl Explanation {
             self.line(label, format_args!("{:>2}. {}: {}", index + 1, one.filter, says(one, asks)));
             self.lines.extend(one.lines.iter().map(|line| format!("              {line}")));
         }
-        let status = outcome.and_then(|index| explained.get(index)?.reply.clone()).map(|reply| errors::of_reply(*reply).status.as_u16());
+        let status = outcome.and_then(|index| explained.get(index)?.reply.clone()).map(|reply| errors::from_reply(*reply).status.as_u16());
         self.status = status.or((route == "-").then_some(404));
         match (status, unknown) {
             // The answer of a store or service may decide before.
@@ -200,7 +200,7 @@ fn says(one: &Explained, asks: Asks) -> String {
         _ if is_open(one) => format!("asks a store or a service, which is not done here{shadow}"),
         None => format!("passes{shadow}"),
         Some(reply) => {
-            let status = errors::of_reply((**reply).clone()).status.as_u16();
+            let status = errors::from_reply((**reply).clone()).status.as_u16();
             let detail = reply.detail.as_ref().map(|detail| format!("; {detail}")).unwrap_or_default();
             format!("answers with {status}, {}{detail}{shadow}", reply.reason)
         }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{CLOUDFLARE, CloudflareRefresh, TrustConfig, fetched_ranges, ranges};
 
 use crate::config::Files;
-use crate::outbound::{self, Reach};
+use crate::outbound::{self, ClientOptions};
 use crate::util::{outbound_url, secure_fs};
 
 /// How long one source may take.
@@ -56,7 +56,7 @@ async fn read(source: &str, files: &Files, private: bool) -> Result<String, Stri
         return if size <= BYTES_MAX { std::fs::read_to_string(&path).map_err(|e| e.to_string()) } else { Err("is too large".into()) };
     }
     let url = outbound_url::target(source, private)?;
-    let client = outbound::client(&Reach { private, ca: None, timeout: FETCH_TIME_MAX })?;
+    let client = outbound::client(&ClientOptions { private, ca: None, timeout: FETCH_TIME_MAX })?;
     outbound::get(&client, url).await
 }
 

@@ -1,5 +1,6 @@
-//! Calls to other people's services. Where a URL is configured, its target is https and a public address unless
-//! the configuration says otherwise: nobody reaches what is inside by a name that points there, nor by a redirect.
+//! HTTP calls to services that the configuration names. A target must use https and a public
+//! address unless the configuration allows others; this is enforced on the resolved addresses, and
+//! redirects are not followed (protection against SSRF).
 
 mod services;
 
@@ -13,107 +14,108 @@ use reqwest::{Certificate, Client, Url, redirect};
 use crate::util::public_address::is_public;
 pub use services::{Services, check};
 
-/// What may be called, and how.
+/// The options of an HTTP client.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Reach {
-    /// Also addresses that are not public, and `http`.
+pub struct ClientOptions {
+    /// Allows private addresses and `http`.
     pub private: bool,
-    /// The certificates that may sign the server's, as PEM. `None`: the system's.
+    /// The CA certificates that may have signed the server's, as PEM. `None`: the CAs of the
+    /// system.
     pub ca: Option<String>,
-    /// How long a call may take, all in all.
+    /// The timeout of a whole call.
     pub timeout: Duration,
 }
 
-/// An answer; what goes beyond the limit of its body is left out.
-pub struct Answered {
+/// A response. Its body is cut at 64 KiB.
+pub struct Response {
     /// The status.
     pub status: u16,
-    /// For how long `Retry-After` asks to be left alone, if it says so.
+    /// The value of `Retry-After`, if there is one.
     pub retry_after: Option<Duration>,
-    /// The beginning of the body.
+    /// The body, or its first 64 KiB.
     pub body: Vec<u8>,
 }
 
-/// Of an answer's body at most this is read.
+/// The most bytes that are read of a body.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
-/// Names that lead inside lead nowhere.
-struct Outside;
+/// A DNS resolver that returns public addresses only.
+struct PublicResolver;
 
-impl Resolve for Outside {
+impl Resolve for PublicResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
             let public: Vec<SocketAddr> = found.filter(|address| is_public(address.ip())).collect();
             if public.is_empty() {
-                return Err("the name has no public address; `allow_private: true` allows others".into());
+                return Err("the name has no public address; set `allow_private: true` to allow private ones".into());
             }
             Ok(Box::new(public.into_iter()) as Addrs)
         })
     }
 }
 
-/// A client that goes no further than that.
-pub fn client(reach: &Reach) -> Result<Client, String> {
-    // The only provider of cryptography that is compiled in; set already is as good.
+/// An HTTP client with these options. It follows no redirect and uses no proxy.
+pub fn client(options: &ClientOptions) -> Result<Client, String> {
+    // The only crypto provider that is compiled in. An error means that it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = Client::builder()
         .user_agent(concat!("Keylatch/", env!("CARGO_PKG_VERSION")))
         .redirect(redirect::Policy::none())
-        .timeout(reach.timeout)
-        // A proxy from the environment would be asked for names instead of us.
+        .timeout(options.timeout)
+        // A proxy from the environment would resolve the names itself.
         .no_proxy()
-        .https_only(!reach.private);
-    if !reach.private {
-        builder = builder.dns_resolver(Arc::new(Outside));
+        .https_only(!options.private);
+    if !options.private {
+        builder = builder.dns_resolver(Arc::new(PublicResolver));
     }
-    if let Some(pem) = &reach.ca {
-        let certificates = Certificate::from_pem_bundle(pem.as_bytes()).map_err(|_| "ca_file holds no certificate in PEM".to_owned())?;
+    if let Some(pem) = &options.ca {
+        let certificates = Certificate::from_pem_bundle(pem.as_bytes()).map_err(|_| "`ca_file` contains no PEM certificate".to_owned())?;
         if certificates.is_empty() {
-            return Err("ca_file holds no certificate in PEM".into());
+            return Err("`ca_file` contains no PEM certificate".into());
         }
         builder = builder.tls_certs_only(certificates);
     }
-    builder.build().map_err(|error| format!("no client can be made: {}", plainly(error)))
+    builder.build().map_err(|error| format!("the HTTP client cannot be created: {}", error_chain(error)))
 }
 
-/// Reads what is there, as text; what is longer than 64 KiB or no success is an error.
+/// Fetches a text. A status other than 2xx and a body over 64 KiB are errors.
 pub async fn get(client: &Client, url: Url) -> Result<String, String> {
-    let mut answer = client.get(url).send().await.map_err(plainly)?;
+    let mut answer = client.get(url).send().await.map_err(error_chain)?;
     if !answer.status().is_success() {
-        return Err(format!("the answer was {}", answer.status()));
+        return Err(format!("the response has status {}", answer.status()));
     }
     let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(plainly)? {
+    while let Some(chunk) = answer.chunk().await.map_err(error_chain)? {
         body.extend_from_slice(&chunk);
         if body.len() > BODY_BYTES_MAX {
-            return Err("the answer is longer than 64 KiB".into());
+            return Err("the response is longer than 64 KiB".into());
         }
     }
-    String::from_utf8(body).map_err(|_| "the answer is not text".into())
+    String::from_utf8(body).map_err(|_| "the response is not UTF-8 text".into())
 }
 
-/// Sends JSON.
-pub async fn post(client: &Client, url: Url, headers: &[(&'static str, String)], body: String) -> Result<Answered, String> {
+/// Sends a POST request with a JSON body.
+pub async fn post(client: &Client, url: Url, headers: &[(&'static str, String)], body: String) -> Result<Response, String> {
     let mut request = client.post(url).header("content-type", "application/json").body(body);
     for (name, value) in headers {
         request = request.header(*name, value);
     }
-    let mut answer = request.send().await.map_err(plainly)?;
+    let mut answer = request.send().await.map_err(error_chain)?;
     let retry_after = retry_after(answer.headers(), SystemTime::now());
     let (status, mut body) = (answer.status().as_u16(), Vec::new());
-    while let Some(chunk) = answer.chunk().await.map_err(plainly)? {
+    while let Some(chunk) = answer.chunk().await.map_err(error_chain)? {
         let room = BODY_BYTES_MAX.saturating_sub(body.len());
         body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
         if body.len() == BODY_BYTES_MAX {
             break;
         }
     }
-    Ok(Answered { status, retry_after, body })
+    Ok(Response { status, retry_after, body })
 }
 
-/// For how long a service asks to be left alone: `Retry-After` (RFC 9110, 10.2.3) in seconds, or as a date, which is none once it
-/// has passed.
+/// The value of `Retry-After` (RFC 9110, section 10.2.3): seconds or a date. A date in the past is
+/// `None`.
 pub fn retry_after(headers: &http::HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
     match text.parse() {
@@ -122,8 +124,8 @@ pub fn retry_after(headers: &http::HeaderMap, now: SystemTime) -> Option<Duratio
     }
 }
 
-/// What went wrong, down to its cause, without the URL.
-pub fn plainly(error: reqwest::Error) -> String {
+/// The error with its causes, without the URL.
+pub fn error_chain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -140,7 +142,7 @@ mod tests {
     use crate::util::outbound_url::target;
 
     #[test]
-    fn what_may_be_called() {
+    fn allowed_targets() {
         for (url, private, fine) in [
             ("https://hooks.example.com/x", false, true),
             ("https://1.1.1.1/x", false, true),
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn how_long_to_leave_a_service_alone() {
+    fn retry_after_values() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         for (said, seconds) in [
             ("120", Some(120)),
@@ -182,10 +184,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_leads_inside_leads_nowhere() {
-        let reach = Reach { private: false, ca: None, timeout: Duration::from_secs(2) };
-        let client = client(&reach).unwrap();
-        // `localhost` is refused before; here it stands for any name that resolves to an address inside.
+    async fn a_name_with_a_private_address_is_not_called() {
+        let options = ClientOptions { private: false, ca: None, timeout: Duration::from_secs(2) };
+        let client = client(&options).unwrap();
+        // `localhost` stands for any name that resolves to a private address; URLs with it are
+        // refused elsewhere.
         let failed = post(&client, Url::parse("https://localhost:1/x").unwrap(), &[], String::new()).await;
         assert!(failed.err().is_some_and(|text| text.contains("no public address") && !text.contains("/x")));
     }

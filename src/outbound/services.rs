@@ -1,5 +1,5 @@
-//! The services that filters ask, and the things that are tended to for them: on the runtime that is beside the proxy,
-//! so that no connection and no task depends on a request's.
+//! The implementation of the filters' outbound port: calls to services, and their periodic tasks.
+//! Both run on the runtime beside the proxy, so that no task depends on a request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -13,21 +13,21 @@ use reqwest::{Client, RequestBuilder, Url};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{Reach, client, plainly};
+use super::{ClientOptions, client, error_chain};
 use crate::util::breaker::Breaker;
 use crate::util::outbound_url::target;
 
-/// So many calls to one service are under way at once; others wait for their turn.
+/// The concurrent calls to one service. Further calls wait.
 const CALLS_MAX: usize = 64;
-/// Nothing is tended to more often than this, whatever it says.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// The minimum pause between two runs of a periodic task.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// Calls and tends on this runtime.
+/// Runs calls and periodic tasks on this runtime.
 pub struct Services(Handle);
 
 impl Services {
-    /// On the runtime of the caller.
-    pub fn here() -> Self {
+    /// Uses the runtime of the caller.
+    pub fn on_current_runtime() -> Self {
         Self(Handle::current())
     }
 }
@@ -38,79 +38,79 @@ impl Outbound for Services {
     }
 
     fn schedule(&self, task: Weak<dyn PeriodicTask>) -> Arc<dyn TaskHandle> {
-        let tending = Arc::new(Tending { wanted: Notify::new(), at_work: AtomicBool::new(true), done: watch::channel(0).0 });
-        self.0.spawn(again_and_again(task, Arc::clone(&tending)));
-        Arc::new(Held(tending))
+        let tending = Arc::new(TaskState { wanted: Notify::new(), running: AtomicBool::new(true), done: watch::channel(0).0 });
+        self.0.spawn(run_repeatedly(task, Arc::clone(&tending)));
+        Arc::new(TaskHandle(tending))
     }
 }
 
-/// What is handed out: when it is dropped, the task notices.
-struct Held(Arc<Tending>);
+/// The handle of a periodic task. Dropping it ends the task.
+struct TaskHandle(Arc<TaskState>);
 
-impl Drop for Held {
+impl Drop for TaskHandle {
     fn drop(&mut self) {
         self.0.wanted.notify_one();
     }
 }
 
-/// Nobody waits longer for something to be done.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest that a caller waits for a run.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// A task and those who wait for it.
-struct Tending {
+/// The state of a periodic task, shared with the callers that wait for it.
+struct TaskState {
     wanted: Notify,
-    at_work: AtomicBool,
-    /// How often it has been done.
+    running: AtomicBool,
+    /// The number of finished runs.
     done: watch::Sender<u64>,
 }
 
-impl TaskHandle for Held {
+impl TaskHandle for TaskHandle {
     fn run_now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut done = self.0.done.subscribe();
-            // At work from now on: whoever comes before it has begun waits for the same.
-            if !self.0.at_work.swap(true, Ordering::AcqRel) {
+            // Set before the run begins, so that concurrent callers share one run.
+            if !self.0.running.swap(true, Ordering::AcqRel) {
                 self.0.wanted.notify_one();
             }
-            let _ = tokio::time::timeout(PATIENCE, done.changed()).await;
+            let _ = tokio::time::timeout(WAIT_MAX, done.changed()).await;
         })
     }
 
     fn wait_until_idle(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut done = self.0.done.subscribe();
-            if self.0.at_work.load(Ordering::Acquire) {
-                let _ = tokio::time::timeout(PATIENCE, done.changed()).await;
+            if self.0.running.load(Ordering::Acquire) {
+                let _ = tokio::time::timeout(WAIT_MAX, done.changed()).await;
             }
         })
     }
 }
 
-async fn again_and_again(task: Weak<dyn PeriodicTask>, tending: Arc<Tending>) {
+async fn run_repeatedly(task: Weak<dyn PeriodicTask>, tending: Arc<TaskState>) {
     let mut failing = false;
     loop {
-        let Some(held) = task.upgrade() else { return };
-        tending.at_work.store(true, Ordering::Release);
-        let TaskOutcome { pause, failed } = held.run(Instant::now()).await;
-        tending.at_work.store(false, Ordering::Release);
+        let Some(task) = task.upgrade() else { return };
+        tending.running.store(true, Ordering::Release);
+        let TaskOutcome { pause, failed } = task.run(Instant::now()).await;
+        tending.running.store(false, Ordering::Release);
         tending.done.send_modify(|times| *times += 1);
-        // Told at the first failure and at the end of them, not each time.
+        // Only changes are logged: the first failure, and the recovery.
         match (&failed, failing) {
-            (Some(why), false) => tracing::warn!(what = held.name(), why, "could not be refreshed; what was known before stays"),
-            (None, true) => tracing::info!(what = held.name(), "can be refreshed again"),
+            (Some(why), false) => tracing::warn!(what = task.name(), why, "refresh failed; the previous data stays in use"),
+            (None, true) => tracing::info!(what = task.name(), "refresh works again"),
             _ => {}
         }
         failing = failed.is_some();
-        drop(held);
-        let _ = tokio::time::timeout(pause.max(SHORTEST_PAUSE), tending.wanted.notified()).await;
+        drop(task);
+        let _ = tokio::time::timeout(pause.max(PAUSE_MIN), tending.wanted.notified()).await;
     }
 }
 
-/// Whether an endpoint can be called, without calling it.
+/// Validates an endpoint without calling it.
 pub fn check(endpoint: &Endpoint, ca: Option<String>) -> Result<(Url, Client), Invalid> {
     let url = target(&endpoint.url, endpoint.allow_private).map_err(|says| Invalid::new(says).at("url"))?;
-    let reach = Reach { private: endpoint.allow_private, ca, timeout: endpoint.timeout.0 };
-    let client = client(&reach).map_err(|says| Invalid::new(says).at("ca_file"))?;
+    let options = ClientOptions { private: endpoint.allow_private, ca, timeout: endpoint.timeout.0 };
+    let client = client(&options).map_err(|says| Invalid::new(says).at("ca_file"))?;
     Ok((url, client))
 }
 
@@ -131,25 +131,25 @@ impl Service for Remote {
             let begun = Instant::now();
             let turn = tokio::time::timeout(self.timeout, Arc::clone(&self.turns).acquire_owned()).await;
             let Ok(Ok(turn)) = turn else {
-                // Whoever asks for much at once must not make it look as if nobody were there.
-                return Err(CallError::Unclear(format!("{CALLS_MAX} calls are under way already")));
+                // A saturated limit is not a failure of the service: the breaker must not count it.
+                return Err(CallError::Unclear(format!("all {CALLS_MAX} concurrent calls to the service are in use")));
             };
             let answer = async {
-                // It goes on where the proxy's client leaves: its connection can be used again.
+                // The call continues if the client leaves, so that its connection can be reused.
                 let called = self.runtime.spawn(send(self.request(&call), call.answer, begun, turn));
-                called.await.unwrap_or_else(|_| Err(CallError::Away("this process is stopping".into())))
+                called.await.unwrap_or_else(|_| Err(CallError::Away("the process is stopping".into())))
             };
-            let asked = self.breaker.run(answer, |error| matches!(error, CallError::Away(_))).await;
-            asked.unwrap_or_else(|| Err(CallError::Away("it does not answer, and is asked again in a moment".into())))
+            let outcome = self.breaker.run(answer, |error| matches!(error, CallError::Away(_))).await;
+            outcome.unwrap_or_else(|| Err(CallError::Away("the service does not answer; the next call is tried shortly".into())))
         })
     }
 
     fn elsewhere(&self, url: &str) -> Result<Arc<dyn Service>, CallError> {
         let url = target(url, self.private).map_err(CallError::Unclear)?;
         if self.url.scheme() == "https" && url.scheme() != "https" {
-            return Err(CallError::Unclear("leads from https to http".into()));
+            return Err(CallError::Unclear("the URL leads from https to http".into()));
         }
-        // Credentials are for their own origin.
+        // Credentials are sent to their own origin only.
         let authorization = self.authorization.clone().filter(|_| url.origin() == self.url.origin());
         Ok(Arc::new(Remote {
             url,
@@ -203,18 +203,19 @@ async fn send(
     _turn: OwnedSemaphorePermit,
 ) -> Result<ServiceResponse, CallError> {
     let mut answer = request.send().await.map_err(|error| {
-        // A connection that ends in the middle may have been ended because of what was asked.
+        // The request itself may have ended the connection, so other errors say nothing about the
+        // service.
         let away = error.is_connect() || error.is_timeout();
-        if away { CallError::Away(plainly(error)) } else { CallError::Unclear(plainly(error)) }
+        if away { CallError::Away(error_chain(error)) } else { CallError::Unclear(error_chain(error)) }
     })?;
     let (status, headers, mut body) = (answer.status(), answer.headers().clone(), Vec::new());
     let (AnswerBody::Whole(most) | AnswerBody::Cut(most)) = wanted;
     while body.len() < most || matches!(wanted, AnswerBody::Whole(_)) {
-        // It has answered: it is there.
-        let Some(chunk) = answer.chunk().await.map_err(|error| CallError::Unclear(plainly(error)))? else { break };
+        // The service has answered, so it is available.
+        let Some(chunk) = answer.chunk().await.map_err(|error| CallError::Unclear(error_chain(error)))? else { break };
         let room = most - body.len();
         if chunk.len() > room && matches!(wanted, AnswerBody::Whole(_)) {
-            return Err(CallError::Unclear(format!("the answer is longer than {most} bytes")));
+            return Err(CallError::Unclear(format!("the response is longer than {most} bytes")));
         }
         body.extend_from_slice(chunk.get(..room.min(chunk.len())).unwrap_or_default());
     }
@@ -229,14 +230,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn nothing_is_sent_to_a_service_that_is_known_to_be_away() {
+    async fn an_open_breaker_sends_nothing() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/", silent.local_addr().unwrap());
         let timeout = HumanDuration(Duration::from_millis(50));
         let service =
             Remote::new(&Endpoint { url, allow_private: true, ca_file: None, authorization: None, timeout }, None, Handle::current())
                 .unwrap();
-        let ask = || {
+        let call = || {
             service.call(Call {
                 method: Method::GET,
                 path: "".into(),
@@ -246,10 +247,10 @@ mod tests {
             })
         };
         for _ in 0..3 {
-            assert!(matches!(ask().await, Err(CallError::Away(_))));
+            assert!(matches!(call().await, Err(CallError::Away(_))));
         }
         assert!(service.breaker.is_open());
-        assert!(matches!(ask().await, Err(CallError::Away(_))));
-        assert_eq!(service.turns.available_permits(), CALLS_MAX, "something is under way");
+        assert!(matches!(call().await, Err(CallError::Away(_))));
+        assert_eq!(service.turns.available_permits(), CALLS_MAX, "a call is under way");
     }
 }

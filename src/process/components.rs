@@ -11,13 +11,13 @@ use keylatch_filters::contract::{Meter, Ports, UsageTracker};
 
 use crate::acme::{self, Acme};
 use crate::admin::Api;
-use crate::alerts::{self, Watch};
+use crate::alerts::{self, AlertMonitor};
 use crate::bindings::{self, Opened, Purpose, Store};
 use crate::cluster::replica::Replica;
 use crate::compile::Compiler;
 use crate::config::model::Storage;
 use crate::config::{Files, Settings, parse_file};
-use crate::http_proxy::Shared;
+use crate::http_proxy::ProxyState;
 use crate::operator::oidc::Oidc;
 use crate::operator::ranges;
 use crate::operator::replica_answers::LocalAnswers;
@@ -42,11 +42,11 @@ const RANGES_RETRY_PAUSE: Duration = Duration::from_secs(300);
 /// The components of the process. They run on a runtime of their own, so they cannot delay a request.
 pub struct Components {
     /// The state that all listeners share.
-    pub shared: Arc<Shared>,
+    pub shared: Arc<ProxyState>,
     /// The store.
     pub store: Arc<Store>,
     /// Raises alerts about keys that are refused too often.
-    pub watch: Arc<Watch>,
+    pub watch: Arc<AlertMonitor>,
     /// The identity of this process among the replicas.
     pub replica: Arc<Replica>,
     /// Reloads the configuration.
@@ -73,7 +73,7 @@ impl Components {
             hasher: opened.hasher.clone(),
             meter: Arc::new(Meter::new(metrics.registry.clone())),
             counters,
-            outbound: Arc::new(Services::here()),
+            outbound: Arc::new(Services::on_current_runtime()),
             usage_tracker: Arc::clone(&near),
         };
         let compiler = Arc::new(Compiler::new(ports));
@@ -85,11 +85,11 @@ impl Components {
         metrics.set_certificates(&snapshot.entries);
         let acme = Acme::new(Arc::clone(&opened.store), &opened.admin_secret, &settings.replica(), registry)?;
         // Certificates that are stored already must be served from the first connection on.
-        if acme.look(settings.acme.as_ref(), &snapshot.acme(), &files, false).await {
+        if acme.reconcile(settings.acme.as_ref(), &snapshot.acme(), &files, false).await {
             metrics.set_certificates(&snapshot.entries);
         }
         let access = AccessLog::stdout(metrics.access_lost.clone()).map_err(|e| format!("cannot start the access log thread: {e}"))?;
-        let shared = Arc::new(Shared { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
+        let shared = Arc::new(ProxyState { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
         let replica = Arc::new(Replica::new(settings.replica()));
         let (watch, files) = start_periodic_tasks(path, &shared, &opened.store, &reloader, &replica);
@@ -124,23 +124,23 @@ impl Components {
     /// Checks for the last time for keys that were refused too often, and records alerts without delivering them.
     pub async fn record_last_alerts(&self) {
         let (alerts, threshold) = self.shared.live.alerts(&self.shared.snapshot.load().alerts);
-        self.watch.look_last(&alerts, threshold).await;
+        self.watch.check_last(&alerts, threshold).await;
     }
 }
 
-async fn check_alerts(watch: &Arc<Watch>, shared: &Shared) {
+async fn check_alerts(watch: &Arc<AlertMonitor>, shared: &ProxyState) {
     let (alerts, threshold) = shared.live.alerts(&shared.snapshot.load().alerts);
-    watch.look(&alerts, threshold).await;
+    watch.check(&alerts, threshold).await;
 }
 
 /// Starts retention, alerts, the file watch, the refresh of Cloudflare's ranges, and the settings subscription.
 fn start_periodic_tasks(
     path: &Path,
-    shared: &Arc<Shared>,
+    shared: &Arc<ProxyState>,
     store: &Arc<Store>,
     reloader: &Arc<Reloader>,
     replica: &Arc<Replica>,
-) -> (Arc<Watch>, Arc<FileWatch>) {
+) -> (Arc<AlertMonitor>, Arc<FileWatch>) {
     let current = Arc::clone(shared);
     // The smallest useful retention period; the store itself decides whether work is due.
     let serving = Arc::clone(replica);
@@ -148,9 +148,9 @@ fn start_periodic_tasks(
         // After a handover the successor applies the retention of the configuration in force.
         (!serving.has_handed_over()).then(|| current.live.retention((&current.snapshot.load().settings.retention).into()))
     });
-    let watch = Watch::new(Arc::clone(store), &shared.metrics.registry);
+    let watch = AlertMonitor::new(Arc::clone(store), &shared.metrics.registry);
     let current = Arc::clone(shared);
-    every(&watch, alerts::EVERY, move |watch| {
+    every(&watch, alerts::CHECK_INTERVAL, move |watch| {
         let current = Arc::clone(&current);
         async move { check_alerts(&watch, &current).await }
     });
@@ -170,13 +170,13 @@ fn start_periodic_tasks(
 
 /// Orders certificates that are missing or close to their end, and loads those that other replicas ordered. After a handover
 /// this process orders none: the successor goes by the configuration in force.
-fn start_certificate_orders(path: &Path, shared: &Arc<Shared>, replica: &Arc<Replica>) {
+fn start_certificate_orders(path: &Path, shared: &Arc<ProxyState>, replica: &Arc<Replica>) {
     let (path, replica) = (path.to_owned(), Arc::clone(replica));
-    every(shared, acme::LOOKED_EVERY, move |shared| {
+    every(shared, acme::RECONCILE_INTERVAL, move |shared| {
         let (files, orders) = (Files::beside(&path), !replica.has_handed_over() && !replica.is_stopping());
         async move {
             let snapshot = shared.snapshot.load_full();
-            if shared.acme.look(snapshot.settings.acme.as_ref(), &snapshot.acme(), &files, orders).await {
+            if shared.acme.reconcile(snapshot.settings.acme.as_ref(), &snapshot.acme(), &files, orders).await {
                 shared.metrics.set_certificates(&snapshot.entries);
             }
         }
@@ -184,7 +184,7 @@ fn start_certificate_orders(path: &Path, shared: &Arc<Shared>, replica: &Arc<Rep
 }
 
 /// Fetches Cloudflare's ranges if they are due. The file watch then picks up the changed file.
-async fn refresh_ranges(shared: Arc<Shared>, path: PathBuf, replica: Arc<Replica>) {
+async fn refresh_ranges(shared: Arc<ProxyState>, path: PathBuf, replica: Arc<Replica>) {
     if replica.has_handed_over() {
         return;
     }
@@ -206,7 +206,7 @@ fn api(
     settings: &Settings,
     opened: Opened,
     near: Arc<UsageTracker>,
-    shared: &Arc<Shared>,
+    shared: &Arc<ProxyState>,
     replica: &Arc<Replica>,
     reloader: &Arc<Reloader>,
 ) -> Result<Arc<Api>, String> {
@@ -224,7 +224,7 @@ fn api(
         store: opened.store,
         hasher: opened.hasher,
         door: Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?,
-        oidc: Oidc::new(&opened.admin_secret, Arc::new(Services::here()))?,
+        oidc: Oidc::new(&opened.admin_secret, Arc::new(Services::on_current_runtime()))?,
         everywhere,
         reloader: Arc::clone(reloader),
         path: path.to_owned(),

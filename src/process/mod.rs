@@ -178,7 +178,7 @@ async fn serving(
 /// Writes the last report with the final counts, flushes the write-behind queue, records the last alerts, closes the store.
 async fn end(components: &Components) {
     components.replica.stop();
-    components.shared.acme.end().await;
+    components.shared.acme.shut_down().await;
     let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.report()).await;
     components.store.finish().await;
     // Alerts about the writes above are only recorded here; another process delivers them.

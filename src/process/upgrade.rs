@@ -64,7 +64,7 @@ impl Upgrades {
             let _ = reply.send(outcome);
             if is_done {
                 // The new process orders certificates by its own configuration, so orders of this one end here.
-                self.components.shared.acme.end().await;
+                self.components.shared.acme.shut_down().await;
                 return;
             }
         }

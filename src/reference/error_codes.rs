@@ -53,9 +53,9 @@ pub const ERRORS: &[ErrorCode] = &[
     gate("414", &["target_bytes"], "The target is longer than 65,534 bytes."),
     gate("421", &["target_scheme"], "The scheme of the target is not that of the connection."),
     gate("431", &["header_bytes", "header_count"], "The header is larger than the listener allows."),
-    error("gate", "404", "unknown_path", &["no_route"], "No route matches."),
-    error("gate", "413", "body_too_large", &["body_bytes"], "The announced body is larger than the listener allows."),
-    error("gate", "503", "maintenance", &["maintenance"], "The setting `maintenance` is on."),
+    error("no_route", "404", "unknown_path", &["no_route"], "No route matches."),
+    error("body_limit", "413", "body_too_large", &["body_bytes"], "The announced body is larger than the listener allows."),
+    error("maintenance", "503", "maintenance", &["maintenance"], "The setting `maintenance` is on."),
     error("client_ip", "400", "client_address_missing", &["unnamed"], "A trusted proxy named no client, and `on_missing` is `refuse`."),
     error("flood_guard", "429", "rate_limit_exceeded", &["flood"], "Too many requests from one address."),
     error("allowed_hosts", "421", "unknown_host", &["host"], "The host is not in the list."),
@@ -172,7 +172,7 @@ pub fn page() -> String {
     text.push_str(&table(&["code", "status", "answered by", "reasons", "cause"], &filters.map(row).collect::<Vec<_>>()));
     let later = ERRORS.iter().filter(|each| each.by.is_empty());
     let row = |each: &ErrorCode| vec![code(each.code), each.status.to_owned(), each.meaning.to_owned()];
-    text.push_str("\n## After the request was admitted\n\nThe access log has `error`, and no `answered_by`.\n\n");
+    text.push_str("\n## After the request was admitted\n\nThe access log has `error`. If no response had begun, `answered_by` is `proxy` and `reason` is the code.\n\n");
     text.push_str(&table(&["code", "status", "cause"], &later.map(row).collect::<Vec<_>>()));
     text
 }

@@ -34,7 +34,12 @@ pub const FIELDS: &[LogField] = &[
     field("http", "string", "", "`1.0`, `1.1` or `2`."),
     field("status", "number", "", "The status that the client got; 0 if the client disconnected before."),
     field("late_status", "number", "an early answer was sent before", "The status of the upstream after an early answer of Keylatch."),
-    field("answered_by", "string", "Keylatch answered, not the upstream", "The filter that answered, or `gate`."),
+    field(
+        "answered_by",
+        "string",
+        "Keylatch answered, not the upstream",
+        "A filter, or `gate`, `acme`, `maintenance`, `no_route`, `body_limit`, or `proxy` (a failure after admission).",
+    ),
     field("reason", "string", "Keylatch answered", "The reason; see [error codes](error-codes.md)."),
     field(
         "detail",

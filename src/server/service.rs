@@ -1,4 +1,5 @@
-//! Pingora's listening service on a socket that is there already, made by this process or handed to it by another.
+//! Pingora's listening service on an existing socket, opened by this process or handed over by
+//! another. Connections are handled in `acceptor`.
 
 use std::net::TcpListener;
 use std::os::fd::IntoRawFd;
@@ -13,15 +14,15 @@ use pingora::services::Service as PingoraService;
 use pingora::services::listening::Service;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::acceptor::Door;
+use super::acceptor::Acceptor;
 
-/// How often the threads that carry requests say that they are alive.
+/// The interval of the heartbeats of the request threads.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Whether the threads that carry requests move.
+/// The heartbeat of the request threads.
 pub struct Pulse {
     began: Instant,
-    /// Of the last beat, in milliseconds since the beginning.
+    /// The last heartbeat, in milliseconds since `began`.
     beat_ms: AtomicU64,
 }
 
@@ -32,7 +33,7 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// How long ago they have moved.
+    /// The time since the last heartbeat.
     pub fn age(&self) -> Duration {
         self.began.elapsed().saturating_sub(Duration::from_millis(self.beat_ms.load(Ordering::Relaxed)))
     }
@@ -46,41 +47,47 @@ impl Pulse {
     }
 }
 
-/// One listener's service.
-pub struct Listening {
-    inner: Service<Door>,
+/// The service of one listener.
+pub struct ListenerService {
+    inner: Service<Acceptor>,
     socket: ListenFds,
     pulse: Arc<Pulse>,
-    tell: UnboundedSender<Listens>,
+    events: UnboundedSender<ListenerEvent>,
 }
 
-/// What a listener says of itself.
+/// An event of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listens {
-    /// It has begun.
+pub enum ListenerEvent {
+    /// It accepts connections.
     Begun,
-    /// It takes no more connections; one that it has taken at last may not be counted yet.
+    /// It accepts no more connections; the last accepted one may not be counted yet.
     Ended,
 }
 
-impl Listening {
-    /// `inner` listens at `address` and nowhere else; `tell` hears when it does, and when no more.
-    pub fn new(inner: Service<Door>, address: &str, socket: TcpListener, pulse: Arc<Pulse>, tell: UnboundedSender<Listens>) -> Self {
+impl ListenerService {
+    /// `inner` listens at `address` only; `events` receives the start and the end of the listener.
+    pub fn new(
+        inner: Service<Acceptor>,
+        address: &str,
+        socket: TcpListener,
+        pulse: Arc<Pulse>,
+        events: UnboundedSender<ListenerEvent>,
+    ) -> Self {
         let mut sockets = Fds::new();
-        // From here on it is Pingora's to close.
+        // From here on Pingora owns the socket.
         sockets.add(address.to_owned(), socket.into_raw_fd());
-        Self { inner, socket: Arc::new(Mutex::new(sockets)), pulse, tell }
+        Self { inner, socket: Arc::new(Mutex::new(sockets)), pulse, events }
     }
 }
 
 #[async_trait]
-impl PingoraService for Listening {
+impl PingoraService for ListenerService {
     async fn start_service(&mut self, _: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
         tokio::spawn(Arc::clone(&self.pulse).beat());
-        // Nobody waits for it any more, if this fails.
-        let _ = self.tell.send(Listens::Begun);
+        // An error means that the receiver is gone.
+        let _ = self.events.send(ListenerEvent::Begun);
         self.inner.start_service(Some(Arc::clone(&self.socket)), shutdown, listeners_per_fd).await;
-        let _ = self.tell.send(Listens::Ended);
+        let _ = self.events.send(ListenerEvent::Ended);
     }
 
     fn name(&self) -> &str {

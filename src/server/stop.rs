@@ -1,16 +1,17 @@
-//! How a process stops.
+//! How a process stops. It stops nothing itself.
 
-/// When and how to stop.
+/// Whether and how to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// Not yet.
+    /// The process runs.
     No,
-    /// Another process serves on the same sockets; what is open here may go on for long.
+    /// Handover: another process serves the same sockets; open requests may continue for a long
+    /// time.
     HandedOver,
-    /// Open requests may go on for a while.
+    /// Open requests may continue for a while.
     Drain,
-    /// Open requests end now, and are told so.
+    /// Open requests end now, with an error.
     Cut,
-    /// At once.
+    /// The process ends at once.
     Now,
 }

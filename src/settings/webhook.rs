@@ -65,7 +65,7 @@ impl WebhookCache {
         }
         let alerts = match compile(get, sealer) {
             None => Arc::clone(file),
-            Some(Ok(webhook)) => Arc::new(file.going_to(webhook)),
+            Some(Ok(webhook)) => Arc::new(file.with_webhook(webhook)),
             Some(Err((name, why))) => {
                 // Alerts must not be lost because of a broken setting.
                 tracing::error!(setting = name, why, "the live webhook is invalid; alerts go to the webhooks of the file");

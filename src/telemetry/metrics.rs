@@ -10,7 +10,7 @@ use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaug
 use super::logs;
 use super::streams::Streams;
 use super::top_k::TopRequesters;
-use crate::listener::policy::Entry;
+use crate::listener::policy::ListenerPolicy;
 
 /// The upper bounds of histogram buckets, in seconds: model responses take milliseconds (cached, refused) to minutes (streams).
 pub const BUCKETS: [f64; 14] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0];
@@ -128,7 +128,7 @@ impl Metrics {
     }
 
     /// Sets the certificates that listeners present from now on.
-    pub fn set_certificates(&self, entries: &[Arc<Entry>]) {
+    pub fn set_certificates(&self, entries: &[Arc<ListenerPolicy>]) {
         self.certificates.reset();
         for entry in entries {
             let made = entry.acme.as_ref().and_then(|(held, wanted)| Some((wanted.names.first()?.as_str(), held.ends(wanted)?)));

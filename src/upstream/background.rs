@@ -1,4 +1,5 @@
-//! What an upstream does beside requests, for as long as it is in use: names are resolved, servers checked, and left-out ones tried again.
+//! The background tasks of an upstream while it is in use: DNS resolution, health checks, and
+//! retries of ejected servers. It chooses no server.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -8,31 +9,31 @@ use std::time::{Duration, Instant};
 
 use super::{Address, Balancer, Upstream, each, server_name};
 
-/// How often it is looked whether a left-out server is to be tried again.
+/// The interval at which ejected servers are checked for a retry.
 const PROBE_EVERY_MIN: Duration = Duration::from_millis(50);
 const PROBE_EVERY_MAX: Duration = Duration::from_secs(1);
 
 impl Upstream {
-    /// Resolves names for the first time, and starts the tasks that go on resolving and checking for as
-    /// long as this upstream is in use. Once started, it is not started again.
+    /// Resolves names once, and starts the background tasks. A second call does nothing.
     pub async fn start(self: &Arc<Self>) {
         if self.started.swap(true, Ordering::SeqCst) {
             return;
         }
         const FIRST_MAX: Duration = Duration::from_secs(5);
         if tokio::time::timeout(FIRST_MAX, self.resolve()).await.is_err() {
-            tracing::warn!(upstream = %self.name, "resolving names takes longer than {FIRST_MAX:?}; going on without");
+            tracing::warn!(upstream = %self.name, "DNS resolution takes longer than {FIRST_MAX:?}; starting without addresses");
         }
         if self.names.any() {
             self.keep_resolved();
         }
         if let Some(health) = &self.config.health.active {
             if tokio::time::timeout(FIRST_MAX, self.check()).await.is_err() {
-                tracing::warn!(upstream = %self.name, "the first health check takes longer than {FIRST_MAX:?}; going on without");
+                tracing::warn!(upstream = %self.name, "the first health check takes longer than {FIRST_MAX:?}; starting without it");
             }
-            self.every(health.interval.0, |upstream| async move { upstream.check().await });
+            self.run_every(health.interval.0, |upstream| async move { upstream.check().await });
         } else {
-            // Whether servers are there is known before the first request, without anything being held up.
+            // Probes run in the background, so that the state is known before the first request
+            // without delaying the start.
             let weak = Arc::downgrade(self);
             tokio::spawn(async move {
                 if let Some(upstream) = weak.upgrade() {
@@ -40,13 +41,13 @@ impl Upstream {
                 }
             });
         }
-        self.every(self.config.health.passive.eject_for.0.clamp(PROBE_EVERY_MIN, PROBE_EVERY_MAX), |upstream| async move {
+        self.run_every(self.config.health.passive.eject_for.0.clamp(PROBE_EVERY_MIN, PROBE_EVERY_MAX), |upstream| async move {
             upstream.probe(upstream.passive.due(Instant::now())).await;
         });
     }
 
-    /// Runs `work` again and again until nobody uses this upstream any more.
-    fn every<F>(self: &Arc<Self>, period: Duration, work: impl Fn(Arc<Self>) -> F + Send + 'static)
+    /// Runs `work` periodically until this upstream is dropped.
+    fn run_every<F>(self: &Arc<Self>, period: Duration, work: impl Fn(Arc<Self>) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send,
     {
@@ -88,10 +89,10 @@ impl Upstream {
         self.schedule.end(self.names.unresolved(), Instant::now());
     }
 
-    /// Takes the addresses that are known into use.
+    /// Passes the known addresses to the balancer.
     async fn update(&self) {
         if let Err(error) = each!(&self.balancer, lb => lb.update().await) {
-            tracing::warn!(upstream = %self.name, %error, "the servers cannot be updated");
+            tracing::warn!(upstream = %self.name, %error, "the server list cannot be updated");
         }
         let in_use: BTreeSet<Address> = self.backends().iter().map(|backend| backend.addr.clone()).collect();
         self.passive.retain(&in_use);
@@ -102,10 +103,10 @@ impl Upstream {
         each!(&self.balancer, lb => lb.backends().run_health_check(true).await);
     }
 
-    /// Tries connections to these servers, and sends nothing on them.
+    /// Opens a connection to each of these servers, and sends nothing.
     async fn probe(&self, servers: Vec<Address>) {
         let all = servers.into_iter().map(|server| async move {
-            self.tell_retry(&server);
+            self.log_retry(&server);
             match self.connector.probe(&server).await {
                 Ok(()) => self.succeeded(&server),
                 Err(error) => self.note_failure(&server, false, &error),
@@ -114,7 +115,7 @@ impl Upstream {
         futures::future::join_all(all).await;
     }
 
-    /// Tries a connection to each server. One that fails counts as often as it takes to be left out: nothing speaks for the server yet.
+    /// Opens a connection to each server. One failure ejects the server: no success is known yet.
     async fn probe_all(&self) {
         let all = self.backends();
         let probes = all.iter().map(|backend| async move {
@@ -125,7 +126,8 @@ impl Upstream {
         futures::future::join_all(probes).await;
     }
 
-    /// Servers that cannot be reached now, each with the reason; none: its name has no address. Nothing is remembered of it.
+    /// The servers that are unreachable now, each with the reason; `None`: its name has no address.
+    /// Changes no state.
     pub async fn unreachable(&self) -> Vec<(String, Option<String>)> {
         self.resolve().await;
         let mut failing: Vec<_> = self.names.unresolved_names().into_iter().map(|name| (name, None)).collect();

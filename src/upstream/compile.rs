@@ -1,4 +1,5 @@
-//! From what an operator wrote of an upstream to what is used: everything that can be wrong with it is found here.
+//! Validates the configuration of an upstream and compiles its servers and balancer. It starts
+//! nothing.
 
 use std::time::Duration;
 
@@ -10,13 +11,13 @@ use super::resolve::Discovery;
 use super::server::{Place, Target};
 use super::tls::Tls;
 use super::{Balancer, SharedConnector, health};
-use crate::config::model::{AddressFamily, Balance, Upstream as Config};
+use crate::config::model::{AddressFamily, Balance, Upstream as UpstreamConfig};
 
-/// Attempts at one request are bounded all the same: `proxy/server.rs` allows Pingora a few more.
+/// The most configurable retries. Pingora's own limit, in `server`, is higher.
 const RETRIES_MAX: usize = 10;
 
-/// The servers.
-pub fn targets(config: &Config) -> Result<Vec<Target>, Invalid> {
+/// Compiles the servers.
+pub fn targets(config: &UpstreamConfig) -> Result<Vec<Target>, Invalid> {
     if config.servers.is_empty() {
         return Err(Invalid::new("the list is empty; at least one is needed").at("servers"));
     }
@@ -33,7 +34,7 @@ pub fn targets(config: &Config) -> Result<Vec<Target>, Invalid> {
                 return Err(wrong(Invalid::new(says), "address"));
             }
             Place::Unix(_) if config.tls.as_ref().is_some_and(|tls| tls.server_name.is_none()) => {
-                return Err(Invalid::new("is needed where TLS is spoken by a Unix socket, which has no name").at("server_name").at("tls"));
+                return Err(Invalid::new("is required for TLS over a Unix socket, which has no name").at("server_name").at("tls"));
             }
             Place::Unix(_) if config.balance == Balance::ClientHash && config.servers.len() > 1 => {
                 let says = "`client_hash` cannot choose among Unix sockets; `round_robin` and `random` can";
@@ -45,13 +46,13 @@ pub fn targets(config: &Config) -> Result<Vec<Target>, Invalid> {
     }
     let unix_only = targets.iter().all(|target| matches!(target.place, Place::Unix(_)));
     if unix_only && config.address_family != AddressFamily::default() {
-        return Err(Invalid::new("means nothing to Unix sockets, and there are no other servers; leave it out").at("address_family"));
+        return Err(Invalid::new("has no effect on Unix sockets, and there are no other servers: remove it").at("address_family"));
     }
     Ok(targets)
 }
 
-/// What is wrong with the rest of it, but for `tls`'s files.
-pub fn check(config: &Config) -> Result<(), Invalid> {
+/// Validates the rest of the configuration, except the files of `tls`.
+pub fn check(config: &UpstreamConfig) -> Result<(), Invalid> {
     if config.name.is_empty() {
         return Err(Invalid::new("the name is empty").at("name"));
     }
@@ -70,11 +71,11 @@ pub fn check(config: &Config) -> Result<(), Invalid> {
     }
     let a_name = |name: &String| rustls::pki_types::ServerName::try_from(name.as_str()).is_ok();
     if config.tls.as_ref().is_some_and(|tls| !plain(&tls.server_name) || !tls.server_name.as_ref().is_none_or(a_name)) {
-        return Err(Invalid::new("not a host's name").at("server_name").at("tls"));
+        return Err(Invalid::new("not a host name").at("server_name").at("tls"));
     }
-    let shows = config.tls.as_ref().is_some_and(|tls| tls.client_certificate.is_some());
-    if shows && config.health.active.as_ref().is_some_and(|health| health.path.is_none()) {
-        let says = "is needed where servers are shown a client certificate: a connection alone would show none";
+    let presents_certificate = config.tls.as_ref().is_some_and(|tls| tls.client_certificate.is_some());
+    if presents_certificate && config.health.active.as_ref().is_some_and(|health| health.path.is_none()) {
+        let says = "is required with a client certificate: a TCP check would not present it";
         return Err(Invalid::new(says).at("path").at("active").at("health"));
     }
     if let Some(health) = &config.health.active {
@@ -95,19 +96,19 @@ fn base_path(path: &str) -> Result<(), Invalid> {
     Err(Invalid::new(format!("`{path}` is not a path such as `/openai`: it begins with `/`, does not end with it, and has no query")))
 }
 
-/// The balancer over what is known of the servers.
-pub fn balancer(config: &Config, tls: Option<&Tls>, connector: &SharedConnector, discovery: Discovery) -> Balancer {
+/// The balancer over the discovered servers.
+pub fn balancer(config: &UpstreamConfig, tls: Option<&Tls>, connector: &SharedConnector, discovery: Discovery) -> Balancer {
     match config.balance {
-        // Pingora's ring has IP addresses only. With one server there is nothing to choose.
+        // Pingora's hash ring supports IP addresses only. With one server there is no choice.
         Balance::ClientHash if config.servers.len() > 1 || !config.servers.iter().any(|one| one.address.starts_with("unix:")) => {
-            Balancer::ClientHash(of(config, tls, connector, discovery))
+            Balancer::ClientHash(load_balancer(config, tls, connector, discovery))
         }
-        Balance::RoundRobin | Balance::ClientHash => Balancer::RoundRobin(of(config, tls, connector, discovery)),
-        Balance::Random => Balancer::Random(of(config, tls, connector, discovery)),
+        Balance::RoundRobin | Balance::ClientHash => Balancer::RoundRobin(load_balancer(config, tls, connector, discovery)),
+        Balance::Random => Balancer::Random(load_balancer(config, tls, connector, discovery)),
     }
 }
 
-fn of<S>(config: &Config, tls: Option<&Tls>, connector: &SharedConnector, discovery: Discovery) -> LoadBalancer<S>
+fn load_balancer<S>(config: &UpstreamConfig, tls: Option<&Tls>, connector: &SharedConnector, discovery: Discovery) -> LoadBalancer<S>
 where
     S: BackendSelection + Send + Sync + 'static,
     S::Iter: BackendIter,

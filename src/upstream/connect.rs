@@ -1,5 +1,5 @@
-//! Connections to servers: the address families of a name are tried in turn (RFC 8305), and what the kernel knows of a
-//! connection is kept for [`super::reuse`]. It chooses no server.
+//! Connects to servers: tries the address families of a name in turn (RFC 8305), and registers each
+//! connection for [`super::reuse`]. It chooses no server.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -19,18 +19,18 @@ use tokio::time::timeout;
 
 use super::resolve::Names;
 use super::{Address, SharedConnector, reuse};
-use crate::config::model::{HttpVersion, Upstream as Config};
+use crate::config::model::{HttpVersion, Upstream as UpstreamConfig};
 
-/// After so long the next address is tried beside the one before (RFC 8305, section 5).
+/// The delay until the next address is tried in parallel (RFC 8305, section 5).
 const NEXT_AFTER: Duration = Duration::from_millis(250);
-/// Addresses of the other family that are tried for one connection.
+/// The most addresses of the other family per connection.
 const ALTERNATIVES_MAX: usize = 3;
 
 /// Connects to the servers of one upstream.
 pub struct Connector {
     names: Arc<Names>,
     time_max: Duration,
-    /// Told that another family of a name is in use now.
+    /// Notified when a name switches to its other address family.
     changed: Arc<tokio::sync::Notify>,
     keep_alive: Arc<reuse::KeepAlive>,
 }
@@ -42,18 +42,18 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Connector {
-    /// Each connection within `time_max`.
+    /// Each connection must be established within `time_max`.
     pub fn new(names: Arc<Names>, time_max: Duration, changed: Arc<tokio::sync::Notify>, keep_alive: Arc<reuse::KeepAlive>) -> Self {
         Self { names, time_max, changed, keep_alive }
     }
 
-    async fn any_of(&self, first: SocketAddr) -> io::Result<TcpStream> {
+    async fn connect_any(&self, first: SocketAddr) -> io::Result<TcpStream> {
         let mut rest = self.names.alternatives(first).into_iter().take(ALTERNATIVES_MAX);
         let attempt = |address: SocketAddr| async move { (address, TcpStream::connect(address).await) };
         let mut attempts = FuturesUnordered::from_iter([attempt(first)]);
         let mut failure = None;
         loop {
-            // The last one is waited for as long as there is time.
+            // The last address has the whole remaining time.
             let next = if rest.len() == 0 { self.time_max } else { NEXT_AFTER };
             match timeout(next, attempts.next()).await {
                 Ok(Some((address, Ok(stream)))) => {
@@ -63,7 +63,7 @@ impl Connector {
                     }
                     return Ok(stream);
                 }
-                // The error of the address that was chosen says most.
+                // The error of the chosen address is the most useful one.
                 Ok(Some((_, Err(error)))) => failure = failure.or(Some(error)),
                 Ok(None) | Err(_) => {}
             }
@@ -75,11 +75,11 @@ impl Connector {
         }
     }
 
-    /// Whether a connection can be made.
+    /// Opens a connection and closes it.
     pub async fn probe(&self, address: &Address) -> io::Result<()> {
         let made = async {
             match address {
-                Address::Inet(address) => self.any_of(*address).await.map(drop),
+                Address::Inet(address) => self.connect_any(*address).await.map(drop),
                 Address::Unix(address) => UnixStream::connect(path_of(address)?).await.map(drop),
             }
         };
@@ -97,7 +97,7 @@ impl L4Connect for Connector {
         let made = async {
             Ok(match address {
                 Address::Inet(address) => {
-                    let stream = self.any_of(*address).await?;
+                    let stream = self.connect_any(*address).await?;
                     let server = Address::Inet(stream.peer_addr().unwrap_or(*address));
                     let watched = reuse::watch(stream.as_raw_fd(), server, Arc::clone(&self.keep_alive));
                     let mut stream = Stream::from(stream);
@@ -112,7 +112,7 @@ impl L4Connect for Connector {
     }
 }
 
-/// As Pingora sorts them.
+/// The error type that Pingora uses.
 fn kind_of(error: &io::Error) -> ErrorType {
     match error.kind() {
         ErrorKind::ConnectionRefused | ErrorKind::NotFound => ErrorType::ConnectRefused,
@@ -122,8 +122,8 @@ fn kind_of(error: &io::Error) -> ErrorType {
     }
 }
 
-/// How connections are made and used.
-pub fn options(config: &Config, connector: &SharedConnector) -> PeerOptions {
+/// The connection options of an upstream.
+pub fn options(config: &UpstreamConfig, connector: &SharedConnector) -> PeerOptions {
     let mut options = PeerOptions::new();
     let timeouts = &config.timeouts;
     options.connection_timeout = Some(timeouts.connect.0);
@@ -166,11 +166,11 @@ mod tests {
         let changed = Arc::default();
         let connector = Connector::new(Arc::clone(&names), Duration::from_secs(5), Arc::clone(&changed), Arc::default());
         let first = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port));
-        let stream = connector.any_of(first).await.unwrap();
+        let stream = connector.connect_any(first).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
         changed.notified().await;
         assert_eq!(names.alternatives(stream.peer_addr().unwrap()), [first]);
         drop(listener);
-        assert_eq!(connector.any_of(first).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(connector.connect_any(first).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
     }
 }

@@ -1,4 +1,5 @@
-//! Which servers work: the status of an upstream, active checks, and probes of servers that were left out. It chooses no server.
+//! The status of an upstream, and its active health checks. It chooses no server; ejection is in
+//! `passive`.
 
 use std::time::Duration;
 
@@ -8,33 +9,34 @@ use pingora::lb::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
 use super::connect::options;
 use super::server::host_of;
 use super::tls::Tls;
-use crate::config::model::{ActiveHealth, Upstream as Config};
+use crate::config::model::{ActiveHealth, Upstream as UpstreamConfig};
 
-/// An answer that takes longer is a failure.
+/// A response that takes longer is a failure.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// How many servers of an upstream there are, and how many work. A name without an address counts as one server.
+/// The number of servers of an upstream, and of those that work. A name without an address counts
+/// as one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// All.
+    /// All servers.
     pub servers: usize,
-    /// Those that work, as far as connections and checks have shown.
+    /// The servers that work according to connections and checks.
     pub working: usize,
 }
 
-/// The state of an upstream, or of all of them.
+/// The status of an upstream, or of all upstreams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// Every server works.
     Ok,
-    /// Some do.
+    /// Some servers work.
     Degraded,
-    /// None does.
+    /// No server works.
     Down,
 }
 
 impl Status {
-    /// As it is written.
+    /// The name in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -45,7 +47,7 @@ impl Status {
 }
 
 impl Health {
-    /// Of one upstream.
+    /// The status.
     pub fn status(self) -> Status {
         match self.working {
             0 => Status::Down,
@@ -55,7 +57,7 @@ impl Health {
     }
 }
 
-/// What an operator wrote of active checks.
+/// Validates the configuration of active checks.
 pub fn check(health: &ActiveHealth) -> Result<(), Invalid> {
     if health.path.as_ref().is_some_and(|path| !path.starts_with('/') || path.parse::<http::Uri>().is_err()) {
         return Err(Invalid::new("must begin with `/` and be a path").at("path"));
@@ -69,8 +71,12 @@ pub fn check(health: &ActiveHealth) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// The check that is carried out on each server, if one is configured.
-pub fn active(config: &Config, tls: Option<&Tls>, connector: &super::SharedConnector) -> Option<Box<dyn HealthCheck + Send + Sync>> {
+/// The active check, if one is configured.
+pub fn active(
+    config: &UpstreamConfig,
+    tls: Option<&Tls>,
+    connector: &super::SharedConnector,
+) -> Option<Box<dyn HealthCheck + Send + Sync>> {
     let health = config.health.active.as_ref()?;
     let name = config.tls.as_ref().and_then(|tls| tls.server_name.clone()).or_else(|| config.host.clone());
     let name = name.unwrap_or_else(|| config.servers.first().map(|server| host_of(&server.address).to_owned()).unwrap_or_default());

@@ -1,7 +1,8 @@
-//! Servers: which there are, which of them work, which one gets the next request. No filter logic.
+//! Upstreams: the servers, their health, and the choice of a server for a request. No filter logic.
 //!
-//! Selection and active health checks are those of `pingora-load-balancing`; names are resolved in the background ([`resolve`]),
-//! servers whose connections fail are left out until one succeeds ([`passive`]).
+//! Selection and active health checks are those of `pingora-load-balancing`. Names are resolved in
+//! the background ([`resolve`]); servers with failing connections are ejected until one succeeds
+//! ([`passive`]).
 
 mod background;
 mod compile;
@@ -29,7 +30,7 @@ use pingora::upstreams::peer::{HttpPeer, PeerOptions};
 use tokio::sync::Notify;
 
 use crate::config::Files;
-use crate::config::model::Upstream as Config;
+use crate::config::model::Upstream as UpstreamConfig;
 use connect::Connector;
 pub use health::{Health, Status};
 use passive::Passive;
@@ -41,7 +42,7 @@ use tls::Tls;
 /// The address of a server: an IP address and a port, or a Unix socket.
 pub type Address = pingora::protocols::l4::socket::SocketAddr;
 
-/// A server's address as logs and lists write it.
+/// The address of a server in logs and lists.
 pub fn server_name(address: &Address) -> String {
     match address {
         Address::Inet(address) => address.to_string(),
@@ -51,21 +52,21 @@ pub fn server_name(address: &Address) -> String {
 
 type SharedConnector = Arc<Connector>;
 
-/// More servers than this are looked through for one request only if the first ones do not work.
-const LOOKED_AT_MAX: usize = 256;
+/// The most servers that are examined in one selection.
+const EXAMINED_MAX: usize = 256;
 
 /// A named group of servers.
 pub struct Upstream {
     /// Its name.
     pub name: Arc<str>,
-    config: Config,
+    config: UpstreamConfig,
     options: PeerOptions,
     tls: Option<Tls>,
     balancer: Balancer,
     passive: Passive,
     names: Arc<Names>,
     schedule: Arc<Schedule>,
-    /// Another family of a name's addresses is in use.
+    /// Notified when a name switches to its other address family.
     changed: Arc<Notify>,
     connector: SharedConnector,
     keep_alive: Arc<reuse::KeepAlive>,
@@ -78,7 +79,7 @@ enum Balancer {
     ClientHash(LoadBalancer<Consistent>),
 }
 
-/// Does the same with whichever balancer it is.
+/// Evaluates an expression for any kind of balancer.
 macro_rules! each {
     ($balancer:expr, $inner:ident => $do:expr) => {
         match $balancer {
@@ -93,21 +94,21 @@ use each;
 
 /// A chosen server.
 pub struct Picked {
-    /// Whom to connect to, and how.
+    /// The connection parameters.
     pub peer: Box<HttpPeer>,
-    /// Its address, to be told what came of it.
+    /// Its address, for reporting success or failure.
     pub address: Address,
-    /// The `Host` it is to get, if not the client's.
+    /// The `Host` for the server, if it differs from the client's.
     pub host: Option<String>,
 }
 
 impl Upstream {
-    /// From its configuration; starts nothing.
-    pub fn compile(config: &Config, files: &Files) -> Result<Self, Invalid> {
+    /// Compiles an upstream; starts nothing.
+    pub fn compile(config: &UpstreamConfig, files: &Files) -> Result<Self, Invalid> {
         Self::with(config, files, Box::new(System))
     }
 
-    fn with(config: &Config, files: &Files, lookup: Box<dyn Lookup>) -> Result<Self, Invalid> {
+    fn with(config: &UpstreamConfig, files: &Files, lookup: Box<dyn Lookup>) -> Result<Self, Invalid> {
         compile::check(config)?;
         let names = Arc::new(Names::new(compile::targets(config)?, config.address_family, lookup));
         let tls = config.tls.as_ref().map(|tls| Tls::compile(tls, files)).transpose().map_err(|invalid| invalid.at("tls"))?;
@@ -135,19 +136,19 @@ impl Upstream {
         each!(&self.balancer, lb => lb.backends().get_backend())
     }
 
-    /// The server for a request of `client`. Servers that do not work are taken only if there is no other: a guess beats a certain
-    /// failure. So is one that has refused this request.
+    /// Chooses a server for a request of `client`. Ejected servers, and those that have failed this
+    /// request, are used only as a last resort.
     pub fn pick(&self, client: IpAddr, attempts: &Attempts, now: Instant) -> Option<Picked> {
-        let left = |backend: &Backend| !attempts.unreachable.contains(&backend.addr);
-        let works = |backend: &Backend, healthy: bool| healthy && left(backend) && self.passive.admits(&backend.addr, now);
+        let reachable = |backend: &Backend| !attempts.unreachable.contains(&backend.addr);
+        let works = |backend: &Backend, healthy: bool| healthy && reachable(backend) && self.passive.admits(&backend.addr, now);
         let other = |backend: &Backend, healthy: bool| works(backend, healthy) && !attempts.failed.contains(&backend.addr);
         let backend = each!(&self.balancer, lb => {
             let key = hash_key(client);
-            let first = lb.select_with(&key, LOOKED_AT_MAX, other);
-            let again = || if attempts.failed.is_empty() { None } else { lb.select_with(&key, LOOKED_AT_MAX, works) };
-            first.or_else(again).or_else(|| lb.select_with(&key, LOOKED_AT_MAX, |backend, _| left(backend)))
+            let first = lb.select_with(&key, EXAMINED_MAX, other);
+            let any_working = || if attempts.failed.is_empty() { None } else { lb.select_with(&key, EXAMINED_MAX, works) };
+            first.or_else(any_working).or_else(|| lb.select_with(&key, EXAMINED_MAX, |backend, _| reachable(backend)))
         })?;
-        self.tell_retry(&backend.addr);
+        self.log_retry(&backend.addr);
         Some(self.picked(backend, attempts.new_connection))
     }
 
@@ -156,7 +157,7 @@ impl Upstream {
         let sni = self.config.tls.as_ref().map(|tls| match (&tls.server_name, name) {
             (Some(fixed), _) => fixed.clone(),
             (None, Some(name)) => name.host.to_string(),
-            // A Unix socket has no name; `compile` asks for one.
+            // A Unix socket has no name; `compile` requires `server_name`.
             (None, None) => String::new(),
         });
         let host = match (&self.config.host, &sni, name) {
@@ -180,7 +181,7 @@ impl Upstream {
         let idle = self.keep_alive.limit(&address, self.config.timeouts.idle.0, Instant::now());
         peer.options.idle_timeout = Some(idle);
         if new_connection || idle.is_zero() {
-            // A key of its own finds no kept connection, and keeps none for others.
+            // A unique key matches no pooled connection, and pools none.
             static UNIQUE: AtomicU64 = AtomicU64::new(0);
             peer.group_key ^= u64::MAX - UNIQUE.fetch_add(1, Ordering::Relaxed);
             peer.options.idle_timeout = Some(Duration::ZERO);
@@ -188,8 +189,8 @@ impl Upstream {
         Picked { peer, address, host }
     }
 
-    /// Waits for a look-up of names that is under way or begins at once, or, where there is no address at all, for the next one. False: there
-    /// is none to wait for, or it took longer than a connection may.
+    /// Waits for a DNS look-up that is running or starts at once or, if there is no address at all,
+    /// for the next one. `false`: there is none, or it took longer than the connect timeout.
     pub async fn wait_for_addresses(&self) -> bool {
         if !self.names.any() {
             return false;
@@ -204,44 +205,45 @@ impl Upstream {
         self.names.any() && self.schedule.request(Instant::now()).at_once
     }
 
-    /// How many further attempts one request has.
+    /// The number of retries per request.
     pub fn retries(&self) -> usize {
         self.config.retries
     }
 
-    /// Whether a request that was certainly not received is repeated, and may be needed to be.
+    /// Whether a request that was certainly not received is retried, and connections may end under
+    /// one.
     pub fn retries_unsent(&self) -> bool {
         self.config.retry_unsent && self.keep_alive.ends()
     }
 
-    /// Whether every connection is HTTP/1.1; not where TLS settles it.
+    /// Whether every connection is HTTP/1.1; `false` if ALPN decides.
     pub fn is_http1(&self) -> bool {
         self.options.alpn.get_max_http_version() == 1
     }
 
-    /// What is put before the path of each request.
+    /// The prefix of the path of each request.
     pub fn base_path(&self) -> Option<&str> {
         self.config.base_path.as_deref()
     }
 
-    /// Whether the certificate of the server at the other end of a connection was revoked.
+    /// Whether the server certificate of a connection was revoked.
     pub fn is_revoked(&self, digest: Option<&Digest>) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.is_revoked(digest))
     }
 
-    /// A response of this server came.
+    /// Notes the response header of a server.
     pub fn observe(&self, server: &Address, headers: &http::HeaderMap) {
         self.keep_alive.observe(server, headers);
     }
 
-    /// A connection to this server was made.
+    /// Notes a successful connection to a server.
     pub fn succeeded(&self, server: &Address) {
         if let Some(outage) = self.passive.succeeded(server, Instant::now()) {
-            tracing::info!(upstream = %self.name, server = server_name(server), "the server works again, after {} s", outage.as_secs());
+            tracing::info!(upstream = %self.name, server = server_name(server), "server recovered after {} s", outage.as_secs());
         }
     }
 
-    /// A connection to this server could not be made.
+    /// Notes a failed connection to a server.
     pub fn failed(&self, server: &Address, error: &ErrorType) {
         use ErrorType::{ConnectError, ConnectNoRoute, ConnectRefused, ConnectTimedout};
         let plain = matches!(error, ConnectRefused | ConnectNoRoute | ConnectError) || (self.tls.is_none() && *error == ConnectTimedout);
@@ -256,21 +258,21 @@ impl Upstream {
         if self.passive.failed(server, by_request, Instant::now()) {
             let (upstream, server, every) = (&self.name, server_name(server), passive.eject_for.0);
             match passive.failures {
-                0 => tracing::warn!(%upstream, %server, %error, "connections to the server fail"),
+                0 => tracing::warn!(%upstream, %server, %error, "connections to the server fail; it stays in use"),
                 n => {
-                    tracing::warn!(%upstream, %server, %error, "the server is left out after {n} failed connections; tried again every {every:?}")
+                    tracing::warn!(%upstream, %server, %error, "server ejected after {n} failed connections; retried every {every:?}")
                 }
             }
         }
     }
 
-    fn tell_retry(&self, server: &Address) {
+    fn log_retry(&self, server: &Address) {
         if self.passive.retries(server, Instant::now()) {
-            tracing::info!(upstream = %self.name, server = server_name(server), "the server is tried again");
+            tracing::info!(upstream = %self.name, server = server_name(server), "retrying an ejected server");
         }
     }
 
-    /// How many servers there are, and how many work.
+    /// The number of servers, and of those that work.
     pub fn health(&self) -> Health {
         let all = self.backends();
         let works = |backend: &&Backend| {

@@ -1,4 +1,5 @@
-//! Passive health: servers that fail connections in a row are left out until one succeeds. Starts no task and writes no log.
+//! Passive health: a server is ejected after failures in a row, until a connection succeeds. It
+//! starts no task and writes no log.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,15 +9,16 @@ use parking_lot::Mutex;
 
 use super::Address;
 
-/// With `failures: 0` no server is left out; after this many failures it is still reported as failing.
+/// With `failures: 0` no server is ejected; after this many failures it is still reported as
+/// failing.
 const REPORTED_AFTER: u32 = 3;
 
-/// The connection failures of each address that has any.
+/// The connection failures by address.
 pub struct Passive {
     failures_max: u32,
     eject_for: Duration,
     failing: Mutex<HashMap<Address, Failures>>,
-    /// The size of the map, so that the usual case, no failure anywhere, takes no lock.
+    /// The size of the map, so that the usual case, no failures, takes no lock.
     count: AtomicUsize,
 }
 
@@ -25,21 +27,21 @@ struct Failures {
     since: Instant,
     /// Set from the ejection until a connection succeeds.
     ejected: bool,
-    /// When the server is tried again.
+    /// When the server is retried.
     retry_at: Instant,
-    /// A plain connection shows nothing where the failure is one of TLS: only a request tries again.
+    /// The failure was in TLS, which a TCP probe cannot test: only a request retries.
     by_request: bool,
-    /// That it is tried again was reported.
+    /// The retry has been reported.
     retried: bool,
 }
 
 impl Passive {
-    /// After `failures_max` failures in a row (0: never) an address is left out for `eject_for`.
+    /// After `failures_max` failures in a row (0: never) an address is ejected for `eject_for`.
     pub fn new(failures_max: u32, eject_for: Duration) -> Self {
         Self { failures_max, eject_for, failing: Mutex::default(), count: AtomicUsize::new(0) }
     }
 
-    /// Failures in a row after which an address is left out, or reported.
+    /// The failures in a row after which an address is ejected or reported.
     pub fn failures_max(&self) -> u32 {
         if self.failures_max == 0 { REPORTED_AFTER } else { self.failures_max }
     }
@@ -57,12 +59,12 @@ impl Passive {
         failing.get(address).is_none_or(|one| !one.ejected || (one.by_request && now >= one.retry_at))
     }
 
-    /// Whether the last connections did not all fail.
+    /// Whether the address is not failing.
     pub fn is_working(&self, address: &Address) -> bool {
         self.is_quiet() || self.failing.lock().get(address).is_none_or(|one| !one.ejected)
     }
 
-    /// A connection succeeded. For how long connections had failed, if the address was left out.
+    /// Notes a success. Returns how long the address had failed, if it was ejected.
     pub fn succeeded(&self, address: &Address, now: Instant) -> Option<Duration> {
         if self.is_quiet() {
             return None;
@@ -73,7 +75,7 @@ impl Passive {
         before.filter(|one| one.ejected).map(|one| now.saturating_duration_since(one.since))
     }
 
-    /// A connection failed. True if the address is left out from now on, and was not before.
+    /// Notes a failure. Returns true if it ejects the address.
     pub fn failed(&self, address: &Address, by_request: bool, now: Instant) -> bool {
         let most = self.failures_max();
         let mut failing = self.failing.lock();
@@ -96,7 +98,7 @@ impl Passive {
         newly
     }
 
-    /// True the first time that a left-out address is about to be tried again.
+    /// True the first time that an ejected address is due for a retry.
     pub fn retries(&self, address: &Address, now: Instant) -> bool {
         if self.is_quiet() {
             return false;
@@ -107,7 +109,7 @@ impl Passive {
         }
     }
 
-    /// Left-out addresses that a plain connection is to try again now.
+    /// The ejected addresses that a TCP probe must retry now.
     pub fn due(&self, now: Instant) -> Vec<Address> {
         if self.is_quiet() {
             return Vec::new();
@@ -138,7 +140,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     #[test]
-    fn left_out_after_three_until_a_connection_succeeds() {
+    fn ejected_after_three_failures_until_a_connection_succeeds() {
         let (passive, now, one) = (Passive::new(3, 10 * S), Instant::now(), address());
         assert!(!passive.failed(&one, false, now) && !passive.failed(&one, false, now));
         assert!(passive.admits(&one, now) && passive.is_working(&one));
@@ -148,7 +150,7 @@ mod tests {
         assert!(passive.due(now + 10 * S).is_empty());
         assert_eq!(passive.due(now + 11 * S), std::slice::from_ref(&one));
         assert!(passive.retries(&one, now + 11 * S) && !passive.retries(&one, now + 12 * S), "reported once");
-        assert!(!passive.failed(&one, false, now + 12 * S) && passive.due(now + 13 * S).is_empty(), "left out for longer");
+        assert!(!passive.failed(&one, false, now + 12 * S) && passive.due(now + 13 * S).is_empty(), "ejected for longer");
         assert_eq!(passive.succeeded(&one, now + 30 * S), Some(30 * S));
         assert!(passive.admits(&one, now) && passive.is_working(&one));
         assert_eq!(passive.succeeded(&one, now), None);
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_handshake_is_tried_again_by_a_request() {
+    fn a_failed_handshake_is_retried_by_a_request() {
         let (passive, now, one) = (Passive::new(1, 10 * S), Instant::now(), address());
         assert!(passive.failed(&one, true, now) && !passive.admits(&one, now + 9 * S));
         assert!(passive.admits(&one, now + 10 * S) && passive.due(now + 10 * S).is_empty());
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_leaves_nothing_out_and_reports_all_the_same() {
+    fn zero_ejects_no_server_and_still_reports() {
         let (passive, now, one) = (Passive::new(0, 10 * S), Instant::now(), address());
         assert!(!passive.failed(&one, false, now) && !passive.failed(&one, false, now) && passive.failed(&one, false, now));
         assert!(passive.admits(&one, now) && !passive.is_working(&one));

@@ -1,5 +1,5 @@
-//! Names to addresses, in the background: looking up, remembering, choosing the address family.
-//! A request never looks up a name by itself; it may wait for a look-up that is under way ([`Schedule`]).
+//! Resolves names to addresses in the background, and chooses the address family. A request never
+//! starts a look-up itself; it may wait for one that is running ([`Schedule`]).
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -17,11 +17,12 @@ use super::Address;
 use super::server::{Place, ServerName, Target};
 use crate::config::model::AddressFamily;
 
-/// A look-up that takes longer has failed.
+/// The timeout of a look-up.
 const LOOKUP_TIME_MAX: Duration = Duration::from_secs(5);
-/// After a name could not be resolved, the first retry; doubled from one to the next.
+/// The delay before the first retry of a failed name; it doubles with each retry.
 const RETRY_MIN: Duration = Duration::from_millis(250);
-/// The longest time between two retries, and the shortest between two look-ups asked for by failed connections.
+/// The maximum retry delay, and the minimum interval between look-ups that failed connections
+/// request.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Looks up a name.
@@ -31,7 +32,7 @@ pub trait Lookup: Send + Sync {
     async fn lookup(&self, address: &str) -> io::Result<Vec<SocketAddr>>;
 }
 
-/// The system's resolver.
+/// The resolver of the system.
 pub struct System;
 
 #[async_trait]
@@ -41,7 +42,8 @@ impl Lookup for System {
     }
 }
 
-/// The servers of an upstream, and the addresses behind their names. A name that cannot be resolved keeps the addresses it had.
+/// The servers of an upstream and the addresses of their names. A name that cannot be resolved
+/// keeps its last addresses.
 pub struct Names {
     targets: Vec<Target>,
     family: AddressFamily,
@@ -53,7 +55,7 @@ pub struct Names {
 struct Name {
     addresses: Vec<SocketAddr>,
     failing: bool,
-    /// Whether IPv6 is used where there is both; unset: as the resolver orders them.
+    /// Whether IPv6 is preferred if there are both; unset: the resolver's order decides.
     prefers_ipv6: Option<bool>,
 }
 
@@ -83,28 +85,29 @@ impl Names {
         })
     }
 
-    /// Whether there is anything to resolve.
+    /// Whether there are names to resolve.
     pub fn any(&self) -> bool {
         self.names().next().is_some()
     }
 
-    /// Names without any address.
+    /// The names without an address.
     pub fn unresolved_names(&self) -> Vec<String> {
         let known = self.known.lock();
         let unresolved = self.names().filter(|name| known.get(&name.address).is_none_or(|name| name.addresses.is_empty()));
         unresolved.map(|name| name.address.to_string()).collect()
     }
 
-    /// How many there are.
+    /// The number of names without an address.
     pub fn unresolved(&self) -> usize {
         self.unresolved_names().len()
     }
 
-    /// Looks up all names, each for itself: a slow one does not keep the others' results back for longer than its limit.
+    /// Looks up all names in parallel, so that a slow name delays the others only up to its
+    /// timeout.
     pub async fn resolve(&self, upstream: &str) {
         let all = self.names().map(|name| async move {
             let found = tokio::time::timeout(LOOKUP_TIME_MAX, self.lookup.lookup(&name.address)).await;
-            let found = found.unwrap_or_else(|_| Err(io::Error::other(format!("no answer within {LOOKUP_TIME_MAX:?}"))));
+            let found = found.unwrap_or_else(|_| Err(io::Error::other(format!("no response within {LOOKUP_TIME_MAX:?}"))));
             self.learn(upstream, name, found);
         });
         futures::future::join_all(all).await;
@@ -114,7 +117,7 @@ impl Names {
         let found = found.and_then(|mut found| {
             found.retain(|address| self.family.allows(address));
             match found.is_empty() {
-                true => Err(io::Error::other(format!("it has no address of the family that is allowed ({})", self.family))),
+                true => Err(io::Error::other(format!("the name has no address of the allowed family ({})", self.family))),
                 false => Ok(found),
             }
         });
@@ -123,27 +126,28 @@ impl Names {
         match found {
             Ok(found) => {
                 if std::mem::take(&mut entry.failing) {
-                    tracing::info!(%upstream, server = %name.address, addresses = ?found, "the name is resolved again");
+                    tracing::info!(%upstream, server = %name.address, addresses = ?found, "DNS resolution recovered");
                 }
                 entry.addresses = found;
             }
             Err(error) => {
                 if !std::mem::replace(&mut entry.failing, true) {
                     let kept = entry.addresses.len();
-                    tracing::warn!(%upstream, server = %name.address, %error, kept, "the name cannot be resolved; addresses known before stay in use");
+                    tracing::warn!(%upstream, server = %name.address, %error, kept, "DNS resolution failed; the last known addresses stay in use");
                 }
             }
         }
     }
 
-    /// The addresses of the other family of the name that has this one: what a failed connection may be tried at as well.
+    /// The addresses of the same name in the other family: the alternatives for a failed
+    /// connection.
     pub fn alternatives(&self, address: SocketAddr) -> Vec<SocketAddr> {
         let known = self.known.lock();
         let name = known.values().find(|name| name.addresses.contains(&address));
         name.map(|name| name.addresses.iter().copied().filter(|other| other.is_ipv6() != address.is_ipv6()).collect()).unwrap_or_default()
     }
 
-    /// A connection to this address succeeded where the one to its name's other family did not.
+    /// Notes that this address connected while its name's other family did not.
     pub fn prefer(&self, address: SocketAddr) {
         let mut known = self.known.lock();
         for name in known.values_mut().filter(|name| name.addresses.contains(&address)) {
@@ -168,7 +172,7 @@ impl Names {
     }
 }
 
-/// What is known of the names, as the balancer asks for it. It looks up nothing.
+/// The known addresses, for the balancer. It looks up nothing.
 pub struct Discovery(pub Arc<Names>);
 
 #[async_trait]
@@ -178,7 +182,7 @@ impl ServiceDiscovery for Discovery {
     }
 }
 
-/// When names are looked up: from time to time, soon again where one has no address, and when a connection failed.
+/// Schedules look-ups: periodically, soon after a failure, and when a connection failed.
 pub struct Schedule {
     resolve_every: Duration,
     passes: watch::Sender<Pass>,
@@ -190,24 +194,24 @@ struct Pass {
     begun: u64,
     ended: u64,
     ended_at: Option<Instant>,
-    /// When the last look-up that was asked for began.
-    asked_at: Option<Instant>,
-    /// Passes in a row after which a name had no address.
+    /// When the last requested look-up began.
+    requested_at: Option<Instant>,
+    /// The passes in a row that left a name without an address.
     incomplete: u32,
 }
 
 impl Schedule {
-    /// At least once in so long.
+    /// A look-up at least once per `resolve_every`.
     pub fn new(resolve_every: Duration) -> Self {
         Self { resolve_every, passes: watch::Sender::new(Pass::default()), wanted: Notify::new() }
     }
 
-    /// A look-up begins.
+    /// Notes that a look-up begins.
     pub fn begin(&self) {
         self.passes.send_modify(|pass| pass.begun += 1);
     }
 
-    /// It ended, and left so many names without any address.
+    /// Notes that a look-up ended and left this many names without an address.
     pub fn end(&self, unresolved: usize, now: Instant) {
         self.passes.send_modify(|pass| {
             pass.ended = pass.begun;
@@ -216,7 +220,7 @@ impl Schedule {
         });
     }
 
-    /// The time from the end of the last look-up to the next one, if none is asked for before.
+    /// The time from the end of the last look-up to the next scheduled one.
     fn pause(&self) -> Duration {
         match self.passes.borrow().incomplete {
             0 => self.resolve_every,
@@ -224,12 +228,12 @@ impl Schedule {
         }
     }
 
-    /// Asks for a look-up.
+    /// Requests a look-up.
     pub fn request(&self, now: Instant) -> Requested {
         let pass = *self.passes.borrow();
         self.wanted.notify_one();
         let under_way = pass.begun > pass.ended;
-        let rested = pass.asked_at.is_none_or(|at| now.saturating_duration_since(at) >= RETRY_MAX);
+        let rested = pass.requested_at.is_none_or(|at| now.saturating_duration_since(at) >= RETRY_MAX);
         Requested { pass: if under_way { pass.begun } else { pass.begun + 1 }, at_once: under_way || rested }
     }
 
@@ -240,14 +244,14 @@ impl Schedule {
         tokio::select! {
             () = tokio::time::sleep(rest(pass.ended_at, pause)) => {}
             () = self.wanted.notified() => {
-                // Failed connections come by the hundred: one look-up in this time for all of them.
-                tokio::time::sleep(rest(pass.asked_at, RETRY_MAX).min(rest(pass.ended_at, pause))).await;
-                self.passes.send_modify(|pass| pass.asked_at = Some(Instant::now()));
+                // Failed connections come in bursts: one look-up per interval serves them all.
+                tokio::time::sleep(rest(pass.requested_at, RETRY_MAX).min(rest(pass.ended_at, pause))).await;
+                self.passes.send_modify(|pass| pass.requested_at = Some(Instant::now()));
             }
         }
     }
 
-    /// Waits for the end of a look-up. False: not within this time.
+    /// Waits for the end of a look-up. `false`: it did not end within `time_max`.
     pub async fn ended(&self, requested: &Requested, time_max: Duration) -> bool {
         let mut passes = self.passes.subscribe();
         let ended = passes.wait_for(|pass| pass.ended >= requested.pass);
@@ -255,11 +259,11 @@ impl Schedule {
     }
 }
 
-/// A look-up that was asked for.
+/// A requested look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Requested {
     pass: u64,
-    /// It is under way, or begins at once.
+    /// It is running, or begins at once.
     pub at_once: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Tests of [`super`]: what is remembered of names, which family is in use, and when names are looked up.
+//! Tests of [`super`]: kept addresses, the address family in use, and the schedule of look-ups.
 
 use std::collections::VecDeque;
 
@@ -6,12 +6,12 @@ use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Answers with one item of the list after the other; the last one stays.
+/// Answers with the items of the list in turn; the last one repeats.
 #[derive(Clone, Default)]
 struct Answers(Arc<Mutex<VecDeque<Vec<&'static str>>>>);
 
 impl Answers {
-    fn of(answers: &[&[&'static str]]) -> Self {
+    fn in_turn(answers: &[&[&'static str]]) -> Self {
         Self(Arc::new(Mutex::new(answers.iter().map(|one| one.to_vec()).collect())))
     }
 }
@@ -26,7 +26,7 @@ impl Lookup for Answers {
 }
 
 fn names(answers: &[&[&'static str]], family: AddressFamily) -> Names {
-    Names::new(vec![Target::parse("model:80", 1).unwrap()], family, Box::new(Answers::of(answers)))
+    Names::new(vec![Target::parse("model:80", 1).unwrap()], family, Box::new(Answers::in_turn(answers)))
 }
 
 fn resolve(names: &Names) {
@@ -64,7 +64,7 @@ fn one_family_at_a_time() {
 }
 
 #[test]
-fn the_family_that_is_allowed() {
+fn only_the_allowed_family_is_used() {
     let both: &[&[&str]] = &[&["[fd00::1]:80", "10.0.0.1:80"]];
     for (family, used) in [(AddressFamily::Ipv4, "10.0.0.1:80"), (AddressFamily::Ipv6, "[fd00::1]:80")] {
         let names = names(both, family);
@@ -94,19 +94,19 @@ fn retries_within_a_second_while_a_name_has_no_address() {
 }
 
 #[test]
-fn failed_connections_ask_for_one_look_up_a_second() {
+fn failed_connections_request_one_look_up_per_second() {
     let (schedule, now) = (Schedule::new(Duration::from_secs(30)), Instant::now());
     schedule.begin();
-    assert!(schedule.request(now).at_once, "it is under way");
+    assert!(schedule.request(now).at_once, "it is running");
     schedule.end(0, now);
     let requested = schedule.request(now);
-    assert!(requested.at_once, "however short ago the last one was that was not asked for");
+    assert!(requested.at_once, "a scheduled look-up does not delay a requested one");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(schedule.due());
     assert!(!runtime.block_on(schedule.ended(&requested, MS)), "not yet");
     schedule.begin();
     schedule.end(0, now);
     assert!(runtime.block_on(schedule.ended(&requested, MS)));
-    let asked = schedule.passes.borrow().asked_at.unwrap();
+    let asked = schedule.passes.borrow().requested_at.unwrap();
     assert!(!schedule.request(asked + 999 * MS).at_once && schedule.request(asked + 1000 * MS).at_once);
 }

@@ -1,4 +1,4 @@
-//! What was tried for one request, and whether it may be tried again. It sends nothing and chooses no server.
+//! The attempts of one request, and its remaining retries. It sends nothing and chooses no server.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use pingora::{Error, ErrorType};
 
 use super::Address;
 
-/// Before the first further attempt at the same server; doubled from one to the next.
+/// The back-off before the first retry on the same server; it doubles with each retry.
 const BACKOFF: Duration = Duration::from_millis(25);
 
-/// What was tried for one request.
+/// The attempts of one request.
 #[derive(Default)]
 pub struct Attempts {
-    /// Servers to which no connection could be made.
+    /// The servers that could not be connected.
     pub unreachable: Vec<Address>,
-    /// Servers that did not process it, or ended before they answered.
+    /// The servers that did not process the request, or ended before a response.
     pub failed: Vec<Address>,
-    /// Only a new connection will do: one that was kept turned out to be closed.
+    /// The next attempt needs a new connection: a pooled one was closed.
     pub new_connection: bool,
-    /// What went wrong last.
+    /// The last error.
     pub error: Option<ErrorType>,
     retries: usize,
 }
 
 impl Attempts {
-    /// Takes one of the `most` retries, if there is one left.
+    /// Takes one of the `most` retries. `false`: none is left.
     pub fn take(&mut self, most: usize) -> bool {
         let left = self.retries < most;
         self.retries += usize::from(left);
@@ -36,15 +36,16 @@ impl Attempts {
         self.retries < most
     }
 
-    /// How long to wait before this server is asked again.
+    /// The back-off before the next attempt on this server.
     pub fn backoff(&self, server: &Address) -> Option<Duration> {
         let before = u32::try_from(self.failed.iter().filter(|one| *one == server).count()).unwrap_or(u32::MAX);
         (before > 0).then(|| BACKOFF * 2u32.saturating_pow(before - 1).min(64))
     }
 }
 
-/// Whether a server certainly has not processed the request (RFC 9113, section 8.7): it refused the stream, or ended the connection
-/// with a GOAWAY that names a lower stream as the last one. Of `h2`, only streams above that one fail by the server's GOAWAY.
+/// Whether the server certainly did not process the request (RFC 9113, section 8.7): it refused the
+/// stream, or sent GOAWAY with a lower last stream. In `h2`, only streams above that one fail by
+/// the server's GOAWAY.
 pub fn is_unprocessed(error: &Error) -> bool {
     let Some(cause) = error.root_cause().downcast_ref::<h2::Error>() else { return false };
     cause.is_remote() && (cause.is_go_away() || (cause.is_reset() && cause.reason() == Some(h2::Reason::REFUSED_STREAM)))
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_server_is_asked_again_after_a_while() {
+    fn retries_on_the_same_server_back_off() {
         let server = |port| Address::Inet(([127, 0, 0, 1], port).into());
         let mut attempts = Attempts::default();
         assert_eq!(attempts.backoff(&server(1)), None);

@@ -1,10 +1,12 @@
-//! Kept connections: for how long they are kept, whether one is open still, and whether a request on one was received.
-//! It sends and repeats nothing.
+//! Pooled connections: how long they are kept, whether one is still open, and whether a request on
+//! one was received. It sends and retries nothing.
 //!
-//! A server closes a connection that is idle for longer than it likes, and may do so while a request is on its way. Three things
-//! keep that from the client: connections are closed before the server's own limit, which it announces (`Keep-Alive: timeout`) or
-//! was seen to have; the socket is looked at before the request is written, since Pingora sees an end only once the event loop has turned to it; and a request of which the
-//! server's kernel acknowledged no byte was not received, so that it may be repeated.
+//! A server closes a connection that is idle for longer than its limit, possibly while a request is
+//! in flight. Three measures hide that from the client. Connections are closed before the server's
+//! limit, which it announces (`Keep-Alive: timeout`) or was observed to have. The socket is checked
+//! before the request is written, because Pingora notices a close only when the event loop polls
+//! it. And a request of which the server's kernel acknowledged no byte was not received, so it may
+//! be retried.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::RawFd;
@@ -23,36 +25,37 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use super::Address;
 
-/// A connection is closed this long before the server's limit, or a part of it earlier if that is less.
+/// A connection is closed this long before the server's limit, or earlier by a fraction of it if
+/// that is less.
 const MARGIN_MAX: Duration = Duration::from_secs(1);
-/// A shorter time between a response and the server's end says nothing of a limit: it was to be the last response.
+/// A close within this time after a response shows no idle limit: the response was the last one.
 const IDLE_MIN: Duration = Duration::from_millis(20);
-/// Ends that come together have one cause, such as a restart, and count as one.
+/// Closes within this interval have one cause, such as a restart, and count as one.
 const APART_MIN: Duration = Duration::from_millis(250);
-/// So many ends after about the same time show a limit.
+/// The number of closes after a similar idle time that show a limit.
 const SEEN: usize = 3;
-/// A limit that was seen is forgotten after so long: the server may have another one meanwhile.
+/// An observed limit expires after this time: the server may have a new one.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
-/// For how long servers keep idle connections.
+/// The idle limits of servers.
 #[derive(Default)]
 pub struct KeepAlive {
     any: AtomicBool,
-    /// A server has ended an idle connection, or says that it will: a request may meet that.
+    /// A server closed an idle connection or announced a limit: a request may meet a close.
     ends: AtomicBool,
     known: RwLock<HashMap<Address, Limit>>,
 }
 
-/// What is known of one server.
+/// The idle limit of one server.
 #[derive(Debug, Default)]
 struct Limit {
     announced_s: Option<u32>,
-    /// When it ended idle connections, the latest last, and after how long.
+    /// The times of its closes of idle connections, and the idle times; the latest is last.
     seen: VecDeque<(Instant, Duration)>,
 }
 
 impl Limit {
-    /// The time after which it was seen to end idle connections, if that was about the same each time.
+    /// The observed idle limit, if the idle times were similar.
     fn seen(&self, now: Instant) -> Option<Duration> {
         let last = self.seen.back().filter(|(at, _)| self.seen.len() == SEEN && now.saturating_duration_since(*at) < FORGOTTEN_AFTER)?;
         let (least, most) = self.seen.iter().fold((last.1, last.1), |(least, most), (_, idle)| (least.min(*idle), most.max(*idle)));
@@ -61,7 +64,7 @@ impl Limit {
 }
 
 impl KeepAlive {
-    /// Notes what a response of this server announces.
+    /// Notes the limit that a response announces.
     pub fn observe(&self, address: &Address, headers: &HeaderMap) {
         let Some(seconds) = timeout_s(headers) else { return };
         self.ends.store(true, Ordering::Relaxed);
@@ -71,7 +74,7 @@ impl KeepAlive {
         }
     }
 
-    /// Notes that this server ended a connection that was idle for so long.
+    /// Notes that the server closed a connection after this idle time.
     fn ended(&self, address: &Address, idle: Duration, now: Instant) {
         self.ends.store(true, Ordering::Relaxed);
         if idle < IDLE_MIN {
@@ -89,7 +92,7 @@ impl KeepAlive {
         self.any.store(true, Ordering::Relaxed);
     }
 
-    /// For how long a connection to this server is kept, `most` at the longest.
+    /// How long a connection to this server is kept, at most `most`.
     pub fn limit(&self, address: &Address, most: Duration, now: Instant) -> Duration {
         if !self.any.load(Ordering::Relaxed) {
             return most;
@@ -101,8 +104,8 @@ impl KeepAlive {
         [announced, seen].into_iter().flatten().fold(most, Duration::min)
     }
 
-    /// Whether a request on a kept connection may meet its end. Only then is it worth a system call for each to be able to prove
-    /// that nothing of it was received.
+    /// Whether a request on a pooled connection may meet a close. Only then is the proof of
+    /// non-receipt worth a system call per request.
     pub fn ends(&self) -> bool {
         self.ends.load(Ordering::Relaxed)
     }
@@ -123,13 +126,14 @@ fn timeout_s(headers: &HeaderMap) -> Option<u32> {
     })
 }
 
-/// Whether nothing has come on an idle connection: neither its end nor anything else that a server must not send unasked.
+/// Whether an idle connection is open and silent: a server must neither close it nor send
+/// unrequested bytes.
 pub fn is_open(fd: RawFd) -> bool {
     let mut byte = [0];
     matches!(recv(fd, &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT), Err(Errno::EAGAIN))
 }
 
-/// Connections that are open, by their descriptors.
+/// The open connections, by file descriptor.
 static WATCHED: LazyLock<[Shard; 16]> = LazyLock::new(Default::default);
 
 type Shard = Mutex<HashMap<RawFd, Arc<Connection>>>;
@@ -139,23 +143,23 @@ fn shard(fd: RawFd) -> &'static Shard {
     all.get(usize::try_from(fd).unwrap_or(0) % all.len()).unwrap_or(&all[0])
 }
 
-/// What is known of a connection: its protocol, and how many bytes the other end's kernel has acknowledged.
+/// The state of a connection: its protocol, and how many bytes the peer's kernel has acknowledged.
 #[derive(Debug)]
 pub struct Connection {
     socket: SocketDigest,
-    /// A response has come, and was HTTP/1.
+    /// An HTTP/1 response has come.
     http1: AtomicBool,
-    /// Since when it is idle, in milliseconds of the process's clock; 0: it is in use.
+    /// Since when it is idle, in milliseconds of the process clock; 0: in use.
     idle_since_ms: AtomicU64,
     before: AtomicU64,
     at_end: AtomicU64,
 }
 
 const UNKNOWN: u64 = u64::MAX;
-/// `tcpi_state` after the other end's FIN.
+/// The `tcpi_state` after the peer's FIN.
 const CLOSE_WAIT: u8 = 8;
 
-/// Milliseconds since the first call, and never 0.
+/// Milliseconds since the first call; never 0.
 fn clock_ms() -> u64 {
     static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
     u64::try_from(BEGUN.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
@@ -166,7 +170,7 @@ impl Connection {
         self.socket.tcp_info().map_or(UNKNOWN, |info| info.tcpi_bytes_acked)
     }
 
-    /// A response came, of this version.
+    /// Notes a response and its HTTP version.
     pub fn responded(&self, version: http::Version) {
         if version < http::Version::HTTP_2 {
             self.http1.store(true, Ordering::Relaxed);
@@ -178,47 +182,48 @@ impl Connection {
         self.http1.load(Ordering::Relaxed)
     }
 
-    /// A request has it.
+    /// Marks the connection as in use.
     pub fn busy(&self) {
         self.idle_since_ms.store(0, Ordering::Relaxed);
     }
 
-    /// The request is over.
+    /// Marks the connection as idle.
     pub fn idle(&self) {
         self.idle_since_ms.store(clock_ms(), Ordering::Relaxed);
     }
 
-    /// For how long it was idle, if it is HTTP/1 and the server has ended it meanwhile.
+    /// How long it was idle, if it is HTTP/1 and the server has closed it.
     fn ended_while_idle(&self) -> Option<Duration> {
         let since = self.idle_since_ms.load(Ordering::Relaxed);
         let ended = since > 0 && self.is_http1() && self.socket.tcp_info().is_some_and(|info| info.tcpi_state == CLOSE_WAIT);
         ended.then(|| Duration::from_millis(clock_ms().saturating_sub(since)))
     }
 
-    /// A request is about to be written.
+    /// Notes the acknowledged bytes before a request is written.
     pub fn begin(&self) {
         self.before.store(self.now(), Ordering::Relaxed);
         self.at_end.store(UNKNOWN, Ordering::Relaxed);
     }
 
-    /// Whether nothing that was written since [`begin`](Self::begin) was acknowledged until the connection ended.
+    /// Whether no byte written since [`begin`](Self::begin) was acknowledged before the connection
+    /// ended.
     fn nothing_acknowledged(&self) -> bool {
         let before = self.before.load(Ordering::Relaxed);
         before != UNKNOWN && before == self.at_end.load(Ordering::Relaxed)
     }
 }
 
-/// Part of a connection's stream; notes at its end what was acknowledged.
+/// Owned by the stream of a connection; records the acknowledged bytes at its end.
 #[derive(Clone)]
-pub struct Watch {
+pub struct WatchedConnection {
     fd: RawFd,
     address: Address,
     keep_alive: Arc<KeepAlive>,
     connection: Arc<Connection>,
 }
 
-/// Watches a TCP connection until its stream is dropped.
-pub fn watch(fd: RawFd, address: Address, keep_alive: Arc<KeepAlive>) -> Watch {
+/// Registers a TCP connection until its stream is dropped.
+pub fn watch(fd: RawFd, address: Address, keep_alive: Arc<KeepAlive>) -> WatchedConnection {
     let socket = SocketDigest::from_raw_fd(fd);
     let connection = Arc::new(Connection {
         socket,
@@ -228,19 +233,19 @@ pub fn watch(fd: RawFd, address: Address, keep_alive: Arc<KeepAlive>) -> Watch {
         at_end: AtomicU64::new(UNKNOWN),
     });
     shard(fd).lock().insert(fd, Arc::clone(&connection));
-    Watch { fd, address, keep_alive, connection }
+    WatchedConnection { fd, address, keep_alive, connection }
 }
 
-impl std::fmt::Debug for Watch {
+impl std::fmt::Debug for WatchedConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watch").field("fd", &self.fd).finish_non_exhaustive()
+        f.debug_struct("WatchedConnection").field("fd", &self.fd).finish_non_exhaustive()
     }
 }
 
-impl Tracing for Watch {
+impl Tracing for WatchedConnection {
     fn on_connected(&self) {}
 
-    /// Pingora calls it before it closes the descriptor.
+    /// Pingora calls this before it closes the descriptor.
     fn on_disconnected(&self) {
         self.connection.at_end.store(self.connection.now(), Ordering::Relaxed);
         if let Some(idle) = self.connection.ended_while_idle() {
@@ -254,22 +259,24 @@ impl Tracing for Watch {
     }
 }
 
-/// The connection of this descriptor, if it is watched.
+/// The connection of this descriptor, if it is registered.
 pub fn connection(fd: RawFd) -> Option<Arc<Connection>> {
     shard(fd).lock().get(&fd).cloned()
 }
 
 /// Whether an error proves that the server received nothing of the request.
 ///
-/// Two facts together prove it. The server's FIN came, which acknowledges all that its kernel had received before the server closed;
-/// and nothing of the request was acknowledged. A reset alone proves nothing: its acknowledgement is not counted by Linux.
+/// Two facts together prove it. The server's FIN came, which acknowledges everything that its
+/// kernel had received before the close; and no byte of the request was acknowledged. A reset alone
+/// proves nothing: Linux does not count its acknowledgement.
 ///
-/// The client's leaving in the middle of its body is no such error, although it ends the connection to the server as well.
+/// A client that leaves in the middle of its body is no such error, although it ends the connection
+/// to the server as well.
 pub fn proves_unsent(error: &Error, connection: &Connection) -> bool {
     if *error.esource() == ErrorSource::Downstream {
         return false;
     }
-    // Linux makes of a reset after a FIN `EPIPE`, of one without it `ECONNRESET`.
+    // Linux reports a reset after a FIN as `EPIPE`, and one without a FIN as `ECONNRESET`.
     let io = error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind);
     let fin = match error.etype() {
         ErrorType::ConnectionClosed => io.is_none(),

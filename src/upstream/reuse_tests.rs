@@ -1,4 +1,4 @@
-//! Tests of [`super`]: what sockets tell of kept connections, and the limits of servers.
+//! Tests of [`super`]: the state of sockets, and the idle limits of servers.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,12 +12,12 @@ fn pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().unwrap().0)
 }
 
-fn watched(client: &TcpStream, keep_alive: &Arc<KeepAlive>) -> Watch {
+fn watched(client: &TcpStream, keep_alive: &Arc<KeepAlive>) -> WatchedConnection {
     watch(client.as_raw_fd(), Address::Inet(client.peer_addr().unwrap()), Arc::clone(keep_alive))
 }
 
 #[test]
-fn a_closed_or_talking_socket_is_not_open() {
+fn a_closed_or_readable_socket_is_not_open() {
     let (client, mut server) = pair();
     assert!(is_open(client.as_raw_fd()));
     server.write_all(b"x").unwrap();
@@ -31,7 +31,7 @@ fn a_closed_or_talking_socket_is_not_open() {
 }
 
 #[test]
-fn what_was_acknowledged_is_told_from_what_was_not() {
+fn acknowledged_requests_are_distinguished() {
     let (mut client, mut server) = pair();
     let stream = watched(&client, &Arc::default());
     let received = connection(client.as_raw_fd()).unwrap();
@@ -51,7 +51,7 @@ fn what_was_acknowledged_is_told_from_what_was_not() {
     let received = connection(client.as_raw_fd()).unwrap();
     received.begin();
     client.write_all(b"GET").unwrap();
-    // The reset comes at once on loopback; until then nothing is acknowledged either.
+    // On loopback the reset comes at once; nothing is acknowledged before either.
     let closed = Error::explain(ErrorType::ConnectionClosed, "while reading");
     assert!(!proves_unsent(&closed, &received), "the connection has not ended yet");
     stream.on_disconnected();
@@ -75,11 +75,11 @@ fn connections_are_closed_before_the_server_does() {
         assert_eq!(keep.limit(&address, minute, Instant::now()), Duration::from_millis(ms), "{value}");
     }
     keep.observe(&address, &HeaderMap::new());
-    assert_eq!(keep.limit(&address, minute, Instant::now()), Duration::ZERO, "what was announced last");
+    assert_eq!(keep.limit(&address, minute, Instant::now()), Duration::ZERO, "the last announcement counts");
 }
 
 #[test]
-fn a_limit_that_a_server_was_seen_to_have() {
+fn observed_idle_limits() {
     let (keep, address, now) = (KeepAlive::default(), Address::Inet(([127, 0, 0, 1], 80).into()), Instant::now());
     let (s, minute) = (Duration::from_secs(1), Duration::from_secs(60));
     let limit = |at: Instant| keep.limit(&address, minute, at);
@@ -94,17 +94,17 @@ fn a_limit_that_a_server_was_seen_to_have() {
     assert_eq!(limit(now + 20 * s), 4 * s);
     assert_eq!(limit(now + 20 * s + FORGOTTEN_AFTER), minute);
     keep.ended(&address, 9 * s, now + 30 * s);
-    assert_eq!(limit(now + 30 * s), minute, "there is none after all");
+    assert_eq!(limit(now + 30 * s), minute, "the idle times differ: no limit");
 }
 
 #[test]
-fn an_idle_connection_that_the_server_ended_is_noted() {
+fn closes_of_idle_connections_are_noted() {
     let keep = Arc::new(KeepAlive::default());
     for (busy, http1, noted) in [(false, true, 1), (true, true, 1), (false, false, 1), (false, true, 2)] {
         let (client, server) = pair();
         let watch = watched(&client, &keep);
         watch.connection.responded(if http1 { http::Version::HTTP_11 } else { http::Version::HTTP_2 });
-        // Long ago.
+        // Idle for long.
         watch.connection.idle_since_ms.store(if busy { 0 } else { 1 }, Ordering::Relaxed);
         assert_eq!(watch.connection.ended_while_idle(), None, "it is open");
         drop(server);

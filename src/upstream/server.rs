@@ -1,4 +1,4 @@
-//! The addresses of servers as they are configured: `host:port` or `unix:/path`. No I/O.
+//! Parses configured server addresses: `host:port` or `unix:/path`. No I/O.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use pingora::lb::{Backend, Extensions};
 
 use super::Address;
 
-/// Linux allows 107 bytes and a zero.
+/// Linux allows 107 bytes and a terminating zero.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// A server as configured.
+/// A configured server.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// Where it is.
+    /// Its place.
     pub place: Place,
     weight: usize,
 }
 
-/// Where a server is.
+/// The place of a server.
 #[derive(Clone, Debug)]
 pub enum Place {
     /// An IP address and a port.
@@ -30,19 +30,19 @@ pub enum Place {
     Unix(Address),
 }
 
-/// Travels with a backend, so that TLS can ask for the right name.
+/// Attached to a backend, so that TLS verifies the right name.
 #[derive(Clone, Debug)]
 pub struct ServerName {
-    /// The host alone.
+    /// The host without its port.
     pub host: Arc<str>,
-    /// The host, with its port unless it is HTTPS's.
+    /// The host with its port, without `:443`.
     pub authority: Arc<str>,
     /// Host and port.
     pub address: Arc<str>,
 }
 
 impl Target {
-    /// Reads `host:port` or `unix:/path`.
+    /// Parses `host:port` or `unix:/path`.
     pub fn parse(address: &str, weight: usize) -> Result<Self, Invalid> {
         if let Some(path) = address.strip_prefix("unix:") {
             return Ok(Self { place: Place::Unix(unix(path)?), weight });
@@ -52,7 +52,7 @@ impl Target {
                 Some((host, path)) => format!("write the server as `{host}`, with its port, and the path as `base_path: /{path}`"),
                 None => "write `host:port` alone".to_owned(),
             };
-            let tls = if scheme == "https" { "; `tls: {}` speaks TLS" } else { "" };
+            let tls = if scheme == "https" { "; enable TLS with `tls: {}`" } else { "" };
             return Err(Invalid::new(format!("`{address}` is a URL; {says}{tls}")));
         }
         let wrong = || {
@@ -71,7 +71,7 @@ impl Target {
         Ok(Self { place, weight })
     }
 
-    /// The host that TLS and `Host` name; none for a Unix socket.
+    /// The host for TLS and `Host`; none for a Unix socket.
     pub fn name(&self) -> Option<&ServerName> {
         match &self.place {
             Place::Literal(name, _) | Place::Name(name) => Some(name),
@@ -89,7 +89,7 @@ impl Target {
     }
 }
 
-/// The host of `host:port`; for a Unix socket `localhost`, since HTTP wants one.
+/// The host of `host:port`; `localhost` for a Unix socket, since HTTP requires a host.
 pub fn host_of(address: &str) -> &str {
     if address.starts_with("unix:") {
         return "localhost";
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_is_told_apart() {
+    fn a_url_gets_a_hint() {
         let says = Target::parse("https://api.example.com/openai/", 1).map(drop).unwrap_err().to_string();
         assert!(says.contains("`base_path: /openai`") && says.contains("`tls: {}`"), "{says}");
     }

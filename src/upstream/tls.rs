@@ -1,4 +1,5 @@
-//! TLS towards servers: who may have signed their certificates, which of those were revoked, and what is shown to them.
+//! TLS towards servers: trusted CAs, revocation, and the client certificate. Handshakes are
+//! Pingora's.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,24 +12,25 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 
 use crate::config::Files;
-use crate::config::model::{CertificateFiles, Tls as Config};
+use crate::config::model::{CertificateFiles, Tls as UpstreamTlsConfig};
 use crate::util::pem;
 
-/// What is needed for a handshake.
+/// The compiled section `tls` of an upstream.
 #[derive(Default)]
 pub struct Tls {
-    /// `None`: the system's.
+    /// The trusted CA certificates. `None`: those of the system.
     pub ca: Option<Arc<CaType>>,
     client: Option<Arc<CertKey>>,
-    /// Serial numbers, as Pingora writes them.
+    /// The serial numbers of revoked certificates, in Pingora's format.
     revoked: HashSet<String>,
-    /// Connections are used again only where all of this is the same: Pingora looks at the name alone.
+    /// The pool group: connections are reused only with equal TLS settings, of which Pingora
+    /// compares only the name.
     group: u64,
 }
 
 impl Tls {
     /// Reads the files.
-    pub fn compile(config: &Config, files: &Files) -> Result<Self, Invalid> {
+    pub fn compile(config: &UpstreamTlsConfig, files: &Files) -> Result<Self, Invalid> {
         let mut hasher = DefaultHasher::new();
         format!("{config:?}").hash(&mut hasher);
         let mut file = |path: &String, key: &str| {
@@ -38,7 +40,7 @@ impl Tls {
         let ca = match &config.ca_file {
             Some(path) => {
                 let text = file(path, "ca_file")?;
-                // Looked at once here, so that no connection fails for it.
+                // Validated here, so that errors are found before a connection.
                 pem::roots(&text).map_err(|invalid| invalid.at("ca_file"))?;
                 let all = pem::certificates(&text).map_err(|invalid| invalid.at("ca_file"))?;
                 Some(all.iter().map(|one| WrappedX509::new(one.to_vec(), parse_x509)).collect::<Arc<CaType>>())
@@ -63,14 +65,14 @@ impl Tls {
         Ok(Self { ca, client, revoked, group: hasher.finish() })
     }
 
-    /// How a server is spoken to.
+    /// Applies the settings to a connection.
     pub fn apply(&self, peer: &mut HttpPeer) {
         peer.options.ca.clone_from(&self.ca);
         peer.client_cert_key.clone_from(&self.client);
         peer.group_key = self.group;
     }
 
-    /// Whether the certificate of the server at the other end was revoked.
+    /// Whether the server certificate of a connection was revoked.
     pub fn is_revoked(&self, digest: Option<&Digest>) -> bool {
         if self.revoked.is_empty() {
             return false;

@@ -1,27 +1,29 @@
-//! An answer that comes after ours has begun: what of it goes to the client within a stream or behind white space.
+//! Translates an upstream response that arrives after Keylatch has begun its own: into stream
+//! events, or into the error body after JSON padding. It writes nothing to the session.
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use keylatch_filters::contract::{Dialect, is_json_lines, is_uncoded};
 use pingora::http::ResponseHeader;
 
-use super::{Fault, Place, body, event, of_upstream};
+use super::{ErrorContext, Fault, body, event, of_upstream};
 
-/// The most of an upstream's error that is read to be told.
+/// The most bytes of an upstream error that are read.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
-/// An answer that is no event stream, after an event stream has begun.
+/// An upstream response that is not an event stream, after an event stream has begun.
 #[derive(Debug)]
 pub enum LateAnswer {
-    /// A JSON document that succeeded: it passes as the data of one event.
+    /// A successful JSON document. It becomes the data of one event.
     Json,
-    /// Lines of JSON: each passes as the data of one event.
+    /// JSON lines. Each line becomes the data of one event.
     Lines { in_line: bool },
-    /// All else is collected, and told as an error; a success that begins as JSON does becomes the first of these.
+    /// Anything else is collected and becomes an error. A success with a body that begins like
+    /// JSON becomes `Json`.
     Failure(Collected),
 }
 
-/// An answer that is told as an error when it is complete.
+/// A response that becomes an error event once it is complete.
 #[derive(Debug)]
 pub struct Collected {
     status: StatusCode,
@@ -34,8 +36,8 @@ fn media_type(headers: &HeaderMap) -> &str {
     value.and_then(|text| text.split(';').next()).map(str::trim).unwrap_or_default()
 }
 
-/// What stands before and behind a whole JSON answer that is put into a stream. Responses and Anthropic wrap it into
-/// the events by which their streams carry a whole answer; OpenAI's chat streams end with `[DONE]`.
+/// The bytes before and after a whole JSON response in a stream. Responses and Anthropic use the
+/// events by which their streams carry a whole response; OpenAI chat streams end with `[DONE]`.
 fn around(dialect: Dialect) -> (&'static str, &'static str) {
     match dialect {
         Dialect::OpenAi | Dialect::Mistral => ("data: ", "\n\ndata: [DONE]\n\n"),
@@ -53,7 +55,7 @@ fn around(dialect: Dialect) -> (&'static str, &'static str) {
 }
 
 impl LateAnswer {
-    /// By the answer's header.
+    /// Chooses the translation by the response header.
     pub fn new(answer: &ResponseHeader) -> Self {
         if answer.status.is_success() && is_json_lines(&answer.headers) {
             return LateAnswer::Lines { in_line: false };
@@ -61,11 +63,11 @@ impl LateAnswer {
         LateAnswer::Failure(Collected::new(answer))
     }
 
-    /// What goes to the client for a piece of the answer.
+    /// The bytes for the client, for a piece of the response body.
     pub fn pass(&mut self, dialect: Dialect, piece: &[u8]) -> Bytes {
         let (before, _) = around(dialect);
         match self {
-            // A line end is white space anywhere in JSON, and would end the event's line.
+            // A line end is white space anywhere in JSON, but would end the line of the event.
             LateAnswer::Json => piece.iter().map(|byte| if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte }).collect(),
             LateAnswer::Lines { in_line } => {
                 let mut out = BytesMut::with_capacity(piece.len() * 2);
@@ -95,8 +97,8 @@ impl LateAnswer {
         }
     }
 
-    /// What goes to the client at the answer's end.
-    pub fn finish(&self, dialect: Dialect, place: &Place<'_>) -> Bytes {
+    /// The bytes for the client at the end of the response.
+    pub fn finish(&self, dialect: Dialect, place: &ErrorContext<'_>) -> Bytes {
         let (_, behind) = around(dialect);
         match self {
             LateAnswer::Json => Bytes::from_static(behind.as_bytes()),
@@ -105,7 +107,7 @@ impl LateAnswer {
         }
     }
 
-    /// Whether an event of ours may stand here.
+    /// Whether another event may begin here.
     pub fn at_event_start(&self) -> bool {
         match self {
             LateAnswer::Json => false,
@@ -114,33 +116,33 @@ impl LateAnswer {
         }
     }
 
-    /// Whether the client is told of a failure.
+    /// Whether the client gets an error.
     pub fn is_failure(&self) -> bool {
         matches!(self, LateAnswer::Failure(_))
     }
 }
 
 impl Collected {
-    /// By the answer's header.
+    /// An empty collection for a response with this header.
     pub fn new(answer: &ResponseHeader) -> Self {
         Self { status: answer.status, headers: answer.headers.clone(), body: Vec::new() }
     }
 
-    /// Whether this first piece of a success, as the upstream would have sent it to anybody, is the beginning of JSON. Its type
-    /// is not asked: some servers send JSON as plain text, or without a type.
+    /// Whether the first piece of an uncompressed success begins like JSON. The media type is
+    /// ignored: some servers send JSON as plain text, or without a type.
     fn begins_json(&self, piece: &[u8]) -> bool {
         let fits = self.status.is_success() && is_uncoded(&self.headers) && self.body.trim_ascii().is_empty();
         fits && matches!(piece.trim_ascii_start().first(), Some(b'{' | b'['))
     }
 
-    /// Keeps a piece, as far as there is room.
+    /// Appends a piece, up to the limit.
     pub fn pass(&mut self, piece: &[u8]) {
         let room = ERROR_BYTES_MAX.saturating_sub(self.body.len());
         self.body.extend_from_slice(piece.get(..room.min(piece.len())).unwrap_or_default());
     }
 
-    /// The error as a JSON document.
-    pub fn document(&self, dialect: Dialect, place: &Place<'_>) -> Bytes {
+    /// The error as a JSON document, in the dialect.
+    pub fn document(&self, dialect: Dialect, place: &ErrorContext<'_>) -> Bytes {
         body(dialect, &self.fault(), place)
     }
 
@@ -152,7 +154,7 @@ impl Collected {
             fault.code = "upstream_not_streamable".into();
             fault.message = match (self.body.is_empty(), what) {
                 (true, _) => format!("The server behind this API answered with status {} and no body.", self.status.as_u16()),
-                (false, "") => "The server behind this API answered with something that this response cannot carry.".to_owned(),
+                (false, "") => "The server behind this API answered with a body that this response cannot carry.".to_owned(),
                 (false, what) => format!("The server behind this API answered with `{what}`, which this response cannot carry."),
             }
             .into();
@@ -171,9 +173,9 @@ mod tests {
         answer
     }
 
-    /// The same whole and byte by byte.
-    fn told(dialect: Dialect, answer: &ResponseHeader, body: &str) -> String {
-        let place = Place { request_id: Some("r"), rpc_id: Some("7"), sequence: 0 };
+    /// Translates a body whole and byte by byte; both must be equal.
+    fn translated(dialect: Dialect, answer: &ResponseHeader, body: &str) -> String {
+        let place = ErrorContext { request_id: Some("r"), rpc_id: Some("7"), sequence: 0 };
         let run = |pieces: &[&[u8]]| {
             let mut late = LateAnswer::new(answer);
             let mut out: Vec<u8> = pieces.iter().flat_map(|piece| late.pass(dialect, piece)).collect();
@@ -199,17 +201,17 @@ mod tests {
                 "event: response.completed\ndata: {\"type\":\"response.completed\",\"sequence_number\":0,\"response\":{   \"a\": 1 } }\n\n",
             ),
         ] {
-            assert_eq!(told(dialect, &json, body), out, "{dialect:?}");
+            assert_eq!(translated(dialect, &json, body), out, "{dialect:?}");
         }
-        let anthropic = told(Dialect::Anthropic, &json, "{}");
+        let anthropic = translated(Dialect::Anthropic, &json, "{}");
         assert!(
             anthropic
                 .ends_with("{\"type\":\"message_start\",\"message\":{}}\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n")
         );
-        let empty = told(Dialect::OpenAi, &json, "");
+        let empty = translated(Dialect::OpenAi, &json, "");
         assert!(empty.contains("answered with status 200 and no body"), "{empty}");
         for kind in ["text/plain", "text/html"] {
-            assert_eq!(told(Dialect::Gemini, &answer(200, kind), " {}"), "data: {}\n\n", "JSON by another name");
+            assert_eq!(translated(Dialect::Gemini, &answer(200, kind), " {}"), "data: {}\n\n", "JSON by another name");
         }
     }
 
@@ -217,7 +219,7 @@ mod tests {
     fn lines_become_events() {
         let lines = answer(200, "application/x-ndjson");
         assert_eq!(
-            told(Dialect::OpenAi, &lines, "{\"a\":1}\r\n\n{\"b\":2}\n{\"c\":3}"),
+            translated(Dialect::OpenAi, &lines, "{\"a\":1}\r\n\n{\"b\":2}\n{\"c\":3}"),
             "data: {\"a\":1}\n\ndata: {\"b\":2}\n\ndata: {\"c\":3}\n\n"
         );
     }
@@ -277,11 +279,11 @@ mod tests {
                 r#"data: {"error":{"message":"The server behind this API answered with status 302."#,
             ),
         ] {
-            let told = told(dialect, &answer(status, kind), body);
-            assert!(told.starts_with(out), "{dialect:?} {status}: {told}");
+            let text = translated(dialect, &answer(status, kind), body);
+            assert!(text.starts_with(out), "{dialect:?} {status}: {text}");
         }
         let mut coded = answer(200, "application/json");
         coded.insert_header("content-encoding", "gzip").unwrap();
-        assert!(told(Dialect::OpenAi, &coded, "x").contains("answered with `gzip`"));
+        assert!(translated(Dialect::OpenAi, &coded, "x").contains("answered with `gzip`"));
     }
 }

@@ -1,4 +1,4 @@
-//! How an error is written in the dialect of each API: as a response of its own, and as the last event of a stream.
+//! Errors in the dialect of each API: as a response of its own, and as the last event of a stream.
 //!
 //! | dialect | response | in a stream |
 //! | --- | --- | --- |
@@ -12,7 +12,7 @@
 //! | MCP | JSON-RPC error with `id: null` | `event: message` with the request's `id` |
 //! | DashScope | `{code,message,request_id}` | `event: error` with the same |
 //!
-//! Knows no session: what is written where is decided in `clock` and `reply`.
+//! This module knows no session: `stream_state` and `reply` decide what is written where.
 
 mod late;
 mod upstream;
@@ -27,35 +27,35 @@ use serde_json::{Map, Value, json};
 pub use late::{Collected, LateAnswer};
 pub use upstream::of_upstream;
 
-/// What went wrong, in no dialect yet.
+/// An error, independent of the dialect.
 #[derive(Clone, Debug)]
 pub struct Fault<'a> {
-    /// The status that says it, whether or not it can be sent any more.
+    /// The HTTP status, whether or not it can still be sent.
     pub status: StatusCode,
-    /// A stable word for programs.
+    /// A stable code for programs.
     pub code: Cow<'a, str>,
-    /// For people.
+    /// A sentence for people.
     pub message: Cow<'a, str>,
-    /// Seconds after which to try again.
+    /// The retry delay, in seconds.
     pub retry_after_s: Option<u64>,
-    /// The upstream's own JSON that says it.
+    /// The JSON error of the upstream.
     pub own: Option<Map<String, Value>>,
-    /// The status line and fields that would say it have gone out already: the error says them itself.
+    /// The header has already been sent, so the error itself carries status and retry delay.
     pub late: bool,
 }
 
-/// What an error refers to.
+/// The request that an error belongs to.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Place<'a> {
-    /// The request's id in logs.
+pub struct ErrorContext<'a> {
+    /// The request id, as in the logs.
     pub request_id: Option<&'a str>,
     /// The `id` of the JSON-RPC request, as JSON.
     pub rpc_id: Option<&'a str>,
-    /// How many events the stream has carried.
+    /// The number of events in the stream so far.
     pub sequence: u64,
 }
 
-/// `error.type` of OpenAI and of Anthropic.
+/// The `error.type` of OpenAI and of Anthropic.
 fn types(status: StatusCode) -> (&'static str, &'static str) {
     match status.as_u16() {
         401 => ("authentication_error", "authentication_error"),
@@ -69,7 +69,7 @@ fn types(status: StatusCode) -> (&'static str, &'static str) {
     }
 }
 
-/// `error.status` of Google's APIs (google.rpc.Code).
+/// The `error.status` of Google's APIs (google.rpc.Code).
 fn google_status(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "UNAUTHENTICATED",
@@ -85,7 +85,7 @@ fn google_status(status: StatusCode) -> &'static str {
     }
 }
 
-/// `error.code` of JSON-RPC 2.0, section 5.1; -32000 is the first of those left to servers.
+/// The `error.code` of JSON-RPC 2.0 (section 5.1). -32000 is the first code for servers.
 fn rpc_code(status: StatusCode) -> i32 {
     match status.as_u16() {
         400 | 413 | 422 => -32600,
@@ -95,12 +95,12 @@ fn rpc_code(status: StatusCode) -> i32 {
 }
 
 /// The error as the body of a response.
-pub fn body(dialect: Dialect, fault: &Fault<'_>, place: &Place<'_>) -> Bytes {
+pub fn body(dialect: Dialect, fault: &Fault<'_>, place: &ErrorContext<'_>) -> Bytes {
     shape(dialect, fault, place).to_string().into()
 }
 
-/// The error as the last event of a stream that has begun; a line of JSON for Ollama.
-pub fn event(dialect: Dialect, fault: &Fault<'_>, place: &Place<'_>) -> Bytes {
+/// The error as the last event of a stream; for Ollama, a line of JSON.
+pub fn event(dialect: Dialect, fault: &Fault<'_>, place: &ErrorContext<'_>) -> Bytes {
     let value = shape(dialect, fault, place);
     match dialect {
         Dialect::OpenAi | Dialect::Gemini => format!("data: {value}\n\n"),
@@ -119,8 +119,9 @@ pub fn event(dialect: Dialect, fault: &Fault<'_>, place: &Place<'_>) -> Bytes {
     .into()
 }
 
-/// OpenAI documents the members of the error beside its type; its libraries read them from `error`. Both are there.
-fn responses_event(shape: &Value, place: &Place<'_>) -> Value {
+/// OpenAI documents these members beside the type, and its libraries read them from `error`; both
+/// are written.
+fn responses_event(shape: &Value, place: &ErrorContext<'_>) -> Value {
     let error = shape.get("error").cloned().unwrap_or_default();
     let member = |name: &str| error.get(name).cloned().unwrap_or_default();
     json!({
@@ -129,8 +130,8 @@ fn responses_event(shape: &Value, place: &Place<'_>) -> Value {
     })
 }
 
-/// The upstream's own error where it has the dialect's shape, or else one of ours.
-fn shape(dialect: Dialect, fault: &Fault<'_>, place: &Place<'_>) -> Value {
+/// The error of the upstream if it has the shape of the dialect, otherwise one of Keylatch.
+fn shape(dialect: Dialect, fault: &Fault<'_>, place: &ErrorContext<'_>) -> Value {
     let own = |fits: fn(&Map<String, Value>) -> bool| fault.own.clone().filter(fits).map(Value::Object);
     let (openai, anthropic) = types(fault.status);
     match dialect {
@@ -186,7 +187,7 @@ fn shape(dialect: Dialect, fault: &Fault<'_>, place: &Place<'_>) -> Value {
     }
 }
 
-fn rpc_error(fault: &Fault<'_>, place: &Place<'_>) -> Value {
+fn rpc_error(fault: &Fault<'_>, place: &ErrorContext<'_>) -> Value {
     let id: Value = place.rpc_id.and_then(|id| serde_json::from_str(id).ok()).unwrap_or_default();
     let own = fault.own.as_ref().filter(|own| own.contains_key("jsonrpc")).and_then(|own| own.get("error")).cloned();
     let error = own.unwrap_or_else(|| {
@@ -200,7 +201,7 @@ fn rpc_error(fault: &Fault<'_>, place: &Place<'_>) -> Value {
     value
 }
 
-/// Adds to a late error what its status line and fields would have said, where the error does not say it itself.
+/// Adds status and retry delay to a late error that lacks them.
 fn note(error: Option<&mut Value>, fault: &Fault<'_>) {
     let Some(Value::Object(error)) = error else { return };
     if fault.late {
@@ -211,7 +212,7 @@ fn note(error: Option<&mut Value>, fault: &Fault<'_>) {
     }
 }
 
-/// The same in Google's form (google.rpc.RetryInfo); the status is there already.
+/// The retry delay in Google's form (google.rpc.RetryInfo); the status is part of the shape.
 fn retry_info(error: Option<&mut Value>, fault: &Fault<'_>) {
     const KIND: &str = "type.googleapis.com/google.rpc.RetryInfo";
     let (Some(Value::Object(error)), Some(seconds), true) = (error, fault.retry_after_s, fault.late) else { return };
@@ -251,7 +252,7 @@ mod tests {
 
     #[test]
     fn every_body_and_every_event_is_json_with_the_message() {
-        let place = Place { request_id: Some("r1"), rpc_id: Some("7"), sequence: 4 };
+        let place = ErrorContext { request_id: Some("r1"), rpc_id: Some("7"), sequence: 4 };
         for dialect in ALL {
             let body = body(dialect, &fault(502), &place);
             assert!(serde_json::from_slice::<Value>(&body).unwrap().to_string().contains("It \\\"failed\\\".\\nTwice."), "{dialect:?}");
@@ -264,10 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn late_errors_say_status_and_wait_themselves() {
+    fn late_errors_carry_status_and_retry_delay() {
         for dialect in ALL.into_iter().filter(|dialect| *dialect != Dialect::Ollama) {
             let late = Fault { late: true, retry_after_s: Some(7), ..fault(429) };
-            let event = String::from_utf8(event(dialect, &late, &Place::default()).to_vec()).unwrap();
+            let event = String::from_utf8(event(dialect, &late, &ErrorContext::default()).to_vec()).unwrap();
             assert!(event.contains("429"), "{dialect:?}: {event}");
             assert!(event.contains("\"retry_after\":7") || event.contains("\"retryDelay\":\"7s\""), "{dialect:?}: {event}");
         }
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn shapes() {
-        let place = Place { request_id: Some("r1"), rpc_id: Some("\"a\""), sequence: 4 };
+        let place = ErrorContext { request_id: Some("r1"), rpc_id: Some("\"a\""), sequence: 4 };
         for (dialect, text) in [
             (Dialect::OpenAi, r#""type":"rate_limit_error","param":null,"code":"upstream_error","request_id":"r1""#),
             (Dialect::OpenAiResponses, "event: error\ndata: {\"type\":\"error\",\"sequence_number\":4,\"code\":\"upstream_error\""),

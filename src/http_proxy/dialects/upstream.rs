@@ -1,4 +1,4 @@
-//! An upstream's error that came too late to be passed on as it is: what it says, read from whatever it sent.
+//! Reads the error in an upstream response that is too late to be forwarded. It writes no dialect.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -8,14 +8,14 @@ use serde_json::{Map, Value};
 
 use super::Fault;
 
-/// The most of a text that is passed on.
+/// The most bytes of a message that are forwarded.
 const MESSAGE_BYTES_MAX: usize = 2048;
 
-/// What an upstream has said by a status, fields and a body.
+/// The error that a status, fields and a body express.
 pub fn of_upstream<'a>(status: StatusCode, headers: &HeaderMap, body: &'a [u8]) -> Fault<'a> {
     let retry_after_s = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(seconds);
-    // What succeeds and cannot be told within a stream is a failure of the upstream's to stream.
-    let told = if status.is_success() { StatusCode::BAD_GATEWAY } else { status };
+    // A success that cannot become part of the stream is an upstream failure.
+    let reported = if status.is_success() { StatusCode::BAD_GATEWAY } else { status };
     let own = object(body);
     let message = match &own {
         Some(own) => message_of(own).map(Cow::Owned),
@@ -23,7 +23,7 @@ pub fn of_upstream<'a>(status: StatusCode, headers: &HeaderMap, body: &'a [u8]) 
     };
     let code = own.as_ref().and_then(code_of).map_or(Cow::Borrowed("upstream_error"), Cow::Owned);
     Fault {
-        status: told,
+        status: reported,
         code,
         message: message.unwrap_or_else(|| format!("The server behind this API answered with status {}.", status.as_u16()).into()),
         retry_after_s,
@@ -32,14 +32,14 @@ pub fn of_upstream<'a>(status: StatusCode, headers: &HeaderMap, body: &'a [u8]) 
     }
 }
 
-/// The seconds of a `Retry-After`, which may be a date (RFC 9110, section 10.2.3).
+/// Parses `Retry-After` in seconds; it may be a date (RFC 9110, section 10.2.3).
 fn seconds(retry_after: &str) -> Option<u64> {
     let date = || httpdate::parse_http_date(retry_after.trim()).ok();
     let until = || Some(date()?.duration_since(SystemTime::now()).map_or(0, |wait| wait.as_secs() + 1));
     retry_after.trim().parse().ok().or_else(until)
 }
 
-/// A JSON object; Google's APIs send it as the only item of a list where a stream was asked for.
+/// A JSON object. Google's APIs send it as the only item of a list for streaming requests.
 fn object(body: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice(body).ok()? {
         Value::Object(own) => Some(own),
@@ -51,7 +51,7 @@ fn object(body: &[u8]) -> Option<Map<String, Value>> {
     }
 }
 
-/// The message of an error in any of the shapes that are in use.
+/// The message of an error, in any shape in use.
 fn message_of(own: &Map<String, Value>) -> Option<String> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let error = own.get("error");
@@ -61,7 +61,7 @@ fn message_of(own: &Map<String, Value>) -> Option<String> {
     found.filter(|message| !message.is_empty())
 }
 
-/// FastAPI's `detail`: a text, or a list of what is wrong with the request.
+/// FastAPI's `detail`: a text, or a list of validation errors.
 fn detail(detail: &Value) -> Option<String> {
     let each = |item: &Value| item.get("msg").and_then(Value::as_str).map(str::to_owned);
     match detail {
@@ -76,7 +76,7 @@ fn code_of(own: &Map<String, Value>) -> Option<String> {
     code.as_str().map(str::to_owned).or_else(|| code.as_u64().map(|number| number.to_string()))
 }
 
-/// A body of plain text; pages of HTML say nothing to a program.
+/// A plain text body. HTML pages are ignored.
 fn plain_text<'a>(headers: &HeaderMap, body: &'a [u8]) -> Option<Cow<'a, str>> {
     let plain = headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind.as_bytes().starts_with(b"text/plain"));
     let text = std::str::from_utf8(body).ok().map(str::trim).filter(|text| plain && !text.is_empty() && !text.starts_with('<'))?;

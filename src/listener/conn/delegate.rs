@@ -1,4 +1,5 @@
-//! What is the stream's below, and only handed on.
+//! The writing half of [`ConnStream`] and Pingora's stream traits, delegated to the inner stream.
+//! Reading is in `stream`.
 
 use std::io;
 use std::pin::Pin;
@@ -19,7 +20,7 @@ use super::ConnStream;
 impl AsyncWrite for ConnStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.wrote(&written, std::iter::once(buf));
+        self.track_written(&written, std::iter::once(buf));
         written
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -28,7 +29,7 @@ impl AsyncWrite for ConnStream {
         flushed
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The refusal is still to be written.
+        // The refusal has not been written yet.
         if !self.refusal.is_empty() {
             return Poll::Ready(Ok(()));
         }
@@ -36,7 +37,7 @@ impl AsyncWrite for ConnStream {
     }
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.wrote(&written, bufs.iter().map(|buf| &**buf));
+        self.track_written(&written, bufs.iter().map(|buf| &**buf));
         written
     }
     fn is_write_vectored(&self) -> bool {
@@ -45,8 +46,8 @@ impl AsyncWrite for ConnStream {
 }
 
 impl ConnStream {
-    /// Notes what was written of these pieces.
-    fn wrote<'a>(&mut self, written: &Poll<io::Result<usize>>, pieces: impl Iterator<Item = &'a [u8]>) {
+    /// Tracks the bytes that were written.
+    fn track_written<'a>(&mut self, written: &Poll<io::Result<usize>>, pieces: impl Iterator<Item = &'a [u8]>) {
         let Poll::Ready(Ok(mut left)) = *written else {
             self.ended |= written.is_ready();
             return;

@@ -1,5 +1,5 @@
-//! What the connection layer knows of an HTTP/2 connection: where its frames end and which streams are open. It reads along
-//! with the h2 library and never changes a byte.
+//! Tracks the frames and open streams of an HTTP/2 connection. It reads along with the h2 library
+//! and never changes a byte.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use keylatch_filters::contract::{CancelReason, CancellationHandle};
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
-/// How every HTTP/2 connection of a client begins.
+/// The client's connection preface (RFC 9113, section 3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Types and flags of frames (RFC 9113, section 6).
+/// Frame types and flags (RFC 9113, section 6).
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -21,10 +21,10 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const FRAME_HEAD_BYTES: usize = 9;
-/// A GOAWAY with the error ENHANCE_YOUR_CALM; the highest stream it names is the highest there can be.
+/// A GOAWAY with ENHANCE_YOUR_CALM and the highest possible stream id.
 const CALM: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\x7f\xff\xff\xff\0\0\0\x0b";
 
-/// A frame without its payload.
+/// A frame header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Frame {
     kind: u8,
@@ -32,12 +32,12 @@ struct Frame {
     stream: u32,
 }
 
-/// The frames of one direction.
+/// The frame parser of one direction.
 #[derive(Debug, Default)]
 struct Frames {
     head: [u8; FRAME_HEAD_BYTES],
     head_bytes: usize,
-    /// Bytes of the payload that are still to come.
+    /// Payload bytes of the current frame that have not come yet.
     rest: usize,
 }
 
@@ -71,36 +71,37 @@ impl Frames {
         Frame { kind, flags, stream: u32::from_be_bytes([a & 0x7f, b, c, d]) }
     }
 
-    /// Whether a frame has begun.
-    fn inside(&self) -> bool {
+    /// Whether a frame has begun and not ended.
+    fn is_inside_frame(&self) -> bool {
         self.head_bytes > 0
     }
 
-    /// Whether it is one with a request's body.
-    fn inside_data(&self) -> bool {
+    /// Whether the current frame is DATA.
+    fn is_inside_data(&self) -> bool {
         self.head_bytes == FRAME_HEAD_BYTES && self.frame().kind == DATA
     }
 }
 
-/// What others may know of the connection and do with it.
+/// The streams of a connection, shared with the drain.
 #[derive(Debug, Default)]
 pub struct Http2Streams {
-    /// Streams whose response has not ended.
+    /// The number of streams with an unfinished response.
     open: AtomicUsize,
-    /// Streams that have begun, ever.
+    /// The number of streams that have ever begun.
     begun: AtomicUsize,
-    /// Told when a stream begins, and when the last one has ended.
+    /// Notified when the number of open streams changes.
     changed: Notify,
     closing: CancellationHandle,
 }
 
 impl Http2Streams {
-    /// Waits until no stream is open, and none begins for so long.
+    /// Waits until no stream has been open, and none has begun, for this time.
     pub async fn idle_for(&self, time: Duration) {
         loop {
             self.wait(|streams| streams.open.load(Ordering::Relaxed) == 0).await;
             let begun = self.begun();
-            // The interval itself is the condition: a client that is about to send a request must not get GOAWAY.
+            // The pause is required: a client that is about to send a request must not receive
+            // GOAWAY.
             tokio::time::sleep(time).await;
             if self.open.load(Ordering::Relaxed) == 0 && self.begun() == begun {
                 return;
@@ -108,19 +109,19 @@ impl Http2Streams {
         }
     }
 
-    /// How many streams have begun, ever.
+    /// The number of streams that have ever begun.
     pub fn begun(&self) -> usize {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// Waits until more streams than that have begun.
-    pub async fn more_than(&self, begun: usize) {
+    /// Waits until more streams than `begun` have begun.
+    pub async fn begun_above(&self, begun: usize) {
         self.wait(|streams| streams.begun() > begun).await;
     }
 
     async fn wait(&self, condition: impl Fn(&Self) -> bool) {
         loop {
-            // Hears what is told from here on.
+            // Registers for notifications before the condition is checked.
             let changed = self.changed.notified();
             if condition(self) {
                 return;
@@ -129,31 +130,31 @@ impl Http2Streams {
         }
     }
 
-    /// Ends the connection; to the h2 library the client has left.
+    /// Ends the connection. The h2 library sees a client that has left.
     pub fn close(&self) {
         self.closing.cancel(CancelReason::Stop);
     }
 }
 
-/// The state of one connection.
+/// The state of one HTTP/2 connection.
 pub struct Http2 {
-    /// Its open streams.
+    /// Its streams.
     pub streams: Arc<Http2Streams>,
     preface_left: usize,
     incoming: Frames,
     outgoing: Frames,
-    /// A block of header fields has begun and not ended.
+    /// A header block has begun and not ended.
     in_block: bool,
     last_stream: u32,
     open: Vec<u32>,
-    /// Until when the preface, a block of header fields, or a frame without a body has to be complete.
+    /// The deadline of an incomplete preface, header block or frame, except DATA frames.
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
     header_timeout: Duration,
 }
 
 impl Http2 {
-    /// For a connection whose preface is expected now.
+    /// A connection that must send its preface now.
     pub fn new(streams: Arc<Http2Streams>, header_timeout: Duration) -> Self {
         Self {
             streams,
@@ -169,7 +170,7 @@ impl Http2 {
         }
     }
 
-    /// The client has sent these bytes.
+    /// Tracks bytes from the client.
     pub fn received(&mut self, bytes: &[u8]) {
         let preface = bytes.len().min(self.preface_left);
         self.preface_left -= preface;
@@ -192,7 +193,7 @@ impl Http2 {
             complete |= !*in_block;
         });
         self.count();
-        let waits = self.preface_left > 0 || self.in_block || (self.incoming.inside() && !self.incoming.inside_data());
+        let waits = self.preface_left > 0 || self.in_block || (self.incoming.is_inside_frame() && !self.incoming.is_inside_data());
         self.deadline = match self.deadline {
             _ if !waits => None,
             Some(deadline) if !complete => Some(deadline),
@@ -200,7 +201,7 @@ impl Http2 {
         };
     }
 
-    /// These bytes were written to the client.
+    /// Tracks bytes that were written to the client.
     pub fn sent(&mut self, bytes: &[u8]) {
         let Self { outgoing, open, .. } = self;
         outgoing.feed(bytes, |frame| {
@@ -220,7 +221,7 @@ impl Http2 {
         }
     }
 
-    /// Ready once what has begun has taken too long.
+    /// Ready once the deadline has passed.
     pub fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
@@ -235,9 +236,9 @@ impl Http2 {
         self.streams.closing.poll_cancelled(cx).map(|_| ())
     }
 
-    /// What tells the client that it was too slow, if it can be said between two frames.
+    /// The GOAWAY for a client that is too slow; empty inside a frame, where it cannot be sent.
     pub fn goaway(&self) -> Vec<u8> {
-        if self.outgoing.inside() || self.preface_left > 0 { Vec::new() } else { CALM.to_vec() }
+        if self.outgoing.is_inside_frame() || self.preface_left > 0 { Vec::new() } else { CALM.to_vec() }
     }
 }
 
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_a_deadline() {
+    async fn deadlines_of_incomplete_frames() {
         let preface = PREFACE.as_slice();
         let headers = frame(HEADERS, END_HEADERS, 1, b"abcdef");
         let unfinished = frame(HEADERS, 0, 1, b"abc");
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn idle_means_that_nothing_begins_either() {
+    async fn idle_also_means_that_no_stream_begins() {
         let mut http2 = state();
         http2.received(PREFACE);
         http2.received(&frame(HEADERS, END_HEADERS | END_STREAM, 1, b""));

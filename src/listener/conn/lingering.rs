@@ -1,6 +1,7 @@
-//! Lingering close (RFC 9112, section 9.6): the write side is closed first, and what the client still sends is read and
-//! discarded, because a TCP reset would destroy a response that the client has not read. It never waits without a limit. On
-//! HTTP/2 the same holds for one stream, whose reset some clients take for an error although RFC 9113, section 8.1, forbids it.
+//! Lingering close (RFC 9112, section 9.6): closes the write side first, then reads and discards
+//! what the client still sends, because a TCP reset would destroy a response that the client has
+//! not read. Every wait has a limit. On HTTP/2 it applies to single streams, because some clients
+//! treat their reset as an error although RFC 9113, section 8.1, forbids it.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,39 +18,39 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config::model::Limits;
 
-/// What is read at once.
+/// The size of one read.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// How long, and for how many bytes, a closed connection is read.
+/// The limits of a lingering close.
 #[derive(Clone, Copy, Debug)]
 pub struct LingeringLimits {
-    /// In all.
+    /// The total time.
     pub time: Duration,
-    /// Without a byte from the client.
+    /// The time without a byte from the client.
     pub timeout: Duration,
-    /// Bytes that are discarded.
+    /// The most bytes that are discarded.
     pub bytes: u64,
 }
 
-/// A connection on which no more requests are served.
+/// A connection that is being closed.
 #[derive(Debug)]
 pub struct ClosingStream {
-    /// Its stream, open.
+    /// Its stream, still open.
     pub stream: Stream,
-    /// The last response, if it is not written yet.
+    /// The last response, if it has not been written yet.
     pub response: Vec<u8>,
-    /// The client has begun to send what was not read.
+    /// The client has sent bytes that were not read.
     pub unread: bool,
 }
 
-/// How a lingering close ended: a label of a metric.
+/// How a lingering close ended; a label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lingered {
     /// The client closed the connection.
     Closed,
     /// The client sent nothing for `lingering_timeout`.
     Timeout,
-    /// `lingering_time` is over.
+    /// `lingering_time` has passed.
     Time,
     /// The client sent more than `lingering_bytes`.
     Bytes,
@@ -62,7 +63,7 @@ impl From<&Limits> for LingeringLimits {
 }
 
 impl Lingered {
-    /// All of them.
+    /// All outcomes.
     pub const ALL: [Self; 4] = [Self::Closed, Self::Timeout, Self::Time, Self::Bytes];
 
     /// The value of the label.
@@ -76,9 +77,10 @@ impl Lingered {
     }
 }
 
-/// Closes the connection. `None`: nothing was outstanding, and it did not linger.
+/// Closes the connection. `None`: nothing was outstanding, so it did not linger.
 pub async fn close(mut closing: ClosingStream, limits: LingeringLimits) -> Option<Lingered> {
-    // As in nginx's `lingering_close on`: a complete request lingers only if more has arrived already.
+    // As in nginx's `lingering_close on`: after a complete request it lingers only if more bytes
+    // have already arrived.
     if !closing.unread && !matches!(discard(&mut closing.stream).now_or_never(), Some(Ok(1..))) {
         return None;
     }
@@ -96,7 +98,7 @@ pub async fn close(mut closing: ClosingStream, limits: LingeringLimits) -> Optio
     }
 }
 
-/// Reads and discards the rest of a request's body on HTTP/2, after the response has ended.
+/// Reads and discards the rest of a request body on HTTP/2, after the response has ended.
 pub async fn discard_body(session: &mut HttpSession, limits: LingeringLimits) -> Lingered {
     let mut budget = Budget { limits, end: Instant::now() + limits.time, discarded: 0 };
     loop {
@@ -107,7 +109,7 @@ pub async fn discard_body(session: &mut HttpSession, limits: LingeringLimits) ->
     }
 }
 
-/// What is left of the limits.
+/// The remaining limits.
 struct Budget {
     limits: LingeringLimits,
     end: Instant,
@@ -115,7 +117,7 @@ struct Budget {
 }
 
 impl Budget {
-    /// Reads once; nothing and 0 are the end.
+    /// Reads once. `None` and 0 are the end.
     async fn read(&mut self, read: impl Future<Output = Option<usize>>) -> ControlFlow<Lingered> {
         let until = self.end.min(Instant::now() + self.limits.timeout);
         match timeout_at(until, read).await {
@@ -132,12 +134,13 @@ impl Budget {
 async fn finish(closing: &mut ClosingStream) -> io::Result<()> {
     closing.stream.write_all(&closing.response).await?;
     closing.stream.flush().await?;
-    // Pingora may have closed it already; the second time may fail.
+    // Pingora may have closed it already; a second shutdown may fail.
     let _ = AsyncWriteExt::shutdown(&mut closing.stream).await;
     Ok(())
 }
 
-/// Reads once, and returns the number of bytes. The buffer is not a part of the future, which would be large.
+/// Reads once, and returns the number of bytes. The buffer stays out of the future, which would be
+/// large.
 async fn discard(stream: &mut Stream) -> io::Result<usize> {
     let read = |cx: &mut Context<'_>| -> Poll<io::Result<usize>> {
         let mut piece = [0; PIECE_BYTES];
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_arrived_already_lingers() {
+    fn unread_bytes_make_the_close_linger() {
         paused().block_on(async {
             let (mut client, closing) = closing(false);
             client.write_all(b"GET").await.unwrap();
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn each_limit_cuts() {
+    fn each_limit_ends_the_close() {
         paused().block_on(async {
             let (_silent, closing_one) = closing(true);
             let began = Instant::now();

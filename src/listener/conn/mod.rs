@@ -1,10 +1,12 @@
-//! One client connection: a layer over its stream that hands on exactly one request at a time.
+//! One client connection: a layer over its stream that hands exactly one request at a time to
+//! Pingora. It does not interpret requests; the gate does.
 //!
-//! Pingora limits only single reads (60 s), reads headers up to 1 MiB, mends illegal request lines before
-//! anybody sees them, answers what it cannot parse by itself, takes chunk sizes that others read differently, and aborts an exchange when more
-//! arrives behind its request. Here a header has one deadline and one size, from its first byte on; what is
-//! handed on ends where the header ends, and then where the body ends ([`Framing`]); the rest waits for the
-//! next exchange. So nothing is ever read as a request that the gate has not seen the first byte of.
+//! Pingora limits only single reads (60 s), reads headers up to 1 MiB, repairs illegal request
+//! lines, answers requests that it cannot parse itself, accepts chunk sizes that other servers read
+//! differently, and aborts a request when bytes arrive behind it. This layer gives a header one
+//! deadline and one size limit, from its first byte. Bytes are handed on up to the end of the
+//! header, then up to the end of the body ([`Framing`]); the rest waits for the next request. So
+//! nothing is parsed as a request unless the gate has seen its first byte.
 
 pub mod body_rate;
 mod client_cert;
@@ -25,75 +27,76 @@ use keylatch_filters::contract::{Arrival, CancelReason, CancellationHandle};
 use parking_lot::Mutex;
 
 use body_rate::BodyRate;
-pub use client_cert::Allowed;
+pub use client_cert::ClientCertCheck;
 use http2::Http2Streams;
 use lingering::{ClosingStream, LingeringLimits};
 pub use stream::ConnStream;
 
 use super::header_check::Malformed;
 
-/// Nothing of the next request has come.
+/// Nothing of the next request has arrived.
 const IDLE: u8 = 0;
-/// Something of its header has.
+/// A part of its header has arrived.
 const HEAD: u8 = 1;
-/// Its body, and what is behind it.
+/// Its body, and the bytes behind it.
 const REQUEST: u8 = 2;
 /// HTTP/2, from its preface on.
 const HTTP2: u8 = 3;
-/// Another protocol's, which others look after.
+/// Another protocol, after an upgrade.
 const OPAQUE: u8 = 4;
 
-/// The framing is chunked, where otherwise a length is.
+/// Stands for chunked framing in place of a length.
 const CHUNKED: u64 = u64::MAX;
 
-/// How a request's body ends.
+/// How a request body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// After so many bytes; none for most requests.
+    /// After this many bytes; 0 for most requests.
     Length(u64),
     /// With its last chunk.
     Chunked,
-    /// The connection becomes another protocol's, if the upstream agrees.
+    /// The connection switches to another protocol, if the upstream agrees.
     Upgrade,
 }
 
-/// What is known of a connection, shared between its stream and the exchanges on it.
+/// The state of a connection, shared by its stream and its requests.
 #[derive(Debug)]
 pub struct Conn {
-    /// The other end, or whom it has named by the PROXY protocol; IPv4-mapped IPv6 already turned into IPv4.
+    /// The peer address, or the client named by the PROXY protocol. IPv4-mapped IPv6 is turned into
+    /// IPv4.
     pub peer: IpAddr,
-    /// What TLS says of it; `None`: it is in clear.
+    /// The facts from TLS; `None`: plain TCP.
     pub tls: Option<Arrival>,
-    /// Whether it may still be served.
-    pub allowed: Allowed,
+    /// Checks whether the client certificate is still valid.
+    pub client_cert: ClientCertCheck,
     phase: AtomicU8,
-    /// Why the header that has arrived last is refused; nothing follows it.
+    /// The last header, if it is malformed. No request follows it.
     malformed: OnceLock<Box<Malformed>>,
     /// The length of the current body, or [`CHUNKED`].
     body: AtomicU64,
-    /// The current body's chunks are malformed.
+    /// The chunks of the current body are malformed.
     body_bad: AtomicBool,
     /// The current body arrives too slowly.
     body_slow: AtomicBool,
     /// The response to the current request has begun.
     responding: AtomicBool,
-    /// By which it is ended from elsewhere, once it is another protocol's.
+    /// The cancellation handle, after an upgrade.
     cancellation: OnceLock<Arc<CancellationHandle>>,
     cancelled: OnceLock<CancelReason>,
     http2: OnceLock<Arc<Http2Streams>>,
-    /// Set when Pingora has given the connection up.
+    /// Set when Pingora has dropped the connection.
     closing: Mutex<Option<ClosingStream>>,
-    /// Ends with the connection.
+    /// Counts the connection until it is closed.
     _admission: crate::listener::admission::Admission,
 }
 
 impl Conn {
-    /// A fresh connection that takes up this place.
-    pub fn new(peer: IpAddr, tls: Option<Arrival>, allowed: Allowed, admission: crate::listener::admission::Admission) -> Self {
+    /// A new connection that occupies this admission.
+    pub fn new(peer: IpAddr, tls: Option<Arrival>, client_cert: ClientCertCheck, admission: crate::listener::admission::Admission) -> Self {
         Self {
             peer,
             tls,
-            allowed,
+            client_cert,
             phase: AtomicU8::new(IDLE),
             malformed: OnceLock::new(),
             body: AtomicU64::new(0),
@@ -108,7 +111,7 @@ impl Conn {
         }
     }
 
-    /// The connection speaks HTTP/2.
+    /// Switches the connection to HTTP/2.
     pub fn set_http2(&self) {
         self.phase.store(HTTP2, Ordering::Relaxed);
         self.http2.get_or_init(Arc::default);
@@ -119,28 +122,28 @@ impl Conn {
         self.http2.get()
     }
 
-    /// It ends when this is cancelled.
-    pub fn attach_cancellation(&self, cancellation: Arc<CancellationHandle>) {
+    /// Sets the handle that ends the connection.
+    pub fn set_cancellation(&self, cancellation: Arc<CancellationHandle>) {
         let _ = self.cancellation.set(cancellation);
     }
 
-    /// Why it was ended from elsewhere.
+    /// Why the connection was cancelled.
     pub fn cancelled(&self) -> Option<CancelReason> {
         self.cancelled.get().copied()
     }
 
-    /// Why the header that has arrived last is refused, if Pingora would not have taken it.
+    /// The last header, if Pingora would not have parsed it.
     pub fn malformed(&self) -> Option<&Malformed> {
         self.malformed.get().map(|malformed| &**malformed)
     }
 
-    /// The scheme of what is asked for on it.
+    /// The scheme of its requests.
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
     }
 
-    /// The gate has let a request pass whose body ends like this.
-    pub fn head_complete(&self, framing: Framing) {
+    /// Notes that a request with this framing has passed the gate.
+    pub fn header_complete(&self, framing: Framing) {
         let (phase, body) = match framing {
             Framing::Length(length) => (REQUEST, length.min(CHUNKED - 1)),
             Framing::Chunked => (REQUEST, CHUNKED),
@@ -160,38 +163,39 @@ impl Conn {
         self.body_slow.load(Ordering::Relaxed)
     }
 
-    /// The response begins: from here on the client may take its time, as in a conversation over two streams.
-    pub fn response_begins(&self) {
+    /// Notes that the response has begun. From here on the body has no minimum rate: the two
+    /// directions may be a dialogue.
+    pub fn response_begun(&self) {
         self.responding.store(true, Ordering::Relaxed);
     }
 
-    /// The connection that Pingora has given up, if it is still open.
+    /// Takes the connection that Pingora has dropped, if it is still open.
     pub fn take_closing(&self) -> Option<ClosingStream> {
         self.closing.lock().take()
     }
 
-    /// The exchange is over: the next byte begins a header.
-    pub fn exchange_over(&self) {
+    /// Notes the end of the request: the next byte begins a header.
+    pub fn request_finished(&self) {
         let _ = self.phase.compare_exchange(REQUEST, IDLE, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
-/// The limits this layer keeps.
+/// The limits of a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnLimits {
-    /// A header's size.
+    /// The size of a header, in bytes.
     pub header_bytes: usize,
     /// The number of its fields.
     pub header_fields: usize,
-    /// From a header's first byte to its last.
+    /// The time from the first byte of a header to the last.
     pub header_timeout: Duration,
-    /// For the first byte on a fresh connection.
+    /// The time to the first byte of a new connection.
     pub idle_timeout: Duration,
-    /// For a request's body.
+    /// The minimum rate of a request body.
     pub body_rate: BodyRate,
-    /// After the last response.
+    /// The lingering close.
     pub lingering: LingeringLimits,
 }
 
-/// A refusal that Pingora never hears of: it only sees the stream end.
+/// Called with the reason of a refusal that Pingora does not see: for Pingora, the stream ends.
 pub type OnRefusal = Arc<dyn Fn(&'static str) + Send + Sync>;

@@ -1,4 +1,5 @@
-//! The header of HAProxy's PROXY protocol, version 1 or 2, by which a balancer says for whom it has opened a connection.
+//! Parses the header of HAProxy's PROXY protocol, version 1 or 2, in which a load balancer names
+//! the client of a connection. Which peers must send it is decided by the listener policy.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,27 +10,28 @@ use ppp::{v1, v2};
 use tokio::io::AsyncReadExt;
 
 const V1_START: &[u8] = b"PROXY ";
-/// With its line end.
+/// The longest version 1 header, with its line end.
 const V1_BYTES_MAX: usize = 107;
 const V2_START: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_HEAD_BYTES: usize = 16;
-/// Far more than addresses and what balancers add to them.
+/// The longest accepted version 2 header: far more than addresses and the usual TLVs.
 const V2_BYTES_MAX: usize = 4096;
 
-/// What was found: whom the balancer names, and what came behind the header.
+/// A parsed header.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Found {
-    /// `None`: nobody, as in a check of the balancer's own; the balancer is the peer then.
+pub struct ProxyHeader {
+    /// The client address. `None`: the header names none, as for health checks; the load balancer
+    /// is the client.
     pub source: Option<IpAddr>,
-    /// Already read, and not the header's.
+    /// Bytes behind the header that were read already.
     pub rest: Vec<u8>,
 }
 
-/// Reads it. An error: there is none, or it cannot be understood; then nothing on this connection can be.
-pub async fn read(stream: &mut Stream) -> io::Result<Found> {
+/// Reads the header. After an error nothing on the connection can be trusted.
+pub async fn read(stream: &mut Stream) -> io::Result<ProxyHeader> {
     let mut read = Vec::with_capacity(256);
     loop {
-        if let Some(found) = find(&read)? {
+        if let Some(found) = parse(&read)? {
             return Ok(found);
         }
         if stream.read_buf(&mut read).await? == 0 {
@@ -42,35 +44,35 @@ fn wrong(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// `None`: the rest has not arrived yet.
-fn find(read: &[u8]) -> io::Result<Option<Found>> {
+/// `None`: the header is incomplete.
+fn parse(read: &[u8]) -> io::Result<Option<ProxyHeader>> {
     let begins = |start: &[u8]| start.iter().zip(read).all(|(a, b)| a == b);
     let end = if begins(V1_START) {
         match memchr::memchr(b'\n', read.get(..V1_BYTES_MAX.min(read.len())).unwrap_or(read)) {
             Some(at) => at + 1,
             None if read.len() < V1_BYTES_MAX => return Ok(None),
-            None => return Err(wrong("the line is too long")),
+            None => return Err(wrong("the version 1 header is too long")),
         }
     } else if begins(V2_START) {
         let Some([high, low]) = read.get(V2_HEAD_BYTES - 2..V2_HEAD_BYTES) else { return Ok(None) };
         let end = V2_HEAD_BYTES + usize::from(u16::from_be_bytes([*high, *low]));
         if end > V2_BYTES_MAX {
-            return Err(wrong("the header is too long"));
+            return Err(wrong("the version 2 header is too long"));
         }
         if read.len() < end {
             return Ok(None);
         }
         end
     } else {
-        return Err(wrong("there is no header"));
+        return Err(wrong("the PROXY protocol header is missing"));
     };
     let (header, rest) = read.split_at(end);
-    let source = if header.starts_with(V1_START) { named_v1(header) } else { named_v2(header) };
-    Ok(Some(Found { source: source?.map(canonical), rest: rest.to_vec() }))
+    let source = if header.starts_with(V1_START) { source_v1(header) } else { source_v2(header) };
+    Ok(Some(ProxyHeader { source: source?.map(canonical), rest: rest.to_vec() }))
 }
 
-fn named_v1(header: &[u8]) -> io::Result<Option<IpAddr>> {
-    let header = v1::Header::try_from(header).map_err(|_| wrong("the line makes no sense"))?;
+fn source_v1(header: &[u8]) -> io::Result<Option<IpAddr>> {
+    let header = v1::Header::try_from(header).map_err(|_| wrong("the version 1 header is malformed"))?;
     Ok(match header.addresses {
         v1::Addresses::Tcp4(addresses) => Some(addresses.source_address.into()),
         v1::Addresses::Tcp6(addresses) => Some(addresses.source_address.into()),
@@ -78,15 +80,15 @@ fn named_v1(header: &[u8]) -> io::Result<Option<IpAddr>> {
     })
 }
 
-fn named_v2(header: &[u8]) -> io::Result<Option<IpAddr>> {
-    let header = v2::Header::try_from(header).map_err(|_| wrong("the header makes no sense"))?;
+fn source_v2(header: &[u8]) -> io::Result<Option<IpAddr>> {
+    let header = v2::Header::try_from(header).map_err(|_| wrong("the version 2 header is malformed"))?;
     if header.command == v2::Command::Local {
         return Ok(None);
     }
     match (header.protocol, header.addresses) {
         (v2::Protocol::Stream, v2::Addresses::IPv4(addresses)) => Ok(Some(addresses.source_address.into())),
         (v2::Protocol::Stream, v2::Addresses::IPv6(addresses)) => Ok(Some(addresses.source_address.into())),
-        (v2::Protocol::Datagram, _) => Err(wrong("it is for datagrams")),
+        (v2::Protocol::Datagram, _) => Err(wrong("the header is for datagrams, not for a stream")),
         _ => Ok(None),
     }
 }
@@ -121,10 +123,10 @@ mod tests {
         ] {
             let named = named.map(|text| text.parse().unwrap());
             for cut in 0..header.len() {
-                assert_eq!(find(&header[..cut]).unwrap(), None, "{:?}", header[..cut].escape_ascii().to_string());
+                assert_eq!(parse(&header[..cut]).unwrap(), None, "{:?}", header[..cut].escape_ascii().to_string());
             }
             let all = [&header[..], b"GET / HTTP/1.1\r\n"].concat();
-            let found = find(&all).unwrap().unwrap();
+            let found = parse(&all).unwrap().unwrap();
             assert_eq!((found.source, found.rest.as_slice()), (named, &b"GET / HTTP/1.1\r\n"[..]), "{}", all.escape_ascii());
         }
     }
@@ -146,7 +148,7 @@ mod tests {
             &v2(0x21, 0x11, &[0; 4]),
             &long,
         ] {
-            assert!(find(wrong).is_err(), "{}: {:?}", wrong.escape_ascii(), find(wrong));
+            assert!(parse(wrong).is_err(), "{}: {:?}", wrong.escape_ascii(), parse(wrong));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The body of the current request as it is read: where it ends, how fast it arrives, and what comes behind it.
+//! Reads the body of the current request: its end, its minimum rate, and the bytes behind it. The
+//! framing comes from the gate.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -8,19 +9,20 @@ use tokio::io::ReadBuf;
 
 use super::{CHUNKED, ConnStream};
 
-/// Bytes behind a request that wait for the next one, at most; past it the connection is not read on.
-const HELD_BYTES_MAX: usize = 16 * 1024;
+/// The most bytes behind a request that are buffered. Beyond it the connection is not read any
+/// more.
+const BUFFERED_BYTES_MAX: usize = 16 * 1024;
 
 impl ConnStream {
     /// Whether all of the current body was handed on.
     pub(super) fn body_complete(&self) -> bool {
         match self.conn.body.load(Ordering::Relaxed) {
-            CHUNKED => self.chunks.over(),
+            CHUNKED => self.chunks.is_complete(),
             length => self.body_bytes >= length,
         }
     }
 
-    /// How much of `fresh` is the current body's. `None`: it is malformed.
+    /// How much of `fresh` belongs to the current body. `None`: it is malformed.
     fn body_part(&mut self, fresh: &[u8]) -> Option<usize> {
         let own = match self.conn.body.load(Ordering::Relaxed) {
             CHUNKED => self.chunks.feed(fresh)?,
@@ -30,22 +32,22 @@ impl ConnStream {
         Some(own)
     }
 
-    /// Reads the body, and once it is complete waits for the client to leave: what else comes is held.
+    /// Reads the body. After its end, waits for the client to leave and buffers other bytes.
     pub(super) fn read_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.body_complete() {
-            return self.hold(cx);
+            return self.wait_for_close(cx);
         }
         let malformed = |this: &mut Self| {
             this.conn.body_bad.store(true, Ordering::Relaxed);
-            this.held.clear();
+            this.buffered.clear();
             Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "malformed chunks")))
         };
-        if !self.held.is_empty() {
-            let held = std::mem::take(&mut self.held);
-            let offered = held.get(..held.len().min(buf.remaining())).unwrap_or_default();
+        if !self.buffered.is_empty() {
+            let buffered = std::mem::take(&mut self.buffered);
+            let offered = buffered.get(..buffered.len().min(buf.remaining())).unwrap_or_default();
             let Some(own) = self.body_part(offered) else { return malformed(self) };
-            buf.put_slice(held.get(..own).unwrap_or_default());
-            self.held = held.get(own..).unwrap_or_default().to_vec();
+            buf.put_slice(buffered.get(..own).unwrap_or_default());
+            self.buffered = buffered.get(own..).unwrap_or_default().to_vec();
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
@@ -57,24 +59,24 @@ impl ConnStream {
             buf.set_filled(before);
             return malformed(self);
         };
-        self.held = fresh.get(own..).unwrap_or_default().to_vec();
+        self.buffered = fresh.get(own..).unwrap_or_default().to_vec();
         buf.set_filled(before + own);
         Poll::Ready(Ok(()))
     }
 
-    /// Waits for more of the body, until it arrives too slowly.
+    /// Waits for more of the body, up to its deadline.
     fn poll_pace(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.conn.responding.load(Ordering::Relaxed) {
             return Poll::Pending;
         }
-        self.pace.waits();
+        self.pace.start_waiting();
         let Some(deadline) = self.pace.deadline() else { return Poll::Pending };
         let sleep = self.pace_sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        // Set for the body before.
+        // The timer is still set for the previous body.
         if sleep.deadline() > deadline {
             sleep.as_mut().reset(deadline);
         }
-        // The deadline of one body only moves on; a timer that is early looks again.
+        // The deadline of a body only moves forward; an early timer is reset.
         loop {
             ready!(sleep.as_mut().poll(cx));
             if sleep.deadline() >= deadline {
@@ -85,19 +87,20 @@ impl ConnStream {
         }
     }
 
-    /// The request is complete. Only the client's leaving is of interest; bytes wait for the next exchange.
-    fn hold(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.held.len() < HELD_BYTES_MAX {
+    /// After the request: waits for the client to leave, and buffers bytes of the next request.
+    fn wait_for_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.buffered.len() < BUFFERED_BYTES_MAX {
             let mut piece = [0; 1024];
             let mut fresh = ReadBuf::new(&mut piece);
             ready!(self.poll_inner(cx, &mut fresh))?;
             if fresh.filled().is_empty() {
-                // The client has left, or at least will send no more.
+                // The client has left, or at least sends no more.
                 return Poll::Ready(Ok(()));
             }
-            self.held.extend_from_slice(fresh.filled());
+            self.buffered.extend_from_slice(fresh.filled());
         }
-        // Nobody pipelines that much; and whoever is not read any more cannot be seen leaving.
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too much behind a request")))
+        // No real client pipelines that much, and without reading, the client's leaving is not
+        // noticed.
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too many bytes behind the request")))
     }
 }

@@ -1,5 +1,6 @@
-//! TLS over a client's connection, and what is known of it. Pingora's own listener makes its configuration once, and forgets
-//! the client's certificate.
+//! TLS on a client connection, and the facts it proves. Pingora's own listener builds its
+//! configuration once, and drops the client's certificate. Which configuration applies is decided
+//! by the listener policy.
 
 use std::io;
 use std::pin::Pin;
@@ -22,14 +23,14 @@ use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use crate::acme::{ALPN as ACME, Acme};
 use crate::listener::policy::client_certificate;
 
-/// A stream of which something was read already.
+/// A stream with bytes that were read already.
 #[derive(Debug)]
-struct Ahead {
+struct PrefixedStream {
     read: Vec<u8>,
     inner: Stream,
 }
 
-impl AsyncRead for Ahead {
+impl AsyncRead for PrefixedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
             return Pin::new(&mut self.inner).poll_read(cx, buf);
@@ -41,7 +42,7 @@ impl AsyncRead for Ahead {
     }
 }
 
-impl AsyncWrite for Ahead {
+impl AsyncWrite for PrefixedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
@@ -59,36 +60,36 @@ impl AsyncWrite for Ahead {
     }
 }
 
-/// An encrypted connection.
+/// A TLS connection.
 pub struct TlsStream {
-    inner: tokio_rustls::server::TlsStream<Ahead>,
+    inner: tokio_rustls::server::TlsStream<PrefixedStream>,
     digest: Arc<SslDigest>,
 }
 
-/// A connection that has agreed on TLS.
-pub struct Agreed {
-    /// The connection, as if it were in clear.
+/// The result of a handshake.
+pub struct Handshake {
+    /// The decrypted stream.
     pub stream: Stream,
-    /// HTTP/2 was agreed on.
+    /// HTTP/2 was negotiated.
     pub http2: bool,
-    /// The certificate that was shown, found good.
+    /// The verified client certificate.
     pub certificate: Option<Arc<ClientCertificate>>,
-    /// It, and those by which it was signed; none if none was shown.
+    /// The certificate chain of the client; empty without one.
     pub shown: Vec<CertificateDer<'static>>,
 }
 
-/// The server's side of the handshake; `read`: what came before it was known that TLS comes. `acme`: a CA may come to see whose
-/// a name is; it is answered, and that is all: an error of the kind `UnexpectedEof`.
-pub async fn accept(stream: Stream, read: Vec<u8>, config: Arc<ServerConfig>, acme: Option<&Acme>) -> io::Result<Agreed> {
-    let ahead = Ahead { read, inner: stream };
+/// Runs the server's side of the handshake. `read`: bytes that were read already. `acme`: a
+/// TLS-ALPN-01 challenge is answered, and ends with an error of the kind `UnexpectedEof`.
+pub async fn accept(stream: Stream, read: Vec<u8>, config: Arc<ServerConfig>, acme: Option<&Acme>) -> io::Result<Handshake> {
+    let stream = PrefixedStream { read, inner: stream };
     let inner = match acme {
-        None => TlsAcceptor::from(config).accept(ahead).await?,
+        None => TlsAcceptor::from(config).accept(stream).await?,
         Some(acme) => {
-            let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), ahead).await?;
+            let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
             if let Some(name) = challenged(&hello.client_hello()) {
                 let answer = acme.answer_tls(&name).await.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-                let mut answered = hello.into_stream(answer).await?;
-                let _ = answered.shutdown().await;
+                let mut connection = hello.into_stream(answer).await?;
+                let _ = connection.shutdown().await;
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             hello.into_stream(config).await?
@@ -99,14 +100,14 @@ pub async fn accept(stream: Stream, read: Vec<u8>, config: Arc<ServerConfig>, ac
     let shown: Vec<_> = session.peer_certificates().unwrap_or_default().iter().map(|one| one.clone().into_owned()).collect();
     let certificate = shown.first().and_then(client_certificate).map(Arc::new);
     if certificate.is_none() && !shown.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client's certificate cannot be read"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client certificate cannot be parsed"));
     }
     let version = if session.protocol_version() == Some(ProtocolVersion::TLSv1_3) { "TLSv1.3" } else { "TLSv1.2" };
     let digest = Arc::new(SslDigest::new("", version, None, None, Vec::new()));
-    Ok(Agreed { stream: Box::new(TlsStream { inner, digest }), http2, certificate, shown })
+    Ok(Handshake { stream: Box::new(TlsStream { inner, digest }), http2, certificate, shown })
 }
 
-/// The name that a CA asks for by the challenge's protocol, and by nothing else.
+/// The name in a TLS-ALPN-01 challenge; `None` for other clients.
 fn challenged(hello: &rustls::server::ClientHello<'_>) -> Option<String> {
     let mut protocols = hello.alpn()?;
     let only = protocols.next() == Some(ACME) && protocols.next().is_none();
@@ -114,14 +115,14 @@ fn challenged(hello: &rustls::server::ClientHello<'_>) -> Option<String> {
 }
 
 impl TlsStream {
-    fn below(&self) -> &Stream {
+    fn inner_stream(&self) -> &Stream {
         &self.inner.get_ref().0.inner
     }
 }
 
 impl std::fmt::Debug for TlsStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "TlsStream({:?})", self.below())
+        write!(f, "TlsStream({:?})", self.inner_stream())
     }
 }
 
@@ -152,14 +153,14 @@ impl AsyncWrite for TlsStream {
 #[async_trait]
 impl Shutdown for TlsStream {
     async fn shutdown(&mut self) {
-        // Whoever has left need not be told so.
+        // An error means that the client has left.
         let _ = self.inner.shutdown().await;
     }
 }
 
 impl UniqueID for TlsStream {
     fn id(&self) -> UniqueIDType {
-        self.below().id()
+        self.inner_stream().id()
     }
 }
 
@@ -168,37 +169,37 @@ impl Ssl for TlsStream {
         Some(Arc::clone(&self.digest))
     }
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        // No more than these two are offered.
+        // Only these two are offered.
         self.inner.get_ref().1.alpn_protocol().map(|name| if name == b"h2" { ALPN::H2 } else { ALPN::H1 })
     }
 }
 
 impl GetTimingDigest for TlsStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.below().get_timing_digest()
+        self.inner_stream().get_timing_digest()
     }
     fn get_read_pending_time(&self) -> Duration {
-        self.below().get_read_pending_time()
+        self.inner_stream().get_read_pending_time()
     }
     fn get_write_pending_time(&self) -> Duration {
-        self.below().get_write_pending_time()
+        self.inner_stream().get_write_pending_time()
     }
 }
 
 impl GetProxyDigest for TlsStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.below().get_proxy_digest()
+        self.inner_stream().get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for TlsStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.below().get_socket_digest()
+        self.inner_stream().get_socket_digest()
     }
     fn set_socket_digest(&mut self, digest: SocketDigest) {
         self.inner.get_mut().0.inner.set_socket_digest(digest);
     }
 }
 
-/// TLS says by ALPN what is spoken: nobody needs to look ahead.
+/// ALPN has negotiated the protocol, so no preface is looked for.
 impl Peek for TlsStream {}

@@ -1,4 +1,5 @@
-//! Certificates of clients: which are good, and what stands in one.
+//! Client certificates: the policy that verifies them, and the facts they contain. Identities are
+//! assigned by filters.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,17 +16,18 @@ use crate::config::model::{ClientCertificates, Presented};
 use crate::util::pem;
 use crate::util::time::millis;
 
-/// Who may come in: the same settings with the same files are the same.
+/// The verification of client certificates. The same settings with the same files give the same
+/// object.
 #[derive(Debug)]
-pub struct Clients(Arc<dyn ClientCertVerifier>);
+pub struct ClientCertPolicy(Arc<dyn ClientCertVerifier>);
 
-impl Clients {
-    /// For the handshake.
+impl ClientCertPolicy {
+    /// The verifier for the handshake.
     pub fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         Arc::clone(&self.0)
     }
 
-    /// Whether whoever has shown this, under other rules perhaps, may go on under these.
+    /// Whether this policy accepts a chain, which may have been accepted by another policy before.
     pub fn admit(&self, shown: &[CertificateDer<'static>]) -> bool {
         match shown {
             [] => !self.0.client_auth_mandatory(),
@@ -34,14 +36,15 @@ impl Clients {
     }
 }
 
-/// Verifies them: signed by one of the CAs, in their time, for clients, not revoked.
-pub fn compile(config: &ClientCertificates, files: &Files, keep: &Keep) -> Result<Arc<Clients>, Invalid> {
+/// Compiles the policy: certificates must be signed by one of the CAs, be in their validity period,
+/// be for clients, and not be revoked.
+pub fn compile(config: &ClientCertificates, files: &Files, keep: &Keep) -> Result<Arc<ClientCertPolicy>, Invalid> {
     let own = files.apart();
     let verifier = verifier(config, &own);
     let key = format!("clients {config:?} {:?}", own.digests());
     files.add(own);
     let verifier = verifier?;
-    Ok(keep.get(&key, || Clients(verifier)))
+    Ok(keep.get(&key, || ClientCertPolicy(verifier)))
 }
 
 fn verifier(config: &ClientCertificates, files: &Files) -> Result<Arc<dyn ClientCertVerifier>, Invalid> {
@@ -51,13 +54,11 @@ fn verifier(config: &ClientCertificates, files: &Files) -> Result<Arc<dyn Client
     if let Some(file) = &config.revoked_file {
         let lists = files.file(file).and_then(|text| pem::revocations(&text)).map_err(|e| e.at("revoked_file"))?;
         builder = builder.with_crls(lists);
-        // It is held to all the same: nobody is to be locked out because whoever brings it has stopped.
+        // An expired list still applies: clients must not be locked out because the list is no
+        // longer renewed.
         let ends = files.file(file).ok().and_then(|text| pem::lists_end_s(&text));
         if ends.is_some_and(|ends| ends <= millis(SystemTime::now()) / 1000) {
-            tracing::warn!(
-                file,
-                "a list of revoked certificates should have been followed by another: what was revoked since is not known"
-            );
+            tracing::warn!(file, "the revocation list has expired: certificates revoked since then are still accepted");
         }
     }
     if config.presented == Presented::Optional {
@@ -69,10 +70,10 @@ fn verifier(config: &ClientCertificates, files: &Files) -> Result<Arc<dyn Client
     })
 }
 
-/// What stands in a certificate that was found good.
+/// The facts of a verified certificate.
 pub fn client_certificate(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
     let parsed = pem::parsed(certificate).ok()?;
-    let mut about = ClientCertificate {
+    let mut facts = ClientCertificate {
         fingerprint: hex(&Sha256::digest(certificate)),
         not_after_s: parsed.validity().not_after.timestamp(),
         serial: hex(parsed.raw_serial()),
@@ -82,11 +83,11 @@ pub fn client_certificate(certificate: &CertificateDer<'_>) -> Option<ClientCert
     let names = parsed.subject_alternative_name().ok().flatten();
     for name in names.iter().flat_map(|names| &names.value.general_names) {
         match name {
-            GeneralName::DNSName(name) => about.dns.push(name.to_ascii_lowercase()),
-            GeneralName::RFC822Name(name) => about.email.push((*name).to_owned()),
-            GeneralName::URI(name) => about.uri.push((*name).to_owned()),
+            GeneralName::DNSName(name) => facts.dns.push(name.to_ascii_lowercase()),
+            GeneralName::RFC822Name(name) => facts.email.push((*name).to_owned()),
+            GeneralName::URI(name) => facts.uri.push((*name).to_owned()),
             _ => {}
         }
     }
-    Some(about)
+    Some(facts)
 }

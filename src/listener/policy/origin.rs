@@ -1,4 +1,5 @@
-//! The secret that whoever is in front adds to each request: who does not know it has come past them.
+//! The origin secret: a header field that the CDN in front adds to each request. A request without
+//! it has bypassed the CDN. It does not identify clients.
 
 use http::HeaderName;
 use keylatch_filters::contract::{Invalid, Vouched, field_name};
@@ -8,21 +9,21 @@ use subtle::{Choice, ConstantTimeEq};
 use crate::config::Files;
 use crate::config::model::{OriginSecret, Vouches};
 
-/// The least length of a secret, in bytes.
+/// The minimum length of a secret, in bytes.
 const SECRET_BYTES_MIN: usize = 16;
 
-/// The secret that is asked for.
-pub struct Origin {
+/// The required secret.
+pub struct OriginSecretCheck {
     header: HeaderName,
     secrets: Vec<Vec<u8>>,
     vouches: Vouched,
 }
 
-impl Origin {
+impl OriginSecretCheck {
     /// Reads the secrets.
     pub fn compile(config: &OriginSecret, files: &Files) -> Result<Self, Invalid> {
         let header = field_name(&config.header).map_err(|e| e.at("header"))?;
-        // Of these, others would be left with nothing.
+        // The field is removed from the request, so it must not be one that others need.
         const TAKEN: [&str; 22] = [
             "host",
             "authorization",
@@ -48,7 +49,7 @@ impl Origin {
             "cf-connecting-ip",
         ];
         if TAKEN.contains(&header.as_str()) || header.as_str().contains('_') {
-            return Err(Invalid::new("must be a field that nobody else needs, without underscores, such as `x-origin-secret`").at("header"));
+            return Err(Invalid::new("must be a field without another use and without underscores, such as `x-origin-secret`").at("header"));
         }
         if config.values.is_empty() {
             return Err(Invalid::new("the list is empty; at least one is needed").at("values"));
@@ -57,7 +58,7 @@ impl Origin {
             let secret = files.secret(value).map_err(|e: Invalid| e.index(index).at("values"))?;
             let printable = secret.bytes().all(|byte| byte.is_ascii_graphic());
             if secret.len() < SECRET_BYTES_MIN || !printable {
-                let says = format!("must be at least {SECRET_BYTES_MIN} visible ASCII characters: openssl rand -hex 32");
+                let says = format!("must be at least {SECRET_BYTES_MIN} visible ASCII characters; create one with `openssl rand -hex 32`");
                 return Err(Invalid::new(says).index(index).at("values"));
             }
             Ok(secret.into_bytes())
@@ -71,11 +72,11 @@ impl Origin {
         Ok(Self { header, secrets, vouches })
     }
 
-    /// Takes the secret out of a request. `None`: it is not there, or not one of ours.
+    /// Removes the secret from a request. `None`: it is missing or wrong.
     pub fn take(&self, request: &mut RequestHeader) -> Option<Vouched> {
         let mut values = request.headers.get_all(&self.header).iter();
         let (first, second) = (values.next(), values.next());
-        // All are compared, and each to its end: how long it takes tells nothing of what was right.
+        // All secrets are compared in constant time, so that the duration reveals nothing.
         let same = |value: &[u8]| self.secrets.iter().fold(Choice::from(0), |found, secret| found | secret.as_slice().ct_eq(value));
         let good = second.is_none() && first.is_some_and(|value| bool::from(same(value.as_bytes())));
         request.remove_header(&self.header);
@@ -88,14 +89,14 @@ mod tests {
     use super::*;
     use keylatch_filters::contract::SecretRef;
 
-    fn origin(header: &str, values: &[&str]) -> Result<Origin, Invalid> {
+    fn origin(header: &str, values: &[&str]) -> Result<OriginSecretCheck, Invalid> {
         let values = values.iter().map(|value| SecretRef::new(*value)).collect();
         let config = OriginSecret { header: header.into(), values, vouches_for: Vouches::Cloudflare };
-        Origin::compile(&config, &Files::beside(std::path::Path::new("k.yaml")))
+        OriginSecretCheck::compile(&config, &Files::beside(std::path::Path::new("k.yaml")))
     }
 
     #[test]
-    fn one_of_the_secrets_once_and_whole() {
+    fn exactly_one_complete_secret_is_required() {
         let origin = origin("X-Origin-Secret", &["0123456789abcdef", "fedcba9876543210"]).unwrap();
         let take = |values: &[&'static str]| {
             let mut request = RequestHeader::build("GET", b"/", None).unwrap();
@@ -103,7 +104,7 @@ mod tests {
                 request.append_header("x-origin-secret", *value).unwrap();
             }
             let taken = origin.take(&mut request);
-            assert!(!request.headers.contains_key("x-origin-secret"), "nobody behind sees it");
+            assert!(!request.headers.contains_key("x-origin-secret"), "it is removed");
             taken
         };
         assert_eq!(take(&["0123456789abcdef"]), Some(Vouched::Cloudflare));
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret() {
+    fn invalid_secrets() {
         for (header, values) in [
             ("authorization", &["0123456789abcdef"][..]),
             ("x_secret", &["0123456789abcdef"]),

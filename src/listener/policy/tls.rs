@@ -1,4 +1,4 @@
-//! TLS of a listener, from its files.
+//! Compiles the TLS configuration of a listener from its files. Handshakes are in `conn::tls`.
 
 use std::sync::Arc;
 
@@ -7,26 +7,31 @@ use rustls::ServerConfig;
 use rustls::crypto::ring::{Ticketer, default_provider};
 use rustls::version::{TLS12, TLS13};
 
-use super::certificates::{Certificates, Shown};
-use super::clients::{self, Clients};
-use crate::acme::{Held, Wanted};
+use super::certificates::{Certificates, ServerCertificate};
+use super::clients::{self, ClientCertPolicy};
+use crate::acme::{AcmeCertificates, WantedCertificate};
 use crate::config::Files;
 use crate::config::model::{ListenerTls, TlsVersion};
 
-/// TLS of one listener.
-pub struct Tls {
-    /// What it is spoken with.
+/// The TLS configuration of a listener.
+pub struct TlsPolicy {
+    /// The rustls configuration.
     pub server: Arc<ServerConfig>,
-    /// The certificates that are shown.
-    pub shown: Vec<Shown>,
-    /// Who may come in; `None`: nobody is asked for a certificate.
-    pub clients: Option<Arc<Clients>>,
+    /// The server certificates from files.
+    pub shown: Vec<ServerCertificate>,
+    /// The client certificate policy; `None`: no client certificate is requested.
+    pub clients: Option<Arc<ClientCertPolicy>>,
 }
 
-/// Reads what it needs. The same settings with the same files are the same
-/// configuration, so that sessions are resumed across reloads; others begin without any, so that nobody resumes what is not
-/// allowed any more.
-pub fn compile(config: &ListenerTls, made: Option<(Arc<Held>, Wanted)>, files: &Files, keep: &Keep) -> Result<Tls, Vec<Invalid>> {
+/// Compiles the configuration. The same settings with the same files share one configuration, so
+/// that sessions are resumed across reloads. Others start without sessions, so that no client
+/// resumes one that is no longer allowed.
+pub fn compile(
+    config: &ListenerTls,
+    made: Option<(Arc<AcmeCertificates>, WantedCertificate)>,
+    files: &Files,
+    keep: &Keep,
+) -> Result<TlsPolicy, Vec<Invalid>> {
     let mut wrong = Vec::new();
     let own = files.apart();
     let wanted = made.as_ref().map(|(_, wanted)| wanted.clone());
@@ -50,5 +55,5 @@ pub fn compile(config: &ListenerTls, made: Option<(Arc<Held>, Wanted)>, files: &
     server.ticketer = Ticketer::new().map_err(failed)?;
     let http1 = b"http/1.1".to_vec();
     server.alpn_protocols = if config.http2 { vec![b"h2".to_vec(), http1] } else { vec![http1] };
-    Ok(Tls { server: keep.get(&key, || server), shown, clients })
+    Ok(TlsPolicy { server: keep.get(&key, || server), shown, clients })
 }
