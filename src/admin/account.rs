@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{Anybody, Body, From, Part, Person, Settled};
-use super::paging::List;
+use super::extract::{AnyCaller, Body, ClientAddr, PathParam, SessionCaller, ActiveSession};
+use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
 use crate::operator::access::{Caller, Role, Scope, Scopes};
@@ -35,7 +35,7 @@ pub struct Me {
 
 /// Who am I?
 #[utoipa::path(get, path = "/admin/api/account", tag = "account", security(("bearer" = [])), responses((status = 200, body = Me), Problems))]
-pub async fn me(Anybody(caller): Anybody) -> Json<Me> {
+pub async fn me(AnyCaller(caller): AnyCaller) -> Json<Me> {
     let Caller { account, role, scopes, session, must_change, .. } = caller;
     Json(Me { username: account, role, scopes: scopes.list(), must_change_password: must_change, session })
 }
@@ -59,11 +59,11 @@ pub struct NewPassword {
     responses((status = 204, description = "Chosen."), Problems))]
 pub async fn choose_password(
     State(api): State<Arc<Api>>,
-    Person(caller): Person,
-    From(from): From,
+    SessionCaller(caller): SessionCaller,
+    ClientAddr(from): ClientAddr,
     Body(asked): Body<NewPassword>,
 ) -> Answer<StatusCode> {
-    match api.door.choose_password(&api.store, &caller, &asked.current, &asked.password, from).await {
+    match api.authenticator.choose_password(&api.store, &caller, &asked.current, &asked.password, from).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(Declined::Refused(refusal)) => Err(refusal.into()),
         Err(Declined::Fault(fault)) => Err(fault.into()),
@@ -90,8 +90,8 @@ pub struct Session {
 }
 
 /// Where am I signed in?
-#[utoipa::path(get, path = "/admin/api/account/sessions", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<Session>), Problems))]
-pub async fn sessions(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<Session>>> {
+#[utoipa::path(get, path = "/admin/api/account/sessions", tag = "account", security(("bearer" = [])), responses((status = 200, body = ListPage<Session>), Problems))]
+pub async fn sessions(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession) -> Answer<Json<ListPage<Session>>> {
     let sessions = api.store.desk().sessions(&caller.account, now_ms()).await?;
     let items = sessions.into_iter().map(|session| Session {
         current: caller.session.as_ref() == Some(&session.id),
@@ -101,13 +101,13 @@ pub async fn sessions(State(api): State<Arc<Api>>, Settled(caller): Settled) -> 
         origin: session.origin,
         user_agent: session.agent,
     });
-    Ok(Json(List::all(items.collect())))
+    Ok(Json(ListPage::all(items.collect())))
 }
 
 /// Sign out somewhere
 #[utoipa::path(delete, path = "/admin/api/account/sessions/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The sign-in's id.")),
     responses((status = 204, description = "Signed out."), Problems))]
-pub async fn end_session(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
+pub async fn end_session(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession, PathParam(id): PathParam) -> Answer<StatusCode> {
     match api.store.desk().end_session(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you are not signed in there")),
@@ -147,10 +147,10 @@ pub fn shown(token: Token) -> ScriptToken {
 }
 
 /// Which tokens do my scripts have?
-#[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<ScriptToken>), Problems))]
-pub async fn tokens(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<ScriptToken>>> {
+#[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = ListPage<ScriptToken>), Problems))]
+pub async fn tokens(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession) -> Answer<Json<ListPage<ScriptToken>>> {
     let tokens = api.store.desk().tokens(Some(&caller.account)).await?;
-    Ok(Json(List::all(tokens.into_iter().map(shown).collect())))
+    Ok(Json(ListPage::all(tokens.into_iter().map(shown).collect())))
 }
 
 /// What a token is to be.
@@ -188,7 +188,7 @@ pub struct MadeToken {
     responses((status = 201, body = MadeToken), Problems))]
 pub async fn make_token(
     State(api): State<Arc<Api>>,
-    Settled(caller): Settled,
+    ActiveSession(caller): ActiveSession,
     Body(asked): Body<NewToken>,
 ) -> Answer<(StatusCode, Json<MadeToken>)> {
     let (token, secret) = accounts::make_token(&api.store, &caller, &asked.name, &asked.scopes, asked.days).await?;
@@ -198,7 +198,7 @@ pub async fn make_token(
 /// Remove a script's token
 #[utoipa::path(delete, path = "/admin/api/account/tokens/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The token's id.")),
     responses((status = 204, description = "It is good no more."), Problems))]
-pub async fn remove_token(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
+pub async fn remove_token(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession, PathParam(id): PathParam) -> Answer<StatusCode> {
     match api.store.desk().remove_token(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you have no such token")),

@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::account::{ScriptToken, shown as shown_token};
-use super::extract::{ACCOUNTS, Body, IfMatch, May, Part, Parts, etag};
-use super::paging::List;
+use super::extract::{ACCOUNTS, Body, IfMatch, May, PathParam, PathParams, etag};
+use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
 use crate::operator::access::Role;
@@ -62,10 +62,10 @@ fn one(stored: &Stored) -> One {
 }
 
 /// Who may sign in?
-#[utoipa::path(get, path = "/admin/api/accounts", tag = "accounts", security(("bearer" = ["accounts"])), responses((status = 200, body = List<Account>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>) -> Answer<Json<List<Account>>> {
+#[utoipa::path(get, path = "/admin/api/accounts", tag = "accounts", security(("bearer" = ["accounts"])), responses((status = 200, body = ListPage<Account>), Problems))]
+pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>) -> Answer<Json<ListPage<Account>>> {
     let accounts = api.store.desk().accounts().await?;
-    Ok(Json(List::all(accounts.iter().map(shown).collect())))
+    Ok(Json(ListPage::all(accounts.iter().map(shown).collect())))
 }
 
 /// An account that is to be.
@@ -86,14 +86,14 @@ pub struct NewAccount {
 #[utoipa::path(post, path = "/admin/api/accounts", tag = "accounts", security(("bearer" = ["accounts"])), request_body = NewAccount,
     responses((status = 201, body = Account), Problems))]
 pub async fn make(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, Body(asked): Body<NewAccount>) -> Answer<(StatusCode, One)> {
-    let made = accounts::make(&api.store, api.door.passwords(), &asked.name, asked.role, &asked.password, &caller.actor).await?;
+    let made = accounts::make(&api.store, api.authenticator.passwords(), &asked.name, asked.role, &asked.password, &caller.actor).await?;
     Ok((StatusCode::CREATED, one(&made)))
 }
 
 /// Look at an account
 #[utoipa::path(get, path = "/admin/api/accounts/{name}", tag = "accounts", security(("bearer" = ["accounts"])), params(("name" = String, Path, description = "The account's name.")),
     responses((status = 200, body = Account), Problems))]
-pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Part(name): Part) -> Answer<One> {
+pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, PathParam(name): PathParam) -> Answer<One> {
     Ok(one(&accounts::get(&api.store, &name).await?))
 }
 
@@ -122,7 +122,7 @@ pub struct AccountChange {
 pub async fn change(
     State(api): State<Arc<Api>>,
     May(caller): May<ACCOUNTS>,
-    Part(name): Part,
+    PathParam(name): PathParam,
     IfMatch(expects): IfMatch,
     Body(asked): Body<AccountChange>,
 ) -> Answer<One> {
@@ -133,7 +133,7 @@ pub async fn change(
     let after = if nothing {
         before
     } else {
-        let changed = accounts::change(&api.store, api.door.passwords(), &before.name, &change, expects, &caller.actor).await;
+        let changed = accounts::change(&api.store, api.authenticator.passwords(), &before.name, &change, expects, &caller.actor).await;
         changed.map_err(|fault| precise(fault.into(), expects))?
     };
     if asked.unlock {
@@ -144,18 +144,18 @@ pub async fn change(
 
 /// See the tokens of an account's scripts
 #[utoipa::path(get, path = "/admin/api/accounts/{name}/tokens", tag = "accounts", security(("bearer" = ["accounts"])), params(("name" = String, Path, description = "The account's name.")),
-    responses((status = 200, body = List<ScriptToken>), Problems))]
-pub async fn tokens(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Part(name): Part) -> Answer<Json<List<ScriptToken>>> {
+    responses((status = 200, body = ListPage<ScriptToken>), Problems))]
+pub async fn tokens(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, PathParam(name): PathParam) -> Answer<Json<ListPage<ScriptToken>>> {
     let account = accounts::get(&api.store, &name).await?;
     let tokens = api.store.desk().tokens(Some(&account.name)).await?;
-    Ok(Json(List::all(tokens.into_iter().map(shown_token).collect())))
+    Ok(Json(ListPage::all(tokens.into_iter().map(shown_token).collect())))
 }
 
 /// Remove the token of an account's script
 #[utoipa::path(delete, path = "/admin/api/accounts/{name}/tokens/{id}", tag = "accounts", security(("bearer" = ["accounts"])),
     params(("name" = String, Path, description = "The account's name."), ("id" = String, Path, description = "The token's id.")),
     responses((status = 204, description = "It is good no more."), Problems))]
-pub async fn remove_token(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, Parts((name, id)): Parts) -> Answer<StatusCode> {
+pub async fn remove_token(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, PathParams((name, id)): PathParams) -> Answer<StatusCode> {
     let account = accounts::get(&api.store, &name).await?;
     match api.store.desk().remove_token(&account.name, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
@@ -172,13 +172,13 @@ pub async fn remove_token(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS
 pub async fn remove(
     State(api): State<Arc<Api>>,
     May(caller): May<ACCOUNTS>,
-    Part(name): Part,
+    PathParam(name): PathParam,
     IfMatch(expects): IfMatch,
 ) -> Answer<StatusCode> {
     let name = name.to_ascii_lowercase();
     match api.store.desk().remove_account(&name, expects, &caller.actor).await? {
         Made::Newer => Err(Problem::stale(format!("the account `{name}` was changed meanwhile; look at it again"))),
-        made => Ok(accounts::made(made, &name).map(|()| StatusCode::NO_CONTENT)?),
+        made => Ok(accounts::change_result(made, &name).map(|()| StatusCode::NO_CONTENT)?),
     }
 }
 

@@ -13,7 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::dashboard::{Now, now};
-use super::extract::{Again, May, READ};
+use super::extract::{Revalidation, May, READ};
 use super::paging::cursor;
 use super::problem::{Answer, Problems};
 use super::{Api, logs};
@@ -48,19 +48,19 @@ pub enum Happened {
 pub async fn follow(
     State(api): State<Arc<Api>>,
     May(_caller): May<READ>,
-    again: Again,
+    revalidation: Revalidation,
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let seen = seen(&latest(&api).await?);
     let stream =
-        futures::stream::unfold((api, again, seen, Vec::new(), true), |(api, again, mut seen, mut waiting, mut first)| async move {
+        futures::stream::unfold((api, revalidation, seen, Vec::new(), true), |(api, revalidation, mut seen, mut waiting, mut first)| async move {
             loop {
                 if let Some(event) = waiting.pop() {
-                    return Some((Ok(event), (api, again, seen, waiting, first)));
+                    return Some((Ok(event), (api, revalidation, seen, waiting, first)));
                 }
                 if !first {
                     // Rows come from any replica, and nothing tells of them: they are looked for.
                     tokio::time::sleep(EVERY).await;
-                    again.still(&api).await.ok()?;
+                    revalidation.check(&api).await.ok()?;
                 }
                 first = false;
                 waiting = look(&api, &mut seen).await;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{Api, Known};
+use super::{Api, ApiState};
 use crate::compile::Snapshot;
 use crate::upstream::Status;
 
@@ -20,7 +20,7 @@ use crate::upstream::Status;
 const STORE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The routes.
-pub fn routes() -> Router<Known> {
+pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(health))

@@ -11,8 +11,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::export::{self, Format};
-use super::extract::{Again, Asked, May, READ};
-use super::paging::{List, cursor, limit, mark};
+use super::extract::{Revalidation, QueryParams, May, READ};
+use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problem, Problems};
 use super::time::{parse, rfc3339};
 use crate::operator::access::Caller;
@@ -156,7 +156,7 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
         // Rows are of whole minutes.
         since_ms: times.0.transpose()?.map(|ms| ms - ms.rem_euclid(60_000)),
         until_ms: times.1.transpose()?,
-        after: mark::<Mark>(filter.cursor.as_deref())?,
+        after: parse_cursor::<Mark>(filter.cursor.as_deref())?,
         limit: limit(filter.limit)?,
     })
 }
@@ -165,10 +165,10 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
 ///
 /// The latest first. Where a filter has no index, some 20,000 rows are looked through at a time; `next` says that there
 /// are more to look through.
-#[utoipa::path(get, path = "/admin/api/logs", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = List<Intercept>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Intercept>>> {
+#[utoipa::path(get, path = "/admin/api/logs", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Intercept>), Problems))]
+pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<ListPage<Intercept>>> {
     let page = api.store.desk().intercepts(&wanted(&api, &caller, &filter).await?).await?;
-    Ok(Json(List { items: page.rows.into_iter().map(Intercept::from).collect(), next: page.next.as_ref().map(cursor), total: None }))
+    Ok(Json(ListPage { items: page.rows.into_iter().map(Intercept::from).collect(), next: page.next.as_ref().map(cursor), total: None }))
 }
 
 /// Intercepts of one key, or of one client.
@@ -204,7 +204,7 @@ pub struct Groups {
 
 /// See who causes most intercepts
 #[utoipa::path(get, path = "/admin/api/logs/groups", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = Groups), Problems))]
-pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<Groups>> {
+pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<Groups>> {
     let by = match filter.by.unwrap_or_default() {
         GroupBy::Key => By::Key,
         GroupBy::Client => By::Client,
@@ -217,9 +217,9 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
 /// Write intercepts to a file
 #[utoipa::path(get, path = "/admin/api/logs/export", tag = "logs", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
+pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, revalidation: Revalidation, QueryParams(filter): QueryParams<Filter>) -> Answer<Response> {
     let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
-    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "intercepts", move |after: Option<Mark>| {
+    export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "intercepts", move |after: Option<Mark>| {
         let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
         async move {
             let page = api.store.desk().intercepts(&wanted).await?;

@@ -10,8 +10,8 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::accounts::precise;
-use super::extract::{ACCOUNTS, Body, IfMatch, May, Part, etag};
-use super::paging::List;
+use super::extract::{ACCOUNTS, Body, IfMatch, May, PathParam, etag};
+use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
 use crate::operator::oidc::provider::Settings;
 use crate::operator::{Fault, oidc};
@@ -47,15 +47,15 @@ fn one(stored: Stored) -> One {
 }
 
 /// Through which providers may people sign in?
-#[utoipa::path(get, path = "/admin/api/providers", tag = "accounts", security(("bearer" = ["accounts"])), responses((status = 200, body = List<Provider>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>) -> Answer<Json<List<Provider>>> {
-    Ok(Json(List::all(api.store.desk().providers().await?.into_iter().map(shown).collect())))
+#[utoipa::path(get, path = "/admin/api/providers", tag = "accounts", security(("bearer" = ["accounts"])), responses((status = 200, body = ListPage<Provider>), Problems))]
+pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>) -> Answer<Json<ListPage<Provider>>> {
+    Ok(Json(ListPage::all(api.store.desk().providers().await?.into_iter().map(shown).collect())))
 }
 
 /// Look at a provider
 #[utoipa::path(get, path = "/admin/api/providers/{name}", tag = "accounts", security(("bearer" = ["accounts"])), params(("name" = String, Path, description = "The provider's name.")),
     responses((status = 200, body = Provider), Problems))]
-pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Part(name): Part) -> Answer<One> {
+pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, PathParam(name): PathParam) -> Answer<One> {
     Ok(one(oidc::get(&api.store, &name).await?))
 }
 
@@ -80,7 +80,7 @@ pub struct Put {
 pub async fn put(
     State(api): State<Arc<Api>>,
     May(caller): May<ACCOUNTS>,
-    Part(name): Part,
+    PathParam(name): PathParam,
     IfMatch(expects): IfMatch,
     headers: HeaderMap,
     Body(asked): Body<Put>,
@@ -95,7 +95,7 @@ pub async fn put(
     let put = api.oidc.put(&api.store, &name, &asked.settings, secret, expected, &caller.actor).await;
     put.map(one).map_err(|fault| match fault {
         // What was asked for in the header is not so (RFC 9110, section 13.1).
-        Fault::Missing(why) | Fault::Conflict(why) if expected != Expects::Anything => Problem::stale(why),
+        Fault::NotFound(why) | Fault::Conflict(why) if expected != Expects::Anything => Problem::stale(why),
         fault => Problem::from(fault).below("settings", &["name", "client_secret"]),
     })
 }
@@ -103,7 +103,7 @@ pub async fn put(
 /// Ask a provider what is asked when somebody signs in
 #[utoipa::path(post, path = "/admin/api/providers/{name}/check", tag = "accounts", security(("bearer" = ["accounts"])), params(("name" = String, Path, description = "The provider's name.")),
     responses((status = 204, description = "It answers as it should."), Problems))]
-pub async fn check(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Part(name): Part) -> Answer<StatusCode> {
+pub async fn check(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, PathParam(name): PathParam) -> Answer<StatusCode> {
     Ok(api.oidc.check(&api.store, &name).await.map(|()| StatusCode::NO_CONTENT)?)
 }
 
@@ -116,7 +116,7 @@ pub async fn check(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Par
 pub async fn remove(
     State(api): State<Arc<Api>>,
     May(caller): May<ACCOUNTS>,
-    Part(name): Part,
+    PathParam(name): PathParam,
     IfMatch(expects): IfMatch,
 ) -> Answer<StatusCode> {
     let removed = api.oidc.remove(&api.store, &name, expects, &caller.actor).await;

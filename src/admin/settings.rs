@@ -12,8 +12,8 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::accounts::precise;
-use super::extract::{Body, IfMatch, May, Part, READ, SETTINGS, etag};
-use super::paging::List;
+use super::extract::{Body, IfMatch, May, PathParam, READ, SETTINGS, etag};
+use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
 use crate::operator::settings;
 use crate::settings::Shown;
@@ -78,20 +78,20 @@ pub struct Tested {
 }
 
 /// Send a test to where alerts go
-#[utoipa::path(post, path = "/admin/api/alerts/test", tag = "settings", security(("bearer" = ["settings"])), responses((status = 200, body = List<Tested>), Problems))]
-pub async fn test_alerts(State(api): State<Arc<Api>>, May(_caller): May<SETTINGS>) -> Answer<Json<List<Tested>>> {
+#[utoipa::path(post, path = "/admin/api/alerts/test", tag = "settings", security(("bearer" = ["settings"])), responses((status = 200, body = ListPage<Tested>), Problems))]
+pub async fn test_alerts(State(api): State<Arc<Api>>, May(_caller): May<SETTINGS>) -> Answer<Json<ListPage<Tested>>> {
     // What was set a moment ago counts.
     api.shared.live.refresh(&api.store).await;
     let (alerts, _) = api.shared.live.alerts(&api.shared.snapshot.load().alerts);
     let outcomes = alerts.test().await;
-    Ok(Json(List::all(outcomes.into_iter().map(|(webhook, sent)| Tested { webhook, error: sent.err() }).collect())))
+    Ok(Json(ListPage::all(outcomes.into_iter().map(|(webhook, sent)| Tested { webhook, error: sent.err() }).collect())))
 }
 
 /// Give a setting back to the file
 #[utoipa::path(delete, path = "/admin/api/settings/{name}", tag = "settings", security(("bearer" = ["settings"])),
     params(("name" = String, Path, description = "The setting's name."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")),
     responses((status = 200, body = Settings), Problems))]
-pub async fn revert(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, Part(name): Part, IfMatch(expects): IfMatch) -> Answer<All> {
+pub async fn revert(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, PathParam(name): PathParam, IfMatch(expects): IfMatch) -> Answer<All> {
     crate::settings::named(&name).map_err(Problem::missing)?;
     let reverted = settings::change(&api.store, api.shared.live.sealer(), &[(name, Value::Null)], expects, &caller.actor).await;
     reverted.map_err(|fault| precise(fault.into(), expects))?;

@@ -11,7 +11,7 @@ use super::{ConfigFile, admin_client, on_runtime};
 use crate::cli::terminal::say;
 use crate::compile::{Compiler, check_ports};
 use crate::config::{Files, parse_file};
-use crate::operator::explain::{Asks, Explanation, Question};
+use crate::operator::explain::{Lookups, Explanation, ExplainRequest};
 use crate::{bindings, control};
 
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub struct Explain {
 
 pub fn explain(asked: &Explain) -> Result<(), String> {
     let Explain { file, peer, headers, method, path, offline } = asked;
-    let question = Question { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone() };
+    let question = ExplainRequest { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone() };
     let config = &file.config;
     let explanation = match (offline, control::is_there(config)) {
         (false, true) => online(config, &question)?,
@@ -52,7 +52,7 @@ pub fn explain(asked: &Explain) -> Result<(), String> {
 }
 
 /// As the running process says, by what it has compiled and stored.
-fn online(config: &Path, question: &Question) -> Result<Explanation, String> {
+fn online(config: &Path, question: &ExplainRequest) -> Result<Explanation, String> {
     say!("source    the running process; nothing is sent, counted or bound")?;
     let body = serde_json::to_value(question).map_err(|e| e.to_string())?;
     let said = admin_client::call(config, Method::POST, "/explain", &[], Some(&body))?;
@@ -60,7 +60,7 @@ fn online(config: &Path, question: &Question) -> Result<Explanation, String> {
 }
 
 /// As the file says.
-fn by_file(config: &Path, question: &Question) -> Result<Explanation, String> {
+fn by_file(config: &Path, question: &ExplainRequest) -> Result<Explanation, String> {
     let parsed = parse_file(config).map_err(|report| report.to_string())?;
     let settings = compile::settings(parsed.clone()).map_err(|report| report.to_string())?;
     let mut ports = check_ports();
@@ -70,5 +70,5 @@ fn by_file(config: &Path, question: &Question) -> Result<Explanation, String> {
         Err(why) => say!("secret    not known: key ids are not those of the logs; {why}")?,
     }
     let snapshot = Compiler::new(ports).compile(parsed).map_err(|report| report.to_string())?;
-    on_runtime(async { crate::operator::explain::explain(&snapshot, question, Asks::Nobody).await.map_err(String::from) })
+    on_runtime(async { crate::operator::explain::explain(&snapshot, question, Lookups::Offline).await.map_err(String::from) })
 }

@@ -104,7 +104,7 @@ async fn begin(
 ) -> Result<(Arc<control::Guard>, JoinHandle<()>), String> {
     let parts = Arc::clone(&upgrades.parts);
     tokio::spawn(first_account::make(Arc::clone(&parts.api)));
-    tokio::spawn(Arc::clone(&parts.api.everywhere).listen());
+    tokio::spawn(Arc::clone(&parts.api.rpc).listen());
     every(&parts, sampler::SAID_EVERY, |parts| async move {
         parts.say().await;
         let now = parts.state();

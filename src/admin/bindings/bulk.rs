@@ -28,7 +28,7 @@ const PAGE: u32 = 1000;
 pub enum Action {
     /// Refuse the key from everywhere.
     Ban,
-    /// Let it be used again, within its binding.
+    /// Let it be used revalidation, within its binding.
     Unban,
     /// Let its next use bind it anew.
     Unbind,

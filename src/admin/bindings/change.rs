@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::super::Api;
 use super::super::accounts::precise;
-use super::super::extract::{BINDINGS, Body, IfMatch, May, Part};
+use super::super::extract::{BINDINGS, Body, IfMatch, May, PathParam};
 use super::super::problem::{Answer, Problem, Problems};
 use super::{Binding, One, RuleName, one};
 use crate::operator::Fault;
@@ -76,7 +76,7 @@ impl BindingChange {
 pub async fn change(
     State(api): State<Arc<Api>>,
     May(caller): May<BINDINGS>,
-    Part(key_id): Part,
+    PathParam(key_id): PathParam,
     IfMatch(expects): IfMatch,
     Body(asked): Body<BindingChange>,
 ) -> Answer<One> {
@@ -147,7 +147,7 @@ pub struct Banned {
     was_bound: bool,
 }
 
-/// Let a banned key be used again, within its binding
+/// Let a banned key be used revalidation, within its binding
 #[utoipa::path(post, path = "/admin/api/bindings/unban", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Key,
     params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Binding), Problems))]
 pub async fn unban(

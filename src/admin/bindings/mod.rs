@@ -16,11 +16,11 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::audit::Entry;
 use super::export::{self, Format};
-use super::extract::{Again, Asked, Body, May, Part, READ, etag};
+use super::extract::{Revalidation, QueryParams, Body, May, PathParam, READ, etag};
 use super::logs::Intercept;
-use super::paging::{List, cursor, limit, mark};
+use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problem, Problems};
-use super::time::of;
+use super::time::format_time;
 use crate::operator::bindings::{Which, network, prefix};
 use crate::sql::audit;
 use crate::sql::intercepts::Wanted;
@@ -78,8 +78,8 @@ impl From<&Record> for Binding {
             made_by: record.made_by.clone(),
             note: record.note.clone(),
             labels: record.labels.clone(),
-            created_at: of(record.created_at),
-            last_used_at: of(record.last_used_at),
+            created_at: format_time(record.created_at),
+            last_used_at: format_time(record.last_used_at),
             version: binding.version,
         }
     }
@@ -199,27 +199,27 @@ pub fn query(filter: &Filter) -> Answer<Query> {
         made_by: filter.made_by.clone(),
         sort,
         descending,
-        after: mark(filter.cursor.as_deref())?,
+        after: parse_cursor(filter.cursor.as_deref())?,
         limit: limit(filter.limit)?,
     })
 }
 
 /// Find bindings
-#[utoipa::path(get, path = "/admin/api/bindings", tag = "bindings", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = List<Binding>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Binding>>> {
+#[utoipa::path(get, path = "/admin/api/bindings", tag = "bindings", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Binding>), Problems))]
+pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<ListPage<Binding>>> {
     let query = query(&filter)?;
     let first = query.after.is_none();
     let total = if first { api.store.count(query.clone()).await? } else { None };
     let page = api.store.list(query).await?;
-    Ok(Json(List { items: page.rows.iter().map(Binding::from).collect(), next: page.next.as_ref().map(cursor), total }))
+    Ok(Json(ListPage { items: page.rows.iter().map(Binding::from).collect(), next: page.next.as_ref().map(cursor), total }))
 }
 
 /// Write bindings to a file, all or those that a filter finds
 #[utoipa::path(get, path = "/admin/api/bindings/export", tag = "bindings", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
+pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, revalidation: Revalidation, QueryParams(filter): QueryParams<Filter>) -> Answer<Response> {
     let wanted = Query { limit: export::PAGE, ..query(&filter)? };
-    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
+    export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
         let (api, wanted) = (Arc::clone(&api), Query { after: after.or(wanted.after), ..wanted.clone() });
         async move {
             let page = api.store.list(wanted).await?;
@@ -260,7 +260,7 @@ pub async fn look_up(State(api): State<Arc<Api>>, May(caller): May<READ>, Body(p
 /// Look at a binding
 #[utoipa::path(get, path = "/admin/api/bindings/{key_id}", tag = "bindings", security(("bearer" = ["read"])), params(("key_id" = String, Path, description = "The key id, or its first digits.")),
     responses((status = 200, body = Binding), Problems))]
-pub async fn get(State(api): State<Arc<Api>>, May(caller): May<READ>, Part(key_id): Part) -> Answer<One> {
+pub async fn get(State(api): State<Arc<Api>>, May(caller): May<READ>, PathParam(key_id): PathParam) -> Answer<One> {
     Ok(one(&api.bindings(&caller).find(Which::Id(&key_id)).await?))
 }
 
@@ -280,7 +280,7 @@ pub struct Timeline {
 /// The latest 100 changes and 100 intercepts. It is there for keys that are no longer bound, too, by their whole id.
 #[utoipa::path(get, path = "/admin/api/bindings/{key_id}/timeline", tag = "bindings", security(("bearer" = ["read"])), params(("key_id" = String, Path, description = "The key id, or its first digits.")),
     responses((status = 200, body = Timeline), Problems))]
-pub async fn timeline(State(api): State<Arc<Api>>, May(caller): May<READ>, Part(key_id): Part) -> Answer<Json<Timeline>> {
+pub async fn timeline(State(api): State<Arc<Api>>, May(caller): May<READ>, PathParam(key_id): PathParam) -> Answer<Json<Timeline>> {
     const EACH: u32 = 100;
     let (id, _) = api.bindings(&caller).meant(Which::Id(&key_id)).await?;
     let asked = audit::Asked { target: Some(id.hex()), limit: EACH, ..audit::Asked::default() };
