@@ -1,5 +1,5 @@
-//! Signing in through a provider of OpenID Connect. The console is where a provider sends people callback to; it brings what
-//! they come with here, from the page that has begun it.
+//! Handlers for sign-in through an OpenID Connect provider. The provider redirects the browser to the console, which sends the
+//! parameters here, from the page that began the sign-in.
 
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ use crate::operator::Fault;
 use crate::operator::oidc::{self, Callback};
 use crate::operator::sign_in::{Declined, SignedIn, record_failure};
 
-/// Holds what must come callback with whoever has left. Only the calls below get it, and only from pages of this site.
+/// The sealed pending sign-in. Only the operations below receive it, and only from pages of this origin.
 const PENDING_COOKIE: Cookie = Cookie { name: "keylatch-sign-in", path: "/admin/api/oidc" };
 
-/// A provider, as anybody sees it.
+/// A provider on the sign-in page, visible without sign-in.
 #[derive(Serialize, ToSchema)]
 pub struct ProviderButton {
-    /// Its name.
+    /// The provider's name.
     name: String,
-    /// What stands on its button.
+    /// The text of its button.
     label: String,
 }
 
-/// Through which providers may one sign in?
+/// List the providers for sign-in
 #[utoipa::path(get, path = "/admin/api/oidc", tag = "sign-in", responses((status = 200, body = ListPage<ProviderButton>), Problems))]
 pub async fn sign_in_providers(State(api): State<Arc<Api>>) -> Answer<Json<ListPage<ProviderButton>>> {
     let providers = api.store.desk().providers().await?;
@@ -42,23 +42,23 @@ pub async fn sign_in_providers(State(api): State<Arc<Api>>) -> Answer<Json<ListP
     Ok(Json(ListPage::all(providers.into_iter().map(button).collect())))
 }
 
-/// Where to go.
+/// The redirection to a provider.
 #[derive(Serialize, ToSchema)]
 pub struct Redirection {
-    /// The provider's page. It sends callback to the console.
+    /// The provider's page. It redirects back to the console.
     url: String,
 }
 
-/// Where the console is, as the browser says; `own_origin` has made sure that it is the host it was asked under.
+/// The console's origin according to the browser; `own_origin` has compared it with the host.
 fn origin(headers: &HeaderMap) -> Answer<&str> {
     let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
     let fits = |origin: &&str| origin.starts_with("https://") || origin.starts_with("http://");
-    origin.filter(fits).ok_or_else(|| Problem::unreadable("this is for browsers: `Origin` must say where the console is"))
+    origin.filter(fits).ok_or_else(|| Problem::unreadable("this operation is for browsers: `Origin` must be the console's origin"))
 }
 
-/// Begin to sign in through a provider
+/// Begin a sign-in through a provider
 ///
-/// Answers with where to go, and leaves a cookie that must come callback from there within ten minutes.
+/// The response holds the URL to go to, and sets a cookie that is valid for ten minutes.
 #[utoipa::path(post, path = "/admin/api/oidc/{name}/begin", tag = "sign-in", params(("name" = String, Path, description = "The provider's name.")),
     responses((status = 200, body = Redirection), Problems))]
 pub async fn begin(
@@ -71,7 +71,7 @@ pub async fn begin(
     Ok((PENDING_COOKIE.set(&sealed, oidc::SIGN_IN_TIME_MAX.as_secs(), &headers), Json(Redirection { url })))
 }
 
-/// What a provider has sent somebody callback with.
+/// The parameters of the redirect back from a provider.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Returned {
@@ -81,15 +81,15 @@ pub struct Returned {
     /// The `code`.
     #[schema(min_length = 1, max_length = 8192)]
     code: String,
-    /// The provider from which he comes: the last part of the path that he was sent callback to.
+    /// The provider: the last part of the redirect URI's path.
     #[schema(max_length = 32)]
     provider: String,
-    /// The `iss`, where there is one.
+    /// The `iss`, if the provider sent it.
     #[schema(max_length = 512)]
     iss: Option<String>,
 }
 
-/// Sign in with what a provider has sent callback
+/// Finish a sign-in through a provider
 #[utoipa::path(post, path = "/admin/api/oidc/finish", tag = "sign-in", request_body = Returned, responses((status = 200, body = SignInToken), Problems))]
 pub async fn finish(
     State(api): State<Arc<Api>>,
@@ -113,12 +113,12 @@ pub async fn finish(
 
 async fn complete(api: &Api, callback: &Callback<'_>, from: std::net::IpAddr, agent: &str) -> Answer<SignedIn> {
     let guessed = api.authenticator.count_attempt(&api.store, from).await?;
-    let known = match api.oidc.finish(&api.store, callback).await {
-        Ok(known) => known,
+    let identity = match api.oidc.finish(&api.store, callback).await {
+        Ok(identity) => identity,
         Err(fault) => {
             tracing::warn!(provider = callback.from, why = %fault, "a sign-in through a provider failed");
             if matches!(fault, Fault::External(_) | Fault::Unavailable(_)) {
-                // It is not his fault.
+                // Failures of the provider or the store do not count as failed attempts.
                 api.store.desk().forgive(&guessed).await?;
             } else {
                 record_failure(&api.store, None, from, "provider").await;
@@ -126,7 +126,7 @@ async fn complete(api: &Api, callback: &Callback<'_>, from: std::net::IpAddr, ag
             return Err(fault.into());
         }
     };
-    api.authenticator.sign_in_from(&api.store, &known, from, agent, &guessed).await.map_err(|declined| match declined {
+    api.authenticator.sign_in_from(&api.store, &identity, from, agent, &guessed).await.map_err(|declined| match declined {
         Declined::Refused(refusal) => Problem::from(refusal),
         Declined::Fault(fault) => Problem::from(fault),
     })

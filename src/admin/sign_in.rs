@@ -1,4 +1,4 @@
-//! Signing in, staying signed in, signing out.
+//! Handlers for sign-in, token renewal and sign-out.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use crate::operator::Fault;
 use crate::operator::access::{Role, Scope};
 use crate::operator::sign_in::{BROWSER_KNOWN, SignedIn};
 
-/// By which a browser is known that somebody has signed in from.
+/// Marks a browser from which an account has signed in before.
 const BROWSER: Cookie = Cookie { name: "keylatch-browser", path: "/admin/api/login" };
 
-/// Who wants in.
+/// The credentials of an account.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Credentials {
@@ -31,27 +31,27 @@ pub struct Credentials {
     password: String,
 }
 
-/// Somebody is in.
+/// The result of a sign-in.
 #[derive(Serialize, ToSchema)]
 pub struct SignInToken {
-    /// To be sent as `Authorization: Bearer`.
+    /// The token, to send as `Authorization: Bearer TOKEN`.
     access_token: String,
     /// Always `Bearer`.
     token_type: &'static str,
-    /// For how many seconds it is good; renew it before.
+    /// Lifetime in seconds; renew the token before.
     expires_in: u64,
-    /// Who it is.
+    /// The account's name.
     username: String,
-    /// What he is.
+    /// The account's role.
     role: Role,
-    /// What he may do.
+    /// The scopes of the token.
     scopes: Vec<Scope>,
-    /// He must choose a password of his own before he may do anything else.
+    /// Whether the password must be changed before anything else.
     must_change_password: bool,
 }
 
 impl SignInToken {
-    /// Of somebody.
+    /// The response for a sign-in.
     pub fn from_signed_in(signed_in: SignedIn) -> Self {
         let SignedIn { token, expires_in, account } = signed_in;
         let role = Role::stored(&account.role);
@@ -70,8 +70,8 @@ impl SignInToken {
 
 /// Sign in with a password
 ///
-/// After 5 wrong passwords for an account, or 20 from an address, each further one locks for twice as long, from 1 s to 15 min.
-/// A browser from which somebody has signed in before gets a cookie, by which its wrong passwords count apart from others'.
+/// After 5 failed attempts for an account, or 20 from an address, each further failure locks it for twice as long, from 1 s to
+/// 15 min. A successful sign-in sets a cookie; failed attempts from such a browser count separately.
 #[utoipa::path(post, path = "/admin/api/login", tag = "sign-in", request_body = Credentials, responses((status = 200, body = SignInToken), Problems))]
 pub async fn sign_in(
     State(api): State<Arc<Api>>,
@@ -84,13 +84,13 @@ pub async fn sign_in(
     let signed_in = signed_in.map_err(Problem::from);
     let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
     api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
-    let says = |problem: Problem| if result == "wrong" { problem.saying("name or password is wrong") } else { problem };
+    let says = |problem: Problem| if result == "wrong" { problem.saying("the name or password is wrong") } else { problem };
     let signed_in = signed_in.map_err(says)?;
-    let known = api.authenticator.remember_browser(&signed_in.account.name, BROWSER.read(&headers)).map_err(Fault::Unavailable)?;
-    Ok((BROWSER.set(&known, BROWSER_KNOWN.as_secs(), &headers), Json(SignInToken::from_signed_in(signed_in))))
+    let cookie = api.authenticator.remember_browser(&signed_in.account.name, BROWSER.read(&headers)).map_err(Fault::Unavailable)?;
+    Ok((BROWSER.set(&cookie, BROWSER_KNOWN.as_secs(), &headers), Json(SignInToken::from_signed_in(signed_in))))
 }
 
-/// Have a fresh token for the sign-in
+/// Renew the token of a sign-in
 #[utoipa::path(post, path = "/admin/api/session", tag = "sign-in", security(("bearer" = [])), responses((status = 200, body = SignInToken), Problems))]
 pub async fn renew(State(api): State<Arc<Api>>, SessionCaller(caller): SessionCaller) -> Answer<Json<SignInToken>> {
     let session = caller.session.unwrap_or_default();
