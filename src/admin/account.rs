@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{AnyCaller, Body, ClientAddr, PathParam, SessionCaller, ActiveSession};
+use super::extract::{ActiveSession, AnyCaller, Body, ClientAddr, PathParam, SessionCaller};
 use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
@@ -107,7 +107,11 @@ pub async fn sessions(State(api): State<Arc<Api>>, ActiveSession(caller): Active
 /// End one of the caller's sessions
 #[utoipa::path(delete, path = "/admin/api/account/sessions/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The session's id.")),
     responses((status = 204, description = "Signed out."), Problems))]
-pub async fn end_session(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession, PathParam(id): PathParam) -> Answer<StatusCode> {
+pub async fn end_session(
+    State(api): State<Arc<Api>>,
+    ActiveSession(caller): ActiveSession,
+    PathParam(id): PathParam,
+) -> Answer<StatusCode> {
     match api.store.desk().end_session(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you have no session with this id")),
@@ -198,7 +202,11 @@ pub async fn make_token(
 /// Remove one of the caller's API tokens
 #[utoipa::path(delete, path = "/admin/api/account/tokens/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The token's id.")),
     responses((status = 204, description = "Removed."), Problems))]
-pub async fn remove_token(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession, PathParam(id): PathParam) -> Answer<StatusCode> {
+pub async fn remove_token(
+    State(api): State<Arc<Api>>,
+    ActiveSession(caller): ActiveSession,
+    PathParam(id): PathParam,
+) -> Answer<StatusCode> {
     match api.store.desk().remove_token(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::missing("you have no token with this id")),

@@ -145,7 +145,11 @@ pub async fn change(
 /// List the API tokens of an account
 #[utoipa::path(get, path = "/admin/api/accounts/{name}/tokens", tag = "accounts", security(("bearer" = ["accounts"])), params(("name" = String, Path, description = "The account's name.")),
     responses((status = 200, body = ListPage<ApiToken>), Problems))]
-pub async fn tokens(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, PathParam(name): PathParam) -> Answer<Json<ListPage<ApiToken>>> {
+pub async fn tokens(
+    State(api): State<Arc<Api>>,
+    May(_caller): May<ACCOUNTS>,
+    PathParam(name): PathParam,
+) -> Answer<Json<ListPage<ApiToken>>> {
     let account = accounts::get(&api.store, &name).await?;
     let tokens = api.store.desk().tokens(Some(&account.name)).await?;
     Ok(Json(ListPage::all(tokens.into_iter().map(shown_token).collect())))
@@ -155,7 +159,11 @@ pub async fn tokens(State(api): State<Arc<Api>>, May(_caller): May<ACCOUNTS>, Pa
 #[utoipa::path(delete, path = "/admin/api/accounts/{name}/tokens/{id}", tag = "accounts", security(("bearer" = ["accounts"])),
     params(("name" = String, Path, description = "The account's name."), ("id" = String, Path, description = "The token's id.")),
     responses((status = 204, description = "Removed."), Problems))]
-pub async fn remove_token(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, PathParams((name, id)): PathParams) -> Answer<StatusCode> {
+pub async fn remove_token(
+    State(api): State<Arc<Api>>,
+    May(caller): May<ACCOUNTS>,
+    PathParams((name, id)): PathParams,
+) -> Answer<StatusCode> {
     let account = accounts::get(&api.store, &name).await?;
     match api.store.desk().remove_token(&account.name, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),

@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::export::{self, Format};
-use super::extract::{Revalidation, QueryParams, May, READ};
+use super::extract::{May, QueryParams, READ, Revalidation};
 use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problems};
 use super::time::format_time;
@@ -96,7 +96,11 @@ async fn page(api: &Api, asked: audit::Asked) -> Answer<(Vec<Entry>, Option<i64>
 ///
 /// Entries about accounts, sign-ins and tokens require the scope `accounts`.
 #[utoipa::path(get, path = "/admin/api/audit", tag = "audit", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Entry>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<ListPage<Entry>>> {
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<ListPage<Entry>>> {
     let (items, next) = page(&api, asked(&filter, &caller)?).await?;
     Ok(Json(ListPage { items, next: next.as_ref().map(cursor), total: None }))
 }
@@ -104,7 +108,12 @@ pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryPara
 /// Export the audit log
 #[utoipa::path(get, path = "/admin/api/audit/export", tag = "audit", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, revalidation: Revalidation, QueryParams(filter): QueryParams<Filter>) -> Answer<Response> {
+pub async fn export(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    revalidation: Revalidation,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Response> {
     let wanted = audit::Asked { limit: export::PAGE, ..asked(&filter, &caller)? };
     export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "audit", move |before: Option<i64>| {
         let (api, wanted) = (Arc::clone(&api), audit::Asked { before: before.or(wanted.before), ..wanted.clone() });

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
-use super::extract::{QueryParams, May, READ};
+use super::extract::{May, QueryParams, READ};
 use super::health::{self, UpstreamHealth};
 use super::logs::Group;
 use super::problem::{Answer, Problems};
@@ -282,7 +282,11 @@ fn intercepts(counted: &Counted) -> u64 {
 
 /// Get the current state and history of all replicas
 #[utoipa::path(get, path = "/admin/api/dashboard", tag = "dashboard", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = Dashboard), Problems))]
-pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<Dashboard>> {
+pub async fn get(
+    State(api): State<Arc<Api>>,
+    May(_caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<Dashboard>> {
     let (length_s, stored_s, step_s) = filter.range.unwrap_or_default().terms();
     let now_ms = millis(SystemTime::now());
     let step_ms = step_s * 1000;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::dashboard::{Now, now};
-use super::extract::{Revalidation, May, READ};
+use super::extract::{May, READ, Revalidation};
 use super::paging::cursor;
 use super::problem::{Answer, Problems};
 use super::{Api, logs};
@@ -52,8 +52,9 @@ pub async fn follow(
     revalidation: Revalidation,
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let seen = seen(&latest(&api).await?);
-    let stream =
-        futures::stream::unfold((api, revalidation, seen, Vec::new(), true), |(api, revalidation, mut seen, mut waiting, mut first)| async move {
+    let stream = futures::stream::unfold(
+        (api, revalidation, seen, Vec::new(), true),
+        |(api, revalidation, mut seen, mut waiting, mut first)| async move {
             loop {
                 if let Some(event) = waiting.pop() {
                     return Some((Ok(event), (api, revalidation, seen, waiting, first)));
@@ -66,7 +67,8 @@ pub async fn follow(
                 first = false;
                 waiting = poll(&api, &mut seen).await;
             }
-        });
+        },
+    );
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
 }
 

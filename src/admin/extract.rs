@@ -310,8 +310,7 @@ pub async fn own_origin(State(ApiState(api)): State<ApiState>, request: Request,
             |public| format!("the request's `Host` is `{host}`, and `admin.public_origin` is `{public}`"),
         );
         let advice = "If a proxy changes `Host`, configure it to keep `Host`, or set `admin.public_origin`.";
-        Problem::forbidden(format!("cross-origin requests are not allowed: `Origin` is `{origin}`, {expected}. {advice}"))
-            .into_response()
+        Problem::forbidden(format!("cross-origin requests are not allowed: `Origin` is `{origin}`, {expected}. {advice}")).into_response()
     } else if matches!(site, Some("cross-site" | "same-site")) {
         Problem::forbidden("cross-origin requests are not allowed").into_response()
     } else {

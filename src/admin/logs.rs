@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::export::{self, Format};
-use super::extract::{Revalidation, QueryParams, May, READ};
+use super::extract::{May, QueryParams, READ, Revalidation};
 use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problem, Problems};
 use super::time::{parse, rfc3339};
@@ -166,7 +166,11 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
 /// A filter without an index examines about 20,000 rows per page; `next` then continues the search, even after an empty
 /// page.
 #[utoipa::path(get, path = "/admin/api/logs", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Intercept>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<ListPage<Intercept>>> {
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<ListPage<Intercept>>> {
     let page = api.store.desk().intercepts(&wanted(&api, &caller, &filter).await?).await?;
     Ok(Json(ListPage { items: page.rows.into_iter().map(Intercept::from).collect(), next: page.next.as_ref().map(cursor), total: None }))
 }
@@ -217,7 +221,12 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryPa
 /// Export intercepts
 #[utoipa::path(get, path = "/admin/api/logs/export", tag = "logs", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, revalidation: Revalidation, QueryParams(filter): QueryParams<Filter>) -> Answer<Response> {
+pub async fn export(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    revalidation: Revalidation,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Response> {
     let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
     export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "intercepts", move |after: Option<Mark>| {
         let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });

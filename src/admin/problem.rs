@@ -59,7 +59,12 @@ impl Problem {
 
     /// 413: the body is too large.
     pub fn too_large() -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Request body too large", "a request body must not exceed 64 KiB, a configuration 5 MiB")
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "Request body too large",
+            "a request body must not exceed 64 KiB, a configuration 5 MiB",
+        )
     }
 
     /// 401: no valid token.
@@ -208,5 +213,10 @@ pub async fn no_such_call() -> Problem {
 
 /// The fallback for unsupported methods.
 pub async fn no_such_method() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "Method not allowed", "this path does not support the method; see /admin/api/openapi.json")
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method",
+        "Method not allowed",
+        "this path does not support the method; see /admin/api/openapi.json",
+    )
 }

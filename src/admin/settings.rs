@@ -91,7 +91,12 @@ pub async fn test_alerts(State(api): State<Arc<Api>>, May(_caller): May<SETTINGS
 #[utoipa::path(delete, path = "/admin/api/settings/{name}", tag = "settings", security(("bearer" = ["settings"])),
     params(("name" = String, Path, description = "The setting's name."), ("If-Match" = Option<String>, Header, description = "The version that was read, from `ETag`.")),
     responses((status = 200, body = Settings), Problems))]
-pub async fn revert(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, PathParam(name): PathParam, IfMatch(expects): IfMatch) -> Answer<AllSettings> {
+pub async fn revert(
+    State(api): State<Arc<Api>>,
+    May(caller): May<SETTINGS>,
+    PathParam(name): PathParam,
+    IfMatch(expects): IfMatch,
+) -> Answer<AllSettings> {
     crate::settings::named(&name).map_err(Problem::missing)?;
     let reverted = settings::change(&api.store, api.shared.live.sealer(), &[(name, Value::Null)], expects, &caller.actor).await;
     reverted.map_err(|fault| precise(fault.into(), expects))?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
-use super::extract::{QueryParams, May, PathParam, READ, STREAMS};
+use super::extract::{May, PathParam, QueryParams, READ, STREAMS};
 use super::paging::{cursor, limit, parse_cursor};
 use super::problem::{Answer, Problem, Problems};
 use crate::operator::streams::{self, Stream};
@@ -60,7 +60,12 @@ pub struct On {
 /// The client receives an error event if the stream's format allows one.
 #[utoipa::path(delete, path = "/admin/api/streams/{id}", tag = "streams", security(("bearer" = ["streams"])), params(("id" = u64, Path, description = "The stream's id."), On),
     responses((status = 200, body = Stream), Problems))]
-pub async fn end(State(api): State<Arc<Api>>, May(caller): May<STREAMS>, PathParam(id): PathParam, QueryParams(on): QueryParams<On>) -> Answer<Json<Stream>> {
+pub async fn end(
+    State(api): State<Arc<Api>>,
+    May(caller): May<STREAMS>,
+    PathParam(id): PathParam,
+    QueryParams(on): QueryParams<On>,
+) -> Answer<Json<Stream>> {
     let id = id.parse().map_err(|_| Problem::missing("a stream's id is an integer"))?;
     Ok(Json(streams::end(&api.rpc, id, on.replica.as_deref(), &caller.actor).await?))
 }

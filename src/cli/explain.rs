@@ -11,7 +11,7 @@ use super::{ConfigFile, admin_client, on_runtime};
 use crate::cli::terminal::say;
 use crate::compile::{Compiler, check_ports};
 use crate::config::{Files, parse_file};
-use crate::operator::explain::{Lookups, Explanation, ExplainRequest};
+use crate::operator::explain::{ExplainRequest, Explanation, Lookups};
 use crate::{bindings, control};
 
 #[derive(Args)]

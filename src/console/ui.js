@@ -82,8 +82,8 @@ export function Dialog({ title, close, children, fixed }) {
 
 let fields = 0;
 
-// A labelled input with what is wrong about it. `as` may be `select` or `textarea`. What is `quiet` says so without
-// drawing anybody there who is typing elsewhere.
+// A labelled input with its error. `as` may be `select` or `textarea`. `quiet`: an error does not move the focus to the
+// field while the user types elsewhere.
 export function Field({ label, help, error, quiet, as = "input", children, onInput, ...rest }) {
   const [id] = useState(() => `field-${++fields}`);
   const control = useRef();

@@ -47,9 +47,10 @@ pub fn name(text: &str) -> Result<String, Fault> {
     // `first_use` is the creator that bindings name when no account has made them.
     match fine && text.starts_with(|first: char| first.is_ascii_alphanumeric()) && !text.eq_ignore_ascii_case("first_use") {
         true => Ok(text.to_ascii_lowercase()),
-        false => {
-            Err(Fault::invalid("name", "an account name has 1 to 64 letters, digits and `-_.@`, and begins with a letter or digit; `first_use` is reserved"))
-        }
+        false => Err(Fault::invalid(
+            "name",
+            "an account name has 1 to 64 letters, digits and `-_.@`, and begins with a letter or digit; `first_use` is reserved",
+        )),
     }
 }
 
@@ -72,9 +73,7 @@ pub fn change_result(made: Made, name: &str) -> Result<(), Fault> {
         Made::Missing => Err(Fault::NotFound(format!("there is no account `{name}`"))),
         Made::Exists => Err(Fault::Conflict(format!("an account `{name}` already exists"))),
         Made::Newer => Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; load the current version and try again"))),
-        Made::LastAdmin => {
-            Err(Fault::Conflict("this is the last enabled admin account with a password; make another admin first".into()))
-        }
+        Made::LastAdmin => Err(Fault::Conflict("this is the last enabled admin account with a password; make another admin first".into())),
     }
 }
 
@@ -177,8 +176,10 @@ pub async fn change(
 ) -> Result<Account, Fault> {
     let before = get(store, name).await?;
     if let Some(elsewhere) = before.elsewhere.as_ref().filter(|_| change.password.is_some() || change.role.is_some()) {
-        let why =
-            format!("the role and password of `{name}` come from the provider `{}`; here the account can only be disabled", elsewhere.provider);
+        let why = format!(
+            "the role and password of `{name}` come from the provider `{}`; here the account can only be disabled",
+            elsewhere.provider
+        );
         return Err(Fault::Conflict(why));
     }
     let mut after = before.clone();

@@ -76,7 +76,9 @@ pub fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>)
         (Rule::Roaming, _, Some(_)) if fine => {}
         (Rule::Roaming, _, _) => return wrong("rule", "the rule `roaming` requires networks_max (1 to 64) and window (at least 1min)"),
         (_, _, Some(_)) => return wrong("networks_max", "networks_max and window are valid with the rule `roaming` only"),
-        (Rule::Single, _, _) => return wrong("networks", "the rule `single` requires exactly one network, or one IPv4 and one IPv6 network"),
+        (Rule::Single, _, _) => {
+            return wrong("networks", "the rule `single` requires exactly one network, or one IPv4 and one IPv6 network");
+        }
         (Rule::Multiple, _, _) => return wrong("networks", "the rule `multiple` requires at least one network"),
         (Rule::All, _, _) => return wrong("networks", "the rule `all` takes no network"),
     }
@@ -101,7 +103,9 @@ pub fn newer<T>(changed: Changed<T>, id: KeyId) -> Result<T, Fault> {
     match changed {
         Changed::Done(done) => Ok(done),
         Changed::Missing => Err(unbound(id)),
-        Changed::Newer(_) => Err(Fault::Conflict(format!("the binding of {id} was changed meanwhile; load the current version and try again"))),
+        Changed::Newer(_) => {
+            Err(Fault::Conflict(format!("the binding of {id} was changed meanwhile; load the current version and try again")))
+        }
     }
 }
 

@@ -102,7 +102,10 @@ pub async fn explain(snapshot: &Snapshot, question: &ExplainRequest, lookups: Lo
     // The listener of the request is unknown: the first one is assumed.
     if let Some(origin) = snapshot.entries.first().and_then(|entry| entry.origin.as_ref()) {
         let Some(vouched) = origin.take(&mut request) else {
-            said.line("origin", format_args!("refused with 403: the first listener requires an `origin_secret` that the request does not carry"));
+            said.line(
+                "origin",
+                format_args!("refused with 403: the first listener requires an `origin_secret` that the request does not carry"),
+            );
             return Ok(Explanation { status: Some(403), ..said });
         };
         said.line("origin", format_args!("the origin secret is present"));

@@ -163,9 +163,10 @@ pub async fn reset(rpc: &ReplicaRpc, which: &LimitSubject, actor: &Actor) -> Res
                 "no subject of this name is near or over the limit `{}`, or its usage cannot be reset",
                 which.limit
             )),
-            silent => {
-                Fault::External(format!("no replica that answered counts this subject, and these did not answer: {}; try again", silent.join(", ")))
-            }
+            silent => Fault::External(format!(
+                "no replica that answered counts this subject, and these did not answer: {}; try again",
+                silent.join(", ")
+            )),
         });
     }
     // The audit entry comes first: no change without an entry.
@@ -174,6 +175,9 @@ pub async fn reset(rpc: &ReplicaRpc, which: &LimitSubject, actor: &Actor) -> Res
     let replies = rpc.query_all::<usize>(&ReplicaQuery::ResetLimit(which.clone())).await?;
     match replies.silent.is_empty() {
         true => Ok(()),
-        false => Err(Fault::External(format!("the limit was reset, but not on all replicas: no answer from {}; try again", replies.silent.join(", ")))),
+        false => Err(Fault::External(format!(
+            "the limit was reset, but not on all replicas: no answer from {}; try again",
+            replies.silent.join(", ")
+        ))),
     }
 }

@@ -26,7 +26,9 @@ impl QueryHandler for LocalQueries {
                 ReplicaQuery::Stream(id) => serde_json::to_value(self.streams.get(*id).map(|about| streams::to_stream(*id, &about))),
                 ReplicaQuery::EndStream(id) => serde_json::to_value(self.streams.end(*id).is_some()),
                 ReplicaQuery::Limits => serde_json::to_value(limits::local(&self.near).await),
-                ReplicaQuery::ResetLimit(which) => serde_json::to_value(self.near.forget(&which.place, &which.limit, &which.subject).await?),
+                ReplicaQuery::ResetLimit(which) => {
+                    serde_json::to_value(self.near.forget(&which.place, &which.limit, &which.subject).await?)
+                }
             };
             reply.map_err(|e| Fault::Unavailable(e.to_string()))
         })

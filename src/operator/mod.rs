@@ -7,10 +7,10 @@ pub mod bindings;
 
 pub mod explain;
 pub mod limits;
+pub mod local_queries;
 pub mod oidc;
 pub mod passwords;
 pub mod ranges;
-pub mod local_queries;
 pub mod replica_query;
 pub mod replica_rpc;
 pub mod settings;

@@ -54,7 +54,11 @@ async fn read(source: &str, files: &Files, private: bool) -> Result<String, Stri
     if !source.contains("://") {
         let path = files.path(source);
         let size = std::fs::metadata(&path).map_err(|e| e.to_string())?.len();
-        return if size <= BYTES_MAX { std::fs::read_to_string(&path).map_err(|e| e.to_string()) } else { Err(format!("is larger than {BYTES_MAX} bytes")) };
+        return if size <= BYTES_MAX {
+            std::fs::read_to_string(&path).map_err(|e| e.to_string())
+        } else {
+            Err(format!("is larger than {BYTES_MAX} bytes"))
+        };
     }
     let url = outbound_url::target(source, private)?;
     let client = outbound::client(&Reach { private, ca: None, timeout: FETCH_TIME_MAX })?;

@@ -94,7 +94,10 @@ pub fn local(streams: &Streams, after: Option<&StreamCursor>, most: usize) -> Lo
     // Streams of the cursor's millisecond may be repeated, so they do not count towards the page.
     let again = all.iter().take_while(|(_, about)| millis(about.started_at) == from).count();
     all.truncate(most.saturating_add(again));
-    LocalStreams { streams: all.iter().map(|(id, about)| to_stream(*id, about)).collect(), total: u64::try_from(streams.open.get()).unwrap_or(0) }
+    LocalStreams {
+        streams: all.iter().map(|(id, about)| to_stream(*id, about)).collect(),
+        total: u64::try_from(streams.open.get()).unwrap_or(0),
+    }
 }
 
 /// Open streams of all replicas, oldest first.
@@ -123,7 +126,10 @@ pub async fn end(rpc: &ReplicaRpc, id: u64, replica: Option<&str>, actor: &Actor
         Some(replica) => replica.to_owned(),
         // Stream ids are unique on one replica only.
         None if !rpc.others().await?.is_empty() => {
-            return Err(Fault::invalid("replica", "several replicas are running: name the stream's replica, as shown in the list of streams"));
+            return Err(Fault::invalid(
+                "replica",
+                "several replicas are running: name the stream's replica, as shown in the list of streams",
+            ));
         }
         None => rpc.replica.name(),
     };

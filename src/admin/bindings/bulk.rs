@@ -113,11 +113,14 @@ pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(
     let chosen = choose(&api, query(&filter)?).await?;
     let matched = chosen.len() as u64;
     if asked.expected.is_some_and(|expected| expected != matched) {
-        return Err(Problem::from(crate::operator::Fault::Conflict(format!("the filter now matches {matched} bindings; run the dry run again"))));
+        return Err(Problem::from(crate::operator::Fault::Conflict(format!(
+            "the filter now matches {matched} bindings; run the dry run again"
+        ))));
     }
     let digest = digest(&chosen);
     if asked.digest.is_some_and(|expected| expected != digest) {
-        let why = format!("the filter still matches {matched} bindings, but some were replaced or changed meanwhile; run the dry run again");
+        let why =
+            format!("the filter still matches {matched} bindings, but some were replaced or changed meanwhile; run the dry run again");
         return Err(Problem::from(crate::operator::Fault::Conflict(why)));
     }
     let sample = chosen.iter().take(SHOWN).map(Binding::from).collect();

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::audit::Entry;
 use super::export::{self, Format};
-use super::extract::{Revalidation, QueryParams, Body, May, PathParam, READ, etag};
+use super::extract::{Body, May, PathParam, QueryParams, READ, Revalidation, etag};
 use super::logs::Intercept;
 use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problem, Problems};
@@ -206,7 +206,11 @@ pub fn query(filter: &Filter) -> Answer<Query> {
 
 /// List bindings
 #[utoipa::path(get, path = "/admin/api/bindings", tag = "bindings", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Binding>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<ListPage<Binding>>> {
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    May(_caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<ListPage<Binding>>> {
     let query = query(&filter)?;
     let first = query.after.is_none();
     let total = if first { api.store.count(query.clone()).await? } else { None };
@@ -217,7 +221,12 @@ pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, QueryPar
 /// Export bindings
 #[utoipa::path(get, path = "/admin/api/bindings/export", tag = "bindings", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, revalidation: Revalidation, QueryParams(filter): QueryParams<Filter>) -> Answer<Response> {
+pub async fn export(
+    State(api): State<Arc<Api>>,
+    May(_caller): May<READ>,
+    revalidation: Revalidation,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Response> {
     let wanted = Query { limit: export::PAGE, ..query(&filter)? };
     export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "bindings", move |after: Option<Mark>| {
         let (api, wanted) = (Arc::clone(&api), Query { after: after.or(wanted.after), ..wanted.clone() });

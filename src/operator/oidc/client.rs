@@ -91,7 +91,8 @@ fn accepts_json() -> (HeaderName, HeaderValue) {
 /// A header value that logs must not show.
 fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
     let value = HeaderValue::from_str(text);
-    let mut value = value.map_err(|_| Fault::External("the provider's access token contains characters that a header cannot carry".into()))?;
+    let mut value =
+        value.map_err(|_| Fault::External("the provider's access token contains characters that a header cannot carry".into()))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -142,8 +142,9 @@ impl Oidc {
             });
         }
         let name = name_of(&provider.name, settings.called(&claims));
-        let no_role =
-            || format!("`{}` knows you as {name}, but no value of its claim `{}` grants you a role here", provider.name, settings.role_claim);
+        let no_role = || {
+            format!("`{}` knows you as {name}, but no value of its claim `{}` grants you a role here", provider.name, settings.role_claim)
+        };
         let role = settings.role(&claims).ok_or_else(no_role);
         if get(store, &provider.name).await?.version != pending.version {
             return Err(changed(&provider.name));

@@ -205,8 +205,7 @@ mod tests {
         assert_eq!(usual.scope(), "openid profile email");
         assert_eq!(role(&usual, json!({ "groups": ["staff", "ops"] })), Some(Role::Admin), "the highest role wins");
         assert_eq!(role(&usual, json!({ "groups": "staff" })), Some(Role::Viewer));
-        for none in [json!({}), json!({ "groups": [] }), json!({ "groups": ["stafff", 7, null] }), json!({ "groups": { "staff": true } })]
-        {
+        for none in [json!({}), json!({ "groups": [] }), json!({ "groups": ["stafff", 7, null] }), json!({ "groups": { "staff": true } })] {
             assert_eq!(role(&usual, none), None);
         }
         let deep = settings(json!({ "role_claim": "realm_access.roles" }));
