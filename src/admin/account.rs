@@ -61,9 +61,9 @@ pub async fn choose_password(
     State(api): State<Arc<Api>>,
     SessionCaller(caller): SessionCaller,
     ClientAddr(from): ClientAddr,
-    Body(asked): Body<NewPassword>,
+    Body(input): Body<NewPassword>,
 ) -> Answer<StatusCode> {
-    match api.authenticator.choose_password(&api.store, &caller, &asked.current, &asked.password, from).await {
+    match api.authenticator.choose_password(&api.store, &caller, &input.current, &input.password, from).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(Declined::Refused(refusal)) => Err(refusal.into()),
         Err(Declined::Fault(fault)) => Err(fault.into()),
@@ -193,9 +193,9 @@ pub struct MadeToken {
 pub async fn make_token(
     State(api): State<Arc<Api>>,
     ActiveSession(caller): ActiveSession,
-    Body(asked): Body<NewToken>,
+    Body(input): Body<NewToken>,
 ) -> Answer<(StatusCode, Json<MadeToken>)> {
-    let (token, secret) = accounts::make_token(&api.store, &caller, &asked.name, &asked.scopes, asked.days).await?;
+    let (token, secret) = accounts::make_token(&api.store, &caller, &input.name, &input.scopes, input.days).await?;
     Ok((StatusCode::CREATED, Json(MadeToken { token: secret, shown: shown(token) })))
 }
 

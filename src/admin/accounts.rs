@@ -85,8 +85,8 @@ pub struct NewAccount {
 /// Create an account
 #[utoipa::path(post, path = "/admin/api/accounts", tag = "accounts", security(("bearer" = ["accounts"])), request_body = NewAccount,
     responses((status = 201, body = Account), Problems))]
-pub async fn make(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, Body(asked): Body<NewAccount>) -> Answer<(StatusCode, One)> {
-    let made = accounts::make(&api.store, api.authenticator.passwords(), &asked.name, asked.role, &asked.password, &caller.actor).await?;
+pub async fn make(State(api): State<Arc<Api>>, May(caller): May<ACCOUNTS>, Body(input): Body<NewAccount>) -> Answer<(StatusCode, One)> {
+    let made = accounts::make(&api.store, api.authenticator.passwords(), &input.name, input.role, &input.password, &caller.actor).await?;
     Ok((StatusCode::CREATED, one(&made)))
 }
 
@@ -124,11 +124,11 @@ pub async fn change(
     May(caller): May<ACCOUNTS>,
     PathParam(name): PathParam,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<AccountChange>,
+    Body(input): Body<AccountChange>,
 ) -> Answer<One> {
     let before = accounts::get(&api.store, &name).await?;
     stale(expects, before.version)?;
-    let change = accounts::Change { role: asked.role, disabled: asked.disabled, password: asked.password };
+    let change = accounts::Change { role: input.role, disabled: input.disabled, password: input.password };
     let nothing = change.role.is_none() && change.disabled.is_none() && change.password.is_none();
     let after = if nothing {
         before
@@ -136,7 +136,7 @@ pub async fn change(
         let changed = accounts::change(&api.store, api.authenticator.passwords(), &before.name, &change, expects, &caller.actor).await;
         changed.map_err(|fault| precise(fault.into(), expects))?
     };
-    if asked.unlock {
+    if input.unlock {
         api.store.desk().unlock(&after.name, &caller.actor).await?;
     }
     Ok(one(&after))

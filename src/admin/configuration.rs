@@ -105,9 +105,9 @@ pub struct Checked {
 
 /// Check a configuration
 #[utoipa::path(post, path = "/admin/api/config/check", tag = "configuration", security(("bearer" = ["config"])), request_body = Text, responses((status = 200, body = Checked), Problems))]
-pub async fn check(State(api): State<Arc<Api>>, May(_caller): May<CONFIG>, Body(asked): Body<Text>) -> Answer<Json<Checked>> {
+pub async fn check(State(api): State<Arc<Api>>, May(_caller): May<CONFIG>, Body(input): Body<Text>) -> Answer<Json<Checked>> {
     let reloader = Arc::clone(&api.reloader);
-    let checked = tokio::task::spawn_blocking(move || reloader.check(asked.yaml.as_deref())).await;
+    let checked = tokio::task::spawn_blocking(move || reloader.check(input.yaml.as_deref())).await;
     let checked = checked.map_err(|_| Problem::unreadable("the check of the configuration failed unexpectedly; see the log"))?;
     Ok(Json(Checked { ok: checked.is_ok(), mistakes: checked.err().as_ref().map(mistakes).unwrap_or_default() }))
 }

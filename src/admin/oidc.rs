@@ -95,15 +95,15 @@ pub async fn finish(
     State(api): State<Arc<Api>>,
     ClientAddr(from): ClientAddr,
     headers: HeaderMap,
-    Body(asked): Body<Returned>,
+    Body(input): Body<Returned>,
 ) -> Answer<([(HeaderName, HeaderValue); 1], Json<SignInToken>)> {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let callback = Callback {
-        from: &asked.provider,
+        from: &input.provider,
         sealed: PENDING_COOKIE.read(&headers).unwrap_or_default(),
-        state: &asked.state,
-        code: &asked.code,
-        issuer: asked.iss.as_deref(),
+        state: &input.state,
+        code: &input.code,
+        issuer: input.iss.as_deref(),
     };
     let signed_in = complete(&api, &callback, from, agent).await;
     let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");

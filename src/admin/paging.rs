@@ -25,8 +25,8 @@ pub struct ListPage<T> {
 }
 
 /// Checks the page size.
-pub fn limit(asked: Option<u32>) -> Result<u32, Problem> {
-    match asked.unwrap_or(LIMIT) {
+pub fn limit(requested: Option<u32>) -> Result<u32, Problem> {
+    match requested.unwrap_or(LIMIT) {
         limit @ 1..=LIMIT_MAX => Ok(limit),
         _ => Err(Problem::invalid("limit", format!("must be 1 to {LIMIT_MAX}"))),
     }

@@ -83,7 +83,7 @@ pub async fn put(
     PathParam(name): PathParam,
     IfMatch(expects): IfMatch,
     headers: HeaderMap,
-    Body(asked): Body<Put>,
+    Body(input): Body<Put>,
 ) -> Answer<One> {
     let fresh = headers.get(header::IF_NONE_MATCH).is_some_and(|field| field.as_bytes() == b"*");
     let expected = match (expects, fresh) {
@@ -91,8 +91,8 @@ pub async fn put(
         (None, true) => Expects::Nothing,
         (None, false) => Expects::Anything,
     };
-    let secret = asked.client_secret.as_deref();
-    let put = api.oidc.put(&api.store, &name, &asked.settings, secret, expected, &caller.actor).await;
+    let secret = input.client_secret.as_deref();
+    let put = api.oidc.put(&api.store, &name, &input.settings, secret, expected, &caller.actor).await;
     put.map(one).map_err(|fault| match fault {
         // A condition of the header fails (RFC 9110, section 13.1).
         Fault::NotFound(why) | Fault::Conflict(why) if expected != Expects::Anything => Problem::stale(why),

@@ -60,9 +60,9 @@ pub async fn change(
     State(api): State<Arc<Api>>,
     May(caller): May<SETTINGS>,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<Values>,
+    Body(input): Body<Values>,
 ) -> Answer<AllSettings> {
-    let values: Vec<(String, Value)> = asked.values.into_iter().collect();
+    let values: Vec<(String, Value)> = input.values.into_iter().collect();
     let changed = settings::change(&api.store, api.shared.live.sealer(), &values, expects, &caller.actor).await;
     changed.map_err(|fault| precise(fault.into(), expects))?;
     all(&api).await

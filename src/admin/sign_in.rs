@@ -77,10 +77,10 @@ pub async fn sign_in(
     State(api): State<Arc<Api>>,
     ClientAddr(from): ClientAddr,
     headers: HeaderMap,
-    Body(asked): Body<Credentials>,
+    Body(input): Body<Credentials>,
 ) -> Answer<([(HeaderName, HeaderValue); 1], Json<SignInToken>)> {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let signed_in = api.authenticator.sign_in(&api.store, &asked.username, &asked.password, from, agent, BROWSER.read(&headers)).await;
+    let signed_in = api.authenticator.sign_in(&api.store, &input.username, &input.password, from, agent, BROWSER.read(&headers)).await;
     let signed_in = signed_in.map_err(Problem::from);
     let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
     api.shared.metrics.sign_ins.with_label_values(&[result]).inc();

@@ -74,25 +74,25 @@ pub enum Lookups {
 pub async fn explain(snapshot: &Snapshot, question: &ExplainRequest, lookups: Lookups) -> Result<Explanation, Fault> {
     let mut request = request(question)?;
     let peer = canonical(question.peer);
-    let mut said = Explanation::default();
+    let mut explanation = Explanation::default();
     let trusted = if snapshot.trusted.trusts(peer) {
         "one of trusted_proxies"
     } else {
         "not one of trusted_proxies: its forwarding headers are ignored"
     };
-    said.line("peer", format_args!("{peer}, {trusted}"));
+    explanation.line("peer", format_args!("{peer}, {trusted}"));
 
     let passed = match gate::check(&mut request, None, &policy(snapshot)) {
         Ok(passed) => passed,
         Err(refused) => {
-            said.line("gate", format_args!("refused with {}: {}", refused.status.as_u16(), refused.reason));
-            return Ok(Explanation { status: Some(refused.status.as_u16()), ..said });
+            explanation.line("gate", format_args!("refused with {}: {}", refused.status.as_u16(), refused.reason));
+            return Ok(Explanation { status: Some(refused.status.as_u16()), ..explanation });
         }
     };
     let target = String::from_utf8_lossy(request.raw_path()).into_owned();
-    said.line("gate", format_args!("passed; the target is {target}"));
+    explanation.line("gate", format_args!("passed; the target is {target}"));
     if let Some(spelled) = &passed.spelled_target {
-        said.line("", format_args!("the upstream gets {spelled}"));
+        explanation.line("", format_args!("the upstream gets {spelled}"));
     }
 
     let mut facts = Facts::default();
@@ -102,30 +102,31 @@ pub async fn explain(snapshot: &Snapshot, question: &ExplainRequest, lookups: Lo
     // The listener of the request is unknown: the first one is assumed.
     if let Some(origin) = snapshot.entries.first().and_then(|entry| entry.origin.as_ref()) {
         let Some(vouched) = origin.take(&mut request) else {
-            said.line(
+            explanation.line(
                 "origin",
                 format_args!("refused with 403: the first listener requires an `origin_secret` that the request does not carry"),
             );
-            return Ok(Explanation { status: Some(403), ..said });
+            return Ok(Explanation { status: Some(403), ..explanation });
         };
-        said.line("origin", format_args!("the origin secret is present"));
+        explanation.line("origin", format_args!("the origin secret is present"));
         facts.put(Arrival { vouched, ..Arrival::default() });
     }
 
     let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
-        said.line("route", format_args!("none: 404, unless a top-level filter answers first"));
+        explanation.line("route", format_args!("none: 404, unless a top-level filter answers first"));
         let dialect = Dialect::of_path(request.uri.path());
-        return said.chain(&snapshot.unrouted, "-", dialect, &request, peer, facts, lookups).await;
+        return explanation.chain(&snapshot.unrouted, "-", dialect, &request, peer, facts, lookups).await;
     };
     if passed.encoded_slash && !route.allow_encoded_slash {
-        said.line("route", format_args!("{}; refused with 400: the path contains `%2F`, and allow_encoded_slash is not set", route.name));
-        return Ok(Explanation { status: Some(400), ..said });
+        explanation
+            .line("route", format_args!("{}; refused with 400: the path contains `%2F`, and allow_encoded_slash is not set", route.name));
+        return Ok(Explanation { status: Some(400), ..explanation });
     }
     let base = route.upstream.base_path().map(|base| format!(", as {base}{target}")).unwrap_or_default();
-    said.line("route", format_args!("{}, to upstream {}{base}", route.name, route.upstream.name));
+    explanation.line("route", format_args!("{}, to upstream {}{base}", route.name, route.upstream.name));
     let dialect = route.dialect.unwrap_or_else(|| Dialect::of_path(request.uri.path()));
-    said.chain(&route.chain, &route.name, dialect, &request, peer, facts, lookups).await
+    explanation.chain(&route.chain, &route.name, dialect, &request, peer, facts, lookups).await
 }
 
 /// The policy of the first listener: the listener of the request is unknown.
@@ -168,11 +169,11 @@ impl Explanation {
         }
         self.client = Some(client.map_or(peer, |client| client.address).to_string());
         self.key_id = facts.get::<Key>().map(|key| key.id.hex());
-        let unknown = explained.iter().position(is_open);
-        let outcome = explained.iter().position(|one| one.reply.is_some() && !one.shadow && !is_open(one));
+        let unknown = explained.iter().position(is_undecided);
+        let outcome = explained.iter().position(|one| one.reply.is_some() && !one.shadow && !is_undecided(one));
         for (index, one) in explained.iter().enumerate() {
             let label = if index == 0 { "filters" } else { "" };
-            self.line(label, format_args!("{:>2}. {}: {}", index + 1, one.filter, says(one, lookups)));
+            self.line(label, format_args!("{:>2}. {}: {}", index + 1, one.filter, describe(one, lookups)));
             self.lines.extend(one.lines.iter().map(|line| format!("              {line}")));
         }
         let status = outcome.and_then(|index| explained.get(index)?.reply.clone()).map(|reply| errors::of_reply(*reply).status.as_u16());
@@ -192,15 +193,15 @@ impl Explanation {
 }
 
 /// Whether the result depends on a store or service that has not answered.
-fn is_open(one: &Explained) -> bool {
+fn is_undecided(one: &Explained) -> bool {
     one.let_through || one.reply.as_ref().is_some_and(|reply| matches!(reply.reason, "store_failure" | "store" | "unasked"))
 }
 
-fn says(one: &Explained, lookups: Lookups) -> String {
+fn describe(one: &Explained, lookups: Lookups) -> String {
     let shadow = if one.shadow { " (shadow)" } else { "" };
     match &one.reply {
-        _ if is_open(one) && lookups == Lookups::Live => format!("queries a store or a service, which does not answer{shadow}"),
-        _ if is_open(one) => format!("queries a store or a service, which is skipped here{shadow}"),
+        _ if is_undecided(one) && lookups == Lookups::Live => format!("queries a store or a service, which does not answer{shadow}"),
+        _ if is_undecided(one) => format!("queries a store or a service, which is skipped here{shadow}"),
         None => format!("passes{shadow}"),
         Some(reply) => {
             let status = errors::of_reply((**reply).clone()).status.as_u16();

@@ -87,7 +87,7 @@ fn share(used: u32, most: u32) -> u64 {
 }
 
 /// Subjects near or over a limit on this replica, with their current usage.
-pub async fn local(near: &Near) -> LocalLimits {
+pub async fn local_limits(near: &Near) -> LocalLimits {
     let mut noted = near.list(Now::read().instant);
     noted.sort_by_key(|shown| (!shown.standing.over, Reverse(share(shown.standing.used, shown.standing.most))));
     let complete = noted.len() <= REPORTED_MAX;

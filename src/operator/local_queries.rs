@@ -22,10 +22,10 @@ impl QueryHandler for LocalQueries {
     fn answer<'a>(&'a self, query: &'a ReplicaQuery) -> BoxFuture<'a, Result<Value, Fault>> {
         Box::pin(async move {
             let reply = match query {
-                ReplicaQuery::Streams(after, most) => serde_json::to_value(streams::local(&self.streams, after.as_ref(), *most)),
+                ReplicaQuery::Streams(after, most) => serde_json::to_value(streams::local_streams(&self.streams, after.as_ref(), *most)),
                 ReplicaQuery::Stream(id) => serde_json::to_value(self.streams.get(*id).map(|about| streams::to_stream(*id, &about))),
                 ReplicaQuery::EndStream(id) => serde_json::to_value(self.streams.end(*id).is_some()),
-                ReplicaQuery::Limits => serde_json::to_value(limits::local(&self.near).await),
+                ReplicaQuery::Limits => serde_json::to_value(limits::local_limits(&self.near).await),
                 ReplicaQuery::ResetLimit(which) => {
                     serde_json::to_value(self.near.forget(&which.place, &which.limit, &which.subject).await?)
                 }

@@ -294,7 +294,7 @@ impl Authenticator {
 
     fn token(&self, session: &Session, account: Account) -> Result<SignedIn, Refusal> {
         let now_s = now_ms() / 1000;
-        let has_left = Duration::from_secs(u64::try_from(session.expires_ms / 1000 - now_s).unwrap_or(0));
+        let left = Duration::from_secs(u64::try_from(session.expires_ms / 1000 - now_s).unwrap_or(0));
         let expires_in = self.token_ttl.min(left);
         let claims = Claims {
             iss: ISSUER.into(),

@@ -87,7 +87,7 @@ pub fn to_stream(id: u64, about: &About) -> Stream {
 
 /// Streams of this replica that may follow the cursor. Those that began in the cursor's millisecond are included, since
 /// the cursor may name another replica.
-pub fn local(streams: &Streams, after: Option<&StreamCursor>, most: usize) -> LocalStreams {
+pub fn local_streams(streams: &Streams, after: Option<&StreamCursor>, most: usize) -> LocalStreams {
     let from = after.map_or(i64::MIN, |mark| mark.0);
     let mut all: Vec<_> = streams.list(0, usize::MAX).into_iter().filter(|(_, about)| millis(about.started_at) >= from).collect();
     all.sort_by_key(|(id, about)| (millis(about.started_at), *id));

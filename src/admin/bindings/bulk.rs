@@ -96,13 +96,13 @@ pub struct Outcome {
 /// At most 10,000 bindings per call. With `dry_run` nothing changes. Send `matched` and `digest` of the dry run as `expected`
 /// and `digest` of the real call: it fails if the set of bindings has changed since.
 #[utoipa::path(post, path = "/admin/api/bindings/bulk", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Bulk, responses((status = 200, body = Outcome), Problems))]
-pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(asked): Body<Bulk>) -> Answer<Json<Outcome>> {
-    let Chosen { key_id, hint, network, label: labelled, banned, rule, made_by } = asked.filter;
+pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(input): Body<Bulk>) -> Answer<Json<Outcome>> {
+    let Chosen { key_id, hint, network, label: labelled, banned, rule, made_by } = input.filter;
     let nothing = [&key_id, &hint, &network, &labelled, &made_by].into_iter().all(Option::is_none) && banned.is_none() && rule.is_none();
     if nothing {
         return Err(Problem::invalid("filter", "at least one filter is required"));
     }
-    let labels = match (asked.action, asked.labels) {
+    let labels = match (input.action, input.labels) {
         (Action::Label, Some(labels)) => labels_of(&labels),
         (Action::Label, None) => Err("the action `label` requires labels".into()),
         (_, Some(_)) => Err("labels are valid with the action `label` only".into()),
@@ -112,25 +112,25 @@ pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(
     let filter = Filter { key_id, hint, network, label: labelled, banned, rule, made_by, ..Filter::default() };
     let chosen = choose(&api, query(&filter)?).await?;
     let matched = chosen.len() as u64;
-    if asked.expected.is_some_and(|expected| expected != matched) {
+    if input.expected.is_some_and(|expected| expected != matched) {
         return Err(Problem::from(crate::operator::Fault::Conflict(format!(
             "the filter now matches {matched} bindings; run the dry run again"
         ))));
     }
     let digest = digest(&chosen);
-    if asked.digest.is_some_and(|expected| expected != digest) {
+    if input.digest.is_some_and(|expected| expected != digest) {
         let why =
             format!("the filter still matches {matched} bindings, but some were replaced or changed meanwhile; run the dry run again");
         return Err(Problem::from(crate::operator::Fault::Conflict(why)));
     }
     let sample = chosen.iter().take(SHOWN).map(Binding::from).collect();
     let mut changed = 0;
-    if !asked.dry_run {
+    if !input.dry_run {
         for record in &chosen {
-            changed += u64::from(one(&api, record, asked.action, &labels, &caller.actor).await?);
+            changed += u64::from(one(&api, record, input.action, &labels, &caller.actor).await?);
         }
     }
-    Ok(Json(Outcome { dry_run: asked.dry_run, matched, digest, changed, sample }))
+    Ok(Json(Outcome { dry_run: input.dry_run, matched, digest, changed, sample }))
 }
 
 fn digest(chosen: &[Record]) -> String {

@@ -78,9 +78,9 @@ pub async fn change(
     May(caller): May<BINDINGS>,
     PathParam(key_id): PathParam,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<BindingChange>,
+    Body(input): Body<BindingChange>,
 ) -> Answer<One> {
-    let changed = api.bindings(&caller).set(Which::Id(&key_id), asked.read(expects)?).await;
+    let changed = api.bindings(&caller).set(Which::Id(&key_id), input.read(expects)?).await;
     answer(changed, expects)
 }
 
@@ -116,9 +116,9 @@ pub async fn unbind(
     State(api): State<Arc<Api>>,
     May(caller): May<BINDINGS>,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<Key>,
+    Body(input): Body<Key>,
 ) -> Answer<One> {
-    answer(api.bindings(&caller).unbind(which(&asked.key_id, &asked.key)?, expects).await, expects)
+    answer(api.bindings(&caller).unbind(which(&input.key_id, &input.key)?, expects).await, expects)
 }
 
 /// Refuse a key from everywhere
@@ -130,9 +130,9 @@ pub async fn ban(
     State(api): State<Arc<Api>>,
     May(caller): May<BINDINGS>,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<Key>,
+    Body(input): Body<Key>,
 ) -> Answer<Json<Banned>> {
-    let banned = api.bindings(&caller).ban(which(&asked.key_id, &asked.key)?, expects).await;
+    let banned = api.bindings(&caller).ban(which(&input.key_id, &input.key)?, expects).await;
     let (record, was_bound) = banned.map_err(|fault| precise(fault.into(), expects))?;
     Ok(Json(Banned { binding: Binding::from(&record), was_bound }))
 }
@@ -155,9 +155,9 @@ pub async fn unban(
     State(api): State<Arc<Api>>,
     May(caller): May<BINDINGS>,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<Key>,
+    Body(input): Body<Key>,
 ) -> Answer<One> {
-    answer(api.bindings(&caller).unban(which(&asked.key_id, &asked.key)?, expects).await, expects)
+    answer(api.bindings(&caller).unban(which(&input.key_id, &input.key)?, expects).await, expects)
 }
 
 /// A key and an address.
@@ -185,11 +185,11 @@ pub async fn bind(
     State(api): State<Arc<Api>>,
     May(caller): May<BINDINGS>,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<KeyAndIp>,
+    Body(input): Body<KeyAndIp>,
 ) -> Answer<One> {
-    let rule = terms(None, vec![ip(&asked.ip)?], None)?;
+    let rule = terms(None, vec![ip(&input.ip)?], None)?;
     let change = Change { rule, expects, ..Change::default() };
-    answer(api.bindings(&caller).set(which(&asked.key_id, &asked.key)?, change).await, expects)
+    answer(api.bindings(&caller).set(which(&input.key_id, &input.key)?, change).await, expects)
 }
 
 /// Allow a key from one more address
@@ -202,8 +202,8 @@ pub async fn allow(
     State(api): State<Arc<Api>>,
     May(caller): May<BINDINGS>,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<KeyAndIp>,
+    Body(input): Body<KeyAndIp>,
 ) -> Answer<One> {
-    let net = allowed(&asked.ip, &api.shared.snapshot.load().settings).map_err(|why| Problem::invalid("ip", why))?;
-    answer(api.bindings(&caller).allow(which(&asked.key_id, &asked.key)?, net, expects).await, expects)
+    let net = allowed(&input.ip, &api.shared.snapshot.load().settings).map_err(|why| Problem::invalid("ip", why))?;
+    answer(api.bindings(&caller).allow(which(&input.key_id, &input.key)?, net, expects).await, expects)
 }

@@ -61,12 +61,12 @@ pub struct Tokens {
     pub access_token: Option<String>,
 }
 
-fn wrong(what: &str, error: &CallError) -> Fault {
+fn call_failed(what: &str, error: &CallError) -> Fault {
     Fault::External(format!("the provider's {what}: {error}"))
 }
 
 async fn send<T: DeserializeOwned>(service: &dyn Service, what: &str, call: Call) -> Result<T, Fault> {
-    let answered = service.call(call).await.map_err(|error| wrong(what, &error))?;
+    let answered = service.call(call).await.map_err(|error| call_failed(what, &error))?;
     let fault = |says: String| Fault::External(format!("the provider's {what} {says}"));
     if !answered.status.is_success() {
         // RFC 6749, section 5.2: an error code. Nothing else of the answer is repeated.
@@ -106,7 +106,7 @@ impl Endpoints {
                 "the provider's discovery document names another issuer; set `issuer` to exactly the value in it".into(),
             ));
         }
-        let elsewhere = |name: &'static str, url: &str| service.elsewhere(url).map_err(|error| wrong(name, &error));
+        let elsewhere = |name: &'static str, url: &str| service.elsewhere(url).map_err(|error| call_failed(name, &error));
         let methods = document.token_endpoint_auth_methods_supported.unwrap_or_default();
         let has = |method: &str| methods.iter().any(|known| known == method);
         let private = settings.allow_private && settings.issuer.starts_with("http:");

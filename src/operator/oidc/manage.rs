@@ -147,6 +147,6 @@ impl Oidc {
             Err(fault) => Err(fault),
         };
         *answer = Some(CachedEndpoints { version: provider.version, at: Instant::now(), result: result.clone() });
-        said
+        result
     }
 }

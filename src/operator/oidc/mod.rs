@@ -141,7 +141,7 @@ impl Oidc {
                 claims.entry(name).or_insert(value);
             });
         }
-        let name = name_of(&provider.name, settings.called(&claims));
+        let name = name_of(&provider.name, settings.display_name(&claims));
         let no_role = || {
             format!("`{}` knows you as {name}, but no value of its claim `{}` grants you a role here", provider.name, settings.role_claim)
         };

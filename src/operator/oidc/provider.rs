@@ -163,7 +163,7 @@ impl Settings {
     }
 
     /// The user's name according to the claims, before it becomes an account name.
-    pub fn called<'c>(&self, claims: &'c Map<String, Value>) -> &'c str {
+    pub fn display_name<'c>(&self, claims: &'c Map<String, Value>) -> &'c str {
         let text = |name: &str| find(claims, name).and_then(Value::as_str).filter(|text| !text.is_empty());
         text(&self.name_claim).or_else(|| text("email")).or_else(|| text("sub")).unwrap_or_default()
     }
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn names_follow_from_claims() {
         let usual = settings(json!({}));
-        let called = |claims: Value| usual.called(claims.as_object().unwrap()).to_owned();
+        let called = |claims: Value| usual.display_name(claims.as_object().unwrap()).to_owned();
         assert_eq!(called(json!({ "sub": "1", "email": "a@b.c", "preferred_username": "ann" })), "ann");
         assert_eq!(called(json!({ "sub": "1", "email": "a@b.c", "preferred_username": "" })), "a@b.c");
         assert_eq!(called(json!({ "sub": "1" })), "1");
