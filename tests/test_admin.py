@@ -83,35 +83,35 @@ def test_what_makes_no_sense_is_told_with_the_field(replica):
     assert ask(replica, KEY).status == 200
     key_id = admin.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     for method, path, body, field, says in (
-        ("POST", "/bindings/ban", {}, "key_id", "either `key_id` or `key`"),
-        ("POST", "/bindings/ban", {"key_id": key_id, "key": KEY}, "key_id", "either `key_id` or `key`"),
+        ("POST", "/bindings/ban", {}, "key_id", "exactly one of `key_id` and `key`"),
+        ("POST", "/bindings/ban", {"key_id": key_id, "key": KEY}, "key_id", "exactly one of `key_id` and `key`"),
         ("POST", "/bindings/unbind", {"key_id": "xyz"}, "key_id", "not a key id"),
         ("POST", "/bindings/look-up", {"key": "with space"}, "key", "visible ASCII"),
         ("POST", "/bindings/look-up", {"key": 5}, "key", "must be a string"),
-        ("PUT", "/bindings/ip", {"key_id": key_id, "ip": "localhost"}, "ip", "neither a network"),
-        ("PATCH", f"/bindings/{key_id}", {"networks": ["10.0.0.0/33"]}, "networks", "neither a network"),
+        ("PUT", "/bindings/ip", {"key_id": key_id, "ip": "localhost"}, "ip", "neither an address"),
+        ("PATCH", f"/bindings/{key_id}", {"networks": ["10.0.0.0/33"]}, "networks", "neither an address"),
         ("PATCH", f"/bindings/{key_id}", {"rule": "single", "networks": ["10.0.0.1", "10.0.0.2"]}, "networks", "exactly one"),
         ("PATCH", f"/bindings/{key_id}", {"rule": "some"}, "rule", "unknown variant"),
-        ("PATCH", f"/bindings/{key_id}", {"rule": "roaming"}, "rule", "needs networks_max"),
+        ("PATCH", f"/bindings/{key_id}", {"rule": "roaming"}, "rule", "requires networks_max"),
         ("PATCH", f"/bindings/{key_id}", {"labels": ["with space"]}, "labels", "not a label"),
         ("PATCH", f"/bindings/{key_id}", {"labels": ["x"] * 33}, "labels", "at most 32"),
         ("PATCH", f"/bindings/{key_id}", {"note": "x" * 1001}, "note", "at most 1000"),
         ("PUT", "/settings", {"values": {"retention.audit": "1m"}}, "values.retention.audit", "between 30days and"),
         ("PUT", "/settings", {"values": {"retention.archive_after": "1m"}}, "values.retention.archive_after", "between 1day and"),
-        ("POST", "/accounts", {"name": "first_use", "role": "viewer", "password": "first-horse-battery"}, "name", "is taken"),
+        ("POST", "/accounts", {"name": "first_use", "role": "viewer", "password": "first-horse-battery"}, "name", "is reserved"),
         ("POST", "/accounts", {"name": "..", "role": "viewer", "password": "first-horse-battery"}, "name", "begins with"),
-        ("PATCH", f"/bindings/{key_id}", {"window": "24h"}, "window", "go together"),
+        ("PATCH", f"/bindings/{key_id}", {"window": "24h"}, "window", "given together"),
         ("PATCH", f"/bindings/{key_id}", {"no_such": 1}, "no_such", "unknown field"),
         ("PUT", "/settings", {"values": {"maintenance": "maybe"}}, "values.maintenance", "neither true nor false"),
         ("PUT", "/settings", {"values": {"no.such": 1}}, "values.no.such", "is not a live setting"),
         ("GET", "/bindings?limit=0", None, "limit", "1 to 1000"),
-        ("GET", "/bindings?network=x", None, "network", "neither a network"),
-        ("GET", "/bindings?cursor=x", None, "cursor", "no cursor"),
-        ("GET", "/bindings?hint=abc", None, "hint", "last 4"),
+        ("GET", "/bindings?network=x", None, "network", "neither an address"),
+        ("GET", "/bindings?cursor=x", None, "cursor", "invalid cursor"),
+        ("GET", "/bindings?hint=abc", None, "hint", "at least 4"),
         ("GET", "/bindings?key_id=abc", None, "key_id", "not a key id"),
         ("GET", "/logs?since=yesterday", None, "since", "a time such as"),
         ("POST", "/bindings/bulk", {"action": "ban", "filter": {}}, "filter", "at least one"),
-        ("POST", "/bindings/bulk", {"action": "label", "filter": {"banned": True}}, "labels", "give the labels"),
+        ("POST", "/bindings/bulk", {"action": "label", "filter": {"banned": True}}, "labels", "requires labels"),
     ):
         problem = admin.call(method, path, body, 422).json()
         assert problem["field"] == field and says in problem["detail"], problem
@@ -234,7 +234,7 @@ def test_the_configuration_in_force_and_another(start, echo_upstream):
     replica.path.write_text(wrong)
     assert admin.post("/config/check", {}).json()["ok"] is False
     refused = admin.post("/config/reload", status=409).json()
-    assert refused["title"] == "The configuration in force stays" and "did you mean `client_ip`" in refused["detail"]
+    assert refused["title"] == "Configuration rejected" and "did you mean `client_ip`" in refused["detail"]
     after = admin.get("/config").json()
     assert after["generation"] == 1 and after["last_reload"]["ok"] is False and after["last_reload"]["mistakes"][0]["line"] == mistakes[0]["line"]
     replica.path.write_text(text)

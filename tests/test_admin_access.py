@@ -38,8 +38,8 @@ def test_the_first_account(start, echo_upstream):
     assert admin.get("/account").json()["scopes"] == []
     for path in ("/bindings", "/account/tokens", "/accounts"):
         refused = admin.get(path, 403).json()
-        assert "choose a password" in refused["detail"]
-    for wrong, says in (("short", "at least 12"), ("my-admin-password", "account's name"), ("x" * 20, "one character"), (password, "you have now")):
+        assert "change your temporary password" in refused["detail"]
+    for wrong, says in (("short", "at least 12"), ("my-admin-password", "account's name"), ("x" * 20, "one repeated character"), (password, "differ from the current one")):
         problem = admin.put("/account/password", {"current": password, "password": wrong}, 422).json()
         assert problem["field"] == "password" and says in problem["detail"]
     assert admin.put("/account/password", {"current": "not-it-at-all", "password": PASSWORD}, 422).json()["field"] == "current"

@@ -135,10 +135,10 @@ def test_the_commands_of_an_operator(replicas, database, start, echo_upstream):
 
         for arguments, says in [
             (("show", "zz"), "not a key id"),
-            (("show", "ffffffffffff"), "no binding begins with"),
+            (("show", "ffffffffffff"), "no binding has a key id that begins with"),
             (("set", short, "--rule", "all", "--network", "10.0.0.1"), "takes no network"),
             (("set", "f" * 64, "--note", "x"), "is not bound"),
-            (("set", short, "--network", "everywhere"), "neither a network"),
+            (("set", short, "--network", "everywhere"), "neither an address"),
             (("set", short, "--label", "a b"), "is not a label"),
         ]:
             failed = run(*arguments)

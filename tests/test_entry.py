@@ -155,5 +155,5 @@ def test_with_the_secret_the_clients_address_is_believed(serve, echo_upstream):
         assert dict(json.loads(answer.body)["headers"])["x-forwarded-for"] == client, vouches
         assert request(keylatch.port, headers=claims).status == 403
         said = keylatch.command("explain", "--peer", "127.0.0.1", "-H", f"x-from-cdn: {SECRETS[0]}", "-H", "CF-Connecting-IP: 203.0.113.7", "-H", "X-Forwarded-For: 1.1.1.1, 198.51.100.9", "-H", "Host: localhost", "--path", "/v1/x").stdout
-        assert "origin    the secret is there" in said and f"client    {client}," in said, said
+        assert "origin    the origin secret is present" in said and f"client    {client}," in said, said
         assert "refused with 403" in keylatch.command("explain", "--peer", "127.0.0.1", "-H", "Host: localhost", "--path", "/v1/x").stdout

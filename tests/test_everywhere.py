@@ -166,7 +166,7 @@ def test_streams_over_replicas(start, database):
         admin.call("DELETE", f"/streams/{theirs['id']}", status=404, params={"replica": theirs["replica"]})
         admin.call("DELETE", "/streams/1", status=404, params={"replica": "nobody"})
         assert admin.call("DELETE", f"/streams/{here['id']}", status=422).json()["field"] == "replica"
-        assert "say on which" in two.command("streams", "end", str(here["id"])).stderr
+        assert "name the stream's replica" in two.command("streams", "end", str(here["id"])).stderr
         rows = [json.loads(line) for line in two.command("streams", "list", "--json").stdout.splitlines()]
         assert len(rows) == 6 and names(rows)[0] == names([here])[0]
         said = two.command("streams", "end", str(here["id"]), "--replica", here["replica"], "--json")
@@ -303,7 +303,7 @@ def test_while_the_database_is_away_what_is_here_is_shown_and_nothing_is_done_un
         database.kill()
         try:
             said = admin.get("/streams").json()
-            assert [row["id"] for row in said["items"]] == [row["id"] for row in listed] and said["silent"] == ["the other replicas"]
+            assert [row["id"] for row in said["items"]] == [row["id"] for row in listed] and said["silent"] == ["other replicas"]
             assert limits(admin)["items"][0]["used"] == 2
             assert admin.call("DELETE", f"/streams/{listed[0]['id']}", status=None, params={"replica": listed[0]["replica"]}).status_code in (403, 503)
             said = replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"])

@@ -67,7 +67,7 @@ def test_offline_shows_the_key_id_of_the_logs(start, echo_upstream, secrets):
     assert ask(replica, KEY).status == 200
     logged = key_id(replica, KEY)
     said = explain(replica, KEY, "127.0.0.1", "--offline")
-    assert f"for key={logged}" in said and "cost 1, 4 left" in said and "asks a store or a service, which is not done here" in said, said
+    assert f"for key={logged}" in said and "cost 1, 4 left" in said and "queries a store or a service, which is skipped here" in said, said
     replica.stop()
     said = explain(replica, KEY)
     assert f"for key={logged}" in said and "no process that runs this file was found" in said

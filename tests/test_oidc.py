@@ -85,7 +85,7 @@ def test_somebody_comes_in_and_is_what_the_provider_says(replica, provider):
     assert listed["corp:ann"]["provider"] == "corp" and listed["admin"]["provider"] is None
     # He has no password, and nobody gives him one or another role; he can be shut out.
     for change in ({"password": "correct-horse-battery"}, {"role": "viewer"}):
-        assert "signs in through `corp`" in admin.call("PATCH", "/accounts/corp:ann", change, 409).json()["detail"]
+        assert "come from the provider `corp`" in admin.call("PATCH", "/accounts/corp:ann", change, 409).json()["detail"]
     Admin(replica).sign_in("corp:ann", PASSWORD, 401)
     boss.put("/account/password", {"current": "", "password": PASSWORD}, 422)
     admin.call("PATCH", "/accounts/corp:ann", {"disabled": True}, 200)
@@ -104,7 +104,7 @@ def test_who_is_not_let_in(replica, provider):
     admin = signed_in(replica)
     put(admin, provider)
     provider.person = {"sub": "2", "preferred_username": "admin", "groups": ["guests"]}
-    assert "lets you in" in come_in(replica, provider, 403)["detail"]
+    assert "grants you a role" in come_in(replica, provider, 403)["detail"]
     assert [account["name"] for account in admin.get("/accounts").json()["items"]] == ["admin"], "nothing was made of him"
     # Whoever is called as somebody here is, or there was, is somebody else.
     provider.person["groups"] = "staff"
@@ -118,10 +118,10 @@ def test_who_is_not_let_in(replica, provider):
     returned = back(provider, leave(mallory))
     leave(victim)
     for browser in (victim, Admin(replica)):
-        assert "not begun in this browser" in finish(browser, returned, 403)["detail"]
+        assert "not started in this browser" in finish(browser, returned, 403)["detail"]
     assert "another provider" in finish(mallory, {**returned, "iss": "https://evil.example"}, 403)["detail"]
     finish(mallory, returned)
-    assert "not begun" in finish(mallory, returned, 403)["detail"]
+    assert "not started" in finish(mallory, returned, 403)["detail"]
     browser = Admin(replica)
     cookie = browser.post("/oidc/corp/begin", headers=origin(browser)).headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Path=/admin/api/oidc" in cookie
@@ -137,17 +137,17 @@ def forged(provider):
     yield {"signed_with": "stranger"}, "key that the provider does not publish"
     yield {"signed_with": "stranger", "headers": {"kid": "k1"}}, "signature is wrong"
     for claims, says in (
-        ({"aud": "somebody-else"}, "for another client"),
-        ({"aud": [CLIENT, "other"]}, "made for somebody else"),
-        ({"aud": [CLIENT, "other"], "azp": "other"}, "made for somebody else"),
-        ({"iss": "https://evil.example"}, "of another issuer"),
+        ({"aud": "somebody-else"}, "another audience"),
+        ({"aud": [CLIENT, "other"]}, "issued to another client"),
+        ({"aud": [CLIENT, "other"], "azp": "other"}, "issued to another client"),
+        ({"iss": "https://evil.example"}, "has another issuer"),
         ({"exp": int(time.time()) - 300}, "has expired"),
         ({"exp": None}, "no `exp`"),
         ({"nbf": int(time.time()) + 300}, "not valid yet"),
         ({"nonce": "x" * 43}, "of another sign-in"),
         ({"nonce": None}, "of another sign-in"),
-        ({"sub": ""}, "names nobody"),
-        ({"sub": None}, "names nobody"),
+        ({"sub": ""}, "no valid `sub`"),
+        ({"sub": None}, "no valid `sub`"),
     ):
         yield {"claims": claims}, says
 
@@ -187,7 +187,7 @@ def test_what_a_provider_may_be_like(replica, provider):
     _, answer = come_in(replica, provider)
     assert (answer["username"], answer["role"]) == ("corp:bob@example.com", "admin")
     provider.info = {**provider.person, "sub": "8"}
-    assert "somebody else" in come_in(replica, provider, 502)["detail"]
+    assert "another subject" in come_in(replica, provider, 502)["detail"]
     # What it cannot be, field by field, and that the issuer stays.
     for changes, field in (
         ({"issuer": "http://127.0.0.1:1"}, "settings.issuer"),
@@ -251,7 +251,7 @@ def test_on_another_replica_and_by_command(replicas, provider):
     finish(there, returned)
     there.get("/bindings")
     said = one.command("admin", "reset-password", "corp:ann")
-    assert said.returncode == 1 and "signs in through `corp`" in said.stderr
+    assert said.returncode == 1 and "come from the provider `corp`" in said.stderr
     assert one.command("admin", "remove-provider", "corp").returncode == 0
     there.get("/bindings", 401)
 
@@ -307,7 +307,7 @@ def test_who_is_nobody_any_more_loses_what_he_had(replica, provider):
     boss, _ = come_in(replica, provider)
     script = Admin(replica, boss.post("/account/tokens", {"name": "ci", "scopes": ["read", "accounts"]}, 201).json()["token"])
     script.get("/accounts")
-    assert "signs in with a password" in admin.call("DELETE", "/accounts/admin", status=409).json()["detail"]
+    assert "last enabled admin account with a password" in admin.call("DELETE", "/accounts/admin", status=409).json()["detail"]
     provider.person["groups"] = ["guests"]
     come_in(replica, provider, 403)
     boss.get("/bindings", 401)

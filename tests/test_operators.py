@@ -71,7 +71,7 @@ def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
     admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "2001:db8:2::/64"]}, 200)
     wait_for(lambda: ask_from(replica, KEY, "2001:db8:2::1") == 200, "both families", 3)
     refused = admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "192.0.2.2"]}, 422).json()
-    assert "one of IPv4 and one of IPv6" in refused["detail"]
+    assert "one IPv4 and one IPv6 network" in refused["detail"]
 
 
 def test_a_second_family_is_a_first_use(start, echo_upstream):

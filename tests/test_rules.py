@@ -175,7 +175,7 @@ def test_every_recipe_says_how_it_is_tried(tmp_path):
         source = "peer" if path.stem in PROVIDERS else "cf-connecting-ip"
         assert said.returncode == 0 and f"client    203.0.113.7, from {source}" in said.stdout, said.stderr + said.stdout
         expected = {"bearer-required": "outcome   401", "countries": "deny, 451", "desktop-app": "deny, 403", "probes": "rule `traversal`: deny, 400",
-                    "per-address": "limit `burst`: 20/10s, for client=203.0.113.7; cost 1, 19 left", "per-address-and-key": "asks a store"}
+                    "per-address": "limit `burst`: 20/10s, for client=203.0.113.7; cost 1, 19 left", "per-address-and-key": "queries a store"}
         assert expected.get(path.stem, "outcome   goes upstream") in said.stdout, said.stdout
         assert path.stem in expected or path.stem in PROVIDERS
 

@@ -1,4 +1,4 @@
-//! Whoever asks: who he is, his password, where he is signed in, and the tokens of his scripts.
+//! Handlers for the caller's own account: password, sessions, API tokens.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::{Anybody, Body, From, Part, Person, Settled};
-use super::paging::List;
+use super::extract::{ActiveSession, AnyCaller, Body, ClientAddr, PathParam, SessionCaller};
+use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
 use crate::operator::access::{Caller, Role, Scope, Scopes};
@@ -18,80 +18,80 @@ use crate::operator::accounts::{self, now_ms};
 use crate::operator::sign_in::Declined;
 use crate::sql::accounts::Token;
 
-/// Whoever asks.
+/// The caller.
 #[derive(Serialize, ToSchema)]
 pub struct Me {
-    /// His name.
+    /// The account's name.
     username: String,
-    /// What he is.
+    /// The account's role.
     role: Role,
-    /// What he may do, this way.
+    /// The effective scopes of this session or token.
     scopes: Vec<Scope>,
-    /// He must choose a password of his own first.
+    /// Whether the password must be changed before anything else.
     must_change_password: bool,
-    /// His sign-in; `null` for a script.
+    /// The session id; `null` for an API token.
     session: Option<String>,
 }
 
-/// Who am I?
+/// Get the caller's account
 #[utoipa::path(get, path = "/admin/api/account", tag = "account", security(("bearer" = [])), responses((status = 200, body = Me), Problems))]
-pub async fn me(Anybody(caller): Anybody) -> Json<Me> {
+pub async fn me(AnyCaller(caller): AnyCaller) -> Json<Me> {
     let Caller { account, role, scopes, session, must_change, .. } = caller;
     Json(Me { username: account, role, scopes: scopes.list(), must_change_password: must_change, session })
 }
 
-/// A new password.
+/// A change of the password.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewPassword {
-    /// The one that is good now.
+    /// The current password.
     #[schema(format = Password)]
     current: String,
-    /// The one from now on, of at least 12 characters.
+    /// The new password, at least 12 characters.
     #[schema(min_length = 12, max_length = 1024, format = Password)]
     password: String,
 }
 
-/// Choose a password
+/// Change the caller's password
 ///
-/// Ends all other sign-ins.
+/// Ends all other sessions of the account.
 #[utoipa::path(put, path = "/admin/api/account/password", tag = "account", security(("bearer" = [])), request_body = NewPassword,
-    responses((status = 204, description = "Chosen."), Problems))]
+    responses((status = 204, description = "Changed."), Problems))]
 pub async fn choose_password(
     State(api): State<Arc<Api>>,
-    Person(caller): Person,
-    From(from): From,
-    Body(asked): Body<NewPassword>,
+    SessionCaller(caller): SessionCaller,
+    ClientAddr(from): ClientAddr,
+    Body(input): Body<NewPassword>,
 ) -> Answer<StatusCode> {
-    match api.door.choose_password(&api.store, &caller, &asked.current, &asked.password, from).await {
+    match api.authenticator.choose_password(&api.store, &caller, &input.current, &input.password, from).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(Declined::Refused(refusal)) => Err(refusal.into()),
         Err(Declined::Fault(fault)) => Err(fault.into()),
     }
 }
 
-/// A sign-in.
+/// A session.
 #[derive(Serialize, ToSchema)]
 pub struct Session {
-    /// Its id.
+    /// The id.
     id: String,
-    /// Since when.
+    /// Time of the sign-in.
     #[schema(format = DateTime)]
     created_at: String,
-    /// Until when.
+    /// Time at which it expires.
     #[schema(format = DateTime)]
     expires_at: String,
-    /// The address it began at.
+    /// The address of the sign-in.
     origin: String,
-    /// The browser, as it calls itself.
+    /// The `User-Agent` of the browser.
     user_agent: String,
-    /// It is this one.
+    /// Whether it is the session of this request.
     current: bool,
 }
 
-/// Where am I signed in?
-#[utoipa::path(get, path = "/admin/api/account/sessions", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<Session>), Problems))]
-pub async fn sessions(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<Session>>> {
+/// List the caller's sessions
+#[utoipa::path(get, path = "/admin/api/account/sessions", tag = "account", security(("bearer" = [])), responses((status = 200, body = ListPage<Session>), Problems))]
+pub async fn sessions(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession) -> Answer<Json<ListPage<Session>>> {
     let sessions = api.store.admin_store().sessions(&caller.account, now_ms()).await?;
     let items = sessions.into_iter().map(|session| Session {
         current: caller.session.as_ref() == Some(&session.id),
@@ -101,42 +101,46 @@ pub async fn sessions(State(api): State<Arc<Api>>, Settled(caller): Settled) -> 
         origin: session.origin,
         user_agent: session.agent,
     });
-    Ok(Json(List::all(items.collect())))
+    Ok(Json(ListPage::all(items.collect())))
 }
 
-/// Sign out somewhere
-#[utoipa::path(delete, path = "/admin/api/account/sessions/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The sign-in's id.")),
+/// End one of the caller's sessions
+#[utoipa::path(delete, path = "/admin/api/account/sessions/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The session's id.")),
     responses((status = 204, description = "Signed out."), Problems))]
-pub async fn end_session(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
+pub async fn end_session(
+    State(api): State<Arc<Api>>,
+    ActiveSession(caller): ActiveSession,
+    PathParam(id): PathParam,
+) -> Answer<StatusCode> {
     match api.store.admin_store().end_session(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(Problem::missing("you are not signed in there")),
+        false => Err(Problem::missing("you have no session with this id")),
     }
 }
 
-/// A script's token, without the token itself: nobody knows that any more.
+/// An API token without its secret, which is not stored.
 #[derive(Serialize, ToSchema)]
-pub struct ScriptToken {
-    /// Its id.
+pub struct ApiToken {
+    /// The id.
     id: String,
-    /// What it is called.
+    /// The token's name.
     name: String,
-    /// What it may do, as long as its owner may, too.
+    /// The token's scopes; they apply only while the owner has them, too.
     scopes: Vec<Scope>,
-    /// When it was made.
+    /// Creation time.
     #[schema(format = DateTime)]
     created_at: String,
-    /// Until when it is good.
+    /// Time at which it expires.
     #[schema(format = DateTime)]
     expires_at: String,
-    /// When it was used last, to the minute.
+    /// Time of the last use, to the minute.
     #[schema(format = DateTime)]
     last_used_at: Option<String>,
 }
 
-/// For the list.
-pub fn shown(token: Token) -> ScriptToken {
-    ScriptToken {
+/// The API form of a stored token.
+pub fn shown(token: Token) -> ApiToken {
+    ApiToken {
         id: token.id,
         name: token.name,
         scopes: Scopes::stored(&token.scopes).list(),
@@ -146,24 +150,24 @@ pub fn shown(token: Token) -> ScriptToken {
     }
 }
 
-/// Which tokens do my scripts have?
-#[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = List<ScriptToken>), Problems))]
-pub async fn tokens(State(api): State<Arc<Api>>, Settled(caller): Settled) -> Answer<Json<List<ScriptToken>>> {
+/// List the caller's API tokens
+#[utoipa::path(get, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), responses((status = 200, body = ListPage<ApiToken>), Problems))]
+pub async fn tokens(State(api): State<Arc<Api>>, ActiveSession(caller): ActiveSession) -> Answer<Json<ListPage<ApiToken>>> {
     let tokens = api.store.admin_store().tokens(Some(&caller.account)).await?;
-    Ok(Json(List::all(tokens.into_iter().map(shown).collect())))
+    Ok(Json(ListPage::all(tokens.into_iter().map(shown).collect())))
 }
 
-/// What a token is to be.
+/// A token to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewToken {
-    /// What it is called.
+    /// The token's name.
     #[schema(min_length = 1, max_length = 64)]
     name: String,
-    /// What it may do.
+    /// The token's scopes.
     #[schema(min_items = 1)]
     scopes: Vec<Scope>,
-    /// For how many days it is good.
+    /// Lifetime in days.
     #[serde(default = "thirty")]
     #[schema(minimum = 1, maximum = 366, default = 30)]
     days: u32,
@@ -173,34 +177,38 @@ fn thirty() -> u32 {
     30
 }
 
-/// A token that was made.
+/// A created token.
 #[derive(Serialize, ToSchema)]
 pub struct MadeToken {
-    /// The token, which is shown this once and stored nowhere.
+    /// The secret token. It is shown only once and not stored.
     token: String,
-    /// All else.
+    /// The token's description.
     #[serde(flatten)]
-    shown: ScriptToken,
+    shown: ApiToken,
 }
 
-/// Make a token for a script
+/// Create an API token
 #[utoipa::path(post, path = "/admin/api/account/tokens", tag = "account", security(("bearer" = [])), request_body = NewToken,
     responses((status = 201, body = MadeToken), Problems))]
 pub async fn make_token(
     State(api): State<Arc<Api>>,
-    Settled(caller): Settled,
-    Body(asked): Body<NewToken>,
+    ActiveSession(caller): ActiveSession,
+    Body(input): Body<NewToken>,
 ) -> Answer<(StatusCode, Json<MadeToken>)> {
-    let (token, secret) = accounts::make_token(&api.store, &caller, &asked.name, &asked.scopes, asked.days).await?;
+    let (token, secret) = accounts::make_token(&api.store, &caller, &input.name, &input.scopes, input.days).await?;
     Ok((StatusCode::CREATED, Json(MadeToken { token: secret, shown: shown(token) })))
 }
 
-/// Remove a script's token
+/// Remove one of the caller's API tokens
 #[utoipa::path(delete, path = "/admin/api/account/tokens/{id}", tag = "account", security(("bearer" = [])), params(("id" = String, Path, description = "The token's id.")),
-    responses((status = 204, description = "It is good no more."), Problems))]
-pub async fn remove_token(State(api): State<Arc<Api>>, Settled(caller): Settled, Part(id): Part) -> Answer<StatusCode> {
+    responses((status = 204, description = "Removed."), Problems))]
+pub async fn remove_token(
+    State(api): State<Arc<Api>>,
+    ActiveSession(caller): ActiveSession,
+    PathParam(id): PathParam,
+) -> Answer<StatusCode> {
     match api.store.admin_store().remove_token(&caller.account, &id, &caller.actor).await? {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(Problem::missing("you have no such token")),
+        false => Err(Problem::missing("you have no token with this id")),
     }
 }

@@ -1,4 +1,4 @@
-//! Who has changed what.
+//! Handlers for the audit log.
 
 use std::sync::Arc;
 
@@ -11,75 +11,75 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::export::{self, Format};
-use super::extract::{Again, Asked, May, READ};
-use super::paging::{List, cursor, limit, mark};
+use super::extract::{May, QueryParams, READ, Revalidation};
+use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problems};
-use super::time::of;
+use super::time::format_time;
 use crate::operator::access::{Caller, Scope};
 use crate::sql::audit;
 
-/// One change.
+/// An audit entry.
 #[derive(Serialize, ToSchema)]
 pub struct Entry {
-    /// Grows with time.
+    /// The id; it grows with time.
     id: i64,
-    /// When.
+    /// The time of the change.
     #[schema(format = DateTime)]
     at: String,
-    /// Who: an account, `ACCOUNT/TOKEN` for a script, or `command:USER` for a command on the machine.
+    /// The actor: an account, `ACCOUNT/TOKEN` for an API token, or `command:USER` for a local command.
     actor: String,
-    /// The address or machine it came from.
+    /// The address or host of the actor.
     origin: String,
-    /// What was done, such as `binding.changed`.
+    /// The action, such as `binding.changed`.
     action: String,
-    /// To what: a key id, a setting, an account, a token.
+    /// The target: a key id, a setting, an account, a token.
     target: String,
-    /// How it was.
+    /// The state before the change.
     before: Option<Value>,
-    /// How it is since.
+    /// The state after the change.
     after: Option<Value>,
 }
 
 impl From<audit::AuditEntry> for Entry {
     fn from(entry: audit::AuditEntry) -> Self {
         let audit::AuditEntry { id, at, actor, origin, action, target, before, after } = entry;
-        Self { id, at: of(at), actor, origin, action, target, before, after }
+        Self { id, at: format_time(at), actor, origin, action, target, before, after }
     }
 }
 
-/// A line of something that is no change of a row.
+/// An entry for an action that changes no row of the store.
 pub fn line(action: &'static str, target: &str, after: Option<Value>) -> audit::AuditLine {
     audit::AuditLine { action, target: target.to_owned(), before: None, after: after.map(|after| after.to_string()) }
 }
 
-/// Which changes.
+/// Query parameters of the list.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Of this thing.
+    /// Entries for this target.
     target: Option<String>,
-    /// By him.
+    /// Entries by this actor.
     actor: Option<String>,
-    /// Of this kind: `binding.changed`, or `binding` for all of bindings.
+    /// Entries with this action: `binding.changed`, or `binding` for all actions on bindings.
     action: Option<String>,
-    /// With files: how they are written.
+    /// The file format of an export.
     #[param(inline)]
     format: Option<Format>,
-    /// Where the page begins: `next` of the page before.
+    /// The cursor: `next` of the previous page.
     cursor: Option<String>,
-    /// How many rows at most.
+    /// Maximum rows.
     #[param(minimum = 1, maximum = 1000, default = 50)]
     limit: Option<u32>,
 }
 
 fn asked(filter: &Filter, caller: &Caller) -> Answer<audit::AuditQuery> {
     Ok(audit::AuditQuery {
-        before: mark(filter.cursor.as_deref())?,
+        before: parse_cursor(filter.cursor.as_deref())?,
         target: filter.target.clone(),
         actor: filter.actor.clone(),
         action: filter.action.clone(),
-        // What is about accounts is for those who may look at them.
+        // Entries about accounts require the scope `accounts`.
         without_accounts: !caller.scopes.has(Scope::Accounts),
         limit: limit(filter.limit)?,
     })
@@ -92,21 +92,30 @@ async fn page(api: &Api, asked: audit::AuditQuery) -> Answer<(Vec<Entry>, Option
     Ok((entries.into_iter().map(Entry::from).collect(), next))
 }
 
-/// See who has changed what, the latest first
+/// List audit entries, latest first
 ///
-/// What is about accounts, sign-ins and tokens is shown to those who may look at accounts.
-#[utoipa::path(get, path = "/admin/api/audit", tag = "audit", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = List<Entry>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Entry>>> {
+/// Entries about accounts, sign-ins and tokens require the scope `accounts`.
+#[utoipa::path(get, path = "/admin/api/audit", tag = "audit", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Entry>), Problems))]
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<ListPage<Entry>>> {
     let (items, next) = page(&api, asked(&filter, &caller)?).await?;
-    Ok(Json(List { items, next: next.as_ref().map(cursor), total: None }))
+    Ok(Json(ListPage { items, next: next.as_ref().map(cursor), total: None }))
 }
 
-/// Write the audit to a file
+/// Export the audit log
 #[utoipa::path(get, path = "/admin/api/audit/export", tag = "audit", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
+pub async fn export(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    revalidation: Revalidation,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Response> {
     let wanted = audit::AuditQuery { limit: export::PAGE, ..asked(&filter, &caller)? };
-    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "audit", move |before: Option<i64>| {
+    export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "audit", move |before: Option<i64>| {
         let (api, wanted) = (Arc::clone(&api), audit::AuditQuery { before: before.or(wanted.before), ..wanted.clone() });
         async move { page(&api, wanted).await }
     })

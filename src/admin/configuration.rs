@@ -1,4 +1,4 @@
-//! The configuration file: what is in force, whether another would be, and taking it.
+//! Handlers for the configuration file: show, check, reload.
 
 use std::sync::Arc;
 
@@ -14,46 +14,46 @@ use super::problem::{Answer, Problem, Problems};
 use super::time::rfc3339;
 use crate::config::Report;
 
-/// What is in force.
+/// The configuration in force.
 #[derive(Serialize, ToSchema)]
 pub struct Configuration {
-    /// The file.
+    /// The path of the file.
     path: String,
-    /// All of it as YAML, as it was understood; secrets are masked.
+    /// The parsed configuration as YAML, with secrets masked.
     yaml: String,
-    /// How often a configuration was taken since the start, the first included.
+    /// Number of configurations loaded since the start, including the first.
     generation: u64,
-    /// When this one was.
+    /// When this configuration took effect.
     #[schema(format = DateTime)]
     loaded_at: String,
-    /// What came of the last attempt.
+    /// The last reload.
     last_reload: LastReload,
 }
 
-/// The last attempt to take the file.
+/// The result of the last reload.
 #[derive(Serialize, ToSchema)]
 pub struct LastReload {
-    /// When.
+    /// Its time.
     #[schema(format = DateTime)]
     at: String,
-    /// Whether it was taken.
+    /// Whether it succeeded.
     ok: bool,
-    /// What happened.
+    /// The result in words.
     message: String,
-    /// What is wrong with it, if it was not.
+    /// Errors in the file, if it was rejected.
     mistakes: Vec<Mistake>,
 }
 
-/// What is wrong, and where.
+/// An error in a configuration.
 #[derive(Clone, Serialize, ToSchema)]
 pub struct Mistake {
-    /// The line, from 1 on; `null`: it is the file as a whole.
+    /// The line, from 1; `null` for an error of the file as a whole.
     line: Option<usize>,
-    /// The column, from 1 on.
+    /// The column, from 1.
     column: Option<usize>,
-    /// Where it stands, such as `routes[0].upstream`.
+    /// The position in the configuration, such as `routes[0].upstream`.
     place: String,
-    /// What is wrong, and what to do.
+    /// What is wrong, and how to correct it.
     message: String,
 }
 
@@ -67,7 +67,7 @@ fn mistakes(report: &Report) -> Vec<Mistake> {
     report.mistakes().iter().map(mistake).collect()
 }
 
-/// See the configuration in force
+/// Get the configuration in force
 #[utoipa::path(get, path = "/admin/api/config", tag = "configuration", security(("bearer" = ["read"])), responses((status = 200, body = Configuration), Problems))]
 pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Json<Configuration> {
     let snapshot = api.shared.snapshot.load();
@@ -86,49 +86,49 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Json<C
     })
 }
 
-/// A configuration that might be.
+/// A configuration to check.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Text {
-    /// The YAML; without it, what stands in the file now.
+    /// The YAML. Default: the content of the file.
     yaml: Option<String>,
 }
 
-/// Whether a configuration would be taken.
+/// The result of a check.
 #[derive(Serialize, ToSchema)]
 pub struct Checked {
-    /// It would.
+    /// Whether the configuration is valid.
     ok: bool,
-    /// What is wrong with it.
+    /// Errors in the configuration.
     mistakes: Vec<Mistake>,
 }
 
-/// See whether a configuration would be taken
+/// Check a configuration
 #[utoipa::path(post, path = "/admin/api/config/check", tag = "configuration", security(("bearer" = ["config"])), request_body = Text, responses((status = 200, body = Checked), Problems))]
-pub async fn check(State(api): State<Arc<Api>>, May(_caller): May<CONFIG>, Body(asked): Body<Text>) -> Answer<Json<Checked>> {
+pub async fn check(State(api): State<Arc<Api>>, May(_caller): May<CONFIG>, Body(input): Body<Text>) -> Answer<Json<Checked>> {
     let reloader = Arc::clone(&api.reloader);
-    let checked = tokio::task::spawn_blocking(move || reloader.check(asked.yaml.as_deref())).await;
-    let checked = checked.map_err(|_| Problem::unreadable("the configuration cannot be looked at"))?;
+    let checked = tokio::task::spawn_blocking(move || reloader.check(input.yaml.as_deref())).await;
+    let checked = checked.map_err(|_| Problem::unreadable("the check of the configuration failed unexpectedly; see the log"))?;
     Ok(Json(Checked { ok: checked.is_ok(), mistakes: checked.err().as_ref().map(mistakes).unwrap_or_default() }))
 }
 
-/// What happened.
+/// The result in words.
 #[derive(Serialize, ToSchema)]
 pub struct Reloaded {
-    /// What happened.
+    /// The result in words.
     message: String,
 }
 
-/// Take the file, on this replica
+/// Reload the configuration file on this replica
 #[utoipa::path(post, path = "/admin/api/config/reload", tag = "configuration", security(("bearer" = ["config"])), responses((status = 200, body = Reloaded), Problems))]
 pub async fn reload(State(api): State<Arc<Api>>, May(caller): May<CONFIG>) -> Answer<Json<Reloaded>> {
     let outcome = api.reloader.reload().await;
     let after = serde_json::json!({ "replica": api.replica.name(), "taken": outcome.is_ok() });
-    // The file is what counts: that it cannot be written down now does not undo it.
+    // A failed audit entry does not undo the reload.
     let noted =
         api.store.admin_store().write_audit(line("config.reloaded", &api.path.display().to_string(), Some(after)), &caller.actor).await;
     if let Err(error) = noted {
-        tracing::warn!(%error, by = caller.actor.who, "a reload is missing in the audit");
+        tracing::warn!(%error, by = caller.actor.who, "cannot write a reload to the audit");
     }
     match outcome {
         Ok(message) => Ok(Json(Reloaded { message })),

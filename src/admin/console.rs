@@ -1,4 +1,4 @@
-//! The web console: its files as they stand in `src/console`, embedded in the binary.
+//! Serves the web console: the files of `src/console`, embedded in the binary.
 
 use axum::extract::{Path, RawQuery};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -8,32 +8,32 @@ use axum::{Router, http};
 use keylatch_filters::contract::hex;
 use rust_embed::{Embed, EmbeddedFile};
 
-use super::Known;
+use super::ApiState;
 use crate::operator::oidc::provider;
 
 #[derive(Embed)]
 #[folder = "src/console"]
 struct Files;
 
-/// Nothing inline, nothing from elsewhere, nowhere else to send to.
+/// Content security policy: own files only, no inline code, requests to this origin only.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// The console's addresses.
-pub fn routes() -> Router<Known> {
+/// The routes of the console.
+pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/", get(|| async { Redirect::temporary("/admin/ui/") }))
         .route("/admin/ui", get(|| async { Redirect::permanent("/admin/ui/") }))
         .route("/admin/ui/", get(|headers: HeaderMap| async move { file("index.html", &headers) }))
-        .route("/admin/ui/from/{provider}", get(come_back))
+        .route("/admin/ui/from/{provider}", get(redirect_from_provider))
         .route("/admin/ui/{*path}", get(|Path(path): Path<String>, headers: HeaderMap| async move { file(&path, &headers) }))
 }
 
-/// Where a provider sends people back to. Each has an address of its own, so that none can pass for another; the page that
-/// goes on is the console.
-async fn come_back(Path(provider): Path<String>, RawQuery(query): RawQuery) -> Response {
+/// The redirect URI of a provider. Each provider has its own, so that none can impersonate another; the console then
+/// finishes the sign-in.
+async fn redirect_from_provider(Path(provider): Path<String>, RawQuery(query): RawQuery) -> Response {
     match provider::name(&provider) {
-        // The last one counts, whatever was sent.
+        // The last `provider` wins over one in the provider's query.
         Ok(name) => Redirect::to(&format!("/admin/ui/?{}&provider={name}", query.unwrap_or_default())).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     }
@@ -50,11 +50,11 @@ fn file(path: &str, headers: &HeaderMap) -> Response {
     };
     let Some(EmbeddedFile { data, metadata, .. }) = Files::get(path) else { return StatusCode::NOT_FOUND.into_response() };
     let etag = format!("\"{}\"", hex(&metadata.sha256_hash()[..16]));
-    let known = headers.get(header::IF_NONE_MATCH).and_then(|field| field.to_str().ok()).is_some_and(|field| field.contains(&etag));
+    let is_current = headers.get(header::IF_NONE_MATCH).and_then(|field| field.to_str().ok()).is_some_and(|field| field.contains(&etag));
     let fields = [
         (header::CONTENT_TYPE, kind),
         (header::ETAG, etag.as_str()),
-        // Asked for each time, and sent only when it has changed: after an upgrade nobody runs half of the old one.
+        // Revalidated on each load, so that no browser mixes files of two versions after an upgrade.
         (header::CACHE_CONTROL, "no-cache"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -62,7 +62,7 @@ fn file(path: &str, headers: &HeaderMap) -> Response {
         (header::X_FRAME_OPTIONS, "DENY"),
         (http::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     ];
-    match known {
+    match is_current {
         true => (StatusCode::NOT_MODIFIED, fields).into_response(),
         false => (fields, data.into_owned()).into_response(),
     }

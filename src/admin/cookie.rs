@@ -1,27 +1,26 @@
-//! Cookies: none of them signs anybody in, scripts cannot read them, and no other site's pages have them sent.
+//! Cookies of the console. None of them authenticates; all are `HttpOnly` and `SameSite=Strict`.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// One of them.
+/// A cookie.
 pub struct Cookie {
     /// Its name.
     pub name: &'static str,
-    /// Below which path it is sent.
+    /// The path below which browsers send it.
     pub path: &'static str,
 }
 
 impl Cookie {
-    /// What the browser holds, if it holds one.
-    pub fn held<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
+    /// The value sent by the browser, if there is exactly one.
+    pub fn read<'h>(&self, headers: &'h HeaderMap) -> Option<&'h str> {
         let fields = headers.get_all(header::COOKIE).iter().filter_map(|field| field.to_str().ok());
         let pairs = fields.flat_map(|field| field.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let mut held = pairs.filter(|(name, _)| *name == self.name).map(|(_, value)| value);
-        // Of two, a site beside this one may have set one.
-        held.next().filter(|_| held.next().is_none())
+        let mut values = pairs.filter(|(name, _)| *name == self.name).map(|(_, value)| value);
+        // With two values, one may come from a sibling domain.
+        values.next().filter(|_| values.next().is_none())
     }
 
-    /// The field by which it holds this from now on; 0 seconds: nothing any more. Where the browser came by https it keeps it to
-    /// that.
+    /// The `Set-Cookie` header; 0 seconds deletes the cookie. Over https it is `Secure`.
     pub fn set(&self, value: &str, seconds: u64, headers: &HeaderMap) -> [(HeaderName, HeaderValue); 1] {
         let by_https = headers.get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https:"));
         let (name, path, secure) = (self.name, self.path, if by_https { "; Secure" } else { "" });

@@ -1,4 +1,4 @@
-//! How things are and have been, over all replicas.
+//! The dashboard: current state and history of all replicas, read from the samples in the store.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
-use super::extract::{Asked, May, READ};
+use super::extract::{May, QueryParams, READ};
 use super::health::{self, UpstreamHealth};
 use super::logs::Group;
 use super::problem::{Answer, Problems};
@@ -23,32 +23,32 @@ use crate::telemetry::sampler::{GONE_MS, State as ReplicaState};
 use crate::telemetry::top_k;
 use crate::util::time::millis;
 
-/// Keys and addresses that are shown.
+/// Entries of each ranking.
 const TOP: u32 = 10;
 
-/// How far back.
+/// The time range.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub enum Range {
-    /// An hour, by minutes.
+    /// One hour in steps of one minute.
     #[default]
     #[serde(rename = "1h")]
     Hour,
-    /// Six hours, by five minutes.
+    /// Six hours in steps of five minutes.
     #[serde(rename = "6h")]
     SixHours,
-    /// A day, by quarters of an hour.
+    /// One day in steps of 15 minutes.
     #[serde(rename = "24h")]
     Day,
-    /// A week, by hours.
+    /// One week in steps of one hour.
     #[serde(rename = "7d")]
     Week,
-    /// Thirty days, by six hours.
+    /// Thirty days in steps of six hours.
     #[serde(rename = "30d")]
     Month,
 }
 
 impl Range {
-    /// Its length, the step in which it is stored, and that in which it is shown, in seconds.
+    /// Length, step of the stored samples, and step of the points, in seconds.
     fn terms(self) -> (i64, i64, i64) {
         match self {
             Range::Hour => (3600, MINUTE_S, 60),
@@ -60,65 +60,65 @@ impl Range {
     }
 }
 
-/// Which time.
+/// Query parameters.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// How far back.
+    /// The time range.
     #[param(inline)]
     range: Option<Range>,
 }
 
-/// How things are and have been.
+/// Current state and history.
 #[derive(Serialize, ToSchema)]
 pub struct Dashboard {
-    /// How they are now.
+    /// The current state.
     now: Now,
-    /// How long each of `points` is, in seconds.
+    /// The length of each point in seconds.
     step_s: i64,
-    /// What was counted, by time; the last one goes on.
+    /// Counts over time, oldest first; the last point is incomplete.
     points: Vec<Point>,
-    /// Requests in all of it.
+    /// Requests in the whole range.
     requests: u64,
-    /// Intercepts in all of it.
+    /// Intercepts in the whole range.
     intercepts: u64,
-    /// Times to the first byte in all of it.
+    /// Times to first byte in the whole range.
     first_byte: Quantiles,
-    /// What filters and the gate have decided, the most frequent first.
+    /// Decisions of filters and the gate, most frequent first.
     decisions: Vec<Decision>,
-    /// Keys that asked most. Where very many are about, these are the fewest requests that each has certainly sent.
+    /// Keys with the most requests. With very many keys the counts are lower bounds.
     busiest_keys: Vec<Busy>,
-    /// Addresses that did.
+    /// Addresses with the most requests.
     busiest_clients: Vec<Busy>,
-    /// Keys that got 429 most.
+    /// Keys with the most 429 responses.
     limited_keys: Vec<Busy>,
-    /// Addresses that got 429 most.
+    /// Addresses with the most 429 responses.
     limited_clients: Vec<Busy>,
-    /// Addresses that got 401 most.
+    /// Addresses with the most 401 responses.
     unauthorized_clients: Vec<Busy>,
-    /// Keys that were refused most because of their bindings.
+    /// Keys with the most intercepts.
     top_keys: Vec<Group>,
-    /// Addresses that were.
+    /// Addresses with the most intercepts.
     top_clients: Vec<Group>,
-    /// Who serves.
+    /// The replicas.
     replicas: Vec<Replica>,
-    /// What serves them.
+    /// Health of the store, Redis and the upstreams.
     health: Health,
 }
 
-/// Somebody who asks much.
+/// A key or address and its number of requests.
 #[derive(Serialize, ToSchema)]
 pub struct Busy {
     /// The key id, or the address.
     what: String,
     /// The key's hint; empty for an address.
     hint: String,
-    /// How many requests.
+    /// Number of requests.
     requests: u64,
 }
 
-/// Those who have asked most since then: of an hour by its minutes, of longer by hours.
+/// Rankings since this time: from samples of minutes for one hour, else of hours.
 async fn busiest(api: &Api, since_ms: i64, stored_s: i64) -> Answer<top_k::TopCounts> {
     let mut all = top_k::TopCounts::default();
     for sample in
@@ -134,136 +134,136 @@ fn busy(all: HashMap<String, top_k::TopEntry>) -> Vec<Busy> {
     most.map(|(what, who)| Busy { what, hint: who.hint, requests: who.count }).collect()
 }
 
-/// How things are now, over all replicas.
+/// The current state of all replicas together.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Now {
-    /// Requests a second, of the last few.
+    /// Requests per second, averaged over the last seconds.
     requests_per_s: f64,
     /// Open streams.
     streams: i64,
     /// Open connections.
     connections: i64,
-    /// Replicas that serve.
+    /// Number of serving replicas.
     replicas: usize,
-    /// Every request is refused.
+    /// Maintenance mode: every request is refused.
     maintenance: bool,
 }
 
-/// What was counted in one step.
+/// Counts of one step.
 #[derive(Serialize, ToSchema)]
 pub struct Point {
-    /// When it began.
+    /// Start of the step.
     #[schema(format = DateTime)]
     at: String,
-    /// Requests by the class of their status; `0`: unanswered.
+    /// Requests by status class; `0`: no response.
     requests: BTreeMap<String, u64>,
     /// Decisions by filter.
     decisions: BTreeMap<String, u64>,
-    /// Decisions by what became of the request: `refused`, `answered`, or `shadow`.
+    /// Decisions by outcome: `refused`, `answered`, or `shadow`.
     outcomes: BTreeMap<String, u64>,
     /// Intercepts.
     intercepts: u64,
-    /// Times to the first byte.
+    /// Times to first byte.
     first_byte: Quantiles,
 }
 
-/// Times in seconds; `null` where there was none.
+/// Quantiles in seconds; `null` without data.
 #[derive(Serialize, ToSchema)]
 pub struct Quantiles {
-    /// Half took no longer.
+    /// The median.
     p50: Option<f64>,
-    /// All but one in twenty.
+    /// The 95th percentile.
     p95: Option<f64>,
-    /// All but one in a hundred.
+    /// The 99th percentile.
     p99: Option<f64>,
 }
 
 impl Quantiles {
-    fn of(counted: &Counted) -> Self {
+    fn from_counted(counted: &Counted) -> Self {
         let at = |share| counted.first_byte_quantile(share);
         Self { p50: at(0.5), p95: at(0.95), p99: at(0.99) }
     }
 }
 
-/// What was decided.
+/// A decision and its count.
 #[derive(Serialize, ToSchema)]
 pub struct Decision {
-    /// By which filter, or the gate.
+    /// The filter, or `gate`.
     filter: String,
-    /// Why.
+    /// The reason.
     reason: String,
-    /// `refused`, `answered`, or `shadow`: it would have been.
+    /// `refused`, `answered`, or `shadow` (not applied).
     outcome: String,
-    /// How often.
+    /// Number of decisions.
     count: u64,
 }
 
-/// Who serves.
+/// The replicas.
 #[derive(Serialize, ToSchema)]
 pub struct Replica {
     /// Its name.
     name: String,
-    /// It is the one that answers.
+    /// Whether this replica has sent the response.
     current: bool,
-    /// Its last word.
+    /// The time of its last report.
     #[schema(format = DateTime)]
     seen_at: String,
-    /// It has said nothing for 20 s, or was told to stop.
+    /// It has not reported for 20 s, or was stopped.
     gone: bool,
-    /// Another process serves in its place, and it only lets end what is open.
+    /// It has handed over to another process and only finishes its open requests.
     handed_over: bool,
-    /// Its program's version.
+    /// Its version.
     version: String,
-    /// When it was started.
+    /// Start time of the process.
     #[schema(format = DateTime)]
     started_at: String,
-    /// When it took the configuration in force.
+    /// When its current configuration took effect.
     #[schema(format = DateTime)]
     loaded_at: String,
-    /// Its last attempt to take one succeeded.
+    /// Whether its last reload succeeded.
     reload_ok: bool,
     /// Open streams.
     streams: i64,
-    /// Requests a second.
+    /// Requests per second.
     requests_per_s: f64,
 }
 
-/// What serves this replica.
+/// Health as this replica sees it.
 #[derive(Serialize, ToSchema)]
 pub struct Health {
-    /// All in one word: `ok`, `degraded` (an upstream has no server that works, or the store is away) or `down` (none has).
+    /// `ok`, `degraded` (an upstream has no working server, or the store is unavailable) or `down` (no upstream has one).
     status: &'static str,
-    /// Why the store does not answer or takes no writes, if it does not.
+    /// Why the store does not answer or rejects writes; `null` if it works.
     store_error: Option<String>,
-    /// Whether changes made by other processes are heard of at once.
+    /// Whether notifications of changes by other processes arrive.
     notifications: bool,
-    /// Redis; `null`: there is none to be.
+    /// Redis; `null` if it is not configured.
     redis: Option<RedisState>,
     /// The upstreams.
     upstreams: Vec<UpstreamHealth>,
 }
 
-/// How things are now, of the replicas that have said so.
+/// The current state, from the replicas' reports.
 pub async fn now(api: &Api) -> Answer<(Now, Vec<Replica>)> {
     let now_ms = millis(SystemTime::now());
     let mut now = Now { maintenance: api.shared.live.in_maintenance(), ..Now::default() };
     let mut replicas = Vec::new();
-    for said in api.store.admin_store().replicas(now_ms - 24 * 3600 * 1000).await? {
-        let state: ReplicaState = serde_json::from_value(said.state).unwrap_or_default();
-        let gone = said.seen_ms < now_ms - GONE_MS || state.stopping;
+    for report in api.store.admin_store().replicas(now_ms - 24 * 3600 * 1000).await? {
+        let state: ReplicaState = serde_json::from_value(report.state).unwrap_or_default();
+        let gone = report.seen_ms < now_ms - GONE_MS || state.stopping;
         if !gone {
             now.requests_per_s += state.requests_per_s;
             now.streams += state.streams;
             now.connections += state.connections;
             now.replicas += usize::from(!state.handed_over);
         } else if state.handed_over {
-            // Nobody misses it.
+            // A process that has handed over and ended is not shown.
             continue;
         }
         replicas.push(Replica {
-            current: said.name == api.replica.name(),
-            name: said.name,
-            seen_at: rfc3339(said.seen_ms),
+            current: report.name == api.replica.name(),
+            name: report.name,
+            seen_at: rfc3339(report.seen_ms),
             gone,
             handed_over: state.handed_over,
             version: state.version,
@@ -278,13 +278,17 @@ pub async fn now(api: &Api) -> Answer<(Now, Vec<Replica>)> {
 }
 
 fn intercepts(counted: &Counted) -> u64 {
-    let of = |name: &&String| name.starts_with("key_binding ") && name.ends_with(" refused");
-    counted.decisions.iter().filter(|(name, _)| of(name)).map(|(_, count)| count).sum()
+    let is_intercept = |name: &&String| name.starts_with("key_binding ") && name.ends_with(" refused");
+    counted.decisions.iter().filter(|(name, _)| is_intercept(name)).map(|(_, count)| count).sum()
 }
 
-/// See how things are and have been
+/// Get the current state and history of all replicas
 #[utoipa::path(get, path = "/admin/api/dashboard", tag = "dashboard", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = Dashboard), Problems))]
-pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<Dashboard>> {
+pub async fn get(
+    State(api): State<Arc<Api>>,
+    May(_caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<Dashboard>> {
     let (length_s, stored_s, step_s) = filter.range.unwrap_or_default().terms();
     let now_ms = millis(SystemTime::now());
     let step_ms = step_s * 1000;
@@ -302,13 +306,13 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         }
         Ok((steps, all))
     };
-    // What was not refused is no trouble of a client: it is on the page of intercepts alone.
+    // Shadow intercepts refuse no request and are shown on the page of intercepts only.
     let wanted = Wanted { since_ms: Some(first_ms), shadow: Some(false), limit: TOP, ..Wanted::default() };
     let groups = async |by| -> Answer<Vec<Group>> {
         Ok(admin_store.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect())
     };
-    // All at once: each waits for the database most of its time.
-    let ((steps, all), top_keys, top_clients, (now, replicas), asked) = tokio::try_join!(
+    // Concurrently: each query waits for the database most of the time.
+    let ((steps, all), top_keys, top_clients, (now, replicas), busiest) = tokio::try_join!(
         counted(),
         groups(By::Key),
         groups(By::Client),
@@ -325,13 +329,13 @@ pub async fn get(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(fil
         points: steps.iter().map(|(at_ms, counted)| point(*at_ms, counted)).collect(),
         requests: all.total(),
         intercepts: intercepts(&all),
-        first_byte: Quantiles::of(&all),
+        first_byte: Quantiles::from_counted(&all),
         decisions: decisions(&all),
-        busiest_keys: busy(asked.keys),
-        busiest_clients: busy(asked.clients),
-        limited_keys: busy(asked.limited_keys),
-        limited_clients: busy(asked.limited_clients),
-        unauthorized_clients: busy(asked.unauthorized_clients),
+        busiest_keys: busy(busiest.keys),
+        busiest_clients: busy(busiest.clients),
+        limited_keys: busy(busiest.limited_keys),
+        limited_clients: busy(busiest.limited_clients),
+        unauthorized_clients: busy(busiest.unauthorized_clients),
         top_keys,
         top_clients,
         replicas,
@@ -357,7 +361,7 @@ fn point(at_ms: i64, counted: &Counted) -> Point {
         decisions: by_filter,
         outcomes: by_outcome,
         intercepts: intercepts(counted),
-        first_byte: Quantiles::of(counted),
+        first_byte: Quantiles::from_counted(counted),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What happens, as it happens: server-sent events.
+//! Live events for the console as server-sent events.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -13,72 +13,75 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::dashboard::{Now, now};
-use super::extract::{Again, May, READ};
+use super::extract::{May, READ, Revalidation};
 use super::paging::cursor;
 use super::problem::{Answer, Problems};
 use super::{Api, logs};
 use crate::operator::accounts::now_ms;
 use crate::sql::intercepts::{InterceptCursor, Intercepted, Wanted};
 
-/// How often it is looked.
+/// Polling interval.
 const EVERY: Duration = Duration::from_secs(2);
-/// Rows of one look; a browser that is flooded shows nobody anything.
+/// Maximum rows of one poll; more than that no browser can usefully show.
 const AT_ONCE: u32 = 200;
-/// How far back rows may still grow: what waits to be written is written within this.
+/// Age up to which the count of a row can still grow: pending writes reach the store within this time.
 const BACK_MS: i64 = 120_000;
 
-/// What an event carries.
+/// The content of an event.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[expect(dead_code, reason = "it describes events for the document")]
 pub enum Happened {
-    /// Every two seconds: how things are.
+    /// The current state, every two seconds.
     Now(Now),
-    /// Intercepts that were written since the last look, each with how many there are more.
+    /// Intercepts since the previous event, each with the increase of its count.
     Intercepts(Vec<logs::Intercept>),
-    /// The store does not answer.
+    /// The store is unavailable.
     Away(String),
 }
 
-/// Follow what happens
+/// Follow events
 ///
-/// An event stream (`text/event-stream`). It ends when the token expires or is revoked: begin it anew with a fresh one.
+/// The response is an event stream (`text/event-stream`). It ends when the token expires or is revoked: reconnect with a fresh
+/// token.
 #[utoipa::path(get, path = "/admin/api/events", tag = "dashboard", security(("bearer" = ["read"])),
     responses((status = 200, body = Happened, content_type = "text/event-stream"), Problems))]
 pub async fn follow(
     State(api): State<Arc<Api>>,
     May(_caller): May<READ>,
-    again: Again,
+    revalidation: Revalidation,
 ) -> Answer<Sse<impl Stream<Item = Result<Event, Infallible>>>> {
     let seen = seen(&latest(&api).await?);
-    let stream =
-        futures::stream::unfold((api, again, seen, Vec::new(), true), |(api, again, mut seen, mut waiting, mut first)| async move {
+    let stream = futures::stream::unfold(
+        (api, revalidation, seen, Vec::new(), true),
+        |(api, revalidation, mut seen, mut waiting, mut first)| async move {
             loop {
                 if let Some(event) = waiting.pop() {
-                    return Some((Ok(event), (api, again, seen, waiting, first)));
+                    return Some((Ok(event), (api, revalidation, seen, waiting, first)));
                 }
                 if !first {
-                    // Rows come from any replica, and nothing tells of them: they are looked for.
+                    // Rows come from any replica, without notifications, so the store is polled.
                     tokio::time::sleep(EVERY).await;
-                    again.still(&api).await.ok()?;
+                    revalidation.check(&api).await.ok()?;
                 }
                 first = false;
-                waiting = look(&api, &mut seen).await;
+                waiting = poll(&api, &mut seen).await;
             }
-        });
+        },
+    );
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
 }
 
-/// How often each of the latest rows was refused, when it was looked at last.
+/// The count of each recent row at the last poll.
 type Seen = HashMap<String, i64>;
 
-/// The rows of the last minutes: those before them grow no more.
+/// The rows of the last minutes; the counts of older ones no longer grow.
 async fn latest(api: &Api) -> Answer<Vec<Intercepted>> {
     let since_ms = Some((now_ms() - BACK_MS).max(0)).map(|ms| ms - ms.rem_euclid(60_000));
     Ok(api.store.admin_store().intercepts(&Wanted { since_ms, limit: AT_ONCE, ..Wanted::default() }).await?.rows)
 }
 
-/// The same for a row however often it is refused again.
+/// The identity of a row, independent of its count.
 fn identity(row: &Intercepted) -> String {
     cursor(&InterceptCursor { last_ms: 0, ..row.mark.clone() })
 }
@@ -87,8 +90,8 @@ fn seen(rows: &[Intercepted]) -> Seen {
     rows.iter().map(|row| (identity(row), row.count)).collect()
 }
 
-/// What is new, the last of it first.
-async fn look(api: &Api, before: &mut Seen) -> Vec<Event> {
+/// The events since the last poll, in reverse order.
+async fn poll(api: &Api, before: &mut Seen) -> Vec<Event> {
     let (rows, now) = match (latest(api).await, now(api).await) {
         (Ok(rows), Ok((now, _))) => (rows, now),
         _ => return vec![event("away", &"the store does not answer")],

@@ -1,5 +1,4 @@
-//! Whole lists as files, page by page: however long they are, one page of them is in memory; and whoever is signed out
-//! meanwhile gets no more.
+//! Streams whole lists as files. One page is in memory at a time, and the caller's session is checked for each page.
 
 use std::sync::Arc;
 
@@ -12,29 +11,29 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Api;
-use super::extract::Again;
+use super::extract::Revalidation;
 use super::problem::Problem;
 
 /// Rows of a page.
 pub const PAGE: u32 = 1000;
 
-/// How a file is written.
+/// File formats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// One JSON object a line.
+    /// One JSON object per line.
     #[default]
     Jsonl,
-    /// With a line of names (RFC 4180).
+    /// CSV with a header line (RFC 4180).
     Csv,
 }
 
-/// One piece of a list, and where the next begins.
+/// A page of a list, and the position of the next one.
 pub type Piece<T, M> = (Vec<T>, Option<M>);
 
-/// Streams a list as a file. The first page is read before the answer begins, so that what is wrong is an error and not a
-/// short file; when a later one fails the transfer is broken off.
-pub async fn stream<T, M, F, W>(api: Arc<Api>, again: Again, format: Format, name: &str, page: F) -> Result<Response, Problem>
+/// Streams a list as a file. The first page is read before the response begins, so that an early error is an error
+/// response; a later error aborts the transfer.
+pub async fn stream<T, M, F, W>(api: Arc<Api>, revalidation: Revalidation, format: Format, name: &str, page: F) -> Result<Response, Problem>
 where
     T: Serialize + Send + 'static,
     M: Send + 'static,
@@ -44,12 +43,12 @@ where
     let (rows, next) = page(None).await?;
     let named = !rows.is_empty();
     let first = write(format, &rows, true);
-    let rest = stream::try_unfold((api, again, page, next, named), move |(api, again, page, next, named)| async move {
+    let rest = stream::try_unfold((api, revalidation, page, next, named), move |(api, revalidation, page, next, named)| async move {
         let Some(mark) = next else { return Ok(None) };
         let broken = |problem: Problem| std::io::Error::other(serde_json::to_string(&problem).unwrap_or_default());
-        again.still(&api).await.map_err(broken)?;
+        revalidation.check(&api).await.map_err(broken)?;
         let (rows, next) = page(Some(mark)).await.map_err(broken)?;
-        Ok::<_, std::io::Error>(Some((write(format, &rows, !named), (api, again, page, next, named || !rows.is_empty()))))
+        Ok::<_, std::io::Error>(Some((write(format, &rows, !named), (api, revalidation, page, next, named || !rows.is_empty()))))
     });
     let all = futures::StreamExt::chain(stream::once(std::future::ready(Ok(first))), rest);
     let (kind, ending) = match format {
@@ -83,8 +82,8 @@ fn write<T: Serialize>(format: Format, rows: &[T], first: bool) -> Bytes {
     Bytes::from(out)
 }
 
-/// A value as a cell. What a spreadsheet would take for a formula gets an apostrophe before it: much of it was chosen by
-/// whoever was refused.
+/// A value as a CSV cell. Text that a spreadsheet would run as a formula gets an apostrophe: parts of it come from
+/// refused clients.
 fn cell(value: &serde_json::Value) -> String {
     let text = match value {
         serde_json::Value::Null => String::new(),
@@ -100,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_of_both_kinds() {
+    fn rows_in_both_formats() {
         let rows = [serde_json::json!({ "a": "x,\"y\"", "b": ["1", "2"], "c": null, "d": -5, "e": "=cmd()" })];
         assert_eq!(write(Format::Jsonl, &rows, true), "{\"a\":\"x,\\\"y\\\"\",\"b\":[\"1\",\"2\"],\"c\":null,\"d\":-5,\"e\":\"=cmd()\"}\n");
         assert_eq!(write(Format::Csv, &rows, true), "a,b,c,d,e\n\"x,\"\"y\"\"\",1 2,,-5,'=cmd()\n");

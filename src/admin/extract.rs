@@ -1,4 +1,4 @@
-//! What handlers are given of a request: who asks and whether he may, the body, the query, the version he has seen.
+//! Extractors: the caller and the required scope, the body, the query, path parameters, `If-Match`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,26 +15,26 @@ use keylatch_filters::contract::canonical;
 use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
-use super::{Api, Known};
+use super::{Api, ApiState};
 use crate::operator::access::{Caller, Role, SCOPES, Scope};
 use crate::sql::audit::Actor;
 
-/// A body that takes longer does not arrive.
+/// Timeout for the arrival of a body.
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Somebody who is signed in, whatever he may do.
-pub struct Anybody(pub Caller);
+/// An authenticated caller, with any scopes.
+pub struct AnyCaller(pub Caller);
 
-/// A person who is signed in; scripts leave accounts alone.
-pub struct Person(pub Caller);
+/// A caller with a session. API tokens cannot manage accounts or sessions of their owner.
+pub struct SessionCaller(pub Caller);
 
-/// A person who has chosen a password.
-pub struct Settled(pub Caller);
+/// A caller with a session and no pending password change.
+pub struct ActiveSession(pub Caller);
 
-/// Somebody who may do this: `May<{ READ }>`.
+/// A caller with this scope: `May<{ READ }>`.
 pub struct May<const SCOPE: u8>(pub Caller);
 
-/// See [`Scope::Read`]; the others alike.
+/// [`Scope::Read`] as a const parameter; the others alike.
 pub const READ: u8 = Scope::Read as u8;
 pub const STREAMS: u8 = Scope::Streams as u8;
 pub const LIMITS: u8 = Scope::Limits as u8;
@@ -43,16 +43,16 @@ pub const SETTINGS: u8 = Scope::Settings as u8;
 pub const CONFIG: u8 = Scope::Config as u8;
 pub const ACCOUNTS: u8 = Scope::Accounts as u8;
 
-/// A command on this machine asks: whoever owns the process. Only the listener says so.
+/// Marks requests of local commands, made by the owner of the process. Only the command listener sets it.
 #[derive(Clone, Copy)]
-pub struct Machine;
+pub struct LocalCommand;
 
-/// The field in which commands say who runs them. Means nothing elsewhere.
+/// The header that names the user of a local command. It is ignored in other requests.
 pub const ACTOR: &str = "keylatch-actor";
 
-fn machine(headers: &HeaderMap) -> Caller {
+fn local_caller(headers: &HeaderMap) -> Caller {
     let who = headers.get(ACTOR).and_then(|who| who.to_str().ok()).unwrap_or("command").to_owned();
-    let origin = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "here".into());
+    let origin = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into());
     Caller {
         account: who.clone(),
         role: Role::Admin,
@@ -63,76 +63,76 @@ fn machine(headers: &HeaderMap) -> Caller {
     }
 }
 
-/// Whose address it is, behind trusted proxies too.
-pub struct From(pub IpAddr);
+/// The client address, behind trusted proxies, too.
+pub struct ClientAddr(pub IpAddr);
 
-impl FromRequestParts<Known> for From {
+impl FromRequestParts<ApiState> for ClientAddr {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map_or(IpAddr::from([0, 0, 0, 0]), |info| info.0.ip());
-        let snapshot = known.0.shared.snapshot.load();
+        let snapshot = state.0.shared.snapshot.load();
         Ok(Self(ClientIp::by_default(&snapshot.trusted, canonical(peer), &parts.headers)))
     }
 }
 
-impl FromRequestParts<Known> for Anybody {
+impl FromRequestParts<ApiState> for AnyCaller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        if parts.extensions.get::<Machine>().is_some() {
-            return Ok(Self(machine(&parts.headers)));
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        if parts.extensions.get::<LocalCommand>().is_some() {
+            return Ok(Self(local_caller(&parts.headers)));
         }
-        let From(from) = From::from_request_parts(parts, known).await?;
+        let ClientAddr(from) = ClientAddr::from_request_parts(parts, state).await?;
         let token = bearer(&parts.headers).ok_or_else(Problem::unknown_caller)?;
-        let api: &Api = &known.0;
-        Ok(Self(api.door.caller(&api.store, token, from).await?))
+        let api: &Api = &state.0;
+        Ok(Self(api.authenticator.caller(&api.store, token, from).await?))
     }
 }
 
-impl FromRequestParts<Known> for Person {
+impl FromRequestParts<ApiState> for SessionCaller {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        let Anybody(caller) = Anybody::from_request_parts(parts, known).await?;
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        let AnyCaller(caller) = AnyCaller::from_request_parts(parts, state).await?;
         match caller.session {
             Some(_) => Ok(Self(caller)),
-            None => Err(Problem::forbidden("this needs a sign-in; a script's token is not enough")),
+            None => Err(Problem::forbidden("this operation requires a sign-in; an API token is not accepted")),
         }
     }
 }
 
-impl FromRequestParts<Known> for Settled {
+impl FromRequestParts<ApiState> for ActiveSession {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        let Person(caller) = Person::from_request_parts(parts, known).await?;
-        settled(caller).map(Self)
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        let SessionCaller(caller) = SessionCaller::from_request_parts(parts, state).await?;
+        active(caller).map(Self)
     }
 }
 
-/// Nobody does anything else before he has chosen a password that only he knows.
-fn settled(caller: Caller) -> Result<Caller, Problem> {
+/// Rejects callers that must change their password first.
+fn active(caller: Caller) -> Result<Caller, Problem> {
     match caller.must_change {
         false => Ok(caller),
-        true => Err(Problem::forbidden("choose a password of your own first: PUT /admin/api/account/password")),
+        true => Err(Problem::forbidden("change your temporary password first: PUT /admin/api/account/password")),
     }
 }
 
-impl<const SCOPE: u8> FromRequestParts<Known> for May<SCOPE> {
+impl<const SCOPE: u8> FromRequestParts<ApiState> for May<SCOPE> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        let Anybody(caller) = Anybody::from_request_parts(parts, known).await?;
-        let caller = settled(caller)?;
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        let AnyCaller(caller) = AnyCaller::from_request_parts(parts, state).await?;
+        let caller = active(caller)?;
         match SCOPES.into_iter().find(|scope| *scope as u8 == SCOPE) {
             Some(scope) if caller.scopes.has(scope) => Ok(Self(caller)),
-            scope => Err(Problem::forbidden(format!("this needs the scope `{}`", scope.map_or("", Scope::as_str)))),
+            scope => Err(Problem::forbidden(format!("this operation requires the scope `{}`", scope.map_or("", Scope::as_str)))),
         }
     }
 }
 
-/// The one token of a request.
+/// The bearer token of a request with exactly one `Authorization` header.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let (field, None) = (fields.next()?, fields.next()) else { return None };
@@ -140,23 +140,23 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// A body of JSON.
+/// A JSON body.
 pub struct Body<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Known> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<ApiState> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, known: &Known) -> Result<Self, Problem> {
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, Problem> {
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
             return Err(Problem::not_json());
         }
-        let arrives = tokio::time::timeout(BODY_TIME_MAX, Bytes::from_request(request, known)).await;
+        let arrives = tokio::time::timeout(BODY_TIME_MAX, Bytes::from_request(request, state)).await;
         let bytes = arrives.map_err(|_| Problem::unreadable("the body did not arrive in time"))?.map_err(|rejection| match rejection {
             BytesRejection::FailedToBufferBody(_) => Problem::too_large(),
             _ => Problem::unreadable("the body did not arrive"),
         })?;
-        if let Some(problem) = null(&bytes) {
+        if let Some(problem) = reject_nul(&bytes) {
             return Err(problem);
         }
         let mut reader = serde_json::Deserializer::from_slice(&bytes);
@@ -164,44 +164,44 @@ impl<T: DeserializeOwned> FromRequest<Known> for Body<T> {
             let path = error.path().to_string();
             let error = error.into_inner();
             match error.classify() {
-                serde_json::error::Category::Data => Problem::invalid(path.trim_matches('.'), blameless(&error)),
-                _ => Problem::unreadable(format!("the body is no JSON, from line {}, column {} on", error.line(), error.column())),
+                serde_json::error::Category::Data => Problem::invalid(path.trim_matches('.'), without_value(&error)),
+                _ => Problem::unreadable(format!("the body is not valid JSON at line {}, column {}", error.line(), error.column())),
             }
         })?;
         match reader.end() {
             Ok(()) => Ok(Self(read)),
-            Err(_) => Err(Problem::unreadable("something stands behind the JSON of the body")),
+            Err(_) => Err(Problem::unreadable("the body contains data after the JSON value")),
         }
     }
 }
 
-/// No name, key or text of ours has a NUL, and databases do not take one.
-fn null(text: &[u8]) -> Option<Problem> {
+/// No valid value contains NUL, and databases reject it.
+fn reject_nul(text: &[u8]) -> Option<Problem> {
     let there = |what: &[u8]| memchr::memmem::find(text, what).is_some();
-    (there(b"\\u0000") || there(b"%00")).then(|| Problem::unreadable("it holds a NUL character"))
+    (there(b"\\u0000") || there(b"%00")).then(|| Problem::unreadable("the request contains a NUL character; remove it"))
 }
 
-/// What serde says of a field, without its value: that may be a password or a key.
-fn blameless(error: &serde_json::Error) -> String {
+/// The message of serde without the value, which may be a password or a key.
+fn without_value(error: &serde_json::Error) -> String {
     let says = error.to_string();
     let says = says.rsplit_once(" at line ").map_or(says.as_str(), |(says, _)| says);
     match says.split_once(", expected ") {
-        Some((_, expected)) if says.starts_with("invalid") => format!("this must be {expected}"),
+        Some((_, expected)) if says.starts_with("invalid") => format!("must be {expected}"),
         _ => says.to_owned(),
     }
 }
 
-/// The query.
-pub struct Asked<T>(pub T);
+/// Query parameters.
+pub struct QueryParams<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<Known> for Asked<T> {
+impl<T: DeserializeOwned> FromRequestParts<ApiState> for QueryParams<T> {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        if let Some(problem) = null(parts.uri.query().unwrap_or_default().as_bytes()) {
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        if let Some(problem) = reject_nul(parts.uri.query().unwrap_or_default().as_bytes()) {
             return Err(problem);
         }
-        let query = Query::<T>::from_request_parts(parts, known).await;
+        let query = Query::<T>::from_request_parts(parts, state).await;
         let says = |rejection: axum::extract::rejection::QueryRejection| {
             let text = rejection.body_text();
             let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text).to_owned();
@@ -214,39 +214,39 @@ impl<T: DeserializeOwned> FromRequestParts<Known> for Asked<T> {
     }
 }
 
-/// A part of the path. What is none stands for nothing that there is.
-pub struct Part(pub String);
+/// A path parameter. An invalid one is a 404.
+pub struct PathParam(pub String);
 
-impl FromRequestParts<Known> for Part {
+impl FromRequestParts<ApiState> for PathParam {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        let path = axum::extract::Path::<String>::from_request_parts(parts, known).await;
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<String>::from_request_parts(parts, state).await;
         let named = path.ok().map(|axum::extract::Path(part)| part).filter(|part| !part.contains('\0'));
-        named.map(Self).ok_or_else(|| Problem::missing("there is nothing of this name"))
+        named.map(Self).ok_or_else(|| Problem::missing("there is no object with this name"))
     }
 }
 
-/// Two parts of the path.
-pub struct Parts(pub (String, String));
+/// Two path parameters.
+pub struct PathParams(pub (String, String));
 
-impl FromRequestParts<Known> for Parts {
+impl FromRequestParts<ApiState> for PathParams {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        let path = axum::extract::Path::<(String, String)>::from_request_parts(parts, known).await;
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<(String, String)>::from_request_parts(parts, state).await;
         let named = path.ok().map(|axum::extract::Path(both)| both).filter(|(one, other)| !one.contains('\0') && !other.contains('\0'));
-        named.map(Self).ok_or_else(|| Problem::missing("there is nothing of this name"))
+        named.map(Self).ok_or_else(|| Problem::missing("there is no object with this name"))
     }
 }
 
-/// The version in `If-Match`, if one is there; `*` is any.
+/// The version in `If-Match`; `None` without the header or with `*`.
 pub struct IfMatch(pub Option<i64>);
 
-impl FromRequestParts<Known> for IfMatch {
+impl FromRequestParts<ApiState> for IfMatch {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, _: &Known) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut http::request::Parts, _: &ApiState) -> Result<Self, Problem> {
         let Some(field) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
         let text = field.to_str().unwrap_or_default().trim();
         if text == "*" {
@@ -254,43 +254,43 @@ impl FromRequestParts<Known> for IfMatch {
         }
         match text.trim_matches('"').parse() {
             Ok(version) if text.starts_with('"') => Ok(Self(Some(version))),
-            _ => Err(Problem::stale("the version in `If-Match` is none of ours; take it from the `ETag` of what you have looked at")),
+            _ => Err(Problem::stale("the value of `If-Match` is not a valid version; copy it from the `ETag` of the object")),
         }
     }
 }
 
-/// What has a version, with it.
+/// The `ETag` header of a version.
 pub fn etag(version: i64) -> [(header::HeaderName, String); 1] {
     [(header::ETAG, format!("\"{version}\""))]
 }
 
-/// Whoever is still at it, and may go on.
-pub struct Again {
-    /// `None`: a command on this machine.
+/// Checks the caller of a long-running response again.
+pub struct Revalidation {
+    /// `None`: a local command.
     token: Option<String>,
     from: IpAddr,
 }
 
-impl FromRequestParts<Known> for Again {
+impl FromRequestParts<ApiState> for Revalidation {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut http::request::Parts, known: &Known) -> Result<Self, Problem> {
-        let From(from) = From::from_request_parts(parts, known).await?;
-        let machine = parts.extensions.get::<Machine>().is_some();
-        Ok(Self { token: bearer(&parts.headers).filter(|_| !machine).map(str::to_owned), from })
+    async fn from_request_parts(parts: &mut http::request::Parts, state: &ApiState) -> Result<Self, Problem> {
+        let ClientAddr(from) = ClientAddr::from_request_parts(parts, state).await?;
+        let is_local = parts.extensions.get::<LocalCommand>().is_some();
+        Ok(Self { token: bearer(&parts.headers).filter(|_| !is_local).map(str::to_owned), from })
     }
 }
 
-impl Again {
-    /// Whether he is still known: whoever was signed out meanwhile sees nothing more.
-    pub async fn still(&self, api: &Api) -> Result<(), Problem> {
+impl Revalidation {
+    /// Fails if the caller's token has expired or was revoked.
+    pub async fn check(&self, api: &Api) -> Result<(), Problem> {
         let Some(token) = &self.token else { return Ok(()) };
-        Ok(api.door.caller(&api.store, token, self.from).await.map(|_| ())?)
+        Ok(api.authenticator.caller(&api.store, token, self.from).await.map(|_| ())?)
     }
 }
 
-/// Pages of other sites have no business here, whatever a browser lets them send; and nothing here is kept by caches.
-pub async fn own_origin(State(Known(api)): State<Known>, request: Request, next: Next) -> Response {
+/// Rejects requests from pages of other sites, and forbids caching of responses.
+pub async fn own_origin(State(ApiState(api)): State<ApiState>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let text = |name: header::HeaderName| headers.get(name).and_then(|field| field.to_str().ok());
     let snapshot = api.shared.snapshot.load();
@@ -309,16 +309,15 @@ pub async fn own_origin(State(Known(api)): State<Known>, request: Request, next:
             || format!("the request's `Host` is `{host}`"),
             |public| format!("the request's `Host` is `{host}`, and `admin.public_origin` is `{public}`"),
         );
-        let advice = "If a proxy changes `Host`, have it keep `Host`, or set `admin.public_origin`.";
-        Problem::forbidden(format!("pages of other sites may not use this API: `Origin` is `{origin}`, {expected}. {advice}"))
-            .into_response()
+        let advice = "If a proxy changes `Host`, configure it to keep `Host`, or set `admin.public_origin`.";
+        Problem::forbidden(format!("cross-origin requests are not allowed: `Origin` is `{origin}`, {expected}. {advice}")).into_response()
     } else if matches!(site, Some("cross-site" | "same-site")) {
-        Problem::forbidden("pages of other sites may not use this API").into_response()
+        Problem::forbidden("cross-origin requests are not allowed").into_response()
     } else {
         next.run(request).await
     };
     if has_body && (response.status().is_client_error() || response.status().is_server_error()) {
-        // Its body may not have been read, and then the connection ends: whoever sent it is told, and begins another one.
+        // The body may be unread, so the connection must end; the header tells the client.
         response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     }
     response.headers_mut().entry(header::CACHE_CONTROL).or_insert(header::HeaderValue::from_static("no-store"));

@@ -1,4 +1,4 @@
-//! Health and metrics: put together from what others know. They need no sign-in.
+//! Health checks and metrics. They require no sign-in.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use super::{Api, Known};
+use super::{Api, ApiState};
 use crate::compile::Snapshot;
 use crate::upstream::Status;
 
-/// A store that takes longer counts as away.
+/// Timeout for the health check of the store.
 const STORE_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// The routes.
-pub fn routes() -> Router<Known> {
+/// The routes of health checks and metrics.
+pub fn routes() -> Router<ApiState> {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(health))
@@ -28,28 +28,28 @@ pub fn routes() -> Router<Known> {
         .route("/health/ready", get(ready))
 }
 
-async fn metrics(State(known): State<Arc<Api>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], known.shared.metrics.text())
+async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], api.shared.metrics.text())
 }
 
-/// Whether the store answers, and could write a first use.
-pub async fn store_state(known: &Api) -> Result<(), String> {
-    match tokio::time::timeout(STORE_TIME_MAX, known.store.state()).await {
+/// Whether the store answers, and accepts writes.
+pub async fn store_state(api: &Api) -> Result<(), String> {
+    match tokio::time::timeout(STORE_TIME_MAX, api.store.state()).await {
         Ok(state) => state,
         Err(_) => Err("does not answer".into()),
     }
 }
 
-/// An upstream.
+/// The health of an upstream.
 #[derive(Serialize, ToSchema)]
 pub struct UpstreamHealth {
     /// Its name.
     name: String,
-    /// `ok`, `degraded` (some servers do not work) or `down` (none works).
+    /// `ok`, `degraded` (some servers fail) or `down` (all fail).
     status: &'static str,
-    /// Its servers.
+    /// Number of servers.
     servers: usize,
-    /// Those that are well.
+    /// Number of working servers.
     well: usize,
 }
 
@@ -67,7 +67,7 @@ fn is_down(upstream: &UpstreamHealth) -> bool {
     upstream.status == Status::Down.as_str()
 }
 
-/// All in one word: `down` if no upstream has a server that works, `degraded` if one has none or the store is away.
+/// `down` if no upstream has a working server, `degraded` if one has none or the store is unavailable, else `ok`.
 pub fn overall(store_ok: bool, upstreams: &[UpstreamHealth]) -> Status {
     if !upstreams.is_empty() && upstreams.iter().all(is_down) {
         Status::Down
@@ -78,39 +78,39 @@ pub fn overall(store_ok: bool, upstreams: &[UpstreamHealth]) -> Status {
     }
 }
 
-/// Whether requests should be sent here. Not for an upstream's failure: all replicas would be taken out at once, and the client
-/// would get the balancer's error instead of one in the API's shape. It is named all the same.
-async fn ready(State(known): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
-    let stopping = known.replica.is_stopping();
-    match (stopping, store_state(&known).await) {
+/// Whether a load balancer should send requests here. Upstream failures do not count: all replicas would be removed at once,
+/// and clients would get the balancer's error instead of one in the API's shape. The response still names them.
+async fn ready(State(api): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
+    let stopping = api.replica.is_stopping();
+    match (stopping, store_state(&api).await) {
         (false, Ok(())) => {
-            let down: Vec<String> = upstreams(&known.shared.snapshot.load()).into_iter().filter(is_down).map(|one| one.name).collect();
-            let mut said = json!({ "status": "ok" });
-            if let (false, Some(fields)) = (down.is_empty(), said.as_object_mut()) {
+            let down: Vec<String> = upstreams(&api.shared.snapshot.load()).into_iter().filter(is_down).map(|one| one.name).collect();
+            let mut body = json!({ "status": "ok" });
+            if let (false, Some(fields)) = (down.is_empty(), body.as_object_mut()) {
                 fields.insert("upstreams_down".into(), down.into());
             }
-            (StatusCode::OK, Json(said))
+            (StatusCode::OK, Json(body))
         }
         (true, _) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "stopping" }))),
         (false, Err(error)) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "store", "error": error }))),
     }
 }
 
-/// All that is known of how things are. Always 200: it is to be read, not to be acted on.
-async fn health(State(known): State<Arc<Api>>) -> Json<Value> {
-    let upstreams = upstreams(&known.shared.snapshot.load());
-    let store = store_state(&known).await;
+/// The complete health report. The status is always 200: it is for people, not for load balancers.
+async fn health(State(api): State<Arc<Api>>) -> Json<Value> {
+    let upstreams = upstreams(&api.shared.snapshot.load());
+    let store = store_state(&api).await;
     Json(json!({
         "status": overall(store.is_ok(), &upstreams).as_str(),
         "version": env!("CARGO_PKG_VERSION"),
-        "stopping": known.replica.is_stopping(),
-        "maintenance": known.shared.live.in_maintenance(),
-        "store": { "ok": store.is_ok(), "error": store.err(), "notifications": known.store.notifications_work() },
-        "redis": known.store.redis_state(),
+        "stopping": api.replica.is_stopping(),
+        "maintenance": api.shared.live.in_maintenance(),
+        "store": { "ok": store.is_ok(), "error": store.err(), "notifications": api.store.notifications_work() },
+        "redis": api.store.redis_state(),
         "upstreams": upstreams,
-        "open_streams": known.shared.metrics.streams.open.get(),
-        "connections": known.shared.metrics.connections.get(),
-        "last_reload": known.shared.metrics.last_reload.get(),
+        "open_streams": api.shared.metrics.streams.open.get(),
+        "connections": api.shared.metrics.connections.get(),
+        "last_reload": api.shared.metrics.last_reload.get(),
     }))
 }
 
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_word_for_all() {
+    fn overall_status() {
         let upstream = |status: Status| UpstreamHealth { name: "u".into(), status: status.as_str(), servers: 2, well: 0 };
         for (store, upstreams, status) in [
             (true, vec![], Status::Ok),

@@ -1,4 +1,4 @@
-//! Who is near or over a limit.
+//! Handlers for the usage of limits.
 
 use std::sync::Arc;
 
@@ -12,33 +12,33 @@ use super::Api;
 use super::extract::{Body, LIMITS, May, READ};
 use super::problem::{Answer, Problems};
 use crate::operator::limits::{self, Limit};
-use crate::operator::replica_questions::LimitSubject;
+use crate::operator::replica_query::LimitSubject;
 
-/// Whoever is near or over a limit.
+/// Subjects near or over a limit.
 #[derive(Serialize, ToSchema)]
 pub struct Limits {
-    /// First who is over, then who has used most.
+    /// Subjects over a limit first, then by usage.
     items: Vec<Limit>,
-    /// All are here; otherwise a replica knows of more than 1,000.
+    /// False if a replica has more than 1,000 entries and reported only the largest.
     complete: bool,
-    /// Replicas that have not answered: what they count is missing.
+    /// Replicas that did not answer in time; their counts are missing.
     silent: Vec<String>,
 }
 
-/// Who is near or over a limit?
+/// List subjects near or over a limit
 ///
-/// On all replicas: who has used at least four fifths of what there is at once.
+/// Covers all replicas: subjects that have used at least four fifths of a limit's capacity.
 #[utoipa::path(get, path = "/admin/api/limits", tag = "limits", security(("bearer" = ["read"])), responses((status = 200, body = Limits), Problems))]
 pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Answer<Json<Limits>> {
-    let limits::All { limits: items, complete, silent } = limits::list(&api.everywhere).await?;
+    let limits::LimitList { limits: items, complete, silent } = limits::list(&api.rpc).await?;
     Ok(Json(Limits { items, complete, silent }))
 }
 
-/// Give back what somebody has used of a limit
+/// Reset the usage of a limit
 ///
-/// On all replicas; a block ends with it.
-#[utoipa::path(post, path = "/admin/api/limits/reset", tag = "limits", security(("bearer" = ["limits"])), request_body = LimitSubject, responses((status = 204, description = "Given back."), Problems))]
+/// Applies to one subject on all replicas, and ends a block.
+#[utoipa::path(post, path = "/admin/api/limits/reset", tag = "limits", security(("bearer" = ["limits"])), request_body = LimitSubject, responses((status = 204, description = "The usage was reset."), Problems))]
 pub async fn reset(State(api): State<Arc<Api>>, May(caller): May<LIMITS>, Body(which): Body<LimitSubject>) -> Answer<StatusCode> {
-    limits::give_back(&api.everywhere, &which, &caller.actor).await?;
+    limits::reset(&api.rpc, &which, &caller.actor).await?;
     Ok(StatusCode::NO_CONTENT)
 }

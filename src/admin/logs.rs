@@ -1,4 +1,4 @@
-//! Intercepts: requests that were refused because their key is bound elsewhere, or banned.
+//! Handlers for intercepts: requests refused because the key is bound to other networks or banned.
 
 use std::sync::Arc;
 
@@ -11,46 +11,46 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::Api;
 use super::export::{self, Format};
-use super::extract::{Again, Asked, May, READ};
-use super::paging::{List, cursor, limit, mark};
+use super::extract::{May, QueryParams, READ, Revalidation};
+use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problem, Problems};
 use super::time::{parse, rfc3339};
 use crate::operator::access::Caller;
 use crate::operator::bindings::{Which, network};
 use crate::sql::intercepts::{By, InterceptCursor, Intercepted, Wanted};
 
-/// The same refusals within a minute.
+/// Equal intercepts within one minute.
 #[derive(Serialize, ToSchema)]
 pub struct Intercept {
-    /// The first time.
+    /// Time of the first one.
     #[schema(format = DateTime)]
     first_at: String,
-    /// The last time.
+    /// Time of the last one.
     #[schema(format = DateTime)]
     last_at: String,
-    /// How often.
+    /// Number of requests.
     count: i64,
-    /// The key.
+    /// The key id.
     key_id: String,
-    /// What people recognise it by.
+    /// The hint of the key.
     hint: String,
-    /// From where it was used. `0.0.0.0`: from many addresses.
+    /// The client address. `0.0.0.0` stands for many addresses.
     client: String,
-    /// `elsewhere`: it is bound to other networks; `banned`: it is refused from everywhere.
+    /// `elsewhere`: the key is bound to other networks; `banned`: the key is banned.
     reason: &'static str,
-    /// The filter is in shadow mode: the requests were not refused.
+    /// Whether the filter was in shadow mode: the requests were not refused.
     shadow: bool,
-    /// From where it could be used then.
+    /// The networks of the binding at that time.
     networks: Vec<String>,
-    /// The method. `*`: several.
+    /// The method. `*` stands for several.
     method: String,
-    /// The path. `*`: several.
+    /// The path. `*` stands for several.
     path: String,
     /// The route.
     route: String,
-    /// What the client called itself.
+    /// The `User-Agent` of the client.
     user_agent: String,
-    /// Which replica refused it; empty where there is only one.
+    /// The replica; empty if there is only one.
     replica: String,
 }
 
@@ -76,63 +76,63 @@ impl From<Intercepted> for Intercept {
     }
 }
 
-/// Why a key was refused.
+/// The reason of an intercept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// It is bound to other networks.
+    /// The key is bound to other networks.
     Elsewhere,
-    /// It is refused from everywhere.
+    /// The key is banned.
     Banned,
 }
 
-/// Which intercepts.
+/// Query parameters of the list.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Of this key: its id, or the first digits of one that is bound.
+    /// The key id, or the first digits of the id of a bound key.
     key_id: Option<String>,
-    /// Of clients with this address, or in this network.
+    /// The client address, or a network that contains it.
     client: Option<String>,
-    /// On this route.
+    /// The route.
     route: Option<String>,
-    /// With this method.
+    /// The method.
     method: Option<String>,
-    /// On paths that begin so.
+    /// Prefix of the path.
     path: Option<String>,
-    /// Because of what.
+    /// The reason.
     #[param(inline)]
     reason: Option<Reason>,
-    /// Of filters in shadow mode, or of requests that were refused. Default: both.
+    /// True: intercepts in shadow mode only; false: refused requests only. Default: both.
     shadow: Option<bool>,
-    /// Not before this time (RFC 3339), to the minute.
+    /// Start of the time range (RFC 3339), rounded down to the minute.
     #[param(format = DateTime)]
     since: Option<String>,
-    /// Before this time.
+    /// End of the time range, exclusive.
     #[param(format = DateTime)]
     until: Option<String>,
-    /// With groups: by what.
+    /// The grouping of groups.
     #[param(inline)]
     by: Option<GroupBy>,
-    /// With files: how they are written.
+    /// The file format of an export.
     #[param(inline)]
     format: Option<Format>,
-    /// Where the page begins: `next` of the page before.
+    /// The cursor: `next` of the previous page.
     cursor: Option<String>,
-    /// How many rows at most.
+    /// Maximum rows.
     #[param(minimum = 1, maximum = 1000, default = 50)]
     limit: Option<u32>,
 }
 
-/// By what intercepts are put together.
+/// Groupings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupBy {
-    /// The key.
+    /// The key id.
     #[default]
     Key,
-    /// The client's address.
+    /// By client address.
     Client,
 }
 
@@ -153,36 +153,40 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
         path: filter.path.clone(),
         banned: filter.reason.map(|reason| reason == Reason::Banned),
         shadow: filter.shadow,
-        // Rows are of whole minutes.
+        // Rows cover whole minutes.
         since_ms: times.0.transpose()?.map(|ms| ms - ms.rem_euclid(60_000)),
         until_ms: times.1.transpose()?,
-        after: mark::<InterceptCursor>(filter.cursor.as_deref())?,
+        after: parse_cursor::<InterceptCursor>(filter.cursor.as_deref())?,
         limit: limit(filter.limit)?,
     })
 }
 
-/// Find intercepts
+/// List intercepts, latest first
 ///
-/// The latest first. Where a filter has no index, some 20,000 rows are looked through at a time; `next` says that there
-/// are more to look through.
-#[utoipa::path(get, path = "/admin/api/logs", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = List<Intercept>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Intercept>>> {
+/// A filter without an index examines about 20,000 rows per page; `next` then continues the search, even after an empty
+/// page.
+#[utoipa::path(get, path = "/admin/api/logs", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Intercept>), Problems))]
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<ListPage<Intercept>>> {
     let page = api.store.admin_store().intercepts(&wanted(&api, &caller, &filter).await?).await?;
-    Ok(Json(List { items: page.rows.into_iter().map(Intercept::from).collect(), next: page.next.as_ref().map(cursor), total: None }))
+    Ok(Json(ListPage { items: page.rows.into_iter().map(Intercept::from).collect(), next: page.next.as_ref().map(cursor), total: None }))
 }
 
-/// Intercepts of one key, or of one client.
+/// Intercepts of one key or one client.
 #[derive(Serialize, ToSchema)]
 pub struct Group {
     /// The key id, or the address.
     what: String,
     /// The key's hint; empty for a client.
     hint: String,
-    /// How many intercepts.
+    /// Number of intercepts.
     count: i64,
-    /// From how many addresses, or of how many keys.
+    /// Number of client addresses, or of keys.
     others: i64,
-    /// The last one.
+    /// Time of the last one.
     #[schema(format = DateTime)]
     last_at: String,
 }
@@ -193,18 +197,18 @@ impl From<crate::sql::intercepts::Group> for Group {
     }
 }
 
-/// Who causes most intercepts.
+/// Groups of intercepts.
 #[derive(Serialize, ToSchema)]
 pub struct Groups {
-    /// The largest first.
+    /// Largest first.
     items: Vec<Group>,
-    /// All that fit were looked at; otherwise the latest 10,000 rows.
+    /// False if only the latest 10,000 rows were counted.
     complete: bool,
 }
 
-/// See who causes most intercepts
+/// Group intercepts by key or client
 #[utoipa::path(get, path = "/admin/api/logs/groups", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = Groups), Problems))]
-pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<Groups>> {
+pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<Groups>> {
     let by = match filter.by.unwrap_or_default() {
         GroupBy::Key => By::Key,
         GroupBy::Client => By::Client,
@@ -214,12 +218,17 @@ pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, Asked(f
     Ok(Json(Groups { items: groups.groups.into_iter().map(Group::from).collect(), complete }))
 }
 
-/// Write intercepts to a file
+/// Export intercepts
 #[utoipa::path(get, path = "/admin/api/logs/export", tag = "logs", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
+pub async fn export(
+    State(api): State<Arc<Api>>,
+    May(caller): May<READ>,
+    revalidation: Revalidation,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Response> {
     let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
-    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "intercepts", move |after: Option<InterceptCursor>| {
+    export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "intercepts", move |after: Option<InterceptCursor>| {
         let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
         async move {
             let page = api.store.admin_store().intercepts(&wanted).await?;

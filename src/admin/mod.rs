@@ -1,6 +1,5 @@
-//! The admin listener: health, metrics, and the API by which operators and the console do their work. Handlers say in
-//! HTTP what `crate::operator` does; each is described by its `utoipa::path`, and all of them together are the OpenAPI
-//! document.
+//! The admin listener: health, metrics, the admin API and the console. Each handler is described by its `utoipa::path`;
+//! together they make the OpenAPI document. Handlers translate HTTP only; the work is `crate::operator`'s.
 
 mod account;
 mod accounts;
@@ -52,17 +51,17 @@ use crate::http_proxy::ProxyState;
 use crate::operator::access::Caller;
 use crate::operator::bindings::Bindings;
 use crate::operator::oidc::Oidc;
-use crate::operator::replicas::Everywhere;
-use crate::operator::sign_in::Door;
+use crate::operator::replica_rpc::ReplicaRpc;
+use crate::operator::sign_in::Authenticator;
 use crate::reload::Reloader;
 use crate::telemetry::sampler::Sampler;
 
-/// The largest body of a request.
+/// Maximum size of a request body.
 const BODY_BYTES_MAX: usize = 64 << 10;
-/// The largest configuration that is looked at.
+/// Maximum size of a configuration to check.
 const CONFIG_BYTES_MAX: usize = 5 << 20;
 
-/// What the handlers work with.
+/// The dependencies of the handlers.
 pub struct Api {
     /// Snapshot and metrics.
     pub shared: Arc<ProxyState>,
@@ -70,46 +69,46 @@ pub struct Api {
     pub store: Arc<Store>,
     /// Turns keys into key ids.
     pub hasher: KeyHasher,
-    /// Lets people in.
-    pub door: Door,
-    /// Knows the providers through which people come in.
+    /// Authenticates callers.
+    pub authenticator: Authenticator,
+    /// Sign-in through OpenID Connect providers.
     pub oidc: Oidc,
-    /// What only the replica knows where it happens.
-    pub everywhere: Arc<Everywhere>,
+    /// Queries to all replicas.
+    pub rpc: Arc<ReplicaRpc>,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
-    /// Tells what this replica counts.
+    /// Reports this replica's counts.
     pub sampler: Sampler,
     /// The configuration file.
     pub path: PathBuf,
-    /// This process among its like.
+    /// This replica.
     pub replica: Arc<Replica>,
 }
 
-/// How handlers hold it.
+/// The state of the router.
 #[derive(Clone)]
-pub struct Known(pub Arc<Api>);
+pub struct ApiState(pub Arc<Api>);
 
-impl FromRef<Known> for Arc<Api> {
-    fn from_ref(known: &Known) -> Self {
-        Arc::clone(&known.0)
+impl FromRef<ApiState> for Arc<Api> {
+    fn from_ref(state: &ApiState) -> Self {
+        Arc::clone(&state.0)
     }
 }
 
 impl Api {
-    /// What this caller does with bindings.
+    /// Operations on bindings on behalf of this caller.
     fn bindings<'a>(&'a self, caller: &'a Caller) -> Bindings<'a> {
         Bindings { store: &self.store, hasher: &self.hasher, actor: &caller.actor }
     }
 }
 
-/// All calls of the API.
-fn calls() -> OpenApiRouter<Known> {
+/// All operations of the API.
+fn calls() -> OpenApiRouter<ApiState> {
     OpenApiRouter::with_openapi(openapi::frame())
         .routes(routes!(sign_in::sign_in))
         .routes(routes!(sign_in::sign_out))
         .routes(routes!(sign_in::renew))
-        .routes(routes!(oidc::doors))
+        .routes(routes!(oidc::sign_in_providers))
         .routes(routes!(oidc::begin))
         .routes(routes!(oidc::finish))
         .routes(routes!(account::me))
@@ -156,7 +155,7 @@ fn calls() -> OpenApiRouter<Known> {
         .merge(OpenApiRouter::new().routes(routes!(configuration::check)).layer(DefaultBodyLimit::max(CONFIG_BYTES_MAX)))
 }
 
-/// Everything the listener serves.
+/// The routes of the listener.
 pub fn router(api: Arc<Api>) -> Router {
     let (calls, document) = calls().split_for_parts();
     let document = Arc::new(document.to_json().unwrap_or_default());
@@ -165,6 +164,6 @@ pub fn router(api: Arc<Api>) -> Router {
         .fallback(problem::no_such_call)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(Known(Arc::clone(&api)), extract::own_origin));
-    health::routes().merge(console::routes()).merge(api_calls).with_state(Known(api))
+        .layer(middleware::from_fn_with_state(ApiState(Arc::clone(&api)), extract::own_origin));
+    health::routes().merge(console::routes()).merge(api_calls).with_state(ApiState(api))
 }

@@ -1,5 +1,5 @@
-//! Signing in through a provider of OpenID Connect. The console is where a provider sends people back to; it brings what
-//! they come with here, from the page that has begun it.
+//! Handlers for sign-in through an OpenID Connect provider. The provider redirects the browser to the console, which sends the
+//! parameters here, from the page that began the sign-in.
 
 use std::sync::Arc;
 
@@ -11,67 +11,67 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::cookie::Cookie;
-use super::extract::{Body, From, Part};
-use super::paging::List;
+use super::extract::{Body, ClientAddr, PathParam};
+use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
-use super::sign_in::In;
+use super::sign_in::SignInToken;
 use crate::operator::Fault;
-use crate::operator::oidc::{self, Back};
-use crate::operator::sign_in::{Declined, SignedIn, note_failure};
+use crate::operator::oidc::{self, Callback};
+use crate::operator::sign_in::{Declined, SignedIn, record_failure};
 
-/// Holds what must come back with whoever has left. Only the calls below get it, and only from pages of this site.
-const AWAY: Cookie = Cookie { name: "keylatch-sign-in", path: "/admin/api/oidc" };
+/// The sealed pending sign-in. Only the operations below receive it, and only from pages of this origin.
+const PENDING_COOKIE: Cookie = Cookie { name: "keylatch-sign-in", path: "/admin/api/oidc" };
 
-/// A provider, as anybody sees it.
+/// A provider on the sign-in page, visible without sign-in.
 #[derive(Serialize, ToSchema)]
-pub struct Door {
-    /// Its name.
+pub struct ProviderButton {
+    /// The provider's name.
     name: String,
-    /// What stands on its button.
+    /// The text of its button.
     label: String,
 }
 
-/// Through which providers may one sign in?
-#[utoipa::path(get, path = "/admin/api/oidc", tag = "sign-in", responses((status = 200, body = List<Door>), Problems))]
-pub async fn doors(State(api): State<Arc<Api>>) -> Answer<Json<List<Door>>> {
+/// List the providers for sign-in
+#[utoipa::path(get, path = "/admin/api/oidc", tag = "sign-in", responses((status = 200, body = ListPage<ProviderButton>), Problems))]
+pub async fn sign_in_providers(State(api): State<Arc<Api>>) -> Answer<Json<ListPage<ProviderButton>>> {
     let providers = api.store.admin_store().providers().await?;
-    let door = |provider: crate::sql::providers::Provider| {
+    let button = |provider: crate::sql::providers::Provider| {
         let label = provider.settings.get("label").and_then(|label| label.as_str()).filter(|label| !label.is_empty());
-        Door { label: label.unwrap_or(&provider.name).to_owned(), name: provider.name }
+        ProviderButton { label: label.unwrap_or(&provider.name).to_owned(), name: provider.name }
     };
-    Ok(Json(List::all(providers.into_iter().map(door).collect())))
+    Ok(Json(ListPage::all(providers.into_iter().map(button).collect())))
 }
 
-/// Where to go.
+/// The redirection to a provider.
 #[derive(Serialize, ToSchema)]
-pub struct Away {
-    /// The provider's page. It sends back to the console.
+pub struct Redirection {
+    /// The provider's page. It redirects back to the console.
     url: String,
 }
 
-/// Where the console is, as the browser says; `own_origin` has made sure that it is the host it was asked under.
+/// The console's origin according to the browser; `own_origin` has compared it with the host.
 fn origin(headers: &HeaderMap) -> Answer<&str> {
     let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
     let fits = |origin: &&str| origin.starts_with("https://") || origin.starts_with("http://");
-    origin.filter(fits).ok_or_else(|| Problem::unreadable("this is for browsers: `Origin` must say where the console is"))
+    origin.filter(fits).ok_or_else(|| Problem::unreadable("this operation is for browsers: `Origin` must be the console's origin"))
 }
 
-/// Begin to sign in through a provider
+/// Begin a sign-in through a provider
 ///
-/// Answers with where to go, and leaves a cookie that must come back from there within ten minutes.
+/// The response holds the URL to go to, and sets a cookie that is valid for ten minutes.
 #[utoipa::path(post, path = "/admin/api/oidc/{name}/begin", tag = "sign-in", params(("name" = String, Path, description = "The provider's name.")),
-    responses((status = 200, body = Away), Problems))]
+    responses((status = 200, body = Redirection), Problems))]
 pub async fn begin(
     State(api): State<Arc<Api>>,
-    Part(name): Part,
+    PathParam(name): PathParam,
     headers: HeaderMap,
-) -> Answer<([(HeaderName, HeaderValue); 1], Json<Away>)> {
+) -> Answer<([(HeaderName, HeaderValue); 1], Json<Redirection>)> {
     let origin = origin(&headers)?;
     let (url, sealed) = api.oidc.begin(&api.store, &name, origin).await?;
-    Ok((AWAY.set(&sealed, oidc::AWAY.as_secs(), &headers), Json(Away { url })))
+    Ok((PENDING_COOKIE.set(&sealed, oidc::SIGN_IN_TIME_MAX.as_secs(), &headers), Json(Redirection { url })))
 }
 
-/// What a provider has sent somebody back with.
+/// The parameters of the redirect back from a provider.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Returned {
@@ -81,52 +81,52 @@ pub struct Returned {
     /// The `code`.
     #[schema(min_length = 1, max_length = 8192)]
     code: String,
-    /// The provider from which he comes: the last part of the path that he was sent back to.
+    /// The provider: the last part of the redirect URI's path.
     #[schema(max_length = 32)]
     provider: String,
-    /// The `iss`, where there is one.
+    /// The `iss`, if the provider sent it.
     #[schema(max_length = 512)]
     iss: Option<String>,
 }
 
-/// Sign in with what a provider has sent back
-#[utoipa::path(post, path = "/admin/api/oidc/finish", tag = "sign-in", request_body = Returned, responses((status = 200, body = In), Problems))]
+/// Finish a sign-in through a provider
+#[utoipa::path(post, path = "/admin/api/oidc/finish", tag = "sign-in", request_body = Returned, responses((status = 200, body = SignInToken), Problems))]
 pub async fn finish(
     State(api): State<Arc<Api>>,
-    From(from): From,
+    ClientAddr(from): ClientAddr,
     headers: HeaderMap,
-    Body(asked): Body<Returned>,
-) -> Answer<([(HeaderName, HeaderValue); 1], Json<In>)> {
+    Body(input): Body<Returned>,
+) -> Answer<([(HeaderName, HeaderValue); 1], Json<SignInToken>)> {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let back = Back {
-        from: &asked.provider,
-        sealed: AWAY.held(&headers).unwrap_or_default(),
-        state: &asked.state,
-        code: &asked.code,
-        issuer: asked.iss.as_deref(),
+    let callback = Callback {
+        from: &input.provider,
+        sealed: PENDING_COOKIE.read(&headers).unwrap_or_default(),
+        state: &input.state,
+        code: &input.code,
+        issuer: input.iss.as_deref(),
     };
-    let signed_in = come_back(&api, &back, from, agent).await;
+    let signed_in = complete(&api, &callback, from, agent).await;
     let result = signed_in.as_ref().map_or_else(Problem::sign_in_result, |_| "ok");
     api.shared.metrics.sign_ins.with_label_values(&[result]).inc();
-    Ok((AWAY.set("", 0, &headers), Json(In::of(signed_in?))))
+    Ok((PENDING_COOKIE.set("", 0, &headers), Json(SignInToken::from_signed_in(signed_in?))))
 }
 
-async fn come_back(api: &Api, back: &Back<'_>, from: std::net::IpAddr, agent: &str) -> Answer<SignedIn> {
-    let guessed = api.door.may_try(&api.store, from).await?;
-    let known = match api.oidc.finish(&api.store, back).await {
-        Ok(known) => known,
+async fn complete(api: &Api, callback: &Callback<'_>, from: std::net::IpAddr, agent: &str) -> Answer<SignedIn> {
+    let guessed = api.authenticator.count_attempt(&api.store, from).await?;
+    let identity = match api.oidc.finish(&api.store, callback).await {
+        Ok(identity) => identity,
         Err(fault) => {
-            tracing::warn!(provider = back.from, why = %fault, "a sign-in through a provider failed");
-            if matches!(fault, Fault::Elsewhere(_) | Fault::Away(_)) {
-                // It is not his fault.
+            tracing::warn!(provider = callback.from, why = %fault, "a sign-in through a provider failed");
+            if matches!(fault, Fault::External(_) | Fault::Unavailable(_)) {
+                // Failures of the provider or the store do not count as failed attempts.
                 api.store.admin_store().forgive_attempt(&guessed).await?;
             } else {
-                note_failure(&api.store, None, from, "provider").await;
+                record_failure(&api.store, None, from, "provider").await;
             }
             return Err(fault.into());
         }
     };
-    api.door.sign_in_from(&api.store, &known, from, agent, &guessed).await.map_err(|declined| match declined {
+    api.authenticator.sign_in_from(&api.store, &identity, from, agent, &guessed).await.map_err(|declined| match declined {
         Declined::Refused(refusal) => Problem::from(refusal),
         Declined::Fault(fault) => Problem::from(fault),
     })

@@ -1,4 +1,4 @@
-//! Lists in pieces, each of which says where the next begins.
+//! Pages of lists, and the opaque cursors between them.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -8,44 +8,44 @@ use utoipa::ToSchema;
 
 use super::problem::Problem;
 
-/// Rows of a page, where nobody says how many.
+/// Default page size in rows.
 pub const LIMIT: u32 = 50;
-/// Rows of a page at most.
+/// Maximum page size in rows.
 pub const LIMIT_MAX: u32 = 1000;
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct List<T> {
-    /// What was found. May be fewer than were asked for, even none, where `next` says that the search goes on.
+pub struct ListPage<T> {
+    /// The rows. A page may hold fewer than `limit`, even none, while `next` still continues the search.
     pub items: Vec<T>,
-    /// Where the next page begins: to be sent as `cursor`. `null`: this is the last one.
+    /// The `cursor` of the next page; `null` on the last page.
     pub next: Option<String>,
-    /// How many there are in all; `null` where counting would be dear. Only on the first page.
+    /// The total number of rows, on the first page only; `null` if counting is too expensive.
     pub total: Option<u64>,
 }
 
-/// The rows of a page.
-pub fn limit(asked: Option<u32>) -> Result<u32, Problem> {
-    match asked.unwrap_or(LIMIT) {
+/// Checks the page size.
+pub fn limit(requested: Option<u32>) -> Result<u32, Problem> {
+    match requested.unwrap_or(LIMIT) {
         limit @ 1..=LIMIT_MAX => Ok(limit),
-        _ => Err(Problem::invalid("limit", format!("a page has 1 to {LIMIT_MAX} rows"))),
+        _ => Err(Problem::invalid("limit", format!("must be 1 to {LIMIT_MAX}"))),
     }
 }
 
-/// A mark as clients hold it.
+/// Encodes a position as a cursor.
 pub fn cursor<M: Serialize>(mark: &M) -> String {
     URL_SAFE_NO_PAD.encode(serde_json::to_vec(mark).unwrap_or_default())
 }
 
-/// The mark of a cursor.
-pub fn mark<M: DeserializeOwned>(cursor: Option<&str>) -> Result<Option<M>, Problem> {
+/// Decodes a cursor.
+pub fn parse_cursor<M: DeserializeOwned>(cursor: Option<&str>) -> Result<Option<M>, Problem> {
     let read = |text: &str| serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok();
-    let wrong = || Problem::invalid("cursor", "this is no cursor; take it from `next` of the page before");
+    let wrong = || Problem::invalid("cursor", "invalid cursor; use `next` of the previous page");
     cursor.map(|text| read(text).ok_or_else(wrong)).transpose()
 }
 
-impl<T> List<T> {
-    /// A list that is one page.
+impl<T> ListPage<T> {
+    /// A list with a single page.
     pub fn all(items: Vec<T>) -> Self {
         let total = Some(items.len() as u64);
         Self { items, next: None, total }

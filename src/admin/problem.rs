@@ -1,4 +1,4 @@
-//! Errors as RFC 9457 has them: what went wrong, which field is to blame, and when to try again.
+//! Errors of the admin API as problem details (RFC 9457), and the mapping from [`Fault`] and [`Refusal`] to them.
 
 use std::collections::BTreeMap;
 
@@ -14,25 +14,25 @@ use crate::operator::sign_in::Refusal;
 /// An error, as `application/problem+json` (RFC 9457).
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Problem {
-    /// What kind of error it is, for programs.
+    /// The kind of error, for programs.
     #[serde(rename = "type")]
     #[schema(example = "urn:keylatch:invalid")]
     kind: String,
-    /// What kind of error it is, for people.
+    /// The kind of error, for people.
     title: &'static str,
-    /// The status of the answer.
+    /// The HTTP status.
     status: u16,
-    /// What went wrong this time, and what to do.
+    /// What is wrong with this request, and what to do.
     detail: String,
-    /// The field of the request that is to blame.
+    /// The invalid field of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
-    /// After how many seconds to try again.
+    /// Seconds to wait before a retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u64>,
 }
 
-/// What a handler answers.
+/// The result of a handler.
 pub type Answer<T> = Result<T, Problem>;
 
 impl Problem {
@@ -40,52 +40,57 @@ impl Problem {
         Self { kind: format!("urn:keylatch:{slug}"), title, status: status.as_u16(), detail: detail.into(), field: None, retry_after: None }
     }
 
-    /// A field makes no sense.
+    /// 422: a field is invalid.
     pub fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         let field = Some(field.into()).filter(|field| !field.is_empty());
-        Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A field makes no sense", why) }
+        Self { field, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", "Invalid field", why) }
     }
 
-    /// The request cannot be read at all.
+    /// 400: the request is malformed.
     pub fn unreadable(why: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "unreadable", "The request cannot be read", why)
+        Self::new(StatusCode::BAD_REQUEST, "unreadable", "Malformed request", why)
     }
 
-    /// The body is of another kind.
+    /// 415: the body is not JSON.
     pub fn not_json() -> Self {
-        let why = "the body must be JSON, and say so by `Content-Type: application/json`";
-        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "The body is no JSON", why)
+        let why = "send a JSON body with `Content-Type: application/json`";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "Unsupported media type", why)
     }
 
-    /// The body is too large.
+    /// 413: the body is too large.
     pub fn too_large() -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", "a body has at most 64 KiB, a configuration 5 MiB")
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "Request body too large",
+            "a request body must not exceed 64 KiB, a configuration 5 MiB",
+        )
     }
 
-    /// Nobody is known to ask.
+    /// 401: no valid token.
     pub fn unknown_caller() -> Self {
-        let why = "sign in, and send `Authorization: Bearer TOKEN`; the one that was sent is none, has expired, or was revoked";
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Nobody is signed in", why)
+        let why = "the token is missing, invalid, expired or revoked; sign in, and send `Authorization: Bearer TOKEN`";
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Not signed in", why)
     }
 
-    /// Somebody else was faster.
+    /// Whether this is a conflict with a concurrent change.
     pub fn is_conflict_of_versions(&self) -> bool {
         self.kind.ends_with(":conflict") && self.detail.contains("changed meanwhile")
     }
 
-    /// The same, in other words.
+    /// The same problem with another detail.
     pub fn saying(self, detail: impl Into<String>) -> Self {
         Self { detail: detail.into(), ..self }
     }
 
-    /// The same, where its field stands below another one, unless it is one of these.
+    /// The same problem with its field prefixed by `above`, unless the field is one of `but`.
     #[must_use]
     pub fn below(self, above: &str, but: &[&str]) -> Self {
         let field = self.field.map(|field| if but.contains(&field.as_str()) { field } else { format!("{above}.{field}") });
         Self { field, ..self }
     }
 
-    /// How a sign-in that ended so is counted.
+    /// The label of the sign-in metric for this failure.
     pub fn sign_in_result(&self) -> &'static str {
         match self.status {
             429 => "locked",
@@ -94,24 +99,24 @@ impl Problem {
         }
     }
 
-    /// Whoever asks may not.
+    /// 403: the caller lacks permission.
     pub fn forbidden(why: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", "This is not yours to do", why)
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "Forbidden", why)
     }
 
-    /// There is no such thing.
+    /// 404: the object does not exist.
     pub fn missing(why: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not-found", "There is no such thing", why)
+        Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", why)
     }
 
-    /// It has changed since it was looked at.
+    /// 412: the object has another version than `If-Match`.
     pub fn stale(why: impl Into<String>) -> Self {
-        Self::new(StatusCode::PRECONDITION_FAILED, "stale", "It was changed meanwhile", why)
+        Self::new(StatusCode::PRECONDITION_FAILED, "stale", "Changed meanwhile", why)
     }
 
-    /// The configuration was not taken.
+    /// 409: the new configuration was rejected.
     pub fn refused(why: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, "refused", "The configuration in force stays", why)
+        Self::new(StatusCode::CONFLICT, "refused", "Configuration rejected", why)
     }
 }
 
@@ -119,14 +124,14 @@ impl From<Fault> for Problem {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Invalid { field, why } => Self::invalid(field, why),
-            Fault::Missing(why) => Self::missing(why),
-            Fault::Conflict(why) => Self::new(StatusCode::CONFLICT, "conflict", "It is not as you believe", why),
+            Fault::NotFound(why) => Self::missing(why),
+            Fault::Conflict(why) => Self::new(StatusCode::CONFLICT, "conflict", "Conflict with the current state", why),
             Fault::Forbidden(why) => Self::forbidden(why),
-            Fault::Away(why) => {
-                let away = Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-away", "The store does not answer", why);
+            Fault::Unavailable(why) => {
+                let away = Self::new(StatusCode::SERVICE_UNAVAILABLE, "store-away", "Store unavailable", why);
                 Self { retry_after: Some(1), ..away }
             }
-            Fault::Elsewhere(why) => Self::new(StatusCode::BAD_GATEWAY, "elsewhere", "Another service does not answer as it should", why),
+            Fault::External(why) => Self::new(StatusCode::BAD_GATEWAY, "elsewhere", "External service failed", why),
         }
     }
 }
@@ -142,11 +147,11 @@ impl From<Refusal> for Problem {
         match refusal {
             Refusal::Wrong => Self::unknown_caller(),
             Refusal::Locked(seconds) => {
-                let why = format!("too many sign-ins have failed; try again in {seconds} s");
-                let locked = Self::new(StatusCode::TOO_MANY_REQUESTS, "locked", "Too many sign-ins have failed", why);
+                let why = format!("too many failed sign-ins; try again in {seconds} s");
+                let locked = Self::new(StatusCode::TOO_MANY_REQUESTS, "locked", "Too many failed sign-ins", why);
                 Self { retry_after: Some(seconds), ..locked }
             }
-            Refusal::Away(why) => Fault::Away(why).into(),
+            Refusal::Unavailable(why) => Fault::Unavailable(why).into(),
         }
     }
 }
@@ -166,27 +171,27 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Every error a call may answer with, for the document.
+/// All errors that an operation can return, for the OpenAPI document.
 pub struct Problems;
 
-/// The statuses of errors, and what each means.
+/// The statuses of errors and their descriptions.
 const STATUSES: [(&str, &str); 12] = [
-    ("400", "The request cannot be read."),
-    ("401", "Nobody is signed in."),
-    ("403", "The role or the token's scopes do not allow it, or the request comes from another site."),
-    ("404", "There is no such thing."),
-    ("409", "It is not as the request believes."),
-    ("412", "It has changed since the version in `If-Match`."),
-    ("413", "The body is too large."),
-    ("415", "The body is no JSON."),
-    ("422", "A field makes no sense; `field` says which."),
-    ("429", "Too many sign-ins have failed."),
-    ("502", "Another service does not answer as it should."),
-    ("503", "The store does not answer."),
+    ("400", "The request is malformed."),
+    ("401", "The token is missing, invalid, expired or revoked."),
+    ("403", "The role or the token's scopes do not allow the operation, or the request is cross-origin."),
+    ("404", "The object does not exist."),
+    ("409", "The request conflicts with the current state."),
+    ("412", "The object no longer has the version in `If-Match`."),
+    ("413", "The body exceeds the size limit."),
+    ("415", "The body is not JSON."),
+    ("422", "A field is invalid; `field` names it."),
+    ("429", "Too many failed sign-ins. Retry after `Retry-After` seconds."),
+    ("502", "Another service (an OpenID Connect provider, another replica) failed."),
+    ("503", "The store is unavailable. Retry after `Retry-After` seconds."),
 ];
 
 impl Problems {
-    /// What [`IntoResponses`] refers to.
+    /// The shared responses that [`IntoResponses`] refers to.
     pub fn described() -> impl Iterator<Item = (String, RefOr<Documented>)> {
         let content = || Content::new(Some(Ref::from_schema_name("Problem")));
         let response = move |text: &str| ResponseBuilder::new().description(text).content("application/problem+json", content()).build();
@@ -201,12 +206,17 @@ impl IntoResponses for Problems {
     }
 }
 
-/// For paths that no call has.
+/// The fallback for unknown paths.
 pub async fn no_such_call() -> Problem {
-    Problem::missing("there is no such call; /admin/api/openapi.json lists them")
+    Problem::missing("no operation has this path; see /admin/api/openapi.json")
 }
 
-/// For methods that a call does not have.
+/// The fallback for unsupported methods.
 pub async fn no_such_method() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "This call has no such method", "/admin/api/openapi.json lists them")
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method",
+        "Method not allowed",
+        "this path does not support the method; see /admin/api/openapi.json",
+    )
 }

@@ -1,4 +1,4 @@
-//! The listener itself: so many connections, none of which may take its time for ever.
+//! Accepts connections of the admin listener and of the command socket, bounded in number and time.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -15,23 +15,23 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
-use super::extract::Machine;
+use super::extract::LocalCommand;
 use crate::cluster::replica::Replica;
 
-/// Connections at a time; further ones wait. The proxy shares its descriptors and its memory with them.
+/// Maximum concurrent connections; further ones wait. They share descriptors and memory with the proxy.
 const CONNECTIONS_MAX: usize = 512;
-/// How long a header may take to arrive, and a connection may be idle before one.
+/// Timeout for the arrival of a request header, idle time included.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(30);
-/// What is under way when another process takes over has so long.
-const UNDER_WAY: Duration = Duration::from_secs(2);
+/// Time for requests in progress after a handover.
+const HANDOVER_GRACE: Duration = Duration::from_secs(2);
 /// The largest header, in bytes.
 const HEADER_BYTES_MAX: usize = 32 << 10;
 
-/// Serves until another process does: what is under way then has a moment, and streams of events begin anew elsewhere.
+/// Serves until the handover. Requests in progress get a grace period; clients of event streams reconnect.
 pub async fn serve(listener: TcpListener, router: Router, replica: Arc<Replica>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = replica.until_handed_over() => return,
@@ -39,32 +39,32 @@ pub async fn serve(listener: TcpListener, router: Router, replica: Arc<Replica>)
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                not_taken(&error).await;
+                accept_failed(&error).await;
                 continue;
             }
         };
         let (router, replica) = (router.clone(), Arc::clone(&replica));
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             let service = service_fn(move |request| answer(router.clone(), peer, request));
             let mut http = http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME_MAX).max_buf_size(HEADER_BYTES_MAX);
             let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-            // A client that leaves or talks nonsense is nobody's concern.
+            // Disconnects and malformed requests are the client's fault and are not logged.
             tokio::select! {
                 _ = connection.as_mut() => return,
                 () = replica.until_handed_over() => connection.as_mut().graceful_shutdown(),
             }
-            let _ = tokio::time::timeout(UNDER_WAY, connection).await;
+            let _ = tokio::time::timeout(HANDOVER_GRACE, connection).await;
         });
     }
 }
 
-/// Serves commands on this machine: whoever can open the socket owns the process, and may do everything.
+/// Serves commands on this machine. Only the owner of the process can open the socket, and has every scope.
 pub async fn serve_commands(listener: UnixListener, router: Router, replica: Arc<Replica>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = replica.until_handed_over() => return,
@@ -72,7 +72,7 @@ pub async fn serve_commands(listener: UnixListener, router: Router, replica: Arc
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                not_taken(&error).await;
+                accept_failed(&error).await;
                 continue;
             }
         };
@@ -81,9 +81,9 @@ pub async fn serve_commands(listener: UnixListener, router: Router, replica: Arc
         }
         let router = router.clone();
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-                request.extensions_mut().insert(Machine);
+                request.extensions_mut().insert(LocalCommand);
                 answer(router.clone(), SocketAddr::from(([127, 0, 0, 1], 0)), request)
             });
             let mut http = http1::Builder::new();
@@ -93,9 +93,9 @@ pub async fn serve_commands(listener: UnixListener, router: Router, replica: Arc
     }
 }
 
-async fn not_taken(error: &std::io::Error) {
-    tracing::warn!(%error, "the admin listener takes no connection");
-    // Out of descriptors, most likely: trying at once would only keep a processor busy.
+async fn accept_failed(error: &std::io::Error) {
+    tracing::warn!(%error, "the admin listener cannot accept a connection");
+    // The usual cause is a lack of file descriptors; an immediate retry would busy-loop.
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 

@@ -1,4 +1,4 @@
-//! Live settings.
+//! Handlers for live settings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,86 +12,91 @@ use utoipa::ToSchema;
 
 use super::Api;
 use super::accounts::precise;
-use super::extract::{Body, IfMatch, May, Part, READ, SETTINGS, etag};
-use super::paging::List;
+use super::extract::{Body, IfMatch, May, PathParam, READ, SETTINGS, etag};
+use super::paging::ListPage;
 use super::problem::{Answer, Problem, Problems};
 use crate::operator::settings;
 use crate::settings::Shown;
 
-/// All of them.
+/// All live settings.
 #[derive(Serialize, ToSchema)]
 pub struct Settings {
-    /// By name.
+    /// The settings, ordered by name.
     items: Vec<Shown>,
-    /// Of all of them, for `If-Match`.
+    /// The common version of all settings, for `If-Match`.
     version: i64,
 }
 
-/// What an answer has.
-type All = ([(HeaderName, String); 1], Json<Settings>);
+/// A response with all settings.
+type AllSettings = ([(HeaderName, String); 1], Json<Settings>);
 
-async fn all(api: &Api) -> Answer<All> {
+async fn all(api: &Api) -> Answer<AllSettings> {
     let snapshot = api.shared.snapshot.load();
     let (items, version) = settings::list(&api.store, &snapshot.settings, &snapshot.written).await?;
     Ok((etag(version), Json(Settings { items, version })))
 }
 
-/// See what can be changed while it runs
+/// List live settings
 #[utoipa::path(get, path = "/admin/api/settings", tag = "settings", security(("bearer" = ["read"])), responses((status = 200, body = Settings), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Answer<All> {
+pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>) -> Answer<AllSettings> {
     all(&api).await
 }
 
-/// Settings by their names.
+/// New values of settings, by name.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Values {
-    /// What to set; `null` gives a setting back to the file.
+    /// The values to set; `null` reverts a setting to the configuration file.
     #[schema(example = json!({ "maintenance": true, "retention.audit": "90days", "alerts.intercepts.count": null }))]
     values: BTreeMap<String, Value>,
 }
 
-/// Change settings, on every replica
+/// Change settings on every replica
 ///
-/// All of them or none. Secrets among them are stored encrypted, and shown to nobody.
+/// All changes apply, or none. Secrets are stored encrypted and cannot be read.
 #[utoipa::path(put, path = "/admin/api/settings", tag = "settings", security(("bearer" = ["settings"])), request_body = Values,
-    params(("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")), responses((status = 200, body = Settings), Problems))]
+    params(("If-Match" = Option<String>, Header, description = "The version that was read, from `ETag`.")), responses((status = 200, body = Settings), Problems))]
 pub async fn change(
     State(api): State<Arc<Api>>,
     May(caller): May<SETTINGS>,
     IfMatch(expects): IfMatch,
-    Body(asked): Body<Values>,
-) -> Answer<All> {
-    let values: Vec<(String, Value)> = asked.values.into_iter().collect();
+    Body(input): Body<Values>,
+) -> Answer<AllSettings> {
+    let values: Vec<(String, Value)> = input.values.into_iter().collect();
     let changed = settings::change(&api.store, api.shared.live.sealer(), &values, expects, &caller.actor).await;
     changed.map_err(|fault| precise(fault.into(), expects))?;
     all(&api).await
 }
 
-/// What a webhook has done with a test.
+/// The result of a test message to a webhook.
 #[derive(Serialize, ToSchema)]
 pub struct Tested {
-    /// The webhook's name; `live setting`: the one that is set here.
+    /// The webhook's name; `live setting` for the one set here.
     webhook: String,
-    /// Why it was not taken; `null`: it was.
+    /// Why the delivery failed; `null` if it succeeded.
     error: Option<String>,
 }
 
-/// Send a test to where alerts go
-#[utoipa::path(post, path = "/admin/api/alerts/test", tag = "settings", security(("bearer" = ["settings"])), responses((status = 200, body = List<Tested>), Problems))]
-pub async fn test_alerts(State(api): State<Arc<Api>>, May(_caller): May<SETTINGS>) -> Answer<Json<List<Tested>>> {
-    // What was set a moment ago counts.
+/// Send a test alert to all webhooks
+#[utoipa::path(post, path = "/admin/api/alerts/test", tag = "settings", security(("bearer" = ["settings"])), responses((status = 200, body = ListPage<Tested>), Problems))]
+pub async fn test_alerts(State(api): State<Arc<Api>>, May(_caller): May<SETTINGS>) -> Answer<Json<ListPage<Tested>>> {
+    // Settings changed a moment ago must apply to the test.
     api.shared.live.refresh(&api.store).await;
     let (alerts, _) = api.shared.live.alerts(&api.shared.snapshot.load().alerts);
     let outcomes = alerts.test().await;
-    Ok(Json(List::all(outcomes.into_iter().map(|(webhook, sent)| Tested { webhook, error: sent.err() }).collect())))
+    Ok(Json(ListPage::all(outcomes.into_iter().map(|(webhook, sent)| Tested { webhook, error: sent.err() }).collect())))
 }
 
-/// Give a setting back to the file
+/// Revert a setting to the configuration file
 #[utoipa::path(delete, path = "/admin/api/settings/{name}", tag = "settings", security(("bearer" = ["settings"])),
-    params(("name" = String, Path, description = "The setting's name."), ("If-Match" = Option<String>, Header, description = "The `ETag` of what was looked at.")),
+    params(("name" = String, Path, description = "The setting's name."), ("If-Match" = Option<String>, Header, description = "The version that was read, from `ETag`.")),
     responses((status = 200, body = Settings), Problems))]
-pub async fn revert(State(api): State<Arc<Api>>, May(caller): May<SETTINGS>, Part(name): Part, IfMatch(expects): IfMatch) -> Answer<All> {
+pub async fn revert(
+    State(api): State<Arc<Api>>,
+    May(caller): May<SETTINGS>,
+    PathParam(name): PathParam,
+    IfMatch(expects): IfMatch,
+) -> Answer<AllSettings> {
     crate::settings::named(&name).map_err(Problem::missing)?;
     let reverted = settings::change(&api.store, api.shared.live.sealer(), &[(name, Value::Null)], expects, &caller.actor).await;
     reverted.map_err(|fault| precise(fault.into(), expects))?;

@@ -160,7 +160,7 @@ async fn carry_out(opened: &Opened, command: &Command) -> Result<(), String> {
             let account = accounts::get(store, name).await?;
             let removed =
                 store.admin_store().remove_account(&account.name, Some(account.version), &actor).await.map_err(|e| e.to_string())?;
-            Ok(accounts::made(removed, &account.name)?)
+            Ok(accounts::change_result(removed, &account.name)?)
         }
         Command::Providers => {
             for provider in store.admin_store().providers().await.map_err(|e| e.to_string())? {

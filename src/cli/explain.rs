@@ -11,7 +11,7 @@ use crate::cli::terminal::outln;
 use crate::compile;
 use crate::compile::{Compiler, check_ports};
 use crate::config::{Files, parse_file};
-use crate::operator::explain::{Asks, Explanation, Question};
+use crate::operator::explain::{ExplainRequest, Explanation, Lookups};
 use crate::{bindings, control};
 
 #[derive(Args)]
@@ -37,7 +37,7 @@ pub struct Explain {
 
 pub fn explain(args: &Explain) -> Result<(), String> {
     let Explain { file, peer, headers, method, path, offline } = args;
-    let question = Question { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone() };
+    let question = ExplainRequest { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone() };
     let config = &file.config;
     let explanation = match (offline, control::is_running(config)) {
         (false, true) => online(config, &question)?,
@@ -51,7 +51,7 @@ pub fn explain(args: &Explain) -> Result<(), String> {
 }
 
 /// Explains by the running process, with its compiled configuration and its store.
-fn online(config: &Path, question: &Question) -> Result<Explanation, String> {
+fn online(config: &Path, question: &ExplainRequest) -> Result<Explanation, String> {
     outln!("source    the running process; nothing is sent, counted or bound")?;
     let body = serde_json::to_value(question).map_err(|e| e.to_string())?;
     let answer = admin_client::call(config, Method::POST, "/explain", &[], Some(&body))?;
@@ -59,7 +59,7 @@ fn online(config: &Path, question: &Question) -> Result<Explanation, String> {
 }
 
 /// Explains by the file alone.
-fn by_file(config: &Path, question: &Question) -> Result<Explanation, String> {
+fn by_file(config: &Path, question: &ExplainRequest) -> Result<Explanation, String> {
     let parsed = parse_file(config).map_err(|report| report.to_string())?;
     let settings = compile::settings(parsed.clone()).map_err(|report| report.to_string())?;
     let mut ports = check_ports();
@@ -69,5 +69,5 @@ fn by_file(config: &Path, question: &Question) -> Result<Explanation, String> {
         Err(why) => outln!("secret    unknown: key ids differ from those in the logs; {why}")?,
     }
     let snapshot = Compiler::new(ports).compile(parsed).map_err(|report| report.to_string())?;
-    on_runtime(async { crate::operator::explain::explain(&snapshot, question, Asks::Nobody).await.map_err(String::from) })
+    on_runtime(async { crate::operator::explain::explain(&snapshot, question, Lookups::Offline).await.map_err(String::from) })
 }

@@ -1,4 +1,4 @@
-// The admin API: calls, who is signed in, and what happens as it happens.
+// Client of the admin API: requests, the session, live events.
 
 const BASE = "/admin/api";
 const STORED = "keylatch.session";
@@ -15,7 +15,7 @@ function read() {
   }
 }
 
-function hold(next) {
+function setSession(next) {
   session = next;
   if (next) sessionStorage.setItem(STORED, JSON.stringify(next));
   else sessionStorage.removeItem(STORED);
@@ -23,7 +23,7 @@ function hold(next) {
   plan();
 }
 
-// Long before the token expires there is another one; a machine that slept asks at once.
+// The token is renewed after half of its lifetime; a machine that wakes from sleep renews it at once.
 function plan() {
   clearTimeout(renewal);
   if (!session || session.expired) return;
@@ -32,7 +32,7 @@ function plan() {
 
 async function renew() {
   try {
-    hold(signedIn(await call("POST", "/session")));
+    setSession(signedIn(await call("POST", "/session")));
   } catch {
     if (session && !session.expired) renewal = setTimeout(renew, 5000);
   }
@@ -55,7 +55,7 @@ export function onSession(tell) {
   return () => listeners.delete(tell);
 }
 
-// What went wrong, in the API's own words.
+// A problem returned by the API (RFC 9457).
 export class Problem extends Error {
   constructor(problem) {
     super(problem.detail || problem.title);
@@ -79,8 +79,8 @@ export async function call(method, path, body, { version, fresh, raw, signal } =
   }
   if (answer.ok) return raw ? answer : answer.status === 204 ? null : answer.json();
   const problem = new Problem(await answer.json().catch(() => ({ status: answer.status, title: answer.statusText, detail: `${answer.status} ${answer.statusText}` })));
-  // Signed out elsewhere, or too late: the page stays as it is until somebody has signed in again.
-  if (answer.status === 401 && session && session.token === token && path !== "/login" && !path.startsWith("/oidc/")) hold({ ...session, expired: true });
+  // The session has ended: the page stays until the user has signed in again.
+  if (answer.status === 401 && session && session.token === token && path !== "/login" && !path.startsWith("/oidc/")) setSession({ ...session, expired: true });
   throw problem;
 }
 
@@ -92,45 +92,45 @@ export const query = (values) => {
 };
 
 export async function signIn(username, password) {
-  hold(signedIn(await call("POST", "/login", { username, password })));
+  setSession(signedIn(await call("POST", "/login", { username, password })));
 }
 
-// Signing in elsewhere leaves this page; it is come back to as `?state=…&code=…`.
+// A provider sign-in leaves this page; the provider redirects back to `?state=…&code=…`.
 const PLACE = "keylatch.place";
-export const doors = () => get("/oidc");
+export const signInProviders = () => get("/oidc");
 
-export async function leave(provider) {
+export async function beginProviderSignIn(provider) {
   const { url } = await call("POST", `/oidc/${provider}/begin`);
   sessionStorage.setItem(PLACE, location.hash);
   location.assign(url);
 }
 
-// Finishes a sign-in that was begun elsewhere, if this is one: what went wrong, or `null`.
-export async function comeBack() {
+// Finishes a provider sign-in if the address is a redirect back; returns the error, or `null`.
+export async function finishProviderSignIn() {
   const { state, code, iss, provider, error, error_description: why } = Object.fromEntries(new URLSearchParams(location.search));
   if (!state) return null;
-  // Whoever has not left from here does not come back: links say what they like.
+  // A redirect without a sign-in begun in this tab is ignored: anyone can craft such a link.
   const place = sessionStorage.getItem(PLACE);
-  // The code is good once, and nobody needs to see it again.
+  // The code is valid once, and should not stay in the address.
   history.replaceState(null, "", location.pathname + (place || ""));
   sessionStorage.removeItem(PLACE);
   if (place === null) return null;
-  if (!code) return new Problem({ status: 403, title: "The provider did not let you in", detail: why || error || "" });
+  if (!code) return new Problem({ status: 403, title: "The provider refused the sign-in", detail: why || error || "" });
   try {
-    hold(signedIn(await call("POST", "/oidc/finish", { state, code, iss, provider })));
+    setSession(signedIn(await call("POST", "/oidc/finish", { state, code, iss, provider })));
     return null;
   } catch (failed) {
     return failed;
   }
 }
 
-export const forget = () => hold(null);
+export const clearSession = () => setSession(null);
 
 export async function signOut() {
   try {
     await call("POST", "/logout");
   } finally {
-    hold(null);
+    setSession(null);
   }
 }
 
@@ -149,7 +149,7 @@ export async function download(path) {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
-// Follows the event stream until it is stopped, and reconnects by itself. `tell(event, data)`; `state(connected)`.
+// Follows the event stream until stopped, and reconnects. `tell(event, data)`; `state(connected)`.
 // Browsers allow about six HTTP/1.1 connections per server, for all tabs together: a hidden tab (or a page kept for the
 // back button) releases its connection, and `tell("resumed")` follows once it is shown and connected again.
 export function follow(tell, state) {
@@ -178,7 +178,7 @@ export function follow(tell, state) {
           pause = 1000;
           await each(answer.body, tell);
         } catch {
-          // The state is set below.
+          // The connection state is set below.
         }
       }
       if (stopped) return;

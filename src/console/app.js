@@ -1,6 +1,6 @@
-// The console: who is signed in sees the page of the address; who is not signs in first.
+// The root of the console: the sign-in page, or the frame with the page of the address.
 
-import { comeBack, current, follow, may, onSession, signOut } from "./api.js";
+import { finishProviderSignIn, current, follow, may, onSession, signOut } from "./api.js";
 import { html, render, useEffect, useRef, useState } from "./html.js";
 import { choose, language, languages, t } from "./i18n.js";
 import { href, useRoute } from "./route.js";
@@ -32,31 +32,31 @@ const pages = [
 ];
 
 const THEME = "keylatch.theme";
-const dress = (theme) => {
+const applyTheme = (theme) => {
   if (theme) document.documentElement.dataset.theme = theme;
   else delete document.documentElement.dataset.theme;
 };
-dress(localStorage.getItem(THEME));
+applyTheme(localStorage.getItem(THEME));
 
-function Appearance({ speak }) {
+function Appearance({ selectLanguage }) {
   const [theme, set] = useState(localStorage.getItem(THEME) || "");
-  const wear = (next) => {
+  const selectTheme = (next) => {
     if (next) localStorage.setItem(THEME, next);
     else localStorage.removeItem(THEME);
-    dress(next);
+    applyTheme(next);
     set(next);
   };
   return html`<div class="appearance">
-    <label><span>${t("Language")}</span> <select value=${language} onChange=${(event) => speak(event.target.value)}>
+    <label><span>${t("Language")}</span> <select value=${language} onChange=${(event) => selectLanguage(event.target.value)}>
       ${Object.entries(languages).map(([code, name]) => html`<option value=${code} lang=${code} selected=${code === language}>${name}</option>`)}
     </select></label>
-    <label><span>${t("Colours")}</span> <select value=${theme} onChange=${(event) => wear(event.target.value)}>
-      <option value="">${t("As the system")}</option><option value="light">${t("Light")}</option><option value="dark">${t("Dark")}</option>
+    <label><span>${t("Colours")}</span> <select value=${theme} onChange=${(event) => selectTheme(event.target.value)}>
+      <option value="">${t("System")}</option><option value="light">${t("Light")}</option><option value="dark">${t("Dark")}</option>
     </select></label>
   </div>`;
 }
 
-function Frame({ session, speak }) {
+function Frame({ session, selectLanguage }) {
   const route = useRoute();
   const [live, setLive] = useState({ on: null, now: null, fresh: [] });
   const [menu, setMenu] = useState(false);
@@ -75,19 +75,19 @@ function Frame({ session, speak }) {
     setMenu(false);
     const [, name] = pages.find(([page]) => page === route.page) || pages[0];
     document.title = `${name()} · Keylatch`;
-    // Whoever hears the page hears that it is another one.
+    // Screen readers announce the new page.
     document.getElementById("title")?.focus({ preventScroll: true });
     main.current?.scrollTo(0, 0);
   }, [route.page, route.thing, language]);
   const [, , Shown] = pages.find(([page]) => page === route.page) || pages[0];
   const One = route.page === "bindings" && route.thing ? Binding : Shown;
-  return html`<a class="skip" href="#title" onClick=${(event) => (event.preventDefault(), document.getElementById("title")?.focus())}>${t("Skip to the page")}</a>
+  return html`<a class="skip" href="#title" onClick=${(event) => (event.preventDefault(), document.getElementById("title")?.focus())}>${t("Skip to content")}</a>
     <header class="top">
       <button type="button" class="menu" aria-expanded=${menu} aria-controls="nav" onClick=${() => setMenu(!menu)}>${t("Menu")}</button>
       <a class="brand" href=${href("dashboard")}><img src="icon.svg" alt="" width="24" height="24" /> Keylatch</a>
       <span class="line ${live.on ? "on" : "off"}" role="status">${live.on === null ? t("Connecting…") : live.on ? t("Live") : t("Reconnecting…")}</span>
-      ${live.now?.maintenance && html`<span class="badge bad">${t("Maintenance: every request is refused")}</span>`}
-      ${live.away && html`<span class="badge bad">${t("The store does not answer")}</span>`}
+      ${live.now?.maintenance && html`<span class="badge bad">${t("Maintenance mode: all requests are refused")}</span>`}
+      ${live.away && html`<span class="badge bad">${t("Store unavailable")}</span>`}
       <span class="who">${session.username} <small>${t(session.role)}</small></span>
       <button type="button" onClick=${signOut}>${t("Sign out")}</button>
     </header>
@@ -95,23 +95,23 @@ function Frame({ session, speak }) {
       <ul>
         ${pages.filter(([, , , scope]) => !scope || may(scope)).map(([page, name]) => html`<li><a href=${href(page)} aria-current=${route.page === page ? "page" : undefined}>${name()}</a></li>`)}
       </ul>
-      <${Appearance} speak=${speak} />
+      <${Appearance} selectLanguage=${selectLanguage} />
     </nav>
     <main ref=${main} id="main"><${One} key=${`${route.page}/${route.thing}`} route=${route} live=${live} session=${session} /></main>`;
 }
 
 function App({ refused }) {
   const [session, set] = useState(current());
-  const [spoken, setSpoken] = useState(language);
+  const [currentLanguage, setCurrentLanguage] = useState(language);
   useEffect(() => onSession(set), []);
-  const speak = (next) => {
+  const selectLanguage = (next) => {
     choose(next);
-    setSpoken(next);
+    setCurrentLanguage(next);
   };
-  if (!session) return html`<${SignIn} key=${spoken} refused=${refused}><${Appearance} speak=${speak} /></${SignIn}>`;
-  if (session.mustChange) return html`<${ChoosePassword} key=${spoken} />`;
-  return html`<${Frame} key=${spoken} session=${session} speak=${speak} />
-    ${session.expired && html`<${Dialog} title=${t("Sign in again")} fixed><p>${t("Your sign-in has ended. The page behind this stays as it is.")}</p><${SignIn} again=${session.username} refused=${refused} /></${Dialog}>`}`;
+  if (!session) return html`<${SignIn} key=${currentLanguage} refused=${refused}><${Appearance} selectLanguage=${selectLanguage} /></${SignIn}>`;
+  if (session.mustChange) return html`<${ChoosePassword} key=${currentLanguage} />`;
+  return html`<${Frame} key=${currentLanguage} session=${session} selectLanguage=${selectLanguage} />
+    ${session.expired && html`<${Dialog} title=${t("Sign in again")} fixed><p>${t("Your session has expired. Sign in to continue. Your input on this page is kept.")}</p><${SignIn} again=${session.username} refused=${refused} /></${Dialog}>`}`;
 }
 
-comeBack().then((refused) => render(html`<${App} refused=${refused} />`, document.getElementById("app")));
+finishProviderSignIn().then((refused) => render(html`<${App} refused=${refused} />`, document.getElementById("app")));

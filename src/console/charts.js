@@ -1,10 +1,10 @@
-// Charts of what was counted over time: lines and areas for the eye, the numbers in a table for everybody else.
+// Charts of counts over time, each with a table for screen readers.
 
 import { html, useEffect, useRef } from "./html.js";
 import { local, locale, t } from "./i18n.js";
 import uPlot from "./vendor/uplot.js";
 
-// A canvas knows nothing of variables, nor of light and dark: an element is asked what it comes to.
+// A canvas cannot resolve CSS variables, so an element computes the colour.
 function colour(name) {
   const probe = document.createElement("i");
   probe.style.color = `var(${name})`;
@@ -15,7 +15,7 @@ function colour(name) {
 }
 export const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
 
-// Each series on top of those before it; what is drawn first is the sum of all.
+// Stacks the series; the first one drawn is the sum of all.
 function stacked(series) {
   const sums = [];
   let below = null;
@@ -46,7 +46,7 @@ export function Chart({ title, points, series, stack, format }) {
           height: 200,
           legend: { show: false },
           cursor: { points: { show: false }, drag: { x: false, y: false } },
-          // Each point is a step of time that begins there.
+          // Each point is a time step that begins there.
           scales: { x: { range: (_, from, until) => [from, until + (stack ? step : 0)] }, y: { range: (_, least, most) => [0, Math.max(most * 1.1, stack ? 1 : 0.001)] } },
           axes: [
             { ...axis, space: 72, values: (_, splits) => splits.map((at) => clock(at, points)) },
@@ -92,7 +92,7 @@ export function Chart({ title, points, series, stack, format }) {
   return html`<figure class="chart">
     <figcaption>${title}<span class="legend">${series.map((one, at) => html`<span class="swatch ${(one.colour || COLOURS[at % COLOURS.length]).slice(2)}">${one.name}</span>`)}</span></figcaption>
     <div ref=${box} aria-hidden="true"></div>
-    <details><summary>${t("As a table")}</summary>
+    <details><summary>${t("Show as table")}</summary>
       <div class="table" role="region" tabindex="0" aria-label=${title}><table><caption>${title}</caption>
         <thead><tr><th scope="col">${t("Time")}</th>${series.map((one) => html`<th scope="col" class="number">${one.name}</th>`)}</tr></thead>
         <tbody>${points.map((at, index) => html`<tr><th scope="row">${local(at)}</th>${series.map((one) => html`<td class="number">${format(one.values[index])}</td>`)}</tr>`).reverse()}</tbody>
@@ -107,7 +107,7 @@ function clock(at, points) {
   return new Intl.DateTimeFormat(locale(), options).format(new Date(at * 1000));
 }
 
-// Who has most, the largest first: `rows`: [{ name, value, note }].
+// A ranking, largest first. `rows`: [{ name, value, label, shown }].
 export const Bars = ({ title, rows, empty }) => html`<figure class="bars">
   <figcaption>${title}</figcaption>
   ${rows.length === 0 && html`<p class="empty">${empty}</p>`}

@@ -1,4 +1,4 @@
-// What is typed into search fields. A key is looked up in a request's body: it never becomes part of an address or a query.
+// Search fields. A key is looked up in a request body and never becomes part of an address or a query.
 
 import { call, get, query } from "./api.js";
 import { html, useEffect, useRef, useState } from "./html.js";
@@ -8,22 +8,22 @@ import { Field } from "./ui.js";
 
 const KEY_CHARS_MIN = 20;
 
-// The kind of a text: a key id, an address or network, a key, or another word.
-export function meant(text) {
+// Classifies a text: a key id, an address or network, a key, or another word.
+export function classify(text) {
   const said = text.trim();
   const id = said.replace(/^key=/, "").replace(/…$/, "");
   if (/^[0-9a-f]{6,64}$/i.test(id)) return { key_id: id.toLowerCase() };
   const address = said.replace(/^client=/, "");
   if (/^[0-9a-f:.]+(\/\d{1,3})?$/i.test(address) && /[.:]/.test(address)) return { network: address };
-  // Names of settings, paths and e-mail addresses may be long, too.
+  // Setting names, paths and e-mail addresses can be long, too.
   const isLong = said.length >= KEY_CHARS_MIN && /[0-9A-Z]/.test(said) && !/^\/|[\s[\]"'(){}@<>,;…]/.test(said);
   if (isLong || /^sk-[^\s…]{8,}$/.test(said)) return { key: said };
   return { word: said };
 }
 
-// The same with the id in the place of a key; of a hint, the id of the one key that has it.
+// Classifies a text and replaces a key, or the hint of exactly one key, by its key id.
 export async function resolve(text, { hints } = {}) {
-  const said = meant(text);
+  const said = classify(text);
   if (said.key) {
     const found = await call("POST", "/bindings/look-up", { key: said.key });
     return { key_id: found.key_id, unbound: !found.binding };
@@ -33,18 +33,18 @@ export async function resolve(text, { hints } = {}) {
   return items.length === 1 ? { key_id: items[0].key_id } : { ...said, several: items.length > 1 };
 }
 
-// The whole id of a key of which the first digits are known.
+// The complete id of the key with these first digits.
 export async function wholeId(digits) {
   return digits.length === 64 ? digits : (await get(`/bindings/${digits}`)).key_id;
 }
 
-// A search field: it is taken on Enter or when the field is left. `find(text)` may return what is wrong.
+// A search field that submits on Enter or blur. `find(text)` may return an error text.
 export function SearchField({ label, help, value = "", find, ...rest }) {
   const [text, setText] = useState(value);
   const [wrong, setWrong] = useState(null);
   const before = useRef(value);
   useEffect(() => {
-    // Not when the field appears: somebody may be typing already.
+    // Not on the first render: the user may be typing already.
     if (before.current !== value) setText(value);
     before.current = value;
   }, [value]);
@@ -58,8 +58,8 @@ export function SearchField({ label, help, value = "", find, ...rest }) {
     } catch (failed) {
       setWrong(failed.message);
     }
-    // A key does not stay on the page.
-    if (meant(said).key) setText(value);
+    // A key must not stay on the page.
+    if (classify(said).key) setText(value);
   };
   const entered = (event) => {
     if (event.key !== "Enter") return;
@@ -69,5 +69,5 @@ export function SearchField({ label, help, value = "", find, ...rest }) {
   return html`<${Field} label=${label} help=${help} value=${text} error=${wrong} quiet onInput=${setText} onChange=${search} onKeyDown=${entered} autocomplete="off" spellcheck=${false} maxlength="32768" ...${rest} />`;
 }
 
-// Where else a key that is not bound has left something.
-export const Elsewhere = ({ id }) => html`<a href=${href("intercepts", { key_id: id })}>${t("Its intercepts")}</a> · <a href=${href("audit", { target: id })}>${t("Its changes")}</a> · <a href=${href("limits", { search: id.slice(0, 12) })}>${t("Its limits")}</a>`;
+// Links to the traces of a key that is not bound.
+export const KeyLinks = ({ id }) => html`<a href=${href("intercepts", { key_id: id })}>${t("Intercepts of this key")}</a> · <a href=${href("audit", { target: id })}>${t("Changes of this key")}</a> · <a href=${href("limits", { search: id.slice(0, 12) })}>${t("Limits of this key")}</a>`;

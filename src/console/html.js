@@ -1,4 +1,4 @@
-// The view library, under the names that the pages use.
+// The view library under short names.
 
 import { Fragment, h, render } from "./vendor/preact.js";
 import htm from "./vendor/htm.js";

@@ -1,4 +1,4 @@
-// Words. Texts stand in the pages in English and are the keys of the other language's list.
+// Translations. Pages contain the English texts, which are the keys of the other language's catalogue.
 
 import zh from "./zh.js";
 
@@ -20,7 +20,7 @@ export function choose(next) {
   document.documentElement.lang = next === "zh" ? "zh-Hans" : "en";
 }
 
-// `{name}` in a text is replaced.
+// Translates a text and replaces each `{name}` in it.
 export function t(text, values = {}) {
   const said = (language === "zh" && zh[text]) || text;
   return said.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);

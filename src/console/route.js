@@ -1,11 +1,11 @@
-// Where one is: `#/page/thing?filter=value`, so that the back button works and a link shows what its sender saw.
+// Routes in the address: `#/page/thing?filter=value`, so that the back button and shared links work.
 
 import { useEffect, useState } from "./html.js";
 
 export function parse() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [page = "", ...rest] = path.split("/");
-  // Whoever types an address may type nonsense.
+  // A typed address may contain invalid escapes.
   const decoded = (text) => {
     try {
       return decodeURIComponent(text);

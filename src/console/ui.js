@@ -1,10 +1,10 @@
-// What pages are made of.
+// Shared components of the pages.
 
 import { html, useCallback, useEffect, useRef, useState } from "./html.js";
 import { local, t } from "./i18n.js";
 import { href } from "./route.js";
 
-// Loads by `load(signal)` whenever something in `deps` changes. What was loaded stays until there is something newer.
+// Calls `load(signal)` whenever `deps` change. Previous data stays until new data arrives.
 export function useLoad(load, deps) {
   const [state, set] = useState({ loading: true });
   const [again, repeat] = useState(0);
@@ -31,18 +31,18 @@ export function Trouble({ error, retry }) {
   if (!error) return null;
   const offline = error.status === 0;
   return html`<div class="notice bad" role="alert">
-    <p><strong>${offline ? t("Keylatch cannot be reached.") : t(error.title || "That did not work.")}</strong> ${offline ? t("What you have typed is kept; try again in a moment.") : error.message}</p>
+    <p><strong>${offline ? t("Keylatch cannot be reached.") : t(error.title || "Request failed")}</strong> ${offline ? t("Your input is kept. Try again in a moment.") : error.message}</p>
     ${retry && html`<button type="button" onClick=${retry}>${t("Try again")}</button>`}
   </div>`;
 }
 
-// Replicas that were asked and have said nothing: what is shown is not all.
+// A notice of the replicas that did not answer: the data is incomplete.
 export const Silent = ({ replicas }) =>
-  replicas?.length ? html`<div class="notice warn" role="status"><p>${t("No answer from {names}: what they know is missing here.", { names: replicas.join(", ") })}</p></div>` : null;
+  replicas?.length ? html`<div class="notice warn" role="status"><p>${t("No answer from {names}: their data is missing here.", { names: replicas.join(", ") })}</p></div>` : null;
 
 export const Done = ({ children }) => html`<div class="notice good" role="status">${children}</div>`;
 
-// A button that does something that takes a while, and says what went wrong beside itself.
+// A button for an asynchronous action; it shows the error beside itself.
 export function Action({ run, children, kind, confirm, label, disabled }) {
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
@@ -82,8 +82,8 @@ export function Dialog({ title, close, children, fixed }) {
 
 let fields = 0;
 
-// A labelled input with what is wrong about it. `as` may be `select` or `textarea`. What is `quiet` says so without
-// drawing anybody there who is typing elsewhere.
+// A labelled input with its error. `as` may be `select` or `textarea`. `quiet`: an error does not move the focus to the
+// field while the user types elsewhere.
 export function Field({ label, help, error, quiet, as = "input", children, onInput, ...rest }) {
   const [id] = useState(() => `field-${++fields}`);
   const control = useRef();
@@ -101,7 +101,7 @@ export function Field({ label, help, error, quiet, as = "input", children, onInp
   </div>`;
 }
 
-// `columns`: [heading, row => cell, class]. It scrolls by itself where it is too wide.
+// `columns`: [heading, row => cell, class]. Wide tables scroll horizontally.
 export function Table({ caption, columns, rows, empty, loading, of = (row) => row.id || row.key_id || row.name }) {
   return html`<div class="table" role="region" tabindex="0" aria-label=${caption} aria-busy=${loading ? "true" : "false"}>
     <table>
@@ -115,7 +115,7 @@ export function Table({ caption, columns, rows, empty, loading, of = (row) => ro
   </div>`;
 }
 
-// A list that is read page by page: `load(cursor, signal)`. Short pages that go on are read on by themselves for a while.
+// A paged list: `load(cursor, signal)`. Empty pages with a cursor continue automatically, up to a limit.
 export function useList(load, deps) {
   const [state, set] = useState({ items: [], next: null, total: null, loading: true });
   const [again, repeat] = useState(0);
@@ -147,7 +147,7 @@ export function More({ list }) {
   const shown = list.items.length;
   return html`<div class="row more">
     <span role="status">${list.total === null || list.total === undefined ? t("{shown} shown", { shown }) : t("{shown} of {total} shown", { shown, total: list.total })}</span>
-    ${list.next && html`<button type="button" disabled=${list.loading} onClick=${list.more}>${list.loading ? t("Loading…") : shown ? t("Show more") : t("Search on")}</button>`}
+    ${list.next && html`<button type="button" disabled=${list.loading} onClick=${list.more}>${list.loading ? t("Loading…") : shown ? t("Show more") : t("Continue search")}</button>`}
   </div>`;
 }
 

@@ -1,36 +1,36 @@
-//! Who may do what: roles of people, scopes of their scripts.
+//! Access control: roles of accounts, scopes of tokens, and the authenticated caller.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::sql::audit::Actor;
 
-/// What somebody may do. Each call of the admin API needs one.
+/// A permission. Each call of the admin API requires one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// Look at everything but accounts.
+    /// Read everything except accounts.
     Read = 1,
     /// Change bindings.
     Bindings = 2,
     /// End streams.
     Streams = 4,
-    /// Give back what was used of a limit.
+    /// Reset the usage of a limit.
     Limits = 64,
     /// Change live settings.
     Settings = 8,
     /// Check and reload configurations.
     Config = 16,
-    /// Look at and change accounts.
+    /// Read and change accounts and providers.
     Accounts = 32,
 }
 
-/// All of them.
+/// All scopes.
 pub const SCOPES: [Scope; 7] =
     [Scope::Read, Scope::Bindings, Scope::Streams, Scope::Limits, Scope::Settings, Scope::Config, Scope::Accounts];
 
 impl Scope {
-    /// As it is written.
+    /// The name in the API and the store.
     pub fn as_str(self) -> &'static str {
         match self {
             Scope::Read => "read",
@@ -44,20 +44,20 @@ impl Scope {
     }
 }
 
-/// What a person may do.
+/// The role of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Looks.
+    /// Reads.
     Viewer,
-    /// Changes bindings, ends streams and gives back limits, too.
+    /// Also changes bindings, ends streams and resets limits.
     Operator,
-    /// Does everything.
+    /// Has every scope.
     Admin,
 }
 
 impl Role {
-    /// As it is stored.
+    /// The name in the API and the store.
     pub fn as_str(self) -> &'static str {
         match self {
             Role::Viewer => "viewer",
@@ -66,7 +66,7 @@ impl Role {
         }
     }
 
-    /// From a store; what makes no sense may least.
+    /// Parses a stored role; an unknown one becomes the least privileged.
     pub fn stored(text: &str) -> Self {
         match text {
             "admin" => Role::Admin,
@@ -75,63 +75,63 @@ impl Role {
         }
     }
 
-    /// What he may do.
+    /// The scopes of the role.
     pub fn scopes(self) -> Scopes {
         match self {
             Role::Viewer => Scopes(Scope::Read as u8),
-            Role::Operator => Scopes::of(&[Scope::Read, Scope::Bindings, Scope::Streams, Scope::Limits]),
-            Role::Admin => Scopes::of(&SCOPES),
+            Role::Operator => Scopes::from_list(&[Scope::Read, Scope::Bindings, Scope::Streams, Scope::Limits]),
+            Role::Admin => Scopes::from_list(&SCOPES),
         }
     }
 }
 
-/// Several scopes.
+/// A set of scopes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Scopes(u8);
 
 impl Scopes {
-    /// These.
-    pub fn of(scopes: &[Scope]) -> Self {
+    /// The set of these scopes.
+    pub fn from_list(scopes: &[Scope]) -> Self {
         Self(scopes.iter().fold(0, |all, scope| all | *scope as u8))
     }
 
-    /// As a store keeps them; what is not known is nothing.
+    /// Parses stored scopes; unknown words are ignored.
     pub fn stored(text: &str) -> Self {
         let known = |word: &str| SCOPES.into_iter().find(|scope| scope.as_str() == word);
-        Self::of(&text.split(' ').filter_map(known).collect::<Vec<_>>())
+        Self::from_list(&text.split(' ').filter_map(known).collect::<Vec<_>>())
     }
 
-    /// Whether this one is among them.
+    /// Whether the set contains the scope.
     pub fn has(self, scope: Scope) -> bool {
         self.0 & scope as u8 != 0
     }
 
-    /// Those that are among both.
+    /// The intersection of two sets.
     #[must_use]
     pub fn and(self, other: Scopes) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Each of them.
+    /// The scopes in the set.
     pub fn list(self) -> Vec<Scope> {
         SCOPES.into_iter().filter(|scope| self.has(*scope)).collect()
     }
 }
 
-/// Somebody who has shown who he is.
+/// An authenticated caller.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The name of his account.
+    /// The account's name.
     pub account: String,
-    /// What he is.
+    /// The account's role.
     pub role: Role,
-    /// What he may do, this way.
+    /// The effective scopes: those of the role, or of the token.
     pub scopes: Scopes,
-    /// His sign-in; `None`: a script with a token.
+    /// The session id; `None` for a script with a token.
     pub session: Option<String>,
-    /// He must choose a password first.
+    /// The caller must choose a new password before anything else.
     pub must_change: bool,
-    /// As he stands in the audit.
+    /// The caller's entry in the audit log.
     pub actor: Actor,
 }
 
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_add_up() {
+    fn scopes_are_parsed_and_intersected() {
         assert_eq!(Role::Admin.scopes().list(), SCOPES);
         assert_eq!(Scopes::stored("read bindings nonsense").list(), [Scope::Read, Scope::Bindings]);
         assert_eq!(Scopes::stored("settings read").and(Role::Operator.scopes()).list(), [Scope::Read]);

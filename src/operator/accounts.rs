@@ -1,4 +1,5 @@
-//! Accounts, and the tokens of their scripts.
+//! Operations on accounts and on their API tokens.
+//! Sign-in itself is `super::sign_in`.
 
 use std::time::SystemTime;
 
@@ -15,71 +16,70 @@ use crate::sql::audit::Actor;
 use crate::util::time::millis;
 use keylatch_filters::contract::hex;
 
-/// Who has come back, by the provider's word.
+/// An identity that an OpenID Connect provider has confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// Who he is there.
+pub struct ExternalIdentity {
+    /// The provider and the subject there.
     pub elsewhere: Elsewhere,
-    /// What he is called.
+    /// The account name to use here.
     pub name: String,
-    /// What he is here; or why he is nobody.
+    /// The role here, or the reason why the identity gets none.
     pub role: Result<Role, String>,
 }
 
-/// Days that a token is good for at most.
+/// Maximum lifetime of a token in days.
 pub const TOKEN_DAYS_MAX: u32 = 366;
-/// Tokens of one account.
+/// Maximum tokens of one account.
 const TOKENS_MAX: usize = 50;
 /// The name of the first account.
 pub const FIRST: &str = "admin";
-/// 192 bits, as 32 characters that can be typed.
+/// 192 bits, as 32 characters.
 const PASSWORD_BYTES: usize = 24;
 
-/// Now, as stores count it.
+/// The current time in milliseconds since 1970.
 pub fn now_ms() -> i64 {
     millis(SystemTime::now())
 }
 
-/// The one form of a name: 1 to 64 letters, digits and `-_.@`, in lower case.
+/// Checks an account name and returns it in lower case: 1 to 64 letters, digits and `-_.@`.
 pub fn name(text: &str) -> Result<String, Fault> {
     let fine = (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte));
-    // What bindings say of whoever made them must not mean two things.
+    // `first_use` is the creator that bindings name when no account has made them.
     match fine && text.starts_with(|first: char| first.is_ascii_alphanumeric()) && !text.eq_ignore_ascii_case("first_use") {
         true => Ok(text.to_ascii_lowercase()),
-        false => {
-            Err(Fault::invalid("name", "a name begins with a letter or digit and has 1 to 64 of them and of `-_.@`; `first_use` is taken"))
-        }
+        false => Err(Fault::invalid(
+            "name",
+            "an account name has 1 to 64 letters, digits and `-_.@`, and begins with a letter or digit; `first_use` is reserved",
+        )),
     }
 }
 
-/// A password nobody guesses.
+/// A random password.
 pub fn random_password() -> Result<String, Fault> {
     random(PASSWORD_BYTES)
 }
 
-/// So many random bytes, as base64url.
+/// This number of random bytes, as base64url.
 pub fn random(bytes: usize) -> Result<String, Fault> {
     let mut random = vec![0; bytes];
-    getrandom::fill(&mut random).map_err(|e| Fault::Away(format!("the system has no randomness: {e}")))?;
+    getrandom::fill(&mut random).map_err(|e| Fault::Unavailable(format!("the system's random source failed: {e}")))?;
     Ok(URL_SAFE_NO_PAD.encode(random))
 }
 
-/// What came of a change of the account of this name.
-pub fn made(made: WriteOutcome, name: &str) -> Result<(), Fault> {
+/// Turns the outcome of a change of this account into a result.
+pub fn change_result(made: WriteOutcome, name: &str) -> Result<(), Fault> {
     match made {
         WriteOutcome::Done => Ok(()),
-        WriteOutcome::Missing => Err(Fault::Missing(format!("there is no account `{name}`"))),
-        WriteOutcome::Exists => Err(Fault::Conflict(format!("there is an account `{name}` already"))),
-        WriteOutcome::Newer => Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; look at it again"))),
-        WriteOutcome::LastAdmin => {
-            Err(Fault::Conflict("nobody would be left who may do everything and signs in with a password; make another admin first".into()))
-        }
+        WriteOutcome::Missing => Err(Fault::NotFound(format!("there is no account `{name}`"))),
+        WriteOutcome::Exists => Err(Fault::Conflict(format!("an account `{name}` already exists"))),
+        WriteOutcome::Newer => Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; load the current version and try again"))),
+        WriteOutcome::LastAdmin => Err(Fault::Conflict("this is the last enabled admin account with a password; make another admin first".into())),
     }
 }
 
-/// Makes the first account, if there is none at all. Its password, if it was made: the one that was given, or one that
-/// must be changed.
-pub async fn make_first(store: &Store, passwords: &Passwords, given: Option<&str>) -> Result<Option<String>, Fault> {
+/// Creates the first account if none exists. Returns its password: the given one, or a random one that must be
+/// changed. `None`: an account exists.
+pub async fn create_first(store: &Store, passwords: &Passwords, given: Option<&str>) -> Result<Option<String>, Fault> {
     let admin_store = store.admin_store();
     if !admin_store.accounts().await?.is_empty() {
         return Ok(None);
@@ -97,11 +97,11 @@ pub async fn make_first(store: &Store, passwords: &Passwords, given: Option<&str
         elsewhere: None,
     };
     let actor = Actor { who: "first start".into(), origin: "here".into() };
-    // Of several replicas that start at once one makes it.
+    // If several replicas start at once, only one of them creates it.
     Ok((admin_store.make_account(&account, true, &actor).await? == WriteOutcome::Done).then_some(password))
 }
 
-/// Makes an account, with a password that somebody else knows.
+/// Creates an account with a temporary password.
 pub async fn make(store: &Store, passwords: &Passwords, text: &str, role: Role, password: &str, actor: &Actor) -> Result<Account, Fault> {
     let name = name(text)?;
     passwords::check(password, &name)?;
@@ -116,14 +116,14 @@ pub async fn make(store: &Store, passwords: &Passwords, text: &str, role: Role, 
         signed_in_ms: None,
         elsewhere: None,
     };
-    made(store.admin_store().make_account(&account, false, actor).await?, &name)?;
+    change_result(store.admin_store().make_account(&account, false, actor).await?, &name)?;
     Ok(account)
 }
 
-/// Makes the account of somebody who has shown elsewhere who he is. Somebody else may be called the same there.
-pub async fn make_known(store: &Store, known: &Known, role: &str, actor: &Actor) -> Result<Account, Fault> {
-    let digits = hex(&Sha256::digest(&known.elsewhere.subject)[..4]);
-    for name in [known.name.clone(), format!("{}-{digits}", known.name)] {
+/// Creates the account of an external identity. If its name is taken, a suffix of the subject's hash is added.
+pub async fn make_external(store: &Store, identity: &ExternalIdentity, role: &str, actor: &Actor) -> Result<Account, Fault> {
+    let digits = hex(&Sha256::digest(&identity.elsewhere.subject)[..4]);
+    for name in [identity.name.clone(), format!("{}-{digits}", identity.name)] {
         let account = Account {
             name: name.clone(),
             role: role.into(),
@@ -133,35 +133,35 @@ pub async fn make_known(store: &Store, known: &Known, role: &str, actor: &Actor)
             version: 1,
             created_ms: now_ms(),
             signed_in_ms: None,
-            elsewhere: Some(known.elsewhere.clone()),
+            elsewhere: Some(identity.elsewhere.clone()),
         };
         match store.admin_store().make_account(&account, false, &Actor { who: name.clone(), ..actor.clone() }).await? {
             WriteOutcome::Exists => {
-                // He may just have come through another door.
-                if let Some(account) = store.admin_store().account_by_identity(&known.elsewhere).await? {
+                // A concurrent sign-in on another replica may have created it.
+                if let Some(account) = store.admin_store().account_by_identity(&identity.elsewhere).await? {
                     return Ok(account);
                 }
             }
-            outcome => return made(outcome, &name).map(|()| account),
+            outcome => return change_result(outcome, &name).map(|()| account),
         }
     }
-    Err(Fault::Conflict(format!("there is an account `{}` of somebody else's already", known.name)))
+    Err(Fault::Conflict(format!("the account name `{}` already belongs to another identity", identity.name)))
 }
 
-/// The account of this name.
+/// The account with this name.
 pub async fn get(store: &Store, name: &str) -> Result<Account, Fault> {
-    let missing = || Fault::Missing(format!("there is no account `{name}`"));
+    let missing = || Fault::NotFound(format!("there is no account `{name}`"));
     store.admin_store().account(&name.to_ascii_lowercase()).await?.ok_or_else(missing)
 }
 
-/// What is to change of an account.
+/// A change of an account; `None` keeps the value.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
-    /// What he is.
+    /// The role.
     pub role: Option<Role>,
-    /// Whether he may not sign in.
+    /// Whether sign-in is disabled.
     pub disabled: Option<bool>,
-    /// A password that somebody else knows.
+    /// A temporary password, which must be changed at the next sign-in.
     pub password: Option<String>,
 }
 
@@ -176,8 +176,10 @@ pub async fn change(
 ) -> Result<Account, Fault> {
     let before = get(store, name).await?;
     if let Some(elsewhere) = before.elsewhere.as_ref().filter(|_| change.password.is_some() || change.role.is_some()) {
-        let why =
-            format!("`{name}` signs in through `{}`, which says who and what he is; it can only be disabled here", elsewhere.provider);
+        let why = format!(
+            "the role and password of `{name}` come from the provider `{}`; here the account can only be disabled",
+            elsewhere.provider
+        );
         return Err(Fault::Conflict(why));
     }
     let mut after = before.clone();
@@ -187,50 +189,50 @@ pub async fn change(
         passwords::check(password, &after.name)?;
         (after.password, after.must_change) = (Some(passwords.hash(password).await?), true);
     }
-    made(store.admin_store().change_account(&after, expects.unwrap_or(before.version), None, actor).await?, name)?;
+    change_result(store.admin_store().change_account(&after, expects.unwrap_or(before.version), None, actor).await?, name)?;
     get(store, name).await
 }
 
-/// Makes a token of the caller's; it may do no more than he. The token itself is known to nobody afterwards.
+/// Creates a token with at most the caller's scopes. Only its hash is stored: the returned secret cannot be read again.
 pub async fn make_token(store: &Store, caller: &Caller, text: &str, scopes: &[Scope], days: u32) -> Result<(Token, String), Fault> {
     let fine = (1..=64).contains(&text.chars().count()) && !text.chars().any(char::is_control);
     if !fine {
-        return Err(Fault::invalid("name", "a token's name has 1 to 64 characters"));
+        return Err(Fault::invalid("name", "a token name has 1 to 64 characters"));
     }
     if scopes.is_empty() {
-        return Err(Fault::invalid("scopes", "a token needs at least one scope"));
+        return Err(Fault::invalid("scopes", "a token requires at least one scope"));
     }
     if let Some(scope) = scopes.iter().find(|scope| !caller.scopes.has(**scope)) {
-        return Err(Fault::Forbidden(format!("you may not give what you do not have: `{}`", scope.as_str())));
+        return Err(Fault::Forbidden(format!("you do not have the scope `{}`, so you cannot grant it", scope.as_str())));
     }
     if !(1..=TOKEN_DAYS_MAX).contains(&days) {
-        return Err(Fault::invalid("days", format!("a token is good for 1 to {TOKEN_DAYS_MAX} days")));
+        return Err(Fault::invalid("days", format!("a token is valid for 1 to {TOKEN_DAYS_MAX} days")));
     }
     let admin_store = store.admin_store();
     if admin_store.tokens(Some(&caller.account)).await?.len() >= TOKENS_MAX {
-        return Err(Fault::Conflict(format!("an account has at most {TOKENS_MAX} tokens; remove one first")));
+        return Err(Fault::Conflict(format!("an account can have at most {TOKENS_MAX} tokens; remove one first")));
     }
-    // A prefix of its own lets scanners of leaked secrets find it.
+    // The prefix lets secret scanners detect leaked tokens.
     let secret = format!("kla_{}", random(32)?);
-    let words: Vec<&str> = Scopes::of(scopes).list().into_iter().map(Scope::as_str).collect();
+    let words: Vec<&str> = Scopes::from_list(scopes).list().into_iter().map(Scope::as_str).collect();
     let now = now_ms();
     let token = Token {
         id: uuid::Uuid::now_v7().to_string(),
         account: caller.account.clone(),
         name: text.into(),
         scopes: words.join(" "),
-        sha256: hashed(&secret),
+        sha256: token_hash(&secret),
         created_ms: now,
         expires_ms: now + i64::from(days) * 24 * 3600 * 1000,
         used_ms: None,
     };
     match admin_store.make_token(&token, &caller.actor).await? {
         WriteOutcome::Done => Ok((token, secret)),
-        _ => Err(Fault::Conflict(format!("there is a token `{text}` already"))),
+        _ => Err(Fault::Conflict(format!("a token `{text}` already exists"))),
     }
 }
 
-/// What is stored of a token.
-pub fn hashed(token: &str) -> Vec<u8> {
+/// The stored hash of a token.
+pub fn token_hash(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
 }

@@ -1,4 +1,4 @@
-//! What would become of a request, filter by filter. Sends nothing upstream, and stores nothing.
+//! Explains the outcome of a request, filter by filter. It sends nothing upstream, and stores nothing.
 
 use std::net::IpAddr;
 
@@ -16,14 +16,14 @@ use crate::listener::gate;
 use crate::listener::path::Slashes;
 use crate::listener::refusal::{HeadLimits, Policy};
 
-/// Header fields of one request.
+/// Maximum header fields of one request.
 const FIELDS_MAX: usize = 256;
 
-/// The request that is asked about.
+/// The request to explain.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Question {
-    /// The address from which the connection comes.
+pub struct ExplainRequest {
+    /// The address of the connection's peer.
     #[schema(value_type = String, example = "203.0.113.7")]
     pub peer: IpAddr,
     /// The method.
@@ -34,7 +34,7 @@ pub struct Question {
     #[serde(default = "root")]
     #[schema(default = "/", max_length = 16384)]
     pub path: String,
-    /// Header fields, each `NAME: VALUE`. They are neither logged nor kept.
+    /// Header fields, each `NAME: VALUE`. They are neither logged nor stored.
     #[serde(default)]
     #[schema(max_items = 256)]
     pub headers: Vec<String>,
@@ -48,84 +48,88 @@ fn root() -> String {
     "/".to_owned()
 }
 
-/// What would become of it.
+/// The outcome of a request, explained.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Explanation {
-    /// For people: the peer, the gate, the route, what each filter, rule and limit says, the outcome.
+    /// Readable lines: the peer, the gate, the route, the result of each filter, rule and limit, the outcome.
     pub lines: Vec<String>,
-    /// The id of its key, if a filter has read one.
+    /// The id of the request's key, if a filter has read one.
     pub key_id: Option<String>,
-    /// The client's address.
+    /// The client address.
     pub client: Option<String>,
-    /// The status of the reply, if the request would not go upstream.
+    /// The status of Keylatch's own answer, if the request does not go upstream.
     pub status: Option<u16>,
 }
 
-/// Whether stores and services are asked.
+/// Whether stores and services are queried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asks {
-    /// They are: the snapshot is the one that serves. Counts and bindings stay as they are.
-    Stores,
-    /// The snapshot is compiled from the file alone.
-    Nobody,
+pub enum Lookups {
+    /// They are queried, for the snapshot that serves. Counts and bindings do not change.
+    Live,
+    /// They are not: the snapshot is compiled from the file alone.
+    Offline,
 }
 
 /// Explains a request.
-pub async fn explain(snapshot: &Snapshot, question: &Question, asks: Asks) -> Result<Explanation, Fault> {
+pub async fn explain(snapshot: &Snapshot, question: &ExplainRequest, lookups: Lookups) -> Result<Explanation, Fault> {
     let mut request = request(question)?;
     let peer = canonical(question.peer);
-    let mut said = Explanation::default();
+    let mut explanation = Explanation::default();
     let trusted = if snapshot.trusted.trusts(peer) {
         "one of trusted_proxies"
     } else {
-        "not one of trusted_proxies: what it says of others is ignored"
+        "not one of trusted_proxies: its forwarding headers are ignored"
     };
-    said.line("peer", format_args!("{peer}, {trusted}"));
+    explanation.line("peer", format_args!("{peer}, {trusted}"));
 
     let passed = match gate::check(&mut request, None, &policy(snapshot)) {
         Ok(passed) => passed,
         Err(refused) => {
-            said.line("gate", format_args!("refused with {}: {}", refused.status.as_u16(), refused.reason));
-            return Ok(Explanation { status: Some(refused.status.as_u16()), ..said });
+            explanation.line("gate", format_args!("refused with {}: {}", refused.status.as_u16(), refused.reason));
+            return Ok(Explanation { status: Some(refused.status.as_u16()), ..explanation });
         }
     };
     let target = String::from_utf8_lossy(request.raw_path()).into_owned();
-    said.line("gate", format_args!("passed; the target is {target}"));
+    explanation.line("gate", format_args!("passed; the target is {target}"));
     if let Some(spelled) = &passed.spelled_target {
-        said.line("", format_args!("the upstream gets {spelled}"));
+        explanation.line("", format_args!("the upstream gets {spelled}"));
     }
 
     let mut facts = Facts::default();
-    if asks == Asks::Stores {
+    if lookups == Lookups::Live {
         facts.put(DryRun);
     }
-    // As the first listener would: which one it comes in at cannot be said.
+    // The listener of the request is unknown: the first one is assumed.
     if let Some(origin) = snapshot.entries.first().and_then(|entry| entry.origin.as_ref()) {
         let Some(vouched) = origin.take(&mut request) else {
-            said.line("origin", format_args!("refused with 403: the first listener asks for a secret that this request has not"));
-            return Ok(Explanation { status: Some(403), ..said });
+            explanation.line(
+                "origin",
+                format_args!("refused with 403: the first listener requires an `origin_secret` that the request does not carry"),
+            );
+            return Ok(Explanation { status: Some(403), ..explanation });
         };
-        said.line("origin", format_args!("the secret is there"));
+        explanation.line("origin", format_args!("the origin secret is present"));
         facts.put(Arrival { vouched, ..Arrival::default() });
     }
 
     let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
-        said.line("route", format_args!("none: 404, unless a top-level filter answers before"));
+        explanation.line("route", format_args!("none: 404, unless a top-level filter answers first"));
         let dialect = Dialect::of_path(request.uri.path());
-        return said.chain(&snapshot.unrouted, "-", dialect, &request, peer, facts, asks).await;
+        return explanation.chain(&snapshot.unrouted, "-", dialect, &request, peer, facts, lookups).await;
     };
     if passed.encoded_slash && !route.allow_encoded_slash {
-        said.line("route", format_args!("{}; refused with 400: `%2F` in the path, and allow_encoded_slash is not set", route.name));
-        return Ok(Explanation { status: Some(400), ..said });
+        explanation
+            .line("route", format_args!("{}; refused with 400: the path contains `%2F`, and allow_encoded_slash is not set", route.name));
+        return Ok(Explanation { status: Some(400), ..explanation });
     }
     let base = route.upstream.base_path().map(|base| format!(", as {base}{target}")).unwrap_or_default();
-    said.line("route", format_args!("{}, to upstream {}{base}", route.name, route.upstream.name));
+    explanation.line("route", format_args!("{}, to upstream {}{base}", route.name, route.upstream.name));
     let dialect = route.dialect.unwrap_or_else(|| Dialect::of_path(request.uri.path()));
-    said.chain(&route.chain, &route.name, dialect, &request, peer, facts, asks).await
+    explanation.chain(&route.chain, &route.name, dialect, &request, peer, facts, lookups).await
 }
 
-/// By what the first listener judges: which one a request comes in at cannot be said.
+/// The policy of the first listener: the listener of the request is unknown.
 fn policy(snapshot: &Snapshot) -> Policy {
     let first = snapshot.settings.listeners.first();
     let limits = first.map(|listener| &listener.limits).cloned().unwrap_or_default();
@@ -140,7 +144,7 @@ impl Explanation {
         self.lines.push(format!("{label:<9} {text}"));
     }
 
-    /// What each filter says, in order.
+    /// Adds the result of each filter, in order.
     #[expect(clippy::too_many_arguments, reason = "the parts of one request context")]
     async fn chain(
         mut self,
@@ -150,54 +154,54 @@ impl Explanation {
         request: &RequestHeader,
         peer: IpAddr,
         mut facts: Facts,
-        asks: Asks,
+        lookups: Lookups,
     ) -> Result<Self, Fault> {
         let mut cx = RequestCx { request, facts: &mut facts, peer, route, dialect, now: Now::read(), shadow: false };
-        let explained = chain.explain(&mut cx).await.map_err(|failure| Fault::Elsewhere(failure.to_string()))?;
+        let explained = chain.explain(&mut cx).await.map_err(|failure| Fault::External(failure.to_string()))?;
         let client = facts.get::<ClientAddress>();
         match client {
             Some(client) if client.source == UNNAMED => self.line(
                 "client",
-                format_args!("{}, the peer: it is a trusted proxy, and names no client in any of client_ip's sources", client.address),
+                format_args!("{}, the peer: a trusted proxy that names no client in any source of client_ip", client.address),
             ),
             Some(client) => self.line("client", format_args!("{}, from {}", client.address, client.source)),
             None => self.line("client", format_args!("{peer}, the peer: no client_ip in force in the chain")),
         }
         self.client = Some(client.map_or(peer, |client| client.address).to_string());
         self.key_id = facts.get::<Key>().map(|key| key.id.hex());
-        let unknown = explained.iter().position(is_open);
-        let outcome = explained.iter().position(|one| one.reply.is_some() && !one.shadow && !is_open(one));
+        let unknown = explained.iter().position(is_undecided);
+        let outcome = explained.iter().position(|one| one.reply.is_some() && !one.shadow && !is_undecided(one));
         for (index, one) in explained.iter().enumerate() {
             let label = if index == 0 { "filters" } else { "" };
-            self.line(label, format_args!("{:>2}. {}: {}", index + 1, one.filter, says(one, asks)));
+            self.line(label, format_args!("{:>2}. {}: {}", index + 1, one.filter, describe(one, lookups)));
             self.lines.extend(one.lines.iter().map(|line| format!("              {line}")));
         }
         let status = outcome.and_then(|index| explained.get(index)?.reply.clone()).map(|reply| errors::from_reply(*reply).status.as_u16());
         self.status = status.or((route == "-").then_some(404));
         match (status, unknown) {
-            // The answer of a store or service may decide before.
+            // The answer of a store or service may decide earlier.
             (Some(status), Some(open)) if Some(open) < outcome => {
-                self.line("outcome", format_args!("{status}, if what is asked before says nothing else"));
+                self.line("outcome", format_args!("{status}, unless an earlier lookup decides otherwise"));
             }
             (Some(status), _) => self.line("outcome", format_args!("{status}")),
             (None, _) if route == "-" => self.line("outcome", format_args!("404")),
-            (None, None) if asks == Asks::Stores => self.line("outcome", format_args!("goes upstream")),
-            (None, _) => self.line("outcome", format_args!("goes upstream, as far as this can be told without stores and services")),
+            (None, None) if lookups == Lookups::Live => self.line("outcome", format_args!("goes upstream")),
+            (None, _) => self.line("outcome", format_args!("goes upstream, unless a store or service refuses it")),
         }
         Ok(self)
     }
 }
 
-/// Whether a store or service would decide that has not answered.
-fn is_open(one: &Explained) -> bool {
+/// Whether the result depends on a store or service that has not answered.
+fn is_undecided(one: &Explained) -> bool {
     one.let_through || one.reply.as_ref().is_some_and(|reply| matches!(reply.reason, "store_failure" | "store" | "unasked"))
 }
 
-fn says(one: &Explained, asks: Asks) -> String {
+fn describe(one: &Explained, lookups: Lookups) -> String {
     let shadow = if one.shadow { " (shadow)" } else { "" };
     match &one.reply {
-        _ if is_open(one) && asks == Asks::Stores => format!("asks a store or a service, which does not answer{shadow}"),
-        _ if is_open(one) => format!("asks a store or a service, which is not done here{shadow}"),
+        _ if is_undecided(one) && lookups == Lookups::Live => format!("queries a store or a service, which does not answer{shadow}"),
+        _ if is_undecided(one) => format!("queries a store or a service, which is skipped here{shadow}"),
         None => format!("passes{shadow}"),
         Some(reply) => {
             let status = errors::from_reply((**reply).clone()).status.as_u16();
@@ -207,8 +211,8 @@ fn says(one: &Explained, asks: Asks) -> String {
     }
 }
 
-/// A value may be a key: what is wrong with a field is said without it.
-fn request(question: &Question) -> Result<RequestHeader, Fault> {
+/// Builds the request. A header value may be a key, so errors do not repeat it.
+fn request(question: &ExplainRequest) -> Result<RequestHeader, Fault> {
     let mut request = RequestHeader::build(question.method.as_str(), question.path.as_bytes(), None)
         .map_err(|_| Fault::invalid("path", "the method or the path is malformed"))?;
     if question.headers.len() > FIELDS_MAX {

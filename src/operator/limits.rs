@@ -1,4 +1,4 @@
-//! Who is near or over a limit, on all replicas, and giving back what he has used.
+//! Usage of limits on all replicas: lists the subjects near or over a limit, and resets their usage.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -9,44 +9,44 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Fault;
-use super::replica_questions::{LimitSubject, Question};
-use super::replicas::Everywhere;
+use super::replica_query::{LimitSubject, ReplicaQuery};
+use super::replica_rpc::ReplicaRpc;
 use crate::sql::audit::{Actor, AuditLine};
 
-/// So many are told by each replica.
-const TOLD_MAX: usize = 1000;
+/// Entries that one replica reports at most.
+const REPORTED_MAX: usize = 1000;
 
-/// Somebody who has used four fifths of a limit, or more.
+/// A subject that has used at least four fifths of a limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Limit {
     /// The limit's name.
     pub limit: String,
-    /// Where its filter stands.
+    /// The position of its filter in the configuration.
     #[schema(example = "routes.api.rate_limit[0]")]
     pub place: String,
-    /// Who it is: `key=…`, `client=…`, or several of them.
+    /// The subject: `key=…`, `client=…`, or a combination of them.
     pub subject: String,
-    /// His key.
+    /// The id of the subject's key.
     pub key_id: Option<String>,
-    /// His address; of IPv6 the /64.
+    /// The subject's address; the /64 of an IPv6 address.
     pub client: Option<String>,
     /// The claim's value, as JSON.
     pub claim: Option<String>,
-    /// So much is used.
+    /// Used units.
     pub used: u32,
-    /// Of so much that there is at once.
+    /// The capacity of the limit.
     pub most: u32,
-    /// His last request was refused, and the like of it would be now.
+    /// The last request was refused, and the next one would be, too.
     pub over: bool,
-    /// The limit refuses nobody.
+    /// The limit is in shadow mode: it refuses no request.
     pub shadow: bool,
-    /// Seconds until all of it is there again.
+    /// Seconds until the whole capacity is available again.
     pub full_in_s: u64,
     /// Seconds until the next request can be allowed.
     pub retry_in_s: u64,
-    /// The replica that counts it; `null`: they count together.
+    /// The replica that counts this limit; `null` if all replicas count it together.
     pub replica: Option<String>,
-    /// Whether what was used can be given back. Requests that are open cannot.
+    /// Whether the usage can be reset. The usage of open requests cannot.
     pub can_give_back: bool,
 }
 
@@ -54,7 +54,7 @@ fn ceil_s(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
-fn row(shown: &TrackedUsage, standing: LimitUsage) -> Limit {
+fn to_limit(shown: &TrackedUsage, standing: LimitUsage) -> Limit {
     let (about, can_give_back) = (&shown.subject, shown.source.can_forget());
     Limit {
         limit: about.limit.clone(),
@@ -69,15 +69,15 @@ fn row(shown: &TrackedUsage, standing: LimitUsage) -> Limit {
         shadow: standing.shadow,
         full_in_s: if can_give_back { ceil_s(standing.full_in) } else { 0 },
         retry_in_s: if can_give_back { ceil_s(standing.retry_in) } else { 0 },
-        // Said by whoever asks; counted together it is nobody's.
+        // The sender of the query fills in the replica; shared limits have none.
         replica: (!about.shared).then(String::new),
         can_give_back,
     }
 }
 
-/// As one replica tells of them.
+/// The report of one replica.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Here {
+pub struct LocalLimits {
     limits: Vec<Limit>,
     complete: bool,
 }
@@ -86,14 +86,14 @@ fn share(used: u32, most: u32) -> u64 {
     u64::from(used) * 1000 / u64::from(most.max(1))
 }
 
-/// Those of this replica, as they stand now.
-pub async fn here(near: &UsageTracker) -> Here {
+/// Subjects near or over a limit on this replica, with their current usage.
+pub async fn local_limits(near: &UsageTracker) -> LocalLimits {
     let mut noted = near.list(Now::read().instant);
     noted.sort_by_key(|shown| (!shown.usage.over, Reverse(share(shown.usage.used, shown.usage.most))));
-    let complete = noted.len() <= TOLD_MAX;
-    noted.truncate(TOLD_MAX);
+    let complete = noted.len() <= REPORTED_MAX;
+    noted.truncate(REPORTED_MAX);
     let looked_at = noted.iter().map(async |shown| {
-        // What a filter has noted was so when he asked; what he has used since, or has back, is asked for.
+        // A filter notes the usage at the time of a request; the current usage is read here.
         let stands = shown.source.current_usage(Now::read()).await;
         let over = shown.usage.over;
         stands.map_or(shown.usage, |stands| LimitUsage {
@@ -108,73 +108,77 @@ pub async fn here(near: &UsageTracker) -> Here {
         noted.iter().zip(&standings).filter(|(_, standing)| !standing.is_near()).map(|(shown, _)| shown.subject.clone()).collect();
     near.drop_all(&far);
     let near = noted.iter().zip(standings).filter(|(_, standing)| standing.is_near());
-    Here { limits: near.map(|(shown, standing)| row(shown, standing)).collect(), complete }
+    LocalLimits { limits: near.map(|(shown, standing)| to_limit(shown, standing)).collect(), complete }
 }
 
-/// Those of all replicas.
+/// The merged reports of all replicas.
 #[derive(Debug)]
-pub struct All {
-    /// First who is over, then who has used most.
+pub struct LimitList {
+    /// Subjects over a limit first, then by usage.
     pub limits: Vec<Limit>,
-    /// Nobody was left out because there were too many.
+    /// False if a replica reported only a part of its entries.
     pub complete: bool,
-    /// Replicas that have said nothing.
+    /// Replicas that did not answer in time.
     pub silent: Vec<String>,
 }
 
-/// Asks all replicas.
-pub async fn list(everywhere: &Everywhere) -> Result<All, Fault> {
-    let heard = everywhere.ask::<Here>(&Question::Limits).await?;
-    let complete = heard.said.iter().all(|(_, here)| here.complete);
-    let (mut limits, mut together): (Vec<Limit>, HashMap<LimitSubject, Limit>) = (Vec::new(), HashMap::new());
-    for (replica, here) in heard.said {
-        for limit in here.limits {
+/// Lists the subjects near or over a limit on all replicas.
+pub async fn list(rpc: &ReplicaRpc) -> Result<LimitList, Fault> {
+    let replies = rpc.query_all::<LocalLimits>(&ReplicaQuery::Limits).await?;
+    let complete = replies.replies.iter().all(|(_, report)| report.complete);
+    let (mut limits, mut shared): (Vec<Limit>, HashMap<LimitSubject, Limit>) = (Vec::new(), HashMap::new());
+    for (replica, report) in replies.replies {
+        for limit in report.limits {
             match &limit.replica {
                 Some(_) => limits.push(Limit { replica: Some(replica.clone()), ..limit }),
-                // What they count together, several may have seen; who was refused by one is over.
+                // Several replicas may report a shared limit; a refusal on one of them counts.
                 None => {
-                    let known = together.entry(LimitSubject::of(&limit)).or_insert_with(|| limit.clone());
+                    let known = shared.entry(LimitSubject::from_limit(&limit)).or_insert_with(|| limit.clone());
                     let newer = (limit.over, limit.used) > (known.over, known.used);
                     *known = if newer { limit } else { known.clone() };
                 }
             }
         }
     }
-    limits.extend(together.into_values());
+    limits.extend(shared.into_values());
     limits.sort_by_cached_key(|limit| {
         let place = (limit.place.clone(), limit.limit.clone(), limit.subject.clone(), limit.replica.clone());
         (!limit.over, Reverse(share(limit.used, limit.most)), place)
     });
-    Ok(All { limits, complete, silent: heard.silent })
+    Ok(LimitList { limits, complete, silent: replies.silent })
 }
 
 impl LimitSubject {
-    fn of(limit: &Limit) -> Self {
+    fn from_limit(limit: &Limit) -> Self {
         Self { limit: limit.limit.clone(), place: limit.place.clone(), subject: limit.subject.clone() }
     }
 }
 
-/// Gives back what somebody has used of a limit, on all replicas.
-pub async fn give_back(everywhere: &Everywhere, which: &LimitSubject, actor: &Actor) -> Result<(), Fault> {
-    let all = list(everywhere).await?;
-    if !all.limits.iter().any(|limit| limit.can_give_back && LimitSubject::of(limit) == *which) {
+/// Resets the usage of a subject on all replicas.
+pub async fn reset(rpc: &ReplicaRpc, which: &LimitSubject, actor: &Actor) -> Result<(), Fault> {
+    let all = list(rpc).await?;
+    if !all.limits.iter().any(|limit| limit.can_give_back && LimitSubject::from_limit(limit) == *which) {
         return Err(match all.silent.as_slice() {
-            [] => Fault::Missing(format!(
-                "nobody of that name is near or over the limit `{}`, or what he has used cannot be given back",
+            [] => Fault::NotFound(format!(
+                "no subject of this name is near or over the limit `{}`, or its usage cannot be reset",
                 which.limit
             )),
-            silent => {
-                Fault::Elsewhere(format!("no replica that has answered counts him, and there is no answer from {}", silent.join(", ")))
-            }
+            silent => Fault::External(format!(
+                "no replica that answered counts this subject, and these did not answer: {}; try again",
+                silent.join(", ")
+            )),
         });
     }
-    // First it is written down: nothing is done that nobody can know of.
+    // The audit entry comes first: no change without an entry.
     let line =
         AuditLine { action: "limit.given_back", target: which.subject.clone(), before: serde_json::to_string(which).ok(), after: None };
-    everywhere.store.admin_store().write_audit(line, actor).await?;
-    let heard = everywhere.ask::<usize>(&Question::GiveBack(which.clone())).await?;
-    match heard.silent.is_empty() {
+    rpc.store.admin_store().write_audit(line, actor).await?;
+    let replies = rpc.query_all::<usize>(&ReplicaQuery::ResetLimit(which.clone())).await?;
+    match replies.silent.is_empty() {
         true => Ok(()),
-        false => Err(Fault::Elsewhere(format!("it was given back, but not by all replicas: no answer from {}", heard.silent.join(", ")))),
+        false => Err(Fault::External(format!(
+            "the limit was reset, but not on all replicas: no answer from {}; try again",
+            replies.silent.join(", ")
+        ))),
     }
 }

@@ -1,4 +1,5 @@
-//! What operators do, whoever carries it in: commands and the admin API say it in their own words, and mean this.
+//! Use cases shared by the commands and the admin API.
+//! They know neither HTTP nor the terminal; callers turn their results and [`Fault`]s into answers.
 
 pub mod access;
 pub mod accounts;
@@ -6,12 +7,12 @@ pub mod bindings;
 
 pub mod explain;
 pub mod limits;
+pub mod local_queries;
 pub mod oidc;
 pub mod passwords;
 pub mod ranges;
-pub mod replica_answers;
-pub mod replica_questions;
-pub mod replicas;
+pub mod replica_query;
+pub mod replica_rpc;
 pub mod settings;
 pub mod sign_in;
 pub mod streams;
@@ -21,30 +22,30 @@ use std::fmt;
 
 use keylatch_filters::contract::StoreError;
 
-/// Why something was not done.
+/// Why an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// What was said makes no sense.
+    /// An input is invalid.
     Invalid {
-        /// The field to blame, as the admin API calls it.
+        /// The invalid field, under its name in the admin API.
         field: Cow<'static, str>,
-        /// What is wrong, and what to do.
+        /// What is wrong, and how to correct it.
         why: String,
     },
-    /// There is no such thing.
-    Missing(String),
-    /// It is not as whoever asked believes.
+    /// The object does not exist.
+    NotFound(String),
+    /// The current state does not allow the operation.
     Conflict(String),
-    /// Whoever asks may not.
+    /// The caller lacks permission.
     Forbidden(String),
-    /// The store does not answer.
-    Away(String),
-    /// Another service does not answer, or not as it should.
-    Elsewhere(String),
+    /// The store, or another part of this process, is unavailable.
+    Unavailable(String),
+    /// Another service (a provider, another replica) fails or answers incorrectly.
+    External(String),
 }
 
 impl Fault {
-    /// What was said makes no sense.
+    /// An input is invalid.
     pub fn invalid(field: impl Into<Cow<'static, str>>, why: impl Into<String>) -> Self {
         Fault::Invalid { field: field.into(), why: why.into() }
     }
@@ -54,7 +55,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Invalid { why, .. } => f.write_str(why),
-            Fault::Missing(why) | Fault::Conflict(why) | Fault::Forbidden(why) | Fault::Away(why) | Fault::Elsewhere(why) => {
+            Fault::NotFound(why) | Fault::Conflict(why) | Fault::Forbidden(why) | Fault::Unavailable(why) | Fault::External(why) => {
                 f.write_str(why)
             }
         }
@@ -63,7 +64,7 @@ impl fmt::Display for Fault {
 
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
-        Fault::Away(error.to_string())
+        Fault::Unavailable(error.to_string())
     }
 }
 

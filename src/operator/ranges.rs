@@ -1,4 +1,5 @@
-//! Cloudflare's ranges: which are in force, and having them read anew. What is wrong with fresh ones leaves the old ones.
+//! Cloudflare's address ranges: the list in force, and its refresh from Cloudflare or a mirror.
+//! A fetched list that fails a check never replaces the previous one.
 
 use std::fs::Permissions;
 use std::io::Write;
@@ -13,57 +14,61 @@ use crate::config::Files;
 use crate::outbound::{self, ClientOptions};
 use crate::util::{outbound_url, secure_fs};
 
-/// How long one source may take.
+/// Timeout for one source.
 const FETCH_TIME_MAX: Duration = Duration::from_secs(20);
-/// The largest file of ranges, in bytes.
+/// Largest list, in bytes.
 const BYTES_MAX: u64 = 64 << 10;
 
-/// The ranges that a configuration goes by, and what its list says of itself.
+/// The ranges that the configuration uses, and the description in the first line of their file.
 pub fn in_force(config: &TrustConfig, files: &Files) -> Result<(Vec<IpNet>, String), String> {
     let text = match config.cloudflare_file.as_ref().map(|file| files.path(file)).filter(|path| path.exists()) {
         Some(path) => std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?,
         None => CLOUDFLARE.to_owned(),
     };
-    let about = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap_or("no date is known").to_owned();
-    // One in another says nothing more, and firewalls do not take it.
+    let about = text.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap_or("unknown date").to_owned();
+    // A range inside another one is redundant, and firewalls reject it.
     Ok((IpNet::aggregate(&ranges(&text).map_err(|invalid| invalid.message)?), about))
 }
 
-/// Reads them anew, and writes the configured file. `force`: even if most of those that are known are not there any more.
+/// Fetches the ranges and writes the configured file. `force`: also if most of the previous ranges are missing.
 pub async fn refresh(config: &TrustConfig, files: &Files, from: &CloudflareRefresh, force: bool) -> Result<String, String> {
     let Some(file) = &config.cloudflare_file else {
-        return Err("trusted_proxies.cloudflare_file is not configured: there is no file to write".into());
+        return Err("trusted_proxies.cloudflare_file is not set: it names the file to write".into());
     };
     let known = if force { Vec::new() } else { in_force(config, files)?.0 };
     let mut text = String::new();
     for source in &from.from {
         let part = read(source, files, from.allow_private).await.map_err(|e| format!("{source}: {e}"))?;
-        // Each by itself: a page of errors is no list, whatever the others are.
+        // Each source is checked by itself: an error page must not hide behind a valid list.
         ranges(&part).map_err(|invalid| format!("{source}: {}", invalid.message))?;
         text.push_str(&part);
         text.push('\n');
     }
-    let fresh = fetched_ranges(&text, &known).map_err(|invalid| format!("{}; the ranges that are known hold", invalid.message))?;
+    let fresh = fetched_ranges(&text, &known).map_err(|invalid| format!("{}; the previous ranges stay in force", invalid.message))?;
     let path = files.path(file);
     write(&path, &fresh, &from.from).map_err(|e| format!("{}: {e}", path.display()))?;
-    Ok(format!("{} ranges are in {}", fresh.len(), path.display()))
+    Ok(format!("wrote {} ranges to {}", fresh.len(), path.display()))
 }
 
 async fn read(source: &str, files: &Files, private: bool) -> Result<String, String> {
     if !source.contains("://") {
         let path = files.path(source);
         let size = std::fs::metadata(&path).map_err(|e| e.to_string())?.len();
-        return if size <= BYTES_MAX { std::fs::read_to_string(&path).map_err(|e| e.to_string()) } else { Err("is too large".into()) };
+        return if size <= BYTES_MAX {
+            std::fs::read_to_string(&path).map_err(|e| e.to_string())
+        } else {
+            Err(format!("is larger than {BYTES_MAX} bytes"))
+        };
     }
     let url = outbound_url::target(source, private)?;
     let client = outbound::client(&ClientOptions { private, ca: None, timeout: FETCH_TIME_MAX })?;
     outbound::get(&client, url).await
 }
 
-/// Whole or not at all. It is no secret: whoever reads the one before reads this one.
+/// Replaces the file atomically. The list is public, so the new file keeps the old one's permissions.
 fn write(path: &Path, ranges: &[IpNet], sources: &[String]) -> std::io::Result<()> {
     let today = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    // A process that is about to end may write at the same time.
+    // The process that hands over may write at the same time.
     let fresh = secure_fs::beside(path, &format!(".{}.new", std::process::id()));
     let _ = std::fs::remove_file(&fresh);
     let mut file = secure_fs::make(&fresh)?;
@@ -78,7 +83,7 @@ fn write(path: &Path, ranges: &[IpNet], sources: &[String]) -> std::io::Result<(
     std::fs::rename(fresh, path)
 }
 
-/// Whether it is time: the file was written longer ago than that, or is not there.
+/// Whether a refresh is due: the file is older than `every`, or missing.
 pub fn is_due(config: &TrustConfig, files: &Files) -> bool {
     let (Some(file), Some(refresh)) = (&config.cloudflare_file, &config.cloudflare_refresh) else { return false };
     let written = std::fs::metadata(files.path(file)).and_then(|about| about.modified());

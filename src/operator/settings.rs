@@ -1,4 +1,4 @@
-//! Live settings: which there are, what holds, since when, and changing them.
+//! Live settings: lists them with their origin, and changes them on all replicas.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use crate::sql::audit::Actor;
 use crate::sql::settings::Stored;
 use crate::util::aead::Sealer;
 
-/// All of them, and their version. `written`: which stand in the file.
+/// All settings and their common version. `written`: the settings that the configuration file contains.
 pub async fn list(store: &Store, file: &Configured, written: &Written) -> Result<(Vec<Shown>, i64), Fault> {
     let (stored, version) = store.admin_store().settings().await?;
     let shown = |setting: &settings::Setting| {
@@ -34,8 +34,8 @@ pub async fn list(store: &Store, file: &Configured, written: &Written) -> Result
     Ok((settings::ALL.iter().map(shown).collect(), version))
 }
 
-/// Sets some on every replica, until they are given back to the file, or (`null`) gives them back; all or none. `expects`: the
-/// version that was looked at.
+/// Changes settings on every replica, all or none. `null` reverts a setting to the configuration file.
+/// `expects`: the version that the caller has read.
 pub async fn change(store: &Store, sealer: &Sealer, values: &[(String, Value)], expects: Option<i64>, actor: &Actor) -> Result<(), Fault> {
     let mut changes = Vec::new();
     for (name, value) in values {
@@ -45,7 +45,7 @@ pub async fn change(store: &Store, sealer: &Sealer, values: &[(String, Value)], 
             Value::Null => None,
             value => {
                 setting.kind.check(value).map_err(wrong)?;
-                Some(setting.kind.stored(sealer, setting.name, value).map_err(Fault::Away)?)
+                Some(setting.kind.stored(sealer, setting.name, value).map_err(Fault::Unavailable)?)
             }
         };
         changes.push((name.clone(), value));
@@ -58,7 +58,7 @@ pub async fn change(store: &Store, sealer: &Sealer, values: &[(String, Value)], 
         };
         let known = |name: &str| stored.iter().find(|one| one.name == name).map(|one| one.value.clone());
         if let Some(Err((name, why))) = settings::webhook::compile(get, sealer) {
-            // What was wrong before must not keep anybody from changing the rest.
+            // A fault that existed before must not block changes of other settings.
             let before = settings::webhook::compile(known, sealer).and_then(Result::err);
             if before.is_none_or(|(known, says)| (known, &says) != (name, &why)) {
                 return Err(Fault::invalid(format!("values.{name}"), why));
@@ -67,6 +67,6 @@ pub async fn change(store: &Store, sealer: &Sealer, values: &[(String, Value)], 
     }
     match store.set_settings(&changes, expects, actor).await? {
         true => Ok(()),
-        false => Err(Fault::Conflict("the settings were changed meanwhile; look at them again".into())),
+        false => Err(Fault::Conflict("the settings were changed meanwhile; load the current version and try again".into())),
     }
 }

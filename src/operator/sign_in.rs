@@ -1,8 +1,8 @@
-//! Signing in, and who somebody is afterwards.
+//! Authentication: sign-in with a password or a provider, sessions, and the caller behind a token.
 //!
-//! A session lives in the store; what a browser carries is a short-lived JWT (RFC 7519, HS256) that names it. Each call
-//! looks the session up, so that a sign-out, a new password or another role counts at once on every replica. While the
-//! store is away, whoever was seen since then may go on looking until his JWT has expired.
+//! A session lives in the store; the browser carries a short-lived JWT (RFC 7519, HS256) that names it. Each call looks the
+//! session up, so that a sign-out, a new password or another role takes effect at once on every replica. While the store is
+//! unavailable, recently seen sessions keep the scope `read` until their JWT expires.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,53 +17,53 @@ use serde::{Deserialize, Serialize};
 
 use super::Fault;
 use super::access::{Caller, Role, Scope, Scopes};
-use super::accounts::{Known, hashed, now_ms};
+use super::accounts::{ExternalIdentity, now_ms, token_hash};
 use super::passwords::{BYTES_MAX, Passwords};
 use crate::bindings::Store;
 use crate::sql::accounts::{Account, Session, SignInCounter};
 use crate::sql::audit::{Actor, AuditLine};
 use crate::util::aead::Sealer;
 
-/// Wrong passwords for one account that cost nothing but their count.
+/// Failed attempts for one account before it is locked.
 const FREE_OF_ACCOUNT: i64 = 5;
-/// Wrong passwords from one address: several people may sit behind it.
+/// Failed attempts from one address before it is locked; several users may share an address.
 const FREE_OF_ADDRESS: i64 = 20;
-/// Sessions that are remembered for when the store is away.
-const REMEMBERED_MAX: usize = 1000;
-/// Scripts of somebody who signs in through a provider are known for so long after he has done so, 30 days.
-const ELSEWHERE_MS: i64 = 30 * 24 * 3600 * 1000;
-/// The target of failed sign-ins under a name that no account has.
+/// Sessions cached for times when the store is unavailable.
+const CACHED_SESSIONS_MAX: usize = 1000;
+/// How long API tokens of a provider account stay valid after its last sign-in: 30 days.
+const PROVIDER_SIGN_IN_AGE_MAX_MS: i64 = 30 * 24 * 3600 * 1000;
+/// Audit target of failed sign-ins under a name without an account.
 const NO_ACCOUNT: &str = "unknown";
-/// The actor of failed sign-ins.
+/// Audit actor of failed sign-ins.
 const ANONYMOUS: &str = "anonymous";
-/// What is kept of a browser's name.
+/// Maximum stored length of a `User-Agent`.
 const AGENT_CHARS_MAX: usize = 200;
-/// Who has issued our tokens, and for whom.
+/// Issuer and audience of the JWTs.
 const ISSUER: &str = "keylatch-admin";
 
-/// Why somebody is not let in. The same for names that there are and those that there are not.
+/// Why authentication failed. It does not reveal whether an account exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// Name or password is wrong, or the account is disabled.
+    /// The name or password is wrong, or the account is disabled.
     Wrong,
-    /// Too many were wrong: not before so many seconds.
+    /// Too many failed attempts; seconds until the next one is allowed.
     Locked(u64),
-    /// The store does not answer.
-    Away(String),
+    /// The store is unavailable.
+    Unavailable(String),
 }
 
 impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
-        Refusal::Away(error.to_string())
+        Refusal::Unavailable(error.to_string())
     }
 }
 
-/// Why a password was not changed.
+/// Why a password change or a provider sign-in failed.
 #[derive(Clone, Debug)]
 pub enum Declined {
-    /// As at the door.
+    /// Authentication failed.
     Refused(Refusal),
-    /// What was said makes no sense.
+    /// The operation failed.
     Fault(Fault),
 }
 
@@ -83,14 +83,14 @@ fn seconds_until(ms: i64) -> u64 {
     u64::try_from((ms - now_ms()).max(1)).unwrap_or(1).div_ceil(1000)
 }
 
-/// Somebody who has signed in.
+/// A successful sign-in.
 #[derive(Clone, Debug)]
 pub struct SignedIn {
     /// The JWT.
     pub token: String,
-    /// For how long it is good.
+    /// The lifetime of the JWT.
     pub expires_in: Duration,
-    /// Who he is.
+    /// The account.
     pub account: Account,
 }
 
@@ -104,8 +104,8 @@ struct Claims {
     exp: i64,
 }
 
-/// Lets people in.
-pub struct Door {
+/// Authenticates people and scripts.
+pub struct Authenticator {
     passwords: Passwords,
     encoding: EncodingKey,
     decoding: DecodingKey,
@@ -116,8 +116,8 @@ pub struct Door {
     sealer: Sealer,
 }
 
-/// A browser from which somebody has signed in to an account before: its wrong passwords count by themselves, so that
-/// nobody else's lock its owner out.
+/// The content of a browser cookie set after a sign-in. Failed attempts from such a browser count apart, so that
+/// attempts of others cannot lock out the owner of the account.
 #[derive(Serialize, Deserialize)]
 struct Browser {
     account: String,
@@ -125,13 +125,13 @@ struct Browser {
     until_ms: i64,
 }
 
-/// For so long a browser is remembered by what it holds.
+/// Lifetime of the browser cookie.
 pub const BROWSER_KNOWN: Duration = Duration::from_secs(90 * 86_400);
-/// What opens as nothing but a browser's.
+/// Sealing purpose of the browser cookie.
 const BROWSER: &str = "browser";
 
-impl Door {
-    /// `secret`: under which JWTs are signed, the same on every replica.
+impl Authenticator {
+    /// `secret`: the key that signs JWTs and seals cookies, the same on every replica.
     pub fn new(secret: &[u8], session_max: Duration, token_ttl: Duration) -> Result<Self, String> {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[ISSUER]);
@@ -150,26 +150,26 @@ impl Door {
         })
     }
 
-    /// Passwords.
+    /// The password hasher.
     pub fn passwords(&self) -> &Passwords {
         &self.passwords
     }
 
-    /// What a browser holds that somebody has signed in from, if it is for this account.
-    fn browser(&self, account: &str, held: Option<&str>) -> Option<Browser> {
-        let plain = self.sealer.open(BROWSER, &URL_SAFE_NO_PAD.decode(held?).ok()?)?;
+    /// Opens a browser cookie, if it is for this account and has not expired.
+    fn browser(&self, account: &str, cookie: Option<&str>) -> Option<Browser> {
+        let plain = self.sealer.open(BROWSER, &URL_SAFE_NO_PAD.decode(cookie?).ok()?)?;
         serde_json::from_slice(&plain).ok().filter(|browser: &Browser| browser.account == account && browser.until_ms > now_ms())
     }
 
-    /// What a browser may hold from now on that has just signed in, the same as before if it holds something.
-    pub fn remember_browser(&self, account: &str, held: Option<&str>) -> Result<String, String> {
-        let id = self.browser(account, held).map_or_else(|| uuid::Uuid::now_v7().to_string(), |browser| browser.id);
+    /// Makes the browser cookie after a sign-in. A browser with a valid cookie keeps its id.
+    pub fn remember_browser(&self, account: &str, cookie: Option<&str>) -> Result<String, String> {
+        let id = self.browser(account, cookie).map_or_else(|| uuid::Uuid::now_v7().to_string(), |browser| browser.id);
         let until_ms = now_ms() + i64::try_from(BROWSER_KNOWN.as_millis()).unwrap_or(i64::MAX / 2);
         let plain = serde_json::to_vec(&Browser { account: account.to_owned(), id, until_ms }).map_err(|e| e.to_string())?;
         Ok(URL_SAFE_NO_PAD.encode(self.sealer.seal(BROWSER, &plain)?))
     }
 
-    /// Lets somebody in who knows the password. `held`: what his browser was given when he signed in before.
+    /// Signs in with a password. `cookie`: the browser cookie of an earlier sign-in.
     pub async fn sign_in(
         &self,
         store: &Store,
@@ -177,17 +177,17 @@ impl Door {
         password: &str,
         from: IpAddr,
         agent: &str,
-        held: Option<&str>,
+        cookie: Option<&str>,
     ) -> Result<SignedIn, Refusal> {
-        // A name that cannot be one is refused as late as any other.
+        // An invalid name is refused as late as a valid one.
         let name: String = name.to_lowercase().chars().take(64).collect();
         let mut guessed = guessed(&name, from);
-        if let (Some(browser), Some(by_account)) = (self.browser(&name, held), guessed.first_mut()) {
+        if let (Some(browser), Some(by_account)) = (self.browser(&name, cookie), guessed.first_mut()) {
             by_account.subject = format!("browser:{}", browser.id);
         }
         let (admin_store, now) = (store.admin_store(), now_ms());
         if let Some(until) = admin_store.count_attempt(&guessed, now).await? {
-            // Not in the audit: what is locked can be repeated without end.
+            // Not in the audit: attempts during a lock are unlimited.
             log_failure(None, from, "locked");
             return Err(Refusal::Locked(seconds_until(until)));
         }
@@ -195,31 +195,30 @@ impl Door {
         let exists = account.as_ref().map(|account| account.name.clone());
         let stored = account.as_ref().filter(|account| !account.disabled).and_then(|account| account.password.clone());
         let password = if password.len() > BYTES_MAX { "" } else { password };
-        let right = self.passwords.is(password, stored.as_deref()).await.map_err(|fault| Refusal::Away(fault.to_string()))?;
+        let right = self.passwords.verify(password, stored.as_deref()).await.map_err(|fault| Refusal::Unavailable(fault.to_string()))?;
         let Some(account) = account.filter(|_| right) else {
-            note_failure(store, exists.as_deref(), from, "wrong").await;
+            record_failure(store, exists.as_deref(), from, "wrong").await;
             return Err(Refusal::Wrong);
         };
         self.begin(store, account, from, agent, &guessed).await
     }
 
-    /// Lets somebody in who has shown elsewhere who he is. What he is may have changed there since: then his other sign-ins
-    /// end.
+    /// Signs in an external identity. If its role has changed at the provider, its other sessions end.
     pub async fn sign_in_from(
         &self,
         store: &Store,
-        known: &Known,
+        identity: &ExternalIdentity,
         from: IpAddr,
         agent: &str,
         guessed: &[SignInCounter],
     ) -> Result<SignedIn, Declined> {
         let admin_store = store.admin_store();
-        let actor = Actor { who: known.name.clone(), origin: from.to_string() };
-        let there = admin_store.account_by_identity(&known.elsewhere).await.map_err(Refusal::from)?;
-        let role = match &known.role {
+        let actor = Actor { who: identity.name.clone(), origin: from.to_string() };
+        let there = admin_store.account_by_identity(&identity.elsewhere).await.map_err(Refusal::from)?;
+        let role = match &identity.role {
             Ok(role) => role.as_str().to_owned(),
             Err(why) => {
-                // What he had while he was somebody goes.
+                // Without a role, the identity loses its sessions and tokens.
                 if let Some(account) = there {
                     let actor = Actor { who: account.name.clone(), ..actor };
                     admin_store.revoke_access(&account.name, &actor).await.map_err(Refusal::from)?;
@@ -234,16 +233,16 @@ impl Door {
                 let actor = Actor { who: account.name.clone(), ..actor };
                 let changed = Account { role, ..account.clone() };
                 let changed = admin_store.change_account(&changed, account.version, None, &actor).await.map_err(Refusal::from)?;
-                super::accounts::made(changed, &account.name)?;
+                super::accounts::change_result(changed, &account.name)?;
                 super::accounts::get(store, &account.name).await?
             }
-            None => super::accounts::make_known(store, known, &role, &actor).await?,
+            None => super::accounts::make_external(store, identity, &role, &actor).await?,
         };
         Ok(self.begin(store, account, from, agent, guessed).await?)
     }
 
-    /// Counts a try to come back from elsewhere before it is made: what anybody sends has a provider asked.
-    pub async fn may_try(&self, store: &Store, from: IpAddr) -> Result<Vec<SignInCounter>, Refusal> {
+    /// Counts an attempt to finish a provider sign-in before it is made, since each one sends requests to the provider.
+    pub async fn count_attempt(&self, store: &Store, from: IpAddr) -> Result<Vec<SignInCounter>, Refusal> {
         let guessed: Vec<SignInCounter> = guessed("", from).into_iter().filter(|guessed| guessed.subject.starts_with("address:")).collect();
         match store.admin_store().count_attempt(&guessed, now_ms()).await? {
             Some(until) => Err(Refusal::Locked(seconds_until(until))),
@@ -251,7 +250,8 @@ impl Door {
         }
     }
 
-    /// Chooses a password of one's own, which ends one's other sessions. Guessing the old one counts as at the door.
+    /// Changes the caller's password and ends the caller's other sessions. A wrong current password counts as a failed
+    /// sign-in.
     pub async fn choose_password(&self, store: &Store, caller: &Caller, old: &str, new: &str, from: IpAddr) -> Result<(), Declined> {
         let guessed = guessed(&caller.account, from);
         let admin_store = store.admin_store();
@@ -259,20 +259,20 @@ impl Door {
             return Err(Refusal::Locked(seconds_until(until)).into());
         }
         let account = super::accounts::get(store, &caller.account).await?;
-        if !self.passwords.is(old, account.password.as_deref()).await? {
-            return Err(Fault::invalid("current", "that is not the password you have now").into());
+        if !self.passwords.verify(old, account.password.as_deref()).await? {
+            return Err(Fault::invalid("current", "the current password is wrong").into());
         }
         admin_store.forgive_attempt(&guessed).await.map_err(Refusal::from)?;
         super::passwords::check(new, &account.name)?;
         if old == new {
-            return Err(Fault::invalid("password", "that is the password you have now").into());
+            return Err(Fault::invalid("password", "the new password must differ from the current one").into());
         }
         let after = Account { password: Some(self.passwords.hash(new).await?), must_change: false, ..account.clone() };
         let changed = admin_store.change_account(&after, account.version, caller.session.as_deref(), &caller.actor).await;
-        Ok(super::accounts::made(changed.map_err(Refusal::from)?, &account.name)?)
+        Ok(super::accounts::change_result(changed.map_err(Refusal::from)?, &account.name)?)
     }
 
-    /// Begins a session of somebody who has shown who he is.
+    /// Begins a session for an authenticated account.
     async fn begin(
         &self,
         store: &Store,
@@ -291,7 +291,7 @@ impl Door {
             agent: agent.chars().filter(|c| !c.is_control()).take(AGENT_CHARS_MAX).collect(),
         };
         let actor = Actor { who: account.name.clone(), origin: from.to_string() };
-        // Hashing takes a while: a password that was changed meanwhile is a wrong one.
+        // Hashing takes time: if the password was changed meanwhile, the attempt fails.
         if !store.admin_store().begin_session(&session, account.version, guessed, &actor).await? {
             return Err(Refusal::Wrong);
         }
@@ -312,16 +312,16 @@ impl Door {
             exp: now_s + i64::try_from(expires_in.as_secs()).unwrap_or(0),
         };
         let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding);
-        Ok(SignedIn { token: token.map_err(|e| Refusal::Away(format!("no token can be signed: {e}")))?, expires_in, account })
+        Ok(SignedIn { token: token.map_err(|e| Refusal::Unavailable(format!("cannot sign the token: {e}")))?, expires_in, account })
     }
 
-    /// A fresh JWT for whoever is signed in.
+    /// A new JWT for an existing session.
     pub async fn renew(&self, store: &Store, session: &str) -> Result<SignedIn, Refusal> {
         let (session, account) = store.admin_store().session(session, now_ms()).await?.ok_or(Refusal::Wrong)?;
         self.token(&session, account)
     }
 
-    /// Who carries this token.
+    /// The caller behind a JWT or an API token.
     pub async fn caller(&self, store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
         match token.starts_with("kla_") {
             true => script(store, token, from).await,
@@ -344,7 +344,7 @@ impl Door {
             }
             Err(error) => {
                 let remembered = self.remembered.lock().get(&session).filter(|(_, at)| at.elapsed() < self.token_ttl).cloned();
-                (remembered.ok_or(error)?.0, Scopes::of(&[Scope::Read]))
+                (remembered.ok_or(error)?.0, Scopes::from_list(&[Scope::Read]))
             }
         };
         if account.name != read.claims.sub {
@@ -358,39 +358,39 @@ impl Door {
 
     fn remember(&self, session: &str, account: &Account) {
         let mut remembered = self.remembered.lock();
-        if remembered.len() >= REMEMBERED_MAX {
+        if remembered.len() >= CACHED_SESSIONS_MAX {
             remembered.retain(|_, (_, at)| at.elapsed() < self.token_ttl);
         }
-        if remembered.len() < REMEMBERED_MAX {
+        if remembered.len() < CACHED_SESSIONS_MAX {
             remembered.insert(session.to_owned(), (account.clone(), Instant::now()));
         }
     }
 }
 
-/// A failed sign-in in the log, as `config/fail2ban` reads it. A name without an account is left out: it may be a password that
-/// was typed into the wrong field.
+/// Logs a failed sign-in in the form that `config/fail2ban` reads. A name without an account is omitted: it may be a
+/// password typed into the wrong field.
 fn log_failure(account: Option<&str>, from: IpAddr, reason: &str) {
     tracing::warn!(client = %from, account = account.unwrap_or(NO_ACCOUNT), reason, "sign-in failed");
 }
 
-/// A failed sign-in in the log and in the audit.
-pub async fn note_failure(store: &Store, account: Option<&str>, from: IpAddr, reason: &str) {
+/// Records a failed sign-in in the log and the audit.
+pub async fn record_failure(store: &Store, account: Option<&str>, from: IpAddr, reason: &str) {
     log_failure(account, from, reason);
     let target = account.unwrap_or(NO_ACCOUNT).to_owned();
     let after = Some(serde_json::json!({ "reason": reason }).to_string());
     let line = AuditLine { action: "session.refused", target, before: None, after };
     let actor = Actor { who: ANONYMOUS.to_owned(), origin: from.to_string() };
     if let Err(error) = store.admin_store().write_audit(line, &actor).await {
-        tracing::warn!(%error, "a failed sign-in could not be written to the audit");
+        tracing::warn!(%error, "cannot write a failed sign-in to the audit");
     }
 }
 
-/// A script may do what its token says, and never more than whoever has made it.
+/// The caller behind an API token. Its scopes never exceed the role of the account.
 async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
-    let (token, account) = store.admin_store().token(&hashed(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
-    // Nobody tells when somebody leaves who signs in elsewhere: that he has not come for long says so.
-    let left = account.elsewhere.is_some() && account.signed_in_ms.is_none_or(|at| at + ELSEWHERE_MS < now_ms());
-    if account.must_change || left {
+    let (token, account) = store.admin_store().token(&token_hash(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
+    // A provider does not report departures; a long time without a sign-in counts as one.
+    let has_left = account.elsewhere.is_some() && account.signed_in_ms.is_none_or(|at| at + PROVIDER_SIGN_IN_AGE_MAX_MS < now_ms());
+    if account.must_change || has_left {
         return Err(Refusal::Wrong);
     }
     let role = Role::stored(&account.role);
@@ -405,7 +405,7 @@ async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refu
     })
 }
 
-/// The names under which failures count. Of IPv6 a whole /64 is one address: so much has everybody.
+/// The counters of failed attempts. An IPv6 /64 counts as one address, since a client owns all of it.
 fn guessed(name: &str, from: IpAddr) -> Vec<SignInCounter> {
     let network = match from {
         IpAddr::V4(v4) => v4.to_string(),

@@ -1,11 +1,11 @@
-//! Event streams that are open, on all replicas.
+//! Open streams of all replicas: lists them in pages, and ends one.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Fault;
-use super::replica_questions::{Question, StreamMark};
-use super::replicas::Everywhere;
+use super::replica_query::{ReplicaQuery, StreamCursor};
+use super::replica_rpc::ReplicaRpc;
 use crate::sql::audit::{Actor, AuditLine};
 use crate::telemetry::streams::{StreamInfo, Streams};
 use crate::upstream::server_name;
@@ -14,60 +14,60 @@ use crate::util::time::millis;
 /// An open stream.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Stream {
-    /// Its number on its replica.
+    /// The id on its replica.
     pub id: u64,
-    /// The replica it is open on.
+    /// The replica that serves it.
     #[serde(default)]
     pub replica: String,
-    /// When its request's header was complete.
+    /// When the request's header was complete.
     #[schema(format = DateTime)]
     pub started_at: String,
-    /// The same, in milliseconds since 1970.
+    /// The start time in milliseconds since 1970.
     #[schema(ignore)]
     #[serde(skip_serializing_if = "Option::is_none")]
     started_ms: Option<i64>,
-    /// For how many seconds it has been open.
+    /// Age in seconds.
     pub age_s: u64,
-    /// Its route.
+    /// The route.
     pub route: String,
-    /// The path.
+    /// The path of the request.
     pub path: String,
-    /// Whose it is.
+    /// The client address.
     pub client: String,
-    /// By which key.
+    /// The id of the client's key.
     pub key_id: Option<String>,
     /// The key's hint.
     pub hint: Option<String>,
-    /// Who he is, if that is known.
+    /// The authenticated subject, if known.
     pub subject: Option<String>,
-    /// Its id in the logs.
+    /// The request id in the logs.
     pub request_id: Option<String>,
-    /// The server it comes from.
+    /// The upstream server.
     pub upstream: Option<String>,
 }
 
-/// A page of them.
+/// A page of streams.
 #[derive(Debug)]
 pub struct Page {
-    /// The oldest first.
+    /// Oldest first.
     pub streams: Vec<Stream>,
-    /// Where the next page begins.
-    pub next: Option<StreamMark>,
-    /// How many there are.
+    /// The cursor of the next page.
+    pub next: Option<StreamCursor>,
+    /// The number of open streams.
     pub total: u64,
-    /// Replicas that have said nothing.
+    /// Replicas that did not answer in time.
     pub silent: Vec<String>,
 }
 
-/// As one replica tells of them.
+/// The report of one replica.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Here {
+pub struct LocalStreams {
     streams: Vec<Stream>,
     total: u64,
 }
 
-/// As it is shown.
-pub fn row(id: u64, about: &StreamInfo) -> Stream {
+/// Describes a stream for the API.
+pub fn to_stream(id: u64, about: &StreamInfo) -> Stream {
     Stream {
         id,
         replica: String::new(),
@@ -85,26 +85,29 @@ pub fn row(id: u64, about: &StreamInfo) -> Stream {
     }
 }
 
-/// Those of this replica that may come behind this one: the mark's replica may be another one, so those that began in the
-/// same millisecond are told again.
-pub fn here(streams: &Streams, after: Option<&StreamMark>, most: usize) -> Here {
+/// Streams of this replica that may follow the cursor. Those that began in the cursor's millisecond are included, since
+/// the cursor may name another replica.
+pub fn local_streams(streams: &Streams, after: Option<&StreamCursor>, most: usize) -> LocalStreams {
     let from = after.map_or(i64::MIN, |mark| mark.0);
     let mut all: Vec<_> = streams.list(0, usize::MAX).into_iter().filter(|(_, about)| millis(about.started_at) >= from).collect();
     all.sort_by_key(|(id, about)| (millis(about.started_at), *id));
-    // Of those that began with the mark's some were told before.
+    // Streams of the cursor's millisecond may be repeated, so they do not count towards the page.
     let again = all.iter().take_while(|(_, about)| millis(about.started_at) == from).count();
     all.truncate(most.saturating_add(again));
-    Here { streams: all.iter().map(|(id, about)| row(*id, about)).collect(), total: u64::try_from(streams.open.get()).unwrap_or(0) }
+    LocalStreams {
+        streams: all.iter().map(|(id, about)| to_stream(*id, about)).collect(),
+        total: u64::try_from(streams.open.get()).unwrap_or(0),
+    }
 }
 
-/// Those of all replicas, the oldest first.
-pub async fn list(everywhere: &Everywhere, after: Option<StreamMark>, most: usize) -> Result<Page, Fault> {
-    let heard = everywhere.ask::<Here>(&Question::Streams(after.clone(), most)).await?;
-    let total = heard.said.iter().map(|(_, here)| here.total).sum();
-    let mut marked: Vec<(StreamMark, Stream)> = Vec::new();
-    for (replica, here) in heard.said {
-        for stream in here.streams {
-            let mark = StreamMark(stream.started_ms.unwrap_or_default(), replica.clone(), stream.id);
+/// Open streams of all replicas, oldest first.
+pub async fn list(rpc: &ReplicaRpc, after: Option<StreamCursor>, most: usize) -> Result<Page, Fault> {
+    let replies = rpc.query_all::<LocalStreams>(&ReplicaQuery::Streams(after.clone(), most)).await?;
+    let total = replies.replies.iter().map(|(_, report)| report.total).sum();
+    let mut marked: Vec<(StreamCursor, Stream)> = Vec::new();
+    for (replica, report) in replies.replies {
+        for stream in report.streams {
+            let mark = StreamCursor(stream.started_ms.unwrap_or_default(), replica.clone(), stream.id);
             if after.as_ref().is_none_or(|after| mark > *after) {
                 marked.push((mark, Stream { replica: replica.clone(), started_ms: None, ..stream }));
             }
@@ -114,31 +117,34 @@ pub async fn list(everywhere: &Everywhere, after: Option<StreamMark>, most: usiz
     let more = marked.len() > most;
     marked.truncate(most);
     let next = marked.last().filter(|_| more || marked.len() == most).map(|(mark, _)| mark.clone());
-    Ok(Page { streams: marked.into_iter().map(|(_, stream)| stream).collect(), next, total, silent: heard.silent })
+    Ok(Page { streams: marked.into_iter().map(|(_, stream)| stream).collect(), next, total, silent: replies.silent })
 }
 
-/// Ends one. What it was.
-pub async fn end(everywhere: &Everywhere, id: u64, replica: Option<&str>, actor: &Actor) -> Result<Stream, Fault> {
+/// Ends a stream, and returns its description.
+pub async fn end(rpc: &ReplicaRpc, id: u64, replica: Option<&str>, actor: &Actor) -> Result<Stream, Fault> {
     let replica = match replica {
         Some(replica) => replica.to_owned(),
-        // Its number says nothing of where it is.
-        None if !everywhere.others().await?.is_empty() => {
-            return Err(Fault::invalid("replica", "there are several replicas: say on which it is open, as the list does"));
+        // Stream ids are unique on one replica only.
+        None if !rpc.others().await?.is_empty() => {
+            return Err(Fault::invalid(
+                "replica",
+                "several replicas are running: name the stream's replica, as shown in the list of streams",
+            ));
         }
-        None => everywhere.replica.name(),
+        None => rpc.replica.name(),
     };
-    let missing = || Fault::Missing(format!("no stream {id} is open on `{replica}`"));
-    let stream = everywhere.ask_one::<Option<Stream>>(&Question::Stream(id), &replica).await?.ok_or_else(missing)?;
+    let missing = || Fault::NotFound(format!("the replica `{replica}` has no open stream {id}"));
+    let stream = rpc.query_one::<Option<Stream>>(&ReplicaQuery::Stream(id), &replica).await?.ok_or_else(missing)?;
     let stream = Stream { replica: replica.to_owned(), started_ms: None, ..stream };
-    // First it is written down: nothing is done that nobody can know of.
+    // The audit entry comes first: no action without an entry.
     let line = AuditLine {
         action: "stream.ended",
         target: stream.request_id.clone().unwrap_or_else(|| id.to_string()),
         before: serde_json::to_string(&stream).ok(),
         after: None,
     };
-    everywhere.store.admin_store().write_audit(line, actor).await?;
-    everywhere.ask_one::<bool>(&Question::EndStream(id), &replica).await?;
-    tracing::info!(by = actor.who, client = stream.client, route = stream.route, replica, "a stream was ended");
+    rpc.store.admin_store().write_audit(line, actor).await?;
+    rpc.query_one::<bool>(&ReplicaQuery::EndStream(id), &replica).await?;
+    tracing::info!(by = actor.who, client = stream.client, route = stream.route, replica, "stream ended by an operator");
     Ok(stream)
 }

@@ -18,11 +18,11 @@ use crate::compile::Compiler;
 use crate::config::model::Storage;
 use crate::config::{Files, Settings, parse_file};
 use crate::http_proxy::ProxyState;
+use crate::operator::local_queries::LocalQueries;
 use crate::operator::oidc::Oidc;
 use crate::operator::ranges;
-use crate::operator::replica_answers::LocalAnswers;
-use crate::operator::replicas::Everywhere;
-use crate::operator::sign_in::Door;
+use crate::operator::replica_rpc::ReplicaRpc;
+use crate::operator::sign_in::Authenticator;
 use crate::outbound::Services;
 use crate::redis;
 use crate::reload::{self, Reloader};
@@ -210,22 +210,22 @@ fn api(
     replica: &Arc<Replica>,
     reloader: &Arc<Reloader>,
 ) -> Result<Arc<Api>, String> {
-    let everywhere = Arc::new(Everywhere {
+    let rpc = Arc::new(ReplicaRpc {
         store: Arc::clone(&opened.store),
         replica: Arc::clone(replica),
         // With storage in memory there are no other replicas.
-        others: settings.storage != Storage::Memory,
-        told: matches!(settings.storage, Storage::Postgres(_)),
-        local: Arc::new(LocalAnswers { streams: Arc::clone(&shared.metrics.streams), near }),
+        has_others: settings.storage != Storage::Memory,
+        notified: matches!(settings.storage, Storage::Postgres(_)),
+        local: Arc::new(LocalQueries { streams: Arc::clone(&shared.metrics.streams), near }),
     });
     Ok(Arc::new(Api {
         sampler: Sampler::new(Arc::clone(replica), Arc::clone(&shared.metrics)),
         shared: Arc::clone(shared),
         store: opened.store,
         hasher: opened.hasher,
-        door: Door::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?,
+        authenticator: Authenticator::new(&opened.admin_secret, settings.admin.session.0, settings.admin.token.0)?,
         oidc: Oidc::new(&opened.admin_secret, Arc::new(Services::on_current_runtime()))?,
-        everywhere,
+        rpc,
         reloader: Arc::clone(reloader),
         path: path.to_owned(),
         replica: Arc::clone(replica),

@@ -14,9 +14,9 @@ const FIRST_PASSWORD: &str = "KEYLATCH_ADMIN_PASSWORD";
 pub async fn create(api: Arc<Api>) {
     let given = std::env::var(FIRST_PASSWORD).ok().filter(|password| !password.is_empty());
     let made = loop {
-        match accounts::make_first(&api.store, api.door.passwords(), given.as_deref()).await {
+        match accounts::create_first(&api.store, api.authenticator.passwords(), given.as_deref()).await {
             // The store is unavailable. The account is needed as soon as it is back, so this retries without end.
-            Err(Fault::Away(_)) => tokio::time::sleep(Duration::from_secs(5)).await,
+            Err(Fault::Unavailable(_)) => tokio::time::sleep(Duration::from_secs(5)).await,
             made => break made,
         }
     };

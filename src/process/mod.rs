@@ -108,7 +108,7 @@ async fn begin(
 ) -> Result<(Arc<control::ControlSockets>, JoinHandle<()>), String> {
     let components = Arc::clone(&upgrades.components);
     tokio::spawn(first_account::create(Arc::clone(&components.api)));
-    tokio::spawn(Arc::clone(&components.api.everywhere).listen());
+    tokio::spawn(Arc::clone(&components.api.rpc).listen());
     every(&components, sampler::REPORT_INTERVAL, |components| async move {
         components.report().await;
         let now = components.state();

@@ -1,4 +1,4 @@
-//! Changing many bindings at once, after a look at which.
+//! Changes many bindings in one call, with a dry run that fixes the set of bindings.
 
 use std::sync::Arc;
 
@@ -16,118 +16,121 @@ use super::{Binding, Filter, RuleName, query};
 use crate::sql::audit::Actor;
 use crate::sql::record::{Change, Changed, Query, Record, labels as labels_of};
 
-/// Bindings that one call changes.
+/// Maximum bindings of one call.
 const AT_ONCE: usize = 10_000;
-/// Those of them that are shown.
+/// Size of the sample in the response.
 const SHOWN: usize = 20;
 const PAGE: u32 = 1000;
 
-/// What is done with each.
+/// The action on each binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Refuse the key from everywhere.
+    /// Ban the key.
     Ban,
-    /// Let it be used again, within its binding.
+    /// Lift the ban.
     Unban,
-    /// Let its next use bind it anew.
+    /// Remove the binding; the next use of the key binds it again.
     Unbind,
-    /// Set the labels.
+    /// Replace the labels.
     Label,
 }
 
-/// Which bindings, as in the list.
+/// Selects bindings, with the filters of the list.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Chosen {
-    /// Whose key id begins so.
+    /// Prefix of the key id.
     key_id: Option<String>,
-    /// Whose hint ends so.
+    /// End of the hint.
     hint: Option<String>,
-    /// Whose networks hold this address or network, or stand within it.
+    /// An address or network that contains, or is within, a network of the binding.
     network: Option<String>,
-    /// With this label.
+    /// A label of the binding.
     label: Option<String>,
-    /// Banned or not.
+    /// Whether it is banned.
     banned: Option<bool>,
-    /// With this rule.
+    /// The rule.
     rule: Option<RuleName>,
-    /// Made by him, or by `first_use`.
+    /// The account that made it, or `first_use`.
     made_by: Option<String>,
 }
 
-/// What is to be done.
+/// A change of many bindings.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Bulk {
-    /// What.
+    /// The action.
     action: Action,
-    /// With which; at least one thing must be said.
+    /// The bindings; at least one filter is required.
     filter: Chosen,
-    /// With `label`: the labels from now on.
+    /// The new labels, with the action `label`.
     labels: Option<Vec<String>>,
-    /// Only say what would be done.
+    /// Report the matching bindings without a change.
     #[serde(default)]
     dry_run: bool,
-    /// Do it only if it is so many: what a dry run has said.
+    /// Fail unless this number of bindings match; from a dry run.
     expected: Option<u64>,
-    /// Do it only if these are they, as they were: what a dry run has said.
+    /// Fail unless the same bindings match unchanged; from a dry run.
     #[schema(max_length = 64)]
     digest: Option<String>,
 }
 
-/// What was done, or would be.
+/// The result of a change of many bindings.
 #[derive(Serialize, ToSchema)]
 pub struct Outcome {
-    /// Nothing was done.
+    /// Whether this was a dry run.
     dry_run: bool,
-    /// How many the filter chooses.
+    /// Number of matching bindings.
     matched: u64,
-    /// Stands for just these bindings, as they are.
+    /// Digest of the matching bindings and their versions.
     digest: String,
-    /// How many were changed; the others were changed by somebody else meanwhile, or are as they should be.
+    /// Number of changed bindings. The others had the state already, or were changed concurrently.
     changed: u64,
-    /// The first of them, as they were.
+    /// The first matching bindings, before the change.
     sample: Vec<Binding>,
 }
 
 /// Change many bindings
 ///
-/// At most 10,000 at once. With `dry_run` nothing is changed; what it says of `matched` and `digest` goes into `expected`
-/// and `digest` of the call that does it, which is refused if there are others by then.
+/// At most 10,000 bindings per call. With `dry_run` nothing changes. Send `matched` and `digest` of the dry run as `expected`
+/// and `digest` of the real call: it fails if the set of bindings has changed since.
 #[utoipa::path(post, path = "/admin/api/bindings/bulk", tag = "bindings", security(("bearer" = ["bindings"])), request_body = Bulk, responses((status = 200, body = Outcome), Problems))]
-pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(asked): Body<Bulk>) -> Answer<Json<Outcome>> {
-    let Chosen { key_id, hint, network, label: labelled, banned, rule, made_by } = asked.filter;
+pub async fn bulk(State(api): State<Arc<Api>>, May(caller): May<BINDINGS>, Body(input): Body<Bulk>) -> Answer<Json<Outcome>> {
+    let Chosen { key_id, hint, network, label: labelled, banned, rule, made_by } = input.filter;
     let nothing = [&key_id, &hint, &network, &labelled, &made_by].into_iter().all(Option::is_none) && banned.is_none() && rule.is_none();
     if nothing {
-        return Err(Problem::invalid("filter", "say at least one thing of those that are meant"));
+        return Err(Problem::invalid("filter", "at least one filter is required"));
     }
-    let labels = match (asked.action, asked.labels) {
+    let labels = match (input.action, input.labels) {
         (Action::Label, Some(labels)) => labels_of(&labels),
-        (Action::Label, None) => Err("give the labels from now on".into()),
-        (_, Some(_)) => Err("labels go with the action `label` only".into()),
+        (Action::Label, None) => Err("the action `label` requires labels".into()),
+        (_, Some(_)) => Err("labels are valid with the action `label` only".into()),
         (_, None) => Ok(Vec::new()),
     };
     let labels = labels.map_err(|why| Problem::invalid("labels", why))?;
     let filter = Filter { key_id, hint, network, label: labelled, banned, rule, made_by, ..Filter::default() };
     let chosen = choose(&api, query(&filter)?).await?;
     let matched = chosen.len() as u64;
-    if asked.expected.is_some_and(|expected| expected != matched) {
-        return Err(Problem::from(crate::operator::Fault::Conflict(format!("it is {matched} bindings by now; look at them again"))));
+    if input.expected.is_some_and(|expected| expected != matched) {
+        return Err(Problem::from(crate::operator::Fault::Conflict(format!(
+            "the filter now matches {matched} bindings; run the dry run again"
+        ))));
     }
     let digest = digest(&chosen);
-    if asked.digest.is_some_and(|expected| expected != digest) {
-        let why = format!("it is {matched} bindings still, but others, or some were changed meanwhile; look at them again");
+    if input.digest.is_some_and(|expected| expected != digest) {
+        let why =
+            format!("the filter still matches {matched} bindings, but some were replaced or changed meanwhile; run the dry run again");
         return Err(Problem::from(crate::operator::Fault::Conflict(why)));
     }
     let sample = chosen.iter().take(SHOWN).map(Binding::from).collect();
     let mut changed = 0;
-    if !asked.dry_run {
+    if !input.dry_run {
         for record in &chosen {
-            changed += u64::from(one(&api, record, asked.action, &labels, &caller.actor).await?);
+            changed += u64::from(one(&api, record, input.action, &labels, &caller.actor).await?);
         }
     }
-    Ok(Json(Outcome { dry_run: asked.dry_run, matched, digest, changed, sample }))
+    Ok(Json(Outcome { dry_run: input.dry_run, matched, digest, changed, sample }))
 }
 
 fn digest(chosen: &[Record]) -> String {
@@ -139,7 +142,7 @@ fn digest(chosen: &[Record]) -> String {
     hex(&digest.finalize()[..16])
 }
 
-/// All that are meant, before any is changed.
+/// All matching bindings, read before the first change.
 async fn choose(api: &Api, query: Query) -> Answer<Vec<Record>> {
     let (mut chosen, mut after) = (Vec::new(), None);
     loop {
@@ -148,7 +151,7 @@ async fn choose(api: &Api, query: Query) -> Answer<Vec<Record>> {
         chosen.extend(page.rows);
         after = page.next;
         if chosen.len() > AT_ONCE {
-            return Err(Problem::invalid("filter", format!("more than {AT_ONCE} bindings are meant; choose fewer at a time")));
+            return Err(Problem::invalid("filter", format!("matches more than {AT_ONCE} bindings; narrow it")));
         }
         if after.is_none() {
             return Ok(chosen);
@@ -156,7 +159,7 @@ async fn choose(api: &Api, query: Query) -> Answer<Vec<Record>> {
     }
 }
 
-/// False: it is so already, or somebody has changed it since it was chosen.
+/// Changes one binding. False: it had the state already, or was changed since it was read.
 async fn one(api: &Api, record: &Record, action: Action, labels: &[String], actor: &Actor) -> Answer<bool> {
     let (id, expects) = (record.binding.id, Some(record.binding.version));
     let change = match action {

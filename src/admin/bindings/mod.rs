@@ -1,4 +1,4 @@
-//! Bindings: lists, one of them, what has become of it.
+//! Handlers that find and read bindings. `bulk` and `change` modify them.
 
 pub mod bulk;
 pub mod change;
@@ -16,50 +16,50 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::audit::Entry;
 use super::export::{self, Format};
-use super::extract::{Again, Asked, Body, May, Part, READ, etag};
+use super::extract::{Body, May, PathParam, QueryParams, READ, Revalidation, etag};
 use super::logs::Intercept;
-use super::paging::{List, cursor, limit, mark};
+use super::paging::{ListPage, cursor, limit, parse_cursor};
 use super::problem::{Answer, Problem, Problems};
-use super::time::of;
+use super::time::format_time;
 use crate::operator::bindings::{Which, network, prefix};
 use crate::sql::audit;
 use crate::sql::intercepts::Wanted;
 use crate::sql::record::{BindingCursor, Query, Record, Sort, label};
 
-/// Which key may be used from where.
+/// A binding: a key and the networks allowed to use it.
 #[derive(Clone, Serialize, ToSchema)]
 pub struct Binding {
     /// HMAC-SHA256 of the key, in hex.
     #[schema(example = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0")]
     pub key_id: String,
-    /// What people recognise the key by.
+    /// The hint by which people recognise the key.
     #[schema(example = "sk-…wxyz")]
     pub hint: String,
     /// `single`, `multiple`, `all` or `roaming`.
     pub rule: &'static str,
-    /// From where the key may be used.
+    /// The networks allowed to use the key.
     pub networks: Vec<String>,
-    /// With the rule `roaming`: how many networks at a time.
+    /// With the rule `roaming`: maximum concurrent networks.
     pub networks_max: Option<u8>,
-    /// With the rule `roaming`: how long a network counts after its last use.
+    /// With the rule `roaming`: how long a network stays valid after its last use.
     pub window: Option<String>,
-    /// The key is refused from everywhere.
+    /// Whether the key is banned: refused from everywhere.
     pub banned: bool,
-    /// The upstream has accepted the key.
+    /// Whether the upstream has accepted the key.
     pub confirmed: bool,
-    /// `first_use`, or whoever made it or set its rule by hand.
+    /// `first_use`, or the account that made the binding or set its rule.
     pub made_by: String,
-    /// What somebody wrote about it.
+    /// The free-text note.
     pub note: String,
-    /// Words to find it by.
+    /// The labels.
     pub labels: Vec<String>,
-    /// When it was made.
+    /// Creation time.
     #[schema(format = DateTime)]
     pub created_at: String,
-    /// When it was used last, as far as is written.
+    /// Time of the last use; recent uses may not be written yet.
     #[schema(format = DateTime)]
     pub last_used_at: String,
-    /// For `If-Match`.
+    /// The version, for `If-Match`.
     pub version: i64,
 }
 
@@ -78,90 +78,90 @@ impl From<&Record> for Binding {
             made_by: record.made_by.clone(),
             note: record.note.clone(),
             labels: record.labels.clone(),
-            created_at: of(record.created_at),
-            last_used_at: of(record.last_used_at),
+            created_at: format_time(record.created_at),
+            last_used_at: format_time(record.last_used_at),
             version: binding.version,
         }
     }
 }
 
-/// What an answer about one binding has.
+/// A response with one binding.
 pub type One = ([(HeaderName, String); 1], Json<Binding>);
 
-/// With its version.
+/// The response for a binding, with its version.
 pub fn one(record: &Record) -> One {
     (etag(record.binding.version), Json(Binding::from(record)))
 }
 
-/// Orders of bindings.
+/// Sort orders.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub enum Order {
-    /// The last used first.
+    /// Most recently used first.
     #[default]
     #[serde(rename = "-last_used_at")]
     UsedLast,
-    /// The least lately used first.
+    /// Least recently used first.
     #[serde(rename = "last_used_at")]
     UsedFirst,
-    /// The newest first.
+    /// Newest first.
     #[serde(rename = "-created_at")]
     MadeLast,
-    /// The oldest first.
+    /// Oldest first.
     #[serde(rename = "created_at")]
     MadeFirst,
     /// By key id.
     #[serde(rename = "key_id")]
     Id,
-    /// By key id, backwards.
+    /// By key id, descending.
     #[serde(rename = "-key_id")]
     IdLast,
 }
 
-/// Which bindings.
+/// Query parameters of the list.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Filter {
-    /// Whose key id begins so: at least 6 hex digits.
+    /// Prefix of the key id, at least 6 hex digits.
     pub key_id: Option<String>,
-    /// Whose hint ends so: at least 4 characters.
+    /// End of the hint, at least 4 characters.
     #[param(min_length = 4)]
     pub hint: Option<String>,
-    /// Whose networks hold this address or network, or stand within it.
+    /// An address or network that contains, or is within, a network of the binding.
     pub network: Option<String>,
-    /// With this label.
+    /// A label of the binding.
     pub label: Option<String>,
-    /// Banned or not.
+    /// Whether it is banned.
     pub banned: Option<bool>,
-    /// With this rule.
+    /// The rule.
     #[param(inline)]
     pub rule: Option<RuleName>,
-    /// Made by him, or by `first_use`.
+    /// The account that made it, or `first_use`.
     pub made_by: Option<String>,
-    /// The order.
+    /// The sort order.
     #[param(inline)]
     pub sort: Option<Order>,
-    /// With files: how they are written.
+    /// The file format of an export.
     #[param(inline)]
     pub format: Option<Format>,
-    /// Where the page begins: `next` of the page before.
+    /// The cursor: `next` of the previous page.
     pub cursor: Option<String>,
-    /// How many rows at most.
+    /// Maximum rows.
     #[param(minimum = 1, maximum = 1000, default = 50)]
     pub limit: Option<u32>,
 }
 
-/// The rules.
+/// Names of rules.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleName {
     /// One network.
     Single,
-    /// Several.
+    /// Several networks.
     Multiple,
     /// Everywhere.
     All,
-    /// A few networks at a time.
+    /// A limited number of networks at a time.
     Roaming,
 }
 
@@ -176,7 +176,7 @@ impl From<RuleName> for Rule {
     }
 }
 
-/// What a filter asks of the store.
+/// The store query for a filter.
 pub fn query(filter: &Filter) -> Answer<Query> {
     let (sort, descending) = match filter.sort.unwrap_or_default() {
         Order::UsedLast => (Sort::Used, true),
@@ -187,7 +187,7 @@ pub fn query(filter: &Filter) -> Answer<Query> {
         Order::IdLast => (Sort::Key, true),
     };
     if filter.hint.as_ref().is_some_and(|hint| hint.chars().count() < 4) {
-        return Err(Problem::invalid("hint", "give at least the last 4 characters"));
+        return Err(Problem::invalid("hint", "must have at least 4 characters"));
     }
     Ok(Query {
         prefix: filter.key_id.as_deref().map(prefix).transpose()?.unwrap_or_default(),
@@ -199,27 +199,36 @@ pub fn query(filter: &Filter) -> Answer<Query> {
         made_by: filter.made_by.clone(),
         sort,
         descending,
-        after: mark(filter.cursor.as_deref())?,
+        after: parse_cursor(filter.cursor.as_deref())?,
         limit: limit(filter.limit)?,
     })
 }
 
-/// Find bindings
-#[utoipa::path(get, path = "/admin/api/bindings", tag = "bindings", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = List<Binding>), Problems))]
-pub async fn list(State(api): State<Arc<Api>>, May(_caller): May<READ>, Asked(filter): Asked<Filter>) -> Answer<Json<List<Binding>>> {
+/// List bindings
+#[utoipa::path(get, path = "/admin/api/bindings", tag = "bindings", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = ListPage<Binding>), Problems))]
+pub async fn list(
+    State(api): State<Arc<Api>>,
+    May(_caller): May<READ>,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Json<ListPage<Binding>>> {
     let query = query(&filter)?;
     let first = query.after.is_none();
     let total = if first { api.store.count(query.clone()).await? } else { None };
     let page = api.store.list(query).await?;
-    Ok(Json(List { items: page.rows.iter().map(Binding::from).collect(), next: page.next.as_ref().map(cursor), total }))
+    Ok(Json(ListPage { items: page.rows.iter().map(Binding::from).collect(), next: page.next.as_ref().map(cursor), total }))
 }
 
-/// Write bindings to a file, all or those that a filter finds
+/// Export bindings
 #[utoipa::path(get, path = "/admin/api/bindings/export", tag = "bindings", security(("bearer" = ["read"])), params(Filter),
     responses((status = 200, content((String = "application/x-ndjson"), (String = "text/csv"))), Problems))]
-pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, again: Again, Asked(filter): Asked<Filter>) -> Answer<Response> {
+pub async fn export(
+    State(api): State<Arc<Api>>,
+    May(_caller): May<READ>,
+    revalidation: Revalidation,
+    QueryParams(filter): QueryParams<Filter>,
+) -> Answer<Response> {
     let wanted = Query { limit: export::PAGE, ..query(&filter)? };
-    export::stream(Arc::clone(&api), again, filter.format.unwrap_or_default(), "bindings", move |after: Option<BindingCursor>| {
+    export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "bindings", move |after: Option<BindingCursor>| {
         let (api, wanted) = (Arc::clone(&api), Query { after: after.or(wanted.after), ..wanted.clone() });
         async move {
             let page = api.store.list(wanted).await?;
@@ -233,23 +242,23 @@ pub async fn export(State(api): State<Arc<Api>>, May(_caller): May<READ>, again:
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pasted {
-    /// The key itself. It is hashed, and neither logged nor kept.
+    /// The key itself. It is hashed, and neither logged nor stored.
     #[schema(min_length = 1, max_length = 8192, format = Password)]
     key: String,
 }
 
-/// What is known of a key.
+/// The result of a look-up.
 #[derive(Serialize, ToSchema)]
 pub struct Found {
-    /// Its id.
+    /// The key id.
     key_id: String,
-    /// Its hint.
+    /// The hint.
     hint: String,
-    /// Its binding, if it is bound.
+    /// The binding; `null` if the key is not bound.
     binding: Option<Binding>,
 }
 
-/// Find the binding of a key
+/// Look up the binding of a key
 #[utoipa::path(post, path = "/admin/api/bindings/look-up", tag = "bindings", security(("bearer" = ["read"])), request_body = Pasted, responses((status = 200, body = Found), Problems))]
 pub async fn look_up(State(api): State<Arc<Api>>, May(caller): May<READ>, Body(pasted): Body<Pasted>) -> Answer<Json<Found>> {
     let (id, hint) = api.bindings(&caller).hashed(&pasted.key).await?;
@@ -257,30 +266,30 @@ pub async fn look_up(State(api): State<Arc<Api>>, May(caller): May<READ>, Body(p
     Ok(Json(Found { key_id: id.hex(), hint, binding: page.rows.first().map(Binding::from) }))
 }
 
-/// Look at a binding
+/// Get a binding
 #[utoipa::path(get, path = "/admin/api/bindings/{key_id}", tag = "bindings", security(("bearer" = ["read"])), params(("key_id" = String, Path, description = "The key id, or its first digits.")),
     responses((status = 200, body = Binding), Problems))]
-pub async fn get(State(api): State<Arc<Api>>, May(caller): May<READ>, Part(key_id): Part) -> Answer<One> {
+pub async fn get(State(api): State<Arc<Api>>, May(caller): May<READ>, PathParam(key_id): PathParam) -> Answer<One> {
     Ok(one(&api.bindings(&caller).find(Which::Id(&key_id)).await?))
 }
 
-/// What has become of a key, the latest first.
+/// The history of a key, latest first.
 #[derive(Serialize, ToSchema)]
 pub struct Timeline {
     /// The key id.
     key_id: String,
-    /// What operators have changed.
+    /// Changes by operators.
     changes: Vec<Entry>,
-    /// From where it was refused.
+    /// Intercepts.
     intercepts: Vec<Intercept>,
 }
 
-/// See what has become of a key
+/// Get the history of a key
 ///
-/// The latest 100 changes and 100 intercepts. It is there for keys that are no longer bound, too, by their whole id.
+/// The latest 100 changes and 100 intercepts. Also works for keys that are no longer bound, by their complete id.
 #[utoipa::path(get, path = "/admin/api/bindings/{key_id}/timeline", tag = "bindings", security(("bearer" = ["read"])), params(("key_id" = String, Path, description = "The key id, or its first digits.")),
     responses((status = 200, body = Timeline), Problems))]
-pub async fn timeline(State(api): State<Arc<Api>>, May(caller): May<READ>, Part(key_id): Part) -> Answer<Json<Timeline>> {
+pub async fn timeline(State(api): State<Arc<Api>>, May(caller): May<READ>, PathParam(key_id): PathParam) -> Answer<Json<Timeline>> {
     const EACH: u32 = 100;
     let (id, _) = api.bindings(&caller).meant(Which::Id(&key_id)).await?;
     let asked = audit::AuditQuery { target: Some(id.hex()), limit: EACH, ..audit::AuditQuery::default() };

@@ -1,4 +1,4 @@
-// Who may sign in.
+// Accounts.
 
 import { call, get } from "../api.js";
 import { html, useState } from "../html.js";
@@ -24,7 +24,7 @@ export function Accounts({ session }) {
     try {
       const made = await call("POST", "/accounts", values);
       set({ name: "", role: "viewer", password: "" });
-      setDone(t("{name} may sign in, and must choose a password first.", made));
+      setDone(t("Account {name} created. The password must be changed at the first sign-in.", made));
       accounts.reload();
     } catch (failed) {
       setError(failed);
@@ -36,20 +36,20 @@ export function Accounts({ session }) {
     <${Trouble} error=${accounts.error} retry=${accounts.reload} />
     <${Table} caption=${t("Accounts")} rows=${accounts.data?.items || []} loading=${accounts.loading} empty="" columns=${[
       [t("Name"), (row) => html`<strong>${row.name}</strong> ${row.name === session.username && html`<${Badge}>${t("you")}</${Badge}>`}`],
-      [t("Role"), (row) => (row.name === session.username || row.provider ? t(row.role) : html`<span class="row">${ROLES.map((role) => (role === row.role ? html`<${Badge} kind="good">${t(role)}</${Badge}>` : html`<${Action} run=${change(row, { role }, t("{name} is signed out and has another role.", row))} label=${t("Make {name} {role}", { name: row.name, role: t(role) })}>${t(role)}</${Action}>`))}</span>`)],
-      [t("State"), (row) => html`${row.disabled ? html`<${Badge} kind="bad">${t("disabled")}</${Badge}>` : html`<${Badge} kind="good">${t("may sign in")}</${Badge}>`} ${row.must_change_password && html`<${Badge} kind="warn">${t("must choose a password")}</${Badge}>`}`],
-      [t("Signed in last"), (row) => html`<${Time} at=${row.signed_in_at} />`],
-      [t("Do"), (row) => row.name !== session.username && html`<span class="row">
-        <${Action} run=${change(row, { disabled: !row.disabled, unlock: true }, row.disabled ? t("{name} may sign in.", row) : t("{name} is signed out and may not sign in.", row))}>${row.disabled ? t("Enable") : t("Disable")}</${Action}>
-        ${!row.provider && html`<${Action} run=${async () => (await call("PATCH", `/accounts/${row.name}`, { unlock: true }), setDone(t("{name} may try again.", row)))}>${t("Unlock")}</${Action}>`}
-        <${Action} kind="danger" confirm=${t("The account, its sign-ins and its tokens are gone. This cannot be undone.")} run=${async () => (await call("DELETE", `/accounts/${row.name}`, undefined, { version: row.version }), accounts.reload())}>${t("Remove")}</${Action}></span>`],
+      [t("Role"), (row) => (row.name === session.username || row.provider ? t(row.role) : html`<span class="row">${ROLES.map((role) => (role === row.role ? html`<${Badge} kind="good">${t(role)}</${Badge}>` : html`<${Action} run=${change(row, { role }, t("Role of {name} changed. Its sessions have ended.", row))} label=${t("Change role of {name} to {role}", { name: row.name, role: t(role) })}>${t(role)}</${Action}>`))}</span>`)],
+      [t("State"), (row) => html`${row.disabled ? html`<${Badge} kind="bad">${t("disabled")}</${Badge}>` : html`<${Badge} kind="good">${t("enabled")}</${Badge}>`} ${row.must_change_password && html`<${Badge} kind="warn">${t("must change password")}</${Badge}>`}`],
+      [t("Last sign-in"), (row) => html`<${Time} at=${row.signed_in_at} />`],
+      [t("Actions"), (row) => row.name !== session.username && html`<span class="row">
+        <${Action} run=${change(row, { disabled: !row.disabled, unlock: true }, row.disabled ? t("{name} enabled.", row) : t("{name} disabled. Its sessions have ended.", row))}>${row.disabled ? t("Enable") : t("Disable")}</${Action}>
+        ${!row.provider && html`<${Action} run=${async () => (await call("PATCH", `/accounts/${row.name}`, { unlock: true }), setDone(t("{name} unlocked.", row)))}>${t("Unlock")}</${Action}>`}
+        <${Action} kind="danger" confirm=${t("The account is removed with its sessions and API tokens. This cannot be undone.")} run=${async () => (await call("DELETE", `/accounts/${row.name}`, undefined, { version: row.version }), accounts.reload())}>${t("Remove")}</${Action}></span>`],
     ]} />
-    <form class="card" onSubmit=${submit}><h2>${t("A new account")}</h2>
+    <form class="card" onSubmit=${submit}><h2>${t("New account")}</h2>
       <${Trouble} error=${error?.field ? null : error} />
       <${Field} label=${t("Name")} required autocomplete="off" maxlength="64" value=${values.name} onInput=${put("name")} error=${wrong("name")} />
       <${Field} label=${t("Role")} as="select" value=${values.role} onInput=${put("role")}>${ROLES.map((role) => html`<option value=${role} selected=${values.role === role}>${t(role)}</option>`)}</${Field}>
-      <${Field} label=${t("First password")} help=${t("At least 12 characters; it must be changed at the first sign-in.")} type="password" autocomplete="new-password" required value=${values.password} onInput=${put("password")} error=${wrong("password")} />
-      <div class="row end"><button type="submit" class="primary">${t("Make the account")}</button></div>
+      <${Field} label=${t("Temporary password")} help=${t("At least 12 characters. It must be changed at the first sign-in.")} type="password" autocomplete="new-password" required value=${values.password} onInput=${put("password")} error=${wrong("password")} />
+      <div class="row end"><button type="submit" class="primary">${t("Create account")}</button></div>
     </form>
     <${Providers} />
   </${Page}>`;

@@ -1,13 +1,13 @@
-// Bindings: find them, change many of them at once.
+// The list of bindings, and changes of many bindings.
 
 import { call, download, get, may, query } from "../api.js";
-import { Elsewhere, meant, resolve, SearchField } from "../find.js";
+import { KeyLinks, classify, resolve, SearchField } from "../find.js";
 import { html, useState } from "../html.js";
 import { t } from "../i18n.js";
 import { go, parse } from "../route.js";
 import { Action, Badge, Dialog, Done, Field, KeyId, More, Page, Table, Time, Trouble, useList } from "../ui.js";
 
-const SORTS = { "-last_used_at": () => t("Last used first"), last_used_at: () => t("Longest unused first"), "-created_at": () => t("Newest first"), created_at: () => t("Oldest first"), key_id: () => t("By key id") };
+const SORTS = { "-last_used_at": () => t("Recently used first"), last_used_at: () => t("Least recently used first"), "-created_at": () => t("Newest first"), created_at: () => t("Oldest first"), key_id: () => t("By key id") };
 const RULES = ["single", "multiple", "all", "roaming"];
 
 export const Rule = ({ row }) => html`${row.banned && html`<${Badge} kind="bad">${t("banned")}</${Badge}> `}${t(row.rule)}${!row.confirmed && html` <${Badge}>${t("not confirmed")}</${Badge}>`}`;
@@ -21,14 +21,14 @@ export function Bindings({ route }) {
   const [bulk, setBulk] = useState(false);
   const [done, setDone] = useState("");
   const list = useList((cursor, signal) => get(`/bindings${query({ ...filter, cursor })}`, { signal }), [JSON.stringify(filter)]);
-  // Enter in a field is a change and a submission: the second must not undo the first.
+  // Enter in a field fires both change and submit; the second must not undo the first.
   const put = (change) => go("bindings", { ...parse().params, ...change });
   const search = async (event) => {
     event.preventDefault();
     setError(null);
     const nothing = { key_id: undefined, network: undefined, hint: undefined };
     setUnbound(null);
-    const { key_id, network, word, key } = text.trim() ? meant(text) : {};
+    const { key_id, network, word, key } = text.trim() ? classify(text) : {};
     if (!key) return put({ ...nothing, key_id, network, hint: word });
     try {
       const found = await resolve(key);
@@ -42,34 +42,34 @@ export function Bindings({ route }) {
   const narrowed = ["key_id", "network", "hint", "label", "banned", "rule", "made_by"].some((name) => filter[name]);
   return html`<${Page} title=${t("Bindings")} actions=${html`<${Action} run=${() => download(`/bindings/export${query({ ...filter, format: "csv" })}`)}>CSV</${Action}><${Action} run=${() => download(`/bindings/export${query(filter)}`)}>JSON</${Action}>`}>
     <form class="search" role="search" onSubmit=${search}>
-      <${Field} label=${t("Search")} help=${t("A key, the beginning of a key id, the end of a hint, an address or a network.")} value=${text} onInput=${setText} autocomplete="off" spellcheck=${false} maxlength="32768" />
+      <${Field} label=${t("Search")} help=${t("Key, start of a key id, end of a hint, address or network.")} value=${text} onInput=${setText} autocomplete="off" spellcheck=${false} maxlength="32768" />
       <${SearchField} label=${t("Label")} value=${filter.label || ""} find=${async (said) => {
-        const { key_id } = meant(said).key ? await resolve(said) : {};
+        const { key_id } = classify(said).key ? await resolve(said) : {};
         return key_id ? go("bindings", { key_id }) : put({ label: said });
       }} />
       <${Field} label=${t("State")} as="select" value=${filter.banned || ""} onInput=${(banned) => put({ banned })}><option value="">${t("any")}</option><option value="true" selected=${filter.banned === "true"}>${t("banned")}</option><option value="false" selected=${filter.banned === "false"}>${t("not banned")}</option></${Field}>
       <${Field} label=${t("Rule")} as="select" value=${filter.rule || ""} onInput=${(rule) => put({ rule })}><option value="">${t("any")}</option>${RULES.map((rule) => html`<option value=${rule} selected=${filter.rule === rule}>${t(rule)}</option>`)}</${Field}>
       <${Field} label=${t("Order")} as="select" value=${filter.sort || "-last_used_at"} onInput=${(sort) => put({ sort })}>${Object.entries(SORTS).map(([value, name]) => html`<option value=${value} selected=${(filter.sort || "-last_used_at") === value}>${name()}</option>`)}</${Field}>
-      <div class="row end"><button type="submit" class="primary">${t("Search")}</button>${narrowed && html`<button type="button" onClick=${() => (setText(""), go("bindings"))}>${t("Clear")}</button>`}${narrowed && may("bindings") && html`<button type="button" onClick=${() => setBulk(true)}>${t("Change all of these…")}</button>`}</div>
+      <div class="row end"><button type="submit" class="primary">${t("Search")}</button>${narrowed && html`<button type="button" onClick=${() => (setText(""), go("bindings"))}>${t("Clear")}</button>`}${narrowed && may("bindings") && html`<button type="button" onClick=${() => setBulk(true)}>${t("Change all matching bindings…")}</button>`}</div>
     </form>
     <${Trouble} error=${error} />
-    ${unbound && html`<div class="notice" role="alert"><p><strong>${t("This key is not bound.")}</strong> ${t("Its key id is {id}. It was never used, was unbound, or was archived.", { id: unbound.slice(0, 12) })}</p><p><${Elsewhere} id=${unbound} /></p></div>`}
+    ${unbound && html`<div class="notice" role="alert"><p><strong>${t("This key is not bound.")}</strong> ${t("Its key id is {id}. It was never used, or its binding was removed or archived.", { id: unbound.slice(0, 12) })}</p><p><${KeyLinks} id=${unbound} /></p></div>`}
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${list.error} retry=${list.reload} />
-    <${Table} caption=${t("Bindings")} rows=${list.items} loading=${list.loading} empty=${t("There is no such binding.")} columns=${[
+    <${Table} caption=${t("Bindings")} rows=${list.items} loading=${list.loading} empty=${t("No matching bindings.")} columns=${[
       [t("Key"), (row) => html`<${KeyId} id=${row.key_id} hint=${row.hint} />`],
       [t("Rule"), (row) => html`<${Rule} row=${row} />`],
-      [t("May be used from"), (row) => html`<${Networks} row=${row} />`],
+      [t("Allowed networks"), (row) => html`<${Networks} row=${row} />`],
       [t("Last used"), (row) => html`<${Time} at=${row.last_used_at} />`],
       [t("Labels"), (row) => row.labels.map((label) => html`<${Badge}>${label}</${Badge}> `)],
-      [t("Made by"), (row) => (row.made_by === "first_use" ? t("first use") : row.made_by)],
+      [t("Created by"), (row) => (row.made_by === "first_use" ? t("first use") : row.made_by)],
     ]} />
     <${More} list=${list} />
     ${bulk && html`<${Bulk} filter=${filter} close=${() => setBulk(false)} done=${(text) => (setDone(text), setBulk(false), list.reload())} />`}
   </${Page}>`;
 }
 
-// First what would change, then that and nothing else.
+// A dry run fixes the set of bindings; the second call changes exactly this set.
 function Bulk({ filter, close, done }) {
   const [action, setAction] = useState("ban");
   const [labels, setLabels] = useState("");
@@ -88,7 +88,7 @@ function Bulk({ filter, close, done }) {
     try {
       const outcome = await call("POST", "/bindings/bulk", { ...what(), dry_run: dry, ...(dry ? {} : { expected: would.matched, digest: would.digest }) });
       if (dry) setWould(outcome);
-      else done(t("{changed} of {matched} bindings were changed.", outcome));
+      else done(t("{changed} of {matched} bindings changed.", outcome));
     } catch (failed) {
       setError(failed);
       setWould(null);
@@ -96,14 +96,14 @@ function Bulk({ filter, close, done }) {
     setBusy(false);
   };
   const choose = (next) => (setAction(next), setWould(null));
-  return html`<${Dialog} title=${t("Change all of these")} close=${close}>
+  return html`<${Dialog} title=${t("Change all matching bindings")} close=${close}>
     <${Trouble} error=${error} />
-    <${Field} label=${t("What")} as="select" value=${action} onInput=${choose}><option value="ban">${t("Ban")}</option><option value="unban">${t("Unban")}</option><option value="unbind">${t("Unbind")}</option><option value="label">${t("Set labels")}</option></${Field}>
+    <${Field} label=${t("Action")} as="select" value=${action} onInput=${choose}><option value="ban">${t("Ban")}</option><option value="unban">${t("Unban")}</option><option value="unbind">${t("Unbind")}</option><option value="label">${t("Set labels")}</option></${Field}>
     ${action === "label" && html`<${Field} label=${t("Labels")} help=${t("Separated by spaces.")} value=${labels} onInput=${(next) => (setLabels(next), setWould(null))} />`}
-    ${would && html`<p role="status"><strong>${t("{matched} bindings are meant.", would)}</strong></p>
+    ${would && html`<p role="status"><strong>${t("{matched} bindings match.", would)}</strong></p>
       <ul class="plain short">${would.sample.map((row) => html`<li><code>${row.key_id.slice(0, 12)}</code> ${row.hint} · <${Networks} row=${row} /></li>`)}${would.matched > would.sample.length && html`<li>${t("and {n} more", { n: would.matched - would.sample.length })}</li>`}</ul>
-      ${action === "unbind" && html`<p class="wrong">${t("This cannot be undone: the next use of each key binds it anew.")}</p>`}`}
+      ${action === "unbind" && html`<p class="wrong">${t("The next use of each key binds it again. This cannot be undone.")}</p>`}`}
     <div class="row end"><button type="button" onClick=${close}>${t("Cancel")}</button>
-      ${would ? html`<button type="button" class="danger" disabled=${busy || !would.matched} onClick=${() => run(false)}>${t("Change {matched} bindings", would)}</button>` : html`<button type="button" class="primary" disabled=${busy} onClick=${() => run(true)}>${t("See what would change")}</button>`}</div>
+      ${would ? html`<button type="button" class="danger" disabled=${busy || !would.matched} onClick=${() => run(false)}>${t("Change {matched} bindings", would)}</button>` : html`<button type="button" class="primary" disabled=${busy} onClick=${() => run(true)}>${t("Preview changes")}</button>`}</div>
   </${Dialog}>`;
 }

@@ -1,4 +1,4 @@
-// Who is near or over a limit, as it changes.
+// Usage of limits, updated live.
 
 import { call, get, may } from "../api.js";
 import { resolve, SearchField } from "../find.js";
@@ -20,7 +20,7 @@ export function Limits({ route }) {
   const { over, search = "" } = route.params;
   const limits = useLoad((signal) => get("/limits", { signal }), []);
   const [done, setDone] = useState("");
-  // One after the other: a slow answer is waited for.
+  // The next request waits for the answer of the previous one.
   useEffect(() => {
     if (limits.loading) return undefined;
     const again = setTimeout(limits.reload, EVERY_MS);
@@ -29,32 +29,32 @@ export function Limits({ route }) {
   const narrow = (params) => go("limits", { ...route.params, ...params }, { replace: true });
   const giveBack = (row) => async () => {
     await call("POST", "/limits/reset", { limit: row.limit, place: row.place, subject: row.subject });
-    setDone(t("{subject} has all of {limit} again.", row));
+    setDone(t("{limit} reset for {subject}.", row));
     limits.reload();
   };
   const fits = (row) => (!over || row.over) && [row.limit, row.place, row.subject, row.claim || "", row.replica || "", row.key_id || ""].some((text) => text.includes(search));
   const rows = (limits.data?.items || []).filter(fits);
   return html`<${Page} title=${t("Limits")}>
-    <p>${t("Who has used four fifths of a limit or more, on all replicas; those first who are refused. It is looked at again every few seconds.")}</p>
+    <p>${t("Subjects that have used at least 80 % of a limit, on all replicas. Refused ones come first. Updated every few seconds.")}</p>
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${limits.error} retry=${limits.reload} />
     <${Silent} replicas=${limits.data?.silent} />
-    ${limits.data?.complete === false && html`<div class="notice warn" role="status"><p>${t("A replica knows of more than 1,000; these are those who have used most.")}</p></div>`}
+    ${limits.data?.complete === false && html`<div class="notice warn" role="status"><p>${t("A replica has more than 1,000 entries. Only those with the highest usage are shown.")}</p></div>`}
     <form class="filters" onSubmit=${(event) => event.preventDefault()}>
       <${SearchField} label=${t("Limit, key, key id, address or claim")} type="search" value=${search} find=${async (said) => {
         const { key_id } = said ? await resolve(said, { hints: true }) : {};
         return narrow({ search: key_id || said });
       }} />
-      <${Field} label=${t("Only who is refused")} type="checkbox" checked=${Boolean(over)} onInput=${(on) => narrow({ over: on ? 1 : "" })} />
+      <${Field} label=${t("Refused only")} type="checkbox" checked=${Boolean(over)} onInput=${(on) => narrow({ over: on ? 1 : "" })} />
     </form>
-    <${Table} caption=${t("Who is near or over a limit")} rows=${rows} of=${(row) => [row.place, row.limit, row.subject, row.replica].join(" ")} loading=${limits.loading && !limits.data} empty=${t("Nobody is near a limit.")} columns=${[
+    <${Table} caption=${t("Subjects near or over a limit")} rows=${rows} of=${(row) => [row.place, row.limit, row.subject, row.replica].join(" ")} loading=${limits.loading && !limits.data} empty=${t("No subject is near a limit.")} columns=${[
       [t("Limit"), (row) => html`<strong>${row.limit}</strong> <small>${row.place}</small> ${row.shadow && html`<${Badge}>${t("shadow")}</${Badge}>`}`],
-      [t("Who"), (row) => html`<${Who} row=${row} />`],
+      [t("Subject"), (row) => html`<${Who} row=${row} />`],
       [t("Used"), (row) => html`<${Used} row=${row} />`],
       [t("State"), (row) => (row.over ? html`<${Badge} kind="bad">${row.shadow ? t("would be refused") : t("refused")}</${Badge}> ${row.retry_in_s > 0 && t("for another {time}", { time: age(row.retry_in_s) })}` : html`<${Badge} kind="warn">${t("near")}</${Badge}>`)],
-      [t("All of it back in"), (row) => (row.full_in_s ? age(row.full_in_s) : "–")],
+      [t("Full capacity in"), (row) => (row.full_in_s ? age(row.full_in_s) : "–")],
       [t("Counted by"), (row) => row.replica || t("all replicas together")],
-      [t("Do"), (row) => row.can_give_back && may("limits") && html`<${Action} run=${giveBack(row)} label=${t("Give {limit} back to {subject}", row)}>${t("Give back")}</${Action}>`],
+      [t("Actions"), (row) => row.can_give_back && may("limits") && html`<${Action} run=${giveBack(row)} label=${t("Reset {limit} for {subject}", row)}>${t("Reset")}</${Action}>`],
     ]} />
   </${Page}>`;
 }

@@ -1,4 +1,4 @@
-// Providers of OpenID Connect through which people sign in: listed, checked, made and changed.
+// OpenID Connect providers: list, check, add, change, remove.
 
 import { call, get } from "../api.js";
 import { html, useState } from "../html.js";
@@ -26,22 +26,22 @@ function Form({ values, put, error, submit, cancel }) {
   const wrong = (field) => error && [field, `settings.${field}`].includes(error.field) && error.message;
   const back = `${location.origin}/admin/ui/from/${values.name || "…"}`;
   const text = (label, name, help, more = {}) => html`<${Field} label=${label} help=${help} autocomplete="off" spellcheck=${false} value=${values[name]} onInput=${put(name)} error=${wrong(name)} ...${more} />`;
-  return html`<form class="card" onSubmit=${submit}><h2>${values.version ? t("Change {name}", values) : t("A new provider")}</h2>
+  return html`<form class="card" onSubmit=${submit}><h2>${values.version ? t("Change {name}", values) : t("New provider")}</h2>
     <${Trouble} error=${error?.field ? null : error} />
-    <p>${t("At the provider, people are sent back to:")} <code>${back}</code> <${Copy} text=${back} /></p>
+    <p>${t("Redirect URI to register at the provider:")} <code>${back}</code> <${Copy} text=${back} /></p>
     <div class="columns"><div>
-      ${text(t("Name"), "name", t("Lower-case letters, digits and -; accounts begin with it."), { required: true, maxlength: 32, readonly: Boolean(values.version) })}
-      ${text(t("Label of its button"), "label")}
-      ${text(t("Issuer"), "issuer", t("Just as its discovery document names it; it cannot be changed later."), { required: true, type: "url", placeholder: "https://id.example.com", readonly: Boolean(values.version) })}
-      ${text(t("Client id"), "client_id", null, { required: true })}
-      ${text(t("Client secret"), "client_secret", values.secret ? t("Stored encrypted, and never shown. Left empty, it stays as it is.") : t("Stored encrypted, and never shown. Left empty for a public client."), { type: "password", autocomplete: "new-password" })}
-      ${text(t("Scopes"), "scopes", t("What is asked for beside openid."))}
+      ${text(t("Name"), "name", t("Lower-case letters, digits and -. Account names begin with it."), { required: true, maxlength: 32, readonly: Boolean(values.version) })}
+      ${text(t("Button text"), "label")}
+      ${text(t("Issuer"), "issuer", t("Exactly as in its discovery document. It cannot be changed later."), { required: true, type: "url", placeholder: "https://id.example.com", readonly: Boolean(values.version) })}
+      ${text(t("Client ID"), "client_id", null, { required: true })}
+      ${text(t("Client secret"), "client_secret", values.secret ? t("Stored encrypted and never shown. Leave empty to keep it.") : t("Stored encrypted and never shown. Leave empty for a public client."), { type: "password", autocomplete: "new-password" })}
+      ${text(t("Scopes"), "scopes", t("Requested in addition to openid."))}
     </div><div>
-      ${text(t("Claim that names people"), "name_claim")}
-      ${text(t("Claim that says what somebody is"), "role_claim", t("Text or a list; dots lead inside: realm_access.roles"), { required: true })}
-      ${ROLES.map((role) => html`<${Field} key=${role} as="textarea" rows="2" label=${t("Values that make somebody {role}", { role: t(role) })} help=${t("One a line.")} spellcheck=${false} value=${values[role]} onInput=${put(role)} error=${wrong(`roles.${role}`) || (role === "viewer" && wrong("roles"))} />`)}
-      <${Field} type="checkbox" label=${t("It may be an address inside, or http")} checked=${values.allow_private} onInput=${put("allow_private")} />
-      <${Field} as="textarea" rows="2" label=${t("Certificates that may sign its own (PEM)")} help=${t("Left empty: the system's.")} spellcheck=${false} value=${values.ca} onInput=${put("ca")} error=${wrong("ca")} />
+      ${text(t("Name claim"), "name_claim")}
+      ${text(t("Role claim"), "role_claim", t("Text or a list. Dots select nested fields: realm_access.roles"), { required: true })}
+      ${ROLES.map((role) => html`<${Field} key=${role} as="textarea" rows="2" label=${t("Values for {role}", { role: t(role) })} help=${t("One per line.")} spellcheck=${false} value=${values[role]} onInput=${put(role)} error=${wrong(`roles.${role}`) || (role === "viewer" && wrong("roles"))} />`)}
+      <${Field} type="checkbox" label=${t("Allow private addresses and http")} checked=${values.allow_private} onInput=${put("allow_private")} />
+      <${Field} as="textarea" rows="2" label=${t("CA certificates (PEM)")} help=${t("Leave empty to use the system's.")} spellcheck=${false} value=${values.ca} onInput=${put("ca")} error=${wrong("ca")} />
     </div></div>
     <div class="row end"><button type="button" onClick=${cancel}>${t("Cancel")}</button><button type="submit" class="primary">${t("Save")}</button></div>
   </form>`;
@@ -59,7 +59,7 @@ export function Providers() {
     try {
       const secret = values.client_secret ? { client_secret: values.client_secret } : {};
       await call("PUT", `/providers/${encodeURIComponent(values.name)}`, { settings: settingsOf(values), ...secret }, { version: values.version, fresh: !values.version });
-      setDone(t("People may sign in through {name}.", values));
+      setDone(t("Provider {name} saved.", values));
       set(null);
       providers.reload();
     } catch (failed) {
@@ -67,18 +67,18 @@ export function Providers() {
     }
   };
   const begin = (next) => () => (set(next), setError(null), setDone(""));
-  const check = ({ name }) => async () => (await call("POST", `/providers/${name}/check`), setDone(t("{name} answers as it should.", { name })));
-  return html`<h2>${t("Providers people sign in through (OpenID Connect)")}</h2>
+  const check = ({ name }) => async () => (await call("POST", `/providers/${name}/check`), setDone(t("{name} works.", { name })));
+  return html`<h2>${t("Sign-in providers (OpenID Connect)")}</h2>
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${providers.error} retry=${providers.reload} />
-    <${Table} caption=${t("Providers")} rows=${providers.data?.items || []} loading=${providers.loading} empty=${t("None: everybody has a password here.")} columns=${[
+    <${Table} caption=${t("Providers")} rows=${providers.data?.items || []} loading=${providers.loading} empty=${t("No providers. All accounts sign in with a password.")} columns=${[
       [t("Name"), (row) => html`<strong>${row.name}</strong>`],
       [t("Issuer"), (row) => html`<code>${row.settings?.issuer}</code>`],
       [t("Claim"), (row) => html`<code>${row.settings?.role_claim}</code>`],
-      [t("Do"), (row) => html`<span class="row">
+      [t("Actions"), (row) => html`<span class="row">
         <${Action} run=${check(row)}>${t("Check")}</${Action}>
         <button type="button" onClick=${begin(opened(row))}>${t("Change")}</button>
-        <${Action} kind="danger" confirm=${t("The accounts of those who sign in through it go with it. This cannot be undone.")} run=${async () => (await call("DELETE", `/providers/${row.name}`, undefined, { version: row.version }), providers.reload())}>${t("Remove")}</${Action}></span>`],
+        <${Action} kind="danger" confirm=${t("The provider is removed with all accounts that sign in through it. This cannot be undone.")} run=${async () => (await call("DELETE", `/providers/${row.name}`, undefined, { version: row.version }), providers.reload())}>${t("Remove")}</${Action}></span>`],
     ]} />
     ${values ? html`<${Form} values=${values} put=${put} error=${error} submit=${submit} cancel=${begin(null)} />` : html`<div class="row"><button type="button" onClick=${begin(EMPTY)}>${t("Add a provider")}</button></div>`}`;
 }

@@ -1,20 +1,20 @@
-// Signing in, and choosing a password of one's own.
+// Sign-in and change of the password.
 
-import { choosePassword, current, doors, forget, leave, signIn, signOut } from "../api.js";
+import { choosePassword, current, signInProviders, clearSession, beginProviderSignIn, signIn, signOut } from "../api.js";
 import { html, useState } from "../html.js";
 import { t } from "../i18n.js";
 import { Action, Field, Trouble, useLoad } from "../ui.js";
 
-// One button for each provider, if there are any. Whoever was signed in through one sees that one alone.
-function Doors({ only }) {
-  const { data } = useLoad(doors, []);
+// A button for each provider. `only`: the provider of the expired session.
+function ProviderButtons({ only }) {
+  const { data } = useLoad(signInProviders, []);
   const items = (data?.items || []).filter(({ name }) => !only || name === only);
   if (!items.length) return null;
-  return html`<div class="doors">${items.map(({ name, label }) => html`<${Action} key=${name} run=${() => leave(name)}>${t("Sign in with {label}", { label })}</${Action}>`)}</div>`;
+  return html`<div class="providers">${items.map(({ name, label }) => html`<${Action} key=${name} run=${() => beginProviderSignIn(name)}>${t("Sign in with {label}", { label })}</${Action}>`)}</div>`;
 }
 
 export function SignIn({ again, refused, children }) {
-  const [elsewhere] = again?.includes(":") ? again.split(":") : [];
+  const [provider] = again?.includes(":") ? again.split(":") : [];
   const [username, setUsername] = useState(again || "");
   const [password, setPassword] = useState("");
   const [error, setError] = useState(refused || null);
@@ -36,9 +36,9 @@ export function SignIn({ again, refused, children }) {
     <${Field} label=${t("Password")} name="password" type="password" autocomplete="current-password" required value=${password} onInput=${setPassword} />
     <div class="row end"><button type="submit" class="primary" disabled=${busy}>${busy ? t("Signing in…") : t("Sign in")}</button></div>
   </form>`;
-  if (elsewhere) return html`<${Trouble} error=${error} /><${Doors} only=${elsewhere} /><div class="row end"><button type="button" onClick=${forget}>${t("Sign in as somebody else")}</button></div>`;
+  if (provider) return html`<${Trouble} error=${error} /><${ProviderButtons} only=${provider} /><div class="row end"><button type="button" onClick=${clearSession}>${t("Use another account")}</button></div>`;
   if (again) return form;
-  return html`<main class="alone"><img src="icon.svg" alt="" width="48" height="48" /><h1>${t("Sign in to Keylatch")}</h1>${form}<${Doors} />${children}</main>`;
+  return html`<main class="alone"><img src="icon.svg" alt="" width="48" height="48" /><h1>${t("Sign in to Keylatch")}</h1>${form}<${ProviderButtons} />${children}</main>`;
 }
 
 export function PasswordForm({ done }) {
@@ -64,16 +64,16 @@ export function PasswordForm({ done }) {
   return html`<form onSubmit=${submit}>
     <${Trouble} error=${error?.field ? null : error} />
     <input name="username" autocomplete="username" value=${current()?.username} readonly hidden />
-    <${Field} label=${t("The password you have now")} type="password" autocomplete="current-password" required value=${values.now} onInput=${put("now")} error=${error?.field === "current" && error.message} />
-    <${Field} label=${t("A new one")} help=${t("At least 12 characters.")} type="password" autocomplete="new-password" minlength="12" required value=${values.next} onInput=${put("next")} error=${error?.field === "password" && error.message} />
-    <${Field} label=${t("The new one again")} type="password" autocomplete="new-password" required value=${values.again} onInput=${put("again")} quiet error=${differs && t("The two are not the same.")} />
-    <div class="row end"><button type="submit" class="primary" disabled=${busy || differs}>${t("Change the password")}</button></div>
+    <${Field} label=${t("Current password")} type="password" autocomplete="current-password" required value=${values.now} onInput=${put("now")} error=${error?.field === "current" && error.message} />
+    <${Field} label=${t("New password")} help=${t("At least 12 characters.")} type="password" autocomplete="new-password" minlength="12" required value=${values.next} onInput=${put("next")} error=${error?.field === "password" && error.message} />
+    <${Field} label=${t("Confirm new password")} type="password" autocomplete="new-password" required value=${values.again} onInput=${put("again")} quiet error=${differs && t("The passwords do not match.")} />
+    <div class="row end"><button type="submit" class="primary" disabled=${busy || differs}>${t("Change password")}</button></div>
   </form>`;
 }
 
 export const ChoosePassword = () => html`<main class="alone">
   <h1>${t("Choose a password")}</h1>
-  <p>${t("Somebody else knows the one you have. Before anything else, choose one of your own.")}</p>
+  <p>${t("Your current password is temporary. Choose a new one to continue.")}</p>
   <${PasswordForm} />
   <button type="button" onClick=${signOut}>${t("Sign out")}</button>
 </main>`;

@@ -1,4 +1,4 @@
-// Event streams and WebSockets that are open.
+// Open event streams and WebSockets.
 
 import { call, get, may, query } from "../api.js";
 import { html, useState } from "../html.js";
@@ -10,23 +10,23 @@ export function Streams() {
   const [done, setDone] = useState("");
   const end = (row) => async () => {
     await call("DELETE", `/streams/${row.id}${query({ replica: row.replica })}`);
-    setDone(t("The stream of {client} was ended.", row));
+    setDone(t("Stream of {client} ended.", row));
     list.reload();
   };
-  return html`<${Page} title=${t("Streams")} actions=${html`<button type="button" onClick=${list.reload}>${t("Look again")}</button>`}>
-    <p>${t("Event streams and WebSockets that are open on all replicas, the oldest first.")}</p>
+  return html`<${Page} title=${t("Streams")} actions=${html`<button type="button" onClick=${list.reload}>${t("Refresh")}</button>`}>
+    <p>${t("Open event streams and WebSockets on all replicas, oldest first.")}</p>
     ${done && html`<${Done}>${done}</${Done}>`}
     <${Trouble} error=${list.error} retry=${list.reload} />
     <${Silent} replicas=${list.silent} />
-    <${Table} caption=${t("Open streams")} rows=${list.items} of=${(row) => `${row.replica} ${row.id}`} loading=${list.loading} empty=${t("No stream is open.")} columns=${[
-      [t("Open for"), (row) => age(row.age_s)],
+    <${Table} caption=${t("Open streams")} rows=${list.items} of=${(row) => `${row.replica} ${row.id}`} loading=${list.loading} empty=${t("No open streams.")} columns=${[
+      [t("Duration"), (row) => age(row.age_s)],
       [t("Client"), (row) => html`<code>${row.client}</code> ${row.subject && html`<small>${row.subject}</small>`}`],
       [t("Key"), (row) => (row.key_id ? html`<${KeyId} id=${row.key_id} hint=${row.hint} />` : "–")],
       [t("Route"), (row) => html`${row.route} <code>${row.path}</code>`],
       [t("Server"), (row) => row.upstream || "–"],
       [t("Replica"), (row) => row.replica],
       [t("Request id"), (row) => html`<small>${row.request_id || "–"}</small>`],
-      [t("Do"), (row) => may("streams") && html`<${Action} kind="danger" confirm=${t("The client's answer is cut off. This cannot be undone.")} run=${end(row)}>${t("End")}</${Action}>`],
+      [t("Actions"), (row) => may("streams") && html`<${Action} kind="danger" confirm=${t("The client's response is cut off. This cannot be undone.")} run=${end(row)}>${t("End")}</${Action}>`],
     ]} />
     <${More} list=${list} />
   </${Page}>`;

@@ -1,4 +1,4 @@
-//! What is asked of a provider: where its endpoints are, the tokens for a code, its keys, and what more it knows of somebody.
+//! HTTP client for a provider: discovery, token exchange, keys, userinfo.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use sha2::{Digest, Sha256};
 use super::provider::Settings;
 use crate::operator::Fault;
 
-/// No answer of a provider is longer.
+/// Maximum size of a provider's answer.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
-/// What ID tokens may be signed with: whoever checks them has no part in making them.
+/// Accepted signature algorithms of ID tokens, asymmetric ones only.
 pub const ALGORITHMS: [Alg; 11] =
     [Alg::RS256, Alg::RS384, Alg::RS512, Alg::PS256, Alg::PS384, Alg::PS512, Alg::ES256, Alg::ES384, Alg::ES512, Alg::EdDSA, Alg::Ed25519];
 
-/// What a token endpoint says of a code that is none (RFC 6749, section 5.2).
-const NO_CODE: &str = "(invalid_grant)";
+/// The error of a token endpoint for an invalid code (RFC 6749, section 5.2).
+const INVALID_GRANT: &str = "(invalid_grant)";
 
-/// The discovery document (OpenID Connect Discovery 1.0, section 3), as far as it matters here.
+/// The discovery document (OpenID Connect Discovery 1.0, section 3), reduced to the fields in use.
 #[derive(Clone, Debug, Deserialize)]
 struct Document {
     issuer: String,
@@ -41,43 +41,43 @@ struct Document {
 
 /// A provider's endpoints.
 pub struct Endpoints {
-    /// Where people are sent.
+    /// The page to which browsers are redirected.
     pub authorization: reqwest::Url,
     token: Arc<dyn Service>,
     keys: Arc<dyn Service>,
     userinfo: Option<Arc<dyn Service>>,
-    /// Whether it says who it is when it sends somebody back (RFC 9207).
-    pub names_itself: bool,
-    /// Whether the client secret goes into the form; otherwise into `Authorization`.
+    /// Whether redirects back carry `iss` (RFC 9207).
+    pub sends_issuer: bool,
+    /// Whether the client secret is sent in the form instead of `Authorization`.
     secret_in_form: bool,
 }
 
-/// What a code is worth.
+/// The answer of the token endpoint.
 #[derive(Deserialize)]
 pub struct Tokens {
-    /// Who it is.
+    /// The ID token.
     pub id_token: String,
-    /// For asking what more is known of him.
+    /// The access token for the userinfo endpoint.
     pub access_token: Option<String>,
 }
 
-fn wrong(what: &str, error: &CallError) -> Fault {
-    Fault::Elsewhere(format!("the provider's {what}: {error}"))
+fn call_failed(what: &str, error: &CallError) -> Fault {
+    Fault::External(format!("the provider's {what}: {error}"))
 }
 
-async fn ask<T: DeserializeOwned>(service: &dyn Service, what: &str, call: Call) -> Result<T, Fault> {
-    let answered = service.call(call).await.map_err(|error| wrong(what, &error))?;
-    let fault = |says: String| Fault::Elsewhere(format!("the provider's {what} {says}"));
+async fn send<T: DeserializeOwned>(service: &dyn Service, what: &str, call: Call) -> Result<T, Fault> {
+    let answered = service.call(call).await.map_err(|error| call_failed(what, &error))?;
+    let fault = |says: String| Fault::External(format!("the provider's {what} {says}"));
     if !answered.status.is_success() {
-        // RFC 6749, section 5.2: a word that says what is wrong. Anything else stays where it is.
+        // RFC 6749, section 5.2: an error code. Nothing else of the answer is repeated.
         let word = serde_json::from_slice::<Value>(&answered.body).ok();
         let word = word.as_ref().and_then(|body| body.get("error")?.as_str());
         let word = word.filter(|word| word.len() <= 64 && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'));
         let word = word.map(|word| format!(" ({word})")).unwrap_or_default();
         return Err(fault(format!("answered with {}{word}", answered.status.as_u16())));
     }
-    // What serde would say may hold a token.
-    serde_json::from_slice(&answered.body).map_err(|_| fault("is not the JSON that it should be".into()))
+    // The message of serde may contain a token.
+    serde_json::from_slice(&answered.body).map_err(|_| fault("sent an answer that is not the expected JSON".into()))
 }
 
 fn get(path: &'static str, headers: Vec<(HeaderName, HeaderValue)>) -> Call {
@@ -88,40 +88,41 @@ fn accepts_json() -> (HeaderName, HeaderValue) {
     (header::ACCEPT, HeaderValue::from_static("application/json"))
 }
 
-/// For a field that must be a secret, as logs of headers go.
+/// A header value that logs must not show.
 fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
     let value = HeaderValue::from_str(text);
-    let mut value = value.map_err(|_| Fault::Elsewhere("the provider's access token cannot be sent back to it".into()))?;
+    let mut value =
+        value.map_err(|_| Fault::External("the provider's access token contains characters that a header cannot carry".into()))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
 impl Endpoints {
-    /// Asks where they are.
+    /// Fetches the discovery document and its endpoints.
     pub async fn discover(service: &dyn Service, settings: &Settings) -> Result<Self, Fault> {
-        let document: Document = ask(service, "discovery document", get(WELL_KNOWN, vec![accepts_json()])).await?;
+        let document: Document = send(service, "discovery document", get(WELL_KNOWN, vec![accepts_json()])).await?;
         if document.issuer != settings.issuer {
-            return Err(Fault::Elsewhere(
-                "the provider's discovery document is of another issuer; `issuer` must be just what it says".into(),
+            return Err(Fault::External(
+                "the provider's discovery document names another issuer; set `issuer` to exactly the value in it".into(),
             ));
         }
-        let elsewhere = |name: &'static str, url: &str| service.elsewhere(url).map_err(|error| wrong(name, &error));
+        let elsewhere = |name: &'static str, url: &str| service.elsewhere(url).map_err(|error| call_failed(name, &error));
         let methods = document.token_endpoint_auth_methods_supported.unwrap_or_default();
         let has = |method: &str| methods.iter().any(|known| known == method);
         let private = settings.allow_private && settings.issuer.starts_with("http:");
         let authorization = page(&document.authorization_endpoint, settings.allow_private, private);
         Ok(Self {
-            authorization: authorization.map_err(|says| Fault::Elsewhere(format!("the provider's authorization_endpoint {says}")))?,
+            authorization: authorization.map_err(|says| Fault::External(format!("the provider's authorization_endpoint {says}")))?,
             token: elsewhere("token_endpoint", &document.token_endpoint)?,
             keys: elsewhere("jwks_uri", &document.jwks_uri)?,
             userinfo: document.userinfo_endpoint.map(|url| elsewhere("userinfo_endpoint", &url)).transpose()?,
-            names_itself: document.authorization_response_iss_parameter_supported,
+            sends_issuer: document.authorization_response_iss_parameter_supported,
             secret_in_form: has("client_secret_post") && !has("client_secret_basic"),
         })
     }
 
-    /// Where somebody is sent to show who he is (OpenID Connect Core 1.0, section 3.1.2.1; PKCE: RFC 7636).
-    pub fn way_there(&self, settings: &Settings, back: &str, state: &str, nonce: &str, verifier: &str) -> String {
+    /// The authorization URL (OpenID Connect Core 1.0, section 3.1.2.1; PKCE: RFC 7636).
+    pub fn authorization_url(&self, settings: &Settings, back: &str, state: &str, nonce: &str, verifier: &str) -> String {
         let challenge = URL_SAFE_NO_PAD.encode(Sha256::digest(verifier));
         let mut url = self.authorization.clone();
         url.query_pairs_mut()
@@ -136,10 +137,10 @@ impl Endpoints {
         url.into()
     }
 
-    /// What a code is worth (RFC 6749, section 4.1.3).
+    /// Exchanges a code for tokens (RFC 6749, section 4.1.3).
     pub async fn tokens(&self, settings: &Settings, secret: Option<&str>, back: &str, code: &str, verifier: &str) -> Result<Tokens, Fault> {
         let mut headers = vec![accepts_json(), (header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"))];
-        let mut form = reqwest::Url::parse("form:?").map_err(|e| Fault::Elsewhere(e.to_string()))?;
+        let mut form = reqwest::Url::parse("form:?").map_err(|e| Fault::External(e.to_string()))?;
         {
             let mut pairs = form.query_pairs_mut();
             pairs.append_pair("grant_type", "authorization_code").append_pair("code", code);
@@ -160,35 +161,35 @@ impl Endpoints {
         }
         let body = form.query().unwrap_or_default().to_owned();
         let call = Call { method: Method::POST, path: "".into(), headers, body, answer: AnswerBody::Whole(ANSWER_BYTES_MAX) };
-        ask(&*self.token, "token endpoint", call).await.map_err(|fault| match fault {
-            Fault::Elsewhere(why) if why.contains(NO_CODE) => {
-                Fault::Forbidden("the provider does not take this code, or not any more; begin again".into())
+        send(&*self.token, "token endpoint", call).await.map_err(|fault| match fault {
+            Fault::External(why) if why.contains(INVALID_GRANT) => {
+                Fault::Forbidden("the provider rejected the authorization code: it is invalid or has expired; sign in again".into())
             }
             other => other,
         })
     }
 
-    /// Its keys, as they are now: people sign in seldom, and keys change.
+    /// The current signing keys. They are not cached: sign-ins are rare, and keys rotate.
     pub async fn keys(&self) -> Result<KeySet, Fault> {
-        let set: Value = ask(&*self.keys, "keys", get("", vec![accepts_json()])).await?;
-        KeySet::published(&set.to_string(), &ALGORITHMS).map_err(|says| Fault::Elsewhere(format!("the provider's keys: {says}")))
+        let set: Value = send(&*self.keys, "keys", get("", vec![accepts_json()])).await?;
+        KeySet::published(&set.to_string(), &ALGORITHMS).map_err(|says| Fault::External(format!("the provider's keys: {says}")))
     }
 
-    /// What more it knows of somebody (OpenID Connect Core 1.0, section 5.3); `None`: it tells nobody.
+    /// Claims from the userinfo endpoint (OpenID Connect Core 1.0, section 5.3); `None`: the provider has none.
     pub async fn userinfo(&self, access_token: &str) -> Result<Option<Map<String, Value>>, Fault> {
         let Some(service) = &self.userinfo else { return Ok(None) };
         let bearer = (header::AUTHORIZATION, sensitive(&format!("Bearer {access_token}"))?);
-        ask(&**service, "userinfo endpoint", get("", vec![accepts_json(), bearer])).await.map(Some)
+        send(&**service, "userinfo endpoint", get("", vec![accepts_json(), bearer])).await.map(Some)
     }
 }
 
-/// A page that browsers are sent to; from https it does not lead to http.
+/// Parses a URL for redirects. It must not lead from `https` to `http`.
 fn page(url: &str, inside: bool, http: bool) -> Result<reqwest::Url, String> {
     let url = crate::util::outbound_url::target(url, inside)?;
     if url.scheme() == "http" && !http { Err("leads from https to http".into()) } else { Ok(url) }
 }
 
-/// As a form has it.
+/// Form-encodes a text.
 fn encoded(text: &str) -> String {
     let mut url = reqwest::Url::parse("form:?").ok();
     if let Some(url) = &mut url {
@@ -202,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_a_form_has_it() {
+    fn form_encoding() {
         assert_eq!(encoded("a b:c%ü&="), "a+b%3Ac%25%C3%BC%26%3D");
     }
 }

@@ -1,4 +1,4 @@
-//! What an operator says of a provider.
+//! The settings of a provider, their validation, and the mapping of claims to names and roles.
 
 use std::sync::Arc;
 
@@ -10,62 +10,62 @@ use utoipa::ToSchema;
 use crate::operator::Fault;
 use crate::operator::access::Role;
 
-/// A call to a provider takes no longer.
+/// Timeout for a call to a provider, in seconds.
 const CALL_TIME_MAX_S: u64 = 5;
 const TEXT_BYTES_MAX: usize = 512;
 const CA_BYTES_MAX: usize = 32 << 10;
 const LIST_MAX: usize = 100;
 
-/// What is known of a provider, but for its secret.
+/// The settings of a provider, without its secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// What stands on its button. Default: its name.
+    /// Text of its sign-in button. Default: its name.
     #[serde(default)]
     #[schema(max_length = 512)]
     pub label: String,
-    /// The issuer, as its discovery document names it. It cannot be changed later.
+    /// The issuer, exactly as in its discovery document. It cannot be changed later.
     #[schema(example = "https://id.example.com", max_length = 512)]
     pub issuer: String,
-    /// Under which Keylatch is known there.
+    /// The client id of Keylatch at the provider.
     #[schema(min_length = 1, max_length = 512)]
     pub client_id: String,
-    /// What is asked for beside `openid`. Default: `profile` and `email`.
+    /// Scopes to request in addition to `openid`. Default: `profile` and `email`.
     #[serde(default = "usual_scopes")]
     #[schema(max_items = 100)]
     pub scopes: Vec<String>,
-    /// The claim that names people here, behind the provider's name. Default: `preferred_username`; where that is not there,
-    /// `email`, then `sub`.
+    /// The claim with the user's name; the account name is the provider's name, `:`, and this. Default:
+    /// `preferred_username`, else `email`, else `sub`.
     #[serde(default = "usual_name")]
     #[schema(max_length = 512)]
     pub name_claim: String,
-    /// The claim that says what somebody is: text or a list of texts. Dots lead inside, as in `realm_access.roles`. `email` counts
-    /// only where the provider says that it was verified. Default: `groups`.
+    /// The claim that decides the role: text or a list of texts. Dots select nested fields, as in `realm_access.roles`.
+    /// `email` counts only if the provider has verified it. Default: `groups`.
     #[serde(default = "usual_roles")]
     #[schema(max_length = 512)]
     pub role_claim: String,
-    /// Which of its values makes somebody what. Whoever has none of them is not let in.
+    /// The values of the role claim that grant a role. Users without any of them cannot sign in.
     pub roles: Roles,
-    /// Whether it may be an address that is not public, or `http`. Default: false.
+    /// Whether the provider may use private addresses or `http`. Default: false.
     #[serde(default)]
     pub allow_private: bool,
-    /// The certificates, in PEM, that may sign the provider's. Default: the system's.
+    /// CA certificates (PEM) for the provider. Default: the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 32768)]
     pub ca: Option<String>,
 }
 
-/// Values of the role claim; the highest role counts.
+/// Values of the role claim for each role; the highest role wins.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Roles {
-    /// Of those who look.
+    /// Values that grant the role `viewer`.
     #[schema(max_items = 100)]
     pub viewer: Vec<String>,
-    /// Of those who change bindings and end streams, too.
+    /// Values that grant the role `operator`.
     #[schema(max_items = 100)]
     pub operator: Vec<String>,
-    /// Of those who do everything.
+    /// Values that grant the role `admin`.
     #[schema(max_items = 100)]
     pub admin: Vec<String>,
 }
@@ -82,24 +82,24 @@ fn usual_roles() -> String {
     "groups".into()
 }
 
-/// The one form of a provider's name.
+/// Checks a provider's name.
 pub fn name(text: &str) -> Result<&str, Fault> {
     let fine =
         (1..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     match fine && !text.starts_with('-') {
         true => Ok(text),
-        false => Err(Fault::invalid("name", "a provider's name has 1 to 32 lower-case letters, digits and `-`")),
+        false => Err(Fault::invalid("name", "a provider name has 1 to 32 lower-case letters, digits and `-`, and does not begin with `-`")),
     }
 }
 
 impl Settings {
-    /// Whether they make sense, as far as can be told without asking the provider. Its service, ready to be asked.
+    /// Validates the settings without contacting the provider. Returns its service, ready for calls.
     pub fn check(&self, outbound: &dyn Outbound) -> Result<Arc<dyn Service>, Fault> {
         let texts =
             [("label", &self.label), ("client_id", &self.client_id), ("name_claim", &self.name_claim), ("role_claim", &self.role_claim)];
         for (field, text) in texts {
             if text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) {
-                return Err(Fault::invalid(field, format!("at most {TEXT_BYTES_MAX} bytes, and no control characters")));
+                return Err(Fault::invalid(field, format!("must have at most {TEXT_BYTES_MAX} bytes and no control characters")));
             }
         }
         for (field, text) in [("client_id", &self.client_id), ("role_claim", &self.role_claim)] {
@@ -107,26 +107,26 @@ impl Settings {
                 return Err(Fault::invalid(field, "must not be empty"));
             }
         }
-        // RFC 6749, section 3.3: what a scope may be made of.
+        // The syntax of a scope: RFC 6749, section 3.3.
         let token =
             |scope: &String| !scope.is_empty() && scope.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
         if self.scopes.len() > LIST_MAX || !self.scopes.iter().all(token) {
-            return Err(Fault::invalid("scopes", "a scope is a word of visible ASCII characters without quotes"));
+            return Err(Fault::invalid("scopes", "a scope has visible ASCII characters only, without spaces, quotes and backslashes"));
         }
         let roles = [("roles.viewer", &self.roles.viewer), ("roles.operator", &self.roles.operator), ("roles.admin", &self.roles.admin)];
         for (field, values) in roles {
             if values.len() > LIST_MAX || values.iter().any(|value| value.is_empty() || value.len() > TEXT_BYTES_MAX) {
-                return Err(Fault::invalid(field, format!("at most {LIST_MAX} values of 1 to {TEXT_BYTES_MAX} bytes")));
+                return Err(Fault::invalid(field, format!("must have at most {LIST_MAX} values of 1 to {TEXT_BYTES_MAX} bytes")));
             }
         }
         if roles.iter().all(|(_, values)| values.is_empty()) {
-            return Err(Fault::invalid("roles", "nobody would be let in: say of at least one value of the claim what it makes somebody"));
+            return Err(Fault::invalid("roles", "no user could sign in: assign at least one value of the role claim to a role"));
         }
         if self.issuer.len() > TEXT_BYTES_MAX || self.issuer.contains(['?', '#']) {
-            return Err(Fault::invalid("issuer", "an issuer is a URL without query and fragment"));
+            return Err(Fault::invalid("issuer", "an issuer must be a URL without query and fragment, at most 512 bytes"));
         }
         if self.ca.as_ref().is_some_and(|ca| ca.len() > CA_BYTES_MAX) {
-            return Err(Fault::invalid("ca", format!("at most {CA_BYTES_MAX} bytes")));
+            return Err(Fault::invalid("ca", format!("must have at most {CA_BYTES_MAX} bytes")));
         }
         let endpoint = Endpoint {
             url: self.issuer.clone(),
@@ -141,13 +141,13 @@ impl Settings {
         })
     }
 
-    /// What is asked for, as one text.
+    /// The `scope` parameter.
     pub fn scope(&self) -> String {
         let others = self.scopes.iter().filter(|scope| *scope != "openid").map(String::as_str);
         std::iter::once("openid").chain(others).collect::<Vec<_>>().join(" ")
     }
 
-    /// What its claims make somebody; `None`: nothing.
+    /// The role that the claims grant.
     pub fn role(&self, claims: &Map<String, Value>) -> Option<Role> {
         if self.role_claim == "email" && !is_true(claims.get("email_verified")) {
             return None;
@@ -162,19 +162,19 @@ impl Settings {
         roles.into_iter().find(|(_, values)| has(values)).map(|(role, _)| role)
     }
 
-    /// What somebody is called, before it is made a name here.
-    pub fn called<'c>(&self, claims: &'c Map<String, Value>) -> &'c str {
+    /// The user's name according to the claims, before it becomes an account name.
+    pub fn display_name<'c>(&self, claims: &'c Map<String, Value>) -> &'c str {
         let text = |name: &str| find(claims, name).and_then(Value::as_str).filter(|text| !text.is_empty());
         text(&self.name_claim).or_else(|| text("email")).or_else(|| text("sub")).unwrap_or_default()
     }
 }
 
-/// Some providers say it as text.
+/// Some providers send booleans as text.
 fn is_true(value: Option<&Value>) -> bool {
     matches!(value, Some(Value::Bool(true))) || value.and_then(Value::as_str) == Some("true")
 }
 
-/// A claim by its name, or by the way to it. Names may have dots themselves, as those that are URLs do.
+/// Finds a claim by its name or by a dotted path. Names may contain dots themselves, such as URLs.
 pub fn find<'c>(claims: &'c Map<String, Value>, path: &str) -> Option<&'c Value> {
     claims.get(path).or_else(|| {
         let mut way = path.split('.');
@@ -200,28 +200,27 @@ mod tests {
     }
 
     #[test]
-    fn what_claims_make_somebody() {
+    fn roles_follow_from_claims() {
         let usual = settings(json!({}));
         assert_eq!(usual.scope(), "openid profile email");
-        assert_eq!(role(&usual, json!({ "groups": ["staff", "ops"] })), Some(Role::Admin), "the highest counts");
+        assert_eq!(role(&usual, json!({ "groups": ["staff", "ops"] })), Some(Role::Admin), "the highest role wins");
         assert_eq!(role(&usual, json!({ "groups": "staff" })), Some(Role::Viewer));
-        for nobody in [json!({}), json!({ "groups": [] }), json!({ "groups": ["stafff", 7, null] }), json!({ "groups": { "staff": true } })]
-        {
-            assert_eq!(role(&usual, nobody), None);
+        for none in [json!({}), json!({ "groups": [] }), json!({ "groups": ["stafff", 7, null] }), json!({ "groups": { "staff": true } })] {
+            assert_eq!(role(&usual, none), None);
         }
         let deep = settings(json!({ "role_claim": "realm_access.roles" }));
         assert_eq!(role(&deep, json!({ "realm_access": { "roles": ["staff"] } })), Some(Role::Viewer));
         assert_eq!(role(&deep, json!({ "realm_access.roles": ["ops"] })), Some(Role::Admin));
         let mail = settings(json!({ "role_claim": "email", "roles": { "admin": ["a@example.com"] } }));
-        assert_eq!(role(&mail, json!({ "email": "a@example.com" })), None, "anybody may say so");
+        assert_eq!(role(&mail, json!({ "email": "a@example.com" })), None, "an unverified address proves nothing");
         assert_eq!(role(&mail, json!({ "email": "a@example.com", "email_verified": false })), None);
         assert_eq!(role(&mail, json!({ "email": "a@example.com", "email_verified": true })), Some(Role::Admin));
     }
 
     #[test]
-    fn what_somebody_is_called() {
+    fn names_follow_from_claims() {
         let usual = settings(json!({}));
-        let called = |claims: Value| usual.called(claims.as_object().unwrap()).to_owned();
+        let called = |claims: Value| usual.display_name(claims.as_object().unwrap()).to_owned();
         assert_eq!(called(json!({ "sub": "1", "email": "a@b.c", "preferred_username": "ann" })), "ann");
         assert_eq!(called(json!({ "sub": "1", "email": "a@b.c", "preferred_username": "" })), "a@b.c");
         assert_eq!(called(json!({ "sub": "1" })), "1");
