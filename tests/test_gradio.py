@@ -82,7 +82,7 @@ def answer(request, send):
 
 
 @dataclasses.dataclass
-class Seen:
+class CallResult:
     """What the application sees of a call."""
 
     outputs: list
@@ -99,7 +99,7 @@ def call(port, **fields):
     except (Exception, concurrent.futures.CancelledError) as raised:  # noqa: BLE001, what a library raises is what is compared
         error = (type(raised).__name__, str(raised))
     client.close()
-    return Seen(job.outputs(), result, error)
+    return CallResult(job.outputs(), result, error)
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +130,9 @@ def test_the_client_sees_the_same(start, upstream):
     for case in CASES:
         assert seen[keylatch.port, case] == seen[upstream.port, case], case
     for case in ("stream", "late_stream"):
-        assert seen[keylatch.port, case] == Seen(WORDS, WORDS[-1], None)
+        assert seen[keylatch.port, case] == CallResult(WORDS, WORDS[-1], None)
     assert seen[keylatch.port, "error_before"].error == ("QueueError", "Queue is full! Please try again.")
-    assert seen[keylatch.port, "error_inside"] == Seen(WORDS[:1], None, ("AppError", "The model has failed."))
+    assert seen[keylatch.port, "error_inside"] == CallResult(WORDS[:1], None, ("AppError", "The model has failed."))
     assert seen[keylatch.port, "cut"].error[0] == "CancelledError"
     assert keylatch.metrics()["keylatch_stream_frames_total"] >= 20
 
@@ -151,4 +151,4 @@ def test_the_client_is_known_by_its_name(start, upstream):
 @pytest.mark.parametrize(("frame", "works"), [*((frame, frame in ("two_blank_lines", "heartbeat")) for frame in FRAMES)])
 def test_which_frames_the_client_can_take(upstream, frame, works):
     seen = call(upstream.port, frame=frame)
-    assert seen == (Seen(WORDS, WORDS[-1], None) if works else Seen([], None, ("CancelledError", "")))
+    assert seen == (CallResult(WORDS, WORDS[-1], None) if works else CallResult([], None, ("CancelledError", "")))

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from support.keylatch import BINARY, Successor, wait_for
-from support.raw import begin_stream, connect, is_told_that_it_ends, read_head, request
+from support.raw import begin_stream, connect, assert_stopping_error, read_head, request
 from support.upstreams import Scripted, unending
 
 SQLITE = "{sqlite: {path: keylatch.db}}"
@@ -87,7 +87,8 @@ def test_whoever_comes_at_that_very_moment_is_served(start, upstream):
 
 def test_a_program_that_hangs_holds_nothing_up(own_program):
     keylatch, program = own_program
-    replace(program, b"#!/bin/sh\nexec sleep 60\n")
+    pid_file = program.with_suffix(".pid")
+    replace(program, f"#!/bin/sh\necho $$ >{pid_file}\nexec sleep 60\n".encode())
     first = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
     second = keylatch.command("upgrade")
@@ -97,10 +98,12 @@ def test_a_program_that_hangs_holds_nothing_up(own_program):
     keylatch.process.send_signal(signal.SIGTERM)
     assert keylatch.process.wait(15) == 0 and time.monotonic() - since < 5
     assert first.wait(10) == 1 and "told to stop meanwhile" in first.stderr.read()
-    assert not subprocess.run(["pgrep", "-f", str(program)], capture_output=True).stdout
-    # After its time it is ended, and the old one serves on.
-    keylatch.start()
-    assert subprocess.run(["pkill", "-f", "^sleep 60$"], check=False).returncode in (0, 1)
+    hung = Successor(int(pid_file.read_text()))
+    try:
+        wait_for(lambda: hung.poll() is not None, "the hanging program is ended")
+    finally:
+        if hung.poll() is None:
+            hung.kill()
 
 
 def test_a_stop_in_the_middle_leaves_nobody_behind(own_program, tmp_path):
@@ -248,7 +251,7 @@ def test_what_is_cut_at_the_end_of_its_time_is_told(start, upstream):
     with connect(keylatch.port) as connection:
         begin_stream(connection)
         old = keylatch.upgrade()
-        is_told_that_it_ends(connection)
+        assert_stopping_error(connection)
     assert old.wait(10) == 0
     line = next(line for line in keylatch.access_log() if line["path"] == "/v1/stream")
     assert line["status"] == 200 and line["error"].endswith("Stopped")

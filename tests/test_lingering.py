@@ -235,7 +235,7 @@ def test_an_early_answer_of_the_upstream(start):
     """It is passed on, and reaches the client in the same way."""
 
     class Early(Scripted):
-        def _serve(self, connection):
+        def serve(self, connection):
             file = connection.makefile("rb")
             while file.readline().strip():
                 pass

@@ -4,11 +4,11 @@ import concurrent.futures
 import pathlib
 import subprocess
 import tempfile
-import threading
 import time
 
 import pytest
 from support.keylatch import wait_for
+from support.load import background_load
 from support.postgres import Postgres
 from support.stores import FREE, SECRET, ask, storage
 
@@ -102,10 +102,10 @@ def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
 def test_a_replica_that_is_killed_and_one_that_is_stopped(replicas, database):
     """First uses are never lost; last uses and intercepts of the last flush are, by a kill, and none by a stop."""
     killed, stopped = replicas(2, more=", replica: edge")
-    sent, bound, stop = {killed: 0, stopped: 0}, [], threading.Event()
+    sent, bound, ending = {killed: 0, stopped: 0}, [], set()
     assert ask(killed, "sk-owned-0001-abcdefgh").status == 200
 
-    def load(replica, number):
+    def load(stop, replica, number):
         count = 0
         while not stop.is_set():
             try:
@@ -115,18 +115,22 @@ def test_a_replica_that_is_killed_and_one_that_is_stopped(replicas, database):
                 if ask(replica, "sk-owned-0001-abcdefgh", "127.0.0.9").status == 403:
                     sent[replica] += 1
             except OSError:
-                return
+                if replica not in ending:
+                    raise
+                # Its replica is gone: the worker waits for the end of the load.
+                stop.wait(60)
             count += 1
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for number, replica in enumerate((killed, stopped)):
-            pool.submit(load, replica, number)
+    with background_load(load, [(killed, 0), (stopped, 1)]):
+        # Time passes here because the share of the last flush, 100 ms, in all that was counted is asserted below.
         time.sleep(2)
+        ending.add(killed)
         killed.process.kill()
         killed.process.wait()
-        time.sleep(0.5)
+        counted_before = sent[stopped]
+        wait_for(lambda: sent[stopped] > counted_before + 10, "the other replica goes on")
+        ending.add(stopped)
         stopped.stop()
-        stop.set()
     assert len(bound) > 50
     (fresh,) = replicas(1)
     # Whoever was let through is the one who is bound, whatever became of his replica.

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from support.keylatch import ROOT, wait_for
-from support.raw import begin_stream, connect, is_told_that_it_ends, request
+from support.raw import begin_stream, connect, assert_stopping_error, request
 from support.upstreams import Scripted, unending
 
 UNITS = ROOT / "systemd"
@@ -80,7 +80,7 @@ def test_the_one_before_holds_nobody_up_who_is_to_serve_again(start, manager, cr
                 wait_for(lambda: "no process that runs" in keylatch.command("reload").stderr, "nobody serves")
             began = time.monotonic()
             old.send_signal(signal.SIGTERM)
-            is_told_that_it_ends(connection)
+            assert_stopping_error(connection)
             assert old.wait(10) == 0 and (time.monotonic() - began < 3) == crashes
 
 

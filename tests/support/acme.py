@@ -1,5 +1,6 @@
-"""A certificate authority that speaks ACME as RFC 8555 has it and forgives nothing: nonces are used once, signatures and their URLs are
-looked at, and whose a name is it goes and sees: by HTTP-01 or, as RFC 8737 has it, by TLS-ALPN-01."""
+"""A strict ACME server (RFC 8555) that issues certificates.
+
+It accepts each nonce once, verifies signatures and their URLs, and validates names by HTTP-01 or TLS-ALPN-01 (RFC 8737)."""
 
 import base64
 import datetime
@@ -51,7 +52,7 @@ def thumbprint(jwk):
 
 
 class Acme:
-    """The server, on https. `reach(name)` says at which loopback port a name's own server is: {"http": …, "tls": …}."""
+    """The HTTPS server. `reach(name)` returns the loopback ports of the name's own server: {"http": …, "tls": …}."""
 
     def __init__(self, folder, reach, external=None, lasts=datetime.timedelta(days=90)):
         self.authority = Authority(folder, "Test ACME CA")
@@ -59,9 +60,9 @@ class Acme:
         self.nonces, self.accounts, self.orders, self.authorizations = set(), {}, {}, {}
         self.certificates, self.log, self.offers = {}, [], ("http-01", "tls-alpn-01")
         self.lock = threading.RLock()
-        # What it says of itself, to be tried: a nonce that is refused once, errors, silence.
+        # Faults: the number of nonces to refuse, the path prefix that fails, and the `Retry-After` of errors.
         self.bad_nonces, self.broken, self.retry_after = 0, None, None
-        # How it goes about it: since when its certificates are good, for whose key they are, how long it thinks before it looks.
+        # Issuance: the age of a new certificate, another public key to certify, and the delay before validation in seconds.
         self.since, self.key, self.thinks = datetime.timedelta(0), None, 0
         acme = self
 
@@ -91,7 +92,7 @@ class Acme:
                     names = {"newNonce": "nonce", "newAccount": "account", "newOrder": "order", "revokeCert": "revoke", "keyChange": "change"}
                     self.answer(200, {**{name: f"{acme.url}/{path}" for name, path in names.items()}, "meta": meta})
                 else:
-                    self.answer(405, Refused("malformed", "POST-as-GET is asked for", 405).problem)
+                    self.answer(405, Refused("malformed", "use POST-as-GET", 405).problem)
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -124,17 +125,17 @@ class Acme:
 
     def opened(self, path, headers, body):
         if headers.get("Content-Type") != "application/jose+json":
-            raise Refused("malformed", "the content type", 415)
+            raise Refused("malformed", "wrong content type", 415)
         jws = json.loads(body)
         protected = json.loads(plain(jws["protected"]))
         if set(jws) != {"protected", "payload", "signature"} or protected.get("alg") != "ES256" or protected.get("url") != self.url + path:
-            raise Refused("malformed", f"the header {protected} for {path}")
+            raise Refused("malformed", f"wrong protected header {protected} for {path}")
         if protected.get("nonce") not in self.nonces or self.bad_nonces > 0:
             self.bad_nonces -= 1
-            raise Refused("badNonce", "that nonce is not known")
+            raise Refused("badNonce", "unknown nonce")
         self.nonces.discard(protected["nonce"])
         if ("jwk" in protected) == ("kid" in protected) or ("jwk" in protected) != (path == "/account"):
-            raise Refused("malformed", "jwk for new accounts, kid for all else")
+            raise Refused("malformed", "use jwk for a new account, and kid otherwise")
         account = None
         if "kid" in protected:
             account = self.accounts.get(protected["kid"])
@@ -143,7 +144,7 @@ class Acme:
         jwk = account["jwk"] if account else protected["jwk"]
         signature = plain(jws["signature"])
         if len(signature) != 64:
-            raise Refused("malformed", "the signature's length")
+            raise Refused("malformed", "wrong signature length")
         encoded = encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
         public_key(jwk).verify(encoded, f"{jws['protected']}.{jws['payload']}".encode(), ec.ECDSA(hashes.SHA256()))
         return account, jwk, json.loads(plain(jws["payload"])) if jws["payload"] else None
@@ -151,7 +152,7 @@ class Acme:
     def post(self, path, headers, body):
         self.log.append(path)
         if self.broken and path.startswith(self.broken):
-            raise Refused("serverInternal", "something is broken here", 503 if self.retry_after else 500)
+            raise Refused("serverInternal", "internal error", 503 if self.retry_after else 500)
         account, jwk, payload = self.opened(path, headers, body)
         kind, _, number = path.strip("/").partition("/")
         match kind:
@@ -172,20 +173,20 @@ class Acme:
                 return self.finalize(self.orders[number], payload)
             case "certificate":
                 return 200, self.certificates[number], (("Content-Type", "application/pem-certificate-chain"),)
-        raise Refused("malformed", "no such place", 404)
+        raise Refused("malformed", "no such resource", 404)
 
     def new_account(self, jwk, payload):
         if not payload.get("termsOfServiceAgreed"):
-            raise Refused("userActionRequired", "the terms were not agreed to", 403)
+            raise Refused("userActionRequired", "agree to the terms of service", 403)
         if self.external:
             bound = payload.get("externalAccountBinding") or {}
             if not bound:
-                raise Refused("externalAccountRequired", "an external account is needed", 403)
+                raise Refused("externalAccountRequired", "an external account binding is required", 403)
             signed = f"{bound['protected']}.{bound['payload']}".encode()
             good = hmac.compare_digest(hmac.new(self.external[1], signed, hashlib.sha256).digest(), plain(bound["signature"]))
             head = json.loads(plain(bound["protected"]))
             if not good or head != {"alg": "HS256", "kid": self.external[0], "url": self.url + "/account"} or json.loads(plain(bound["payload"])) != jwk:
-                raise Refused("unauthorized", "the external account is another", 403)
+                raise Refused("unauthorized", "the external account binding does not match", 403)
         kid = f"{self.url}/accounts/{thumbprint(jwk)}"
         known = kid in self.accounts
         self.accounts.setdefault(kid, {"jwk": jwk, "contact": payload.get("contact", [])})
@@ -195,7 +196,7 @@ class Acme:
         number, links = secrets.token_hex(8), []
         for identifier in payload["identifiers"]:
             if identifier["type"] != "dns" or "*" in identifier["value"]:
-                raise Refused("unsupportedIdentifier", "only names")
+                raise Refused("unsupportedIdentifier", "only DNS names without wildcards")
             each = secrets.token_hex(8)
             challenges = [{"type": kind, "url": f"{self.url}/challenge/{each}.{kind}", "status": "pending", "token": secrets.token_urlsafe(32)} for kind in self.offers]
             self.authorizations[each] = {"status": "pending", "identifier": identifier, "challenges": challenges, "_account": account}
@@ -234,7 +235,7 @@ class Acme:
                 good = answer.status == 200 and said.strip() == expected.encode()
             else:
                 said, good = self.look_by_tls(name, where["tls"], expected)
-        except Exception as error:  # noqa: BLE001 — whatever it is, it is told to who has asked
+        except Exception as error:  # noqa: BLE001 — any error is reported to the client as a failed challenge
             said, good = repr(error).encode(), False
         with self.lock:
             challenge["status"] = authorization["status"] = "valid" if good else "invalid"
@@ -259,12 +260,12 @@ class Acme:
     def finalize(self, order, payload):
         self.shown(order)
         if order["status"] != "ready":
-            raise Refused("orderNotReady", f"it is {order['status']}", 403)
+            raise Refused("orderNotReady", f"the order is {order['status']}", 403)
         csr = x509.load_der_x509_csr(plain(payload["csr"]))
         wanted = sorted(each["value"] for each in order["identifiers"])
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
         if not csr.is_signature_valid or sorted(names) != wanted:
-            raise Refused("badCSR", f"for {names}, not {wanted}")
+            raise Refused("badCSR", f"the CSR names {names}, not {wanted}")
         builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(self.authority.name).public_key(self.key or csr.public_key())
         builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now() - self.since).not_valid_after(now() + self.lasts)
         certificate = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in wanted]), critical=True).sign(self.authority.private, hashes.SHA256())
