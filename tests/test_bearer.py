@@ -1,4 +1,4 @@
-"""Bearers that somebody else vouches for: published keys, introspection, any service; and what becomes of an identity."""
+"""Bearer tokens: JWKS, introspection, external services, and the resulting identity."""
 
 import concurrent.futures
 import json
@@ -30,7 +30,7 @@ def keys_of(issuer, algorithms="ES256", more="", refresh="{every: 10s, unknown_k
 
 
 def seen(answer, name):
-    """What the upstream got of this field."""
+    """The value of this field at the upstream."""
     return [value for key, value in json.loads(answer.body)["headers"] if key == name]
 
 
@@ -47,35 +47,35 @@ def test_keys_rotate_without_a_gap(start, echo_upstream, issuer):
     assert ask(replica, old).status == 200
     issuer.add("second")
     new = issuer.token("second")
-    # A key nobody has seen is asked for at once; both hold.
+    # An unknown key id triggers a fetch at once; both keys are valid.
     wait_for(lambda: ask(replica, new).status == 200, "the second key is known", 3)
     assert ask(replica, old).status == 200
-    # The first leaves the set: what was verified by it is not believed any more.
+    # The first key leaves the set: its cached verdicts become invalid.
     issuer.published.remove("first")
     wait_for(lambda: ask(replica, old).status == 401, "the first key is gone", 15)
     assert ask(replica, new).status == 200
 
 
-def test_tokens_with_invented_kids_do_not_have_keys_asked_for_each_time(start, echo_upstream, issuer):
+def test_invented_key_ids_do_not_trigger_a_fetch_each(start, echo_upstream, issuer):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer, refresh="{every: 10m, unknown_kid: 10m}")))
     assert ask(replica, issuer.token("first")).status == 200
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         forged = [issuer.token("first", headers={"kid": f"../../{n}"}) for n in range(100)]
         assert {answer.status for answer in pool.map(lambda token: ask(replica, token), forged)} == {401}
-    # At the start, and once for all of them.
+    # One fetch at the start, and one for all invented key ids.
     assert issuer.asked["jwks"] <= 2
-    # A key that is new meanwhile waits its turn.
+    # A new key in this time waits for the next fetch.
     issuer.add("second")
     assert ask(replica, issuer.token("second")).status == 401 and ask(replica, issuer.token("first")).status == 200
 
 
 @pytest.mark.parametrize("garbage", [("200 OK", b"<html>maintenance</html>"), ("500 Oops", b""), ("200 OK", b'{"keys":[{"kty":"?"}]}')])
-def test_the_last_good_set_serves_while_the_issuer_is_away(start, echo_upstream, issuer, garbage):
+def test_the_last_good_key_set_serves_during_an_outage(start, echo_upstream, issuer, garbage):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
     assert ask(replica, issuer.token("first")).status == 200
     issuer.garbage = garbage
     issuer.add("second")
-    # Has them asked for, in vain.
+    # Triggers a fetch that fails.
     assert ask(replica, issuer.token("second")).status == 401
     assert ask(replica, issuer.token("first", sub="bob")).status == 200
     wait_for(lambda: "could not be refreshed" in replica.stderr.read_text(), "it is told of")
@@ -83,15 +83,15 @@ def test_the_last_good_set_serves_while_the_issuer_is_away(start, echo_upstream,
     wait_for(lambda: ask(replica, issuer.token("second")).status == 200, "it is back", 5)
 
 
-def test_an_issuer_that_withdraws_its_keys(start, echo_upstream, issuer):
+def test_an_issuer_that_publishes_an_empty_key_set(start, echo_upstream, issuer):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
     assert ask(replica, issuer.token("first")).status == 200
     issuer.published.clear()
-    # A set without any is an answer, too.
+    # An empty key set is a valid answer.
     wait_for(lambda: ask(replica, issuer.token("first")).status == 401, "nothing is believed any more", 15)
 
 
-def test_keys_without_names_and_a_reload_while_the_issuer_is_away(start, echo_upstream, issuer):
+def test_keys_without_ids_and_a_reload_during_an_outage(start, echo_upstream, issuer):
     issuer.named = False
     terms = keys_of(issuer)
     replica = start(echo_upstream, route_filters=bearer(terms))
@@ -117,15 +117,15 @@ def test_an_issuer_that_was_never_there(start, echo_upstream):
     assert refused.status == 503 and refused.header("retry-after") == "1"
     assert json.loads(refused.body)["error"]["code"] == "authentication_unavailable"
     passed = ask(each["open"], token, headers=[("X-User", "root")])
-    assert passed.status == 200 and seen(passed, "x-user") == [], "nobody says who he is himself"
-    assert ask(each["open"], "not a jwt".replace(" ", "-")).status == 401, "what cannot be a token passes nowhere"
+    assert passed.status == 200 and seen(passed, "x-user") == [], "an unverified token gives no identity"
+    assert ask(each["open"], "not a jwt".replace(" ", "-")).status == 401, "a malformed token is refused everywhere"
     line = wait_for(lambda: [line for line in each["open"].access_log() if line["status"] == 200], "the line is written")[0]
     assert line["let_through"] == ["bearer"] and "subject" not in line
     assert each["open"].metrics()['keylatch_bearer_unasked_total{outcome="open"}'] == 1
     assert each["closed"].metrics()['keylatch_bearer_unasked_total{outcome="closed"}'] == 1
 
 
-def test_several_issuers_each_with_its_own_terms(start, echo_upstream, tmp_path):
+def test_several_issuers_with_different_requirements(start, echo_upstream, tmp_path):
     tls = Certificates(tmp_path / "tls")
     with Issuer(tls=tls) as one, Issuer() as two:
         one.add("k", "RS256")
@@ -146,7 +146,7 @@ def test_several_issuers_each_with_its_own_terms(start, echo_upstream, tmp_path)
             one.token("k", headers=at_jwt, aud="other", team="x"),
             one.token("k", headers=at_jwt, aud="api"),
             one.token("k", aud="api", team="x"),
-            # Signed by one, and says it is from the other.
+            # Signed by one issuer, with the `iss` of the other.
             two.token("k", headers=at_jwt, aud="api", team="x", iss=one.url),
             one.token("k", iss=two.url),
             two.token("k", iss="https://elsewhere.example"),
@@ -158,7 +158,7 @@ def test_several_issuers_each_with_its_own_terms(start, echo_upstream, tmp_path)
         assert one.asked["discovery"] <= 2 and two.asked["discovery"] == 0
 
 
-def test_a_discovery_document_of_somebody_else(start, echo_upstream):
+def test_a_discovery_document_of_another_issuer(start, echo_upstream):
     with Issuer() as issuer:
         issuer.add("k")
         issuer.names_itself = "https://elsewhere.example"
@@ -172,34 +172,34 @@ def introspection(issuer, more="", particulars=""):
     return f'{{introspection: {{endpoint: {at(issuer.url + "/introspect", particulars)}, client_id: key latch, client_secret: s%cret{more}}}}}'
 
 
-def test_introspection_asks_once_and_remembers(start, echo_upstream, issuer):
+def test_introspection_verdicts_are_cached(start, echo_upstream, issuer):
     replica = start(echo_upstream, route_filters=bearer(introspection(issuer), more=", tell_upstream: {subject: X-User}"))
     issuer.tokens["opaque-1"] = {"active": True, "sub": "carol", "scope": "chat", "exp": int(time.time()) + 3}
     issuer.delay = 0.3
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         answers = list(pool.map(lambda _: ask(replica, "opaque-1"), range(40)))
     assert {answer.status for answer in answers} == {200} and seen(answers[0], "x-user") == ["carol"]
-    assert len(issuer.asked["introspect"]) == 1, "one for all"
+    assert len(issuer.asked["introspect"]) == 1, "one introspection request for all"
     headers, form = issuer.asked["introspect"][0]
     assert headers["authorization"] == basic("key+latch", "s%25cret")
     assert form == {"token": "opaque-1", "token_type_hint": "access_token"}
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         assert {answer.status for answer in pool.map(lambda _: ask(replica, "opaque-2"), range(40))} == {401}
     assert len(issuer.asked["introspect"]) == 2
-    # Not past its own end, however long answers are remembered.
+    # A cached verdict does not outlive the token.
     wait_for(lambda: ask(replica, "opaque-1").status == 401, "it has ended", 5)
 
 
-def test_introspection_that_does_not_answer(start, echo_upstream, issuer):
+def test_introspection_time_outs(start, echo_upstream, issuer):
     slow = introspection(issuer, particulars=", timeout: 300ms")
     each = {kind: start(echo_upstream, route_filters=bearer(slow[:-2] + f", on_failure: {kind}}}}}")) for kind in ("closed", "open")}
     issuer.delay = 1.0
     with concurrent.futures.ThreadPoolExecutor(30) as pool:
         begun = time.monotonic()
         assert {answer.status for answer in pool.map(lambda _: ask(each["closed"], "opaque-1"), range(30))} == {503}
-        assert time.monotonic() - begun < 8, "they do not wait one after the other"
+        assert time.monotonic() - begun < 8, "the requests time out in parallel"
         begun = time.monotonic()
-        # Each is another question: past a few in vain, nobody waits for the next.
+        # Each token is a cache miss: after a few failures the circuit breaker answers at once.
         assert {answer.status for answer in pool.map(lambda n: ask(each["closed"], f"opaque-{n}"), range(90))} == {503}
         assert time.monotonic() - begun < 10
     passed = ask(each["open"], "opaque-1")
@@ -208,14 +208,14 @@ def test_introspection_that_does_not_answer(start, echo_upstream, issuer):
     wait_for(lambda: ask(each["closed"], "opaque-7").status == 200, "it is back", 8)
     for status in ("401 Unauthorized", "500 Oops", "302 Found"):
         issuer.garbage = (status, b'{"active": true}')
-        assert ask(each["closed"], f"opaque-{status[:3]}").status == 503, "only a 200 says anything"
+        assert ask(each["closed"], f"opaque-{status[:3]}").status == 503, "only status 200 is a verdict"
     issuer.garbage = ("200 OK", b"[true]")
     assert ask(each["closed"], "opaque-list").status == 503
     issuer.garbage = ("200 OK", b'{"active": "true"}')
     assert ask(each["closed"], "opaque-text").status == 401
 
 
-def test_no_token_makes_a_service_that_is_there_look_as_if_it_were_not(start, echo_upstream):
+def test_no_token_opens_the_circuit_breaker_of_a_working_service(start, echo_upstream):
     def odd(request, send):
         token = dict(request["headers"])["authorization"].removeprefix("Bearer ")
         if token == "closes":
@@ -233,12 +233,12 @@ def test_no_token_makes_a_service_that_is_there_look_as_if_it_were_not(start, ec
             for _ in range(4):
                 statuses = {token: ask(replica, token).status for token in ("bad", "login", "long", "busy", "oops", "closes", "<script>")}
                 assert 200 not in statuses.values(), statuses
-                assert ask(replica, "good").status == 200, "nobody else notices"
+                assert ask(replica, "good").status == 200, "other tokens are not affected"
             assert statuses["login"] == (302 if refusal == "theirs" else 401)
             metrics = replica.metrics()
             assert not metrics.get('keylatch_bearer_unasked_total{outcome="open"}')
         assert all("<" not in dict(request["headers"])["authorization"] for request in service.requests)
-    # Nobody is there: now it is open, but for who is known to be wrong.
+    # The service is down: `open` admits tokens, except those with a cached refusal.
     with Issuer() as issuer:
         issuer.add("k")
         nobody = at(f"http://127.0.0.1:{free_port()}/verify")
@@ -248,7 +248,7 @@ def test_no_token_makes_a_service_that_is_there_look_as_if_it_were_not(start, ec
         assert ask(replica, issuer.token("k", exp=int(time.time()) - 99)).status == 401
 
 
-def test_those_who_wait_for_one_answer_all_get_it(start, echo_upstream, issuer):
+def test_concurrent_requests_share_one_introspection(start, echo_upstream, issuer):
     issuer.delay = 0.4
     for cache, token in (("cache: 0s", "good"), ("negative_cache: 0s", "bad"), ("cache: 0s, negative_cache: 0s", "good"), ("cache: 60s", "ended")):
         issuer.tokens = {"good": {"active": True}, "ended": {"active": True, "exp": int(time.time()) - 5}}
@@ -259,11 +259,11 @@ def test_those_who_wait_for_one_answer_all_get_it(start, echo_upstream, issuer):
             statuses = {answer.status for answer in pool.map(lambda _: ask(replica, token), range(20))}  # noqa: B023
             took = time.monotonic() - began
         assert statuses == {200 if token == "good" else 401} and took < 5, (cache, statuses, took)
-        # Unless it is remembered for nobody, and all ask at once.
+        # With caching off, each request asks the service.
         assert len(issuer.asked["introspect"]) <= 3, cache
 
 
-def test_the_order_of_modes_holds_whatever_was_seen_before(start, echo_upstream, issuer):
+def test_the_order_of_modes_does_not_depend_on_the_cache(start, echo_upstream, issuer):
     def judge(request, send):
         allowed = dict(request["headers"])["x-forwarded-uri"] == "/v1/a"
         send(plain("200 OK" if allowed else "403 Forbidden", headers=["X-User-Id: from-the-service"]))
@@ -278,7 +278,7 @@ def test_the_order_of_modes_holds_whatever_was_seen_before(start, echo_upstream,
             assert seen(ask(replica, token, path="/v1/b"), "x-user-id") == []
 
 
-def test_any_service_can_be_asked(start, echo_upstream):
+def test_an_external_authorization_service(start, echo_upstream):
     def judge(request, send):
         fields = dict(request["headers"])
         token = fields["authorization"].removeprefix("Bearer ")
@@ -303,8 +303,8 @@ def test_any_service_can_be_asked(start, echo_upstream):
         got = dict(service.requests[0]["headers"])
         assert (service.requests[0]["method"], service.requests[0]["target"]) == ("GET", "/verify")
         assert (got["x-forwarded-method"], got["x-forwarded-for"], got["x-tenant"]) == ("GET", "127.0.0.9", "t1")
-        assert ask(ours, "yes", "127.0.0.9", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 1, "remembered"
-        assert ask(ours, "yes", "127.0.0.8", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 2, "another question"
+        assert ask(ours, "yes", "127.0.0.9", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 1, "the verdict is cached"
+        assert ask(ours, "yes", "127.0.0.8", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 2, "another token is another request"
         assert ask(ours, "where", path="/v1/models?a=b").status == 200 and ask(ours, "where").status == 403
         assert [ask(ours, token).status for token in ("deny", "no", "busy", "broken")] == [401, 401, 503, 503]
         refused = ask(theirs, "deny")
@@ -313,7 +313,7 @@ def test_any_service_can_be_asked(start, echo_upstream):
         assert line and line[0]["subject"] == "dave"
 
 
-def test_modes_in_order_and_tokens_that_are_made(start, echo_upstream, issuer):
+def test_modes_in_order_and_minted_tokens(start, echo_upstream, issuer):
     made = subprocess.run([BINARY, "token", "new", "--name", "ci", "--expires", "1h", "--scope", "chat"], capture_output=True, text=True, check=True)
     line, token = made.stdout.strip().removeprefix("- "), made.stderr.split()[-1]
     wrong = [subprocess.run([BINARY, "token", "new", *words], capture_output=True, text=True, check=False) for words in (("--name", ""), ("--name", "x", "--expires", "9000years"))]
@@ -325,7 +325,7 @@ def test_modes_in_order_and_tokens_that_are_made(start, echo_upstream, issuer):
     answers = [ask(replica, each) for each in (token, issuer.token("first"), "opaque")]
     assert [seen(answer, "x-user") for answer in answers] == [["ci"], ["alice"], ["erin"]]
     assert seen(answers[0], "x-scopes") == ["chat"]
-    # The one that came closest says why.
+    # The error comes from the mode that matched best.
     expired = ask(replica, issuer.token("first", exp=int(time.time()) - 90))
     assert expired.status == 401 and "expired" in expired.header("www-authenticate")
     everything = replica.stdout.read_text() + replica.stderr.read_text() + json.dumps(replica.metrics())
@@ -333,7 +333,7 @@ def test_modes_in_order_and_tokens_that_are_made(start, echo_upstream, issuer):
         assert secret not in everything
 
 
-def test_fields_that_carry_no_one_token(start, echo_upstream, issuer):
+def test_fields_without_exactly_one_token(start, echo_upstream, issuer):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
     good = issuer.token("first")
     forged = good[:-4] + "AAAA"
@@ -347,7 +347,7 @@ def test_fields_that_carry_no_one_token(start, echo_upstream, issuer):
         ([("Authorization", f"Bearer {good} {good}")], 400),
         ([("Authorization", "Bearer")], 401),
         ([("Authorization", "Bearer ")], 401),
-        # Some clients send the token alone, and some services take it.
+        # Some clients send the token without a scheme, and some services accept it.
         ([("Authorization", good)], 200),
         ([("Authorization", f"Basic {good}")], 400),
         ([("Authorization", f"Bearer {'x' * 9000}")], 400),
@@ -360,7 +360,7 @@ def test_fields_that_carry_no_one_token(start, echo_upstream, issuer):
         assert status == 200 or answer.header("www-authenticate").startswith("Bearer ")
 
 
-def test_what_may_not_be_asked(start, echo_upstream):
+def test_forbidden_introspection_targets(start, echo_upstream):
     replica = start(echo_upstream)
     for mode, says in (
         ('{introspection: {endpoint: "http://a.example/x", client_id: a, client_secret: b}}', "introspection.endpoint.url: must begin with `https://`"),

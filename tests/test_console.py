@@ -518,6 +518,7 @@ def test_no_page_keeps_anybody_out(browser, replica, driver):
             for page in pages:
                 driver.execute_script(f"location.hash = '#/{page}'")
                 wait_for(lambda: driver.find_elements(By.ID, "title") and "Loading…" not in browser.text(), f"{page} is there")
+                # axe measures colours, so transitions must have ended.
                 time.sleep(0.2)
                 look(f"{page} {theme} {width}")
                 assert not driver.find_elements(By.XPATH, "//*[@style and ancestor::main and not(ancestor::*[contains(@class, 'uplot')]) and not(contains(@class, 'uplot'))]"), "no style is inline"

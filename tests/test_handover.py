@@ -112,7 +112,8 @@ def test_a_stop_in_the_middle_leaves_nobody_behind(own_program, tmp_path):
     held_up = f"(sleep 2; exec {BINARY} run --config {keylatch.path} --successor serve)"
     replace(program, f'#!/bin/sh\nexec 3<&0\n{held_up} <&3 &\n'.encode())
     asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+    wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "the upgrade is under way")
+    # The start of the new program is held up for 2 s; the stop must come within them.
     time.sleep(0.3)
     keylatch.process.send_signal(signal.SIGTERM)
     assert keylatch.process.wait(15) == 0
@@ -131,7 +132,8 @@ def test_a_reload_meanwhile_is_not_lost(start, upstream):
     with contextlib.closing(sqlite3.connect(keylatch.folder / "keylatch.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "it is under way")
+        wait_for(lambda: "a new process is started" in keylatch.stderr.read_text(), "the upgrade is under way")
+        # Time for the new process to read its configuration; nothing outside shows that it has.
         time.sleep(1)
         keylatch.path.write_text(keylatch.path.read_text().replace("/v1/*", "/v2/*"))
         assert keylatch.command("reload").returncode == 0
@@ -234,6 +236,7 @@ def test_whoever_is_stopped_right_after_it_lets_nobody_into_its_admin_listener(s
         wait_for(lambda: "has taken the place" in keylatch.stderr.read_text(), "it has taken the place")
         old = keylatch.process
         old.send_signal(signal.SIGTERM)
+        # Time for the old process to handle the signal; nothing outside shows that it has.
         time.sleep(0.2)
         assert {keylatch.health("ready")[0] for _ in range(40)} == {200}, "that of the new one"
         assert old.poll() is None, "its stream goes on"

@@ -29,9 +29,10 @@ def remembered(redis, key_count=1):
 
 
 def settle(replicas):
-    """The first look tells a replica what time it is for Redis; what was written a second later is believed."""
+    """A replica learns the clock of Redis with its first read, and trusts rows written at least a second after it."""
     for replica in replicas:
         ask(replica, "sk-unknown-yet")
+    # The margin is a second of time by design.
     time.sleep(1.1)
 
 

@@ -175,6 +175,7 @@ def test_who_says_stop_is_not_kept_waiting_by_a_reload(start, echo_upstream):
         assert done.returncode == 0 and time.monotonic() - since < 10, done.stderr
         keylatch.path.write_text(text.replace("upstreams:", "upstreams:" + more.replace("interval: 60s", "interval: 61s"), 1))
         keylatch.process.send_signal(signal.SIGHUP)
+        # Time for the reload to begin its probes; nothing outside shows that it has.
         time.sleep(0.5)
         keylatch.process.send_signal(signal.SIGTERM)
         since = time.monotonic()

@@ -92,7 +92,6 @@ def test_an_alert_threshold_that_is_lowered_holds_at_once(start, echo_upstream):
         assert ask(replica, "sk-alerted-0001-abcdefgh").status == 200
         refuse(replica, 6)
         assert replica.command("settings", "set", "alerts.intercepts.count", "3").returncode == 0
-        time.sleep(0.5)
         refuse(replica, 6)
         wait_for(lambda: server.requests, "it is told of", 5)
 

@@ -91,6 +91,7 @@ def test_threads_that_do_not_move_are_not_alive(start, echo_upstream, manager):
     keylatch.process.send_signal(signal.SIGSTOP)
     try:
         manager.lines().clear()
+        # Shows an absence, over more than one interval of watchdog messages.
         time.sleep(4)
         assert not manager.lines(), "for as long as the manager waits"
     finally:

@@ -93,6 +93,7 @@ class Load:
         work = [self.requests(True) for _ in range(keeping)] + [self.requests(False) for _ in range(fresh)]
         busy = [asyncio.create_task(self.guard(each)) for each in work]
         streaming = [asyncio.create_task(self.guard(self.stream())) for _ in range(streams)]
+        # Lets every client of the load begin.
         await asyncio.sleep(0.5)
         await asyncio.to_thread(meanwhile)
         await asyncio.gather(*streaming)
@@ -168,7 +169,7 @@ def test_what_is_counted_is_counted_once(start, upstream):
     for _ in range(5):
         assert request(keylatch.port).status == 200
     wait_for(lambda: counted() == 20, f"20 requests, not {counted()}", 15)
-    # Once more as long as it takes until a replica says what it has counted: none of it is counted twice.
+    # Shows an absence: within the interval of the next report, nothing is counted twice.
     time.sleep(6)
     assert counted() == 20
 
@@ -275,6 +276,7 @@ def test_a_kept_connection_ends_with_an_answer(start, upstream):
 
         assert ask() == (200, "keep-alive")
         old = keylatch.upgrade()
+        # Shows an absence: the old process keeps its connection open.
         time.sleep(0.5)
         assert old.poll() is None, "somebody may send one more"
         assert ask() == (200, "close")
