@@ -127,7 +127,7 @@ def test_an_error_of_the_ca_is_logged_and_retried_later(served):
     wait_for(lambda: "does not offer Http for api.test" in keylatch.stderr.read_text(), "the reason", 60)
     assert keylatch.metrics()['keylatch_acme_orders_total{outcome="failed"}'] == 1
     asked = len(acme.log)
-    # Shows an absence, for which there is no condition to wait for: the back-off is longer than 8 s.
+    # Shows an absence, for which there is no condition to wait for: the process looks every 3 s.
     time.sleep(8)
     assert len(acme.log) == asked, "the CA gets no requests during the back-off"
     assert request(keylatch.port).status == 200

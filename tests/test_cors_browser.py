@@ -1,4 +1,4 @@
-"""Preflights and cross-origin calls of a real browser: Debian's Chromium, driven by its own driver."""
+"""Preflights and cross-origin calls of a real browser: Debian's Chromium with its WebDriver."""
 
 import http.server
 import json
@@ -11,7 +11,7 @@ from selenium.webdriver.chrome.service import Service
 from support import raw
 from support.stores import FREE
 
-# What OpenAI's and Anthropic's client libraries add to each request.
+# Header fields that OpenAI's and Anthropic's client libraries add to each request.
 STAINLESS = {f"x-stainless-{name}": "1" for name in ("arch", "lang", "os", "package-version", "retry-count", "runtime", "runtime-version", "timeout", "helper-method")}
 CALL = """
 const [url, options, done] = arguments;
@@ -45,7 +45,7 @@ def page():
     server.shutdown()
 
 
-def test_what_a_page_may_send(start, echo_upstream, page):
+def test_fields_that_a_page_may_send(start, echo_upstream, page):
     driver, origin = page
     headers = {"authorization": "Bearer sk-browser-abcdefgh", "content-type": "application/json"}
     options = {"method": "POST", "headers": headers, "body": "{}"}
@@ -56,7 +56,7 @@ def test_what_a_page_may_send(start, echo_upstream, page):
 
     listed = f"origins: ['{origin}']"
     assert call(listed)["status"] == 200
-    # The libraries' own fields: refused by the browser, unless they are echoed.
+    # The browser refuses the fields of the libraries unless the preflight echoes them.
     assert "error" in call(listed, headers={**headers, **STAINLESS})
     echoed = call(f"{listed}, echo_headers: true, credentials: true", headers={**headers, **STAINLESS}, credentials="include")
     assert echoed["status"] == 200 and echoed["id"]
@@ -64,7 +64,7 @@ def test_what_a_page_may_send(start, echo_upstream, page):
     # `*` covers every field but Authorization.
     assert call("origins: ['*'], headers: ['*']", headers={"content-type": "application/json", **STAINLESS, "x-api-key": "sk-browser-abcdefgh"})["status"] == 200
     assert call("origins: ['*'], headers: ['*', authorization]", headers={**headers, **STAINLESS})["status"] == 200
-    # A page can read what is refused before a route is found.
+    # A page can read a refusal that precedes routing.
     refused = call(f"{listed}", path="/none")
     assert refused["status"] == 404 and "error" in json.loads(refused["body"])
 
@@ -74,7 +74,7 @@ def test_a_star_does_not_cover_authorization(start, echo_upstream, page):
     replica = start(echo_upstream, filters="  - cors: {origins: ['*'], headers: ['*']}", route_filters=FREE)
     asked = {"method": "POST", "headers": {"authorization": "Bearer sk-browser-abcdefgh"}, "body": "{}"}
     answer = driver.execute_async_script(CALL, f"http://127.0.0.1:{replica.port}/v1/x", asked)
-    # The Fetch standard refuses this; Chromium would let it pass if it were told `*`.
+    # The Fetch standard refuses this; Chromium would allow it for `*`.
     assert "error" in answer
     asks = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "POST")]
     assert raw.request(replica.port, method="OPTIONS", headers=asks).header("access-control-allow-headers") == "*"

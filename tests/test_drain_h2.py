@@ -1,4 +1,4 @@
-"""What becomes of HTTP/2 when the process stops or is replaced: streams end by themselves, and GOAWAY comes after the last one."""
+"""HTTP/2 during a stop and an upgrade: streams run to their end, and GOAWAY follows the last one."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ request.on('end', () => client.close());
 
 
 class Model:
-    """An upstream whose streams go on until `end` is set, and whose other answers come at once."""
+    """An upstream whose streams last until `end` is set, and whose other answers are immediate."""
 
     def __init__(self):
         self.end = threading.Event()
@@ -56,7 +56,7 @@ def model():
 
 @pytest.fixture
 def begin(start, authority, model):
-    """A Keylatch in clear or with TLS, and its URL."""
+    """Starts a Keylatch with or without TLS; returns it and its URL."""
 
     def ready(tls, drain="20s", **values):
         config = DEFAULT.replace("drain: 5s", f"drain: {drain}")
@@ -71,7 +71,7 @@ def begin(start, authority, model):
 
 
 def stop(keylatch):
-    """Stops it, and returns once no new connection is taken."""
+    """Sends SIGTERM, and returns once new connections are refused."""
     keylatch.process.send_signal(signal.SIGTERM)
     wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "it stops")
     return keylatch.process
@@ -94,7 +94,7 @@ def http2(authority, tls):
 
 @BOTH
 @ENDS
-def test_httpx_sees_its_stream_to_the_end(begin, model, authority, ending, tls):
+def test_httpx_reads_its_stream_to_the_end(begin, model, authority, ending, tls):
     keylatch, url = begin(tls)
     with http2(authority, tls) as client, client.stream("GET", f"{url}/v1/stream") as answer:
         lines = answer.iter_lines()
@@ -102,7 +102,7 @@ def test_httpx_sees_its_stream_to_the_end(begin, model, authority, ending, tls):
         old = ending(keylatch)
         for _ in range(6):
             next(lines)
-        # New requests on this connection are answered: once it stops there is no other.
+        # New requests on this connection are answered, because a stopping process accepts no other connection.
         for _ in range(3):
             assert client.get(f"{url}/v1/x").status_code == 200
         assert len(client._transport._pool.connections) == 1
@@ -115,20 +115,20 @@ def test_httpx_sees_its_stream_to_the_end(begin, model, authority, ending, tls):
 
 @BOTH
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
-def test_curl_sees_its_stream_to_the_end(begin, model, tls):
+def test_curl_reads_its_stream_to_the_end(begin, model, tls):
     keylatch, url = begin(tls)
     command = ["curl", "-sSNk", "--http2" if tls else "--http2-prior-knowledge", "--max-time", "20", f"{url}/v1/stream"]
-    sees_it_to_the_end(keylatch, model, command)
+    reads_to_the_end(keylatch, model, command)
 
 
 @BOTH
 @pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
-def test_node_sees_its_stream_to_the_end(begin, model, tls):
+def test_node_reads_its_stream_to_the_end(begin, model, tls):
     keylatch, url = begin(tls)
-    sees_it_to_the_end(keylatch, model, ["node", "-e", NODE, url])
+    reads_to_the_end(keylatch, model, ["node", "-e", NODE, url])
 
 
-def sees_it_to_the_end(keylatch, model, command):
+def reads_to_the_end(keylatch, model, command):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
         assert client.stdout.readline() == b"data: x\n"
         old = stop(keylatch)
@@ -141,7 +141,7 @@ def sees_it_to_the_end(keylatch, model, command):
 
 
 class Raw:
-    """Frames by hand."""
+    """Reads and writes raw HTTP/2 frames."""
 
     def __init__(self, connection):
         self.connection, self.buffer = connection, b""
@@ -151,7 +151,7 @@ class Raw:
         self.connection.sendall(headers(fields(path=path), stream))
 
     def frames(self):
-        """The frames that come, as (type, flags, stream, payload), until the connection ends."""
+        """Yields received frames as (type, flags, stream, payload) until the connection ends."""
         while True:
             while len(self.buffer) < 9 or len(self.buffer) < 9 + int.from_bytes(self.buffer[:3], "big"):
                 piece = self.connection.recv(65536)
@@ -164,7 +164,7 @@ class Raw:
 
 
 @BOTH
-def test_goaway_comes_after_the_last_stream(begin, model, authority, tls):
+def test_goaway_follows_the_last_stream(begin, model, authority, tls):
     keylatch, _ = begin(tls)
     with shake(keylatch.port, authority, alpn=["h2"]) if tls else connect(keylatch.port) as connection:
         client = Raw(connection)
@@ -186,14 +186,14 @@ def test_goaway_comes_after_the_last_stream(begin, model, authority, tls):
 
 @BOTH
 def test_an_idle_client_that_does_not_read_delays_nothing(begin, authority, tls):
-    """A pool reads a connection that it keeps only with its next request."""
+    """A connection pool reads an idle connection only with its next request."""
     keylatch, url = begin(tls, drain="10min")
     with http2(authority, tls) as client:
         assert client.get(f"{url}/v1/x").status_code == 200
         assert stop(keylatch).wait(10) == 0
 
 
-def test_a_connection_that_is_never_idle_is_told_late(begin, model):
+def test_a_busy_connection_gets_goaway_at_the_deadline(begin, model):
     keylatch, _ = begin(False, drain="2s")
     with connect(keylatch.port) as connection:
         client = Raw(connection)
@@ -205,20 +205,20 @@ def test_a_connection_that_is_never_idle_is_told_late(begin, model):
         for kind, _, on, _ in frames:
             if kind == GOAWAY:
                 break
-            # One more request with each event.
+            # One more request after each event.
             if (kind, on) == (DATA, 1):
                 client.ask("/v1/x", stream)
                 stream += 2
         else:
             pytest.fail("the connection ended without GOAWAY")
         assert stream > 9
-        # What is open is told as any other stream that is cut.
+        # Open streams end with the error event of a stop.
         assert b'"code":"stopping"' in b"".join(payload for kind, _, on, payload in frames if (kind, on) == (DATA, 1))
     assert old.wait(10) == 0
 
 
-def test_http1_beside_it_ends_as_before(begin, model):
-    """An idle connection is closed at once, and one with a stream ends with it."""
+def test_http1_connections_during_a_stop(begin, model):
+    """An idle connection closes at once, and a connection with a stream closes after the stream."""
     keylatch, url = begin(False)
     with connect(keylatch.port) as idle, httpx.Client(trust_env=False, timeout=10) as client, client.stream("GET", f"{url}/v1/stream") as answer:
         idle.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n")

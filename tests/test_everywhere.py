@@ -1,4 +1,4 @@
-"""What only a replica knows where it happens, asked of all: open streams, who is near a limit; by the API and by commands."""
+"""State of all replicas by the API and by commands: open streams, and subjects near a limit."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def limits(admin):
     return admin.get("/limits").json()
 
 
-def test_who_is_near_a_limit_and_has_it_back(start, echo_upstream):
+def test_subjects_near_a_limit_and_resets(start, echo_upstream):
     more = limit("per: key, limit: 10/h, block_for: 30m, and: [{name: monthly, per: [client, key], limit: 20/month, window: calendar}, {name: quiet, per: client, limit: 1/h, shadow: true}]")
     replica = start(echo_upstream, route_filters=more, storage=SQLITE, env=ENV)
     admin = signed_in(replica)
@@ -34,7 +34,7 @@ def test_who_is_near_a_limit_and_has_it_back(start, echo_upstream):
     assert limits(admin) == {"items": [], "complete": True, "silent": []}
     for _ in range(7):
         assert ask(replica, KEY).status == 200
-    assert [row["limit"] for row in limits(viewer)["items"]] == ["quiet"], "seven of ten are far"
+    assert [row["limit"] for row in limits(viewer)["items"]] == ["quiet"], "7 of 10 is below the threshold"
     ask(replica, KEY)
     near = next(row for row in limits(admin)["items"] if row["limit"] == "key")
     assert (near["used"], near["most"], near["over"], near["retry_in_s"], near["can_give_back"]) == (8, 10, False, 0, True)
@@ -43,9 +43,9 @@ def test_who_is_near_a_limit_and_has_it_back(start, echo_upstream):
     statuses = [ask(replica, KEY).status for _ in range(4)]
     assert statuses == [200, 200, 429, 429]
     rows = {row["limit"]: row for row in limits(admin)["items"]}
-    assert rows["key"]["over"] and 1700 < rows["key"]["retry_in_s"] <= 1800, "blocked"
+    assert rows["key"]["over"] and 1700 < rows["key"]["retry_in_s"] <= 1800, "the block is listed"
     assert rows["quiet"]["over"] and rows["quiet"]["shadow"]
-    assert "monthly" not in rows, "what was refused has used nothing of it"
+    assert "monthly" not in rows, "refused requests use nothing of the limit"
     assert KEY not in json.dumps(rows)
     which = {name: rows["key"][name] for name in ("limit", "place", "subject")}
     viewer.post("/limits/reset", which, 403)
@@ -57,7 +57,7 @@ def test_who_is_near_a_limit_and_has_it_back(start, echo_upstream):
     assert operator.post("/limits/reset", {**which, "more": 1}, 422).json()["field"] == "more"
     entry = admin.get("/audit", params={"action": "limit"}).json()["items"]
     assert [(line["action"], line["actor"], line["target"]) for line in entry] == [("limit.given_back", "op", which["subject"])]
-    # The same by commands.
+    # The same with commands.
     said = replica.command("limits", "list", "--json")
     assert {json.loads(line)["limit"] for line in said.stdout.splitlines()} == {"monthly", "quiet"}, said.stderr
     assert "16/20" in replica.command("limits", "list").stdout
@@ -69,7 +69,7 @@ def test_who_is_near_a_limit_and_has_it_back(start, echo_upstream):
     assert admin.get("/audit", params={"action": "limit"}).json()["items"][0]["actor"].startswith("command:")
 
 
-def test_open_requests_are_shown_and_cannot_be_given_back(start):
+def test_open_requests_are_listed_and_cannot_be_reset(start):
     over = threading.Event()
 
     def silent(_, send):
@@ -113,13 +113,13 @@ def test_limits_over_replicas(replicas, database):
             rows = [(row["limit"], row["used"], row["over"], row["replica"] is None) for row in said["items"]]
             assert rows == [("together", 10, True, True), ("alone", 5, False, False), ("alone", 5, False, False)], rows
             assert said["silent"] == []
-        # Whichever is asked, all of them give it back.
+        # A reset on any replica resets all of them.
         for row in limits(other)["items"][:2]:
             other.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 204)
         assert limits(admin)["items"] == []
         assert [ask(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
         assert redis.cli("EVAL", "return #redis.call('KEYS', 'keylatch:limit:*together*')", "0").strip() == "1"
-        # One that says nothing is named, and nobody waits for it for long.
+        # A replica that does not answer is named, after a short time-out.
         os.kill(two.process.pid, signal.SIGSTOP)
         try:
             begun = time.monotonic()
@@ -129,7 +129,7 @@ def test_limits_over_replicas(replicas, database):
         finally:
             os.kill(two.process.pid, signal.SIGCONT)
         assert limits(admin)["silent"] == []
-        assert int(database.psql("SELECT (SELECT count(*) FROM questions) + (SELECT count(*) FROM answers)")) == 0, "nothing of it stays"
+        assert int(database.psql("SELECT (SELECT count(*) FROM questions) + (SELECT count(*) FROM answers)")) == 0, "no request or answer is left in the database"
 
 
 def test_streams_over_replicas(start, database):
@@ -157,7 +157,7 @@ def test_streams_over_replicas(start, database):
         names = lambda rows: [(row["replica"], row["id"]) for row in rows]  # noqa: E731
         assert names(paged) == names(listed["items"]) and len(set(names(paged))) == 7
         assert [row["started_at"] for row in paged] == sorted(row["started_at"] for row in paged)
-        # One on the other replica is ended from here.
+        # A stream on the other replica is cancelled from this one.
         theirs = next(row for row in listed["items"] if row["replica"] != listed["items"][0]["replica"])
         here = signed_in(one).get("/streams").json()["items"][0]
         ended = admin.call("DELETE", f"/streams/{theirs['id']}", status=200, params={"replica": theirs["replica"]}).json()
@@ -195,7 +195,7 @@ def test_status_and_intercepts_by_command(start, echo_upstream):
     shown = replica.command("status").stdout
     assert "4 requests, 3 intercepts" in shown and "store       answers" in shown and "127.0.0.3" in shown
     assert "range" in replica.command("status", "--range", "2h").stderr
-    # Anything else of the API, too.
+    # Other operations of the API, too.
     said = replica.command("api", "GET", "/bindings?limit=1")
     row = json.loads(said.stdout)["items"][0]
     said = replica.command("api", "PATCH", f"/bindings/{row['key_id']}", "--data", "-", "--version", str(row["version"]), stdin='{"labels": ["a"]}')
@@ -204,14 +204,14 @@ def test_status_and_intercepts_by_command(start, echo_upstream):
     assert said.returncode == 1 and "changed meanwhile" in said.stderr
     assert "networks" in replica.command("api", "GET", "bindings/export?format=csv").stdout
     assert "no JSON" in replica.command("api", "POST", "/bindings/ban", "--data", "{").stderr
-    # The field by which commands say who runs them means nothing to the listener.
+    # The header field that names the user of a command is ignored by the TCP listener.
     assert raw.request(replica.admin, "/admin/api/bindings", headers=[("keylatch-actor", "root")]).status == 401
     replica.stop()
     said = replica.command("status")
     assert said.returncode == 1 and "no process that runs" in said.stderr
 
 
-def test_who_may_open_the_socket(start, echo_upstream):
+def test_permissions_of_the_local_socket(start, echo_upstream):
     replica = start(echo_upstream, storage=SQLITE, env=ENV)
     sockets = list(replica.runtime.iterdir())
     assert {path.suffix for path in sockets} == {".api", ".sock", f".{replica.process.pid}"} and all(path.stat().st_mode & 0o777 == 0o600 for path in sockets)
@@ -219,8 +219,8 @@ def test_who_may_open_the_socket(start, echo_upstream):
     assert not any(path.exists() for path in sockets)
 
 
-def test_a_replica_is_known_from_the_beginning(start, echo_upstream):
-    """Of one that has stopped and is there again, others say neither that it has gone nor that nobody is there."""
+def test_a_restarted_replica_is_listed_at_once(start, echo_upstream):
+    """A replica that restarts is not reported as missing, and the list of replicas is not empty."""
     replica = start(echo_upstream, storage=SQLITE, env=ENV)
     for _ in range(2):
         wait_for(lambda: replica.command("status").stdout.count("replica ") == 1, "it is there", 4)
@@ -228,7 +228,7 @@ def test_a_replica_is_known_from_the_beginning(start, echo_upstream):
         replica.start()
 
 
-def test_a_limit_that_has_changed_and_a_window_that_has_passed(start, echo_upstream):
+def test_changed_limits_and_elapsed_windows(start, echo_upstream):
     with Redis() as redis:
         section = f'redis: {{url: "{redis.url}"}}'
         per = lambda rest: limit("per: route, limit: 1000000/h, scope: shared") + "\n" + limit(f"per: key, {rest}")  # noqa: E731
@@ -244,34 +244,34 @@ def test_a_limit_that_has_changed_and_a_window_that_has_passed(start, echo_upstr
             admin.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 204)
 
         assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
-        # A larger one: nobody is told of as he stood with the smaller one. Counts go on.
+        # A larger limit: usage is reported against the new limit, and counts continue.
         changed("limit: 10/h")
         assert limits(admin)["items"] == []
         assert [ask(replica, KEY).status for _ in range(6)] == [200] * 6
         assert [(row["used"], row["most"], row["over"]) for row in limits(admin)["items"]] == [(8, 10, False)]
-        # In another table, together, in a window: what is given back is what counts.
+        # Another subject and a window: the reset applies to the active counters.
         for rest, passes in (("limit: 3/h, entries_max: 2000", 3), ("limit: 3/h, scope: shared", 3), ("limit: 3/day, window: calendar, scope: shared", 3), ("limit: 2/2s, scope: shared, name: short", 2)):
             changed(rest)
             statuses = [ask(replica, KEY).status for _ in range(passes + 1)]
             assert statuses == [200] * passes + [429], rest
             give_back()
             assert ask(replica, KEY).status == 200, rest
-        # What has come back by itself is seen.
+        # Recovered quota is reported.
         ask(replica, KEY)
         assert limits(admin)["items"]
         wait_for(lambda: limits(admin)["items"] == [], "it has come back", 5)
-        # A request that counts much is refused before all is used.
+        # A request with a high cost is refused before the limit is used up.
         changed("limit: 10/h, cost: 6, name: dear")
         assert [ask(replica, KEY).status for _ in range(2)] == [200, 429]
         assert [(row["used"], row["over"]) for row in limits(admin)["items"]] == [(6, True)]
-        # In shadow nobody is refused, and then he is.
+        # In shadow mode nothing is refused; afterwards it is.
         admin.put("/settings", {"values": {"shadow.rate_limit": True}})
         wait_for(lambda: ask(replica, KEY).status == 200 and limits(admin)["items"][0]["shadow"], "it would be")
         admin.put("/settings", {"values": {"shadow.rate_limit": None}})
         wait_for(lambda: ask(replica, KEY).status == 429 and not limits(admin)["items"][0]["shadow"], "it is")
 
 
-def test_strangers_do_not_hide_whoever_asks_on(start, echo_upstream):
+def test_many_subjects_do_not_hide_a_busy_one(start, echo_upstream):
     replica = start(echo_upstream, route_filters=limit("per: key, limit: 1/day"), storage=SQLITE, env=ENV)
     admin = signed_in(replica)
     for n in range(1300):
@@ -286,7 +286,7 @@ def test_strangers_do_not_hide_whoever_asks_on(start, echo_upstream):
     assert ask(replica, KEY).status == 200
 
 
-def test_while_the_database_is_away_what_is_here_is_shown_and_nothing_is_done_unseen(start, database):
+def test_during_a_database_outage_local_state_is_shown_and_unaudited_changes_are_refused(start, database):
     over = threading.Event()
 
     def silent(_, send):
@@ -297,7 +297,7 @@ def test_while_the_database_is_away_what_is_here_is_shown_and_nothing_is_done_un
         replica = start(upstream, route_filters=FREE + "\n" + limit("per: client, limit: 2/h"), secrets=SECRET, storage=storage(database), env=ENV)
         admin = signed_in(replica)
         streams = [stream(replica, KEY) for _ in range(2)]
-        # No filter watches over them: they are shown and ended all the same.
+        # Streams without a stream filter are listed and cancelled too.
         listed = wait_for(lambda: (got := admin.get("/streams").json())["total"] == 2 and got["items"], "both are open")
         which = {name: limits(admin)["items"][0][name] for name in ("limit", "place", "subject")}
         database.kill()
@@ -309,8 +309,8 @@ def test_while_the_database_is_away_what_is_here_is_shown_and_nothing_is_done_un
             said = replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"])
             assert said.returncode == 1
             assert replica.command("limits", "give-back", which["subject"]).returncode == 1
-            assert len(replica.command("streams", "list").stdout.splitlines()) == 3, "it goes on"
-            assert ask(replica, KEY).status == 429, "it was not given back"
+            assert len(replica.command("streams", "list").stdout.splitlines()) == 3, "the stream continues"
+            assert ask(replica, KEY).status == 429, "the limit was not reset"
         finally:
             database.start()
         wait_for(lambda: replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"]).returncode == 0, "it is ended", 20)
@@ -321,7 +321,7 @@ def test_while_the_database_is_away_what_is_here_is_shown_and_nothing_is_done_un
             connection.close()
 
 
-def test_whoever_reads_may_have_seen_enough(start, echo_upstream):
+def test_output_to_a_closed_pipe(start, echo_upstream):
     replica = start(echo_upstream, storage=SQLITE, env={**ENV, "USER": "somebody\nelse"})
     for arguments in ("status", "limits list", "streams list", "intercepts list"):
         said = subprocess.run(["bash", "-c", f"set -o pipefail; {BINARY} {arguments} -c {replica.path} | true"], env=replica.env, capture_output=True, text=True, check=False, timeout=30)

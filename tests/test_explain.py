@@ -1,4 +1,4 @@
-"""`keylatch explain`: by the running process with its bindings and counts, or by the file alone."""
+"""`keylatch explain`: by the running process with its bindings and counts, or offline by the file alone."""
 
 
 import re
@@ -24,7 +24,7 @@ def explain(replica, key, peer="127.0.0.1", *more):
 
 
 @pytest.mark.parametrize("secrets", [SECRET, "{}"])
-def test_the_running_process_knows_the_binding_and_the_limit(start, echo_upstream, secrets):
+def test_the_running_process_shows_the_binding_and_the_limit(start, echo_upstream, secrets):
     replica = start(echo_upstream, route_filters=CHAIN, storage=SQLITE, secrets=secrets, env=ENV)
     said = explain(replica, KEY)
     assert "not bound; this use would bind it to 127.0.0.1/32" in said and "outcome   goes upstream\n" in said, said
@@ -39,7 +39,7 @@ def test_the_running_process_knows_the_binding_and_the_limit(start, echo_upstrea
     assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
     said = explain(replica, KEY)
     assert re.search(r"limit `hourly`: 5/1h, .*used up, for another \d+s", said) and "outcome   429" in said, said
-    # Nothing was bound, counted or recorded by asking.
+    # The explanation bound, counted and recorded nothing.
     explain(replica, OTHER, "127.0.0.7")
     admin = signed_in(replica)
     assert admin.post("/bindings/look-up", {"key": OTHER}).json()["binding"] is None
@@ -73,7 +73,7 @@ def test_offline_shows_the_key_id_of_the_logs(start, echo_upstream, secrets):
     assert f"for key={logged}" in said and "no process that runs this file was found" in said
 
 
-def test_offline_says_when_the_secret_is_not_known(start, echo_upstream):
+def test_offline_reports_an_unknown_secret(start, echo_upstream):
     replica = start(echo_upstream, route_filters=CHAIN)
     assert "key ids are not those of the logs" in explain(replica, KEY, "127.0.0.1", "--offline")
 

@@ -1,4 +1,4 @@
-"""PostgreSQL that changes places, takes no writes, or has no room: what requests, health and commands say then."""
+"""PostgreSQL switchovers, read-only servers and full servers, as requests, health and commands report them."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_a_switchover_between_two_hosts(serving, primary, standby):
 
 
 def test_connections_that_stay_on_a_demoted_primary(serving, primary, standby):
-    """The address leads to another server from now on, and open connections stay where they are."""
+    """The address now resolves to another server, and open connections stay on the old one."""
     with Relay(primary.port) as relay:
         replica = serving(url(relay))
         assert new_key(replica) == 200
@@ -87,7 +87,7 @@ def test_a_start_against_a_standby_says_so(serving, primary, standby, monkeypatc
     monkeypatch.setattr(Keylatch, "_listens", lambda self: self.health("live")[0] == 200)
     replica = serving(url(standby))
     assert "the server is a standby and takes no writes" in replica.stderr.read_text()
-    # What is known can be judged; only what is new cannot be bound.
+    # Known keys can be judged; only new keys cannot be bound.
     not_ready(replica)
     assert ask(replica, known).status == 200
     standby.promote()
@@ -118,11 +118,11 @@ def ready_again(replica):
     wait_for(lambda: replica.health("ready")[0] == 200, "it is ready again", 15)
     assert replica.metrics()["keylatch_store_writable"] == 1
     wait_for(lambda: new_key(replica) == 200, "new keys are bound", 5)
-    # Once each time, however many requests fail.
+    # One log line per outage, however many requests fail.
     assert replica.stderr.read_text().count("the store takes no writes") == 1
 
 
-def test_a_database_that_was_made_read_only(serving, primary):
+def test_a_read_only_database(serving, primary):
     replica = serving(url(primary))
     known = "sk-failover-known-abcdefgh"
     assert ask(replica, known).status == 200
