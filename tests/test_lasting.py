@@ -1,4 +1,4 @@
-"""Connections that last: their deadlines, and what becomes of them when what is asked of them changes."""
+"""Long-lived connections: deadlines, and changes of listener rules, certificates and keys while they are open."""
 
 import contextlib
 import datetime
@@ -21,7 +21,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def closed(connection, within):
-    """Whether the other end closes it within so many seconds."""
+    """Whether the peer closes the connection within this time, in seconds."""
     connection.settimeout(within)
     try:
         while connection.recv(4096):
@@ -33,7 +33,7 @@ def closed(connection, within):
         return True
 
 
-def test_whoever_says_nothing_is_not_kept(serve, start, authority, echo_upstream):
+def test_silent_connections_are_closed(serve, start, authority, echo_upstream):
     limits = "{header_timeout: 500ms, idle_timeout: 1s}"
     over = serve(echo_upstream, {"certificates": [files(authority.issue("first", "api.test"))]}, limits=limits)
     clear = start(echo_upstream, limits=limits, config=DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    h2c: false"))
@@ -50,7 +50,7 @@ def test_whoever_says_nothing_is_not_kept(serve, start, authority, echo_upstream
     assert over.metrics()['keylatch_gate_refusals_total{reason="header_timeout"}'] == 2
     for keylatch in (over, clear):
         assert keylatch.metrics()['keylatch_gate_refusals_total{reason="idle_timeout"}'] == 1
-    # Who speaks slowly, but in time, is served; and a connection in use has its own time.
+    # Requests within the time limits are served, and each request restarts the idle time-out.
     with shake(over.port, authority) as connection:
         for _ in range(3):
             time.sleep(0.6)
@@ -62,7 +62,7 @@ def mutual(authority, more=()):
     return {"certificates": [files(authority.issue("server", "api.test"))], "client_certificates": {**clients, **dict(more)}}
 
 
-def test_an_open_connection_is_judged_by_the_rules_of_now(serve, authority, echo_upstream):
+def test_open_connections_follow_changed_rules(serve, authority, echo_upstream):
     agents = [authority.issue(stem, f"{stem}.test", client=True) for stem in ("good", "gone")]
     keylatch = serve(echo_upstream, mutual(authority))
     good, gone = (shake(keylatch.port, authority, client=agent) for agent in agents)
@@ -76,11 +76,11 @@ def test_an_open_connection_is_judged_by_the_rules_of_now(serve, authority, echo
         assert (status, said["error"]["code"]) == (403, "client_certificate") and closed(gone, 5)
         answer = http2.get(url, headers=host)
         assert (answer.http_version, answer.status_code) == ("HTTP/2", 403)
-        assert ask(good)[0] == 200, "who is still good does not notice"
+        assert ask(good)[0] == 200, "a connection that still satisfies the rules stays open"
     assert keylatch.metrics()['keylatch_gate_refusals_total{reason="client_certificate"}'] == 2
 
 
-def test_a_certificate_that_ends_is_not_resumed(serve, authority, echo_upstream):
+def test_an_expired_client_certificate_is_not_resumed(serve, authority, echo_upstream):
     keylatch = serve(echo_upstream, mutual(authority))
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         agent = authority.issue("short", "agent.test", client=True, until=now() + datetime.timedelta(seconds=3))
@@ -96,7 +96,7 @@ def test_a_certificate_that_ends_is_not_resumed(serve, authority, echo_upstream)
             pass
 
 
-def test_a_listener_that_is_taken_out_asks_what_it_asked_last(serve, authority, echo_upstream):
+def test_a_removed_listener_keeps_its_last_rules(serve, authority, echo_upstream):
     agent = authority.issue("agent", "agent.test", client=True)
     tls = mutual(authority)
     keylatch = serve(echo_upstream, tls)
@@ -109,7 +109,7 @@ def test_a_listener_that_is_taken_out_asks_what_it_asked_last(serve, authority, 
     keylatch.write()
     assert keylatch.command("reload").returncode == 0
     wait_for(lambda: refused(keylatch.port, authority, agent), "the list is in force")
-    # In its place stands another, which is not open before a restart.
+    # Another listener replaces it, and opens only after a restart.
     keylatch.path.write_text(keylatch.path.read_text().replace(f"address: 127.0.0.1:{keylatch.port}", "address: 127.0.0.1:9", 1))
     done = keylatch.command("reload")
     assert done.returncode == 0 and "a restart is needed" in done.stdout, done
@@ -117,7 +117,7 @@ def test_a_listener_that_is_taken_out_asks_what_it_asked_last(serve, authority, 
     with shake(keylatch.port, authority, client=other) as connection:
         assert ask(connection)[0] == 403
         assert ask(connection, headers=f"X-Origin: {secret}\r\n")[0] == 200
-    # Its files are watched as they were: what is renewed is shown, and what is revoked is out.
+    # Its files are still watched: a renewed certificate is served, and a revoked client is refused.
     renewed = authority.issue("server", "api.test")
 
     def shown():
@@ -129,7 +129,7 @@ def test_a_listener_that_is_taken_out_asks_what_it_asked_last(serve, authority, 
     wait_for(lambda: refused(keylatch.port, authority, other), "the new list is in force", 15)
 
 
-def test_another_server_is_tried_where_one_is_revoked(start, authority):
+def test_a_revoked_server_fails_over_to_another(start, authority):
     good, gone = (authority.issue(stem, "IP:127.0.0.1") for stem in ("good", "gone"))
     authority.revoke(gone)
     with Scripted(echo, tls=good) as one, Scripted(echo, tls=gone) as other:
@@ -140,7 +140,7 @@ def test_another_server_is_tried_where_one_is_revoked(start, authority):
         assert keylatch.metrics()['keylatch_upstream_errors_total{error="InvalidCert",upstream="model"}'] >= 1
 
 
-def test_why_a_server_is_not_trusted_is_told(start, authority):
+def test_the_reason_for_an_untrusted_server_is_logged(start, authority):
     with Scripted(echo, tls=authority.issue("elsewhere", "elsewhere.test")) as upstream:
         tls = f'    servers: [{{{{address: "127.0.0.1:{upstream.port}"}}}}]\n    tls: {{{{ca_file: {authority.ca}, server_name: model.test}}}}'
         keylatch = start(upstream, config=DEFAULT.replace('    servers: [{{address: "127.0.0.1:{upstream}"}}]', tls))
@@ -149,7 +149,7 @@ def test_why_a_server_is_not_trusted_is_told(start, authority):
         assert "TLSHandshakeFailure" in line["error"] and "model.test" in line["error"], line
 
 
-def test_a_websocket_ends_with_its_key_and_by_operators(start, realtime):
+def test_a_ban_or_an_operator_ends_a_websocket(start, realtime):
     keylatch = start(realtime, route_filters="      - key_binding: {}", storage="{sqlite: {path: keylatch.db}}")
     url = f"ws://127.0.0.1:{keylatch.port}/v1/realtime"
     keys = [{"Authorization": f"Bearer sk-{name}-0001-abcdefgh"} for name in ("banned", "ended", "left")]
@@ -181,7 +181,7 @@ def end_them(keylatch, banned, ended, left):
     assert left.recv(5) == "still here"
 
 
-def test_an_idle_websocket_is_closed_and_told_nothing(start, realtime):
+def test_an_idle_websocket_is_closed_without_a_message(start, realtime):
     keylatch = start(realtime, limits="{upgrade_idle_timeout: 1s}")
     with socket.create_connection(("127.0.0.1", keylatch.port)) as connection:
         connection.settimeout(10)

@@ -1,4 +1,4 @@
-"""Limits: counted by one process or by all replicas, and what clients are told."""
+"""Rate and concurrency limits of one process or of all replicas, and their answers to clients."""
 
 import concurrent.futures
 import json
@@ -21,7 +21,7 @@ def redis():
 
 
 def section(url, more=""):
-    # A machine that is busy with other tests may take longer than 100 ms, and then replicas count for themselves.
+    # A busy machine may exceed the default of 100 ms, and then each replica counts by itself.
     return f'redis: {{url: "{url}", timeout: 2s{more}}}'
 
 
@@ -29,7 +29,7 @@ def limit(text):
     return f"      - rate_limit: {{{text}}}"
 
 
-def test_three_replicas_let_through_what_one_would(start, echo_upstream, redis):
+def test_three_replicas_admit_what_one_would(start, echo_upstream, redis):
     shared = limit("per: key, limit: 20/h, scope: shared, and: [{name: all, per: route, limit: 100000/month}]")
     three = [start(echo_upstream, route_filters=shared, more=section(redis.url), secrets="{key_hmac: 0123456789abcdef0123456789abcdef}") for _ in range(3)]
     keys = [f"sk-shared-{n:03}-abcdefgh" for n in range(50)]
@@ -48,7 +48,7 @@ def test_three_replicas_let_through_what_one_would(start, echo_upstream, redis):
     assert not any("sk-" in name + text for name, text in redis.entries().items())
 
 
-def test_the_same_in_a_cluster(start, echo_upstream):
+def test_shared_limits_in_a_redis_cluster(start, echo_upstream):
     settings = ("cluster-enabled yes", "cluster-node-timeout 2000")
     shared = limit("per: key, limit: 5/h, scope: shared, and: [{name: all, per: route, limit: 23/h}]")
     with Redis(*settings) as one, Redis(*settings) as two, Redis(*settings) as three:
@@ -60,11 +60,11 @@ def test_the_same_in_a_cluster(start, echo_upstream):
         wait_for(lambda: all("cluster_state:ok" in node.cli("CLUSTER", "INFO") for node in nodes), "the cluster is there", 20)
         replica = start(echo_upstream, route_filters=shared, more=section(f"redis://127.0.0.1:{one.port}", f', cluster: ["127.0.0.1:{two.port}"]'))
         passed = [[ask(replica, f"sk-{key}-spread-abcdefgh").status for _ in range(7)] for key in range(6)]
-        # 5 for each of the first four, and the last three of what everybody together may.
+        # 5 for each of the first four keys, and the last three of the common limit.
         assert [each.count(200) for each in passed] == [5, 5, 5, 5, 3, 0], passed
 
 
-def test_redis_that_is_away(start, echo_upstream):
+def test_limits_during_a_redis_outage(start, echo_upstream):
     with Redis() as redis:
         policy = "per: key, limit: 3/h, scope: shared, on_store_failure: %s"
         each = {kind: start(echo_upstream, route_filters=limit(policy % kind), more=section(redis.url)) for kind in ("local", "allow", "deny")}
@@ -93,14 +93,14 @@ def test_blocks_combinations_and_shadow_are_counted_by_policy(start, echo_upstre
         assert ask(replica, "sk-b-abcdefghijkl").status == 200 and ask(replica, "sk-a-abcdefghijkl", "127.0.0.2").status == 200
         assert answers[3].header("retry-after") == "3"
         time.sleep(1.2)
-        assert ask(replica, "sk-a-abcdefghijkl").status == 429, "a limit would have recovered by now; a block lasts"
+        assert ask(replica, "sk-a-abcdefghijkl").status == 429, "a rate limit would have recovered by now, a block has not"
         wait_for(lambda: ask(replica, "sk-a-abcdefghijkl").status == 200, "the block is over", 4)
         assert answers[0].header("x-ratelimit-limit-requests") in ("10", "1") and answers[0].header("x-ratelimit-reset-requests")
         metrics = replica.metrics()
         assert metrics[POLICIES % ("shadow", "quiet")] >= 4 and metrics[POLICIES % ("refused", "both")] >= 3
 
 
-def test_quotas_of_the_calendar(start, echo_upstream, redis):
+def test_calendar_quotas(start, echo_upstream, redis):
     for scope in ("local", "shared"):
         more = section(redis.url, f", prefix: {scope}") if scope == "shared" else ""
         replica = start(echo_upstream, route_filters=limit(f"per: key, limit: 5/month, window: calendar, cost: 2, scope: {scope}"), more=more)
@@ -112,7 +112,7 @@ def test_quotas_of_the_calendar(start, echo_upstream, redis):
 
 
 @pytest.mark.parametrize("scope", ["local", "shared"])
-def test_how_many_at_once(start, redis, scope):
+def test_concurrency_limit(start, redis, scope):
     def stream(request, send):
         send(STREAM_HEAD + chunk(b"data: one\n\n"))
         released.wait(30)
@@ -143,7 +143,7 @@ def test_how_many_at_once(start, redis, scope):
             wait_for(lambda: redis.cli("KEYS", "keylatch:places:*") == "", "nothing is left")
 
 
-def test_a_section_that_nobody_uses_and_one_that_is_needed(start, echo_upstream):
+def test_an_unused_and_a_missing_redis_section(start, echo_upstream):
     replica = start(echo_upstream)
     replica.write(more=section(f"redis://127.0.0.1:{free_port()}"))
     assert "redis: nothing uses it" in replica.command("check").stderr

@@ -1,4 +1,4 @@
-"""PostgreSQL whose queue of notifications is full because another application listens and does not read."""
+"""PostgreSQL with a full notification queue, because another application listens and does not read."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def small_queue():
 
 
 def listener(server):
-    """A session that listens and stays in a transaction."""
+    """A session that listens and keeps a transaction open, so the queue is not emptied."""
     session = subprocess.Popen(["psql", "-X", "-q", server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     session.stdin.write("LISTEN other;\nBEGIN;\nSELECT 'held';\n")
     session.stdin.flush()
@@ -51,7 +51,7 @@ def listener(server):
 
 
 def fill(server):
-    """Notifications, large ones first, until not even a small one finds room."""
+    """Fills the queue with notifications, large ones first, until no small one fits."""
     for count, size in ((8, 7900), (1, 7900), (1, 500)):
         batch = f"SELECT count(pg_notify('other', n || repeat('x', {size}))) FROM generate_series(1, {count}) AS n"
         for _ in range(100):
@@ -70,7 +70,7 @@ def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
     session = listener(small_queue)
     try:
         fill(small_queue)
-        # A first use, a second network of a key that may roam, and changes by command.
+        # A first use, a second network of a roaming key, and changes by command.
         assert ask(replica, "sk-queue-0002-abcdefgh").status == 200
         assert ask(replica, key, "127.0.1.2").status == 200
         for change in ("ban", "unban"):

@@ -1,4 +1,4 @@
-"""What an operator does beside serving: doctor, health, and coming from another gateway."""
+"""Commands for operation: doctor, health, and migration from another gateway."""
 
 import csv
 import hashlib
@@ -71,7 +71,7 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
     ranges = keylatch.folder / "ranges.txt"
     ranges.write_text("# Cloudflare's address ranges, as of 2020-01-31.\n104.16.0.0/13\n")
     ranges.chmod(0o666)
-    # An upstream that everybody reaches.
+    # An upstream that listens on a public address.
     with socket.create_server(("0.0.0.0", 0)) as reachable:
         values = {**keylatch.values, "upstream": reachable.getsockname()[1], "other": 1}
         keylatch.path.write_text(BAD.format(**values))
@@ -110,7 +110,7 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
     assert "routes: open: asks for no key" in note and "`key_binding` is in shadow" in note
     assert all(each["remedy"] for each in found) and found == sorted(found, key=lambda each: ["bad", "warn", "note"].index(each["level"]))
     assert "0123456789abcdef" not in said(found)
-    # What is meant so is accepted by its place.
+    # Intended findings are accepted by their location.
     accepted = [json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "admin.address", "--accept", "redis.url").stdout.splitlines()]
     assert {each["level"] for each in accepted if each["place"] in ("admin.address", "redis.url")} == {"note"}
     assert "`12.0.0.0/8` is much of the internet" in said([json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "trusted_proxies.networks[1]").stdout.splitlines()], "bad")
@@ -151,7 +151,7 @@ def good(keylatch, storage, more=""):
     keylatch.path.chmod(0o640)
 
 
-def test_doctor_on_secrets_of_filters_and_who_may_change_them(start, echo_upstream):
+def test_doctor_on_secret_files_and_their_permissions(start, echo_upstream):
     keylatch = start(echo_upstream)
     keylatch.stop()
     good(keylatch, "{sqlite: {path: data/keylatch.db}}", "acme: {directory: https://acme.example/dir, accept_terms: true, external_account: {key_id: k, key: example1}}")
@@ -179,7 +179,7 @@ def test_doctor_on_secrets_of_filters_and_who_may_change_them(start, echo_upstre
     assert "X-Env" not in found
 
 
-def test_lists_of_revoked_ones_that_nobody_brings_any_more(start, echo_upstream):
+def test_doctor_on_outdated_revocation_lists(start, echo_upstream):
     keylatch = start(echo_upstream)
     keylatch.stop()
     good(keylatch, "memory")
@@ -195,8 +195,8 @@ def test_lists_of_revoked_ones_that_nobody_brings_any_more(start, echo_upstream)
 
 
 @pytest.mark.parametrize("clients", ["optional", "shared", "own"])
-def test_whose_certificates_prove_something(start, echo_upstream, clients):
-    """Those of the CA that all of Cloudflare's customers share do not, nor do those that need not be shown."""
+def test_doctor_on_client_certificates_that_prove_nothing(start, echo_upstream, clients):
+    """Client certificates of the CA shared by all Cloudflare customers prove nothing, nor do optional ones."""
     keylatch = start(echo_upstream)
     keylatch.stop()
     good(keylatch, "memory")
@@ -207,7 +207,7 @@ def test_whose_certificates_prove_something(start, echo_upstream, clients):
     assert ("whoever has an account at Cloudflare" in said(findings(keylatch), "warn")) == (clients != "own")
 
 
-def test_doctor_on_good_ones(start, echo_upstream, database, tmp_path):
+def test_doctor_on_good_installations(start, echo_upstream, database, tmp_path):
     keylatch = start(echo_upstream)
     keylatch.stop()
     os.umask(0o077)
@@ -226,8 +226,8 @@ def test_doctor_on_good_ones(start, echo_upstream, database, tmp_path):
         os.umask(0o022)
 
 
-def test_doctor_on_what_compose_starts(start, echo_upstream, database):
-    """With the image's configuration and the variables of compose.yaml; only the servers are here, and Redis has no password."""
+def test_doctor_on_the_compose_installation(start, echo_upstream, database):
+    """The image's configuration with the variables of compose.yaml; the servers run locally, and Redis has no password."""
     keylatch = start(echo_upstream)
     keylatch.stop()
     variables = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["keylatch"]["environment"]
@@ -257,7 +257,7 @@ def use(keylatch, key, source):
     return request(keylatch.port, headers=[("Authorization", f"Bearer {key}")], source=source).status
 
 
-def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
+def test_import_from_another_gateway(start, echo_upstream, tmp_path):
     secret = "the other gateway's secret, long enough"
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE, secrets=f"{{key_hmac: {secret!r}}}")
     hashed = lambda key: hmac.new(secret.encode(), key.encode(), hashlib.sha256).hexdigest()  # noqa: E731
@@ -278,7 +278,7 @@ def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
         ("sk-two", "127.0.0.2", 403), ("sk-all", "127.0.0.77", 200), ("sk-banned", "127.0.0.2", 403),
     ]:
         assert use(keylatch, key, source) == status, (key, source)
-    # Other columns, and what cannot be understood, with its line.
+    # Other columns, and unreadable rows with their line numbers.
     other = tmp_path / "rows.jsonl"
     other.write_text(json.dumps({"h": hashed("sk-x"), "wo": "127.0.0.9", "mode": "single"}) + "\n" + json.dumps({"h": "zz", "wo": "nowhere", "mode": "single"}) + "\n")
     refused = keylatch.command("bindings", "import", str(other), "--gateway", "--column", "key_id=h", "--column", "networks=wo")
@@ -286,8 +286,8 @@ def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
     assert keylatch.command("bindings", "import", str(table), "--column", "key_id=h").returncode == 2
 
 
-def test_a_secret_that_is_too_short_to_be_ours(start, echo_upstream, tmp_path):
-    """As the page on migration says: it goes under `previous`."""
+def test_a_short_secret_of_another_gateway(start, echo_upstream, tmp_path):
+    """As in the page on migration, the secret goes under `previous`."""
     short, banned = "a short secret", "sk-gone"
     hashed = lambda key: hmac.new(short.encode(), key.encode(), hashlib.sha256).hexdigest()  # noqa: E731
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE, secrets=f"{{key_hmac: {'n' * 64}, previous: [{short!r}]}}")
@@ -302,16 +302,16 @@ def test_a_secret_that_is_too_short_to_be_ours(start, echo_upstream, tmp_path):
     assert "secrets.key_hmac has 14 bytes; at least 32 are needed" in keylatch.command("check").stderr
 
 
-def test_an_upstream_in_secret(start):
-    """One that listens on loopback alone is not told of."""
+def test_doctor_on_a_loopback_upstream(start):
+    """A server that listens only on loopback is not reported."""
     with Scripted(lambda request, send: send(plain()) or True) as upstream:
         keylatch = start(upstream)
         assert "goes around" not in said(findings(keylatch))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is somebody else, too")
-def test_nobody_else_answers_in_a_process_s_place(start, echo_upstream):
-    """In a folder that somebody else has made there may be anything."""
+def test_commands_refuse_a_runtime_folder_of_another_user(start, echo_upstream):
+    """A runtime folder of another user may contain sockets of other programs."""
     keylatch = start(echo_upstream)
     with tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp") as folder:
         folder = pathlib.Path(folder)

@@ -1,4 +1,4 @@
-"""What operators do from a shell and by the admin API with bindings, limits and intercepts."""
+"""Operator tasks in a shell and by the admin API: bindings, limits and intercepts."""
 
 import concurrent.futures
 import json
@@ -35,7 +35,7 @@ def store(request):
 
 
 @pytest.mark.parametrize(("options", "network"), [("", "2001:db8:2:3::/64"), (", ipv6_prefix: 48", "2001:db8:2::/48")])
-def test_allow_admits_what_a_first_use_would_bind(start, echo_upstream, store, options, network):
+def test_allow_uses_the_network_of_a_first_use(start, echo_upstream, store, options, network):
     replica = start(echo_upstream, route_filters=TRUSTING % options, trusted=TRUSTED, storage=store, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
     assert ask_from(replica, KEY, "2001:db8:1::1") == 200 and ask_from(replica, KEY, "2001:db8:2:3::7") == 403
@@ -43,7 +43,7 @@ def test_allow_admits_what_a_first_use_would_bind(start, echo_upstream, store, o
     allowed = admin.post("/bindings/allow", {"key_id": id, "ip": "2001:db8:2:3::7"}).json()
     assert allowed["networks"][1] == network and allowed["made_by"] == "first_use"
     wait_for(lambda: ask_from(replica, KEY, "2001:db8:2:3:ffff::1") == 200, "the whole network passes", 3)
-    # A network that is said as one is taken as it is; an address of IPv4 is one.
+    # A network is used as given, and an IPv4 address means that address.
     run(replica, "bindings", "allow", id[:7], "2001:db8:9::1/128")
     shown = json.loads(run(replica, "bindings", "allow", f"key={id[:12]}", "192.0.2.7").stdout)
     assert shown["networks"][2:] == ["2001:db8:9::1/128", "192.0.2.7/32"] and shown["made_by"] == "first_use"
@@ -64,7 +64,7 @@ def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
     admin = signed_in(replica)
     shown = admin.post("/bindings/look-up", {"key": KEY}).json()["binding"]
     assert (shown["rule"], shown["networks"], shown["made_by"]) == ("single", ["192.0.2.1/32", "2001:db8:1::/64"], "first_use")
-    # What an operator has set is meant, and may name one network of each family.
+    # A binding set by an operator may name one network of each family.
     id = shown["key_id"]
     admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1"]}, 200)
     wait_for(lambda: ask_from(replica, KEY, "2001:db8:1::1") == 403, "only what the operator has said", 3)
@@ -75,7 +75,7 @@ def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
 
 
 def test_a_second_family_is_a_first_use(start, echo_upstream):
-    """It needs the option, an open enrolment and room in `new_keys_per_client`; of many at once one is bound."""
+    """It requires the option, open enrolment, and quota in `new_keys_per_client`. Of concurrent requests one is bound."""
     def begin(options):
         filters = f"      - client_ip: {{}}\n      - key_binding: {{{options}}}"
         return start(echo_upstream, route_filters=filters, trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
@@ -90,7 +90,7 @@ def test_a_second_family_is_a_first_use(start, echo_upstream):
     replica = begin("new_keys_per_client: 1/h")
     assert [ask_from(replica, KEY, client) for client in FAMILIES[:2]] == [200, 200]
     assert ask_from(replica, "sk-another-01-abcdefgh", "192.0.2.7") == 200
-    assert ask_from(replica, "sk-another-01-abcdefgh", "2001:db8:1::1") == 429, "this client has bound a key already"
+    assert ask_from(replica, "sk-another-01-abcdefgh", "2001:db8:1::1") == 429, "this client has no quota for new keys left"
     replica = start(echo_upstream, route_filters=TRUSTING % "", trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
     assert ask_from(replica, KEY, "192.0.2.1") == 200
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -98,7 +98,7 @@ def test_a_second_family_is_a_first_use(start, echo_upstream):
     assert sorted(statuses) == [200] + [403] * 31
 
 
-def test_allow_takes_the_smallest_network_where_filters_differ(start, echo_upstream):
+def test_allow_uses_the_smallest_network_if_filters_differ(start, echo_upstream):
     filters = "\n".join(f"      - key_binding: {{ipv6_prefix: {bits}}}" for bits in (48, 56))
     replica = start(echo_upstream, route_filters=f"      - client_ip: {{}}\n{filters}", trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
     assert ask_from(replica, KEY, "2001:db8:1::1") == 200
@@ -106,7 +106,7 @@ def test_allow_takes_the_smallest_network_where_filters_differ(start, echo_upstr
     assert shown["networks"][1] == "2001:db8:2::/56"
 
 
-def test_set_says_what_it_replaces(start, echo_upstream):
+def test_set_shows_the_replaced_values(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
     assert ask(replica, KEY).status == 200
     done = run(replica, "bindings", "set", "-", "--network", "192.0.2.0/24", stdin=KEY)
@@ -132,7 +132,7 @@ def test_short_ids_are_the_same_everywhere(start, echo_upstream):
     assert listed[0].startswith("LIMIT") and "hourly" in listed[1]
 
 
-def test_lists_have_headers_and_an_empty_one_says_so(start, echo_upstream):
+def test_lists_have_headers_and_report_no_rows(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
     lists = {("bindings", "list"): "There is no such binding.", ("intercepts", "list"): "There is no such intercept.",
              ("intercepts", "top"): "There is no such intercept.", ("limits", "list"): "No limit is near or over.", ("streams", "list"): "No stream is open."}
@@ -147,7 +147,7 @@ def test_lists_have_headers_and_an_empty_one_says_so(start, echo_upstream):
         assert lines[0].startswith(first) and len(lines) == 2, lines
 
 
-def test_since_takes_dates_and_durations(start, echo_upstream):
+def test_since_accepts_dates_and_durations(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
     assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
     listed = lambda *more: run(replica, "intercepts", "list", "--json", *more).stdout.splitlines()  # noqa: E731
@@ -175,7 +175,7 @@ def test_the_export_honours_the_filter(start, echo_upstream, store):
     assert not run(replica, "bindings", "export", "--banned").stdout
 
 
-def test_names_and_labels_are_imported_alone(start, echo_upstream, tmp_path):
+def test_import_of_names_and_labels_only(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET, env=ENV)
     assert ask(replica, KEY).status == 200
     names = tmp_path / "names.csv"
@@ -191,7 +191,7 @@ def test_names_and_labels_are_imported_alone(start, echo_upstream, tmp_path):
     assert json.loads(run(replica, "bindings", "show", "-", stdin=KEY).stdout)["note"] == "Ann"
 
 
-def test_check_takes_a_file(start, echo_upstream, tmp_path):
+def test_check_accepts_a_file(start, echo_upstream, tmp_path):
     replica = start(echo_upstream)
     check = lambda *more, **env: subprocess.run([BINARY, "check", *more], cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, **env})  # noqa: E731
     assert "is fine" in check(str(replica.path)).stdout and "is fine" in check("-c", str(replica.path)).stdout
@@ -199,7 +199,7 @@ def test_check_takes_a_file(start, echo_upstream, tmp_path):
     assert "is fine" in check(KEYLATCH_CONFIG=str(replica.path)).stdout
     missing = check("missing.yaml")
     assert missing.returncode == 1 and "missing.yaml" in missing.stderr
-    # In the working directory it is found by its name.
+    # In the working directory the file is found by its name.
     here = tmp_path / "here"
     here.mkdir()
     (here / "keylatch.yaml").write_text(replica.path.read_text())
@@ -207,7 +207,7 @@ def test_check_takes_a_file(start, echo_upstream, tmp_path):
     assert found.stdout.startswith("keylatch.yaml is fine")
 
 
-def test_the_package_s_configuration_is_the_default(start, echo_upstream, tmp_path):
+def test_the_default_configuration_is_that_of_the_package(start, echo_upstream, tmp_path):
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
         pytest.skip("needs a mount namespace")
     replica = start(echo_upstream)
@@ -244,7 +244,7 @@ def test_the_audit_names_the_user(start, echo_upstream):
         assert actors == ["command:alice", "command:root", "command:root"]
 
 
-def test_the_console_s_origin(start, echo_upstream):
+def test_the_origin_of_the_console(start, echo_upstream):
     public = "https://console.example.com"
     replica = start(echo_upstream, storage=SQLITE, env=ENV)
     text = replica.path.read_text()
@@ -262,7 +262,7 @@ def test_the_console_s_origin(start, echo_upstream):
     assert Admin(replica).get("/bindings", 401, headers={"origin": public})
 
 
-def test_429s_and_401s_have_a_who(start, echo_upstream):
+def test_429s_and_401s_name_the_subject(start, echo_upstream):
     chain = TRUSTING % "" + "\n      - rate_limit: {per: key, limit: 2/h, name: hourly}"
     replica = start(echo_upstream, route_filters=chain, storage=SQLITE, secrets=SECRET, env=ENV)
     admin = signed_in(replica)

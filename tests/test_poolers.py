@@ -1,4 +1,4 @@
-"""PostgreSQL behind PgBouncer: nothing is lost without a word."""
+"""PostgreSQL behind PgBouncer: no change is lost, and limitations are reported."""
 
 import concurrent.futures
 import json
@@ -29,7 +29,7 @@ def findings(replica):
 
 
 def all_bound(replica, prefix):
-    """Forty first uses, eight at once, each of which is bound."""
+    """Forty first uses, eight at a time; asserts that each is bound."""
     keys = [f"sk-{prefix}-{n:04}-abcdefgh" for n in range(40)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda key: ask(replica, key).status, keys)) == [200] * 40
@@ -50,7 +50,7 @@ def test_session_mode(serving, database, settings):
 
 
 @pytest.mark.parametrize("settings", [{}, IGNORED], ids=["as installed", "parameters ignored"])
-def test_transaction_mode_is_told_and_works(serving, database, settings):
+def test_transaction_mode_works_and_is_reported(serving, database, settings):
     with PgBouncer(database, "transaction", default_pool_size=3, **settings) as pooler:
         replica = serving(pooler.url)
         keys = all_bound(replica, "transaction")
@@ -64,11 +64,11 @@ def test_transaction_mode_is_told_and_works(serving, database, settings):
         assert database.psql("SELECT count(*) FROM bindings WHERE banned") == "1"
         found = [one for one in findings(replica) if one["place"] == "storage.postgres.listen_url"]
         assert found and found[0]["level"] == "warn" and "transaction mode" in found[0]["what"], found
-        # Nothing of ours stays on the sessions that clients share.
+        # No session state is left on the shared server connections.
         assert database.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "0"
 
 
-def test_transaction_mode_with_a_connection_that_listens(serving, database):
+def test_transaction_mode_with_a_direct_connection_for_notifications(serving, database):
     with PgBouncer(database, "transaction", default_pool_size=3) as pooler:
         direct = f', listen_url: "{database.url}"'
         one, two = serving(pooler.url, direct), serving(pooler.url, direct)
