@@ -234,7 +234,7 @@ BODIES = [
     post("body_with_length", [LENGTH5], data(b"hello"), {200}, [HELLO]),
     post("body_without_length", [], data(b"hello"), {200}, [HELLO]),
     post("body_in_single_bytes", [], b"".join(data(b"%c" % b, end=False) for b in b"hello") + data(b""), {200}, [HELLO]),
-    # Many clients end a body with an empty DATA frame. It must not become a second last chunk, which the upstream would read as the
+    # Many clients end a body with an empty DATA frame. It must not become a second last chunk, which would begin the next request.
     post("body_ends_with_empty_data", [], data(b"hello", end=False) + data(b""), {200}, [HELLO]),
     post("body_of_empty_data", [], data(b""), {200}, [got(method="POST")]),
     post("body_with_length_ends_with_empty_data", [LENGTH5], data(b"hello", end=False) + data(b""), {200}, [HELLO]),

@@ -41,7 +41,7 @@ def test_three_replicas_admit_what_one_would(start, echo_upstream, redis):
     refused = ask(three[0], keys[0])
     assert refused.header("ratelimit-policy") == '"key";q=20;w=3600, "all";q=100000;w=2592000'
     assert refused.header("ratelimit").startswith('"key";r=0;t=') and int(refused.header("retry-after")) > 100
-    # What one of the limits refused was counted on none: 1,000 passed.
+    # A refusal by one limit counts on no other limit, so 1,000 requests passed.
     assert int(redis.cli("EVAL", "return #redis.call('KEYS', 'keylatch:limit:*')", "0")) == 51
     passed = ask(three[1], "sk-another-abcdefgh").header("ratelimit")
     assert '"all";r=98999' in passed, passed

@@ -246,9 +246,9 @@ def test_prometheus_rules_and_dashboard_use_existing_metrics(start, echo_upstrea
         text = answer.read().decode()
     there = set(re.findall(r"^# TYPE (\S+)", text, re.M))
     source = "\n".join(path.read_text() for path in (ROOT / "src" / "telemetry").glob("*.rs"))
-    # Metrics of Redis exist only where it is configured.
+    # Redis metrics exist only with Redis configured.
     there |= metrics_named("\n".join(path.read_text() for path in (ROOT / "src" / "store" / "redis").glob("*.rs")))
-    # A counter with labels is told of from its first use on; its name stands in the source.
+    # A labelled counter appears with its first use, so its name is read from the source.
     there |= {f"keylatch_{name}" for name in re.findall(r'&registry,\s*"([a-z_]+)"', source)}
     dashboard = json.loads((CONFIG / "grafana" / "keylatch.json").read_text())
     rules = yaml.safe_load((CONFIG / "prometheus" / "keylatch.rules.yml").read_text())
@@ -426,7 +426,7 @@ def test_compose_hardening_and_published_ports():
     everyone = services("compose.yaml", "compose.production.yaml")
     assert {name for name, service in everyone.items() if "admin" in service["networks"]} == {"keylatch", "prometheus"}
     assert base["networks"]["admin"]["internal"] and not keylatch.get("ports")
-    assert all(re.search(r":v?\d+\.\d+\.\d+|:\d+\.\d+-|keylatch", service["image"]) for service in everyone.values()), "images are pinned by digest"
+    assert all(re.search(r":v?\d+\.\d+\.\d+|:\d+\.\d+-|keylatch", service["image"]) for service in everyone.values()), "images are pinned to a version"
     # Production publishes on all addresses unless the file of variables sets one; the shipped file sets none.
     assert "KEYLATCH_BIND" not in dict(re.findall(r"^([A-Z_]+)=(.*)$", (CONFIG / "compose.env").read_text(), re.M))
     assert all(port.startswith("${KEYLATCH_BIND:-0.0.0.0}:") for port in files["compose.production.yaml"]["services"]["caddy"]["ports"])

@@ -215,7 +215,7 @@ def test_provider_variants_and_validation(replica, provider):
     assert "another issuer" in admin.post("/providers/corp/check", status=502).json()["detail"]
     provider.garbage = ("500 Internal Server Error", b"oops")
     assert "answered with 500" in admin.post("/providers/corp/check", status=502).json()["detail"]
-    # Removing the provider ends the sessions of its users.
+    # Removing the provider removes the accounts of its users.
     admin.call("DELETE", "/providers/corp", status=204)
     assert {account["name"] for account in admin.get("/accounts").json()["items"]} == {"admin"}
     admin.call("DELETE", "/providers/corp", status=404)

@@ -241,7 +241,7 @@ def test_doctor_on_the_compose_installation(start, echo_upstream, database):
         assert keylatch.command("migrate").returncode == 0
         found = [each for each in findings(keylatch) if each["place"] not in ("user", "descriptors", "redis.url")]
     assert all(each["level"] == "note" for each in found), found
-    # Its upstream has a name that only containers know.
+    # The name of the upstream resolves only in containers.
     assert [each["place"] for each in found] == ["admin.address", "upstreams[0].servers[0]", "routes: rest", "upstreams[0].servers"]
 
 

@@ -1,4 +1,4 @@
-"""Redis beside PostgreSQL: what replicas remember together, and all that may happen to it."""
+"""Redis in front of PostgreSQL: the shared cache of bindings, outages, TLS, ACLs, Sentinel and cluster."""
 
 import json
 import time
@@ -24,7 +24,7 @@ def redis():
 
 
 def remembered(redis, key_count=1):
-    """Waits until Redis holds that many rows."""
+    """Waits until Redis contains this many rows."""
     return wait_for(lambda: len([text for text in redis.entries().values() if not text.endswith("-")]) == key_count, "it is remembered")
 
 
@@ -36,7 +36,7 @@ def settle(replicas):
     time.sleep(1.1)
 
 
-def test_what_one_replica_has_read_the_others_need_not_ask_for(replicas, redis, database):
+def test_replicas_share_rows_through_redis(replicas, redis, database):
     one, two, three = replicas(3, sections=section(redis.url))
     settle((one, two, three))
     assert ask(one, "sk-shared-0001-abcdefgh").status == 200
@@ -44,16 +44,16 @@ def test_what_one_replica_has_read_the_others_need_not_ask_for(replicas, redis, 
     before = two.metrics()[SHARED]
     assert ask(two, "sk-shared-0001-abcdefgh").status == 200
     assert two.metrics()[SHARED] == before + 1
-    # A refusal is the authority's word alone.
+    # A refusal needs a read of the database.
     assert ask(three, "sk-shared-0001-abcdefgh", "127.0.0.2").status == 403
-    # No key, and no way back to one.
+    # Redis contains no key, and nothing from which a key can be derived.
     for name, text in redis.entries().items():
         assert name.startswith("keylatch:binding:") and "sk-" not in text, text
     for change, status in (("ban", 403), ("unban", 200)):
         assert one.command("bindings", change, "-", stdin="sk-shared-0001-abcdefgh").returncode == 0
         for replica in (one, two, three):
             wait_for(lambda: ask(replica, "sk-shared-0001-abcdefgh").status == status, "the change is in force", 1)  # noqa: B023
-    # Known where it was never used, while the authority is away.
+    # During a database outage, a replica that never saw the key finds it in Redis.
     fresh = replicas(1, sections=section(redis.url))[0]
     settle((fresh,))
     database.kill()
@@ -65,7 +65,7 @@ def test_what_one_replica_has_read_the_others_need_not_ask_for(replicas, redis, 
         database.start()
 
 
-def test_nobody_is_refused_on_the_word_of_redis_alone(replicas, redis, database):
+def test_a_refusal_needs_a_read_of_the_database(replicas, redis, database):
     one, two = replicas(2, sections=section(redis.url))
     settle((one, two))
     assert ask(one, "sk-hearsay-1-abcdefgh").status == 200
@@ -76,8 +76,8 @@ def test_nobody_is_refused_on_the_word_of_redis_alone(replicas, redis, database)
     assert ask(two, "sk-hearsay-1-abcdefgh").status == 200, "the database was asked"
 
 
-def test_changes_under_load_are_in_force_everywhere(replicas, redis, database):
-    """Fills race changes: what was read before a change never comes back after it."""
+def test_changes_under_load_take_effect_on_every_replica(replicas, redis, database):
+    """Cache fills race changes: a row read before a change must not be stored after it."""
     three = replicas(3, sections=section(redis.url), more=", cache_max: 16")
     settle(three)
     keys = [f"sk-raced-{n:04}-abcdefgh" for n in range(60)]
@@ -111,7 +111,7 @@ def test_changes_under_load_are_in_force_everywhere(replicas, redis, database):
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
 @pytest.mark.parametrize("both", [False, True], ids=["redis", "both"])
-def test_redis_goes_away_and_comes_back(replicas, redis, database, how, both):
+def test_a_redis_outage_and_recovery(replicas, redis, database, how, both):
     (replica,) = replicas(1, sections=section(redis.url), more=", cache_max: 16")
     keys = [f"sk-known-{n:04}-abcdefgh" for n in range(8)]
     for key in keys:
@@ -152,7 +152,7 @@ def test_redis_goes_away_and_comes_back(replicas, redis, database, how, both):
     assert max(slow) < (4 if both else 2), max(slow)
 
 
-def test_a_start_without_redis_and_with_a_wrong_one(replicas, tmp_path):
+def test_a_start_without_redis_and_with_an_untrusted_one(replicas, tmp_path):
     absent = free_port()
     (replica,) = replicas(1, sections=section(f"redis://127.0.0.1:{absent}"))
     assert ask(replica, "sk-without-abcdefgh").status == 200
@@ -162,7 +162,7 @@ def test_a_start_without_redis_and_with_a_wrong_one(replicas, tmp_path):
         (replica,) = replicas(1, sections=section(server.url, ca))
         assert replica.metrics()["keylatch_redis_away"] == 0
         Certificates(tmp_path / "other")
-        # Nothing is sent to a server that is not known to be the right one.
+        # Nothing is sent to a server whose certificate is not verified.
         (replica,) = replicas(1, sections=section(server.url, f", ca_file: {tmp_path}/other/ca.pem"))
         assert replica.metrics()["keylatch_redis_away"] == 1
         (replica,) = replicas(1, sections=section(server.url.replace("127.0.0.1", "localhost"), ca))
@@ -178,7 +178,7 @@ def test_a_start_without_redis_and_with_a_wrong_one(replicas, tmp_path):
             assert says in str(failed.value) and "swordfish" not in str(failed.value), str(failed.value)
 
 
-def test_a_user_with_no_more_rights_than_it_needs(replicas):
+def test_a_redis_user_with_minimal_rights(replicas):
     rights = "user edge on >hunter2hunter2 ~keylatch:* -@all +get +set +time +eval +evalsha +script|load +ping"
     with Redis(rights) as server:
         one, two = replicas(2, sections=section(f"redis://edge:hunter2hunter2@127.0.0.1:{server.port}"))
@@ -189,7 +189,7 @@ def test_a_user_with_no_more_rights_than_it_needs(replicas):
         assert two.metrics()[SHARED] >= 1
 
 
-def test_the_master_that_sentinels_name(replicas):
+def test_the_master_named_by_sentinel(replicas):
     with Redis() as master, Redis(f"replicaof 127.0.0.1 {master.port}") as other:
         watch = f"sentinel monitor main 127.0.0.1 {master.port} 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000"
         with Redis(watch, sentinel=True) as sentinel:
@@ -222,7 +222,7 @@ def test_a_cluster(replicas):
         assert all(node.entries() for node in (one, two, three))
         assert [ask(b, key).status for key in keys] == [200] * 30
         assert b.metrics()[SHARED] >= 29
-        # One node that is away takes nothing with it but its own part.
+        # An outage of one node affects only its own slots.
         three.kill()
         answers = [ask(b, f"sk-after-{n:04}-abcdefgh").status for n in range(10)] + [ask(b, key).status for key in keys]
         assert answers == [200] * 40

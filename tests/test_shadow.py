@@ -1,4 +1,4 @@
-"""Shadow mode of `key_binding`: what it would refuse is recorded, listed and, on request, alerted."""
+"""Shadow mode of `key_binding`: requests that it would refuse are recorded, listed and, optionally, alerted."""
 
 import json
 import time
@@ -35,7 +35,7 @@ def test_shadow_intercepts_are_recorded_and_marked(start, echo_upstream, store):
     wait_for(lambda: sum(row["count"] for row in rows()) == 3, "the shadow intercepts are written")
     assert {(row["shadow"], row["client"], row["reason"]) for row in rows()} == {(True, "127.0.0.2", "elsewhere")}
     assert replica.metrics().get("keylatch_intercepts_total", 0) == 0, "no request was refused"
-    # The same client and path within the same minute, now refused: a row of its own.
+    # The same client and path within the same minute, now refused: a separate row.
     replica.write(route_filters=POLICY % ("", "false"))
     assert replica.command("reload").returncode == 0
     assert ask(replica, KEY, "127.0.0.2", path="/v1/x").status == 403
@@ -54,7 +54,7 @@ def test_shadow_intercepts_are_recorded_and_marked(start, echo_upstream, store):
     assert board["top_clients"][0]["count"] == 1, "the dashboard counts refusals only"
 
 
-def test_a_roaming_binding_in_shadow_mode_has_room_for_the_networks_it_would_have(start, echo_upstream):
+def test_a_roaming_binding_in_shadow_mode_adds_networks(start, echo_upstream):
     rule = ", rule: {roaming: {networks_max: 2, window: 24h}}"
     replica = start(echo_upstream, route_filters=POLICY % (rule, "true"), storage="memory", secrets=SECRET, env=ENV)
     admin = signed_in(replica)
@@ -80,7 +80,7 @@ def test_alerts_include_shadow_intercepts_only_on_request(start, echo_upstream, 
         # Shows an absence, for which there is no condition to wait for.
         time.sleep(2.5)
         assert not hook.requests
-        # Refusals count alone: two are fewer than the threshold, although four more were in shadow mode.
+        # Only refusals count: two are below the threshold, although four more intercepts were in shadow mode.
         replica.write(route_filters=POLICY % ("", "false"))
         assert replica.command("reload").returncode == 0
         assert [ask(replica, KEY, "127.0.0.2").status for _ in range(2)] == [403] * 2

@@ -1,4 +1,4 @@
-"""Clients that send slowly: a block of header fields on HTTP/2, and bodies, have a limit; a client that is made to wait has not."""
+"""Slow clients: time limits of HTTP/2 header blocks and of bodies. Time during which a client waits for Keylatch does not count."""
 
 import json
 import threading
@@ -14,14 +14,14 @@ from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
 from test_drain_h2 import BOTH, Raw
 from test_hostile_h2 import CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, block, data, fields, frame, headers
 
-# A body may take a second whatever its rate; no test is silent for so long.
+# The minimum rate applies after one second of a body, and no test pauses that long.
 LIMITS = "{header_timeout: 400ms, body_timeout: 1s, body_min_rate: 2KB, idle_timeout: 20s, lingering_timeout: 1s}"
 REFUSED = 'keylatch_gate_refusals_total{reason="%s"}'
 
 
 @pytest.fixture
 def begin(start, serve, authority):
-    """A Keylatch, and how to connect to it."""
+    """Starts a Keylatch; returns it and a function that connects."""
 
     def ready(upstream, tls, **values):
         values = {"limits": LIMITS, **values}
@@ -35,7 +35,7 @@ def begin(start, serve, authority):
 
 
 def until_closed(connection, piece):
-    """Sends this every 100 ms until the connection is closed."""
+    """Sends `piece` every 100 ms until the connection is closed."""
     stopped = threading.Event()
 
     def send():
@@ -69,7 +69,7 @@ def test_an_unfinished_header_on_http2(begin, echo_upstream, tls, sent, more):
         connection.sendall(sent)
         stopped, thread = until_closed(connection, more) if more else (None, None)
         kinds = [(kind, payload[4:8]) for kind, _, _, payload in client.frames()]
-        assert (GOAWAY, b"\0\0\0\x0b") in kinds, "it is told why"
+        assert (GOAWAY, b"\0\0\0\x0b") in kinds, "GOAWAY names the reason"
         if stopped:
             stopped.set()
             thread.join()
@@ -78,7 +78,7 @@ def test_an_unfinished_header_on_http2(begin, echo_upstream, tls, sent, more):
 
 
 def test_an_unfinished_header_beside_a_stream(begin):
-    """Another stream on the connection is no reason to wait."""
+    """Another open stream on the connection does not extend the limit."""
 
     def stream(request, send):
         send(STREAM_HEAD)
@@ -99,8 +99,8 @@ def test_an_unfinished_header_beside_a_stream(begin):
 
 
 @BOTH
-def test_many_requests_in_time(begin, echo_upstream, tls):
-    """A block in pieces that is complete in time, again and again, longer than the limit in all."""
+def test_many_slow_headers_within_the_limit(begin, echo_upstream, tls):
+    """Header blocks in pieces, each complete in time, over a period longer than the limit."""
     _, dial = begin(echo_upstream, tls)
     with dial(alpn=["h2"]) as connection:
         client = Raw(connection)
@@ -114,7 +114,7 @@ def test_many_requests_in_time(begin, echo_upstream, tls):
 
 
 def trickle(send, pause=0.1, pieces=60):
-    """A byte at a time, until nobody takes it."""
+    """Sends single bytes until the connection fails."""
     try:
         for _ in range(pieces):
             send(b"a")
@@ -157,7 +157,7 @@ def test_a_slow_body_on_http2(begin, echo_upstream, tls):
         assert json.loads(text)["error"]["code"] == "request_timeout"
         stopped.set()
         thread.join()
-        # The connection goes on.
+        # The connection stays open.
         client.ask("/v1/y", 3)
         assert next(seen for seen in frames if seen[:1] == (HEADERS,) and seen[2] == 3)
     assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
@@ -166,8 +166,8 @@ def test_a_slow_body_on_http2(begin, echo_upstream, tls):
 
 
 @pytest.mark.parametrize("http2", [False, True])
-def test_a_body_that_is_fast_enough(start, echo_upstream, http2):
-    """It takes longer than body_timeout in all."""
+def test_a_body_above_the_minimum_rate(start, echo_upstream, http2):
+    """The whole body takes longer than body_timeout."""
     keylatch = start(echo_upstream, limits=LIMITS)
 
     def body():
@@ -180,8 +180,8 @@ def test_a_body_that_is_fast_enough(start, echo_upstream, http2):
 
 
 @pytest.mark.parametrize("http2", [False, True])
-def test_an_upstream_that_does_not_read_makes_no_slow_client(start, http2):
-    """Nothing is read from the client meanwhile, and no time passes for it."""
+def test_a_slow_upstream_does_not_make_the_client_slow(start, http2):
+    """While the upstream does not read, Keylatch reads nothing from the client, and this time does not count."""
 
     class Slow(Scripted):
         def serve(self, connection):
@@ -191,7 +191,7 @@ def test_an_upstream_that_does_not_read_makes_no_slow_client(start, http2):
                 name, _, value = line.partition(b":")
                 length = int(value) if name.lower() == b"content-length" else length
             read = 0
-            # More than once longer than the limit.
+            # Several pauses, each longer than the limit.
             for _ in range(4):
                 time.sleep(0.5)
                 read += len(file.read(1_000_000))
@@ -207,8 +207,8 @@ def test_an_upstream_that_does_not_read_makes_no_slow_client(start, http2):
         assert (answer.status_code, answer.text) == (200, str(size))
 
 
-def test_a_body_beside_its_response(start):
-    """Once the response has begun, a client may take its time: a conversation."""
+def test_a_body_during_its_response(start):
+    """The limits do not apply after the response has begun, as in a bidirectional stream."""
     said = threading.Event()
 
     class Both(Scripted):

@@ -1,4 +1,4 @@
-"""SQLite: where the file is, and what a stop leaves."""
+"""SQLite: the location of the file, and the files after a stop."""
 
 import contextlib
 import shutil
@@ -17,7 +17,7 @@ def rows(path):
         return database.execute("SELECT count(*) FROM bindings").fetchone()[0]
 
 
-def test_a_clean_stop_leaves_everything_in_the_file(start, echo_upstream):
+def test_a_clean_stop_merges_the_log_into_the_file(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
     for number in range(20):
         assert ask(replica, f"sk-stopped-{number:04}-abcdefgh").status == 200
@@ -37,7 +37,7 @@ def test_a_relative_path_follows_the_configuration_file(start, echo_upstream, tm
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_database_in_the_working_directory_is_not_left_behind(start, echo_upstream, tmp_path):
+def test_a_database_left_in_the_working_directory_is_an_error(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
     replica.stop()
     before = tmp_path / "before"
@@ -49,7 +49,7 @@ def test_a_database_in_the_working_directory_is_not_left_behind(start, echo_upst
     assert not (replica.folder / "data").exists()
 
 
-def test_an_upgrade_keeps_the_log_that_the_successor_writes(start, echo_upstream):
+def test_an_upgrade_keeps_the_write_ahead_log_of_the_new_process(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
     assert ask(replica, "sk-before-0001-abcdefgh").status == 200
     before = replica.upgrade()
@@ -72,7 +72,7 @@ def test_an_upgrade_keeps_the_log_that_the_successor_writes(start, echo_upstream
         ('storage: memory\nredis: {url: "redis://:swordfish@a,b/0"}', "more than one server"),
     ],
 )
-def test_check_refuses_what_a_start_refuses(start, echo_upstream, section, says):
+def test_check_reports_errors_of_a_start(start, echo_upstream, section, says):
     replica = start(echo_upstream, secrets=SECRET)
     replica.stop()
     text = replica.path.read_text().replace("storage: memory", section)

@@ -1,4 +1,4 @@
-"""Tokens of real makers: algorithms, sizes of keys, secrets that are not text, and how Keylatch authenticates to issuers."""
+"""Tokens as real issuers sign them: algorithms, key sizes, binary secrets, and authentication to issuers."""
 
 import base64
 import itertools
@@ -16,7 +16,7 @@ from support.keylatch import wait_for
 from support.stores import ask
 from support.upstreams import plain
 
-# Made for these tests: making one takes half a minute.
+# A fixed key, because generating one takes half a minute.
 LARGE_PEM = (pathlib.Path(__file__).parent / "support" / "keys" / "rsa8192.pem").read_bytes()
 # Each algorithm needs two keys: its own and another one.
 LARGE = itertools.cycle([serialization.load_pem_private_key(LARGE_PEM, None), rsa.generate_private_key(65537, 2048)])
@@ -42,7 +42,7 @@ def claims(**more):
 
 
 def renamed(token, alg, key):
-    """The token with another name for its algorithm, signed once more: what a library of another name would make."""
+    """The token with another name of its algorithm, signed again, as a library with that name would produce it."""
     payload = token.split(".")[1]
     header = base64.urlsafe_b64encode(json.dumps({"alg": alg, "typ": "JWT"}).encode()).decode().rstrip("=")
     signature = base64.urlsafe_b64encode(key.sign(f"{header}.{payload}".encode())).decode().rstrip("=")
@@ -82,7 +82,7 @@ def test_both_names_of_ed25519(start, echo_upstream, tmp_path):
     assert [ask(only, each).status for each in (token, renamed(token, "Ed25519", key))] == [401, 200]
 
 
-def test_rsa_keys_that_are_too_short_or_too_long(start, echo_upstream, tmp_path):
+def test_rsa_key_sizes(start, echo_upstream, tmp_path):
     good = start(echo_upstream)
     for bits, says in ((1024, "too short: at least 2048"), (8200, "too long: at most 8192")):
         key = rsa.generate_private_key(65537, bits) if bits < 4096 else None
@@ -96,7 +96,7 @@ def test_rsa_keys_that_are_too_short_or_too_long(start, echo_upstream, tmp_path)
             assert checked.returncode != 0 and says in checked.stdout + checked.stderr
 
 
-def test_secrets_that_are_not_text(start, echo_upstream, tmp_path):
+def test_binary_secrets(start, echo_upstream, tmp_path):
     secret = b"\xff\x00\n" + random.token_bytes(45)
     (tmp_path / "secret").write_bytes(secret)
     (tmp_path / "secret").chmod(0o600)
@@ -110,7 +110,7 @@ def test_secrets_that_are_not_text(start, echo_upstream, tmp_path):
         assert replica.command("check").returncode != 0
 
 
-def test_a_subject_that_is_a_number(start, echo_upstream, tmp_path):
+def test_a_numeric_subject(start, echo_upstream, tmp_path):
     key = ec.generate_private_key(ec.SECP256R1())
     mode = by_pem(tmp_path, key, "ES256")
     replica = start(echo_upstream, route_filters=bearer(mode, ", tell_upstream: {subject: X-User}"))
@@ -123,8 +123,8 @@ def test_a_subject_that_is_a_number(start, echo_upstream, tmp_path):
     ("my-client", "a.b_c*d~e", "my-client:a.b_c*d%7Ee"),
     ("my client", "a+b/c=&:é", "my+client:a%2Bb%2Fc%3D%26%3A%C3%A9"),
 ])
-def test_how_introspection_authenticates(start, echo_upstream, client, secret, pair):
-    """`client_secret_basic` encodes both as forms do (RFC 6749, appendix B); `client_secret_post` puts them into the form."""
+def test_authentication_for_introspection(start, echo_upstream, client, secret, pair):
+    """`client_secret_basic` form-encodes both values (RFC 6749, appendix B); `client_secret_post` sends them in the form."""
     with Issuer() as issuer:
         issuer.tokens["t1"] = {"active": True, "sub": "alice"}
         for auth in ("", ", client_auth: client_secret_post"):
@@ -140,7 +140,7 @@ def test_how_introspection_authenticates(start, echo_upstream, client, secret, p
                 assert "client_secret" not in form
 
 
-def test_keys_behind_a_password_and_what_is_shown_of_it(start, echo_upstream):
+def test_a_key_set_behind_a_password_that_is_never_shown(start, echo_upstream):
     with Issuer() as issuer:
         issuer.add("first")
         answers = issuer.server.answer
@@ -165,11 +165,11 @@ def test_keys_behind_a_password_and_what_is_shown_of_it(start, echo_upstream):
         assert checked.returncode != 0 and "for published keys only" in checked.stdout + checked.stderr
 
 
-def test_keys_that_are_too_old_are_not_used(start, echo_upstream):
+def test_outdated_keys_are_not_used(start, echo_upstream):
     with Issuer() as issuer:
         issuer.add("first")
         key = f'{{jwks_url: {{url: "{issuer.url}/keys", allow_private: true}}}}'
-        # It is open only while there were never any keys.
+        # `open` applies only until the first successful fetch.
         mode = f"{{jwt: {{algorithms: [ES256], key: {key}, on_failure: open, refresh: {{every: 10s, max_age: 12s}}}}}}"
         replica = start(echo_upstream, route_filters=bearer(mode))
         token = issuer.token("first")
