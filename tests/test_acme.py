@@ -78,7 +78,7 @@ def test_a_certificate_is_issued_and_stored(served, challenge):
     assert [account["contact"] for account in acme.accounts.values()] == [["mailto:ops@example.com"]]
     assert len(acme.certificates) == 1
     series = f'keylatch_certificate_expiry_timestamp_seconds{{listener="127.0.0.1:{keylatch.tls}",name="api.test"}}'
-    assert wait_for(lambda: keylatch.metrics().get(series), "it is told when it ends") == first.not_valid_after_utc.timestamp()
+    assert wait_for(lambda: keylatch.metrics().get(series), "metric shows the expiry") == first.not_valid_after_utc.timestamp()
     # The next process serves the stored certificate at once, without an order. The stored data is encrypted.
     keylatch.stop()
     kept = (keylatch.folder / "keylatch.db").read_bytes()
@@ -105,7 +105,7 @@ def test_a_certificate_is_renewed_before_it_expires(served):
     acme.lasts = datetime.timedelta(seconds=18)
     keylatch = served.start()
     first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
-    second = wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "another one", 60)
+    second = wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "renewed certificate", 60)
     assert datetime.datetime.now(datetime.timezone.utc) < first.not_valid_after_utc, "renewed before the first certificate expired"
     assert second.not_valid_after_utc > first.not_valid_after_utc
     assert len(acme.accounts) == 1
@@ -137,7 +137,7 @@ def test_a_name_that_resolves_to_another_server(served, echo_upstream):
     acme = served.acme
     acme.reach = lambda _: {"http": echo_upstream.port, "tls": echo_upstream.port}
     keylatch = served.start("http")
-    wait_for(lambda: "api.test has answered" in keylatch.stderr.read_text(), "what the CA has seen is told", 60)
+    wait_for(lambda: "api.test has answered" in keylatch.stderr.read_text(), "the log shows the CA's answer", 60)
 
 
 def test_an_external_account_binding(served, tmp_path):
@@ -177,7 +177,7 @@ def test_an_added_name_keeps_the_current_certificate(served, echo_upstream):
     # A change of the section retries a failed order at once.
     acme.reach = here
     reload(keylatch, ("accept_terms: true", "accept_terms: true, contact: ['mailto:new@example.com']"))
-    second = wait_for(lambda: shown(keylatch, acme.authority, "new.test"), "one for all of them", 60)
+    second = wait_for(lambda: shown(keylatch, acme.authority, "new.test"), "one certificate for all names", 60)
     assert shown(keylatch, acme.authority).serial_number == second.serial_number
     assert [account["contact"] for account in acme.accounts.values()] == [["mailto:new@example.com"]], "the CA has the new contact"
 
@@ -187,7 +187,7 @@ def test_another_ca(served, tmp_path):
     first = wait_for(lambda: shown(keylatch, served.acme.authority), "a certificate", 60)
     with Acme(tmp_path / "other", served.acme.reach) as other:
         reload(keylatch, (served.acme.url, other.url), (str(served.acme.authority.ca), str(other.authority.ca)))
-        second = wait_for(lambda: shown(keylatch, other.authority), "the other's", 60)
+        second = wait_for(lambda: shown(keylatch, other.authority), "certificate of the other CA", 60)
         assert second.serial_number != first.serial_number
 
 
@@ -198,7 +198,7 @@ def test_an_account_that_the_ca_has_forgotten(served):
     first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
     gone = set(acme.accounts)
     acme.accounts.clear()
-    wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number, "another one", 60)
+    wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number, "renewed certificate", 60)
     assert "knows the account no more" in keylatch.stderr.read_text() and not gone & set(acme.accounts)
 
 
@@ -206,8 +206,8 @@ def test_a_certificate_that_is_nearly_expired_when_issued(served):
     acme = served.acme
     acme.since, acme.lasts = datetime.timedelta(days=80), datetime.timedelta(days=10)
     keylatch = served.start("http")
-    assert wait_for(lambda: shown(keylatch, acme.authority), "it is shown all the same", 60)
-    assert wait_for(lambda: "whether this machine's clock is right" in keylatch.stderr.read_text(), "it is told")
+    assert wait_for(lambda: shown(keylatch, acme.authority), "the certificate is served anyway", 60)
+    assert wait_for(lambda: "whether this machine's clock is right" in keylatch.stderr.read_text(), "log line")
     # Shows an absence, for which there is no condition to wait for.
     time.sleep(8)
     assert len(acme.certificates) == 1, "no second order at once"
@@ -220,7 +220,7 @@ def test_a_certificate_that_is_nearly_expired_when_issued(served):
 def test_a_certificate_of_another_key(served):
     served.acme.key = served.acme.authority.private.public_key()
     keylatch = served.start("http")
-    wait_for(lambda: "the certificate is another key's" in keylatch.stderr.read_text(), "it is told", 60)
+    wait_for(lambda: "the certificate is another key's" in keylatch.stderr.read_text(), "log line", 60)
     # Shows an absence, for which there is no condition to wait for.
     time.sleep(8)
     assert keylatch.stderr.read_text().count("another key's") == 1 and len(served.acme.certificates) == 1
@@ -229,7 +229,7 @@ def test_a_certificate_of_another_key(served):
 def test_retry_after_of_the_ca_is_honoured(served):
     served.acme.broken, served.acme.retry_after = "/order", "7200"
     keylatch = served.start("http")
-    line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "no certificate was made" in line], "it is told", 60)[0]
+    line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "no certificate was made" in line], "log line", 60)[0]
     assert "again_in=7200s" in line
 
 

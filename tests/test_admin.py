@@ -43,19 +43,19 @@ def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
     assert one.json() == binding and one.headers["etag"] == f'"{binding["version"]}"'
     allowed = admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, headers={"if-match": one.headers["etag"]}).json()
     assert allowed["rule"] == "multiple" and allowed["networks"] == ["127.0.0.1/32", "127.0.0.2/32"] and allowed["made_by"] == "first_use"
-    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "it passes", 3)
+    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "the added address is admitted", 3)
     admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, 409)
     # A request with an outdated version gets a conflict.
     stale = admin.post("/bindings/ban", {"key": KEY}, 412, headers={"if-match": one.headers["etag"]}).json()
     assert stale["type"] == "urn:keylatch:stale"
     banned = admin.post("/bindings/ban", {"key": KEY}).json()
     assert banned["banned"] and banned["was_bound"]
-    wait_for(lambda: ask(replica, KEY).status == 403, "it is refused", 3)
+    wait_for(lambda: ask(replica, KEY).status == 403, "the banned key is refused", 3)
     assert admin.post("/bindings/unban", {"key_id": binding["key_id"]}).json()["banned"] is False
-    wait_for(lambda: ask(replica, KEY).status == 200, "it passes", 3)
+    wait_for(lambda: ask(replica, KEY).status == 200, "the unbanned key is admitted", 3)
     moved = admin.put("/bindings/ip", {"key_id": binding["key_id"], "ip": "127.0.0.3"}).json()
     assert moved["networks"] == ["127.0.0.3/32"] and moved["rule"] == "single"
-    wait_for(lambda: ask(replica, KEY).status == 403, "it was moved", 3)
+    wait_for(lambda: ask(replica, KEY).status == 403, "the moved binding refuses the old address", 3)
     edited = admin.call("PATCH", f"/bindings/{binding['key_id']}", {"rule": "all", "note": "Ann's", "labels": ["team-a"]}, 200).json()
     assert (edited["rule"], edited["networks"], edited["note"], edited["labels"]) == ("all", [], "Ann's", ["team-a"])
     roaming = admin.call("PATCH", f"/bindings/{binding['key_id']}", {"networks_max": 2, "window": "24h"}, 200).json()
@@ -63,7 +63,7 @@ def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
     assert admin.post("/bindings/unbind", {"key": KEY}).json()["key_id"] == binding["key_id"]
     admin.post("/bindings/unbind", {"key": KEY}, 404)
     admin.get(f"/bindings/{binding['key_id']}", 404)
-    wait_for(lambda: ask(replica, KEY, "127.0.0.4").status == 200, "its next use binds it anew")
+    wait_for(lambda: ask(replica, KEY, "127.0.0.4").status == 200, "the next use binds the key again")
     timeline = admin.get(f"/bindings/{binding['key_id']}/timeline").json()
     done = [change["action"] for change in timeline["changes"]]
     assert done == ["binding.removed", *["binding.changed"] * 6] and timeline["changes"][-1]["after"]["networks"] == ["127.0.0.1/32", "127.0.0.2/32"]
@@ -157,7 +157,7 @@ def test_pages_bulk_changes_and_exports(replica):
     assert len(admin.get("/bindings", params={"label": "shared"}).json()["items"]) == 5
     ban = {"action": "ban", "filter": {"label": "shared"}}
     assert admin.post("/bindings/bulk", ban).json()["changed"] == 5 and admin.post("/bindings/bulk", ban).json()["changed"] == 0
-    wait_for(lambda: ask(replica, keys[3], "127.0.1.3").status == 403, "it is refused", 3)
+    wait_for(lambda: ask(replica, keys[3], "127.0.1.3").status == 403, "the banned key is refused", 3)
     assert admin.post("/bindings/bulk", {"action": "unbind", "filter": {"banned": True}}).json()["changed"] == 5
     lines = admin.get("/bindings/export").text.splitlines()
     assert len(lines) == 20 and json.loads(lines[0])["rule"] == "single"
@@ -173,7 +173,7 @@ def test_intercepts_by_every_filter(replica):
         assert ask(replica, key).status == 200
         for n in range(times):
             assert ask(replica, key, f"127.0.2.{n}", headers=[("User-Agent", '=cmd|"x"')], path=f"/v1/{n}").status == 403
-    wait_for(lambda: len(admin.get("/logs").json()["items"]) == 5, "they are written")
+    wait_for(lambda: len(admin.get("/logs").json()["items"]) == 5, "the intercepts are written")
     key_id = admin.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     count = lambda **params: len(admin.get("/logs", params=params).json()["items"])  # noqa: E731
     assert (count(key_id=key_id), count(key_id=key_id[:12]), count(client="127.0.2.1"), count(client="127.0.2.0/24")) == (3, 3, 2, 5)
@@ -198,7 +198,7 @@ def test_settings_on_every_replica_at_once(replicas):
     assert ask(two[1], KEY).status == 200
     # Without the notification, replicas poll every 5 s.
     changed = admin.put("/settings", {"values": {"maintenance": True, "retention.audit": "60days"}}).json()
-    wait_for(lambda: ask(two[1], KEY).status == 503, "it is in force", 3)
+    wait_for(lambda: ask(two[1], KEY).status == 503, "maintenance is on", 3)
     by_name = {row["name"]: row for row in changed["items"]}
     assert (by_name["maintenance"]["value"], by_name["maintenance"]["origin"], by_name["maintenance"]["changed_by"]) == (True, "live", "admin")
     assert (by_name["retention.audit"]["value"], by_name["retention.audit"]["file"]) == ("60days", "30days")
@@ -208,7 +208,7 @@ def test_settings_on_every_replica_at_once(replicas):
     after = {row["name"]: row for row in other.call("DELETE", "/settings/retention.audit", status=200).json()["items"]}
     assert (after["retention.audit"]["value"], after["retention.audit"]["origin"]) == ("30days", "file")
     admin.put("/settings", {"values": {"maintenance": None}})
-    wait_for(lambda: ask(two[1], KEY).status == 200, "it is over", 2)
+    wait_for(lambda: ask(two[1], KEY).status == 200, "maintenance is off", 2)
     other.call("DELETE", "/settings/no.such", status=404)
     entries = admin.get("/audit", params={"target": "maintenance"}).json()["items"]
     assert [(entry["action"], entry["before"], entry["after"]) for entry in entries] == [("setting.reverted", True, None), ("setting.set", None, True)]
@@ -296,7 +296,7 @@ def test_open_streams_are_listed_and_cancelled(start):
         operator = admin.other("op", "operator")
         one, first = stream_of(replica, KEY)
         two, second = stream_of(replica, "sk-admin-0002-abcdefgh", source="127.0.0.2")
-        wait_for(lambda: admin.get("/streams").json()["total"] == 2, "both are open")
+        wait_for(lambda: admin.get("/streams").json()["total"] == 2, "both streams are open")
         streams = admin.get("/streams").json()["items"]
         assert [(row["client"], row["route"], row["path"], row["hint"][-4:]) for row in streams] == [("127.0.0.1", "api", "/v1/slow", "wxyz"), ("127.0.0.2", "api", "/v1/slow", "efgh")]
         page = admin.get("/streams", params={"limit": 1}).json()
@@ -305,7 +305,7 @@ def test_open_streams_are_listed_and_cancelled(start):
         assert ended["client"] == "127.0.0.2"
         body = raw.read_body(second, [("transfer-encoding", "chunked")])[0]
         assert b"data: 1\n\n" in body
-        wait_for(lambda: admin.get("/streams").json()["total"] == 1, "it has ended")
+        wait_for(lambda: admin.get("/streams").json()["total"] == 1, "the stream has ended")
         operator.call("DELETE", f"/streams/{streams[1]['id']}", status=404)
         entry = admin.get("/audit", params={"action": "stream"}).json()["items"][0]
         assert (entry["action"], entry["actor"], entry["before"]["client"]) == ("stream.ended", "op", "127.0.0.2")
@@ -314,7 +314,7 @@ def test_open_streams_are_listed_and_cancelled(start):
         for connection in (one, two):
             connection.close()
         over.set()
-        wait_for(lambda: admin.get("/streams").json()["items"] == [], "they are forgotten")
+        wait_for(lambda: admin.get("/streams").json()["items"] == [], "ended streams are removed")
 
 
 def test_the_dashboard_sums_replicas_and_survives_a_restart(replicas):
@@ -325,7 +325,7 @@ def test_the_dashboard_sums_replicas_and_survives_a_restart(replicas):
     for n in range(6):
         assert ask(two[n % 2], KEY, "127.0.0.2").status == 403
     assert ask(two[0], KEY, path="/nowhere").status == 404
-    board = wait_for(lambda: (got := admin.get("/dashboard").json())["requests"] == 27 and len(got["replicas"]) == 2 and got, "both have said so", 15)
+    board = wait_for(lambda: (got := admin.get("/dashboard").json())["requests"] == 27 and len(got["replicas"]) == 2 and got, "both replicas have reported", 15)
     assert board["intercepts"] == 6 and board["now"]["replicas"] == 2 and board["step_s"] == 60 and len(board["points"]) == 60
     assert sum(point["requests"].get("2xx", 0) for point in board["points"]) == 20 and sum(point["intercepts"] for point in board["points"]) == 6
     assert [(row["filter"], row["count"]) for row in board["decisions"]][0] == ("key_binding", 6)
@@ -341,7 +341,7 @@ def test_the_dashboard_sums_replicas_and_survives_a_restart(replicas):
     for _ in range(3):
         assert ask(two[0], KEY).status == 200
     admin = signed_in(two[0])
-    wait_for(lambda: admin.get("/dashboard").json()["requests"] == 30, "they add up", 15)
+    wait_for(lambda: admin.get("/dashboard").json()["requests"] == 30, "the dashboard adds the new requests", 15)
     for of, points in (("6h", 72), ("24h", 96), ("7d", 168), ("30d", 120)):
         told = lambda of=of: (got := admin.get("/dashboard", params={"range": of}).json())["requests"] == sum(row["requests"] for row in got["busiest_clients"]) == 30 and got  # noqa: E731
         assert len(wait_for(told, of)["points"]) == points, of

@@ -305,7 +305,7 @@ def test_ten_thousand_password_guesses_from_a_hundred_addresses(replicas):
         answer = Admin(two[0], source="127.0.0.97").sign_in("admin", "wrong-guess-wrong", None)
         return answer.status_code == 401 or answer.json()["retry_after"] > 2
 
-    wait_for(locked_for_a_while, "it is not about to be free")
+    wait_for(locked_for_a_while, "a long lock")
     Admin(two[1], source=source).sign_in(status=429)
     names = [Admin(two[n % 2], source=source).sign_in(f"name-{n}", "wrong-guess-wrong", None).status_code for n in range(40)]
     assert 19 <= names.count(401) <= 26 and names[-1] == 429, names
@@ -365,7 +365,7 @@ def test_the_admin_api_during_a_store_outage(replicas, database):
         Admin(replica, "kla_unknown").get("/config", 503)
     finally:
         database.start()
-    wait_for(lambda: admin.get("/bindings", None).status_code == 200, "it is back")
+    wait_for(lambda: admin.get("/bindings", None).status_code == 200, "the store works again")
 
 
 def test_wrong_passwords_of_strangers_do_not_lock_a_trusted_browser(replica):

@@ -68,9 +68,9 @@ def test_one_alert_per_window_is_retried_until_delivered(start, echo_upstream, k
         time.sleep(2.5)
         assert not ops.requests, "four refusals are below the threshold"
         refuse(replica, 3)
-        wait_for(lambda: len(ops.requests) == 3, "it is tried until it is taken", 30)
+        wait_for(lambda: len(ops.requests) == 3, "deliveries are retried until accepted", 30)
         refuse(replica, 20)
-        wait_for(lambda: replica.metrics()['keylatch_webhooks_total{outcome="delivered",webhook="ops"}'] == 1, "it was taken")
+        wait_for(lambda: replica.metrics()['keylatch_webhooks_total{outcome="delivered",webhook="ops"}'] == 1, "the alert is delivered")
         # Shows an absence, for which there is no condition to wait for.
         time.sleep(2)
         assert len(ops.requests) == 3, "one alert per window"
@@ -100,7 +100,7 @@ def test_one_of_three_replicas_sends_the_alert(replicas, database):
         assert not ops.requests, "27 refusals over three replicas are below the threshold of 30"
         for replica in three:
             refuse(replica, 2)
-        wait_for(lambda: len(ops.requests) == 2, "both webhooks are told")
+        wait_for(lambda: len(ops.requests) == 2, "both webhooks get the alert")
         for replica in three:
             refuse(replica, 40)
         # Shows an absence, for which there is no condition to wait for.
@@ -115,7 +115,7 @@ def test_a_crash_and_an_outage_lose_no_alert(replicas, database):
     one, other = replicas(2, sections=alerts(webhook("ops", port)))
     assert ask(one, KEY).status == 200
     refuse(one, 6)
-    wait_for(lambda: database.psql("SELECT attempts > 0 FROM outbox") == "t", "it was tried in vain")
+    wait_for(lambda: database.psql("SELECT attempts > 0 FROM outbox") == "t", "a failed delivery attempt")
     one.process.kill()
     one.process.wait()
     database.kill()
@@ -127,8 +127,8 @@ def test_a_crash_and_an_outage_lose_no_alert(replicas, database):
     try:
         other.write(more=alerts(webhook("ops", listener.port)))
         assert other.command("reload").returncode == 0
-        wait_for(lambda: len(taken) == 1, "it arrives", 30)
-        wait_for(lambda: database.psql("SELECT count(*) FROM outbox", check=False) == "0", "it is gone from the outbox")
+        wait_for(lambda: len(taken) == 1, "the alert arrives", 30)
+        wait_for(lambda: database.psql("SELECT count(*) FROM outbox", check=False) == "0", "the outbox is empty")
     finally:
         listener.close()
 
@@ -152,13 +152,13 @@ def test_refusals_just_before_a_stop_raise_an_alert(start, echo_upstream, kind, 
             before = intercepts(replica)
             refuse(replica, 9, key)
             if how == signal.SIGKILL:
-                wait_for(lambda: intercepts(replica) == before + 9, "they are written, and perhaps not looked at yet", 20)  # noqa: B023
+                wait_for(lambda: intercepts(replica) == before + 9, "the intercepts are written, and may be unevaluated", 20)  # noqa: B023
                 replica.process.kill()
                 replica.process.wait()
             else:
                 replica.stop(how)
             replica.start()
-            wait_for(lambda: server.requests, f"it is told of after {how.name}", 10)  # noqa: B023
+            wait_for(lambda: server.requests, f"alert after {how.name}", 10)  # noqa: B023
             # Shows an absence, for which there is no condition to wait for: a second alert would have another id.
             time.sleep(1)
             assert len({dict(one["headers"])["webhook-id"] for one in server.requests}) == 1
@@ -176,7 +176,7 @@ def test_a_hanging_webhook_delays_no_other(start, echo_upstream):
             key = f"sk-alerted-{number:04}-abcdefgh"
             assert ask(replica, key).status == 200
             refuse(replica, 6, key)
-            wait_for(lambda: len(good.requests) == number + 1, "the other one is told", 5)  # noqa: B023
+            wait_for(lambda: len(good.requests) == number + 1, "the other webhook gets the alert", 5)  # noqa: B023
 
 
 def test_payload_formats(start, echo_upstream):
@@ -193,7 +193,7 @@ def test_payload_formats(start, echo_upstream):
         replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 100ms}}", more=alerts(*hooks))
         assert ask(replica, "sk-a-strange-one-<!b>").status == 200
         refuse(replica, 6, "sk-a-strange-one-<!b>")
-        wait_for(lambda: all(each.requests for each in (slack, discord, dingtalk, wecom)) and len(feishu.requests) == 2, "all are told", 20)
+        wait_for(lambda: all(each.requests for each in (slack, discord, dingtalk, wecom)) and len(feishu.requests) == 2, "all webhooks get the alert", 20)
         said = {name: json.loads(each.requests[-1]["body"]) for name, each in [("slack", slack), ("discord", discord), ("feishu", feishu), ("dingtalk", dingtalk), ("wecom", wecom)]}
         text = said["wecom"]["text"]["content"]
         assert said["wecom"]["msgtype"] == "text" and "was refused 6 times within 1 min, from 3 addresses, last from 127.0.0." in text and "bound to 127.0.0.1/32" in text

@@ -48,7 +48,7 @@ def test_keys_rotate_without_a_gap(start, echo_upstream, issuer):
     issuer.add("second")
     new = issuer.token("second")
     # An unknown key id triggers a fetch at once; both keys are valid.
-    wait_for(lambda: ask(replica, new).status == 200, "the second key is known", 3)
+    wait_for(lambda: ask(replica, new).status == 200, "the second key is fetched", 3)
     assert ask(replica, old).status == 200
     # The first key leaves the set: its cached verdicts become invalid.
     issuer.published.remove("first")
@@ -78,9 +78,9 @@ def test_the_last_good_key_set_serves_during_an_outage(start, echo_upstream, iss
     # Triggers a fetch that fails.
     assert ask(replica, issuer.token("second")).status == 401
     assert ask(replica, issuer.token("first", sub="bob")).status == 200
-    wait_for(lambda: "could not be refreshed" in replica.stderr.read_text(), "it is told of")
+    wait_for(lambda: "could not be refreshed" in replica.stderr.read_text(), "log line")
     issuer.garbage = None
-    wait_for(lambda: ask(replica, issuer.token("second")).status == 200, "it is back", 5)
+    wait_for(lambda: ask(replica, issuer.token("second")).status == 200, "the issuer is reachable again", 5)
 
 
 def test_an_issuer_that_publishes_an_empty_key_set(start, echo_upstream, issuer):
@@ -88,7 +88,7 @@ def test_an_issuer_that_publishes_an_empty_key_set(start, echo_upstream, issuer)
     assert ask(replica, issuer.token("first")).status == 200
     issuer.published.clear()
     # An empty key set is a valid answer.
-    wait_for(lambda: ask(replica, issuer.token("first")).status == 401, "nothing is believed any more", 15)
+    wait_for(lambda: ask(replica, issuer.token("first")).status == 401, "all tokens are refused", 15)
 
 
 def test_keys_without_ids_and_a_reload_during_an_outage(start, echo_upstream, issuer):
@@ -97,7 +97,7 @@ def test_keys_without_ids_and_a_reload_during_an_outage(start, echo_upstream, is
     replica = start(echo_upstream, route_filters=bearer(terms))
     assert ask(replica, issuer.token("first", headers={"kid": None})).status == 200
     issuer.add("second")
-    wait_for(lambda: ask(replica, issuer.token("second", headers={"kid": None})).status == 200, "the second is known", 15)
+    wait_for(lambda: ask(replica, issuer.token("second", headers={"kid": None})).status == 200, "the second key is fetched", 15)
     assert ask(replica, issuer.token("first", headers={"kid": None}, sub="bob")).status == 200
     issuer.garbage = ("500 Oops", b"")
     replica.write(route_filters=bearer(terms.replace("every: 10s", "every: 11s")))
@@ -165,7 +165,7 @@ def test_a_discovery_document_of_another_issuer(start, echo_upstream):
         mode = f'{{jwt: {{issuer: "{issuer.url}", algorithms: [ES256], key: {{discovery: {at(issuer.url)}}}}}}}'
         replica = start(echo_upstream, route_filters=bearer(mode))
         assert ask(replica, issuer.token("k")).status == 503
-        wait_for(lambda: "of another issuer" in replica.stderr.read_text(), "it is told of")
+        wait_for(lambda: "of another issuer" in replica.stderr.read_text(), "log line")
 
 
 def introspection(issuer, more="", particulars=""):
@@ -187,7 +187,7 @@ def test_introspection_verdicts_are_cached(start, echo_upstream, issuer):
         assert {answer.status for answer in pool.map(lambda _: ask(replica, "opaque-2"), range(40))} == {401}
     assert len(issuer.asked["introspect"]) == 2
     # A cached verdict does not outlive the token.
-    wait_for(lambda: ask(replica, "opaque-1").status == 401, "it has ended", 5)
+    wait_for(lambda: ask(replica, "opaque-1").status == 401, "the token has expired", 5)
 
 
 def test_introspection_time_outs(start, echo_upstream, issuer):
@@ -205,7 +205,7 @@ def test_introspection_time_outs(start, echo_upstream, issuer):
     passed = ask(each["open"], "opaque-1")
     assert passed.status == 200
     issuer.delay, issuer.tokens = 0.0, {"opaque-7": {"active": True}}
-    wait_for(lambda: ask(each["closed"], "opaque-7").status == 200, "it is back", 8)
+    wait_for(lambda: ask(each["closed"], "opaque-7").status == 200, "the service is reachable again", 8)
     for status in ("401 Unauthorized", "500 Oops", "302 Found"):
         issuer.garbage = (status, b'{"active": true}')
         assert ask(each["closed"], f"opaque-{status[:3]}").status == 503, "only status 200 is a verdict"

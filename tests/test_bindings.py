@@ -66,7 +66,7 @@ def test_changes_take_effect_on_every_replica_under_load(replicas, database):
                 def refused():
                     listed = [ask(replica, key).status for key in keys]
                     return listed.count(403) == number + 1
-                wait_for(refused, "the change is in force", 5)
+                wait_for(refused, "the change takes effect", 5)
             delays.append(time.monotonic() - began)
     # Notifications take milliseconds. The bound leaves room for 36 requests under load, and is below the 5 s of a poll.
     assert max(delays) < 3, delays
@@ -83,17 +83,17 @@ def test_the_commands_for_bindings(replicas, database, start, echo_upstream):
         row = json.loads(run("show", short).stdout)
         assert (row["rule"], row["made_by"], row["networks"]) == ("single", "first_use", ["127.0.0.1/32"])
         assert json.loads(run("ban", short).stdout)["banned"] is True
-        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh").status == 403, "the ban is in force", 3)
+        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh").status == 403, "the ban takes effect", 3)
         assert run("list", "--banned").stdout.count("\n") == 2
         assert json.loads(run("unban", short).stdout)["banned"] is False
         changed = run("set", short, "--network", "127.0.0.2", "--network", "127.0.1.0/24", "--note", "home", "--label", "team-a")
         assert json.loads(changed.stdout)["rule"] == "multiple", changed.stderr
-        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.1.9").status == 200, "the change is in force", 3)
+        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.1.9").status == 200, "the change takes effect", 3)
         assert ask(replica, "sk-operated-0001-abcdefgh").status == 403
         assert run("list", "--label", "team-a", "--address", "127.0.1.77").stdout.count("\n") == 2
         assert run("list", "--address", "127.0.2.1").stdout == ""
         assert run("unbind", short).returncode == 0
-        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.0.3").status == 200, "it binds anew", 3)
+        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.0.3").status == 200, "the key is bound again", 3)
 
         # The audit log shows actor, action, address, and the values before and after.
         audited = [json.loads(line) for line in run("audit", "--json").stdout.splitlines()]
@@ -127,7 +127,7 @@ def test_the_commands_for_bindings(replicas, database, start, echo_upstream):
         assert "was not bound" in unused.stderr and json.loads(unused.stdout)["banned"] is True
         assert ask(replica, "sk-unused-0001-abcdefgh").status == 403
         assert run("unbind", json.loads(unused.stdout)["key_id"]).returncode == 0
-        wait_for(lambda: ask(replica, "sk-unused-0001-abcdefgh").status == 200, "it binds", 3)
+        wait_for(lambda: ask(replica, "sk-unused-0001-abcdefgh").status == 200, "the key is bound", 3)
 
         for arguments, says in [
             (("show", "zz"), "not a key id"),
@@ -206,7 +206,7 @@ def test_an_early_stream_header_does_not_confirm_a_key(start, database, before_h
         replica = start(upstream, route_filters=policy, secrets=SECRET, storage=storage(database))
         for n in range(5):
             ask(replica, f"sk-made-up-{n}-abcdefgh", headers=[("Accept", "text/event-stream")], method="POST", body=b"{}")
-        wait_for(lambda: replica.command("bindings", "list").stdout == "", "none of them stays")
+        wait_for(lambda: replica.command("bindings", "list").stdout == "", "no made-up key stays bound")
 
 
 def test_a_ban_just_before_a_database_outage_holds(replicas, database):
@@ -289,7 +289,7 @@ def test_clients_that_move_between_networks(replicas, start, echo_upstream):
         exported = here.command("bindings", "export", "--format", "csv").stdout
         (here.folder / "moved.csv").write_text(exported.replace("127.0.0.2/32", "127.0.0.4/32"))
         assert here.command("bindings", "import", "moved.csv").returncode == 0
-        wait_for(lambda: ask(there, "sk-moving-0001-abcdefgh", "127.0.0.2").status == 403, "the change is in force", 3)  # noqa: B023
+        wait_for(lambda: ask(there, "sk-moving-0001-abcdefgh", "127.0.0.2").status == 403, "the change takes effect", 3)  # noqa: B023
         assert ask(there, "sk-moving-0001-abcdefgh", "127.0.0.4").status == 200
 
 
@@ -350,15 +350,15 @@ def test_dead_database_connections(start, echo_upstream, database):
         for number in range(8):
             assert ask(replica, f"sk-frozen-{number:04}-abcdefgh").status == 200
             relay.freeze()
-            wait_for(lambda: ask(replica, f"sk-after-{time.monotonic_ns()}").status == 200, "it goes on", 8)
+            wait_for(lambda: ask(replica, f"sk-after-{time.monotonic_ns()}").status == 200, "requests succeed again", 8)
         assert ask(replica, "sk-frozen-0000-abcdefgh").status == 200
         relay.freeze()
         # Notifications lost with the connection are made up for when the listener detects its dead connection.
         row = [json.loads(line) for line in other.command("bindings", "list", "--json", "--limit", "1000").stdout.splitlines()]
         frozen = other.command("bindings", "ban", "-", stdin="sk-frozen-0000-abcdefgh")
         assert frozen.returncode == 0 and len(row) > 8, frozen.stderr
-        wait_for(lambda: ask(replica, "sk-frozen-0000-abcdefgh").status == 403, "the ban is in force", 15)
-        wait_for(lambda: replica.health("ready")[0] == 200, "it is ready")
+        wait_for(lambda: ask(replica, "sk-frozen-0000-abcdefgh").status == 403, "the ban takes effect", 15)
+        wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready")
 
 
 def test_write_behind_is_flushed_at_a_stop(replicas, database):

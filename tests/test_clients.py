@@ -623,7 +623,7 @@ def test_a_client_that_leaves_cancels_the_upstream_request(start, client_does, u
         leave()
         assert gone.wait(1), "the upstream's request is cancelled within a second"
         none_open(keylatch)
-        line = wait_for(keylatch.access_log, "its line")[0]
+        line = wait_for(keylatch.access_log, "access line")[0]
         assert line["status"] == 200 and line["path"] == "/v1/stream"
         if then:
             plain = then.read(then.ask("/v1/x", ("authorization", "Bearer sk-l")))

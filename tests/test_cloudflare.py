@@ -54,7 +54,7 @@ def test_ranges_are_refreshed_by_schedule_and_command(start, echo_upstream, site
     # 127.0.0.0/8 is no public network, so the list is refused; a valid list takes effect by itself.
     site.pages["/v4"] = RANGES + "\n2.16.0.0/13\n"
     assert "are in" in keylatch.command("cloudflare", "refresh").stdout
-    wait_for(lambda: "what has changed is in force" in keylatch.stderr.read_text(), "it is in force")
+    wait_for(lambda: "what has changed is in force" in keylatch.stderr.read_text(), "the new list is active")
     assert "2.16.0.0/13" in keylatch.command("cloudflare", "ranges").stdout
     good = path.read_text()
     for page, says in [

@@ -332,4 +332,4 @@ def test_libraries_ignore_white_space_before_an_answer(matrix, library):
     early = 'keylatch_late_answers_total{route="padded",status="200"}'
     before = matrix.keylatch.metrics().get(early, 0)
     assert sdks.plain(library, f"http://{PADDED}:{matrix.keylatch.port}", fields) == TEXT
-    wait_for(lambda: matrix.keylatch.metrics().get(early, 0) > before, "the answer was an early one")
+    wait_for(lambda: matrix.keylatch.metrics().get(early, 0) > before, "an early header was sent")

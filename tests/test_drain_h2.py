@@ -73,13 +73,13 @@ def begin(start, authority, model):
 def stop(keylatch):
     """Sends SIGTERM, and returns once new connections are refused."""
     keylatch.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "it stops")
+    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "the process stops accepting")
     return keylatch.process
 
 
 def upgrade(keylatch):
     old = keylatch.upgrade()
-    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "the old one hands over")
+    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "the old process stops accepting")
     return old
 
 

@@ -303,7 +303,7 @@ def test_an_early_answer_without_a_key_can_be_cancelled(start):
         connection, file = begin(keylatch.port, "/v1/chat/completions", body)
         with connection:
             _, fields = raw.read_head(file)
-            wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == 1, "it is open")
+            wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == 1, "the stream is open")
             keylatch.process.send_signal(signal.SIGTERM)
             text, complete = raw.read_body(file, fields)
         assert complete and b'"code":"stopping"' in text, text

@@ -89,7 +89,7 @@ def test_open_requests_are_listed_and_cannot_be_reset(start):
         over.set()
         for connection, _ in streams:
             connection.close()
-        wait_for(lambda: limits(admin)["items"] == [], "they have ended, and that one was refused is a while ago", 15)
+        wait_for(lambda: limits(admin)["items"] == [], "streams and recent refusals are gone", 15)
 
 
 def stream(replica, key, source="127.0.0.1"):
@@ -105,7 +105,7 @@ def test_limits_over_replicas(replicas, database):
         more = limit("name: together, per: key, limit: 10/h, scope: shared, and: [{name: all, per: route, limit: 100000/h}]") + "\n" + limit("name: alone, per: key, limit: 5/h")
         one, two = replicas(2, env=ENV, route_filters=more, sections=f'redis: {{url: "{redis.url}"}}')
         admin, other = signed_in(one), signed_in(two)
-        wait_for(lambda: admin.get("/dashboard").json()["now"]["replicas"] == 2, "both are there", 15)
+        wait_for(lambda: admin.get("/dashboard").json()["now"]["replicas"] == 2, "both replicas are listed", 15)
         assert [ask(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
         assert ask(one, KEY).status == 429
         for asked in (admin, other):
@@ -143,7 +143,7 @@ def test_streams_over_replicas(start, database):
         more = FREE + "\n      - sse_keepalive: {interval: 1s}"
         one, two = (start(upstream, route_filters=more, secrets=SECRET, storage=storage(database), env=ENV) for _ in range(2))
         admin = signed_in(one)
-        wait_for(lambda: admin.get("/dashboard").json()["now"]["replicas"] == 2, "both are there", 15)
+        wait_for(lambda: admin.get("/dashboard").json()["now"]["replicas"] == 2, "both replicas are listed", 15)
         opened = [stream((one, two)[n % 2], KEY) for n in range(7)]
         listed = wait_for(lambda: (got := admin.get("/streams").json())["total"] == 7 and got, "all are open")
         assert listed["silent"] == [] and len({row["replica"] for row in listed["items"]}) == 2
@@ -162,7 +162,7 @@ def test_streams_over_replicas(start, database):
         here = signed_in(one).get("/streams").json()["items"][0]
         ended = admin.call("DELETE", f"/streams/{theirs['id']}", status=200, params={"replica": theirs["replica"]}).json()
         assert (ended["replica"], ended["id"]) == (theirs["replica"], theirs["id"])
-        wait_for(lambda: admin.get("/streams").json()["total"] == 6, "it has ended")
+        wait_for(lambda: admin.get("/streams").json()["total"] == 6, "the stream has ended")
         admin.call("DELETE", f"/streams/{theirs['id']}", status=404, params={"replica": theirs["replica"]})
         admin.call("DELETE", "/streams/1", status=404, params={"replica": "nobody"})
         assert admin.call("DELETE", f"/streams/{here['id']}", status=422).json()["field"] == "replica"
@@ -171,7 +171,7 @@ def test_streams_over_replicas(start, database):
         assert len(rows) == 6 and names(rows)[0] == names([here])[0]
         said = two.command("streams", "end", str(here["id"]), "--replica", here["replica"], "--json")
         assert json.loads(said.stdout)["id"] == here["id"], said.stderr
-        wait_for(lambda: admin.get("/streams").json()["total"] == 5, "so has this one")
+        wait_for(lambda: admin.get("/streams").json()["total"] == 5, "the second stream has ended")
         assert len(two.command("streams", "list").stdout.splitlines()) == 6
         over.set()
         for connection, _ in opened:
@@ -190,7 +190,7 @@ def test_status_and_intercepts_by_command(start, echo_upstream):
     assert len(top) == 3 and "127.0.0.3" in top[1]
     said = replica.command("intercepts", "list", "--since", "yesterday")
     assert said.returncode != 0 and "write a date such as 2026-11-29" in said.stderr
-    board = wait_for(lambda: (got := json.loads(replica.command("status", "--json").stdout))["requests"] == 4 and got, "it is counted", 15)
+    board = wait_for(lambda: (got := json.loads(replica.command("status", "--json").stdout))["requests"] == 4 and got, "the requests are counted", 15)
     assert board["intercepts"] == 3
     shown = replica.command("status").stdout
     assert "4 requests, 3 intercepts" in shown and "store       answers" in shown and "127.0.0.3" in shown
@@ -223,7 +223,7 @@ def test_a_restarted_replica_is_listed_at_once(start, echo_upstream):
     """A replica that restarts is not reported as missing, and the list of replicas is not empty."""
     replica = start(echo_upstream, storage=SQLITE, env=ENV)
     for _ in range(2):
-        wait_for(lambda: replica.command("status").stdout.count("replica ") == 1, "it is there", 4)
+        wait_for(lambda: replica.command("status").stdout.count("replica ") == 1, "the replica is listed", 4)
         replica.stop()
         replica.start()
 
@@ -259,16 +259,16 @@ def test_changed_limits_and_elapsed_windows(start, echo_upstream):
         # Recovered quota is reported.
         ask(replica, KEY)
         assert limits(admin)["items"]
-        wait_for(lambda: limits(admin)["items"] == [], "it has come back", 5)
+        wait_for(lambda: limits(admin)["items"] == [], "the quota has recovered", 5)
         # A request with a high cost is refused before the limit is used up.
         changed("limit: 10/h, cost: 6, name: dear")
         assert [ask(replica, KEY).status for _ in range(2)] == [200, 429]
         assert [(row["used"], row["over"]) for row in limits(admin)["items"]] == [(6, True)]
         # In shadow mode nothing is refused; afterwards it is.
         admin.put("/settings", {"values": {"shadow.rate_limit": True}})
-        wait_for(lambda: ask(replica, KEY).status == 200 and limits(admin)["items"][0]["shadow"], "it would be")
+        wait_for(lambda: ask(replica, KEY).status == 200 and limits(admin)["items"][0]["shadow"], "shadow mode is on")
         admin.put("/settings", {"values": {"shadow.rate_limit": None}})
-        wait_for(lambda: ask(replica, KEY).status == 429 and not limits(admin)["items"][0]["shadow"], "it is")
+        wait_for(lambda: ask(replica, KEY).status == 429 and not limits(admin)["items"][0]["shadow"], "shadow mode is off")
 
 
 def test_many_subjects_do_not_hide_a_busy_one(start, echo_upstream):
@@ -298,7 +298,7 @@ def test_during_a_database_outage_local_state_is_shown_and_unaudited_changes_are
         admin = signed_in(replica)
         streams = [stream(replica, KEY) for _ in range(2)]
         # Streams without a stream filter are listed and cancelled too.
-        listed = wait_for(lambda: (got := admin.get("/streams").json())["total"] == 2 and got["items"], "both are open")
+        listed = wait_for(lambda: (got := admin.get("/streams").json())["total"] == 2 and got["items"], "both streams are open")
         which = {name: limits(admin)["items"][0][name] for name in ("limit", "place", "subject")}
         database.kill()
         try:
@@ -313,7 +313,7 @@ def test_during_a_database_outage_local_state_is_shown_and_unaudited_changes_are
             assert ask(replica, KEY).status == 429, "the limit was not reset"
         finally:
             database.start()
-        wait_for(lambda: replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"]).returncode == 0, "it is ended", 20)
+        wait_for(lambda: replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"]).returncode == 0, "the stream is cancelled", 20)
         body = raw.read_body(streams[0][1], [("transfer-encoding", "chunked")])[0]
         assert b"data: 1\n\n" in body and b"ended by an operator" in body and b"stream_ended" in body
         over.set()

@@ -47,7 +47,7 @@ def test_the_running_process_shows_the_binding_and_the_limit(start, echo_upstrea
     assert replica.metrics().get('keylatch_rate_limit_requests_total{outcome="refused",policy="hourly"}') == 1
     banned = replica.command("bindings", "ban", logged)
     assert banned.returncode == 0, banned.stderr
-    wait_for(lambda: "; banned" in explain(replica, KEY), "the ban is known")
+    wait_for(lambda: "; banned" in explain(replica, KEY), "the ban takes effect")
     assert KEY not in replica.stderr.read_text() + replica.stdout.read_text()
 
 

@@ -40,7 +40,7 @@ def primary():
 @pytest.fixture
 def standby(primary):
     with Standby(primary) as server:
-        wait_for(lambda: server.psql("SELECT pg_is_in_recovery()", check=False) == "t", "it follows", 20)
+        wait_for(lambda: server.psql("SELECT pg_is_in_recovery()", check=False) == "t", "the standby follows", 20)
         yield server
 
 
@@ -51,12 +51,12 @@ def test_a_switchover_between_two_hosts(serving, primary, standby):
     assert ask(replica, known).status == 200
     for one, other in ((primary, standby), (standby, primary)):
         switch_over(one, other)
-        wait_for(lambda: new_key(replica) == 200, "new keys are bound by the new primary", 15)
-        wait_for(lambda: replica.health("ready")[0] == 200, "it is ready", 15)
+        wait_for(lambda: new_key(replica) == 200, "the new primary binds new keys", 15)
+        wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
         assert other.psql("SELECT count(*) FROM bindings WHERE made_by = 'probe'") == "0"
         assert ask(replica, known).status == 200
     assert replica.command("bindings", "ban", "-", stdin=known).returncode == 0
-    wait_for(lambda: ask(replica, known).status == 403, "the ban is heard of", 5)
+    wait_for(lambda: ask(replica, known).status == 403, "the ban takes effect", 5)
 
 
 def test_connections_that_stay_on_a_demoted_primary(serving, primary, standby):
@@ -67,8 +67,8 @@ def test_connections_that_stay_on_a_demoted_primary(serving, primary, standby):
         standby.promote()
         relay.target = standby.port
         primary.psql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
-        wait_for(lambda: new_key(replica) == 200, "new keys are bound by the new primary", 15)
-        wait_for(lambda: replica.health("ready")[0] == 200, "it is ready", 15)
+        wait_for(lambda: new_key(replica) == 200, "the new primary binds new keys", 15)
+        wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
         assert int(standby.psql("SELECT count(*) FROM bindings")) > int(primary.psql("SELECT count(*) FROM bindings"))
 
 
@@ -83,7 +83,7 @@ def test_sessions_that_the_server_ends(serving, primary):
 def test_a_start_against_a_standby_says_so(serving, primary, standby, monkeypatch):
     known = "sk-failover-known-abcdefgh"
     assert ask(serving(url(primary)), known).status == 200
-    wait_for(lambda: standby.psql("SELECT count(*) FROM bindings WHERE confirmed") == "1", "it was copied", 10)
+    wait_for(lambda: standby.psql("SELECT count(*) FROM bindings WHERE confirmed") == "1", "the row is replicated", 10)
     monkeypatch.setattr(Keylatch, "_listens", lambda self: self.health("live")[0] == 200)
     replica = serving(url(standby))
     assert "the server is a standby and takes no writes" in replica.stderr.read_text()
@@ -91,7 +91,7 @@ def test_a_start_against_a_standby_says_so(serving, primary, standby, monkeypatc
     not_ready(replica)
     assert ask(replica, known).status == 200
     standby.promote()
-    wait_for(lambda: replica.health("ready")[0] == 200, "it is ready", 15)
+    wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
     wait_for(lambda: new_key(replica) == 200, "new keys are bound", 5)
 
 
@@ -105,7 +105,7 @@ def test_a_start_waits_for_the_first_of_several_to_be_promoted(serving, primary,
 
 
 def not_ready(replica):
-    wait_for(lambda: replica.health("ready")[0] == 503, "it is not ready", 15)
+    wait_for(lambda: replica.health("ready")[0] == 503, "the replica is not ready", 15)
     state = replica.health()[1]
     assert state["status"] == "degraded" and state["store"]["ok"] is False, state
     assert "takes no writes" in state["store"]["error"], state
@@ -115,7 +115,7 @@ def not_ready(replica):
 
 
 def ready_again(replica):
-    wait_for(lambda: replica.health("ready")[0] == 200, "it is ready again", 15)
+    wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready again", 15)
     assert replica.metrics()["keylatch_store_writable"] == 1
     wait_for(lambda: new_key(replica) == 200, "new keys are bound", 5)
     # One log line per outage, however many requests fail.

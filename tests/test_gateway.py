@@ -79,7 +79,7 @@ def test_only_trusted_proxies_set_the_client_address(start, echo_upstream):
     nominating = [("X-Forwarded-For", "203.0.113.9"), ("Connection", "close, x-forwarded-for")]
     assert raw.request(keylatch.port, headers=nominating).status == 400
     # An access line is written after its response, so the lines may be out of order.
-    last = wait_for(lambda: [line for line in keylatch.access_log() if line["client"] == "203.0.113.9"], "its line")[0]
+    last = wait_for(lambda: [line for line in keylatch.access_log() if line["client"] == "203.0.113.9"], "access line")[0]
     assert (last["client_source"], last["peer"]) == ("x-forwarded-for", "127.0.0.1")
 
 

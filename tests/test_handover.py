@@ -143,7 +143,7 @@ def test_a_reload_before_the_sockets_are_handed_over_is_not_lost(start, upstream
     assert asked.returncode == 0, wrong
     old, keylatch.process = keylatch.process, Successor(int(said.split()[1]))
     keylatch.before.append(old)
-    wait_for(lambda: request(keylatch.port, "/v2/x").status == 200 and request(keylatch.port, "/v1/x").status == 404, "what was reloaded is in force")
+    wait_for(lambda: request(keylatch.port, "/v2/x").status == 200 and request(keylatch.port, "/v1/x").status == 404, "the reloaded configuration is active")
     assert keylatch.stderr.read_text().count("keylatch.yaml is in force") == 2
 
 
@@ -168,7 +168,7 @@ def stop_new_process(keylatch, in_place=False):
     while in_place and place.stat().st_ino == before:
         assert time.monotonic() < end, "the new process takes over the command socket"
     os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T", "it is stopped")
+    wait_for(lambda: pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "T", "the new process is stopped")
     if (place.stat().st_ino == before) != in_place and asked.poll() is None and "has taken the place" not in log_since_upgrade(keylatch):
         return asked, pid
     # The new process was faster than the signal: try again.
@@ -221,7 +221,7 @@ def test_a_stop_after_the_sockets_are_handed_over_waits_for_readiness_delay(star
     assert keylatch.health("ready")[1] == {"status": "stopping"}
     assert request(keylatch.port).status == 200
     assert keylatch.process.wait(15) == 0
-    wait_for(lambda: Successor(pid).poll() is not None, "nobody is left")
+    wait_for(lambda: Successor(pid).poll() is not None, "the new process exits")
 
 
 @only_linux
@@ -233,7 +233,7 @@ def test_an_old_process_that_stops_closes_its_admin_listener(start, upstream):
         asked, pid = stop_new_process(keylatch)
         other.execute("BEGIN IMMEDIATE")
         os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: "has taken the place" in keylatch.stderr.read_text(), "it has taken the place")
+        wait_for(lambda: "has taken the place" in keylatch.stderr.read_text(), "the new process has taken over")
         old = keylatch.process
         old.send_signal(signal.SIGTERM)
         # Time for the old process to handle the signal; nothing outside shows that it has.
@@ -279,7 +279,7 @@ def refuses_an_upgrade(keylatch, command):
     """Asserts that a process started by this command refuses an upgrade, and serves on."""
     process = subprocess.Popen(command, cwd=keylatch.folder, env=keylatch.env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: keylatch.health("ready")[0] == 200, "it serves")
+        wait_for(lambda: keylatch.health("ready")[0] == 200, "the process is ready")
         done = keylatch.command("upgrade")
         assert done.returncode == 1 and "start another container" in done.stderr
         assert request(keylatch.port).status == 200

@@ -264,7 +264,7 @@ def test_a_stolen_token_is_one_token_in_every_spelling(start, echo_upstream, sig
         assert keylatch.command("bindings", "ban", key).returncode == 0
         for spelled in (text, *spellings(text)):
             for source in (OWN, FOREIGN):
-                wait_for(lambda: raw.request(keylatch.port, headers=[raw.key(spelled)], source=source).status in (401, 403), "the ban holds")
+                wait_for(lambda: raw.request(keylatch.port, headers=[raw.key(spelled)], source=source).status in (401, 403), "the ban takes effect")
 
 
 def test_a_binding_of_an_earlier_version_migrates_on_first_use(start, echo_upstream, signer):

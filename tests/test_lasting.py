@@ -46,7 +46,7 @@ def test_silent_connections_are_closed(serve, start, authority, echo_upstream):
     silent[1].sendall(PREFACE[:20])
     for n, connection in enumerate(silent):
         assert closed(connection, 5), n
-    wait_for(lambda: over.metrics()["keylatch_connections"] == clear.metrics()["keylatch_connections"] == 0, "no place is taken")
+    wait_for(lambda: over.metrics()["keylatch_connections"] == clear.metrics()["keylatch_connections"] == 0, "no connection is open")
     assert over.metrics()['keylatch_gate_refusals_total{reason="header_timeout"}'] == 2
     for keylatch in (over, clear):
         assert keylatch.metrics()['keylatch_gate_refusals_total{reason="idle_timeout"}'] == 1
@@ -87,7 +87,7 @@ def test_an_expired_client_certificate_is_not_resumed(serve, authority, echo_ups
         with shake(keylatch.port, authority, client=agent, maximum_version=version) as connection:
             assert ask(connection)[0] == 200
             session, settings = connection.session, connection.context
-            wait_for(lambda: ask(connection)[0] == 403, "it has ended, for the connection that is open too", 10)
+            wait_for(lambda: ask(connection)[0] == 403, "the certificate expires on the open connection too", 10)
         assert session and refused(keylatch.port, authority, agent)
         try:
             with settings.wrap_socket(connect(keylatch.port), server_hostname="api.test", session=session) as resumed:
@@ -108,7 +108,7 @@ def test_a_removed_listener_keeps_its_last_rules(serve, authority, echo_upstream
     other = authority.issue("other", "other.test", client=True)
     keylatch.write()
     assert keylatch.command("reload").returncode == 0
-    wait_for(lambda: refused(keylatch.port, authority, agent), "the list is in force")
+    wait_for(lambda: refused(keylatch.port, authority, agent), "the revocation list is active")
     # Another listener replaces it, and opens only after a restart.
     keylatch.path.write_text(keylatch.path.read_text().replace(f"address: 127.0.0.1:{keylatch.port}", "address: 127.0.0.1:9", 1))
     done = keylatch.command("reload")
@@ -126,7 +126,7 @@ def test_a_removed_listener_keeps_its_last_rules(serve, authority, echo_upstream
 
     wait_for(lambda: shown() == renewed.serial, "the new certificate is shown", 15)
     authority.revoke(agent, other)
-    wait_for(lambda: refused(keylatch.port, authority, other), "the new list is in force", 15)
+    wait_for(lambda: refused(keylatch.port, authority, other), "the new revocation list is active", 15)
 
 
 def test_a_revoked_server_fails_over_to_another(start, authority):

@@ -75,7 +75,7 @@ def test_limits_during_a_redis_outage(start, echo_upstream):
         assert statuses == {"local": [200] * 3 + [429] * 2, "allow": [200] * 5, "deny": [503] * 5}
         assert each["deny"].metrics()['keylatch_rate_limit_store_failures_total{outcome="deny"}'] == 5
         redis.start()
-        wait_for(lambda: ask(each["deny"], "sk-other-abcdefgh").status == 200, "it is back")
+        wait_for(lambda: ask(each["deny"], "sk-other-abcdefgh").status == 200, "Redis is back")
 
 
 def test_blocks_combinations_and_shadow_are_counted_by_policy(start, echo_upstream, redis):
@@ -127,20 +127,20 @@ def test_concurrency_limit(start, redis, scope):
         replicas = [start(upstream, route_filters=policy, more=more, secrets="{key_hmac: 0123456789abcdef0123456789abcdef}") for _ in range(count)]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             streams = [pool.submit(ask, replicas[n % count], "sk-parallel-abcdefgh", timeout=40) for n in range(3)]
-            wait_for(lambda: sum(replica.metrics()["keylatch_open_streams"] for replica in replicas) == 3, "three are open")
+            wait_for(lambda: sum(replica.metrics()["keylatch_open_streams"] for replica in replicas) == 3, "three streams are open")
             for replica in replicas:
                 refused = ask(replica, "sk-parallel-abcdefgh")
                 assert refused.status == 429 and refused.header("retry-after") == "1"
                 assert json.loads(refused.body)["error"]["code"] == "concurrency_limit_exceeded"
             other = pool.submit(ask, replicas[0], "sk-another-abcdefgh", timeout=40)
-            wait_for(lambda: sum(replica.metrics()["keylatch_open_streams"] for replica in replicas) == 4, "another key's")
+            wait_for(lambda: sum(replica.metrics()["keylatch_open_streams"] for replica in replicas) == 4, "a stream of another key is open")
             if scope == "shared":
                 assert int(redis.cli("ZCARD", redis.cli("KEYS", "keylatch:places:*").splitlines()[0])) in (1, 3)
             released.set()
             assert [stream.result().status for stream in [*streams, other]] == [200] * 4
-        wait_for(lambda: ask(replicas[0], "sk-parallel-abcdefgh").status == 200, "places are free again")
+        wait_for(lambda: ask(replicas[0], "sk-parallel-abcdefgh").status == 200, "slots are free again")
         if scope == "shared":
-            wait_for(lambda: redis.cli("KEYS", "keylatch:places:*") == "", "nothing is left")
+            wait_for(lambda: redis.cli("KEYS", "keylatch:places:*") == "", "no counter is left in Redis")
 
 
 def test_an_unused_and_a_missing_redis_section(start, echo_upstream):

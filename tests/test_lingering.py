@@ -302,7 +302,7 @@ def test_each_limit_cuts(start, echo_upstream):
         refused_upload(silent)
         assert keylatch.metrics()["keylatch_connections"] == 1, "a lingering connection counts as open"
         ends("lingering_timeout")
-        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "its place is free")
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is released")
     with connect(keylatch.port) as steady:
         refused_upload(steady)
         with pytest.raises(OSError):
@@ -394,5 +394,5 @@ def test_an_ordinary_close_does_not_linger(start, echo_upstream):
         file = connection.makefile("rb")
         status, fields = read_head(file)
         assert status == 200 and read_body(file, fields)[1] and file.read() == b""
-        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "its place is free")
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is released")
     assert sum(lingered(keylatch).values()) == 0

@@ -48,7 +48,7 @@ def running():
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 return True
 
-        wait_for(listens, "it listens", 20)
+        wait_for(listens, "the program listens", 20)
         return process
 
     yield begin
@@ -452,7 +452,7 @@ def test_the_redis_password_of_compose_is_in_no_command_line(tmp_path):
     process = subprocess.Popen(["sh", "-c", script], cwd=tmp_path, env={**os.environ, "REDISCLI_AUTH": secret}, stdout=subprocess.DEVNULL)
     ask = lambda **env: subprocess.run(["redis-cli", "-p", str(port), "config", "get", "maxmemory-policy"], env={**os.environ, **env}, capture_output=True, text=True)  # noqa: E731
     try:
-        wait_for(lambda: "volatile-ttl" in ask(REDISCLI_AUTH=secret).stdout, "it asks for the password")
+        wait_for(lambda: "volatile-ttl" in ask(REDISCLI_AUTH=secret).stdout, "Redis accepts the password")
         assert "NOAUTH" in ask().stdout
         assert secret not in open(f"/proc/{process.pid}/cmdline").read()
     finally:

@@ -66,7 +66,7 @@ def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
     replica = start(echo_upstream, route_filters=ROAMING, secrets=SECRET, storage=storage(small_queue))
     key = "sk-queue-0001-abcdefgh"
     assert ask(replica, key).status == 200
-    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications are heard", 15)
+    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications arrive", 15)
     session = listener(small_queue)
     try:
         fill(small_queue)
@@ -76,7 +76,7 @@ def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
         for change in ("ban", "unban"):
             done = replica.command("bindings", change, "-", stdin=key)
             assert done.returncode == 0, done.stderr
-        wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 0, "the metric tells", 30)
+        wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 0, "the metric shows missing notifications", 30)
         assert "the notification queue of PostgreSQL is full" in replica.stderr.read_text()
         assert replica.health("ready")[0] == 200
         found = [json.loads(line) for line in replica.command("doctor", "--json").stdout.splitlines()]
@@ -84,6 +84,6 @@ def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
     finally:
         session.kill()
         session.wait()
-    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications are heard again", 60)
+    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications arrive again", 60)
     assert replica.command("bindings", "ban", "-", stdin=key).returncode == 0
-    wait_for(lambda: ask(replica, key).status == 403, "the ban is heard of", 3)
+    wait_for(lambda: ask(replica, key).status == 403, "the ban takes effect", 3)

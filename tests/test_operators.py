@@ -48,7 +48,7 @@ def test_allow_uses_the_network_of_a_first_use(start, echo_upstream, store, opti
     shown = json.loads(run(replica, "bindings", "allow", f"key={id[:12]}", "192.0.2.7").stdout)
     assert shown["networks"][2:] == ["2001:db8:9::1/128", "192.0.2.7/32"] and shown["made_by"] == "first_use"
     assert "already" in replica.command("bindings", "allow", id, "192.0.2.7").stderr
-    wait_for(lambda: ask_from(replica, KEY, "192.0.2.7") == 200, "it passes", 3)
+    wait_for(lambda: ask_from(replica, KEY, "192.0.2.7") == 200, "the client is admitted", 3)
     changes = admin.get(f"/bindings/{id}/timeline").json()["changes"]
     assert len(changes) == 3 and changes[-1]["before"]["made_by"] == changes[-1]["after"]["made_by"] == "first_use"
 
@@ -67,7 +67,7 @@ def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
     # A binding set by an operator may name one network of each family.
     id = shown["key_id"]
     admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1"]}, 200)
-    wait_for(lambda: ask_from(replica, KEY, "2001:db8:1::1") == 403, "only what the operator has said", 3)
+    wait_for(lambda: ask_from(replica, KEY, "2001:db8:1::1") == 403, "only the operator's networks are admitted", 3)
     admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "2001:db8:2::/64"]}, 200)
     wait_for(lambda: ask_from(replica, KEY, "2001:db8:2::1") == 200, "both families", 3)
     refused = admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "192.0.2.2"]}, 422).json()
@@ -141,7 +141,7 @@ def test_lists_have_headers_and_report_no_rows(start, echo_upstream):
         assert (done.stdout, done.stderr.splitlines()[-1]) == ("", empty)
         assert run(replica, *command, "--json").stdout == ""
     assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
-    wait_for(lambda: "127.0.0.2" in run(replica, "intercepts", "list").stdout, "it is written")
+    wait_for(lambda: "127.0.0.2" in run(replica, "intercepts", "list").stdout, "the intercept is written")
     for command, first in ((("bindings", "list"), "KEY"), (("intercepts", "list"), "LAST"), (("intercepts", "top"), "   COUNT")):
         lines = run(replica, *command).stdout.splitlines()
         assert lines[0].startswith(first) and len(lines) == 2, lines
@@ -151,7 +151,7 @@ def test_since_accepts_dates_and_durations(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
     assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
     listed = lambda *more: run(replica, "intercepts", "list", "--json", *more).stdout.splitlines()  # noqa: E731
-    wait_for(listed, "it is written")
+    wait_for(listed, "the intercept is written")
     today = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 3600))
     for since in (today, f"{today}T00:00:00Z", f"{today} 00:00", "2h", "1day", "2020-01-01"):
         assert len(listed("--since", since)) == 1, since
@@ -269,7 +269,7 @@ def test_429s_and_401s_name_the_subject(start, echo_upstream):
     assert [ask(replica, KEY, "127.0.0.5").status for _ in range(5)] == [200, 200, 429, 429, 429]
     assert [raw.request(replica.port, source="127.0.0.6").status for _ in range(2)] == [401, 401]
     id = admin.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
-    board = wait_for(lambda: (got := admin.get("/dashboard").json())["limited_keys"] and got["unauthorized_clients"] and got, "it is counted", 20)
+    board = wait_for(lambda: (got := admin.get("/dashboard").json())["limited_keys"] and got["unauthorized_clients"] and got, "both are counted", 20)
     assert [(one["what"], one["hint"], one["requests"]) for one in board["limited_keys"]] == [(id, "sk-…efgh", 3)]
     assert [(one["what"], one["requests"]) for one in board["limited_clients"]] == [("127.0.0.5", 3)]
     assert [(one["what"], one["requests"]) for one in board["unauthorized_clients"]] == [("127.0.0.6", 2)]

@@ -42,10 +42,10 @@ def test_session_mode(serving, database, settings):
     with PgBouncer(database, "session", **settings) as pooler:
         one, two = serving(pooler.url), serving(pooler.url)
         keys = all_bound(one, "session")
-        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications are heard", 15)
+        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications arrive", 15)
         assert ask(two, keys[0]).status == 200
         assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
-        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban is heard of", 3)
+        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban takes effect", 3)
         assert not [one for one in findings(two) if "listen_url" in one["place"]]
 
 
@@ -54,7 +54,7 @@ def test_transaction_mode_works_and_is_reported(serving, database, settings):
     with PgBouncer(database, "transaction", default_pool_size=3, **settings) as pooler:
         replica = serving(pooler.url)
         keys = all_bound(replica, "transaction")
-        wait_for(lambda: replica.metrics()[HEARD] == 0, "the metric tells", 15)
+        wait_for(lambda: replica.metrics()[HEARD] == 0, "the metric shows missing notifications", 15)
         wait_for(lambda: "a pooler in transaction mode does not deliver them" in replica.stderr.read_text(), "a warning", 15)
         assert replica.health()[1]["store"]["notifications"] is False
         assert replica.health("ready")[0] == 200
@@ -73,10 +73,10 @@ def test_transaction_mode_with_a_direct_connection_for_notifications(serving, da
         direct = f', listen_url: "{database.url}"'
         one, two = serving(pooler.url, direct), serving(pooler.url, direct)
         keys = all_bound(one, "direct")
-        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications are heard", 15)
+        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications arrive", 15)
         assert ask(two, keys[0]).status == 200
         assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
-        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban is heard of", 3)
+        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban takes effect", 3)
         assert "take up to 30 s" not in two.stderr.read_text()
         assert not [one for one in findings(two) if "listen_url" in one["place"]]
 

@@ -25,7 +25,7 @@ def redis():
 
 def remembered(redis, key_count=1):
     """Waits until Redis contains this many rows."""
-    return wait_for(lambda: len([text for text in redis.entries().values() if not text.endswith("-")]) == key_count, "it is remembered")
+    return wait_for(lambda: len([text for text in redis.entries().values() if not text.endswith("-")]) == key_count, "the rows are in Redis")
 
 
 def settle(replicas):
@@ -52,13 +52,13 @@ def test_replicas_share_rows_through_redis(replicas, redis, database):
     for change, status in (("ban", 403), ("unban", 200)):
         assert one.command("bindings", change, "-", stdin="sk-shared-0001-abcdefgh").returncode == 0
         for replica in (one, two, three):
-            wait_for(lambda: ask(replica, "sk-shared-0001-abcdefgh").status == status, "the change is in force", 1)  # noqa: B023
+            wait_for(lambda: ask(replica, "sk-shared-0001-abcdefgh").status == status, "the change takes effect", 1)  # noqa: B023
     # During a database outage, a replica that never saw the key finds it in Redis.
     fresh = replicas(1, sections=section(redis.url))[0]
     settle((fresh,))
     database.kill()
     try:
-        wait_for(lambda: ask(fresh, "sk-never-seen-abcdefgh").status == 503, "the authority is away")
+        wait_for(lambda: ask(fresh, "sk-never-seen-abcdefgh").status == 503, "the database is unreachable")
         assert ask(fresh, "sk-shared-0001-abcdefgh").status == 200
         assert ask(fresh, "sk-shared-0001-abcdefgh", "127.0.0.2").status == 403
     finally:
@@ -98,7 +98,7 @@ def test_changes_under_load_take_effect_on_every_replica(replicas, redis, databa
             database.psql(f"UPDATE bindings SET banned = true WHERE key_id = '\\x{one}'")
             began = time.monotonic()
             for replica in three:
-                wait_for(lambda: [ask(replica, key).status for key in keys].count(403) == number, "the ban is in force", 5)  # noqa: B023
+                wait_for(lambda: [ask(replica, key).status for key in keys].count(403) == number, "the ban takes effect", 5)  # noqa: B023
             delays.append(time.monotonic() - began)
         # Shows an absence: within this second no cache fill brings an old row back.
         time.sleep(1)
@@ -193,8 +193,8 @@ def test_the_master_named_by_sentinel(replicas):
     with Redis() as master, Redis(f"replicaof 127.0.0.1 {master.port}") as other:
         watch = f"sentinel monitor main 127.0.0.1 {master.port} 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000"
         with Redis(watch, sentinel=True) as sentinel:
-            wait_for(lambda: "role:slave" in other.cli("INFO", "replication"), "it follows", 20)
-            wait_for(lambda: other.cli("INFO", "replication").count("master_link_status:up"), "it follows", 20)
+            wait_for(lambda: "role:slave" in other.cli("INFO", "replication"), "the replica follows", 20)
+            wait_for(lambda: other.cli("INFO", "replication").count("master_link_status:up"), "the replica follows", 20)
             wait_for(lambda: sentinel.cli("SENTINEL", "replicas", "main"), "the sentinel knows", 20)
             (replica,) = replicas(1, sections=section("redis://main", f', sentinels: ["redis://127.0.0.1:{free_port()}", "{sentinel.url}"]'))
             wait_for(lambda: replica.metrics()["keylatch_redis_away"] == 0, "redis is there")
@@ -202,10 +202,10 @@ def test_the_master_named_by_sentinel(replicas):
             assert ask(replica, "sk-shared-0001-abcdefgh").status == 200
             remembered(master, 2)
             master.kill()
-            wait_for(lambda: "role:master" in other.cli("INFO", "replication", check=False), "it was made the master", 30)
+            wait_for(lambda: "role:master" in other.cli("INFO", "replication", check=False), "the replica is promoted", 30)
             before = len(other.entries())
             used = lambda: ask(replica, f"sk-later-{time.monotonic_ns()}").status == 200 and len(other.entries()) > before  # noqa: E731
-            wait_for(used, "new keys are remembered there")
+            wait_for(used, "the new master caches new keys")
 
 
 def test_a_cluster(replicas):
@@ -218,7 +218,7 @@ def test_a_cluster(replicas):
         keys = [f"sk-spread-{n:04}-abcdefgh" for n in range(30)]
         for key in keys:
             assert ask(a, key).status == 200
-        wait_for(lambda: sum(len(node.entries()) for node in (one, two, three)) >= 30, "they are remembered")
+        wait_for(lambda: sum(len(node.entries()) for node in (one, two, three)) >= 30, "the rows are in Redis")
         assert all(node.entries() for node in (one, two, three))
         assert [ask(b, key).status for key in keys] == [200] * 30
         assert b.metrics()[SHARED] >= 29

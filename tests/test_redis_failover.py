@@ -63,10 +63,10 @@ def counts(server):
 
 def test_a_demoted_master_that_keeps_connections_open(limited):
     with Redis(documented()) as one, Redis(documented(), f"replicaof 127.0.0.1 {one.port}") as two, Relay(one.port) as relay:
-        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "it follows", 20)
+        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "the replica follows", 20)
         replica = limited(section(relay))
         assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
-        wait_for(lambda: counts(two), "it was copied")
+        wait_for(lambda: counts(two), "the counters are replicated")
         relay.target = two.port
         two.cli("REPLICAOF", "NO", "ONE")
         one.cli("REPLICAOF", "127.0.0.1", str(two.port))
@@ -149,20 +149,20 @@ def test_the_documented_rights_suffice(start, echo_upstream):
 def test_the_documented_rights_suffice_with_sentinel(limited):
     # One replica and one sentinel, so a failover takes a few seconds.
     with Redis(documented()) as one, Redis(documented(), f"replicaof 127.0.0.1 {one.port}") as two:
-        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "it follows", 20)
+        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "the replica follows", 20)
         watch = f"sentinel monitor main 127.0.0.1 {one.port} 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000"
         with Redis(watch, sentinel=True) as sentinel:
             wait_for(lambda: sentinel.cli("SENTINEL", "replicas", "main"), "the sentinel knows", 20)
             replica = limited(f'redis: {{url: "redis://keylatch:{PASSWORD}@main/2", sentinels: ["{sentinel.url}"]}}')
             works(replica)
             assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
-            wait_for(lambda: ":limit:" in two.cli("-n", "2", "KEYS", "*"), "it was copied")
+            wait_for(lambda: ":limit:" in two.cli("-n", "2", "KEYS", "*"), "the counters are replicated")
             sentinel.cli("SENTINEL", "FAILOVER", "main")
-            wait_for(lambda: "role:master" in two.cli("INFO", "replication", check=False), "the other is the master", 30)
-            wait_for(lambda: "role:slave" in one.cli("INFO", "replication", check=False), "the first follows", 30)
+            wait_for(lambda: "role:master" in two.cli("INFO", "replication", check=False), "the replica is promoted", 30)
+            wait_for(lambda: "role:slave" in one.cli("INFO", "replication", check=False), "the old master follows", 30)
             in_two = lambda: len([name for name in two.cli("-n", "2", "KEYS", "*").split() if ":limit:" in name])  # noqa: E731
             before = in_two()
-            wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}") and in_two() > before, "new keys are counted there", 20)
+            wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}") and in_two() > before, "the new master counts", 20)
             works(replica)
             assert ask(replica, "sk-shared-0001-abcdefgh").status == 429
             assert one.cli("ACL", "LOG") == "" and two.cli("ACL", "LOG") == ""

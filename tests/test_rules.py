@@ -87,7 +87,7 @@ def test_rules_see_results_of_earlier_filters(start, echo_upstream):
     ).replace("binding.networks == null", "binding.networks.size() != 1")
     replica = start(echo_upstream, route_filters=rules)
     assert ask(replica, "sk-rules-abcdefgh").status == 200
-    wait_for(lambda: [line for line in replica.access_log() if line.get("tags") == ["mine"]], "it is tagged")
+    wait_for(lambda: [line for line in replica.access_log() if line.get("tags") == ["mine"]], "access line with the tag")
 
 
 def recipe(name):
@@ -204,7 +204,7 @@ def test_the_sdk_backs_off(start):
         # The SDK was refused once, waited for Retry-After, and succeeded.
         assert 1.0 < time.monotonic() - begun < 6 and second.parse().choices[0].message.content == "hi"
         assert first.headers["x-ratelimit-limit-requests"] == "1" and first.headers["x-ratelimit-remaining-requests"] == "0"
-        refused = wait_for(lambda: [line for line in replica.access_log() if line["status"] == 429], "it was refused once")
+        refused = wait_for(lambda: [line for line in replica.access_log() if line["status"] == 429], "access line of the refusal")
         assert len(refused) == 1
         with pytest.raises(openai.RateLimitError) as error:
             client.with_options(max_retries=0).chat.completions.create(model="m", messages=[])

@@ -37,13 +37,13 @@ def test_maintenance_on_every_replica_at_once(replicas, database):
         assert {ask(two[0], KEY).status for _ in range(3)} == {503}
     finally:
         database.start()
-    wait_for(lambda: two[0].command("settings", "revert", "maintenance").returncode == 0, "it is given back", 10)
+    wait_for(lambda: two[0].command("settings", "revert", "maintenance").returncode == 0, "the setting is reset", 10)
     for replica in two:
-        wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 10)  # noqa: B023
+        wait_for(lambda: ask(replica, KEY).status == 200, "maintenance is off", 10)  # noqa: B023
     # A change by SQL takes effect, and an invalid value is ignored.
     database.psql("INSERT INTO settings (name, value, changed_by) VALUES ('maintenance', 'true', 'sql'), ('retention.audit', '\"soon\"', 'sql'), ('no.such', '1', 'sql')")
-    wait_for(lambda: ask(two[1], KEY).status == 503, "it is heard of", 3)
-    wait_for(lambda: "a stored setting makes no sense" in two[1].stderr.read_text(), "it is told of")
+    wait_for(lambda: ask(two[1], KEY).status == 503, "the change by SQL takes effect", 3)
+    wait_for(lambda: "a stored setting makes no sense" in two[1].stderr.read_text(), "log line")
     assert listed(two[0])["retention.audit"]["origin"] == "default"
 
 
@@ -58,7 +58,7 @@ def test_sources_and_authors_of_settings(start, echo_upstream, kind, request):
     for name, value in (("retention.audit", "60days"), ("alerts.intercepts.count", "5"), ("maintenance", "on")):
         said = replica.command("settings", "set", name, value)
         assert said.returncode == 0 and said.stderr == "", said.stderr
-    wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 2)
+    wait_for(lambda: ask(replica, KEY).status == 503, "maintenance is on", 2)
     after = listed(replica)
     assert (after["retention.audit"]["value"], after["retention.audit"]["origin"], after["retention.audit"]["file"]) == ("60days", "live", "30days")
     assert after["alerts.intercepts.count"]["value"] == 5 and after["maintenance"]["changed_by"].startswith("command:")
@@ -72,7 +72,7 @@ def test_sources_and_authors_of_settings(start, echo_upstream, kind, request):
         said = replica.command("settings", "set", name, value)
         assert said.returncode == 1 and says in said.stderr, said.stderr
     assert replica.command("settings", "revert", "maintenance").returncode == 0
-    wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 2)
+    wait_for(lambda: ask(replica, KEY).status == 200, "maintenance is off", 2)
     # A reset is idempotent.
     assert replica.command("settings", "revert", "maintenance").returncode == 0
     audit = [json.loads(line) for line in replica.command("audit", "--action", "setting", "--json").stdout.splitlines()]
@@ -93,7 +93,7 @@ def test_a_lowered_alert_threshold_takes_effect_at_once(start, echo_upstream):
         refuse(replica, 6)
         assert replica.command("settings", "set", "alerts.intercepts.count", "3").returncode == 0
         refuse(replica, 6)
-        wait_for(lambda: server.requests, "it is told of", 5)
+        wait_for(lambda: server.requests, "the alert is sent", 5)
 
 
 def test_the_memory_store_has_no_live_settings(start, echo_upstream):
@@ -111,7 +111,7 @@ def test_a_filter_in_shadow_on_every_replica_and_over_a_restart(replicas):
     began = time.monotonic()
     assert two[0].command("settings", "set", "shadow.key_binding", "on").returncode == 0
     for replica in two:
-        wait_for(lambda: status(replica) == 200, "it only counts", 3)  # noqa: B023
+        wait_for(lambda: status(replica) == 200, "the limit is in shadow mode", 3)  # noqa: B023
     assert time.monotonic() - began < 3
     assert any('filter="key_binding"' in name and 'outcome="shadow"' in name for name in two[0].metrics())
     shown = listed(two[0])["shadow.key_binding"]
@@ -123,21 +123,21 @@ def test_a_filter_in_shadow_on_every_replica_and_over_a_restart(replicas):
     assert two[0].command("reload").returncode == 0 and status(two[0]) == 200
     assert two[0].command("settings", "revert", "shadow.key_binding").returncode == 0
     for replica in two:
-        wait_for(lambda: status(replica) == 403, "it is in force again", 3)  # noqa: B023
+        wait_for(lambda: status(replica) == 403, "the limit is enforced again", 3)  # noqa: B023
 
 
 def test_unknown_keys_during_a_store_outage(replicas, database):
     (replica,) = replicas(1)
     assert ask(replica, KEY).status == 200
     assert replica.command("settings", "set", "key_binding.on_store_failure", "open").returncode == 0
-    wait_for(lambda: "is in force" in replica.stderr.read_text(), "it is in force", 5)
+    wait_for(lambda: "is in force" in replica.stderr.read_text(), "the setting takes effect", 5)
     database.kill()
     try:
-        wait_for(lambda: ask(replica, "sk-never-seen-abcdefgh").status == 200, "it passes unjudged", 15)
+        wait_for(lambda: ask(replica, "sk-never-seen-abcdefgh").status == 200, "unknown keys are admitted", 15)
         assert ask(replica, KEY, "127.0.0.2").status == 403, "known keys are still judged"
     finally:
         database.start()
-    wait_for(lambda: replica.command("settings", "revert", "key_binding.on_store_failure").returncode == 0, "it is given back", 10)
+    wait_for(lambda: replica.command("settings", "revert", "key_binding.on_store_failure").returncode == 0, "the setting is reset", 10)
     said = replica.command("settings", "set", "key_binding.on_store_failure", "ajar")
     assert said.returncode == 1 and "none of closed, open" in said.stderr
 
@@ -146,9 +146,9 @@ def test_the_log_level(start, echo_upstream):
     replica = start(echo_upstream, storage="{sqlite: {path: t.db}}", more="log: {level: error}")
     assert " INFO " not in replica.stderr.read_text()
     assert replica.command("settings", "set", "log.level", "info").returncode == 0
-    wait_for(lambda: "the log's level has changed" in replica.stderr.read_text(), "it tells more", 6)
+    wait_for(lambda: "the log's level has changed" in replica.stderr.read_text(), "the log level changes", 6)
     assert replica.command("reload").returncode == 0
-    wait_for(lambda: " INFO " in replica.stderr.read_text(), "it tells what happens")
+    wait_for(lambda: " INFO " in replica.stderr.read_text(), "the log has INFO lines")
     assert listed(replica)["log.level"]["file"] == "error"
     assert replica.command("settings", "revert", "log.level").returncode == 0
 
@@ -174,16 +174,16 @@ def test_webhook_settings(start, echo_upstream):
         assert "webhook-signature" in dict(oncall.requests[0]["headers"])
         ask(replica, KEY)
         refuse(replica, 4, KEY)
-        wait_for(lambda: len(oncall.requests) == 2, "it goes there")
+        wait_for(lambda: len(oncall.requests) == 2, "the new webhook gets the alert")
         assert not ops.requests
         # By command, from standard input: another URL, and a reset to the file's.
         said = replica.command("settings", "set", "alerts.webhook.url", "-", stdin=f"http://127.0.0.1:{last.port}/\n")
         assert said.returncode == 0, said.stderr
-        wait_for(lambda: admin.post("/alerts/test") and last.requests, "it goes elsewhere")
+        wait_for(lambda: admin.post("/alerts/test") and last.requests, "the last webhook gets the alert")
         assert "not an address" not in said.stderr and replica.command("settings", "set", "alerts.webhook.url", "ftp://x").returncode == 1
         for name in values:
             assert replica.command("settings", "revert", name).returncode == 0
-        wait_for(lambda: [row["webhook"] for row in admin.post("/alerts/test").json()["items"]] == ["ops"], "the file's again")
+        wait_for(lambda: [row["webhook"] for row in admin.post("/alerts/test").json()["items"]] == ["ops"], "the webhook of the file")
         # Secrets are stored and logged nowhere in clear text.
         told = json.dumps(admin.get("/audit?limit=100").json()) + json.dumps(listed(replica))
         replica.stop()

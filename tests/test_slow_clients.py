@@ -140,7 +140,7 @@ def test_a_slow_body_on_http1(begin, echo_upstream, tls, chunked):
         assert whole and json.loads(body)["error"]["code"] == "request_timeout"
         thread.join()
     assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
-    line = wait_for(lambda: [line for line in keylatch.access_log() if line["path"] == "/v1/x"], "it is logged")[0]
+    line = wait_for(lambda: [line for line in keylatch.access_log() if line["path"] == "/v1/x"], "access line")[0]
     assert (line["status"], line["answered_by"], line["reason"]) == (408, "proxy", "request_timeout")
 
 
@@ -161,7 +161,7 @@ def test_a_slow_body_on_http2(begin, echo_upstream, tls):
         client.ask("/v1/y", 3)
         assert next(seen for seen in frames if seen[:1] == (HEADERS,) and seen[2] == 3)
     assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
-    lines = wait_for(lambda: len(keylatch.access_log()) == 2 and keylatch.access_log(), "both are logged")
+    lines = wait_for(lambda: len(keylatch.access_log()) == 2 and keylatch.access_log(), "two access lines")
     assert {line["path"]: line["status"] for line in lines} == {"/v1/x": 408, "/v1/y": 200}
 
 

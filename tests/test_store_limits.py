@@ -56,12 +56,12 @@ def full_disk(replica, place, more):
         assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
     refused = ask(replica, "sk-new-while-full")
     assert refused.status == 503 and refused.header("retry-after")
-    wait_for(lambda: replica.health("ready")[0] == 503, "it is not ready", 15)
+    wait_for(lambda: replica.health("ready")[0] == 503, "the replica is not ready", 15)
     state = replica.health()[1]
     assert state["status"] == "degraded" and "takes no writes" in state["store"]["error"], state
     assert replica.metrics()["keylatch_store_writable"] == 0
     filler.unlink()
-    wait_for(lambda: replica.health("ready")[0] == 200, "it is ready again", 15)
+    wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready again", 15)
     assert replica.stderr.read_text().count("the store takes no writes") == 1, "the outage is logged once"
 
 
@@ -70,7 +70,7 @@ def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):
     place = small_disk("2m")
     replica = start(echo_upstream, route_filters=FREE, storage=f"{{sqlite: {{path: {place}/t.db, flush_every: 100ms}}}}")
     full_disk(replica, place, lambda: None)
-    wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "it goes on when there is room")
+    wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound after space is freed")
     wait_for(lambda: "full" in replica.stdout.read_text(), "the access log says why")
     # The queued writes were kept.
     wait_for(lambda: "sk-…efgh" in replica.command("bindings", "list").stdout, "the store is whole")
@@ -94,7 +94,7 @@ def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
 
         full_disk(replica, tables, lambda: (fill(tables), use_up()))
         wait_for(lambda: "No space left on device" in replica.stdout.read_text(), "the access log says why")
-        wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "it goes on when there is room")
+        wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound after space is freed")
         assert replica.health("ready")[0] == 200
         replica.stop()
 
@@ -128,7 +128,7 @@ def test_a_killed_and_a_stopped_replica(replicas, database):
         killed.process.kill()
         killed.process.wait()
         counted_before = sent[stopped]
-        wait_for(lambda: sent[stopped] > counted_before + 10, "the other replica goes on")
+        wait_for(lambda: sent[stopped] > counted_before + 10, "the other replica serves on")
         ending.add(stopped)
         stopped.stop()
     assert len(bound) > 50

@@ -51,7 +51,7 @@ def test_status_notifications(start, echo_upstream, manager):
     assert request(keylatch.port).status == 200
     old = keylatch.upgrade()
     manager.hears(f"MAINPID={keylatch.process.pid}")
-    wait_for(lambda: old.poll() is not None, "the old one ends")
+    wait_for(lambda: old.poll() is not None, "the old process exits")
     manager.heard.clear()
     manager.hears("WATCHDOG=1")
     keylatch.stop()
@@ -77,7 +77,7 @@ def test_an_old_process_does_not_delay_a_restart(start, manager, crashes):
             if crashes:
                 keylatch.process.kill()
                 # All threads of the process have ended.
-                wait_for(lambda: "no process that runs" in keylatch.command("reload").stderr, "nobody serves")
+                wait_for(lambda: "no process that runs" in keylatch.command("reload").stderr, "no process is running")
             began = time.monotonic()
             old.send_signal(signal.SIGTERM)
             assert_stopping_error(connection)

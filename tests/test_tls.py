@@ -89,7 +89,7 @@ def test_certificates_are_replaced_without_interruption(serve, authority, echo_u
         wait_for(lambda: len(done) > 50, "requests")
         # Only one of two files is replaced: the key does not match, and the old certificate is still served.
         shutil.copy(new.cert, place.cert)
-        wait_for(lambda: "the key is not that of the certificate" in keylatch.stderr.read_text(), "the mistake is told")
+        wait_for(lambda: "the key is not that of the certificate" in keylatch.stderr.read_text(), "log line")
         with shake(keylatch.port, authority) as connection:
             assert serial(connection) == old.serial
         shutil.copy(new.key, place.key)
@@ -130,7 +130,7 @@ def test_invalid_client_certificates_are_refused(serve, authority, echo_upstream
         # A client revoked during its connection is refused, also on resumption.
         session, settings = connection.session, connection.context
         authority.revoke(gone, good)
-        wait_for(lambda: refused(keylatch.port, authority, good), "the new list is in force", 15)
+        wait_for(lambda: refused(keylatch.port, authority, good), "the new revocation list is active", 15)
         assert ask(connection)[0] == 403
     assert session and session.has_ticket
     with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
@@ -246,7 +246,7 @@ def test_the_handshake_timeout(serve, authority, echo_upstream):
             with pytest.raises((ConnectionError, TimeoutError, AssertionError)):
                 assert each.recv(100) != b""
         assert time.monotonic() - since < 4
-    assert wait_for(lambda: keylatch.metrics().get('keylatch_gate_refusals_total{reason="handshake_timeout"}') == 2, "both are counted")
+    assert wait_for(lambda: keylatch.metrics().get('keylatch_gate_refusals_total{reason="handshake_timeout"}') == 2, "both time-outs are counted")
 
 
 def test_frames_and_cancellation_of_a_stream_over_tls(serve, authority):

@@ -175,6 +175,6 @@ def test_outdated_keys_are_not_used(start, echo_upstream):
         token = issuer.token("first")
         assert ask(replica, token).status == 200
         issuer.garbage = ("500 Oops", b"")
-        wait_for(lambda: ask(replica, token).status == 503, "the set is too old", 30)
+        wait_for(lambda: ask(replica, token).status == 503, "the key set is too old", 30)
         issuer.garbage = None
-        wait_for(lambda: ask(replica, token).status == 200, "it is fresh again", 35)
+        wait_for(lambda: ask(replica, token).status == 200, "the key set is fresh again", 35)

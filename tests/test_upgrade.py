@@ -139,7 +139,7 @@ def test_the_new_process_lists_and_cancels_streams_of_the_old_one(start, upstrea
         said = keylatch.command("streams", "list", "--json")
         return [json.loads(line) for line in said.stdout.splitlines()]
 
-    rows = wait_for(lambda: len(listed()) == 2 and listed(), "both are listed by the new one")
+    rows = wait_for(lambda: len(listed()) == 2 and listed(), "the new process lists both streams")
     replica = rows[0]["replica"]
     assert {row["replica"] for row in rows} == {replica} and replica.endswith(f"~{old.pid}")
     assert old.poll() is None and "data: 1" in next(pieces[0]) + next(pieces[0])
@@ -147,12 +147,12 @@ def test_the_new_process_lists_and_cancels_streams_of_the_old_one(start, upstrea
     assert "has handed over" in keylatch.command("status").stdout
     ended = keylatch.command("streams", "end", str(rows[0]["id"]), "--replica", replica)
     assert ended.returncode == 0, ended.stderr
-    wait_for(lambda: len(listed()) == 1, "it is gone")
+    wait_for(lambda: len(listed()) == 1, "the stream has ended")
     key = listed()[0]["key_id"]
     assert keylatch.command("bindings", "ban", key).returncode == 0
     wait_for(lambda: old.poll() is not None, "the old process has nothing left")
     assert "stream_ended" in "".join(pieces[0]) + "".join(pieces[1])
-    wait_for(lambda: keylatch.command("status").stdout.count("replica ") == 1, "nobody misses it")
+    wait_for(lambda: keylatch.command("status").stdout.count("replica ") == 1, "one replica is left")
 
 
 def test_requests_are_counted_once(start, upstream):

@@ -48,7 +48,7 @@ def test_an_outage_and_its_end_are_each_reported_once(start):
     assert [len(lines(keylatch, text)) for text in ("is left out", "works again")] == [1, 0]
     wait_for(lambda: lines(keylatch, "is tried again"), "a connection is tried in the background")
     with Scripted(ok, listener=socket.create_server(("127.0.0.1", port))):
-        wait_for(lambda: lines(keylatch, "works again"), "it is found to work without a request")
+        wait_for(lambda: lines(keylatch, "works again"), "a health check succeeds without a request")
     assert [len(lines(keylatch, text)) for text in ("is left out", "is tried again", "works again")] == [1, 1, 1]
     assert f"server=127.0.0.1:{port}" in lines(keylatch, "is left out")[0]
 
@@ -147,7 +147,7 @@ def test_a_name_that_appears_later_is_resolved_within_a_second(start, hosts):
         waiting.start()
         waiting.join(10)
         assert answers == [200], "the request waits for the next look-up"
-        wait_for(lambda: lines(keylatch, "is resolved again"), "it is said")
+        wait_for(lambda: lines(keylatch, "is resolved again"), "log line")
         assert keylatch.health()[1]["status"] == "ok"
 
 
@@ -290,7 +290,7 @@ def test_an_announced_idle_timeout_is_honoured(start):
     with Closing(1.0, announce=1) as upstream:
         keylatch = start(upstream)
         assert set(posts(keylatch.port, 2, 0)) == {200}
-        wait_for(lambda: keylatch.metrics() and upstream.connections == 1, "one connection for both")
+        wait_for(lambda: keylatch.metrics() and upstream.connections == 1, "one connection for both requests")
         begun = time.monotonic()
         # Keylatch closes half a second before the announced time, so the server reads the end.
         assert set(posts(keylatch.port, 2, 0.6)) == {200}
@@ -334,7 +334,7 @@ def test_an_upstream_on_a_unix_socket(start, tmp_path):
     wait_for(lambda: keylatch.health()[1]["status"] == "down", "a connection is tried")
     assert f"server=unix:{path}" in lines(keylatch, "is left out")[0]
     with Scripted(ok, listener=unix_listener(path)) as upstream:
-        wait_for(lambda: keylatch.health()[1]["status"] == "ok", "it is found")
+        wait_for(lambda: keylatch.health()[1]["status"] == "ok", "the upstream is up")
         assert set(posts(keylatch.port, 20, 0)) == {200}
         assert dict(upstream.requests[-1]["headers"])["host"] == f"127.0.0.1:{keylatch.port}", "the client's own Host"
         wait_for(lambda: keylatch.access_log()[-1]["upstream"] == f"unix:{path}", "the log names it")
