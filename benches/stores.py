@@ -123,13 +123,13 @@ def bench_many(postgres, upstream, folder, rows=1_000_000):
 
 def fill_sqlite(path, rows):
     with contextlib.closing(sqlite3.connect(path)) as database:
-        names = [row[1] for row in database.execute("PRAGMA table_info(bindings)")]
+        names = [column[1] for column in database.execute("PRAGMA table_info(bindings)")]
         values = {"hint": "sk-…", "rule": "single", "networks": "10.0.0.1/32", "made_by": "first_use", "confirmed": 1, "banned": 0, "note": "", "labels": "", "seen_ms": ""}
         now_ms = int(time.time() * 1000)
-        def row(n):
+        def binding_row(n):
             known = {**values, "key_id": hashlib.sha256(b"%dx" % n).digest(), "version": n, "created_ms": now_ms, "last_used_ms": now_ms}
             return [known.get(name) for name in names]
-        database.executemany(f"INSERT INTO bindings ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", map(row, range(rows)))
+        database.executemany(f"INSERT INTO bindings ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", map(binding_row, range(rows)))
         database.commit()
 
 

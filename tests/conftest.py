@@ -14,7 +14,7 @@ from support.authority import Authority  # noqa: E402
 from support.keylatch import Keylatch  # noqa: E402
 from support.postgres import Postgres  # noqa: E402
 from support.stores import FREE, SECRET, storage  # noqa: E402
-from support.tls import speaking  # noqa: E402
+from support.tls import tls_config  # noqa: E402
 from support.upstreams import Scripted, echo  # noqa: E402
 
 
@@ -79,7 +79,7 @@ def serve(start):
 
     def begin(upstream, tls, **values):
         # `Keylatch.start` tests readiness by a TCP connection alone, so TLS needs nothing here.
-        return start(upstream, config=speaking(tls), **values)
+        return start(upstream, config=tls_config(tls), **values)
 
     return begin
 

@@ -55,7 +55,7 @@ def served(start, echo_upstream, tmp_path):
         yield made[0]
 
 
-def shown(keylatch, authority, name="api.test"):
+def served_certificate(keylatch, authority, name="api.test"):
     """The certificate that the listener serves for a name, or `None` if there is none yet."""
     context = ssl.create_default_context(cafile=authority.ca)
     try:
@@ -72,9 +72,9 @@ def test_a_certificate_is_issued_and_stored(served, challenge):
     acme, authority = served.acme, served.acme.authority
     acme.bad_nonces = 1
     keylatch = served.start(challenge, more=", contact: ['mailto:ops@example.com']")
-    assert shown(keylatch, authority) is None
-    first = wait_for(lambda: shown(keylatch, authority), "a certificate", 60)
-    assert shown(keylatch, authority, "www.api.test").serial_number == first.serial_number
+    assert served_certificate(keylatch, authority) is None
+    first = wait_for(lambda: served_certificate(keylatch, authority), "a certificate", 60)
+    assert served_certificate(keylatch, authority, "www.api.test").serial_number == first.serial_number
     assert [account["contact"] for account in acme.accounts.values()] == [["mailto:ops@example.com"]]
     assert len(acme.certificates) == 1
     series = f'keylatch_certificate_expiry_timestamp_seconds{{listener="127.0.0.1:{keylatch.tls}",name="api.test"}}'
@@ -86,10 +86,10 @@ def test_a_certificate_is_issued_and_stored(served, challenge):
     asked = len(acme.log)
     keylatch.start()
     # A certificate is served throughout, also after a start and during an upgrade.
-    assert shown(keylatch, authority).serial_number == first.serial_number
+    assert served_certificate(keylatch, authority).serial_number == first.serial_number
     for _ in range(3):
         keylatch.upgrade()
-        assert shown(keylatch, authority).serial_number == first.serial_number
+        assert served_certificate(keylatch, authority).serial_number == first.serial_number
     assert len(acme.log) == asked
     # Unknown challenge tokens get no answer.
     assert request(keylatch.port, "/.well-known/acme-challenge/" + "x" * 40).status == 404
@@ -102,10 +102,10 @@ def test_a_certificate_is_issued_and_stored(served, challenge):
 
 def test_a_certificate_is_renewed_before_it_expires(served):
     acme = served.acme
-    acme.lasts = datetime.timedelta(seconds=18)
+    acme.lifetime = datetime.timedelta(seconds=18)
     keylatch = served.start()
-    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
-    second = wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "renewed certificate", 60)
+    first = wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
+    second = wait_for(lambda: (got := served_certificate(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "renewed certificate", 60)
     assert datetime.datetime.now(datetime.timezone.utc) < first.not_valid_after_utc, "renewed before the first certificate expired"
     assert second.not_valid_after_utc > first.not_valid_after_utc
     assert len(acme.accounts) == 1
@@ -116,14 +116,14 @@ def test_one_of_three_replicas_places_the_order(served, database):
     replicas = [served.start(storage=storage(database), secrets=SECRET) for _ in range(3)]
     serials = set()
     for keylatch in replicas:
-        serials.add(wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60).serial_number)  # noqa: B023
+        serials.add(wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60).serial_number)  # noqa: B023
     assert len(serials) == 1 and len(acme.certificates) == 1 and len(acme.accounts) == 1
 
 
 def test_an_error_of_the_ca_is_logged_and_retried_later(served):
     acme = served.acme
     keylatch = served.start("http")
-    acme.offers = ("tls-alpn-01",)
+    acme.challenge_types = ("tls-alpn-01",)
     wait_for(lambda: "does not offer Http for api.test" in keylatch.stderr.read_text(), "the reason", 60)
     assert keylatch.metrics()['keylatch_acme_orders_total{outcome="failed"}'] == 1
     asked = len(acme.log)
@@ -146,7 +146,7 @@ def test_an_external_account_binding(served, tmp_path):
     key = tmp_path / "eab"
     key.write_text(base64.urlsafe_b64encode(acme.external[1]).decode())
     keylatch = served.start(more=f", external_account: {{key_id: kid-1, key: 'file:{key}'}}")
-    assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    assert wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
 
 
 def reload(keylatch, *changes):
@@ -162,51 +162,51 @@ def reload(keylatch, *changes):
 def test_an_added_name_keeps_the_current_certificate(served, echo_upstream):
     acme = served.acme
     keylatch = served.start("http")
-    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    first = wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
     elsewhere = {"http": echo_upstream.port, "tls": echo_upstream.port}
     here = acme.reach
     acme.reach = lambda name: elsewhere if name == "new.test" else here(name)
     reload(keylatch, ("[api.test, www.api.test]", "[api.test, www.api.test, new.test]"))
-    assert shown(keylatch, acme.authority).serial_number == first.serial_number
+    assert served_certificate(keylatch, acme.authority).serial_number == first.serial_number
     wait_for(lambda: "new.test has answered" in keylatch.stderr.read_text(), "the order fails", 60)
     keylatch.stop()
     keylatch.start()
     for name in ("api.test", "www.api.test"):
-        assert shown(keylatch, acme.authority, name).serial_number == first.serial_number, "a restart keeps the certificate"
-    assert shown(keylatch, acme.authority, "new.test") is None
+        assert served_certificate(keylatch, acme.authority, name).serial_number == first.serial_number, "a restart keeps the certificate"
+    assert served_certificate(keylatch, acme.authority, "new.test") is None
     # A change of the section retries a failed order at once.
     acme.reach = here
     reload(keylatch, ("accept_terms: true", "accept_terms: true, contact: ['mailto:new@example.com']"))
-    second = wait_for(lambda: shown(keylatch, acme.authority, "new.test"), "one certificate for all names", 60)
-    assert shown(keylatch, acme.authority).serial_number == second.serial_number
+    second = wait_for(lambda: served_certificate(keylatch, acme.authority, "new.test"), "one certificate for all names", 60)
+    assert served_certificate(keylatch, acme.authority).serial_number == second.serial_number
     assert [account["contact"] for account in acme.accounts.values()] == [["mailto:new@example.com"]], "the CA has the new contact"
 
 
 def test_another_ca(served, tmp_path):
     keylatch = served.start("http")
-    first = wait_for(lambda: shown(keylatch, served.acme.authority), "a certificate", 60)
+    first = wait_for(lambda: served_certificate(keylatch, served.acme.authority), "a certificate", 60)
     with Acme(tmp_path / "other", served.acme.reach) as other:
         reload(keylatch, (served.acme.url, other.url), (str(served.acme.authority.ca), str(other.authority.ca)))
-        second = wait_for(lambda: shown(keylatch, other.authority), "certificate of the other CA", 60)
+        second = wait_for(lambda: served_certificate(keylatch, other.authority), "certificate of the other CA", 60)
         assert second.serial_number != first.serial_number
 
 
 def test_an_account_that_the_ca_has_forgotten(served):
     acme = served.acme
-    acme.lasts = datetime.timedelta(seconds=18)
+    acme.lifetime = datetime.timedelta(seconds=18)
     keylatch = served.start("http")
-    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    first = wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
     gone = set(acme.accounts)
     acme.accounts.clear()
-    wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number, "renewed certificate", 60)
+    wait_for(lambda: (got := served_certificate(keylatch, acme.authority)) and got.serial_number != first.serial_number, "renewed certificate", 60)
     assert "knows the account no more" in keylatch.stderr.read_text() and not gone & set(acme.accounts)
 
 
 def test_a_certificate_that_is_nearly_expired_when_issued(served):
     acme = served.acme
-    acme.since, acme.lasts = datetime.timedelta(days=80), datetime.timedelta(days=10)
+    acme.age, acme.lifetime = datetime.timedelta(days=80), datetime.timedelta(days=10)
     keylatch = served.start("http")
-    assert wait_for(lambda: shown(keylatch, acme.authority), "the certificate is served anyway", 60)
+    assert wait_for(lambda: served_certificate(keylatch, acme.authority), "the certificate is served anyway", 60)
     assert wait_for(lambda: "whether this machine's clock is right" in keylatch.stderr.read_text(), "log line")
     # Shows an absence, for which there is no condition to wait for.
     time.sleep(8)
@@ -227,7 +227,7 @@ def test_a_certificate_of_another_key(served):
 
 
 def test_retry_after_of_the_ca_is_honoured(served):
-    served.acme.broken, served.acme.retry_after = "/order", "7200"
+    served.acme.failing_path, served.acme.retry_after = "/order", "7200"
     keylatch = served.start("http")
     line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "no certificate was made" in line], "log line", 60)[0]
     assert "again_in=7200s" in line
@@ -236,7 +236,7 @@ def test_retry_after_of_the_ca_is_honoured(served):
 def test_challenge_floods_do_not_block_validation(served):
     """Forty clients request made-up challenge tokens in a loop while the CA validates."""
     acme, over = served.acme, threading.Event()
-    acme.thinks = 1
+    acme.validation_delay_s = 1
     keylatch = served.start("http")
 
     def stranger(n):
@@ -246,7 +246,7 @@ def test_challenge_floods_do_not_block_validation(served):
     threads = [threading.Thread(target=stranger, args=(n,)) for n in range(40)]
     [thread.start() for thread in threads]
     try:
-        assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+        assert wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
     finally:
         over.set()
         [thread.join() for thread in threads]
@@ -256,13 +256,13 @@ def test_challenge_floods_do_not_block_validation(served):
 def test_the_next_process_starts_an_interrupted_order_again(served):
     """A process that stops during an order releases its lease."""
     acme = served.acme
-    acme.thinks = 3
+    acme.validation_delay_s = 3
     keylatch = served.start("http")
     wait_for(lambda: any(path.startswith("/challenge") for path in acme.log), "an order is under way", 60)
     keylatch.stop()
-    acme.thinks = 0
+    acme.validation_delay_s = 0
     keylatch.start()
-    assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 30)
+    assert wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 30)
 
 
 def test_invalid_acme_settings_are_refused(served):

@@ -15,7 +15,7 @@ import pytest
 from support import raw
 from support.admin import ENV, PASSWORD, Admin, signed_in
 from support.keylatch import wait_for
-from support.stores import FREE, SECRET, ask, storage
+from support.stores import FREE, SECRET, send_request, storage
 from support.upstreams import STREAM_HEAD, Scripted, chunk
 
 KEY = "sk-admin-0001-abcdwxyz"
@@ -30,8 +30,8 @@ def replica(request, start, echo_upstream):
 
 def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
     admin = signed_in(replica)
-    assert ask(replica, KEY).status == 200
-    assert ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200
+    assert send_request(replica, KEY, "127.0.0.2").status == 403
     wait_for(lambda: admin.get("/logs").json()["items"], "the intercept is written")
     found = admin.post("/bindings/look-up", {"key": KEY}).json()
     binding = found["binding"]
@@ -43,19 +43,19 @@ def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
     assert one.json() == binding and one.headers["etag"] == f'"{binding["version"]}"'
     allowed = admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, headers={"if-match": one.headers["etag"]}).json()
     assert allowed["rule"] == "multiple" and allowed["networks"] == ["127.0.0.1/32", "127.0.0.2/32"] and allowed["made_by"] == "first_use"
-    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "the added address is admitted", 3)
+    wait_for(lambda: send_request(replica, KEY, "127.0.0.2").status == 200, "the added address is admitted", 3)
     admin.post("/bindings/allow", {"key_id": binding["key_id"], "ip": "127.0.0.2"}, 409)
     # A request with an outdated version gets a conflict.
     stale = admin.post("/bindings/ban", {"key": KEY}, 412, headers={"if-match": one.headers["etag"]}).json()
     assert stale["type"] == "urn:keylatch:stale"
     banned = admin.post("/bindings/ban", {"key": KEY}).json()
     assert banned["banned"] and banned["was_bound"]
-    wait_for(lambda: ask(replica, KEY).status == 403, "the banned key is refused", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 403, "the banned key is refused", 3)
     assert admin.post("/bindings/unban", {"key_id": binding["key_id"]}).json()["banned"] is False
-    wait_for(lambda: ask(replica, KEY).status == 200, "the unbanned key is admitted", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 200, "the unbanned key is admitted", 3)
     moved = admin.put("/bindings/ip", {"key_id": binding["key_id"], "ip": "127.0.0.3"}).json()
     assert moved["networks"] == ["127.0.0.3/32"] and moved["rule"] == "single"
-    wait_for(lambda: ask(replica, KEY).status == 403, "the moved binding refuses the old address", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 403, "the moved binding refuses the old address", 3)
     edited = admin.call("PATCH", f"/bindings/{binding['key_id']}", {"rule": "all", "note": "Ann's", "labels": ["team-a"]}, 200).json()
     assert (edited["rule"], edited["networks"], edited["note"], edited["labels"]) == ("all", [], "Ann's", ["team-a"])
     roaming = admin.call("PATCH", f"/bindings/{binding['key_id']}", {"networks_max": 2, "window": "24h"}, 200).json()
@@ -63,7 +63,7 @@ def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
     assert admin.post("/bindings/unbind", {"key": KEY}).json()["key_id"] == binding["key_id"]
     admin.post("/bindings/unbind", {"key": KEY}, 404)
     admin.get(f"/bindings/{binding['key_id']}", 404)
-    wait_for(lambda: ask(replica, KEY, "127.0.0.4").status == 200, "the next use binds the key again")
+    wait_for(lambda: send_request(replica, KEY, "127.0.0.4").status == 200, "the next use binds the key again")
     timeline = admin.get(f"/bindings/{binding['key_id']}/timeline").json()
     done = [change["action"] for change in timeline["changes"]]
     assert done == ["binding.removed", *["binding.changed"] * 6] and timeline["changes"][-1]["after"]["networks"] == ["127.0.0.1/32", "127.0.0.2/32"]
@@ -71,7 +71,7 @@ def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
     # A key without a binding.
     unknown = admin.post("/bindings/ban", {"key": "sk-leaked-01-abcdefgh"}).json()
     assert unknown["banned"] and not unknown["was_bound"] and unknown["made_by"] == "admin"
-    assert ask(replica, "sk-leaked-01-abcdefgh").status == 403
+    assert send_request(replica, "sk-leaked-01-abcdefgh").status == 403
     made = admin.call("PATCH", f"/bindings/{'ab' * 32}", {"networks": ["10.0.0.0/8", "2001:db8::1"]}, 200).json()
     assert made["rule"] == "multiple" and made["networks"] == ["10.0.0.0/8", "2001:db8::1/128"]
     told = replica.stderr.read_text() + replica.stdout.read_text()
@@ -80,7 +80,7 @@ def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
 
 def test_invalid_requests_name_the_field(replica):
     admin = signed_in(replica)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     key_id = admin.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     for method, path, body, field, says in (
         ("POST", "/bindings/ban", {}, "key_id", "either `key_id` or `key`"),
@@ -135,7 +135,7 @@ def test_pages_bulk_changes_and_exports(replica):
     admin = signed_in(replica)
     keys = [f"sk-listed-{n:04}-abcdefgh" for n in range(25)]
     for n, key in enumerate(keys):
-        assert ask(replica, key, f"127.0.1.{n % 5}").status == 200
+        assert send_request(replica, key, f"127.0.1.{n % 5}").status == 200
     first = admin.get("/bindings", params={"limit": 10, "sort": "-created_at"}).json()
     assert len(first["items"]) == 10 and first["total"] == 25
     second = admin.get("/bindings", params={"limit": 10, "sort": "-created_at", "cursor": first["next"]}).json()
@@ -157,7 +157,7 @@ def test_pages_bulk_changes_and_exports(replica):
     assert len(admin.get("/bindings", params={"label": "shared"}).json()["items"]) == 5
     ban = {"action": "ban", "filter": {"label": "shared"}}
     assert admin.post("/bindings/bulk", ban).json()["changed"] == 5 and admin.post("/bindings/bulk", ban).json()["changed"] == 0
-    wait_for(lambda: ask(replica, keys[3], "127.0.1.3").status == 403, "the banned key is refused", 3)
+    wait_for(lambda: send_request(replica, keys[3], "127.0.1.3").status == 403, "the banned key is refused", 3)
     assert admin.post("/bindings/bulk", {"action": "unbind", "filter": {"banned": True}}).json()["changed"] == 5
     lines = admin.get("/bindings/export").text.splitlines()
     assert len(lines) == 20 and json.loads(lines[0])["rule"] == "single"
@@ -170,9 +170,9 @@ def test_pages_bulk_changes_and_exports(replica):
 def test_intercepts_by_every_filter(replica):
     admin = signed_in(replica)
     for key, times in ((KEY, 3), ("sk-admin-0002-abcdefgh", 2)):
-        assert ask(replica, key).status == 200
+        assert send_request(replica, key).status == 200
         for n in range(times):
-            assert ask(replica, key, f"127.0.2.{n}", headers=[("User-Agent", '=cmd|"x"')], path=f"/v1/{n}").status == 403
+            assert send_request(replica, key, f"127.0.2.{n}", headers=[("User-Agent", '=cmd|"x"')], path=f"/v1/{n}").status == 403
     wait_for(lambda: len(admin.get("/logs").json()["items"]) == 5, "the intercepts are written")
     key_id = admin.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     count = lambda **params: len(admin.get("/logs", params=params).json()["items"])  # noqa: E731
@@ -195,20 +195,20 @@ def test_intercepts_by_every_filter(replica):
 def test_settings_on_every_replica_at_once(replicas):
     two = replicas(2, env=ENV, more="", sections="retention: {audit: 30days}")
     admin, other = signed_in(two[0]), signed_in(two[1])
-    assert ask(two[1], KEY).status == 200
+    assert send_request(two[1], KEY).status == 200
     # Without the notification, replicas poll every 5 s.
     changed = admin.put("/settings", {"values": {"maintenance": True, "retention.audit": "60days"}}).json()
-    wait_for(lambda: ask(two[1], KEY).status == 503, "maintenance is on", 3)
+    wait_for(lambda: send_request(two[1], KEY).status == 503, "maintenance is on", 3)
     by_name = {row["name"]: row for row in changed["items"]}
     assert (by_name["maintenance"]["value"], by_name["maintenance"]["origin"], by_name["maintenance"]["changed_by"]) == (True, "live", "admin")
     assert (by_name["retention.audit"]["value"], by_name["retention.audit"]["file"]) == ("60days", "30days")
     # A batch changes all settings or none.
     admin.put("/settings", {"values": {"maintenance": False, "retention.audit": "1s"}}, 422)
-    assert ask(two[1], KEY).status == 503
+    assert send_request(two[1], KEY).status == 503
     after = {row["name"]: row for row in other.call("DELETE", "/settings/retention.audit", status=200).json()["items"]}
     assert (after["retention.audit"]["value"], after["retention.audit"]["origin"]) == ("30days", "file")
     admin.put("/settings", {"values": {"maintenance": None}})
-    wait_for(lambda: ask(two[1], KEY).status == 200, "maintenance is off", 2)
+    wait_for(lambda: send_request(two[1], KEY).status == 200, "maintenance is off", 2)
     other.call("DELETE", "/settings/no.such", status=404)
     entries = admin.get("/audit", params={"target": "maintenance"}).json()["items"]
     assert [(entry["action"], entry["before"], entry["after"]) for entry in entries] == [("setting.reverted", True, None), ("setting.set", None, True)]
@@ -293,7 +293,7 @@ def test_open_streams_are_listed_and_cancelled(start):
         more = FREE + "\n      - sse_keepalive: {interval: 1s}"
         replica = start(upstream, route_filters=more, storage=SQLITE, env=ENV)
         admin = signed_in(replica)
-        operator = admin.other("op", "operator")
+        operator = admin.create_account("op", "operator")
         one, first = stream_of(replica, KEY)
         two, second = stream_of(replica, "sk-admin-0002-abcdefgh", source="127.0.0.2")
         wait_for(lambda: admin.get("/streams").json()["total"] == 2, "both streams are open")
@@ -321,10 +321,10 @@ def test_the_dashboard_sums_replicas_and_survives_a_restart(replicas):
     two = replicas(2, env=ENV)
     admin = signed_in(two[0])
     for n in range(20):
-        assert ask(two[n % 2], KEY).status == 200
+        assert send_request(two[n % 2], KEY).status == 200
     for n in range(6):
-        assert ask(two[n % 2], KEY, "127.0.0.2").status == 403
-    assert ask(two[0], KEY, path="/nowhere").status == 404
+        assert send_request(two[n % 2], KEY, "127.0.0.2").status == 403
+    assert send_request(two[0], KEY, path="/nowhere").status == 404
     board = wait_for(lambda: (got := admin.get("/dashboard").json())["requests"] == 27 and len(got["replicas"]) == 2 and got, "both replicas have reported", 15)
     assert board["intercepts"] == 6 and board["now"]["replicas"] == 2 and board["step_s"] == 60 and len(board["points"]) == 60
     assert sum(point["requests"].get("2xx", 0) for point in board["points"]) == 20 and sum(point["intercepts"] for point in board["points"]) == 6
@@ -339,7 +339,7 @@ def test_the_dashboard_sums_replicas_and_survives_a_restart(replicas):
     two[0].stop()
     two[0].start()
     for _ in range(3):
-        assert ask(two[0], KEY).status == 200
+        assert send_request(two[0], KEY).status == 200
     admin = signed_in(two[0])
     wait_for(lambda: admin.get("/dashboard").json()["requests"] == 30, "the dashboard adds the new requests", 15)
     for of, points in (("6h", 72), ("24h", 96), ("7d", 168), ("30d", 120)):
@@ -351,13 +351,13 @@ def test_the_dashboard_sums_replicas_and_survives_a_restart(replicas):
 def test_events_are_streamed(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage=SQLITE, env=ENV)
     admin = signed_in(replica)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     with admin.client.stream("GET", "/events", headers={"authorization": f"Bearer {admin.token}"}) as answer:
         assert answer.status_code == 200 and answer.headers["content-type"] == "text/event-stream"
         events = httpx_sse.EventSource(answer).iter_sse()
         first = next(events)
         assert first.event == "now" and json.loads(first.data)["maintenance"] is False
-        assert ask(replica, KEY, "127.0.0.2").status == 403
+        assert send_request(replica, KEY, "127.0.0.2").status == 403
         refused = next(event for event in events if event.event == "intercepts")
         assert [row["client"] for row in json.loads(refused.data)] == ["127.0.0.2"]
         # The event stream ends with the session.
@@ -370,7 +370,7 @@ def test_every_answer_matches_the_openapi_document(start, echo_upstream):
     """schemathesis sends valid and invalid requests to every operation of the OpenAPI document."""
     replica = start(echo_upstream, route_filters=FREE, storage=SQLITE, env=ENV)
     admin = signed_in(replica)
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     program = pathlib.Path(sys.executable).parent / "schemathesis"
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     # Left out: the event stream does not end, and signing out ends the session of the run.

@@ -12,7 +12,7 @@ import pytest
 from support import raw
 from support.admin import ENV, PASSWORD, Admin, signed_in
 from support.keylatch import wait_for
-from support.stores import ask
+from support.stores import send_request
 
 ROLES = {
     "viewer": {"read"},
@@ -65,7 +65,7 @@ def test_permissions_of_roles_and_scopes(replica):
     admin = signed_in(replica)
     document = admin.client.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    people = {"admin": admin, **{role: admin.other(role, role) for role in ("viewer", "operator")}}
+    people = {"admin": admin, **{role: admin.create_account(role, role) for role in ("viewer", "operator")}}
     scripts = {scope: Admin(replica, admin.post("/account/tokens", {"name": scope, "scopes": [scope]}, 201).json()["token"]) for scope in ROLES["admin"]}
     seen = 0
     for method, path, scopes in operations(document):
@@ -136,7 +136,7 @@ def test_a_session_ends_on_every_replica_at_once(replicas):
     here.post("/logout", status=204)
     there.get("/bindings", 401)
     admin = signed_in(one)
-    viewer = admin.other("ann", "viewer")
+    viewer = admin.create_account("ann", "viewer")
     elsewhere = Admin(two)
     elsewhere.sign_in("ann", "another-horse-battery")
     assert len(viewer.get("/account/sessions").json()["items"]) == 2
@@ -171,7 +171,7 @@ def test_a_session_ends_on_every_replica_at_once(replicas):
 def test_a_stolen_password_and_its_tokens(replica):
     """A reset revokes the tokens created with the stolen password, and the password form counts wrong guesses as sign-in does."""
     admin = signed_in(replica)
-    bob = admin.other("bob", "operator")
+    bob = admin.create_account("bob", "operator")
     made = bob.post("/account/tokens", {"name": "ci", "scopes": ["read"]}, 201).json()
     assert [token["name"] for token in admin.get("/accounts/bob/tokens").json()["items"]] == ["ci"]
     other = bob.post("/account/tokens", {"name": "other", "scopes": ["read"]}, 201).json()
@@ -190,7 +190,7 @@ def test_a_stolen_password_and_its_tokens(replica):
 
 def test_a_password_change_during_sign_ins_with_the_old_one(replica):
     admin = signed_in(replica)
-    admin.other("bob", "operator")
+    admin.create_account("bob", "operator")
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         late = [pool.submit(lambda n=n: Admin(replica, source=f"127.0.0.{20 + n}").sign_in("bob", "another-horse-battery", None)) for n in range(16)]
         assert replica.command("admin", "reset-password", "bob", "--stdin", stdin="reset-horse-battery").returncode == 0
@@ -352,7 +352,7 @@ def test_the_client_address_of_admin_requests(start, echo_upstream):
 def test_the_admin_api_during_a_store_outage(replicas, database):
     (replica,) = replicas(1, env=ENV)
     admin = signed_in(replica)
-    assert ask(replica, "sk-away-0001-abcdefgh").status == 200
+    assert send_request(replica, "sk-away-0001-abcdefgh").status == 200
     database.kill()
     try:
         # A cached session may still read what needs no store.
@@ -392,7 +392,7 @@ def test_wrong_passwords_of_strangers_do_not_lock_a_trusted_browser(replica):
 
 def test_a_viewer_sees_no_accounts_and_an_export_needs_a_session(replica):
     admin = signed_in(replica)
-    viewer = admin.other("vi", "viewer")
+    viewer = admin.create_account("vi", "viewer")
     admin.put("/settings", {"values": {"maintenance": True}})
     admin.put("/settings", {"values": {"maintenance": None}})
     kinds = {entry["action"].split(".")[0] for entry in admin.get("/audit").json()["items"]}
@@ -420,5 +420,5 @@ def test_failed_sign_ins_are_in_the_log_and_the_audit(start, echo_upstream):
     everything = log + replica.stdout.read_text() + admin.get("/audit", params={"limit": 100}).text
     assert "my-secret-horse" not in everything and "a-wrong-horse" not in everything
     assert "session.refused" in replica.command("audit", "--action", "session.refused").stdout
-    viewer = admin.other("viewer", "viewer")
+    viewer = admin.create_account("viewer", "viewer")
     assert not viewer.get("/audit", params={"action": "session.refused"}).json()["items"], "viewers see no audit entries about accounts"

@@ -11,7 +11,7 @@ import urllib.parse
 import pytest
 from support.certificates import Certificates
 from support.keylatch import free_port, wait_for
-from support.stores import FREE, SECRET, ask, storage
+from support.stores import FREE, SECRET, send_request, storage
 from support.upstreams import Scripted, plain
 
 KEY = "sk-alerted-0001-abcdefgh"
@@ -43,7 +43,7 @@ def webhook(name, port, more=""):
 
 def refuse(replica, times, key=KEY):
     for n in range(times):
-        assert ask(replica, key, f"127.0.0.{n % 3 + 2}").status == 403
+        assert send_request(replica, key, f"127.0.0.{n % 3 + 2}").status == 403
 
 
 @pytest.fixture(params=["postgres", "sqlite", "memory"])
@@ -62,7 +62,7 @@ def test_one_alert_per_window_is_retried_until_delivered(start, echo_upstream, k
     with receiver(fails, fails, b"ok") as ops:
         values = dict(route_filters=FREE, storage=stored(kind, request), secrets=SECRET)
         replica = start(echo_upstream, more=alerts(webhook("ops", ops.port, ', secret: "whsec_c2VjcmV0"')), **values)
-        assert ask(replica, KEY).status == 200
+        assert send_request(replica, KEY).status == 200
         refuse(replica, 4)
         # Shows an absence, for which there is no condition to wait for: alerts are evaluated every second.
         time.sleep(2.5)
@@ -92,7 +92,7 @@ def test_one_alert_per_window_is_retried_until_delivered(start, echo_upstream, k
 def test_one_of_three_replicas_sends_the_alert(replicas, database):
     with receiver() as ops:
         three = replicas(3, sections=alerts(webhook("ops", ops.port), webhook("other", ops.port), count=30))
-        assert ask(three[0], KEY).status == 200
+        assert send_request(three[0], KEY).status == 200
         for replica in three:
             refuse(replica, 9)
         # Shows an absence, for which there is no condition to wait for.
@@ -113,7 +113,7 @@ def test_one_of_three_replicas_sends_the_alert(replicas, database):
 def test_a_crash_and_an_outage_lose_no_alert(replicas, database):
     port = free_port()
     one, other = replicas(2, sections=alerts(webhook("ops", port)))
-    assert ask(one, KEY).status == 200
+    assert send_request(one, KEY).status == 200
     refuse(one, 6)
     wait_for(lambda: database.psql("SELECT attempts > 0 FROM outbox") == "t", "a failed delivery attempt")
     one.process.kill()
@@ -148,7 +148,7 @@ def test_refusals_just_before_a_stop_raise_an_alert(start, echo_upstream, kind, 
             store_of = store.replace("t.db", f"{how.name}.db").replace("flush_every: 100ms", "flush_every: 200ms")
             key = f"sk-{how.name.lower()}-0001-abcdefgh"
             replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=store_of, more=alerts(webhook("ops", server.port)))
-            assert ask(replica, key).status == 200
+            assert send_request(replica, key).status == 200
             before = intercepts(replica)
             refuse(replica, 9, key)
             if how == signal.SIGKILL:
@@ -174,7 +174,7 @@ def test_a_hanging_webhook_delays_no_other(start, echo_upstream):
         replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 100ms}}", more=section)
         for number in range(3):
             key = f"sk-alerted-{number:04}-abcdefgh"
-            assert ask(replica, key).status == 200
+            assert send_request(replica, key).status == 200
             refuse(replica, 6, key)
             wait_for(lambda: len(good.requests) == number + 1, "the other webhook gets the alert", 5)  # noqa: B023
 
@@ -191,7 +191,7 @@ def test_payload_formats(start, echo_upstream):
             webhook("wecom", wecom.port, ", format: wecom"),
         ]
         replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 100ms}}", more=alerts(*hooks))
-        assert ask(replica, "sk-a-strange-one-<!b>").status == 200
+        assert send_request(replica, "sk-a-strange-one-<!b>").status == 200
         refuse(replica, 6, "sk-a-strange-one-<!b>")
         wait_for(lambda: all(each.requests for each in (slack, discord, dingtalk, wecom)) and len(feishu.requests) == 2, "all webhooks get the alert", 20)
         said = {name: json.loads(each.requests[-1]["body"]) for name, each in [("slack", slack), ("discord", discord), ("feishu", feishu), ("dingtalk", dingtalk), ("wecom", wecom)]}

@@ -10,7 +10,7 @@ from support import raw
 from support.certificates import Certificates
 from support.issuer import Issuer, basic
 from support.keylatch import BINARY, free_port, wait_for
-from support.stores import ask
+from support.stores import send_request
 from support.upstreams import Scripted, plain
 
 JWT = "{{jwt: {{issuer: {issuer}, algorithms: [{algorithms}], key: {key}{more}}}}}"
@@ -44,65 +44,65 @@ def issuer():
 def test_keys_rotate_without_a_gap(start, echo_upstream, issuer):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
     old = issuer.token("first")
-    assert ask(replica, old).status == 200
+    assert send_request(replica, old).status == 200
     issuer.add("second")
     new = issuer.token("second")
     # An unknown key id triggers a fetch at once; both keys are valid.
-    wait_for(lambda: ask(replica, new).status == 200, "the second key is fetched", 3)
-    assert ask(replica, old).status == 200
+    wait_for(lambda: send_request(replica, new).status == 200, "the second key is fetched", 3)
+    assert send_request(replica, old).status == 200
     # The first key leaves the set: its cached verdicts become invalid.
     issuer.published.remove("first")
-    wait_for(lambda: ask(replica, old).status == 401, "the first key is gone", 15)
-    assert ask(replica, new).status == 200
+    wait_for(lambda: send_request(replica, old).status == 401, "the first key is gone", 15)
+    assert send_request(replica, new).status == 200
 
 
 def test_invented_key_ids_do_not_trigger_a_fetch_each(start, echo_upstream, issuer):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer, refresh="{every: 10m, unknown_kid: 10m}")))
-    assert ask(replica, issuer.token("first")).status == 200
+    assert send_request(replica, issuer.token("first")).status == 200
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         forged = [issuer.token("first", headers={"kid": f"../../{n}"}) for n in range(100)]
-        assert {answer.status for answer in pool.map(lambda token: ask(replica, token), forged)} == {401}
+        assert {answer.status for answer in pool.map(lambda token: send_request(replica, token), forged)} == {401}
     # One fetch at the start, and one for all invented key ids.
     assert issuer.asked["jwks"] <= 2
     # A new key in this time waits for the next fetch.
     issuer.add("second")
-    assert ask(replica, issuer.token("second")).status == 401 and ask(replica, issuer.token("first")).status == 200
+    assert send_request(replica, issuer.token("second")).status == 401 and send_request(replica, issuer.token("first")).status == 200
 
 
 @pytest.mark.parametrize("garbage", [("200 OK", b"<html>maintenance</html>"), ("500 Oops", b""), ("200 OK", b'{"keys":[{"kty":"?"}]}')])
 def test_the_last_good_key_set_serves_during_an_outage(start, echo_upstream, issuer, garbage):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
-    assert ask(replica, issuer.token("first")).status == 200
+    assert send_request(replica, issuer.token("first")).status == 200
     issuer.garbage = garbage
     issuer.add("second")
     # Triggers a fetch that fails.
-    assert ask(replica, issuer.token("second")).status == 401
-    assert ask(replica, issuer.token("first", sub="bob")).status == 200
+    assert send_request(replica, issuer.token("second")).status == 401
+    assert send_request(replica, issuer.token("first", sub="bob")).status == 200
     wait_for(lambda: "could not be refreshed" in replica.stderr.read_text(), "log line")
     issuer.garbage = None
-    wait_for(lambda: ask(replica, issuer.token("second")).status == 200, "the issuer is reachable again", 5)
+    wait_for(lambda: send_request(replica, issuer.token("second")).status == 200, "the issuer is reachable again", 5)
 
 
 def test_an_issuer_that_publishes_an_empty_key_set(start, echo_upstream, issuer):
     replica = start(echo_upstream, route_filters=bearer(keys_of(issuer)))
-    assert ask(replica, issuer.token("first")).status == 200
+    assert send_request(replica, issuer.token("first")).status == 200
     issuer.published.clear()
     # An empty key set is a valid answer.
-    wait_for(lambda: ask(replica, issuer.token("first")).status == 401, "all tokens are refused", 15)
+    wait_for(lambda: send_request(replica, issuer.token("first")).status == 401, "all tokens are refused", 15)
 
 
 def test_keys_without_ids_and_a_reload_during_an_outage(start, echo_upstream, issuer):
     issuer.named = False
     terms = keys_of(issuer)
     replica = start(echo_upstream, route_filters=bearer(terms))
-    assert ask(replica, issuer.token("first", headers={"kid": None})).status == 200
+    assert send_request(replica, issuer.token("first", headers={"kid": None})).status == 200
     issuer.add("second")
-    wait_for(lambda: ask(replica, issuer.token("second", headers={"kid": None})).status == 200, "the second key is fetched", 15)
-    assert ask(replica, issuer.token("first", headers={"kid": None}, sub="bob")).status == 200
+    wait_for(lambda: send_request(replica, issuer.token("second", headers={"kid": None})).status == 200, "the second key is fetched", 15)
+    assert send_request(replica, issuer.token("first", headers={"kid": None}, sub="bob")).status == 200
     issuer.garbage = ("500 Oops", b"")
     replica.write(route_filters=bearer(terms.replace("every: 10s", "every: 11s")))
     assert replica.command("reload").returncode == 0
-    assert ask(replica, issuer.token("first", headers={"kid": None}, sub="carol")).status == 200
+    assert send_request(replica, issuer.token("first", headers={"kid": None}, sub="carol")).status == 200
 
 
 def test_an_issuer_that_was_never_there(start, echo_upstream):
@@ -113,12 +113,12 @@ def test_an_issuer_that_was_never_there(start, echo_upstream):
     with Issuer() as other:
         other.add("first")
         token = other.token("first")
-    refused = ask(each["closed"], token)
+    refused = send_request(each["closed"], token)
     assert refused.status == 503 and refused.header("retry-after") == "1"
     assert json.loads(refused.body)["error"]["code"] == "authentication_unavailable"
-    passed = ask(each["open"], token, headers=[("X-User", "root")])
+    passed = send_request(each["open"], token, headers=[("X-User", "root")])
     assert passed.status == 200 and seen(passed, "x-user") == [], "an unverified token gives no identity"
-    assert ask(each["open"], "not a jwt".replace(" ", "-")).status == 401, "a malformed token is refused everywhere"
+    assert send_request(each["open"], "not a jwt".replace(" ", "-")).status == 401, "a malformed token is refused everywhere"
     line = wait_for(lambda: [line for line in each["open"].access_log() if line["status"] == 200], "the line is written")[0]
     assert line["let_through"] == ["bearer"] and "subject" not in line
     assert each["open"].metrics()['keylatch_bearer_unasked_total{outcome="open"}'] == 1
@@ -138,7 +138,7 @@ def test_several_issuers_with_different_requirements(start, echo_upstream, tmp_p
         replica = start(echo_upstream, route_filters=bearer(*modes, more=", tell_upstream: {subject: X-User, scopes: X-Scopes, claims: {team: X-Team}}"))
         at_jwt = {"typ": "at+jwt"}
         good = one.token("k", headers=at_jwt, aud=["x", "api"], team="größe 7%\n", scope="chat images")
-        answer = ask(replica, good, headers=[("X-Team", "root"), ("X-User", "root")])
+        answer = send_request(replica, good, headers=[("X-Team", "root"), ("X-User", "root")])
         assert answer.status == 200
         assert (seen(answer, "x-user"), seen(answer, "x-scopes")) == (["alice"], ["chat images"])
         assert seen(answer, "x-team") == ["gr%C3%B6%C3%9Fe 7%25%0A"]
@@ -153,8 +153,8 @@ def test_several_issuers_with_different_requirements(start, echo_upstream, tmp_p
             two.token("k", exp=int(time.time()) - 60),
             two.token("k", nbf=int(time.time()) + 60),
         ):
-            assert ask(replica, wrong).status == 401
-        assert ask(replica, two.token("k")).status == 200
+            assert send_request(replica, wrong).status == 401
+        assert send_request(replica, two.token("k")).status == 200
         assert one.asked["discovery"] <= 2 and two.asked["discovery"] == 0
 
 
@@ -164,7 +164,7 @@ def test_a_discovery_document_of_another_issuer(start, echo_upstream):
         issuer.names_itself = "https://elsewhere.example"
         mode = f'{{jwt: {{issuer: "{issuer.url}", algorithms: [ES256], key: {{discovery: {at(issuer.url)}}}}}}}'
         replica = start(echo_upstream, route_filters=bearer(mode))
-        assert ask(replica, issuer.token("k")).status == 503
+        assert send_request(replica, issuer.token("k")).status == 503
         wait_for(lambda: "of another issuer" in replica.stderr.read_text(), "log line")
 
 
@@ -177,17 +177,17 @@ def test_introspection_verdicts_are_cached(start, echo_upstream, issuer):
     issuer.tokens["opaque-1"] = {"active": True, "sub": "carol", "scope": "chat", "exp": int(time.time()) + 3}
     issuer.delay = 0.3
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
-        answers = list(pool.map(lambda _: ask(replica, "opaque-1"), range(40)))
+        answers = list(pool.map(lambda _: send_request(replica, "opaque-1"), range(40)))
     assert {answer.status for answer in answers} == {200} and seen(answers[0], "x-user") == ["carol"]
     assert len(issuer.asked["introspect"]) == 1, "one introspection request for all"
     headers, form = issuer.asked["introspect"][0]
     assert headers["authorization"] == basic("key+latch", "s%25cret")
     assert form == {"token": "opaque-1", "token_type_hint": "access_token"}
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
-        assert {answer.status for answer in pool.map(lambda _: ask(replica, "opaque-2"), range(40))} == {401}
+        assert {answer.status for answer in pool.map(lambda _: send_request(replica, "opaque-2"), range(40))} == {401}
     assert len(issuer.asked["introspect"]) == 2
     # A cached verdict does not outlive the token.
-    wait_for(lambda: ask(replica, "opaque-1").status == 401, "the token has expired", 5)
+    wait_for(lambda: send_request(replica, "opaque-1").status == 401, "the token has expired", 5)
 
 
 def test_introspection_time_outs(start, echo_upstream, issuer):
@@ -196,23 +196,23 @@ def test_introspection_time_outs(start, echo_upstream, issuer):
     issuer.delay = 1.0
     with concurrent.futures.ThreadPoolExecutor(30) as pool:
         begun = time.monotonic()
-        assert {answer.status for answer in pool.map(lambda _: ask(each["closed"], "opaque-1"), range(30))} == {503}
+        assert {answer.status for answer in pool.map(lambda _: send_request(each["closed"], "opaque-1"), range(30))} == {503}
         assert time.monotonic() - begun < 8, "the requests time out in parallel"
         begun = time.monotonic()
         # Each token is a cache miss: after a few failures the circuit breaker answers at once.
-        assert {answer.status for answer in pool.map(lambda n: ask(each["closed"], f"opaque-{n}"), range(90))} == {503}
+        assert {answer.status for answer in pool.map(lambda n: send_request(each["closed"], f"opaque-{n}"), range(90))} == {503}
         assert time.monotonic() - begun < 10
-    passed = ask(each["open"], "opaque-1")
+    passed = send_request(each["open"], "opaque-1")
     assert passed.status == 200
     issuer.delay, issuer.tokens = 0.0, {"opaque-7": {"active": True}}
-    wait_for(lambda: ask(each["closed"], "opaque-7").status == 200, "the service is reachable again", 8)
+    wait_for(lambda: send_request(each["closed"], "opaque-7").status == 200, "the service is reachable again", 8)
     for status in ("401 Unauthorized", "500 Oops", "302 Found"):
         issuer.garbage = (status, b'{"active": true}')
-        assert ask(each["closed"], f"opaque-{status[:3]}").status == 503, "only status 200 is a verdict"
+        assert send_request(each["closed"], f"opaque-{status[:3]}").status == 503, "only status 200 is a verdict"
     issuer.garbage = ("200 OK", b"[true]")
-    assert ask(each["closed"], "opaque-list").status == 503
+    assert send_request(each["closed"], "opaque-list").status == 503
     issuer.garbage = ("200 OK", b'{"active": "true"}')
-    assert ask(each["closed"], "opaque-text").status == 401
+    assert send_request(each["closed"], "opaque-text").status == 401
 
 
 def test_no_token_opens_the_circuit_breaker_of_a_working_service(start, echo_upstream):
@@ -231,9 +231,9 @@ def test_no_token_opens_the_circuit_breaker_of_a_working_service(start, echo_ups
             terms = f"{{forward_auth: {{endpoint: {endpoint}, on_failure: open, refusal: {refusal}, cache: 0s, negative_cache: 0s}}}}"
             replica = start(echo_upstream, route_filters=bearer(terms))
             for _ in range(4):
-                statuses = {token: ask(replica, token).status for token in ("bad", "login", "long", "busy", "oops", "closes", "<script>")}
+                statuses = {token: send_request(replica, token).status for token in ("bad", "login", "long", "busy", "oops", "closes", "<script>")}
                 assert 200 not in statuses.values(), statuses
-                assert ask(replica, "good").status == 200, "other tokens are not affected"
+                assert send_request(replica, "good").status == 200, "other tokens are not affected"
             assert statuses["login"] == (302 if refusal == "theirs" else 401)
             metrics = replica.metrics()
             assert not metrics.get('keylatch_bearer_unasked_total{outcome="open"}')
@@ -244,8 +244,8 @@ def test_no_token_opens_the_circuit_breaker_of_a_working_service(start, echo_ups
         nobody = at(f"http://127.0.0.1:{free_port()}/verify")
         modes = [keys_of(issuer), f"{{forward_auth: {{endpoint: {nobody}, on_failure: open}}}}"]
         replica = start(echo_upstream, route_filters=bearer(*modes))
-        assert ask(replica, "anything").status == 200
-        assert ask(replica, issuer.token("k", exp=int(time.time()) - 99)).status == 401
+        assert send_request(replica, "anything").status == 200
+        assert send_request(replica, issuer.token("k", exp=int(time.time()) - 99)).status == 401
 
 
 def test_concurrent_requests_share_one_introspection(start, echo_upstream, issuer):
@@ -256,7 +256,7 @@ def test_concurrent_requests_share_one_introspection(start, echo_upstream, issue
         replica = start(echo_upstream, route_filters=bearer(introspection(issuer, more=f", {cache}")))
         with concurrent.futures.ThreadPoolExecutor(20) as pool:
             began = time.monotonic()
-            statuses = {answer.status for answer in pool.map(lambda _: ask(replica, token), range(20))}  # noqa: B023
+            statuses = {answer.status for answer in pool.map(lambda _: send_request(replica, token), range(20))}  # noqa: B023
             took = time.monotonic() - began
         assert statuses == {200 if token == "good" else 401} and took < 5, (cache, statuses, took)
         # With caching off, each request asks the service.
@@ -274,8 +274,8 @@ def test_the_order_of_modes_does_not_depend_on_the_cache(start, echo_upstream, i
         replica = start(echo_upstream, route_filters=bearer(asks, keys_of(issuer)))
         token = issuer.token("first")
         for _ in range(2):
-            assert seen(ask(replica, token, path="/v1/a"), "x-user-id") == ["from-the-service"]
-            assert seen(ask(replica, token, path="/v1/b"), "x-user-id") == []
+            assert seen(send_request(replica, token, path="/v1/a"), "x-user-id") == ["from-the-service"]
+            assert seen(send_request(replica, token, path="/v1/b"), "x-user-id") == []
 
 
 def test_an_external_authorization_service(start, echo_upstream):
@@ -298,16 +298,16 @@ def test_an_external_authorization_service(start, echo_upstream):
         terms = "take: [X-User, X-Plan], subject: X-User, tell: [method, uri, host, client], send: [X-Tenant]"
         ours = start(echo_upstream, route_filters=bearer(f"{{forward_auth: {{endpoint: {endpoint}, {terms}}}}}"))
         theirs = start(echo_upstream, route_filters=bearer(f"{{forward_auth: {{endpoint: {endpoint}, refusal: theirs}}}}"))
-        answer = ask(ours, "yes", "127.0.0.9", headers=[("X-User", "root"), ("X-Plan", "root"), ("X-Tenant", "t1")])
+        answer = send_request(ours, "yes", "127.0.0.9", headers=[("X-User", "root"), ("X-Plan", "root"), ("X-Tenant", "t1")])
         assert answer.status == 200 and (seen(answer, "x-user"), seen(answer, "x-plan"), seen(answer, "x-other")) == (["dave"], ["gold"], [])
         got = dict(service.requests[0]["headers"])
         assert (service.requests[0]["method"], service.requests[0]["target"]) == ("GET", "/verify")
         assert (got["x-forwarded-method"], got["x-forwarded-for"], got["x-tenant"]) == ("GET", "127.0.0.9", "t1")
-        assert ask(ours, "yes", "127.0.0.9", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 1, "the verdict is cached"
-        assert ask(ours, "yes", "127.0.0.8", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 2, "another token is another request"
-        assert ask(ours, "where", path="/v1/models?a=b").status == 200 and ask(ours, "where").status == 403
-        assert [ask(ours, token).status for token in ("deny", "no", "busy", "broken")] == [401, 401, 503, 503]
-        refused = ask(theirs, "deny")
+        assert send_request(ours, "yes", "127.0.0.9", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 1, "the verdict is cached"
+        assert send_request(ours, "yes", "127.0.0.8", headers=[("X-Tenant", "t1")]).status == 200 and len(service.requests) == 2, "another token is another request"
+        assert send_request(ours, "where", path="/v1/models?a=b").status == 200 and send_request(ours, "where").status == 403
+        assert [send_request(ours, token).status for token in ("deny", "no", "busy", "broken")] == [401, 401, 503, 503]
+        refused = send_request(theirs, "deny")
         assert (refused.status, refused.body, refused.header("www-authenticate")) == (402, b'{"why": "not paid"}', 'Bearer realm="x"')
         line = [line for line in ours.access_log() if line.get("subject")]
         assert line and line[0]["subject"] == "dave"
@@ -322,11 +322,11 @@ def test_modes_in_order_and_minted_tokens(start, echo_upstream, issuer):
     modes = [f"{{static: {{tokens: [{line}]}}}}", keys_of(issuer), introspection(issuer)]
     replica = start(echo_upstream, route_filters=bearer(*modes, more=", tell_upstream: {subject: X-User, scopes: X-Scopes}"))
     issuer.tokens["opaque"] = {"active": True, "username": "erin"}
-    answers = [ask(replica, each) for each in (token, issuer.token("first"), "opaque")]
+    answers = [send_request(replica, each) for each in (token, issuer.token("first"), "opaque")]
     assert [seen(answer, "x-user") for answer in answers] == [["ci"], ["alice"], ["erin"]]
     assert seen(answers[0], "x-scopes") == ["chat"]
     # The error comes from the mode that matched best.
-    expired = ask(replica, issuer.token("first", exp=int(time.time()) - 90))
+    expired = send_request(replica, issuer.token("first", exp=int(time.time()) - 90))
     assert expired.status == 401 and "expired" in expired.header("www-authenticate")
     everything = replica.stdout.read_text() + replica.stderr.read_text() + json.dumps(replica.metrics())
     for secret in (token, "s%cret", "opaque", issuer.token("first")[:40]):

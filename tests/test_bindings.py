@@ -18,7 +18,7 @@ from support.keylatch import BINARY, Keylatch, free_port, wait_for
 from support.load import background_load
 from support.postgres import Postgres
 from support.relay import Relay
-from support.stores import FREE, SECRET, ask, key_id, storage
+from support.stores import FREE, SECRET, send_request, key_id, storage
 from support.upstreams import Scripted, chunk, plain
 
 
@@ -29,19 +29,19 @@ def test_one_of_200_first_uses_over_three_replicas_binds(replicas):
         for round_number in range(50):
             key = f"sk-raced-{round_number:04}-abcdefgh"
             asked = [(three[n % 3], source) for n, source in enumerate(sources)]
-            statuses = list(pool.map(lambda one: ask(one[0], key, one[1], timeout=30).status, asked))
+            statuses = list(pool.map(lambda one: send_request(one[0], key, one[1], timeout=30).status, asked))
             assert sorted(statuses) == [200] + [403] * 199, round_number
             winner = sources[statuses.index(200)]
-            assert [ask(replica, key, winner).status for replica in three] == [200] * 3
+            assert [send_request(replica, key, winner).status for replica in three] == [200] * 3
             loser = sources[statuses.index(403)]
-            assert [ask(replica, key, loser).status for replica in three] == [403] * 3
+            assert [send_request(replica, key, loser).status for replica in three] == [403] * 3
 
 
 def test_changes_take_effect_on_every_replica_under_load(replicas, database):
     three = replicas()
     keys = [f"sk-changed-{n:04}-abcdefgh" for n in range(12)]
     for key in keys:
-        assert [ask(replica, key).status for replica in three] == [200] * 3
+        assert [send_request(replica, key).status for replica in three] == [200] * 3
     ids = {}
     for key in keys:
         shown = three[0].command("bindings", "list", "--json", "--limit", "1000")
@@ -53,7 +53,7 @@ def test_changes_take_effect_on_every_replica_under_load(replicas, database):
     def load(stop, replica):
         while not stop.is_set():
             for key in keys:
-                ask(replica, key)
+                send_request(replica, key)
 
     delays = []
     with background_load(load, [(replica,) for replica in three * 2]):
@@ -64,7 +64,7 @@ def test_changes_take_effect_on_every_replica_under_load(replicas, database):
             began = time.monotonic()
             for replica in three:
                 def refused():
-                    listed = [ask(replica, key).status for key in keys]
+                    listed = [send_request(replica, key).status for key in keys]
                     return listed.count(403) == number + 1
                 wait_for(refused, "the change takes effect", 5)
             delays.append(time.monotonic() - began)
@@ -76,24 +76,24 @@ def test_the_commands_for_bindings(replicas, database, start, echo_upstream):
     sqlite = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}")
     for replica in (*replicas(1), sqlite):
         run = lambda *arguments: replica.command("bindings", *arguments)  # noqa: E731
-        assert ask(replica, "sk-operated-0001-abcdefgh").status == 200
+        assert send_request(replica, "sk-operated-0001-abcdefgh").status == 200
         short = key_id(replica, "sk-operated-0001-abcdefgh")
         listed = run("list").stdout
         assert short in listed and "sk-…efgh" in listed and "127.0.0.1/32" in listed
         row = json.loads(run("show", short).stdout)
         assert (row["rule"], row["made_by"], row["networks"]) == ("single", "first_use", ["127.0.0.1/32"])
         assert json.loads(run("ban", short).stdout)["banned"] is True
-        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh").status == 403, "the ban takes effect", 3)
+        wait_for(lambda: send_request(replica, "sk-operated-0001-abcdefgh").status == 403, "the ban takes effect", 3)
         assert run("list", "--banned").stdout.count("\n") == 2
         assert json.loads(run("unban", short).stdout)["banned"] is False
         changed = run("set", short, "--network", "127.0.0.2", "--network", "127.0.1.0/24", "--note", "home", "--label", "team-a")
         assert json.loads(changed.stdout)["rule"] == "multiple", changed.stderr
-        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.1.9").status == 200, "the change takes effect", 3)
-        assert ask(replica, "sk-operated-0001-abcdefgh").status == 403
+        wait_for(lambda: send_request(replica, "sk-operated-0001-abcdefgh", "127.0.1.9").status == 200, "the change takes effect", 3)
+        assert send_request(replica, "sk-operated-0001-abcdefgh").status == 403
         assert run("list", "--label", "team-a", "--address", "127.0.1.77").stdout.count("\n") == 2
         assert run("list", "--address", "127.0.2.1").stdout == ""
         assert run("unbind", short).returncode == 0
-        wait_for(lambda: ask(replica, "sk-operated-0001-abcdefgh", "127.0.0.3").status == 200, "the key is bound again", 3)
+        wait_for(lambda: send_request(replica, "sk-operated-0001-abcdefgh", "127.0.0.3").status == 200, "the key is bound again", 3)
 
         # The audit log shows actor, action, address, and the values before and after.
         audited = [json.loads(line) for line in run("audit", "--json").stdout.splitlines()]
@@ -118,16 +118,16 @@ def test_the_commands_for_bindings(replicas, database, start, echo_upstream):
             assert shown["networks"] == ["127.0.0.3/32"] and shown["created"] == "2025-03-01T12:00:00Z" < shown["last_used"]
         (replica.folder / "keys.csv").write_text("key,networks,labels\nsk-imported-0001-abcdefgh,127.0.0.4 127.0.0.5,new\n")
         assert run("import", str(replica.folder / "keys.csv")).returncode == 0
-        assert ask(replica, "sk-imported-0001-abcdefgh", "127.0.0.5").status == 200
-        assert ask(replica, "sk-imported-0001-abcdefgh", "127.0.0.6").status == 403
+        assert send_request(replica, "sk-imported-0001-abcdefgh", "127.0.0.5").status == 200
+        assert send_request(replica, "sk-imported-0001-abcdefgh", "127.0.0.6").status == 403
         assert "sk-imported" not in run("export").stdout
 
         # A key that leaked before its first use.
         unused = replica.command("bindings", "ban", "-", stdin="sk-unused-0001-abcdefgh")
         assert "was not bound" in unused.stderr and json.loads(unused.stdout)["banned"] is True
-        assert ask(replica, "sk-unused-0001-abcdefgh").status == 403
+        assert send_request(replica, "sk-unused-0001-abcdefgh").status == 403
         assert run("unbind", json.loads(unused.stdout)["key_id"]).returncode == 0
-        wait_for(lambda: ask(replica, "sk-unused-0001-abcdefgh").status == 200, "the key is bound", 3)
+        wait_for(lambda: send_request(replica, "sk-unused-0001-abcdefgh").status == 200, "the key is bound", 3)
 
         for arguments, says in [
             (("show", "zz"), "not a key id"),
@@ -156,26 +156,26 @@ def test_keys_refused_by_the_upstream_are_not_bound(start, database):
         for kind in (storage(database), "{sqlite: {path: t.db, flush_every: 100ms}}"):
             replica = start(upstream, route_filters="      - key_binding: {new_keys_per_client: 30/h}", secrets=SECRET, storage=kind)
             listed = lambda: replica.command("bindings", "list", "--json").stdout.splitlines()  # noqa: E731
-            assert ask(replica, "sk-good-0001-abcdefgh").status == 200
+            assert send_request(replica, "sk-good-0001-abcdefgh").status == 200
             wait_for(lambda: [json.loads(line)["confirmed"] for line in listed()] == [True], "the upstream's word is written")
             for n in range(20):
-                assert ask(replica, f"sk-bad-{n:04}-abcdefgh").status == 401
+                assert send_request(replica, f"sk-bad-{n:04}-abcdefgh").status == 401
             wait_for(lambda: len(listed()) == 1, "made-up keys are gone")
             # The limit of new keys per client does not count known keys.
-            answers = [ask(replica, f"sk-bad-{n:04}-abcdefgh") for n in range(20, 40)]
+            answers = [send_request(replica, f"sk-bad-{n:04}-abcdefgh") for n in range(20, 40)]
             refused = [answer for answer in answers if answer.status == 429]
             assert len(refused) == 11 and int(refused[0].header("retry-after")) > 60
-            assert ask(replica, "sk-good-0001-abcdefgh").status == 200
-            assert ask(replica, "sk-bad-9999-abcdefgh", "127.0.0.9").status == 401, "another client has its own limit"
+            assert send_request(replica, "sk-good-0001-abcdefgh").status == 200
+            assert send_request(replica, "sk-bad-9999-abcdefgh", "127.0.0.9").status == 401, "another client has its own limit"
 
 
 def test_all_spellings_of_a_key_are_one_key(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}", secrets="{key_form: new_api}")
     stolen = "sk-AAAAbbbbCCCCddddEEEE"
-    assert ask(replica, stolen).status == 200
+    assert send_request(replica, stolen).status == 200
     for spelt in (stolen, stolen[3:], stolen + "-7", stolen[3:] + "-7-x"):
-        assert ask(replica, spelt, "127.0.0.2").status == 403, spelt
-        assert ask(replica, spelt).status == 200, spelt
+        assert send_request(replica, spelt, "127.0.0.2").status == 403, spelt
+        assert send_request(replica, spelt).status == 200, spelt
     for headers in (
         [("Sec-WebSocket-Protocol", f"realtime, openai-insecure-api-key.{stolen}")],
         [("mj-api-secret", stolen)],
@@ -183,9 +183,9 @@ def test_all_spellings_of_a_key_are_one_key(start, echo_upstream):
     ):
         assert raw.request(replica.port, headers=headers, source="127.0.0.2").status == 403, headers
         # A request with two keys must not be judged by one and served by the other.
-        assert ask(replica, "sk-mine-abcdefgh", "127.0.0.2", headers=headers).status == 400, headers
+        assert send_request(replica, "sk-mine-abcdefgh", "127.0.0.2", headers=headers).status == 400, headers
     own = start(echo_upstream, route_filters="      - key_binding: {from: [authorization]}")
-    answer = ask(own, "sk-mine-abcdefgh", headers=[("Sec-WebSocket-Protocol", f"realtime, openai-insecure-api-key.{stolen}"), ("mj-api-secret", stolen)])
+    answer = send_request(own, "sk-mine-abcdefgh", headers=[("Sec-WebSocket-Protocol", f"realtime, openai-insecure-api-key.{stolen}"), ("mj-api-secret", stolen)])
     assert answer.status == 200 and stolen not in answer.body.decode(), "fields that are not read do not reach the upstream"
     # A database works with one form of key ids.
     replica.stop()
@@ -205,7 +205,7 @@ def test_an_early_stream_header_does_not_confirm_a_key(start, database, before_h
     with Scripted(slow) as upstream:
         replica = start(upstream, route_filters=policy, secrets=SECRET, storage=storage(database))
         for n in range(5):
-            ask(replica, f"sk-made-up-{n}-abcdefgh", headers=[("Accept", "text/event-stream")], method="POST", body=b"{}")
+            send_request(replica, f"sk-made-up-{n}-abcdefgh", headers=[("Accept", "text/event-stream")], method="POST", body=b"{}")
         wait_for(lambda: replica.command("bindings", "list").stdout == "", "no made-up key stays bound")
 
 
@@ -213,15 +213,15 @@ def test_a_ban_just_before_a_database_outage_holds(replicas, database):
     """Also with `on_store_failure: open`: a changed row must be read again, and while it cannot be read the key is refused."""
     policy = "      - key_binding: {new_keys_per_client: 1000000/s, on_store_failure: open}"
     (replica,) = replicas(1, route_filters=policy)
-    assert ask(replica, "sk-banned-1-abcdefgh").status == 200
+    assert send_request(replica, "sk-banned-1-abcdefgh").status == 200
     database.psql("UPDATE bindings SET banned = true")
     # Time for the notification: a request that showed its arrival would itself read the change.
     time.sleep(0.3)
     database.kill()
     try:
-        answers = {ask(replica, "sk-banned-1-abcdefgh", source).status for source in ("127.0.0.1", "127.0.0.2") for _ in range(3)}
+        answers = {send_request(replica, "sk-banned-1-abcdefgh", source).status for source in ("127.0.0.1", "127.0.0.2") for _ in range(3)}
         assert 200 not in answers, answers
-        assert ask(replica, "sk-unknown-abcdefgh").status == 200
+        assert send_request(replica, "sk-unknown-abcdefgh").status == 200
     finally:
         database.start()
 
@@ -244,7 +244,7 @@ def test_streams_of_banned_keys_end_after_a_database_outage(start, database):
             relay.away(True)
             # Until the circuit breaker is open.
             for n in range(8):
-                ask(replica, f"sk-meanwhile-{n}-abcdefgh", timeout=20)
+                send_request(replica, f"sk-meanwhile-{n}-abcdefgh", timeout=20)
             database.psql("UPDATE bindings SET banned = true")
             assert stream.poll() is None
             relay.away(False)
@@ -257,10 +257,10 @@ def test_streams_of_banned_keys_end_after_a_database_outage(start, database):
 def test_enrolment_of_known_keys_only_or_until_a_date(start, database, echo_upstream):
     for enrol, expected in [("known_only", 403), ('{window: {until: "2020-01-01T00:00:00Z"}}', 403), ('{window: {until: "2999-01-01T00:00:00Z"}}', 200)]:
         replica = start(echo_upstream, route_filters=f"      - key_binding: {{enrol: {enrol}}}", secrets=SECRET, storage=storage(database))
-        assert ask(replica, f"sk-unknown-{expected}").status == expected, enrol
+        assert send_request(replica, f"sk-unknown-{expected}").status == expected, enrol
         (replica.folder / "keys.jsonl").write_text('{"key": "sk-known-abcdefghijkl", "networks": ["127.0.0.1"]}')
         assert replica.command("bindings", "import", "keys.jsonl").returncode == 0
-        assert ask(replica, "sk-known-abcdefghijkl").status == 200
+        assert send_request(replica, "sk-known-abcdefghijkl").status == 200
 
 
 def test_concurrent_first_uses_fill_a_roaming_binding(start, echo_upstream):
@@ -271,7 +271,7 @@ def test_concurrent_first_uses_fill_a_roaming_binding(start, echo_upstream):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         for number in range(40):
             key = f"sk-roaming-race-{number:04}"
-            statuses = list(pool.map(lambda source: ask(replica, key, source).status, sources))
+            statuses = list(pool.map(lambda source: send_request(replica, key, source).status, sources))
             assert sorted(statuses) == [200] * 3 + [403] * 13, key
 
 
@@ -281,7 +281,7 @@ def test_clients_that_move_between_networks(replicas, start, echo_upstream):
     sqlite = start(echo_upstream, route_filters=roaming, storage="{sqlite: {path: t.db}}")
     one, two = replicas(2, route_filters=roaming)
     for here, there in ((one, two), (sqlite, sqlite)):
-        used = [ask(replica, "sk-moving-0001-abcdefgh", f"127.0.0.{n}").status for n in (1, 2, 3, 1, 2) for replica in (here, there)]
+        used = [send_request(replica, "sk-moving-0001-abcdefgh", f"127.0.0.{n}").status for n in (1, 2, 3, 1, 2) for replica in (here, there)]
         assert used == [200, 200, 200, 200, 403, 403, 200, 200, 200, 200]
         row = json.loads(here.command("bindings", "list", "--json").stdout)
         assert (row["rule"], row["networks_max"], row["window"]) == ("roaming", 2, "1h")
@@ -289,8 +289,8 @@ def test_clients_that_move_between_networks(replicas, start, echo_upstream):
         exported = here.command("bindings", "export", "--format", "csv").stdout
         (here.folder / "moved.csv").write_text(exported.replace("127.0.0.2/32", "127.0.0.4/32"))
         assert here.command("bindings", "import", "moved.csv").returncode == 0
-        wait_for(lambda: ask(there, "sk-moving-0001-abcdefgh", "127.0.0.2").status == 403, "the change takes effect", 3)  # noqa: B023
-        assert ask(there, "sk-moving-0001-abcdefgh", "127.0.0.4").status == 200
+        wait_for(lambda: send_request(there, "sk-moving-0001-abcdefgh", "127.0.0.2").status == 403, "the change takes effect", 3)  # noqa: B023
+        assert send_request(there, "sk-moving-0001-abcdefgh", "127.0.0.4").status == 200
 
 
 @pytest.mark.parametrize("how", ["kill", "pause"])
@@ -298,20 +298,20 @@ def test_a_database_outage_and_recovery(replicas, database, how):
     policy = "      - key_binding: {new_keys_per_client: 1000000/s, on_store_failure: %s}"
     closed, opened = replicas(1, route_filters=policy % "closed") + replicas(1, route_filters=policy % "open")
     for replica in (closed, opened):
-        assert ask(replica, "sk-known-0001-abcdefgh").status == 200
-        assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+        assert send_request(replica, "sk-known-0001-abcdefgh").status == 200
+        assert send_request(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
     wrong, slow = [], []
 
     def load(stop, number):
         while not stop.is_set():
             for source, expected in (("127.0.0.1", {200}), ("127.0.0.2", {403})):
                 began = time.monotonic()
-                status = ask(closed, "sk-known-0001-abcdefgh", source).status
+                status = send_request(closed, "sk-known-0001-abcdefgh", source).status
                 slow.append(time.monotonic() - began)
                 if status not in expected:
                     wrong.append((source, status))
             began = time.monotonic()
-            status = ask(closed, f"sk-new-{number}-{time.monotonic_ns()}", "127.0.0.3").status
+            status = send_request(closed, f"sk-new-{number}-{time.monotonic_ns()}", "127.0.0.3").status
             slow.append(time.monotonic() - began)
             if status not in (200, 503):
                 wrong.append(("new", status))
@@ -319,20 +319,20 @@ def test_a_database_outage_and_recovery(replicas, database, how):
     with background_load(load, [(number,) for number in range(8)]):
         wait_for(lambda: len(slow) > 100, "load on a working store")
         database.kill() if how == "kill" else database.pause()
-        wait_for(lambda: ask(closed, f"sk-new-{time.monotonic_ns()}").status == 503, "unknown keys are refused")
-        answer = ask(closed, "sk-new-while-away")
+        wait_for(lambda: send_request(closed, f"sk-new-{time.monotonic_ns()}").status == 503, "unknown keys are refused")
+        answer = send_request(closed, "sk-new-while-away")
         assert answer.status == 503 and answer.header("retry-after") == "1"
-        assert ask(opened, "sk-new-while-away").status == 200
+        assert send_request(opened, "sk-new-while-away").status == 200
         marked = lambda: [line for line in opened.access_log() if line.get("let_through") == ["key_binding"]]
         assert wait_for(marked, "the access line is written")[-1]["status"] == 200
-        assert ask(opened, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403, "`open` admits no address that a known binding excludes"
+        assert send_request(opened, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403, "`open` admits no address that a known binding excludes"
         wait_for(lambda: closed.health("ready")[0] == 503, "readiness shows the outage")
         wait_for(lambda: closed.metrics()["keylatch_store_away"] == 1, "the metric shows the outage")
         # Load during the outage, for longer than a refusal may reuse a row that was read, 1 s.
         time.sleep(2)
         database.start() if how == "kill" else database.resume()
         began = time.monotonic()
-        wait_for(lambda: ask(closed, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound again")
+        wait_for(lambda: send_request(closed, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound again")
         # The longest pause of the circuit breaker is 2 s; the rest is room for a busy machine.
         assert time.monotonic() - began < 5
         wait_for(lambda: closed.health("ready")[0] == 200, "readiness shows the recovery")
@@ -348,24 +348,24 @@ def test_dead_database_connections(start, echo_upstream, database):
         replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=via)
         other = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(database))
         for number in range(8):
-            assert ask(replica, f"sk-frozen-{number:04}-abcdefgh").status == 200
+            assert send_request(replica, f"sk-frozen-{number:04}-abcdefgh").status == 200
             relay.freeze()
-            wait_for(lambda: ask(replica, f"sk-after-{time.monotonic_ns()}").status == 200, "requests succeed again", 8)
-        assert ask(replica, "sk-frozen-0000-abcdefgh").status == 200
+            wait_for(lambda: send_request(replica, f"sk-after-{time.monotonic_ns()}").status == 200, "requests succeed again", 8)
+        assert send_request(replica, "sk-frozen-0000-abcdefgh").status == 200
         relay.freeze()
         # Notifications lost with the connection are made up for when the listener detects its dead connection.
         row = [json.loads(line) for line in other.command("bindings", "list", "--json", "--limit", "1000").stdout.splitlines()]
         frozen = other.command("bindings", "ban", "-", stdin="sk-frozen-0000-abcdefgh")
         assert frozen.returncode == 0 and len(row) > 8, frozen.stderr
-        wait_for(lambda: ask(replica, "sk-frozen-0000-abcdefgh").status == 403, "the ban takes effect", 15)
+        wait_for(lambda: send_request(replica, "sk-frozen-0000-abcdefgh").status == 403, "the ban takes effect", 15)
         wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready")
 
 
 def test_write_behind_is_flushed_at_a_stop(replicas, database):
     one, other = replicas(2, more=", replica: edge")
     for n in range(50):
-        assert ask(one, "sk-counted-0001-abcdefgh").status == 200
-        assert ask(one, "sk-counted-0001-abcdefgh", "127.0.0.2").status == 403
+        assert send_request(one, "sk-counted-0001-abcdefgh").status == 200
+        assert send_request(one, "sk-counted-0001-abcdefgh", "127.0.0.2").status == 403
     one.stop()
     counted = "SELECT sum(count), count(*) <= 2, min(replica), min(array_to_string(networks, ',')) FROM intercepts"
     assert database.psql(counted) == "50|t|edge|127.0.0.1/32"
@@ -415,24 +415,24 @@ def test_streams_of_a_key_that_is_banned_end_on_every_replica(start, database, h
 def test_a_secret_is_rotated(replicas, database, tmp_path):
     (old,) = replicas(1)
     for key in ("sk-rotated-0001-abcdefgh", "sk-rotated-0002-abcdefgh"):
-        assert ask(old, key).status == 200
+        assert send_request(old, key).status == 200
     old.stop()
     (tmp_path / "old").write_text("0123456789abcdef0123456789abcdef\n")
     fresh = "{key_hmac: ffffffffffffffffffffffffffffffff, previous: [file:%s]}" % (tmp_path / "old")
     new, other = replicas(2, secrets=fresh)
-    assert [ask(replica, "sk-rotated-0001-abcdefgh", "127.0.0.2").status for replica in (new, other)] == [403] * 2
-    assert [ask(replica, "sk-rotated-0001-abcdefgh").status for replica in (new, other)] == [200] * 2
+    assert [send_request(replica, "sk-rotated-0001-abcdefgh", "127.0.0.2").status for replica in (new, other)] == [403] * 2
+    assert [send_request(replica, "sk-rotated-0001-abcdefgh").status for replica in (new, other)] == [200] * 2
     with concurrent.futures.ThreadPoolExecutor(40) as pool:
         asked = [(replica, source) for replica in (new, other) for source in ("127.0.0.1", "127.0.0.2") * 10]
-        statuses = list(pool.map(lambda one: ask(one[0], "sk-rotated-0002-abcdefgh", one[1]).status, asked))
+        statuses = list(pool.map(lambda one: send_request(one[0], "sk-rotated-0002-abcdefgh", one[1]).status, asked))
     assert statuses == [200, 403] * 20
-    assert ask(new, "sk-fresh-00001-abcdefgh").status == 200
+    assert send_request(new, "sk-fresh-00001-abcdefgh").status == 200
     assert database.psql("SELECT count(*) FROM bindings") == "3"
     short = key_id(new, "sk-rotated-0001-abcdefgh")
     other.stop()
     other.write(secrets="{key_hmac: ffffffffffffffffffffffffffffffff}")
     other.start()
-    assert ask(other, "sk-rotated-0001-abcdefgh", "127.0.0.2").status == 403
+    assert send_request(other, "sk-rotated-0001-abcdefgh", "127.0.0.2").status == 403
     assert new.command("bindings", "list").stdout.count("\n") == 4 and short
     with pytest.raises(AssertionError, match="another secrets.key_hmac"):
         replicas(1)
@@ -441,7 +441,7 @@ def test_a_secret_is_rotated(replicas, database, tmp_path):
 
 def test_the_next_secret_is_created_and_replaces_the_first(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}")
-    assert ask(replica, "sk-rotated-1-abcdefgh").status == 200
+    assert send_request(replica, "sk-rotated-1-abcdefgh").status == 200
     said = replica.command("secret", "rotate")
     assert said.returncode == 0, said.stderr
     made = replica.folder / "t.db.secret.next"
@@ -453,7 +453,7 @@ def test_the_next_secret_is_created_and_replaces_the_first(start, echo_upstream)
     key, previous = re.search(r"key_hmac: (\S+)", said.stdout)[1], re.search(r"previous: (\[.*\])", said.stdout)[1]
     replica.write(secrets=f"{{key_hmac: {key}, previous: {previous}}}")
     replica.start()
-    assert ask(replica, "sk-rotated-1-abcdefgh", "127.0.0.2").status == 403 and ask(replica, "sk-rotated-1-abcdefgh").status == 200
+    assert send_request(replica, "sk-rotated-1-abcdefgh", "127.0.0.2").status == 403 and send_request(replica, "sk-rotated-1-abcdefgh").status == 200
     # With a configured secret file, the next secret is created beside it.
     assert replica.command("secret", "rotate").returncode == 0 and (replica.folder / "t.db.secret.next.next").exists()
 
@@ -480,7 +480,7 @@ def test_postgres_over_tls_is_verified(start, echo_upstream, tmp_path):
             store = storage(server, f", tls: {mode}, ca_file: {ca}")
             if fine:
                 replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=store)
-                assert ask(replica, "sk-over-tls-abcdefgh").status == 200
+                assert send_request(replica, "sk-over-tls-abcdefgh").status == 200
                 assert server.psql("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'keylatch'") in ("t", "")
             else:
                 with pytest.raises(AssertionError, match="certificate|TLS|tls"):
@@ -491,7 +491,7 @@ def test_commands_find_keys_under_the_previous_secret(replicas, database):
     old, new = "{key_hmac: 0123456789abcdef0123456789abcdef}", "{key_hmac: fedcba9876543210fedcba9876543210, previous: [0123456789abcdef0123456789abcdef]}"
     (replica,) = replicas(1, secrets=old)
     for key in ("sk-leaked-01-abcdefgh", "sk-banned-01-abcdefgh"):
-        assert ask(replica, key).status == 200
+        assert send_request(replica, key).status == 200
     assert replica.command("bindings", "ban", "-", stdin="sk-banned-01-abcdefgh").returncode == 0
     replica.stop()
     replica.write(secrets=new)
@@ -499,14 +499,14 @@ def test_commands_find_keys_under_the_previous_secret(replicas, database):
     # Neither key was used since the rotation.
     assert replica.command("bindings", "ban", "-", stdin="sk-leaked-01-abcdefgh").returncode == 0
     assert replica.command("bindings", "set", "-", "--network", "127.0.0.9", stdin="sk-banned-01-abcdefgh").returncode == 0
-    assert ask(replica, "sk-leaked-01-abcdefgh").status == 403
-    assert ask(replica, "sk-banned-01-abcdefgh", "127.0.0.9").status == 403, "a ban under the old key id holds"
+    assert send_request(replica, "sk-leaked-01-abcdefgh").status == 403
+    assert send_request(replica, "sk-banned-01-abcdefgh", "127.0.0.9").status == 403, "a ban under the old key id holds"
     assert database.psql("SELECT count(*) FROM bindings") == "2"
 
 
 def test_commands_create_no_sqlite_database(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db}}")
-    assert ask(replica, "sk-here-0001-abcdefgh").status == 200
+    assert send_request(replica, "sk-here-0001-abcdefgh").status == 200
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "keylatch.yaml").write_text(replica.path.read_text())
@@ -520,13 +520,13 @@ def test_commands_create_no_sqlite_database(start, echo_upstream, tmp_path):
     replica.stop()
     replica.path.write_text(running)
     replica.start()
-    assert ask(replica, "sk-here-0001-abcdefgh").status == 200
+    assert send_request(replica, "sk-here-0001-abcdefgh").status == 200
     too_many = ["--rule", "roaming", "--networks-max", "1", "--window", "1h", "--network", "10.0.0.1", "--network", "10.0.0.2"]
     said = replica.command("bindings", "set", "-", *too_many, stdin="sk-here-0001-abcdefgh")
     assert said.returncode == 1 and "more than the 1" in said.stderr
     said = replica.command("bindings", "list", "--limit", "1")
     assert said.returncode == 0 and said.stderr == ""
-    assert ask(replica, "sk-here-0002-abcdefgh").status == 200
+    assert send_request(replica, "sk-here-0002-abcdefgh").status == 200
     said = replica.command("bindings", "list", "--limit", "1")
     assert said.returncode == 0 and "there are more" in said.stderr and len(said.stdout.splitlines()) == 2
 
@@ -558,7 +558,7 @@ def test_failed_starts_say_what_to_do(start, database, echo_upstream, server, mo
         with monkeypatch.context() as patched:
             patched.setattr(Keylatch, "_listens", lambda self: self.health("live")[0] == 200)
             replica = start(echo_upstream, secrets=SECRET, storage=storage(database), route_filters=FREE)
-        assert ask(replica, "sk-new").status == 503 and replica.health("ready")[0] == 503
+        assert send_request(replica, "sk-new").status == 503 and replica.health("ready")[0] == 503
         replica.stop()
         assert "read-only transaction" in replica.stdout.read_text()
         server.psql("SET default_transaction_read_only = off", "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")

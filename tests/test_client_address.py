@@ -135,19 +135,19 @@ def test_workers_of_two_zones_are_two_clients(start, echo_upstream):
     )
     worker = ("CF-Connecting-IP", "2a06:98c0:3600::103")
 
-    def ask(key, *fields):
+    def send_request(key, *fields):
         return raw.request(keylatch.port, headers=[raw.key(key), *fields])
 
-    own = ask("sk-1", worker, ("CF-Worker", "own.example"))
+    own = send_request("sk-1", worker, ("CF-Worker", "own.example"))
     line = line_of(keylatch, own)
     assert own.status == 200 and line["client_source"] == "cf-worker" and line["client"].startswith("2a06:98c7:")
-    assert ask("sk-1", worker, ("CF-Worker", "OWN.example")).status == 200
+    assert send_request("sk-1", worker, ("CF-Worker", "OWN.example")).status == 200
     for other in ([("CF-Worker", "other.example")], [], [("CF-Worker", "own.example"), ("CF-Worker", "other.example")]):
-        assert ask("sk-1", worker, *other).status == 403, other
+        assert send_request("sk-1", worker, *other).status == 403, other
     # Other clients can write the field too, so it does not count from them.
-    assert ask("sk-2", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 200
-    assert ask("sk-2", ("CF-Connecting-IP", "203.0.113.6"), ("CF-Worker", "own.example")).status == 403
-    assert ask("sk-1", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 403
+    assert send_request("sk-2", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 200
+    assert send_request("sk-2", ("CF-Connecting-IP", "203.0.113.6"), ("CF-Worker", "own.example")).status == 403
+    assert send_request("sk-1", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 403
 
 
 @pytest.mark.parametrize("limit", [

@@ -288,12 +288,12 @@ def test_anthropic_before_headers(start, demo):
 
 def test_an_event_source_sees_no_frames(start, demo):
     keylatch = start(demo, route_filters=chain())
-    ask = {"json": {"model": "demo", "messages": ASK, "stream": True}, "headers": {"Authorization": "Bearer sk-es"}}
+    send_request = {"json": {"model": "demo", "messages": ASK, "stream": True}, "headers": {"Authorization": "Bearer sk-es"}}
     with httpx.Client(trust_env=False, timeout=20) as client:
-        with httpx_sse.connect_sse(client, "POST", keylatch.url("/v1/chat/completions?pause=1s"), **ask) as source:
+        with httpx_sse.connect_sse(client, "POST", keylatch.url("/v1/chat/completions?pause=1s"), **send_request) as source:
             events = [event.data for event in source.iter_sse()]
         assert frames(keylatch) >= 2
-        with httpx_sse.connect_sse(client, "POST", f"http://127.0.0.1:{demo}/v1/chat/completions", **ask) as source:
+        with httpx_sse.connect_sse(client, "POST", f"http://127.0.0.1:{demo}/v1/chat/completions", **send_request) as source:
             direct = [event.data for event in source.iter_sse()]
     assert events == direct and len(events) == 10 and events[-1] == "[DONE]"
     assert source.response.headers["content-type"].startswith("text/event-stream")
@@ -329,18 +329,18 @@ def test_curl_streams_with_frames(start, demo, version):
 def test_curl_before_headers(start, demo, version):
     keylatch = start(demo, route_filters=chain("200ms", before_headers="200ms"))
 
-    def ask(wishes):
+    def send_request(wishes):
         url = keylatch.url(f"/v1/chat/completions?{wishes}")
         done = subprocess.run([*CURL, version, "-d", BODY, url], capture_output=True, timeout=30, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    body = ask("wait=700ms")
+    body = send_request("wait=700ms")
     assert body.startswith(FRAME + b"\n" + FRAME) and dialects(body) == WORDS
     assert body.count(FRAME) == frames(keylatch)
-    failed = ask("wait=500ms&status=500")
+    failed = send_request("wait=500ms&status=500")
     assert failed.replace(FRAME + b"\n", b"").startswith(b'data: {"error":{') and failed.endswith(b"}\n\n")
-    died = ask("die=3")
+    died = send_request("die=3")
     assert [line[:16] for line in died.split(b"\n\n") if line][-1] == b'data: {"error":{'
     none_open(keylatch)
 
@@ -530,7 +530,7 @@ class Http2:
     def flush(self):
         self.socket.sendall(self.http2.data_to_send())
 
-    def ask(self, path, *fields, body=b""):
+    def send_request(self, path, *fields, body=b""):
         """Sends a request; returns its stream id."""
         stream = self.http2.get_next_available_stream_id()
         head = [(":method", "POST" if body else "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", path), *fields]
@@ -607,7 +607,7 @@ def test_a_client_that_leaves_cancels_the_upstream_request(start, client_does, u
                 curl.stdout.close()
         else:
             client = Http2(keylatch.port)
-            stream = client.ask("/v1/stream", ("authorization", "Bearer sk-l"))
+            stream = client.send_request("/v1/stream", ("authorization", "Bearer sk-l"))
             client.read(stream, enough=b"first")
 
             def leave():
@@ -626,7 +626,7 @@ def test_a_client_that_leaves_cancels_the_upstream_request(start, client_does, u
         line = wait_for(keylatch.access_log, "access line")[0]
         assert line["status"] == 200 and line["path"] == "/v1/stream"
         if then:
-            plain = then.read(then.ask("/v1/x", ("authorization", "Bearer sk-l")))
+            plain = then.read(then.send_request("/v1/x", ("authorization", "Bearer sk-l")))
             assert json.loads(plain)["target"] == "/v1/x", "the other streams of the connection continue"
             then.close()
 
@@ -694,7 +694,7 @@ def test_streams_side_by_side_on_one_http2_connection(start, demo):
     keylatch = start(demo, route_filters=chain("100ms"))
     client = Http2(keylatch.port)
     fields = [("authorization", "Bearer sk-par"), ("content-type", "application/json")]
-    streams = [client.ask(f"/v1/chat/completions?pause={200 + 50 * n}ms", *fields, body=BODY.encode()) for n in range(8)]
+    streams = [client.send_request(f"/v1/chat/completions?pause={200 + 50 * n}ms", *fields, body=BODY.encode()) for n in range(8)]
     bodies = client.read_all(streams)
     client.close()
     assert [dialects(body) for body in bodies] == [WORDS] * 8
@@ -822,7 +822,7 @@ def test_a_client_that_does_not_read_is_closed(start, version):
             close = client.close
         else:
             http2 = Http2(keylatch.port)
-            http2.ask("/v1/stream", ("authorization", "Bearer sk-s"))
+            http2.send_request("/v1/stream", ("authorization", "Bearer sk-s"))
             close = http2.close
         try:
             while time.monotonic() < began + 6 and not ended:
@@ -853,7 +853,7 @@ def test_a_frame_larger_than_the_window_blocks_nothing(start, terms, least):
         client = Http2(keylatch.port, window=20)
         try:
             began = time.monotonic()
-            client.ask("/v1/stream", ("authorization", "Bearer sk-w"))
+            client.send_request("/v1/stream", ("authorization", "Bearer sk-w"))
             wait_for(lambda: ended, "the upstream's request ends", 3)
             assert least <= ended[0] - began <= 2.5
         finally:

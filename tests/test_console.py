@@ -17,7 +17,7 @@ from support import raw
 from support.admin import ENV, PASSWORD, signed_in
 from support.keylatch import ROOT, free_port, wait_for
 from support.provider import CLIENT, SECRET, Provider
-from support.stores import FREE, ask
+from support.stores import FREE, send_request
 
 KEY = "sk-console-01-abcdwxyz"
 CONSOLE = ROOT / "src" / "console"
@@ -184,7 +184,7 @@ def test_the_first_sign_in(start, echo_upstream, driver):
 
 
 def test_find_a_refused_key_allow_its_address_then_ban_it(browser, replica, driver):
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     browser.sign_in()
     browser.press("Bindings")
     browser.fill("Search", KEY + Keys.ENTER)
@@ -192,13 +192,13 @@ def test_find_a_refused_key_allow_its_address_then_ban_it(browser, replica, driv
     assert KEY not in driver.current_url and "127.0.0.2" in browser.text()
     browser.press("Allow 127.0.0.2")
     browser.sees("It may be used from 127.0.0.2.")
-    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "the added address is admitted", 3)
+    wait_for(lambda: send_request(replica, KEY, "127.0.0.2").status == 200, "the added address is admitted", 3)
     browser.sees("allowed")
     browser.press("Ban")
     browser.sees("Unban undoes it.")
     browser.press("Ban", "//dialog")
     browser.sees("It is refused from everywhere.")
-    wait_for(lambda: ask(replica, KEY).status == 403, "the banned key is refused", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 403, "the banned key is refused", 3)
     # Another operator saves first: the form keeps its input, and the other change is not overwritten.
     other = signed_in(replica)
     key_id = other.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
@@ -229,7 +229,7 @@ def test_find_a_refused_key_allow_its_address_then_ban_it(browser, replica, driv
     browser.sees("This key is not bound any more.")
     browser.sees("unbound by admin")
     driver.back()
-    assert ask(replica, KEY, "127.0.0.9").status == 200
+    assert send_request(replica, KEY, "127.0.0.9").status == 200
 
 
 def test_live_intercepts_and_bulk_changes_of_bindings(browser, replica, driver):
@@ -237,8 +237,8 @@ def test_live_intercepts_and_bulk_changes_of_bindings(browser, replica, driver):
     browser.press("Intercepts")
     browser.sees("Nothing was refused that fits.")
     for n in range(6):
-        assert ask(replica, f"sk-many-{n:04}-abcdefgh", f"127.0.3.{n}").status == 200
-    assert ask(replica, "sk-many-0000-abcdefgh", "127.0.4.1").status == 403
+        assert send_request(replica, f"sk-many-{n:04}-abcdefgh", f"127.0.3.{n}").status == 200
+    assert send_request(replica, "sk-many-0000-abcdefgh", "127.0.4.1").status == 403
     browser.press("1 new: show them")
     browser.sees("127.0.4.1")
     browser.press("Allow 127.0.4.1")
@@ -260,7 +260,7 @@ def test_live_intercepts_and_bulk_changes_of_bindings(browser, replica, driver):
 
 
 def test_a_pasted_key_is_found_from_every_field_and_is_in_no_url(browser, replica, driver):
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     other = signed_in(replica)
     key_id = other.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     wait_for(lambda: other.get("/logs").json()["items"], "the intercept is written")
@@ -310,7 +310,7 @@ def test_a_pasted_key_is_found_from_every_field_and_is_in_no_url(browser, replic
 
 def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver):
     """Browsers open at most six HTTP/1.1 connections to a server, and each tab would use one for events."""
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     browser.sign_in()
     browser.sees("Requests a second")
     first = driver.current_window_handle
@@ -329,7 +329,7 @@ def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver)
         driver.switch_to.window(first)
         browser.press("Intercepts")
         browser.sees("Live")
-        assert ask(replica, KEY, "127.0.0.2").status == 403
+        assert send_request(replica, KEY, "127.0.0.2").status == 403
         browser.sees("1 new: show them")
     finally:
         for tab in others:
@@ -340,7 +340,7 @@ def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver)
 
 def test_shadow_intercepts_are_labelled(start, echo_upstream, driver):
     shadowed = start(echo_upstream, route_filters="      - key_binding: {}\n        shadow: true", storage=STORE, env=ENV)
-    assert [ask(shadowed, KEY, source).status for source in ("127.0.0.1", "127.0.0.2")] == [200, 200]
+    assert [send_request(shadowed, KEY, source).status for source in ("127.0.0.1", "127.0.0.2")] == [200, 200]
     browser = Browser(driver, shadowed)
     browser.open()
     browser.sign_in()
@@ -354,16 +354,16 @@ def test_shadow_intercepts_are_labelled(start, echo_upstream, driver):
 
 
 def test_a_live_setting_and_a_broken_configuration(browser, replica):
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     browser.sign_in()
     browser.press("Settings")
     wait_for(fresh(lambda: browser.field("every request gets 503; streams that are open go on").click() or True), "the checkbox is set")
     browser.press("Save maintenance")
     browser.sees("Every request gets 503 on every replica until it is undone.")
-    assert ask(replica, KEY).status == 200, "no change before the confirmation"
+    assert send_request(replica, KEY).status == 200, "no change before the confirmation"
     browser.press("Save", "//dialog")
     browser.sees("maintenance was changed.")
-    wait_for(lambda: ask(replica, KEY).status == 503, "maintenance is on", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 503, "maintenance is on", 3)
     browser.sees("Maintenance: every request is refused")
     browser.fill("the audit is kept for so long", "1s")
     browser.press("Save retention.audit")
@@ -371,7 +371,7 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     browser.holds("the audit is kept for so long", "1s")
     browser.press("Undo maintenance")
     browser.sees("maintenance is the file's again.")
-    wait_for(lambda: ask(replica, KEY).status == 200, "maintenance is off", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 200, "maintenance is off", 3)
     text = replica.path.read_text()
     wrong = text.replace("client_ip", "client_pi")
     line = next(number for number, content in enumerate(wrong.splitlines(), 1) if "client_pi" in content)
@@ -392,7 +392,7 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
 
 
 def test_an_expired_session_and_an_unreachable_keylatch(browser, replica):
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     browser.sign_in()
     key_id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     browser.sees("Live")
@@ -474,7 +474,7 @@ def test_the_dashboard_shows_outages_first(start, driver):
 
 def test_both_languages_and_permitted_actions(browser, replica):
     admin = signed_in(replica)
-    admin.other("looker", "viewer")
+    admin.create_account("looker", "viewer")
     browser.sign_in("looker", "another-horse-battery")
     browser.sees("Requests a second")
     assert "Accounts" not in browser.text(), "actions without permission are hidden"
@@ -495,16 +495,16 @@ def test_both_languages_and_permitted_actions(browser, replica):
 
 def test_every_page_is_accessible(browser, replica, driver):
     """axe-core finds no violation on any page, in both themes and several widths, and no page is wider than the window."""
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     axe = Axe()
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
 
-    def look(what):
+    def check_page(what):
         found = [(one["id"], one["nodes"][0]["html"][:200]) for one in axe.run(driver, options=rules)["violations"] if one["impact"] in ("serious", "critical", "moderate")]
         assert found == [], what
         assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), f"{what} is too wide"
 
-    look("sign-in")
+    check_page("sign-in")
     browser.sign_in()
     browser.sees("Requests a second")
     key_id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
@@ -520,7 +520,7 @@ def test_every_page_is_accessible(browser, replica, driver):
                 wait_for(lambda: driver.find_elements(By.ID, "title") and "Loading…" not in browser.text(), f"{page} is there")
                 # axe measures colours, so transitions must have ended.
                 time.sleep(0.2)
-                look(f"{page} {theme} {width}")
+                check_page(f"{page} {theme} {width}")
                 assert not driver.find_elements(By.XPATH, "//*[@style and ancestor::main and not(ancestor::*[contains(@class, 'uplot')]) and not(contains(@class, 'uplot'))]"), "no inline styles"
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

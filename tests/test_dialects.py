@@ -84,7 +84,7 @@ def fields_of(dialect, case, cut):
     return {"X-Dialect": dialect.name, "X-Case": case, "X-Cut": cut, "Content-Type": "application/json", **dict(dialect.fields)}
 
 
-def ask(host, port, dialect, case, cut):
+def send_request(host, port, dialect, case, cut):
     connection = http.client.HTTPConnection(host, port, timeout=20)
     connection.request("POST", dialect.path, json.dumps(dialect.request), fields_of(dialect, case, cut))
     response = connection.getresponse()
@@ -126,11 +126,11 @@ class Matrix:
         """Starts every case."""
         for name, case, cut, kind in CASES_OF_CLIENTS:
             if kind == "direct":
-                way, place = ask, ("127.0.0.1", self.fake.port)
+                way, place = send_request, ("127.0.0.1", self.fake.port)
             elif kind == "http2":
                 way, place = ask_by_http2, (address("auto", case), self.keylatch.port)
             else:
-                way, place = ask, (address(kind, case), self.keylatch.port)
+                way, place = send_request, (address(kind, case), self.keylatch.port)
             self._start((name, case, cut, kind), way, *place, DIALECTS[name], case, cut)
         for name in [*sdks.PYTHON, *sdks.JAVASCRIPT]:
             for case in CASES_OF_LIBRARIES:
@@ -303,7 +303,7 @@ def test_a_long_body_with_the_stream_flag_first(matrix):
     """The body arrives in two pieces, with the flag `stream` in the first."""
     content = [{"role": "user", "content": "x" * 100_000}]
     dialect = dataclasses.replace(DIALECTS["openai"], request={"stream": True, "messages": content})
-    answer = ask(address("auto", "late_error"), matrix.keylatch.port, dialect, "late_error", "lines")
+    answer = send_request(address("auto", "late_error"), matrix.keylatch.port, dialect, "late_error", "lines")
     assert answer.status == 200 and error_contents(dialect, answer.events()[0]) == refusal(dialect)
 
 
@@ -319,7 +319,7 @@ def test_a_long_body_with_the_stream_flag_first(matrix):
 )
 def test_known_clients_get_their_own_frame(matrix, agent, frame):
     dialect = dataclasses.replace(DIALECTS["responses"], fields=(("User-Agent", agent),))
-    answer = ask(address("auto", "stream"), matrix.keylatch.port, dialect, "stream", "events")
+    answer = send_request(address("auto", "stream"), matrix.keylatch.port, dialect, "stream", "events")
     assert answer.events() == matrix["responses", "stream", "events", "direct"].events()
     others = {b"event: keepalive\n", b"\n\n\n", b": keep-alive\n"} - {frame, frame.rstrip(b"\n") + b"\n"}
     assert frame in answer.body and not any(other in answer.body for other in others)

@@ -12,7 +12,7 @@ import pytest
 
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect
-from support.tls import context, files, shake
+from support.tls import context, files, tls_connect
 from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
 from test_hostile_h2 import DATA, END_STREAM, GOAWAY, PREFACE, SETTINGS, fields, frame, headers
 
@@ -147,7 +147,7 @@ class Raw:
         self.connection, self.buffer = connection, b""
         connection.sendall(PREFACE + frame(SETTINGS))
 
-    def ask(self, path, stream):
+    def send_request(self, path, stream):
         self.connection.sendall(headers(fields(path=path), stream))
 
     def frames(self):
@@ -166,13 +166,13 @@ class Raw:
 @BOTH
 def test_goaway_follows_the_last_stream(begin, model, authority, tls):
     keylatch, _ = begin(tls)
-    with shake(keylatch.port, authority, alpn=["h2"]) if tls else connect(keylatch.port) as connection:
+    with tls_connect(keylatch.port, authority, alpn=["h2"]) if tls else connect(keylatch.port) as connection:
         client = Raw(connection)
-        client.ask("/v1/stream", 1)
+        client.send_request("/v1/stream", 1)
         frames = client.frames()
         next(seen for seen in frames if seen[0] == DATA)
         old = stop(keylatch)
-        client.ask("/v1/x", 3)
+        client.send_request("/v1/x", 3)
         seen = []
         for kind, flags, stream, payload in frames:
             seen.append((kind, stream, bool(flags & END_STREAM and kind == DATA), payload[4:8]))
@@ -197,7 +197,7 @@ def test_a_busy_connection_gets_goaway_at_the_deadline(begin, model):
     keylatch, _ = begin(False, drain="2s")
     with connect(keylatch.port) as connection:
         client = Raw(connection)
-        client.ask("/v1/stream", 1)
+        client.send_request("/v1/stream", 1)
         frames = client.frames()
         next(seen for seen in frames if seen[0] == DATA)
         old = stop(keylatch)
@@ -207,7 +207,7 @@ def test_a_busy_connection_gets_goaway_at_the_deadline(begin, model):
                 break
             # One more request after each event.
             if (kind, on) == (DATA, 1):
-                client.ask("/v1/x", stream)
+                client.send_request("/v1/x", stream)
                 stream += 2
         else:
             pytest.fail("the connection ended without GOAWAY")

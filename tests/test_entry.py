@@ -40,7 +40,7 @@ def v1(source):
 REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n"
 
 
-def ask(connection, *pieces):
+def send_request(connection, *pieces):
     """Sends the pieces separately, and reads one answer; `None` if there is none."""
     for piece in pieces:
         connection.sendall(piece)
@@ -68,26 +68,26 @@ def test_the_proxy_protocol_sets_the_client_address(serve, echo_upstream):
     ]:
         for pieces in ([header + REQUEST], [header, REQUEST], [header[:9], header[9:] + REQUEST[:5], REQUEST[5:]]):
             with connect(keylatch.port, "127.0.0.2") as connection:
-                assert forwarded(ask(connection, *pieces)) == named, (header, pieces)
+                assert forwarded(send_request(connection, *pieces)) == named, (header, pieces)
                 # The header counts for the whole connection, and only at its beginning.
-                assert forwarded(ask(connection, REQUEST)) == named
+                assert forwarded(send_request(connection, REQUEST)) == named
     # The named address may itself be a trusted proxy.
     trusting = serve(echo_upstream, {"proxy_protocol": ["127.0.0.2"]}, trusted="{networks: [203.0.113.7]}")
     with connect(trusting.port, "127.0.0.2") as connection:
-        assert forwarded(ask(connection, v1("203.0.113.7") + REQUEST)) == "9.9.9.9"
+        assert forwarded(send_request(connection, v1("203.0.113.7") + REQUEST)) == "9.9.9.9"
     with connect(trusting.port, "127.0.0.2") as connection:
-        assert forwarded(ask(connection, v1("203.0.113.9") + REQUEST)) == "203.0.113.9"
+        assert forwarded(send_request(connection, v1("203.0.113.9") + REQUEST)) == "203.0.113.9"
     before = len(echo_upstream.requests)
     # Untrusted peers may not send the header, and trusted peers must.
     with connect(keylatch.port, "127.0.0.3") as connection:
-        assert ask(connection, v1("203.0.113.7") + REQUEST)[0] == 400
+        assert send_request(connection, v1("203.0.113.7") + REQUEST)[0] == 400
     with connect(keylatch.port, "127.0.0.3") as connection:
-        assert forwarded(ask(connection, REQUEST)) == "127.0.0.3"
+        assert forwarded(send_request(connection, REQUEST)) == "127.0.0.3"
     for wrong in (REQUEST, v1("203.0.113.7")[:-2] + REQUEST, v1("nobody") + REQUEST, v1("203.0.113.7")[:20]):
         with connect(keylatch.port, "127.0.1.9") as connection:
-            assert ask(connection, wrong) is None
+            assert send_request(connection, wrong) is None
     with connect(keylatch.port, "127.0.1.9") as connection:
-        assert ask(connection, v1("203.0.113.7") * 2 + REQUEST)[0] == 400
+        assert send_request(connection, v1("203.0.113.7") * 2 + REQUEST)[0] == 400
     assert len(echo_upstream.requests) == before + 1
     metrics = keylatch.metrics()
     assert metrics['keylatch_gate_refusals_total{reason="proxy_protocol"}'] == 3
@@ -103,7 +103,7 @@ def test_before_tls_and_before_http2(serve, echo_upstream, tmp_path):
     with connect(keylatch.port, "127.0.0.2") as connection:
         connection.sendall(v2("203.0.113.7"))
         with context.wrap_socket(connection, server_hostname="api.test") as encrypted:
-            assert forwarded(ask(encrypted, REQUEST)) == "203.0.113.7"
+            assert forwarded(send_request(encrypted, REQUEST)) == "203.0.113.7"
     # The header and the first bytes of the handshake in one segment.
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = context.wrap_bio(incoming, outgoing, server_hostname="api.test")
@@ -129,12 +129,12 @@ def test_before_tls_and_before_http2(serve, echo_upstream, tmp_path):
 
 def test_the_origins_secret(serve, echo_upstream):
     keylatch = serve(echo_upstream, {"origin_secret": {"values": SECRETS}})
-    ask = lambda *secrets: request(keylatch.port, headers=[("X-Origin-Secret", secret) for secret in secrets])  # noqa: E731
+    send_request = lambda *secrets: request(keylatch.port, headers=[("X-Origin-Secret", secret) for secret in secrets])  # noqa: E731
     for secret in SECRETS:
-        answer = ask(secret)
+        answer = send_request(secret)
         assert answer.status == 200 and secret.encode() not in answer.body and b"origin-secret" not in answer.body.lower()
     for wrong in [(), ("",), ("0123456789abcdef",), (SECRETS[0] + "x",), (SECRETS[0][:-1],), tuple(SECRETS), (SECRETS[0], SECRETS[0])]:
-        answer = ask(*wrong)
+        answer = send_request(*wrong)
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (403, "origin_secret"), wrong
     assert request(keylatch.port, headers=[("X-Origin-Secret", SECRETS[0]), ("Connection", "x-origin-secret")]).status in (200, 400)
     assert not any("origin" in name for seen in echo_upstream.requests for name, _ in seen["headers"])
@@ -144,7 +144,7 @@ def test_the_origins_secret(serve, echo_upstream):
     # One of two secrets is removed, which takes effect for the next request.
     keylatch.path.write_text(keylatch.path.read_text().replace(json.dumps(SECRETS), json.dumps(SECRETS[1:])))
     assert keylatch.command("reload").returncode == 0
-    assert (ask(SECRETS[0]).status, ask(SECRETS[1]).status) == (403, 200)
+    assert (send_request(SECRETS[0]).status, send_request(SECRETS[1]).status) == (403, 200)
 
 
 def test_the_origin_secret_vouches_for_the_client_address(serve, echo_upstream):

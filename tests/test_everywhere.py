@@ -11,7 +11,7 @@ from support import raw
 from support.admin import ENV, signed_in
 from support.keylatch import BINARY, wait_for
 from support.redis import Redis
-from support.stores import FREE, SECRET, ask, storage
+from support.stores import FREE, SECRET, send_request, storage
 from support.upstreams import STREAM_HEAD, Scripted, chunk
 
 SQLITE = "{sqlite: {path: t.db}}"
@@ -30,17 +30,17 @@ def test_subjects_near_a_limit_and_resets(start, echo_upstream):
     more = limit("per: key, limit: 10/h, block_for: 30m, and: [{name: monthly, per: [client, key], limit: 20/month, window: calendar}, {name: quiet, per: client, limit: 1/h, shadow: true}]")
     replica = start(echo_upstream, route_filters=more, storage=SQLITE, env=ENV)
     admin = signed_in(replica)
-    operator, viewer = admin.other("op", "operator"), admin.other("vi", "viewer")
+    operator, viewer = admin.create_account("op", "operator"), admin.create_account("vi", "viewer")
     assert limits(admin) == {"items": [], "complete": True, "silent": []}
     for _ in range(7):
-        assert ask(replica, KEY).status == 200
+        assert send_request(replica, KEY).status == 200
     assert [row["limit"] for row in limits(viewer)["items"]] == ["quiet"], "7 of 10 is below the threshold"
-    ask(replica, KEY)
+    send_request(replica, KEY)
     near = next(row for row in limits(admin)["items"] if row["limit"] == "key")
     assert (near["used"], near["most"], near["over"], near["retry_in_s"], near["can_give_back"]) == (8, 10, False, 0, True)
     assert near["key_id"] and near["client"] is None and near["place"] == "routes.api.rate_limit[0]" and near["replica"]
     assert 2800 < near["full_in_s"] <= 2880
-    statuses = [ask(replica, KEY).status for _ in range(4)]
+    statuses = [send_request(replica, KEY).status for _ in range(4)]
     assert statuses == [200, 200, 429, 429]
     rows = {row["limit"]: row for row in limits(admin)["items"]}
     assert rows["key"]["over"] and 1700 < rows["key"]["retry_in_s"] <= 1800, "the block is listed"
@@ -50,7 +50,7 @@ def test_subjects_near_a_limit_and_resets(start, echo_upstream):
     which = {name: rows["key"][name] for name in ("limit", "place", "subject")}
     viewer.post("/limits/reset", which, 403)
     operator.post("/limits/reset", which, 204)
-    assert [ask(replica, KEY).status for _ in range(6)] == [200] * 6
+    assert [send_request(replica, KEY).status for _ in range(6)] == [200] * 6
     monthly = next(row for row in limits(admin)["items"] if row["limit"] == "monthly")
     assert (monthly["used"], monthly["most"], monthly["client"]) == (16, 20, "127.0.0.1") and monthly["key_id"]
     operator.post("/limits/reset", {**which, "subject": "key=nobody"}, 404)
@@ -82,7 +82,7 @@ def test_open_requests_are_listed_and_cannot_be_reset(start):
         streams = [stream(replica, KEY) for _ in range(2)]
         row = limits(admin)["items"][0]
         assert (row["used"], row["most"], row["over"], row["client"], row["can_give_back"]) == (2, 2, False, "127.0.0.1", False)
-        assert ask(replica, KEY).status == 429
+        assert send_request(replica, KEY).status == 429
         row = limits(admin)["items"][0]
         assert (row["used"], row["over"], row["retry_in_s"]) == (2, True, 0)
         admin.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 404)
@@ -106,8 +106,8 @@ def test_limits_over_replicas(replicas, database):
         one, two = replicas(2, env=ENV, route_filters=more, sections=f'redis: {{url: "{redis.url}"}}')
         admin, other = signed_in(one), signed_in(two)
         wait_for(lambda: admin.get("/dashboard").json()["now"]["replicas"] == 2, "both replicas are listed", 15)
-        assert [ask(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
-        assert ask(one, KEY).status == 429
+        assert [send_request(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
+        assert send_request(one, KEY).status == 429
         for asked in (admin, other):
             said = limits(asked)
             rows = [(row["limit"], row["used"], row["over"], row["replica"] is None) for row in said["items"]]
@@ -117,7 +117,7 @@ def test_limits_over_replicas(replicas, database):
         for row in limits(other)["items"][:2]:
             other.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 204)
         assert limits(admin)["items"] == []
-        assert [ask(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
+        assert [send_request(replica, KEY).status for replica in (one, two) * 5] == [200] * 10
         assert redis.cli("EVAL", "return #redis.call('KEYS', 'keylatch:limit:*together*')", "0").strip() == "1"
         # A replica that does not answer is named, after a short time-out.
         os.kill(two.process.pid, signal.SIGSTOP)
@@ -181,7 +181,7 @@ def test_streams_over_replicas(start, database):
 def test_status_and_intercepts_by_command(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 50ms}}", env=ENV)
     for source in ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.3"):
-        ask(replica, KEY, source)
+        send_request(replica, KEY, source)
     rows = wait_for(lambda: (lines := replica.command("intercepts", "list", "--json").stdout.splitlines()) and len(lines) == 2 and (rows := [json.loads(line) for line in lines]) and sum(row["count"] for row in rows) == 3 and rows, "they are written")
     assert {(row["client"], row["count"], row["reason"]) for row in rows} == {("127.0.0.2", 1, "elsewhere"), ("127.0.0.3", 2, "elsewhere")}
     assert "127.0.0.3" in replica.command("intercepts", "list", "--client", "127.0.0.3").stdout
@@ -243,47 +243,47 @@ def test_changed_limits_and_elapsed_windows(start, echo_upstream):
             row = limits(admin)["items"][0]
             admin.post("/limits/reset", {name: row[name] for name in ("limit", "place", "subject")}, 204)
 
-        assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
+        assert [send_request(replica, KEY).status for _ in range(3)] == [200, 200, 429]
         # A larger limit: usage is reported against the new limit, and counts continue.
         changed("limit: 10/h")
         assert limits(admin)["items"] == []
-        assert [ask(replica, KEY).status for _ in range(6)] == [200] * 6
+        assert [send_request(replica, KEY).status for _ in range(6)] == [200] * 6
         assert [(row["used"], row["most"], row["over"]) for row in limits(admin)["items"]] == [(8, 10, False)]
         # Other counter tables, shared counters and windows: the reset applies to the active counters.
         for rest, passes in (("limit: 3/h, entries_max: 2000", 3), ("limit: 3/h, scope: shared", 3), ("limit: 3/day, window: calendar, scope: shared", 3), ("limit: 2/2s, scope: shared, name: short", 2)):
             changed(rest)
-            statuses = [ask(replica, KEY).status for _ in range(passes + 1)]
+            statuses = [send_request(replica, KEY).status for _ in range(passes + 1)]
             assert statuses == [200] * passes + [429], rest
             give_back()
-            assert ask(replica, KEY).status == 200, rest
+            assert send_request(replica, KEY).status == 200, rest
         # Recovered quota is reported.
-        ask(replica, KEY)
+        send_request(replica, KEY)
         assert limits(admin)["items"]
         wait_for(lambda: limits(admin)["items"] == [], "the quota has recovered", 5)
         # A request with a high cost is refused before the limit is used up.
         changed("limit: 10/h, cost: 6, name: dear")
-        assert [ask(replica, KEY).status for _ in range(2)] == [200, 429]
+        assert [send_request(replica, KEY).status for _ in range(2)] == [200, 429]
         assert [(row["used"], row["over"]) for row in limits(admin)["items"]] == [(6, True)]
         # In shadow mode nothing is refused; afterwards it is.
         admin.put("/settings", {"values": {"shadow.rate_limit": True}})
-        wait_for(lambda: ask(replica, KEY).status == 200 and limits(admin)["items"][0]["shadow"], "shadow mode is on")
+        wait_for(lambda: send_request(replica, KEY).status == 200 and limits(admin)["items"][0]["shadow"], "shadow mode is on")
         admin.put("/settings", {"values": {"shadow.rate_limit": None}})
-        wait_for(lambda: ask(replica, KEY).status == 429 and not limits(admin)["items"][0]["shadow"], "shadow mode is off")
+        wait_for(lambda: send_request(replica, KEY).status == 429 and not limits(admin)["items"][0]["shadow"], "shadow mode is off")
 
 
 def test_many_subjects_do_not_hide_a_busy_one(start, echo_upstream):
     replica = start(echo_upstream, route_filters=limit("per: key, limit: 1/day"), storage=SQLITE, env=ENV)
     admin = signed_in(replica)
     for n in range(1300):
-        ask(replica, f"sk-invented-{n:06}-abcdefgh")
+        send_request(replica, f"sk-invented-{n:06}-abcdefgh")
         if n % 100 == 0:
-            ask(replica, KEY)
+            send_request(replica, KEY)
     said = limits(admin)
     assert said["complete"] is False and len(said["items"]) == 1000
     mine = [row for row in said["items"] if row["over"]]
     assert len(mine) == 1
     admin.post("/limits/reset", {name: mine[0][name] for name in ("limit", "place", "subject")}, 204)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
 
 
 def test_during_a_database_outage_local_state_is_shown_and_unaudited_changes_are_refused(start, database):
@@ -310,7 +310,7 @@ def test_during_a_database_outage_local_state_is_shown_and_unaudited_changes_are
             assert said.returncode == 1
             assert replica.command("limits", "give-back", which["subject"]).returncode == 1
             assert len(replica.command("streams", "list").stdout.splitlines()) == 3, "the stream continues"
-            assert ask(replica, KEY).status == 429, "the limit was not reset"
+            assert send_request(replica, KEY).status == 429, "the limit was not reset"
         finally:
             database.start()
         wait_for(lambda: replica.command("streams", "end", str(listed[0]["id"]), "--replica", listed[0]["replica"]).returncode == 0, "the stream is cancelled", 20)

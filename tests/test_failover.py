@@ -7,14 +7,14 @@ from support.keylatch import Keylatch, free_port, wait_for
 from support.postgres import Postgres
 from support.relay import Relay
 from support.standby import Standby, switch_over
-from support.stores import FREE, SECRET, ask
+from support.stores import FREE, SECRET, send_request
 
 NUMBERS = itertools.count()
 
 
 def new_key(replica):
     """The status of a first use."""
-    return ask(replica, f"sk-failover-{next(NUMBERS):06}-abcdefgh").status
+    return send_request(replica, f"sk-failover-{next(NUMBERS):06}-abcdefgh").status
 
 
 def url(*servers, parameters=""):
@@ -48,15 +48,15 @@ def test_a_switchover_between_two_hosts(serving, primary, standby):
     replica = serving(url(standby, primary, parameters="?target_session_attrs=read-write"))
     assert new_key(replica) == 200
     known = "sk-failover-known-abcdefgh"
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     for one, other in ((primary, standby), (standby, primary)):
         switch_over(one, other)
         wait_for(lambda: new_key(replica) == 200, "the new primary binds new keys", 15)
         wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
         assert other.psql("SELECT count(*) FROM bindings WHERE made_by = 'probe'") == "0"
-        assert ask(replica, known).status == 200
+        assert send_request(replica, known).status == 200
     assert replica.command("bindings", "ban", "-", stdin=known).returncode == 0
-    wait_for(lambda: ask(replica, known).status == 403, "the ban takes effect", 5)
+    wait_for(lambda: send_request(replica, known).status == 403, "the ban takes effect", 5)
 
 
 def test_connections_that_stay_on_a_demoted_primary(serving, primary, standby):
@@ -82,14 +82,14 @@ def test_sessions_that_the_server_ends(serving, primary):
 
 def test_a_start_against_a_standby_says_so(serving, primary, standby, monkeypatch):
     known = "sk-failover-known-abcdefgh"
-    assert ask(serving(url(primary)), known).status == 200
+    assert send_request(serving(url(primary)), known).status == 200
     wait_for(lambda: standby.psql("SELECT count(*) FROM bindings WHERE confirmed") == "1", "the row is replicated", 10)
     monkeypatch.setattr(Keylatch, "_listens", lambda self: self.health("live")[0] == 200)
     replica = serving(url(standby))
     assert "the server is a standby and takes no writes" in replica.stderr.read_text()
     # Known keys can be judged; only new keys cannot be bound.
     not_ready(replica)
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     standby.promote()
     wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
     wait_for(lambda: new_key(replica) == 200, "new keys are bound", 5)
@@ -125,9 +125,9 @@ def ready_again(replica):
 def test_a_read_only_database(serving, primary):
     replica = serving(url(primary))
     known = "sk-failover-known-abcdefgh"
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     primary.psql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
     not_ready(replica)
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     primary.psql("SET default_transaction_read_only = off", "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
     ready_again(replica)

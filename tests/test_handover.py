@@ -49,7 +49,7 @@ def test_connections_during_a_handover_are_served(start, upstream):
     keylatch = start(upstream, storage=SQLITE)
     said = []
 
-    def ask(connection):
+    def send_request(connection):
         with connection:
             connection.settimeout(20)
             try:
@@ -73,7 +73,7 @@ def test_connections_during_a_handover_are_served(start, upstream):
             while time.monotonic() < end:
                 pass
             for _ in range(12):
-                threads.append(threading.Thread(target=ask, args=(connect(keylatch.port),)))
+                threads.append(threading.Thread(target=send_request, args=(connect(keylatch.port),)))
                 threads[-1].start()
 
         watching = threading.Thread(target=burst)

@@ -14,7 +14,7 @@ from websockets.sync.client import connect as websocket
 from support.authority import now
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect
-from support.tls import ask, context, files, refused, serial, shake, speaking
+from support.tls import send_request, context, files, refused, serial, tls_connect, tls_config
 from support.upstreams import Scripted, echo
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -38,9 +38,9 @@ def test_silent_connections_are_closed(serve, start, authority, echo_upstream):
     over = serve(echo_upstream, {"certificates": [files(authority.issue("first", "api.test"))]}, limits=limits)
     clear = start(echo_upstream, limits=limits, config=DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    h2c: false"))
     silent = [
-        shake(over.port, authority, alpn=["h2"]),
-        shake(over.port, authority, alpn=["h2"]),
-        shake(over.port, authority, alpn=["http/1.1"]),
+        tls_connect(over.port, authority, alpn=["h2"]),
+        tls_connect(over.port, authority, alpn=["h2"]),
+        tls_connect(over.port, authority, alpn=["http/1.1"]),
         connect(clear.port),
     ]
     silent[1].sendall(PREFACE[:20])
@@ -51,10 +51,10 @@ def test_silent_connections_are_closed(serve, start, authority, echo_upstream):
     for keylatch in (over, clear):
         assert keylatch.metrics()['keylatch_gate_refusals_total{reason="idle_timeout"}'] == 1
     # Requests within the time limits are served, and each request restarts the idle time-out.
-    with shake(over.port, authority) as connection:
+    with tls_connect(over.port, authority) as connection:
         for _ in range(3):
             time.sleep(0.6)
-            assert ask(connection)[0] == 200
+            assert send_request(connection)[0] == 200
 
 
 def mutual(authority, more=()):
@@ -65,18 +65,18 @@ def mutual(authority, more=()):
 def test_open_connections_follow_changed_rules(serve, authority, echo_upstream):
     agents = [authority.issue(stem, f"{stem}.test", client=True) for stem in ("good", "gone")]
     keylatch = serve(echo_upstream, mutual(authority))
-    good, gone = (shake(keylatch.port, authority, client=agent) for agent in agents)
+    good, gone = (tls_connect(keylatch.port, authority, client=agent) for agent in agents)
     trust = context(authority, client=agents[1], check_hostname=False)
     with good, gone, httpx.Client(http2=True, verify=trust) as http2:
         url, host = f"https://127.0.0.1:{keylatch.port}/v1/x", {"Host": "api.test"}
-        assert ask(good)[0] == ask(gone)[0] == 200 and http2.get(url, headers=host).status_code == 200
+        assert send_request(good)[0] == send_request(gone)[0] == 200 and http2.get(url, headers=host).status_code == 200
         authority.revoke(agents[1])
         assert keylatch.command("reload").returncode == 0
-        status, said = ask(gone)
+        status, said = send_request(gone)
         assert (status, said["error"]["code"]) == (403, "client_certificate") and closed(gone, 5)
         answer = http2.get(url, headers=host)
         assert (answer.http_version, answer.status_code) == ("HTTP/2", 403)
-        assert ask(good)[0] == 200, "a connection that still satisfies the rules stays open"
+        assert send_request(good)[0] == 200, "a connection that still satisfies the rules stays open"
     assert keylatch.metrics()['keylatch_gate_refusals_total{reason="client_certificate"}'] == 2
 
 
@@ -84,14 +84,14 @@ def test_an_expired_client_certificate_is_not_resumed(serve, authority, echo_ups
     keylatch = serve(echo_upstream, mutual(authority))
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         agent = authority.issue("short", "agent.test", client=True, until=now() + datetime.timedelta(seconds=3))
-        with shake(keylatch.port, authority, client=agent, maximum_version=version) as connection:
-            assert ask(connection)[0] == 200
+        with tls_connect(keylatch.port, authority, client=agent, maximum_version=version) as connection:
+            assert send_request(connection)[0] == 200
             session, settings = connection.session, connection.context
-            wait_for(lambda: ask(connection)[0] == 403, "the certificate expires on the open connection too", 10)
+            wait_for(lambda: send_request(connection)[0] == 403, "the certificate expires on the open connection too", 10)
         assert session and refused(keylatch.port, authority, agent)
         try:
             with settings.wrap_socket(connect(keylatch.port), server_hostname="api.test", session=session) as resumed:
-                assert ask(resumed)[0] == 403
+                assert send_request(resumed)[0] == 403
         except (ssl.SSLError, ConnectionError):
             pass
 
@@ -100,10 +100,10 @@ def test_a_removed_listener_keeps_its_last_rules(serve, authority, echo_upstream
     agent = authority.issue("agent", "agent.test", client=True)
     tls = mutual(authority)
     keylatch = serve(echo_upstream, tls)
-    with shake(keylatch.port, authority, client=agent) as connection:
-        assert ask(connection)[0] == 200
+    with tls_connect(keylatch.port, authority, client=agent) as connection:
+        assert send_request(connection)[0] == 200
     secret = "s" * 32
-    keylatch.template = speaking(tls).replace("    tls:", "    origin_secret: {{header: x-origin, values: [\"" + secret + "\"]}}\n    tls:", 1)
+    keylatch.template = tls_config(tls).replace("    tls:", "    origin_secret: {{header: x-origin, values: [\"" + secret + "\"]}}\n    tls:", 1)
     authority.revoke(agent)
     other = authority.issue("other", "other.test", client=True)
     keylatch.write()
@@ -114,14 +114,14 @@ def test_a_removed_listener_keeps_its_last_rules(serve, authority, echo_upstream
     done = keylatch.command("reload")
     assert done.returncode == 0 and "a restart is needed" in done.stdout, done
     assert refused(keylatch.port, authority, agent)
-    with shake(keylatch.port, authority, client=other) as connection:
-        assert ask(connection)[0] == 403
-        assert ask(connection, headers=f"X-Origin: {secret}\r\n")[0] == 200
+    with tls_connect(keylatch.port, authority, client=other) as connection:
+        assert send_request(connection)[0] == 403
+        assert send_request(connection, headers=f"X-Origin: {secret}\r\n")[0] == 200
     # Its files are still watched: a renewed certificate is served, and a revoked client is refused.
     renewed = authority.issue("server", "api.test")
 
     def shown():
-        with shake(keylatch.port, authority, client=other) as connection:
+        with tls_connect(keylatch.port, authority, client=other) as connection:
             return serial(connection)
 
     wait_for(lambda: shown() == renewed.serial, "the new certificate is shown", 15)

@@ -13,12 +13,12 @@ import pytest
 
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect, read_body, read_head
-from support.tls import context, files, shake
+from support.tls import context, files, tls_connect
 from support.upstreams import Scripted, echo
 from test_drain_h2 import Raw
 from test_hostile_h2 import DATA, END_STREAM, HEADERS, RST_STREAM, data, fields, headers
 from test_neighbours import behind, caddy, nginx, running  # noqa: F401
-from test_neighbours import shake as through
+from test_neighbours import tls_connect as through
 
 BEARER = "      - bearer: {accept: [well_formed]}"
 SIZES = [300_000, 10_000_000, 40_000_000]
@@ -92,7 +92,7 @@ def test_http_client(keylatch, size, chunked):
 @pytest.mark.parametrize("chunked", [False, True])
 def test_http_client_over_tls(over_tls, authority, chunked):
     for _ in range(4):
-        with shake(over_tls.port, authority) as connection:
+        with tls_connect(over_tls.port, authority) as connection:
             assert upload(connection, 10_000_000, chunked)[0] == 401
 
 
@@ -167,7 +167,7 @@ def test_behind_caddy(behind, echo_upstream, authority, tmp_path, version):  # n
 
 def test_expect_with_http_client(keylatch, over_tls, authority):
     """The final status replaces 100, and the body is not requested."""
-    for connection in (connect(keylatch.port), shake(over_tls.port, authority)):
+    for connection in (connect(keylatch.port), tls_connect(over_tls.port, authority)):
         with connection:
             client = http.client.HTTPConnection("api.test")
             client.sock = connection
@@ -264,7 +264,7 @@ def test_refusals_of_the_connection_layer(start, serve, authority, echo_upstream
         keylatch = serve(echo_upstream, {"certificates": [files(authority.issue("api", "api.test"))]}, limits=LINGERING)
     else:
         keylatch = start(echo_upstream, limits=LINGERING)
-    with shake(keylatch.port, authority) if tls else connect(keylatch.port) as connection:
+    with tls_connect(keylatch.port, authority) if tls else connect(keylatch.port) as connection:
         connection.sendall(head)
         # Refusals of the connection layer.
         if expected != 408:

@@ -126,14 +126,14 @@ def behind(start, running, tmp_path, authority):
     return ready
 
 
-def shake(port, context, source="127.0.3.9", alpn=None):
+def tls_connect(port, context, source="127.0.3.9", alpn=None):
     if alpn:
         context.set_alpn_protocols(alpn)
     return context.wrap_socket(connect(port, source), server_hostname="api.test")
 
 
-def ask(port, context, source, *fields):
-    with shake(port, context, source) as connection:
+def send_request(port, context, source, *fields):
+    with tls_connect(port, context, source) as connection:
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
         connection.sendall(f"GET /v1/x HTTP/1.1\r\nHost: api.test:{port}\r\n{lines}Connection: close\r\n\r\n".encode())
         file = connection.makefile("rb")
@@ -147,7 +147,7 @@ def test_the_client_address_behind_proxies(behind, echo_upstream, proxy, authori
     keylatch, port, context = behind(proxy, echo_upstream)
 
     def seen(source, *fields):
-        status, body = ask(port, context, source, *fields)
+        status, body = send_request(port, context, source, *fields)
         assert status == 200
         headers = dict(json.loads(body)["headers"])
         return headers["x-forwarded-for"], headers["x-forwarded-proto"]
@@ -164,7 +164,7 @@ def test_the_client_address_behind_proxies(behind, echo_upstream, proxy, authori
     # Connections without Cloudflare's client certificate are refused.
     stranger = ssl.create_default_context(cafile=authority.ca)
     with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
-        status, _ = ask(port, stranger, "127.0.3.9")
+        status, _ = send_request(port, stranger, "127.0.3.9")
         assert status == 200
     assert not keylatch.metrics().get("keylatch_upstream_errors_total")
 
@@ -188,7 +188,7 @@ def test_streams_are_not_buffered_and_stay_open(behind, proxy):
 
     with Scripted(answer) as upstream:
         _, port, context = behind(proxy, upstream, route_filters="      - sse_keepalive: {interval: 500ms}")
-        with shake(port, context) as connection:
+        with tls_connect(port, context) as connection:
             connection.settimeout(10)
             connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: api.test:{port}\r\nAccept-Encoding: br, gzip\r\nContent-Length: 15\r\n\r\n".encode() + b'{"stream":true}')
             file = connection.makefile("rb")
@@ -450,10 +450,10 @@ def test_the_redis_password_of_compose_is_in_no_command_line(tmp_path):
     assert redis["command"][:2] == ["sh", "-c"] and redis["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:?in .env}"}
     secret = "0123456789abcdef0123456789abcdef"
     process = subprocess.Popen(["sh", "-c", script], cwd=tmp_path, env={**os.environ, "REDISCLI_AUTH": secret}, stdout=subprocess.DEVNULL)
-    ask = lambda **env: subprocess.run(["redis-cli", "-p", str(port), "config", "get", "maxmemory-policy"], env={**os.environ, **env}, capture_output=True, text=True)  # noqa: E731
+    redis_cli = lambda **env: subprocess.run(["redis-cli", "-p", str(port), "config", "get", "maxmemory-policy"], env={**os.environ, **env}, capture_output=True, text=True)  # noqa: E731
     try:
-        wait_for(lambda: "volatile-ttl" in ask(REDISCLI_AUTH=secret).stdout, "Redis accepts the password")
-        assert "NOAUTH" in ask().stdout
+        wait_for(lambda: "volatile-ttl" in redis_cli(REDISCLI_AUTH=secret).stdout, "Redis accepts the password")
+        assert "NOAUTH" in redis_cli().stdout
         assert secret not in open(f"/proc/{process.pid}/cmdline").read()
     finally:
         process.kill()

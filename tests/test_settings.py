@@ -6,7 +6,7 @@ import time
 import pytest
 from support.admin import ENV, signed_in
 from support.keylatch import wait_for
-from support.stores import FREE, SECRET, ask, storage
+from support.stores import FREE, SECRET, send_request, storage
 from test_alerts import alerts, receiver, refuse, webhook
 
 KEY = "sk-settings-abcdefgh"
@@ -21,28 +21,28 @@ def listed(replica):
 def test_maintenance_on_every_replica_at_once(replicas, database):
     two = replicas(2)
     for replica in two:
-        assert ask(replica, KEY).status == 200
+        assert send_request(replica, KEY).status == 200
     for value, status in (("on", 503), ("off", 200), ("true", 503)):
         assert two[0].command("settings", "set", "maintenance", value).returncode == 0
         began = time.monotonic()
         for replica in two:
-            wait_for(lambda: ask(replica, KEY).status == status, f"maintenance is {value}", 3)  # noqa: B023
+            wait_for(lambda: send_request(replica, KEY).status == status, f"maintenance is {value}", 3)  # noqa: B023
         assert time.monotonic() - began < 3, "the notification applies the change, not the poll every 5 s"
-    refused = ask(two[1], KEY)
+    refused = send_request(two[1], KEY)
     assert refused.header("retry-after") == "30" and json.loads(refused.body)["error"]["code"] == "maintenance"
     assert two[1].health()[1]["maintenance"] is True and two[1].health("ready")[0] == 200
     # During a store outage the last known settings apply.
     database.kill()
     try:
-        assert {ask(two[0], KEY).status for _ in range(3)} == {503}
+        assert {send_request(two[0], KEY).status for _ in range(3)} == {503}
     finally:
         database.start()
     wait_for(lambda: two[0].command("settings", "revert", "maintenance").returncode == 0, "the setting is reset", 10)
     for replica in two:
-        wait_for(lambda: ask(replica, KEY).status == 200, "maintenance is off", 10)  # noqa: B023
+        wait_for(lambda: send_request(replica, KEY).status == 200, "maintenance is off", 10)  # noqa: B023
     # A change by SQL takes effect, and an invalid value is ignored.
     database.psql("INSERT INTO settings (name, value, changed_by) VALUES ('maintenance', 'true', 'sql'), ('retention.audit', '\"soon\"', 'sql'), ('no.such', '1', 'sql')")
-    wait_for(lambda: ask(two[1], KEY).status == 503, "the change by SQL takes effect", 3)
+    wait_for(lambda: send_request(two[1], KEY).status == 503, "the change by SQL takes effect", 3)
     wait_for(lambda: "a stored setting makes no sense" in two[1].stderr.read_text(), "log line")
     assert listed(two[0])["retention.audit"]["origin"] == "default"
 
@@ -58,7 +58,7 @@ def test_sources_and_authors_of_settings(start, echo_upstream, kind, request):
     for name, value in (("retention.audit", "60days"), ("alerts.intercepts.count", "5"), ("maintenance", "on")):
         said = replica.command("settings", "set", name, value)
         assert said.returncode == 0 and said.stderr == "", said.stderr
-    wait_for(lambda: ask(replica, KEY).status == 503, "maintenance is on", 2)
+    wait_for(lambda: send_request(replica, KEY).status == 503, "maintenance is on", 2)
     after = listed(replica)
     assert (after["retention.audit"]["value"], after["retention.audit"]["origin"], after["retention.audit"]["file"]) == ("60days", "live", "30days")
     assert after["alerts.intercepts.count"]["value"] == 5 and after["maintenance"]["changed_by"].startswith("command:")
@@ -72,7 +72,7 @@ def test_sources_and_authors_of_settings(start, echo_upstream, kind, request):
         said = replica.command("settings", "set", name, value)
         assert said.returncode == 1 and says in said.stderr, said.stderr
     assert replica.command("settings", "revert", "maintenance").returncode == 0
-    wait_for(lambda: ask(replica, KEY).status == 200, "maintenance is off", 2)
+    wait_for(lambda: send_request(replica, KEY).status == 200, "maintenance is off", 2)
     # A reset is idempotent.
     assert replica.command("settings", "revert", "maintenance").returncode == 0
     audit = [json.loads(line) for line in replica.command("audit", "--action", "setting", "--json").stdout.splitlines()]
@@ -89,7 +89,7 @@ def test_a_lowered_alert_threshold_takes_effect_at_once(start, echo_upstream):
     with receiver() as server:
         section = alerts(webhook("ops", server.port), count=1000)
         replica = start(echo_upstream, route_filters=FREE, storage="{sqlite: {path: t.db, flush_every: 100ms}}", more=section)
-        assert ask(replica, "sk-alerted-0001-abcdefgh").status == 200
+        assert send_request(replica, "sk-alerted-0001-abcdefgh").status == 200
         refuse(replica, 6)
         assert replica.command("settings", "set", "alerts.intercepts.count", "3").returncode == 0
         refuse(replica, 6)
@@ -103,8 +103,8 @@ def test_the_memory_store_has_no_live_settings(start, echo_upstream):
 
 def test_a_filter_in_shadow_on_every_replica_and_over_a_restart(replicas):
     two = replicas(2)
-    assert ask(two[0], KEY).status == 200
-    status = lambda replica: ask(replica, KEY, "127.0.0.2").status  # noqa: E731
+    assert send_request(two[0], KEY).status == 200
+    status = lambda replica: send_request(replica, KEY, "127.0.0.2").status  # noqa: E731
     assert [status(replica) for replica in two] == [403, 403]
     # A live change does not load the changed file.
     two[1].path.write_text(two[1].path.read_text().replace("/v1/*", "/v2/*"))
@@ -128,13 +128,13 @@ def test_a_filter_in_shadow_on_every_replica_and_over_a_restart(replicas):
 
 def test_unknown_keys_during_a_store_outage(replicas, database):
     (replica,) = replicas(1)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     assert replica.command("settings", "set", "key_binding.on_store_failure", "open").returncode == 0
     wait_for(lambda: "is in force" in replica.stderr.read_text(), "the setting takes effect", 5)
     database.kill()
     try:
-        wait_for(lambda: ask(replica, "sk-never-seen-abcdefgh").status == 200, "unknown keys are admitted", 15)
-        assert ask(replica, KEY, "127.0.0.2").status == 403, "known keys are still judged"
+        wait_for(lambda: send_request(replica, "sk-never-seen-abcdefgh").status == 200, "unknown keys are admitted", 15)
+        assert send_request(replica, KEY, "127.0.0.2").status == 403, "known keys are still judged"
     finally:
         database.start()
     wait_for(lambda: replica.command("settings", "revert", "key_binding.on_store_failure").returncode == 0, "the setting is reset", 10)
@@ -172,7 +172,7 @@ def test_webhook_settings(start, echo_upstream):
         assert shown["alerts.webhook.secret"]["value"] == "••••••••"
         assert admin.post("/alerts/test").json()["items"] == [{"webhook": "live setting", "error": None}]
         assert "webhook-signature" in dict(oncall.requests[0]["headers"])
-        ask(replica, KEY)
+        send_request(replica, KEY)
         refuse(replica, 4, KEY)
         wait_for(lambda: len(oncall.requests) == 2, "the new webhook gets the alert")
         assert not ops.requests

@@ -9,7 +9,7 @@ import pytest
 
 from support.keylatch import wait_for
 from support.raw import connect, read_body, read_head
-from support.tls import files, shake
+from support.tls import files, tls_connect
 from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
 from test_drain_h2 import BOTH, Raw
 from test_hostile_h2 import CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, block, data, fields, frame, headers
@@ -29,7 +29,7 @@ def begin(start, serve, authority):
             keylatch = start(upstream, **values)
             return keylatch, lambda **_: connect(keylatch.port)
         keylatch = serve(upstream, {"certificates": [files(authority.issue("api", "api.test"))]}, **values)
-        return keylatch, lambda alpn=None: shake(keylatch.port, authority, alpn=alpn)
+        return keylatch, lambda alpn=None: tls_connect(keylatch.port, authority, alpn=alpn)
 
     return ready
 
@@ -90,7 +90,7 @@ def test_an_unfinished_header_beside_a_stream(begin):
         keylatch, dial = begin(upstream, False)
         with dial() as connection:
             client = Raw(connection)
-            client.ask("/v1/stream", 1)
+            client.send_request("/v1/stream", 1)
             frames = client.frames()
             next(seen for seen in frames if seen[0] == DATA)
             connection.sendall(frame(HEADERS, END_STREAM, 3, FIRST))
@@ -158,7 +158,7 @@ def test_a_slow_body_on_http2(begin, echo_upstream, tls):
         stopped.set()
         thread.join()
         # The connection stays open.
-        client.ask("/v1/y", 3)
+        client.send_request("/v1/y", 3)
         assert next(seen for seen in frames if seen[:1] == (HEADERS,) and seen[2] == 3)
     assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
     lines = wait_for(lambda: len(keylatch.access_log()) == 2 and keylatch.access_log(), "two access lines")

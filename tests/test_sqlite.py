@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from support.keylatch import BINARY, wait_for
-from support.stores import FREE, SECRET, ask
+from support.stores import FREE, SECRET, send_request
 
 STORE = "{sqlite: {path: data/keys.db, flush_every: 100ms}}"
 
@@ -20,7 +20,7 @@ def rows(path):
 def test_a_clean_stop_merges_the_log_into_the_file(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
     for number in range(20):
-        assert ask(replica, f"sk-stopped-{number:04}-abcdefgh").status == 200
+        assert send_request(replica, f"sk-stopped-{number:04}-abcdefgh").status == 200
     replica.stop()
     data = replica.folder / "data"
     assert rows(data / "keys.db") == 20
@@ -29,7 +29,7 @@ def test_a_clean_stop_merges_the_log_into_the_file(start, echo_upstream):
 
 def test_a_relative_path_follows_the_configuration_file(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
-    assert ask(replica, "sk-somewhere-abcdefgh").status == 200
+    assert send_request(replica, "sk-somewhere-abcdefgh").status == 200
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     listed = subprocess.run([BINARY, "bindings", "list", "-c", replica.path], cwd=elsewhere, capture_output=True, text=True, env=replica.env, check=False)
@@ -51,10 +51,10 @@ def test_a_database_left_in_the_working_directory_is_an_error(start, echo_upstre
 
 def test_an_upgrade_keeps_the_write_ahead_log_of_the_new_process(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
-    assert ask(replica, "sk-before-0001-abcdefgh").status == 200
+    assert send_request(replica, "sk-before-0001-abcdefgh").status == 200
     before = replica.upgrade()
     wait_for(lambda: before.poll() is not None, "the process before has ended", 20)
-    assert ask(replica, "sk-after-0002-abcdefgh").status == 200
+    assert send_request(replica, "sk-after-0002-abcdefgh").status == 200
     replica.stop()
     assert rows(replica.folder / "data" / "keys.db") == 2
 

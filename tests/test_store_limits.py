@@ -10,7 +10,7 @@ import pytest
 from support.keylatch import wait_for
 from support.load import background_load
 from support.postgres import Postgres
-from support.stores import FREE, SECRET, ask, storage
+from support.stores import FREE, SECRET, send_request, storage
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def fill(place):
 
 
 def full_disk(replica, place, more):
-    assert ask(replica, "sk-known-0001-abcdefgh").status == 200
-    assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+    assert send_request(replica, "sk-known-0001-abcdefgh").status == 200
+    assert send_request(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
     more()
     filler = fill(place)
-    wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 503, "new keys are refused", 30)
+    wait_for(lambda: send_request(replica, f"sk-new-{time.monotonic_ns()}").status == 503, "new keys are refused", 30)
     for _ in range(5):
-        assert ask(replica, "sk-known-0001-abcdefgh").status == 200, "known keys are still served"
-        assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
-    refused = ask(replica, "sk-new-while-full")
+        assert send_request(replica, "sk-known-0001-abcdefgh").status == 200, "known keys are still served"
+        assert send_request(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+    refused = send_request(replica, "sk-new-while-full")
     assert refused.status == 503 and refused.header("retry-after")
     wait_for(lambda: replica.health("ready")[0] == 503, "the replica is not ready", 15)
     state = replica.health()[1]
@@ -70,13 +70,13 @@ def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):
     place = small_disk("2m")
     replica = start(echo_upstream, route_filters=FREE, storage=f"{{sqlite: {{path: {place}/t.db, flush_every: 100ms}}}}")
     full_disk(replica, place, lambda: None)
-    wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound after space is freed")
+    wait_for(lambda: send_request(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound after space is freed")
     wait_for(lambda: "full" in replica.stdout.read_text(), "the access log says why")
     # The queued writes were kept.
     wait_for(lambda: "sk-…efgh" in replica.command("bindings", "list").stdout, "the store is whole")
     replica.stop()
     replica.start()
-    assert ask(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
+    assert send_request(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403
 
 
 def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
@@ -90,11 +90,11 @@ def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
 
         def use_up():
             with concurrent.futures.ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda n: ask(replica, f"sk-many-{n:06}-abcdefgh"), range(600)))
+                list(pool.map(lambda n: send_request(replica, f"sk-many-{n:06}-abcdefgh"), range(600)))
 
         full_disk(replica, tables, lambda: (fill(tables), use_up()))
         wait_for(lambda: "No space left on device" in replica.stdout.read_text(), "the access log says why")
-        wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound after space is freed")
+        wait_for(lambda: send_request(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound after space is freed")
         assert replica.health("ready")[0] == 200
         replica.stop()
 
@@ -103,16 +103,16 @@ def test_a_killed_and_a_stopped_replica(replicas, database):
     """First uses are never lost. A kill loses last-use times and intercepts since the last flush, a stop loses none."""
     killed, stopped = replicas(2, more=", replica: edge")
     sent, bound, ending = {killed: 0, stopped: 0}, [], set()
-    assert ask(killed, "sk-owned-0001-abcdefgh").status == 200
+    assert send_request(killed, "sk-owned-0001-abcdefgh").status == 200
 
     def load(stop, replica, number):
         count = 0
         while not stop.is_set():
             try:
                 key = f"sk-load-{number}-{count:05}-abcdefgh"
-                if ask(replica, key).status == 200:
+                if send_request(replica, key).status == 200:
                     bound.append(key)
-                if ask(replica, "sk-owned-0001-abcdefgh", "127.0.0.9").status == 403:
+                if send_request(replica, "sk-owned-0001-abcdefgh", "127.0.0.9").status == 403:
                     sent[replica] += 1
             except OSError:
                 if replica not in ending:
@@ -134,7 +134,7 @@ def test_a_killed_and_a_stopped_replica(replicas, database):
     assert len(bound) > 50
     (fresh,) = replicas(1)
     # Each admitted key is bound to its client, also those admitted by the killed replica.
-    assert [ask(fresh, key, "127.0.0.2").status for key in bound] == [403] * len(bound)
+    assert [send_request(fresh, key, "127.0.0.2").status for key in bound] == [403] * len(bound)
     counted = int(database.psql("SELECT sum(count) FROM intercepts WHERE client = '127.0.0.9'"))
     # A flush covers 100 ms of about 2 s, so the kill loses about 5 %; the bound of 20 % allows for a busy machine. The stop loses none.
     assert sum(sent.values()) * 0.8 <= counted <= sum(sent.values()) + 1, (sent, counted)

@@ -32,7 +32,7 @@ class Manager:
             except BlockingIOError:
                 return self.heard
 
-    def hears(self, text, seconds=10):
+    def wait_for_line(self, text, seconds=10):
         wait_for(lambda: any(line.startswith(text) for line in self.lines()), f"{text} among {self.heard}", seconds)
 
 
@@ -44,19 +44,19 @@ def manager(tmp_path):
 def test_status_notifications(start, echo_upstream, manager):
     env = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "4000000"}
     keylatch = start(echo_upstream, storage="{sqlite: {path: keylatch.db}}", env=env)
-    manager.hears("READY=1")
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("READY=1")
+    manager.wait_for_line("WATCHDOG=1")
     with connect(keylatch.port):
-        manager.hears("STATUS=serves: ")
+        manager.wait_for_line("STATUS=serves: ")
     assert request(keylatch.port).status == 200
     old = keylatch.upgrade()
-    manager.hears(f"MAINPID={keylatch.process.pid}")
+    manager.wait_for_line(f"MAINPID={keylatch.process.pid}")
     wait_for(lambda: old.poll() is not None, "the old process exits")
     manager.heard.clear()
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("WATCHDOG=1")
     keylatch.stop()
-    manager.hears("STOPPING=1")
-    manager.hears("EXTEND_TIMEOUT_USEC=25000000")  # `drain`, and what is written after it
+    manager.wait_for_line("STOPPING=1")
+    manager.wait_for_line("EXTEND_TIMEOUT_USEC=25000000")  # `drain`, and what is written after it
 
 
 @pytest.mark.parametrize("crashes", [True, False])
@@ -72,7 +72,7 @@ def test_an_old_process_does_not_delay_a_restart(start, manager, crashes):
             begin_stream(connection)
             old = keylatch.upgrade()
             manager.lines().clear()
-            manager.hears("STATUS=serves")
+            manager.wait_for_line("STATUS=serves")
             assert not any("lets end" in line for line in manager.lines()), "only the main process sends notifications"
             if crashes:
                 keylatch.process.kill()
@@ -87,7 +87,7 @@ def test_an_old_process_does_not_delay_a_restart(start, manager, crashes):
 def test_blocked_threads_stop_the_watchdog(start, echo_upstream, manager):
     """A stopped process sends no watchdog message, so the manager would restart it."""
     keylatch = start(echo_upstream, env={"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "4000000"})
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("WATCHDOG=1")
     keylatch.process.send_signal(signal.SIGSTOP)
     try:
         manager.lines().clear()
@@ -96,7 +96,7 @@ def test_blocked_threads_stop_the_watchdog(start, echo_upstream, manager):
         assert not manager.lines(), "no watchdog message within the manager's time limit"
     finally:
         keylatch.process.send_signal(signal.SIGCONT)
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("WATCHDOG=1")
 
 
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is Linux's")

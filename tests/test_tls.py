@@ -13,7 +13,7 @@ import pytest
 from support.authority import DAY, Authority, now
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect
-from support.tls import ask, context, files, refused, serial, shake, speaking
+from support.tls import send_request, context, files, refused, serial, tls_connect, tls_config
 from support.upstreams import Scripted, echo, plain
 
 def fields(answer):
@@ -24,37 +24,37 @@ def test_sni_chooses_the_certificate(serve, authority, echo_upstream):
     first, wild, exact = (authority.issue(stem, *names) for stem, *names in [("first", "api.test"), ("wild", "*.tenants.test"), ("exact", "a.tenants.test")])
     keylatch = serve(echo_upstream, {"certificates": [files(first), files(wild), files(exact)]})
     for asked, shown in [("api.test", first), ("API.test", first), ("a.tenants.test", exact), ("b.tenants.test", wild)]:
-        with shake(keylatch.port, authority, asked) as connection:
+        with tls_connect(keylatch.port, authority, asked) as connection:
             assert serial(connection) == shown.serial, asked
-            status, said = ask(connection)
+            status, said = send_request(connection)
             assert status == 200 and fields(said)["x-forwarded-proto"] == "https"
     for asked in ["other.test", "x.b.tenants.test"]:
         with pytest.raises(ssl.SSLCertVerificationError):
-            shake(keylatch.port, authority, asked)
+            tls_connect(keylatch.port, authority, asked)
     # Without a server name the first certificate is served.
-    with shake(keylatch.port, authority, None, check_hostname=False) as connection:
+    with tls_connect(keylatch.port, authority, None, check_hostname=False) as connection:
         assert serial(connection) == first.serial
     assert keylatch.metrics()[f'keylatch_certificate_expiry_timestamp_seconds{{listener="127.0.0.1:{keylatch.port}",name="api.test"}}'] == first.certificate.not_valid_after_utc.timestamp()
     # A plaintext request gets no answer, and the listener goes on.
     with connect(keylatch.port) as connection:
         connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\n\r\n")
         assert b"HTTP/1.1 200" not in connection.recv(4096)
-    with shake(keylatch.port, authority) as connection:
-        assert ask(connection)[0] == 200
+    with tls_connect(keylatch.port, authority) as connection:
+        assert send_request(connection)[0] == 200
 
 
 def test_versions_and_protocols(serve, authority, echo_upstream):
     issued = authority.issue("first", "api.test")
     keylatch = serve(echo_upstream, {"certificates": [files(issued)], "min_version": "1.3", "http2": False})
     with pytest.raises(ssl.SSLError):
-        shake(keylatch.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
-    with shake(keylatch.port, authority, alpn=["h2", "http/1.1"]) as connection:
+        tls_connect(keylatch.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
+    with tls_connect(keylatch.port, authority, alpn=["h2", "http/1.1"]) as connection:
         assert (connection.version(), connection.selected_alpn_protocol()) == ("TLSv1.3", "http/1.1")
     both = serve(echo_upstream, {"certificates": [files(issued)]})
-    with shake(both.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2, alpn=["h2", "http/1.1"]) as connection:
+    with tls_connect(both.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2, alpn=["h2", "http/1.1"]) as connection:
         assert (connection.version(), connection.selected_alpn_protocol()) == ("TLSv1.2", "h2")
-    with shake(both.port, authority) as connection:
-        assert connection.selected_alpn_protocol() is None and ask(connection)[0] == 200
+    with tls_connect(both.port, authority) as connection:
+        assert connection.selected_alpn_protocol() is None and send_request(connection)[0] == 200
     trust = context(authority, check_hostname=False)
     with httpx.Client(http2=True, verify=trust) as client:
         for _ in range(20):
@@ -74,8 +74,8 @@ def test_certificates_are_replaced_without_interruption(serve, authority, echo_u
         connection = None
         while not stop.is_set():
             try:
-                connection = connection or shake(keylatch.port, authority)
-                assert ask(connection)[0] == 200
+                connection = connection or tls_connect(keylatch.port, authority)
+                assert send_request(connection)[0] == 200
                 done.append(serial(connection))
             except Exception as error:  # noqa: BLE001 — whatever it is, it is a failure
                 failed.append(repr(error))
@@ -90,14 +90,14 @@ def test_certificates_are_replaced_without_interruption(serve, authority, echo_u
         # Only one of two files is replaced: the key does not match, and the old certificate is still served.
         shutil.copy(new.cert, place.cert)
         wait_for(lambda: "the key is not that of the certificate" in keylatch.stderr.read_text(), "log line")
-        with shake(keylatch.port, authority) as connection:
+        with tls_connect(keylatch.port, authority) as connection:
             assert serial(connection) == old.serial
         shutil.copy(new.key, place.key)
         wait_for(lambda: new.serial in done[-20:], "the new one is shown", 15)
         # A reload reads the files at once.
         shutil.copy(old.cert, place.cert), shutil.copy(old.key, place.key)
         assert keylatch.command("reload").returncode == 0
-        with shake(keylatch.port, authority) as connection:
+        with tls_connect(keylatch.port, authority) as connection:
             assert serial(connection) == old.serial
     finally:
         stop.set()
@@ -125,16 +125,16 @@ def test_invalid_client_certificates_are_refused(serve, authority, echo_upstream
     for why, client in bad.items():
         assert refused(keylatch.port, authority, client), why
     assert not echo_upstream.requests
-    with shake(keylatch.port, authority, client=good) as connection:
-        assert ask(connection)[0] == 200
+    with tls_connect(keylatch.port, authority, client=good) as connection:
+        assert send_request(connection)[0] == 200
         # A client revoked during its connection is refused, also on resumption.
         session, settings = connection.session, connection.context
         authority.revoke(gone, good)
         wait_for(lambda: refused(keylatch.port, authority, good), "the new revocation list is active", 15)
-        assert ask(connection)[0] == 403
+        assert send_request(connection)[0] == 403
     assert session and session.has_ticket
     with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
-        ask(settings.wrap_socket(connect(keylatch.port), server_hostname="api.test", session=session))
+        send_request(settings.wrap_socket(connect(keylatch.port), server_hostname="api.test", session=session))
     assert keylatch.metrics()['keylatch_gate_refusals_total{reason="tls_handshake"}'] >= len(bad)
 
 
@@ -151,11 +151,11 @@ def test_a_client_certificate_is_an_identity(serve, authority, echo_upstream):
           - {name: who, if: 'identity.claims.certificate.uri[0] == "spiffe://test/agent-1"', tag: agent}
 """,
     )
-    with shake(keylatch.port, authority, client=agent) as connection:
-        assert ask(connection)[0] == 200
+    with tls_connect(keylatch.port, authority, client=agent) as connection:
+        assert send_request(connection)[0] == 200
     for client in (None, stranger):
-        with shake(keylatch.port, authority, client=client) as connection:
-            status, said = ask(connection)
+        with tls_connect(keylatch.port, authority, client=client) as connection:
+            status, said = send_request(connection)
             assert (status, said["error"]["code"]) == (403, "client_certificate_required")
     lines = wait_for(lambda: len(keylatch.access_log()) == 3 and keylatch.access_log(), "three lines")
     assert [line.get("subject") for line in lines] == ["agent-1.agents.test", None, None] and lines[0]["tags"] == ["agent"]
@@ -295,7 +295,7 @@ def test_errors_in_certificate_files_name_their_location(tmp_path, authority, st
         ({"certificates": [files(issued)], "client_certificates": {"ca_file": str(authority.ca), "revoked_file": str(empty)}}, "revoked_file: the file holds no list"),
         ({"certificates": [files(issued)], "min_version": "1.1"}, "unknown `1.1`"),
     ]:
-        keylatch.path.write_text(speaking(tls).format(**keylatch.values))
+        keylatch.path.write_text(tls_config(tls).format(**keylatch.values))
         checked = keylatch.command("check")
         assert checked.returncode == 1 and says in checked.stderr and "keylatch.yaml:5:" in checked.stderr, checked.stderr
     assert socket.create_connection(("127.0.0.1", keylatch.port)).close() is None

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from support.issuer import Issuer
 from support.keylatch import wait_for
-from support.stores import ask
+from support.stores import send_request
 from support.upstreams import plain
 
 # A fixed key, because generating one takes half a minute.
@@ -64,10 +64,10 @@ def test_each_algorithm_by_pem_and_by_set(start, echo_upstream, tmp_path, alg, m
     for mode in (by_pem(tmp_path, key, alg), by_set(tmp_path, {**jwk, "alg": alg}, algorithms=alg), by_set(tmp_path, jwk, algorithms=alg)):
         replica = start(echo_upstream, route_filters=bearer(mode))
         token = jwt.encode(claims(), key, alg)
-        assert ask(replica, token).status == 200
-        assert ask(replica, jwt.encode(claims(), other, alg)).status == 401
+        assert send_request(replica, token).status == 200
+        assert send_request(replica, jwt.encode(claims(), other, alg)).status == 401
         head, _, signature = token.rpartition(".")
-        assert ask(replica, f"{head}x.{signature}").status == 401
+        assert send_request(replica, f"{head}x.{signature}").status == 401
 
 
 def test_both_names_of_ed25519(start, echo_upstream, tmp_path):
@@ -77,9 +77,9 @@ def test_both_names_of_ed25519(start, echo_upstream, tmp_path):
     jwk = json.loads(jwt.get_algorithm_by_name("EdDSA").to_jwk(key.public_key()))
     for mode in (by_pem(tmp_path, key, "EdDSA, Ed25519"), by_set(tmp_path, {**jwk, "alg": "Ed25519"}, algorithms="EdDSA, Ed25519")):
         replica = start(echo_upstream, route_filters=bearer(mode))
-        assert [ask(replica, each).status for each in (token, renamed(token, "Ed25519", key))] == [200, 200]
+        assert [send_request(replica, each).status for each in (token, renamed(token, "Ed25519", key))] == [200, 200]
     only = start(echo_upstream, route_filters=bearer(by_pem(tmp_path, key, "Ed25519")))
-    assert [ask(only, each).status for each in (token, renamed(token, "Ed25519", key))] == [401, 200]
+    assert [send_request(only, each).status for each in (token, renamed(token, "Ed25519", key))] == [401, 200]
 
 
 def test_rsa_key_sizes(start, echo_upstream, tmp_path):
@@ -103,8 +103,8 @@ def test_binary_secrets(start, echo_upstream, tmp_path):
     standard, url = base64.b64encode(secret).decode(), base64.urlsafe_b64encode(secret).decode().rstrip("=")
     for key in (f"secret_base64: '{standard}'", f"secret_base64: '{url}'", f"secret_file: {tmp_path}/secret"):
         replica = start(echo_upstream, route_filters=bearer(f"{{jwt: {{algorithms: [HS256], key: {{{key}}}}}}}"))
-        assert ask(replica, jwt.encode(claims(), secret, "HS256")).status == 200
-        assert ask(replica, jwt.encode(claims(), secret[:-1], "HS256")).status == 401
+        assert send_request(replica, jwt.encode(claims(), secret, "HS256")).status == 200
+        assert send_request(replica, jwt.encode(claims(), secret[:-1], "HS256")).status == 401
     for key in ("secret_base64: 'AAAA'", "secret_base64: '!!!!'", f"secret_file: {tmp_path}/none"):
         replica.write(route_filters=bearer(f"{{jwt: {{algorithms: [HS256], key: {{{key}}}}}}}"))
         assert replica.command("check").returncode != 0
@@ -115,7 +115,7 @@ def test_a_numeric_subject(start, echo_upstream, tmp_path):
     mode = by_pem(tmp_path, key, "ES256")
     replica = start(echo_upstream, route_filters=bearer(mode, ", tell_upstream: {subject: X-User}"))
     token = jwt.api_jws.encode(json.dumps(claims(sub=1234567890123456789)).encode(), key, "ES256", headers={"typ": "JWT"})
-    answer = ask(replica, token)
+    answer = send_request(replica, token)
     assert ["x-user", "1234567890123456789"] in json.loads(answer.body)["headers"]
 
 
@@ -131,7 +131,7 @@ def test_authentication_for_introspection(start, echo_upstream, client, secret, 
             issuer.asked["introspect"].clear()
             mode = f'{{introspection: {{endpoint: {{url: "{issuer.url}/introspect", allow_private: true}}, client_id: "{client}", client_secret: "{secret}"{auth}}}}}'
             replica = start(echo_upstream, route_filters=bearer(mode))
-            assert ask(replica, "t1").status == 200
+            assert send_request(replica, "t1").status == 200
             [(headers, form)] = issuer.asked["introspect"]
             if auth:
                 assert "authorization" not in headers and (form["client_id"], form["client_secret"]) == (client, secret)
@@ -155,7 +155,7 @@ def test_a_key_set_behind_a_password_that_is_never_shown(start, echo_upstream):
         url = f"{issuer.url}/keys?tenant=secret-tenant"
         key = f'{{jwks_url: {{url: "{url}", allow_private: true, authorization: "Bearer keys-please"}}}}'
         replica = start(echo_upstream, route_filters=bearer(f"{{jwt: {{algorithms: [ES256], key: {key}, refresh: {{every: 10s}}}}}}"))
-        assert ask(replica, issuer.token("first")).status == 200
+        assert send_request(replica, issuer.token("first")).status == 200
         wrong = start(echo_upstream, route_filters=bearer(f'{{jwt: {{algorithms: [ES256], key: {key.replace("keys-please", "nonsense")}}}}}'))
         log = wait_for(lambda: [line for line in wrong.stderr.read_text().splitlines() if "could not be refreshed" in line], "a warning")
         assert f"{issuer.url}/keys" in log[0] and "secret-tenant" not in log[0] and "nonsense" not in log[0]
@@ -173,8 +173,8 @@ def test_outdated_keys_are_not_used(start, echo_upstream):
         mode = f"{{jwt: {{algorithms: [ES256], key: {key}, on_failure: open, refresh: {{every: 10s, max_age: 12s}}}}}}"
         replica = start(echo_upstream, route_filters=bearer(mode))
         token = issuer.token("first")
-        assert ask(replica, token).status == 200
+        assert send_request(replica, token).status == 200
         issuer.garbage = ("500 Oops", b"")
-        wait_for(lambda: ask(replica, token).status == 503, "the key set is too old", 30)
+        wait_for(lambda: send_request(replica, token).status == 503, "the key set is too old", 30)
         issuer.garbage = None
-        wait_for(lambda: ask(replica, token).status == 200, "the key set is fresh again", 35)
+        wait_for(lambda: send_request(replica, token).status == 200, "the key set is fresh again", 35)

@@ -14,7 +14,7 @@ from botocore.credentials import Credentials
 
 from support import raw
 from support.keylatch import DEFAULT, Keylatch, wait_for
-from support.tls import files, shake
+from support.tls import files, tls_connect
 from support.upstreams import Scripted, echo, plain
 
 
@@ -218,7 +218,7 @@ def test_a_header_in_pieces_is_checked_as_a_whole(wide, size):
 
 def test_a_refusal_over_tls_is_the_same(serve, upstream, authority):
     keylatch = serve(upstream, {"certificates": [files(authority.issue("first", "api.test"))]})
-    with shake(keylatch.port, authority) as connection:
+    with tls_connect(keylatch.port, authority) as connection:
         # The absolute form must name the scheme of the connection.
         connection.sendall(b"GET https://api.test/v1/a%3Ab?c HTTP/1.1\r\nHost: api.test\r\n\r\n")
         file = connection.makefile("rb")
@@ -227,7 +227,7 @@ def test_a_refusal_over_tls_is_the_same(serve, upstream, authority):
         connection.sendall(b"GET http://api.test/v1/x HTTP/1.1\r\nHost: api.test\r\n\r\n")
         status, headers = raw.read_head(file)
         assert (status, json.loads(raw.read_body(file, headers)[0])["error"]["code"]) == (421, "target_scheme")
-    with shake(keylatch.port, authority) as connection:
+    with tls_connect(keylatch.port, authority) as connection:
         connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\nX-A : b\r\n\r\n")
         file = connection.makefile("rb")
         status, headers = raw.read_head(file)

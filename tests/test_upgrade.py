@@ -268,16 +268,16 @@ def test_a_keep_alive_connection_closes_with_its_next_answer(start, upstream):
     with connect(keylatch.port) as connection:
         file = connection.makefile("rb")
 
-        def ask():
+        def send_request():
             connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n")
             status, fields = read_head(file)
             read_body(file, fields)
             return status, dict(fields).get("connection")
 
-        assert ask() == (200, "keep-alive")
+        assert send_request() == (200, "keep-alive")
         old = keylatch.upgrade()
         # Shows an absence: the old process keeps its connection open.
         time.sleep(0.5)
         assert old.poll() is None, "the client may send one more request"
-        assert ask() == (200, "close")
+        assert send_request() == (200, "close")
         wait_for(lambda: old.poll() is not None, "the old process ends")

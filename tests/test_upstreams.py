@@ -123,7 +123,7 @@ def hosts(tmp_path):
         def __init__(self):
             self.wrapper = wrapper
 
-        def say(self, *addresses):
+        def write(self, *addresses):
             path.write_text("".join(f"{address} model.test\n" for address in addresses))
 
     return Hosts()
@@ -143,7 +143,7 @@ def test_a_name_that_appears_later_is_resolved_within_a_second(start, hosts):
         assert keylatch.health()[1]["status"] == "down"
         answers = []
         waiting = threading.Thread(target=lambda: answers.append(post(keylatch.port).status))
-        hosts.say("127.0.0.1")
+        hosts.write("127.0.0.1")
         waiting.start()
         waiting.join(10)
         assert answers == [200], "the request waits for the next look-up"
@@ -152,13 +152,13 @@ def test_a_name_that_appears_later_is_resolved_within_a_second(start, hosts):
 
 
 def test_no_request_fails_when_a_server_changes_its_address(start, hosts):
-    hosts.say("127.0.0.2")
+    hosts.write("127.0.0.2")
     with Scripted(lambda request, send: send(plain(headers=["Connection: close"])) or False, listener=at("127.0.0.2")) as before:
         keylatch = start(before, config=upstreams(servers=NAMED), wrapper=hosts.wrapper)
         assert post(keylatch.port).status == 200
         before.listener.shutdown(socket.SHUT_RDWR)
         before.close()
-        hosts.say("127.0.0.3")
+        hosts.write("127.0.0.3")
         with Scripted(ok, listener=at("127.0.0.3", before.port)) as after:
             # Names are looked up every 30 s, and at once after a failed connection.
             assert [post(keylatch.port).status for _ in range(20)] == [200] * 20
@@ -167,7 +167,7 @@ def test_no_request_fails_when_a_server_changes_its_address(start, hosts):
 
 @pytest.mark.parametrize("first,listen", [("::1", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("::1", "::1")])
 def test_both_families_of_a_name_are_tried(start, hosts, first, listen):
-    hosts.say(first, "127.0.0.1" if first == "::1" else "::1")
+    hosts.write(first, "127.0.0.1" if first == "::1" else "::1")
     with Scripted(ok, listener=at(listen)) as upstream:
         # The other address family uses no retry.
         keylatch = start(upstream, config=upstreams("retries: 0", servers=NAMED), wrapper=hosts.wrapper)

@@ -25,11 +25,11 @@ from .authority import Authority, now
 IDENTIFIER = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")
 
 
-def plain(text):
+def b64url_decode(text):
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def coded(data):
+def b64url_encode(data):
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
@@ -43,27 +43,27 @@ class Refused(Exception):
 def public_key(jwk):
     if (jwk.get("kty"), jwk.get("crv")) != ("EC", "P-256"):
         raise Refused("badPublicKey", "only P-256")
-    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(plain(jwk["x"])), int.from_bytes(plain(jwk["y"])), ec.SECP256R1())
+    numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(b64url_decode(jwk["x"])), int.from_bytes(b64url_decode(jwk["y"])), ec.SECP256R1())
     return numbers.public_key()
 
 
 def thumbprint(jwk):
-    return coded(hashlib.sha256(json.dumps({key: jwk[key] for key in ("crv", "kty", "x", "y")}, separators=(",", ":"), sort_keys=True).encode()).digest())
+    return b64url_encode(hashlib.sha256(json.dumps({key: jwk[key] for key in ("crv", "kty", "x", "y")}, separators=(",", ":"), sort_keys=True).encode()).digest())
 
 
 class Acme:
     """The HTTPS server. `reach(name)` returns the loopback ports of the name's own server: {"http": …, "tls": …}."""
 
-    def __init__(self, folder, reach, external=None, lasts=datetime.timedelta(days=90)):
+    def __init__(self, folder, reach, external=None, lifetime=datetime.timedelta(days=90)):
         self.authority = Authority(folder, "Test ACME CA")
-        self.reach, self.external, self.lasts = reach, external, lasts
+        self.reach, self.external, self.lifetime = reach, external, lifetime
         self.nonces, self.accounts, self.orders, self.authorizations = set(), {}, {}, {}
-        self.certificates, self.log, self.offers = {}, [], ("http-01", "tls-alpn-01")
+        self.certificates, self.log, self.challenge_types = {}, [], ("http-01", "tls-alpn-01")
         self.lock = threading.RLock()
         # Faults: the number of nonces to refuse, the path prefix that fails, and the `Retry-After` of errors.
-        self.bad_nonces, self.broken, self.retry_after = 0, None, None
+        self.bad_nonces, self.failing_path, self.retry_after = 0, None, None
         # Issuance: the age of a new certificate, another public key to certify, and the delay before validation in seconds.
-        self.since, self.key, self.thinks = datetime.timedelta(0), None, 0
+        self.age, self.key, self.validation_delay_s = datetime.timedelta(0), None, 0
         acme = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -123,11 +123,11 @@ class Acme:
 
     # JWS
 
-    def opened(self, path, headers, body):
+    def verified_jws(self, path, headers, body):
         if headers.get("Content-Type") != "application/jose+json":
             raise Refused("malformed", "wrong content type", 415)
         jws = json.loads(body)
-        protected = json.loads(plain(jws["protected"]))
+        protected = json.loads(b64url_decode(jws["protected"]))
         if set(jws) != {"protected", "payload", "signature"} or protected.get("alg") != "ES256" or protected.get("url") != self.url + path:
             raise Refused("malformed", f"wrong protected header {protected} for {path}")
         if protected.get("nonce") not in self.nonces or self.bad_nonces > 0:
@@ -142,18 +142,18 @@ class Acme:
             if not account:
                 raise Refused("accountDoesNotExist", "no such account", 401)
         jwk = account["jwk"] if account else protected["jwk"]
-        signature = plain(jws["signature"])
+        signature = b64url_decode(jws["signature"])
         if len(signature) != 64:
             raise Refused("malformed", "wrong signature length")
         encoded = encode_dss_signature(int.from_bytes(signature[:32]), int.from_bytes(signature[32:]))
         public_key(jwk).verify(encoded, f"{jws['protected']}.{jws['payload']}".encode(), ec.ECDSA(hashes.SHA256()))
-        return account, jwk, json.loads(plain(jws["payload"])) if jws["payload"] else None
+        return account, jwk, json.loads(b64url_decode(jws["payload"])) if jws["payload"] else None
 
     def post(self, path, headers, body):
         self.log.append(path)
-        if self.broken and path.startswith(self.broken):
+        if self.failing_path and path.startswith(self.failing_path):
             raise Refused("serverInternal", "internal error", 503 if self.retry_after else 500)
-        account, jwk, payload = self.opened(path, headers, body)
+        account, jwk, payload = self.verified_jws(path, headers, body)
         kind, _, number = path.strip("/").partition("/")
         match kind:
             case "account":
@@ -164,9 +164,9 @@ class Acme:
             case "order" if not number:
                 return self.new_order(account, payload)
             case "order":
-                return 200, self.shown(self.orders[number]), ()
+                return 200, self.public_view(self.orders[number]), ()
             case "authorization":
-                return 200, self.shown(self.authorizations[number]), ()
+                return 200, self.public_view(self.authorizations[number]), ()
             case "challenge":
                 return self.try_challenge(account, number, payload)
             case "finalize":
@@ -183,9 +183,9 @@ class Acme:
             if not bound:
                 raise Refused("externalAccountRequired", "an external account binding is required", 403)
             signed = f"{bound['protected']}.{bound['payload']}".encode()
-            good = hmac.compare_digest(hmac.new(self.external[1], signed, hashlib.sha256).digest(), plain(bound["signature"]))
-            head = json.loads(plain(bound["protected"]))
-            if not good or head != {"alg": "HS256", "kid": self.external[0], "url": self.url + "/account"} or json.loads(plain(bound["payload"])) != jwk:
+            good = hmac.compare_digest(hmac.new(self.external[1], signed, hashlib.sha256).digest(), b64url_decode(bound["signature"]))
+            head = json.loads(b64url_decode(bound["protected"]))
+            if not good or head != {"alg": "HS256", "kid": self.external[0], "url": self.url + "/account"} or json.loads(b64url_decode(bound["payload"])) != jwk:
                 raise Refused("unauthorized", "the external account binding does not match", 403)
         kid = f"{self.url}/accounts/{thumbprint(jwk)}"
         known = kid in self.accounts
@@ -198,16 +198,16 @@ class Acme:
             if identifier["type"] != "dns" or "*" in identifier["value"]:
                 raise Refused("unsupportedIdentifier", "only DNS names without wildcards")
             each = secrets.token_hex(8)
-            challenges = [{"type": kind, "url": f"{self.url}/challenge/{each}.{kind}", "status": "pending", "token": secrets.token_urlsafe(32)} for kind in self.offers]
+            challenges = [{"type": kind, "url": f"{self.url}/challenge/{each}.{kind}", "status": "pending", "token": secrets.token_urlsafe(32)} for kind in self.challenge_types]
             self.authorizations[each] = {"status": "pending", "identifier": identifier, "challenges": challenges, "_account": account}
             links.append(each)
         self.orders[number] = {
             "status": "pending", "identifiers": payload["identifiers"], "authorizations": [f"{self.url}/authorization/{each}" for each in links],
             "finalize": f"{self.url}/finalize/{number}", "_links": links, "_number": number,
         }
-        return 201, self.shown(self.orders[number]), (("Location", f"{self.url}/order/{number}"),)
+        return 201, self.public_view(self.orders[number]), (("Location", f"{self.url}/order/{number}"),)
 
-    def shown(self, what):
+    def public_view(self, what):
         if "_links" in what and what["status"] == "pending":
             states = [self.authorizations[each]["status"] for each in what["_links"]]
             what["status"] = "invalid" if "invalid" in states else "ready" if set(states) == {"valid"} else "pending"
@@ -224,7 +224,7 @@ class Acme:
 
     def visit(self, authorization, challenge, jwk):
         name, expected = authorization["identifier"]["value"], f"{challenge['token']}.{thumbprint(jwk)}"
-        time.sleep(self.thinks)
+        time.sleep(self.validation_delay_s)
         try:
             where = self.reach(name)
             if challenge["type"] == "http-01":
@@ -234,7 +234,7 @@ class Acme:
                 said = answer.read()
                 good = answer.status == 200 and said.strip() == expected.encode()
             else:
-                said, good = self.look_by_tls(name, where["tls"], expected)
+                said, good = self.fetch_tls_alpn(name, where["tls"], expected)
         except Exception as error:  # noqa: BLE001 — any error is reported to the client as a failed challenge
             said, good = repr(error).encode(), False
         with self.lock:
@@ -243,33 +243,33 @@ class Acme:
                 challenge["error"] = Refused("unauthorized", f"{name} has answered {said[:200]!r}", 403).problem
 
     @staticmethod
-    def look_by_tls(name, port, expected):
+    def fetch_tls_alpn(name, port, expected):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.set_alpn_protocols(["acme-tls/1"])
         with context.wrap_socket(socket.create_connection(("127.0.0.1", port), 5), server_hostname=name) as connection:
-            shown = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True))
+            certificate = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True))
             protocol = connection.selected_alpn_protocol()
-        names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
-        extension = shown.extensions.get_extension_for_oid(IDENTIFIER)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+        extension = certificate.extensions.get_extension_for_oid(IDENTIFIER)
         digest = b"\x04\x20" + hashlib.sha256(expected.encode()).digest()
-        shown.public_key().verify(shown.signature, shown.tbs_certificate_bytes, ec.ECDSA(shown.signature_hash_algorithm))
+        certificate.public_key().verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(certificate.signature_hash_algorithm))
         good = protocol == "acme-tls/1" and names == [name] and extension.critical and extension.value.value == digest
         return f"{protocol} {names} {extension}".encode(), good
 
     def finalize(self, order, payload):
-        self.shown(order)
+        self.public_view(order)
         if order["status"] != "ready":
             raise Refused("orderNotReady", f"the order is {order['status']}", 403)
-        csr = x509.load_der_x509_csr(plain(payload["csr"]))
+        csr = x509.load_der_x509_csr(b64url_decode(payload["csr"]))
         wanted = sorted(each["value"] for each in order["identifiers"])
         names = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
         if not csr.is_signature_valid or sorted(names) != wanted:
             raise Refused("badCSR", f"the CSR names {names}, not {wanted}")
         builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(self.authority.name).public_key(self.key or csr.public_key())
-        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now() - self.since).not_valid_after(now() + self.lasts)
+        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now() - self.age).not_valid_after(now() + self.lifetime)
         certificate = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in wanted]), critical=True).sign(self.authority.private, hashes.SHA256())
         chain = b"".join(each.public_bytes(serialization.Encoding.PEM) for each in (certificate, self.authority.certificate))
         self.certificates[order["_number"]] = chain
         order |= {"status": "valid", "certificate": f"{self.url}/certificate/{order['_number']}"}
-        return 200, self.shown(order), (("Location", f"{self.url}/order/{order['_number']}"),)
+        return 200, self.public_view(order), (("Location", f"{self.url}/order/{order['_number']}"),)

@@ -39,7 +39,7 @@ class Admin:
             self.token = answer.json()["access_token"]
         return answer
 
-    def other(self, name, role, password="another-horse-battery"):
+    def create_account(self, name, role, password="another-horse-battery"):
         """Creates an account and signs in with it."""
         self.post("/accounts", {"name": name, "role": role, "password": "first-horse-battery"}, 201)
         other = Admin(self.replica)

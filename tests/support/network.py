@@ -43,7 +43,7 @@ sys.exit(probe.recv(10) != b"here")
 """
 
 
-def can():
+def can_create_namespaces():
     """Whether this machine allows the creation of network namespaces."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
@@ -83,7 +83,7 @@ class Network:
         self.server = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self.server.stdout.readline() == b"up\n"
         # The interfaces need a moment to come up.
-        wait_for(lambda: all(self.lets_in(each, self.ports[0]) for each in ("192.0.2.2", "2001:db8::2")), "they reach each other")
+        wait_for(lambda: all(self.admits(each, self.ports[0]) for each in ("192.0.2.2", "2001:db8::2")), "they reach each other")
         return self
 
     def __exit__(self, *_):
@@ -94,7 +94,7 @@ class Network:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self.ip("netns", "del", name)
 
-    def lets_in(self, source, port, kind="tcp"):
+    def admits(self, source, port, kind="tcp"):
         """Whether a client with this address gets an answer from this port."""
         target = "2001:db8::1" if ":" in source else INSIDE
         return self.run(self.outside, sys.executable, "-c", ASK, source, target, str(port), kind).returncode == 0

@@ -49,11 +49,11 @@ def _collect(outcome, steps):
             outcome.text += text or ""
             outcome.finish = finish or outcome.finish
     except Exception as error:  # noqa: BLE001, what a library raises is what is compared
-        outcome.error = (type(error).__name__, said(error))
+        outcome.error = (type(error).__name__, error_text(error))
     return outcome
 
 
-def said(error):
+def error_text(error):
     """The message of an error, without the header fields that Cohere's text includes."""
     if isinstance(error, cohere.core.api_error.ApiError):
         return f"{error.status_code} {error.body}"

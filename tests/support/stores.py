@@ -11,7 +11,7 @@ def storage(server, more=""):
     return f'{{postgres: {{url: "{server.url}", flush_every: 100ms{more}}}}}'
 
 
-def ask(replica, key, source="127.0.0.1", headers=(), **more):
+def send_request(replica, key, source="127.0.0.1", headers=(), **more):
     return raw.request(replica.port, headers=[raw.key(key), *headers], source=source, **more)
 
 
