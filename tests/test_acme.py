@@ -4,7 +4,6 @@ import base64
 import datetime
 import socket
 import ssl
-import threading
 import time
 
 import pytest
@@ -12,6 +11,7 @@ from cryptography import x509
 
 from support.acme import Acme
 from support.keylatch import free_port, wait_for
+from support.load import background_load
 from support.raw import connect, request
 from support.stores import SECRET, storage
 
@@ -235,21 +235,16 @@ def test_retry_after_of_the_ca_is_honoured(served):
 
 def test_challenge_floods_do_not_block_validation(served):
     """Forty clients request made-up challenge tokens in a loop while the CA validates."""
-    acme, over = served.acme, threading.Event()
+    acme = served.acme
     acme.validation_delay_s = 1
     keylatch = served.start("http")
 
-    def stranger(n):
-        while not over.is_set():
+    def request_tokens(stop, n):
+        while not stop.is_set():
             request(keylatch.port, f"/.well-known/acme-challenge/{n:04}{'x' * 30}")
 
-    threads = [threading.Thread(target=stranger, args=(n,)) for n in range(40)]
-    [thread.start() for thread in threads]
-    try:
+    with background_load(request_tokens, [(n,) for n in range(40)]):
         assert wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
-    finally:
-        over.set()
-        [thread.join() for thread in threads]
     assert len(acme.certificates) == 1
 
 

@@ -288,12 +288,12 @@ def test_anthropic_before_headers(start, demo):
 
 def test_an_event_source_sees_no_frames(start, demo):
     keylatch = start(demo, route_filters=chain())
-    send_request = {"json": {"model": "demo", "messages": ASK, "stream": True}, "headers": {"Authorization": "Bearer sk-es"}}
+    arguments = {"json": {"model": "demo", "messages": ASK, "stream": True}, "headers": {"Authorization": "Bearer sk-es"}}
     with httpx.Client(trust_env=False, timeout=20) as client:
-        with httpx_sse.connect_sse(client, "POST", keylatch.url("/v1/chat/completions?pause=1s"), **send_request) as source:
+        with httpx_sse.connect_sse(client, "POST", keylatch.url("/v1/chat/completions?pause=1s"), **arguments) as source:
             events = [event.data for event in source.iter_sse()]
         assert frames(keylatch) >= 2
-        with httpx_sse.connect_sse(client, "POST", f"http://127.0.0.1:{demo}/v1/chat/completions", **send_request) as source:
+        with httpx_sse.connect_sse(client, "POST", f"http://127.0.0.1:{demo}/v1/chat/completions", **arguments) as source:
             direct = [event.data for event in source.iter_sse()]
     assert events == direct and len(events) == 10 and events[-1] == "[DONE]"
     assert source.response.headers["content-type"].startswith("text/event-stream")

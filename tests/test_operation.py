@@ -309,7 +309,7 @@ def test_doctor_on_a_loopback_upstream(start):
         assert "goes around" not in messages(findings(keylatch))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is somebody else, too")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run commands as another user")
 def test_commands_refuse_a_runtime_folder_of_another_user(start, echo_upstream):
     """A runtime folder of another user may contain sockets of other programs."""
     keylatch = start(echo_upstream)
@@ -321,9 +321,9 @@ def test_commands_refuse_a_runtime_folder_of_another_user(start, echo_upstream):
         (folder / "keylatch.yaml").chmod(0o644)
         (folder / "run").mkdir(mode=0o755)
         command = [folder / "keylatch", "reload", "-c", folder / "keylatch.yaml"]
-        send_request = lambda: subprocess.run(command, env={"KEYLATCH_RUNTIME_DIR": str(folder / "run")}, user=12345, group=12345, capture_output=True, text=True)  # noqa: E731
+        run_command = lambda: subprocess.run(command, env={"KEYLATCH_RUNTIME_DIR": str(folder / "run")}, user=12345, group=12345, capture_output=True, text=True)  # noqa: E731
         for owner, mode, strange in ((12346, 0o755, True), (12345, 0o777, True), (12345, 0o755, False), (0, 0o755, False)):
             os.chown(folder / "run", owner, owner)
             (folder / "run").chmod(mode)
-            done = send_request()
+            done = run_command()
             assert done.returncode == 1 and ("belongs to somebody else or is open to others" in done.stderr) == strange, (owner, mode, done.stderr)

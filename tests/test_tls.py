@@ -77,7 +77,7 @@ def test_certificates_are_replaced_without_interruption(serve, authority, echo_u
                 connection = connection or tls_connect(keylatch.port, authority)
                 assert send_request(connection)[0] == 200
                 done.append(serial(connection))
-            except Exception as error:  # noqa: BLE001 — whatever it is, it is a failure
+            except Exception as error:  # noqa: BLE001 — any error is a failure
                 failed.append(repr(error))
             if not keep:
                 connection.close()
