@@ -209,6 +209,7 @@ def test_slow_clients_do_not_block_the_admin_listener(replica):
         held.append(connection)
     assert replica.health("ready")[0] == 200
     signed_in(replica)
+    # 100 connections with 50 KB each, and one password hash; the bound leaves several times that.
     assert replica.memory_kib() - before < 60_000
     # An incomplete body times out.
     answer = raw.read_head(held[1].makefile("rb"))

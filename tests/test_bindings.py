@@ -68,7 +68,7 @@ def test_changes_take_effect_on_every_replica_under_load(replicas, database):
                     return listed.count(403) == number + 1
                 wait_for(refused, "the change takes effect", 5)
             delays.append(time.monotonic() - began)
-    # Notifications take milliseconds. The bound leaves room for 36 requests under load, and is below the 5 s of a poll.
+    # Notifications take milliseconds. The bound leaves room for 36 requests under load, and is far below the 30 s after which a cached row expires.
     assert max(delays) < 3, delays
 
 

@@ -124,6 +124,7 @@ def test_limits_over_replicas(replicas, database):
         try:
             begun = time.monotonic()
             said = limits(admin)
+            # The stopped replica costs one time-out; the rest is room for a busy machine.
             assert len(said["silent"]) == 1 and time.monotonic() - begun < 6
             assert {row["limit"] for row in said["items"]} == {"together", "alone"}
         finally:

@@ -96,6 +96,7 @@ def test_a_hanging_new_program_blocks_nothing(own_program):
     assert request(keylatch.port).status == 200
     since = time.monotonic()
     keylatch.process.send_signal(signal.SIGTERM)
+    # Well below the time that the hanging program sleeps, 60 s.
     assert keylatch.process.wait(15) == 0 and time.monotonic() - since < 5
     assert first.wait(10) == 1 and "told to stop meanwhile" in first.stderr.read()
     hung = Successor(int(pid_file.read_text()))

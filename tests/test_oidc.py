@@ -24,7 +24,7 @@ def provider():
         yield provider
 
 
-def put(admin, provider, status=200, **changes):
+def configure_provider(admin, provider, status=200, **changes):
     body = {"settings": {**provider.settings, **changes}, "client_secret": SECRET}
     return admin.put("/providers/corp", body, status)
 
@@ -33,7 +33,7 @@ def origin(admin):
     return {"origin": f"http://127.0.0.1:{admin.replica.admin}"}
 
 
-def leave(browser, status=200, name="corp"):
+def begin_sign_in(browser, status=200, name="corp"):
     """A browser begins a sign-in; returns the URL of its redirect."""
     answer = browser.post(f"/oidc/{name}/begin", status=status, headers=origin(browser))
     return answer.json()["url"] if status == 200 else answer.json()
@@ -43,13 +43,13 @@ def query(url):
     return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query))
 
 
-def back(provider, url):
+def redirect_parameters(provider, url):
     """The parameters of the provider's redirect back to Keylatch."""
     there = urllib.parse.urlsplit(provider.authorize(query(url)))
     return {**dict(urllib.parse.parse_qsl(there.query)), "provider": there.path.rpartition("/")[2]}
 
 
-def finish(browser, returned, status=200, **more):
+def finish_sign_in(browser, returned, status=200, **more):
     answer = browser.post("/oidc/finish", returned, status, headers=origin(browser), **more)
     if status == 200:
         browser.token = answer.json()["access_token"]
@@ -58,14 +58,14 @@ def finish(browser, returned, status=200, **more):
 
 def complete_sign_in(replica, provider, status=200, browser=None):
     browser = browser or Admin(replica)
-    answer = finish(browser, back(provider, leave(browser)), status)
+    answer = finish_sign_in(browser, redirect_parameters(provider, begin_sign_in(browser)), status)
     return (browser, answer) if status == 200 else answer
 
 
 def test_a_sign_in_takes_name_and_role_from_the_provider(replica, provider):
     admin = signed_in(replica)
     assert Admin(replica).get("/oidc").json()["items"] == []
-    made = put(admin, provider, label="The Company").json()
+    made = configure_provider(admin, provider, label="The Company").json()
     assert made["has_client_secret"] is True and "client_secret" not in made["settings"] and made["settings"]["role_claim"] == "groups"
     assert Admin(replica).get("/oidc").json()["items"] == [{"name": "corp", "label": "The Company"}]
     admin.post("/providers/corp/check", status=204)
@@ -102,7 +102,7 @@ def test_a_sign_in_takes_name_and_role_from_the_provider(replica, provider):
 
 def test_refused_sign_ins(replica, provider):
     admin = signed_in(replica)
-    put(admin, provider)
+    configure_provider(admin, provider)
     provider.person = {"sub": "2", "preferred_username": "admin", "groups": ["guests"]}
     assert "lets you in" in complete_sign_in(replica, provider, 403)["detail"]
     assert [account["name"] for account in admin.get("/accounts").json()["items"]] == ["admin"], "no account was created"
@@ -115,13 +115,13 @@ def test_refused_sign_ins(replica, provider):
     assert answer["username"].startswith("corp:admin-") and len(answer["username"]) == len("corp:admin-12345678")
     # A sign-in of another browser, an unknown sign-in, and a replayed one.
     mallory, victim = Admin(replica), Admin(replica)
-    returned = back(provider, leave(mallory))
-    leave(victim)
+    returned = redirect_parameters(provider, begin_sign_in(mallory))
+    begin_sign_in(victim)
     for browser in (victim, Admin(replica)):
-        assert "not begun in this browser" in finish(browser, returned, 403)["detail"]
-    assert "another provider" in finish(mallory, {**returned, "iss": "https://evil.example"}, 403)["detail"]
-    finish(mallory, returned)
-    assert "not begun" in finish(mallory, returned, 403)["detail"]
+        assert "not begun in this browser" in finish_sign_in(browser, returned, 403)["detail"]
+    assert "another provider" in finish_sign_in(mallory, {**returned, "iss": "https://evil.example"}, 403)["detail"]
+    finish_sign_in(mallory, returned)
+    assert "not begun" in finish_sign_in(mallory, returned, 403)["detail"]
     browser = Admin(replica)
     cookie = browser.post("/oidc/corp/begin", headers=origin(browser)).headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Path=/admin/api/oidc" in cookie
@@ -154,7 +154,7 @@ def forged(provider):
 
 def test_invalid_id_tokens(replica, provider):
     admin = signed_in(replica)
-    put(admin, provider)
+    configure_provider(admin, provider)
     for changes, says in forged(provider):
         provider.claims, provider.signed_with, provider.headers = {}, "k1", None
         vars(provider).update(changes)
@@ -183,7 +183,7 @@ def test_provider_variants_and_validation(replica, provider):
     # Claims only at the userinfo endpoint, client secret in the form, and other names of claims.
     provider.in_id_token, provider.auth = False, "client_secret_post"
     provider.person = {"sub": "7", "email": "Bob@Example.com", "email_verified": True, "realm_access": {"roles": ["ops"]}}
-    put(admin, provider, role_claim="realm_access.roles", scopes=["email"])
+    configure_provider(admin, provider, role_claim="realm_access.roles", scopes=["email"])
     _, answer = complete_sign_in(replica, provider)
     assert (answer["username"], answer["role"]) == ("corp:bob@example.com", "admin")
     provider.info = {**provider.person, "sub": "8"}
@@ -200,7 +200,7 @@ def test_provider_variants_and_validation(replica, provider):
         ({"ca": "nonsense"}, "settings.ca"),
         ({"more": 1}, "settings.more"),
     ):
-        assert put(admin, provider, 422, **changes).json()["field"] == field
+        assert configure_provider(admin, provider, 422, **changes).json()["field"] == field
     for name in ("Corp", "a b", "x" * 33, "-x", "%C3%BC"):
         admin.put(f"/providers/{name}", {"settings": provider.settings}, 422)
     # Conflicting edits, and an edit that keeps the secret.
@@ -223,9 +223,9 @@ def test_provider_variants_and_validation(replica, provider):
 
 def test_guessed_codes_lock_the_address(replica, provider):
     admin = signed_in(replica)
-    put(admin, provider)
+    configure_provider(admin, provider)
     browser = Admin(replica, source="127.0.0.9")
-    returned = back(provider, leave(browser))
+    returned = redirect_parameters(provider, begin_sign_in(browser))
     statuses = [finish_any(browser, {**returned, "code": f"guess-{guess}"}) for guess in range(30)]
     assert statuses[:20] == [403] * 20 and 429 in statuses and len(provider.exchanged) <= 23
     complete_sign_in(replica, provider)
@@ -246,9 +246,9 @@ def test_on_another_replica_and_by_command(replicas, provider):
     assert provider.url in shown and SECRET not in shown
     # Begun on one replica, finished on the other.
     here, there = Admin(one), Admin(two)
-    returned = back(provider, leave(here))
+    returned = redirect_parameters(provider, begin_sign_in(here))
     there.client.cookies = here.client.cookies
-    finish(there, returned)
+    finish_sign_in(there, returned)
     there.get("/bindings")
     said = one.command("admin", "reset-password", "corp:ann")
     assert said.returncode == 1 and "signs in through `corp`" in said.stderr
@@ -258,9 +258,9 @@ def test_on_another_replica_and_by_command(replicas, provider):
 
 def test_a_recreated_provider_is_a_new_one(replica, provider):
     admin = signed_in(replica)
-    first = put(admin, provider).json()
+    first = configure_provider(admin, provider).json()
     browser = Admin(replica)
-    returned = back(provider, leave(browser))
+    returned = redirect_parameters(provider, begin_sign_in(browser))
     complete_sign_in(replica, provider)
     admin.call("DELETE", "/providers/corp", status=204)
     entry = admin.get("/audit?action=provider.removed").json()["items"][0]
@@ -268,10 +268,10 @@ def test_a_recreated_provider_is_a_new_one(replica, provider):
     for headers in ({"if-match": f'"{first["version"]}"'}, {"if-match": '"7"'}):
         admin.put("/providers/corp", {"settings": provider.settings}, 412, headers=headers)
     with Provider() as other:
-        again = put(admin, other).json()
+        again = configure_provider(admin, other).json()
         assert again["version"] > first["version"]
-        assert leave(Admin(replica)).startswith(other.url), "cached keys of the old provider are not used"
-        assert "changed meanwhile" in finish(browser, returned, 409)["detail"]
+        assert begin_sign_in(Admin(replica)).startswith(other.url), "cached keys of the old provider are not used"
+        assert "changed meanwhile" in finish_sign_in(browser, returned, 409)["detail"]
         assert not provider.exchanged[1:], "the new secret is not sent to the old provider"
         complete_sign_in(replica, other)
 
@@ -281,28 +281,28 @@ def test_one_provider_cannot_impersonate_another(replica, provider):
     admin = signed_in(replica)
     provider.names_itself_back = False
     provider.person["groups"] = ["ops"]
-    put(admin, provider)
+    configure_provider(admin, provider)
     with Provider() as bad:
         admin.put("/providers/bad", {"settings": {**bad.settings, "roles": {"viewer": ["staff"]}}, "client_secret": SECRET})
         victim, mallory = Admin(replica), Admin(replica)
-        sent = query(leave(victim, name="bad"))
-        own = query(leave(mallory))
+        sent = query(begin_sign_in(victim, name="bad"))
+        own = query(begin_sign_in(mallory))
         # The malicious provider sends the browser to the honest one, with Keylatch's redirect URI.
         mixed = {**sent, "code_challenge": own["code_challenge"], "nonce": own["nonce"], "redirect_uri": own["redirect_uri"]}
         returned = {**query(provider.authorize(mixed)), "provider": "corp"}
-        assert "another provider" in finish(victim, returned, 403)["detail"]
+        assert "another provider" in finish_sign_in(victim, returned, 403)["detail"]
         assert not bad.exchanged, "the code is sent to no provider"
         # A provider that supports the `iss` parameter (RFC 9207) must send it.
         provider.names_itself_back = True
-        put(admin, provider)
-        returned = back(provider, leave(victim))
+        configure_provider(admin, provider)
+        returned = redirect_parameters(provider, begin_sign_in(victim))
         del returned["iss"]
-        assert "another provider" in finish(victim, returned, 403)["detail"]
+        assert "another provider" in finish_sign_in(victim, returned, 403)["detail"]
 
 
 def test_a_user_without_a_role_loses_sessions_and_tokens(replica, provider):
     admin = signed_in(replica)
-    put(admin, provider)
+    configure_provider(admin, provider)
     provider.person["groups"] = ["ops"]
     boss, _ = complete_sign_in(replica, provider)
     script = Admin(replica, boss.post("/account/tokens", {"name": "ci", "scopes": ["read", "accounts"]}, 201).json()["token"])
@@ -319,9 +319,9 @@ def test_a_user_without_a_role_loses_sessions_and_tokens(replica, provider):
 
 def test_an_unreachable_provider_locks_no_address_and_gets_few_requests(replica, provider):
     admin = signed_in(replica)
-    put(admin, provider)
+    configure_provider(admin, provider)
     comers = [Admin(replica) for _ in range(25)]
-    returned = [back(provider, leave(comer)) for comer in comers]
+    returned = [redirect_parameters(provider, begin_sign_in(comer)) for comer in comers]
     provider.garbage = ("503 Service Unavailable", b"")
     assert [finish_any(comer, what) for comer, what in zip(comers, returned, strict=True)] == [502] * 25
     Admin(replica).sign_in()
@@ -335,9 +335,9 @@ def test_an_unreachable_provider_locks_no_address_and_gets_few_requests(replica,
 
 def test_concurrent_sign_ins(replica, provider):
     admin = signed_in(replica)
-    put(admin, provider)
+    configure_provider(admin, provider)
     comers = [Admin(replica) for _ in range(12)]
-    returned = [back(provider, leave(comer)) for comer in comers]
+    returned = [redirect_parameters(provider, begin_sign_in(comer)) for comer in comers]
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         assert list(pool.map(finish_any, comers, returned)) == [200] * 12
         # A password counts as wrong while it is verified, which limits concurrent sign-ins.

@@ -202,6 +202,7 @@ def test_the_sdk_backs_off(start):
         begun = time.monotonic()
         first, second = say(), say()
         # The SDK was refused once, waited for Retry-After, and succeeded.
+        # The limit allows a request every 2 s; the SDK adds jitter.
         assert 1.0 < time.monotonic() - begun < 6 and second.parse().choices[0].message.content == "hi"
         assert first.headers["x-ratelimit-limit-requests"] == "1" and first.headers["x-ratelimit-remaining-requests"] == "0"
         refused = wait_for(lambda: [line for line in replica.access_log() if line["status"] == 429], "access line of the refusal")

@@ -245,6 +245,7 @@ def test_the_handshake_timeout(serve, authority, echo_upstream):
             each.settimeout(5)
             with pytest.raises((ConnectionError, TimeoutError, AssertionError)):
                 assert each.recv(100) != b""
+        # Both handshakes time out after 300 ms; the read time-out of the test is 5 s.
         assert time.monotonic() - since < 4
     assert wait_for(lambda: keylatch.metrics().get('keylatch_gate_refusals_total{reason="handshake_timeout"}') == 2, "both time-outs are counted")
 

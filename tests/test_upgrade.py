@@ -227,7 +227,7 @@ def replace(program, text):
     fresh.rename(program)
 
 
-def test_upgrades_do_not_leak_memory(start, upstream):
+def test_an_upgrade_with_the_memory_store_is_refused(start, upstream):
     keylatch = start(upstream)
     done = keylatch.command("upgrade")
     assert done.returncode == 1 and "storage is memory" in done.stderr
