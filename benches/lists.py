@@ -20,7 +20,6 @@ import urllib.parse
 import urllib.request
 
 import alone
-import run
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 from support.postgres import Postgres  # noqa: E402

@@ -362,7 +362,7 @@ def test_fields_without_exactly_one_token(start, echo_upstream, issuer):
         assert status == 200 or answer.header("www-authenticate").startswith("Bearer ")
 
 
-def test_forbidden_introspection_targets(start, echo_upstream):
+def test_invalid_bearer_settings(start, echo_upstream):
     replica = start(echo_upstream)
     for mode, says in (
         ('{introspection: {endpoint: "http://a.example/x", client_id: a, client_secret: b}}', "introspection.endpoint.url: must begin with `https://`"),

@@ -4,10 +4,11 @@ import concurrent.futures
 import contextlib
 import json
 import sqlite3
+import threading
 
 from support import raw
-from support.keylatch import wait_for
-from support.upstreams import plain
+from support.keylatch import DEFAULT, free_port, wait_for
+from support.upstreams import Scripted, plain
 
 BINDING = "      - key_binding: {}"
 
@@ -185,9 +186,6 @@ def test_no_key_is_logged_or_stored(start, echo_upstream):
 
 
 def test_errors_of_unreachable_and_broken_upstreams(start, tmp_path):
-    from support.keylatch import free_port
-    from support.upstreams import Scripted
-
     keylatch = start(free_port())
     answer = raw.request(keylatch.port)
     assert (answer.status, json.loads(answer.body)["error"]["code"]) == (502, "upstream_unreachable")
@@ -210,9 +208,6 @@ def test_bodies_that_are_too_large_or_too_slow(start, echo_upstream):
 
 
 def test_failover_to_other_servers(start, tmp_path):
-    from support.keylatch import DEFAULT, free_port
-    from support.upstreams import Scripted
-
     with Scripted(lambda request, send: send(plain(body=b"a")) or True) as a, Scripted(lambda request, send: send(plain(body=b"b")) or True) as b:
         template = DEFAULT.replace('servers: [{{address: "127.0.0.1:{upstream}"}}]', 'servers: [{{address: "127.0.0.1:{upstream}"}}, {{address: "127.0.0.1:%d"}}, {{address: "localhost:%d", weight: 2}}]' % (free_port(), b.port))
         keylatch = start(a, config=template)
@@ -278,22 +273,18 @@ def test_an_upgrade_that_is_not_granted_ends_the_connection(start, echo_upstream
 
 
 def test_a_client_that_leaves_after_sending_surplus_data(start):
-    from support.upstreams import Scripted
-
-    upstream = Scripted(lambda request, send: __import__("time").sleep(0.5) or any(send(b"") or __import__("time").sleep(0.1) for _ in range(50)))
-    keylatch = start(upstream)
-    connection = raw.connect(keylatch.port)
-    connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n" + b"x" * 40_000)
-    wait_for(lambda: upstream.requests, "the request arrived")
-    connection.close()
-    wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over", 3)
+    over = threading.Event()
+    with Scripted(lambda request, send: over.wait(6) and False) as upstream:
+        keylatch = start(upstream)
+        with raw.connect(keylatch.port) as connection:
+            connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n" + b"x" * 40_000)
+            wait_for(lambda: upstream.requests, "the request arrived")
+        # The upstream is still silent, so only the departure of the client can end the request.
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over", 3)
+        over.set()
 
 
 def test_a_silent_upstream_exceeds_first_byte(start):
-    import threading
-
-    from support.upstreams import Scripted
-
     over = threading.Event()
     upstream = Scripted(lambda request, send: over.wait(10) and False)
     keylatch = start(upstream, route_filters="      - sse_keepalive: {first_byte: 500ms}")

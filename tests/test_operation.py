@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from support.authority import DAY, Authority, now
-from support.keylatch import BINARY, ROOT, wait_for
+from support.keylatch import BINARY, ROOT
 from support.raw import request
 from support.redis import Redis
-from support.stores import FREE, SECRET, storage
+from support.stores import FREE
 from support.upstreams import Scripted, plain
 
 SQLITE = "{sqlite: {path: data/keylatch.db, flush_every: 100ms}}"

@@ -1,6 +1,5 @@
 """TLS towards clients and upstreams: choice and verification of certificates, and replacement without interruption."""
 
-import json
 import shutil
 import socket
 import ssl
