@@ -17,8 +17,8 @@ from support.tls import context, files, tls_connect
 from support.upstreams import Scripted, echo
 from test_drain_h2 import Raw
 from test_hostile_h2 import DATA, END_STREAM, HEADERS, RST_STREAM, data, fields, headers
-from test_neighbours import behind, caddy, nginx, running  # noqa: F401
-from test_neighbours import tls_connect as through
+from test_shipped_files import behind, caddy, nginx, running  # noqa: F401
+from test_shipped_files import tls_connect as through
 
 BEARER = "      - bearer: {accept: [well_formed]}"
 SIZES = [300_000, 10_000_000, 40_000_000]
