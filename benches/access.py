@@ -1,5 +1,6 @@
-"""Measures the cost of access checks: a cached JWT, ten rules and a limit on the whole chain, compared with a bare
-Pingora; the time that a limit shared through Redis adds; and, by `cargo bench`, the first verification of a JWT.
+"""Measures the cost of access checks: a cached JWT, ten rules and a limit on the whole chain,
+compared with a bare Pingora; the time that a limit shared through Redis adds; and, by `cargo
+bench`, the first verification of a JWT.
 
 Prints Markdown tables. Needs wrk, nginx, Redis; starts its own and throws them away.
 

@@ -1,5 +1,5 @@
-"""Helpers of the benchmarks of Keylatch: a configured process, processor times of several processes measured in
-turns, and the time of single requests."""
+"""Helpers of the benchmarks of Keylatch: a configured process, processor times of several processes
+measured in turns, and the time of single requests."""
 
 import argparse
 import contextlib
@@ -54,7 +54,8 @@ class Keylatch:
 
 
 def in_turns(proxies, rounds, folder):
-    """The processor time of a POST through each proxy, in µs, for every round. Stops the proxies."""
+    """The processor time of a POST through each proxy, in µs, for every round. Stops the
+    proxies."""
     times = {name: [] for name in proxies}
     try:
         for proxy in proxies.values():
@@ -71,7 +72,8 @@ def in_turns(proxies, rounds, folder):
 
 
 def show_turns(title, compared, times, rounds, compare):
-    """Prints a table. `compare` computes a figure from the time of a proxy and that of the first one in the same round."""
+    """Prints a table. `compare` computes a figure from the time of a proxy and that of the first
+    one in the same round."""
     base = next(iter(times.values()))
     print(f"\n### {title} (µs, median of {rounds} rounds; in brackets min–max)\n\n| | µs | {compared} |\n| --- | --- | --- |")
     for name, each in times.items():
@@ -103,7 +105,8 @@ def show_added(title, base, rows):
 
 
 def measure(description, benches):
-    """Reads the arguments, starts the upstream, and calls `benches` with the rounds, the port, a folder and an exit stack."""
+    """Reads the arguments, starts the upstream, and calls `benches` with the rounds, the port, a
+    folder and an exit stack."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

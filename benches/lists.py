@@ -1,5 +1,6 @@
-"""Measures the lists of the admin API with 1,000,000 bindings and 5,000,000 intercepts, on PostgreSQL and SQLite: the time
-until a client has the answer, for every page that the console can show. Prints a Markdown table.
+"""Measures the lists of the admin API with 1,000,000 bindings and 5,000,000 intercepts, on
+PostgreSQL and SQLite: the time until a client has the answer, for every page that the console can
+show. Prints a Markdown table.
 
     cargo build --release --locked && python3 benches/lists.py
 """

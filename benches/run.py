@@ -1,8 +1,10 @@
-"""Compares Keylatch with a bare Pingora, nginx, HAProxy and Caddy, in one run, in turns, on pinned cores.
+"""Compares Keylatch with a bare Pingora, nginx, HAProxy and Caddy, in one run, in turns, on pinned
+cores.
 
-Prints Markdown tables: processor time per small POST and GET, memory per idle stream, punctuality of frames, and
-time added to a streamed chunk. Processor time is the proxy's own (user and system, from /proc), divided by the
-requests answered; that is steadier than requests a second on a shared machine. Needs wrk, nginx, haproxy, caddy.
+Prints Markdown tables: processor time per small POST and GET, memory per idle stream, punctuality
+of frames, and time added to a streamed chunk. Processor time is the proxy's own (user and system,
+from /proc), divided by the requests answered; that is steadier than requests a second on a shared
+machine. Needs wrk, nginx, haproxy, caddy.
 
     python3 benches/run.py [--rounds 5] [--requests 20000] [--streams 4000]
 """
@@ -190,7 +192,8 @@ def load(port, method, seconds, folder, rate):
     script = folder / f"{method}.lua"
     body = f"wrk.body = '{BODY}'\n" if method == "POST" else ""
     script.write_text(f"wrk.method = '{method}'\nwrk.headers['Authorization'] = '{KEY}'\nwrk.headers['Content-Type'] = 'application/json'\n{body}")
-    # wrk waits `delay` between requests of a connection: 32 connections with a request every 10 ms make about 3,000 a second.
+    # wrk waits `delay` between requests of a connection: 32 connections with a request every 10 ms
+    # make about 3,000 a second.
     if rate == "steady":
         with script.open("a") as more:
             more.write("function delay() return 10 end\n")
@@ -231,7 +234,8 @@ def bench_cpu(names, rounds, seconds, folder):
 
 
 class StreamUpstream:
-    """An upstream that opens a stream for every request, and sends chunks with their send time on command."""
+    """An upstream that opens a stream for every request, and sends chunks with their send time on
+    command."""
 
     HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

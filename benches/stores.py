@@ -1,5 +1,6 @@
-"""Measures the cost of the stores, in one run: processor time of a known key compared with the in-memory store, first
-uses a second, and the time that Redis and PostgreSQL add for keys that are not in the process cache.
+"""Measures the cost of the stores, in one run: processor time of a known key compared with the
+in-memory store, first uses a second, and the time that Redis and PostgreSQL add for keys that are
+not in the process cache.
 
 Prints Markdown tables. Needs wrk, nginx, PostgreSQL, Redis; starts its own and throws them away.
 
@@ -91,7 +92,8 @@ def bench_misses(postgres, redis, upstream, folder):
 
 
 def bench_many(postgres, upstream, folder, rows=1_000_000):
-    """Times of a cached key and of keys only in the database, with `rows` other bindings; and the memory of the process."""
+    """Times of a cached key and of keys only in the database, with `rows` other bindings; and the
+    memory of the process."""
     print(f"\n### With {rows:,} bindings in the database\n")
     print("| store | bindings | p50, ms | p99 of a known key, ms | a second | p50 of a cold key, ms | process, MiB |\n| --- | --- | --- | --- | --- | --- | --- |")
     made = "(i::text || 'x')::bytea"

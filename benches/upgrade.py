@@ -1,5 +1,6 @@
-"""Upgrades and reloads under load: 500 streams and 500 requests a second, half of them on new connections. Prints the number of
-refused, truncated and failed requests, which should be zero, and the times of requests around an upgrade.
+"""Upgrades and reloads under load: 500 streams and 500 requests a second, half of them on new
+connections. Prints the number of refused, truncated and failed requests, which should be zero, and
+the times of requests around an upgrade.
 
     cargo build --release --locked && python3 benches/upgrade.py
 """

@@ -86,7 +86,8 @@ def serve(start):
 
 @pytest.fixture
 def realtime():
-    """A WebSocket server that echoes each message; `ping` ten times, `quiet` never, `talk` eight times over three seconds."""
+    """A WebSocket server that echoes each message; `ping` ten times, `quiet` never, `talk` eight
+    times over three seconds."""
     seen = []
 
     def answer(connection):

@@ -79,7 +79,8 @@ def test_a_certificate_is_issued_and_stored(served, challenge):
     assert len(acme.certificates) == 1
     series = f'keylatch_certificate_expiry_timestamp_seconds{{listener="127.0.0.1:{keylatch.tls}",name="api.test"}}'
     assert wait_for(lambda: keylatch.metrics().get(series), "metric shows the expiry") == first.not_valid_after_utc.timestamp()
-    # The next process serves the stored certificate at once, without an order. The stored data is encrypted.
+    # The next process serves the stored certificate at once, without an order. The stored data is
+    # encrypted.
     keylatch.stop()
     kept = (keylatch.folder / "keylatch.db").read_bytes()
     assert b"PRIVATE KEY" not in kept and b"BEGIN CERTIFICATE" not in kept and b"key_pkcs8" not in kept

@@ -140,7 +140,8 @@ def test_a_session_ends_on_every_replica_at_once(replicas):
     elsewhere = Admin(two)
     elsewhere.sign_in("ann", "another-horse-battery")
     assert len(viewer.get("/account/sessions").json()["items"]) == 2
-    # Changing the own password ends the other sessions. A change of the role, or of the account by an admin, ends all.
+    # Changing the own password ends the other sessions. A change of the role, or of the account by
+    # an admin, ends all.
     viewer.put("/account/password", {"current": "another-horse-battery", "password": "third-horse-battery"}, 204)
     viewer.get("/bindings")
     elsewhere.get("/bindings", 401)
@@ -169,7 +170,8 @@ def test_a_session_ends_on_every_replica_at_once(replicas):
 
 
 def test_a_stolen_password_and_its_tokens(replica):
-    """A reset revokes the tokens created with the stolen password, and the password form counts wrong guesses as sign-in does."""
+    """A reset revokes the tokens created with the stolen password, and the password form counts
+    wrong guesses as sign-in does."""
     admin = signed_in(replica)
     bob = admin.create_account("bob", "operator")
     made = bob.post("/account/tokens", {"name": "ci", "scopes": ["read"]}, 201).json()
@@ -199,7 +201,8 @@ def test_a_password_change_during_sign_ins_with_the_old_one(replica):
 
 
 def test_slow_clients_do_not_block_the_admin_listener(replica):
-    """Headers, bodies and connections without an end take few resources, and other clients are served."""
+    """Headers, bodies and connections without an end take few resources, and other clients are
+    served."""
     before = replica.memory_kib()
     held = []
     for n in range(100):
@@ -299,7 +302,8 @@ def test_ten_thousand_password_guesses_from_a_hundred_addresses(replicas):
     assert 5 <= tried <= 6 + math.log2(took + 1) and statuses.count(429) == 10_000 - tried, (tried, took)
     locked = next(answer for answer in answers if answer.status_code == 429)
     assert int(locked.headers["retry-after"]) >= 1 and locked.json()["retry_after"] >= 1 and locked.json()["type"] == "urn:keylatch:locked"
-    # While locked, the right password is refused from every address, and the address is refused for every name.
+    # While locked, the right password is refused from every address, and the address is refused for
+    # every name.
     source = "127.0.0.99"
 
     def locked_for_a_while():
@@ -379,7 +383,8 @@ def test_wrong_passwords_of_strangers_do_not_lock_a_trusted_browser(replica):
     cookie = elsewhere.client.cookies
     assert not list(cookie.jar), "a refused sign-in sets no cookie"
     owner.sign_in()
-    # The trusted-browser cookie is for one account and one browser, and its own wrong passwords count.
+    # The trusted-browser cookie is for one account and one browser, and its own wrong passwords
+    # count.
     thief = Admin(replica, source="127.0.0.68")
     thief.client.cookies = owner.client.cookies
     answers = [thief.sign_in(password="wrong-horse-battery", status=None).status_code for _ in range(8)]

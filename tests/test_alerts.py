@@ -64,7 +64,8 @@ def test_one_alert_per_window_is_retried_until_delivered(start, echo_upstream, k
         replica = start(echo_upstream, more=alerts(webhook("ops", ops.port, ', secret: "whsec_c2VjcmV0"')), **values)
         assert send_request(replica, KEY).status == 200
         refuse(replica, 4)
-        # Shows an absence, for which there is no condition to wait for: alerts are evaluated every second.
+        # Shows an absence, for which there is no condition to wait for: alerts are evaluated every
+        # second.
         time.sleep(2.5)
         assert not ops.requests, "four refusals are below the threshold"
         refuse(replica, 3)
@@ -159,7 +160,8 @@ def test_refusals_just_before_a_stop_raise_an_alert(start, echo_upstream, kind, 
                 replica.stop(how)
             replica.start()
             wait_for(lambda: server.requests, f"alert after {how.name}", 10)  # noqa: B023
-            # Shows an absence, for which there is no condition to wait for: a second alert would have another id.
+            # Shows an absence, for which there is no condition to wait for: a second alert would
+            # have another id.
             time.sleep(1)
             assert len({dict(one["headers"])["webhook-id"] for one in server.requests}) == 1
 

@@ -88,7 +88,8 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
 
 
 def test_no_restore_while_a_process_uses_the_database(start, echo_upstream, tmp_path):
-    """The process runs with another configuration and folder; only its open file shows that it uses the database."""
+    """The process runs with another configuration and folder; only its open file shows that it uses
+    the database."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     assert use(keylatch, "sk-1", "127.0.0.2") == 200
     backup = tmp_path / "backup"
@@ -104,7 +105,8 @@ def test_no_restore_while_a_process_uses_the_database(start, echo_upstream, tmp_
 
 
 def test_a_start_after_an_interrupted_restore(start, echo_upstream, tmp_path):
-    """The state of the database is unknown then. A start must not create a new one with another secret."""
+    """The state of the database is unknown then. A start must not create a new one with another
+    secret."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     backup, data = tmp_path / "backup", keylatch.folder / "data"
     assert keylatch.command("backup", str(backup)).returncode == 0

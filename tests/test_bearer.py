@@ -200,7 +200,8 @@ def test_introspection_time_outs(start, echo_upstream, issuer):
         # One after the other, 30 time-outs of 300 ms would take 9 s.
         assert time.monotonic() - begun < 8, "the requests time out in parallel"
         begun = time.monotonic()
-        # Each token is a cache miss: after a few failures the circuit breaker answers at once. 90 time-outs would take 27 s.
+        # Each token is a cache miss: after a few failures the circuit breaker answers at once. 90
+        # time-outs would take 27 s.
         assert {answer.status for answer in pool.map(lambda n: send_request(each["closed"], f"opaque-{n}"), range(90))} == {503}
         assert time.monotonic() - begun < 10
     passed = send_request(each["open"], "opaque-1")

@@ -68,7 +68,8 @@ def test_changes_take_effect_on_every_replica_under_load(replicas, database):
                     return listed.count(403) == number + 1
                 wait_for(refused, "the change takes effect", 5)
             delays.append(time.monotonic() - began)
-    # Notifications take milliseconds. The bound leaves room for 36 requests under load, and is far below the 30 s after which a cached row expires.
+    # Notifications take milliseconds. The bound leaves room for 36 requests under load, and is far
+    # below the 30 s after which a cached row expires.
     assert max(delays) < 3, delays
 
 
@@ -210,7 +211,8 @@ def test_an_early_stream_header_does_not_confirm_a_key(start, database, before_h
 
 
 def test_a_ban_just_before_a_database_outage_holds(replicas, database):
-    """Also with `on_store_failure: open`: a changed row must be read again, and while it cannot be read the key is refused."""
+    """Also with `on_store_failure: open`: a changed row must be read again, and while it cannot be
+    read the key is refused."""
     policy = "      - key_binding: {new_keys_per_client: 1000000/s, on_store_failure: open}"
     (replica,) = replicas(1, route_filters=policy)
     assert send_request(replica, "sk-banned-1-abcdefgh").status == 200
@@ -264,7 +266,8 @@ def test_enrolment_of_known_keys_only_or_until_a_date(start, database, echo_upst
 
 
 def test_concurrent_first_uses_fill_a_roaming_binding(start, echo_upstream):
-    """Of 16 concurrent addresses as many are admitted as the rule allows: a request that loses the first use may add the second network."""
+    """Of 16 concurrent addresses as many are admitted as the rule allows: a request that loses the
+    first use may add the second network."""
     roaming = "      - key_binding: {new_keys_per_client: 1000000/s, rule: {roaming: {networks_max: 3, window: 1h}}}"
     replica = start(echo_upstream, route_filters=roaming, storage="{sqlite: {path: t.db}}")
     sources = [f"127.0.7.{n}" for n in range(1, 17)]
@@ -337,7 +340,8 @@ def test_a_database_outage_and_recovery(replicas, database, how):
         assert time.monotonic() - began < 5
         wait_for(lambda: closed.health("ready")[0] == 200, "readiness shows the recovery")
     assert not wrong, wrong[:10]
-    # A request waits at most twice the time limit of a statement, 1 s; the rest is room for a busy machine.
+    # A request waits at most twice the time limit of a statement, 1 s; the rest is room for a busy
+    # machine.
     assert max(slow) < 4, max(slow)
 
 
@@ -353,7 +357,8 @@ def test_dead_database_connections(start, echo_upstream, database):
             wait_for(lambda: send_request(replica, f"sk-after-{time.monotonic_ns()}").status == 200, "requests succeed again", 8)
         assert send_request(replica, "sk-frozen-0000-abcdefgh").status == 200
         relay.freeze()
-        # Notifications lost with the connection are made up for when the listener detects its dead connection.
+        # Notifications lost with the connection are made up for when the listener detects its dead
+        # connection.
         row = [json.loads(line) for line in other.command("bindings", "list", "--json", "--limit", "1000").stdout.splitlines()]
         frozen = other.command("bindings", "ban", "-", stdin="sk-frozen-0000-abcdefgh")
         assert frozen.returncode == 0 and len(row) > 8, frozen.stderr

@@ -1,4 +1,5 @@
-"""Real clients: the SDKs of OpenAI and Anthropic, httpx-sse, curl, nghttp, and Caddy as a front proxy."""
+"""Real clients: the SDKs of OpenAI and Anthropic, httpx-sse, curl, nghttp, and Caddy as a front
+proxy."""
 
 import asyncio
 import contextlib
@@ -200,7 +201,8 @@ def test_openai_before_headers(start, demo):
         assert [part.choices[0].delta.content for part in stream if part.choices[0].delta.content] == WORDS
         assert time.monotonic() - before >= 2
         assert frames(keylatch) >= 2
-        # Without a stream in the request, and with a fast upstream, the client gets the upstream's own header.
+        # Without a stream in the request, and with a fast upstream, the client gets the upstream's
+        # own header.
         already = frames(keylatch)
         assert chat(client, wait="600ms") == "".join(WORDS)
         with pytest.raises(openai.InternalServerError):
@@ -347,7 +349,8 @@ def test_curl_before_headers(start, demo, version):
 
 @pytest.mark.parametrize("wait", [0, 0.5], ids=["upstream's header", "our header"])
 def test_a_client_of_http_1_0_gets_no_chunks(start, wait):
-    """HTTP/1.0 has no chunked coding (RFC 9112, section 6.1), so the body ends with the connection. curl would decode chunks anyway."""
+    """HTTP/1.0 has no chunked coding (RFC 9112, section 6.1), so the body ends with the connection.
+    curl would decode chunks anyway."""
 
     def answer(request, send):
         time.sleep(wait)
@@ -490,7 +493,8 @@ def test_the_address_through_caddy(start, caddy, echo_upstream):
 
 @pytest.mark.parametrize("transport", ["", "transport http {\n\t\t\tversions h2c\n\t\t}"], ids=["http1", "h2c"])
 def test_caddy_does_not_buffer_frames(start, caddy, transport):
-    """The upstream continues only after the client has received a frame, so no proxy on the way buffers frames."""
+    """The upstream continues only after the client has received a frame, so no proxy on the way
+    buffers frames."""
     saw_frame, went_on = threading.Event(), []
 
     def answer(request, send):
@@ -674,7 +678,8 @@ def test_a_connection_is_reused_after_a_stream(start, demo, wait):
 
 @pytest.mark.parametrize("more", [{}, {"before_headers": "300ms"}], ids=["at once", "after our header"])
 def test_a_get_is_retried_when_the_upstream_closes_a_reused_connection(start, more):
-    """A server may close a connection between two requests; an idempotent request is then sent again (RFC 9110, section 9.2.2)."""
+    """A server may close a connection between two requests; an idempotent request is then sent
+    again (RFC 9110, section 9.2.2)."""
 
     def answer(request, send):
         if len(upstream.requests) == 2:
@@ -785,7 +790,8 @@ def test_unusual_event_streams_are_unchanged(start):
             assert FRAME in b"".join(through), f"{name}: frames were sent"
             if by_the_standard(b"".join(direct)) != by_the_standard(b"".join(through)):
                 wrong.append((name, "by the standard", direct, through))
-            # httpx-sse does not strip a byte-order mark; after a frame, Keylatch removes it, as the standard requires of readers.
+            # httpx-sse does not strip a byte-order mark; after a frame, Keylatch removes it, as the
+            # standard requires of readers.
             dropped = b"".join(direct).startswith(b"\xef\xbb\xbf") and not b"".join(through).startswith(b"\xef\xbb\xbf")
             if not dropped and by_httpx_sse(direct) != by_httpx_sse(through):
                 wrong.append((name, "httpx-sse", direct, through))
@@ -796,7 +802,8 @@ def test_unusual_event_streams_are_unchanged(start):
 
 @pytest.mark.parametrize("version", ["http1", "http2"])
 def test_a_client_that_does_not_read_is_closed(start, version):
-    """64 MiB for a client that reads nothing: the upstream request is cancelled, and memory does not grow."""
+    """64 MiB for a client that reads nothing: the upstream request is cancelled, and memory does
+    not grow."""
     piece = chunk(b"data: " + b"x" * 65_000 + b"\n\n")
     sent, ended = [0], []
 

@@ -1,4 +1,5 @@
-"""Cloudflare's address ranges: refresh, validation, storage; and the firewall that admits only them."""
+"""Cloudflare's address ranges: refresh, validation, storage; and the firewall that admits only
+them."""
 
 import json
 import os
@@ -216,7 +217,8 @@ def test_invalid_firewall_options(start, echo_upstream):
 @network
 @pytest.mark.parametrize("form", ["iptables", "ufw"])
 def test_new_ranges_replace_the_old_ones(start, echo_upstream, tmp_path, form):
-    """Remaining ranges are admitted throughout, removed ranges are refused, and foreign rules stay and are reported."""
+    """Remaining ranges are admitted throughout, removed ranges are refused, and foreign rules stay
+    and are reported."""
     if not shutil.which(form):
         pytest.skip(f"{form} is not installed")
     keylatch = start(echo_upstream)
@@ -258,7 +260,8 @@ def test_new_ranges_replace_the_old_ones(start, echo_upstream, tmp_path, form):
 
 @network
 def test_a_second_run_keeps_the_options_of_the_first(start, echo_upstream, tmp_path):
-    """The options of the first run are stored in the file, so that a second run without them locks no client out."""
+    """The options of the first run are stored in the file, so that a second run without them locks
+    no client out."""
     keylatch = start(echo_upstream)
     keylatch.path.write_text(LISTENS_443.format(**keylatch.values) + "trusted_proxies: {cloudflare_file: ranges.txt}\n")
     ranges, rules, following = keylatch.folder / "ranges.txt", keylatch.folder / "firewall.nft", keylatch.folder / "firewall.next"

@@ -250,7 +250,8 @@ def test_changed_limits_and_elapsed_windows(start, echo_upstream):
         assert limits(admin)["items"] == []
         assert [send_request(replica, KEY).status for _ in range(6)] == [200] * 6
         assert [(row["used"], row["most"], row["over"]) for row in limits(admin)["items"]] == [(8, 10, False)]
-        # Other counter tables, shared counters and windows: the reset applies to the active counters.
+        # Other counter tables, shared counters and windows: the reset applies to the active
+        # counters.
         for rest, passes in (("limit: 3/h, entries_max: 2000", 3), ("limit: 3/h, scope: shared", 3), ("limit: 3/day, window: calendar, scope: shared", 3), ("limit: 2/2s, scope: shared, name: short", 2)):
             changed(rest)
             statuses = [send_request(replica, KEY).status for _ in range(passes + 1)]

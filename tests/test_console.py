@@ -199,7 +199,8 @@ def test_find_a_refused_key_allow_its_address_then_ban_it(browser, replica, driv
     browser.press("Ban", "//dialog")
     browser.sees("It is refused from everywhere.")
     wait_for(lambda: send_request(replica, KEY).status == 403, "the banned key is refused", 3)
-    # Another operator saves first: the form keeps its input, and the other change is not overwritten.
+    # Another operator saves first: the form keeps its input, and the other change is not
+    # overwritten.
     other = signed_in(replica)
     key_id = other.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     browser.fill("Note", "typed before")
@@ -309,7 +310,8 @@ def test_a_pasted_key_is_found_from_every_field_and_is_in_no_url(browser, replic
 
 
 def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver):
-    """Browsers open at most six HTTP/1.1 connections to a server, and each tab would use one for events."""
+    """Browsers open at most six HTTP/1.1 connections to a server, and each tab would use one for
+    events."""
     assert send_request(replica, KEY).status == 200
     browser.sign_in()
     browser.sees("Requests a second")
@@ -441,7 +443,8 @@ def test_a_sign_in_through_a_provider(browser, replica, driver):
         browser.sees("corp answers as it should.")
         browser.press("Sign out")
         browser.sees("Sign in to Keylatch")
-        # After the provider's redirect the same page opens, and its address contains no sign-in parameters.
+        # After the provider's redirect the same page opens, and its address contains no sign-in
+        # parameters.
         browser.open("intercepts")
         browser.press("Sign in with The Company")
         browser.sees("corp:ann")
@@ -494,7 +497,8 @@ def test_both_languages_and_permitted_actions(browser, replica):
 
 
 def test_every_page_is_accessible(browser, replica, driver):
-    """axe-core finds no violation on any page, in both themes and several widths, and no page is wider than the window."""
+    """axe-core finds no violation on any page, in both themes and several widths, and no page is
+    wider than the window."""
     assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     axe = Axe()
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}

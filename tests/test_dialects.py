@@ -1,7 +1,8 @@
 """Every dialect, directly and through Keylatch: a client sees the same events, or the same error.
 
-The cases are `{dialect} × {behaviour of the upstream} × {frame}`, read by WHATWG HTML, section 9.2, and by client libraries that
-applications use. All cases run in parallel before the first test, because most of their time is silence of the upstream."""
+The cases are `{dialect} × {behaviour of the upstream} × {frame}`, read by WHATWG HTML, section 9.2,
+and by client libraries that applications use. All cases run in parallel before the first test,
+because most of their time is silence of the upstream."""
 
 import concurrent.futures
 import dataclasses
@@ -19,10 +20,12 @@ LATE = ("late_stream", "late_json", "late_error")
 
 
 def address(kind, case):
-    """A loopback address for each kind of frame and group of cases. Every library accepts an address, but not every one a `Host`.
+    """A loopback address for each kind of frame and group of cases. Every library accepts an
+    address, but not every one a `Host`.
 
-    Early headers are enabled only for cases about them, because a busy machine may answer late in every case. A truncated
-    stream ends its connection, which a library with keep-alive must not use for another case."""
+    Early headers are enabled only for cases about them, because a busy machine may answer late in
+    every case. A truncated stream ends its connection, which a library with keep-alive must not use
+    for another case."""
     group = 1 if case in LATE else 3 if case.startswith("cut") else 0
     return f"127.0.{group}.{KINDS.index(kind) + 1}"
 
@@ -160,7 +163,8 @@ class Matrix:
 
 
 def cases_of_clients():
-    """Each case once, and streams in every division into chunks. Frames other than `auto` only in cases that send frames."""
+    """Each case once, and streams in every division into chunks. Frames other than `auto` only in
+    cases that send frames."""
     for name, dialect in DIALECTS.items():
         for case in CASES:
             for cut in CUTS if case == "stream" else ["lines"]:
@@ -170,9 +174,11 @@ def cases_of_clients():
 
 
 CASES_OF_CLIENTS = list(cases_of_clients())
-# Left out: unmodified answers are tested above, and libraries differ in their handling of a late JSON answer.
+# Left out: unmodified answers are tested above, and libraries differ in their handling of a late
+# JSON answer.
 CASES_OF_LIBRARIES = [case for case in CASES if case not in ("json", "late_json", "cut_inside")]
-# This library takes a blank line for a message, as test_heartbeats.py shows, and sends the browser's `User-Agent`.
+# This library takes a blank line for a message, as test_heartbeats.py shows, and sends the
+# browser's `User-Agent`.
 KIND_FOR = {"fetch-event-source": "comment_line"}
 
 
@@ -285,7 +291,8 @@ def test_a_library_sees_the_same(matrix, library, case):
     direct, through = matrix[library, case, "direct"], matrix[library, case, "through"]
     dialect = DIALECTS[sdks.PYTHON[library][1] if library in sdks.PYTHON else sdks.JAVASCRIPT[library]]
     if case == "cut":
-        # At an aborted connection a library may drop unread data, so with Keylatch's error event it may see more words, not fewer.
+        # At an aborted connection a library may drop unread data, so with Keylatch's error event it
+        # may see more words, not fewer.
         assert through.text.startswith(direct.text) and TEXT.startswith(through.text) and direct.error
         assert through.error or (library, through.finish.split()[0]) == ("cohere", "ERROR")
     elif case == "late_error" and library == "mistralai":

@@ -1,4 +1,5 @@
-"""Compares the manual with the program: sizes, links, commands, configurations, and quoted files and answers."""
+"""Compares the manual with the program: sizes, links, commands, configurations, and quoted files
+and answers."""
 
 import hashlib
 import hmac
@@ -138,7 +139,8 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_have_targets(page):
-    """Linked files and headings exist. Pages of the manual link only to pages of the manual, because the site has no other files."""
+    """Linked files and headings exist. Pages of the manual link only to pages of the manual,
+    because the site has no other files."""
     text = prose(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
         if re.match(r"[a-z]+:", target):

@@ -1,4 +1,5 @@
-"""HTTP/2 during a stop and an upgrade: streams run to their end, and GOAWAY follows the last one."""
+"""HTTP/2 during a stop and an upgrade: streams run to their end, and GOAWAY follows the last
+one."""
 
 import contextlib
 import json
@@ -102,7 +103,8 @@ def test_httpx_reads_its_stream_to_the_end(begin, model, authority, ending, tls)
         old = ending(keylatch)
         for _ in range(6):
             next(lines)
-        # New requests on this connection are answered, because a stopping process accepts no other connection.
+        # New requests on this connection are answered, because a stopping process accepts no other
+        # connection.
         for _ in range(3):
             assert client.get(f"{url}/v1/x").status_code == 200
         assert len(client._transport._pool.connections) == 1

@@ -1,4 +1,5 @@
-"""Early response headers before the upstream's: when Keylatch sends them, and the form of a late answer."""
+"""Early response headers before the upstream's: when Keylatch sends them, and the form of a late
+answer."""
 
 import json
 import signal
@@ -164,7 +165,8 @@ def test_a_get_gets_no_early_header(start):
 
 
 def test_the_wait_begins_when_the_request_is_complete(start):
-    """The flag `stream` is the last field of the body, and the upload takes longer than `before_headers`."""
+    """The flag `stream` is the last field of the body, and the upload takes longer than
+    `before_headers`."""
     held = GatedUpstream(stream(b"data: 1\n\n"))
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % ", first_byte: 400ms")
     body = json.dumps(CHAT).encode()
@@ -184,7 +186,8 @@ def test_the_wait_begins_when_the_request_is_complete(start):
 
 
 def test_first_byte_starts_after_the_upload(start):
-    """Without `before_headers`: the upload alone takes longer than `first_byte`, and the stream is complete."""
+    """Without `before_headers`: the upload alone takes longer than `first_byte`, and the stream is
+    complete."""
     held = GatedUpstream(stream(b"data: 1\n\n"))
     keylatch = start(held, config=CONFIG, route_filters="      - sse_keepalive: {first_byte: 500ms}")
     body = json.dumps(CHAT).encode()

@@ -1,4 +1,5 @@
-"""`keylatch explain`: by the running process with its bindings and counts, or offline by the file alone."""
+"""`keylatch explain`: by the running process with its bindings and counts, or offline by the file
+alone."""
 
 
 import re

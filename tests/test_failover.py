@@ -1,4 +1,5 @@
-"""PostgreSQL switchovers, read-only servers and full servers, as requests, health and commands report them."""
+"""PostgreSQL switchovers, read-only servers and full servers, as requests, health and commands
+report them."""
 
 import itertools
 

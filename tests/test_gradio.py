@@ -1,7 +1,8 @@
-"""Gradio's Python client through Keylatch: its requests, the frames that it accepts, and equal results with and without Keylatch.
+"""Gradio's Python client through Keylatch: its requests, the frames that it accepts, and equal
+results with and without Keylatch.
 
-The upstream imitates a Gradio 6.31 server (protocol `sse_v3`): a call enters a queue, and its events arrive in a separate stream
-that a `GET` requests."""
+The upstream imitates a Gradio 6.31 server (protocol `sse_v3`): a call enters a queue, and its
+events arrive in a separate stream that a `GET` requests."""
 
 import concurrent.futures
 import dataclasses
@@ -48,7 +49,8 @@ def message(name, **values):
 
 
 def messages(case):
-    """The events of a call. After the first output, each output is a difference to the previous one."""
+    """The events of a call. After the first output, each output is a difference to the previous
+    one."""
     added = [[WORDS[0]], *([[["append", [], f"word{n} "]]] for n in (1, 2))]
     outputs = [message("process_generating", output={"data": data, "is_generating": True}, success=True) for data in added]
     begin = [message("estimation", rank=0, queue_size=1, rank_eta=None), message("process_starts", eta=None)]

@@ -126,8 +126,8 @@ def test_a_stop_during_a_handover_leaves_no_process(own_program, tmp_path):
 
 
 def test_a_reload_before_the_sockets_are_handed_over_is_not_lost(start, upstream):
-    """A lock on the database delays the old process before it hands over its sockets, because it first writes its counts.
-    The new process has read its configuration by then."""
+    """A lock on the database delays the old process before it hands over its sockets, because it
+    first writes its counts. The new process has read its configuration by then."""
     keylatch = start(upstream, storage=SQLITE)
     assert request(keylatch.port).status == 200
     with contextlib.closing(sqlite3.connect(keylatch.folder / "keylatch.db", isolation_level=None)) as other:
@@ -157,8 +157,9 @@ def log_since_upgrade(keylatch):
 
 
 def stop_new_process(keylatch, in_place=False):
-    """Begins an upgrade, and stops the new process (SIGSTOP) after it has the sockets: while commands still reach the old one, or
-    with `in_place` once they reach the new one. Returns the `upgrade` command and the id of the new process."""
+    """Begins an upgrade, and stops the new process (SIGSTOP) after it has the sockets: while
+    commands still reach the old one, or with `in_place` once they reach the new one. Returns the
+    `upgrade` command and the id of the new process."""
     known = set(keylatch.runtime.iterdir())
     asked = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     place = keylatch.runtime / next(path.name for path in keylatch.runtime.iterdir() if path.suffix == ".sock")
@@ -211,7 +212,8 @@ def test_a_new_process_that_crashes_leaves_the_old_one_serving(start, upstream):
 
 @only_linux
 def test_a_stop_after_the_sockets_are_handed_over_waits_for_readiness_delay(start, upstream):
-    """Load balancers have readiness_delay to notice the stop, and only the old process serves in that time."""
+    """Load balancers have readiness_delay to notice the stop, and only the old process serves in
+    that time."""
     keylatch = start(upstream, storage=SQLITE)
     keylatch.path.write_text(keylatch.path.read_text().replace("drain: 5s", "drain: 5s, readiness_delay: 2s"))
     keylatch.stop()
@@ -298,7 +300,8 @@ def test_process_1_of_a_container_refuses_an_upgrade(start, upstream, tmp_path):
 
 @pytest.mark.skipif(subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0, reason="no namespaces here")
 def test_the_child_of_a_container_init_refuses_an_upgrade(start, upstream, tmp_path):
-    """An init such as that of `docker run --init` exits together with the process that it started."""
+    """An init such as that of `docker run --init` exits together with the process that it
+    started."""
     keylatch = start(upstream, storage=SQLITE)
     keylatch.stop()
     # A shell under the name of an init behaves the same.

@@ -1,6 +1,8 @@
-"""Which keep-alive frames client libraries accept. The results are the reason for the frames of `sse_keepalive`.
+"""Which keep-alive frames client libraries accept. The results are the reason for the frames of
+`sse_keepalive`.
 
-The fake sends the frames, so nothing depends on time. `test_dialects.py` runs the same libraries through Keylatch."""
+The fake sends the frames, so nothing depends on time. `test_dialects.py` runs the same libraries
+through Keylatch."""
 
 import re
 
@@ -12,7 +14,8 @@ from support.keylatch import ROOT
 
 # Frames that every library ignores, except for the entries of `BREAKS`.
 FRAMES = [("comment", "between"), ("comment_line", "between"), ("comment_line", "inside"), ("blank_line", "between")]
-# Libraries that deviate from WHATWG HTML, section 9.2: the error that a frame causes, and the words before it.
+# Libraries that deviate from WHATWG HTML, section 9.2: the error that a frame causes, and the words
+# before it.
 NOT_JSON = "Failed to parse response as JSON. Raw response: : keep-alive"
 BREAKS = {
     ("google-genai", "comment", "between"): NOT_JSON,
@@ -20,7 +23,8 @@ BREAKS = {
     ("google-genai", "comment_line", "inside"): NOT_JSON,
     ("google-genai-node", "comment_line", "between"): "Incomplete JSON segment at the end",
     ("google-genai-node", "comment_line", "inside"): "Incomplete JSON segment at the end",
-    # This library reports each blank line as an empty message, which an application cannot parse as JSON.
+    # This library reports each blank line as an empty message, which an application cannot parse as
+    # JSON.
     ("fetch-event-source", "comment", "between"): "Unexpected end of JSON input",
     ("fetch-event-source", "blank_line", "between"): "Unexpected end of JSON input",
 }
@@ -63,7 +67,8 @@ def test_a_ping_is_an_anthropic_event(run):
 
 
 def test_langchains_timer_counts_only_events():
-    """`stream_chunk_timeout` restarts at each chunk of an asynchronous stream. Frames are no chunks and do not restart it."""
+    """`stream_chunk_timeout` restarts at each chunk of an asynchronous stream. Frames are no chunks
+    and do not restart it."""
     with Fake() as fake:
         base = f"http://127.0.0.1:{fake.port}"
         seen = {frame: sdks.langchain_chunks(base, {"X-Frame": frame, "X-Place": "between"}) for frame in FRAMES_OF_FAKE}

@@ -1,8 +1,8 @@
 """Hostile HTTP/1: a table of attacks and their permitted outcomes.
 
-Each case is sent as raw bytes on a new connection. The upstream parses strictly, so bytes that two servers
-could read differently are an error there. After each case an ordinary request must succeed, also on upstream
-connections that the case has used."""
+Each case is sent as raw bytes on a new connection. The upstream parses strictly, so bytes that two
+servers could read differently are an error there. After each case an ordinary request must succeed,
+also on upstream connections that the case has used."""
 
 import asyncio
 import dataclasses
@@ -29,10 +29,11 @@ SILENT = 0
 class Case:
     """One attack.
 
-    `pieces` are bytes, pauses in seconds, or END. `reaches` are the requests (method, target, body) that the
-    upstream may see, in this order: the first one if and only if the answer is 200, those after it may be
-    missing. `cut` is the target of a request that may arrive without the end of its body. `fields` says what
-    the first request must carry: a value, or None for a field that must not be there."""
+    `pieces` are bytes, pauses in seconds, or END. `reaches` are the requests (method, target, body)
+    that the upstream may see, in this order: the first one if and only if the answer is 200, those
+    after it may be missing. `cut` is the target of a request that may arrive without the end of its
+    body. `fields` says what the first request must carry: a value, or None for a field that must
+    not be there."""
 
     name: str
     pieces: tuple
@@ -89,7 +90,8 @@ def chunks(body):
 
 
 def bad_chunks(name, body, status=REFUSED, **rest):
-    """The header is valid and may be forwarded; the malformed body must not become a complete request."""
+    """The header is valid and may be forwarded; the malformed body must not become a complete
+    request."""
     return case(name, chunks(body), status, cut="/v1/x", **rest)
 
 
@@ -180,7 +182,8 @@ CHUNKS = [
     bad_chunks("chunk_last_bare_lf", b"5\r\nhello\r\n0\n\n"),
     bad_chunks("chunk_last_then_bare_lf", b"5\r\nhello\r\n0\r\n\n", {400, 408}, within=2.0),
     bad_chunks("chunk_extension_bare_lf", b"5;a\nhello\r\n0\r\n\r\n"),
-    # To a server that accepts a bare LF as a line end, the second request is inside the second chunk.
+    # To a server that accepts a bare LF as a line end, the second request is inside the second
+    # chunk.
     case("chunk_extension_bare_lf_smuggles", (chunks(b"2;\nxx\r\n36\r\n0\r\n\r\n"), 0.2, SMUGGLED + b"\r\n0\r\n\r\n"), cut="/v1/x"),
     case("chunk_size_empty_smuggles", (chunks(b"\r\n\r\n"), 0.2, SMUGGLED), cut="/v1/x"),
     bad_chunks("chunk_extension_huge", b"5;" + b"a" * 100_000 + b"\r\nhello\r\n0\r\n\r\n", {400, 413}),
@@ -524,7 +527,8 @@ def read_answer(file, method):
 
 
 def exchange(port, attack):
-    """Sends the attack; returns the statuses of the answers, and the time of the first one after the last byte."""
+    """Sends the attack; returns the statuses of the answers, and the time of the first one after
+    the last byte."""
     method = attack.reaches[0][0] if attack.reaches else attack.pieces[0].split(b" ")[0].decode("latin-1")
     with raw.connect(port, timeout=attack.within) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -533,7 +537,8 @@ def exchange(port, attack):
         try:
             statuses = [read_answer(file, method)]
             if statuses[0] in (200, 404) or not attack.closes:
-                # Closing the write side during a request cancels it, and the upstream may see this at any later time.
+                # Closing the write side during a request cancels it, and the upstream may see this
+                # at any later time.
                 while statuses[-1] == 200 and len(statuses) < len(attack.reaches):
                     statuses.append(read_answer(file, "GET"))
                 # A regular end of a keep-alive connection, after all requests are answered.
@@ -555,8 +560,9 @@ def began_ms(seen):
 
 
 def settle(upstream, keylatch, before, since_ms):
-    """Asserts that an ordinary request is answered after the attack; returns the requests of the attack at the upstream. Requests
-    of an earlier, cancelled case may arrive only now, and are left out."""
+    """Asserts that an ordinary request is answered after the attack; returns the requests of the
+    attack at the upstream. Requests of an earlier, cancelled case may arrive only now, and are left
+    out."""
     assert keylatch.process.poll() is None, "the process has ended"
     answer = raw.request(keylatch.port, "/v1/probe", method="POST", body=b"probe")
     assert (answer.status, answer.body) == (200, b"ok"), "an ordinary request after the attack"

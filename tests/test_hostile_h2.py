@@ -1,4 +1,5 @@
-"""Hostile plaintext HTTP/2 with hand-made frames: a table of attacks, and a strict HTTP/1.1 upstream."""
+"""Hostile plaintext HTTP/2 with hand-made frames: a table of attacks, and a strict HTTP/1.1
+upstream."""
 
 import dataclasses
 import socket
@@ -69,9 +70,10 @@ def setting(number, value):
 class Case:
     """One attack on a new connection, after the preface and the settings unless `bare`.
 
-    `pieces` are bytes and pauses. `outcome` lists the permitted outcomes of stream `stream`. `reaches` are the requests
-    (method, target, body) that the upstream sees if and only if the answer is 200; `cut` is the target of one
-    that may arrive without its end; `flood` says that the upstream may see any number of `GET /v1/x`."""
+    `pieces` are bytes and pauses. `outcome` lists the permitted outcomes of stream `stream`.
+    `reaches` are the requests (method, target, body) that the upstream sees if and only if the
+    answer is 200; `cut` is the target of one that may arrive without its end; `flood` says that the
+    upstream may see any number of `GET /v1/x`."""
 
     name: str
     pieces: tuple
@@ -234,7 +236,8 @@ BODIES = [
     post("body_with_length", [LENGTH5], data(b"hello"), {200}, [HELLO]),
     post("body_without_length", [], data(b"hello"), {200}, [HELLO]),
     post("body_in_single_bytes", [], b"".join(data(b"%c" % b, end=False) for b in b"hello") + data(b""), {200}, [HELLO]),
-    # Many clients end a body with an empty DATA frame. It must not become a second last chunk, which would begin the next request.
+    # Many clients end a body with an empty DATA frame. It must not become a second last chunk,
+    # which would begin the next request.
     post("body_ends_with_empty_data", [], data(b"hello", end=False) + data(b""), {200}, [HELLO]),
     post("body_of_empty_data", [], data(b""), {200}, [got(method="POST")]),
     post("body_with_length_ends_with_empty_data", [LENGTH5], data(b"hello", end=False) + data(b""), {200}, [HELLO]),
@@ -373,7 +376,8 @@ def read_exactly(connection, count):
 
 
 def outcome_of(connection, stream, seconds):
-    """The outcome of the stream: its status once it is complete, or how it or the connection ends."""
+    """The outcome of the stream: its status once it is complete, or how it or the connection
+    ends."""
     decoder, status, end = hpack.Decoder(), None, time.monotonic() + seconds
     while True:
         left = end - time.monotonic()
@@ -423,7 +427,8 @@ def exchange(port, attack):
 
 
 def quiet(upstream):
-    """Waits until no request of a flood reaches the upstream, so that none is attributed to the next case."""
+    """Waits until no request of a flood reaches the upstream, so that none is attributed to the
+    next case."""
     end, count = time.monotonic() + 3, None
     while count != (count := len(upstream.requests)):
         assert time.monotonic() < end, "a flood continues after its client has left"
@@ -475,7 +480,8 @@ def test_a_stream_error_does_not_affect_other_streams(keylatch):
 
 
 def test_floods_do_not_grow_memory(keylatch, upstream):
-    """Twenty connections flood at once and stay open; other clients are served, and memory does not grow."""
+    """Twenty connections flood at once and stay open; other clients are served, and memory does not
+    grow."""
     before, open_ones, errors = keylatch.memory_kib(), [], len(upstream.errors)
     flood = frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, 0, 1, block([("x-a", "b" * 1000)])) * 1000
     try:
@@ -484,7 +490,8 @@ def test_floods_do_not_grow_memory(keylatch, upstream):
             open_ones.append(connection)
             send(connection, (PREFACE + frame(SETTINGS) + flood,))
         probe(keylatch.port)
-        # The floods send 20 MB in all; without a limit, decoded headers would take several times that.
+        # The floods send 20 MB in all; without a limit, decoded headers would take several times
+        # that.
         assert keylatch.memory_kib() - before < 32 * 1024
     finally:
         for connection in open_ones:

@@ -1,4 +1,5 @@
-"""The judged key is the key that the upstream uses: all sources and spellings of keys, and signed tokens."""
+"""The judged key is the key that the upstream uses: all sources and spellings of keys, and signed
+tokens."""
 
 import base64
 import hashlib
@@ -107,7 +108,8 @@ CASES = [
 
 @pytest.fixture
 def new_api(start, echo_upstream, pytestconfig):
-    """A Keylatch with the routes of the shipped file, in front of an upstream that records requests."""
+    """A Keylatch with the routes of the shipped file, in front of an upstream that records
+    requests."""
     shipped = (pytestconfig.rootpath / "config/behind-cloudflare.yaml").read_text()
     match = next(line for line in shipped.splitlines() if line.strip().startswith("paths: "))
     excepted = next(line for line in shipped.splitlines() if line.strip().startswith("except_paths: "))

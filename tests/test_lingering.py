@@ -1,4 +1,5 @@
-"""Lingering close: a response sent during an upload reaches the client. Tested with real clients."""
+"""Lingering close: a response sent during an upload reaches the client. Tested with real
+clients."""
 
 import contextlib
 import http.client
@@ -146,8 +147,8 @@ def test_behind_nginx(behind, echo_upstream):  # noqa: F811
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_behind_caddy(behind, echo_upstream, authority, tmp_path, version):  # noqa: F811
-    """Caddy reads at most 256 KiB after the answer, and resets the connection half a second later. With a larger body the answer
-    reaches only a client that reads while it sends."""
+    """Caddy reads at most 256 KiB after the answer, and resets the connection half a second later.
+    With a larger body the answer reaches only a client that reads while it sends."""
     keylatch, port, pull = behind(caddy, echo_upstream, route_filters=BEARER)
     for chunked in (False, True):
         for _ in range(4):
@@ -331,7 +332,8 @@ def test_lingering_does_not_extend_a_stop(start, echo_upstream):
 
 
 def test_http2_resets_the_stream_with_no_error(start, echo_upstream):
-    """The stream of a refused upload ends after the limit, and the connection stays open (RFC 9113, section 8.1)."""
+    """The stream of a refused upload ends after the limit, and the connection stays open (RFC 9113,
+    section 8.1)."""
     keylatch = start(echo_upstream, route_filters=BEARER, limits=LINGERING)
     with connect(keylatch.port) as connection:
         client = Raw(connection)

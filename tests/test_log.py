@@ -12,14 +12,16 @@ from support import raw
 from support.keylatch import BINARY, DEFAULT, Keylatch, wait_for
 
 LOST = "keylatch_log_lost_total"
-# The listener requires a PROXY header: a connection without one is refused, and logged at level debug.
+# The listener requires a PROXY header: a connection without one is refused, and logged at level
+# debug.
 CONFIG = DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    proxy_protocol: [127.0.0.1]") + "log: {{level: debug}}\n"
 PROXY = b"PROXY TCP4 127.0.0.1 127.0.0.1 50000 80\r\n"
 
 
 @pytest.fixture
 def piped(tmp_path, echo_upstream):
-    """A Keylatch whose standard error is a pipe of the smallest size, and the read end of the pipe."""
+    """A Keylatch whose standard error is a pipe of the smallest size, and the read end of the
+    pipe."""
     keylatch = Keylatch(tmp_path, echo_upstream.port, config=CONFIG)
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)

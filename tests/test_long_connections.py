@@ -1,4 +1,5 @@
-"""Long-lived connections: deadlines, and changes of listener rules, certificates and keys while they are open."""
+"""Long-lived connections: deadlines, and changes of listener rules, certificates and keys while
+they are open."""
 
 import contextlib
 import datetime

@@ -1,4 +1,5 @@
-"""PostgreSQL with a full notification queue, because another application listens and does not read."""
+"""PostgreSQL with a full notification queue, because another application listens and does not
+read."""
 
 import json
 import os

@@ -73,7 +73,8 @@ def test_a_sign_in_takes_name_and_role_from_the_provider(replica, provider):
     assert (answer["username"], answer["role"], answer["must_change_password"]) == ("corp:ann", "viewer", False)
     ann.get("/bindings")
     ann.get("/accounts", 403)
-    # A second sign-in uses the same account, takes over the role of the provider, and ends the user's other sessions.
+    # A second sign-in uses the same account, takes over the role of the provider, and ends the
+    # user's other sessions.
     again, _ = complete_sign_in(replica, provider)
     ann.get("/bindings")
     provider.person = {**provider.person, "groups": ["ops"], "preferred_username": "ann-lee"}
@@ -277,7 +278,8 @@ def test_a_recreated_provider_is_a_new_one(replica, provider):
 
 
 def test_one_provider_cannot_impersonate_another(replica, provider):
-    """Mix-up attack: a provider that may grant `viewer` redirects the browser to one that grants `admin`."""
+    """Mix-up attack: a provider that may grant `viewer` redirects the browser to one that grants
+    `admin`."""
     admin = signed_in(replica)
     provider.names_itself_back = False
     provider.person["groups"] = ["ops"]

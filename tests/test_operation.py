@@ -196,7 +196,8 @@ def test_doctor_on_outdated_revocation_lists(start, echo_upstream):
 
 @pytest.mark.parametrize("clients", ["optional", "shared", "own"])
 def test_doctor_on_client_certificates_that_prove_nothing(start, echo_upstream, clients):
-    """Client certificates of the CA shared by all Cloudflare customers prove nothing, nor do optional ones."""
+    """Client certificates of the CA shared by all Cloudflare customers prove nothing, nor do
+    optional ones."""
     keylatch = start(echo_upstream)
     keylatch.stop()
     good(keylatch, "memory")
@@ -227,7 +228,8 @@ def test_doctor_on_good_installations(start, echo_upstream, database, tmp_path):
 
 
 def test_doctor_on_the_compose_installation(start, echo_upstream, database):
-    """The image's configuration with the variables of compose.yaml; the servers run locally, and Redis has no password."""
+    """The image's configuration with the variables of compose.yaml; the servers run locally, and
+    Redis has no password."""
     keylatch = start(echo_upstream)
     keylatch.stop()
     variables = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["keylatch"]["environment"]

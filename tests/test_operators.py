@@ -75,7 +75,8 @@ def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
 
 
 def test_a_second_family_is_a_first_use(start, echo_upstream):
-    """It requires the option, open enrolment, and quota in `new_keys_per_client`. Of concurrent requests one is bound."""
+    """It requires the option, open enrolment, and quota in `new_keys_per_client`. Of concurrent
+    requests one is bound."""
     def begin(options):
         filters = f"      - client_ip: {{}}\n      - key_binding: {{{options}}}"
         return start(echo_upstream, route_filters=filters, trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)

@@ -98,7 +98,8 @@ def test_an_exhausted_pooler_fails_commands_in_time(serving, database, mode):
             for command in (("bindings", "list"), ("audit",), ("bindings", "ban", "0123456789ab")):
                 began = time.monotonic()
                 done = replica.command(*command)
-                # A few attempts with connect_timeout (3 s) each; without a limit the command would wait for the transaction.
+                # A few attempts with connect_timeout (3 s) each; without a limit the command would
+                # wait for the transaction.
                 assert done.returncode != 0 and time.monotonic() - began < 15, (command, done.stdout, done.stderr)
                 assert "storage.postgres" in done.stderr, done.stderr
         finally:

@@ -1,4 +1,5 @@
-"""Rules of the project: licences and sources of dependencies, help texts, and links of the README."""
+"""Rules of the project: licences and sources of dependencies, help texts, and links of the
+README."""
 
 import json
 import re

@@ -59,7 +59,8 @@ def test_an_unrequested_101_is_refused(start, http2):
     with Scripted(switch) as upstream:
         keylatch = start(upstream)
         with httpx.Client(http1=not http2, http2=http2, trust_env=False) as client:
-            # Without the connection option `upgrade` the field is removed, and does not reach the upstream.
+            # Without the connection option `upgrade` the field is removed, and does not reach the
+            # upstream.
             for headers in ({}, {"Upgrade": "websocket"}) if not http2 else ({},):
                 answer = client.get(keylatch.url("/v1/x"), headers=headers)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
@@ -89,7 +90,8 @@ def test_upgrade_idle_timeout_of_a_silent_websocket(start, realtime):
         since = time.monotonic()
         with pytest.raises(ConnectionClosed):
             connection.recv(10)
-        # upgrade_idle_timeout is 1 s; the lower bound allows for its coarse timer, the upper one for a busy machine.
+        # upgrade_idle_timeout is 1 s; the lower bound allows for its coarse timer, the upper one
+        # for a busy machine.
         assert 0.5 < time.monotonic() - since < 5
     wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over")
 

@@ -1,4 +1,5 @@
-"""Redis in front of PostgreSQL: the shared cache of bindings, outages, TLS, ACLs, Sentinel and cluster."""
+"""Redis in front of PostgreSQL: the shared cache of bindings, outages, TLS, ACLs, Sentinel and
+cluster."""
 
 import json
 import time
@@ -29,7 +30,8 @@ def remembered(redis, key_count=1):
 
 
 def settle(replicas):
-    """A replica learns the clock of Redis with its first read, and trusts rows written at least a second after it."""
+    """A replica learns the clock of Redis with its first read, and trusts rows written at least a
+    second after it."""
     for replica in replicas:
         send_request(replica, "sk-unknown-yet")
     # The margin is a second of time by design.
@@ -104,7 +106,8 @@ def test_changes_under_load_take_effect_on_every_replica(replicas, redis, databa
         time.sleep(1)
         for replica in three:
             assert [send_request(replica, key).status for key in keys].count(403) == 20
-    # Notifications take milliseconds. The bound leaves room for three rounds of 60 requests under load.
+    # Notifications take milliseconds. The bound leaves room for three rounds of 60 requests under
+    # load.
     assert max(delays) < 3, delays
     assert sum(replica.metrics()[SHARED] for replica in three) > 100
 
@@ -143,12 +146,15 @@ def test_a_redis_outage_and_recovery(replicas, redis, database, how, both):
         began = time.monotonic()
         wait_for(lambda: replica.metrics()["keylatch_redis_away"] == 0, "Redis is back")
         wait_for(lambda: send_request(replica, f"sk-new-{time.monotonic_ns()}").status == 200, "new keys are bound again")
-        # The longest pause of the circuit breaker and between connection attempts is 2 s; the rest is room for a busy machine.
+        # The longest pause of the circuit breaker and between connection attempts is 2 s; the rest
+        # is room for a busy machine.
         assert time.monotonic() - began < 5
-    # New keys may evict known ones from a cache of 16: with both stores away these get 503, and never 200 from another address.
+    # New keys may evict known ones from a cache of 16: with both stores away these get 503, and
+    # never 200 from another address.
     wrong = [one for one in wrong if not (both and one[2] == 503)]
     assert not wrong, wrong[:10]
-    # A request waits for one time limit of each store that is away; the rest is room for a busy machine.
+    # A request waits for one time limit of each store that is away; the rest is room for a busy
+    # machine.
     assert max(slow) < (4 if both else 2), max(slow)
 
 

@@ -1,4 +1,5 @@
-"""Redis failovers, full servers and missing rights: requests go on, and each failure is reported."""
+"""Redis failovers, full servers and missing rights: requests go on, and each failure is
+reported."""
 
 import pathlib
 import re

@@ -163,7 +163,8 @@ def test_the_order_of_a_stop(start):
 
 
 def test_a_stop_does_not_wait_for_a_reload(start, echo_upstream):
-    """Servers that accept connections and do not answer delay a reload, all of them together by one time-out."""
+    """Servers that accept connections and do not answer delay a reload, all of them together by one
+    time-out."""
     keylatch = start(echo_upstream)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(6)]

@@ -168,7 +168,8 @@ PROVIDERS = ["anthropic", "azure", "gemini", "ollama", "openai", "vllm"]
 def test_every_recipe_has_commands_to_try_it(tmp_path):
     for path in sorted((ROOT / "config" / "recipes").glob("*.yaml")):
         command = re.search(r"^#   keylatch (explain .*)$", path.read_text().replace(" \\\n#     ", " "), re.M)
-        # Provider recipes read the key of the provider and the hash of a client token from the environment.
+        # Provider recipes read the key of the provider and the hash of a client token from the
+        # environment.
         env = os.environ | {name: "value" for name in re.findall(r"\$\{(\w+_API_KEY)\}", path.read_text())}
         env["TOKEN_SHA256"] = hashlib.sha256(b"TOKEN").hexdigest()
         said = subprocess.run(f"{BINARY} {command[1]}", shell=True, cwd=ROOT, env=env, capture_output=True, text=True, check=False)

@@ -160,7 +160,8 @@ def test_webhook_settings(start, echo_upstream):
         replica = start(echo_upstream, route_filters=FREE, storage=storage, more=alerts(webhook("ops", ops.port), count=3), env=ENV)
         admin = signed_in(replica)
         assert (listed(replica)["alerts.webhook.url"]["value"], listed(replica)["alerts.webhook.url"]["kind"]) == ("ops", {"secret": {"url": True}})
-        # A private address needs the option for it, and of a batch with an invalid combination nothing is stored.
+        # A private address needs the option for it, and of a batch with an invalid combination
+        # nothing is stored.
         url = f"http://127.0.0.1:{oncall.port}/hunter2"
         problem = admin.put("/settings", {"values": {"alerts.webhook.url": url, "alerts.webhook.format": "slack"}}, 422).json()
         assert problem["field"] == "values.alerts.webhook.url" and "allow_private" in problem["detail"]

@@ -1,4 +1,5 @@
-"""Shadow mode of `key_binding`: requests that it would refuse are recorded, listed and, optionally, alerted."""
+"""Shadow mode of `key_binding`: requests that it would refuse are recorded, listed and, optionally,
+alerted."""
 
 import json
 import time
@@ -80,7 +81,8 @@ def test_alerts_include_shadow_intercepts_only_on_request(start, echo_upstream, 
         # Shows an absence, for which there is no condition to wait for.
         time.sleep(2.5)
         assert not hook.requests
-        # Only refusals count: two are below the threshold, although four more intercepts were in shadow mode.
+        # Only refusals count: two are below the threshold, although four more intercepts were in
+        # shadow mode.
         replica.write(route_filters=POLICY % ("", "false"))
         assert replica.command("reload").returncode == 0
         assert [send_request(replica, KEY, "127.0.0.2").status for _ in range(2)] == [403] * 2

@@ -1,4 +1,5 @@
-"""Shipped files for neighbouring programs (Caddy, nginx, Prometheus, fail2ban, Compose …): each program runs or reads its file."""
+"""Shipped files for neighbouring programs (Caddy, nginx, Prometheus, fail2ban, Compose …): each
+program runs or reads its file."""
 
 import asyncio
 import contextlib
@@ -109,7 +110,8 @@ PROXIES = pytest.mark.parametrize("proxy", [caddy, nginx])
 
 @pytest.fixture
 def behind(start, running, tmp_path, authority):
-    """Starts a Keylatch behind a proxy; returns the port, and a TLS context for connections from Cloudflare."""
+    """Starts a Keylatch behind a proxy; returns the port, and a TLS context for connections from
+    Cloudflare."""
 
     def ready(proxy, upstream, **values):
         folder = tmp_path / "proxy"
@@ -152,7 +154,8 @@ def test_the_client_address_behind_proxies(behind, echo_upstream, proxy, authori
         headers = dict(json.loads(body)["headers"])
         return headers["x-forwarded-for"], headers["x-forwarded-proto"]
 
-    # Through Cloudflare, which names the client; and directly, from clients that forge header fields.
+    # Through Cloudflare, which names the client; and directly, from clients that forge header
+    # fields.
     assert seen("127.0.3.9", ("CF-Connecting-IP", "203.0.113.7")) == ("203.0.113.7", "https")
     assert seen("127.0.3.9", ("CF-Connecting-IP", "203.0.113.7"), ("X-Forwarded-For", "1.1.1.1, 127.0.3.7")) == ("203.0.113.7", "https")
     for fields in [
@@ -171,7 +174,8 @@ def test_the_client_address_behind_proxies(behind, echo_upstream, proxy, authori
 
 @PROXIES
 def test_streams_are_not_buffered_and_stay_open(behind, proxy):
-    """A two-hour stream at scale, one second for 24 minutes: each piece arrives before the next one is sent."""
+    """A two-hour stream at scale, one second for 24 minutes: each piece arrives before the next one
+    is sent."""
     rounds, seen, late = 300, threading.Semaphore(0), []
 
     def answer(request, send):
@@ -347,7 +351,8 @@ def test_fail2ban_finds_failed_sign_ins(start, echo_upstream, tmp_path, form):
             capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path), "TZ": zone},
         )
         rows = re.findall(r"^\['([0-9.]+)',\s*([0-9.]+),", found.stdout, re.M)
-        # The process creates the first account in the background of its start, so a sign-in may fail at first.
+        # The process creates the first account in the background of its start, so a sign-in may
+        # fail at first.
         hosts = [host for host, _ in rows if host != "127.0.0.1"]
         assert hosts == ["127.0.0.9"] * 4, found.stdout + found.stderr
         assert all(abs(float(at) - time.time()) < 60 for _, at in rows), (zone, found.stdout)
@@ -427,7 +432,8 @@ def test_compose_hardening_and_published_ports():
     assert {name for name, service in everyone.items() if "admin" in service["networks"]} == {"keylatch", "prometheus"}
     assert base["networks"]["admin"]["internal"] and not keylatch.get("ports")
     assert all(re.search(r":v?\d+\.\d+\.\d+|:\d+\.\d+-|keylatch", service["image"]) for service in everyone.values()), "images are pinned to a version"
-    # Production publishes on all addresses unless the file of variables sets one; the shipped file sets none.
+    # Production publishes on all addresses unless the file of variables sets one; the shipped file
+    # sets none.
     assert "KEYLATCH_BIND" not in dict(re.findall(r"^([A-Z_]+)=(.*)$", (CONFIG / "compose.env").read_text(), re.M))
     assert all(port.startswith("${KEYLATCH_BIND:-0.0.0.0}:") for port in files["compose.production.yaml"]["services"]["caddy"]["ports"])
     # Variables and certificate paths of the Caddyfile.

@@ -1,4 +1,5 @@
-"""Slow clients: time limits of HTTP/2 header blocks and of bodies. Time during which a client waits for Keylatch does not count."""
+"""Slow clients: time limits of HTTP/2 header blocks and of bodies. Time during which a client waits
+for Keylatch does not count."""
 
 import json
 import threading
@@ -181,7 +182,8 @@ def test_a_body_above_the_minimum_rate(start, echo_upstream, http2):
 
 @pytest.mark.parametrize("http2", [False, True])
 def test_a_slow_upstream_does_not_make_the_client_slow(start, http2):
-    """While the upstream does not read, Keylatch reads nothing from the client, and this time does not count."""
+    """While the upstream does not read, Keylatch reads nothing from the client, and this time does
+    not count."""
 
     class Slow(Scripted):
         def serve(self, connection):
@@ -214,7 +216,8 @@ def test_a_body_during_its_response(start):
     class Both(Scripted):
         def serve(self, connection):
             file = connection.makefile("rb")
-            # A health probe connects and closes without a request: writing to it would raise BrokenPipeError in this thread.
+            # A health probe connects and closes without a request: writing to it would raise
+            # BrokenPipeError in this thread.
             if not file.readline():
                 connection.close()
                 return

@@ -66,7 +66,8 @@ def full_disk(replica, place, more):
 
 
 def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):
-    # The write-ahead log grows to some hundred KB before a checkpoint, which needs as much space again in the database.
+    # The write-ahead log grows to some hundred KB before a checkpoint, which needs as much space
+    # again in the database.
     place = small_disk("2m")
     replica = start(echo_upstream, route_filters=FREE, storage=f"{{sqlite: {{path: {place}/t.db, flush_every: 100ms}}}}")
     full_disk(replica, place, lambda: None)
@@ -81,7 +82,8 @@ def test_a_full_disk_under_sqlite(start, echo_upstream, small_disk):
 
 def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
     with Postgres() as server:
-        # Only the tablespace is full. A server that cannot write its write-ahead log stops, which other tests cover.
+        # Only the tablespace is full. A server that cannot write its write-ahead log stops, which
+        # other tests cover.
         tables = small_disk("2m")
         subprocess.run(["chown", "postgres", tables], check=True)
         server.psql(f"CREATE TABLESPACE small LOCATION '{tables}'")
@@ -100,7 +102,8 @@ def test_a_full_disk_under_postgres(start, echo_upstream, small_disk):
 
 
 def test_a_killed_and_a_stopped_replica(replicas, database):
-    """First uses are never lost. A kill loses last-use times and intercepts since the last flush, a stop loses none."""
+    """First uses are never lost. A kill loses last-use times and intercepts since the last flush, a
+    stop loses none."""
     killed, stopped = replicas(2, more=", replica: edge")
     sent, bound, ending = {killed: 0, stopped: 0}, [], set()
     assert send_request(killed, "sk-owned-0001-abcdefgh").status == 200
@@ -122,7 +125,8 @@ def test_a_killed_and_a_stopped_replica(replicas, database):
             count += 1
 
     with background_load(load, [(killed, 0), (stopped, 1)]):
-        # Time passes here because the share of the last flush, 100 ms, in all that was counted is asserted below.
+        # Time passes here because the share of the last flush, 100 ms, in all that was counted is
+        # asserted below.
         time.sleep(2)
         ending.add(killed)
         killed.process.kill()
@@ -136,9 +140,11 @@ def test_a_killed_and_a_stopped_replica(replicas, database):
     # Each admitted key is bound to its client, also those admitted by the killed replica.
     assert [send_request(fresh, key, "127.0.0.2").status for key in bound] == [403] * len(bound)
     counted = int(database.psql("SELECT sum(count) FROM intercepts WHERE client = '127.0.0.9'"))
-    # A flush covers 100 ms of about 2 s, so the kill loses about 5 %; the bound of 20 % allows for a busy machine. The stop loses none.
+    # A flush covers 100 ms of about 2 s, so the kill loses about 5 %; the bound of 20 % allows for
+    # a busy machine. The stop loses none.
     assert sum(sent.values()) * 0.8 <= counted <= sum(sent.values()) + 1, (sent, counted)
     assert counted >= sent[stopped]
-    # Confirmations since the last flush of the killed replica are missing, more of them on a slow machine.
+    # Confirmations since the last flush of the killed replica are missing, more of them on a slow
+    # machine.
     unconfirmed = int(database.psql("SELECT count(*) FROM bindings WHERE NOT confirmed"))
     assert unconfirmed <= max(3, len(bound) // 10), (unconfirmed, len(bound))

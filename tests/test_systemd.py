@@ -61,7 +61,8 @@ def test_status_notifications(start, echo_upstream, manager):
 
 @pytest.mark.parametrize("crashes", [True, False])
 def test_an_old_process_does_not_delay_a_restart(start, manager, crashes):
-    """If the main process crashes, the manager stops all other processes of the unit, and waits for them before a restart."""
+    """If the main process crashes, the manager stops all other processes of the unit, and waits for
+    them before a restart."""
     with Scripted(unending) as upstream:
         values = dict(storage="{sqlite: {path: keylatch.db}}", route_filters="      - sse_keepalive: {}", env={"NOTIFY_SOCKET": str(manager.path)})
         keylatch = start(upstream, **values)

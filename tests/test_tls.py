@@ -1,4 +1,5 @@
-"""TLS towards clients and upstreams: choice and verification of certificates, and replacement without interruption."""
+"""TLS towards clients and upstreams: choice and verification of certificates, and replacement
+without interruption."""
 
 import shutil
 import socket
@@ -86,7 +87,8 @@ def test_certificates_are_replaced_without_interruption(serve, authority, echo_u
     [thread.start() for thread in threads]
     try:
         wait_for(lambda: len(done) > 50, "requests")
-        # Only one of two files is replaced: the key does not match, and the old certificate is still served.
+        # Only one of two files is replaced: the key does not match, and the old certificate is
+        # still served.
         shutil.copy(new.cert, place.cert)
         wait_for(lambda: "the key is not that of the certificate" in keylatch.stderr.read_text(), "log line")
         with tls_connect(keylatch.port, authority) as connection:

@@ -1,4 +1,5 @@
-"""Tokens as real issuers sign them: algorithms, key sizes, binary secrets, and authentication to issuers."""
+"""Tokens as real issuers sign them: algorithms, key sizes, binary secrets, and authentication to
+issuers."""
 
 import base64
 import itertools
@@ -42,7 +43,8 @@ def claims(**more):
 
 
 def renamed(token, alg, key):
-    """The token with another name of its algorithm, signed again, as a library with that name would produce it."""
+    """The token with another name of its algorithm, signed again, as a library with that name would
+    produce it."""
     payload = token.split(".")[1]
     header = base64.urlsafe_b64encode(json.dumps({"alg": alg, "typ": "JWT"}).encode()).decode().rstrip("=")
     signature = base64.urlsafe_b64encode(key.sign(f"{header}.{payload}".encode())).decode().rstrip("=")
@@ -124,7 +126,8 @@ def test_a_numeric_subject(start, echo_upstream, tmp_path):
     ("my client", "a+b/c=&:é", "my+client:a%2Bb%2Fc%3D%26%3A%C3%A9"),
 ])
 def test_authentication_for_introspection(start, echo_upstream, client, secret, pair):
-    """`client_secret_basic` form-encodes both values (RFC 6749, appendix B); `client_secret_post` sends them in the form."""
+    """`client_secret_basic` form-encodes both values (RFC 6749, appendix B); `client_secret_post`
+    sends them in the form."""
     with Issuer() as issuer:
         issuer.tokens["t1"] = {"active": True, "sub": "alice"}
         for auth in ("", ", client_auth: client_secret_post"):

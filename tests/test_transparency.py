@@ -1,4 +1,5 @@
-"""Transparency: targets, fields and answers arrive as they were sent, or are refused with a reason."""
+"""Transparency: targets, fields and answers arrive as they were sent, or are refused with a
+reason."""
 
 import json
 import socket
@@ -49,7 +50,8 @@ UNCHANGED = [
     "/v1/x?",
 ]
 CHANGED = [
-    # The forwarded target is the judged one: dot segments are removed and repeated slashes merged, the rest keeps its spelling.
+    # The forwarded target is the judged one: dot segments are removed and repeated slashes merged,
+    # the rest keeps its spelling.
     ("/v1/./x%3A0/../y%3A0", "/v1/y%3A0"),
     ("/v1/%2e%2E/v1//y%3A0//", "/v1/y%3A0/"),
     # Bytes that are invalid in a URI are escaped, which decodes to the same.
@@ -111,7 +113,8 @@ def signing(tmp_path_factory):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_signature_over_the_path_stays_valid(signing, model):
-    """botocore escapes the name of the model and signs the escaped path (SigV4), so the path must arrive unchanged."""
+    """botocore escapes the name of the model and signs the escaped path (SigV4), so the path must
+    arrive unchanged."""
     target, body = f"/model/{quote(model, safe='-._~')}/invoke?x=a%2Fb%3A", b'{"prompt":"hi"}'
     answer = raw.request(signing.port, target, "POST", signed("POST", target, "localhost", body).items(), body)
     assert (answer.status, answer.body.decode()) == (200, target)
@@ -275,7 +278,8 @@ BODILESS = [
 
 @pytest.mark.parametrize("data, framing", BODILESS)
 def test_responses_without_a_body_have_no_framing(start, data, framing):
-    """RFC 9112, section 6.1; RFC 9110, section 8.6. The connection stays usable for a client that trusts these fields."""
+    """RFC 9112, section 6.1; RFC 9110, section 8.6. The connection stays usable for a client that
+    trusts these fields."""
     with answering(data) as upstream:
         keylatch = start(upstream)
         with raw.connect(keylatch.port, timeout=5) as connection:

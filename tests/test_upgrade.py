@@ -1,4 +1,5 @@
-"""Upgrades under load: a new process takes over, no request is refused, and open connections continue."""
+"""Upgrades under load: a new process takes over, no request is refused, and open connections
+continue."""
 
 import asyncio
 import json
@@ -116,7 +117,8 @@ def test_an_upgrade_under_load(start, upstream):
 
     asyncio.run(load.run(meanwhile))
     assert not load.failed and load.whole == 40 and load.done > 200
-    # Old processes exit once no connection is open; idle keep-alive connections get `Connection: close`.
+    # Old processes exit once no connection is open; idle keep-alive connections get `Connection:
+    # close`.
     [wait_for(lambda old=old: old.poll() is not None, "the old process ends") for old in olds]
     assert olds[0].poll() == 0 and "ended" in keylatch.stderr.read_text()
     assert request(keylatch.port).status == 200
@@ -175,7 +177,8 @@ def test_requests_are_counted_once(start, upstream):
 
 
 def test_old_processes_keep_the_sockets_of_newer_ones(start, upstream):
-    """Inode numbers are reused soon. An old process must not remove the socket of a newer one because their numbers are equal."""
+    """Inode numbers are reused soon. An old process must not remove the socket of a newer one
+    because their numbers are equal."""
     keylatch = start(upstream, storage=SQLITE)
     olds = [keylatch.upgrade() for _ in range(8)]
     [wait_for(lambda old=old: old.poll() is not None, "the old process ends") for old in olds]
@@ -235,7 +238,8 @@ def test_an_upgrade_with_the_memory_store_is_refused(start, upstream):
 
 
 def test_by_signal_with_another_listener_and_a_limit(start, upstream):
-    """By SIGUSR2. New listeners of the file are opened beside the inherited ones, and streams end at `upgrade_drain`."""
+    """By SIGUSR2. New listeners of the file are opened beside the inherited ones, and streams end
+    at `upgrade_drain`."""
     keylatch = start(upstream, route_filters="      - sse_keepalive: {}", storage=SQLITE)
     with connect(keylatch.port) as connection, socket.create_server(("127.0.0.1", 0)) as probe:
         other = probe.getsockname()[1]

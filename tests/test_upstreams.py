@@ -1,4 +1,5 @@
-"""Upstreams: outages and their reports, name resolution, retries, keep-alive connections, Unix sockets, base paths."""
+"""Upstreams: outages and their reports, name resolution, retries, keep-alive connections, Unix
+sockets, base paths."""
 
 import http.client
 import json
@@ -259,7 +260,8 @@ def test_no_request_fails_on_a_connection_closed_by_the_server(start):
             client.request("POST", f"/v1/{number}", body=b"x")
             answer = client.getresponse()
             assert (answer.status, answer.read()) == (200, b"ok"), number
-            # Polls without a pause, so that the request follows the close before Keylatch's event loop may have seen it.
+            # Polls without a pause, so that the request follows the close before Keylatch's event
+            # loop may have seen it.
             end = time.monotonic() + 10
             while upstream.closed <= number:
                 assert time.monotonic() < end, "the server closes the connection"

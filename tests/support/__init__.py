@@ -1,1 +1,2 @@
-"""Helpers of the black-box tests: a Keylatch process, its stores, scripted upstreams, and raw clients."""
+"""Helpers of the black-box tests: a Keylatch process, its stores, scripted upstreams, and raw
+clients."""

@@ -1,6 +1,7 @@
 """A strict ACME server (RFC 8555) that issues certificates.
 
-It accepts each nonce once, verifies signatures and their URLs, and validates names by HTTP-01 or TLS-ALPN-01 (RFC 8737)."""
+It accepts each nonce once, verifies signatures and their URLs, and validates names by HTTP-01 or
+TLS-ALPN-01 (RFC 8737)."""
 
 import base64
 import datetime
@@ -52,7 +53,9 @@ def thumbprint(jwk):
 
 
 class Acme:
-    """The HTTPS server. `reach(name)` returns the loopback ports of the name's own server: {"http": …, "tls": …}."""
+    """The HTTPS server.
+
+    `reach(name)` returns the loopback ports of the name's own server: {"http": …, "tls": …}."""
 
     def __init__(self, folder, reach, external=None, lifetime=datetime.timedelta(days=90)):
         self.authority = Authority(folder, "Test ACME CA")
@@ -60,9 +63,11 @@ class Acme:
         self.nonces, self.accounts, self.orders, self.authorizations = set(), {}, {}, {}
         self.certificates, self.log, self.challenge_types = {}, [], ("http-01", "tls-alpn-01")
         self.lock = threading.RLock()
-        # Faults: the number of nonces to refuse, the path prefix that fails, and the `Retry-After` of errors.
+        # Faults: the number of nonces to refuse, the path prefix that fails, and the `Retry-After`
+        # of errors.
         self.bad_nonces, self.failing_path, self.retry_after = 0, None, None
-        # Issuance: the age of a new certificate, another public key to certify, and the delay before validation in seconds.
+        # Issuance: the age of a new certificate, another public key to certify, and the delay
+        # before validation in seconds.
         self.age, self.key, self.validation_delay_s = datetime.timedelta(0), None, 0
         acme = self
 

@@ -1,4 +1,5 @@
-"""A certificate authority for one test. It issues valid and invalid certificates, and revocation lists."""
+"""A certificate authority for one test. It issues valid and invalid certificates, and revocation
+lists."""
 
 import datetime
 import ipaddress

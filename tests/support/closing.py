@@ -1,4 +1,5 @@
-"""An upstream that closes idle keep-alive connections, and records the requests that it processed."""
+"""An upstream that closes idle keep-alive connections, and records the requests that it
+processed."""
 
 import select
 import socket
@@ -8,8 +9,9 @@ from support.upstreams import plain, read_request
 
 
 class Closing(Listener):
-    """Closes a connection that is idle for `idle` seconds after a response. With `announce` it sends that time-out as `Keep-Alive`.
-    `closed` counts these connections, `left` those that the peer closed first."""
+    """Closes a connection that is idle for `idle` seconds after a response. With `announce` it
+    sends that time-out as `Keep-Alive`. `closed` counts these connections, `left` those that the
+    peer closed first."""
 
     def __init__(self, idle, announce=None):
         self.idle, self.announce, self.left = idle, announce, 0
@@ -40,5 +42,6 @@ class Closing(Listener):
         finally:
             file.close()
             connection.close()
-            # Counted after the close, so that a test that reads the counter finds the connection closed.
+            # Counted after the close, so that a test that reads the counter finds the connection
+            # closed.
             self.closed += ended

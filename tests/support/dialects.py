@@ -1,7 +1,9 @@
-"""Fakes of model APIs, written from their public documentation: a stream, a plain answer and an error of each.
+"""Fakes of model APIs, written from their public documentation: a stream, a plain answer and an
+error of each.
 
-`Fake` serves all of them on one port. Header fields of the request choose its behaviour: `X-Dialect` the API, `X-Case` one of
-`CASES`, `X-Cut` one of `CUTS`. With `X-Frame`, a frame of `FRAMES`, and `X-Place`, one of `PLACES`, the fake sends frames itself."""
+`Fake` serves all of them on one port. Header fields of the request choose its behaviour:
+`X-Dialect` the API, `X-Case` one of `CASES`, `X-Cut` one of `CUTS`. With `X-Frame`, a frame of
+`FRAMES`, and `X-Place`, one of `PLACES`, the fake sends frames itself."""
 
 import dataclasses
 import json
@@ -11,15 +13,18 @@ from .upstreams import Scripted, chunk, plain
 
 WORDS = tuple(f"word{n} " for n in range(4))
 TEXT = "".join(WORDS)
-# Pause between two pieces of a stream, in seconds: longer than the shortest interval of frames, 100 ms.
+# Pause between two pieces of a stream, in seconds: longer than the shortest interval of frames, 100
+# ms.
 PAUSE = 0.13
 # Delay before the header, in seconds: longer than `before_headers: 100ms`.
 THINKS = 0.5
 RETRY_AFTER = "7"
 
-# Behaviours of the upstream. `late_…` answers after a delay; `cut` closes the connection after an event, `cut_inside` within one.
+# Behaviours of the upstream. `late_…` answers after a delay; `cut` closes the connection after an
+# event, `cut_inside` within one.
 CASES = ("stream", "late_stream", "json", "late_json", "error_before", "late_error", "error_inside", "cut", "cut_inside")
-# How a stream is divided into chunks: after each event, after each line, or after every seventh byte, also inside CRLF.
+# How a stream is divided into chunks: after each event, after each line, or after every seventh
+# byte, also inside CRLF.
 CUTS = ("events", "lines", "bytes")
 FRAMES = {
     "comment": b": keep-alive\n\n",
@@ -27,7 +32,8 @@ FRAMES = {
     "blank_line": b"\n",
     "event": b'event: ping\ndata: {"type": "ping"}\n\n',
 }
-# Places of frames: before the first event and after each, or inside each event, between its data and its blank line.
+# Places of frames: before the first event and after each, or inside each event, between its data
+# and its blank line.
 PLACES = ("between", "inside")
 
 
@@ -88,7 +94,8 @@ def openai():
 
 
 def mistral():
-    """https://docs.mistral.ai/api: OpenAI's stream, and errors without the object `error`. The route sets the dialect, not the path."""
+    """https://docs.mistral.ai/api: OpenAI's stream, and errors without the object `error`. The
+    route sets the dialect, not the path."""
     refusal = {"object": "error", "message": "Requests rate limit exceeded", "type": "rate_limited", "param": None, "code": "1300"}
     return dataclasses.replace(
         openai(),
@@ -164,7 +171,8 @@ def gemini_part(text, finish=None):
 
 
 def gemini():
-    """https://ai.google.dev/api/generate-content#method:-models.streamgeneratecontent, with `alt=sse`: lines end with CRLF."""
+    """https://ai.google.dev/api/generate-content#method:-models.streamgeneratecontent, with
+    `alt=sse`: lines end with CRLF."""
     parts = [gemini_part(word, "STOP" if word == WORDS[-1] else None) for word in WORDS]
     failure = {"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}
     return Dialect(
@@ -222,7 +230,8 @@ def cohere():
 
 
 def ollama():
-    """https://github.com/ollama/ollama/blob/main/docs/api.md: one JSON object per line, no event stream."""
+    """https://github.com/ollama/ollama/blob/main/docs/api.md: one JSON object per line, no event
+    stream."""
     about = {"model": "demo", "created_at": "2025-06-01T00:00:00.000000Z"}
     lines = [
         *({**about, "message": {"role": "assistant", "content": word}, "done": False} for word in WORDS),
@@ -242,7 +251,8 @@ def ollama():
 
 
 def mcp():
-    """https://modelcontextprotocol.io/specification/2025-06-18/basic/transports: a tool that reports progress. Lines end with CRLF."""
+    """https://modelcontextprotocol.io/specification/2025-06-18/basic/transports: a tool that
+    reports progress. Lines end with CRLF."""
 
     def message(number, body):
         return event({"jsonrpc": "2.0", **body}, "message", identifier=f"s1_{number}", end="\r\n")
@@ -265,7 +275,8 @@ def mcp():
 
 
 def dashscope():
-    """https://help.aliyun.com/zh/model-studio/qwen-api-via-dashscope: a comment field in each event, no space after the colons."""
+    """https://help.aliyun.com/zh/model-studio/qwen-api-via-dashscope: a comment field in each
+    event, no space after the colons."""
 
     def result(number, body, name="result", status=200):
         return f"id:{number}\nevent:{name}\n:HTTP_STATUS/{status}\ndata:{json.dumps(body)}\n\n".encode()
@@ -355,7 +366,8 @@ def pieces(events, cut):
         return [(one, True) for one in events]
     if cut == "lines":
         return [(line, True) for line in whole.splitlines(keepends=True)]
-    # Seven divides no line length evenly, so a pause falls inside a line, at its end, or inside CRLF.
+    # Seven divides no line length evenly, so a pause falls inside a line, at its end, or inside
+    # CRLF.
     cuts = sorted({*range(7, len(whole), 7), *(at + 1 for at in range(len(whole) - 1) if whole[at : at + 2] == b"\r\n")})
     parts = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     every = max(1, len(parts) // 8)
@@ -387,7 +399,8 @@ def _mcp_session(request):
 
 
 def _for_call(request, parts):
-    """The parts with the request id and progress token of the call, which the MCP client chooses."""
+    """The parts with the request id and progress token of the call, which the MCP client
+    chooses."""
     if not request["target"].startswith("/mcp"):
         return parts
     asked = json.loads(request["body"])

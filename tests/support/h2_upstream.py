@@ -1,4 +1,5 @@
-"""A plaintext HTTP/2 upstream that refuses requests by script, and counts the requests that it processed."""
+"""A plaintext HTTP/2 upstream that refuses requests by script, and counts the requests that it
+processed."""
 
 import threading
 
@@ -12,9 +13,10 @@ from support.listener import Listener
 
 
 class H2Upstream(Listener):
-    """Calls `script(number, method)` for each request, numbered from 1 in the order of arrival. It returns "answer",
-    "refuse" (RST_STREAM with REFUSED_STREAM), "goaway" (GOAWAY with the last stream before this one), "goaway_late" (GOAWAY that
-    names this stream as processed, and the end of the connection), or "cancel" (RST_STREAM with CANCEL)."""
+    """Calls `script(number, method)` for each request, numbered from 1 in the order of arrival. It
+    returns "answer", "refuse" (RST_STREAM with REFUSED_STREAM), "goaway" (GOAWAY with the last
+    stream before this one), "goaway_late" (GOAWAY that names this stream as processed, and the end
+    of the connection), or "cancel" (RST_STREAM with CANCEL)."""
 
     def __init__(self, script):
         self.script, self.attempts, self.processed = script, [], []

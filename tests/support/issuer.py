@@ -1,4 +1,5 @@
-"""A token issuer: it publishes its keys, answers introspection, and records the requests that it receives."""
+"""A token issuer: it publishes its keys, answers introspection, and records the requests that it
+receives."""
 
 import base64
 import json

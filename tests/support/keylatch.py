@@ -23,9 +23,9 @@ _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def free_port(below=32000):
-    """A free port, never the same twice, and below the system's range for outgoing connections, so that
-    a server that restarts finds it free. Parallel test workers draw from separate ranges. Another process
-    may still take the port first; the caller then fails."""
+    """A free port, never the same twice, and below the system's range for outgoing connections, so
+    that a server that restarts finds it free. Parallel test workers draw from separate ranges.
+    Another process may still take the port first; the caller then fails."""
     while True:
         port = random.randrange(11000 + _worker, below, _workers)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -74,7 +74,8 @@ routes:
 
 
 class Successor:
-    """The process that took over from one that the test started. It is not a child of the test, so it is followed by its id."""
+    """The process that took over from one that the test started. It is not a child of the test, so
+    it is followed by its id."""
 
     def __init__(self, pid):
         self.pid = pid
@@ -104,7 +105,8 @@ class Successor:
 
 
 class Keylatch:
-    """A Keylatch process, stopped at the end of a `with` block. `stdout` and `stderr` are the files of its logs."""
+    """A Keylatch process, stopped at the end of a `with` block. `stdout` and `stderr` are the files
+    of its logs."""
 
     def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", secrets="{}", more="", config=None, env=None, wrapper=()):
         self.folder = pathlib.Path(folder)
@@ -145,7 +147,8 @@ class Keylatch:
                 raise AssertionError(f"keylatch ended: {self.stderr.read_text()}")
 
     def upgrade(self):
-        """Upgrades: a new process takes over. Returns the old process, which finishes its open requests."""
+        """Upgrades: a new process takes over. Returns the old process, which finishes its open
+        requests."""
         before = self.process
         done = self.command("upgrade")
         assert done.returncode == 0, done.stderr + self.stderr.read_text()

@@ -5,9 +5,11 @@ import threading
 
 
 class Listener:
-    """Calls `serve(connection)` of the subclass for each connection, from construction until `close`.
+    """Calls `serve(connection)` of the subclass for each connection, from construction until
+    `close`.
 
-    Without `listener` it listens on a free port of 127.0.0.1. `port` is `None` for a Unix socket."""
+    Without `listener` it listens on a free port of 127.0.0.1. `port` is `None` for a Unix
+    socket."""
 
     def __init__(self, backlog=2048, listener=None):
         self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=backlog)

@@ -1,4 +1,5 @@
-"""Load that runs in the background of a test. A worker that fails, or that ends before the test does, fails the test."""
+"""Load that runs in the background of a test. A worker that fails, or that ends before the test
+does, fails the test."""
 
 import concurrent.futures
 import contextlib
@@ -7,9 +8,11 @@ import threading
 
 @contextlib.contextmanager
 def background_load(work, calls):
-    """Runs `work(stop, *arguments)` in a thread of its own for each tuple of `calls`, until the block ends and `stop` is set.
+    """Runs `work(stop, *arguments)` in a thread of its own for each tuple of `calls`, until the
+    block ends and `stop` is set.
 
-    `work` returns only when `stop` is set. Its exceptions are raised here, and an exception of the block goes first."""
+    `work` returns only when `stop` is set. Its exceptions are raised here, and an exception of the
+    block goes first."""
     stop = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
         workers = [pool.submit(work, stop, *arguments) for arguments in calls]

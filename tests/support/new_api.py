@@ -1,4 +1,5 @@
-"""A model of New API's `TokenAuth` (November 2026): which part of a request it takes the key from."""
+"""A model of New API's `TokenAuth` (November 2026): which part of a request it takes the key
+from."""
 
 import urllib.parse
 
@@ -9,8 +10,8 @@ def stripped(value):
 
 
 def key_taken(target, headers):
-    """The stored key that the request uses, or None if it is refused. `headers` are ordered pairs with lower-case names.
-    MySQL compares case-insensitively, so the key is in lower case."""
+    """The stored key that the request uses, or None if it is refused. `headers` are ordered pairs
+    with lower-case names. MySQL compares case-insensitively, so the key is in lower case."""
     path, _, query = target.partition("?")
     path = urllib.parse.unquote(path)
 

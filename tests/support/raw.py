@@ -16,7 +16,8 @@ def connect(port, source="127.0.0.1", timeout=10):
     connection = socket.socket()
     connection.settimeout(timeout)
     if sys.platform == "linux":
-        # Chooses the local port at connect time, so that ports in TIME_WAIT towards other peers can be reused.
+        # Chooses the local port at connect time, so that ports in TIME_WAIT towards other peers can
+        # be reused.
         connection.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
     connection.bind((source, 0))
     connection.connect(("127.0.0.1", port))

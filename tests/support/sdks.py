@@ -1,4 +1,5 @@
-"""Client libraries that applications use: what each returns for one stream of a fake, as plain data.
+"""Client libraries that applications use: what each returns for one stream of a fake, as plain
+data.
 
 Every function takes a base URL and header fields and returns an `Outcome`."""
 
@@ -43,7 +44,8 @@ class Outcome:
 
 
 def _collect(outcome, steps):
-    """Runs `steps`, which yields words and finish reasons; an exception becomes the error of the outcome."""
+    """Runs `steps`, which yields words and finish reasons; an exception becomes the error of the
+    outcome."""
     try:
         for text, finish in steps():
             outcome.text += text or ""
@@ -126,7 +128,8 @@ def langchain_responses(base, fields):
 
 
 def langchain_chunks(base, fields):
-    """The number of chunks that LangChain's timer of an asynchronous stream has counted, and the text."""
+    """The number of chunks that LangChain's timer of an asynchronous stream has counted, and the
+    text."""
 
     async def run():
         async with httpx2.AsyncClient(headers=fields, timeout=20, trust_env=False, verify=False) as client:
@@ -241,7 +244,8 @@ def plain(name, base, fields):
 
 
 class Node:
-    """A Node process that runs the clients of `tests/node/clients.mjs`: one line of JSON per request and per answer."""
+    """A Node process that runs the clients of `tests/node/clients.mjs`: one line of JSON per
+    request and per answer."""
 
     def __init__(self):
         program = shutil.which("node")

@@ -60,8 +60,8 @@ def faults(seen, raw_head):
 class Strict(Listener):
     """Parses with h11, answers complete requests with 200, and records requests and errors.
 
-    `requests` lists the requests in the order of their headers, complete or not. `errors` lists what h11
-    refuses, what `faults` finds, and bytes left over at the end of a connection."""
+    `requests` lists the requests in the order of their headers, complete or not. `errors` lists
+    what h11 refuses, what `faults` finds, and bytes left over at the end of a connection."""
 
     def __init__(self):
         self.requests, self.errors, self.open = [], [], 0
@@ -88,7 +88,8 @@ class Strict(Listener):
             try:
                 event = parser.next_event()
             except h11.RemoteProtocolError as error:
-                # A truncated request is correct: the proxy closes the upstream connection of a malformed upload.
+                # A truncated request is correct: the proxy closes the upstream connection of a
+                # malformed upload.
                 if not (ended and seen):
                     self.errors.append(f"{error}: {raw!r}")
                 return

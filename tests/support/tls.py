@@ -52,7 +52,8 @@ def serial(connection):
 
 
 def refused(port, authority, client):
-    """Whether the listener refuses this client certificate. With TLS 1.3 the client learns it when it reads the first answer."""
+    """Whether the listener refuses this client certificate. With TLS 1.3 the client learns it when
+    it reads the first answer."""
     try:
         with tls_connect(port, authority, client=client) as connection:
             connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\n\r\n")

@@ -1,4 +1,5 @@
-"""Upstreams whose answers a test writes byte by byte. They read requests leniently; `strict.py` is the strict one."""
+"""Upstreams whose answers a test writes byte by byte. They read requests leniently; `strict.py` is
+the strict one."""
 
 import json
 import socket
@@ -10,9 +11,11 @@ from .listener import Listener
 
 
 class Scripted(Listener):
-    """Calls `answer(request, send)` for each request; `send` writes bytes to the client. A request has method, target, headers, body.
+    """Calls `answer(request, send)` for each request; `send` writes bytes to the client. A request
+    has method, target, headers, body.
 
-    The connection is kept if `answer` returns True. Parsing is lenient, so that a test sees what arrived."""
+    The connection is kept if `answer` returns True. Parsing is lenient, so that a test sees what
+    arrived."""
 
     def __init__(self, answer, tls=None, listener=None):
         self.answer = answer
