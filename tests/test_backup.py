@@ -144,7 +144,7 @@ def test_a_failed_backup_leaves_no_files(start, echo_upstream, tmp_path):
     assert failed.returncode == 1 and "keylatch.db.secret is missing" in failed.stderr and not (tmp_path / "backup").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of files")
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 def test_files_created_by_root_belong_to_the_service(start, echo_upstream, tmp_path, umask):
     # In a folder that the owner may enter.

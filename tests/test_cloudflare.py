@@ -112,7 +112,7 @@ def test_the_file_takes_precedence_over_the_embedded_list(start, echo_upstream):
     assert "needs `cloudflare_file`" in keylatch.command("check").stderr
 
 
-network = pytest.mark.skipif(not can_create_namespaces(), reason="needs root on Linux, and leave to make network namespaces")
+network = pytest.mark.skipif(not can_create_namespaces(), reason="needs Linux and the right to create network namespaces")
 CLOUDFLARES, STRANGERS = ["104.16.0.9", "2606:4700::9"], ["203.0.113.9", "2001:db9::9"]
 DHCP = {
     "nft": ["sh", "-c", "nft list ruleset | grep -q 'ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept'"],

@@ -116,7 +116,7 @@ def test_httpx_reads_its_stream_to_the_end(begin, model, authority, ending, tls)
 
 
 @BOTH
-@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_curl_reads_its_stream_to_the_end(begin, model, tls):
     keylatch, url = begin(tls)
     command = ["curl", "-sSNk", "--http2" if tls else "--http2-prior-knowledge", "--max-time", "20", f"{url}/v1/stream"]
@@ -124,7 +124,7 @@ def test_curl_reads_its_stream_to_the_end(begin, model, tls):
 
 
 @BOTH
-@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
 def test_node_reads_its_stream_to_the_end(begin, model, tls):
     keylatch, url = begin(tls)
     reads_to_the_end(keylatch, model, ["node", "-e", NODE, url])

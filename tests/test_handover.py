@@ -291,14 +291,14 @@ def refuses_an_upgrade(keylatch, command):
         process.wait()
 
 
-@pytest.mark.skipif(subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode != 0, reason="no namespaces here")
+@pytest.mark.skipif(subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True).returncode != 0, reason="needs PID namespaces")
 def test_process_1_of_a_container_refuses_an_upgrade(start, upstream, tmp_path):
     keylatch = start(upstream, storage=SQLITE)
     keylatch.stop()
     refuses_an_upgrade(keylatch, ["unshare", "--pid", "--fork", "--kill-child", BINARY, "run", "-c", keylatch.path])
 
 
-@pytest.mark.skipif(subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0, reason="no namespaces here")
+@pytest.mark.skipif(subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0, reason="needs PID namespaces")
 def test_the_child_of_a_container_init_refuses_an_upgrade(start, upstream, tmp_path):
     """An init such as that of `docker run --init` exits together with the process that it
     started."""

@@ -97,7 +97,7 @@ def test_http_client_over_tls(over_tls, authority, chunked):
             assert upload(connection, 10_000_000, chunked)[0] == 401
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
 @pytest.mark.parametrize("chunked", ["length", "chunked"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_node_fetch(keylatch, over_tls, authority, scheme, chunked):
@@ -110,7 +110,7 @@ def test_node_fetch(keylatch, over_tls, authority, scheme, chunked):
         assert json.loads(done.stdout)["status"] == 401
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
 @pytest.mark.parametrize("more", [["-H", "Expect:"], [], ["-H", "Transfer-Encoding: chunked"], ["--http2"]], ids=["length", "expect", "chunked", "http2"])
 def test_curl(keylatch, over_tls, tmp_path, more, tls):
@@ -144,7 +144,7 @@ def test_behind_nginx(behind, echo_upstream):  # noqa: F811
                     assert upload(connection, size, chunked)[0] == 401, (chunked, size)
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_behind_caddy(behind, echo_upstream, authority, tmp_path, version):  # noqa: F811
     """Caddy reads at most 256 KiB after the answer, and resets the connection half a second later.
@@ -195,7 +195,7 @@ def test_expect_with_the_body_at_once(keylatch, echo_upstream):
     assert [seen["target"] for seen in echo_upstream.requests] == ["/v1/y"]
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
 def test_expect_with_node(keylatch):
     done = subprocess.run(["node", "-e", EXPECT, "--", keylatch.url("/v1/x")], capture_output=True, text=True, timeout=20, check=False)
     # The second request of the pool uses another connection, and gets its own answer.

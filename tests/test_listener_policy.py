@@ -44,6 +44,7 @@ def send_request(connection, *pieces):
     """Sends the pieces separately, and reads one answer; `None` if there is none."""
     for piece in pieces:
         connection.sendall(piece)
+        # So that each piece is a TCP segment.
         time.sleep(0.02)
     file = connection.makefile("rb")
     try:

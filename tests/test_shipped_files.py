@@ -269,7 +269,7 @@ def test_prometheus_rules_and_dashboard_use_existing_metrics(start, echo_upstrea
             assert rule["labels"]["severity"] in ("critical", "warning") and set(rule["annotations"]) == {"summary", "description"}
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is of Debian's prometheus")
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, from Debian's prometheus")
 def test_promtool_accepts_rules_and_dashboard(tmp_path):
     for name in ("prometheus.yml", "compose.yml"):
         checked = subprocess.run(["promtool", "check", "config", str(CONFIG / "prometheus" / name)], capture_output=True, text=True, check=False)

@@ -101,7 +101,7 @@ def test_blocked_threads_stop_the_watchdog(start, echo_upstream, manager):
     manager.wait_for_line("WATCHDOG=1")
 
 
-needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is Linux's")
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
 
 
 @needs_systemd

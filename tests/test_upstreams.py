@@ -116,9 +116,9 @@ def hosts(tmp_path):
     wrapper = [*MOUNTED, str(path)]
     try:
         if subprocess.run([*wrapper, "true"], capture_output=True, check=False).returncode != 0:
-            pytest.skip("no namespace of its own for mounts here")
+            pytest.skip("needs a mount namespace")
     except FileNotFoundError:
-        pytest.skip("no unshare here")
+        pytest.skip("needs unshare")
 
     class Hosts:
         def __init__(self):
