@@ -274,7 +274,7 @@ def test_password_reset_by_command(start, echo_upstream):
 
 
 def stream_of(replica, key, **more):
-    """A raw connection with an open stream, whose header has been read."""
+    """A raw connection with an open stream, after its header was read."""
     connection = raw.connect(replica.port, **more)
     connection.sendall(f"GET /v1/slow HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nAccept: text/event-stream\r\n\r\n".encode())
     file = connection.makefile("rb")

@@ -29,7 +29,7 @@ def trusted(more=""):
 
 @pytest.fixture
 def site():
-    """A web site whose pages the test sets."""
+    """A web site with pages set by the test."""
     pages = {"/v4": RANGES}
 
     def answer(asked, send):

@@ -109,7 +109,7 @@ class Browser:
 
 
 def fresh(act):
-    """Retries an action whose elements were replaced by a re-render of the page."""
+    """Retries an action after a re-render of the page has replaced its elements."""
 
     def again():
         try:

@@ -29,7 +29,7 @@ request.on('end', () => client.close());
 
 
 class Model:
-    """An upstream whose streams last until `end` is set, and whose other answers are immediate."""
+    """An upstream with streams that last until `end` is set, and immediate other answers."""
 
     def __init__(self):
         self.end = threading.Event()

@@ -27,7 +27,7 @@ def upstream():
 
 @pytest.fixture
 def own_program(start, upstream, tmp_path, monkeypatch):
-    """A Keylatch whose program file can be replaced, and the path of that file."""
+    """A Keylatch with a replaceable program file, and the path of that file."""
     program = tmp_path / "keylatch"
     shutil.copy(BINARY, program)
     monkeypatch.setattr("support.keylatch.BINARY", program)

@@ -20,8 +20,7 @@ PROXY = b"PROXY TCP4 127.0.0.1 127.0.0.1 50000 80\r\n"
 
 @pytest.fixture
 def piped(tmp_path, echo_upstream):
-    """A Keylatch whose standard error is a pipe of the smallest size, and the read end of the
-    pipe."""
+    """A Keylatch with the smallest pipe as its standard error, and the read end of the pipe."""
     keylatch = Keylatch(tmp_path, echo_upstream.port, config=CONFIG)
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)

@@ -168,7 +168,7 @@ def test_a_start_without_redis_and_with_an_untrusted_one(replicas, tmp_path):
         (replica,) = replicas(1, sections=section(server.url, ca))
         assert replica.metrics()["keylatch_redis_away"] == 0
         Certificates(tmp_path / "other")
-        # Nothing is sent to a server whose certificate is not verified.
+        # Nothing is sent to a server before its certificate is verified.
         (replica,) = replicas(1, sections=section(server.url, f", ca_file: {tmp_path}/other/ca.pem"))
         assert replica.metrics()["keylatch_redis_away"] == 1
         (replica,) = replicas(1, sections=section(server.url.replace("127.0.0.1", "localhost"), ca))

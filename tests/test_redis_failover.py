@@ -114,7 +114,7 @@ def test_a_right_that_one_feature_lacks(limited):
         replica = limited(section(server))
         fails(replica, "permission")
         assert replica.metrics()["keylatch_redis_away"] == 0
-        # A limit whose commands are allowed is shared.
+        # A limit that needs only permitted commands is shared.
         assert counts(server)
 
 

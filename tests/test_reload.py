@@ -60,7 +60,7 @@ def test_reload_finds_only_its_own_process(start, echo_upstream):
 
 
 class Ticker:
-    """An upstream whose streams send numbered events in step, until `advance(over=True)`."""
+    """An upstream that sends numbered events in step on all streams, until `advance(over=True)`."""
 
     def __init__(self):
         self.tick, self.count, self.over = threading.Condition(), 0, False

@@ -12,7 +12,7 @@ TLS = DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    tls: {t
 
 
 def tls_config(tls):
-    """A configuration whose listener has this `tls` section."""
+    """A configuration with this `tls` section in its listener."""
     return TLS.replace("{tls}", json.dumps(tls).replace("{", "{{").replace("}", "}}"))
 
 

@@ -1,5 +1,6 @@
-"""Upstreams whose answers a test writes byte by byte. They read requests leniently; `strict.py` is
-the strict one."""
+"""Scripted upstreams: a test writes each answer byte by byte.
+
+They read requests leniently; `strict.py` is the strict upstream."""
 
 import json
 import socket
