@@ -1,5 +1,6 @@
-"""Measures what it costs to check who may pass: a cached JWT, ten rules and a limit on the whole chain, beside a bare
-Pingora; the time that a limit shared through Redis adds; and, by `cargo bench`, a JWT that is verified for the first time.
+"""Measures the cost of access checks: a cached JWT, ten rules and a limit on the whole chain,
+compared with a bare Pingora; the time that a limit shared through Redis adds; and, by `cargo
+bench`, the first verification of a JWT.
 
 Prints Markdown tables. Needs wrk, nginx, Redis; starts its own and throws them away.
 
@@ -28,7 +29,7 @@ FORM = "      - bearer: {accept: [well_formed]}\n"
 BINDING = "      - key_binding: {}\n"
 LIMIT = "      - rate_limit: {per: key, limit: 1000000/s%s}\n"
 STREAMS = "      - sse_keepalive: {}\n"
-# What the recipes do, and a little more.
+# The rules of the recipes, and a few more.
 RULES = """      - rules:
           - {name: ping, if: 'request.path == "/v1/ping"', allow: {}}
           - {name: app, if: 'request.user_agent.startsWith("curl/")', deny: {}}
@@ -44,7 +45,7 @@ RULES = """      - rules:
 
 
 def token(**claims):
-    """Signed with HS256."""
+    """A token signed with HS256."""
     part = lambda value: base64.urlsafe_b64encode(value).rstrip(b"=").decode()
     usual = {"iss": "https://id.example", "aud": "api", "sub": "alice", "exp": int(time.time()) + 36_000, "scope": "chat images", "team": "core", "level": 7}
     message = f"{part(json.dumps({'alg': 'HS256', 'typ': 'JWT'}).encode())}.{part(json.dumps({**usual, **claims}).encode())}"

@@ -1,5 +1,5 @@
-"""What the measurements of Keylatch by itself have in common: a configured process, its processor time beside others' in
-turns, and the time of single requests."""
+"""Helpers of the benchmarks of Keylatch: a configured process, processor times of several processes
+measured in turns, and the time of single requests."""
 
 import argparse
 import contextlib
@@ -54,7 +54,8 @@ class Keylatch:
 
 
 def in_turns(proxies, rounds, folder):
-    """Processor time of a POST through each of them, µs, in every round; they are stopped then."""
+    """The processor time of a POST through each proxy, in µs, for every round. Stops the
+    proxies."""
     times = {name: [] for name in proxies}
     try:
         for proxy in proxies.values():
@@ -71,7 +72,8 @@ def in_turns(proxies, rounds, folder):
 
 
 def show_turns(title, compared, times, rounds, compare):
-    """`compare` makes one figure of a round's time and that of the first of them, as text of their median."""
+    """Prints a table. `compare` computes a figure from the time of a proxy and that of the first
+    one in the same round."""
     base = next(iter(times.values()))
     print(f"\n### {title} (µs, median of {rounds} rounds; in brackets min–max)\n\n| | µs | {compared} |\n| --- | --- | --- |")
     for name, each in times.items():
@@ -79,7 +81,7 @@ def show_turns(title, compared, times, rounds, compare):
 
 
 def ask_each(port, keys):
-    """The time of each request, one after the other on one connection, in ms."""
+    """The time of each request in ms, one after the other on one connection."""
     connection, times = http.client.HTTPConnection("127.0.0.1", port), []
     for key in keys:
         began = time.perf_counter()
@@ -88,13 +90,13 @@ def ask_each(port, keys):
         answer.read()
         times.append((time.perf_counter() - began) * 1000)
         if answer.status != 200:
-            raise SystemExit(f"a request was answered with {answer.status}")
+            raise SystemExit(f"a request got status {answer.status}")
     connection.close()
     return times
 
 
 def show_added(title, base, rows):
-    """The times of rows of requests, and what they take more than those of the row `base`."""
+    """Prints the times of several series of requests, and their difference to the series `base`."""
     print(f"\n### {title}\n\n| | p50 | p99 | p50 added |\n| --- | --- | --- | --- |")
     least = statistics.median(rows[base])
     for name, times in rows.items():
@@ -103,7 +105,8 @@ def show_added(title, base, rows):
 
 
 def measure(description, benches):
-    """Reads the arguments, starts the upstream, and calls `benches` with the rounds, its port, a folder and a stack."""
+    """Reads the arguments, starts the upstream, and calls `benches` with the rounds, the port, a
+    folder and an exit stack."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

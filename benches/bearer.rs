@@ -1,8 +1,8 @@
-//! What a JWT costs that is verified for the first time: the filter's whole request hook beside the signature alone.
+//! Measures the first verification of a JWT: the whole request hook of the filter, compared with the signature alone.
 //!
 //!     cargo bench --bench bearer
 
-#![expect(clippy::unwrap_used, reason = "a measurement may fail loudly")]
+#![expect(clippy::unwrap_used, reason = "a panic ends the benchmark")]
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -18,7 +18,7 @@ use keylatch_filters::contract::{Dialect, Facts, Filter, Flow, Invalid, Keep, No
 use pingora::http::RequestHeader;
 use serde_json::json;
 
-/// Each a token of its own.
+/// Distinct tokens per round.
 const TOKENS: usize = 500;
 const ROUNDS: usize = 7;
 
@@ -57,13 +57,13 @@ fn tokens(alg: &str, algorithm: Algorithm, key: &EncodingKey) -> Vec<String> {
     (0..TOKENS).map(token).collect()
 }
 
-/// The time of one, in µs: the least of some rounds, since everything else only adds.
+/// The time per token in µs: the minimum of all rounds, because disturbances only add time.
 fn least(mut round: impl FnMut() -> Duration) -> f64 {
     let times = (0..ROUNDS).map(|_| round().as_secs_f64() * 1e6 / TOKENS as f64);
     times.fold(f64::INFINITY, f64::min)
 }
 
-/// A private and a public key, as PEM, that nobody has used before.
+/// A new private and public key, as PEM.
 fn key_pair(terms: &[&str]) -> (String, String) {
     let openssl = |arguments: &[&str], input: &str| {
         let mut child =
@@ -78,7 +78,7 @@ fn key_pair(terms: &[&str]) -> (String, String) {
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    println!("\n### A JWT that is verified for the first time (µs, least of {ROUNDS} rounds of {TOKENS} tokens)\n");
+    println!("\n### First verification of a JWT (µs, minimum of {ROUNDS} rounds of {TOKENS} tokens)\n");
     println!("| algorithm | signature alone | whole filter | more |\n| --- | --- | --- | --- |");
     let secret = "0123456789abcdef0123456789abcdef";
     let (rsa, rsa_public) = key_pair(&["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]);
@@ -132,7 +132,7 @@ fn main() {
             })
             .collect();
         let whole = least(|| {
-            // Its cache is empty.
+            // A new filter has an empty cache.
             let filter = filter(alg, key.clone());
             let begun = Instant::now();
             for request in &requests {

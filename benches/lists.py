@@ -1,5 +1,6 @@
-"""Measures the admin API's lists with 1,000,000 bindings and 5,000,000 intercepts, on PostgreSQL and on SQLite: every page
-that the console can show, by the time of the answer as a client sees it. Prints a Markdown table.
+"""Measures the lists of the admin API with 1,000,000 bindings and 5,000,000 intercepts, on
+PostgreSQL and SQLite: the time until a client has the answer, for every page that the console can
+show. Prints a Markdown table.
 
     cargo build --release --locked && python3 benches/lists.py
 """
@@ -20,7 +21,6 @@ import urllib.parse
 import urllib.request
 
 import alone
-import run
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
 from support.postgres import Postgres  # noqa: E402
@@ -30,7 +30,7 @@ MINUTES = 30 * 24 * 60
 
 
 def counts():
-    """What two other replicas have counted: 30 days by hours, two by minutes."""
+    """Counts of two other replicas: 30 days by the hour, two days by the minute."""
     counted = {"requests": {"2xx": 90000, "4xx": 4000, "5xx": 30}, "decisions": {f"filter_{n} reason_{n} refused": n for n in range(12)}, "refused": {"no_host": 3}, "first_byte": list(range(15)), "upstream_errors": 3}
     now = int(time.time() * 1000)
     for table in ("samples", "tops"):
@@ -94,7 +94,7 @@ def fill_sqlite(path, bindings, intercepts):
 
 
 def pages(bindings):
-    """Every kind of page, each with other values from call to call."""
+    """Every kind of page, with other values in each call."""
     pick = lambda: random.randrange(1, bindings)  # noqa: E731
     address = lambda i: f"10.{i // 65536 % 256}.{i // 256 % 256}.{i % 256}"  # noqa: E731
     since = lambda hours: time.strftime("%Y-%m-%dT%H:%M:00Z", time.gmtime(time.time() - 3600 * hours))  # noqa: E731
@@ -133,7 +133,7 @@ class Client:
                 self.token = self.call("login", body={"username": "admin", "password": PASSWORD})["access_token"]
                 return
             time.sleep(0.1)
-        raise SystemExit("nobody can sign in")
+        raise SystemExit("the first account cannot sign in")
 
     def call(self, path, query=None, body=None):
         headers = {"content-type": "application/json", **({"authorization": f"Bearer {self.token}"} if self.token else {})}
@@ -143,7 +143,7 @@ class Client:
             return json.load(answer)
 
     def times(self, page, rounds):
-        """Of the first page, and, where there is one, of the one behind it."""
+        """The times of the first page and, if it exists, of the next one."""
         taken = []
         for _ in range(rounds):
             path, query = page()

@@ -1,8 +1,10 @@
-"""Measures Keylatch beside a bare Pingora, nginx, HAProxy and Caddy, in one run, in turns, on pinned cores.
+"""Compares Keylatch with a bare Pingora, nginx, HAProxy and Caddy, in one run, in turns, on pinned
+cores.
 
-Prints Markdown tables: processor time per small POST and GET, memory per idle stream, punctuality of frames, and
-time added to a streamed chunk. Processor time is the proxy's own (user and system, from /proc), divided by the
-requests answered; that is steadier than requests a second on a shared machine. Needs wrk, nginx, haproxy, caddy.
+Prints Markdown tables: processor time per small POST and GET, memory per idle stream, punctuality
+of frames, and time added to a streamed chunk. Processor time is the proxy's own (user and system,
+from /proc), divided by the requests answered; that is steadier than requests a second on a shared
+machine. Needs wrk, nginx, haproxy, caddy.
 
     python3 benches/run.py [--rounds 5] [--requests 20000] [--streams 4000]
 """
@@ -61,7 +63,7 @@ def rss_kib(pid):
 def wait_listen(port, process):
     for _ in range(500):
         if process.poll() is not None:
-            raise SystemExit(f"a server ended at once: {process.args}")
+            raise SystemExit(f"a server exited at its start: {process.args}")
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
@@ -99,7 +101,7 @@ routes:
 
 
 class Proxy:
-    """One of those compared, started in front of an upstream."""
+    """One of the compared proxies, started in front of an upstream."""
 
     def __init__(self, name, upstream, folder, interval="15s"):
         self.name, self.port, self.folder = name, free_port(), folder / name.replace(" ", "-")
@@ -157,7 +159,7 @@ backend b
         return spawn(["caddy", "run", "--config", self.folder / "Caddyfile", "--adapter", "caddyfile"], PROXY_CORE, self.folder, env=env)
 
     def pid(self):
-        # taskset replaces itself with the program.
+        # taskset replaces itself with the program, so its process id is that of the program.
         return self.process.pid
 
     def stop(self):
@@ -186,11 +188,12 @@ http {{ access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folde
 
 
 def load(port, method, seconds, folder, rate):
-    """Runs wrk; how many requests were answered well."""
+    """Runs wrk; returns the number of successful requests."""
     script = folder / f"{method}.lua"
     body = f"wrk.body = '{BODY}'\n" if method == "POST" else ""
     script.write_text(f"wrk.method = '{method}'\nwrk.headers['Authorization'] = '{KEY}'\nwrk.headers['Content-Type'] = 'application/json'\n{body}")
-    # wrk waits `delay` between requests of a connection: 32 connections, one each 10 ms, are about 3,000 a second.
+    # wrk waits `delay` between requests of a connection: 32 connections with a request every 10 ms
+    # make about 3,000 a second.
     if rate == "steady":
         with script.open("a") as more:
             more.write("function delay() return 10 end\n")
@@ -199,7 +202,7 @@ def load(port, method, seconds, folder, rate):
     out = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
     bad = [line for line in out.splitlines() if "Non-2xx" in line or "Socket errors" in line]
     if bad:
-        raise SystemExit(f"not all answers were good: {bad}")
+        raise SystemExit(f"some requests failed: {bad}")
     return int(next(line for line in out.splitlines() if "requests in" in line).split()[0])
 
 
@@ -231,7 +234,8 @@ def bench_cpu(names, rounds, seconds, folder):
 
 
 class StreamUpstream:
-    """Opens a stream for every request and sends what it is told, with the time in it."""
+    """An upstream that opens a stream for every request, and sends chunks with their send time on
+    command."""
 
     HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 

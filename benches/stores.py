@@ -1,5 +1,6 @@
-"""Measures what the stores cost Keylatch, in one run: processor time of a known key beside the in-memory store, first
-uses a second, and the time that Redis and PostgreSQL add where the process does not know a key.
+"""Measures the cost of the stores, in one run: processor time of a known key compared with the
+in-memory store, first uses a second, and the time that Redis and PostgreSQL add for keys that are
+not in the process cache.
 
 Prints Markdown tables. Needs wrk, nginx, PostgreSQL, Redis; starts its own and throws them away.
 
@@ -68,14 +69,14 @@ def bench_first_uses(kinds, upstream, folder):
 
 
 def bench_misses(postgres, redis, upstream, folder):
-    """What a request takes whose key the process does not know, by who does."""
+    """The time of a request with a key outside the process cache, by the store that has it."""
     storage, section = f'{{postgres: {{url: "{postgres.url}"}}}}', f'redis: {{url: "{redis.url}"}}'
     warm = keylatch(folder, upstream, storage, section)
     asking = keylatch(folder, upstream, storage, section)
     without = keylatch(folder, upstream, storage)
     keys = [f"sk-bench-{n:05}-abcdefgh" for n in range(3000)]
     try:
-        # The first look tells a replica since when it may believe.
+        # The first read tells a replica from which time on it may trust rows in Redis.
         for replica in (warm, asking):
             ask_each(replica.port, ["sk-unknown-abcdefgh"])
         time.sleep(1.2)
@@ -91,7 +92,8 @@ def bench_misses(postgres, redis, upstream, folder):
 
 
 def bench_many(postgres, upstream, folder, rows=1_000_000):
-    """A known key, and keys that only the database knows, beside so many other bindings; and what the process then takes."""
+    """Times of a cached key and of keys only in the database, with `rows` other bindings; and the
+    memory of the process."""
     print(f"\n### With {rows:,} bindings in the database\n")
     print("| store | bindings | p50, ms | p99 of a known key, ms | a second | p50 of a cold key, ms | process, MiB |\n| --- | --- | --- | --- | --- | --- | --- |")
     made = "(i::text || 'x')::bytea"
@@ -123,13 +125,13 @@ def bench_many(postgres, upstream, folder, rows=1_000_000):
 
 def fill_sqlite(path, rows):
     with contextlib.closing(sqlite3.connect(path)) as database:
-        names = [row[1] for row in database.execute("PRAGMA table_info(bindings)")]
+        names = [column[1] for column in database.execute("PRAGMA table_info(bindings)")]
         values = {"hint": "sk-…", "rule": "single", "networks": "10.0.0.1/32", "made_by": "first_use", "confirmed": 1, "banned": 0, "note": "", "labels": "", "seen_ms": ""}
         now_ms = int(time.time() * 1000)
-        def row(n):
+        def binding_row(n):
             known = {**values, "key_id": hashlib.sha256(b"%dx" % n).digest(), "version": n, "created_ms": now_ms, "last_used_ms": now_ms}
             return [known.get(name) for name in names]
-        database.executemany(f"INSERT INTO bindings ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", map(row, range(rows)))
+        database.executemany(f"INSERT INTO bindings ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", map(binding_row, range(rows)))
         database.commit()
 
 

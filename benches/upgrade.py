@@ -1,5 +1,6 @@
-"""Upgrades and reloads under load: 500 streams and 500 requests a second, half of them on connections of their own. Prints what was
-refused, cut or failed, which should be nothing, and how long requests took around an upgrade.
+"""Upgrades and reloads under load: 500 streams and 500 requests a second, half of them on new
+connections. Prints the number of refused, truncated and failed requests, which should be zero, and
+the times of requests around an upgrade.
 
     cargo build --release --locked && python3 benches/upgrade.py
 """
@@ -19,7 +20,7 @@ harness.BINARY = harness.ROOT / "target" / "release" / "keylatch"
 
 
 async def upstream(seconds):
-    """Streams an event a second, and answers everything else at once."""
+    """An upstream that streams one event a second, and answers other requests at once."""
 
     async def serve(reader, writer):
         try:
@@ -56,10 +57,10 @@ class Clients:
         while not text.endswith(b"0\r\n\r\n"):
             piece = await reader.read(65536)
             if not piece:
-                raise RuntimeError("a stream was cut")
+                raise RuntimeError("a stream was truncated")
             text += piece
         if b"data: %d\n\n" % (self.seconds - 1) not in text:
-            raise RuntimeError("a stream was not whole")
+            raise RuntimeError("a stream was incomplete")
         self.whole += 1
         writer.close()
 

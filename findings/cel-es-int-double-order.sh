@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Guess: in CEL, two numbers that are `<=` and `>=` are equal, and exactly one of `<`, `==`, `>` is true.
-# What happens: a large int and the double beside it are compared in two ways. `==` is exact, and false; `<` and `>`
-# round the int to a double first, and are false, too. So none of the three is true, while `<=` and `>=` both are.
-# The language definition puts all numbers on one line; the specification's own conformance tests want the rounding.
+# Assumption: in CEL, two numbers that are `<=` and `>=` are equal, and exactly one of `<`, `==`, `>` is true.
+# Result: a large int and the nearest double are compared in two ways. `==` is exact, and false; `<` and `>`
+# round the int to a double first, and are also false. So none of the three is true, while `<=` and `>=` both are.
+# The language definition orders all numbers on one number line; the conformance tests of the specification require rounding.
 # Version: @bufbuild/cel 0.6.1 (npm).
 set -euo pipefail
 folder=$(mktemp -d)

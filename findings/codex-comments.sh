@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Guess: the comment lines that WHATWG HTML, section 9.2.7, proposes against timeouts keep a stream to Codex open, and an
+# Assumption: the comment lines that WHATWG HTML, section 9.2.7, proposes against time-outs keep a stream to Codex open, and an
 # `error` event of the Responses API is shown to the user.
-# What happens: Codex's idle timer (`stream_idle_timeout_ms`, 5 min unless set) is reset by events with data alone, of any
-# type. Comments, blank lines and events without data do not count. An `error` event is passed over: Codex reports "stream
+# Result: only events with data reset Codex's idle timer (`stream_idle_timeout_ms`, default 5 min), whatever their
+# type. Comments, blank lines and events without data do not. An `error` event is ignored: Codex reports "stream
 # closed before response.completed". `response.failed` is shown.
 # Version: @openai/codex 0.171.0 (npm), codex exec. The package is large, 424 MB on disk.
 set -euo pipefail
@@ -13,7 +13,7 @@ echo '{"private": true}' >package.json
 npm install --silent --ignore-scripts --no-audit --no-fund --save-exact @openai/codex@0.171.0
 node_modules/.bin/codex --version
 cat >server.py <<'PY'
-"""Serves a Responses stream. Arguments: the frame that stands in the pauses, and how the stream ends."""
+"""Serves a Responses stream. Arguments: the frame sent during pauses, and the end of the stream."""
 import http.server
 import json
 import sys
@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         for number, (name, step) in enumerate(STEPS):
             self.wfile.write(f"event: {name}\ndata: {json.dumps({'type': name, 'sequence_number': number, **step})}\n\n".encode())
-            # Two idle timeouts long, with a frame twenty times as often.
+            # Twice the idle time-out in all, with 20 frames per time-out.
             for _ in range(40 if END == "completed" else 0):
                 self.wfile.write(FRAME)
                 time.sleep(0.1)
@@ -72,7 +72,7 @@ PY
 
 server=""
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; rm -rf "$folder"' EXIT
-# Runs Codex against a server with this frame and end; prints its answer or its error.
+# Runs Codex against a server with this frame and end; prints the answer or the error.
 try() {
     rm -f port
     python3 server.py "$@" >port 2>/dev/null & server=$!

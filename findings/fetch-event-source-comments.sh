@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Guess: a comment with a blank line after it, the usual keep-alive, is not seen by the application.
-# What happens: @microsoft/fetch-event-source dispatches an empty message at every blank line, also where no field
-# stands before it (WHATWG HTML, section 9.2.6: an event without data is not dispatched). Applications that parse
+# Assumption: the application does not see a comment followed by a blank line, the usual keep-alive.
+# Result: @microsoft/fetch-event-source dispatches an empty message at every blank line, even if no field
+# precedes it (WHATWG HTML, section 9.2.6: an event without data is not dispatched). Applications that parse
 # each message as JSON fail. A comment line without a blank line is ignored.
 # Version: @microsoft/fetch-event-source 2.0.1 (npm), src/parse.ts, getMessages.
 set -euo pipefail
@@ -13,7 +13,7 @@ JSON
 npm install --silent --ignore-scripts --no-audit --no-fund --save-exact @microsoft/fetch-event-source@2.0.1
 echo "node $(node --version), @microsoft/fetch-event-source 2.0.1"
 cat >server.py <<'PY'
-"""Serves OpenAI's stream; the first argument names what stands between two events, or inside each."""
+"""Serves OpenAI's stream. The first argument names the frame between two events; with a second one, inside each event."""
 import http.server
 import json
 import sys
@@ -48,7 +48,7 @@ print(server.server_port, flush=True)
 server.serve_forever()
 PY
 cat >client.mjs <<'JS'
-// The package is written for browsers: these are what it touches.
+// The package is written for browsers; it uses these globals.
 globalThis.window = { clearTimeout, setTimeout, fetch };
 globalThis.document = { hidden: false, addEventListener() {}, removeEventListener() {} };
 const { fetchEventSource } = await import('@microsoft/fetch-event-source');

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Guess: a client of server-sent events ignores comment lines (WHATWG HTML, section 9.2.6).
-# What happens: google-genai for Python takes a comment for the start of an error in JSON and raises
-# UnknownApiResponseError; the words after it are lost. A bare blank line between events is ignored.
+# Assumption: a client of server-sent events ignores comment lines (WHATWG HTML, section 9.2.6).
+# Result: google-genai for Python takes a comment for the start of an error in JSON and raises
+# UnknownApiResponseError; the rest of the text is lost. A bare blank line between events is ignored.
 # Version: google-genai 3.6.1 (PyPI), google/genai/_api_client.py, HttpResponse._iter_response_stream.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -10,7 +10,7 @@ python3 -m venv venv
 venv/bin/pip install -q --disable-pip-version-check google-genai==3.6.1
 venv/bin/pip list --disable-pip-version-check 2>/dev/null | grep '^google-genai '
 cat >server.py <<'PY'
-"""Serves Gemini's stream; the first argument names what stands between two events, or inside each."""
+"""Serves Gemini's stream. The first argument names the frame between two events; with a second one, inside each event."""
 import http.server
 import json
 import sys

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Guess: a client of server-sent events ignores comment lines wherever they stand (WHATWG HTML, section 9.2.6).
-# What happens: @google/genai divides the stream at blank lines and takes the first field of each part. A comment
-# with a blank line of its own is ignored; a comment line that becomes part of an event makes the stream fail: before
-# its data with "Incomplete JSON segment at the end", after it with a JSON syntax error. A bare blank line is ignored.
+# Assumption: a client of server-sent events ignores comment lines at any position (WHATWG HTML, section 9.2.6).
+# Result: @google/genai splits the stream at blank lines and reads the first field of each part. A comment
+# followed by a blank line is ignored. A comment line that becomes part of an event makes the stream fail: before
+# the data with "Incomplete JSON segment at the end", after it with a JSON syntax error. A bare blank line is ignored.
 # Version: @google/genai 2.32.0 (npm; the last that runs on Node 20), src/_api_client.ts, processStreamResponse.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -13,7 +13,7 @@ JSON
 npm install --silent --ignore-scripts --no-audit --no-fund --save-exact @google/genai@2.32.0
 echo "node $(node --version), @google/genai 2.32.0"
 cat >server.py <<'PY'
-"""Serves Gemini's stream; the first argument names what stands between two events, or inside each."""
+"""Serves Gemini's stream. The first argument names the frame between two events; with a second one, inside each event."""
 import http.server
 import json
 import sys

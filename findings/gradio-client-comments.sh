@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Guess: a client of server-sent events ignores comment lines and blank lines between events (WHATWG HTML, section 9.2.6).
-# What happens: gradio_client splits the stream at "\n\n" and ends it with "Unexpected SSE line" if a piece does not begin
-# with "data:". A comment is such a piece; a single blank line is left before the next event and makes one of it. The job
-# ends with CancelledError, its outputs are lost. Two blank lines, and Gradio's own heartbeat message, are ignored.
+# Assumption: a client of server-sent events ignores comment lines and blank lines between events (WHATWG HTML, section 9.2.6).
+# Result: gradio_client splits the stream at "\n\n" and ends it with "Unexpected SSE line" if a part does not begin
+# with "data:". A comment is such a part, and so is an event after a single blank line, which stays in front of it. The job
+# ends with CancelledError, and its outputs are lost. Two blank lines and Gradio's own heartbeat message are ignored.
 # Version: gradio_client 2.7.2 (PyPI), gradio_client/client.py, Client.stream_messages.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -11,7 +11,7 @@ python3 -m venv venv
 venv/bin/pip install -q --disable-pip-version-check gradio_client==2.7.2
 venv/bin/pip list --disable-pip-version-check 2>/dev/null | grep '^gradio_client '
 cat >server.py <<'PY'
-"""Serves Gradio's queue with one function; the first argument names what stands between two events."""
+"""Serves Gradio's queue with one function. The first argument names the frame between two events."""
 import http.server
 import json
 import sys

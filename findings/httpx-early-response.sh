@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The guess: a server that refuses an upload on HTTP/2 sends the whole response and then RST_STREAM with NO_ERROR. A client must not
+# Assumption: a server that refuses an upload on HTTP/2 sends the whole response and then RST_STREAM with NO_ERROR. A client must not
 #   discard the response because of it (RFC 9113, section 8.1).
-# What happens: httpx never looks for the response. It waits for room in the flow-control window of the stream that was reset, until
-#   its read timeout (ReadTimeout), although the response has arrived. A body that fits in the first window gets its response.
+# Result: httpx never reads the response. It waits for space in the flow-control window of the reset stream until
+#   its read time-out (ReadTimeout), although the response has arrived. A body that fits into the first window gets its response.
 # Versions: httpx 0.28.1, httpcore 1.0.9, h2 4.3.0. curl 7.88.1 of Debian 12 fails in the same case (exit code 92).
 # Source: httpcore/_sync/http2.py, `_wait_for_outgoing_flow`.
 set -euo pipefail
@@ -39,7 +39,7 @@ def serve(listener):
             connection.sendall(state.data_to_send())
 
 
-def ask(size):
+def post(size):
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=serve, args=[listener], daemon=True).start()
     with httpx.Client(http1=False, http2=True, trust_env=False, timeout=3) as client:
@@ -50,7 +50,7 @@ def ask(size):
 
 
 print("httpx", httpx.__version__)
-small, large = ask(30_000), ask(1_000_000)
+small, large = post(30_000), post(1_000_000)
 print("30 kB, refused with 401: ", small)
 print("1 MB, refused with 401:  ", large)
 assert small == "401", "the server of this script works"

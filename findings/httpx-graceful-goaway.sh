@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The guess: a graceful GOAWAY (NO_ERROR, last stream 2^31-1) lets open streams go on (RFC 9113, section 6.8), so a server that
+# Assumption: a graceful GOAWAY (NO_ERROR, last stream 2^31-1) lets open streams continue (RFC 9113, section 6.8), so a server that
 #   stops may send it at once.
-# What happens: httpx fails the stream that it is reading with a ProtocolError (its own, or that of the library h2), although the
-#   server goes on and ends it.
+# Result: httpx fails the stream that it is reading with a ProtocolError (its own, or that of the library h2), although the
+#   server completes the stream.
 # Versions: httpx 0.28.1, httpcore 1.0.9, h2 4.3.0.
 # Source: h2/connection.py: a GOAWAY puts the connection into the state CLOSED, in which no frame may follow;
 #   httpcore/_sync/http2.py, `_receive_events`: after ConnectionTerminated every read raises.
@@ -43,7 +43,7 @@ def serve(listener, goaway):
         connection.sendall(state.data_to_send())
 
 
-def ask(goaway):
+def get(goaway):
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=serve, args=[listener, goaway], daemon=True).start()
     with httpx.Client(http1=False, http2=True, trust_env=False, timeout=5) as client:
@@ -54,7 +54,7 @@ def ask(goaway):
 
 
 print("httpx", httpx.__version__)
-plain, graceful = ask(False), ask(True)
+plain, graceful = get(False), get(True)
 print("without GOAWAY:      ", plain)
 print("with a graceful one: ", graceful)
 assert plain == "one two", "the server of this script works"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Guess: LiteLLM ignores comment lines in a stream, or reports an error.
-# What happens: on a stream of Gemini's API, LiteLLM ends at the first comment line, drops the rest without an
+# Assumption: LiteLLM ignores comment lines in a stream, or reports an error.
+# Result: on a stream of Gemini's API, LiteLLM stops at the first comment line, drops the rest without an
 # error, and reports finish_reason "stop". A bare blank line is ignored. Streams of OpenAI's API are not affected.
 # Version: litellm 1.110.2 (PyPI), litellm/llms/vertex_ai/gemini/vertex_and_google_ai_studio_gemini.py,
 # ModelResponseIterator.
@@ -11,7 +11,7 @@ python3 -m venv venv
 venv/bin/pip install -q --disable-pip-version-check litellm==1.110.2
 venv/bin/pip list --disable-pip-version-check 2>/dev/null | grep '^litellm '
 cat >server.py <<'PY'
-"""Serves Gemini's stream; the first argument names what stands between two events, or inside each."""
+"""Serves Gemini's stream. The first argument names the frame between two events; with a second one, inside each event."""
 import http.server
 import json
 import sys
@@ -54,9 +54,9 @@ import litellm
 
 for port in sys.argv[1:]:
     text, finish, error = "", None, None
-    asked = {"model": "gemini/demo", "api_base": f"http://127.0.0.1:{port}", "api_key": "k", "stream": True, "num_retries": 0}
+    arguments = {"model": "gemini/demo", "api_base": f"http://127.0.0.1:{port}", "api_key": "k", "stream": True, "num_retries": 0}
     try:
-        for part in litellm.completion(messages=[{"role": "user", "content": "Hello"}], **asked):
+        for part in litellm.completion(messages=[{"role": "user", "content": "Hello"}], **arguments):
             text += part.choices[0].delta.content or ""
             finish = part.choices[0].finish_reason or finish
     except Exception as raised:
@@ -73,7 +73,7 @@ done
 for frame in none comment comment_line blank_line; do
     until [ -s "port-$frame" ]; do sleep 0.05; done
 done
-# One process for all: the library takes seconds to load.
+# One process for all cases, because the library takes seconds to load.
 NO_PROXY=127.0.0.1 venv/bin/python client.py "$(cat port-none)" "$(cat port-comment)" "$(cat port-comment_line)" "$(cat port-blank_line)" 2>/dev/null >saw
 cat >wanted <<'TEXT'
 'word0 word1 word2 word3 ' stop None

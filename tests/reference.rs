@@ -2,7 +2,7 @@
 //!
 //! After a change, `UPDATE=1 cargo test --test reference` writes the pages and `config/schema.json`.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Compares a file with what it should hold, or writes it.
+/// Compares a file with its generated text; with `UPDATE` set, writes it first.
 fn compare(path: &Path, text: &str) -> Option<PathBuf> {
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(path, text).unwrap();
@@ -54,7 +54,7 @@ fn sources(folders: &[&str]) -> Vec<String> {
     found
 }
 
-/// What the first group of a pattern matches, anywhere in the sources.
+/// All matches of the first group of a pattern in the sources.
 fn found(sources: &[String], pattern: &str) -> BTreeSet<String> {
     let pattern = Regex::new(pattern).unwrap();
     sources.iter().flat_map(|text| pattern.captures_iter(text).map(|found| found[1].to_owned()).collect::<Vec<_>>()).collect()
@@ -85,7 +85,7 @@ fn every_metric_is_in_the_table() {
 #[test]
 fn every_field_of_the_access_log_is_in_the_table() {
     let sources = sources(&["src"]);
-    let writer = sources.iter().find(|text| text.contains("let mut object = Object {")).expect("the writer of lines");
+    let writer = sources.iter().find(|text| text.contains("let mut object = Object {")).expect("the writer of access lines");
     let pattern = Regex::new(r#"object\.[a-z_]+\("([a-z_]+)""#).unwrap();
     let mut names: Vec<&str> = pattern.captures_iter(writer).map(|found| found.get(1).unwrap().as_str()).collect();
     names.dedup();
@@ -97,7 +97,7 @@ fn every_error_code_is_in_the_table() {
     let sources = sources(&["src", "filters"]);
     let mut codes = found(&sources, r#"Reply::new\([ \n]*[A-Za-z_:]+,[ \n]*"([a-z_]+)""#);
     codes.extend(found(&sources, r#"Answer::new\([ \n]*StatusCode::[A-Z_]+,[ \n]*"([a-z_]+)""#));
-    // What is found in shadow mode, and bytes that answer an ACME challenge, are no errors.
+    // Findings in shadow mode, and answers to ACME challenges, are no errors.
     codes.retain(|code| !["shadow", "answered"].contains(&code.as_str()));
     let table = ERRORS.iter().filter(|each| !each.code.is_empty()).map(|each| each.code.to_owned()).collect();
     assert_eq!(differences(&codes, &table), "");
@@ -106,7 +106,7 @@ fn every_error_code_is_in_the_table() {
 #[test]
 fn every_reason_of_the_gate_is_in_the_table() {
     let sources = sources(&["src"]);
-    // Elsewhere these names mean something else.
+    // Other files use these function names for other purposes.
     let checks: Vec<String> = sources.iter().filter(|text| text.contains("Refused")).cloned().collect();
     let mut reasons = found(&checks, r#"[^a-z_](?:bad|too_large)\([ \n]*"([a-z_0-9]+)""#);
     reasons.extend(found(&sources, r#"Refused \{[^}]*reason: "([a-z_0-9]+)""#));

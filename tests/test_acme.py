@@ -1,10 +1,9 @@
-"""Certificates that are made by themselves, against a CA that forgives nothing."""
+"""ACME: issuance, renewal, storage and failures, against a strict CA."""
 
 import base64
 import datetime
 import socket
 import ssl
-import threading
 import time
 
 import pytest
@@ -12,6 +11,7 @@ from cryptography import x509
 
 from support.acme import Acme
 from support.keylatch import free_port, wait_for
+from support.load import background_load
 from support.raw import connect, request
 from support.stores import SECRET, storage
 
@@ -31,7 +31,7 @@ routes: [{{name: api, match: {{paths: ["/v1/*"]}}, upstream: model}}]
 
 
 class Served:
-    """Keylatches whose certificate comes from a CA."""
+    """Starts Keylatch processes that get their certificate from an ACME server."""
 
     def __init__(self, start, upstream, acme):
         self.begin, self.upstream, self.acme, self.all = start, upstream, acme, []
@@ -55,8 +55,8 @@ def served(start, echo_upstream, tmp_path):
         yield made[0]
 
 
-def shown(keylatch, authority, name="api.test"):
-    """The certificate that is shown for a name; `None`: there is none yet."""
+def served_certificate(keylatch, authority, name="api.test"):
+    """The certificate that the listener serves for a name, or `None` if there is none yet."""
     context = ssl.create_default_context(cafile=authority.ca)
     try:
         with context.wrap_socket(connect(keylatch.tls), server_hostname=name) as connection:
@@ -68,33 +68,34 @@ def shown(keylatch, authority, name="api.test"):
 
 
 @pytest.mark.parametrize("challenge", ["tls_alpn", "http"])
-def test_a_certificate_is_had_made_and_kept(served, challenge):
+def test_a_certificate_is_issued_and_stored(served, challenge):
     acme, authority = served.acme, served.acme.authority
     acme.bad_nonces = 1
     keylatch = served.start(challenge, more=", contact: ['mailto:ops@example.com']")
-    assert shown(keylatch, authority) is None
-    first = wait_for(lambda: shown(keylatch, authority), "a certificate", 60)
+    assert served_certificate(keylatch, authority) is None
+    first = wait_for(lambda: served_certificate(keylatch, authority), "a certificate", 60)
     if challenge == "http":
         answers = wait_for(lambda: [line for line in keylatch.access_log() if line.get("reason") == "acme_challenge"], "a line per challenge")
         assert {(line["answered_by"], line["status"]) for line in answers} == {("acme", 200)}
-    assert shown(keylatch, authority, "www.api.test").serial_number == first.serial_number
+    assert served_certificate(keylatch, authority, "www.api.test").serial_number == first.serial_number
     assert [account["contact"] for account in acme.accounts.values()] == [["mailto:ops@example.com"]]
     assert len(acme.certificates) == 1
     series = f'keylatch_certificate_expiry_timestamp_seconds{{listener="127.0.0.1:{keylatch.tls}",name="api.test"}}'
-    assert wait_for(lambda: keylatch.metrics().get(series), "it is told when it ends") == first.not_valid_after_utc.timestamp()
-    # Kept: the next process shows it at once, and asks nobody. What is kept cannot be read.
+    assert wait_for(lambda: keylatch.metrics().get(series), "metric shows the expiry") == first.not_valid_after_utc.timestamp()
+    # The next process serves the stored certificate at once, without an order. The stored data is
+    # encrypted.
     keylatch.stop()
     kept = (keylatch.folder / "keylatch.db").read_bytes()
     assert b"PRIVATE KEY" not in kept and b"BEGIN CERTIFICATE" not in kept and b"key_pkcs8" not in kept
     asked = len(acme.log)
     keylatch.start()
-    # Not a moment without: neither after a start nor in an upgrade.
-    assert shown(keylatch, authority).serial_number == first.serial_number
+    # A certificate is served throughout, also after a start and during an upgrade.
+    assert served_certificate(keylatch, authority).serial_number == first.serial_number
     for _ in range(3):
         keylatch.upgrade()
-        assert shown(keylatch, authority).serial_number == first.serial_number
+        assert served_certificate(keylatch, authority).serial_number == first.serial_number
     assert len(acme.log) == asked
-    # Strangers are told nothing.
+    # Unknown challenge tokens get no answer.
     assert request(keylatch.port, "/.well-known/acme-challenge/" + "x" * 40).status == 404
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -103,52 +104,53 @@ def test_a_certificate_is_had_made_and_kept(served, challenge):
         context.wrap_socket(socket.create_connection(("127.0.0.1", keylatch.tls)), server_hostname="other.test")
 
 
-def test_it_is_made_anew_long_before_its_end(served):
+def test_a_certificate_is_renewed_before_it_expires(served):
     acme = served.acme
-    acme.lasts = datetime.timedelta(seconds=18)
+    acme.lifetime = datetime.timedelta(seconds=18)
     keylatch = served.start()
-    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
-    second = wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "another one", 60)
-    assert datetime.datetime.now(datetime.timezone.utc) < first.not_valid_after_utc, "before the first has ended"
+    first = wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
+    second = wait_for(lambda: (got := served_certificate(keylatch, acme.authority)) and got.serial_number != first.serial_number and got, "renewed certificate", 60)
+    assert datetime.datetime.now(datetime.timezone.utc) < first.not_valid_after_utc, "renewed before the first certificate expired"
     assert second.not_valid_after_utc > first.not_valid_after_utc
     assert len(acme.accounts) == 1
 
 
-def test_one_of_many_replicas_has_it_made(served, database):
+def test_one_of_three_replicas_places_the_order(served, database):
     acme = served.acme
     replicas = [served.start(storage=storage(database), secrets=SECRET) for _ in range(3)]
     serials = set()
     for keylatch in replicas:
-        serials.add(wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60).serial_number)  # noqa: B023
+        serials.add(wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60).serial_number)  # noqa: B023
     assert len(serials) == 1 and len(acme.certificates) == 1 and len(acme.accounts) == 1
 
 
-def test_what_the_ca_says_is_told_and_tried_again_later(served):
+def test_an_error_of_the_ca_is_logged_and_retried_later(served):
     acme = served.acme
     keylatch = served.start("http")
-    acme.offers = ("tls-alpn-01",)
+    acme.challenge_types = ("tls-alpn-01",)
     wait_for(lambda: "does not offer the challenge Http for api.test" in keylatch.stderr.read_text(), "the reason", 60)
     assert keylatch.metrics()['keylatch_acme_orders_total{outcome="failed"}'] == 1
     asked = len(acme.log)
+    # Shows an absence, for which there is no condition to wait for: the process looks every 3 s.
     time.sleep(8)
-    assert len(acme.log) == asked, "the CA is not asked all the time"
+    assert len(acme.log) == asked, "the CA gets no requests during the back-off"
     assert request(keylatch.port).status == 200
 
 
-def test_a_name_that_leads_elsewhere(served, echo_upstream):
+def test_a_name_that_resolves_to_another_server(served, echo_upstream):
     acme = served.acme
     acme.reach = lambda _: {"http": echo_upstream.port, "tls": echo_upstream.port}
     keylatch = served.start("http")
-    wait_for(lambda: "api.test has answered" in keylatch.stderr.read_text(), "what the CA has seen is told", 60)
+    wait_for(lambda: "api.test has answered" in keylatch.stderr.read_text(), "the log shows the CA's answer", 60)
 
 
-def test_an_account_that_the_ca_knows_already(served, tmp_path):
+def test_an_external_account_binding(served, tmp_path):
     acme = served.acme
     acme.external = ("kid-1", b"0123456789abcdef0123456789abcdef")
     key = tmp_path / "eab"
     key.write_text(base64.urlsafe_b64encode(acme.external[1]).decode())
     keylatch = served.start(more=f", external_account: {{key_id: kid-1, key: 'file:{key}'}}")
-    assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    assert wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
 
 
 def reload(keylatch, *changes):
@@ -161,111 +163,108 @@ def reload(keylatch, *changes):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_name_more_takes_nothing_from_those_that_are_there(served, echo_upstream):
+def test_an_added_name_keeps_the_current_certificate(served, echo_upstream):
     acme = served.acme
     keylatch = served.start("http")
-    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    first = wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
     elsewhere = {"http": echo_upstream.port, "tls": echo_upstream.port}
     here = acme.reach
     acme.reach = lambda name: elsewhere if name == "new.test" else here(name)
     reload(keylatch, ("[api.test, www.api.test]", "[api.test, www.api.test, new.test]"))
-    assert shown(keylatch, acme.authority).serial_number == first.serial_number
+    assert served_certificate(keylatch, acme.authority).serial_number == first.serial_number
     wait_for(lambda: "new.test has answered" in keylatch.stderr.read_text(), "the order fails", 60)
     keylatch.stop()
     keylatch.start()
     for name in ("api.test", "www.api.test"):
-        assert shown(keylatch, acme.authority, name).serial_number == first.serial_number, "nor is it lost by a restart"
-    assert shown(keylatch, acme.authority, "new.test") is None
-    # What had failed is tried at once where something was done about it.
+        assert served_certificate(keylatch, acme.authority, name).serial_number == first.serial_number, "a restart keeps the certificate"
+    assert served_certificate(keylatch, acme.authority, "new.test") is None
+    # A change of the section retries a failed order at once.
     acme.reach = here
     reload(keylatch, ("accept_terms: true", "accept_terms: true, contact: ['mailto:new@example.com']"))
-    second = wait_for(lambda: shown(keylatch, acme.authority, "new.test"), "one for all of them", 60)
-    assert shown(keylatch, acme.authority).serial_number == second.serial_number
-    assert [account["contact"] for account in acme.accounts.values()] == [["mailto:new@example.com"]], "and the CA is told whom to write to"
+    second = wait_for(lambda: served_certificate(keylatch, acme.authority, "new.test"), "one certificate for all names", 60)
+    assert served_certificate(keylatch, acme.authority).serial_number == second.serial_number
+    assert [account["contact"] for account in acme.accounts.values()] == [["mailto:new@example.com"]], "the CA has the new contact"
 
 
 def test_another_ca(served, tmp_path):
     keylatch = served.start("http")
-    first = wait_for(lambda: shown(keylatch, served.acme.authority), "a certificate", 60)
+    first = wait_for(lambda: served_certificate(keylatch, served.acme.authority), "a certificate", 60)
     with Acme(tmp_path / "other", served.acme.reach) as other:
         reload(keylatch, (served.acme.url, other.url), (str(served.acme.authority.ca), str(other.authority.ca)))
-        second = wait_for(lambda: shown(keylatch, other.authority), "the other's", 60)
+        second = wait_for(lambda: served_certificate(keylatch, other.authority), "certificate of the other CA", 60)
         assert second.serial_number != first.serial_number
 
 
-def test_an_account_that_the_ca_knows_no_more(served):
+def test_an_account_that_the_ca_has_forgotten(served):
     acme = served.acme
-    acme.lasts = datetime.timedelta(seconds=18)
+    acme.lifetime = datetime.timedelta(seconds=18)
     keylatch = served.start("http")
-    first = wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
+    first = wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
     gone = set(acme.accounts)
     acme.accounts.clear()
-    wait_for(lambda: (got := shown(keylatch, acme.authority)) and got.serial_number != first.serial_number, "another one", 60)
+    wait_for(lambda: (got := served_certificate(keylatch, acme.authority)) and got.serial_number != first.serial_number, "renewed certificate", 60)
     assert "does not know the ACME account" in keylatch.stderr.read_text() and not gone & set(acme.accounts)
 
 
-def test_a_certificate_that_is_old_when_it_is_made(served):
+def test_a_certificate_that_is_nearly_expired_when_issued(served):
     acme = served.acme
-    acme.since, acme.lasts = datetime.timedelta(days=80), datetime.timedelta(days=10)
+    acme.age, acme.lifetime = datetime.timedelta(days=80), datetime.timedelta(days=10)
     keylatch = served.start("http")
-    assert wait_for(lambda: shown(keylatch, acme.authority), "it is shown all the same", 60)
-    assert wait_for(lambda: "check the clock of this machine" in keylatch.stderr.read_text(), "it is told")
+    assert wait_for(lambda: served_certificate(keylatch, acme.authority), "the certificate is served anyway", 60)
+    assert wait_for(lambda: "check the clock of this machine" in keylatch.stderr.read_text(), "log line")
+    # Shows an absence, for which there is no condition to wait for.
     time.sleep(8)
-    assert len(acme.certificates) == 1, "the CA is not asked for another one at once"
+    assert len(acme.certificates) == 1, "no second order at once"
     keylatch.stop()
     keylatch.start()
     time.sleep(8)
-    assert len(acme.certificates) == 1, "nor after a restart"
+    assert len(acme.certificates) == 1, "no second order after a restart"
 
 
 def test_a_certificate_of_another_key(served):
     served.acme.key = served.acme.authority.private.public_key()
     keylatch = served.start("http")
-    wait_for(lambda: "the certificate does not belong to the key" in keylatch.stderr.read_text(), "it is told", 60)
+    wait_for(lambda: "the certificate does not belong to the key" in keylatch.stderr.read_text(), "log line", 60)
+    # Shows an absence, for which there is no condition to wait for.
     time.sleep(8)
     assert keylatch.stderr.read_text().count("does not belong to the key") == 1 and len(served.acme.certificates) == 1
 
 
-def test_a_ca_that_asks_to_be_left_alone(served):
-    served.acme.broken, served.acme.retry_after = "/order", "7200"
+def test_retry_after_of_the_ca_is_honoured(served):
+    served.acme.failing_path, served.acme.retry_after = "/order", "7200"
     keylatch = served.start("http")
-    line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "ACME order failed" in line], "it is told", 60)[0]
+    line = wait_for(lambda: [line for line in keylatch.stderr.read_text().splitlines() if "ACME order failed" in line], "log line", 60)[0]
     assert "again_in=7200s" in line
 
 
-def test_strangers_do_not_keep_the_ca_out(served):
-    """Each asks for what it has made up, faster than anybody answers."""
-    acme, over = served.acme, threading.Event()
-    acme.thinks = 1
+def test_challenge_floods_do_not_block_validation(served):
+    """Forty clients request made-up challenge tokens in a loop while the CA validates."""
+    acme = served.acme
+    acme.validation_delay_s = 1
     keylatch = served.start("http")
 
-    def stranger(n):
-        while not over.is_set():
+    def request_tokens(stop, n):
+        while not stop.is_set():
             request(keylatch.port, f"/.well-known/acme-challenge/{n:04}{'x' * 30}")
 
-    threads = [threading.Thread(target=stranger, args=(n,)) for n in range(40)]
-    [thread.start() for thread in threads]
-    try:
-        assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 60)
-    finally:
-        over.set()
-        [thread.join() for thread in threads]
+    with background_load(request_tokens, [(n,) for n in range(40)]):
+        assert wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 60)
     assert len(acme.certificates) == 1
 
 
-def test_what_was_begun_is_begun_anew_by_the_next(served):
-    """The lease of a process that stops in the middle of an order is let go."""
+def test_the_next_process_starts_an_interrupted_order_again(served):
+    """A process that stops during an order releases its lease."""
     acme = served.acme
-    acme.thinks = 3
+    acme.validation_delay_s = 3
     keylatch = served.start("http")
     wait_for(lambda: any(path.startswith("/challenge") for path in acme.log), "an order is under way", 60)
     keylatch.stop()
-    acme.thinks = 0
+    acme.validation_delay_s = 0
     keylatch.start()
-    assert wait_for(lambda: shown(keylatch, acme.authority), "a certificate", 30)
+    assert wait_for(lambda: served_certificate(keylatch, acme.authority), "a certificate", 30)
 
 
-def test_what_makes_no_sense_is_told(served):
+def test_invalid_acme_settings_are_refused(served):
     keylatch = served.start()
     good = keylatch.path.read_text()
     for was, becomes, says in [

@@ -1,4 +1,4 @@
-"""The admin API: who is let in, and who may do what."""
+"""The admin API: authentication, sessions and permissions."""
 
 import base64
 import concurrent.futures
@@ -12,7 +12,7 @@ import pytest
 from support import raw
 from support.admin import ENV, PASSWORD, Admin, signed_in
 from support.keylatch import wait_for
-from support.stores import ask
+from support.stores import send_request
 
 ROLES = {
     "viewer": {"read"},
@@ -49,7 +49,7 @@ def test_the_first_account(start, echo_upstream):
     replica.stop()
     replica.start()
     Admin(replica).sign_in()
-    assert replica.stderr.read_text().count(said) == 1, "once"
+    assert replica.stderr.read_text().count(said) == 1, "a restart prints no second password"
 
 
 def operations(document):
@@ -60,17 +60,17 @@ def operations(document):
                 yield method.upper(), path, None if security is None else security[0]["bearer"]
 
 
-def test_who_may_do_what(replica):
-    """Every call with every role, with none, and with a token of each scope."""
+def test_permissions_of_roles_and_scopes(replica):
+    """Every operation with every role, without credentials, and with a token of each scope."""
     admin = signed_in(replica)
     document = admin.client.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    people = {"admin": admin, **{role: admin.other(role, role) for role in ("viewer", "operator")}}
+    people = {"admin": admin, **{role: admin.create_account(role, role) for role in ("viewer", "operator")}}
     scripts = {scope: Admin(replica, admin.post("/account/tokens", {"name": scope, "scopes": [scope]}, 201).json()["token"]) for scope in ROLES["admin"]}
     seen = 0
     for method, path, scopes in operations(document):
         called = path.removeprefix("/admin/api").replace("{", "").replace("}", "")
-        # Nothing is sent that would be carried out: what comes after the question whether he may is not the point here.
+        # No request is valid enough to be carried out: only the permission check is tested here.
         body = {} if method in ("POST", "PUT", "PATCH") else None
         if scopes is None:
             assert called == "/login" or called.startswith("/oidc")
@@ -90,12 +90,12 @@ def test_who_may_do_what(replica):
             if scopes:
                 assert (status == 403) != (scopes == [scope]) and status != 401, f"{scope}: {method} {path}: {status}"
             elif called != "/account":
-                assert status == 403, f"scripts leave accounts alone: {method} {path}: {status}"
+                assert status == 403, f"tokens must not manage accounts: {method} {path}: {status}"
     assert seen > 25
     people["operator"].post("/config/reload", status=403)
     scripts["bindings"].post("/config/reload", status=403)
     assert "is in force" in scripts["config"].post("/config/reload").json()["message"]
-    # A script's tokens do no more than their owner may, whatever he was when he made them.
+    # A token grants no more than the current role of its owner, also if the role was higher before.
     operator = people["operator"]
     operator.post("/account/tokens", {"name": "greedy", "scopes": ["settings"]}, 403)
     script = Admin(replica, operator.post("/account/tokens", {"name": "ci", "scopes": ["read", "bindings"]}, 201).json()["token"])
@@ -120,7 +120,7 @@ def test_a_token_is_shown_once_expires_and_can_be_removed(replica):
     admin.call("DELETE", f"/account/tokens/{made['id']}", status=204)
     script.get("/bindings", 401)
     admin.call("DELETE", f"/account/tokens/{made['id']}", status=404)
-    # Neither it nor a password stands anywhere.
+    # Neither the token nor a password is stored or logged.
     replica.stop()
     told = replica.stderr.read_text() + replica.stdout.read_text()
     stored = b"".join(path.read_bytes() for path in replica.folder.glob("t.db*"))
@@ -128,7 +128,7 @@ def test_a_token_is_shown_once_expires_and_can_be_removed(replica):
         assert secret not in told and secret.encode() not in stored
 
 
-def test_a_sign_in_ends_at_once_on_every_replica(replicas):
+def test_a_session_ends_on_every_replica_at_once(replicas):
     one, two = replicas(2, env=ENV)
     here, there = signed_in(one), Admin(two)
     there.token = here.token
@@ -136,11 +136,12 @@ def test_a_sign_in_ends_at_once_on_every_replica(replicas):
     here.post("/logout", status=204)
     there.get("/bindings", 401)
     admin = signed_in(one)
-    viewer = admin.other("ann", "viewer")
+    viewer = admin.create_account("ann", "viewer")
     elsewhere = Admin(two)
     elsewhere.sign_in("ann", "another-horse-battery")
     assert len(viewer.get("/account/sessions").json()["items"]) == 2
-    # A password of one's own ends the others; a change of role, and of the account by somebody else, ends all.
+    # Changing the own password ends the other sessions. A change of the role, or of the account by
+    # an admin, ends all.
     viewer.put("/account/password", {"current": "another-horse-battery", "password": "third-horse-battery"}, 204)
     viewer.get("/bindings")
     elsewhere.get("/bindings", 401)
@@ -154,7 +155,7 @@ def test_a_sign_in_ends_at_once_on_every_replica(replicas):
     session = next(each for each in ann.get("/account/sessions").json()["items"] if each["current"])
     ann.call("DELETE", f"/account/sessions/{session['id']}", status=204)
     ann.get("/bindings", 401)
-    # Somebody must be left.
+    # The last admin cannot be removed.
     problem = admin.call("PATCH", "/accounts/admin", {"role": "viewer"}, 409).json()
     assert "another admin first" in problem["detail"]
     admin.call("DELETE", "/accounts/admin", status=409)
@@ -168,10 +169,11 @@ def test_a_sign_in_ends_at_once_on_every_replica(replicas):
     admin.call("DELETE", "/accounts/ann", status=404)
 
 
-def test_a_password_that_was_stolen(replica):
-    """What was made with it goes with it, and guessing it from inside is no easier than at the door."""
+def test_a_stolen_password_and_its_tokens(replica):
+    """A reset revokes the tokens created with the stolen password, and the password form counts
+    wrong guesses as sign-in does."""
     admin = signed_in(replica)
-    bob = admin.other("bob", "operator")
+    bob = admin.create_account("bob", "operator")
     made = bob.post("/account/tokens", {"name": "ci", "scopes": ["read"]}, 201).json()
     assert [token["name"] for token in admin.get("/accounts/bob/tokens").json()["items"]] == ["ci"]
     other = bob.post("/account/tokens", {"name": "other", "scopes": ["read"]}, 201).json()
@@ -188,9 +190,9 @@ def test_a_password_that_was_stolen(replica):
     bob.get("/account", 401)
 
 
-def test_a_password_that_is_changed_while_somebody_signs_in_with_the_old_one(replica):
+def test_a_password_change_during_sign_ins_with_the_old_one(replica):
     admin = signed_in(replica)
-    admin.other("bob", "operator")
+    admin.create_account("bob", "operator")
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         late = [pool.submit(lambda n=n: Admin(replica, source=f"127.0.0.{20 + n}").sign_in("bob", "another-horse-battery", None)) for n in range(16)]
         assert replica.command("admin", "reset-password", "bob", "--stdin", stdin="reset-horse-battery").returncode == 0
@@ -198,8 +200,9 @@ def test_a_password_that_is_changed_while_somebody_signs_in_with_the_old_one(rep
     assert {Admin(replica, token).get("/account", None).status_code for token in tokens} <= {401}
 
 
-def test_nobody_holds_the_listener_up(replica):
-    """Headers, bodies and connections that never end take little, and others are served beside them."""
+def test_slow_clients_do_not_block_the_admin_listener(replica):
+    """Headers, bodies and connections without an end take few resources, and other clients are
+    served."""
     before = replica.memory_kib()
     held = []
     for n in range(100):
@@ -209,8 +212,9 @@ def test_nobody_holds_the_listener_up(replica):
         held.append(connection)
     assert replica.health("ready")[0] == 200
     signed_in(replica)
+    # 100 connections with 50 KB each, and one password hash; the bound leaves several times that.
     assert replica.memory_kib() - before < 60_000
-    # A body that does not arrive is given up.
+    # An incomplete body times out.
     answer = raw.read_head(held[1].makefile("rb"))
     assert answer[0] == 400
     for connection in held:
@@ -251,7 +255,7 @@ def test_forged_tokens(start, echo_upstream):
         assert answer.status_code == 401, what
     for field in (f"Basic {admin.token}", admin.token, f"Bearer  {admin.token}x"):
         assert Admin(replica).call("GET", "/bindings", headers={"authorization": field}).status_code == 401
-    # A key of the proxy's is no token of the API's, and the other way round no secret is told of.
+    # An API key of the proxy is no admin token, and an admin token is not logged by the proxy.
     twice = [("authorization", f"Bearer {admin.token}"), ("authorization", f"Bearer {admin.token}")]
     assert admin.client.get("/bindings", headers=twice).status_code == 401
     with pytest.raises(AssertionError, match="secrets.admin has 5 bytes"):
@@ -277,10 +281,10 @@ def test_pages_of_other_sites_are_refused(replica):
     assert preflight.status_code == 403 and not [name for name in preflight.headers if name.startswith("access-control")]
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         login = admin.client.post("/login", content=json.dumps({"username": "admin", "password": PASSWORD}), headers={"content-type": kind})
-        assert login.status_code == 415, "no form of another site can be sent here"
+        assert login.status_code == 415, "a form of another site is refused"
 
 
-def test_ten_thousand_guesses_from_a_hundred_addresses(replicas):
+def test_ten_thousand_password_guesses_from_a_hundred_addresses(replicas):
     two = replicas(2, env=ENV)
     signed_in(two[0])
     began = time.monotonic()
@@ -294,22 +298,23 @@ def test_ten_thousand_guesses_from_a_hundred_addresses(replicas):
     took = time.monotonic() - began
     statuses = [answer.status_code for answer in answers]
     tried = statuses.count(401)
-    # Five are free; then it is locked for 1 s, 2 s, 4 s …
+    # The first five wrong passwords are free; then the lock lasts 1 s, 2 s, 4 s and so on.
     assert 5 <= tried <= 6 + math.log2(took + 1) and statuses.count(429) == 10_000 - tried, (tried, took)
     locked = next(answer for answer in answers if answer.status_code == 429)
     assert int(locked.headers["retry-after"]) >= 1 and locked.json()["retry_after"] >= 1 and locked.json()["type"] == "urn:keylatch:locked"
-    # The right password does not help while it is locked, from wherever; another name does not help the same address.
+    # While locked, the right password is refused from every address, and the address is refused for
+    # every name.
     source = "127.0.0.99"
 
     def locked_for_a_while():
         answer = Admin(two[0], source="127.0.0.97").sign_in("admin", "wrong-guess-wrong", None)
         return answer.status_code == 401 or answer.json()["retry_after"] > 2
 
-    wait_for(locked_for_a_while, "it is not about to be free")
+    wait_for(locked_for_a_while, "a long lock")
     Admin(two[1], source=source).sign_in(status=429)
     names = [Admin(two[n % 2], source=source).sign_in(f"name-{n}", "wrong-guess-wrong", None).status_code for n in range(40)]
     assert 19 <= names.count(401) <= 26 and names[-1] == 429, names
-    # Somebody on the machine has a way out.
+    # A command on the machine unlocks the account.
     said = two[0].command("admin", "unlock", "admin")
     assert said.returncode == 0, said.stderr
     Admin(two[1], source="127.0.0.98").sign_in()
@@ -334,11 +339,11 @@ def test_known_and_unknown_names_take_the_same_time(replica):
                 answers.add(answer.text)
     assert len(answers) == 1
     known, unknown = (statistics.median(of) for of in times.values())
-    # Hashing takes most of it: without it one would be a tenth of the other.
+    # Hashing dominates the time: without it the ratio would be about ten.
     assert 0.7 < known / unknown < 1.4, (known, unknown)
 
 
-def test_whose_address_it_is(start, echo_upstream):
+def test_the_client_address_of_admin_requests(start, echo_upstream):
     trusting = start(echo_upstream, storage=SQLITE, env=ENV, trusted="{networks: [127.0.0.1]}")
     admin = signed_in(trusting)
     forwarded = {"x-forwarded-for": "203.0.113.7"}
@@ -349,13 +354,13 @@ def test_whose_address_it_is(start, echo_upstream):
     assert [(entry["action"], entry["origin"], entry["actor"]) for entry in audit] == [("setting.reverted", "127.0.0.9", "admin"), ("setting.set", "203.0.113.7", "admin")]
 
 
-def test_while_the_store_is_away(replicas, database):
+def test_the_admin_api_during_a_store_outage(replicas, database):
     (replica,) = replicas(1, env=ENV)
     admin = signed_in(replica)
-    assert ask(replica, "sk-away-0001-abcdefgh").status == 200
+    assert send_request(replica, "sk-away-0001-abcdefgh").status == 200
     database.kill()
     try:
-        # Whoever was seen may go on looking, at what needs no store.
+        # A cached session may still read what needs no store.
         answer = admin.get("/config")
         assert "listeners:" in answer.json()["yaml"]
         problem = admin.get("/bindings", 503)
@@ -365,10 +370,10 @@ def test_while_the_store_is_away(replicas, database):
         Admin(replica, "kla_unknown").get("/config", 503)
     finally:
         database.start()
-    wait_for(lambda: admin.get("/bindings", None).status_code == 200, "it is back")
+    wait_for(lambda: admin.get("/bindings", None).status_code == 200, "the store works again")
 
 
-def test_strangers_lock_nobody_out_who_was_in_before(replica):
+def test_wrong_passwords_of_strangers_do_not_lock_a_trusted_browser(replica):
     owner = signed_in(replica)
     stranger = Admin(replica, source="127.0.0.66")
     for _ in range(8):
@@ -376,23 +381,22 @@ def test_strangers_lock_nobody_out_who_was_in_before(replica):
     elsewhere = Admin(replica, source="127.0.0.67")
     assert elsewhere.sign_in(status=None).status_code == 429, "the account is locked"
     cookie = elsewhere.client.cookies
-    assert not list(cookie.jar), "who is not let in gets none"
-    owner.sign_in()
-    # It is for one account, from one browser, and no more than that: its own wrong passwords count.
+    assert not list(cookie.jar), "a refused sign-in sets no cookie"
+    fields = owner.sign_in().headers["set-cookie"]
+    assert "HttpOnly" in fields and "SameSite=Strict" in fields
+    # The trusted-browser cookie is for one account and one browser, and its own wrong passwords
+    # count.
     thief = Admin(replica, source="127.0.0.68")
     thief.client.cookies = owner.client.cookies
     answers = [thief.sign_in(password="wrong-horse-battery", status=None).status_code for _ in range(8)]
     assert answers[:5] == [401] * 5 and 429 in answers
     held = owner.client.cookies["keylatch-browser"]
     assert PASSWORD not in held and "admin" not in held
-    said = owner.call("POST", "/login", {"username": "admin", "password": PASSWORD}, None, headers={"origin": f"http://127.0.0.1:{replica.admin}"})
-    if said.status_code == 200:
-        assert "HttpOnly" in said.headers["set-cookie"] and "SameSite=Strict" in said.headers["set-cookie"]
 
 
-def test_a_viewer_sees_nothing_of_accounts_and_a_file_ends_with_the_sign_in(replica):
+def test_a_viewer_sees_no_accounts_and_an_export_needs_a_session(replica):
     admin = signed_in(replica)
-    viewer = admin.other("vi", "viewer")
+    viewer = admin.create_account("vi", "viewer")
     admin.put("/settings", {"values": {"maintenance": True}})
     admin.put("/settings", {"values": {"maintenance": None}})
     kinds = {entry["action"].split(".")[0] for entry in admin.get("/audit").json()["items"]}
@@ -407,7 +411,7 @@ def test_failed_sign_ins_are_in_the_log_and_the_audit(start, echo_upstream):
     admin = signed_in(replica)
     other = Admin(replica, source="127.0.0.9")
     other.sign_in(password="a-wrong-horse-battery", status=401)
-    # What is typed into the field of the name may be a password.
+    # The text of the name field may be a password, so unknown names are not logged.
     other.sign_in("my-secret-horse-battery", "x", status=401)
     refused = admin.get("/audit", params={"action": "session.refused"}).json()["items"]
     assert [(entry["target"], entry["origin"], entry["actor"], entry["after"]) for entry in refused if entry["origin"] != "127.0.0.1"] == [
@@ -420,5 +424,5 @@ def test_failed_sign_ins_are_in_the_log_and_the_audit(start, echo_upstream):
     everything = log + replica.stdout.read_text() + admin.get("/audit", params={"limit": 100}).text
     assert "my-secret-horse" not in everything and "a-wrong-horse" not in everything
     assert "session.refused" in replica.command("audit", "--action", "session.refused").stdout
-    viewer = admin.other("viewer", "viewer")
-    assert not viewer.get("/audit", params={"action": "session.refused"}).json()["items"], "it is about accounts"
+    viewer = admin.create_account("viewer", "viewer")
+    assert not viewer.get("/audit", params={"action": "session.refused"}).json()["items"], "viewers see no audit entries about accounts"

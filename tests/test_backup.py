@@ -1,4 +1,4 @@
-"""Backups: made while it is used, put back whole or not at all, and by whom they are meant for."""
+"""Backups of a database in use, atomic restores, and file ownership."""
 
 import contextlib
 import os
@@ -30,24 +30,24 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
     assert made.returncode == 0, made.stderr
     assert sorted(path.name for path in backup.iterdir()) == ["keylatch.db", "keylatch.db.secret", "keylatch.yaml"]
     assert backup.stat().st_mode & 0o777 == 0o700 and all(path.stat().st_mode & 0o077 == 0 for path in backup.iterdir())
-    assert keylatch.command("backup", str(backup)).returncode == 1, "nothing is written over"
+    assert keylatch.command("backup", str(backup)).returncode == 1, "no file is overwritten"
     assert use(keylatch, "sk-later", "127.0.0.2") == 200
     busy = keylatch.command("restore", str(backup))
     assert busy.returncode == 1 and "stop it first" in busy.stderr
     keylatch.stop()
     there = keylatch.command("restore", str(backup))
     assert there.returncode == 1 and "exists already; use --replace" in there.stderr
-    # Everything is lost.
+    # The database and its secret are lost.
     for path in (keylatch.folder / "data").iterdir():
         path.unlink()
     done = keylatch.command("restore", str(backup))
     assert done.returncode == 0, done.stderr
     keylatch.start()
     assert [use(keylatch, f"sk-{n}", f"127.0.0.{n + 2}") for n in range(20)] == [200] * 20
-    assert use(keylatch, "sk-3", "127.0.0.99") == 403, "what was bound is bound"
+    assert use(keylatch, "sk-3", "127.0.0.99") == 403, "the bindings are restored"
     assert "sk-later" not in keylatch.stdout.read_text() and keylatch.command("bindings", "list").stdout.count("\n") == 21
     keylatch.stop()
-    # What cannot be one changes nothing.
+    # An invalid backup changes nothing.
     before = (keylatch.folder / "data" / "keylatch.db").read_bytes()
     other = tmp_path / "other"
     other.mkdir()
@@ -64,7 +64,7 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
         assert refused.returncode == 1 and says in refused.stderr and "nothing was changed" in refused.stderr, refused.stderr
     assert (keylatch.folder / "data" / "keylatch.db").read_bytes() == before
     assert not list((keylatch.folder / "data").glob("*restoring*"))
-    # What is put aside is never written over, and can be restored itself.
+    # The replaced database is kept, never overwritten, and can be restored itself.
     data = keylatch.folder / "data"
     for n in range(3):
         assert keylatch.command("restore", "--replace", str(backup)).returncode == 0
@@ -73,7 +73,7 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
     assert (first / "keylatch.db").read_bytes() == before and (first / "keylatch.db.secret").read_text() == (backup / "keylatch.db.secret").read_text()
     done = keylatch.command("restore", "--replace", str(first))
     assert done.returncode == 0 and "can be restored from there" in done.stdout
-    # A log that was not merged when it was put aside is part of it.
+    # An unmerged write-ahead log is kept with the replaced database.
     with contextlib.closing(sqlite3.connect(data / "keylatch.db")) as database:
         for statement in ("journal_mode = WAL", "wal_autocheckpoint = 0"):
             database.execute(f"PRAGMA {statement}")
@@ -87,8 +87,9 @@ def test_backup_loss_and_restore(start, echo_upstream, tmp_path):
     assert (use(keylatch, "sk-3", "127.0.0.77"), use(keylatch, "sk-3", "127.0.0.5")) == (200, 403)
 
 
-def test_nothing_is_restored_under_a_process(start, echo_upstream, tmp_path):
-    """Though it runs another configuration, in another place, and nothing of it is found but that it has the file open."""
+def test_no_restore_while_a_process_uses_the_database(start, echo_upstream, tmp_path):
+    """The process runs with another configuration and folder; only its open file shows that it uses
+    the database."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     assert use(keylatch, "sk-1", "127.0.0.2") == 200
     backup = tmp_path / "backup"
@@ -103,8 +104,9 @@ def test_nothing_is_restored_under_a_process(start, echo_upstream, tmp_path):
     assert subprocess.run(command, capture_output=True, env=keylatch.env).returncode == 0
 
 
-def test_who_begins_where_a_restore_was_cut_off(start, echo_upstream, tmp_path):
-    """The database may be anywhere then: nobody makes a new one, whose secret would be another."""
+def test_a_start_after_an_interrupted_restore(start, echo_upstream, tmp_path):
+    """The state of the database is unknown then. A start must not create a new one with another
+    secret."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     backup, data = tmp_path / "backup", keylatch.folder / "data"
     assert keylatch.command("backup", str(backup)).returncode == 0
@@ -121,8 +123,8 @@ def test_who_begins_where_a_restore_was_cut_off(start, echo_upstream, tmp_path):
     assert not (data / "keylatch.db.restoring").exists() and keylatch.command("migrate").returncode == 0
 
 
-def test_a_database_that_is_to_be_elsewhere(start, echo_upstream, tmp_path):
-    """Its place is a link to where it is not yet; what is put back goes there, too."""
+def test_a_database_behind_a_symbolic_link(start, echo_upstream, tmp_path):
+    """The path is a symbolic link to a missing file; a restore writes to the target of the link."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     backup, data, real = tmp_path / "backup", keylatch.folder / "data", tmp_path / "real"
     assert keylatch.command("backup", str(backup)).returncode == 0
@@ -135,17 +137,17 @@ def test_a_database_that_is_to_be_elsewhere(start, echo_upstream, tmp_path):
     assert (data / "keylatch.db").is_symlink()
 
 
-def test_what_cannot_be_backed_up_leaves_nothing(start, echo_upstream, tmp_path):
+def test_a_failed_backup_leaves_no_files(start, echo_upstream, tmp_path):
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     (keylatch.folder / "data" / "keylatch.db.secret").rename(tmp_path / "secret")
     failed = keylatch.command("backup", str(tmp_path / "backup"))
     assert failed.returncode == 1 and "keylatch.db.secret is missing" in failed.stderr and not (tmp_path / "backup").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of files")
 @pytest.mark.parametrize("umask", [0o000, 0o077])
-def test_what_root_makes_is_the_services(start, echo_upstream, tmp_path, umask):
-    # Where its owner can go.
+def test_files_created_by_root_belong_to_the_service(start, echo_upstream, tmp_path, umask):
+    # In a folder that the owner may enter.
     place = tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp", ignore_cleanup_errors=True)
     os.chmod(place.name, 0o755)
     backup, data = tmp_path / "backup", pathlib.Path(place.name) / "data"
@@ -166,7 +168,7 @@ def test_what_root_makes_is_the_services(start, echo_upstream, tmp_path, umask):
             done = keylatch.command(*make)
             assert done.returncode == 0, done.stderr
             assert (data / "keylatch.db").exists() and owners() == {(12345, 12346, 0o600)}, make
-        # And those that come while it is open.
+        # Also the files that SQLite creates while the database is open.
         keylatch.start()
         assert use(keylatch, "sk-1", "127.0.0.2") == 200 and len(list(data.glob("keylatch.db*"))) > 3
         assert owners() == {(12345, 12346, 0o600)}
@@ -174,8 +176,8 @@ def test_what_root_makes_is_the_services(start, echo_upstream, tmp_path, umask):
         os.umask(0o022)
 
 
-def test_a_backup_while_it_is_written(start, echo_upstream, tmp_path):
-    """It is whole, as of one moment, and nobody waits for it."""
+def test_a_backup_during_writes(start, echo_upstream, tmp_path):
+    """The backup is consistent, and writers do not wait for it."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     for n in range(3):
         for m in range(40):
@@ -186,8 +188,8 @@ def test_a_backup_while_it_is_written(start, echo_upstream, tmp_path):
         assert copy.execute("SELECT count(*) FROM bindings").fetchone()[0] == 40 * (n + 1)
 
 
-def test_servers_have_their_own_ways(start, echo_upstream, database, tmp_path):
-    """The steps that are printed are those that are carried out here."""
+def test_database_servers_use_their_own_tools(start, echo_upstream, database, tmp_path):
+    """This test carries out the printed steps."""
     keylatch = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage(database))
     assert use(keylatch, "sk-1", "127.0.0.2") == 200
     nothing = keylatch.command("backup", str(tmp_path / "unused"))

@@ -1,4 +1,4 @@
-"""Who the client is: what proxies write, what they leave out, and how much of an address counts."""
+"""The client address: header fields of proxies, trust, and address prefixes."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def keylatch(start, echo_upstream):
     ("X-Forwarded-For", "\xe9, 203.0.113.5", "203.0.113.5"),
     ("X-Forwarded-For", "\xe9", PROXY),
 ])
-def test_lists_as_the_standards_write_them(keylatch, field, value, client):
+def test_address_lists_in_the_forms_of_the_standards(keylatch, field, value, client):
     answer = raw.request(keylatch.port, headers=[(field, value)])
     assert answer.status == 200 and line_of(keylatch, answer)["client"] == client
     assert upstream_got(answer, "x-forwarded-for") == [client]
@@ -70,7 +70,7 @@ def test_lists_as_the_standards_write_them(keylatch, field, value, client):
     ([("X-Forwarded-Proto", "https")], "https"),
     ([("X-Forwarded-Proto", "HTTPS")], "https"),
     ([("X-Forwarded-Proto", "http,https")], "https"),
-    # The client wrote the first entry itself; the one proxy that there is saw plain HTTP.
+    # The client wrote the first entry itself; the only proxy saw plain HTTP.
     ([("X-Forwarded-Proto", "https, http"), ("X-Forwarded-For", "192.0.2.1, 203.0.113.5")], "http"),
     # Two trusted hops: the outer one saw the client.
     ([("X-Forwarded-Proto", "https,http"), ("X-Forwarded-For", "203.0.113.5, 10.1.0.1")], "https"),
@@ -84,19 +84,19 @@ def test_lists_as_the_standards_write_them(keylatch, field, value, client):
 ])
 def test_the_scheme_is_that_of_the_hop_that_saw_the_client(keylatch, fields, scheme):
     assert upstream_got(raw.request(keylatch.port, headers=fields), "x-forwarded-proto") == [scheme]
-    # From a stranger it means nothing.
+    # Ignored from an untrusted peer.
     assert upstream_got(raw.request(keylatch.port, headers=fields, source="127.0.0.9"), "x-forwarded-proto") == ["http"]
 
 
-def test_a_list_that_cannot_be_read_opens_no_other_source(keylatch):
-    """The proxy appends to `X-Forwarded-For`; `Forwarded` is the client's own."""
+def test_an_invalid_list_does_not_fall_back_to_another_field(keylatch):
+    """The proxy appends to `X-Forwarded-For`; the client itself wrote `Forwarded`."""
     for list_of_proxy in ("203.0.113.66, \xe9", "unknown"):
         answer = raw.request(keylatch.port, headers=[("X-Forwarded-For", list_of_proxy), ("Forwarded", "for=203.0.113.9;proto=https")])
         line = line_of(keylatch, answer)
         assert (line["client"], line["client_source"]) == (PROXY, "unnamed")
 
 
-def test_cloudflare_names_the_client_whatever_the_client_sends(start, echo_upstream):
+def test_behind_cloudflare_other_address_fields_are_ignored(start, echo_upstream):
     keylatch = start(
         echo_upstream, config=CONFIG, secrets=SECRET, route_filters="      []", trusted="{networks: [cloudflare]}",
         filters="[client_ip: {}, request_id: {}]",
@@ -106,7 +106,7 @@ def test_cloudflare_names_the_client_whatever_the_client_sends(start, echo_upstr
         assert "client    203.0.113.7, from cf-connecting-ip" in said.stdout, said.stdout + said.stderr
 
 
-def test_a_trusted_proxy_that_names_nobody_is_told_of(start, echo_upstream):
+def test_a_trusted_proxy_without_a_client_address_is_reported(start, echo_upstream):
     keylatch = begin(start, echo_upstream)
     for _ in range(3):
         answer = raw.request(keylatch.port, headers=[raw.key("sk-1")])
@@ -114,7 +114,7 @@ def test_a_trusted_proxy_that_names_nobody_is_told_of(start, echo_upstream):
     assert line_of(keylatch, answer)["client_source"] == "unnamed"
     assert keylatch.metrics()['keylatch_client_unnamed_total{outcome="peer"}'] == 3
     assert keylatch.stderr.read_text().count("names no client") == 1
-    # A stranger is its own client.
+    # An untrusted peer is the client itself.
     assert line_of(keylatch, raw.request(keylatch.port, headers=[raw.key("sk-2")], source="127.0.0.9"))["client_source"] == "peer"
     explained = keylatch.command("explain", "--peer", PROXY)
     assert "names no client" in explained.stdout, explained.stderr
@@ -128,32 +128,32 @@ def test_a_trusted_proxy_that_names_nobody_is_told_of(start, echo_upstream):
 
 
 def test_workers_of_two_zones_are_two_clients(start, echo_upstream):
-    """All Workers of Cloudflare come from one address and name their zone."""
+    """All Cloudflare Workers share one address and name their zone in a field."""
     keylatch = start(
         echo_upstream, config=CONFIG, secrets=SECRET, route_filters=FREE,
         trusted="{networks: [127.0.0.1, cloudflare], behind_cloudflare: [127.0.0.1]}", filters="[client_ip: {}, request_id: {}]",
     )
     worker = ("CF-Connecting-IP", "2a06:98c0:3600::103")
 
-    def ask(key, *fields):
+    def send_request(key, *fields):
         return raw.request(keylatch.port, headers=[raw.key(key), *fields])
 
-    own = ask("sk-1", worker, ("CF-Worker", "own.example"))
+    own = send_request("sk-1", worker, ("CF-Worker", "own.example"))
     line = line_of(keylatch, own)
     assert own.status == 200 and line["client_source"] == "cf-worker" and line["client"].startswith("2a06:98c7:")
-    assert ask("sk-1", worker, ("CF-Worker", "OWN.example")).status == 200
+    assert send_request("sk-1", worker, ("CF-Worker", "OWN.example")).status == 200
     for other in ([("CF-Worker", "other.example")], [], [("CF-Worker", "own.example"), ("CF-Worker", "other.example")]):
-        assert ask("sk-1", worker, *other).status == 403, other
-    # Anybody else may write the field.
-    assert ask("sk-2", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 200
-    assert ask("sk-2", ("CF-Connecting-IP", "203.0.113.6"), ("CF-Worker", "own.example")).status == 403
-    assert ask("sk-1", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 403
+        assert send_request("sk-1", worker, *other).status == 403, other
+    # Other clients can write the field too, so it does not count from them.
+    assert send_request("sk-2", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 200
+    assert send_request("sk-2", ("CF-Connecting-IP", "203.0.113.6"), ("CF-Worker", "own.example")).status == 403
+    assert send_request("sk-1", ("CF-Connecting-IP", "203.0.113.5"), ("CF-Worker", "own.example")).status == 403
 
 
 @pytest.mark.parametrize("limit", [
     "rate_limit: {per: client, limit: 2/h%s}", "flood_guard: {limit: 2/60s%s}",
 ])
-def test_how_much_of_an_address_counts_for_limits(start, echo_upstream, limit):
+def test_address_prefixes_of_limits(start, echo_upstream, limit):
     def counted(more, first, second):
         keylatch = begin(start, echo_upstream, route_filters=f"      - {limit % more}")
         return [raw.request(keylatch.port, headers=[("X-Forwarded-For", address)]).status for address in (first, first, second)]
@@ -165,7 +165,7 @@ def test_how_much_of_an_address_counts_for_limits(start, echo_upstream, limit):
     assert counted(", ipv6_prefix: 128", "2001:db8:1:1::1", "2001:db8:1:1::2") == [200, 200, 200]
 
 
-# Fields as real proxies build them.
+# Header fields as real proxies write them.
 
 NGINX = """daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}

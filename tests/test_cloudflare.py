@@ -1,4 +1,5 @@
-"""Cloudflare's ranges: read anew, looked at, kept; and the firewall that lets only them in."""
+"""Cloudflare's address ranges: refresh, validation, storage; and the firewall that admits only
+them."""
 
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from support.keylatch import BINARY, ROOT, wait_for
-from support.network import Network, can
+from support.network import Network, can_create_namespaces
 from support.raw import request
 from support.upstreams import Scripted, plain
 
@@ -28,7 +29,7 @@ def trusted(more=""):
 
 @pytest.fixture
 def site():
-    """A web site whose pages a test changes."""
+    """A web site with pages set by the test."""
     pages = {"/v4": RANGES}
 
     def answer(asked, send):
@@ -42,19 +43,19 @@ def site():
         yield running
 
 
-def test_they_are_read_anew_by_command(start, echo_upstream, site):
+def test_ranges_are_refreshed_by_schedule_and_command(start, echo_upstream, site):
     refresh = f", cloudflare_refresh: {{every: 24h, from: ['{site.url}/v4'], allow_private: true}}"
     keylatch = start(echo_upstream, trusted=trusted(refresh))
     said = keylatch.command("cloudflare", "ranges").stdout
     assert "as of 20" in said.splitlines()[0] and "104.16.0.0/13" in said
-    # The schedule has it read for the first time.
+    # The schedule reads the ranges for the first time.
     path = keylatch.folder / "ranges.txt"
     wait_for(path.exists, "the file is written", 20)
     assert f"Read from {site.url}/v4" in path.read_text()
-    # 127.0.0.0/8 would be nobody's public network: as what it is it is refused; what is fetched goes into force by itself.
+    # 127.0.0.0/8 is no public network, so the list is refused; a valid list takes effect by itself.
     site.pages["/v4"] = RANGES + "\n2.16.0.0/13\n"
     assert "are in" in keylatch.command("cloudflare", "refresh").stdout
-    wait_for(lambda: "changed files are in force" in keylatch.stderr.read_text(), "it is in force")
+    wait_for(lambda: "changed files are in force" in keylatch.stderr.read_text(), "the new list is active")
     assert "2.16.0.0/13" in keylatch.command("cloudflare", "ranges").stdout
     good = path.read_text()
     for page, says in [
@@ -69,14 +70,14 @@ def test_they_are_read_anew_by_command(start, echo_upstream, site):
         site.pages["/v4"] = page
         done = keylatch.command("cloudflare", "refresh")
         assert done.returncode == 1 and says in done.stderr, (page, done.stderr)
-        assert path.read_text() == good, "the last good one is kept"
+        assert path.read_text() == good, "the last good list is kept"
     site.pages["/v4"] = "104.16.0.0/13"
     assert keylatch.command("cloudflare", "refresh", "--force").returncode == 0
     assert keylatch.command("cloudflare", "ranges").stdout.count("/") == 1
-    # From a file, and never from a private place unless that is said.
+    # From a file, and from a private address only with the option for it.
     (keylatch.folder / "local.txt").write_text(RANGES)
     assert keylatch.command("cloudflare", "refresh", "--from", "local.txt").returncode == 0
-    # It is meant from where one is, not from where the configuration is.
+    # A relative path is relative to the working directory, not to the configuration file.
     (keylatch.folder / "sub").mkdir()
     (keylatch.folder / "sub" / "there.txt").write_text(RANGES)
     elsewhere = [BINARY, "cloudflare", "refresh", "--from", "there.txt", "-c", keylatch.path]
@@ -87,20 +88,20 @@ def test_they_are_read_anew_by_command(start, echo_upstream, site):
     assert refused.returncode == 1 and "https" in refused.stderr
 
 
-def test_a_file_that_is_there_goes_before_the_embedded_one(start, echo_upstream):
+def test_the_file_takes_precedence_over_the_embedded_list(start, echo_upstream):
     keylatch = start(echo_upstream, trusted="{networks: [loopback], behind_cloudflare: [loopback]}")
     assert client(keylatch) == "203.0.113.7"
     keylatch.write(trusted="{networks: [127.0.0.1], cloudflare_file: ranges.txt, cloudflare_refresh: {every: 30s}}")
     said = keylatch.command("check").stderr
     assert "cloudflare_refresh.every: must be between 1m and 30days" in said
-    # A file that is not there yet is no riddle, and the command that makes it goes.
+    # A missing file is reported with its remedy, and the command that creates it works.
     keylatch.write(trusted="{networks: [127.0.0.1], cloudflare_file: ranges.txt}")
     said = keylatch.command("check").stderr
     assert "trusted_proxies.cloudflare_file: `ranges.txt` does not exist; run `keylatch cloudflare refresh`" in said, said
     (keylatch.folder / "local.txt").write_text(RANGES)
     assert keylatch.command("cloudflare", "refresh", "--from", "local.txt").returncode == 0
     assert keylatch.command("check").returncode == 0 and (keylatch.folder / "ranges.txt").stat().st_mode & 0o777 == 0o644
-    # Whoever could read the one before can read the next.
+    # The new file keeps the permissions of the old one.
     (keylatch.folder / "ranges.txt").chmod(0o640)
     if os.geteuid() == 0:
         os.chown(keylatch.folder / "ranges.txt", 12345, 12346)
@@ -111,7 +112,7 @@ def test_a_file_that_is_there_goes_before_the_embedded_one(start, echo_upstream)
     assert "needs `cloudflare_file`" in keylatch.command("check").stderr
 
 
-network = pytest.mark.skipif(not can(), reason="needs root on Linux, and leave to make network namespaces")
+network = pytest.mark.skipif(not can_create_namespaces(), reason="needs Linux and the right to create network namespaces")
 CLOUDFLARES, STRANGERS = ["104.16.0.9", "2606:4700::9"], ["203.0.113.9", "2001:db9::9"]
 DHCP = {
     "nft": ["sh", "-c", "nft list ruleset | grep -q 'ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept'"],
@@ -128,7 +129,7 @@ routes: [{{name: api, upstream: model}}]
 
 @network
 @pytest.mark.parametrize("form", ["nft", "iptables", "ufw"])
-def test_only_cloudflare_ssh_and_wireguard_are_let_in(start, echo_upstream, tmp_path, form):
+def test_only_cloudflare_ssh_and_wireguard_are_admitted(start, echo_upstream, tmp_path, form):
     if not shutil.which(form):
         pytest.skip(f"{form} is not installed")
     keylatch = start(echo_upstream)
@@ -138,19 +139,19 @@ def test_only_cloudflare_ssh_and_wireguard_are_let_in(start, echo_upstream, tmp_
     rules = tmp_path / "rules"
     rules.write_text(printed.stdout)
     with Network(CLOUDFLARES + STRANGERS, [443, 22, 3000]) as net:
-        assert all(net.lets_in(address, port) for address in CLOUDFLARES + STRANGERS for port in (443, 22, 3000)), "before"
+        assert all(net.admits(address, port) for address in CLOUDFLARES + STRANGERS for port in (443, 22, 3000)), "admitted without the firewall"
         load(net, form, rules, tmp_path)
         for times in range(2):
             for address in CLOUDFLARES + STRANGERS:
-                assert net.lets_in(address, 443) == (address in CLOUDFLARES), address
-                assert net.lets_in(address, 22) and not net.lets_in(address, 3000), address
-            assert net.lets_in("203.0.113.9", 51820, "udp")
-            # Answers of a DHCPv6 server, which are of no connection.
+                assert net.admits(address, 443) == (address in CLOUDFLARES), address
+                assert net.admits(address, 22) and not net.admits(address, 3000), address
+            assert net.admits("203.0.113.9", 51820, "udp")
+            # Answers of a DHCPv6 server belong to no tracked connection.
             assert form == "ufw" or net.run(net.inside, *DHCP[form]).returncode == 0
-            # From inside everything goes on: to itself, and out.
+            # Loopback and outgoing connections still work.
             assert net.run(net.inside, "python3", "-c", "import socket; print(socket.create_connection(('127.0.0.1', 3000), 1).recv(10))").returncode == 0
             if times == 0:
-                # Once more is no harm.
+                # Loading the rules twice is harmless.
                 load(net, form, rules, tmp_path)
 
 
@@ -163,7 +164,7 @@ def load(net, form, rules, folder):
 
 
 def within(net, folder, command):
-    """ufw keeps what it is told under /etc: a copy stands in its place for what runs here."""
+    """ufw stores its rules under /etc, so the command runs with a copy mounted in its place."""
     for name in ("etc/ufw", "etc/default"):
         if not (folder / name).exists():
             shutil.copytree(f"/{name}", folder / name)
@@ -174,7 +175,7 @@ def within(net, folder, command):
 
 
 @network
-def test_ssh_from_some_and_everything_by_wireguard(start, echo_upstream, tmp_path):
+def test_ssh_from_named_networks_and_all_ports_over_wireguard(start, echo_upstream, tmp_path):
     if not shutil.which("nft"):
         pytest.skip("nft is not installed")
     keylatch = start(echo_upstream)
@@ -183,13 +184,13 @@ def test_ssh_from_some_and_everything_by_wireguard(start, echo_upstream, tmp_pat
     rules.write_text(printed.stdout)
     with Network(CLOUDFLARES[:1] + STRANGERS[:1], [443, 2222, 3000]) as net:
         load(net, "nft", rules, tmp_path)
-        assert net.lets_in("203.0.113.9", 2222) and not net.lets_in("104.16.0.9", 2222)
+        assert net.admits("203.0.113.9", 2222) and not net.admits("104.16.0.9", 2222)
     with Network(STRANGERS[:1], [443, 3000], interface="wgtest") as net:
         load(net, "nft", rules, tmp_path)
-        assert net.lets_in("203.0.113.9", 3000) and net.lets_in("203.0.113.9", 443)
+        assert net.admits("203.0.113.9", 3000) and net.admits("203.0.113.9", 443)
 
 
-def test_what_cannot_be_a_rule(start, echo_upstream):
+def test_invalid_firewall_options(start, echo_upstream):
     keylatch = start(echo_upstream)
     loopback = keylatch.command("firewall")
     assert loopback.returncode == 1 and "all listeners are on loopback" in loopback.stderr
@@ -199,7 +200,7 @@ def test_what_cannot_be_a_rule(start, echo_upstream):
     for option in ("--port", "--ssh", "--wireguard"):
         assert "0 is not in 1..=65535" in keylatch.command("firewall", option, "0").stderr
     assert "--docker needs" in keylatch.command("firewall", "--port", "443", "--docker", "--format", "ufw").stderr
-    # What others than Cloudflare reach by a network of their own is not opened to it.
+    # A port for other networks is not opened to Cloudflare.
     keylatch.path.write_text(LISTENS_443.format(**keylatch.values).replace('"127.0.0.1:{port}"'.format(**keylatch.values), '"10.8.0.1:8080"'))
     printed = keylatch.command("firewall", "--interface", "wg0", "--interface", "docker0").stdout
     assert "dport { 443 } accept" in printed and "Not opened to Cloudflare, as the address is private: 10.8.0.1:8080" in printed
@@ -215,8 +216,9 @@ def test_what_cannot_be_a_rule(start, echo_upstream):
 
 @network
 @pytest.mark.parametrize("form", ["iptables", "ufw"])
-def test_other_ranges_take_the_place_of_those_before(start, echo_upstream, tmp_path, form):
-    """Nobody who belongs is out meanwhile, what is gone is gone, and what others have made stays and is told of."""
+def test_new_ranges_replace_the_old_ones(start, echo_upstream, tmp_path, form):
+    """Remaining ranges are admitted throughout, removed ranges are refused, and foreign rules stay
+    and are reported."""
     if not shutil.which(form):
         pytest.skip(f"{form} is not installed")
     keylatch = start(echo_upstream)
@@ -233,36 +235,37 @@ def test_other_ranges_take_the_place_of_those_before(start, echo_upstream, tmp_p
     printed("203.0.113.0/24", "104.16.0.0/13")
     with Network([gone, stays, own], [443, 22, 3000]) as net:
         load(net, form, rules, tmp_path)
-        assert net.lets_in(gone, 443) and net.lets_in(stays, 443) and not net.lets_in(own, 443)
+        assert net.admits(gone, 443) and net.admits(stays, 443) and not net.admits(own, 443)
         if form == "ufw":
             within(net, tmp_path, f"ufw allow from {own} to any port 443 proto tcp")
         printed("104.16.0.0/13")
         said = load(net, form, rules, tmp_path)
-        assert not net.lets_in(gone, 443) and net.lets_in(stays, 443) and net.lets_in(stays, 22) and not net.lets_in(stays, 3000)
+        assert not net.admits(gone, 443) and net.admits(stays, 443) and net.admits(stays, 22) and not net.admits(stays, 3000)
         if form == "ufw":
-            assert net.lets_in(own, 443) and f"ufw allow from {own} to any port 443 proto tcp" in said and "These rules are not from here" in said
+            assert net.admits(own, 443) and f"ufw allow from {own} to any port 443 proto tcp" in said and "These rules are not from here" in said
             again = load(net, form, rules, tmp_path)
             assert "Rule deleted" not in again and "Skipping adding existing rule" in again
         else:
-            # Others judge what is let through here: whom fail2ban has banned stays so.
+            # Admitted packets still pass the rules of others: a fail2ban ban holds.
             for rule in (["-N", "f2b-sshd"], ["-A", "f2b-sshd", "-s", stays, "-j", "REJECT"], ["-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "f2b-sshd"]):
                 assert net.run(net.inside, "iptables", *rule).returncode == 0
             load(net, form, rules, tmp_path)
-            assert not net.lets_in(stays, 22) and net.lets_in(own, 22) and net.lets_in(stays, 443)
-            # A list that cannot be loaded changes nothing.
+            assert not net.admits(stays, 22) and net.admits(own, 22) and net.admits(stays, 443)
+            # A list that fails to load changes nothing.
             broken = rules.read_text().replace("104.16.0.0/13", "104.16.0.0/99")
             rules.write_text(broken)
             assert net.run(net.inside, "sh", str(rules)).returncode != 0
-            assert net.lets_in(stays, 443) and not net.lets_in(gone, 443) and not net.lets_in(stays, 3000)
+            assert net.admits(stays, 443) and not net.admits(gone, 443) and not net.admits(stays, 3000)
 
 
 @network
-def test_the_next_is_made_like_the_one_before(start, echo_upstream, tmp_path):
-    """By the options that stand in it: nobody has to say them twice, and nobody is locked out by having said them once."""
+def test_a_second_run_keeps_the_options_of_the_first(start, echo_upstream, tmp_path):
+    """The options of the first run are stored in the file, so that a second run without them locks
+    no client out."""
     keylatch = start(echo_upstream)
     keylatch.path.write_text(LISTENS_443.format(**keylatch.values) + "trusted_proxies: {cloudflare_file: ranges.txt}\n")
     ranges, rules, following = keylatch.folder / "ranges.txt", keylatch.folder / "firewall.nft", keylatch.folder / "firewall.next"
-    # One in another is no harm.
+    # An overlapping network is harmless.
     ranges.write_text("104.16.0.0/13\n104.16.5.0/24\n104.24.0.0/14\n")
     options = ["--ssh", "2222", "--ssh-from", "203.0.113.0/24", "--wireguard", "51821", "--interface", "wg7", "--interface", "docker0", "--port", "443", "--port", "80"]
     made = keylatch.command("firewall", *options, "--output", str(rules))
@@ -277,8 +280,8 @@ def test_the_next_is_made_like_the_one_before(start, echo_upstream, tmp_path):
     with Network(["203.0.113.9"], [2222, 22]) as net:
         for path in (rules, following):
             load(net, "nft", path, tmp_path)
-            assert net.lets_in("203.0.113.9", 2222) and not net.lets_in("203.0.113.9", 22)
-    # What cannot be made changes nothing.
+            assert net.admits("203.0.113.9", 2222) and not net.admits("203.0.113.9", 22)
+    # A failed run changes nothing.
     ranges.write_text("nonsense\n")
     before = rules.read_text()
     assert keylatch.command("firewall", *options, "--output", str(rules)).returncode == 1 and rules.read_text() == before
@@ -290,8 +293,8 @@ def test_the_next_is_made_like_the_one_before(start, echo_upstream, tmp_path):
 
 
 @network
-def test_what_docker_publishes(start, echo_upstream, tmp_path):
-    """A container behind this machine, to which a port is forwarded, as Docker does it."""
+def test_ports_published_by_docker(start, echo_upstream, tmp_path):
+    """A container behind this machine with a forwarded port, as Docker sets it up."""
     if not shutil.which("nft"):
         pytest.skip("nft is not installed")
     keylatch = start(echo_upstream)
@@ -312,15 +315,15 @@ def test_what_docker_publishes(start, echo_upstream, tmp_path):
             serve = "import socket\nlistener = socket.create_server(('0.0.0.0', 8080))\nprint('up', flush=True)\nwhile True: listener.accept()[0].sendall(b'here')"
             server = subprocess.Popen(["ip", "netns", "exec", container, sys.executable, "-c", serve], stdout=subprocess.PIPE)
             assert server.stdout.readline() == b"up\n"
-            assert all(net.lets_in(address, port) for address in net.addresses for port in (443, 8443)), "before"
+            assert all(net.admits(address, port) for address in net.addresses for port in (443, 8443)), "admitted without the firewall"
             load(net, "nft", rules, tmp_path)
-            assert net.lets_in("104.16.0.9", 443) and not net.lets_in("203.0.113.9", 443)
-            assert not net.lets_in("104.16.0.9", 8443), "only what is named"
-            # Containers go out as before.
+            assert net.admits("104.16.0.9", 443) and not net.admits("203.0.113.9", 443)
+            assert not net.admits("104.16.0.9", 8443), "only named ports are admitted"
+            # Outgoing connections of containers still work.
             out = net.run(container, sys.executable, "-c", "import socket; socket.create_connection(('172.31.0.1', 3000), 2).recv(10)")
-            assert out.returncode != 0, "this machine lets in containers only where their bridge is named"
+            assert out.returncode != 0, "containers reach the machine only through a named bridge"
             udp = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('192.0.2.2', 9)); s.settimeout(2); s.connect(('192.0.2.2', 9)); s.send(b'x'); s.recv(1)"
-            assert "refused" in net.run(container, sys.executable, "-c", udp).stderr, "an answer comes back"
+            assert "refused" in net.run(container, sys.executable, "-c", udp).stderr, "answers pass"
         finally:
             if server:
                 server.kill()

@@ -1,4 +1,4 @@
-"""The console in a real browser: Debian's Chromium, driven by its own driver."""
+"""The console in a real browser: Debian's Chromium with its WebDriver."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ from support import raw
 from support.admin import ENV, PASSWORD, signed_in
 from support.keylatch import ROOT, free_port, wait_for
 from support.provider import CLIENT, SECRET, Provider
-from support.stores import FREE, ask
+from support.stores import FREE, send_request
 
 KEY = "sk-console-01-abcdwxyz"
 CONSOLE = ROOT / "src" / "console"
@@ -26,7 +26,7 @@ PAGES = ["dashboard", "bindings", "intercepts", "streams", "limits", "settings",
 
 
 class Browser:
-    """A person at the console."""
+    """A browser with the console of one replica."""
 
     def __init__(self, driver, replica):
         self.driver, self.base = driver, f"http://127.0.0.1:{replica.admin}/admin/ui/"
@@ -39,7 +39,7 @@ class Browser:
         try:
             return self.driver.find_element(By.TAG_NAME, "body").text
         except (StaleElementReferenceException, NoSuchElementException):
-            # Between one page and the next.
+            # The page is being replaced.
             return ""
 
     def sees(self, text, seconds=10):
@@ -50,7 +50,7 @@ class Browser:
         return wait_for(lambda: next(iter(self.driver.find_elements(By.XPATH, xpath)), None), f"the field {label}")
 
     def holds(self, label, text):
-        """Whether the field holds this, at last."""
+        """Waits until the field contains this text."""
         wait_for(fresh(lambda: self.field(label).get_property("value") == text), f"{label} holds {text!r}")
 
     def fill(self, label, text):
@@ -63,7 +63,7 @@ class Browser:
         wait_for(fresh(typed), f"{label} is filled")
 
     def fill_in(self, heading, label, text):
-        """As `fill`, in the form of this heading."""
+        """Like `fill`, in the form with this heading."""
         xpath = f"//form[.//h2[normalize-space()='{heading}']]//label[normalize-space()='{label}']/following-sibling::*[self::input or self::textarea]"
 
         def typed():
@@ -82,7 +82,7 @@ class Browser:
         wait_for(fresh(chosen), f"{label} is {value}")
 
     def press(self, name, within=""):
-        """The first button or link of this name."""
+        """Clicks the first button or link with this name."""
         xpath = f"{within}//*[self::button or self::a or self::label][normalize-space()='{name}' or @aria-label='{name}']"
         found = lambda: next((one for one in self.driver.find_elements(By.XPATH, xpath) if one.is_displayed() and one.is_enabled()), None)  # noqa: E731
 
@@ -90,7 +90,7 @@ class Browser:
             button = found()
             if not button:
                 return False
-            # As a person scrolls who sees half of it beneath the bar at the top.
+            # Scrolls the element out from below the sticky top bar.
             self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
             button.click()
             return True
@@ -103,13 +103,13 @@ class Browser:
         self.press("Sign in")
 
     def complaints(self):
-        """What the browser itself has to say; refusals of the API are ours to say."""
+        """The browser's own console errors, without failed API requests."""
         said = [entry["message"] for entry in self.driver.get_log("browser")]
         return [message for message in said if "the server responded with a status of" not in message]
 
 
 def fresh(act):
-    """A page that is drawn anew takes elements away under one's hands: then one reaches for the new ones."""
+    """Retries an action after a re-render of the page has replaced its elements."""
 
     def again():
         try:
@@ -183,8 +183,8 @@ def test_the_first_sign_in(start, echo_upstream, driver):
     driver.get("about:blank")
 
 
-def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, replica, driver):
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+def test_find_a_refused_key_allow_its_address_then_ban_it(browser, replica, driver):
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     browser.sign_in()
     browser.press("Bindings")
     browser.fill("Search", KEY + Keys.ENTER)
@@ -192,14 +192,15 @@ def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, 
     assert KEY not in driver.current_url and "127.0.0.2" in browser.text()
     browser.press("Allow 127.0.0.2")
     browser.sees("127.0.0.2 is now allowed.")
-    wait_for(lambda: ask(replica, KEY, "127.0.0.2").status == 200, "it passes", 3)
+    wait_for(lambda: send_request(replica, KEY, "127.0.0.2").status == 200, "the added address is admitted", 3)
     browser.sees("allowed")
     browser.press("Ban")
     browser.sees("Unban the key to undo this.")
     browser.press("Ban", "//dialog")
     browser.sees("Key banned.")
-    wait_for(lambda: ask(replica, KEY).status == 403, "it is refused", 3)
-    # Somebody else is faster: nothing that was typed is lost, and nothing of his is undone.
+    wait_for(lambda: send_request(replica, KEY).status == 403, "the banned key is refused", 3)
+    # Another operator saves first: the form keeps its input, and the other change is not
+    # overwritten.
     other = signed_in(replica)
     key_id = other.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     browser.fill("Note", "typed before")
@@ -213,7 +214,7 @@ def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, 
     browser.fill("Labels", "team-a")
     browser.press("Save")
     browser.sees("Binding saved.")
-    # Back and forth.
+    # Browser history.
     browser.press("← All bindings")
     browser.sees("Order")
     browser.fill("Label", "team-a" + Keys.ENTER)
@@ -221,7 +222,7 @@ def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, 
     browser.sees("1 of 1 shown")
     driver.get(driver.current_url)
     browser.sees("1 of 1 shown")
-    # What cannot be undone is asked about.
+    # An irreversible action needs a confirmation.
     browser.open(f"bindings/{key_id}")
     browser.press("Unbind")
     browser.sees("This cannot be undone.")
@@ -229,22 +230,22 @@ def test_find_a_refused_user_by_his_key_allow_his_address_then_ban_him(browser, 
     browser.sees("This key is no longer bound.")
     browser.sees("unbound by admin")
     driver.back()
-    assert ask(replica, KEY, "127.0.0.9").status == 200
+    assert send_request(replica, KEY, "127.0.0.9").status == 200
 
 
-def test_intercepts_appear_by_themselves_and_many_bindings_change_at_once(browser, replica, driver):
+def test_live_intercepts_and_bulk_changes_of_bindings(browser, replica, driver):
     browser.sign_in()
     browser.press("Intercepts")
     browser.sees("No matching intercepts.")
     for n in range(6):
-        assert ask(replica, f"sk-many-{n:04}-abcdefgh", f"127.0.3.{n}").status == 200
-    assert ask(replica, "sk-many-0000-abcdefgh", "127.0.4.1").status == 403
+        assert send_request(replica, f"sk-many-{n:04}-abcdefgh", f"127.0.3.{n}").status == 200
+    assert send_request(replica, "sk-many-0000-abcdefgh", "127.0.4.1").status == 403
     browser.press("Show 1 new")
     browser.sees("127.0.4.1")
     browser.press("Allow 127.0.4.1")
     browser.sees("127.0.4.1 is now allowed")
     browser.choose("Group by", "key")
-    wait_for(lambda: "by=key" in driver.current_url, "it is in the address")
+    wait_for(lambda: "by=key" in driver.current_url, "the filter is in the URL")
     driver.back()
     browser.sees("bound to")
     browser.open("bindings?network=127.0.3.0%2F24")
@@ -259,11 +260,11 @@ def test_intercepts_appear_by_themselves_and_many_bindings_change_at_once(browse
     browser.sees("6 of 6 shown")
 
 
-def test_a_pasted_key_is_found_from_every_field_and_never_in_an_address(browser, replica, driver):
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+def test_a_pasted_key_is_found_from_every_field_and_is_in_no_url(browser, replica, driver):
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     other = signed_in(replica)
     key_id = other.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
-    wait_for(lambda: other.get("/logs").json()["items"], "it is written")
+    wait_for(lambda: other.get("/logs").json()["items"], "the intercept is written")
     browser.sign_in()
     browser.sees("Requests per second")
     seen = "window.performance.getEntriesByType('resource').map(entry => entry.name).join(' ') + location.href"
@@ -295,7 +296,7 @@ def test_a_pasted_key_is_found_from_every_field_and_never_in_an_address(browser,
     find("bindings", "Search", KEY, f"bindings/{key_id}")
     find("bindings", "Search", key_id[:7], f"key_id={key_id[:7]}")
     browser.sees("1 of 1 shown")
-    # A key that is not bound is linked to where it has left something.
+    # The result for a key without a binding links to its intercepts.
     browser.open("bindings")
     browser.fill("Search", "sk-nobodys-01-abcdefgh" + Keys.ENTER)
     browser.sees("This key is not bound.")
@@ -309,8 +310,9 @@ def test_a_pasted_key_is_found_from_every_field_and_never_in_an_address(browser,
 
 
 def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver):
-    """Chromium and Firefox open six HTTP/1.1 connections to a server; each tab follows events on one of them."""
-    assert ask(replica, KEY).status == 200
+    """Browsers open at most six HTTP/1.1 connections to a server, and each tab would use one for
+    events."""
+    assert send_request(replica, KEY).status == 200
     browser.sign_in()
     browser.sees("Requests per second")
     first = driver.current_window_handle
@@ -329,7 +331,7 @@ def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver)
         driver.switch_to.window(first)
         browser.press("Intercepts")
         browser.sees("Live")
-        assert ask(replica, KEY, "127.0.0.2").status == 403
+        assert send_request(replica, KEY, "127.0.0.2").status == 403
         browser.sees("Show 1 new")
     finally:
         for tab in others:
@@ -338,14 +340,14 @@ def test_more_tabs_than_the_browser_allows_connections(browser, replica, driver)
         driver.switch_to.window(first)
 
 
-def test_shadow_intercepts_have_a_mark(start, echo_upstream, driver):
+def test_shadow_intercepts_are_labelled(start, echo_upstream, driver):
     shadowed = start(echo_upstream, route_filters="      - key_binding: {}\n        shadow: true", storage=STORE, env=ENV)
-    assert [ask(shadowed, KEY, source).status for source in ("127.0.0.1", "127.0.0.2")] == [200, 200]
+    assert [send_request(shadowed, KEY, source).status for source in ("127.0.0.1", "127.0.0.2")] == [200, 200]
     browser = Browser(driver, shadowed)
     browser.open()
     browser.sign_in()
     browser.sees("Requests per second")
-    wait_for(lambda: signed_in(shadowed).get("/logs").json()["items"], "it is written")
+    wait_for(lambda: signed_in(shadowed).get("/logs").json()["items"], "the intercept is written")
     browser.press("Intercepts")
     browser.sees("shadow bound to")
     browser.choose("Shadow mode", "false")
@@ -354,16 +356,16 @@ def test_shadow_intercepts_have_a_mark(start, echo_upstream, driver):
 
 
 def test_a_live_setting_and_a_broken_configuration(browser, replica):
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     browser.sign_in()
     browser.press("Settings")
-    wait_for(fresh(lambda: browser.field("All requests get 503. Open streams continue.").click() or True), "it is ticked")
+    wait_for(fresh(lambda: browser.field("All requests get 503. Open streams continue.").click() or True), "the checkbox is set")
     browser.press("Save maintenance")
     browser.sees("All requests get 503 on every replica until this is reverted.")
-    assert ask(replica, KEY).status == 200, "not before it is confirmed"
+    assert send_request(replica, KEY).status == 200, "no change before the confirmation"
     browser.press("Save", "//dialog")
     browser.sees("maintenance saved.")
-    wait_for(lambda: ask(replica, KEY).status == 503, "it is in force", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 503, "maintenance is on", 3)
     browser.sees("Maintenance mode: all requests are refused")
     browser.fill("Audit entries are kept for this long.", "1s")
     browser.press("Save retention.audit")
@@ -371,7 +373,7 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     browser.holds("Audit entries are kept for this long.", "1s")
     browser.press("Revert maintenance")
     browser.sees("maintenance reverted to the configuration file.")
-    wait_for(lambda: ask(replica, KEY).status == 200, "it is over", 3)
+    wait_for(lambda: send_request(replica, KEY).status == 200, "maintenance is off", 3)
     text = replica.path.read_text()
     wrong = text.replace("client_ip", "client_pi")
     line = next(number for number, content in enumerate(wrong.splitlines(), 1) if "client_pi" in content)
@@ -391,8 +393,8 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     browser.sees("is in force")
 
 
-def test_a_sign_in_that_has_ended_and_keylatch_away(browser, replica):
-    assert ask(replica, KEY).status == 200
+def test_an_expired_session_and_an_unreachable_keylatch(browser, replica):
+    assert send_request(replica, KEY).status == 200
     browser.sign_in()
     key_id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     browser.sees("Live")
@@ -406,7 +408,7 @@ def test_a_sign_in_that_has_ended_and_keylatch_away(browser, replica):
     browser.sees("Sign in again")
     browser.fill("Password", PASSWORD)
     browser.press("Sign in", "//dialog")
-    wait_for(lambda: "Sign in again" not in browser.text(), "it goes on")
+    wait_for(lambda: "Sign in again" not in browser.text(), "the session works again")
     browser.holds("Note", "typed before it ended")
     browser.fill("Note", "kept")
     replica.stop()
@@ -441,7 +443,8 @@ def test_a_sign_in_through_a_provider(browser, replica, driver):
         browser.sees("corp works.")
         browser.press("Sign out")
         browser.sees("Sign in to Keylatch")
-        # There and back: what was looked at is looked at again, and nothing of it stays in the address.
+        # After the provider's redirect the same page opens, and its address contains no sign-in
+        # parameters.
         browser.open("intercepts")
         browser.press("Sign in with The Company")
         browser.sees("corp:ann")
@@ -450,7 +453,7 @@ def test_a_sign_in_through_a_provider(browser, replica, driver):
         assert "Settings" in browser.text() and "Accounts" not in browser.text().split("Your account")[0].split("Audit")[1]
         browser.press("Sign out")
         browser.sees("Sign in to Keylatch")
-        # Who is not let in is told why.
+        # A refused user sees the reason.
         provider.person = {"sub": "2", "preferred_username": "eve", "groups": ["guests"]}
         browser.press("Sign in with The Company")
         browser.sees("knows you as corp:eve")
@@ -460,7 +463,7 @@ def test_a_sign_in_through_a_provider(browser, replica, driver):
         assert browser.complaints() == []
 
 
-def test_the_dashboard_begins_with_what_is_down(start, driver):
+def test_the_dashboard_shows_outages_first(start, driver):
     replica = start(free_port(), route_filters=FREE, storage=STORE, env=ENV)
     wait_for(lambda: replica.health()[1]["status"] == "down", "the upstream is down")
     browser = Browser(driver, replica)
@@ -472,12 +475,12 @@ def test_the_dashboard_begins_with_what_is_down(start, driver):
     assert driver.find_element(By.CSS_SELECTOR, ".notice.bad[role=alert]").is_displayed()
 
 
-def test_both_languages_and_whatever_may_be_done(browser, replica):
+def test_both_languages_and_permitted_actions(browser, replica):
     admin = signed_in(replica)
-    admin.other("looker", "viewer")
+    admin.create_account("looker", "viewer")
     browser.sign_in("looker", "another-horse-battery")
     browser.sees("Requests per second")
-    assert "Accounts" not in browser.text(), "what is not his is not shown"
+    assert "Accounts" not in browser.text(), "actions without permission are hidden"
     assert browser.driver.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"
     browser.driver.find_element(By.CSS_SELECTOR, ".appearance option[value='zh']").click()
     browser.sees("每秒请求数")
@@ -493,18 +496,19 @@ def test_both_languages_and_whatever_may_be_done(browser, replica):
         other.sees("登录 Keylatch")
 
 
-def test_no_page_keeps_anybody_out(browser, replica, driver):
-    """axe-core on each page, light and dark, wide and narrow; and nothing is wider than the window."""
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+def test_every_page_is_accessible(browser, replica, driver):
+    """axe-core finds no violation on any page, in both themes and several widths, and no page is
+    wider than the window."""
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     axe = Axe()
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
 
-    def look(what):
+    def check_page(what):
         found = [(one["id"], one["nodes"][0]["html"][:200]) for one in axe.run(driver, options=rules)["violations"] if one["impact"] in ("serious", "critical", "moderate")]
         assert found == [], what
         assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth"), f"{what} is too wide"
 
-    look("sign-in")
+    check_page("sign-in")
     browser.sign_in()
     browser.sees("Requests per second")
     key_id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
@@ -518,14 +522,15 @@ def test_no_page_keeps_anybody_out(browser, replica, driver):
             for page in pages:
                 driver.execute_script(f"location.hash = '#/{page}'")
                 wait_for(lambda: driver.find_elements(By.ID, "title") and "Loading…" not in browser.text(), f"{page} is there")
+                # axe measures colours, so transitions must have ended.
                 time.sleep(0.2)
-                look(f"{page} {theme} {width}")
-                assert not driver.find_elements(By.XPATH, "//*[@style and ancestor::main and not(ancestor::*[contains(@class, 'uplot')]) and not(contains(@class, 'uplot'))]"), "no style is inline"
+                check_page(f"{page} {theme} {width}")
+                assert not driver.find_elements(By.XPATH, "//*[@style and ancestor::main and not(ancestor::*[contains(@class, 'uplot')]) and not(contains(@class, 'uplot'))]"), "no inline styles"
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_by_keyboard_alone(browser, replica, driver):
+def test_keyboard_navigation(browser, replica, driver):
     def active():
         return driver.execute_script("return document.activeElement.textContent || document.activeElement.name || ''").strip()
 
@@ -542,10 +547,10 @@ def test_by_keyboard_alone(browser, replica, driver):
             break
     press(Keys.ENTER)
     browser.sees("within a second")
-    assert active() == "Settings", "whoever hears the page hears which it is"
+    assert active() == "Settings", "a screen reader announces the current page"
 
 
-def test_what_is_served_and_what_it_may_do(replica):
+def test_assets_and_content_security_policy(replica):
     page = raw.request(replica.admin, "/admin/ui/")
     policy = page.header("content-security-policy")
     assert page.status == 200 and "default-src 'none'" in policy and "unsafe" not in policy and page.header("x-frame-options") == "DENY"
@@ -557,7 +562,7 @@ def test_what_is_served_and_what_it_may_do(replica):
         assert raw.request(replica.admin, path).status == 404, path
 
 
-def test_every_text_is_in_both_languages():
+def test_every_text_has_a_translation():
     zh = dict(re.findall(r'^  "?((?:[^"\\:]|\\.|:(?! "))+?)"?: "((?:[^"\\]|\\.)*)",$', (CONSOLE / "zh.js").read_text(), re.M))
     used = set()
     for path in [*CONSOLE.glob("*.js"), *CONSOLE.glob("pages/*.js")]:

@@ -1,7 +1,8 @@
-"""Every dialect, through Keylatch and without it: a client sees the same events, or the same error.
+"""Every dialect, directly and through Keylatch: a client sees the same events, or the same error.
 
-`{dialect} × {what the upstream does} × {frame}`, read as WHATWG HTML, section 9.2 says; and the same with the libraries that
-applications use. All cases run side by side before the first test, since most of their time is silence of the upstream."""
+The cases are `{dialect} × {behaviour of the upstream} × {frame}`, read by WHATWG HTML, section 9.2,
+and by client libraries that applications use. All cases run in parallel before the first test,
+because most of their time is silence of the upstream."""
 
 import concurrent.futures
 import dataclasses
@@ -19,16 +20,18 @@ LATE = ("late_stream", "late_json", "late_error")
 
 
 def address(kind, case):
-    """One for each kind of frame and group of cases: every library can be given an address, and not every one a `Host`.
+    """A loopback address for each kind of frame and group of cases. Every library accepts an
+    address, but not every one a `Host`.
 
-    A busy machine may answer late in every case: an early header comes only where a case is about it. And a stream that was
-    cut ends with its connection, which a library that keeps connections must not take for another request."""
+    Early headers are enabled only for cases about them, because a busy machine may answer late in
+    every case. A truncated stream ends its connection, which a library with keep-alive must not use
+    for another case."""
     group = 1 if case in LATE else 3 if case.startswith("cut") else 0
     return f"127.0.{group}.{KINDS.index(kind) + 1}"
 
 
 def routes(kind, case):
-    """For all paths, and one more where only the configuration tells the dialect."""
+    """A route for all paths, and one for the dialect that only the configuration identifies."""
     options = f"interval: 100ms, frame: {kind}" + (", before_headers: 100ms" if case in LATE else "")
     return "".join(
         f"""
@@ -58,13 +61,13 @@ routes:{"".join(routes(*place) for place in PLACES)}
       - sse_keepalive: {{{{interval: 100ms, json_padding: 100ms}}}}
 """
 
-# The request accepts nothing but an event stream: it may be answered before the upstream has.
+# The request accepts only an event stream, so Keylatch may send an early header.
 EARLY = ("openai", "mistral", "responses", "anthropic", "gemini", "cohere", "dashscope")
 
 
 @dataclasses.dataclass
 class Answer:
-    """What arrived."""
+    """The response as received."""
 
     status: int
     fields: dict
@@ -76,7 +79,7 @@ class Answer:
         return self.fields.get("content-type", "").startswith("text/event-stream")
 
     def events(self):
-        """The events, without those that are only there to keep the stream open."""
+        """The events, without keep-alive events."""
         return [one for one in sse_events(self.body) if one[0] not in ("ping", "keepalive")]
 
 
@@ -84,7 +87,7 @@ def fields_of(dialect, case, cut):
     return {"X-Dialect": dialect.name, "X-Case": case, "X-Cut": cut, "Content-Type": "application/json", **dict(dialect.fields)}
 
 
-def ask(host, port, dialect, case, cut):
+def send_request(host, port, dialect, case, cut):
     connection = http.client.HTTPConnection(host, port, timeout=20)
     connection.request("POST", dialect.path, json.dumps(dialect.request), fields_of(dialect, case, cut))
     response = connection.getresponse()
@@ -112,7 +115,7 @@ def ask_by_http2(host, port, dialect, case, cut):
 
 
 class Matrix:
-    """One fake, one Keylatch before it, and what every case has come to."""
+    """A fake, a Keylatch in front of it, and the results of all cases."""
 
     def __init__(self, folder):
         self.fake = Fake()
@@ -126,11 +129,11 @@ class Matrix:
         """Starts every case."""
         for name, case, cut, kind in CASES_OF_CLIENTS:
             if kind == "direct":
-                way, place = ask, ("127.0.0.1", self.fake.port)
+                way, place = send_request, ("127.0.0.1", self.fake.port)
             elif kind == "http2":
                 way, place = ask_by_http2, (address("auto", case), self.keylatch.port)
             else:
-                way, place = ask, (address(kind, case), self.keylatch.port)
+                way, place = send_request, (address(kind, case), self.keylatch.port)
             self._start((name, case, cut, kind), way, *place, DIALECTS[name], case, cut)
         for name in [*sdks.PYTHON, *sdks.JAVASCRIPT]:
             for case in CASES_OF_LIBRARIES:
@@ -142,7 +145,7 @@ class Matrix:
         self.done[key] = self.pool.submit(what, *arguments)
 
     def run(self, name, base, case):
-        """One library's view of a case."""
+        """Runs one library in a case."""
         fields = {"X-Case": case, "X-Cut": "lines"}
         if name in sdks.PYTHON:
             run, dialect = sdks.PYTHON[name]
@@ -160,7 +163,8 @@ class Matrix:
 
 
 def cases_of_clients():
-    """Each case once; a stream also in every other division into chunks. Other frames than `auto` only where some are sent."""
+    """Each case once, and streams in every division into chunks. Frames other than `auto` only in
+    cases that send frames."""
     for name, dialect in DIALECTS.items():
         for case in CASES:
             for cut in CUTS if case == "stream" else ["lines"]:
@@ -170,9 +174,11 @@ def cases_of_clients():
 
 
 CASES_OF_CLIENTS = list(cases_of_clients())
-# What passes Keylatch as it is passes it for libraries, too; and what they make of a late JSON answer is up to them.
+# Left out: unmodified answers are tested above, and libraries differ in their handling of a late
+# JSON answer.
 CASES_OF_LIBRARIES = [case for case in CASES if case not in ("json", "late_json", "cut_inside")]
-# It takes a blank line for a message, as test_heartbeats.py shows, and its `User-Agent` is the browser's.
+# This library takes a blank line for a message, as test_heartbeats.py shows, and sends the
+# browser's `User-Agent`.
 KIND_FOR = {"fetch-event-source": "comment_line"}
 
 
@@ -186,8 +192,8 @@ def matrix(tmp_path_factory):
         made.close()
 
 
-def told(dialect, event):
-    """What an error event says: a message, and type and code where the dialect has them."""
+def error_contents(dialect, event):
+    """The contents of an error event: a message, and type and code if the dialect has them."""
     kind, _, data = event
     said = json.loads(data)
     if dialect.name == "anthropic":
@@ -212,7 +218,7 @@ def told(dialect, event):
 
 
 def answer_in(dialect, events):
-    """The JSON answer that a stream of our own carries."""
+    """The JSON answer inside a stream that Keylatch began."""
     said = [json.loads(data) for _, _, data in events if data != "[DONE]"]
     if dialect.name == "responses":
         return [said[-1]["response"]]
@@ -223,7 +229,7 @@ def answer_in(dialect, events):
 
 
 def refusal(dialect):
-    """What the upstream's own error says, in the same order as `told`."""
+    """The contents of the upstream's own error, in the order of `error_contents`."""
     said = dialect.refusal.get("error", dialect.refusal)
     if dialect.name == "gemini":
         return said["message"], said["status"], said["code"]
@@ -235,9 +241,9 @@ def refusal(dialect):
 
 
 def compare(dialect, case, direct, through, kind):
-    """Fails where a client sees something else than without Keylatch."""
+    """Asserts that a client sees the same as without Keylatch."""
     if case == "cut" and dialect.name == "ollama":
-        # A stream of JSON lines has room for an error.
+        # A stream of JSON lines can carry an error line.
         assert (direct.whole, through.whole) == (False, True) and through.body.startswith(direct.body)
         assert "ended the response too early" in json.loads(through.body.removeprefix(direct.body))["error"]
         return
@@ -247,16 +253,16 @@ def compare(dialect, case, direct, through, kind):
         assert through.fields["content-type"] == direct.fields["content-type"]
         assert through.fields.get("retry-after") == direct.fields.get("retry-after") == (RETRY_AFTER if direct.status > 400 else None)
         return
-    # Inside a line no error can be told: the connection ends as the upstream's did.
+    # Within a line no error can be added, so the connection ends as the upstream's did.
     assert (through.status, through.is_event_stream, through.whole) == (200, True, case != "cut_inside")
     events = through.events()
     if case == "late_json":
         assert answer_in(dialect, events) == [dialect.answer]
     elif case == "late_error":
-        assert len(events) == 1 and told(dialect, events[0]) == refusal(dialect)
+        assert len(events) == 1 and error_contents(dialect, events[0]) == refusal(dialect)
     elif case == "cut":
         assert not direct.whole and events[:-1] == direct.events()
-        assert "ended the response too early" in told(dialect, events[-1])[0]
+        assert "ended the response too early" in error_contents(dialect, events[-1])[0]
     else:
         assert events == direct.events()
     if case == "stream":
@@ -265,7 +271,7 @@ def compare(dialect, case, direct, through, kind):
 
 
 def check_frames(dialect, kind, body):
-    """`auto` sends what the clients of the dialect can take."""
+    """`auto` sends frames that the clients of the dialect accept."""
     if kind == "blank_line" or (kind == "auto" and dialect.name == "gemini"):
         assert b": keep-alive" not in body
     elif kind == "auto" and dialect.name == "anthropic":
@@ -285,26 +291,27 @@ def test_a_library_sees_the_same(matrix, library, case):
     direct, through = matrix[library, case, "direct"], matrix[library, case, "through"]
     dialect = DIALECTS[sdks.PYTHON[library][1] if library in sdks.PYTHON else sdks.JAVASCRIPT[library]]
     if case == "cut":
-        # A library that meets the end of a connection may drop what it has not read yet: Keylatch's error costs no words.
+        # At an aborted connection a library may drop unread data, so with Keylatch's error event it
+        # may see more words, not fewer.
         assert through.text.startswith(direct.text) and TEXT.startswith(through.text) and direct.error
         assert through.error or (library, through.finish.split()[0]) == ("cohere", "ERROR")
     elif case == "late_error" and library == "mistralai":
-        # It knows no error within a stream; the API's own is the same to it.
+        # This library does not recognise errors within a stream, not even the API's own.
         assert (through.text, through.error[0]) == ("", matrix[library, "error_inside", "direct"].error[0])
     elif case == "late_error" and dialect.name in EARLY:
-        # Cohere's does not raise on an error within a stream.
+        # Cohere's library does not raise on an error within a stream.
         said = through.finish if library == "cohere" else through.error[1]
         assert through.text == "" and refusal(dialect)[0] in said
     else:
         assert (through.text, through.finish, through.error) == (direct.text, direct.finish, direct.error)
 
 
-def test_a_long_body_may_begin_with_the_wish_for_a_stream(matrix):
-    """Its end comes in another piece than the wish."""
+def test_a_long_body_with_the_stream_flag_first(matrix):
+    """The body arrives in two pieces, with the flag `stream` in the first."""
     content = [{"role": "user", "content": "x" * 100_000}]
     dialect = dataclasses.replace(DIALECTS["openai"], request={"stream": True, "messages": content})
-    answer = ask(address("auto", "late_error"), matrix.keylatch.port, dialect, "late_error", "lines")
-    assert answer.status == 200 and told(dialect, answer.events()[0]) == refusal(dialect)
+    answer = send_request(address("auto", "late_error"), matrix.keylatch.port, dialect, "late_error", "lines")
+    assert answer.status == 200 and error_contents(dialect, answer.events()[0]) == refusal(dialect)
 
 
 @pytest.mark.parametrize(
@@ -317,19 +324,19 @@ def test_a_long_body_may_begin_with_the_wish_for_a_stream(matrix):
         ("my-app/1", b": keep-alive\n\n"),
     ],
 )
-def test_a_client_that_is_known_gets_its_own_frame(matrix, agent, frame):
+def test_known_clients_get_their_own_frame(matrix, agent, frame):
     dialect = dataclasses.replace(DIALECTS["responses"], fields=(("User-Agent", agent),))
-    answer = ask(address("auto", "stream"), matrix.keylatch.port, dialect, "stream", "events")
+    answer = send_request(address("auto", "stream"), matrix.keylatch.port, dialect, "stream", "events")
     assert answer.events() == matrix["responses", "stream", "events", "direct"].events()
     others = {b"event: keepalive\n", b"\n\n\n", b": keep-alive\n"} - {frame, frame.rstrip(b"\n") + b"\n"}
     assert frame in answer.body and not any(other in answer.body for other in others)
 
 
 @pytest.mark.parametrize("library", ["openai", "openai-responses", "anthropic", "google-genai", "cohere", "mistralai"])
-def test_white_space_before_an_answer_is_nothing_to_a_library(matrix, library):
+def test_libraries_ignore_white_space_before_an_answer(matrix, library):
     dialect = sdks.PYTHON[library][1]
     fields = {"X-Dialect": dialect, "X-Case": "late_json"}
     early = 'keylatch_late_answers_total{route="padded",status="200"}'
     before = matrix.keylatch.metrics().get(early, 0)
     assert sdks.plain(library, f"http://{PADDED}:{matrix.keylatch.port}", fields) == TEXT
-    wait_for(lambda: matrix.keylatch.metrics().get(early, 0) > before, "the answer was an early one")
+    wait_for(lambda: matrix.keylatch.metrics().get(early, 0) > before, "an early header was sent")

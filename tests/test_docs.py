@@ -1,4 +1,5 @@
-"""The manual against the program: sizes, links, commands, configurations, and quoted files and answers."""
+"""Compares the manual with the program: sizes, links, commands, configurations, and quoted files
+and answers."""
 
 import hashlib
 import hmac
@@ -28,21 +29,21 @@ def blocks(page, kind):
 
 
 def commands():
-    """Every command of ours in the pages: the words up to what the shell does with it."""
+    """Every `keylatch` command in the pages: the words up to the first shell operator."""
     for page in PAGES:
         for block in blocks(page, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 found = re.search(r"(?:^|\| |&& |exec keylatch )(keylatch .*)", line.strip().removeprefix("docker compose "))
                 if found:
                     yield str(page.relative_to(ROOT)), found[1].split("#")[0].split(" > ")[0].split(" <<")[0].split(" < ")[0].strip()
-        # And those within a sentence.
+        # Also the commands within sentences.
         for text in re.findall(r"`(keylatch [^`]+)`", page.read_text()):
             yield str(page.relative_to(ROOT)), text.replace("\n", " ")
 
 
 @pytest.mark.parametrize("page,line", sorted(set(commands())))
 def test_commands_are_known(page, line):
-    """Each is one that the program knows, with options that it has; what is in capitals, or left out, is the reader's."""
+    """Each command and option exists. Words in capitals, and ellipses, are placeholders."""
     words = shlex.split(line.replace("|", " ").replace("…", "").replace("$(date +%F)", "today"))[1:]
     subcommands = [word for word in words if re.fullmatch(r"[a-z][a-z-]+", word)]
     options = [word.split("=")[0] for word in words if word.startswith("-") and word != "-"]
@@ -61,8 +62,8 @@ def test_commands_are_known(page, line):
         assert any(re.search(rf"(^|\s|,){re.escape(option)}\b", text) for text in texts), f"{page}: {option} in: {line}"
 
 
-def test_configurations_are_right(start, echo_upstream, tmp_path):
-    """Each block is put into a file that is whole otherwise, with what it refers to beside it."""
+def test_configurations_are_valid(start, echo_upstream, tmp_path):
+    """Each block is completed to a whole file, beside the files that it refers to, and checked."""
     keylatch = start(echo_upstream)
     authority = Authority(keylatch.folder / "tls")
     issued = authority.issue("origin", "api.example.com")
@@ -94,8 +95,8 @@ def test_configurations_are_right(start, echo_upstream, tmp_path):
     assert count >= 15
 
 
-def test_from_another_gateway_as_the_page_says(start, echo_upstream, database, tmp_path):
-    """The lines of the page on migration, with a table in a real PostgreSQL."""
+def test_the_migration_guide(start, echo_upstream, database, tmp_path):
+    """Runs the commands of the page on migration, with a table in a real PostgreSQL."""
     secret = "0123456789abcdef-of-the-other-gateway"
     hashed = lambda key: hmac.new(secret.encode(), key.encode(), hashlib.sha256).hexdigest()  # noqa: E731
     database.psql(
@@ -121,12 +122,12 @@ def test_the_readme_stays_short():
 
 
 def prose(page):
-    """The text of a page without its blocks of code."""
+    """The text of a page without its code blocks."""
     return re.sub(r"^ *(```+).*?^ *\1 *$", "", page.read_text(), flags=re.S | re.M)
 
 
 def anchors(page):
-    """The anchors of a page's headings, as GitHub and mdBook make them."""
+    """The anchors of a page's headings, as GitHub and mdBook generate them."""
     found = set()
     for title in re.findall(r"^#+ (.+)$", prose(page), re.M):
         slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower()).replace(" ", "-")
@@ -137,8 +138,9 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    """Files and headings exist; pages of the manual link to nothing outside it, which the site does not have."""
+def test_links_have_targets(page):
+    """Linked files and headings exist. Pages of the manual link only to pages of the manual,
+    because the site has no other files."""
     text = prose(page)
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
         if re.match(r"[a-z]+:", target):
@@ -170,8 +172,8 @@ def test_prose_wraps_and_paragraphs_are_short():
             assert len(lines) <= 6, f"{page.name}: {paragraph}"
 
 
-def test_metrics_are_those_of_the_page(start, echo_upstream):
-    """Each family that a process shows is in the table, with its type and its labels."""
+def test_metrics_match_the_page(start, echo_upstream):
+    """Each metric family of a process is in the table, with its type and labels."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     request(keylatch.port, headers=[("Authorization", "Bearer sk-metrics-abcdefgh")])
     page = (DOCS / "reference" / "metrics.md").read_text()
@@ -186,13 +188,13 @@ def test_metrics_are_those_of_the_page(start, echo_upstream):
             assert set(re.findall(r'(\w+)="', labels)) - {"le"} == table[name][1], name
 
 
-def test_quoted_recipes_are_the_files():
+def test_quoted_recipes_equal_the_files():
     page = (DOCS / "how-to" / "providers.md").read_text()
     assert (ROOT / "config" / "recipes" / "openai.yaml").read_text().strip() in page
 
 
-def test_the_refusal_is_the_one_that_is_shown(start, echo_upstream):
-    """The 403 of the pages, apart from the request's id."""
+def test_the_quoted_refusal(start, echo_upstream):
+    """The 403 that the pages quote, except for the request id."""
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE)
     use = lambda source: request(keylatch.port, headers=[("Authorization", "Bearer sk-shown-abcdefgh")], source=source)  # noqa: E731
     assert use("127.0.0.1").status == 200

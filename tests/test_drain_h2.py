@@ -1,4 +1,5 @@
-"""What becomes of HTTP/2 when the process stops or is replaced: streams end by themselves, and GOAWAY comes after the last one."""
+"""HTTP/2 during a stop and an upgrade: streams run to their end, and GOAWAY follows the last
+one."""
 
 import contextlib
 import json
@@ -12,7 +13,7 @@ import pytest
 
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect
-from support.tls import context, files, shake
+from support.tls import context, files, tls_connect
 from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
 from test_hostile_h2 import DATA, END_STREAM, GOAWAY, PREFACE, SETTINGS, fields, frame, headers
 
@@ -28,7 +29,7 @@ request.on('end', () => client.close());
 
 
 class Model:
-    """An upstream whose streams go on until `end` is set, and whose other answers come at once."""
+    """An upstream with streams that last until `end` is set, and immediate other answers."""
 
     def __init__(self):
         self.end = threading.Event()
@@ -56,7 +57,7 @@ def model():
 
 @pytest.fixture
 def begin(start, authority, model):
-    """A Keylatch in clear or with TLS, and its URL."""
+    """Starts a Keylatch with or without TLS; returns it and its URL."""
 
     def ready(tls, drain="20s", **values):
         config = DEFAULT.replace("drain: 5s", f"drain: {drain}")
@@ -71,15 +72,15 @@ def begin(start, authority, model):
 
 
 def stop(keylatch):
-    """Stops it, and returns once no new connection is taken."""
+    """Sends SIGTERM, and returns once new connections are refused."""
     keylatch.process.send_signal(signal.SIGTERM)
-    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "it stops")
+    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "the process stops accepting")
     return keylatch.process
 
 
 def upgrade(keylatch):
     old = keylatch.upgrade()
-    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "the old one hands over")
+    wait_for(lambda: "no new connections" in keylatch.stderr.read_text(), "the old process stops accepting")
     return old
 
 
@@ -94,7 +95,7 @@ def http2(authority, tls):
 
 @BOTH
 @ENDS
-def test_httpx_sees_its_stream_to_the_end(begin, model, authority, ending, tls):
+def test_httpx_reads_its_stream_to_the_end(begin, model, authority, ending, tls):
     keylatch, url = begin(tls)
     with http2(authority, tls) as client, client.stream("GET", f"{url}/v1/stream") as answer:
         lines = answer.iter_lines()
@@ -102,7 +103,8 @@ def test_httpx_sees_its_stream_to_the_end(begin, model, authority, ending, tls):
         old = ending(keylatch)
         for _ in range(6):
             next(lines)
-        # New requests on this connection are answered: once it stops there is no other.
+        # New requests on this connection are answered, because a stopping process accepts no other
+        # connection.
         for _ in range(3):
             assert client.get(f"{url}/v1/x").status_code == 200
         assert len(client._transport._pool.connections) == 1
@@ -114,21 +116,21 @@ def test_httpx_sees_its_stream_to_the_end(begin, model, authority, ending, tls):
 
 
 @BOTH
-@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
-def test_curl_sees_its_stream_to_the_end(begin, model, tls):
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_curl_reads_its_stream_to_the_end(begin, model, tls):
     keylatch, url = begin(tls)
     command = ["curl", "-sSNk", "--http2" if tls else "--http2-prior-knowledge", "--max-time", "20", f"{url}/v1/stream"]
-    sees_it_to_the_end(keylatch, model, command)
+    reads_to_the_end(keylatch, model, command)
 
 
 @BOTH
-@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
-def test_node_sees_its_stream_to_the_end(begin, model, tls):
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
+def test_node_reads_its_stream_to_the_end(begin, model, tls):
     keylatch, url = begin(tls)
-    sees_it_to_the_end(keylatch, model, ["node", "-e", NODE, url])
+    reads_to_the_end(keylatch, model, ["node", "-e", NODE, url])
 
 
-def sees_it_to_the_end(keylatch, model, command):
+def reads_to_the_end(keylatch, model, command):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
         assert client.stdout.readline() == b"data: x\n"
         old = stop(keylatch)
@@ -141,17 +143,17 @@ def sees_it_to_the_end(keylatch, model, command):
 
 
 class Raw:
-    """Frames by hand."""
+    """Reads and writes raw HTTP/2 frames."""
 
     def __init__(self, connection):
         self.connection, self.buffer = connection, b""
         connection.sendall(PREFACE + frame(SETTINGS))
 
-    def ask(self, path, stream):
+    def send_request(self, path, stream):
         self.connection.sendall(headers(fields(path=path), stream))
 
     def frames(self):
-        """The frames that come, as (type, flags, stream, payload), until the connection ends."""
+        """Yields received frames as (type, flags, stream, payload) until the connection ends."""
         while True:
             while len(self.buffer) < 9 or len(self.buffer) < 9 + int.from_bytes(self.buffer[:3], "big"):
                 piece = self.connection.recv(65536)
@@ -164,15 +166,15 @@ class Raw:
 
 
 @BOTH
-def test_goaway_comes_after_the_last_stream(begin, model, authority, tls):
+def test_goaway_follows_the_last_stream(begin, model, authority, tls):
     keylatch, _ = begin(tls)
-    with shake(keylatch.port, authority, alpn=["h2"]) if tls else connect(keylatch.port) as connection:
+    with tls_connect(keylatch.port, authority, alpn=["h2"]) if tls else connect(keylatch.port) as connection:
         client = Raw(connection)
-        client.ask("/v1/stream", 1)
+        client.send_request("/v1/stream", 1)
         frames = client.frames()
         next(seen for seen in frames if seen[0] == DATA)
         old = stop(keylatch)
-        client.ask("/v1/x", 3)
+        client.send_request("/v1/x", 3)
         seen = []
         for kind, flags, stream, payload in frames:
             seen.append((kind, stream, bool(flags & END_STREAM and kind == DATA), payload[4:8]))
@@ -186,18 +188,18 @@ def test_goaway_comes_after_the_last_stream(begin, model, authority, tls):
 
 @BOTH
 def test_an_idle_client_that_does_not_read_delays_nothing(begin, authority, tls):
-    """A pool reads a connection that it keeps only with its next request."""
+    """A connection pool reads an idle connection only with its next request."""
     keylatch, url = begin(tls, drain="10min")
     with http2(authority, tls) as client:
         assert client.get(f"{url}/v1/x").status_code == 200
         assert stop(keylatch).wait(10) == 0
 
 
-def test_a_connection_that_is_never_idle_is_told_late(begin, model):
+def test_a_busy_connection_gets_goaway_at_the_deadline(begin, model):
     keylatch, _ = begin(False, drain="2s")
     with connect(keylatch.port) as connection:
         client = Raw(connection)
-        client.ask("/v1/stream", 1)
+        client.send_request("/v1/stream", 1)
         frames = client.frames()
         next(seen for seen in frames if seen[0] == DATA)
         old = stop(keylatch)
@@ -205,20 +207,20 @@ def test_a_connection_that_is_never_idle_is_told_late(begin, model):
         for kind, _, on, _ in frames:
             if kind == GOAWAY:
                 break
-            # One more request with each event.
+            # One more request after each event.
             if (kind, on) == (DATA, 1):
-                client.ask("/v1/x", stream)
+                client.send_request("/v1/x", stream)
                 stream += 2
         else:
             pytest.fail("the connection ended without GOAWAY")
         assert stream > 9
-        # What is open is told as any other stream that is cut.
+        # Open streams end with the error event of a stop.
         assert b'"code":"stopping"' in b"".join(payload for kind, _, on, payload in frames if (kind, on) == (DATA, 1))
     assert old.wait(10) == 0
 
 
-def test_http1_beside_it_ends_as_before(begin, model):
-    """An idle connection is closed at once, and one with a stream ends with it."""
+def test_http1_connections_during_a_stop(begin, model):
+    """An idle connection closes at once, and a connection with a stream closes after the stream."""
     keylatch, url = begin(False)
     with connect(keylatch.port) as idle, httpx.Client(trust_env=False, timeout=10) as client, client.stream("GET", f"{url}/v1/stream") as answer:
         idle.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n")

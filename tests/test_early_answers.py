@@ -1,4 +1,5 @@
-"""Answers of Keylatch's own before the upstream's: when they are given, and what a late answer becomes."""
+"""Early response headers before the upstream's: when Keylatch sends them, and the form of a late
+answer."""
 
 import json
 import signal
@@ -17,8 +18,8 @@ CHAT = {"model": "m", "messages": [], "stream": True}
 JSON = "Content-Type: application/json"
 
 
-class Held:
-    """An upstream that has the request and says nothing until it is told to."""
+class GatedUpstream:
+    """An upstream that receives requests, and answers after `go` is set."""
 
     def __init__(self, answer):
         self.go = threading.Event()
@@ -54,7 +55,7 @@ def stream(*events):
 
 
 def begin(port, path, body, headers=(), method="POST"):
-    """Sends a request; the connection and a file to read from."""
+    """Sends a request; returns the connection and a file to read from."""
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
     connection = raw.connect(port)
     fields = [("Host", "localhost"), ("Content-Length", str(len(body))), *headers]
@@ -63,19 +64,19 @@ def begin(port, path, body, headers=(), method="POST"):
     return connection, connection.makefile("rb")
 
 
-def early(keylatch, held, path, body, headers=()):
-    """Has an early answer: its header and its body, the upstream's part included. Fails if there is none."""
+def assert_early_header(keylatch, held, path, body, headers=()):
+    """Asserts an early header; returns the header and the whole body."""
     connection, file = begin(keylatch.port, path, body, headers)
     with connection:
         status, fields = raw.read_head(file)
-        assert not held.go.is_set(), "the header has come before the upstream's"
+        assert not held.go.is_set(), "the header arrives before the upstream answers"
         held.go.set()
         text, complete = raw.read_body(file, fields)
         return status, dict(fields), text, complete
 
 
-def is_patient(keylatch, held, path, body, headers=(), method="POST"):
-    """Gets the upstream's own answer, long after an early one would have come."""
+def assert_no_early_header(keylatch, held, path, body, headers=(), method="POST"):
+    """Asserts that no early header is sent; returns the upstream's own answer."""
     connection, file = begin(keylatch.port, path, body, headers, method)
     with connection:
         wait_for(lambda: held.requests, "the upstream has the request")
@@ -84,7 +85,7 @@ def is_patient(keylatch, held, path, body, headers=(), method="POST"):
             connection.recv(1)
         connection.settimeout(10)
         held.go.set()
-        # A read that has timed out leaves the file useless.
+        # A file object is unusable after a time-out, so this reads the socket.
         file = connection.makefile("rb")
         status, fields = raw.read_head(file)
         text, complete = raw.read_body(file, fields)
@@ -105,7 +106,7 @@ def form(*parts):
     return body + b"--b0--\r\n", [("Content-Type", "multipart/form-data; boundary=b0")]
 
 
-# When there is one.
+# Early headers.
 
 
 GEMINI = "/v1beta/models/m:streamGenerateContent"
@@ -124,10 +125,10 @@ ASKED = [
 
 
 @pytest.mark.parametrize("path,body,headers", ASKED, ids=[path for path, _, _ in ASKED])
-def test_streams_asked_for_in_every_way(start, path, body, headers):
-    held = Held(stream(b"data: 1\n\n"))
+def test_requests_for_a_stream_get_an_early_header(start, path, body, headers):
+    held = GatedUpstream(stream(b"data: 1\n\n"))
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % ", wanted_when: 'request.path == \"/v1/agents/run\"'")
-    status, fields, text, complete = early(keylatch, held, path, body, headers)
+    status, fields, text, complete = assert_early_header(keylatch, held, path, body, headers)
     assert (status, complete) == (200, True) and fields["content-type"].startswith("text/event-stream")
     assert text.endswith(b"data: 1\n\n")
     assert last_line(keylatch)["late_status"] == 200 and "error" not in last_line(keylatch)
@@ -147,25 +148,26 @@ NOT_ASKED = [
 
 
 @pytest.mark.parametrize("path,body,headers,answer,kind", NOT_ASKED)
-def test_whatever_may_be_answered_otherwise_is_waited_for(start, path, body, headers, answer, kind):
-    held = Held(whole("200 OK", answer, f"Content-Type: {kind}"))
+def test_other_requests_get_no_early_header(start, path, body, headers, answer, kind):
+    held = GatedUpstream(whole("200 OK", answer, f"Content-Type: {kind}"))
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
-    status, fields, text = is_patient(keylatch, held, path, body, headers)
+    status, fields, text = assert_no_early_header(keylatch, held, path, body, headers)
     assert (status, fields["content-type"], text) == (200, kind, answer)
     line = last_line(keylatch)
     assert line["status"] == 200 and "late_status" not in line and "error" not in line
 
 
-def test_a_get_is_never_answered_early(start):
-    held = Held(whole("401 Unauthorized", {"error": {"message": "no"}}, JSON))
+def test_a_get_gets_no_early_header(start):
+    held = GatedUpstream(whole("401 Unauthorized", {"error": {"message": "no"}}, JSON))
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
-    status, _, text = is_patient(keylatch, held, "/v1/events", b"", [("Accept", "text/event-stream")], "GET")
+    status, _, text = assert_no_early_header(keylatch, held, "/v1/events", b"", [("Accept", "text/event-stream")], "GET")
     assert status == 401 and json.loads(text)["error"]["message"] == "no"
 
 
 def test_the_wait_begins_when_the_request_is_complete(start):
-    """The flag is the body's last field, and the body takes longer than `before_headers`."""
-    held = Held(stream(b"data: 1\n\n"))
+    """The flag `stream` is the last field of the body, and the upload takes longer than
+    `before_headers`."""
+    held = GatedUpstream(stream(b"data: 1\n\n"))
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % ", first_byte: 400ms")
     body = json.dumps(CHAT).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -178,14 +180,15 @@ def test_the_wait_begins_when_the_request_is_complete(start):
         connection.sendall(body[-9:])
         file = connection.makefile("rb")
         status, fields = raw.read_head(file)
-        assert status == 200 and not held.go.is_set(), "an early answer, and no deadline that counts the upload"
+        assert status == 200 and not held.go.is_set(), "an early header, and no deadline that includes the upload"
         held.go.set()
         assert raw.read_body(file, fields) == (b": keep-alive\n\ndata: 1\n\n", True)
 
 
-def test_a_header_that_comes_late_is_in_time_for_the_first_byte(start):
-    """Without `before_headers`: the upload alone is longer than `first_byte`, and the stream is whole."""
-    held = Held(stream(b"data: 1\n\n"))
+def test_first_byte_starts_after_the_upload(start):
+    """Without `before_headers`: the upload alone takes longer than `first_byte`, and the stream is
+    complete."""
+    held = GatedUpstream(stream(b"data: 1\n\n"))
     keylatch = start(held, config=CONFIG, route_filters="      - sse_keepalive: {first_byte: 500ms}")
     body = json.dumps(CHAT).encode()
     with raw.connect(keylatch.port) as connection:
@@ -201,8 +204,8 @@ def test_a_header_that_comes_late_is_in_time_for_the_first_byte(start):
         assert (status, raw.read_body(file, fields)) == (200, (b"data: 1\n\n", True))
 
 
-def test_no_frame_behind_a_header_that_came_late(start):
-    """Silence counts from the header, not from the request."""
+def test_no_frame_directly_after_a_late_header(start):
+    """The interval of frames starts at the response header, not at the request."""
 
     def slow(request, send):
         time.sleep(0.8)
@@ -213,7 +216,7 @@ def test_no_frame_behind_a_header_that_came_late(start):
     assert answer.body == b"data: 1\n\n"
 
 
-# What a late answer becomes.
+# Late answers.
 
 
 OWN = {"error": {"message": "Slow down.", "type": "tokens", "param": None, "code": "rate_limit"}}
@@ -240,11 +243,11 @@ LATE = [
 
 
 @pytest.mark.parametrize("path,body,status,answer,told", LATE, ids=[f"{path} {status}" for path, _, status, _, _ in LATE])
-def test_late_answers_are_told_in_the_dialect(start, path, body, status, answer, told):
+def test_late_answers_have_the_form_of_the_dialect(start, path, body, status, answer, told):
     kind = "text/html" if isinstance(answer, bytes) else "application/json"
-    held = Held(whole(status, answer, f"Content-Type: {kind}", "Retry-After: 7"))
+    held = GatedUpstream(whole(status, answer, f"Content-Type: {kind}", "Retry-After: 7"))
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
-    got, _, text, complete = early(keylatch, held, path, body, [("Accept", "text/event-stream"), ("X-DashScope-SSE", "enable")])
+    got, _, text, complete = assert_early_header(keylatch, held, path, body, [("Accept", "text/event-stream"), ("X-DashScope-SSE", "enable")])
     events = text.lstrip(b"\n")
     for frame in (b": keep-alive\n\n", b'event: ping\ndata: {"type": "ping"}\n\n'):
         events = events.replace(frame, b"")
@@ -260,17 +263,17 @@ TOOLS = {"model": "m", "stream": True, "tools": ["x" * 1000] * 30}
 
 
 def chunked(port, path, pieces):
-    """A POST whose body comes in chunks; the connection and a file to read from."""
+    """Sends a POST with a chunked body; returns the connection and a file to read from."""
     connection = raw.connect(port)
     connection.sendall(f"POST {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + b"".join(map(chunk, pieces)) + chunk(b""))
     return connection, connection.makefile("rb")
 
 
 @pytest.mark.parametrize("pieces", [[json.dumps(TOOLS).encode()], [json.dumps(TOOLS).encode()[:40], json.dumps(TOOLS).encode()[40:]]])
-def test_what_a_body_asks_for_is_remembered_to_its_end(start, pieces):
-    """The flag comes first, and the end of the body comes by itself."""
+def test_the_stream_flag_of_a_chunked_body(start, pieces):
+    """The flag `stream` comes first, and the end of the body arrives separately."""
     for way in ("chunked", "length", "http2"):
-        held = Held(stream(b"data: 1\n\n"))
+        held = GatedUpstream(stream(b"data: 1\n\n"))
         keylatch = start(held, config=CONFIG, route_filters="      - sse_keepalive: {interval: 100ms, before_headers: 200ms, json_padding: 400ms}")
         if way == "http2":
             with httpx.Client(http1=False, http2=True) as client, client.stream("POST", keylatch.url("/v1/chat/completions"), content=iter(pieces)) as answer:
@@ -287,23 +290,23 @@ def test_what_a_body_asks_for_is_remembered_to_its_end(start, pieces):
             assert complete and without_frames(text) == b"data: 1\n\n", way
 
 
-def test_json_without_its_type_is_told_all_the_same(start):
+def test_late_json_without_a_content_type(start):
     for kind in ("Content-Type: text/plain", "X-Type: none"):
-        held = Held(whole("200 OK", b'\n{"id":"c"}', kind))
+        held = GatedUpstream(whole("200 OK", b'\n{"id":"c"}', kind))
         keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
-        _, _, text, complete = early(keylatch, held, "/v1/chat/completions", CHAT)
+        _, _, text, complete = assert_early_header(keylatch, held, "/v1/chat/completions", CHAT)
         assert complete and without_frames(text) == b'data: {"id":"c"}\n\n' + DONE
 
 
-def test_an_early_answer_without_a_key_can_be_ended(start):
-    """By an operator, and by the end of the process: with an event, and a line in the log."""
+def test_an_early_answer_without_a_key_can_be_cancelled(start):
+    """An operator or a stop of the process ends it, with an error event and an access line."""
     for body, chain in ((CHAT, CHAIN % ""), (ASK, PADDED)):
-        held = Held(whole("200 OK", {"id": "c"}, JSON))
+        held = GatedUpstream(whole("200 OK", {"id": "c"}, JSON))
         keylatch = start(held, config=CONFIG.replace("drain: 5s", "drain: 300ms"), route_filters=chain)
         connection, file = begin(keylatch.port, "/v1/chat/completions", body)
         with connection:
             _, fields = raw.read_head(file)
-            wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == 1, "it is open")
+            wait_for(lambda: keylatch.metrics()["keylatch_open_streams"] == 1, "the stream is open")
             keylatch.process.send_signal(signal.SIGTERM)
             text, complete = raw.read_body(file, fields)
         assert complete and b'"code":"stopping"' in text, text
@@ -312,7 +315,7 @@ def test_an_early_answer_without_a_key_can_be_ended(start):
         assert last_line(keylatch)["status"] == 200
 
 
-def test_max_age_and_first_byte_count_no_upload(start):
+def test_max_age_and_first_byte_exclude_the_upload(start):
     upstream = Scripted(lambda request, send: stream(b"data: 1\n\n", b"data: 2\n\n")(send))
     keylatch = start(upstream, config=CONFIG, route_filters="      - sse_keepalive: {max_age: 400ms, first_byte: 300ms}")
     body = json.dumps(CHAT).encode()
@@ -335,24 +338,24 @@ def test_a_late_json_rpc_answer_has_the_id(start):
         ("503 X", b"busy", b'event: message\ndata: {"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"busy"'),
     ]:
         kind = "text/plain" if isinstance(answer, bytes) else "application/json"
-        held = Held(whole(status, answer, f"Content-Type: {kind}"))
+        held = GatedUpstream(whole(status, answer, f"Content-Type: {kind}"))
         keylatch = start(held, config=CONFIG, route_filters=chain)
-        _, _, text, complete = early(keylatch, held, "/mcp", MCP)
+        _, _, text, complete = assert_early_header(keylatch, held, "/mcp", MCP)
         assert complete and without_frames(text).startswith(told), text
 
 
 def test_an_upstream_that_dies_before_its_late_answer(start):
-    held = Held(lambda send: None)
+    held = GatedUpstream(lambda send: None)
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
-    _, _, text, complete = early(keylatch, held, "/v1/chat/completions", CHAT)
+    _, _, text, complete = assert_early_header(keylatch, held, "/v1/chat/completions", CHAT)
     assert complete and b'data: {"error":{"message":"The server behind this API ended the response too early."' in text
 
 
-def test_a_late_json_answer_that_is_cut_is_cut(start):
-    held = Held(lambda send: send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"id\":"))
+def test_a_truncated_late_json_answer_stays_incomplete(start):
+    held = GatedUpstream(lambda send: send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{\"id\":"))
     keylatch = start(held, config=CONFIG, route_filters=CHAIN % "")
-    _, _, text, complete = early(keylatch, held, "/v1/chat/completions", CHAT)
-    assert not complete and text.endswith(b'data: {"id":'), "half of an event is never dispatched, and the client knows"
+    _, _, text, complete = assert_early_header(keylatch, held, "/v1/chat/completions", CHAT)
+    assert not complete and text.endswith(b'data: {"id":'), "a truncated event is not dispatched, and the client sees an incomplete body"
 
 
 # White space before JSON.
@@ -363,14 +366,14 @@ ASK = {"model": "m", "messages": []}
 
 
 def test_white_space_before_a_json_answer(start):
-    held = Held(whole("200 OK", {"id": "c"}, JSON))
+    held = GatedUpstream(whole("200 OK", {"id": "c"}, JSON))
     keylatch = start(held, config=CONFIG, route_filters=PADDED)
     connection, file = begin(keylatch.port, "/v1/chat/completions", ASK)
     with connection:
         status, fields = raw.read_head(file)
         assert status == 200 and dict(fields)["content-type"] == "application/json"
         assert [file.readline(), file.read(1), file.read(2)] == [b"1\r\n", b" ", b"\r\n"]
-        assert file.readline() == b"1\r\n", "another one comes"
+        assert file.readline() == b"1\r\n", "white space is sent repeatedly"
         assert file.read(3) == b" \r\n"
         held.go.set()
         text, complete = raw.read_body(file, fields)
@@ -378,15 +381,15 @@ def test_white_space_before_a_json_answer(start):
     assert last_line(keylatch)["late_status"] == 200 and "error" not in last_line(keylatch)
 
 
-def test_a_failure_behind_white_space(start):
+def test_a_failure_after_white_space(start):
     for answer, message in [
         (whole("429 X", OWN, JSON), "Slow down."),
         (whole("500 X", b"oops", "Content-Type: text/plain"), "oops"),
         (lambda send: None, "The server behind this API ended the response too early."),
     ]:
-        held = Held(answer)
+        held = GatedUpstream(answer)
         keylatch = start(held, config=CONFIG, route_filters=PADDED)
-        status, _, text, complete = early(keylatch, held, "/v1/chat/completions", ASK)
+        status, _, text, complete = assert_early_header(keylatch, held, "/v1/chat/completions", ASK)
         assert (status, complete) == (200, True) and json.loads(text)["error"]["message"] == message, text
         assert last_line(keylatch)["error"]
 
@@ -403,17 +406,17 @@ def test_a_failure_behind_white_space(start):
         ("/v1/chat/completions", b"\x1f\x8b", [("Content-Encoding", "gzip")]),
     ],
 )
-def test_no_white_space_where_something_else_may_come(start, path, body, headers):
-    held = Held(whole("200 OK", b"\0\1", "Content-Type: application/octet-stream"))
+def test_no_white_space_before_other_answers(start, path, body, headers):
+    held = GatedUpstream(whole("200 OK", b"\0\1", "Content-Type: application/octet-stream"))
     keylatch = start(held, config=CONFIG, route_filters=PADDED)
-    assert is_patient(keylatch, held, path, body, headers)[2] == b"\0\1"
+    assert assert_no_early_header(keylatch, held, path, body, headers)[2] == b"\0\1"
 
 
 # Frames and errors within streams.
 
 
 def silent_stretch(held_events):
-    """A stream with silence between and within events."""
+    """A stream with pauses between and within events."""
 
     def answer(request, send):
         send(STREAM_HEAD)
@@ -474,7 +477,7 @@ CUT = [
 
 
 @pytest.mark.parametrize("path,told", CUT)
-def test_a_cut_stream_ends_with_the_dialects_error(start, path, told):
+def test_a_truncated_stream_ends_with_the_error_of_the_dialect(start, path, told):
     upstream = Scripted(lambda request, send: send(STREAM_HEAD + chunk(b"data: 1\n\n")) and False)
     config = CONFIG.replace("    upstream: model", "    upstream: model\n    dialect: mistral") if "fim" in path else CONFIG
     keylatch = start(upstream, config=config, route_filters="      - sse_keepalive: {}")
@@ -482,7 +485,7 @@ def test_a_cut_stream_ends_with_the_dialects_error(start, path, told):
     assert answer.whole and answer.body.removeprefix(b"data: 1\n\n").startswith(told), answer.body
 
 
-def test_lines_of_json_that_are_cut_end_with_an_error_line(start):
+def test_truncated_json_lines_end_with_an_error_line(start):
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
     for sent, whole_body in [(b'{"a":1}\n', True), (b'{"a":', False)]:
         upstream = Scripted(lambda request, send, sent=sent: send(head + chunk(sent)) and False)
@@ -510,7 +513,7 @@ def test_refusals_in_every_dialect(start, echo_upstream):
         assert answer.status == 401 and right(json.loads(answer.body)), (path, answer.body)
 
 
-def test_long_waits_are_not_to_be_retried(start, echo_upstream):
+def test_long_waits_tell_clients_not_to_retry(start, echo_upstream):
     for limit, longest, hint in [("1/h", "60s", "false"), ("1/min", "5m", ""), ("1/min", "10s", "false")]:
         chain = f"      - rate_limit: {{per: client, limit: {limit}}}"
         keylatch = start(echo_upstream, route_filters=chain, limits=f"{{client_retry_max: {longest}}}")

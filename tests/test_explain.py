@@ -1,4 +1,5 @@
-"""`keylatch explain`: by the running process with its bindings and counts, or by the file alone."""
+"""`keylatch explain`: by the running process with its bindings and counts, or offline by the file
+alone."""
 
 
 import re
@@ -6,7 +7,7 @@ import re
 import pytest
 from support.admin import ENV, signed_in
 from support.keylatch import wait_for
-from support.stores import SECRET, ask, key_id
+from support.stores import SECRET, send_request, key_id
 
 KEY = "sk-explain-001-abcdefgh"
 OTHER = "sk-explain-002-abcdefgh"
@@ -24,22 +25,22 @@ def explain(replica, key, peer="127.0.0.1", *more):
 
 
 @pytest.mark.parametrize("secrets", [SECRET, "{}"])
-def test_the_running_process_knows_the_binding_and_the_limit(start, echo_upstream, secrets):
+def test_the_running_process_shows_the_binding_and_the_limit(start, echo_upstream, secrets):
     replica = start(echo_upstream, route_filters=CHAIN, storage=SQLITE, secrets=secrets, env=ENV)
     said = explain(replica, KEY)
     assert "not bound; this use would bind it to 127.0.0.1/32" in said and "outcome   goes upstream\n" in said, said
     assert "cost 1, 4 left" in explain(replica, KEY), "an explanation counts nothing"
-    assert [ask(replica, KEY).status for _ in range(3)] == [200] * 3
+    assert [send_request(replica, KEY).status for _ in range(3)] == [200] * 3
     logged = key_id(replica, KEY)
     said = explain(replica, KEY)
     assert f"key {logged} (sk-…efgh)" in said and "bound to 127.0.0.1/32 (single)" in said and f"for key={logged}" in said, said
     assert "cost 1, 1 left" in said and said == explain(replica, KEY)
     said = explain(replica, KEY, "127.0.0.2")
     assert "key_binding: answers with 403, other_network" in said and "outcome   403" in said
-    assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
+    assert [send_request(replica, KEY).status for _ in range(3)] == [200, 200, 429]
     said = explain(replica, KEY)
     assert re.search(r"limit `hourly`: 5/1h, .*exceeded, retry after \d+ s", said) and "outcome   429" in said, said
-    # Nothing was bound, counted or recorded by asking.
+    # The explanation bound, counted and recorded nothing.
     explain(replica, OTHER, "127.0.0.7")
     admin = signed_in(replica)
     assert admin.post("/bindings/look-up", {"key": OTHER}).json()["binding"] is None
@@ -47,24 +48,24 @@ def test_the_running_process_knows_the_binding_and_the_limit(start, echo_upstrea
     assert replica.metrics().get('keylatch_rate_limit_requests_total{outcome="refused",policy="hourly"}') == 1
     banned = replica.command("bindings", "ban", logged)
     assert banned.returncode == 0, banned.stderr
-    wait_for(lambda: "; banned" in explain(replica, KEY), "the ban is known")
+    wait_for(lambda: "; banned" in explain(replica, KEY), "the ban takes effect")
     assert KEY not in replica.stderr.read_text() + replica.stdout.read_text()
 
 
 def test_a_roaming_binding_is_not_changed(start, echo_upstream):
     chain = "      - key_binding: {rule: {roaming: {networks_max: 2, window: 24h}}}"
     replica = start(echo_upstream, route_filters=chain, storage=SQLITE, secrets=SECRET, env=ENV)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     for _ in range(2):
         assert "127.0.0.2/32 would be added" in explain(replica, KEY, "127.0.0.2")
-    assert ask(replica, KEY, "127.0.0.3").status == 200
+    assert send_request(replica, KEY, "127.0.0.3").status == 200
     assert "answers with 403" in explain(replica, KEY, "127.0.0.2")
 
 
 @pytest.mark.parametrize("secrets", [SECRET, "{}"])
 def test_offline_shows_the_key_id_of_the_logs(start, echo_upstream, secrets):
     replica = start(echo_upstream, route_filters=CHAIN, storage=SQLITE, secrets=secrets)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     logged = key_id(replica, KEY)
     said = explain(replica, KEY, "127.0.0.1", "--offline")
     assert f"for key={logged}" in said and "cost 1, 4 left" in said and "queries a store or a service, which is skipped here" in said, said
@@ -73,7 +74,7 @@ def test_offline_shows_the_key_id_of_the_logs(start, echo_upstream, secrets):
     assert f"for key={logged}" in said and "no process that runs this file was found" in said
 
 
-def test_offline_says_when_the_secret_is_not_known(start, echo_upstream):
+def test_offline_reports_an_unknown_secret(start, echo_upstream):
     replica = start(echo_upstream, route_filters=CHAIN)
     assert "key ids differ from those in the logs" in explain(replica, KEY, "127.0.0.1", "--offline")
 
@@ -81,7 +82,7 @@ def test_offline_says_when_the_secret_is_not_known(start, echo_upstream):
 def test_by_the_admin_api(start, echo_upstream):
     replica = start(echo_upstream, route_filters=CHAIN, storage=SQLITE, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     question = {"peer": "127.0.0.9", "path": "/v1/x", "headers": [f"x-api-key: {KEY}"]}
     said = admin.post("/explain", question).json()
     assert said["status"] == 403 and said["client"] == "127.0.0.9" and said["key_id"].startswith(key_id(replica, KEY)) and len(said["key_id"]) == 64

@@ -1,4 +1,5 @@
-"""PostgreSQL that changes places, takes no writes, or has no room: what requests, health and commands say then."""
+"""PostgreSQL switchovers, read-only servers and full servers, as requests, health and commands
+report them."""
 
 import itertools
 
@@ -7,14 +8,14 @@ from support.keylatch import Keylatch, free_port, wait_for
 from support.postgres import Postgres
 from support.relay import Relay
 from support.standby import Standby, switch_over
-from support.stores import FREE, SECRET, ask
+from support.stores import FREE, SECRET, send_request
 
 NUMBERS = itertools.count()
 
 
 def new_key(replica):
     """The status of a first use."""
-    return ask(replica, f"sk-failover-{next(NUMBERS):06}-abcdefgh").status
+    return send_request(replica, f"sk-failover-{next(NUMBERS):06}-abcdefgh").status
 
 
 def url(*servers, parameters=""):
@@ -40,7 +41,7 @@ def primary():
 @pytest.fixture
 def standby(primary):
     with Standby(primary) as server:
-        wait_for(lambda: server.psql("SELECT pg_is_in_recovery()", check=False) == "t", "it follows", 20)
+        wait_for(lambda: server.psql("SELECT pg_is_in_recovery()", check=False) == "t", "the standby follows", 20)
         yield server
 
 
@@ -48,27 +49,27 @@ def test_a_switchover_between_two_hosts(serving, primary, standby):
     replica = serving(url(standby, primary, parameters="?target_session_attrs=read-write"))
     assert new_key(replica) == 200
     known = "sk-failover-known-abcdefgh"
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     for one, other in ((primary, standby), (standby, primary)):
         switch_over(one, other)
-        wait_for(lambda: new_key(replica) == 200, "new keys are bound by the new primary", 15)
-        wait_for(lambda: replica.health("ready")[0] == 200, "it is ready", 15)
+        wait_for(lambda: new_key(replica) == 200, "the new primary binds new keys", 15)
+        wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
         assert other.psql("SELECT count(*) FROM bindings WHERE made_by = 'probe'") == "0"
-        assert ask(replica, known).status == 200
+        assert send_request(replica, known).status == 200
     assert replica.command("bindings", "ban", "-", stdin=known).returncode == 0
-    wait_for(lambda: ask(replica, known).status == 403, "the ban is heard of", 5)
+    wait_for(lambda: send_request(replica, known).status == 403, "the ban takes effect", 5)
 
 
 def test_connections_that_stay_on_a_demoted_primary(serving, primary, standby):
-    """The address leads to another server from now on, and open connections stay where they are."""
+    """The address now resolves to another server, and open connections stay on the old one."""
     with Relay(primary.port) as relay:
         replica = serving(url(relay))
         assert new_key(replica) == 200
         standby.promote()
         relay.target = standby.port
         primary.psql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
-        wait_for(lambda: new_key(replica) == 200, "new keys are bound by the new primary", 15)
-        wait_for(lambda: replica.health("ready")[0] == 200, "it is ready", 15)
+        wait_for(lambda: new_key(replica) == 200, "the new primary binds new keys", 15)
+        wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
         assert int(standby.psql("SELECT count(*) FROM bindings")) > int(primary.psql("SELECT count(*) FROM bindings"))
 
 
@@ -82,16 +83,16 @@ def test_sessions_that_the_server_ends(serving, primary):
 
 def test_a_start_against_a_standby_says_so(serving, primary, standby, monkeypatch):
     known = "sk-failover-known-abcdefgh"
-    assert ask(serving(url(primary)), known).status == 200
-    wait_for(lambda: standby.psql("SELECT count(*) FROM bindings WHERE confirmed") == "1", "it was copied", 10)
+    assert send_request(serving(url(primary)), known).status == 200
+    wait_for(lambda: standby.psql("SELECT count(*) FROM bindings WHERE confirmed") == "1", "the row is replicated", 10)
     monkeypatch.setattr(Keylatch, "_listens", lambda self: self.health("live")[0] == 200)
     replica = serving(url(standby))
     assert "the server is a standby and takes no writes" in replica.stderr.read_text()
-    # What is known can be judged; only what is new cannot be bound.
+    # Known keys can be judged; only new keys cannot be bound.
     not_ready(replica)
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     standby.promote()
-    wait_for(lambda: replica.health("ready")[0] == 200, "it is ready", 15)
+    wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready", 15)
     wait_for(lambda: new_key(replica) == 200, "new keys are bound", 5)
 
 
@@ -105,7 +106,7 @@ def test_a_start_waits_for_the_first_of_several_to_be_promoted(serving, primary,
 
 
 def not_ready(replica):
-    wait_for(lambda: replica.health("ready")[0] == 503, "it is not ready", 15)
+    wait_for(lambda: replica.health("ready")[0] == 503, "the replica is not ready", 15)
     state = replica.health()[1]
     assert state["status"] == "degraded" and state["store"]["ok"] is False, state
     assert "takes no writes" in state["store"]["error"], state
@@ -115,19 +116,19 @@ def not_ready(replica):
 
 
 def ready_again(replica):
-    wait_for(lambda: replica.health("ready")[0] == 200, "it is ready again", 15)
+    wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready again", 15)
     assert replica.metrics()["keylatch_store_writable"] == 1
     wait_for(lambda: new_key(replica) == 200, "new keys are bound", 5)
-    # Once each time, however many requests fail.
+    # One log line per outage, however many requests fail.
     assert replica.stderr.read_text().count("the store takes no writes") == 1
 
 
-def test_a_database_that_was_made_read_only(serving, primary):
+def test_a_read_only_database(serving, primary):
     replica = serving(url(primary))
     known = "sk-failover-known-abcdefgh"
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     primary.psql("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
     not_ready(replica)
-    assert ask(replica, known).status == 200
+    assert send_request(replica, known).status == 200
     primary.psql("SET default_transaction_read_only = off", "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
     ready_again(replica)

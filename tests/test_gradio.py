@@ -1,7 +1,8 @@
-"""Gradio's Python client through Keylatch: what it sends, which frames it can take, and that it sees the same as without.
+"""Gradio's Python client through Keylatch: its requests, the frames that it accepts, and equal
+results with and without Keylatch.
 
-The upstream speaks as a Gradio 6.31 server does (protocol `sse_v3`): a call is put into the queue, and its events come in a stream
-of their own, which a `GET` asks for."""
+The upstream imitates a Gradio 6.31 server (protocol `sse_v3`): a call enters a queue, and its
+events arrive in a separate stream that a `GET` requests."""
 
 import concurrent.futures
 import dataclasses
@@ -23,7 +24,7 @@ FRAMES = {
     "two_blank_lines": b"\n\n",
     "heartbeat": HEARTBEAT,
 }
-# Several intervals of 100 ms.
+# Seconds; several intervals of 100 ms.
 PAUSE = 0.35
 CASES = ["stream", "late_stream", "error_before", "error_inside", "cut"]
 
@@ -48,7 +49,8 @@ def message(name, **values):
 
 
 def messages(case):
-    """The events of a call. After the first output, an output says what is added to the one before."""
+    """The events of a call. After the first output, each output is a difference to the previous
+    one."""
     added = [[WORDS[0]], *([[["append", [], f"word{n} "]]] for n in (1, 2))]
     outputs = [message("process_generating", output={"data": data, "is_generating": True}, success=True) for data in added]
     begin = [message("estimation", rank=0, queue_size=1, rank_eta=None), message("process_starts", eta=None)]
@@ -82,8 +84,8 @@ def answer(request, send):
 
 
 @dataclasses.dataclass
-class Seen:
-    """What the application sees of a call."""
+class CallResult:
+    """The result of a call, as the application sees it."""
 
     outputs: list
     result: str | None
@@ -99,7 +101,7 @@ def call(port, **fields):
     except (Exception, concurrent.futures.CancelledError) as raised:  # noqa: BLE001, what a library raises is what is compared
         error = (type(raised).__name__, str(raised))
     client.close()
-    return Seen(job.outputs(), result, error)
+    return CallResult(job.outputs(), result, error)
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +132,15 @@ def test_the_client_sees_the_same(start, upstream):
     for case in CASES:
         assert seen[keylatch.port, case] == seen[upstream.port, case], case
     for case in ("stream", "late_stream"):
-        assert seen[keylatch.port, case] == Seen(WORDS, WORDS[-1], None)
+        assert seen[keylatch.port, case] == CallResult(WORDS, WORDS[-1], None)
     assert seen[keylatch.port, "error_before"].error == ("QueueError", "Queue is full! Please try again.")
-    assert seen[keylatch.port, "error_inside"] == Seen(WORDS[:1], None, ("AppError", "The model has failed."))
+    assert seen[keylatch.port, "error_inside"] == CallResult(WORDS[:1], None, ("AppError", "The model has failed."))
     assert seen[keylatch.port, "cut"].error[0] == "CancelledError"
     assert keylatch.metrics()["keylatch_stream_frames_total"] >= 20
 
 
-def test_the_client_is_known_by_its_name(start, upstream):
-    """Its `User-Agent` is the one that the table has, and gets Gradio's own heartbeat."""
+def test_the_client_is_recognised_by_its_user_agent(start, upstream):
+    """The `User-Agent` matches the table, and the client gets Gradio's own heartbeat."""
     call(upstream.port, case="error_before")
     agents = {dict(request["headers"])["user-agent"] for request in upstream.requests if request["target"].startswith("/config")}
     assert all(agent.startswith(f"gradio_client/{gradio_client.__version__}; hf_hub/") for agent in agents), agents
@@ -147,8 +149,8 @@ def test_the_client_is_known_by_its_name(start, upstream):
     assert answer.body.count(HEARTBEAT) > 6 and answer.body.replace(HEARTBEAT, b"") == b"".join(messages("stream"))
 
 
-# A single blank line is left before the next event, which then does not begin with `data:`.
+# A blank line stays in the buffer before the next event, which then does not begin with `data:`.
 @pytest.mark.parametrize(("frame", "works"), [*((frame, frame in ("two_blank_lines", "heartbeat")) for frame in FRAMES)])
-def test_which_frames_the_client_can_take(upstream, frame, works):
+def test_frames_that_the_client_accepts(upstream, frame, works):
     seen = call(upstream.port, frame=frame)
-    assert seen == (Seen(WORDS, WORDS[-1], None) if works else Seen([], None, ("CancelledError", "")))
+    assert seen == (CallResult(WORDS, WORDS[-1], None) if works else CallResult([], None, ("CancelledError", "")))

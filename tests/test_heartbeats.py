@@ -1,6 +1,8 @@
-"""Which frames the libraries can take that applications use: the reason for what `sse_keepalive` sends by itself.
+"""Which keep-alive frames client libraries accept. The results are the reason for the frames of
+`sse_keepalive`.
 
-The fake sends the frames, so nothing depends on time. `test_dialects.py` has the same libraries read what Keylatch sends."""
+The fake sends the frames, so nothing depends on time. `test_dialects.py` runs the same libraries
+through Keylatch."""
 
 import re
 
@@ -10,9 +12,10 @@ from support.dialects import FRAMES as FRAMES_OF_FAKE
 from support.dialects import TEXT, Fake
 from support.keylatch import ROOT
 
-# What every library reads as if it were not there, unless it is listed in `BREAKS`.
+# Frames that every library ignores, except for the entries of `BREAKS`.
 FRAMES = [("comment", "between"), ("comment_line", "between"), ("comment_line", "inside"), ("blank_line", "between")]
-# What a frame does to a library that does not read a stream as WHATWG HTML, section 9.2 says: the error, and the words before it.
+# Libraries that deviate from WHATWG HTML, section 9.2: the error that a frame causes, and the words
+# before it.
 NOT_JSON = "Failed to parse response as JSON. Raw response: : keep-alive"
 BREAKS = {
     ("google-genai", "comment", "between"): NOT_JSON,
@@ -20,7 +23,8 @@ BREAKS = {
     ("google-genai", "comment_line", "inside"): NOT_JSON,
     ("google-genai-node", "comment_line", "between"): "Incomplete JSON segment at the end",
     ("google-genai-node", "comment_line", "inside"): "Incomplete JSON segment at the end",
-    # Each blank line is an empty message, which an application that parses JSON cannot take.
+    # This library reports each blank line as an empty message, which an application cannot parse as
+    # JSON.
     ("fetch-event-source", "comment", "between"): "Unexpected end of JSON input",
     ("fetch-event-source", "blank_line", "between"): "Unexpected end of JSON input",
 }
@@ -30,7 +34,7 @@ LIBRARIES = [name for name in [*sdks.PYTHON, *sdks.JAVASCRIPT] if name != "ollam
 
 @pytest.fixture(scope="module")
 def run():
-    """Has a library read a stream with these frames."""
+    """Runs a library on a stream with these frames."""
     node = sdks.Node()
 
     def begin(library, frame, place):
@@ -57,13 +61,14 @@ def test_a_frame(run, library, frame, place):
         assert (outcome.text, outcome.error) == (TEXT, None) and outcome.finish
 
 
-def test_a_ping_is_an_event_of_anthropic_s(run):
+def test_a_ping_is_an_anthropic_event(run):
     outcome = run("anthropic", "event", "between")
     assert (outcome.text, outcome.finish, outcome.error) == (TEXT, "end_turn", None)
 
 
-def test_langchain_s_timer_counts_events_alone():
-    """`stream_chunk_timeout` starts again at each chunk of an asynchronous stream: frames that are no chunk do not count."""
+def test_langchains_timer_counts_only_events():
+    """`stream_chunk_timeout` restarts at each chunk of an asynchronous stream. Frames are no chunks
+    and do not restart it."""
     with Fake() as fake:
         base = f"http://127.0.0.1:{fake.port}"
         seen = {frame: sdks.langchain_chunks(base, {"X-Frame": frame, "X-Place": "between"}) for frame in FRAMES_OF_FAKE}

@@ -1,8 +1,8 @@
-"""Hostile HTTP/1: one table of what attackers send, and what may come of it.
+"""Hostile HTTP/1: a table of attacks and their permitted outcomes.
 
-Every case is sent as raw bytes on a connection of its own. The upstream parses strictly, so anything that two
-servers could read differently is an error there; after each case an ordinary request must be answered, on
-upstream connections that the case may have left behind."""
+Each case is sent as raw bytes on a new connection. The upstream parses strictly, so bytes that two
+servers could read differently are an error there. After each case an ordinary request must succeed,
+also on upstream connections that the case has used."""
 
 import asyncio
 import dataclasses
@@ -17,11 +17,11 @@ from support.keylatch import Keylatch, wait_for
 from support.strict import Strict
 
 LIMITS = "{header_timeout: 1s, body_timeout: 1s, idle_timeout: 2s}"
-END = "end"  # Among the pieces: the client closes its writing half.
+END = "end"  # A piece that means: the client closes its write side.
 REFUSED = {400}
-# Safe either way: it is taken as what it plainly means, or it is refused.
+# Both outcomes are safe: the request is read by its plain meaning, or refused.
 EITHER = {200, 400}
-# A connection that is closed without a word; only where no HTTP was spoken.
+# The connection closes without an answer; permitted only if the client sent no HTTP.
 SILENT = 0
 
 
@@ -29,10 +29,11 @@ SILENT = 0
 class Case:
     """One attack.
 
-    `pieces` are bytes, pauses in seconds, or END. `reaches` are the requests (method, target, body) that the
-    upstream may see, in this order: the first one if and only if the answer is 200, those after it may be
-    missing. `cut` is the target of a request that may arrive without the end of its body. `fields` says what
-    the first request must carry: a value, or None for a field that must not be there."""
+    `pieces` are bytes, pauses in seconds, or END. `reaches` are the requests (method, target, body)
+    that the upstream may see, in this order: the first one if and only if the answer is 200, those
+    after it may be missing. `cut` is the target of a request that may arrive without the end of its
+    body. `fields` says what the first request must carry: a value, or None for a field that must
+    not be there."""
 
     name: str
     pieces: tuple
@@ -50,7 +51,7 @@ def case(name, data, status=REFUSED, reaches=(), **rest):
 
 
 def head(line=b"GET /v1/x HTTP/1.1", *fields, host=b"Host: localhost"):
-    """A header; `host` None leaves that field out."""
+    """A request header. With `host` None it has no `Host` field."""
     lines = [line, *([host] if host is not None else []), *fields]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
@@ -89,7 +90,8 @@ def chunks(body):
 
 
 def bad_chunks(name, body, status=REFUSED, **rest):
-    """The header is fine and may have gone on; what follows may not become a whole request."""
+    """The header is valid and may be forwarded; the malformed body must not become a complete
+    request."""
     return case(name, chunks(body), status, cut="/v1/x", **rest)
 
 
@@ -180,7 +182,8 @@ CHUNKS = [
     bad_chunks("chunk_last_bare_lf", b"5\r\nhello\r\n0\n\n"),
     bad_chunks("chunk_last_then_bare_lf", b"5\r\nhello\r\n0\r\n\n", {400, 408}, within=2.0),
     bad_chunks("chunk_extension_bare_lf", b"5;a\nhello\r\n0\r\n\r\n"),
-    # To a server that takes the bare LF as an end of line, the second request is the inside of the second chunk.
+    # To a server that accepts a bare LF as a line end, the second request is inside the second
+    # chunk.
     case("chunk_extension_bare_lf_smuggles", (chunks(b"2;\nxx\r\n36\r\n0\r\n\r\n"), 0.2, SMUGGLED + b"\r\n0\r\n\r\n"), cut="/v1/x"),
     case("chunk_size_empty_smuggles", (chunks(b"\r\n\r\n"), 0.2, SMUGGLED), cut="/v1/x"),
     bad_chunks("chunk_extension_huge", b"5;" + b"a" * 100_000 + b"\r\nhello\r\n0\r\n\r\n", {400, 413}),
@@ -493,7 +496,7 @@ def keylatch(upstream, tmp_path_factory):
 
 
 def send(connection, pieces):
-    """Sends what the proxy takes; it may close before it has taken all."""
+    """Sends the pieces; the proxy may close the connection before the last one."""
     try:
         for piece in pieces:
             if isinstance(piece, float):
@@ -507,7 +510,7 @@ def send(connection, pieces):
 
 
 def read_answer(file, method):
-    """The status of the next answer, informational ones left out; SILENT if there is none."""
+    """The status of the next final answer, or SILENT if there is none."""
     try:
         while True:
             answer = raw.read_head(file)
@@ -517,14 +520,15 @@ def read_answer(file, method):
             if status >= 200:
                 break
         whole = method == "HEAD" or raw.read_body(file, fields)[1]
-        assert whole, f"an answer that is cut off: {status}"
+        assert whole, f"truncated answer: {status}"
         return status
     except (BrokenPipeError, ConnectionResetError):
         return SILENT
 
 
 def exchange(port, attack):
-    """Sends the attack; the statuses that come back, and how long the first took after the last byte."""
+    """Sends the attack; returns the statuses of the answers, and the time of the first one after
+    the last byte."""
     method = attack.reaches[0][0] if attack.reaches else attack.pieces[0].split(b" ")[0].decode("latin-1")
     with raw.connect(port, timeout=attack.within) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -533,21 +537,22 @@ def exchange(port, attack):
         try:
             statuses = [read_answer(file, method)]
             if statuses[0] in (200, 404) or not attack.closes:
-                # Who closes a half while a request is under way gives it up, and the upstream may see it at any time after.
+                # Closing the write side during a request cancels it, and the upstream may see this
+                # at any later time.
                 while statuses[-1] == 200 and len(statuses) < len(attack.reaches):
                     statuses.append(read_answer(file, "GET"))
-                # An ordinary end of a connection that is kept. Whatever else was sent is served before it.
+                # A regular end of a keep-alive connection, after all requests are answered.
                 send(connection, (END,))
-            # A refusal ends the connection, whether or not the client does.
+            # A refusal closes the connection, even if the client does not.
             while statuses[-1] != SILENT and len(statuses) < 200:
                 statuses.append(read_answer(file, "GET"))
         except TimeoutError:
-            raise AssertionError(f"neither answered nor closed within {attack.within}s") from None
+            raise AssertionError(f"neither answered nor closed within {attack.within} s") from None
     return statuses[:-1] if statuses[-1] == SILENT and len(statuses) > 1 else statuses
 
 
 def began_ms(seen):
-    """When the proxy took a request, by the identifier that it has given it; one that has another is taken for now's."""
+    """The time in a request id given by the proxy. A request with a foreign id counts as new."""
     try:
         return uuid.UUID(seen.all("x-request-id")[0]).int >> 80
     except (IndexError, ValueError):
@@ -555,11 +560,12 @@ def began_ms(seen):
 
 
 def settle(upstream, keylatch, before, since_ms):
-    """An ordinary request is answered after the attack; what the attack brought to the upstream. What one before it had begun, and
-    has been cut off since, may be seen there only now."""
+    """Asserts that an ordinary request is answered after the attack; returns the requests of the
+    attack at the upstream. Requests of an earlier, cancelled case may arrive only now, and are left
+    out."""
     assert keylatch.process.poll() is None, "the process has ended"
     answer = raw.request(keylatch.port, "/v1/probe", method="POST", body=b"probe")
-    assert (answer.status, answer.body) == (200, b"ok"), "an ordinary request after it"
+    assert (answer.status, answer.body) == (200, b"ok"), "an ordinary request after the attack"
     return [seen for seen in upstream.requests[before:] if seen.target != "/v1/probe" and began_ms(seen) >= since_ms]
 
 
@@ -586,7 +592,7 @@ def test_nothing_panicked_and_the_upstream_saw_no_error(keylatch, upstream):
     assert len({attack.name for attack in CASES}) == len(CASES) >= 60
 
 
-def test_a_second_header_has_its_time_as_well(keylatch, upstream):
+def test_header_timeout_of_a_second_request(keylatch, upstream):
     for first in (target(b"/v1/x"), length(b"5"), target(b"/elsewhere")):
         with raw.connect(keylatch.port, timeout=6) as connection:
             connection.sendall(first)
@@ -595,19 +601,19 @@ def test_a_second_header_has_its_time_as_well(keylatch, upstream):
             connection.sendall(b"GET /v1/x HTTP/1.1\r\nHo")
             begun = time.monotonic()
             assert read_answer(file, "GET") == 408
-            assert 0.7 < time.monotonic() - begun < 1.9, "and is not what an idle connection has"
-            assert file.read() == b"", "and is closed"
+            assert 0.7 < time.monotonic() - begun < 1.9, "header_timeout applies, not idle_timeout"
+            assert file.read() == b"", "the connection is closed"
 
 
-def test_connections_that_trickle_are_gone_in_time_and_in_nobodys_way(upstream, tmp_path):
-    """300 clients send a byte of a header every 0.2s; header_timeout is 2s."""
+def test_trickling_connections_are_closed_and_block_no_client(upstream, tmp_path):
+    """300 clients send one byte of a header every 0.2 s; header_timeout is 2 s."""
     count, timeout, slack = 300, 2.0, 1.5
     starts = [b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"POST /v1/x HTTP/1.1\r\nHost: ", b"\r\n\r\n\r\n\r\n",
               b"PRI * HTTP/2.0\r\n\r\n"]
     starts.append(b"PRINT /v1/x HTTP/1.1\r\nX-A: ")
 
     async def trickle(port, data):
-        """How long the proxy bore it, and what it said."""
+        """The time until the proxy closed the connection, and its answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         begun = time.monotonic()
         answer = asyncio.ensure_future(reader.read())
@@ -629,7 +635,7 @@ def test_connections_that_trickle_are_gone_in_time_and_in_nobodys_way(upstream, 
         return time.monotonic() - begun, said
 
     async def ordinary(port, over):
-        """The slowest of the ordinary requests, and how many there were."""
+        """The time of the slowest ordinary request, and the number of requests."""
         slowest, answered = 0.0, 0
         while not over.is_set() and answered < 5000:
             begun = time.monotonic()
@@ -655,7 +661,8 @@ def test_connections_that_trickle_are_gone_in_time_and_in_nobodys_way(upstream, 
         wait_for(lambda: slow.metrics()["keylatch_connections"] <= 1, "no connection is left", 2)
     assert all(said is not None for _, said in trickles), "some were never closed"
     late = {starts[n % len(starts)]: round(took, 2) for n, (took, _) in enumerate(trickles) if took > timeout + slack}
-    assert not late, f"later than {timeout + slack}s: {late}"
+    assert not late, f"closed later than {timeout + slack} s: {late}"
     assert all(b" 408 " in trickles[n][1] for n in range(0, count, len(starts)))
-    assert answered > 50 and slowest < 1, f"{answered} ordinary requests, the slowest took {slowest:.2f}s"
+    # Far more than an ordinary request takes, and half of header_timeout.
+    assert answered > 50 and slowest < 1, f"{answered} ordinary requests, the slowest took {slowest:.2f} s"
     assert {seen.target for seen in upstream.requests[requests:]} == {"/v1/x"} and len(upstream.requests) - requests == answered

@@ -1,4 +1,5 @@
-"""Hostile HTTP/2 in clear, with frames made by hand: one table, and a strict HTTP/1.1 upstream behind it."""
+"""Hostile plaintext HTTP/2 with hand-made frames: a table of attacks, and a strict HTTP/1.1
+upstream."""
 
 import dataclasses
 import socket
@@ -17,7 +18,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM = ACK = 0x1
 END_HEADERS, PADDED, WITH_PRIORITY = 0x4, 0x8, 0x20
-# What may come of an attack, besides the status of an answer.
+# Outcomes of an attack, besides the status of an answer.
 RESET, AWAY, CLOSED = "reset", "goaway", "closed"
 MALFORMED = {RESET, AWAY, 400}
 BROKEN = {AWAY, CLOSED}
@@ -29,12 +30,12 @@ def frame(kind, flags=0, stream=0, payload=b"", size=None):
 
 
 def block(fields):
-    """A header block that leaves the dynamic table alone, whatever the fields are."""
+    """A header block that does not use the dynamic table."""
     return hpack.Encoder().encode([(name, value, True) for name, value in fields], huffman=False)
 
 
 def headers(fields, stream=1, end=True, payload=None):
-    """A header in one frame, or in as many as it takes."""
+    """A header block in one HEADERS frame, followed by CONTINUATION frames if needed."""
     payload = block(fields) if payload is None else payload
     pieces = [payload[n : n + 16384] for n in range(0, len(payload), 16384)] or [b""]
     out = b""
@@ -52,7 +53,7 @@ def data(body, stream=1, end=True):
 
 
 def fields(*more, method="GET", path="/v1/x", authority="localhost", scheme="http"):
-    """A request's fields; a pseudo field that is None is left out."""
+    """The fields of a request. A pseudo field that is None is left out."""
     pseudo = [(":method", method), (":scheme", scheme), (":authority", authority), (":path", path)]
     return [(name, value) for name, value in pseudo if value is not None] + list(more)
 
@@ -67,11 +68,12 @@ def setting(number, value):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One attack on a connection of its own, after the preface and the settings unless `bare`.
+    """One attack on a new connection, after the preface and the settings unless `bare`.
 
-    `pieces` are bytes and pauses. `outcome` is what may come of stream `stream`. `reaches` are the requests
-    (method, target, body) that the upstream sees if and only if the answer is 200; `cut` is the target of one
-    that may arrive without its end; `flood` says that the upstream may see any number of `GET /v1/x`."""
+    `pieces` are bytes and pauses. `outcome` lists the permitted outcomes of stream `stream`.
+    `reaches` are the requests (method, target, body) that the upstream sees if and only if the
+    answer is 200; `cut` is the target of one that may arrive without its end; `flood` says that the
+    upstream may see any number of `GET /v1/x`."""
 
     name: str
     pieces: tuple
@@ -159,7 +161,7 @@ PATHS = [
         ("without_slash", "v1/x", MALFORMED, []),
         ("at_evil", "@evil/v1/x", MALFORMED, []),
         ("absolute", "http://evil/v1/x", MALFORMED, []),
-        # The h2 library drops a fragment before anybody sees it; over HTTP/1, where the line is at hand, it is refused.
+        # The h2 library drops a fragment before Keylatch can refuse it; over HTTP/1 it is refused.
         ("fragment", "/v1/x#f", EITHER, [X]),
         ("query_fragment", "/v1/x?a#f", EITHER, [got("/v1/x?a")]),
         ("dots", "/v1/a/../x", EITHER, [X]),
@@ -234,7 +236,8 @@ BODIES = [
     post("body_with_length", [LENGTH5], data(b"hello"), {200}, [HELLO]),
     post("body_without_length", [], data(b"hello"), {200}, [HELLO]),
     post("body_in_single_bytes", [], b"".join(data(b"%c" % b, end=False) for b in b"hello") + data(b""), {200}, [HELLO]),
-    # Many clients end a body so. It must not become a second last chunk, the beginning of the next request to the upstream.
+    # Many clients end a body with an empty DATA frame. It must not become a second last chunk,
+    # which would begin the next request.
     post("body_ends_with_empty_data", [], data(b"hello", end=False) + data(b""), {200}, [HELLO]),
     post("body_of_empty_data", [], data(b""), {200}, [got(method="POST")]),
     post("body_with_length_ends_with_empty_data", [LENGTH5], data(b"hello", end=False) + data(b""), {200}, [HELLO]),
@@ -307,7 +310,7 @@ OTHERS = [
     case("no_settings", PREFACE + ORDINARY, BROKEN | {200}, [X], bare=True),
 ]
 
-CANCEL = frame(RST_STREAM, size=4)[:5]  # Its stream and its reason follow.
+CANCEL = frame(RST_STREAM, size=4)[:5]  # The stream id and the error code follow.
 FLOOD = {200, RESET, AWAY, CLOSED, 431}
 FLOODS = [
     case("continuation_flood",
@@ -359,7 +362,7 @@ def keylatch(upstream, tmp_path_factory):
 
 
 def read_exactly(connection, count):
-    """So many bytes, or None at the end of the connection."""
+    """Reads `count` bytes; None at the end of the connection."""
     out = b""
     while len(out) < count:
         try:
@@ -373,7 +376,8 @@ def read_exactly(connection, count):
 
 
 def outcome_of(connection, stream, seconds):
-    """What comes of the stream: its status once it is whole, or how it or the connection ends."""
+    """The outcome of the stream: its status once it is complete, or how it or the connection
+    ends."""
     decoder, status, end = hpack.Decoder(), None, time.monotonic() + seconds
     while True:
         left = end - time.monotonic()
@@ -393,14 +397,14 @@ def outcome_of(connection, stream, seconds):
         if kind == SETTINGS and not flags & ACK:
             send(connection, (frame(SETTINGS, ACK),))
         if number == stream and kind == RST_STREAM:
-            # An answer that came before its request's end is often followed by one that asks for no more of it.
+            # An answer before the end of its request is often followed by RST_STREAM with NO_ERROR.
             return status if status and status >= 400 else RESET
         if number == stream and kind in (HEADERS, DATA) and flags & END_STREAM and status and status >= 200:
             return status
 
 
 def send(connection, pieces):
-    """Sends what the proxy takes; it may close before it has taken all."""
+    """Sends the pieces; the proxy may close the connection before the last one."""
     try:
         for piece in pieces:
             if isinstance(piece, float):
@@ -419,14 +423,15 @@ def exchange(port, attack):
         try:
             return outcome_of(connection, attack.stream, attack.within)
         except TimeoutError:
-            raise AssertionError(f"neither answered nor closed within {attack.within}s") from None
+            raise AssertionError(f"neither answered nor closed within {attack.within} s") from None
 
 
 def quiet(upstream):
-    """Waits until nothing of a flood reaches the upstream any more, so that none of it is taken for the next case's."""
+    """Waits until no request of a flood reaches the upstream, so that none is attributed to the
+    next case."""
     end, count = time.monotonic() + 3, None
     while count != (count := len(upstream.requests)):
-        assert time.monotonic() < end, "a flood goes on although its client has left"
+        assert time.monotonic() < end, "a flood continues after its client has left"
         time.sleep(0.2)
 
 
@@ -434,9 +439,9 @@ def probe(port):
     """An ordinary request over HTTP/2, and one over HTTP/1."""
     with raw.connect(port, timeout=5) as connection:
         send(connection, (PREFACE + frame(SETTINGS) + headers(fields(path="/v1/probe")),))
-        assert outcome_of(connection, 1, 5) == 200, "an ordinary request after it, HTTP/2"
+        assert outcome_of(connection, 1, 5) == 200, "an ordinary request after the attack, HTTP/2"
     answer = raw.request(port, "/v1/probe", method="POST", body=b"probe")
-    assert (answer.status, answer.body) == (200, b"ok"), "an ordinary request after it, HTTP/1"
+    assert (answer.status, answer.body) == (200, b"ok"), "an ordinary request after the attack, HTTP/1"
 
 
 @pytest.mark.parametrize("attack", CASES, ids=[attack.name for attack in CASES])
@@ -456,7 +461,7 @@ def test_hostile(keylatch, upstream, attack):
         assert set(whole) <= {X} and set(part) <= {attack.cut, "/v1/x"}, f"the upstream saw {seen}"
         return
     assert all(path == attack.cut for path in part) and len(part) <= 1, f"unfinished at the upstream: {seen}"
-    # A connection may end before an answer to what was fine has come.
+    # A connection error may precede the answer to a valid request.
     assert whole == (list(attack.reaches) if outcome == 200 else whole and list(attack.reaches)), f"{outcome}; the upstream saw {seen}"
     for name, value in attack.carries if whole else ():
         assert seen[0].all(name) == ([] if value is None else [value]), f"{name}: {seen[0]}"
@@ -468,14 +473,15 @@ def test_nothing_panicked_and_the_upstream_saw_no_error(keylatch, upstream):
     assert len({attack.name for attack in CASES}) == len(CASES) >= 20
 
 
-def test_a_mistake_on_one_stream_leaves_the_others_alone(keylatch):
+def test_a_stream_error_does_not_affect_other_streams(keylatch):
     with raw.connect(keylatch.port, timeout=5) as connection:
         send(connection, (PREFACE + frame(SETTINGS) + headers(fields(path="/v1/slow")) + headers(fields(("connection", "x")), 3),))
         assert outcome_of(connection, 1, 2) == 200
 
 
-def test_floods_leave_no_memory_behind(keylatch, upstream):
-    """Twenty connections flood at once, and stay open; others are served, and the process does not grow with it."""
+def test_floods_do_not_grow_memory(keylatch, upstream):
+    """Twenty connections flood at once and stay open; other clients are served, and memory does not
+    grow."""
     before, open_ones, errors = keylatch.memory_kib(), [], len(upstream.errors)
     flood = frame(HEADERS, END_STREAM, 1, block(fields())) + frame(CONTINUATION, 0, 1, block([("x-a", "b" * 1000)])) * 1000
     try:
@@ -484,6 +490,8 @@ def test_floods_leave_no_memory_behind(keylatch, upstream):
             open_ones.append(connection)
             send(connection, (PREFACE + frame(SETTINGS) + flood,))
         probe(keylatch.port)
+        # The floods send 20 MB in all; without a limit, decoded headers would take several times
+        # that.
         assert keylatch.memory_kib() - before < 32 * 1024
     finally:
         for connection in open_ones:

@@ -1,4 +1,5 @@
-"""The key that is judged is the key that the upstream uses: every place and every spelling, and signed tokens."""
+"""The judged key is the key that the upstream uses: all sources and spellings of keys, and signed
+tokens."""
 
 import base64
 import hashlib
@@ -30,7 +31,7 @@ def key_id(key):
 
 
 def logged(keylatch, answer):
-    """The access line of an answer."""
+    """The access log line of an answer."""
     wanted = answer.header("x-request-id")
     return wait_for(lambda: next((line for line in keylatch.access_log() if line.get("request_id") == wanted), None), "the access line")
 
@@ -43,7 +44,7 @@ def bearer(value):
     return ("Authorization", value)
 
 
-# What a client sends: the path, the fields, and what becomes of it: 200, or the status of the refusal.
+# Cases: the path, the fields, and the status: 200, or the status of the refusal.
 CASES = [
     ("/v1/chat/completions", [bearer(f"Bearer {A}")], 200),
     ("/v1/chat/completions", [bearer(f"bearer {A}")], 200),
@@ -107,7 +108,8 @@ CASES = [
 
 @pytest.fixture
 def new_api(start, echo_upstream, pytestconfig):
-    """Keylatch with the routes of the shipped file, in front of an upstream that keeps what it gets."""
+    """A Keylatch with the routes of the shipped file, in front of an upstream that records
+    requests."""
     shipped = (pytestconfig.rootpath / "config/behind-cloudflare.yaml").read_text()
     match = next(line for line in shipped.splitlines() if line.strip().startswith("paths: "))
     excepted = next(line for line in shipped.splitlines() if line.strip().startswith("except_paths: "))
@@ -132,7 +134,7 @@ routes:
     return start(echo_upstream, config=config.replace('[{address: "127.0.0.1:{port}"}]', '[{{address: "127.0.0.1:{port}"}}]'))
 
 
-def test_the_key_that_is_judged_is_the_one_that_new_api_uses(new_api, echo_upstream):
+def test_the_judged_key_is_the_one_that_new_api_uses(new_api, echo_upstream):
     assert len(CASES) >= 40
     for path, fields, expected in CASES:
         echo_upstream.requests.clear()
@@ -147,7 +149,7 @@ def test_the_key_that_is_judged_is_the_one_that_new_api_uses(new_api, echo_upstr
         assert A not in json.dumps(line) and B not in json.dumps(line)
 
 
-def test_a_stolen_key_passes_from_elsewhere_in_no_spelling(new_api, echo_upstream):
+def test_a_stolen_key_is_refused_in_every_spelling(new_api, echo_upstream):
     assert raw.request(new_api.port, headers=[raw.key(A)]).status == 200
     echo_upstream.requests.clear()
     for path, fields, _ in CASES:
@@ -157,12 +159,12 @@ def test_a_stolen_key_passes_from_elsewhere_in_no_spelling(new_api, echo_upstrea
     assert [seen for seen in echo_upstream.requests if key_taken(seen["target"], seen["headers"]) == A.removeprefix("sk-").lower()] == []
 
 
-def test_images_and_the_console_need_no_key(new_api):
+def test_images_and_the_web_console_need_no_key(new_api):
     for path in ("/mj/image/1", "/fast/mj/image/1", "/api/mj/self", "/api/mj/", "/api/status", "/"):
         assert raw.request(new_api.port, path).status == 200, path
 
 
-def test_every_line_of_an_unlisted_field_is_removed(start, echo_upstream):
+def test_all_lines_of_an_unlisted_field_are_removed(start, echo_upstream):
     keylatch = start(echo_upstream, route_filters=filters(", from: [authorization]"), secrets=SECRET)
     fields = [raw.key(A), ("x-api-key", B), ("x-api-key", "second"), ("api-key", ""), (PROTOCOL, f"realtime, {IN_BROWSER}{B}"),
               (PROTOCOL, f"{IN_BROWSER}x"), (PROTOCOL, "v1")]
@@ -186,7 +188,7 @@ def test_a_key_in_the_query_is_a_source_or_is_refused_with_advice(start, echo_up
     assert A not in reads.stdout.read_text() + reads.stderr.read_text() + keylatch.stdout.read_text()
 
 
-def test_long_keys_have_an_option_of_their_own(start, echo_upstream):
+def test_long_keys_need_an_option(start, echo_upstream):
     long = "k" * 9000
     keylatch = start(echo_upstream, route_filters=filters(), secrets=SECRET)
     answer = raw.request(keylatch.port, headers=[raw.key(long)])
@@ -211,7 +213,7 @@ def token(signer, **claims):
 
 
 def rewritten(text):
-    """The same token with the other valid signature: (r, n - s)."""
+    """The same token with its other valid signature: (r, n - s)."""
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     head, _, signature = text.rpartition(".")
     raw_signature = base64.urlsafe_b64decode(signature + "==")
@@ -235,7 +237,7 @@ def public_pem(signer):
 
 
 def test_the_rewritten_signature_is_valid(signer):
-    """Both signatures are: that is why a signature cannot name a token."""
+    """Both signatures are valid, so a signature cannot identify a token."""
     text = token(signer)
     other = rewritten(text)
     assert other != text and jwt.decode(other, signer.public_key(), algorithms=["ES256"])["sub"] == "u1"
@@ -256,7 +258,7 @@ def test_a_stolen_token_is_one_token_in_every_spelling(start, echo_upstream, sig
         for other in spellings(text):
             answer = raw.request(keylatch.port, headers=[raw.key(other)], source=FOREIGN)
             assert answer.status in (401, 403), (other, answer.body)
-        # The owner's other spelling counts for the same limit.
+        # Another spelling by the owner counts for the same limit.
         answers = [raw.request(keylatch.port, headers=[raw.key(spelled)]) for spelled in (text, rewritten(text))]
         left = [int(re.search(r"r=(\d+)", answer.header("ratelimit"))[1]) for answer in answers]
         assert left[0] - left[1] == 1
@@ -264,11 +266,11 @@ def test_a_stolen_token_is_one_token_in_every_spelling(start, echo_upstream, sig
         assert keylatch.command("bindings", "ban", key).returncode == 0
         for spelled in (text, *spellings(text)):
             for source in (OWN, FOREIGN):
-                wait_for(lambda: raw.request(keylatch.port, headers=[raw.key(spelled)], source=source).status in (401, 403), "the ban holds")
+                wait_for(lambda: raw.request(keylatch.port, headers=[raw.key(spelled)], source=source).status in (401, 403), "the ban takes effect")
 
 
-def test_a_binding_from_before_moves_on_first_use(start, echo_upstream, signer):
-    """Earlier versions named a token by its whole text, and a key of New API with regard to case."""
+def test_a_binding_of_an_earlier_version_migrates_on_first_use(start, echo_upstream, signer):
+    """Earlier versions hashed the whole text of a token, and keys of New API case-sensitively."""
     text = token(signer)
     for secrets, key, other, name in (
         (SECRET, text, rewritten(text), text.rpartition(".")[0]),
@@ -288,7 +290,7 @@ def test_a_binding_from_before_moves_on_first_use(start, echo_upstream, signer):
         assert key_id(name) in listed and whole[:12] not in listed
 
 
-def test_a_token_in_another_field(start, echo_upstream, signer, tmp_path):
+def test_a_signed_token_in_another_field(start, echo_upstream, signer, tmp_path):
     (tmp_path / "key.pem").write_text(public_pem(signer))
     field = "{header: cf-access-jwt-assertion}"
     modes = f"[{{jwt: {{algorithms: [ES256], key: {{pem: 'file:{tmp_path}/key.pem'}}}}}}]"
@@ -303,10 +305,10 @@ def test_a_token_in_another_field(start, echo_upstream, signer, tmp_path):
     assert raw.request(keylatch.port, headers=[(access, text)], source=FOREIGN).status == 403
 
 
-# What the doctor says.
+# Findings of `keylatch doctor`.
 
 
-def test_the_doctor_finds_credentials_that_nothing_judges(start, echo_upstream):
+def test_the_doctor_finds_credentials_that_no_filter_judges(start, echo_upstream):
     def findings(keylatch):
         return [json.loads(line) for line in keylatch.command("doctor", "--json").stdout.splitlines()]
 

@@ -1,4 +1,5 @@
-"""A response that is sent while the client still uploads reaches the client: lingering close, with real clients."""
+"""Lingering close: a response sent during an upload reaches the client. Tested with real
+clients."""
 
 import contextlib
 import http.client
@@ -13,16 +14,16 @@ import pytest
 
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect, read_body, read_head
-from support.tls import context, files, shake
+from support.tls import context, files, tls_connect
 from support.upstreams import Scripted, echo
 from test_drain_h2 import Raw
 from test_hostile_h2 import DATA, END_STREAM, HEADERS, RST_STREAM, data, fields, headers
-from test_neighbours import behind, caddy, nginx, running  # noqa: F401
-from test_neighbours import shake as through
+from test_shipped_files import behind, caddy, nginx, running  # noqa: F401
+from test_shipped_files import tls_connect as through
 
 BEARER = "      - bearer: {accept: [well_formed]}"
 SIZES = [300_000, 10_000_000, 40_000_000]
-# Short, so that a test sees each limit.
+# Short limits, so that tests reach them quickly.
 LINGERING = "{lingering_time: 2s, lingering_timeout: 500ms, lingering_bytes: 1MiB, header_timeout: 500ms}"
 NODE = """
 const [url, size, chunked] = [process.argv[1], Number(process.argv[2]), process.argv[3] === 'chunked'];
@@ -47,7 +48,7 @@ ask('POST', expects, () => ask('POST', expects, () => ask('GET', { Authorization
 
 
 def lingered(keylatch):
-    """Lingering closes so far, by outcome."""
+    """The number of lingering closes, by outcome."""
     series = {name: value for name, value in keylatch.metrics().items() if name.startswith("keylatch_lingering_closes_total")}
     return {name.split('"')[1]: int(value) for name, value in series.items()}
 
@@ -58,7 +59,7 @@ def pieces(size, piece=65536):
 
 
 def upload(connection, size, chunked=False, path="/v1/x", headers=()):
-    """One POST by Python's http.client, which reads the response only after it has sent everything."""
+    """One POST by Python's http.client, which reads the response only after the whole upload."""
     client = http.client.HTTPConnection("api.test")
     client.sock = connection
     body = pieces(size, min(size, 65536)) if chunked else b"a" * size
@@ -92,11 +93,11 @@ def test_http_client(keylatch, size, chunked):
 @pytest.mark.parametrize("chunked", [False, True])
 def test_http_client_over_tls(over_tls, authority, chunked):
     for _ in range(4):
-        with shake(over_tls.port, authority) as connection:
+        with tls_connect(over_tls.port, authority) as connection:
             assert upload(connection, 10_000_000, chunked)[0] == 401
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
 @pytest.mark.parametrize("chunked", ["length", "chunked"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_node_fetch(keylatch, over_tls, authority, scheme, chunked):
@@ -109,7 +110,7 @@ def test_node_fetch(keylatch, over_tls, authority, scheme, chunked):
         assert json.loads(done.stdout)["status"] == 401
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
 @pytest.mark.parametrize("more", [["-H", "Expect:"], [], ["-H", "Transfer-Encoding: chunked"], ["--http2"]], ids=["length", "expect", "chunked", "http2"])
 def test_curl(keylatch, over_tls, tmp_path, more, tls):
@@ -143,11 +144,11 @@ def test_behind_nginx(behind, echo_upstream):  # noqa: F811
                     assert upload(connection, size, chunked)[0] == 401, (chunked, size)
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="no curl here")
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_behind_caddy(behind, echo_upstream, authority, tmp_path, version):  # noqa: F811
-    """Caddy reads no more than 256 KiB after the answer, and resets the connection half a second later: a larger body reaches
-    only a client that reads while it sends."""
+    """Caddy reads at most 256 KiB after the answer, and resets the connection half a second later.
+    With a larger body the answer reaches only a client that reads while it sends."""
     keylatch, port, pull = behind(caddy, echo_upstream, route_filters=BEARER)
     for chunked in (False, True):
         for _ in range(4):
@@ -166,8 +167,8 @@ def test_behind_caddy(behind, echo_upstream, authority, tmp_path, version):  # n
 
 
 def test_expect_with_http_client(keylatch, over_tls, authority):
-    """The final status comes instead of 100, and the body is not asked for."""
-    for connection in (connect(keylatch.port), shake(over_tls.port, authority)):
+    """The final status replaces 100, and the body is not requested."""
+    for connection in (connect(keylatch.port), tls_connect(over_tls.port, authority)):
         with connection:
             client = http.client.HTTPConnection("api.test")
             client.sock = connection
@@ -181,7 +182,7 @@ def test_expect_with_http_client(keylatch, over_tls, authority):
 
 
 def test_expect_with_the_body_at_once(keylatch, echo_upstream):
-    """Nothing of the body is outstanding: the next byte begins a request."""
+    """The body is complete, so the next byte begins a request."""
     with connect(keylatch.port) as connection:
         file = connection.makefile("rb")
         for _ in range(3):
@@ -194,14 +195,14 @@ def test_expect_with_the_body_at_once(keylatch, echo_upstream):
     assert [seen["target"] for seen in echo_upstream.requests] == ["/v1/y"]
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="no Node here")
+@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
 def test_expect_with_node(keylatch):
     done = subprocess.run(["node", "-e", EXPECT, "--", keylatch.url("/v1/x")], capture_output=True, text=True, timeout=20, check=False)
-    # The second request of the pool is on a connection of its own, and is answered as itself.
+    # The second request of the pool uses another connection, and gets its own answer.
     assert (done.stdout.split(), done.returncode) == (["401", "401", "200"], 0), done.stderr
 
 
-# Each refusal.
+# All refusals.
 
 
 def test_each_status(start, echo_upstream):
@@ -232,10 +233,10 @@ def test_too_large(start, echo_upstream, chunked):
 
 
 def test_an_early_answer_of_the_upstream(start):
-    """It is passed on, and reaches the client in the same way."""
+    """An early answer of the upstream is forwarded, and reaches the client in the same way."""
 
     class Early(Scripted):
-        def _serve(self, connection):
+        def serve(self, connection):
             file = connection.makefile("rb")
             while file.readline().strip():
                 pass
@@ -264,9 +265,9 @@ def test_refusals_of_the_connection_layer(start, serve, authority, echo_upstream
         keylatch = serve(echo_upstream, {"certificates": [files(authority.issue("api", "api.test"))]}, limits=LINGERING)
     else:
         keylatch = start(echo_upstream, limits=LINGERING)
-    with shake(keylatch.port, authority) if tls else connect(keylatch.port) as connection:
+    with tls_connect(keylatch.port, authority) if tls else connect(keylatch.port) as connection:
         connection.sendall(head)
-        # What comes while the response is on its way.
+        # Refusals of the connection layer.
         if expected != 408:
             connection.sendall(b"a" * 400_000)
         file = connection.makefile("rb")
@@ -283,13 +284,13 @@ def test_refusals_of_the_connection_layer(start, serve, authority, echo_upstream
 
 
 def refused_upload(connection, length=100_000_000):
-    """Begins an upload that is refused; the file, after the whole response was read."""
+    """Begins an upload that is refused; returns the file after the whole response was read."""
     connection.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length)
     file = connection.makefile("rb")
     status, fields = read_head(file)
     assert status == 401 and dict(fields)["connection"] == "close"
     assert read_body(file, fields)[1]
-    assert file.read() == b"", "the write side is closed"
+    assert file.read() == b"", "Keylatch closes its write side"
 
 
 def test_each_limit_cuts(start, echo_upstream):
@@ -300,15 +301,15 @@ def test_each_limit_cuts(start, echo_upstream):
 
     with connect(keylatch.port) as silent:
         refused_upload(silent)
-        assert keylatch.metrics()["keylatch_connections"] == 1, "it counts as a connection"
+        assert keylatch.metrics()["keylatch_connections"] == 1, "a lingering connection counts as open"
         ends("lingering_timeout")
-        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "its place is free")
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is released")
     with connect(keylatch.port) as steady:
         refused_upload(steady)
         with pytest.raises(OSError):
             while True:
                 steady.sendall(b"a")
-                time.sleep(0.1)  # Steady, but never silent for as long as the timeout.
+                time.sleep(0.1)  # Each pause is shorter than the silence limit.
         ends("lingering_time")
     with connect(keylatch.port) as greedy:
         refused_upload(greedy)
@@ -321,7 +322,7 @@ def test_each_limit_cuts(start, echo_upstream):
     ends("closed")
 
 
-def test_a_stop_does_not_wait_longer_than_the_drain(start, echo_upstream):
+def test_lingering_does_not_extend_a_stop(start, echo_upstream):
     config = DEFAULT.replace("drain: 5s", "drain: 1s")
     keylatch = start(echo_upstream, route_filters=BEARER, config=config, limits="{lingering_time: 10min, lingering_timeout: 10min}")
     with connect(keylatch.port) as connection:
@@ -330,8 +331,9 @@ def test_a_stop_does_not_wait_longer_than_the_drain(start, echo_upstream):
         assert keylatch.process.wait(6) == 0
 
 
-def test_http2_resets_without_an_error(start, echo_upstream):
-    """The stream of a refused upload ends after the limit, and the connection goes on (RFC 9113, section 8.1)."""
+def test_http2_resets_the_stream_with_no_error(start, echo_upstream):
+    """The stream of a refused upload ends after the limit, and the connection stays open (RFC 9113,
+    section 8.1)."""
     keylatch = start(echo_upstream, route_filters=BEARER, limits=LINGERING)
     with connect(keylatch.port) as connection:
         client = Raw(connection)
@@ -348,7 +350,7 @@ def test_http2_resets_without_an_error(start, echo_upstream):
     assert lingered(keylatch)["lingering_timeout"] == 1
 
 
-# What must not become a request.
+# Discarded bytes must not become a request.
 
 SMUGGLED = b"GET /v1/smuggled HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\n\r\n"
 
@@ -369,14 +371,14 @@ def test_a_discarded_body_is_not_a_request(keylatch, echo_upstream, head):
         assert read_body(file, fields)[1]
         for _ in range(3):
             connection.sendall(SMUGGLED)
-        assert file.read() == b"", "one response, and no other"
+        assert file.read() == b"", "exactly one response"
     wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over")
     assert echo_upstream.requests == []
     assert len(keylatch.access_log()) == 1
 
 
 def test_a_small_body_leaves_the_connection_usable(keylatch, echo_upstream):
-    """Up to 256 KiB with a length are read to their end."""
+    """A body of up to 256 KiB with a `Content-Length` is read to its end."""
     with connect(keylatch.port) as connection:
         for _ in range(3):
             status, _, kept = upload(connection, 200_000)
@@ -387,12 +389,12 @@ def test_a_small_body_leaves_the_connection_usable(keylatch, echo_upstream):
 
 
 def test_an_ordinary_close_does_not_linger(start, echo_upstream):
-    """A connection whose requests were all read ends at once."""
+    """A connection without unread data closes at once."""
     keylatch = start(echo_upstream, limits="{lingering_time: 10min, lingering_timeout: 10min}")
     with connect(keylatch.port) as connection:
         connection.sendall(b"POST /v1/x HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
         file = connection.makefile("rb")
         status, fields = read_head(file)
         assert status == 200 and read_body(file, fields)[1] and file.read() == b""
-        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "its place is free")
+        wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is released")
     assert sum(lingered(keylatch).values()) == 0

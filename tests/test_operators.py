@@ -1,4 +1,4 @@
-"""What operators do from a shell and by the admin API with bindings, limits and intercepts."""
+"""Operator tasks in a shell and by the admin API: bindings, limits and intercepts."""
 
 import concurrent.futures
 import json
@@ -11,7 +11,7 @@ import pytest
 from support import raw
 from support.admin import ENV, Admin, signed_in
 from support.keylatch import BINARY, wait_for
-from support.stores import SECRET, ask, key_id, storage
+from support.stores import SECRET, send_request, key_id, storage
 
 KEY = "sk-operator-01-abcdefgh"
 SQLITE = "{sqlite: {path: t.db, flush_every: 50ms}}"
@@ -35,7 +35,7 @@ def store(request):
 
 
 @pytest.mark.parametrize(("options", "network"), [("", "2001:db8:2:3::/64"), (", ipv6_prefix: 48", "2001:db8:2::/48")])
-def test_allow_admits_what_a_first_use_would_bind(start, echo_upstream, store, options, network):
+def test_allow_uses_the_network_of_a_first_use(start, echo_upstream, store, options, network):
     replica = start(echo_upstream, route_filters=TRUSTING % options, trusted=TRUSTED, storage=store, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
     assert ask_from(replica, KEY, "2001:db8:1::1") == 200 and ask_from(replica, KEY, "2001:db8:2:3::7") == 403
@@ -43,12 +43,12 @@ def test_allow_admits_what_a_first_use_would_bind(start, echo_upstream, store, o
     allowed = admin.post("/bindings/allow", {"key_id": id, "ip": "2001:db8:2:3::7"}).json()
     assert allowed["networks"][1] == network and allowed["made_by"] == "first_use"
     wait_for(lambda: ask_from(replica, KEY, "2001:db8:2:3:ffff::1") == 200, "the whole network passes", 3)
-    # A network that is said as one is taken as it is; an address of IPv4 is one.
+    # A network is used as given, and an IPv4 address means that address.
     run(replica, "bindings", "allow", id[:7], "2001:db8:9::1/128")
     shown = json.loads(run(replica, "bindings", "allow", f"key={id[:12]}", "192.0.2.7").stdout)
     assert shown["networks"][2:] == ["2001:db8:9::1/128", "192.0.2.7/32"] and shown["made_by"] == "first_use"
     assert "already" in replica.command("bindings", "allow", id, "192.0.2.7").stderr
-    wait_for(lambda: ask_from(replica, KEY, "192.0.2.7") == 200, "it passes", 3)
+    wait_for(lambda: ask_from(replica, KEY, "192.0.2.7") == 200, "the client is admitted", 3)
     changes = admin.get(f"/bindings/{id}/timeline").json()["changes"]
     assert len(changes) == 3 and changes[-1]["before"]["made_by"] == changes[-1]["after"]["made_by"] == "first_use"
 
@@ -64,10 +64,10 @@ def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
     admin = signed_in(replica)
     shown = admin.post("/bindings/look-up", {"key": KEY}).json()["binding"]
     assert (shown["rule"], shown["networks"], shown["made_by"]) == ("single", ["192.0.2.1/32", "2001:db8:1::/64"], "first_use")
-    # What an operator has set is meant, and may name one network of each family.
+    # A binding set by an operator may name one network of each family.
     id = shown["key_id"]
     admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1"]}, 200)
-    wait_for(lambda: ask_from(replica, KEY, "2001:db8:1::1") == 403, "only what the operator has said", 3)
+    wait_for(lambda: ask_from(replica, KEY, "2001:db8:1::1") == 403, "only the operator's networks are admitted", 3)
     admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "2001:db8:2::/64"]}, 200)
     wait_for(lambda: ask_from(replica, KEY, "2001:db8:2::1") == 200, "both families", 3)
     refused = admin.call("PATCH", f"/bindings/{id}", {"rule": "single", "networks": ["192.0.2.1", "192.0.2.2"]}, 422).json()
@@ -75,7 +75,8 @@ def test_a_client_with_ipv4_and_ipv6_uses_either(start, echo_upstream, store):
 
 
 def test_a_second_family_is_a_first_use(start, echo_upstream):
-    """It needs the option, an open enrolment and room in `new_keys_per_client`; of many at once one is bound."""
+    """It requires the option, open enrolment, and quota in `new_keys_per_client`. Of concurrent
+    requests one is bound."""
     def begin(options):
         filters = f"      - client_ip: {{}}\n      - key_binding: {{{options}}}"
         return start(echo_upstream, route_filters=filters, trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
@@ -90,7 +91,7 @@ def test_a_second_family_is_a_first_use(start, echo_upstream):
     replica = begin("new_keys_per_client: 1/h")
     assert [ask_from(replica, KEY, client) for client in FAMILIES[:2]] == [200, 200]
     assert ask_from(replica, "sk-another-01-abcdefgh", "192.0.2.7") == 200
-    assert ask_from(replica, "sk-another-01-abcdefgh", "2001:db8:1::1") == 429, "this client has bound a key already"
+    assert ask_from(replica, "sk-another-01-abcdefgh", "2001:db8:1::1") == 429, "this client has no quota for new keys left"
     replica = start(echo_upstream, route_filters=TRUSTING % "", trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
     assert ask_from(replica, KEY, "192.0.2.1") == 200
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -98,7 +99,7 @@ def test_a_second_family_is_a_first_use(start, echo_upstream):
     assert sorted(statuses) == [200] + [403] * 31
 
 
-def test_allow_takes_the_smallest_network_where_filters_differ(start, echo_upstream):
+def test_allow_uses_the_smallest_network_if_filters_differ(start, echo_upstream):
     filters = "\n".join(f"      - key_binding: {{ipv6_prefix: {bits}}}" for bits in (48, 56))
     replica = start(echo_upstream, route_filters=f"      - client_ip: {{}}\n{filters}", trusted=TRUSTED, storage=SQLITE, secrets=SECRET, env=ENV)
     assert ask_from(replica, KEY, "2001:db8:1::1") == 200
@@ -106,9 +107,9 @@ def test_allow_takes_the_smallest_network_where_filters_differ(start, echo_upstr
     assert shown["networks"][1] == "2001:db8:2::/56"
 
 
-def test_set_says_what_it_replaces(start, echo_upstream):
+def test_set_shows_the_replaced_values(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     done = run(replica, "bindings", "set", "-", "--network", "192.0.2.0/24", stdin=KEY)
     assert "replaces: " in done.stderr and "127.0.0.1/32" in done.stderr and "first_use" in done.stderr
     assert json.loads(done.stdout)["networks"] == ["192.0.2.0/24"]
@@ -118,12 +119,12 @@ def test_set_says_what_it_replaces(start, echo_upstream):
 def test_short_ids_are_the_same_everywhere(start, echo_upstream):
     chain = TRUSTING % "" + "\n      - rate_limit: {per: key, limit: 2/h, name: hourly}"
     replica = start(echo_upstream, route_filters=chain, storage=SQLITE, secrets=SECRET, env=ENV)
-    assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
+    assert [send_request(replica, KEY).status for _ in range(3)] == [200, 200, 429]
     id = signed_in(replica).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
     for short in (id, id[:12], id[:6], id[:7].upper(), f"key={id[:12]}"):
         assert json.loads(run(replica, "bindings", "show", short).stdout)["key_id"] == id
         assert "hourly" in run(replica, "limits", "give-back", short).stdout
-        assert [ask(replica, KEY).status for _ in range(3)] == [200, 200, 429]
+        assert [send_request(replica, KEY).status for _ in range(3)] == [200, 200, 429]
     for wrong in (id[:5], "zz" * 6, KEY):
         refused = replica.command("bindings", "show", wrong)
         assert refused.returncode == 1 and KEY not in refused.stderr
@@ -132,7 +133,7 @@ def test_short_ids_are_the_same_everywhere(start, echo_upstream):
     assert listed[0].startswith("LIMIT") and "hourly" in listed[1]
 
 
-def test_lists_have_headers_and_an_empty_one_says_so(start, echo_upstream):
+def test_lists_have_headers_and_report_no_rows(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
     lists = {("bindings", "list"): "No bindings match.", ("intercepts", "list"): "No intercepts match.",
              ("intercepts", "top"): "No intercepts match.", ("limits", "list"): "No limit is near or over.", ("streams", "list"): "No stream is open."}
@@ -140,18 +141,18 @@ def test_lists_have_headers_and_an_empty_one_says_so(start, echo_upstream):
         done = run(replica, *command)
         assert (done.stdout, done.stderr.splitlines()[-1]) == ("", empty)
         assert run(replica, *command, "--json").stdout == ""
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
-    wait_for(lambda: "127.0.0.2" in run(replica, "intercepts", "list").stdout, "it is written")
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
+    wait_for(lambda: "127.0.0.2" in run(replica, "intercepts", "list").stdout, "the intercept is written")
     for command, first in ((("bindings", "list"), "KEY"), (("intercepts", "list"), "LAST"), (("intercepts", "top"), "   COUNT")):
         lines = run(replica, *command).stdout.splitlines()
         assert lines[0].startswith(first) and len(lines) == 2, lines
 
 
-def test_since_takes_dates_and_durations(start, echo_upstream):
+def test_since_accepts_dates_and_durations(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
-    assert ask(replica, KEY).status == 200 and ask(replica, KEY, "127.0.0.2").status == 403
+    assert send_request(replica, KEY).status == 200 and send_request(replica, KEY, "127.0.0.2").status == 403
     listed = lambda *more: run(replica, "intercepts", "list", "--json", *more).stdout.splitlines()  # noqa: E731
-    wait_for(listed, "it is written")
+    wait_for(listed, "the intercept is written")
     today = time.strftime("%Y-%m-%d", time.gmtime(time.time() - 3600))
     for since in (today, f"{today}T00:00:00Z", f"{today} 00:00", "2h", "1day", "2020-01-01"):
         assert len(listed("--since", since)) == 1, since
@@ -163,7 +164,7 @@ def test_the_export_honours_the_filter(start, echo_upstream, store):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=store, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
     for n in range(3):
-        assert ask(replica, f"{KEY}{n}").status == 200
+        assert send_request(replica, f"{KEY}{n}").status == 200
     id = admin.post("/bindings/look-up", {"key": f"{KEY}1"}).json()["key_id"]
     admin.call("PATCH", f"/bindings/{id}", {"labels": ["team-a"]}, 200)
     csv = admin.get("/bindings/export", params={"format": "csv", "label": "team-a"}).text.strip().splitlines()
@@ -175,9 +176,9 @@ def test_the_export_honours_the_filter(start, echo_upstream, store):
     assert not run(replica, "bindings", "export", "--banned").stdout
 
 
-def test_names_and_labels_are_imported_alone(start, echo_upstream, tmp_path):
+def test_import_of_names_and_labels_only(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET, env=ENV)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     names = tmp_path / "names.csv"
     names.write_text(f"key,note,labels\n{KEY},Ann,team-a laptop\n")
     assert "1 bindings imported" in run(replica, "bindings", "import", str(names)).stdout
@@ -191,7 +192,7 @@ def test_names_and_labels_are_imported_alone(start, echo_upstream, tmp_path):
     assert json.loads(run(replica, "bindings", "show", "-", stdin=KEY).stdout)["note"] == "Ann"
 
 
-def test_check_takes_a_file(start, echo_upstream, tmp_path):
+def test_check_accepts_a_file(start, echo_upstream, tmp_path):
     replica = start(echo_upstream)
     check = lambda *more, **env: subprocess.run([BINARY, "check", *more], cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, **env})  # noqa: E731
     assert "is valid" in check(str(replica.path)).stdout and "is valid" in check("-c", str(replica.path)).stdout
@@ -199,7 +200,7 @@ def test_check_takes_a_file(start, echo_upstream, tmp_path):
     assert "is valid" in check(KEYLATCH_CONFIG=str(replica.path)).stdout
     missing = check("missing.yaml")
     assert missing.returncode == 1 and "missing.yaml" in missing.stderr
-    # In the working directory it is found by its name.
+    # In the working directory the file is found by its name.
     here = tmp_path / "here"
     here.mkdir()
     (here / "keylatch.yaml").write_text(replica.path.read_text())
@@ -207,7 +208,7 @@ def test_check_takes_a_file(start, echo_upstream, tmp_path):
     assert found.stdout.startswith("keylatch.yaml is valid")
 
 
-def test_the_package_s_configuration_is_the_default(start, echo_upstream, tmp_path):
+def test_the_default_configuration_is_that_of_the_package(start, echo_upstream, tmp_path):
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0:
         pytest.skip("needs a mount namespace")
     replica = start(echo_upstream)
@@ -232,7 +233,7 @@ def test_ready_names_the_listeners(start, echo_upstream):
 
 def test_the_audit_names_the_user(start, echo_upstream):
     replica = start(echo_upstream, route_filters=TRUSTING % "", storage=SQLITE, secrets=SECRET)
-    assert ask(replica, KEY).status == 200
+    assert send_request(replica, KEY).status == 200
     id = key_id(replica, KEY)
     environment = dict(replica.env)
     actors = []
@@ -244,7 +245,7 @@ def test_the_audit_names_the_user(start, echo_upstream):
         assert actors == ["command:alice", "command:root", "command:root"]
 
 
-def test_the_console_s_origin(start, echo_upstream):
+def test_the_origin_of_the_console(start, echo_upstream):
     public = "https://console.example.com"
     replica = start(echo_upstream, storage=SQLITE, env=ENV)
     text = replica.path.read_text()
@@ -262,14 +263,14 @@ def test_the_console_s_origin(start, echo_upstream):
     assert Admin(replica).get("/bindings", 401, headers={"origin": public})
 
 
-def test_429s_and_401s_have_a_who(start, echo_upstream):
+def test_429s_and_401s_name_the_subject(start, echo_upstream):
     chain = TRUSTING % "" + "\n      - rate_limit: {per: key, limit: 2/h, name: hourly}"
     replica = start(echo_upstream, route_filters=chain, storage=SQLITE, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
-    assert [ask(replica, KEY, "127.0.0.5").status for _ in range(5)] == [200, 200, 429, 429, 429]
+    assert [send_request(replica, KEY, "127.0.0.5").status for _ in range(5)] == [200, 200, 429, 429, 429]
     assert [raw.request(replica.port, source="127.0.0.6").status for _ in range(2)] == [401, 401]
     id = admin.post("/bindings/look-up", {"key": KEY}).json()["key_id"]
-    board = wait_for(lambda: (got := admin.get("/dashboard").json())["limited_keys"] and got["unauthorized_clients"] and got, "it is counted", 20)
+    board = wait_for(lambda: (got := admin.get("/dashboard").json())["limited_keys"] and got["unauthorized_clients"] and got, "both are counted", 20)
     assert [(one["what"], one["hint"], one["requests"]) for one in board["limited_keys"]] == [(id, "sk-…efgh", 3)]
     assert [(one["what"], one["requests"]) for one in board["limited_clients"]] == [("127.0.0.5", 3)]
     assert [(one["what"], one["requests"]) for one in board["unauthorized_clients"]] == [("127.0.0.6", 2)]

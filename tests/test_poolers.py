@@ -1,4 +1,4 @@
-"""PostgreSQL behind PgBouncer: nothing is lost without a word."""
+"""PostgreSQL behind PgBouncer: no change is lost, and limitations are reported."""
 
 import concurrent.futures
 import json
@@ -8,7 +8,7 @@ import time
 import pytest
 from support.keylatch import wait_for
 from support.pgbouncer import PgBouncer
-from support.stores import FREE, SECRET, ask
+from support.stores import FREE, SECRET, send_request
 
 HEARD = "keylatch_store_notifications"
 IGNORED = {"ignore_startup_parameters": "extra_float_digits,options"}
@@ -29,11 +29,11 @@ def findings(replica):
 
 
 def all_bound(replica, prefix):
-    """Forty first uses, eight at once, each of which is bound."""
+    """Forty first uses, eight at a time; asserts that each is bound."""
     keys = [f"sk-{prefix}-{n:04}-abcdefgh" for n in range(40)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda key: ask(replica, key).status, keys)) == [200] * 40
-        assert list(pool.map(lambda key: ask(replica, key, "127.0.0.2").status, keys)) == [403] * 40
+        assert list(pool.map(lambda key: send_request(replica, key).status, keys)) == [200] * 40
+        assert list(pool.map(lambda key: send_request(replica, key, "127.0.0.2").status, keys)) == [403] * 40
     return keys
 
 
@@ -42,19 +42,19 @@ def test_session_mode(serving, database, settings):
     with PgBouncer(database, "session", **settings) as pooler:
         one, two = serving(pooler.url), serving(pooler.url)
         keys = all_bound(one, "session")
-        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications are heard", 15)
-        assert ask(two, keys[0]).status == 200
+        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications arrive", 15)
+        assert send_request(two, keys[0]).status == 200
         assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
-        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban is heard of", 3)
+        wait_for(lambda: send_request(two, keys[0]).status == 403, "the ban takes effect", 3)
         assert not [one for one in findings(two) if "listen_url" in one["place"]]
 
 
 @pytest.mark.parametrize("settings", [{}, IGNORED], ids=["as installed", "parameters ignored"])
-def test_transaction_mode_is_told_and_works(serving, database, settings):
+def test_transaction_mode_works_and_is_reported(serving, database, settings):
     with PgBouncer(database, "transaction", default_pool_size=3, **settings) as pooler:
         replica = serving(pooler.url)
         keys = all_bound(replica, "transaction")
-        wait_for(lambda: replica.metrics()[HEARD] == 0, "the metric tells", 15)
+        wait_for(lambda: replica.metrics()[HEARD] == 0, "the metric shows missing notifications", 15)
         wait_for(lambda: "a pooler in transaction mode does not deliver them" in replica.stderr.read_text(), "a warning", 15)
         assert replica.health()[1]["store"]["notifications"] is False
         assert replica.health("ready")[0] == 200
@@ -64,19 +64,19 @@ def test_transaction_mode_is_told_and_works(serving, database, settings):
         assert database.psql("SELECT count(*) FROM bindings WHERE banned") == "1"
         found = [one for one in findings(replica) if one["place"] == "storage.postgres.listen_url"]
         assert found and found[0]["level"] == "warn" and "transaction mode" in found[0]["what"], found
-        # Nothing of ours stays on the sessions that clients share.
+        # No session state is left on the shared server connections.
         assert database.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "0"
 
 
-def test_transaction_mode_with_a_connection_that_listens(serving, database):
+def test_transaction_mode_with_a_direct_connection_for_notifications(serving, database):
     with PgBouncer(database, "transaction", default_pool_size=3) as pooler:
         direct = f', listen_url: "{database.url}"'
         one, two = serving(pooler.url, direct), serving(pooler.url, direct)
         keys = all_bound(one, "direct")
-        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications are heard", 15)
-        assert ask(two, keys[0]).status == 200
+        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications arrive", 15)
+        assert send_request(two, keys[0]).status == 200
         assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
-        wait_for(lambda: ask(two, keys[0]).status == 403, "the ban is heard of", 3)
+        wait_for(lambda: send_request(two, keys[0]).status == 403, "the ban takes effect", 3)
         assert "take up to 30 s" not in two.stderr.read_text()
         assert not [one for one in findings(two) if "listen_url" in one["place"]]
 
@@ -98,6 +98,8 @@ def test_an_exhausted_pooler_fails_commands_in_time(serving, database, mode):
             for command in (("bindings", "list"), ("audit",), ("bindings", "ban", "0123456789ab")):
                 began = time.monotonic()
                 done = replica.command(*command)
+                # A few attempts with connect_timeout (3 s) each; without a limit the command would
+                # wait for the transaction.
                 assert done.returncode != 0 and time.monotonic() - began < 15, (command, done.stdout, done.stderr)
                 assert "storage.postgres" in done.stderr, done.stderr
         finally:

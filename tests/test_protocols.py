@@ -1,4 +1,4 @@
-"""What is not a plain request and its answer: WebSockets, gRPC, trailers; with real clients and servers."""
+"""WebSockets, gRPC and trailers, with real clients and servers."""
 
 import json
 import threading
@@ -20,20 +20,20 @@ from support.upstreams import Scripted
 KEY = {"Authorization": "Bearer sk-realtime"}
 
 
-def test_a_websocket_runs_through_the_chain(start, realtime):
+def test_a_websocket_passes_the_filter_chain(start, realtime):
     keylatch = start(realtime, route_filters="      - key_binding: {}\n      - body_limit: {bytes: 1KiB}\n      - rate_limit: {per: key, limit: 2/min}", limits="{body_timeout: 200ms, body_bytes: 64KiB}")
     url = f"ws://127.0.0.1:{keylatch.port}/v1/realtime?model=m"
     with websocket(url, additional_headers=KEY, ping_interval=None, max_size=None, compression=None) as connection:
         connection.send("hello")
         assert connection.recv(5) == "hello"
-        # Silence of a while is no slow body, and what is said no large one.
+        # A pause is no slow body, and messages do not count towards the body limit.
         time.sleep(1)
         for message in ("ping", b"\0" * 300_000, "x" * 70_000):
             connection.send(message)
             for _ in range(10 if message == "ping" else 1):
                 assert connection.recv(5) == message
     assert realtime.seen[0]["X-Forwarded-For" if "X-Forwarded-For" in realtime.seen[0] else "x-forwarded-for"] == "127.0.0.1"
-    # Another address is refused, as any request.
+    # Another address is refused, as for any request.
     with pytest.raises(InvalidStatus) as refused:
         websocket(url, additional_headers=KEY, source_address=("127.0.0.9", 0))
     assert refused.value.response.status_code == 403
@@ -49,8 +49,8 @@ def test_a_websocket_runs_through_the_chain(start, realtime):
 
 
 @pytest.mark.parametrize("http2", [False, True])
-def test_a_101_that_was_not_asked_for(start, http2):
-    """What follows it would be read as HTTP by the client and as another protocol by the upstream."""
+def test_an_unrequested_101_is_refused(start, http2):
+    """The client would read the following bytes as HTTP, and the upstream as another protocol."""
 
     def switch(request, send):
         send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
@@ -59,7 +59,8 @@ def test_a_101_that_was_not_asked_for(start, http2):
     with Scripted(switch) as upstream:
         keylatch = start(upstream)
         with httpx.Client(http1=not http2, http2=http2, trust_env=False) as client:
-            # Without the option `upgrade` the field is not for Keylatch, and does not reach the upstream.
+            # Without the connection option `upgrade` the field is removed, and does not reach the
+            # upstream.
             for headers in ({}, {"Upgrade": "websocket"}) if not http2 else ({},):
                 answer = client.get(keylatch.url("/v1/x"), headers=headers)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
@@ -79,7 +80,7 @@ def test_a_websocket_over_tls(start, realtime, tmp_path):
         assert connection.recv(5) == "hello"
 
 
-def test_a_websocket_that_is_silent_has_its_time(start, realtime):
+def test_upgrade_idle_timeout_of_a_silent_websocket(start, realtime):
     keylatch = start(realtime, limits="{upgrade_idle_timeout: 1s}")
     with websocket(f"ws://127.0.0.1:{keylatch.port}/v1/realtime", ping_interval=None) as connection:
         for _ in range(5):
@@ -89,12 +90,14 @@ def test_a_websocket_that_is_silent_has_its_time(start, realtime):
         since = time.monotonic()
         with pytest.raises(ConnectionClosed):
             connection.recv(10)
+        # upgrade_idle_timeout is 1 s; the lower bound allows for its coarse timer, the upper one
+        # for a busy machine.
         assert 0.5 < time.monotonic() - since < 5
     wait_for(lambda: keylatch.metrics()["keylatch_connections"] == 0, "the connection is over")
 
 
 @pytest.mark.parametrize("talks", ["client", "server"])
-def test_a_websocket_on_which_one_side_talks_is_not_silent(start, realtime, talks):
+def test_a_websocket_with_one_active_side_is_not_idle(start, realtime, talks):
     keylatch = start(realtime, limits="{upgrade_idle_timeout: 1s}")
     with websocket(f"ws://127.0.0.1:{keylatch.port}/v1/realtime", ping_interval=None) as connection:
         if talks == "server":
@@ -109,7 +112,7 @@ def test_a_websocket_on_which_one_side_talks_is_not_silent(start, realtime, talk
 
 
 class Echo(grpc.GenericRpcHandler):
-    """Calls of every kind, without a schema."""
+    """A gRPC service with all kinds of calls, without a schema."""
 
     def service(self, details):
         whole = lambda data: data  # noqa: E731
@@ -160,7 +163,7 @@ def test_grpc_passes_with_its_trailers(start, rpc):
         assert ("x-cost", "7") in failed.value.trailing_metadata()
         stream = channel.unary_stream("/t.Echo/Many")(b"n", timeout=10)
         assert list(stream) == [b"n%d" % n for n in range(5)] and ("x-cost", "8") in stream.trailing_metadata()
-        # Both ways at once: each answer comes before the next question is asked.
+        # Bidirectional streaming: each answer arrives before the next request is sent.
         asked, answered = [], threading.Semaphore(1)
 
         def questions():

@@ -1,4 +1,5 @@
-"""Redis whose servers change places, that is full, or that does not allow a command: nothing fails without a word."""
+"""Redis failovers, full servers and missing rights: requests go on, and each failure is
+reported."""
 
 import pathlib
 import re
@@ -9,7 +10,7 @@ import pytest
 from support.keylatch import ROOT, wait_for
 from support.redis import Redis
 from support.relay import Relay
-from support.stores import ask
+from support.stores import send_request
 
 PASSWORD = "hunter2hunter2"
 LIMITS = """      - rate_limit: {per: key, limit: 3/h, scope: shared, on_store_failure: local}
@@ -18,7 +19,7 @@ BASIC = "+get +set +time +evalsha +script|load +ping"
 
 
 def documented():
-    """The rights that the manual lists for all features."""
+    """The ACL rights that the manual lists for all features."""
     line = re.search(r"^ACL SETUSER keylatch (.*)$", (ROOT / "docs" / "how-to" / "redis.md").read_text(), re.M)
     return f"user keylatch {line[1].replace('PASSWORD', PASSWORD)}"
 
@@ -34,7 +35,7 @@ def section(server, more="", database=""):
 
 @pytest.fixture
 def limited(start, echo_upstream):
-    """A replica whose limits are shared; its store is in memory."""
+    """Starts a replica with shared limits and an in-memory store."""
     return lambda sections: start(echo_upstream, route_filters=LIMITS, more=sections)
 
 
@@ -43,9 +44,9 @@ def errors(replica, kind):
 
 
 def fails(replica, kind):
-    """It is counted, told once and shown."""
-    ask(replica, f"sk-fails-{time.monotonic_ns()}")
-    wait_for(lambda: ask(replica, f"sk-fails-{time.monotonic_ns()}") and errors(replica, kind) >= 1, f"{kind} is counted", 15)
+    """Asserts that the failure is counted, logged once, and shown in the health report."""
+    send_request(replica, f"sk-fails-{time.monotonic_ns()}")
+    wait_for(lambda: send_request(replica, f"sk-fails-{time.monotonic_ns()}") and errors(replica, kind) >= 1, f"{kind} is counted", 15)
     state = replica.health()[1]["redis"]
     assert state["ok"] is False and kind in state["errors"], state
     assert replica.stderr.read_text().count(f'kind="{kind}"') + replica.stderr.read_text().count(f'"kind":"{kind}"') == 1
@@ -61,25 +62,25 @@ def counts(server):
     return [name for name in server.entries() if ":limit:" in name]
 
 
-def test_a_master_that_became_a_replica_without_closing_connections(limited):
+def test_a_demoted_master_that_keeps_connections_open(limited):
     with Redis(documented()) as one, Redis(documented(), f"replicaof 127.0.0.1 {one.port}") as two, Relay(one.port) as relay:
-        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "it follows", 20)
+        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "the replica follows", 20)
         replica = limited(section(relay))
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
-        wait_for(lambda: counts(two), "it was copied")
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        wait_for(lambda: counts(two), "the counters are replicated")
         relay.target = two.port
         two.cli("REPLICAOF", "NO", "ONE")
         one.cli("REPLICAOF", "127.0.0.1", str(two.port))
-        wait_for(lambda: ask(replica, "sk-other-0002-abcdefgh") and errors(replica, "read_only") >= 1, "READONLY is counted", 15)
+        wait_for(lambda: send_request(replica, "sk-other-0002-abcdefgh") and errors(replica, "read_only") >= 1, "READONLY is counted", 15)
         works(replica)
-        # The counts went along, and go on at the new master.
-        assert ask(replica, "sk-shared-0001-abcdefgh").status == 429
+        # The counters were replicated, and continue on the new master.
+        assert send_request(replica, "sk-shared-0001-abcdefgh").status == 429
         before = len(counts(two))
-        assert ask(replica, "sk-fresh-0003-abcdefgh").status == 200
+        assert send_request(replica, "sk-fresh-0003-abcdefgh").status == 200
         assert len(counts(two)) == before + 1
 
 
-def test_a_server_that_stays_a_replica_is_away(limited):
+def test_a_server_that_stays_a_replica_counts_as_down(limited):
     with Redis(documented()) as one, Redis(documented(), f"replicaof 127.0.0.1 {one.port}") as two:
         replica = limited(section(two))
         assert replica.metrics()["keylatch_redis_away"] == 1 and errors(replica, "read_only") >= 1
@@ -91,7 +92,7 @@ def test_a_server_that_stays_a_replica_is_away(limited):
 def test_a_full_server(limited):
     with Redis(documented()) as server:
         replica = limited(section(server))
-        assert ask(replica, "sk-shared-0001-abcdefgh").status == 200
+        assert send_request(replica, "sk-shared-0001-abcdefgh").status == 200
         server.cli("CONFIG", "SET", "maxmemory", "1")
         fails(replica, "memory")
         server.cli("CONFIG", "SET", "maxmemory", "0")
@@ -99,7 +100,7 @@ def test_a_full_server(limited):
         assert "hunter" not in replica.health()[1]
 
 
-def test_a_command_that_is_taken_away_and_given_back(limited):
+def test_a_right_that_is_revoked_and_granted_again(limited):
     with Redis(documented()) as server:
         replica = limited(section(server))
         server.cli("ACL", "SETUSER", "keylatch", "-set")
@@ -108,24 +109,24 @@ def test_a_command_that_is_taken_away_and_given_back(limited):
         works(replica)
 
 
-def test_a_command_that_one_feature_lacks(limited):
+def test_a_right_that_one_feature_lacks(limited):
     with Redis(user(BASIC)) as server:
         replica = limited(section(server))
         fails(replica, "permission")
         assert replica.metrics()["keylatch_redis_away"] == 0
-        # The limit that lacks nothing is shared.
+        # A limit that needs only permitted commands is shared.
         assert counts(server)
 
 
 @pytest.mark.parametrize("missing", BASIC.replace("+ping", "").split())
-def test_a_start_without_a_needed_command_is_an_error(limited, missing):
+def test_a_start_without_a_required_right_fails(limited, missing):
     with Redis(user(BASIC.replace(missing, ""))) as server:
         with pytest.raises(AssertionError) as failed:
             limited(section(server))
         assert "the server refuses us" in str(failed.value) and PASSWORD not in str(failed.value)
 
 
-def test_a_start_with_another_prefix_is_an_error(limited):
+def test_a_start_with_rights_for_another_prefix_fails(limited):
     with Redis(user(BASIC, "~other:*")) as server:
         with pytest.raises(AssertionError) as failed:
             limited(section(server))
@@ -135,10 +136,10 @@ def test_a_start_with_another_prefix_is_an_error(limited):
 def test_the_documented_rights_suffice(start, echo_upstream):
     with Redis(documented()) as server:
         replica = start(echo_upstream, route_filters=LIMITS, more=section(server, database="/2"))
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
         said = replica.command("limits", "give-back", replica.command("limits", "list", "--json").stdout.split('"subject":"')[1].split('"')[0])
         assert said.returncode == 0, said.stderr
-        assert ask(replica, "sk-shared-0001-abcdefgh").status == 200
+        assert send_request(replica, "sk-shared-0001-abcdefgh").status == 200
         found = replica.command("doctor", "--json").stdout
         assert '"place":"redis"' not in found, found
         assert replica.health()[1]["redis"] == {"ok": True, "errors": []}
@@ -147,24 +148,24 @@ def test_the_documented_rights_suffice(start, echo_upstream):
 
 
 def test_the_documented_rights_suffice_with_sentinel(limited):
-    # With one replica and one sentinel a failover takes a moment.
+    # One replica and one sentinel, so a failover takes a few seconds.
     with Redis(documented()) as one, Redis(documented(), f"replicaof 127.0.0.1 {one.port}") as two:
-        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "it follows", 20)
+        wait_for(lambda: "master_link_status:up" in two.cli("INFO", "replication"), "the replica follows", 20)
         watch = f"sentinel monitor main 127.0.0.1 {one.port} 1\nsentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000"
         with Redis(watch, sentinel=True) as sentinel:
             wait_for(lambda: sentinel.cli("SENTINEL", "replicas", "main"), "the sentinel knows", 20)
             replica = limited(f'redis: {{url: "redis://keylatch:{PASSWORD}@main/2", sentinels: ["{sentinel.url}"]}}')
             works(replica)
-            assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
-            wait_for(lambda: ":limit:" in two.cli("-n", "2", "KEYS", "*"), "it was copied")
+            assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+            wait_for(lambda: ":limit:" in two.cli("-n", "2", "KEYS", "*"), "the counters are replicated")
             sentinel.cli("SENTINEL", "FAILOVER", "main")
-            wait_for(lambda: "role:master" in two.cli("INFO", "replication", check=False), "the other is the master", 30)
-            wait_for(lambda: "role:slave" in one.cli("INFO", "replication", check=False), "the first follows", 30)
+            wait_for(lambda: "role:master" in two.cli("INFO", "replication", check=False), "the replica is promoted", 30)
+            wait_for(lambda: "role:slave" in one.cli("INFO", "replication", check=False), "the old master follows", 30)
             in_two = lambda: len([name for name in two.cli("-n", "2", "KEYS", "*").split() if ":limit:" in name])  # noqa: E731
             before = in_two()
-            wait_for(lambda: ask(replica, f"sk-new-{time.monotonic_ns()}") and in_two() > before, "new keys are counted there", 20)
+            wait_for(lambda: send_request(replica, f"sk-new-{time.monotonic_ns()}") and in_two() > before, "the new master counts", 20)
             works(replica)
-            assert ask(replica, "sk-shared-0001-abcdefgh").status == 429
+            assert send_request(replica, "sk-shared-0001-abcdefgh").status == 429
             assert one.cli("ACL", "LOG") == "" and two.cli("ACL", "LOG") == ""
 
 
@@ -175,7 +176,7 @@ def test_the_documented_rights_suffice_in_a_cluster(limited):
         one.create_cluster(two, three)
         replica = limited(section(one, f', cluster: ["{nodes[1]}"]'))
         works(replica)
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
         assert replica.health()[1]["redis"] == {"ok": True, "errors": []}
 
 
@@ -183,7 +184,7 @@ def test_the_documented_rights_suffice_in_a_cluster(limited):
 def test_valkey(limited):
     with Redis(documented(), program="valkey-server") as server:
         replica = limited(section(server))
-        assert [ask(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
+        assert [send_request(replica, "sk-shared-0001-abcdefgh").status for _ in range(4)] == [200, 200, 200, 429]
         assert "Valkey" in server.cli("INFO", "server") or "valkey_version" in server.cli("INFO", "server")
         server.cli("CONFIG", "SET", "maxmemory", "1")
         fails(replica, "memory")
@@ -192,7 +193,7 @@ def test_valkey(limited):
 
 
 @pytest.mark.parametrize("password", ["p#s?w/d", "a@b:c", "100%25", "mit ü"])
-def test_passwords_with_odd_characters(limited, password, tmp_path):
+def test_passwords_with_special_characters(limited, password, tmp_path):
     secret = tmp_path / "url"
     written = password.replace("%25", "%").replace(" ", "_")
     with Redis(f"user keylatch on >{written} ~keylatch:* -@all {BASIC} +zadd +zcard +zrem +zremrangebyscore +pexpire") as server:

@@ -1,4 +1,4 @@
-"""Rules, the recipes that are made of them, and the small filters beside them, as clients meet them."""
+"""Rules, recipes, and small filters, as clients see them."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import openai
 import pytest
 from support import raw
 from support.keylatch import BINARY, ROOT, wait_for
-from support.stores import ask
+from support.stores import send_request
 from support.upstreams import Scripted, chunk, plain
 
 RULES = "      - rules:\n"
@@ -22,7 +22,7 @@ def rule(name, condition, action):
     return f"          - {{name: {name}, if: {json.dumps(condition)}, {action}}}\n"
 
 
-def test_what_rules_do(start, echo_upstream):
+def test_actions_of_rules(start, echo_upstream):
     rules = (
         RULES
         + rule("ping", "request.path == '/v1/ping'", "allow: {}")
@@ -37,7 +37,7 @@ def test_what_rules_do(start, echo_upstream):
     assert raw.request(replica.port, "/v1/ping").status == 200
     refused = raw.request(replica.port, "/v1/x")
     assert refused.status == 451 and json.loads(refused.body)["error"]["message"] == "Use the application."
-    assert "ratelimit" not in dict(refused.headers), "what is behind the refusal did not happen"
+    assert "ratelimit" not in dict(refused.headers), "later actions do not run after a refusal"
     assert raw.request(replica.port, "/v1/x", "POST", app, b"x" * 20).status == 200
     images = [raw.request(replica.port, "/v1/images/a", headers=app) for _ in range(3)]
     assert [answer.status for answer in images] == [200, 200, 429]
@@ -52,7 +52,7 @@ def test_what_rules_do(start, echo_upstream):
     assert counted == {("ping", "allow"): 1, ("app", "deny"): 1, ("big", "tag"): 1, ("quiet", "shadow"): 1, ("images", "limit"): 3}
 
 
-def test_no_rule_is_passed_by_spelling(start, echo_upstream):
+def test_no_spelling_of_a_path_bypasses_a_rule(start, echo_upstream):
     replica = start(echo_upstream, route_filters=RULES + rule("admin", "request.path.startsWith('/v1/admin')", "deny: {}"))
     for target in ("/v1/admin", "/v1/./admin/x", "/v1//admin", "/v1/%61dmin", "/v1/x/../admin", "//v1/admin", "/v1/x/%2e%2e/admin", "/v1/admin/?x", "/v1/%61%64min#"):
         answer = raw.request(replica.port, target)
@@ -60,7 +60,7 @@ def test_no_rule_is_passed_by_spelling(start, echo_upstream):
     assert not echo_upstream.requests
 
 
-def test_no_rule_is_passed_by_spelling_out_what_need_not_be(start, echo_upstream):
+def test_no_unneeded_percent_encoding_bypasses_a_rule(start, echo_upstream):
     rules = RULES + rule("generate", "request.path.endsWith(':generate')", "deny: {}") + rule("agent", "request.user_agent.contains('sqlmap')", "deny: {}")
     rules += rule("host", "request.host == 'admin.example.com'", "deny: {}") + rule("model", "request.params.model == 'bad'", "deny: {}")
     replica = start(echo_upstream, route_filters=rules)
@@ -76,22 +76,22 @@ def test_no_rule_is_passed_by_spelling_out_what_need_not_be(start, echo_upstream
             assert raw.read_head(connection.makefile("rb"))[0] == 403, host
     spelled = "/v1/a%21%24%26%27%28%29%2A%2B%2C%3D%40b"
     assert raw.request(replica.port, spelled).status == 200
-    assert echo_upstream.requests[-1]["target"] == spelled, "what is matched decodes to the same as what goes upstream"
+    assert echo_upstream.requests[-1]["target"] == spelled, "the matched path and the forwarded path decode to the same"
 
 
-def test_what_filters_before_have_found_out(start, echo_upstream):
+def test_rules_see_results_of_earlier_filters(start, echo_upstream):
     rules = (
         "      - key_binding: {confirm: immediate}\n" + RULES
         + rule("bound", "binding.present && binding.rule == 'single' && binding.networks == null || !key.present", "deny: {}")
         + rule("mine", "binding.networks.exists(n, n == client.network) && key.id.size() == 12 && route == 'api'", "tag: mine")
     ).replace("binding.networks == null", "binding.networks.size() != 1")
     replica = start(echo_upstream, route_filters=rules)
-    assert ask(replica, "sk-rules-abcdefgh").status == 200
-    wait_for(lambda: [line for line in replica.access_log() if line.get("tags") == ["mine"]], "it is tagged")
+    assert send_request(replica, "sk-rules-abcdefgh").status == 200
+    wait_for(lambda: [line for line in replica.access_log() if line.get("tags") == ["mine"]], "access line with the tag")
 
 
 def recipe(name):
-    """The filters of a recipe's route, as they are shipped."""
+    """The filters of the route in a shipped recipe."""
     text = (ROOT / "config" / "recipes" / f"{name}.yaml").read_text()
     return text[text.index("    filters:\n", text.index("routes:")) + len("    filters:\n"):]
 
@@ -142,7 +142,7 @@ def test_recipe_countries(cooked):
         (cloudflare(("CF-IPCountry", "BR")), 451),
         (cloudflare(), 451),
         (cloudflare(("CF-IPCountry", "DE"), ("CF-IPCountry", "BR")), 451),
-        # Not from Cloudflare.
+        # Not through Cloudflare.
         ([("CF-IPCountry", "DE")], 451),
     ):
         assert raw.request(replica.port, headers=[KEY, *headers]).status == status, headers
@@ -165,10 +165,11 @@ def test_recipe_per_address_and_key(cooked):
 PROVIDERS = ["anthropic", "azure", "gemini", "ollama", "openai", "vllm"]
 
 
-def test_every_recipe_says_how_it_is_tried(tmp_path):
+def test_every_recipe_has_commands_to_try_it(tmp_path):
     for path in sorted((ROOT / "config" / "recipes").glob("*.yaml")):
         command = re.search(r"^#   keylatch (explain .*)$", path.read_text().replace(" \\\n#     ", " "), re.M)
-        # Those of providers take the provider's key and the hash of a client's token from the environment.
+        # Provider recipes read the key of the provider and the hash of a client token from the
+        # environment.
         env = os.environ | {name: "value" for name in re.findall(r"\$\{(\w+_API_KEY)\}", path.read_text())}
         env["TOKEN_SHA256"] = hashlib.sha256(b"TOKEN").hexdigest()
         said = subprocess.run(f"{BINARY} {command[1]}", shell=True, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -201,17 +202,18 @@ def test_the_sdk_backs_off(start):
         say = lambda: client.chat.completions.with_raw_response.create(model="m", messages=[{"role": "user", "content": "hi"}])
         begun = time.monotonic()
         first, second = say(), say()
-        # It was refused once, waited for as long as Retry-After said, and came through.
+        # The SDK was refused once, waited for Retry-After, and succeeded.
+        # The limit allows a request every 2 s; the SDK adds jitter.
         assert 1.0 < time.monotonic() - begun < 6 and second.parse().choices[0].message.content == "hi"
         assert first.headers["x-ratelimit-limit-requests"] == "1" and first.headers["x-ratelimit-remaining-requests"] == "0"
-        refused = wait_for(lambda: [line for line in replica.access_log() if line["status"] == 429], "it was refused once")
+        refused = wait_for(lambda: [line for line in replica.access_log() if line["status"] == 429], "access line of the refusal")
         assert len(refused) == 1
         with pytest.raises(openai.RateLimitError) as error:
             client.with_options(max_retries=0).chat.completions.create(model="m", messages=[])
         assert error.value.code == "rate_limit_exceeded" and error.value.type == "rate_limit_error"
 
 
-def test_other_hosts(start, echo_upstream):
+def test_requests_for_other_hosts(start, echo_upstream):
     replica = start(echo_upstream, filters="  - allowed_hosts: {hosts: [api.example.com, localhost]}")
     assert raw.request(replica.port).status == 200
     head = b"GET /v1/x HTTP/1.1\r\nHost: evil.example\r\n\r\n"
@@ -220,7 +222,7 @@ def test_other_hosts(start, echo_upstream):
         assert raw.read_head(connection.makefile("rb"))[0] == 421
 
 
-def test_pages_of_other_origins(start):
+def test_cors_for_other_origins(start):
     def own(request, send):
         send(plain(headers=["Access-Control-Allow-Origin: *", "Vary: Accept", "Server: nginx"]))
         return True
@@ -234,17 +236,17 @@ def test_pages_of_other_origins(start):
         assert (preflight.status, preflight.body) == (204, b"") and "content-length" not in dict(preflight.headers)
         assert preflight.header("access-control-allow-origin") == app[1] and preflight.header("access-control-allow-methods") == "GET, POST"
         assert preflight.header("access-control-allow-credentials") == "true" and preflight.header("access-control-max-age") == "600"
-        assert not upstream.requests, "it carries no key, and needs none"
+        assert not upstream.requests, "a preflight carries no key and needs none"
         stranger = raw.request(replica.port, method="OPTIONS", headers=[("Origin", "https://evil.example"), *asks])
         assert stranger.status == 204 and "access-control-allow-origin" not in dict(stranger.headers) and stranger.header("access-control-allow-methods") == ""
         answer = raw.request(replica.port, headers=[app, KEY])
         assert answer.header("access-control-allow-origin") == app[1] and answer.header("vary") == "Accept, Origin"
         assert "x-request-id" in answer.header("access-control-expose-headers")
         assert raw.request(replica.port, headers=[("Origin", "https://evil.example"), KEY]).header("access-control-allow-origin") == ""
-        # A refusal of ours can be read by the page, too.
+        # The page can also read a refusal by Keylatch.
         refused = raw.request(replica.port, headers=[app])
         assert refused.status == 401 and refused.header("access-control-allow-origin") == app[1]
-        # So can a refusal before a route is found, and one of the gate.
+        # The same for a refusal before routing, and one of the gate.
         for path, status in [("/none", 404), ("/v1/%2e%2e/x%00", 400)]:
             refused = raw.request(replica.port, path, headers=[app])
             assert refused.status == status and refused.header("access-control-allow-origin") == app[1], (path, refused.status)
@@ -254,7 +256,7 @@ def test_pages_of_other_origins(start):
         assert metrics['keylatch_filter_decisions_total{filter="cors",outcome="answered",reason="preflight"}'] == 2
 
 
-def test_a_preflight_gets_what_it_asks_for(start, echo_upstream):
+def test_preflight_answers(start, echo_upstream):
     replica = start(echo_upstream, filters="  - cors: {origins: ['*'], echo_headers: true}")
     fields = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os,x-stainless-retry-count,x-stainless-runtime"
     asks = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "POST")]
@@ -266,7 +268,7 @@ def test_a_preflight_gets_what_it_asks_for(start, echo_upstream):
     assert strange.status == 204 and strange.header("access-control-allow-headers") == ""
 
 
-def test_bodies_that_are_too_large(start, echo_upstream):
+def test_oversized_bodies(start, echo_upstream):
     replica = start(echo_upstream, route_filters="      - body_limit: {bytes: 1KiB}")
     assert raw.request(replica.port, method="POST", body=b"x" * 1024).status == 200
     refused = raw.request(replica.port, method="POST", body=b"x" * 1025)
@@ -281,7 +283,7 @@ def test_bodies_that_are_too_large(start, echo_upstream):
         assert raw.read_head(connection.makefile("rb"))[0] == 200
 
 
-def test_explain_shows_what_each_would_say(start, echo_upstream):
+def test_explain_shows_the_verdict_of_each_filter(start, echo_upstream):
     replica = start(echo_upstream, route_filters=(
         RULES + rule("probe", "request.decoded.contains('../')", "deny: {}") + rule("heavy", "request.path.startsWith('/v1/images')", "limit: images")
         + rule("odd", "identity.claims.level > 'x'", "deny: {}, shadow: true")

@@ -1,4 +1,5 @@
-"""Shadow mode of `key_binding`: what it would refuse is recorded, listed and, on request, alerted."""
+"""Shadow mode of `key_binding`: requests that it would refuse are recorded, listed and, optionally,
+alerted."""
 
 import json
 import time
@@ -6,7 +7,7 @@ import time
 import pytest
 from support.admin import ENV, signed_in
 from support.keylatch import wait_for
-from support.stores import SECRET, ask, storage
+from support.stores import SECRET, send_request, storage
 from support.upstreams import Scripted, plain
 
 KEY = "sk-shadow-0001-abcdefgh"
@@ -30,15 +31,15 @@ def test_shadow_intercepts_are_recorded_and_marked(start, echo_upstream, store):
     replica = start(echo_upstream, route_filters=POLICY % ("", "true"), storage=store, secrets=SECRET, env=ENV)
     admin = signed_in(replica)
     rows = lambda **params: admin.get("/logs", params=params).json()["items"]  # noqa: E731
-    assert ask(replica, KEY).status == 200
-    assert [ask(replica, KEY, "127.0.0.2", path="/v1/x").status for _ in range(3)] == [200] * 3
+    assert send_request(replica, KEY).status == 200
+    assert [send_request(replica, KEY, "127.0.0.2", path="/v1/x").status for _ in range(3)] == [200] * 3
     wait_for(lambda: sum(row["count"] for row in rows()) == 3, "the shadow intercepts are written")
     assert {(row["shadow"], row["client"], row["reason"]) for row in rows()} == {(True, "127.0.0.2", "elsewhere")}
     assert replica.metrics().get("keylatch_intercepts_total", 0) == 0, "no request was refused"
-    # The same client and path within the same minute, now refused: a row of its own.
+    # The same client and path within the same minute, now refused: a separate row.
     replica.write(route_filters=POLICY % ("", "false"))
     assert replica.command("reload").returncode == 0
-    assert ask(replica, KEY, "127.0.0.2", path="/v1/x").status == 403
+    assert send_request(replica, KEY, "127.0.0.2", path="/v1/x").status == 403
     wait_for(lambda: [row["count"] for row in rows(shadow="false")] == [1], "the intercept is written")
     assert sum(row["count"] for row in rows(shadow="true")) == 3 and sum(row["count"] for row in rows()) == 4
     assert {row["replica"] for row in rows()} == ({"edge-7"} if "postgres" in store else {""})
@@ -54,12 +55,12 @@ def test_shadow_intercepts_are_recorded_and_marked(start, echo_upstream, store):
     assert board["top_clients"][0]["count"] == 1, "the dashboard counts refusals only"
 
 
-def test_a_roaming_binding_in_shadow_mode_has_room_for_the_networks_it_would_have(start, echo_upstream):
+def test_a_roaming_binding_in_shadow_mode_adds_networks(start, echo_upstream):
     rule = ", rule: {roaming: {networks_max: 2, window: 24h}}"
     replica = start(echo_upstream, route_filters=POLICY % (rule, "true"), storage="memory", secrets=SECRET, env=ENV)
     admin = signed_in(replica)
     for source in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
-        assert ask(replica, KEY, source).status == 200
+        assert send_request(replica, KEY, source).status == 200
     wait_for(lambda: admin.get("/logs").json()["items"], "the intercept is written")
     assert {row["client"] for row in admin.get("/logs").json()["items"]} == {"127.0.0.3"}
 
@@ -70,22 +71,25 @@ def test_alerts_include_shadow_intercepts_only_on_request(start, echo_upstream, 
         webhook = f'{{name: ops, url: "http://127.0.0.1:{hook.port}/hook", allow_private: true}}'
         more = f"alerts: {{intercepts: {{count: 3, window: 1min{', shadow: true' if told else ''}}}, webhooks: [{webhook}]}}"
         replica = start(echo_upstream, route_filters=POLICY % ("", "true"), storage=store, secrets=SECRET, more=more)
-        assert ask(replica, KEY).status == 200
-        assert [ask(replica, KEY, "127.0.0.2").status for _ in range(4)] == [200] * 4
+        assert send_request(replica, KEY).status == 200
+        assert [send_request(replica, KEY, "127.0.0.2").status for _ in range(4)] == [200] * 4
         if told:
             wait_for(lambda: hook.requests, "the alert is sent")
             data = json.loads(hook.requests[0]["body"])["data"]
             assert data["intercepts"] == data["shadow"] >= 3 and data["last"]["shadow"] is True
             return
+        # Shows an absence, for which there is no condition to wait for.
         time.sleep(2.5)
         assert not hook.requests
-        # Refusals count alone: two are fewer than the threshold, although four more were in shadow mode.
+        # Only refusals count: two are below the threshold, although four more intercepts were in
+        # shadow mode.
         replica.write(route_filters=POLICY % ("", "false"))
         assert replica.command("reload").returncode == 0
-        assert [ask(replica, KEY, "127.0.0.2").status for _ in range(2)] == [403] * 2
+        assert [send_request(replica, KEY, "127.0.0.2").status for _ in range(2)] == [403] * 2
+        # Shows an absence, for which there is no condition to wait for.
         time.sleep(2.5)
         assert not hook.requests
-        assert ask(replica, KEY, "127.0.0.3").status == 403
+        assert send_request(replica, KEY, "127.0.0.3").status == 403
         wait_for(lambda: hook.requests, "the alert is sent")
         data = json.loads(hook.requests[0]["body"])["data"]
         assert (data["intercepts"], data["shadow"], data["last"]["shadow"]) == (3, 0, False)

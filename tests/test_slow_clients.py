@@ -1,4 +1,5 @@
-"""Clients that send slowly: a block of header fields on HTTP/2, and bodies, have a limit; a client that is made to wait has not."""
+"""Slow clients: time limits of HTTP/2 header blocks and of bodies. Time during which a client waits
+for Keylatch does not count."""
 
 import json
 import threading
@@ -9,19 +10,19 @@ import pytest
 
 from support.keylatch import wait_for
 from support.raw import connect, read_body, read_head
-from support.tls import files, shake
+from support.tls import files, tls_connect
 from support.upstreams import STREAM_HEAD, Scripted, chunk, plain
 from test_drain_h2 import BOTH, Raw
 from test_hostile_h2 import CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, block, data, fields, frame, headers
 
-# A body may take a second whatever its rate; no test is silent for so long.
+# The minimum rate applies after one second of a body, and no test pauses that long.
 LIMITS = "{header_timeout: 400ms, body_timeout: 1s, body_min_rate: 2KB, idle_timeout: 20s, lingering_timeout: 1s}"
 REFUSED = 'keylatch_gate_refusals_total{reason="%s"}'
 
 
 @pytest.fixture
 def begin(start, serve, authority):
-    """A Keylatch, and how to connect to it."""
+    """Starts a Keylatch; returns it and a function that connects."""
 
     def ready(upstream, tls, **values):
         values = {"limits": LIMITS, **values}
@@ -29,13 +30,13 @@ def begin(start, serve, authority):
             keylatch = start(upstream, **values)
             return keylatch, lambda **_: connect(keylatch.port)
         keylatch = serve(upstream, {"certificates": [files(authority.issue("api", "api.test"))]}, **values)
-        return keylatch, lambda alpn=None: shake(keylatch.port, authority, alpn=alpn)
+        return keylatch, lambda alpn=None: tls_connect(keylatch.port, authority, alpn=alpn)
 
     return ready
 
 
 def until_closed(connection, piece):
-    """Sends this every 100 ms until the connection is closed."""
+    """Sends `piece` every 100 ms until the connection is closed."""
     stopped = threading.Event()
 
     def send():
@@ -69,7 +70,7 @@ def test_an_unfinished_header_on_http2(begin, echo_upstream, tls, sent, more):
         connection.sendall(sent)
         stopped, thread = until_closed(connection, more) if more else (None, None)
         kinds = [(kind, payload[4:8]) for kind, _, _, payload in client.frames()]
-        assert (GOAWAY, b"\0\0\0\x0b") in kinds, "it is told why"
+        assert (GOAWAY, b"\0\0\0\x0b") in kinds, "GOAWAY names the reason"
         if stopped:
             stopped.set()
             thread.join()
@@ -78,7 +79,7 @@ def test_an_unfinished_header_on_http2(begin, echo_upstream, tls, sent, more):
 
 
 def test_an_unfinished_header_beside_a_stream(begin):
-    """Another stream on the connection is no reason to wait."""
+    """Another open stream on the connection does not extend the limit."""
 
     def stream(request, send):
         send(STREAM_HEAD)
@@ -90,7 +91,7 @@ def test_an_unfinished_header_beside_a_stream(begin):
         keylatch, dial = begin(upstream, False)
         with dial() as connection:
             client = Raw(connection)
-            client.ask("/v1/stream", 1)
+            client.send_request("/v1/stream", 1)
             frames = client.frames()
             next(seen for seen in frames if seen[0] == DATA)
             connection.sendall(frame(HEADERS, END_STREAM, 3, FIRST))
@@ -99,8 +100,8 @@ def test_an_unfinished_header_beside_a_stream(begin):
 
 
 @BOTH
-def test_many_requests_in_time(begin, echo_upstream, tls):
-    """A block in pieces that is complete in time, again and again, longer than the limit in all."""
+def test_many_slow_headers_within_the_limit(begin, echo_upstream, tls):
+    """Header blocks in pieces, each complete in time, over a period longer than the limit."""
     _, dial = begin(echo_upstream, tls)
     with dial(alpn=["h2"]) as connection:
         client = Raw(connection)
@@ -114,7 +115,7 @@ def test_many_requests_in_time(begin, echo_upstream, tls):
 
 
 def trickle(send, pause=0.1, pieces=60):
-    """A byte at a time, until nobody takes it."""
+    """Sends single bytes until the connection fails."""
     try:
         for _ in range(pieces):
             send(b"a")
@@ -140,7 +141,7 @@ def test_a_slow_body_on_http1(begin, echo_upstream, tls, chunked):
         assert whole and json.loads(body)["error"]["code"] == "request_timeout"
         thread.join()
     assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
-    line = wait_for(lambda: [line for line in keylatch.access_log() if line["path"] == "/v1/x"], "it is logged")[0]
+    line = wait_for(lambda: [line for line in keylatch.access_log() if line["path"] == "/v1/x"], "access line")[0]
     assert (line["status"], line["answered_by"], line["reason"]) == (408, "proxy", "request_timeout")
 
 
@@ -157,17 +158,17 @@ def test_a_slow_body_on_http2(begin, echo_upstream, tls):
         assert json.loads(text)["error"]["code"] == "request_timeout"
         stopped.set()
         thread.join()
-        # The connection goes on.
-        client.ask("/v1/y", 3)
+        # The connection stays open.
+        client.send_request("/v1/y", 3)
         assert next(seen for seen in frames if seen[:1] == (HEADERS,) and seen[2] == 3)
     assert keylatch.metrics()[REFUSED % "body_min_rate"] == 1
-    lines = wait_for(lambda: len(keylatch.access_log()) == 2 and keylatch.access_log(), "both are logged")
+    lines = wait_for(lambda: len(keylatch.access_log()) == 2 and keylatch.access_log(), "two access lines")
     assert {line["path"]: line["status"] for line in lines} == {"/v1/x": 408, "/v1/y": 200}
 
 
 @pytest.mark.parametrize("http2", [False, True])
-def test_a_body_that_is_fast_enough(start, echo_upstream, http2):
-    """It takes longer than body_timeout in all."""
+def test_a_body_above_the_minimum_rate(start, echo_upstream, http2):
+    """The whole body takes longer than body_timeout."""
     keylatch = start(echo_upstream, limits=LIMITS)
 
     def body():
@@ -180,18 +181,19 @@ def test_a_body_that_is_fast_enough(start, echo_upstream, http2):
 
 
 @pytest.mark.parametrize("http2", [False, True])
-def test_an_upstream_that_does_not_read_makes_no_slow_client(start, http2):
-    """Nothing is read from the client meanwhile, and no time passes for it."""
+def test_a_slow_upstream_does_not_make_the_client_slow(start, http2):
+    """While the upstream does not read, Keylatch reads nothing from the client, and this time does
+    not count."""
 
     class Slow(Scripted):
-        def _serve(self, connection):
+        def serve(self, connection):
             file = connection.makefile("rb")
             length = 0
             while line := file.readline().strip():
                 name, _, value = line.partition(b":")
                 length = int(value) if name.lower() == b"content-length" else length
             read = 0
-            # More than once longer than the limit.
+            # Several pauses, each longer than the limit.
             for _ in range(4):
                 time.sleep(0.5)
                 read += len(file.read(1_000_000))
@@ -207,13 +209,18 @@ def test_an_upstream_that_does_not_read_makes_no_slow_client(start, http2):
         assert (answer.status_code, answer.text) == (200, str(size))
 
 
-def test_a_body_beside_its_response(start):
-    """Once the response has begun, a client may take its time: a conversation."""
+def test_a_body_during_its_response(start):
+    """The limits do not apply after the response has begun, as in a bidirectional stream."""
     said = threading.Event()
 
     class Both(Scripted):
-        def _serve(self, connection):
+        def serve(self, connection):
             file = connection.makefile("rb")
+            # A health probe connects and closes without a request: writing to it would raise
+            # BrokenPipeError in this thread.
+            if not file.readline():
+                connection.close()
+                return
             while file.readline().strip():
                 pass
             connection.sendall(STREAM_HEAD + chunk(b"data: hello\n\n"))

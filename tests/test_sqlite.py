@@ -1,4 +1,4 @@
-"""SQLite: where the file is, and what a stop leaves."""
+"""SQLite: the location of the file, and the files after a stop."""
 
 import contextlib
 import shutil
@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from support.keylatch import BINARY, wait_for
-from support.stores import FREE, SECRET, ask
+from support.stores import FREE, SECRET, send_request
 
 STORE = "{sqlite: {path: data/keys.db, flush_every: 100ms}}"
 
@@ -17,10 +17,10 @@ def rows(path):
         return database.execute("SELECT count(*) FROM bindings").fetchone()[0]
 
 
-def test_a_clean_stop_leaves_everything_in_the_file(start, echo_upstream):
+def test_a_clean_stop_merges_the_log_into_the_file(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
     for number in range(20):
-        assert ask(replica, f"sk-stopped-{number:04}-abcdefgh").status == 200
+        assert send_request(replica, f"sk-stopped-{number:04}-abcdefgh").status == 200
     replica.stop()
     data = replica.folder / "data"
     assert rows(data / "keys.db") == 20
@@ -29,7 +29,7 @@ def test_a_clean_stop_leaves_everything_in_the_file(start, echo_upstream):
 
 def test_a_relative_path_follows_the_configuration_file(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
-    assert ask(replica, "sk-somewhere-abcdefgh").status == 200
+    assert send_request(replica, "sk-somewhere-abcdefgh").status == 200
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     listed = subprocess.run([BINARY, "bindings", "list", "-c", replica.path], cwd=elsewhere, capture_output=True, text=True, env=replica.env, check=False)
@@ -37,7 +37,7 @@ def test_a_relative_path_follows_the_configuration_file(start, echo_upstream, tm
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_database_in_the_working_directory_is_not_left_behind(start, echo_upstream, tmp_path):
+def test_a_database_left_in_the_working_directory_is_an_error(start, echo_upstream, tmp_path):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
     replica.stop()
     before = tmp_path / "before"
@@ -49,12 +49,12 @@ def test_a_database_in_the_working_directory_is_not_left_behind(start, echo_upst
     assert not (replica.folder / "data").exists()
 
 
-def test_an_upgrade_keeps_the_log_that_the_successor_writes(start, echo_upstream):
+def test_an_upgrade_keeps_the_write_ahead_log_of_the_new_process(start, echo_upstream):
     replica = start(echo_upstream, route_filters=FREE, storage=STORE)
-    assert ask(replica, "sk-before-0001-abcdefgh").status == 200
+    assert send_request(replica, "sk-before-0001-abcdefgh").status == 200
     before = replica.upgrade()
     wait_for(lambda: before.poll() is not None, "the process before has ended", 20)
-    assert ask(replica, "sk-after-0002-abcdefgh").status == 200
+    assert send_request(replica, "sk-after-0002-abcdefgh").status == 200
     replica.stop()
     assert rows(replica.folder / "data" / "keys.db") == 2
 
@@ -72,7 +72,7 @@ def test_an_upgrade_keeps_the_log_that_the_successor_writes(start, echo_upstream
         ('storage: memory\nredis: {url: "redis://:swordfish@a,b/0"}', "more than one server"),
     ],
 )
-def test_check_refuses_what_a_start_refuses(start, echo_upstream, section, says):
+def test_check_reports_errors_of_a_start(start, echo_upstream, section, says):
     replica = start(echo_upstream, secrets=SECRET)
     replica.stop()
     text = replica.path.read_text().replace("storage: memory", section)

@@ -1,4 +1,4 @@
-"""What the service manager is told, and what the units that are shipped ask of it."""
+"""Notifications to the service manager, and the shipped systemd units."""
 
 import re
 import shutil
@@ -10,14 +10,14 @@ import time
 import pytest
 
 from support.keylatch import ROOT, wait_for
-from support.raw import begin_stream, connect, is_told_that_it_ends, request
+from support.raw import begin_stream, connect, assert_stopping_error, request
 from support.upstreams import Scripted, unending
 
 UNITS = ROOT / "systemd"
 
 
 class Manager:
-    """A service manager's ear."""
+    """The notification socket of a service manager."""
 
     def __init__(self, path):
         self.path, self.heard = path, []
@@ -32,7 +32,7 @@ class Manager:
             except BlockingIOError:
                 return self.heard
 
-    def hears(self, text, seconds=10):
+    def wait_for_line(self, text, seconds=10):
         wait_for(lambda: any(line.startswith(text) for line in self.lines()), f"{text} among {self.heard}", seconds)
 
 
@@ -41,27 +41,28 @@ def manager(tmp_path):
     return Manager(tmp_path / "notify")
 
 
-def test_it_says_how_it_is(start, echo_upstream, manager):
+def test_status_notifications(start, echo_upstream, manager):
     env = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "4000000"}
     keylatch = start(echo_upstream, storage="{sqlite: {path: keylatch.db}}", env=env)
-    manager.hears("READY=1")
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("READY=1")
+    manager.wait_for_line("WATCHDOG=1")
     with connect(keylatch.port):
-        manager.hears("STATUS=serves: ")
+        manager.wait_for_line("STATUS=serves: ")
     assert request(keylatch.port).status == 200
     old = keylatch.upgrade()
-    manager.hears(f"MAINPID={keylatch.process.pid}")
-    wait_for(lambda: old.poll() is not None, "the old one ends")
+    manager.wait_for_line(f"MAINPID={keylatch.process.pid}")
+    wait_for(lambda: old.poll() is not None, "the old process exits")
     manager.heard.clear()
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("WATCHDOG=1")
     keylatch.stop()
-    manager.hears("STOPPING=1")
-    manager.hears("EXTEND_TIMEOUT_USEC=25000000")  # `drain`, and what is written after it
+    manager.wait_for_line("STOPPING=1")
+    manager.wait_for_line("EXTEND_TIMEOUT_USEC=25000000")  # `drain`, and what is written after it
 
 
 @pytest.mark.parametrize("crashes", [True, False])
-def test_the_one_before_holds_nobody_up_who_is_to_serve_again(start, manager, crashes):
-    """Where the main process ends unexpectedly, the manager stops all others, and waits for them before it starts another."""
+def test_an_old_process_does_not_delay_a_restart(start, manager, crashes):
+    """If the main process crashes, the manager stops all other processes of the unit, and waits for
+    them before a restart."""
     with Scripted(unending) as upstream:
         values = dict(storage="{sqlite: {path: keylatch.db}}", route_filters="      - sse_keepalive: {}", env={"NOTIFY_SOCKET": str(manager.path)})
         keylatch = start(upstream, **values)
@@ -72,49 +73,51 @@ def test_the_one_before_holds_nobody_up_who_is_to_serve_again(start, manager, cr
             begin_stream(connection)
             old = keylatch.upgrade()
             manager.lines().clear()
-            manager.hears("STATUS=serves")
-            assert not any("drains" in line for line in manager.lines()), "the main process speaks alone"
+            manager.wait_for_line("STATUS=serves")
+            assert not any("drains" in line for line in manager.lines()), "only the main process sends notifications"
             if crashes:
                 keylatch.process.kill()
-                # The last of its threads has ended, as the manager sees it.
-                wait_for(lambda: "no process that runs" in keylatch.command("reload").stderr, "nobody serves")
+                # All threads of the process have ended.
+                wait_for(lambda: "no process that runs" in keylatch.command("reload").stderr, "no process is running")
             began = time.monotonic()
             old.send_signal(signal.SIGTERM)
-            is_told_that_it_ends(connection)
+            assert_stopping_error(connection)
+            # After a crash the old process skips its drain of 4 s; otherwise it waits for it.
             assert old.wait(10) == 0 and (time.monotonic() - began < 3) == crashes
 
 
-def test_threads_that_do_not_move_are_not_alive(start, echo_upstream, manager):
-    """A process that is stopped says nothing, and the manager would start it anew."""
+def test_blocked_threads_stop_the_watchdog(start, echo_upstream, manager):
+    """A stopped process sends no watchdog message, so the manager would restart it."""
     keylatch = start(echo_upstream, env={"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "4000000"})
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("WATCHDOG=1")
     keylatch.process.send_signal(signal.SIGSTOP)
     try:
         manager.lines().clear()
+        # Shows an absence, over more than one interval of watchdog messages.
         time.sleep(4)
-        assert not manager.lines(), "for as long as the manager waits"
+        assert not manager.lines(), "no watchdog message within the manager's time limit"
     finally:
         keylatch.process.send_signal(signal.SIGCONT)
-    manager.hears("WATCHDOG=1")
+    manager.wait_for_line("WATCHDOG=1")
 
 
-needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is Linux's")
+needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
 
 
 @needs_systemd
-def test_the_unit_is_sound_and_tight(tmp_path):
+def test_the_units_are_valid_and_sandboxed(tmp_path):
     other, firewall = tmp_path / "keylatch-cloudflare.service", tmp_path / "keylatch-firewall.service"
     names = ("keylatch-cloudflare.service", "keylatch-cloudflare.timer", "keylatch-firewall.service", "keylatch-firewall.path")
     for name in names:
         (tmp_path / name).write_text((UNITS / name).read_text().replace("/usr/bin/keylatch", "/bin/true"))
     unit = tmp_path / "keylatch.service"
-    # What it starts is there only once it is installed.
+    # The program of the unit exists only after installation.
     unit.write_text((UNITS / "keylatch.service").read_text().replace("/usr/bin/keylatch", "/bin/true"))
     run = lambda *words: subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False)  # noqa: E731
     verified = run("verify", str(unit), *(str(tmp_path / name) for name in names))
     ours = [line for line in verified.stderr.splitlines() if "keylatch" in line]
     assert not ours, ours
-    # The firewall's is root's, and may change what the kernel lets in.
+    # The firewall unit runs as root, and may change packet filters.
     for each, most in ((unit, 1.5), (other, 1.5), (firewall, 4.5)):
         scored = run("security", "--offline=yes", "--no-pager", str(each)).stdout
         score = float(re.search(rf"exposure level for {each.name}: ([\d.]+)", scored)[1])

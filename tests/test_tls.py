@@ -1,6 +1,6 @@
-"""TLS towards clients and upstreams: which certificates are shown, which are refused, and that they change without a pause."""
+"""TLS towards clients and upstreams: choice and verification of certificates, and replacement
+without interruption."""
 
-import json
 import shutil
 import socket
 import ssl
@@ -13,48 +13,48 @@ import pytest
 from support.authority import DAY, Authority, now
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect
-from support.tls import ask, context, files, refused, serial, shake, speaking
+from support.tls import send_request, context, files, refused, serial, tls_connect, tls_config
 from support.upstreams import Scripted, echo, plain
 
 def fields(answer):
     return dict(answer["headers"])
 
 
-def test_the_name_that_is_asked_for_chooses_the_certificate(serve, authority, echo_upstream):
+def test_sni_chooses_the_certificate(serve, authority, echo_upstream):
     first, wild, exact = (authority.issue(stem, *names) for stem, *names in [("first", "api.test"), ("wild", "*.tenants.test"), ("exact", "a.tenants.test")])
     keylatch = serve(echo_upstream, {"certificates": [files(first), files(wild), files(exact)]})
     for asked, shown in [("api.test", first), ("API.test", first), ("a.tenants.test", exact), ("b.tenants.test", wild)]:
-        with shake(keylatch.port, authority, asked) as connection:
+        with tls_connect(keylatch.port, authority, asked) as connection:
             assert serial(connection) == shown.serial, asked
-            status, said = ask(connection)
+            status, said = send_request(connection)
             assert status == 200 and fields(said)["x-forwarded-proto"] == "https"
     for asked in ["other.test", "x.b.tenants.test"]:
         with pytest.raises(ssl.SSLCertVerificationError):
-            shake(keylatch.port, authority, asked)
-    # Without a name the first is shown.
-    with shake(keylatch.port, authority, None, check_hostname=False) as connection:
+            tls_connect(keylatch.port, authority, asked)
+    # Without a server name the first certificate is served.
+    with tls_connect(keylatch.port, authority, None, check_hostname=False) as connection:
         assert serial(connection) == first.serial
     assert keylatch.metrics()[f'keylatch_certificate_expiry_timestamp_seconds{{listener="127.0.0.1:{keylatch.port}",name="api.test"}}'] == first.certificate.not_valid_after_utc.timestamp()
-    # In clear nothing is to be had, and the listener goes on.
+    # A plaintext request gets no answer, and the listener goes on.
     with connect(keylatch.port) as connection:
         connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\n\r\n")
         assert b"HTTP/1.1 200" not in connection.recv(4096)
-    with shake(keylatch.port, authority) as connection:
-        assert ask(connection)[0] == 200
+    with tls_connect(keylatch.port, authority) as connection:
+        assert send_request(connection)[0] == 200
 
 
 def test_versions_and_protocols(serve, authority, echo_upstream):
     issued = authority.issue("first", "api.test")
     keylatch = serve(echo_upstream, {"certificates": [files(issued)], "min_version": "1.3", "http2": False})
     with pytest.raises(ssl.SSLError):
-        shake(keylatch.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
-    with shake(keylatch.port, authority, alpn=["h2", "http/1.1"]) as connection:
+        tls_connect(keylatch.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2)
+    with tls_connect(keylatch.port, authority, alpn=["h2", "http/1.1"]) as connection:
         assert (connection.version(), connection.selected_alpn_protocol()) == ("TLSv1.3", "http/1.1")
     both = serve(echo_upstream, {"certificates": [files(issued)]})
-    with shake(both.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2, alpn=["h2", "http/1.1"]) as connection:
+    with tls_connect(both.port, authority, maximum_version=ssl.TLSVersion.TLSv1_2, alpn=["h2", "http/1.1"]) as connection:
         assert (connection.version(), connection.selected_alpn_protocol()) == ("TLSv1.2", "h2")
-    with shake(both.port, authority) as connection:
-        assert connection.selected_alpn_protocol() is None and ask(connection)[0] == 200
+    with tls_connect(both.port, authority) as connection:
+        assert connection.selected_alpn_protocol() is None and send_request(connection)[0] == 200
     trust = context(authority, check_hostname=False)
     with httpx.Client(http2=True, verify=trust) as client:
         for _ in range(20):
@@ -63,7 +63,7 @@ def test_versions_and_protocols(serve, authority, echo_upstream):
     assert {line["http"] for line in both.access_log()} == {"1.1", "2"}
 
 
-def test_certificates_are_replaced_without_a_pause(serve, authority, echo_upstream):
+def test_certificates_are_replaced_without_interruption(serve, authority, echo_upstream):
     old, new = authority.issue("old", "api.test"), authority.issue("new", "api.test")
     place = authority.issue("place", "api.test")
     shutil.copy(old.cert, place.cert), shutil.copy(old.key, place.key)
@@ -74,10 +74,10 @@ def test_certificates_are_replaced_without_a_pause(serve, authority, echo_upstre
         connection = None
         while not stop.is_set():
             try:
-                connection = connection or shake(keylatch.port, authority)
-                assert ask(connection)[0] == 200
+                connection = connection or tls_connect(keylatch.port, authority)
+                assert send_request(connection)[0] == 200
                 done.append(serial(connection))
-            except Exception as error:  # noqa: BLE001 — whatever it is, it is a failure
+            except Exception as error:  # noqa: BLE001 — any error is a failure
                 failed.append(repr(error))
             if not keep:
                 connection.close()
@@ -87,26 +87,27 @@ def test_certificates_are_replaced_without_a_pause(serve, authority, echo_upstre
     [thread.start() for thread in threads]
     try:
         wait_for(lambda: len(done) > 50, "requests")
-        # Half of it: the key does not fit, and what was shown is shown on.
+        # Only one of two files is replaced: the key does not match, and the old certificate is
+        # still served.
         shutil.copy(new.cert, place.cert)
-        wait_for(lambda: "the key does not belong to the certificate" in keylatch.stderr.read_text(), "the mistake is told")
-        with shake(keylatch.port, authority) as connection:
+        wait_for(lambda: "the key does not belong to the certificate" in keylatch.stderr.read_text(), "log line")
+        with tls_connect(keylatch.port, authority) as connection:
             assert serial(connection) == old.serial
         shutil.copy(new.key, place.key)
         wait_for(lambda: new.serial in done[-20:], "the new one is shown", 15)
-        # A reload takes what there is at once.
+        # A reload reads the files at once.
         shutil.copy(old.cert, place.cert), shutil.copy(old.key, place.key)
         assert keylatch.command("reload").returncode == 0
-        with shake(keylatch.port, authority) as connection:
+        with tls_connect(keylatch.port, authority) as connection:
             assert serial(connection) == old.serial
     finally:
         stop.set()
         [thread.join() for thread in threads]
     assert not failed and {old.serial, new.serial} <= set(done)
-    assert keylatch.stderr.read_text().count("the key does not belong to the certificate") == 1, "the same mistake is told once"
+    assert keylatch.stderr.read_text().count("the key does not belong to the certificate") == 1, "a repeated error is logged once"
 
 
-def test_only_good_certificates_of_clients(serve, authority, echo_upstream, tmp_path):
+def test_invalid_client_certificates_are_refused(serve, authority, echo_upstream, tmp_path):
     other = Authority(tmp_path / "other", "Other CA")
     server = authority.issue("server", "api.test")
     good, gone = authority.issue("good", "agent-1.test", client=True), authority.issue("gone", "agent-2.test", client=True)
@@ -125,20 +126,20 @@ def test_only_good_certificates_of_clients(serve, authority, echo_upstream, tmp_
     for why, client in bad.items():
         assert refused(keylatch.port, authority, client), why
     assert not echo_upstream.requests
-    with shake(keylatch.port, authority, client=good) as connection:
-        assert ask(connection)[0] == 200
-        # Who is revoked while he is connected is out, whatever he resumes.
+    with tls_connect(keylatch.port, authority, client=good) as connection:
+        assert send_request(connection)[0] == 200
+        # A client revoked during its connection is refused, also on resumption.
         session, settings = connection.session, connection.context
         authority.revoke(gone, good)
-        wait_for(lambda: refused(keylatch.port, authority, good), "the new list is in force", 15)
-        assert ask(connection)[0] == 403
+        wait_for(lambda: refused(keylatch.port, authority, good), "the new revocation list is active", 15)
+        assert send_request(connection)[0] == 403
     assert session and session.has_ticket
     with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
-        ask(settings.wrap_socket(connect(keylatch.port), server_hostname="api.test", session=session))
+        send_request(settings.wrap_socket(connect(keylatch.port), server_hostname="api.test", session=session))
     assert keylatch.metrics()['keylatch_gate_refusals_total{reason="tls_handshake"}'] >= len(bad)
 
 
-def test_a_certificate_is_an_identity(serve, authority, echo_upstream):
+def test_a_client_certificate_is_an_identity(serve, authority, echo_upstream):
     server = authority.issue("server", "api.test")
     agent = authority.issue("agent", "agent-1.agents.test", "URI:spiffe://test/agent-1", client=True)
     stranger = authority.issue("stranger", "elsewhere.test", client=True)
@@ -151,11 +152,11 @@ def test_a_certificate_is_an_identity(serve, authority, echo_upstream):
           - {name: who, if: 'identity.claims.certificate.uri[0] == "spiffe://test/agent-1"', tag: agent}
 """,
     )
-    with shake(keylatch.port, authority, client=agent) as connection:
-        assert ask(connection)[0] == 200
+    with tls_connect(keylatch.port, authority, client=agent) as connection:
+        assert send_request(connection)[0] == 200
     for client in (None, stranger):
-        with shake(keylatch.port, authority, client=client) as connection:
-            status, said = ask(connection)
+        with tls_connect(keylatch.port, authority, client=client) as connection:
+            status, said = send_request(connection)
             assert (status, said["error"]["code"]) == (403, "client_certificate_required")
     lines = wait_for(lambda: len(keylatch.access_log()) == 3 and keylatch.access_log(), "three lines")
     assert [line.get("subject") for line in lines] == ["agent-1.agents.test", None, None] and lines[0]["tags"] == ["agent"]
@@ -165,7 +166,7 @@ def test_a_certificate_is_an_identity(serve, authority, echo_upstream):
 UPSTREAM_TLS = DEFAULT.replace('    servers: [{{address: "127.0.0.1:{upstream}"}}]', '    servers: [{{address: "127.0.0.1:{upstream}"}}]\n    retries: 0\n    tls: {tls}')
 
 
-def test_only_good_certificates_of_servers(start, authority, tmp_path):
+def test_invalid_server_certificates_are_refused(start, authority, tmp_path):
     other = Authority(tmp_path / "other", "Other CA")
     gone = authority.issue("gone", "IP:127.0.0.1", "model.test")
     authority.revoke(gone)
@@ -189,7 +190,7 @@ def test_only_good_certificates_of_servers(start, authority, tmp_path):
                     keylatch.stop()
 
 
-def test_servers_are_shown_a_certificate_and_nobody_elses_connection_is_used(start, authority, tmp_path):
+def test_client_certificates_for_upstreams_and_separate_connection_pools(start, authority, tmp_path):
     ours, other = authority.issue("ours", "keylatch.test", client=True), Authority(tmp_path / "other", "Other CA")
     served = authority.issue("served", "IP:127.0.0.1")
     seen = []
@@ -231,12 +232,12 @@ routes:
         url = f"http://127.0.0.1:{keylatch.port}"
         for _ in range(3):
             assert httpx.get(f"{url}/known").status_code == 200
-            assert httpx.get(f"{url}/unknown").status_code == 502, "its connection is not used for others"
-            assert httpx.get(f"{url}/distrusting").status_code == 502, "nor for those who trust another CA"
+            assert httpx.get(f"{url}/unknown").status_code == 502, "its connection is not reused by other upstreams"
+            assert httpx.get(f"{url}/distrusting").status_code == 502, "nor by upstreams with another CA"
     assert seen == ["/known"] * 3
 
 
-def test_a_handshake_has_its_time(serve, authority, echo_upstream):
+def test_the_handshake_timeout(serve, authority, echo_upstream):
     keylatch = serve(echo_upstream, {"certificates": [files(authority.issue("first", "api.test"))]}, limits="{header_timeout: 300ms}")
     with connect(keylatch.port) as silent, connect(keylatch.port) as slow:
         slow.sendall(b"\x16\x03\x01")
@@ -245,11 +246,12 @@ def test_a_handshake_has_its_time(serve, authority, echo_upstream):
             each.settimeout(5)
             with pytest.raises((ConnectionError, TimeoutError, AssertionError)):
                 assert each.recv(100) != b""
+        # Both handshakes time out after 300 ms; the read time-out of the test is 5 s.
         assert time.monotonic() - since < 4
-    assert wait_for(lambda: keylatch.metrics().get('keylatch_gate_refusals_total{reason="handshake_timeout"}') == 2, "both are counted")
+    assert wait_for(lambda: keylatch.metrics().get('keylatch_gate_refusals_total{reason="handshake_timeout"}') == 2, "both time-outs are counted")
 
 
-def test_a_stream_over_tls_gets_its_frames_and_shows_when_its_client_leaves(serve, authority):
+def test_frames_and_cancellation_of_a_stream_over_tls(serve, authority):
     left = threading.Event()
 
     def silent(_, send):
@@ -278,7 +280,7 @@ def test_a_stream_over_tls_gets_its_frames_and_shows_when_its_client_leaves(serv
         assert {line["http"] for line in keylatch.access_log()} == {"1.1", "2"}
 
 
-def test_wrong_files_are_told_where_they_stand(tmp_path, authority, start, echo_upstream):
+def test_errors_in_certificate_files_name_their_location(tmp_path, authority, start, echo_upstream):
     keylatch = start(echo_upstream)
     issued, other = authority.issue("first", "api.test"), authority.issue("second", "api.test")
     empty = tmp_path / "empty.pem"
@@ -295,7 +297,7 @@ def test_wrong_files_are_told_where_they_stand(tmp_path, authority, start, echo_
         ({"certificates": [files(issued)], "client_certificates": {"ca_file": str(authority.ca), "revoked_file": str(empty)}}, "revoked_file: the file contains no PEM certificate revocation list"),
         ({"certificates": [files(issued)], "min_version": "1.1"}, "unknown value `1.1`"),
     ]:
-        keylatch.path.write_text(speaking(tls).format(**keylatch.values))
+        keylatch.path.write_text(tls_config(tls).format(**keylatch.values))
         checked = keylatch.command("check")
         assert checked.returncode == 1 and says in checked.stderr and "keylatch.yaml:5:" in checked.stderr, checked.stderr
     assert socket.create_connection(("127.0.0.1", keylatch.port)).close() is None

@@ -1,4 +1,5 @@
-"""Tokens of real makers: algorithms, sizes of keys, secrets that are not text, and how Keylatch authenticates to issuers."""
+"""Tokens as real issuers sign them: algorithms, key sizes, binary secrets, and authentication to
+issuers."""
 
 import base64
 import itertools
@@ -13,10 +14,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from support.issuer import Issuer
 from support.keylatch import wait_for
-from support.stores import ask
+from support.stores import send_request
 from support.upstreams import plain
 
-# Made for these tests: making one takes half a minute.
+# A fixed key, because generating one takes half a minute.
 LARGE_PEM = (pathlib.Path(__file__).parent / "support" / "keys" / "rsa8192.pem").read_bytes()
 # Each algorithm needs two keys: its own and another one.
 LARGE = itertools.cycle([serialization.load_pem_private_key(LARGE_PEM, None), rsa.generate_private_key(65537, 2048)])
@@ -42,7 +43,8 @@ def claims(**more):
 
 
 def renamed(token, alg, key):
-    """The token with another name for its algorithm, signed once more: what a library of another name would make."""
+    """The token with another name of its algorithm, signed again, as a library with that name would
+    produce it."""
     payload = token.split(".")[1]
     header = base64.urlsafe_b64encode(json.dumps({"alg": alg, "typ": "JWT"}).encode()).decode().rstrip("=")
     signature = base64.urlsafe_b64encode(key.sign(f"{header}.{payload}".encode())).decode().rstrip("=")
@@ -64,10 +66,10 @@ def test_each_algorithm_by_pem_and_by_set(start, echo_upstream, tmp_path, alg, m
     for mode in (by_pem(tmp_path, key, alg), by_set(tmp_path, {**jwk, "alg": alg}, algorithms=alg), by_set(tmp_path, jwk, algorithms=alg)):
         replica = start(echo_upstream, route_filters=bearer(mode))
         token = jwt.encode(claims(), key, alg)
-        assert ask(replica, token).status == 200
-        assert ask(replica, jwt.encode(claims(), other, alg)).status == 401
+        assert send_request(replica, token).status == 200
+        assert send_request(replica, jwt.encode(claims(), other, alg)).status == 401
         head, _, signature = token.rpartition(".")
-        assert ask(replica, f"{head}x.{signature}").status == 401
+        assert send_request(replica, f"{head}x.{signature}").status == 401
 
 
 def test_both_names_of_ed25519(start, echo_upstream, tmp_path):
@@ -77,12 +79,12 @@ def test_both_names_of_ed25519(start, echo_upstream, tmp_path):
     jwk = json.loads(jwt.get_algorithm_by_name("EdDSA").to_jwk(key.public_key()))
     for mode in (by_pem(tmp_path, key, "EdDSA, Ed25519"), by_set(tmp_path, {**jwk, "alg": "Ed25519"}, algorithms="EdDSA, Ed25519")):
         replica = start(echo_upstream, route_filters=bearer(mode))
-        assert [ask(replica, each).status for each in (token, renamed(token, "Ed25519", key))] == [200, 200]
+        assert [send_request(replica, each).status for each in (token, renamed(token, "Ed25519", key))] == [200, 200]
     only = start(echo_upstream, route_filters=bearer(by_pem(tmp_path, key, "Ed25519")))
-    assert [ask(only, each).status for each in (token, renamed(token, "Ed25519", key))] == [401, 200]
+    assert [send_request(only, each).status for each in (token, renamed(token, "Ed25519", key))] == [401, 200]
 
 
-def test_rsa_keys_that_are_too_short_or_too_long(start, echo_upstream, tmp_path):
+def test_rsa_key_sizes(start, echo_upstream, tmp_path):
     good = start(echo_upstream)
     for bits, says in ((1024, "has 1024 bits; at least 2048"), (8200, "has 8200 bits; at most 8192")):
         key = rsa.generate_private_key(65537, bits) if bits < 4096 else None
@@ -96,26 +98,26 @@ def test_rsa_keys_that_are_too_short_or_too_long(start, echo_upstream, tmp_path)
             assert checked.returncode != 0 and says in checked.stdout + checked.stderr
 
 
-def test_secrets_that_are_not_text(start, echo_upstream, tmp_path):
+def test_binary_secrets(start, echo_upstream, tmp_path):
     secret = b"\xff\x00\n" + random.token_bytes(45)
     (tmp_path / "secret").write_bytes(secret)
     (tmp_path / "secret").chmod(0o600)
     standard, url = base64.b64encode(secret).decode(), base64.urlsafe_b64encode(secret).decode().rstrip("=")
     for key in (f"secret_base64: '{standard}'", f"secret_base64: '{url}'", f"secret_file: {tmp_path}/secret"):
         replica = start(echo_upstream, route_filters=bearer(f"{{jwt: {{algorithms: [HS256], key: {{{key}}}}}}}"))
-        assert ask(replica, jwt.encode(claims(), secret, "HS256")).status == 200
-        assert ask(replica, jwt.encode(claims(), secret[:-1], "HS256")).status == 401
+        assert send_request(replica, jwt.encode(claims(), secret, "HS256")).status == 200
+        assert send_request(replica, jwt.encode(claims(), secret[:-1], "HS256")).status == 401
     for key in ("secret_base64: 'AAAA'", "secret_base64: '!!!!'", f"secret_file: {tmp_path}/none"):
         replica.write(route_filters=bearer(f"{{jwt: {{algorithms: [HS256], key: {{{key}}}}}}}"))
         assert replica.command("check").returncode != 0
 
 
-def test_a_subject_that_is_a_number(start, echo_upstream, tmp_path):
+def test_a_numeric_subject(start, echo_upstream, tmp_path):
     key = ec.generate_private_key(ec.SECP256R1())
     mode = by_pem(tmp_path, key, "ES256")
     replica = start(echo_upstream, route_filters=bearer(mode, ", tell_upstream: {subject: X-User}"))
     token = jwt.api_jws.encode(json.dumps(claims(sub=1234567890123456789)).encode(), key, "ES256", headers={"typ": "JWT"})
-    answer = ask(replica, token)
+    answer = send_request(replica, token)
     assert ["x-user", "1234567890123456789"] in json.loads(answer.body)["headers"]
 
 
@@ -123,15 +125,16 @@ def test_a_subject_that_is_a_number(start, echo_upstream, tmp_path):
     ("my-client", "a.b_c*d~e", "my-client:a.b_c*d%7Ee"),
     ("my client", "a+b/c=&:é", "my+client:a%2Bb%2Fc%3D%26%3A%C3%A9"),
 ])
-def test_how_introspection_authenticates(start, echo_upstream, client, secret, pair):
-    """`client_secret_basic` encodes both as forms do (RFC 6749, appendix B); `client_secret_post` puts them into the form."""
+def test_authentication_for_introspection(start, echo_upstream, client, secret, pair):
+    """`client_secret_basic` form-encodes both values (RFC 6749, appendix B); `client_secret_post`
+    sends them in the form."""
     with Issuer() as issuer:
         issuer.tokens["t1"] = {"active": True, "sub": "alice"}
         for auth in ("", ", client_auth: client_secret_post"):
             issuer.asked["introspect"].clear()
             mode = f'{{introspection: {{endpoint: {{url: "{issuer.url}/introspect", allow_private: true}}, client_id: "{client}", client_secret: "{secret}"{auth}}}}}'
             replica = start(echo_upstream, route_filters=bearer(mode))
-            assert ask(replica, "t1").status == 200
+            assert send_request(replica, "t1").status == 200
             [(headers, form)] = issuer.asked["introspect"]
             if auth:
                 assert "authorization" not in headers and (form["client_id"], form["client_secret"]) == (client, secret)
@@ -140,7 +143,7 @@ def test_how_introspection_authenticates(start, echo_upstream, client, secret, p
                 assert "client_secret" not in form
 
 
-def test_keys_behind_a_password_and_what_is_shown_of_it(start, echo_upstream):
+def test_a_key_set_behind_a_password_that_is_never_shown(start, echo_upstream):
     with Issuer() as issuer:
         issuer.add("first")
         answers = issuer.server.answer
@@ -155,7 +158,7 @@ def test_keys_behind_a_password_and_what_is_shown_of_it(start, echo_upstream):
         url = f"{issuer.url}/keys?tenant=secret-tenant"
         key = f'{{jwks_url: {{url: "{url}", allow_private: true, authorization: "Bearer keys-please"}}}}'
         replica = start(echo_upstream, route_filters=bearer(f"{{jwt: {{algorithms: [ES256], key: {key}, refresh: {{every: 10s}}}}}}"))
-        assert ask(replica, issuer.token("first")).status == 200
+        assert send_request(replica, issuer.token("first")).status == 200
         wrong = start(echo_upstream, route_filters=bearer(f'{{jwt: {{algorithms: [ES256], key: {key.replace("keys-please", "nonsense")}}}}}'))
         log = wait_for(lambda: [line for line in wrong.stderr.read_text().splitlines() if "refresh failed" in line], "a warning")
         assert f"{issuer.url}/keys" in log[0] and "secret-tenant" not in log[0] and "nonsense" not in log[0]
@@ -165,16 +168,16 @@ def test_keys_behind_a_password_and_what_is_shown_of_it(start, echo_upstream):
         assert checked.returncode != 0 and "is allowed for `jwks_url` and `discovery` only" in checked.stdout + checked.stderr
 
 
-def test_keys_that_are_too_old_are_not_used(start, echo_upstream):
+def test_outdated_keys_are_not_used(start, echo_upstream):
     with Issuer() as issuer:
         issuer.add("first")
         key = f'{{jwks_url: {{url: "{issuer.url}/keys", allow_private: true}}}}'
-        # It is open only while there were never any keys.
+        # `open` applies only until the first successful fetch.
         mode = f"{{jwt: {{algorithms: [ES256], key: {key}, on_failure: open, refresh: {{every: 10s, max_age: 12s}}}}}}"
         replica = start(echo_upstream, route_filters=bearer(mode))
         token = issuer.token("first")
-        assert ask(replica, token).status == 200
+        assert send_request(replica, token).status == 200
         issuer.garbage = ("500 Oops", b"")
-        wait_for(lambda: ask(replica, token).status == 503, "the set is too old", 30)
+        wait_for(lambda: send_request(replica, token).status == 503, "the key set is too old", 30)
         issuer.garbage = None
-        wait_for(lambda: ask(replica, token).status == 200, "it is fresh again", 35)
+        wait_for(lambda: send_request(replica, token).status == 200, "the key set is fresh again", 35)

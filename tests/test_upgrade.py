@@ -1,4 +1,5 @@
-"""A new process takes the place of the running one: nobody is refused, nothing that is open ends."""
+"""Upgrades under load: a new process takes over, no request is refused, and open connections
+continue."""
 
 import asyncio
 import json
@@ -19,7 +20,7 @@ SQLITE = "{sqlite: {path: keylatch.db}}"
 
 
 def slow(request, send):
-    """Streams for as long as somebody reads; anything else is answered at once."""
+    """Streams until the client leaves; other requests are answered at once."""
     if "stream" not in request["target"]:
         send(plain())
         return True
@@ -50,7 +51,7 @@ async def read_answer(reader):
 
 
 class Load:
-    """Clients of every kind at once: streams, connections that are kept, and one connection a request."""
+    """A mix of clients: streams, keep-alive connections, and a new connection for each request."""
 
     def __init__(self, port, streams=40, keeping=10, fresh=10, pause=0.05):
         self.port, self.failed, self.done, self.whole, self.over = port, [], 0, 0, asyncio.Event()
@@ -62,7 +63,7 @@ class Load:
         text = b""
         while not text.endswith(b"0\r\n\r\n"):
             piece = await reader.read(65536)
-            assert piece, f"a stream was cut after {len(text)} bytes"
+            assert piece, f"a stream was truncated after {len(text)} bytes"
             text += piece
         assert b"data: 60\n\n" in text
         self.whole += 1
@@ -85,7 +86,7 @@ class Load:
     async def guard(self, work):
         try:
             await work
-        except Exception as error:  # noqa: BLE001 — whatever it is, it is a failure
+        except Exception as error:  # noqa: BLE001 — any error is a failure
             self.failed.append(repr(error))
 
     async def run(self, meanwhile):
@@ -93,6 +94,7 @@ class Load:
         work = [self.requests(True) for _ in range(keeping)] + [self.requests(False) for _ in range(fresh)]
         busy = [asyncio.create_task(self.guard(each)) for each in work]
         streaming = [asyncio.create_task(self.guard(self.stream())) for _ in range(streams)]
+        # Lets every client of the load begin.
         await asyncio.sleep(0.5)
         await asyncio.to_thread(meanwhile)
         await asyncio.gather(*streaming)
@@ -100,7 +102,7 @@ class Load:
         await asyncio.gather(*busy)
 
 
-def test_nobody_notices(start, upstream):
+def test_an_upgrade_under_load(start, upstream):
     keylatch = start(upstream, route_filters="      - sse_keepalive: {}", storage=SQLITE)
     load = Load(keylatch.port)
     olds = []
@@ -115,14 +117,15 @@ def test_nobody_notices(start, upstream):
 
     asyncio.run(load.run(meanwhile))
     assert not load.failed and load.whole == 40 and load.done > 200
-    # The old ones end by themselves, once nothing is open there; who keeps a connection is told to close it.
+    # Old processes exit once no connection is open; idle keep-alive connections get `Connection:
+    # close`.
     [wait_for(lambda old=old: old.poll() is not None, "the old process ends") for old in olds]
     assert olds[0].poll() == 0 and "ended" in keylatch.stderr.read_text()
     assert request(keylatch.port).status == 200
     assert not os.path.exists(f"/proc/{olds[0].pid}") or olds[0].poll() == 0
 
 
-def test_what_is_open_is_seen_and_ended_from_the_new_one(start, upstream):
+def test_the_new_process_lists_and_cancels_streams_of_the_old_one(start, upstream):
     filters = """
       - sse_keepalive: {}
       - key_binding: {}
@@ -138,23 +141,23 @@ def test_what_is_open_is_seen_and_ended_from_the_new_one(start, upstream):
         said = keylatch.command("streams", "list", "--json")
         return [json.loads(line) for line in said.stdout.splitlines()]
 
-    rows = wait_for(lambda: len(listed()) == 2 and listed(), "both are listed by the new one")
+    rows = wait_for(lambda: len(listed()) == 2 and listed(), "the new process lists both streams")
     replica = rows[0]["replica"]
     assert {row["replica"] for row in rows} == {replica} and replica.endswith(f"~{old.pid}")
     assert old.poll() is None and "data: 1" in next(pieces[0]) + next(pieces[0])
-    # One is ended by an operator, the other goes with its key.
+    # An operator cancels one stream, and a ban of its key ends the other.
     assert "has handed over" in keylatch.command("status").stdout
     ended = keylatch.command("streams", "end", str(rows[0]["id"]), "--replica", replica)
     assert ended.returncode == 0, ended.stderr
-    wait_for(lambda: len(listed()) == 1, "it is gone")
+    wait_for(lambda: len(listed()) == 1, "the stream has ended")
     key = listed()[0]["key_id"]
     assert keylatch.command("bindings", "ban", key).returncode == 0
     wait_for(lambda: old.poll() is not None, "the old process has nothing left")
     assert "stream_ended" in "".join(pieces[0]) + "".join(pieces[1])
-    wait_for(lambda: keylatch.command("status").stdout.count("replica ") == 1, "nobody misses it")
+    wait_for(lambda: keylatch.command("status").stdout.count("replica ") == 1, "one replica is left")
 
 
-def test_what_is_counted_is_counted_once(start, upstream):
+def test_requests_are_counted_once(start, upstream):
     keylatch = start(upstream, storage=SQLITE)
 
     def counted():
@@ -168,13 +171,14 @@ def test_what_is_counted_is_counted_once(start, upstream):
     for _ in range(5):
         assert request(keylatch.port).status == 200
     wait_for(lambda: counted() == 20, f"20 requests, not {counted()}", 15)
-    # Once more as long as it takes until a replica says what it has counted: none of it is counted twice.
+    # Shows an absence: within the interval of the next report, nothing is counted twice.
     time.sleep(6)
     assert counted() == 20
 
 
-def test_those_that_end_leave_the_sockets_of_the_next_ones(start, upstream):
-    """A file's number is given to another one soon after it is gone: no process takes its successor's socket for its own."""
+def test_old_processes_keep_the_sockets_of_newer_ones(start, upstream):
+    """Inode numbers are reused soon. An old process must not remove the socket of a newer one
+    because their numbers are equal."""
     keylatch = start(upstream, storage=SQLITE)
     olds = [keylatch.upgrade() for _ in range(8)]
     [wait_for(lambda old=old: old.poll() is not None, "the old process ends") for old in olds]
@@ -184,7 +188,7 @@ def test_those_that_end_leave_the_sockets_of_the_next_ones(start, upstream):
         assert said.returncode == 0, said.stderr
 
 
-def test_one_that_cannot_begin_changes_nothing(start, upstream, tmp_path):
+def test_a_new_process_that_fails_to_start_changes_nothing(start, upstream, tmp_path):
     program = tmp_path / "keylatch"
     shutil.copy(BINARY, program)
     keylatch = start(upstream, storage=SQLITE)
@@ -210,7 +214,7 @@ def test_one_that_cannot_begin_changes_nothing(start, upstream, tmp_path):
             keylatch.path.write_text(good)
             assert request(keylatch.port).status == 200 and keylatch.health("ready")[0] == 200
             assert keylatch.command("status").stdout.count("~") == 0
-        # What is installed at last is what is started.
+        # The last installed program is started.
         shutil.copy(known, program)
         keylatch.upgrade()
         assert request(keylatch.port).status == 200
@@ -219,14 +223,14 @@ def test_one_that_cannot_begin_changes_nothing(start, upstream, tmp_path):
 
 
 def replace(program, text):
-    """As package managers do: the running program keeps its own."""
+    """Replaces a program as package managers do: the running process keeps the old file."""
     fresh = program.with_suffix(".new")
     fresh.write_bytes(text)
     fresh.chmod(0o755)
     fresh.rename(program)
 
 
-def test_memory_is_not_left_behind(start, upstream):
+def test_an_upgrade_with_the_memory_store_is_refused(start, upstream):
     keylatch = start(upstream)
     done = keylatch.command("upgrade")
     assert done.returncode == 1 and "storage is memory" in done.stderr
@@ -234,7 +238,8 @@ def test_memory_is_not_left_behind(start, upstream):
 
 
 def test_by_signal_with_another_listener_and_a_limit(start, upstream):
-    """SIGUSR2; what the file asks for beside the sockets that are there is made, and streams end at the limit."""
+    """By SIGUSR2. New listeners of the file are opened beside the inherited ones, and streams end
+    at `upgrade_drain`."""
     keylatch = start(upstream, route_filters="      - sse_keepalive: {}", storage=SQLITE)
     with connect(keylatch.port) as connection, socket.create_server(("127.0.0.1", 0)) as probe:
         other = probe.getsockname()[1]
@@ -244,7 +249,7 @@ def test_by_signal_with_another_listener_and_a_limit(start, upstream):
         text = keylatch.path.read_text().replace("drain: 5s", "drain: 5s, upgrade_drain: 1s")
         keylatch.path.write_text(text.replace("listeners:\n", f"listeners:\n  - address: 127.0.0.1:{other}\n"))
         old = keylatch.process
-        # The old one goes by what it was started with; a reload tells it of the limit.
+        # The old process uses its own configuration, so a reload sets the limit first.
         keylatch.command("reload")
         old.send_signal(signal.SIGUSR2)
         wait_for(lambda: "has taken over from process" in keylatch.stderr.read_text(), "the upgrade")
@@ -262,20 +267,21 @@ def test_by_signal_with_another_listener_and_a_limit(start, upstream):
     assert keylatch.process.poll() == 0
 
 
-def test_a_kept_connection_ends_with_an_answer(start, upstream):
+def test_a_keep_alive_connection_closes_with_its_next_answer(start, upstream):
     keylatch = start(upstream, storage=SQLITE)
     with connect(keylatch.port) as connection:
         file = connection.makefile("rb")
 
-        def ask():
+        def send_request():
             connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: h\r\n\r\n")
             status, fields = read_head(file)
             read_body(file, fields)
             return status, dict(fields).get("connection")
 
-        assert ask() == (200, "keep-alive")
+        assert send_request() == (200, "keep-alive")
         old = keylatch.upgrade()
+        # Shows an absence: the old process keeps its connection open.
         time.sleep(0.5)
-        assert old.poll() is None, "somebody may send one more"
-        assert ask() == (200, "close")
+        assert old.poll() is None, "the client may send one more request"
+        assert send_request() == (200, "close")
         wait_for(lambda: old.poll() is not None, "the old process ends")

@@ -1,7 +1,7 @@
-//! The invariants of the code map, kept by reading the source: what may be named where, and what every
+//! Checks the invariants of the code map by reading the source: which folders may use which APIs, and the parts that each
 //! file and filter must have.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a panic fails the test")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ fn code(text: &str) -> String {
     before_tests.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// Fails with every place where one of the words is named outside the allowed folders.
+/// Asserts that the words occur only in the allowed folders.
 fn only_in(words: &[&str], allowed: &[&str], why: &str) {
     let mut strays = Vec::new();
     for (path, text) in files("src", "rs").into_iter().chain(files("filters", "rs")) {
@@ -52,47 +52,47 @@ fn only_in(words: &[&str], allowed: &[&str], why: &str) {
 }
 
 #[test]
-fn things_are_named_where_they_belong() {
+fn apis_are_used_in_their_folders() {
     only_in(
         &["proxy::Session", "HttpSession", "ServerSession"],
         &["src/http_proxy", "src/listener/conn", "src/server"],
         "a filter sees contexts, never a session",
     );
-    only_in(&["custom::server"], &["src/http_proxy/timed_session.rs"], "the hidden trait has one user");
-    only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/sql", "src/bindings/tests"], "the only SQL is the store's");
-    only_in(&["saphyr"], &["src/config"], "the only user of YAML is the configuration");
-    only_in(&["axum::"], &["src/admin", "src/cli/demo_upstream.rs"], "HTTP of our own is the admin listener's");
+    only_in(&["custom::server"], &["src/http_proxy/timed_session.rs"], "only one file uses this hidden trait of Pingora");
+    only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/sql", "src/bindings/tests"], "SQL belongs to the stores");
+    only_in(&["saphyr"], &["src/config"], "YAML belongs to the configuration");
+    only_in(&["axum::"], &["src/admin", "src/cli/demo_upstream.rs"], "HTTP handlers belong to the admin listener");
     only_in(&["snapshot.store("], &["src/reload.rs"], "the snapshot has one writer");
     only_in(
         &["std::env::", "env::var"],
         &["src/cli", "src/compile/mod.rs", "src/config/mod.rs", "src/control", "src/process", "src/telemetry/logs.rs"],
-        "the environment is read at the edge",
+        "only the outer layers read the environment",
     );
     only_in(
         &["SystemTime::now()", "Instant::now()"],
         &["src", "filters/contract/context.rs", "filters/limiting/gcra.rs"],
-        "the clock is an input of filters",
+        "filters receive the time as an input",
     );
 }
 
 #[test]
-fn filters_do_nothing_but_decide() {
+fn filters_do_no_io() {
     for (path, text) in files("filters", "rs") {
         for word in ["tokio::", "std::fs", "std::net::Tcp", "pingora::", "keylatch::", "reqwest", "std::thread::"] {
-            assert!(!code(&text).contains(word), "{}: filters have things done through ports, not by `{word}`", path.display());
+            assert!(!code(&text).contains(word), "{}: filters do I/O through ports, not by `{word}`", path.display());
         }
     }
 }
 
 #[test]
-fn every_file_says_what_it_is_for() {
+fn every_file_has_a_header() {
     for (path, text) in
         files("src", "rs").into_iter().chain(files("filters", "rs")).chain(files("tests", "rs")).chain(files("benches", "rs"))
     {
-        assert!(text.starts_with("//!"), "{} begins without saying what it is for", path.display());
+        assert!(text.starts_with("//!"), "{} needs a header that states its purpose", path.display());
     }
     for (path, text) in files("tests", "py").into_iter().chain(files("benches", "py")) {
-        assert!(text.starts_with("\"\"\""), "{} begins without saying what it is for", path.display());
+        assert!(text.starts_with("\"\"\""), "{} needs a header that states its purpose", path.display());
     }
 }
 
@@ -101,21 +101,21 @@ fn files_stay_small() {
     for (path, text) in files("src", "rs").into_iter().chain(files("filters", "rs")) {
         let lines = text.split("#[cfg(test)]").next().unwrap_or(&text).lines().count();
         let most = if path.ends_with("timed_session.rs") { 600 } else { 450 };
-        assert!(lines <= most, "{} has {lines} lines without its tests; it may be two things", path.display());
+        assert!(lines <= most, "{} has {lines} lines without its tests, of at most {most}; split it", path.display());
     }
     let main = std::fs::read_to_string(root().join("src/main.rs")).unwrap();
     assert!(main.lines().count() < 80);
 }
 
-/// Registry entries against the files: names, manuals, examples, and hooks declared as they are overridden.
+/// Compares registry entries with their files: names, manuals, examples, and declared hooks with overridden methods.
 #[test]
-fn every_filter_is_whole() {
+fn every_filter_is_complete() {
     let mut names = BTreeSet::new();
     for kind in ALL {
         let name = kind.name;
         assert!(names.insert(name), "two filters are named {name}");
         let manual = kind.manual();
-        assert!(manual.starts_with(&format!("# {name}\n")), "the manual of {name} begins with its name");
+        assert!(manual.starts_with(&format!("# {name}\n")), "the manual of {name} must begin with its name");
         let example = manual.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
         let example = example.unwrap_or_else(|| panic!("the manual of {name} has no example"));
         compile(name, example);
@@ -133,10 +133,10 @@ fn every_filter_is_whole() {
     }
 }
 
-/// Loads a manual's example as the loader would.
+/// Compiles the example of a manual with the real loader.
 fn compile(name: &str, example: &str) {
     let indented: String = example.lines().map(|line| format!("    {line}\n")).collect();
-    // An example may count with other replicas.
+    // Examples with shared limits need Redis.
     let redis = if example.contains("scope: shared") { "redis: {url: \"redis://127.0.0.1:1\"}\n" } else { "" };
     let text = format!(
         "{redis}listeners: [{{address: \"127.0.0.1:1\"}}]\nupstreams: [{{name: u, servers: [{{address: \"127.0.0.1:2\"}}]}}]\nroutes: [{{name: r, upstream: u}}]\nfilters:\n  -\n{indented}"
@@ -148,7 +148,7 @@ fn compile(name: &str, example: &str) {
 }
 
 #[test]
-fn configurations_refuse_what_they_do_not_know() {
+fn configurations_refuse_unknown_keys() {
     struct NoFiles;
     impl keylatch_filters::contract::Resolve for NoFiles {
         fn file(&self, path: &str) -> Result<String, keylatch_filters::contract::Invalid> {
@@ -168,22 +168,22 @@ fn configurations_refuse_what_they_do_not_know() {
             routes: &[],
             more_errors: &Default::default(),
         };
-        // Some take a list.
+        // Some filters take a list.
         let map = serde_json::json!({ "no_such_key": 1 });
         let says = |error: &keylatch_filters::contract::Invalid| error.message.contains("no_such_key");
         let error = (kind.compile)(map.clone(), &mut site).err().filter(says).or_else(|| (kind.compile)(vec![map].into(), &mut site).err());
-        assert!(error.is_some_and(|error| error.message.contains("no_such_key")), "{} takes keys it does not know", kind.name);
+        assert!(error.is_some_and(|error| error.message.contains("no_such_key")), "{} accepts unknown keys", kind.name);
     }
 }
 
-/// The worked example of CONTRIBUTING.md is this very file; here it is compiled and run.
+/// The worked example of CONTRIBUTING.md is this file, compiled and run here.
 #[path = "support/worked_example.rs"]
 mod worked_example;
 
 #[test]
-fn the_guide_shows_the_example_that_compiles() {
+fn the_guide_contains_the_compiled_example() {
     let guide = std::fs::read_to_string(root().join("CONTRIBUTING.md")).unwrap();
     let example = include_str!("support/worked_example.rs");
-    let shown = guide.split("````rust\n").nth(1).and_then(|rest| rest.split("````").next()).expect("the guide shows it");
+    let shown = guide.split("````rust\n").nth(1).and_then(|rest| rest.split("````").next()).expect("CONTRIBUTING.md has the example");
     assert_eq!(shown.trim(), example.trim(), "CONTRIBUTING.md and tests/support/worked_example.rs differ");
 }

@@ -1,4 +1,4 @@
-//! The address walk: no header of a stranger ever counts, and nothing panics.
+//! Client address: header fields of an untrusted peer never count, and no input panics.
 #![no_main]
 
 use std::net::IpAddr;
@@ -46,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
         if let Ok(text) = std::str::from_utf8(line)
             && let Some(address) = parse_address(text)
         {
-            assert_eq!(parse_address(&address.to_string()), Some(address), "one form is enough");
+            assert_eq!(parse_address(&address.to_string()), Some(address), "the printed form of an address parses to the same address");
         }
     }
     let stranger = IpAddr::from([203, 0, 113, 66]);

@@ -1,4 +1,4 @@
-//! The configuration loader: any text gives a configuration or a report with positions, and never a panic.
+//! Configuration loader: any text results in a configuration or a report, and never in a panic.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The reader of keys: one key or an error, and a key is always visible ASCII. A signature names no key.
+//! Key reader: returns one key or an error, and a key is visible ASCII. The signature of a token does not change its key id.
 #![no_main]
 
 use http::HeaderValue;

@@ -1,4 +1,4 @@
-//! Expressions: whatever is written compiles or is refused, and what compiles comes to something or to nothing, soon.
+//! Expressions: any text compiles or is refused, and evaluation ends quickly, with or without a value.
 #![no_main]
 
 use std::sync::Once;
@@ -11,7 +11,7 @@ use pingora_http::RequestHeader;
 static QUIET: Once = Once::new();
 
 fuzz_target!(|data: &[u8]| {
-    // A panic of the parser's is caught where it is called; any other one still ends the process.
+    // The caller catches panics of the parser; any other panic still ends the process.
     QUIET.call_once(|| std::panic::set_hook(Box::new(|_| {})));
     let Ok(source) = std::str::from_utf8(data) else { return };
     let Ok(expression) = Expression::compile(source, &Type::Any, &[]) else { return };

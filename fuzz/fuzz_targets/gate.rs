@@ -1,4 +1,4 @@
-//! The gate: what passes is one request, passing it again changes nothing, and the upstream reads the path that was judged.
+//! Gate: an accepted request is unambiguous, a second pass changes nothing, and the upstream reads the judged path.
 #![no_main]
 
 use keylatch::config::model::Underscores;
@@ -8,7 +8,7 @@ use keylatch::listener::refusal::{HeadLimits, Policy};
 use libfuzzer_sys::fuzz_target;
 use pingora_http::RequestHeader;
 
-/// The bytes of each segment, percent-decoded once. Written apart from the proxy's own decoder.
+/// The bytes of each segment, percent-decoded once. Independent of the proxy's own decoder.
 fn segments(path: &str) -> Vec<Vec<u8>> {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let decode = |segment: &str| {
@@ -52,13 +52,13 @@ fuzz_target!(|data: &[u8]| {
     assert!(spelled.iter().all(|name| !head.headers.contains_key(name) && name != "x-real-ip"));
     assert!(head.headers.get_all("content-length").iter().count() + head.headers.get_all("transfer-encoding").iter().count() <= 1);
 
-    // What was judged.
+    // The judged path.
     let judged = head.uri.path().to_owned();
     assert!(judged.starts_with('/') && (slashes == Slashes::Keep || !judged.contains("//")), "{judged}");
     let settled = head.raw_path().to_vec();
     assert!(settled.iter().all(u8::is_ascii_graphic));
 
-    // What the upstream reads.
+    // The path that the upstream reads.
     let sent = passed.spelled_target.as_ref().unwrap_or(&head.uri);
     let read = segments(sent.path());
     assert_eq!(read, segments(&judged), "sent {sent}, judged {judged}");
@@ -69,6 +69,6 @@ fuzz_target!(|data: &[u8]| {
     assert!(sent.scheme().is_none() && sent.authority().is_none());
 
     let again = check(&mut head, None, &policy);
-    assert_eq!(again.map(|again| again.spelled_target), Ok(None), "what has passed passes again");
-    assert_eq!(head.raw_path(), settled, "and stays what it is");
+    assert_eq!(again.map(|again| again.spelled_target), Ok(None), "an accepted request is accepted again");
+    assert_eq!(head.raw_path(), settled, "a second pass changes nothing");
 });

@@ -1,5 +1,5 @@
-//! The stream tracker: frames at any allowed moment change no event. The first byte of each piece says
-//! how long it is and whether a frame is due before it.
+//! Stream tracker: frames at any permitted position change no event. The first byte of each piece gives
+//! its length, and whether a frame is due before it.
 #![no_main]
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use keylatch_filters::sse_keepalive::body_scan::BodyScan;
 use keylatch_filters::sse_keepalive::tracker::Tracker;
 use libfuzzer_sys::fuzz_target;
 
-/// The fields of each event, as WHATWG HTML, section 9.2.6, reads them.
+/// The fields of each event by WHATWG HTML, section 9.2.6.
 fn events(stream: &[u8]) -> Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> {
     let stream = stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream);
     let (mut events, mut data, mut kind, mut id) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -42,7 +42,7 @@ fn events(stream: &[u8]) -> Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> {
 fuzz_target!(|data: &[u8]| {
     let (mut tracker, mut plain, mut framed) = (Tracker::new(), Vec::new(), Vec::new());
     let (mut json, mut form) = (BodyScan::json(true), BodyScan::form("x"));
-    // The form is drawn from the input's length, so that all are tried.
+    // The length of the input chooses the kind of frame, so that all kinds are tried.
     let frame = [Frame::Comment, Frame::CommentLine, Frame::BlankLine][data.len() % 3];
     let mut rest = data;
     while let Some((control, after)) = rest.split_first() {

@@ -8,7 +8,7 @@ import { streamText } from 'ai';
 import { createParser } from 'eventsource-parser';
 import OpenAI from 'openai';
 
-// The package is written for browsers: these are what it touches.
+// The package is written for browsers; it uses these globals.
 globalThis.window ??= { clearTimeout, setTimeout, fetch };
 globalThis.document ??= { hidden: false, addEventListener() {}, removeEventListener() {} };
 const { fetchEventSource } = await import('@microsoft/fetch-event-source');
@@ -22,7 +22,7 @@ const post = (base, fields) => ({
   body: JSON.stringify({ model: 'demo', messages: MESSAGES, stream: true }),
 });
 
-// Adds one event of OpenAI's chat stream to what is known.
+// Adds one event of OpenAI's chat stream to the result.
 function addChatEvent(seen, data) {
   if (data === '[DONE]') return;
   const part = JSON.parse(data);
@@ -69,7 +69,7 @@ const clients = {
     }
   },
 
-  // Does as its README says: each message is parsed as JSON.
+  // As in its README, each message is parsed as JSON.
   async 'fetch-event-source'(base, fields, seen) {
     await fetchEventSource(`${base}/v1/chat/completions`, {
       ...post(base, fields),
@@ -81,7 +81,7 @@ const clients = {
         }
       },
       onmessage: (message) => addChatEvent(seen, message.data),
-      // It tries again after every error that is not thrown on.
+      // The library retries after every error that is not rethrown.
       onerror(error) {
         throw error;
       },

@@ -1,1 +1,2 @@
-"""What the black-box tests share: a Keylatch of one's own, upstreams that do as they are told, raw sockets."""
+"""Helpers of the black-box tests: a Keylatch process, its stores, scripted upstreams, and raw
+clients."""

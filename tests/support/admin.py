@@ -1,4 +1,4 @@
-"""The admin API as a client uses it."""
+"""A client of the admin API."""
 
 import httpx
 
@@ -7,7 +7,7 @@ ENV = {"KEYLATCH_ADMIN_PASSWORD": PASSWORD}
 
 
 class Admin:
-    """Somebody at the admin API of one replica."""
+    """One operator's session with the admin API of one replica."""
 
     def __init__(self, replica, token=None, source=None):
         self.replica, self.token = replica, token
@@ -17,7 +17,7 @@ class Admin:
     def call(self, method, path, json=None, status=None, **more):
         headers = {**({"authorization": f"Bearer {self.token}"} if self.token else {}), **more.pop("headers", {})}
         if path == "/events":
-            # It has no end; what it says is another call's to read.
+            # The event stream does not end, so its body is not read here.
             with self.client.stream(method, path, headers=headers) as answer:
                 return answer
         answer = self.client.request(method, path, json=json, headers=headers, **more)
@@ -39,8 +39,8 @@ class Admin:
             self.token = answer.json()["access_token"]
         return answer
 
-    def other(self, name, role, password="another-horse-battery"):
-        """Makes an account and signs in with it."""
+    def create_account(self, name, role, password="another-horse-battery"):
+        """Creates an account and signs in with it."""
         self.post("/accounts", {"name": name, "role": role, "password": "first-horse-battery"}, 201)
         other = Admin(self.replica)
         other.sign_in(name, "first-horse-battery")
@@ -49,11 +49,11 @@ class Admin:
 
 
 def signed_in(replica, **more):
-    """The first account, signed in."""
+    """A session of the first account."""
     admin = Admin(replica, **more)
-    # It is made beside the start.
+    # The process creates the account in the background of its start.
     for _ in range(200):
         if admin.sign_in(status=None).status_code == 200:
             admin.sign_in()
             return admin
-    raise AssertionError("nobody can sign in")
+    raise AssertionError("the first account cannot sign in")

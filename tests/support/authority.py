@@ -1,4 +1,5 @@
-"""A certificate authority of the test's own, with certificates as good or as bad as a test wants them."""
+"""A certificate authority for one test. It issues valid and invalid certificates, and revocation
+lists."""
 
 import datetime
 import ipaddress
@@ -34,7 +35,7 @@ def alternative(text):
 
 
 class Issued:
-    """A certificate with its key, in files."""
+    """A certificate and its key, as files."""
 
     def __init__(self, folder, stem, certificate, key, chain=()):
         self.certificate, self.serial = certificate, certificate.serial_number
@@ -45,7 +46,7 @@ class Issued:
 
 
 class Authority:
-    """A CA. `ca` is its certificate's file; `revoked` its list of those it has revoked."""
+    """A CA. `ca` is the file of its certificate; `revoked` is the file of its revocation list."""
 
     def __init__(self, folder, common_name="Test CA"):
         self.folder = pathlib.Path(folder)
@@ -65,7 +66,7 @@ class Authority:
         return builder.serial_number(x509.random_serial_number()).not_valid_before(since).not_valid_after(until)
 
     def issue(self, stem, *names, client=False, since=None, until=None, own=False):
-        """A certificate for these names. `own`: it signs itself."""
+        """Issues a certificate for these names. With `own` it is self-signed."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = name(stem)
         issuer, signer = (subject, key) if own else (self.name, self.private)
@@ -76,7 +77,7 @@ class Authority:
         return Issued(self.folder, stem, builder.sign(signer, hashes.SHA256()), key)
 
     def revoke(self, *issued, next_update=30 * DAY):
-        """Writes the list of what was revoked: these."""
+        """Writes a revocation list that names these certificates."""
         builder = x509.CertificateRevocationListBuilder().issuer_name(self.name).last_update(now() - 60 * DAY).next_update(now() + next_update)
         for each in issued:
             entry = x509.RevokedCertificateBuilder().serial_number(each.serial).revocation_date(now() - DAY).build()

@@ -1,11 +1,11 @@
-"""A CA of the test's own."""
+"""A CA for tests of stores over TLS."""
 
 import pathlib
 import subprocess
 
 
 class Certificates:
-    """A CA and a certificate for 127.0.0.1 that it has signed."""
+    """A CA, and a certificate for 127.0.0.1 signed by it."""
 
     def __init__(self, folder, name="IP:127.0.0.1"):
         self.folder = pathlib.Path(folder)

@@ -1,4 +1,5 @@
-"""An upstream that closes kept connections after a short time, as servers do, and keeps what it processed."""
+"""An upstream that closes idle keep-alive connections, and records the requests that it
+processed."""
 
 import select
 import socket
@@ -8,8 +9,9 @@ from support.upstreams import plain, read_request
 
 
 class Closing(Listener):
-    """Closes a connection on which nothing came for `idle` seconds after a response. With `announce` it says so before.
-    `closed` counts those, `left` those that the other end closed first."""
+    """Closes a connection that is idle for `idle` seconds after a response. With `announce` it
+    sends that time-out as `Keep-Alive`. `closed` counts these connections, `left` those that the
+    peer closed first."""
 
     def __init__(self, idle, announce=None):
         self.idle, self.announce, self.left = idle, announce, 0
@@ -30,7 +32,7 @@ class Closing(Listener):
                 if request is None:
                     self.left += not first
                     return
-                # A connection alone only shows that this server is there.
+                # Counted here, because a connection without a request is a health probe.
                 self.connections += first
                 first = False
                 self.processed.append(request["target"])
@@ -40,5 +42,6 @@ class Closing(Listener):
         finally:
             file.close()
             connection.close()
-            # Only now: whoever sees it counted finds the connection closed.
+            # Counted after the close, so that a test that reads the counter finds the connection
+            # closed.
             self.closed += ended

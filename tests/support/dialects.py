@@ -1,7 +1,9 @@
-"""Fakes of model APIs, written from their public documentation: what each sends as a stream, as a plain answer, and as an error.
+"""Fakes of model APIs, written from their public documentation: a stream, a plain answer and an
+error of each.
 
-`Fake` serves all of them on one port. The request's header fields choose what it does: `X-Dialect` the API, `X-Case` one of
-`CASES`, `X-Cut` one of `CUTS`. With `X-Frame`, a frame of `FRAMES`, and `X-Place`, one of `PLACES`, the fake sends frames itself."""
+`Fake` serves all of them on one port. Header fields of the request choose its behaviour:
+`X-Dialect` the API, `X-Case` one of `CASES`, `X-Cut` one of `CUTS`. With `X-Frame`, a frame of
+`FRAMES`, and `X-Place`, one of `PLACES`, the fake sends frames itself."""
 
 import dataclasses
 import json
@@ -11,15 +13,18 @@ from .upstreams import Scripted, chunk, plain
 
 WORDS = tuple(f"word{n} " for n in range(4))
 TEXT = "".join(WORDS)
-# Between two pieces of a stream: long enough for a frame of the shortest interval, 100 ms.
+# Pause between two pieces of a stream, in seconds: longer than the shortest interval of frames, 100
+# ms.
 PAUSE = 0.13
-# Before the header: longer than `before_headers: 100ms`.
+# Delay before the header, in seconds: longer than `before_headers: 100ms`.
 THINKS = 0.5
 RETRY_AFTER = "7"
 
-# What the upstream does. `late_…`: only after it has thought; `cut`: the connection ends after an event, or inside one.
+# Behaviours of the upstream. `late_…` answers after a delay; `cut` closes the connection after an
+# event, `cut_inside` within one.
 CASES = ("stream", "late_stream", "json", "late_json", "error_before", "late_error", "error_inside", "cut", "cut_inside")
-# Where a stream is divided into chunks: after each event, after each line, or after every seventh byte and inside CRLF.
+# How a stream is divided into chunks: after each event, after each line, or after every seventh
+# byte, also inside CRLF.
 CUTS = ("events", "lines", "bytes")
 FRAMES = {
     "comment": b": keep-alive\n\n",
@@ -27,7 +32,8 @@ FRAMES = {
     "blank_line": b"\n",
     "event": b'event: ping\ndata: {"type": "ping"}\n\n',
 }
-# Before the first event and after each; or inside each, between its data and its blank line.
+# Places of frames: before the first event and after each, or inside each event, between its data
+# and its blank line.
 PLACES = ("between", "inside")
 
 
@@ -88,7 +94,8 @@ def openai():
 
 
 def mistral():
-    """https://docs.mistral.ai/api: OpenAI's stream, and errors without the object `error`. The path says nothing, a route does."""
+    """https://docs.mistral.ai/api: OpenAI's stream, and errors without the object `error`. The
+    route sets the dialect, not the path."""
     refusal = {"object": "error", "message": "Requests rate limit exceeded", "type": "rate_limited", "param": None, "code": "1300"}
     return dataclasses.replace(
         openai(),
@@ -164,7 +171,8 @@ def gemini_part(text, finish=None):
 
 
 def gemini():
-    """https://ai.google.dev/api/generate-content#method:-models.streamgeneratecontent, with `alt=sse`: lines end with CRLF."""
+    """https://ai.google.dev/api/generate-content#method:-models.streamgeneratecontent, with
+    `alt=sse`: lines end with CRLF."""
     parts = [gemini_part(word, "STOP" if word == WORDS[-1] else None) for word in WORDS]
     failure = {"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}
     return Dialect(
@@ -180,7 +188,7 @@ def gemini():
 
 
 def gemini_array():
-    """The same without `alt=sse`: one JSON array, sent in pieces."""
+    """Gemini's stream without `alt=sse`: one JSON array, sent in pieces."""
     parts = [json.dumps(gemini_part(word, "STOP" if word == WORDS[-1] else None)) for word in WORDS]
     marks = ["[", *[",\r\n"] * (len(parts) - 1)]
     pieces = [(mark + part).encode() for mark, part in zip(marks, parts, strict=True)]
@@ -222,7 +230,8 @@ def cohere():
 
 
 def ollama():
-    """https://github.com/ollama/ollama/blob/main/docs/api.md: one JSON object a line, and no event stream."""
+    """https://github.com/ollama/ollama/blob/main/docs/api.md: one JSON object per line, no event
+    stream."""
     about = {"model": "demo", "created_at": "2025-06-01T00:00:00.000000Z"}
     lines = [
         *({**about, "message": {"role": "assistant", "content": word}, "done": False} for word in WORDS),
@@ -242,7 +251,8 @@ def ollama():
 
 
 def mcp():
-    """https://modelcontextprotocol.io/specification/2025-06-18/basic/transports: a tool that reports progress. Lines end with CRLF."""
+    """https://modelcontextprotocol.io/specification/2025-06-18/basic/transports: a tool that
+    reports progress. Lines end with CRLF."""
 
     def message(number, body):
         return event({"jsonrpc": "2.0", **body}, "message", identifier=f"s1_{number}", end="\r\n")
@@ -265,7 +275,8 @@ def mcp():
 
 
 def dashscope():
-    """https://help.aliyun.com/zh/model-studio/qwen-api-via-dashscope: a comment field in each event, no space after the colons."""
+    """https://help.aliyun.com/zh/model-studio/qwen-api-via-dashscope: a comment field in each
+    event, no space after the colons."""
 
     def result(number, body, name="result", status=200):
         return f"id:{number}\nevent:{name}\n:HTTP_STATUS/{status}\ndata:{json.dumps(body)}\n\n".encode()
@@ -339,7 +350,7 @@ def _answer(request, send):
 
 
 def framed(events, frame, place):
-    """The chunks of a stream with frames in it."""
+    """The chunks of a stream with frames inserted."""
     if place == "between":
         return [frame, *(part for one in events for part in (one, frame))]
     lines = b"".join(events).splitlines(keepends=True)
@@ -347,7 +358,7 @@ def framed(events, frame, place):
 
 
 def pieces(events, cut):
-    """The chunks of a stream, each with whether a pause follows it."""
+    """The chunks of a stream, as pairs of bytes and whether a pause follows."""
     if not events:
         return []
     whole = b"".join(events)
@@ -355,7 +366,8 @@ def pieces(events, cut):
         return [(one, True) for one in events]
     if cut == "lines":
         return [(line, True) for line in whole.splitlines(keepends=True)]
-    # Seven is no divisor of anything; the pause is inside a line, at its end, or inside CRLF.
+    # Seven divides no line length evenly, so a pause falls inside a line, at its end, or inside
+    # CRLF.
     cuts = sorted({*range(7, len(whole), 7), *(at + 1 for at in range(len(whole) - 1) if whole[at : at + 2] == b"\r\n")})
     parts = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     every = max(1, len(parts) // 8)
@@ -370,7 +382,7 @@ def _dialect_of(target):
 
 
 def _mcp_session(request):
-    """What a client of MCP does around a call. `None`: the call itself."""
+    """The answer to an MCP request that opens or closes a session. `None` for a tool call."""
     if request["method"] != "POST":
         return plain("405 Method Not Allowed", b"")
     asked = json.loads(request["body"])
@@ -387,7 +399,8 @@ def _mcp_session(request):
 
 
 def _for_call(request, parts):
-    """The parts with the id and the token of the call that they answer, which the client of MCP chooses."""
+    """The parts with the request id and progress token of the call, which the MCP client
+    chooses."""
     if not request["target"].startswith("/mcp"):
         return parts
     asked = json.loads(request["body"])
@@ -396,7 +409,7 @@ def _for_call(request, parts):
 
 
 def sse_events(body):
-    """The events of a body, as WHATWG HTML, section 9.2.6 reads them: (type, last event id, data)."""
+    """The events of a body by WHATWG HTML, section 9.2.6: (type, last event id, data)."""
     lines = body.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     found, kind, identifier, data = [], "", "", []
     for line in lines[:-1]:

@@ -1,4 +1,5 @@
-"""An HTTP/2 upstream that refuses requests as a test says, and counts what it processed. In clear, one thread a connection."""
+"""A plaintext HTTP/2 upstream that refuses requests by script, and counts the requests that it
+processed."""
 
 import threading
 
@@ -12,9 +13,10 @@ from support.listener import Listener
 
 
 class H2Upstream(Listener):
-    """Asks `script(number, method)` of each request, in the order in which their headers come, counted from 1: "answer",
-    "refuse" (RST_STREAM with REFUSED_STREAM), "goaway" (GOAWAY with the last stream before this one), "goaway_late" (GOAWAY that
-    names this stream as processed, and the end of the connection), or "cancel" (RST_STREAM with CANCEL)."""
+    """Calls `script(number, method)` for each request, numbered from 1 in the order of arrival. It
+    returns "answer", "refuse" (RST_STREAM with REFUSED_STREAM), "goaway" (GOAWAY with the last
+    stream before this one), "goaway_late" (GOAWAY that names this stream as processed, and the end
+    of the connection), or "cancel" (RST_STREAM with CANCEL)."""
 
     def __init__(self, script):
         self.script, self.attempts, self.processed = script, [], []
@@ -49,7 +51,7 @@ class H2Upstream(Listener):
                             return
                 sock.sendall(connection.data_to_send())
         except (OSError, h2.exceptions.ProtocolError):
-            # What comes after a GOAWAY is of no interest.
+            # Frames after a GOAWAY are ignored.
             pass
         finally:
             sock.close()

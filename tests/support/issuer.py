@@ -1,4 +1,5 @@
-"""An issuer of tokens: publishes its keys, answers introspection, and counts who asks what."""
+"""A token issuer: it publishes its keys, answers introspection, and records the requests that it
+receives."""
 
 import base64
 import json
@@ -19,7 +20,7 @@ MAKE = {
 
 
 class Issuer:
-    """Has keys by `kid`; what is in `published` stands in its set."""
+    """Keeps keys by `kid`; its key set contains those in `published`."""
 
     def __init__(self, tls=None, port=None):
         self.keys, self.published = {}, []
@@ -40,7 +41,7 @@ class Issuer:
             self.published.append(kid)
 
     def token(self, kid, headers=None, **claims):
-        """A signed token; `claims` add to and replace the usual ones, `None` removes one."""
+        """A signed token. `claims` add to or replace the default claims; `None` removes one."""
         alg, key = self.keys[kid]
         usual = {"iss": self.url, "sub": "alice", "exp": int(time.time()) + 600, **claims}
         names = {k: v for k, v in {"kid": kid, **(headers or {})}.items() if v is not None}

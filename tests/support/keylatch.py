@@ -1,4 +1,4 @@
-"""Starts the built binary with a configuration of the test's own, in a folder of its own."""
+"""Runs the built binary with a generated configuration in its own folder."""
 
 import contextlib
 import json
@@ -23,9 +23,9 @@ _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def free_port(below=32000):
-    """A port nobody listens on, never the same twice, and below those that the system gives to outgoing connections:
-    a server that is stopped finds it free again. Tests that run beside these draw from other ports; any other process
-    may take it before, and the caller then fails loudly."""
+    """A free port, never the same twice, and below the system's range for outgoing connections, so
+    that a server that restarts finds it free. Parallel test workers draw from separate ranges.
+    Another process may still take the port first; the caller then fails."""
     while True:
         port = random.randrange(11000 + _worker, below, _workers)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -36,14 +36,14 @@ def free_port(below=32000):
 
 
 def wait_for(condition, what, seconds=10.0):
-    """Waits until the condition holds; its value. Tests wait for conditions, never for time."""
+    """Waits until the condition is true, and returns its value."""
     end = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError(f"not within {seconds}s: {what}")
+            raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(0.02)
 
 
@@ -74,14 +74,15 @@ routes:
 
 
 class Successor:
-    """A process that has taken the place of one that a test has started: nobody's child but the system's."""
+    """The process that took over from one that the test started. It is not a child of the test, so
+    it is followed by its id."""
 
     def __init__(self, pid):
         self.pid = pid
 
     def poll(self):
         try:
-            # One that has ended and that nobody has asked about is there still, as a name.
+            # A process that has ended stays as a zombie until its parent reads its status.
             state = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return 0
@@ -104,7 +105,8 @@ class Successor:
 
 
 class Keylatch:
-    """A running Keylatch. As a context it is stopped at the end, and whatever it wrote is kept in `log`."""
+    """A Keylatch process, stopped at the end of a `with` block. `stdout` and `stderr` are the files
+    of its logs."""
 
     def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", secrets="{}", more="", config=None, env=None, wrapper=()):
         self.folder = pathlib.Path(folder)
@@ -116,7 +118,7 @@ class Keylatch:
         self.path = self.folder / "keylatch.yaml"
         self.template, self.wrapper = config or DEFAULT, wrapper
         self.write()
-        # The path of a socket is at most 104 bytes long on macOS, and a test's own folder has a long name.
+        # A socket path has at most 104 bytes on macOS, and pytest's folders have long names.
         self.short = tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp", ignore_cleanup_errors=True)
         self.runtime = pathlib.Path(self.short.name) / "run"
         self.env = {**os.environ, "KEYLATCH_RUNTIME_DIR": str(self.runtime), **(env or {})}
@@ -124,7 +126,7 @@ class Keylatch:
         self.process, self.before = None, []
 
     def write(self, **changes):
-        """Writes the configuration, with some values changed."""
+        """Writes the configuration with these values changed."""
         self.values.update(changes)
         self.path.write_text(self.template.format(**self.values))
 
@@ -145,7 +147,8 @@ class Keylatch:
                 raise AssertionError(f"keylatch ended: {self.stderr.read_text()}")
 
     def upgrade(self):
-        """Has another process take its place; the one before, which lets end what is open."""
+        """Upgrades: a new process takes over. Returns the old process, which finishes its open
+        requests."""
         before = self.process
         done = self.command("upgrade")
         assert done.returncode == 0, done.stderr + self.stderr.read_text()
@@ -171,10 +174,10 @@ class Keylatch:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-                raise AssertionError("keylatch did not end") from None
+                raise AssertionError("keylatch did not stop") from None
 
     def command(self, *arguments, stdin=""):
-        """Runs a subcommand on this configuration."""
+        """Runs a subcommand with this configuration."""
         return subprocess.run(
             [BINARY, *arguments, "-c", self.path], cwd=self.folder, capture_output=True, text=True, env=self.env, timeout=60, check=False, input=stdin
         )
@@ -189,20 +192,20 @@ class Keylatch:
             return 0, {}
 
     def metrics(self):
-        """Each series with its value."""
+        """The metrics, as a map from series to value."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
     def access_log(self):
-        """The lines of the access log so far."""
+        """The access log so far, as parsed lines."""
         return [json.loads(line) for line in self.stdout.read_text().splitlines() if line.startswith("{")]
 
     def url(self, path=""):
         return f"http://127.0.0.1:{self.port}{path}"
 
     def memory_kib(self):
-        """The resident memory of the process."""
+        """The resident memory of the process, in KiB."""
         for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS"):
                 return int(line.split()[1])

@@ -1,15 +1,19 @@
-"""A TCP server for tests: one thread for each connection, on a port of its own."""
+"""The accept loop of the test servers: one thread for each connection."""
 
 import socket
 import threading
 
 
 class Listener:
-    """Calls `serve(connection)` of the class that inherits it, for each connection. It listens from the start until `close`."""
+    """Calls `serve(connection)` of the subclass for each connection, from construction until
+    `close`.
 
-    def __init__(self, backlog=2048):
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=backlog)
-        self.port = self.listener.getsockname()[1]
+    Without `listener` it listens on a free port of 127.0.0.1. `port` is `None` for a Unix
+    socket."""
+
+    def __init__(self, backlog=2048, listener=None):
+        self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=backlog)
+        self.port = None if self.listener.family == socket.AF_UNIX else self.listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self):

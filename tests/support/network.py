@@ -1,4 +1,4 @@
-"""Two machines and a cable: network namespaces of the test's own, which nothing else can reach."""
+"""Two hosts joined by a cable, as isolated network namespaces."""
 
 import contextlib
 import os
@@ -43,8 +43,8 @@ sys.exit(probe.recv(10) != b"here")
 """
 
 
-def can():
-    """Whether this machine lets us make them."""
+def can_create_namespaces():
+    """Whether this machine allows the creation of network namespaces."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return False
     return subprocess.run(["ip", "netns", "list"], capture_output=True, check=False).returncode == 0 and (
@@ -53,7 +53,7 @@ def can():
 
 
 class Network:
-    """One machine inside, which serves, and one outside with as many addresses as are asked for."""
+    """A serving host inside, and a host outside with the given addresses."""
 
     def __init__(self, addresses, ports, interface="in0"):
         self.inside, self.outside = f"kl-in-{os.getpid()}", f"kl-out-{os.getpid()}"
@@ -82,8 +82,8 @@ class Network:
         command = ["ip", "netns", "exec", self.inside, sys.executable, "-c", SERVE, ",".join(map(str, self.ports))]
         self.server = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self.server.stdout.readline() == b"up\n"
-        # The cable takes a moment.
-        wait_for(lambda: all(self.lets_in(each, self.ports[0]) for each in ("192.0.2.2", "2001:db8::2")), "they reach each other")
+        # The interfaces need a moment to come up.
+        wait_for(lambda: all(self.admits(each, self.ports[0]) for each in ("192.0.2.2", "2001:db8::2")), "they reach each other")
         return self
 
     def __exit__(self, *_):
@@ -94,7 +94,7 @@ class Network:
             with contextlib.suppress(subprocess.CalledProcessError):
                 self.ip("netns", "del", name)
 
-    def lets_in(self, source, port, kind="tcp"):
-        """Whether this address gets an answer from this port."""
+    def admits(self, source, port, kind="tcp"):
+        """Whether a client with this address gets an answer from this port."""
         target = "2001:db8::1" if ":" in source else INSIDE
         return self.run(self.outside, sys.executable, "-c", ASK, source, target, str(port), kind).returncode == 0

@@ -1,16 +1,17 @@
-"""From which part of a request New API takes the key, as its `TokenAuth` reads it (version of November 2026)."""
+"""A model of New API's `TokenAuth` (November 2026): which part of a request it takes the key
+from."""
 
 import urllib.parse
 
 
 def stripped(value):
-    """A value without `Bearer `."""
+    """The value without a leading `Bearer `."""
     return value[7:].strip() if value[:7] in ("Bearer ", "bearer ") else value
 
 
 def key_taken(target, headers):
-    """The stored key that the request uses; None: it is refused. `headers` are pairs with lower-case names, in order.
-    MySQL compares without regard to case, so the key is in lower case."""
+    """The stored key that the request uses, or None if it is refused. `headers` are ordered pairs
+    with lower-case names. MySQL compares case-insensitively, so the key is in lower case."""
     path, _, query = target.partition("?")
     path = urllib.parse.unquote(path)
 

@@ -1,4 +1,4 @@
-"""A PgBouncer of the test's own before a PostgreSQL server."""
+"""A PgBouncer in front of a PostgreSQL server."""
 
 import os
 import pathlib
@@ -28,7 +28,7 @@ class PgBouncer:
         (self.folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
         (self.folder / "users.txt").write_text('"keylatch" ""\n')
         if AS_POSTGRES:
-            # It refuses to run as root.
+            # PgBouncer refuses to run as root.
             os.chmod(self.folder, 0o755)
             shutil.chown(self.folder, "postgres", "postgres")
 

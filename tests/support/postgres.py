@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the test's own, which can be killed, paused and started again."""
+"""A PostgreSQL server for one test or module. It can be killed, paused and started again."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from .keylatch import ROOT, free_port, wait_for
 
 class Postgres:
     def __init__(self):
-        # Not below pytest's folder, which the server's user cannot enter.
+        # Outside pytest's folder, which the server's user cannot enter.
         self.home = tempfile.TemporaryDirectory(prefix="keylatch-pg-", ignore_cleanup_errors=True)
         os.chmod(self.home.name, 0o755)
         self.folder, self.port = pathlib.Path(self.home.name) / "pg", free_port()
@@ -30,7 +30,7 @@ class Postgres:
         return self
 
     def psql(self, *statements, check=True, timeout=30):
-        """Unaligned rows, as text; each statement is a transaction."""
+        """Runs each statement as a transaction of its own; returns unaligned rows as text."""
         each = [argument for statement in statements for argument in ("-c", statement)]
         arguments = ["psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", self.url, *each]
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout, check=False)
@@ -41,18 +41,19 @@ class Postgres:
         return self.psql("SELECT 1", check=False) == "1"
 
     def kill(self):
-        """As a crash ends it: nothing is flushed by the server, no goodbye to anybody."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        for child in self._children():
-            os.kill(child, signal.SIGKILL)
+        """Ends the server as a crash does: it flushes nothing and closes no connection."""
+        # A stopped server starts no further process, so the list of its children is complete.
+        self.process.send_signal(signal.SIGSTOP)
+        for pid in self._tree():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
         self.process.wait()
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
 
-    def _children(self):
-        found = subprocess.run(["pgrep", "-f", str(self.folder / "data")], capture_output=True, text=True, check=False).stdout.split()
-        return [int(pid) for pid in found]
-
     def _tree(self):
+        """The ids of the server and its child processes."""
         children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout.split()
         return [self.process.pid, *map(int, children)]
 

@@ -1,4 +1,4 @@
-"""A provider of OpenID Connect: an issuer at which people show who they are. It refuses what the standards have it refuse."""
+"""An OpenID Connect provider that refuses the requests which the standards require it to refuse."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ CLIENT, SECRET = "keylatch", "hunter2:with/odd characters"
 
 
 class Provider(Issuer):
-    """Whoever comes is `person`: the claims that are told of him."""
+    """Signs every browser in as `person`, the claims of one user."""
 
     def __init__(self, **more):
         super().__init__(**more)
@@ -50,7 +50,7 @@ class Provider(Issuer):
         return super()._answer(request, send)
 
     def authorize(self, asked):
-        """Where somebody is sent back to who has shown who he is."""
+        """The redirect back to the client after a successful authentication."""
         assert asked["response_type"] == "code" and asked["client_id"] == CLIENT and "openid" in asked["scope"].split()
         assert asked["code_challenge_method"] == "S256" and len(asked["state"]) >= 32 and len(asked["nonce"]) >= 32
         if self.denies:

@@ -1,4 +1,4 @@
-"""Raw HTTP over sockets, from any loopback address."""
+"""Raw HTTP/1.1 over sockets, from any loopback address."""
 
 import socket
 import sys
@@ -16,7 +16,8 @@ def connect(port, source="127.0.0.1", timeout=10):
     connection = socket.socket()
     connection.settimeout(timeout)
     if sys.platform == "linux":
-        # The port is chosen when it is known who is called: thousands of connections that have ended are in nobody's way.
+        # Chooses the local port at connect time, so that ports in TIME_WAIT towards other peers can
+        # be reused.
         connection.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT
     connection.bind((source, 0))
     connection.connect(("127.0.0.1", port))
@@ -36,7 +37,7 @@ def read_head(file):
 
 
 def read_body(file, headers):
-    """The body and whether it is whole."""
+    """The body, and whether it is complete."""
     fields = dict(headers)
     if fields.get("transfer-encoding") == "chunked":
         body = b""
@@ -56,7 +57,7 @@ def read_body(file, headers):
 
 
 def request(port, path="/v1/x", method="GET", headers=(), body=b"", source="127.0.0.1", timeout=10):
-    """One request on a connection of its own."""
+    """Sends one request on a new connection."""
     fields = [("Host", "localhost"), *headers]
     if body:
         fields.append(("Content-Length", str(len(body))))
@@ -77,13 +78,13 @@ def key(name):
 
 
 def begin_stream(connection):
-    """Asks for a stream, and has its first event."""
+    """Requests a stream, and reads its first event."""
     connection.sendall(b"GET /v1/stream HTTP/1.1\r\nHost: h\r\n\r\n")
     assert b"data: x" in connection.recv(4096) + connection.recv(4096)
 
 
-def is_told_that_it_ends(connection):
-    """Reads a stream to its end: the process says that it stops, and the body is whole."""
+def assert_stopping_error(connection):
+    """Reads a stream to its end, and asserts a final `stopping` error and a complete body."""
     text = b""
     while piece := connection.recv(4096):
         text += piece

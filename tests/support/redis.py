@@ -1,4 +1,4 @@
-"""Redis servers of the test's own, which can be killed, paused and started again."""
+"""Redis servers for tests. They can be killed, paused and started again."""
 
 import contextlib
 import pathlib
@@ -11,12 +11,12 @@ from .keylatch import free_port, wait_for
 
 
 class Redis:
-    """One server; `settings` are lines of its configuration, `port` overrides it with TLS."""
+    """One server; `settings` are lines of its configuration."""
 
     def __init__(self, *settings, password=None, tls=None, sentinel=False, program="redis-server"):
         self.home = tempfile.TemporaryDirectory(prefix="keylatch-redis-", ignore_cleanup_errors=True)
         self.folder = pathlib.Path(self.home.name)
-        # A cluster's nodes speak with each other on a port that is 10,000 higher.
+        # Cluster nodes talk to each other on the port that is 10,000 higher.
         self.port = free_port(below=22000)
         self.password, self.tls, self.sentinel, self.program, self.process = password, tls, sentinel, program, None
         ports = f"port 0\ntls-port {self.port}" if tls else f"port {self.port}"
@@ -57,11 +57,11 @@ class Redis:
         return False
 
     def entries(self):
-        """What stands in it."""
+        """All keys with their values."""
         return {name: self.cli("GET", name) for name in self.cli("KEYS", "*").split() if ":probe:" not in name}
 
     def create_cluster(self, *others):
-        """Makes a cluster of this server and others."""
+        """Creates a cluster of this server and others."""
         servers = (self, *others)
         nodes = [f"127.0.0.1:{server.port}" for server in servers]
         made = subprocess.run(["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"], capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""A TCP relay whose connections can be frozen: they stay open, and nothing comes through any more."""
+"""A TCP relay that can freeze its connections: they stay open and carry no more data."""
 
 import contextlib
 import socket
@@ -40,11 +40,11 @@ class Relay:
             pass
 
     def freeze(self):
-        """Connections that are open now; those to come are fine."""
+        """Freezes the open connections. New connections work."""
         self.generation += 1
 
     def away(self, away):
-        """Nobody gets through, and whoever had is cut off."""
+        """Refuses new connections and closes the open ones, until called with False."""
         self.is_away = away
         if away:
             self.generation += 1

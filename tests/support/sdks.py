@@ -1,6 +1,7 @@
-"""The libraries that applications use: what each makes of one stream of a fake, as plain data.
+"""Client libraries that applications use: what each returns for one stream of a fake, as plain
+data.
 
-Every function takes a base URL and header fields and gives an `Outcome`."""
+Every function takes a base URL and header fields and returns an `Outcome`."""
 
 import asyncio
 import dataclasses
@@ -34,33 +35,34 @@ NODE = ROOT / "target" / "node"
 
 @dataclasses.dataclass
 class Outcome:
-    """What the application sees."""
+    """The result that an application sees."""
 
     text: str = ""
     finish: str | None = None
-    # The error's class, and what it says.
+    # The class of the error, and its message.
     error: tuple | None = None
 
 
 def _collect(outcome, steps):
-    """Runs `steps`, which yields words and finish reasons; an exception becomes the outcome's error."""
+    """Runs `steps`, which yields words and finish reasons; an exception becomes the error of the
+    outcome."""
     try:
         for text, finish in steps():
             outcome.text += text or ""
             outcome.finish = finish or outcome.finish
     except Exception as error:  # noqa: BLE001, what a library raises is what is compared
-        outcome.error = (type(error).__name__, said(error))
+        outcome.error = (type(error).__name__, error_text(error))
     return outcome
 
 
-def said(error):
-    """What an error says, without the header fields that the text of Cohere's includes."""
+def error_text(error):
+    """The message of an error, without the header fields that Cohere's text includes."""
     if isinstance(error, cohere.core.api_error.ApiError):
         return f"{error.status_code} {error.body}"
     return str(error)
 
 
-# Everything is on loopback and in clear: no CAs are read for each client.
+# All connections are plaintext on loopback, so no client needs to load CA certificates.
 def _http(fields):
     return httpx.Client(headers=fields, timeout=20, trust_env=False, verify=False)
 
@@ -89,7 +91,7 @@ def openai_responses(base, fields):
 
 
 def _openai_like(kind, prefix):
-    """A client that is generated as OpenAI's is, with errors and streams of its own."""
+    """A client from the generator of OpenAI's library, with its own error and stream types."""
 
     def run(base, fields):
         def steps():
@@ -126,7 +128,8 @@ def langchain_responses(base, fields):
 
 
 def langchain_chunks(base, fields):
-    """What LangChain's timer between the chunks of an asynchronous stream has seen: their number, and the text."""
+    """The number of chunks that LangChain's timer of an asynchronous stream has counted, and the
+    text."""
 
     async def run():
         async with httpx2.AsyncClient(headers=fields, timeout=20, trust_env=False, verify=False) as client:
@@ -192,7 +195,7 @@ def ollama_chat(base, fields):
 
 
 def mcp_tool(base, fields):
-    """Calls a tool that reports its progress."""
+    """Calls a tool that reports progress."""
     progress, outcome = [], Outcome()
 
     async def note(done, total, message):
@@ -220,7 +223,7 @@ def mcp_tool(base, fields):
 
 
 def plain(name, base, fields):
-    """The text of an answer that was not asked for as a stream."""
+    """The text of an answer without streaming."""
     question = {"model": "demo", "messages": MESSAGES}
     if name in ("openai", "openai-responses"):
         with openai.OpenAI(base_url=f"{base}/v1", api_key="sk-1", max_retries=0, http_client=_http2(fields)) as client:
@@ -231,7 +234,7 @@ def plain(name, base, fields):
         with anthropic.Anthropic(base_url=base, api_key="sk-1", max_retries=0, http_client=_http2(fields)) as client:
             return client.messages.create(**question, max_tokens=100).content[0].text
     if name == "google-genai":
-        # It closes its connections when nothing holds it.
+        # The library closes its connections when it is garbage-collected.
         client = _google(base, fields)
         return client.models.generate_content(model="demo", contents="Say some words.").text
     if name == "cohere":
@@ -241,14 +244,15 @@ def plain(name, base, fields):
 
 
 class Node:
-    """One process of Node that runs every client of `tests/node/clients.mjs`: a line of JSON asks, a line answers."""
+    """A Node process that runs the clients of `tests/node/clients.mjs`: one line of JSON per
+    request and per answer."""
 
     def __init__(self):
         program = shutil.which("node")
-        assert program, "Node 20 or later is part of what the tests need"
-        assert (NODE / "node_modules").is_dir(), "scripts/test installs the clients: npm ci in target/node"
+        assert program, "the tests need Node 20 or later"
+        assert (NODE / "node_modules").is_dir(), "run scripts/test, which installs the clients into target/node"
         script = pathlib.Path(ROOT / "tests" / "node" / "clients.mjs").read_text()
-        # Packages are found from the working directory where the program is an argument.
+        # Node resolves packages from the working directory if the program is passed as an argument.
         env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         self.process = subprocess.Popen(
             [program, "--input-type=module", "--eval", script], cwd=NODE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
@@ -272,8 +276,8 @@ class Node:
             self.waiting[self.count] = waiting
             self.process.stdin.write(json.dumps({"id": self.count, "client": client, "base": base, "fields": fields}) + "\n")
             self.process.stdin.flush()
-        assert waiting["done"].wait(30), f"{client} does not end"
-        assert "answer" in waiting, "Node has ended"
+        assert waiting["done"].wait(30), f"{client} did not answer in time"
+        assert "answer" in waiting, "the Node process has ended"
         answer = waiting["answer"]
         return Outcome(answer["text"], answer["finish"], answer["error"] and tuple(answer["error"]))
 
@@ -282,7 +286,7 @@ class Node:
         self.process.wait(10)
 
 
-# The clients of Python, each with its dialect.
+# Python clients, each with its dialect.
 PYTHON = {
     "openai": (openai_chat, "openai"),
     "openai-responses": (openai_responses, "responses"),
@@ -297,7 +301,7 @@ PYTHON = {
     "ollama": (ollama_chat, "ollama"),
     "mcp": (mcp_tool, "mcp"),
 }
-# Those of Node.
+# Node clients, each with its dialect.
 JAVASCRIPT = {
     "openai-node": "openai",
     "openai-node-responses": "responses",

@@ -1,4 +1,4 @@
-"""A standby of a PostgreSQL server, which can be promoted, and an old primary that follows it."""
+"""A PostgreSQL standby that can be promoted, and switchovers."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ AS_POSTGRES = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-group
 
 
 class Standby(Postgres):
-    """Made from a running primary. As a context it is started."""
+    """A standby copied from a running primary, started by a `with` block."""
 
     def __init__(self, primary):
         super().__init__()
@@ -34,13 +34,13 @@ def promote(server):
 
 
 def stop_cleanly(server):
-    """A fast shutdown, as a switchover does it: standbys receive all that was written."""
+    """A fast shutdown, as in a switchover: standbys receive all writes first."""
     server.process.send_signal(signal.SIGINT)
     server.process.wait(20)
 
 
 def follow(server, primary):
-    """Starts a stopped server as a standby of another."""
+    """Starts a stopped server as a standby of `primary`."""
     data = server.folder / "data"
     (data / "standby.signal").touch()
     with (data / "postgresql.auto.conf").open("a") as file:
@@ -50,7 +50,7 @@ def follow(server, primary):
 
 
 def switch_over(primary, standby):
-    """The two change places."""
+    """Swaps the roles of primary and standby."""
     stop_cleanly(primary)
     promote(standby)
     follow(primary, standby)

@@ -1,4 +1,4 @@
-"""What tests of stores have in common."""
+"""Configuration and requests that tests of stores share."""
 
 from . import raw
 from .keylatch import wait_for
@@ -11,11 +11,11 @@ def storage(server, more=""):
     return f'{{postgres: {{url: "{server.url}", flush_every: 100ms{more}}}}}'
 
 
-def ask(replica, key, source="127.0.0.1", headers=(), **more):
+def send_request(replica, key, source="127.0.0.1", headers=(), **more):
     return raw.request(replica.port, headers=[raw.key(key), *headers], source=source, **more)
 
 
 def key_id(replica, key):
-    """The id of the key that was used last on this replica."""
+    """The id of the key of the last use on this replica."""
     wait_for(lambda: replica.access_log(), "an access line")
     return next(line["key"] for line in reversed(replica.access_log()) if "key" in line)

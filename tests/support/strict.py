@@ -1,4 +1,4 @@
-"""An upstream that forgives nothing: whatever a proxy must not pass on is an error here."""
+"""A strict HTTP/1.1 upstream: it records as an error everything that a proxy must not forward."""
 
 import dataclasses
 import socket
@@ -13,8 +13,8 @@ HEAD_MAX = 256 * 1024
 
 
 @dataclasses.dataclass
-class Seen:
-    """A request as it arrived. `whole` says whether its body came to its end."""
+class ReceivedRequest:
+    """A request as it arrived. `whole` is True once its body is complete."""
 
     method: str
     target: str
@@ -23,7 +23,7 @@ class Seen:
     whole: bool = False
 
     def all(self, name):
-        """The values of a field, by its lower-case name."""
+        """All values of a field, by its lower-case name."""
         return [value for key, value in self.headers if key == name]
 
     def brief(self):
@@ -31,7 +31,7 @@ class Seen:
 
 
 def faults(seen, raw_head):
-    """What is wrong with a request that h11 itself would have taken."""
+    """The defects of a request that h11 accepts."""
     wrong = []
     names = [name for name, _ in seen.headers]
     lengths, codings = seen.all("content-length"), seen.all("transfer-encoding")
@@ -58,10 +58,10 @@ def faults(seen, raw_head):
 
 
 class Strict(Listener):
-    """Parses with h11, answers 200 to whole requests, and keeps what it saw.
+    """Parses with h11, answers complete requests with 200, and records requests and errors.
 
-    `requests` are the requests in the order in which their headers came, whole or not; `errors` is everything
-    that must not happen: what h11 refuses, what `faults` finds, bytes left over when a connection ends."""
+    `requests` lists the requests in the order of their headers, complete or not. `errors` lists
+    what h11 refuses, what `faults` finds, and bytes left over at the end of a connection."""
 
     def __init__(self):
         self.requests, self.errors, self.open = [], [], 0
@@ -82,20 +82,21 @@ class Strict(Listener):
                 self.open -= 1
 
     def _connection(self, sock, parser):
-        """The requests of one connection."""
+        """Reads the requests of one connection."""
         raw, seen, ended = b"", None, False
         while True:
             try:
                 event = parser.next_event()
             except h11.RemoteProtocolError as error:
-                # A request that is cut off is the right thing to get from a client that sent nonsense.
+                # A truncated request is correct: the proxy closes the upstream connection of a
+                # malformed upload.
                 if not (ended and seen):
                     self.errors.append(f"{error}: {raw!r}")
                 return
             if event is h11.NEED_DATA:
                 if ended:
                     if not seen:
-                        self.errors.append(f"left over at the end: {raw!r}")
+                        self.errors.append(f"left over at the end of the connection: {raw!r}")
                     return
                 if parser.they_are_waiting_for_100_continue:
                     sock.sendall(parser.send(h11.InformationalResponse(status_code=100, headers=[])))
@@ -108,7 +109,7 @@ class Strict(Listener):
                 parser.receive_data(data)
             elif isinstance(event, h11.Request):
                 headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
-                seen = Seen(event.method.decode("latin-1"), event.target.decode("latin-1"), headers)
+                seen = ReceivedRequest(event.method.decode("latin-1"), event.target.decode("latin-1"), headers)
                 self.requests.append(seen)
                 self.errors += [f"{fault} in {seen}" for fault in faults(seen, raw.partition(b"\r\n\r\n")[0])]
             elif isinstance(event, h11.Data):

@@ -1,4 +1,4 @@
-"""A client of TLS, and the configuration of a listener that speaks it."""
+"""TLS clients, and the configuration of a TLS listener."""
 
 import json
 import ssl
@@ -11,8 +11,8 @@ from .raw import connect, read_body, read_head
 TLS = DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    tls: {tls}")
 
 
-def speaking(tls):
-    """A configuration whose listener has this for `tls`."""
+def tls_config(tls):
+    """A configuration with this `tls` section in its listener."""
     return TLS.replace("{tls}", json.dumps(tls).replace("{", "{{").replace("}", "}}"))
 
 
@@ -31,16 +31,16 @@ def context(authority, client=None, alpn=None, **settings):
     return made
 
 
-def shake(port, authority, name="api.test", **options):
-    """A handshake; the connection."""
+def tls_connect(port, authority, name="api.test", **options):
+    """Connects and performs the handshake. Returns the connection."""
     return context(authority, **options).wrap_socket(connect(port), server_hostname=name)
 
 
-def ask(connection, path="/v1/x", headers=""):
+def send_request(connection, path="/v1/x", headers=""):
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: api.test\r\n{headers}\r\n".encode())
     file = connection.makefile("rb")
     head = read_head(file)
-    assert head, "the connection was closed"
+    assert head, "the connection was closed without an answer"
     status, fields = head
     body, whole = read_body(file, fields)
     assert whole
@@ -52,9 +52,10 @@ def serial(connection):
 
 
 def refused(port, authority, client):
-    """Whether a connection with this certificate comes to nothing. With TLS 1.3 that is known by the first answer."""
+    """Whether the listener refuses this client certificate. With TLS 1.3 the client learns it when
+    it reads the first answer."""
     try:
-        with shake(port, authority, client=client) as connection:
+        with tls_connect(port, authority, client=client) as connection:
             connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\n\r\n")
             return connection.recv(100) == b""
     except (ssl.SSLError, ConnectionError):

@@ -1,4 +1,6 @@
-"""Upstreams that do exactly as a test says: one thread a connection, nothing hidden."""
+"""Scripted upstreams: a test writes each answer byte by byte.
+
+They read requests leniently; `strict.py` is the strict upstream."""
 
 import json
 import socket
@@ -6,12 +8,15 @@ import ssl
 import threading
 import time
 
+from .listener import Listener
 
-class Scripted:
-    """Answers each request with what `answer(request)` writes. A request has method, target, headers, body.
 
-    `answer(request, send)` gets a function that sends bytes to the client. The connection is kept if it returns
-    True. Requests are parsed leniently on purpose: what arrives is what the test wants to see."""
+class Scripted(Listener):
+    """Calls `answer(request, send)` for each request; `send` writes bytes to the client. A request
+    has method, target, headers, body.
+
+    The connection is kept if `answer` returns True. Parsing is lenient, so that a test sees what
+    arrived."""
 
     def __init__(self, answer, tls=None, listener=None):
         self.answer = answer
@@ -21,19 +26,9 @@ class Scripted:
             self.context.load_cert_chain(tls.cert, tls.key)
         self.requests = []
         self.closed_by_peer = threading.Event()
-        self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=2048)
-        self.port = None if self.listener.family == socket.AF_UNIX else self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(listener=listener)
 
-    def _accept(self):
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection):
+    def serve(self, connection):
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.context:
@@ -55,15 +50,6 @@ class Scripted:
             self.closed_by_peer.set()
         finally:
             connection.close()
-
-    def close(self):
-        self.listener.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
 
 def read_request(file):
@@ -88,7 +74,7 @@ def read_request(file):
 
 
 def plain(status="200 OK", body=b"ok", headers=()):
-    """A whole response."""
+    """A complete response with a `Content-Length`."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -97,7 +83,7 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-E
 
 
 def unending(request, send):
-    """Answers after a moment, as models do; a stream goes on for as long as somebody reads."""
+    """Answers after 0.3 s, as a model would; a stream goes on until the client leaves."""
     if "stream" not in request["target"]:
         time.sleep(0.3)
         send(plain())
@@ -109,19 +95,19 @@ def unending(request, send):
 
 
 def chunk(data):
-    """One chunk; an empty one ends the body."""
+    """One chunk of a chunked body; an empty chunk ends the body."""
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
 def echo(request, send):
-    """Answers with what arrived."""
+    """Answers with the request itself, as JSON."""
     body = json.dumps({**request, "body": request["body"].decode("latin-1")}).encode()
     send(plain(body=body, headers=["Content-Type: application/json"]))
     return True
 
 
 def events(request, send, count=5):
-    """A short stream."""
+    """A stream of `count` events."""
     send(STREAM_HEAD)
     for n in range(count):
         send(chunk(b"data: %d\n\n" % n))

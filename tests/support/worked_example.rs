@@ -1,6 +1,6 @@
 //! # user_agent
 //!
-//! Refuses requests whose `User-Agent` does not begin with one of the names listed.
+//! Refuses requests with a `User-Agent` that does not begin with one of the listed names.
 //!
 //! ```yaml
 //! user_agent:
@@ -16,7 +16,7 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// What a `User-Agent` may begin with.
+    /// The permitted beginnings of a `User-Agent`.
     pub allow: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Bare Pingora in front of one upstream: what everything Keylatch adds is measured against.
+//! Bare Pingora in front of one upstream: the baseline of the benchmarks.
 //!
 //! `passthrough LISTEN UPSTREAM`, both `host:port`. Built with the same profile, allocator and thread count.
 

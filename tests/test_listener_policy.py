@@ -1,4 +1,4 @@
-"""What a listener asks before the gate: the PROXY protocol, and the origin's secret."""
+"""Checks of a listener before the gate: the PROXY protocol, and `origin_secret`."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ SECRETS = ["0123456789abcdef-old", "0123456789abcdef-new"]
 
 @pytest.fixture
 def serve(start):
-    """Starts a Keylatch whose listener asks for something."""
+    """Starts a Keylatch with these options of its listener."""
 
     def begin(upstream, entry, **values):
         text = "\n".join(f"    {key}: {json.dumps(value)}" for key, value in entry.items())
@@ -28,7 +28,7 @@ def serve(start):
 
 
 def v2(source, command=1):
-    """A header of version 2 for an IPv4 connection, with something more that balancers add."""
+    """A version 2 header for an IPv4 connection, with an extra TLV as load balancers add."""
     addresses = socket.inet_aton(source) + socket.inet_aton("10.0.0.1") + struct.pack("!HH", 12345, 443) + b"\x04\x00\x02ab"
     return b"\r\n\r\n\0\r\nQUIT\n" + bytes([0x20 | command, 0x11]) + struct.pack("!H", len(addresses)) + addresses
 
@@ -40,10 +40,11 @@ def v1(source):
 REQUEST = b"GET /v1/x HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n"
 
 
-def ask(connection, *pieces):
-    """Sends the pieces, each by itself, and reads one answer; `None` if there is none."""
+def send_request(connection, *pieces):
+    """Sends the pieces separately, and reads one answer; `None` if there is none."""
     for piece in pieces:
         connection.sendall(piece)
+        # So that each piece is a TCP segment.
         time.sleep(0.02)
     file = connection.makefile("rb")
     try:
@@ -57,7 +58,7 @@ def forwarded(answer):
     return answer[0] == 200 and dict(answer[1]["headers"])["x-forwarded-for"]
 
 
-def test_a_balancer_says_for_whom_it_connects(serve, echo_upstream):
+def test_the_proxy_protocol_sets_the_client_address(serve, echo_upstream):
     keylatch = serve(echo_upstream, {"proxy_protocol": ["127.0.0.2", "127.0.1.0/24"]}, limits="{header_timeout: 500ms}")
     for header, named in [
         (v1("203.0.113.7"), "203.0.113.7"),
@@ -68,26 +69,26 @@ def test_a_balancer_says_for_whom_it_connects(serve, echo_upstream):
     ]:
         for pieces in ([header + REQUEST], [header, REQUEST], [header[:9], header[9:] + REQUEST[:5], REQUEST[5:]]):
             with connect(keylatch.port, "127.0.0.2") as connection:
-                assert forwarded(ask(connection, *pieces)) == named, (header, pieces)
-                # For all of the connection, and only at its beginning.
-                assert forwarded(ask(connection, REQUEST)) == named
-    # Whom it names may be a proxy that is trusted, as any peer.
+                assert forwarded(send_request(connection, *pieces)) == named, (header, pieces)
+                # The header counts for the whole connection, and only at its beginning.
+                assert forwarded(send_request(connection, REQUEST)) == named
+    # The named address may itself be a trusted proxy.
     trusting = serve(echo_upstream, {"proxy_protocol": ["127.0.0.2"]}, trusted="{networks: [203.0.113.7]}")
     with connect(trusting.port, "127.0.0.2") as connection:
-        assert forwarded(ask(connection, v1("203.0.113.7") + REQUEST)) == "9.9.9.9"
+        assert forwarded(send_request(connection, v1("203.0.113.7") + REQUEST)) == "9.9.9.9"
     with connect(trusting.port, "127.0.0.2") as connection:
-        assert forwarded(ask(connection, v1("203.0.113.9") + REQUEST)) == "203.0.113.9"
+        assert forwarded(send_request(connection, v1("203.0.113.9") + REQUEST)) == "203.0.113.9"
     before = len(echo_upstream.requests)
-    # Others cannot say so, and those who must cannot leave it out.
+    # Untrusted peers may not send the header, and trusted peers must.
     with connect(keylatch.port, "127.0.0.3") as connection:
-        assert ask(connection, v1("203.0.113.7") + REQUEST)[0] == 400
+        assert send_request(connection, v1("203.0.113.7") + REQUEST)[0] == 400
     with connect(keylatch.port, "127.0.0.3") as connection:
-        assert forwarded(ask(connection, REQUEST)) == "127.0.0.3"
+        assert forwarded(send_request(connection, REQUEST)) == "127.0.0.3"
     for wrong in (REQUEST, v1("203.0.113.7")[:-2] + REQUEST, v1("nobody") + REQUEST, v1("203.0.113.7")[:20]):
         with connect(keylatch.port, "127.0.1.9") as connection:
-            assert ask(connection, wrong) is None
+            assert send_request(connection, wrong) is None
     with connect(keylatch.port, "127.0.1.9") as connection:
-        assert ask(connection, v1("203.0.113.7") * 2 + REQUEST)[0] == 400
+        assert send_request(connection, v1("203.0.113.7") * 2 + REQUEST)[0] == 400
     assert len(echo_upstream.requests) == before + 1
     metrics = keylatch.metrics()
     assert metrics['keylatch_gate_refusals_total{reason="proxy_protocol"}'] == 3
@@ -103,8 +104,8 @@ def test_before_tls_and_before_http2(serve, echo_upstream, tmp_path):
     with connect(keylatch.port, "127.0.0.2") as connection:
         connection.sendall(v2("203.0.113.7"))
         with context.wrap_socket(connection, server_hostname="api.test") as encrypted:
-            assert forwarded(ask(encrypted, REQUEST)) == "203.0.113.7"
-    # With the first bytes of the handshake in one piece with the header.
+            assert forwarded(send_request(encrypted, REQUEST)) == "203.0.113.7"
+    # The header and the first bytes of the handshake in one segment.
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     session = context.wrap_bio(incoming, outgoing, server_hostname="api.test")
     with connect(keylatch.port, "127.0.0.2") as connection:
@@ -124,30 +125,30 @@ def test_before_tls_and_before_http2(serve, echo_upstream, tmp_path):
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
     with connect(plain.port, "127.0.0.2") as connection:
         connection.sendall(v2("203.0.113.7") + preface)
-        assert connection.recv(9)[3] == 4, "settings: HTTP/2 is spoken"
+        assert connection.recv(9)[3] == 4, "a SETTINGS frame: the connection uses HTTP/2"
 
 
 def test_the_origins_secret(serve, echo_upstream):
     keylatch = serve(echo_upstream, {"origin_secret": {"values": SECRETS}})
-    ask = lambda *secrets: request(keylatch.port, headers=[("X-Origin-Secret", secret) for secret in secrets])  # noqa: E731
+    send_request = lambda *secrets: request(keylatch.port, headers=[("X-Origin-Secret", secret) for secret in secrets])  # noqa: E731
     for secret in SECRETS:
-        answer = ask(secret)
+        answer = send_request(secret)
         assert answer.status == 200 and secret.encode() not in answer.body and b"origin-secret" not in answer.body.lower()
     for wrong in [(), ("",), ("0123456789abcdef",), (SECRETS[0] + "x",), (SECRETS[0][:-1],), tuple(SECRETS), (SECRETS[0], SECRETS[0])]:
-        answer = ask(*wrong)
+        answer = send_request(*wrong)
         assert (answer.status, json.loads(answer.body)["error"]["code"]) == (403, "origin_secret"), wrong
     assert request(keylatch.port, headers=[("X-Origin-Secret", SECRETS[0]), ("Connection", "x-origin-secret")]).status in (200, 400)
     assert not any("origin" in name for seen in echo_upstream.requests for name, _ in seen["headers"])
     said = keylatch.stdout.read_text() + keylatch.stderr.read_text()
     assert "0123456789abcdef" not in said
     assert keylatch.metrics()['keylatch_gate_refusals_total{reason="origin_secret"}'] == 7
-    # One goes, for the next request.
+    # One of two secrets is removed, which takes effect for the next request.
     keylatch.path.write_text(keylatch.path.read_text().replace(json.dumps(SECRETS), json.dumps(SECRETS[1:])))
     assert keylatch.command("reload").returncode == 0
-    assert (ask(SECRETS[0]).status, ask(SECRETS[1]).status) == (403, 200)
+    assert (send_request(SECRETS[0]).status, send_request(SECRETS[1]).status) == (403, 200)
 
 
-def test_with_the_secret_the_clients_address_is_believed(serve, echo_upstream):
+def test_the_origin_secret_vouches_for_the_client_address(serve, echo_upstream):
     claims = [("CF-Connecting-IP", "203.0.113.7"), ("X-Forwarded-For", "1.1.1.1, 198.51.100.9")]
     for vouches, client in [("nothing", "127.0.0.1"), ("forwarded", "198.51.100.9"), ("cloudflare", "203.0.113.7")]:
         keylatch = serve(echo_upstream, {"origin_secret": {"values": SECRETS[:1], "header": "X-From-CDN", "vouches_for": vouches}})

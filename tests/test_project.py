@@ -1,4 +1,5 @@
-"""What the project promises of itself: licences, sources, and that nothing points where it should not."""
+"""Rules of the project: licences and sources of dependencies, help texts, and links of the
+README."""
 
 import json
 import re
@@ -11,11 +12,11 @@ from support.keylatch import BINARY, ROOT
 def packages():
     out = subprocess.run(["cargo", "metadata", "--locked", "--format-version", "1"], cwd=ROOT, capture_output=True, check=True).stdout
     metadata = json.loads(out)
-    # Dependencies that no platform of ours builds are not shipped; what is resolved is what counts.
+    # Only resolved dependencies count; the others are built on no supported platform.
     return metadata["packages"]
 
 
-def test_every_dependency_has_a_licence_we_accept_and_comes_from_the_registry():
+def test_every_dependency_has_an_accepted_licence_and_comes_from_the_registry():
     rules = tomllib.loads((ROOT / "deny.toml").read_text())
     allowed, banned = set(rules["licenses"]["allow"]), {ban["crate"] for ban in rules["bans"]["deny"]}
     wrong = []
@@ -29,14 +30,14 @@ def test_every_dependency_has_a_licence_we_accept_and_comes_from_the_registry():
         if package["name"] in banned:
             wrong.append(f"{name} is banned")
         expression = (package["license"] or "").replace("/", " OR ")
-        # Good enough for what crates write: one of the alternatives must be made of accepted licences only.
+        # A simple reading of SPDX: one of the alternatives must consist of accepted licences.
         alternatives = [re.split(r"\s+AND\s+", alternative.strip(" ()")) for alternative in re.split(r"\s+OR\s+", expression)]
         if not any(all(part.strip(" ()") in allowed for part in parts) for parts in alternatives):
             wrong.append(f"{name} is under {expression or 'no licence it names'}")
     assert not wrong, wrong
 
 
-def test_the_commands_explain_themselves():
+def test_every_command_has_help():
     def run(*arguments):
         return subprocess.run([BINARY, *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
 
@@ -53,8 +54,8 @@ def test_the_commands_explain_themselves():
     assert "client    203.0.113.7, from x-forwarded-for" in explained and "the target is /v1/models?x" in explained and "route     rest" in explained
 
 
-def test_names_of_the_readme_exist():
-    """Paths and make targets that the README names are there."""
+def test_paths_and_targets_of_the_readme_exist():
+    """Paths and make targets that the README names exist."""
     text = (ROOT / "README.md").read_text()
     for path in set(re.findall(r"`((?:config|tests|src|filters)/[\w./-]+)`", text)):
         assert (ROOT / path).exists() or (ROOT / "src" / path).exists(), path

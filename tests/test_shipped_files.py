@@ -1,4 +1,5 @@
-"""The files that are shipped for what stands around Keylatch: each is run, or read by the program it is for."""
+"""Shipped files for neighbouring programs (Caddy, nginx, Prometheus, fail2ban, Compose …): each
+program runs or reads its file."""
 
 import asyncio
 import contextlib
@@ -27,13 +28,13 @@ from support.raw import connect, read_head
 from support.upstreams import STREAM_HEAD, Scripted, chunk
 
 CONFIG = ROOT / "config"
-# A loopback network that plays Cloudflare: what comes from it goes through it.
+# A loopback network that stands for Cloudflare's ranges.
 CLOUDFLARE = "127.0.3.0/24"
 
 
 @pytest.fixture
 def running():
-    """Programs that end with the test."""
+    """Starts programs, and stops them at the end of the test."""
     started = []
 
     def begin(*command, folder, port, **env):
@@ -48,7 +49,7 @@ def running():
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 return True
 
-        wait_for(listens, "it listens", 20)
+        wait_for(listens, "the program listens", 20)
         return process
 
     yield begin
@@ -67,10 +68,10 @@ def authority(tmp_path):
 
 
 def caddy(running, folder, keylatch, authority):
-    """Caddy with the file that is shipped, as behind Cloudflare with Authenticated Origin Pulls."""
+    """Caddy with the shipped file, behind Cloudflare with Authenticated Origin Pulls."""
     port, issued = free_port(), authority.issue("origin", "api.test")
     text = (CONFIG / "caddy" / "Caddyfile").read_text()
-    # Nothing else is changed than where it listens: 443 may be somebody else's here.
+    # Only the port is changed, because 443 may be in use on this machine.
     (folder / "Caddyfile").write_text(text.replace("{\n\tservers {", f"{{\n\tadmin off\n\thttps_port {port}\n\thttp_port {free_port()}\n\tservers {{", 1))
     env = {
         "KEYLATCH_SITE": f"https://api.test:{port}", "KEYLATCH_UPSTREAM": f"127.0.0.1:{keylatch.port}", "KEYLATCH_TLS": "tls_origin_pulls",
@@ -81,7 +82,7 @@ def caddy(running, folder, keylatch, authority):
 
 
 def nginx(running, folder, keylatch, authority):
-    """nginx with the file that is shipped, with Authenticated Origin Pulls."""
+    """nginx with the shipped file, with Authenticated Origin Pulls."""
     port, issued = free_port(), authority.issue("origin", "api.test")
     text = (CONFIG / "nginx" / "keylatch.conf").read_text()
     for was, becomes in [
@@ -109,7 +110,8 @@ PROXIES = pytest.mark.parametrize("proxy", [caddy, nginx])
 
 @pytest.fixture
 def behind(start, running, tmp_path, authority):
-    """A Keylatch behind a proxy; its port, and a context for those that come from Cloudflare."""
+    """Starts a Keylatch behind a proxy; returns the port, and a TLS context for connections from
+    Cloudflare."""
 
     def ready(proxy, upstream, **values):
         folder = tmp_path / "proxy"
@@ -126,14 +128,14 @@ def behind(start, running, tmp_path, authority):
     return ready
 
 
-def shake(port, context, source="127.0.3.9", alpn=None):
+def tls_connect(port, context, source="127.0.3.9", alpn=None):
     if alpn:
         context.set_alpn_protocols(alpn)
     return context.wrap_socket(connect(port, source), server_hostname="api.test")
 
 
-def ask(port, context, source, *fields):
-    with shake(port, context, source) as connection:
+def send_request(port, context, source, *fields):
+    with tls_connect(port, context, source) as connection:
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
         connection.sendall(f"GET /v1/x HTTP/1.1\r\nHost: api.test:{port}\r\n{lines}Connection: close\r\n\r\n".encode())
         file = connection.makefile("rb")
@@ -143,16 +145,17 @@ def ask(port, context, source, *fields):
 
 
 @PROXIES
-def test_the_address_is_the_right_one(behind, echo_upstream, proxy, authority):
+def test_the_client_address_behind_proxies(behind, echo_upstream, proxy, authority):
     keylatch, port, context = behind(proxy, echo_upstream)
 
     def seen(source, *fields):
-        status, body = ask(port, context, source, *fields)
+        status, body = send_request(port, context, source, *fields)
         assert status == 200
         headers = dict(json.loads(body)["headers"])
         return headers["x-forwarded-for"], headers["x-forwarded-proto"]
 
-    # By Cloudflare, which says who it is; and past it, by somebody who claims to be it, or anything else.
+    # Through Cloudflare, which names the client; and directly, from clients that forge header
+    # fields.
     assert seen("127.0.3.9", ("CF-Connecting-IP", "203.0.113.7")) == ("203.0.113.7", "https")
     assert seen("127.0.3.9", ("CF-Connecting-IP", "203.0.113.7"), ("X-Forwarded-For", "1.1.1.1, 127.0.3.7")) == ("203.0.113.7", "https")
     for fields in [
@@ -161,22 +164,23 @@ def test_the_address_is_the_right_one(behind, echo_upstream, proxy, authority):
         [("X-Forwarded-For", "203.0.113.7"), ("X-Real-IP", "203.0.113.7"), ("Forwarded", "for=203.0.113.7")],
     ]:
         assert seen("127.0.0.66", *fields) == ("127.0.0.66", "https"), fields
-    # Nobody but Cloudflare is spoken to at all.
+    # Connections without Cloudflare's client certificate are refused.
     stranger = ssl.create_default_context(cafile=authority.ca)
     with pytest.raises((ssl.SSLError, ConnectionError, AssertionError)):
-        status, _ = ask(port, stranger, "127.0.3.9")
+        status, _ = send_request(port, stranger, "127.0.3.9")
         assert status == 200
     assert not keylatch.metrics().get("keylatch_upstream_errors_total")
 
 
 @PROXIES
-def test_streams_come_as_they_are_sent_and_stay_open(behind, proxy):
-    """Two hours of a model that thinks, a second for every 24 of them: each piece is seen before the next is sent."""
+def test_streams_are_not_buffered_and_stay_open(behind, proxy):
+    """A two-hour stream at scale, one second for 24 minutes: each piece arrives before the next one
+    is sent."""
     rounds, seen, late = 300, threading.Semaphore(0), []
 
     def answer(request, send):
         send(STREAM_HEAD + chunk(b"data: begin\n\n"))
-        # Long silence first; only comment frames come.
+        # A long silence first, with comment frames only.
         time.sleep(3)
         for n in range(rounds):
             send(chunk(b"data: %d\n\n" % n))
@@ -188,7 +192,7 @@ def test_streams_come_as_they_are_sent_and_stay_open(behind, proxy):
 
     with Scripted(answer) as upstream:
         _, port, context = behind(proxy, upstream, route_filters="      - sse_keepalive: {interval: 500ms}")
-        with shake(port, context) as connection:
+        with tls_connect(port, context) as connection:
             connection.settimeout(10)
             connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: api.test:{port}\r\nAccept-Encoding: br, gzip\r\nContent-Length: 15\r\n\r\n".encode() + b'{"stream":true}')
             file = connection.makefile("rb")
@@ -197,7 +201,7 @@ def test_streams_come_as_they_are_sent_and_stay_open(behind, proxy):
             text = b""
             while b"data: [DONE]" not in text:
                 line = file.readline()
-                assert line, "the stream was cut"
+                assert line, "the stream is truncated"
                 text += line
                 if line.startswith(b"data: ") and line[6:7].isdigit():
                     seen.release()
@@ -223,7 +227,7 @@ def test_http2_and_websockets(behind, proxy):
 
 
 @PROXIES
-def test_many_at_once_over_http2(behind, echo_upstream, proxy):
+def test_concurrent_requests_over_http2(behind, echo_upstream, proxy):
     _, port, context = behind(proxy, echo_upstream)
 
     async def go():
@@ -240,15 +244,15 @@ def metrics_named(text):
     return set(re.findall(r"\bkeylatch_[a-z_]+", text))
 
 
-def test_prometheus_and_grafana_know_what_there_is(start, echo_upstream):
+def test_prometheus_rules_and_dashboard_use_existing_metrics(start, echo_upstream):
     keylatch = start(echo_upstream, route_filters="      - key_binding: {}\n      - rate_limit: {per: key, limit: 9/s}\n      - concurrency_limit: {per: key, most: 9}", storage="{sqlite: {path: k.db}}")
     with urllib.request.urlopen(f"http://127.0.0.1:{keylatch.admin}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     there = set(re.findall(r"^# TYPE (\S+)", text, re.M))
     source = "\n".join(path.read_text() for path in (ROOT / "src" / "telemetry").glob("*.rs"))
-    # Metrics of Redis exist only where it is configured.
+    # Redis metrics exist only with Redis configured.
     there |= metrics_named("\n".join(path.read_text() for path in (ROOT / "src" / "redis").glob("*.rs")))
-    # A counter with labels is told of from its first use on; its name stands in the source.
+    # A labelled counter appears with its first use, so its name is read from the source.
     there |= {f"keylatch_{name}" for name in re.findall(r'&registry,\s*"([a-z_]+)"', source)}
     dashboard = json.loads((CONFIG / "grafana" / "keylatch.json").read_text())
     rules = yaml.safe_load((CONFIG / "prometheus" / "keylatch.rules.yml").read_text())
@@ -265,8 +269,8 @@ def test_prometheus_and_grafana_know_what_there_is(start, echo_upstream):
             assert rule["labels"]["severity"] in ("critical", "warning") and set(rule["annotations"]) == {"summary", "description"}
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is of Debian's prometheus")
-def test_promtool_takes_rules_and_dashboard(tmp_path):
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, from Debian's prometheus")
+def test_promtool_accepts_rules_and_dashboard(tmp_path):
     for name in ("prometheus.yml", "compose.yml"):
         checked = subprocess.run(["promtool", "check", "config", str(CONFIG / "prometheus" / name)], capture_output=True, text=True, check=False)
         assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -277,7 +281,7 @@ def test_promtool_takes_rules_and_dashboard(tmp_path):
     written.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     checked = subprocess.run(["promtool", "check", "rules", str(written)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    # And what they say when something is wrong.
+    # The alerts that fire on faults.
     tests = {
         "rule_files": [str(CONFIG / "prometheus" / "keylatch.rules.yml")],
         "evaluation_interval": "1m",
@@ -308,7 +312,7 @@ def test_promtool_takes_rules_and_dashboard(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("fail2ban-regex"), reason="fail2ban is not installed")
-def test_fail2ban_finds_who_is_refused(start, echo_upstream, tmp_path):
+def test_fail2ban_finds_refused_clients(start, echo_upstream, tmp_path):
     keylatch = start(echo_upstream, route_filters="      - key_binding: {}")
     key = ("Authorization", "Bearer sk-1")
     from support.raw import request
@@ -316,7 +320,7 @@ def test_fail2ban_finds_who_is_refused(start, echo_upstream, tmp_path):
     assert request(keylatch.port, headers=[key]).status == 200
     for _ in range(3):
         assert request(keylatch.port, headers=[key], source="127.0.0.9").status == 403
-    # Who writes somebody else into what he sends bans nobody but himself.
+    # A client that forges an address in its request causes a ban of its own address only.
     forged = '/v1/x","client":"203.0.113.7","status":403,"answered_by":"key_binding"'
     with connect(keylatch.port, "127.0.0.9") as connection:
         connection.sendall(f"GET /v1/x?{forged} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer sk-1\r\nX-Request-Id: {forged}\r\n\r\n".encode())
@@ -329,13 +333,13 @@ def test_fail2ban_finds_who_is_refused(start, echo_upstream, tmp_path):
         )
         rows = re.findall(r"^\['([0-9.]+)',\s*([0-9.]+),", found.stdout, re.M)
         assert {host for host, _ in rows} == {"127.0.0.9"} and len(rows) >= 3, found.stdout + found.stderr
-        # The log is in UTC, wherever this machine is.
+        # The log is in UTC, independent of the time zone of the machine.
         assert all(abs(float(at) - time.time()) < 60 for _, at in rows), (zone, found.stdout)
 
 
 @pytest.mark.skipif(not shutil.which("fail2ban-regex"), reason="fail2ban is not installed")
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_fail2ban_finds_whose_sign_ins_fail(start, echo_upstream, tmp_path, form):
+def test_fail2ban_finds_failed_sign_ins(start, echo_upstream, tmp_path, form):
     keylatch = start(echo_upstream, storage="{sqlite: {path: t.db}}", env=ENV, more=f"log: {{format: {form}}}")
     signed_in(keylatch)
     other = Admin(keylatch, source="127.0.0.9")
@@ -347,14 +351,15 @@ def test_fail2ban_finds_whose_sign_ins_fail(start, echo_upstream, tmp_path, form
             capture_output=True, text=True, check=False, env={**os.environ, "HOME": str(tmp_path), "TZ": zone},
         )
         rows = re.findall(r"^\['([0-9.]+)',\s*([0-9.]+),", found.stdout, re.M)
-        # The first account is made beside the start, and `signed_in` may come too early.
+        # The process creates the first account in the background of its start, so a sign-in may
+        # fail at first.
         hosts = [host for host, _ in rows if host != "127.0.0.1"]
         assert hosts == ["127.0.0.9"] * 4, found.stdout + found.stderr
         assert all(abs(float(at) - time.time()) < 60 for _, at in rows), (zone, found.stdout)
 
 
 @pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
-def test_logrotate_empties_the_log_in_its_place(tmp_path):
+def test_logrotate_truncates_the_log_in_place(tmp_path):
     folder = tmp_path / "log"
     folder.mkdir()
     folder.chmod(0o755)
@@ -370,14 +375,14 @@ def test_logrotate_empties_the_log_in_its_place(tmp_path):
     assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"one\n", b"two\n"]
 
 
-def test_the_tunnel_ends_with_a_rule_for_all():
+def test_the_tunnel_ends_with_a_catch_all_rule():
     tunnel = yaml.safe_load((CONFIG / "cloudflared" / "config.yml").read_text())
     *named, last = tunnel["ingress"]
     assert last == {"service": "http_status:404"} and all(each["hostname"] and each["service"].startswith("http://127.0.0.1") for each in named)
 
 
 class Compose(yaml.SafeLoader):
-    """With the tag by which one file overrides another."""
+    """A loader that knows the tag `!override` of Compose."""
 
 
 Compose.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
@@ -391,7 +396,7 @@ def services(*names):
     return found
 
 
-def test_compose_is_hardened_and_reached_as_it_says():
+def test_compose_hardening_and_published_ports():
     files = {name: yaml.load((ROOT / name).read_text(), Compose) for name in ("compose.yaml", "compose.production.yaml")}  # noqa: S506
     for name, service in services("compose.yaml", "compose.production.yaml").items():
         assert service["read_only"] is True and service["cap_drop"] == ["ALL"], name
@@ -409,9 +414,9 @@ def test_compose_is_hardened_and_reached_as_it_says():
         assert base["services"][name]["depends_on"][health] == {"condition": "service_healthy"}
     for name in ("postgres", "redis"):
         assert set(base["services"][name]["networks"]) == {"stores"} and base["services"][name]["healthcheck"]
-    # Caddy's address is the one that is trusted.
+    # Only Caddy's address is trusted.
     assert base["services"]["caddy"]["networks"]["edge"]["ipv4_address"] == base["services"]["keylatch"]["environment"]["KEYLATCH_TRUSTED"]
-    # Nobody else can be given a fixed address, and the console is in a network where only Prometheus is, too.
+    # No other service has a fixed address, and the console shares a network with Prometheus only.
     keylatch = base["services"]["keylatch"]
     fixed = {("edge", base["services"]["caddy"]["networks"]["edge"]["ipv4_address"])}
     for network, listener in [("edge", "KEYLATCH_LISTEN"), ("admin", "KEYLATCH_ADMIN")]:
@@ -426,15 +431,16 @@ def test_compose_is_hardened_and_reached_as_it_says():
     everyone = services("compose.yaml", "compose.production.yaml")
     assert {name for name, service in everyone.items() if "admin" in service["networks"]} == {"keylatch", "prometheus"}
     assert base["networks"]["admin"]["internal"] and not keylatch.get("ports")
-    assert all(re.search(r":v?\d+\.\d+\.\d+|:\d+\.\d+-|keylatch", service["image"]) for service in everyone.values()), "images stay what they are"
-    # Production publishes everywhere, unless the file of variables says otherwise: which, as it is shipped, it does not.
+    assert all(re.search(r":v?\d+\.\d+\.\d+|:\d+\.\d+-|keylatch", service["image"]) for service in everyone.values()), "images are pinned to a version"
+    # Production publishes on all addresses unless the file of variables sets one; the shipped file
+    # sets none.
     assert "KEYLATCH_BIND" not in dict(re.findall(r"^([A-Z_]+)=(.*)$", (CONFIG / "compose.env").read_text(), re.M))
     assert all(port.startswith("${KEYLATCH_BIND:-0.0.0.0}:") for port in files["compose.production.yaml"]["services"]["caddy"]["ports"])
-    # What Caddy's file asks of its environment, and where its certificates are.
+    # Variables and certificate paths of the Caddyfile.
     caddy = base["services"]["caddy"]
     assert set(re.findall(r"\{\$(KEYLATCH_[A-Z_]+)", (CONFIG / "caddy" / "Caddyfile").read_text())) == set(caddy["environment"])
     assert all(caddy["environment"][f"KEYLATCH_TLS_{name}"].startswith("/etc/caddy/tls/") for name in ("CERT", "KEY", "CLIENTS"))
-    # Every variable that has no default is in the file of variables, and everything that is mounted is there.
+    # The file of variables has every variable without a default, and all mounted files exist.
     needed = set(re.findall(r"\$\{([A-Z_]+):\?", "".join((ROOT / name).read_text() for name in files)))
     given = set(re.findall(r"^([A-Z_]+)=", (CONFIG / "compose.env").read_text(), re.M))
     assert needed <= given, needed - given
@@ -444,24 +450,24 @@ def test_compose_is_hardened_and_reached_as_it_says():
             assert not source.startswith("./") or (ROOT / source).exists(), (name, source)
 
 
-def test_redis_of_compose_takes_its_password_from_nobody_elses_eyes(tmp_path):
+def test_the_redis_password_of_compose_is_in_no_command_line(tmp_path):
     redis = services("compose.yaml")["redis"]
     script = redis["command"][2].replace("$$", "$").replace("redis-server -", f"redis-server - --port {(port := free_port())} --bind 127.0.0.1", 1)
     assert redis["command"][:2] == ["sh", "-c"] and redis["environment"] == {"REDISCLI_AUTH": "${REDIS_PASSWORD:?in .env}"}
     secret = "0123456789abcdef0123456789abcdef"
     process = subprocess.Popen(["sh", "-c", script], cwd=tmp_path, env={**os.environ, "REDISCLI_AUTH": secret}, stdout=subprocess.DEVNULL)
-    ask = lambda **env: subprocess.run(["redis-cli", "-p", str(port), "config", "get", "maxmemory-policy"], env={**os.environ, **env}, capture_output=True, text=True)  # noqa: E731
+    redis_cli = lambda **env: subprocess.run(["redis-cli", "-p", str(port), "config", "get", "maxmemory-policy"], env={**os.environ, **env}, capture_output=True, text=True)  # noqa: E731
     try:
-        wait_for(lambda: "volatile-ttl" in ask(REDISCLI_AUTH=secret).stdout, "it asks for the password")
-        assert "NOAUTH" in ask().stdout
+        wait_for(lambda: "volatile-ttl" in redis_cli(REDISCLI_AUTH=secret).stdout, "Redis accepts the password")
+        assert "NOAUTH" in redis_cli().stdout
         assert secret not in open(f"/proc/{process.pid}/cmdline").read()
     finally:
         process.kill()
         process.wait()
 
 
-def test_the_container_takes_everything_from_its_environment(start, echo_upstream, tmp_path):
-    """The image's own configuration, with the variables that Compose gives it."""
+def test_the_container_is_configured_by_its_environment(start, echo_upstream, tmp_path):
+    """The configuration inside the image, with the variables of Compose."""
     for name in ("container.yaml", "container-postgres.yaml"):
         used = set(re.findall(r"\$\{(KEYLATCH_[A-Z_]+)", (CONFIG / name).read_text()))
         told = set(re.findall(r"^#   (KEYLATCH_[A-Z_]+)", (CONFIG / "container.yaml").read_text() + (CONFIG / name).read_text(), re.M)) - {"KEYLATCH_LOG"}
@@ -482,7 +488,7 @@ def test_the_container_takes_everything_from_its_environment(start, echo_upstrea
     assert [answer.status for answer in answers] == [200, 200, 429]
     assert dict(json.loads(answers[0].body)["headers"])["x-forwarded-for"] == "203.0.113.7"
     assert (keylatch.folder / "keylatch.db").exists()
-    # Behind a proxy that Cloudflare reaches, and past Cloudflare.
+    # Behind a proxy, with and without Cloudflare in front.
     keylatch.stop()
     keylatch.env |= {"KEYLATCH_BEHIND_CLOUDFLARE": "127.0.0.5", "KEYLATCH_LIMIT": "100/min", "KEYLATCH_CLIENT_IP": "x-forwarded-for"}
     keylatch.start()

@@ -1,4 +1,5 @@
-"""Nothing changes on the way that need not: targets, fields and answers arrive as they were sent, or are refused with a reason."""
+"""Transparency: targets, fields and answers arrive as they were sent, or are refused with a
+reason."""
 
 import json
 import socket
@@ -14,7 +15,7 @@ from botocore.credentials import Credentials
 
 from support import raw
 from support.keylatch import DEFAULT, Keylatch, wait_for
-from support.tls import files, shake
+from support.tls import files, tls_connect
 from support.upstreams import Scripted, echo, plain
 
 
@@ -31,7 +32,7 @@ def shared(upstream, tmp_path_factory):
 
 
 def seen(keylatch, target, *fields):
-    """The answer's status, and the target that the upstream got."""
+    """The status of the answer, and the target at the upstream."""
     answer = raw.request(keylatch.port, target, headers=fields)
     return answer.status, json.loads(answer.body).get("target")
 
@@ -49,10 +50,11 @@ UNCHANGED = [
     "/v1/x?",
 ]
 CHANGED = [
-    # What is sent is what was judged: dot segments are removed and repeated slashes merged, the rest keeps its spelling.
+    # The forwarded target is the judged one: dot segments are removed and repeated slashes merged,
+    # the rest keeps its spelling.
     ("/v1/./x%3A0/../y%3A0", "/v1/y%3A0"),
     ("/v1/%2e%2E/v1//y%3A0//", "/v1/y%3A0/"),
-    # Bytes that no URI holds are escaped, which decodes to the same.
+    # Bytes that are invalid in a URI are escaped, which decodes to the same.
     ('/v1/x?q="a"&r=<b>', "/v1/x?q=%22a%22&r=%3Cb%3E"),
     ('/v1/"x"`', "/v1/%22x%22%60"),
 ]
@@ -64,7 +66,7 @@ def test_a_target_arrives_as_it_was_sent(shared, target):
 
 
 @pytest.mark.parametrize("target, arrives", CHANGED)
-def test_what_is_changed_in_a_target(shared, target, arrives):
+def test_changes_of_a_target(shared, target, arrives):
     assert seen(shared, target) == (200, arrives)
 
 
@@ -72,7 +74,7 @@ CREDENTIALS = Credentials("AKIDEXAMPLE", "a secret that both know")
 
 
 def signed(method, target, host, body, headers=(), date=None):
-    """A request signed by botocore, at this date or now."""
+    """A request signed by botocore for this date, or for now."""
     request = AWSRequest(method, f"http://{host}{target}", data=body, headers=dict(headers))
     signer = SigV4Auth(CREDENTIALS, "bedrock", "us-east-1")
     if date is None:
@@ -83,7 +85,7 @@ def signed(method, target, host, body, headers=(), date=None):
 
 
 def bedrock(request, send):
-    """Answers as Bedrock does: 403 if the signature does not fit what has arrived."""
+    """Answers like Bedrock: 403 if the signature does not match the received request."""
     fields = dict(request["headers"])
     names = fields["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
     headers = {name: fields[name] for name in names if name not in ("host", "x-amz-date")}
@@ -111,22 +113,23 @@ def signing(tmp_path_factory):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_signature_over_the_path_stays_valid(signing, model):
-    """botocore escapes the model's name and signs the escaped path (SigV4); what arrives must be what was signed."""
+    """botocore escapes the name of the model and signs the escaped path (SigV4), so the path must
+    arrive unchanged."""
     target, body = f"/model/{quote(model, safe='-._~')}/invoke?x=a%2Fb%3A", b'{"prompt":"hi"}'
     answer = raw.request(signing.port, target, "POST", signed("POST", target, "localhost", body).items(), body)
     assert (answer.status, answer.body.decode()) == (200, target)
-    # Rules and logs see the one normalised form.
+    # Rules and logs use the normalised form.
     judged = f"/model/{quote(model, safe=SETTLED)}/invoke"
     assert wait_for(lambda: [line for line in signing.access_log() if line["path"] == judged], "a line")[0]["status"] == 200
 
 
-def test_a_signature_is_really_looked_at(signing):
+def test_the_fake_verifies_signatures(signing):
     answer = raw.request(signing.port, "/model/b", "POST", signed("POST", "/model/a", "localhost", b"x").items(), b"x")
     assert answer.status == 403
 
 
 def talk(keylatch, data):
-    """Sends these bytes on a connection of their own; the answer."""
+    """Sends these bytes on a new connection; returns the answer."""
     with raw.connect(keylatch.port, timeout=5) as connection:
         connection.sendall(data)
         file = connection.makefile("rb")
@@ -142,7 +145,7 @@ def request_bytes(line=b"GET /v1/x?key=sk-secret HTTP/1.1", *fields, host=b"Host
 
 
 def test_curl_with_odd_targets_and_as_through_a_proxy(shared):
-    """curl sends what it is given, and an absolute-form target to what it takes for a proxy."""
+    """curl sends the target as given, and the absolute form to a proxy."""
     for arguments, arrives in [
         (["--globoff", "--path-as-is", shared.url('/v1/x%3Ay?q={"a":[1]}|<b>')], "/v1/x%3Ay?q={%22a%22:[1]}|%3Cb%3E"),
         (["--proxy", shared.url(), "http://localhost/v1/x%3Ay?q=1"], "/v1/x%3Ay?q=1"),
@@ -152,7 +155,7 @@ def test_curl_with_odd_targets_and_as_through_a_proxy(shared):
 
 
 MALFORMED = [
-    # What is sent, the status, the reason, and what the access line shows of method and path.
+    # Cases: the bytes, the status, the reason, and method and path in the access log.
     (request_bytes(b"GET  /v1/x HTTP/1.1"), 400, "request_line", "GET", "/v1/x"),
     (request_bytes(b"GET /v1/a b?key=sk-secret HTTP/1.1"), 400, "request_line", "GET", "/v1/a%20b"),
     (request_bytes(b"GET /v1/x\x01 HTTP/1.1"), 400, "request_line", "GET", "/v1/x%01"),
@@ -184,13 +187,13 @@ MALFORMED = [
 
 @pytest.fixture(scope="module")
 def wide(upstream, tmp_path_factory):
-    """One that takes large headers, so that a long target is refused as one."""
+    """A Keylatch with large header limits, so that a long target is refused for its length."""
     with Keylatch(tmp_path_factory.mktemp("wide"), upstream.port, limits="{header_bytes: 512KiB}") as running:
         yield running
 
 
 @pytest.mark.parametrize("data, status, reason, method, path", MALFORMED, ids=range(len(MALFORMED)))
-def test_what_cannot_be_parsed_is_refused_as_everything_else(wide, upstream, data, status, reason, method, path):
+def test_unparseable_requests_get_regular_refusals(wide, upstream, data, status, reason, method, path):
     metric, requests, lines = f'keylatch_gate_refusals_total{{reason="{reason}"}}', len(upstream.requests), len(wide.access_log())
     before = wide.metrics().get(metric, 0)
     answer = talk(wide, data)
@@ -218,8 +221,8 @@ def test_a_header_in_pieces_is_checked_as_a_whole(wide, size):
 
 def test_a_refusal_over_tls_is_the_same(serve, upstream, authority):
     keylatch = serve(upstream, {"certificates": [files(authority.issue("first", "api.test"))]})
-    with shake(keylatch.port, authority) as connection:
-        # The absolute form names the scheme of the connection.
+    with tls_connect(keylatch.port, authority) as connection:
+        # The absolute form must name the scheme of the connection.
         connection.sendall(b"GET https://api.test/v1/a%3Ab?c HTTP/1.1\r\nHost: api.test\r\n\r\n")
         file = connection.makefile("rb")
         status, headers = raw.read_head(file)
@@ -227,14 +230,14 @@ def test_a_refusal_over_tls_is_the_same(serve, upstream, authority):
         connection.sendall(b"GET http://api.test/v1/x HTTP/1.1\r\nHost: api.test\r\n\r\n")
         status, headers = raw.read_head(file)
         assert (status, json.loads(raw.read_body(file, headers)[0])["error"]["code"]) == (421, "target_scheme")
-    with shake(keylatch.port, authority) as connection:
+    with tls_connect(keylatch.port, authority) as connection:
         connection.sendall(b"GET /v1/x HTTP/1.1\r\nHost: api.test\r\nX-A : b\r\n\r\n")
         file = connection.makefile("rb")
         status, headers = raw.read_head(file)
         assert (status, json.loads(raw.read_body(file, headers)[0])["error"]["code"]) == (400, "header_name")
 
 
-def test_connect_over_http2_has_a_line_too(shared):
+def test_connect_over_http2_is_logged(shared):
     lines = len(shared.access_log())
     with raw.connect(shared.port, timeout=5) as connection:
         client = h2.connection.H2Connection()
@@ -265,7 +268,7 @@ def answering(data):
 
 
 BODILESS = [
-    # What the upstream sends, and the framing fields that go on.
+    # Cases: the upstream's answer, and the framing fields that are forwarded.
     (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", []),
     (b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n", []),
     (b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\nETag: \"a\"\r\n\r\n", []),
@@ -274,8 +277,9 @@ BODILESS = [
 
 
 @pytest.mark.parametrize("data, framing", BODILESS)
-def test_what_has_no_body_has_no_framing(start, data, framing):
-    """RFC 9112, section 6.1; RFC 9110, section 8.6. The connection is kept, and a client that trusts the fields is not lost."""
+def test_responses_without_a_body_have_no_framing(start, data, framing):
+    """RFC 9112, section 6.1; RFC 9110, section 8.6. The connection stays usable for a client that
+    trusts these fields."""
     with answering(data) as upstream:
         keylatch = start(upstream)
         with raw.connect(keylatch.port, timeout=5) as connection:
@@ -287,7 +291,7 @@ def test_what_has_no_body_has_no_framing(start, data, framing):
                 assert dict(headers)["connection"] == "keep-alive"
 
 
-def test_informational_answers_are_for_http_1_1(start):
+def test_informational_responses_need_http_1_1(start):
     hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nContent-Length: 7\r\n\r\n"
     with answering(hint + plain()) as upstream:
         keylatch = start(upstream)
@@ -301,7 +305,7 @@ def test_informational_answers_are_for_http_1_1(start):
 
 
 def arrived(keylatch, *fields, source="127.0.0.1"):
-    """The fields that reach the upstream."""
+    """The header fields that reach the upstream."""
     answer = raw.request(keylatch.port, headers=fields, source=source)
     assert answer.status == 200, answer.body
     return dict(json.loads(answer.body)["headers"])
@@ -324,7 +328,7 @@ def test_underscores_in_names(start, upstream, choice):
     got = arrived(keylatch, *sent)
     assert {name for name in got if "_" in name} == ({"x_plan"} if choice == "allow" else set())
     assert (got["x-real-ip"], got["x-team"]) == ("127.0.0.1", "ours")
-    # What the filter removes by name is removed without a count.
+    # Fields that the filter removes by name are not counted.
     assert keylatch.metrics()['keylatch_dropped_header_fields_total{reason="underscore"}'] == (6 if choice == "allow" else 8)
 
 
@@ -337,21 +341,21 @@ ADDRESSES = ["X-Cluster-Client-IP", "True-Client-IP", "Fastly-Client-IP", "X-Cli
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_fields_that_only_proxies_may_send(start, upstream, trusted):
+def test_fields_reserved_for_proxies(start, upstream, trusted):
     keylatch = start(upstream, trusted="{networks: [loopback]}" if trusted else "{networks: [none]}")
     got = arrived(keylatch, *[(name, "6.6.6.6") for name in PROXIES_FIELDS + ADDRESSES], ("X-Amz-Date", "a"))
     assert [name for name in PROXIES_FIELDS if name.lower() in got] == (PROXIES_FIELDS if trusted else [])
     assert not [name for name in ADDRESSES if name.lower() in got] and got["x-amz-date"] == "a"
 
 
-def test_the_list_of_proxies_fields_can_be_changed(start, upstream):
+def test_the_list_of_proxy_fields_is_configurable(start, upstream):
     config = DEFAULT.replace("  - client_ip: {{}}", "  - client_ip: {{proxy_fields: {{add: [X-Tenant-*], keep: [X-HTTP-Method-Override]}}}}")
     keylatch = start(upstream, config=config, trusted="{networks: [none]}")
     got = arrived(keylatch, ("X-Tenant-Id", "7"), ("X-HTTP-Method-Override", "PUT"), ("X-Original-URL", "/admin"))
     assert got.get("x-http-method-override") == "PUT" and not {"x-tenant-id", "x-original-url"} & set(got)
 
 
-def test_slashes_that_are_kept(start, upstream):
+def test_kept_slashes(start, upstream):
     config = DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    merge_slashes: false")
     keylatch = start(upstream, config=config)
     assert seen(keylatch, "/v1//a%3A//b/") == (200, "/v1//a%3A//b/")

@@ -1,4 +1,5 @@
-"""Connections that last: their deadlines, and what becomes of them when what is asked of them changes."""
+"""Long-lived connections: deadlines, and changes of listener rules, certificates and keys while
+they are open."""
 
 import contextlib
 import datetime
@@ -14,14 +15,14 @@ from websockets.sync.client import connect as websocket
 from support.authority import now
 from support.keylatch import DEFAULT, wait_for
 from support.raw import connect
-from support.tls import ask, context, files, refused, serial, shake, speaking
+from support.tls import send_request, context, files, refused, serial, tls_connect, tls_config
 from support.upstreams import Scripted, echo
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def closed(connection, within):
-    """Whether the other end closes it within so many seconds."""
+    """Whether the peer closes the connection within this time, in seconds."""
     connection.settimeout(within)
     try:
         while connection.recv(4096):
@@ -33,28 +34,28 @@ def closed(connection, within):
         return True
 
 
-def test_whoever_says_nothing_is_not_kept(serve, start, authority, echo_upstream):
+def test_silent_connections_are_closed(serve, start, authority, echo_upstream):
     limits = "{header_timeout: 500ms, idle_timeout: 1s}"
     over = serve(echo_upstream, {"certificates": [files(authority.issue("first", "api.test"))]}, limits=limits)
     clear = start(echo_upstream, limits=limits, config=DEFAULT.replace("    limits: {limits}", "    limits: {limits}\n    h2c: false"))
     silent = [
-        shake(over.port, authority, alpn=["h2"]),
-        shake(over.port, authority, alpn=["h2"]),
-        shake(over.port, authority, alpn=["http/1.1"]),
+        tls_connect(over.port, authority, alpn=["h2"]),
+        tls_connect(over.port, authority, alpn=["h2"]),
+        tls_connect(over.port, authority, alpn=["http/1.1"]),
         connect(clear.port),
     ]
     silent[1].sendall(PREFACE[:20])
     for n, connection in enumerate(silent):
         assert closed(connection, 5), n
-    wait_for(lambda: over.metrics()["keylatch_connections"] == clear.metrics()["keylatch_connections"] == 0, "no place is taken")
+    wait_for(lambda: over.metrics()["keylatch_connections"] == clear.metrics()["keylatch_connections"] == 0, "no connection is open")
     assert over.metrics()['keylatch_gate_refusals_total{reason="header_timeout"}'] == 2
     for keylatch in (over, clear):
         assert keylatch.metrics()['keylatch_gate_refusals_total{reason="idle_timeout"}'] == 1
-    # Who speaks slowly, but in time, is served; and a connection in use has its own time.
-    with shake(over.port, authority) as connection:
+    # Requests within the time limits are served, and each request restarts the idle time-out.
+    with tls_connect(over.port, authority) as connection:
         for _ in range(3):
             time.sleep(0.6)
-            assert ask(connection)[0] == 200
+            assert send_request(connection)[0] == 200
 
 
 def mutual(authority, more=()):
@@ -62,74 +63,74 @@ def mutual(authority, more=()):
     return {"certificates": [files(authority.issue("server", "api.test"))], "client_certificates": {**clients, **dict(more)}}
 
 
-def test_an_open_connection_is_judged_by_the_rules_of_now(serve, authority, echo_upstream):
+def test_open_connections_follow_changed_rules(serve, authority, echo_upstream):
     agents = [authority.issue(stem, f"{stem}.test", client=True) for stem in ("good", "gone")]
     keylatch = serve(echo_upstream, mutual(authority))
-    good, gone = (shake(keylatch.port, authority, client=agent) for agent in agents)
+    good, gone = (tls_connect(keylatch.port, authority, client=agent) for agent in agents)
     trust = context(authority, client=agents[1], check_hostname=False)
     with good, gone, httpx.Client(http2=True, verify=trust) as http2:
         url, host = f"https://127.0.0.1:{keylatch.port}/v1/x", {"Host": "api.test"}
-        assert ask(good)[0] == ask(gone)[0] == 200 and http2.get(url, headers=host).status_code == 200
+        assert send_request(good)[0] == send_request(gone)[0] == 200 and http2.get(url, headers=host).status_code == 200
         authority.revoke(agents[1])
         assert keylatch.command("reload").returncode == 0
-        status, said = ask(gone)
+        status, said = send_request(gone)
         assert (status, said["error"]["code"]) == (403, "client_certificate") and closed(gone, 5)
         answer = http2.get(url, headers=host)
         assert (answer.http_version, answer.status_code) == ("HTTP/2", 403)
-        assert ask(good)[0] == 200, "who is still good does not notice"
+        assert send_request(good)[0] == 200, "a connection that still satisfies the rules stays open"
     assert keylatch.metrics()['keylatch_gate_refusals_total{reason="client_certificate"}'] == 2
 
 
-def test_a_certificate_that_ends_is_not_resumed(serve, authority, echo_upstream):
+def test_an_expired_client_certificate_is_not_resumed(serve, authority, echo_upstream):
     keylatch = serve(echo_upstream, mutual(authority))
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         agent = authority.issue("short", "agent.test", client=True, until=now() + datetime.timedelta(seconds=3))
-        with shake(keylatch.port, authority, client=agent, maximum_version=version) as connection:
-            assert ask(connection)[0] == 200
+        with tls_connect(keylatch.port, authority, client=agent, maximum_version=version) as connection:
+            assert send_request(connection)[0] == 200
             session, settings = connection.session, connection.context
-            wait_for(lambda: ask(connection)[0] == 403, "it has ended, for the connection that is open too", 10)
+            wait_for(lambda: send_request(connection)[0] == 403, "the certificate expires on the open connection too", 10)
         assert session and refused(keylatch.port, authority, agent)
         try:
             with settings.wrap_socket(connect(keylatch.port), server_hostname="api.test", session=session) as resumed:
-                assert ask(resumed)[0] == 403
+                assert send_request(resumed)[0] == 403
         except (ssl.SSLError, ConnectionError):
             pass
 
 
-def test_a_listener_that_is_taken_out_asks_what_it_asked_last(serve, authority, echo_upstream):
+def test_a_removed_listener_keeps_its_last_rules(serve, authority, echo_upstream):
     agent = authority.issue("agent", "agent.test", client=True)
     tls = mutual(authority)
     keylatch = serve(echo_upstream, tls)
-    with shake(keylatch.port, authority, client=agent) as connection:
-        assert ask(connection)[0] == 200
+    with tls_connect(keylatch.port, authority, client=agent) as connection:
+        assert send_request(connection)[0] == 200
     secret = "s" * 32
-    keylatch.template = speaking(tls).replace("    tls:", "    origin_secret: {{header: x-origin, values: [\"" + secret + "\"]}}\n    tls:", 1)
+    keylatch.template = tls_config(tls).replace("    tls:", "    origin_secret: {{header: x-origin, values: [\"" + secret + "\"]}}\n    tls:", 1)
     authority.revoke(agent)
     other = authority.issue("other", "other.test", client=True)
     keylatch.write()
     assert keylatch.command("reload").returncode == 0
-    wait_for(lambda: refused(keylatch.port, authority, agent), "the list is in force")
-    # In its place stands another, which is not open before a restart.
+    wait_for(lambda: refused(keylatch.port, authority, agent), "the revocation list is active")
+    # Another listener replaces it, and opens only after a restart.
     keylatch.path.write_text(keylatch.path.read_text().replace(f"address: 127.0.0.1:{keylatch.port}", "address: 127.0.0.1:9", 1))
     done = keylatch.command("reload")
     assert done.returncode == 0 and "a restart is needed" in done.stdout, done
     assert refused(keylatch.port, authority, agent)
-    with shake(keylatch.port, authority, client=other) as connection:
-        assert ask(connection)[0] == 403
-        assert ask(connection, headers=f"X-Origin: {secret}\r\n")[0] == 200
-    # Its files are watched as they were: what is renewed is shown, and what is revoked is out.
+    with tls_connect(keylatch.port, authority, client=other) as connection:
+        assert send_request(connection)[0] == 403
+        assert send_request(connection, headers=f"X-Origin: {secret}\r\n")[0] == 200
+    # Its files are still watched: a renewed certificate is served, and a revoked client is refused.
     renewed = authority.issue("server", "api.test")
 
     def shown():
-        with shake(keylatch.port, authority, client=other) as connection:
+        with tls_connect(keylatch.port, authority, client=other) as connection:
             return serial(connection)
 
     wait_for(lambda: shown() == renewed.serial, "the new certificate is shown", 15)
     authority.revoke(agent, other)
-    wait_for(lambda: refused(keylatch.port, authority, other), "the new list is in force", 15)
+    wait_for(lambda: refused(keylatch.port, authority, other), "the new revocation list is active", 15)
 
 
-def test_another_server_is_tried_where_one_is_revoked(start, authority):
+def test_a_revoked_server_fails_over_to_another(start, authority):
     good, gone = (authority.issue(stem, "IP:127.0.0.1") for stem in ("good", "gone"))
     authority.revoke(gone)
     with Scripted(echo, tls=good) as one, Scripted(echo, tls=gone) as other:
@@ -140,7 +141,7 @@ def test_another_server_is_tried_where_one_is_revoked(start, authority):
         assert keylatch.metrics()['keylatch_upstream_errors_total{error="InvalidCert",upstream="model"}'] >= 1
 
 
-def test_why_a_server_is_not_trusted_is_told(start, authority):
+def test_the_reason_for_an_untrusted_server_is_logged(start, authority):
     with Scripted(echo, tls=authority.issue("elsewhere", "elsewhere.test")) as upstream:
         tls = f'    servers: [{{{{address: "127.0.0.1:{upstream.port}"}}}}]\n    tls: {{{{ca_file: {authority.ca}, server_name: model.test}}}}'
         keylatch = start(upstream, config=DEFAULT.replace('    servers: [{{address: "127.0.0.1:{upstream}"}}]', tls))
@@ -149,7 +150,7 @@ def test_why_a_server_is_not_trusted_is_told(start, authority):
         assert "TLSHandshakeFailure" in line["error"] and "model.test" in line["error"], line
 
 
-def test_a_websocket_ends_with_its_key_and_by_operators(start, realtime):
+def test_a_ban_or_an_operator_ends_a_websocket(start, realtime):
     keylatch = start(realtime, route_filters="      - key_binding: {}", storage="{sqlite: {path: keylatch.db}}")
     url = f"ws://127.0.0.1:{keylatch.port}/v1/realtime"
     keys = [{"Authorization": f"Bearer sk-{name}-0001-abcdefgh"} for name in ("banned", "ended", "left")]
@@ -181,7 +182,7 @@ def end_them(keylatch, banned, ended, left):
     assert left.recv(5) == "still here"
 
 
-def test_an_idle_websocket_is_closed_and_told_nothing(start, realtime):
+def test_an_idle_websocket_is_closed_without_a_message(start, realtime):
     keylatch = start(realtime, limits="{upgrade_idle_timeout: 1s}")
     with socket.create_connection(("127.0.0.1", keylatch.port)) as connection:
         connection.settimeout(10)
