@@ -31,7 +31,7 @@ use serde::Deserialize;
 
 use crate::contract::{
     ActiveLimit, BoxFuture, CountedSubject, Counters, Filter, Flow, Hooks, Invalid, Lease, LimitUsage, Now, Problem, Reply, RequestCx,
-    Result, Site, StoreError, Trace, check_name,
+    Result, Site, StoreError, Trace, UsageSource, UsageTracker, check_name,
 };
 use crate::limiting::{ClientPrefixes, CountScope, CountsFailurePolicy, Subject, SubjectKinds, SubjectReader, shared_counts_unavailable};
 
@@ -209,12 +209,12 @@ impl ConcurrencyLimit {
     fn record_usage(&self, subject: &Subject, used: Option<u32>, cx: &RequestCx<'_>) {
         let (over, most) = (used.is_none(), self.most);
         let retry_in = if over { REFUSAL_SHOWN } else { Duration::ZERO };
-        let standing =
-            Standing { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: REFUSAL_SHOWN, retry_in };
-        if !standing.is_near() {
+        let usage =
+            LimitUsage { used: used.unwrap_or(most), most, over, shadow: cx.shadow, rolling: false, full_in: REFUSAL_SHOWN, retry_in };
+        if !usage.is_near() {
             return;
         }
-        self.near.note(&self.in_force, subject, standing, cx.now.instant, || {
+        self.near.note(&self.in_force, subject, usage, cx.now.instant, || {
             let about =
                 CountedSubject { limit: self.name.clone(), place: self.place.clone(), shared: self.shared.is_some(), ..subject.about() };
             let open = self.shared.is_none().then(|| (Arc::clone(&self.open), subject.clone(), self.most));

@@ -51,7 +51,7 @@ def full_disk(replica, place, more):
     more()
     filler = fill(place)
     # One row may still find room where another did not.
-    wait_for(lambda: all(ask(replica, f"sk-new-{time.monotonic_ns()}").status == 503 for _ in range(10)), "new keys are refused", 30)
+    wait_for(lambda: all(send_request(replica, f"sk-new-{time.monotonic_ns()}").status == 503 for _ in range(10)), "new keys are refused", 30)
     for _ in range(5):
         assert send_request(replica, "sk-known-0001-abcdefgh").status == 200, "known keys are still served"
         assert send_request(replica, "sk-known-0001-abcdefgh", "127.0.0.2").status == 403

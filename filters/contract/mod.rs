@@ -17,6 +17,8 @@ mod key_reader;
 mod kind;
 mod limit_usage;
 mod limits;
+mod media_type;
+mod names;
 mod outbound;
 mod ports;
 mod proxy_fields;
@@ -42,6 +44,8 @@ pub use key_reader::{KEY_BYTES, KEY_BYTES_MAX, KeyError, KeyReader, KeySource, U
 pub use kind::{FilterKind, manual_of};
 pub use limit_usage::{ActiveLimit, CountedSubject, LimitUsage, TrackedUsage, UsageSource, UsageTracker};
 pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};
+pub use media_type::{EVENT_STREAM, is_event_stream, is_json_lines, is_uncoded, names_event_stream};
+pub use names::check_name;
 pub use outbound::{AnswerBody, Call, CallError, Endpoint, Outbound, PeriodicTask, Service, ServiceResponse, TaskHandle, TaskOutcome};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use proxy_fields::{ADDRESS_FIELDS, PROXY_FIELDS, ProxyFields, ProxyFieldsConfig};

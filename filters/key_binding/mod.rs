@@ -107,8 +107,8 @@ use crate::contract::{
     KeySource, Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx,
     is_event_stream, key_bytes_bound,
 };
-use crate::rate_limit::gcra::GcraTable;
-use crate::limiting::{ceil_s, client_network};
+use crate::limiting::client_network;
+use crate::limiting::gcra::GcraTable;
 pub use config::{Confirm, Enrol, FirstRule, KeyBindingConfig, OnBan, OnMissing, OnStoreFailure};
 use replies::{forbidden, malformed, refusal, too_many};
 use unread_keys::{remove_keys, unread_fields};

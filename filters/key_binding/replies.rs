@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderValue, header};
 
 use crate::contract::{Binding, KeyError, Problem, Reply};
-use crate::rate_limit::ceil_s;
+use crate::limiting::ceil_s;
 
 /// A ban and another network get the same response, so that a client with a stolen key cannot tell them apart.
 pub fn refusal(binding: &Binding) -> Reply {

@@ -10,7 +10,7 @@ use prometheus::IntCounter;
 use super::config::{LimitConfig, RequestCost, WindowType};
 use crate::contract::{
     ActiveLimit, BoxFuture, CountedSubject, Counters, Hit, Invalid, LimitUsage, Measure, Now, Outcome, Quota, Rate, RequestCx,
-    SelectedLimits, Site, StoreError, check_name,
+    SelectedLimits, Site, StoreError, UsageSource, UsageTracker, check_name,
 };
 use crate::expression::{Expression, Scope, Type};
 use crate::limiting::calendar::{CalendarUnit, CalendarWindows, WindowTable};

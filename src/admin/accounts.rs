@@ -185,7 +185,9 @@ pub async fn remove(
 ) -> Answer<StatusCode> {
     let name = name.to_ascii_lowercase();
     match api.store.admin_store().remove_account(&name, expects, &caller.actor).await? {
-        WriteOutcome::Newer => Err(Problem::stale(format!("the account `{name}` was changed meanwhile; load the current version and try again"))),
+        WriteOutcome::Newer => {
+            Err(Problem::stale(format!("the account `{name}` was changed meanwhile; load the current version and try again")))
+        }
         made => Ok(accounts::change_result(made, &name).map(|()| StatusCode::NO_CONTENT)?),
     }
 }

@@ -228,12 +228,18 @@ pub async fn export(
     QueryParams(filter): QueryParams<Filter>,
 ) -> Answer<Response> {
     let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
-    export::stream(Arc::clone(&api), revalidation, filter.format.unwrap_or_default(), "intercepts", move |after: Option<InterceptCursor>| {
-        let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
-        async move {
-            let page = api.store.admin_store().intercepts(&wanted).await?;
-            Ok((page.rows.into_iter().map(Intercept::from).collect::<Vec<_>>(), page.next))
-        }
-    })
+    export::stream(
+        Arc::clone(&api),
+        revalidation,
+        filter.format.unwrap_or_default(),
+        "intercepts",
+        move |after: Option<InterceptCursor>| {
+            let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
+            async move {
+                let page = api.store.admin_store().intercepts(&wanted).await?;
+                Ok((page.rows.into_iter().map(Intercept::from).collect::<Vec<_>>(), page.next))
+            }
+        },
+    )
     .await
 }

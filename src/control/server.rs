@@ -248,11 +248,11 @@ async fn answer(stream: UnixStream, reloader: &Reloader, store: &Store, upgrades
             }
         }
         "settings changed" => {
-            store.hear(News::Settings);
+            store.handle_event(StoreEvent::SettingsChanged);
             ControlReply { ok: true, message: "the settings are read again".into() }
         }
         "bindings changed" => {
-            store.hear(News::Lost);
+            store.handle_event(StoreEvent::EventsLost);
             ControlReply { ok: true, message: "the bindings are read again".into() }
         }
         other => ControlReply { ok: false, message: format!("unknown command `{other}`") },

@@ -217,7 +217,12 @@ impl ProxyHttp for ProxyPhases {
         let plan = plan.or_else(|| watched.then(|| StreamPlan::none(self.limits.write_timeout.0)));
         match (plan, &context.session_slot) {
             (Some(plan), Some(session_slot)) => {
-                timed_session::adopt(&mut session.downstream_session, session_slot, plan, context.facts.get::<Arc<CancellationHandle>>().cloned());
+                timed_session::adopt(
+                    &mut session.downstream_session,
+                    session_slot,
+                    plan,
+                    context.facts.get::<Arc<CancellationHandle>>().cloned(),
+                );
             }
             (Some(plan), None) => self.start_timed_stream(session, context, plan, false)?,
             (None, _) => {}

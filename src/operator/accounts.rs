@@ -72,8 +72,12 @@ pub fn change_result(made: WriteOutcome, name: &str) -> Result<(), Fault> {
         WriteOutcome::Done => Ok(()),
         WriteOutcome::Missing => Err(Fault::NotFound(format!("there is no account `{name}`"))),
         WriteOutcome::Exists => Err(Fault::Conflict(format!("an account `{name}` already exists"))),
-        WriteOutcome::Newer => Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; load the current version and try again"))),
-        WriteOutcome::LastAdmin => Err(Fault::Conflict("this is the last enabled admin account with a password; make another admin first".into())),
+        WriteOutcome::Newer => {
+            Err(Fault::Conflict(format!("the account `{name}` was changed meanwhile; load the current version and try again")))
+        }
+        WriteOutcome::LastAdmin => {
+            Err(Fault::Conflict("this is the last enabled admin account with a password; make another admin first".into()))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keylatch_filters::contract::{BoxFuture, Near};
+use keylatch_filters::contract::{BoxFuture, UsageTracker};
 use serde_json::Value;
 
 use super::replica_query::ReplicaQuery;
@@ -15,7 +15,7 @@ pub struct LocalQueries {
     /// Open streams of this replica.
     pub streams: Arc<Streams>,
     /// Subjects near or over a limit on this replica.
-    pub near: Arc<Near>,
+    pub near: Arc<UsageTracker>,
 }
 
 impl QueryHandler for LocalQueries {

@@ -40,14 +40,14 @@ impl Outbound for Services {
     fn schedule(&self, task: Weak<dyn PeriodicTask>) -> Arc<dyn TaskHandle> {
         let tending = Arc::new(TaskState { wanted: Notify::new(), running: AtomicBool::new(true), done: watch::channel(0).0 });
         self.0.spawn(run_repeatedly(task, Arc::clone(&tending)));
-        Arc::new(TaskHandle(tending))
+        Arc::new(ScheduledTask(tending))
     }
 }
 
 /// The handle of a periodic task. Dropping it ends the task.
-struct TaskHandle(Arc<TaskState>);
+struct ScheduledTask(Arc<TaskState>);
 
-impl Drop for TaskHandle {
+impl Drop for ScheduledTask {
     fn drop(&mut self) {
         self.0.wanted.notify_one();
     }
@@ -64,7 +64,7 @@ struct TaskState {
     done: watch::Sender<u64>,
 }
 
-impl TaskHandle for TaskHandle {
+impl TaskHandle for ScheduledTask {
     fn run_now(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut done = self.0.done.subscribe();

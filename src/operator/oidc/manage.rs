@@ -64,7 +64,9 @@ fn provider_change_result(outcome: WriteOutcome, name: &str) -> Result<(), Fault
     match outcome {
         WriteOutcome::Missing => Err(missing(name)),
         WriteOutcome::Exists => Err(Fault::Conflict(format!("a provider `{name}` already exists"))),
-        WriteOutcome::Newer => Err(Fault::Conflict(format!("the provider `{name}` was changed meanwhile; load the current version and try again"))),
+        WriteOutcome::Newer => {
+            Err(Fault::Conflict(format!("the provider `{name}` was changed meanwhile; load the current version and try again")))
+        }
         other => change_result(other, name),
     }
 }
