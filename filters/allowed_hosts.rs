@@ -1,6 +1,6 @@
 //! # allowed_hosts
 //!
-//! Refuses requests whose `Host` is not on a list, such as requests to the bare IP address, to
+//! Refuses requests with a `Host` that is not on a list, such as requests to the bare IP address, to
 //! another name that resolves to this server, or with a made-up `Host`.
 //!
 //! ```yaml
@@ -32,7 +32,7 @@ pub struct AllowedHostsConfig {
 /// The compiled filter.
 pub struct AllowedHosts {
     exact: Vec<String>,
-    /// Domains whose subdomains are allowed, with a leading dot.
+    /// Domains with allowed subdomains, with a leading dot.
     below: Vec<String>,
 }
 

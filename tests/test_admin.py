@@ -36,7 +36,7 @@ def test_find_a_refused_key_allow_its_address_and_ban_it(replica):
     found = admin.post("/bindings/look-up", {"key": KEY}).json()
     binding = found["binding"]
     assert binding["hint"].endswith("wxyz") and binding["networks"] == ["127.0.0.1/32"] and binding["rule"] == "single"
-    assert admin.post("/bindings/look-up", {"key": "sk-nobodys-00-abcdefgh"}).json()["binding"] is None
+    assert admin.post("/bindings/look-up", {"key": "sk-unknown-00-abcdefgh"}).json()["binding"] is None
     intercept = admin.get("/logs", params={"key_id": binding["key_id"]}).json()["items"][0]
     assert (intercept["client"], intercept["reason"], intercept["networks"], intercept["count"]) == ("127.0.0.2", "elsewhere", ["127.0.0.1/32"], 1)
     one = admin.get(f"/bindings/{binding['key_id'][:12]}")
@@ -266,7 +266,7 @@ def test_password_reset_by_command(start, echo_upstream):
     Admin(replica).sign_in("ops", made.stdout.strip())
     rows = [json.loads(line) for line in replica.command("admin", "list", "--json").stdout.splitlines()]
     assert [(row["name"], row["role"]) for row in rows] == [("admin", "admin"), ("ops", "operator")]
-    for arguments, says in ((("remove", "admin"), "another admin first"), (("reset-password", "nobody"), "there is no account"), (("unlock", "nobody"), "there is no account")):
+    for arguments, says in ((("remove", "admin"), "another admin first"), (("reset-password", "absent"), "there is no account"), (("unlock", "absent"), "there is no account")):
         said = replica.command("admin", *arguments)
         assert said.returncode == 1 and says in said.stderr
     assert replica.command("admin", "remove", "ops").returncode == 0

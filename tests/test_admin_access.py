@@ -76,8 +76,8 @@ def test_permissions_of_roles_and_scopes(replica):
             assert called == "/login" or called.startswith("/oidc")
             continue
         seen += 1
-        for nobody in (None, "nonsense", "kla_" + "x" * 43):
-            problem = Admin(replica, nobody).call(method, called, body, 401)
+        for absent in (None, "nonsense", "kla_" + "x" * 43):
+            problem = Admin(replica, absent).call(method, called, body, 401)
             assert problem.headers["content-type"] == "application/problem+json" and "bearer" in problem.headers["www-authenticate"].lower()
         if called == "/logout" or called == "/config/reload":
             continue
@@ -243,8 +243,8 @@ def test_forged_tokens(start, echo_upstream):
         "another algorithm": jwt.encode(claims, secret, "HS384"),
         "expired": jwt.encode({**claims, "exp": int(time.time()) - 1}, secret, "HS256"),
         "no end": jwt.encode({key: value for key, value in claims.items() if key != "exp"}, secret, "HS256"),
-        "another issuer": jwt.encode({**claims, "iss": "somebody"}, secret, "HS256"),
-        "another audience": jwt.encode({**claims, "aud": "somebody"}, secret, "HS256"),
+        "another issuer": jwt.encode({**claims, "iss": "another"}, secret, "HS256"),
+        "another audience": jwt.encode({**claims, "aud": "another"}, secret, "HS256"),
         "another's name": jwt.encode({**claims, "sub": "viewer"}, secret, "HS256"),
         "no such session": jwt.encode({**claims, "sid": "01a212a7-0000-7784-892b-e3116743a2d2"}, secret, "HS256"),
         "changed": f"{head}.{b64({**claims, 'sub': 'root'})}.{signature}",

@@ -243,8 +243,8 @@ def test_no_token_opens_the_circuit_breaker_of_a_working_service(start, echo_ups
     # The service is down: `open` admits tokens, except those with a cached refusal.
     with Issuer() as issuer:
         issuer.add("k")
-        nobody = at(f"http://127.0.0.1:{free_port()}/verify")
-        modes = [keys_of(issuer), f"{{forward_auth: {{endpoint: {nobody}, on_failure: open}}}}"]
+        absent = at(f"http://127.0.0.1:{free_port()}/verify")
+        modes = [keys_of(issuer), f"{{forward_auth: {{endpoint: {absent}, on_failure: open}}}}"]
         replica = start(echo_upstream, route_filters=bearer(*modes))
         assert send_request(replica, "anything").status == 200
         assert send_request(replica, issuer.token("k", exp=int(time.time()) - 99)).status == 401

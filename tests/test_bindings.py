@@ -548,7 +548,7 @@ def test_failed_starts_say_what_to_do(start, database, echo_upstream, server, mo
     says("secrets.key_hmac is required", secrets="{}")
     at = f"127.0.0.1:{server.port}"
     says("the database does not exist; create it", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/nowhere"}}}}')
-    says("refuses the user or the password", storage=f'{{postgres: {{url: "postgres://nobody:hunter2@{at}/postgres"}}}}')
+    says("refuses the user or the password", storage=f'{{postgres: {{url: "postgres://absent:hunter2@{at}/postgres"}}}}')
     says("no server answered within", storage=f'{{postgres: {{url: "postgres://keylatch@127.0.0.1:{free_port()}/x", connect_timeout: 1s}}}}')
     says("has an unknown parameter", storage=f'{{postgres: {{url: "postgres://keylatch@{at}/postgres?sslmode=disable&pasword=hunter2"}}}}')
     says("a port that is not a number", storage='{postgres: {url: "postgres://a:hunter2@b@c:d/"}}')

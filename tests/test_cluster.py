@@ -53,7 +53,7 @@ def test_subjects_near_a_limit_and_resets(start, echo_upstream):
     assert [send_request(replica, KEY).status for _ in range(6)] == [200] * 6
     monthly = next(row for row in limits(admin)["items"] if row["limit"] == "monthly")
     assert (monthly["used"], monthly["most"], monthly["client"]) == (16, 20, "127.0.0.1") and monthly["key_id"]
-    operator.post("/limits/reset", {**which, "subject": "key=nobody"}, 404)
+    operator.post("/limits/reset", {**which, "subject": "key=absent"}, 404)
     assert operator.post("/limits/reset", {**which, "more": 1}, 422).json()["field"] == "more"
     entry = admin.get("/audit", params={"action": "limit"}).json()["items"]
     assert [(line["action"], line["actor"], line["target"]) for line in entry] == [("limit.given_back", "op", which["subject"])]
@@ -64,7 +64,7 @@ def test_subjects_near_a_limit_and_resets(start, echo_upstream):
     said = replica.command("limits", "give-back", monthly["subject"], "--limit", "monthly")
     assert said.returncode == 0 and "monthly" in said.stdout, said.stderr
     assert [row["limit"] for row in limits(admin)["items"]] == ["quiet"]
-    said = replica.command("limits", "give-back", "key=nobody")
+    said = replica.command("limits", "give-back", "key=absent")
     assert said.returncode == 1 and "near or over no limit" in said.stderr
     assert admin.get("/audit", params={"action": "limit"}).json()["items"][0]["actor"].startswith("command:")
 
@@ -165,7 +165,7 @@ def test_streams_over_replicas(start, database):
         assert (ended["replica"], ended["id"]) == (theirs["replica"], theirs["id"])
         wait_for(lambda: admin.get("/streams").json()["total"] == 6, "the stream has ended")
         admin.call("DELETE", f"/streams/{theirs['id']}", status=404, params={"replica": theirs["replica"]})
-        admin.call("DELETE", "/streams/1", status=404, params={"replica": "nobody"})
+        admin.call("DELETE", "/streams/1", status=404, params={"replica": "absent"})
         assert admin.call("DELETE", f"/streams/{here['id']}", status=422).json()["field"] == "replica"
         assert "name the stream's replica" in two.command("streams", "end", str(here["id"])).stderr
         rows = [json.loads(line) for line in two.command("streams", "list", "--json").stdout.splitlines()]
@@ -324,7 +324,7 @@ def test_during_a_database_outage_local_state_is_shown_and_unaudited_changes_are
 
 
 def test_output_to_a_closed_pipe(start, echo_upstream):
-    replica = start(echo_upstream, storage=SQLITE, env={**ENV, "USER": "somebody\nelse"})
+    replica = start(echo_upstream, storage=SQLITE, env={**ENV, "USER": "another\nelse"})
     for arguments in ("status", "limits list", "streams list", "intercepts list"):
         said = subprocess.run(["bash", "-c", f"set -o pipefail; {BINARY} {arguments} -c {replica.path} | true"], env=replica.env, capture_output=True, text=True, check=False, timeout=30)
         assert "panicked" not in said.stderr and said.returncode in (0, 141), said.stderr

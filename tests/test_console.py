@@ -298,7 +298,7 @@ def test_a_pasted_key_is_found_from_every_field_and_is_in_no_url(browser, replic
     browser.sees("1 of 1 shown")
     # The result for a key without a binding links to its intercepts.
     browser.open("bindings")
-    browser.fill("Search", "sk-nobodys-01-abcdefgh" + Keys.ENTER)
+    browser.fill("Search", "sk-unknown-01-abcdefgh" + Keys.ENTER)
     browser.sees("This key is not bound.")
     browser.press("Intercepts of this key")
     wait_for(lambda: "intercepts?key_id=" in driver.current_url, "the link leads there")

@@ -129,7 +129,7 @@ def test_refused_sign_ins(replica, provider):
     # A request without an origin, and one from another origin.
     admin.post("/oidc/corp/begin", status=400)
     admin.post("/oidc/corp/begin", status=403, headers={"origin": "https://evil.example"})
-    admin.post("/oidc/nobody/begin", status=404, headers=origin(admin))
+    admin.post("/oidc/absent/begin", status=404, headers=origin(admin))
 
 
 def forged(provider):
@@ -138,7 +138,7 @@ def forged(provider):
     yield {"signed_with": "stranger"}, "key that the provider does not publish"
     yield {"signed_with": "stranger", "headers": {"kid": "k1"}}, "signature is wrong"
     for claims, says in (
-        ({"aud": "somebody-else"}, "another audience"),
+        ({"aud": "another-else"}, "another audience"),
         ({"aud": [CLIENT, "other"]}, "issued to another client"),
         ({"aud": [CLIENT, "other"], "azp": "other"}, "issued to another client"),
         ({"iss": "https://evil.example"}, "has another issuer"),

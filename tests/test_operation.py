@@ -271,7 +271,7 @@ def test_import_from_another_gateway(start, echo_upstream, tmp_path):
         rows.writerow([2, hashed("sk-two"), "sk-…two2", "127.0.0.2", "multiple", '["127.0.0.3", "127.0.4.0/24"]', 1, "", ""])
         rows.writerow([3, hashed("sk-all"), "", "127.0.0.2", "all", "", 1, "", ""])
         rows.writerow([4, hashed("sk-banned"), "", "127.0.0.2", "single", "", 2, "", ""])
-    wrong = keylatch.command("bindings", "import", str(table), "--gateway", "--check-key", stdin="sk-nobody\n")
+    wrong = keylatch.command("bindings", "import", str(table), "--gateway", "--check-key", stdin="sk-absent\n")
     assert wrong.returncode == 1 and "hashed under another secret" in wrong.stderr and "nothing was imported" in wrong.stderr
     done = keylatch.command("bindings", "import", str(table), "--gateway", "--check-key", stdin="sk-one\n")
     assert done.returncode == 0 and "4 bindings imported" in done.stdout, done.stderr

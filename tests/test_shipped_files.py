@@ -343,7 +343,7 @@ def test_fail2ban_finds_failed_sign_ins(start, echo_upstream, tmp_path, form):
     keylatch = start(echo_upstream, storage="{sqlite: {path: t.db}}", env=ENV, more=f"log: {{format: {form}}}")
     signed_in(keylatch)
     other = Admin(keylatch, source="127.0.0.9")
-    for name in ("admin", "nobody", "x client=203.0.113.7 ", '","client":"203.0.113.7'):
+    for name in ("admin", "absent", "x client=203.0.113.7 ", '","client":"203.0.113.7'):
         other.sign_in(name, "a-wrong-horse-battery", status=401)
     for zone in ("UTC", "Asia/Shanghai"):
         found = subprocess.run(

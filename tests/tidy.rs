@@ -187,3 +187,26 @@ fn the_guide_contains_the_compiled_example() {
     let shown = guide.split("````rust\n").nth(1).and_then(|rest| rest.split("````").next()).expect("CONTRIBUTING.md has the example");
     assert_eq!(shown.trim(), example.trim(), "CONTRIBUTING.md and tests/support/worked_example.rs differ");
 }
+
+/// Words that make a sentence hard to read for a reader who is not a native speaker; the name of the thing is clearer.
+#[test]
+fn prose_names_things() {
+    const WORDS: [&str; 8] = ["whoever", "somebody", "nobody", "whom", "whose", "he", "him", "his"];
+    let folders =
+        [("src", "rs"), ("src/console", "js"), ("filters", "rs"), ("tests", "py"), ("tests", "rs"), ("config", "yaml"), ("docs", "md")];
+    let mut found = Vec::new();
+    for (path, text) in folders.into_iter().flat_map(|(folder, extension)| files(folder, extension)) {
+        // Vendored code, the other language, and the list above.
+        if path.starts_with("src/console/vendor") || path.ends_with("zh.js") || path.ends_with("tidy.rs") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let line = line.to_lowercase();
+            let words: BTreeSet<&str> = line.split(|letter: char| !letter.is_alphanumeric() && letter != '_').collect();
+            found.extend(
+                WORDS.iter().filter(|word| words.contains(**word)).map(|word| format!("{}:{}: {word}", path.display(), number + 1)),
+            );
+        }
+    }
+    assert!(found.is_empty(), "say what it is:\n{}", found.join("\n"));
+}

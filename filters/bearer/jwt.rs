@@ -27,7 +27,7 @@ pub enum KeyConfig {
     Secret(SecretRef),
     /// A binary shared secret, in base64 or base64url.
     SecretBase64(SecretRef),
-    /// The path of a file whose bytes are the shared secret.
+    /// The path of a file with the shared secret as its bytes.
     SecretFile(String),
     /// A public key in PEM form, usually `file:PATH`. Certificates are not accepted.
     Pem(SecretRef),

@@ -114,7 +114,7 @@ pub struct Candidate {
 pub struct KeySet(Vec<Candidate>);
 
 impl KeySet {
-    /// The candidate keys for a signature: those whose `kid` matches. If the token or a key has no `kid`, every key that fits
+    /// The candidate keys for a signature: those with a matching `kid`. If the token or a key has no `kid`, every key that fits
     /// the algorithm is a candidate, up to a limit.
     pub fn find(&self, alg: Alg, kid: Option<&str>) -> Result<Vec<&VerifyingKey>, Rejected> {
         let fits = |key: &&Candidate| {

@@ -120,7 +120,7 @@ use upstream::UpstreamFields;
 pub use verdict::Rejected;
 use verdict::{Verdict, Verified};
 
-/// A token whose signature was verified, with the index of its mode and the generation of its keys.
+/// A token with a verified signature, with the index of its mode and the generation of its keys.
 #[derive(Clone)]
 struct CachedToken {
     verified: Arc<Verified>,
@@ -185,7 +185,7 @@ impl Filter for Bearer {
         let looked_up =
             |result| site.counter("bearer_cache_requests_total", "Lookups in the cache of verified tokens, by result.", ("result", result));
         let unasked = |outcome| {
-            let help = "Requests whose token could not be checked, by outcome.";
+            let help = "Requests with a token that could not be checked, by outcome.";
             site.counter("bearer_unasked_total", help, ("outcome", outcome))
         };
         Ok(Self {

@@ -109,7 +109,7 @@ use serde::Deserialize;
 
 use crate::contract::{
     ADDRESS_FIELDS, Arrival, ClientAddress, Filter, Flow, Hooks, Invalid, KeyHasher, Problem, ProxyFields, ProxyFieldsConfig, Reply,
-    RequestCx, Result, Site, TrustedProxies, UpstreamCx, Vouched, failure, parse_address, write_address,
+    RequestCx, Result, Site, TrustedProxies, UpstreamCx, Vouched, WORKER_ZONES, failure, parse_address, write_address,
 };
 use fields::{elements, forwarded_for, forwarded_proto, scheme};
 use walk::{HOPS_MAX, Walk, has_elements, nth_or_last};
@@ -125,9 +125,6 @@ pub const UNNAMED: &str = "unnamed";
 /// The network from which Cloudflare Workers send requests to other zones.
 const WORKERS: Ipv6Addr = Ipv6Addr::new(0x2a06, 0x98c0, 0x3600, 0, 0, 0, 0, 0);
 const WORKERS_PREFIX: u32 = 48;
-/// The prefix of the addresses that represent the Workers of one zone: these 32 bits and 32 bits of a keyed hash form a /64.
-/// It is in a block of Cloudflare, so that it is neither private nor the network of another client.
-const ZONE: u32 = 0x2a06_98c7;
 /// The maximum length of a zone name (RFC 1035, section 2.3.4).
 const ZONE_BYTES_MAX: usize = 253;
 
@@ -234,7 +231,7 @@ impl ClientIp {
         let zone = zone.to_str().ok().filter(|zone| (1..=ZONE_BYTES_MAX).contains(&zone.len()))?;
         let id = self.hasher.id(&format!("cf-worker {}", zone.to_ascii_lowercase()));
         let hash = id.0.iter().take(4).fold(0_u32, |hash, byte| hash << 8 | u32::from(*byte));
-        Some(IpAddr::V6(Ipv6Addr::from_bits(u128::from(ZONE) << 96 | u128::from(hash) << 64)))
+        Some(IpAddr::V6(Ipv6Addr::from_bits(u128::from(WORKER_ZONES) << 96 | u128::from(hash) << 64)))
     }
 
     /// The scheme that the client used: stated by the trusted hop that saw the client, or else that of this connection.

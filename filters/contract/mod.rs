@@ -49,7 +49,7 @@ pub use names::check_name;
 pub use outbound::{AnswerBody, Call, CallError, Endpoint, Outbound, PeriodicTask, Service, ServiceResponse, TaskHandle, TaskOutcome};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError};
 pub use proxy_fields::{ADDRESS_FIELDS, PROXY_FIELDS, ProxyFields, ProxyFieldsConfig};
-pub use ranges::{CLOUDFLARE, fetched_ranges, ranges};
+pub use ranges::{CLOUDFLARE, WORKER_ZONES, fetched_ranges, is_worker_zone, ranges};
 pub use reply::{Body, Problem, Reply};
 pub use site::{Keep, LimitNames, Meter, Ports, Resolve, Site, trim_secret};
 pub use stream_plan::{AnswerKind, ExpectedAnswer, Frame, StreamPlan};

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
+use super::ranges::is_worker_zone;
 use super::{CancellationHandle, KeyId};
 
 /// A boxed future, so that a trait with async functions can be used as a trait object.
@@ -108,11 +109,14 @@ impl Binding {
     }
 
     /// Whether a use from `address` may add a network because the binding has none of its address family. Dual-stack clients
-    /// use both families. Applies to bindings with the rule `single` that a first use has made.
+    /// use both families; the Workers of a zone have no other. Applies to bindings with the rule `single` that a first use has
+    /// made.
     pub fn lacks_family(&self, address: IpAddr) -> bool {
         self.by_first_use
             && self.rule == Rule::Single
-            && matches!(self.networks.as_slice(), [network] if network.addr().is_ipv4() != address.is_ipv4())
+            && !is_worker_zone(address)
+            && matches!(self.networks.as_slice(), [network]
+                if network.addr().is_ipv4() != address.is_ipv4() && !is_worker_zone(network.addr()))
     }
 
     /// Records a use from `network`, if the rule includes it or has room for it. Returns whether the binding has changed.

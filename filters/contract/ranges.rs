@@ -1,11 +1,22 @@
 //! Parses and validates lists of networks, such as the published ranges of Cloudflare. It does not fetch them.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::Invalid;
 
 /// The ranges of Cloudflare at build time; the first line has the date.
 pub const CLOUDFLARE: &str = include_str!("../../config/cloudflare-ips.txt");
+
+/// The first 32 bits of the addresses that represent the Workers of one Cloudflare zone; 32 bits of a keyed hash complete a
+/// /64. The block belongs to Cloudflare, so that such an address is neither private nor another client.
+pub const WORKER_ZONES: u32 = 0x2a06_98c7;
+
+/// Whether the address represents the Workers of a zone.
+pub fn is_worker_zone(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.to_bits() >> 96 == u128::from(WORKER_ZONES))
+}
 
 /// Parses a file of ranges: one CIDR a line, comments after `#`. An empty list and a network that is nearly a default route
 /// (IPv4 shorter than /8, IPv6 shorter than /16) are errors, because such a mistake grants trust widely.

@@ -112,7 +112,7 @@ impl Case {
     }
 }
 
-/// The name and letter case of a value whose letters all have the same case.
+/// The name and letter case of a value with all letters in the same case.
 fn case(node: &Node) -> Option<(String, Case)> {
     Some(match node {
         Node::Var(var @ (Var::Decoded | Var::Host | Var::Client | Var::Peer | Var::ClientNetwork)) => {

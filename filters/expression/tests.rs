@@ -56,7 +56,7 @@ fn expressions_that_are_true() {
         r#"identity.authenticated && identity.subject == "alice" && "chat" in identity.scopes && identity.scopes.size() == 2"#,
         r#"identity.claims.team == "core" && identity.claims["level"] >= 7 && identity.claims.admin"#,
         r#"identity.claims.groups.exists(g, g == "ops") && "dev" in identity.claims.groups && identity.claims.groups[1] == "ops""#,
-        r#"has(identity.claims.team) && !has(identity.claims.nobody) && identity.claims.nobody == null && identity.claims.nobody != "x""#,
+        r#"has(identity.claims.team) && !has(identity.claims.absent) && identity.claims.absent == null && identity.claims.absent != "x""#,
         r#"identity.claims.deep.a.b == 1.5 && identity.claims.deep.x.y == null && size(identity.claims.groups) == 2"#,
         r#"identity.claims.groups.all(g, g.size() == 3) && identity.claims.groups.filter(g, g != "dev") .size() == 1"#,
         r#"identity.scopes.map(s, s.upperAscii()).exists(s, s == "IMAGES")"#,
@@ -103,8 +103,8 @@ fn claims_are_compared_by_what_they_hold() {
     ] {
         assert_eq!(holds(source, &request(), &mut facts), Ok(true), "{source}");
     }
-    let nobody = r#"identity.claims == {} && identity.claims.size() == 0 && !("sub" in identity.claims) && identity.claims.sub == null"#;
-    assert_eq!(holds(nobody, &request(), &mut Facts::default()), Ok(true));
+    let absent = r#"identity.claims == {} && identity.claims.size() == 0 && !("sub" in identity.claims) && identity.claims.sub == null"#;
+    assert_eq!(holds(absent, &request(), &mut Facts::default()), Ok(true));
 }
 
 #[test]

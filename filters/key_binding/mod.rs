@@ -132,7 +132,7 @@ pub struct KeyBinding {
     store_failures: IntCounter,
 }
 
-/// The number of clients whose first uses are counted.
+/// First uses are counted for at most this number of clients.
 const NEW_KEYS_CLIENTS_MAX: usize = 100_000;
 
 /// The verdict on a key.
@@ -174,7 +174,7 @@ impl Filter for KeyBinding {
             new_keys_quota: Quota::new(config.new_keys_per_client.interval(), config.new_keys_per_client.count),
             store_failures: site.counter(
                 "binding_store_failures_total",
-                "Requests whose binding could not be read from the store, by outcome.",
+                "Requests with a binding that could not be read from the store, by outcome.",
                 ("outcome", if config.on_store_failure == OnStoreFailure::Open { "open" } else { "closed" }),
             ),
             config,

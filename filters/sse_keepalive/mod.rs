@@ -20,7 +20,7 @@
 //!
 //! **Which streams.** Frames are sent only in responses of type `text/event-stream` without a `Content-Encoding`, and only
 //! at positions where they change nothing for a parser that follows WHATWG HTML, section 9.2. To receive streams
-//! uncompressed, the filter removes `Accept-Encoding` from `POST` requests and from requests whose `Accept` names
+//! uncompressed, the filter removes `Accept-Encoding` from `POST` requests and from requests with an `Accept` that names
 //! `text/event-stream`. Streams of JSON lines and JSON arrays get no frames.
 //!
 //! **Frames.** `frame` selects the form:
@@ -40,7 +40,7 @@
 //! **Early responses.** Both options are off by default, because the status is then 200 whatever the upstream answers.
 //!
 //! - `before_headers` sends `200 text/event-stream` and frames if the upstream has sent no header this long after the
-//!   request was complete. It applies to `POST` requests whose client accepts only an event stream. A later event stream
+//!   request was complete. It applies to `POST` requests of clients that accept only an event stream. A later event stream
 //!   is merged into the response. A later JSON response is delivered within the stream. A later failure becomes an error
 //!   event in the format of the API, with the upstream's message and status; the access log then has `late_status`. A
 //!   later response with a `Content-Encoding` cannot be delivered.

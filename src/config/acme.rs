@@ -24,7 +24,7 @@ pub struct Acme {
     pub challenge: Challenge,
     /// An existing account at the CA (external account binding), which some CAs require.
     pub external_account: Option<ExternalAccount>,
-    /// How long before its expiry a certificate is renewed. A certificate whose lifetime is shorter
+    /// How long before its expiry a certificate is renewed. A certificate with a lifetime shorter
     /// than three times this is renewed in its last third. Default: 30days.
     #[serde(default = "a_month")]
     pub renew_before: HumanDuration,

@@ -29,7 +29,7 @@ pub struct Settings {
     /// The listener for health, metrics, the admin API and the console.
     #[schemars(default)]
     pub admin: Admin,
-    /// The peers whose client address headers are trusted.
+    /// The peers with trusted client address headers.
     #[schemars(default)]
     pub trusted_proxies: TrustConfig,
     /// The store of bindings and intercepts.

@@ -161,7 +161,7 @@ pub enum PostgresTls {
 pub struct Retention {
     /// Bindings unused for this long are archived; the next use binds again. Default: 90 days.
     pub archive_after: HumanDuration,
-    /// Bindings whose key the upstream never accepted are deleted after this. Default: 1h.
+    /// Bindings of keys that the upstream never accepted are deleted after this. Default: 1h.
     pub unconfirmed: HumanDuration,
     /// Intercepts are deleted after this. Default: 90 days.
     pub intercepts: HumanDuration,

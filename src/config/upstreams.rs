@@ -125,8 +125,8 @@ pub struct Tls {
     pub server_name: Option<String>,
     /// CA certificates that servers are verified with. Default: the system's.
     pub ca_file: Option<String>,
-    /// Certificate revocation lists (CRLs). Their signatures are not verified. A server whose own
-    /// certificate is listed by its serial number gets no request. Intermediate CAs are not
+    /// Certificate revocation lists (CRLs). Their signatures are not verified. A server gets no request
+    /// if the serial number of its certificate is listed. Intermediate CAs are not
     /// checked.
     pub revoked_file: Option<String>,
     /// The client certificate.

@@ -38,7 +38,7 @@ impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
                     if waiting.lock().await.recv_many(&mut taken, at_once).await == 0 {
                         return;
                     }
-                    // Requests whose caller has been cancelled are dropped.
+                    // Requests of cancelled callers are dropped.
                     taken.retain(|(_, reply)| !reply.is_closed());
                     let (requests, replies): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
                     if requests.is_empty() {

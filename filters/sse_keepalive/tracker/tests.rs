@@ -66,7 +66,7 @@ fn dispatches_with_sticky_id(stream: &[u8]) -> usize {
     dispatched
 }
 
-/// Sends the stream in chunks, with a frame before each chunk whose flag is set.
+/// Sends the stream in chunks, with a frame before each chunk with a set flag.
 fn with_frames(chunks: &[(Vec<u8>, bool)], due_at_end: bool, form: Frame) -> (Vec<u8>, usize) {
     let (mut tracker, mut out, mut frames) = (Tracker::new(), Vec::new(), 0);
     let mut frame = |tracker: &mut Tracker, out: &mut Vec<u8>| {

@@ -5,7 +5,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::*;
 use crate::sql::sqlite::Sqlite;
 
-/// An authority whose readers wait after the read, and which others change meanwhile.
+/// An authority with readers that wait after the read, and which others change meanwhile.
 struct Slow {
     inner: Arc<Sqlite>,
     /// Notified when a row has been read, before the caller gets it.

@@ -30,9 +30,9 @@ type Fields = BTreeMap<String, String>;
 
 /// Parses `NAME=THEIRS`: one of our columns, and its name in the table.
 pub fn column(text: &str) -> Result<(String, String), String> {
-    let (ours, theirs) = text.split_once('=').ok_or("must be NAME=THEIRS, such as key_id=token_hash")?;
+    let (ours, gateway_rows) = text.split_once('=').ok_or("must be NAME=THEIRS, such as key_id=token_hash")?;
     match NAMES.iter().any(|(name, _)| *name == ours) {
-        true => Ok((ours.to_owned(), theirs.to_owned())),
+        true => Ok((ours.to_owned(), gateway_rows.to_owned())),
         false => Err(format!("unknown column `{ours}`; the columns are {}", NAMES.map(|(name, _)| name).join(", "))),
     }
 }
@@ -64,7 +64,7 @@ fn flat((name, value): (String, Value)) -> (String, String) {
 }
 
 fn row(fields: &Fields, columns: &[(String, String)]) -> Result<Row, String> {
-    let named = |ours: &str| columns.iter().find(|(name, _)| name == ours).map(|(_, theirs)| theirs.as_str());
+    let named = |ours: &str| columns.iter().find(|(name, _)| name == ours).map(|(_, gateway_rows)| gateway_rows.as_str());
     // An empty column counts as absent: another one may have the value.
     let value_of =
         |name: &str| fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty() && *value != "{}" && *value != "[]");
@@ -251,7 +251,7 @@ mod tests {
         let (_, row) = rows(json, Format::Jsonl, &columns).remove(0);
         let row = row.unwrap();
         assert_eq!((row.key_id.as_str(), row.networks), ("00", vec!["2001:db8::/64".to_owned()]));
-        assert!(column("nobody=x").is_err() && column("key_id").is_err());
+        assert!(column("absent=x").is_err() && column("key_id").is_err());
         assert!(rows("{\"ip\": \"1.2.3.4\"}", Format::Jsonl, &[]).remove(0).1.unwrap_err().contains("--column key_id="));
     }
 }
