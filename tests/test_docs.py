@@ -208,3 +208,12 @@ def test_the_quoted_refusal(start, echo_upstream):
             del each["error"]["request_id"]
         assert each == refused
     assert len(shown) == 3
+
+
+def test_the_tutorials_guard_every_path_of_the_shipped_configuration():
+    """The paths on which New API reads a key, as tests/test_keys.py proves them for the shipped files."""
+    guarded = re.search(r"paths: \[/v1/.*\n +except_paths: .*", (ROOT / "config" / "container.yaml").read_text())[0]
+    for name in ("new-api.md", "new-api.zh.md"):
+        assert guarded in (DOCS / "tutorial" / name).read_text(), name
+    for name in ("README.md", "README.zh.md"):
+        assert "key_form: new_api" in (ROOT / name).read_text(), name

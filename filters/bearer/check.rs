@@ -9,7 +9,7 @@ use super::jwt::Jwt;
 use super::static_tokens::{self, StaticTokens};
 use crate::contract::{Invalid, Site};
 
-/// A compiled mode.
+/// A compiled item of `bearer.accept`.
 pub enum Check {
     Static(StaticTokens),
     Jwt(Box<Jwt>),

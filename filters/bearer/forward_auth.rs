@@ -90,7 +90,7 @@ fn five_seconds() -> HumanDuration {
     HumanDuration::secs(5)
 }
 
-/// The compiled mode.
+/// The compiled item of `bearer.accept`.
 pub struct ForwardAuth {
     service: Arc<dyn Service>,
     send: Vec<HeaderName>,

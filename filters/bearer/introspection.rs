@@ -70,7 +70,7 @@ fn ten_seconds() -> HumanDuration {
     HumanDuration::secs(10)
 }
 
-/// The compiled mode.
+/// The compiled item of `bearer.accept`.
 pub struct Introspection {
     config: IntrospectionConfig,
     service: Arc<dyn Service>,

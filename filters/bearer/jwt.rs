@@ -77,7 +77,7 @@ enum Keys {
     Remote(Arc<SharedKeys>),
 }
 
-/// The compiled mode.
+/// The compiled item of `bearer.accept`.
 pub struct Jwt {
     config: JwtConfig,
     keys: Keys,

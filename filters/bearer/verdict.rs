@@ -82,7 +82,7 @@ impl Verified {
     }
 }
 
-/// The verdict of one mode.
+/// The verdict of one item of `bearer.accept`.
 #[derive(Clone, Debug)]
 pub enum Verdict {
     Accepted(Arc<Verified>),

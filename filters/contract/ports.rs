@@ -221,10 +221,10 @@ pub enum StoreError {
 
 /// The store of bindings, with the cache of this process in front of it.
 pub trait Bindings: Send + Sync {
-    /// The binding in the cache of this process, without waiting. `None` means not cached, not unbound.
+    /// The binding in the cache of this process, without waiting. `None` says only that it is not cached; the key may be bound.
     fn cached(&self, id: &KeyId) -> Option<Arc<Binding>>;
     /// The binding in the cache that replicas share, if there is one. Used after a miss in the cache of this process. It does
-    /// not fail: `None` means not cached, not unbound.
+    /// not fail: `None` says only that it is not cached; the key may be bound.
     fn cached_by_replicas(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>>;
     /// The binding in the authoritative store, at most a moment old. `None`: not bound. While the store cannot be reached,
     /// a recently cached binding is returned instead.

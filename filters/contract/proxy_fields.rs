@@ -126,7 +126,7 @@ struct Names {
 /// Names of this length or longer share one entry.
 const LENGTHS: usize = 48;
 
-/// The bit of the first letter of a name; all other bytes share one bit.
+/// The bit of the first letter of a name; all other first bytes share one bit.
 fn letter(name: &str) -> u32 {
     match name.as_bytes().first() {
         Some(byte @ b'a'..=b'z') => 1 << (byte - b'a'),

@@ -1,6 +1,6 @@
 //! The reply that a filter sends in place of the upstream response.
 //!
-//! A filter states the problem only. One table in `src/http_proxy` decides the status and the shape of the error.
+//! A filter states the problem, a code and a message. `src/http_proxy` decides the status and the shape of the error.
 
 use std::borrow::Cow;
 

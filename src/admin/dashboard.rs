@@ -208,7 +208,7 @@ pub struct Replica {
     /// The time of its last report.
     #[schema(format = DateTime)]
     seen_at: String,
-    /// It has not reported for 20 s, or was stopped.
+    /// The replica has not reported for 20 s, or was stopped.
     gone: bool,
     /// It has handed over to another process and only finishes its open requests.
     handed_over: bool,

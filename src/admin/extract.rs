@@ -31,7 +31,7 @@ pub struct SessionCaller(pub Caller);
 /// A caller with a session and no pending password change.
 pub struct ActiveSession(pub Caller);
 
-/// A caller with this scope: `May<{ READ }>`.
+/// A caller with this scope: `May<READ>`.
 pub struct May<const SCOPE: u8>(pub Caller);
 
 /// [`Scope::Read`] as a const parameter; the others alike.

@@ -1,5 +1,5 @@
-//! The table from errors to HTTP responses: every status, code and message that Keylatch sends. It
-//! writes none of them.
+//! The table from problems to HTTP responses: the status of every refusal, and the errors of the proxy itself. Filters
+//! state code and message of their refusals, `dialects` decides the JSON; this module writes nothing to a client.
 
 use std::borrow::Cow;
 use std::time::Duration;

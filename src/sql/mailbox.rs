@@ -1,5 +1,5 @@
 //! The store contract for requests between replicas: questions and their answers, as rows of the
-//! shared database. Knows no question's meaning; `crate::operator::replicas` defines them.
+//! shared database. Knows no question's meaning; `crate::operator::replica_query` defines them.
 
 use async_trait::async_trait;
 use keylatch_filters::contract::StoreError;
