@@ -125,10 +125,10 @@ impl Reloader {
             Ok(fresh) => {
                 self.enforce(fresh);
                 *in_force = parsed;
-                tracing::info!("the filter overrides of operators are in force");
+                tracing::info!("the live settings of filters are in force");
             }
             // Files that the configuration refers to may have changed since it was read.
-            Err(report) => tracing::error!("the filter overrides of operators were not applied:\n{report}"),
+            Err(report) => tracing::error!("the live settings of filters were not applied:\n{report}"),
         }
     }
 

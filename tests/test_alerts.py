@@ -209,10 +209,10 @@ def test_payload_formats(start, echo_upstream):
         assert abs(int(query["timestamp"]) / 1000 - time.time()) < 60
         # The command that tests a webhook.
         tested = replica.command("alerts", "test")
-        assert tested.returncode == 0 and tested.stdout.splitlines() == [f"{name}: taken" for name in ("slack", "discord", "feishu", "dingtalk", "wecom")]
+        assert tested.returncode == 0 and tested.stdout.splitlines() == [f"{name}: accepted" for name in ("slack", "discord", "feishu", "dingtalk", "wecom")]
         replica.write(more=alerts(webhook("gone", free_port()), webhook("slack", slack.port, ", format: slack")))
         failed = replica.command("alerts", "test")
-        assert failed.returncode == 1 and "gone: " in failed.stdout and "slack: taken" in failed.stdout and "/hook" not in failed.stdout
+        assert failed.returncode == 1 and "gone: " in failed.stdout and "slack: accepted" in failed.stdout and "/hook" not in failed.stdout
         replica.write(more="")
         assert "no webhook is configured" in replica.command("alerts", "test").stderr
 

@@ -165,7 +165,7 @@ def test_a_discovery_document_of_another_issuer(start, echo_upstream):
         mode = f'{{jwt: {{issuer: "{issuer.url}", algorithms: [ES256], key: {{discovery: {at(issuer.url)}}}}}}}'
         replica = start(echo_upstream, route_filters=bearer(mode))
         assert send_request(replica, issuer.token("k")).status == 503
-        wait_for(lambda: "of another issuer" in replica.stderr.read_text(), "log line")
+        wait_for(lambda: "names another issuer" in replica.stderr.read_text(), "log line")
 
 
 def introspection(issuer, more="", particulars=""):

@@ -54,7 +54,7 @@ def test_ranges_are_refreshed_by_schedule_and_command(start, echo_upstream, site
     assert f"Read from {site.url}/v4" in path.read_text()
     # 127.0.0.0/8 is no public network, so the list is refused; a valid list takes effect by itself.
     site.pages["/v4"] = RANGES + "\n2.16.0.0/13\n"
-    assert "are in" in keylatch.command("cloudflare", "refresh").stdout
+    assert "wrote 23 ranges" in keylatch.command("cloudflare", "refresh").stdout
     wait_for(lambda: "changed files are in force" in keylatch.stderr.read_text(), "the new list is active")
     assert "2.16.0.0/13" in keylatch.command("cloudflare", "ranges").stdout
     good = path.read_text()
@@ -109,7 +109,7 @@ def test_the_file_takes_precedence_over_the_embedded_list(start, echo_upstream):
     after = (keylatch.folder / "ranges.txt").stat()
     assert after.st_mode & 0o777 == 0o640 and (os.geteuid() != 0 or (after.st_uid, after.st_gid) == (12345, 12346))
     keylatch.write(trusted="{cloudflare_refresh: {}}")
-    assert "needs `cloudflare_file`" in keylatch.command("check").stderr
+    assert "requires `cloudflare_file`" in keylatch.command("check").stderr
 
 
 network = pytest.mark.skipif(not can_create_namespaces(), reason="needs Linux and the right to create network namespaces")
@@ -242,7 +242,7 @@ def test_new_ranges_replace_the_old_ones(start, echo_upstream, tmp_path, form):
         said = load(net, form, rules, tmp_path)
         assert not net.admits(gone, 443) and net.admits(stays, 443) and net.admits(stays, 22) and not net.admits(stays, 3000)
         if form == "ufw":
-            assert net.admits(own, 443) and f"ufw allow from {own} to any port 443 proto tcp" in said and "These rules are not from here" in said
+            assert net.admits(own, 443) and f"ufw allow from {own} to any port 443 proto tcp" in said and "These rules were not added by keylatch" in said
             again = load(net, form, rules, tmp_path)
             assert "Rule deleted" not in again and "Skipping adding existing rule" in again
         else:

@@ -204,7 +204,7 @@ def test_status_and_intercepts_by_command(start, echo_upstream):
     said = replica.command("api", "PATCH", f"/bindings/{row['key_id']}", "--data", '{"labels": ["b"]}', "--version", str(row["version"]))
     assert said.returncode == 1 and "changed meanwhile" in said.stderr
     assert "networks" in replica.command("api", "GET", "bindings/export?format=csv").stdout
-    assert "no JSON" in replica.command("api", "POST", "/bindings/ban", "--data", "{").stderr
+    assert "not valid JSON" in replica.command("api", "POST", "/bindings/ban", "--data", "{").stderr
     # The header field that names the user of a command is ignored by the TCP listener.
     assert raw.request(replica.admin, "/admin/api/bindings", headers=[("keylatch-actor", "root")]).status == 401
     replica.stop()

@@ -378,7 +378,7 @@ def test_a_live_setting_and_a_broken_configuration(browser, replica):
     wrong = text.replace("client_ip", "client_pi")
     line = next(number for number, content in enumerate(wrong.splitlines(), 1) if "client_pi" in content)
     browser.press("Configuration")
-    browser.driver.execute_script("arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", browser.field("A configuration"), wrong)
+    browser.driver.execute_script("arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", browser.field("Configuration to check"), wrong)
     browser.press("Check text")
     browser.sees(f"Line {line}, column")
     browser.sees("did you mean `client_ip`?")

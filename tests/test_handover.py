@@ -92,7 +92,7 @@ def test_a_hanging_new_program_blocks_nothing(own_program):
     first = subprocess.Popen([BINARY, "upgrade", "-c", keylatch.path], env=keylatch.env, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: "starting a new process" in keylatch.stderr.read_text(), "the upgrade is under way")
     second = keylatch.command("upgrade")
-    assert second.returncode == 1 and "under way already" in second.stderr
+    assert second.returncode == 1 and "in progress" in second.stderr
     assert request(keylatch.port).status == 200
     since = time.monotonic()
     keylatch.process.send_signal(signal.SIGTERM)
@@ -284,7 +284,7 @@ def refuses_an_upgrade(keylatch, command):
     try:
         wait_for(lambda: keylatch.health("ready")[0] == 200, "the process is ready")
         done = keylatch.command("upgrade")
-        assert done.returncode == 1 and "start another container" in done.stderr
+        assert done.returncode == 1 and "start a new container" in done.stderr
         assert request(keylatch.port).status == 200
     finally:
         process.kill()

@@ -146,6 +146,6 @@ def test_concurrency_limit(start, redis, scope):
 def test_an_unused_and_a_missing_redis_section(start, echo_upstream):
     replica = start(echo_upstream)
     replica.write(more=section(f"redis://127.0.0.1:{free_port()}"))
-    assert "redis: nothing uses it" in replica.command("check").stderr
+    assert "redis: the section has no effect" in replica.command("check").stderr
     replica.write(more="", route_filters=limit("per: key, limit: 1/h, scope: shared"))
     assert "rate_limit.scope: shared counts require Redis; add the section `redis`" in replica.command("check").stderr

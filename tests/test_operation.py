@@ -301,7 +301,7 @@ def test_a_short_secret_of_another_gateway(start, echo_upstream, tmp_path):
     assert [use(keylatch, "sk-one", f"127.0.0.{n}") for n in (3, 2, 3)] == [403, 200, 403] and use(keylatch, banned, "127.0.0.2") == 403
     keylatch.stop()
     keylatch.path.write_text(keylatch.path.read_text().replace(f"{'n' * 64}, previous: [{short!r}]", f"{short!r}"))
-    assert "secrets.key_hmac has 14 bytes; at least 32 are needed" in keylatch.command("check").stderr
+    assert "secrets.key_hmac has 14 bytes; at least 32 are required" in keylatch.command("check").stderr
 
 
 def test_doctor_on_a_loopback_upstream(start):

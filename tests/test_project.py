@@ -45,7 +45,7 @@ def test_every_command_has_help():
     for command in ("run", "check", "reload", "schema", "explain", "filters", "demo-upstream"):
         assert command in help_text and run(command, "--help").returncode == 0
     assert json.loads(run("schema").stdout)["title"] == "Keylatch configuration"
-    assert "- `limit` (required): How often" in run("filters", "rate_limit").stdout
+    assert "- `limit` (required): The rate" in run("filters", "rate_limit").stdout
     assert run("filters", "no_such").returncode == 1
     assert "is valid" in run("check", "-c", "config/quickstart.yaml").stdout
     wrong = run("check", "-c", "README.md")

@@ -174,7 +174,7 @@ def test_a_start_without_redis_and_with_an_untrusted_one(replicas, tmp_path):
         (replica,) = replicas(1, sections=section(server.url.replace("127.0.0.1", "localhost"), ca))
         assert replica.metrics()["keylatch_redis_away"] == 1, "the certificate is for another name"
         for wrong, says in [
-            (section(server.url.replace("hunter2hunter2", "swordfish"), ca), "the server refuses us"),
+            (section(server.url.replace("hunter2hunter2", "swordfish"), ca), "the server refuses the user"),
             (section(f"{server.url}/0#insecure", ca), "always verified"),
             (section("http://swordfish@x", ca), "redis.url must be"),
             (section(server.url, ", ca_file: nowhere.pem"), "nowhere.pem"),

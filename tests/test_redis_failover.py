@@ -123,14 +123,14 @@ def test_a_start_without_a_required_right_fails(limited, missing):
     with Redis(user(BASIC.replace(missing, ""))) as server:
         with pytest.raises(AssertionError) as failed:
             limited(section(server))
-        assert "the server refuses us" in str(failed.value) and PASSWORD not in str(failed.value)
+        assert "the server refuses the user" in str(failed.value) and PASSWORD not in str(failed.value)
 
 
 def test_a_start_with_rights_for_another_prefix_fails(limited):
     with Redis(user(BASIC, "~other:*")) as server:
         with pytest.raises(AssertionError) as failed:
             limited(section(server))
-        assert "the server refuses us" in str(failed.value)
+        assert "the server refuses the user" in str(failed.value)
 
 
 def test_the_documented_rights_suffice(start, echo_upstream):
