@@ -533,7 +533,7 @@ def test_commands_create_no_sqlite_database(start, echo_upstream, tmp_path):
     assert said.returncode == 0 and said.stderr == ""
     assert send_request(replica, "sk-here-0002-abcdefgh").status == 200
     said = replica.command("bindings", "list", "--limit", "1")
-    assert said.returncode == 0 and "there are more" in said.stderr and len(said.stdout.splitlines()) == 2
+    assert said.returncode == 0 and "rows are listed" in said.stderr and len(said.stdout.splitlines()) == 2
 
 
 def test_failed_starts_say_what_to_do(start, database, echo_upstream, server, monkeypatch):
