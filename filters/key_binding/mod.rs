@@ -91,6 +91,7 @@
 mod config;
 mod dry_run;
 mod replies;
+mod truncate;
 mod unread_keys;
 
 use std::net::IpAddr;
@@ -111,6 +112,7 @@ use crate::limiting::client_network;
 use crate::limiting::gcra::GcraTable;
 pub use config::{Confirm, Enrol, FirstRule, KeyBindingConfig, OnBan, OnMissing, OnStoreFailure};
 use replies::{forbidden, malformed, refusal, too_many};
+use truncate::truncated;
 use unread_keys::{remove_keys, unread_fields};
 
 const USER_AGENT_BYTES_MAX: usize = 256;
@@ -383,21 +385,4 @@ impl KeyBinding {
 /// Whether the response is long-lived: an event stream, or an upgraded connection.
 fn is_long_lived(response: &ResponseHeader) -> bool {
     response.status == StatusCode::SWITCHING_PROTOCOLS || is_event_stream(&response.headers)
-}
-
-/// Truncates `text` to at most `bytes_max` bytes, at a character boundary.
-fn truncated(text: &str, bytes_max: usize) -> String {
-    text[..text.floor_char_boundary(bytes_max)].to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_is_truncated_at_a_character_boundary() {
-        assert_eq!(truncated("aé", 2), "a");
-        assert_eq!(truncated("aé", 3), "aé");
-        assert_eq!(truncated("", 3), "");
-    }
 }

@@ -149,6 +149,14 @@ fn calendar_windows(rate: Rate, zone: Option<&str>) -> Result<CalendarWindows, I
     Ok(CalendarWindows::new(unit, zone.map(named).transpose()?))
 }
 
+fn compiled_cost(cost: RequestCost, burst: u32, site: &Site<'_>) -> Result<CompiledCost, Invalid> {
+    match cost {
+        RequestCost::Fixed(cost) if (1..=burst).contains(&cost) => Ok(CompiledCost::Fixed(cost)),
+        RequestCost::Fixed(_) => Err(Invalid::new(format!("must be between 1 and the burst, {burst}"))),
+        RequestCost::Expression(source) => Ok(CompiledCost::Expression(Expression::compile(&source, &Type::Int, site.routes)?, burst)),
+    }
+}
+
 impl LimitPolicy {
     pub fn compile(
         limit: LimitConfig,
@@ -170,14 +178,7 @@ impl LimitPolicy {
         if burst == 0 {
             return Err(Invalid::new("must be at least 1; 0 would refuse every request").at("burst"));
         }
-        let cost = match limit.cost {
-            RequestCost::Fixed(cost) if (1..=burst).contains(&cost) => CompiledCost::Fixed(cost),
-            RequestCost::Fixed(_) => return Err(Invalid::new(format!("must be between 1 and the burst, {burst}")).at("cost")),
-            RequestCost::Expression(source) => CompiledCost::Expression(
-                Expression::compile(&source, &Type::Int, site.routes).map_err(|invalid| invalid.at("cost"))?,
-                burst,
-            ),
-        };
+        let cost = compiled_cost(limit.cost, burst, site).map_err(|invalid| invalid.at("cost"))?;
         let table_key = format!("{key} {}", limit.time_zone.as_deref().unwrap_or_default());
         let count = match limit.window {
             WindowType::Rolling if limit.time_zone.is_some() => {

@@ -159,6 +159,7 @@ pub async fn watch(store: &Arc<Store>) {
 async fn test(store: &Store) {
     let mut result = store.authority.try_write().await;
     if result.is_err() && store.writability.error().is_none() {
+        // No event says that a slow write would succeed now.
         tokio::time::sleep(REPEATED_AFTER).await;
         result = store.authority.try_write().await;
     }

@@ -165,6 +165,12 @@ async fn managed(store: &Store) {
     assert_eq!(store.authoritative(id("new")).await.unwrap(), None);
 }
 
+/// The cache answers for a row that was read within the last second of the monotonic clock, which a test cannot move while
+/// a real database answers.
+async fn past_just_read() {
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+}
+
 async fn adopts(store: &Store) {
     store.latch(first("old", "10.0.0.1")).await.unwrap();
     let ban = Change { banned: Some(true), ..Change::default() };
@@ -174,7 +180,7 @@ async fn adopts(store: &Store) {
     assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("old, rehashed"));
     assert!(adopted.version > old.binding.version);
     assert_eq!(store.adopt(id("b"), vec![id("unbound")]).await.unwrap(), None);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    past_just_read().await;
     assert_eq!(store.authoritative(id("old")).await.unwrap(), None, "the binding has moved");
     assert_eq!(store.remove(id("old, rehashed"), None, operator()).await.unwrap(), Changed::Done(()));
     assert_eq!(store.adopt(id("old, rehashed"), previous()).await.unwrap(), None, "and stays removed");
@@ -192,9 +198,9 @@ async fn roams(store: &Store) {
     };
     assert!(uses(1, 1).await && uses(2, 1800).await);
     assert!(!uses(3, 1801).await, "a third network at a time");
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    past_just_read().await;
     assert!(uses(3, 3602).await, "the first was not used for an hour");
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    past_just_read().await;
     assert!(!uses(1, 3603).await && uses(2, 3604).await);
     let stay = Terms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
     let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, operator()).await.unwrap().done().unwrap();
@@ -309,6 +315,7 @@ async fn postgres_keeps_the_contract_notifies_other_processes_and_survives_an_ou
         store
     };
     let (here, there) = (open().await, open().await);
+    // Time for both to listen: nothing tells when LISTEN has taken effect.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let bound = here.latch(first("shared", "10.0.0.1")).await.unwrap();
     assert_eq!(there.latch(first("shared", "10.0.0.2")).await.unwrap(), bound);
