@@ -1,8 +1,10 @@
 """Early response headers before the upstream's: when Keylatch sends them, and the form of a late
 answer."""
 
+import contextlib
 import json
 import signal
+import socket
 import threading
 import time
 
@@ -38,6 +40,30 @@ class GatedUpstream:
     @property
     def requests(self):
         return self.upstream.requests
+
+
+class UnreadUpstream:
+    """An upstream that reads chunked requests after `read` is set, and answers after `go` is set."""
+
+    def __init__(self, answer):
+        self.read, self.go, self.said = threading.Event(), threading.Event(), answer
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            threading.Thread(target=self._serve, args=self.listener.accept()[:1], daemon=True).start()
+
+    def _serve(self, connection):
+        with connection:
+            end = connection.recv(1)
+            assert self.read.wait(20)
+            while end and not end.endswith(b"\r\n0\r\n\r\n"):
+                end = (end + connection.recv(65_536))[-7:]
+            # A health check sends nothing.
+            if end and self.go.wait(20):
+                self.said(connection.sendall)
 
 
 def whole(status, body, *headers):
@@ -288,6 +314,23 @@ def test_the_stream_flag_of_a_chunked_body(start, pieces):
             held.go.set()
             text, complete = raw.read_body(begun[1], fields)
             assert complete and without_frames(text) == b"data: 1\n\n", way
+
+
+def test_an_upload_that_ends_while_the_upstream_does_not_read(start):
+    """Pieces of the upload wait for the upstream when it ends. The sizes of the sockets' buffers are unknown, so the sizes vary."""
+    upstream = UnreadUpstream(stream(b"data: 1\n\n"))
+    keylatch = start(upstream, config=CONFIG, route_filters=CHAIN % "")
+    uploads = [chunked(keylatch.port, "/v1/chat/completions", [json.dumps(CHAT).encode()] + [b" " * 60_000] * pieces) for pieces in range(0, 60, 3)]
+    upstream.read.set()
+    with contextlib.ExitStack() as connections:
+        for connection, _ in uploads:
+            connections.enter_context(connection)
+        heads = [raw.read_head(file) for _, file in uploads]
+        assert not upstream.go.is_set(), "the headers arrive before the upstream answers"
+        upstream.go.set()
+        for (_, file), (_, fields) in zip(uploads, heads, strict=True):
+            text, complete = raw.read_body(file, fields)
+            assert complete and without_frames(text) == b"data: 1\n\n"
 
 
 def test_late_json_without_a_content_type(start):

@@ -4,6 +4,7 @@
 
 mod admit;
 mod base_path;
+mod body_pieces;
 mod dialects;
 pub mod errors;
 mod fields;

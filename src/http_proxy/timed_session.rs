@@ -37,6 +37,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, Result};
 use tokio::time::{Instant, Sleep};
 
+use super::body_pieces::LatestPiece;
 use super::errors::{MAX_AGE_ERROR, from_cancellation};
 use super::stream_state::{Due, StreamState, StreamTerms};
 
@@ -51,6 +52,8 @@ pub struct TimedSession {
     slot: SessionSlot,
     /// The request body is complete, and Pingora has not been notified yet.
     body_end_pending: bool,
+    /// The piece that must be written before that.
+    latest_piece: LatestPiece,
 }
 
 /// Replaces a session by a timed one. `started` is when the request header was complete.
@@ -64,8 +67,14 @@ fn wrap(session: &mut Box<HttpSession>, stream: StreamState, slot: &SessionSlot)
     let mut inner = std::mem::replace(session, placeholder());
     inner.set_write_timeout(Some(stream.terms.plan.write_timeout));
     let sleep = Box::pin(tokio::time::sleep_until(stream.next()));
-    **session =
-        HttpSession::Custom(Box::new(TimedSession { inner, stream: Some(stream), sleep, slot: Arc::clone(slot), body_end_pending: false }));
+    **session = HttpSession::Custom(Box::new(TimedSession {
+        inner,
+        stream: Some(stream),
+        sleep,
+        slot: Arc::clone(slot),
+        body_end_pending: false,
+        latest_piece: LatestPiece::default(),
+    }));
 }
 
 /// Applies the chain's plan to a session that was timed for its request body only, now that a
@@ -148,15 +157,6 @@ impl TimedSession {
         }
     }
 
-    /// Reports the end of the request body to Pingora. The pipe to an HTTP/1 upstream holds four
-    /// pieces, and Pingora does not poll this session while it is full and the request is complete.
-    /// So the upstream half of the task empties it first.
-    async fn report_body_end(&mut self) -> Result<Option<Bytes>> {
-        tokio::task::yield_now().await;
-        self.body_end_pending = false;
-        Ok(None)
-    }
-
     /// Whether a frame is partly sent.
     fn pending(&self) -> bool {
         match &*self.inner {
@@ -203,9 +203,6 @@ impl TimedSession {
 impl CustomSession for TimedSession {
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         self.complete().await?;
-        if self.body_end_pending {
-            return self.report_body_end().await;
-        }
         let body_expected = !no_body_expected && self.inner.is_http2() && !self.inner.is_body_done();
         if let Some(stream) = self.stream.as_mut() {
             if no_body_expected {
@@ -222,17 +219,22 @@ impl CustomSession for TimedSession {
             let cancellation = self.stream.as_ref().and_then(|stream| stream.terms.cancellation.clone());
             tokio::select! {
                 biased;
-                read = self.inner.read_body_or_idle(no_body_expected) => {
+                () = self.latest_piece.written(), if self.body_end_pending => {
+                    self.body_end_pending = false;
+                    return Ok(None);
+                }
+                read = self.inner.read_body_or_idle(no_body_expected), if !self.body_end_pending => {
                     if let Some(stream) = self.stream.as_mut() {
                         stream.body_since = None;
                         stream.pace.arrived(read.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
                     }
-                    let done = !no_body_expected && !self.inner.is_upgrade_req() && self.inner.is_body_done();
-                    self.body_end_pending = done && read.is_ok();
-                    return match read {
-                        Ok(None) if done => self.report_body_end().await,
-                        read => read,
-                    };
+                    let is_body = !no_body_expected && !self.inner.is_upgrade_req();
+                    self.body_end_pending = is_body && self.inner.is_body_done() && read.is_ok();
+                    match read {
+                        Ok(None) if self.body_end_pending => continue,
+                        Ok(Some(piece)) if is_body && !piece.is_empty() => return Ok(Some(self.latest_piece.track(piece))),
+                        read => return read,
+                    }
                 }
                 why = cancelled(cancellation.as_deref()) => return Err(from_cancellation(why)),
                 () = &mut self.sleep => {}
