@@ -693,6 +693,8 @@ def test_a_get_is_retried_when_the_upstream_closes_a_reused_connection(start, mo
         for expected in (b"data: 1\n\n", b"data: 3\n\n"):
             answer = raw.request(keylatch.port, "/v1/stream", headers=[raw.key("sk-g"), ("Accept", "text/event-stream")])
             assert (answer.status, answer.body.replace(FRAME + b"\n", b"")) == (200, expected)
+            # The line follows the release of the upstream's connection for reuse.
+            wait_for(keylatch.access_log, "the access line")
 
 
 def test_streams_side_by_side_on_one_http2_connection(start, demo):
