@@ -8,6 +8,7 @@ pub mod batch;
 mod batcher;
 pub mod intercepts;
 pub mod mailbox;
+mod migrations;
 pub mod outbox;
 pub mod postgres;
 pub mod providers;

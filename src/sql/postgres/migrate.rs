@@ -1,14 +1,13 @@
 //! Migrations of the schema in PostgreSQL. All run in one transaction, so that a pooler may be in
 //! between.
 
-use sqlx::migrate::{Migration, Migrator};
+use sqlx::migrate::Migration;
 use sqlx::{Error, Row};
 
 use super::connect::{advice, within, wrong};
 use super::pools::Pools;
 use super::session::Session;
-
-static MIGRATIONS: Migrator = sqlx::migrate!("./src/sql/migrations/postgres");
+use crate::sql::migrations::POSTGRES as MIGRATIONS;
 
 /// One process at a time migrates. The lock ends with the transaction; the driver's own lock
 /// belongs to the session.

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgArguments, PgPool, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{AssertSqlSafe, Describe, Either, Error, Execute, Executor, Postgres as Pg, Row, SqlStr, Transaction};
+use sqlx::{AssertSqlSafe, Either, Error, Execute, Executor, Postgres as Pg, Row, SqlStr, Transaction};
 
 /// The SQLSTATE of an error from the server.
 pub fn code(error: &Error) -> Option<std::borrow::Cow<'_, str>> {
@@ -155,13 +155,6 @@ impl<'c> Executor<'c> for &'c mut Session {
     {
         self.tx.prepare_with(sql, parameters)
     }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Pg>, Error>>
-    where
-        'c: 'e,
-    {
-        self.tx.describe(sql)
-    }
 }
 
 impl<'p> Executor<'p> for &Pool {
@@ -199,12 +192,5 @@ impl<'p> Executor<'p> for &Pool {
         'p: 'e,
     {
         self.pool.prepare_with(sql, parameters)
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Pg>, Error>>
-    where
-        'p: 'e,
-    {
-        self.pool.describe(sql)
     }
 }

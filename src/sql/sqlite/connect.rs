@@ -11,9 +11,8 @@ use sqlx::Connection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use super::BUSY_MAX;
+use crate::sql::migrations::SQLITE as MIGRATIONS;
 use crate::util::secure_fs;
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./src/sql/migrations/sqlite");
 
 fn newer(path: &Path, version: i64) -> String {
     let path = path.display();
