@@ -90,6 +90,17 @@ def test_rules_see_results_of_earlier_filters(start, echo_upstream):
     wait_for(lambda: [line for line in replica.access_log() if line.get("tags") == ["mine"]], "access line with the tag")
 
 
+def test_rules_see_the_labels_of_a_binding(start, echo_upstream):
+    rules = "      - key_binding: {confirm: immediate}\n" + RULES + rule("trial", "'trial' in binding.labels", "deny: {message: this key is for trials}")
+    replica = start(echo_upstream, storage="{sqlite: {path: t.db}}", route_filters=rules)
+    key = "sk-labels-abcdefgh"
+    assert send_request(replica, key).status == 200
+    for labels, status in ((["trial", "team-a"], 403), (["team-a"], 200)):
+        done = replica.command("bindings", "set", *(f"--label={label}" for label in labels), "-", stdin=key)
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda status=status: send_request(replica, key).status == status, f"{labels}: {status}")
+
+
 def recipe(name):
     """The filters of the route in a shipped recipe."""
     text = (ROOT / "config" / "recipes" / f"{name}.yaml").read_text()

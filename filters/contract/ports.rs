@@ -77,6 +77,8 @@ pub struct Binding {
     pub seen: Vec<SystemTime>,
     /// The key is banned: it is refused from every network.
     pub banned: bool,
+    /// The labels that operators have set. Expressions read them.
+    pub labels: Vec<String>,
     /// A first use has made the binding, and no operator has set its rule since.
     pub by_first_use: bool,
     /// The upstream has accepted the key, or no confirmation is required. An unconfirmed binding expires.
@@ -84,6 +86,11 @@ pub struct Binding {
     /// Increases with every change, also across removal and re-creation of the row. An older version never replaces a
     /// newer one.
     pub version: i64,
+}
+
+/// Whether this may be a label of a binding: 1 to 64 letters, digits and `-_.:/@`.
+pub fn is_label(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte))
 }
 
 impl Binding {

@@ -15,6 +15,7 @@ use super::time;
 use super::types::Kind;
 use super::value::Value;
 use super::variables::Var;
+use crate::contract::is_label;
 
 /// How a text is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,7 @@ pub fn check_in(at: &IdedExpr, one: &Node, all: &Node, routes: &[String]) -> Res
         (one, Node::List(items)) => items.iter().try_for_each(|item| check_equal(at, one, item, routes)),
         (Node::Constant(Value::Text(name)), Node::Var(Var::Headers)) => check_field(at, name),
         (Node::Constant(Value::Text(text)), Node::Var(Var::BindingNetworks)) => reject(at, network(text)),
+        (Node::Constant(Value::Text(text)), Node::Var(Var::BindingLabels)) => reject(at, label(text)),
         _ => Ok(()),
     }
 }
@@ -194,6 +196,11 @@ fn network(text: &str) -> Option<String> {
         Ok(net) => canonical(text, &net.trunc().to_string()),
         Err(_) => Some(format!("`binding.networks` contains networks such as 203.0.113.7/32; `{text}` is not one")),
     }
+}
+
+/// Checks a constant that is compared with the labels of a binding.
+fn label(text: &str) -> Option<String> {
+    (!is_label(text)).then(|| format!("`{text}` is not a label: labels have 1 to 64 letters, digits and `-_.:/@`"))
 }
 
 fn canonical(text: &str, canonical: &str) -> Option<String> {

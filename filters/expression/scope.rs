@@ -98,6 +98,10 @@ impl<'c> Scope<'c> {
                 let networks = self.binding().map(|binding| binding.networks.as_slice()).unwrap_or_default();
                 Value::list(networks.iter().map(|network| Value::owned(network.to_string())).collect())
             }
+            Var::BindingLabels => {
+                let labels = self.binding().map(|binding| binding.labels.as_slice()).unwrap_or_default();
+                Value::list(labels.iter().map(|label| Value::text(label)).collect())
+            }
             Var::Bound => Value::Bool(self.binding().is_some()),
             Var::Route => Value::text(self.route),
             Var::Tags => Value::list(self.tags.iter().map(|tag| Value::text(tag)).collect()),

@@ -287,6 +287,7 @@ fn constants_that_never_match_are_rejected() {
         (r#"client.network == "203.0.113.0/24""#, "the /32 of an IPv4 address"),
         (r#"client.network == "2001:db8::1/64""#, "write `2001:db8::/64`"),
         (r#""203.0.113.7" in binding.networks"#, "networks such as 203.0.113.7/32"),
+        (r#""team a" in binding.labels"#, "`team a` is not a label"),
         (r#"binding.rule == "Single""#, "unknown rule `Single`"),
         (r#"key.id == "0F1E2D3C4B5A""#, "12 lower-case hex digits"),
         (r#"request.path == "v1/models""#, "write `/v1/models`"),

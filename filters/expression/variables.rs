@@ -27,6 +27,7 @@ pub enum Var {
     KeyPresent,
     BindingRule,
     BindingNetworks,
+    BindingLabels,
     Bound,
     Route,
     Tags,
@@ -74,6 +75,7 @@ pub const VARIABLES: &[Variable] = &[
         "the rule of the key's binding: `single`, `multiple`, `all` or `roaming`; empty without a binding",
     ),
     variable("binding.networks", Var::BindingNetworks, "the networks of the binding, as a list"),
+    variable("binding.labels", Var::BindingLabels, "the labels of the binding, as a list"),
     variable("binding.present", Var::Bound, "whether `key_binding` has admitted the key"),
     variable("route", Var::Route, "the name of the route"),
     variable("tags", Var::Tags, "the tags that earlier rules have set, as a list"),
@@ -88,7 +90,7 @@ impl Var {
             Var::Headers | Var::Params => Type::text_map(Type::Text),
             Var::Claims => Type::text_map(Type::Any),
             Var::Time => Type::Timestamp,
-            Var::Scopes | Var::Tags | Var::BindingNetworks => Type::List(Box::new(Type::Text)),
+            Var::Scopes | Var::Tags | Var::BindingNetworks | Var::BindingLabels => Type::List(Box::new(Type::Text)),
             _ => Type::Text,
         }
     }

@@ -60,6 +60,7 @@ impl KeyBinding {
             seen: if roaming.is_some() { vec![now] } else { Vec::new() },
             roaming,
             banned: false,
+            labels: Vec::new(),
             by_first_use: true,
             confirmed: self.config.confirm == Confirm::Immediate,
             version: 0,

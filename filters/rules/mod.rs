@@ -79,6 +79,7 @@
 //! | `key.present` | whether `key_binding` has found a key |
 //! | `binding.rule` | the rule of the key's binding: `single`, `multiple`, `all` or `roaming`; empty without a binding |
 //! | `binding.networks` | the networks of the binding, as a list |
+//! | `binding.labels` | the labels of the binding, as a list |
 //! | `binding.present` | whether `key_binding` has admitted the key |
 //! | `route` | the name of the route |
 //! | `tags` | the tags that earlier rules have set, as a list |

@@ -172,6 +172,7 @@ mod tests {
             roaming: None,
             seen: Vec::new(),
             banned: version == 2,
+            labels: Vec::new(),
             by_first_use: true,
             confirmed: false,
             version,

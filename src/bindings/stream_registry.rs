@@ -94,6 +94,7 @@ mod tests {
             roaming: None,
             seen: Vec::new(),
             banned: false,
+            labels: Vec::new(),
             by_first_use: true,
             confirmed: true,
             version: 1,

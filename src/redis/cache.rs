@@ -68,6 +68,8 @@ struct Stored {
     window_s: Option<i64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     seen_ms: Vec<i64>,
+    /// Required: an entry of an earlier version without labels counts as a miss.
+    labels: Vec<String>,
 }
 
 /// The time from which entries are valid, by Redis's clock.
@@ -156,6 +158,7 @@ impl SharedCache {
             networks_max,
             window_s,
             seen_ms: seen_ms(binding),
+            labels: binding.labels.clone(),
         };
         let row = serde_json::to_string(&row).ok();
         // A full queue drops the entry, which costs a later cache miss only.
@@ -223,9 +226,10 @@ impl Read {
     }
 
     fn binding(self, id: &KeyId) -> Option<Binding> {
-        let Stored { rule, networks, banned, by_first_use, networks_max, window_s, seen_ms } = self.row?;
+        let Stored { rule, networks, banned, by_first_use, networks_max, window_s, seen_ms, labels } = self.row?;
         let (id, version) = (id.0.to_vec(), self.version);
-        let row = BindingRow { id, rule, networks, banned, by_first_use, confirmed: true, version, networks_max, window_s, seen_ms };
+        let row =
+            BindingRow { id, rule, networks, banned, by_first_use, confirmed: true, version, networks_max, window_s, seen_ms, labels };
         row.checked().ok()
     }
 }
@@ -280,6 +284,7 @@ mod tests {
             roaming: None,
             seen: Vec::new(),
             banned,
+            labels: vec!["team-a".into()],
             by_first_use: true,
             confirmed: true,
             version,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::config::model::Retention;
 use crate::util::time::{millis, time};
 use ipnet::IpNet;
-use keylatch_filters::contract::{Binding, KeyId, Roaming, Rule, StoreError};
+use keylatch_filters::contract::{Binding, KeyId, Roaming, Rule, StoreError, is_label};
 use serde::{Deserialize, Serialize};
 
 /// A binding with its metadata.
@@ -21,8 +21,6 @@ pub struct Record {
     pub made_by: String,
     /// The operator's note.
     pub note: String,
-    /// The labels to search by.
-    pub labels: Vec<String>,
     /// The creation time.
     pub created_at: SystemTime,
     /// The last use that has been written.
@@ -169,11 +167,10 @@ pub const COUNTED_MAX: i64 = 10_000;
 
 /// Checks a label: 1 to 64 letters, digits and `-_.:/@`.
 pub fn label(word: &str) -> Result<String, String> {
-    let fine = (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte));
     if looks_like_key(word) {
         return Err("a label must not look like an API key: it is shown in lists and addresses".to_owned());
     }
-    if fine { Ok(word.to_owned()) } else { Err(format!("`{word}` is not a label; use up to 64 letters, digits and `-_.:/@`")) }
+    if is_label(word) { Ok(word.to_owned()) } else { Err(format!("`{word}` is not a label; use up to 64 letters, digits and `-_.:/@`")) }
 }
 
 /// Whether a word may be an API key: a known prefix with enough characters after it, or a long part
@@ -257,6 +254,7 @@ pub(crate) struct BindingRow {
     pub(crate) window_s: Option<i64>,
     pub(crate) seen_ms: Vec<i64>,
     pub(crate) by_first_use: bool,
+    pub(crate) labels: Vec<String>,
 }
 
 impl BindingRow {
@@ -278,7 +276,8 @@ impl BindingRow {
         let seen =
             roaming.map(|_| networks.iter().enumerate().map(|(index, _)| time(self.seen_ms.get(index).copied().unwrap_or(0))).collect());
         let (banned, confirmed, version, by_first_use) = (self.banned, self.confirmed, self.version, self.by_first_use);
-        Ok(Binding { id, rule, networks, roaming, seen: seen.unwrap_or_default(), banned, by_first_use, confirmed, version })
+        let (seen, labels) = (seen.unwrap_or_default(), self.labels);
+        Ok(Binding { id, rule, networks, roaming, seen, banned, labels, by_first_use, confirmed, version })
     }
 }
 

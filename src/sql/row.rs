@@ -43,7 +43,7 @@ impl From<&Record> for Row {
             confirmed: Some(binding.confirmed),
             made_by: record.made_by.clone(),
             note: Some(record.note.clone()),
-            labels: Some(record.labels.clone()),
+            labels: Some(binding.labels.clone()),
             created: humantime::format_rfc3339_seconds(record.created_at).to_string(),
             last_used: humantime::format_rfc3339_seconds(record.last_used_at).to_string(),
         }

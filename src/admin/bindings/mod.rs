@@ -77,7 +77,7 @@ impl From<&Record> for Binding {
             confirmed: binding.confirmed,
             made_by: record.made_by.clone(),
             note: record.note.clone(),
-            labels: record.labels.clone(),
+            labels: binding.labels.clone(),
             created_at: format_time(record.created_at),
             last_used_at: format_time(record.last_used_at),
             version: binding.version,

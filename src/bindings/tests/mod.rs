@@ -139,7 +139,7 @@ async fn managed(store: &Store) {
     let ban = Change { banned: Some(true), ..Change::default() };
     let banned = store.change(id("new"), ban, operator()).await.unwrap().done().unwrap();
     assert!(banned.binding.banned && banned.binding.version > made.binding.version);
-    assert_eq!(banned.labels, ["team-a", "paid"]);
+    assert_eq!(banned.binding.labels, ["team-a", "paid"]);
     assert!(store.authoritative(id("new")).await.unwrap().unwrap().banned);
 
     let list = async |query: Query| store.list(Query { limit: 10, ..query }).await.unwrap().rows;

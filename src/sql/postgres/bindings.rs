@@ -37,7 +37,7 @@ where
 
 /// The columns that requests are judged by. A network is read as text: `cidr` has forms that
 /// `IpNet` does not.
-pub const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version, networks_max, window_s, seen_ms, made_by";
+pub const JUDGED: &str = "key_id, rule, networks::text[], banned, confirmed, version, networks_max, window_s, seen_ms, made_by, labels";
 
 pub fn judged(row: &PgRow) -> Result<Binding, StoreError> {
     let read = || -> sqlx::Result<BindingRow> {
@@ -52,6 +52,7 @@ pub fn judged(row: &PgRow) -> Result<Binding, StoreError> {
             window_s: row.try_get(7)?,
             seen_ms: row.try_get(8)?,
             by_first_use: row.try_get::<&str, _>(9)? == FIRST_USE,
+            labels: row.try_get(10)?,
         })
     };
     read().map_err(failed)?.checked()

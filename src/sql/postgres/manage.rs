@@ -13,17 +13,15 @@ use crate::sql::audit::{Actor, AuditLine};
 use crate::sql::record::{Change, Changed, Record, roaming_columns};
 use crate::util::time::{millis, time};
 
-pub const MORE: &str =
-    "hint, note, labels, (extract(epoch FROM created_at) * 1e3)::bigint, (extract(epoch FROM last_used_at) * 1e3)::bigint";
+pub const MORE: &str = "hint, note, (extract(epoch FROM created_at) * 1e3)::bigint, (extract(epoch FROM last_used_at) * 1e3)::bigint";
 
 pub fn record(row: &PgRow) -> Result<Record, StoreError> {
     let millis = |index: usize| row.try_get::<i64, _>(index).map(time).map_err(failed);
     Ok(Record {
         binding: judged(row)?,
-        hint: row.try_get(10).map_err(failed)?,
+        hint: row.try_get(11).map_err(failed)?,
         made_by: row.try_get(9).map_err(failed)?,
-        note: row.try_get(11).map_err(failed)?,
-        labels: row.try_get(12).map_err(failed)?,
+        note: row.try_get(12).map_err(failed)?,
         created_at: millis(13)?,
         last_used_at: millis(14)?,
     })

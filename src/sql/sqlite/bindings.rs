@@ -15,7 +15,7 @@ use crate::sql::record::{BindingRow, FIRST_USE, key_id, roaming_columns, seen_ms
 use crate::util::time::millis;
 
 /// The columns that requests are judged by.
-pub const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version, networks_max, window_s, seen_ms, made_by";
+pub const JUDGED: &str = "key_id, rule, networks, banned, confirmed, version, networks_max, window_s, seen_ms, made_by, labels";
 
 /// Reads and validates these columns.
 pub fn judged(row: &SqliteRow) -> Result<Binding, StoreError> {
@@ -32,6 +32,7 @@ pub fn judged(row: &SqliteRow) -> Result<Binding, StoreError> {
             window_s: row.try_get(7)?,
             seen_ms: list(8)?.iter().map(|number| number.parse().unwrap_or(0)).collect(),
             by_first_use: row.try_get::<&str, _>(9)? == FIRST_USE,
+            labels: list(10)?.into_iter().filter(|label| !label.is_empty()).collect(),
         })
     };
     read().map_err(failed)?.checked()

@@ -15,7 +15,7 @@ use crate::sql::outbox::AGE_MAX;
 use crate::sql::record::{Change, Changed, Record, RetentionPolicy, RetentionResult, roaming_columns, version_now};
 use crate::util::time::{millis, time};
 
-pub const MORE: &str = "hint, note, labels, created_ms, last_used_ms";
+pub const MORE: &str = "hint, note, created_ms, last_used_ms";
 
 impl Sqlite {
     pub(super) async fn delete(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> Result<Changed<()>, StoreError> {
@@ -141,13 +141,11 @@ async fn one(tx: &mut sqlx::SqliteConnection, id: KeyId) -> Result<Option<Record
 }
 
 pub fn record(row: &SqliteRow) -> Result<Record, StoreError> {
-    let labels: String = row.try_get(12).map_err(failed)?;
     Ok(Record {
         binding: judged(row)?,
-        hint: row.try_get(10).map_err(failed)?,
+        hint: row.try_get(11).map_err(failed)?,
         made_by: row.try_get(9).map_err(failed)?,
-        note: row.try_get(11).map_err(failed)?,
-        labels: labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect(),
+        note: row.try_get(12).map_err(failed)?,
         created_at: time(row.try_get(13).map_err(failed)?),
         last_used_at: time(row.try_get(14).map_err(failed)?),
     })
