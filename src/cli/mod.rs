@@ -11,6 +11,7 @@ mod backup;
 mod bindings;
 mod check;
 mod cloudflare;
+mod completions;
 mod demo_upstream;
 mod doctor;
 mod explain;
@@ -19,6 +20,7 @@ mod firewall;
 mod health;
 mod intercepts;
 mod limits;
+mod man;
 mod migrate;
 mod reference;
 mod reload;
@@ -109,6 +111,10 @@ enum Command {
     Explain(explain::Explain),
     /// Write the reference pages of the manual as Markdown
     Reference(reference::Reference),
+    /// Print the completion script of a shell
+    Completions(completions::Completions),
+    /// Print the manual page keylatch(1) for `man -l`, or write the pages of all commands
+    Man(man::Man),
     /// List the filters, or print the manual of one
     Filters {
         /// The name of the filter
@@ -171,6 +177,8 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Schema => schema::schema(),
         Command::Explain(explain) => explain::explain(&explain),
         Command::Reference(reference) => reference::reference(&reference),
+        Command::Completions(completions) => completions::completions(&completions),
+        Command::Man(man) => man::man(&man),
         Command::Filters { name } => filters::filters(name.as_deref()),
         Command::Bindings(bindings) => bindings::bindings(&bindings),
         Command::Status(status) => status::status(&status),
