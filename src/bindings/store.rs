@@ -23,6 +23,7 @@ use crate::sql::batch::Batch;
 use crate::sql::record::RetentionPolicy;
 use crate::sql::{Authority, StoreEvent};
 use crate::util::breaker::Breaker;
+use crate::util::failure_log::FailureLog;
 use crate::util::periodic::every;
 
 /// The maximum number of upstream verdicts written at once. Further confirmations go to the
@@ -46,6 +47,7 @@ pub struct Store {
     pub(super) intercepted: Mutex<HashSet<KeyId>>,
     /// Serializes flushes: the last one waits for the one before.
     flushing: tokio::sync::Mutex<()>,
+    flush_failures: FailureLog,
     /// Limits the verdicts being written.
     settling: Arc<Semaphore>,
     pub(super) streams: StreamRegistry,
@@ -81,6 +83,7 @@ impl Store {
             waiting: Mutex::default(),
             intercepted: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
+            flush_failures: FailureLog::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             streams: StreamRegistry::default(),
             revalidation: Mutex::default(),
@@ -166,12 +169,17 @@ impl Store {
         for piece in pieces.by_ref() {
             let written: Vec<KeyId> = piece.intercepts.values().map(|repeated| repeated.first.id).collect();
             if let Err(error) = self.authority.write(&piece).await {
-                tracing::error!(%error, "last uses, confirmations and intercepts could not be written; trying again at the next flush");
+                if let Some(failures) = self.flush_failures.failed(Instant::now()) {
+                    tracing::error!(%error, failures, "last uses, confirmations and intercepts could not be written; trying again at each flush");
+                }
                 let lost: usize = std::iter::once(piece).chain(pieces).map(|piece| self.waiting.lock().put_back(piece)).sum();
                 self.metrics.dropped.inc_by(lost as u64);
                 return;
             }
             self.intercepted.lock().extend(written);
+            if let Some(failures) = self.flush_failures.succeeded() {
+                tracing::info!(failures, "last uses, confirmations and intercepts are written again");
+            }
         }
     }
 
