@@ -23,10 +23,7 @@ impl Bindings for NoBindings {
     fn cached(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
-    fn cached_by_replicas(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
-        Box::pin(std::future::ready(None))
-    }
-    fn authoritative(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+    fn authoritative(&self, _: KeyId, _: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {

@@ -47,7 +47,7 @@ pub use limits::{Counters, Hit, Lease, Measure, Outcome, Quota, nanos};
 pub use media_type::{EVENT_STREAM, is_event_stream, is_json_lines, is_uncoded, names_event_stream};
 pub use names::check_name;
 pub use outbound::{AnswerBody, Call, CallError, Endpoint, Outbound, PeriodicTask, Service, ServiceResponse, TaskHandle, TaskOutcome};
-pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, Roaming, Rule, StoreError, is_label};
+pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyUse, Roaming, Rule, StoreError, is_label};
 pub use proxy_fields::{ADDRESS_FIELDS, PROXY_FIELDS, ProxyFields, ProxyFieldsConfig};
 pub use ranges::{CLOUDFLARE, WORKER_ZONES, fetched_ranges, is_worker_zone, ranges};
 pub use reply::{Body, Problem, Reply};

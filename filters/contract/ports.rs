@@ -164,6 +164,15 @@ fn within(seen: SystemTime, now: SystemTime, window: Duration) -> bool {
     now.duration_since(seen).unwrap_or_default() < window
 }
 
+/// A use of a key, which a binding admits or not.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyUse {
+    /// The client address.
+    pub client: IpAddr,
+    /// The time of the request.
+    pub at: SystemTime,
+}
+
 /// The first use of a key: bind it unless it is bound already.
 #[derive(Clone, Debug)]
 pub struct FirstUse {
@@ -228,14 +237,12 @@ pub enum StoreError {
 
 /// The store of bindings, with the cache of this process in front of it.
 pub trait Bindings: Send + Sync {
-    /// The binding in the cache of this process, without waiting. `None` says only that it is not cached; the key may be bound.
+    /// The binding in the cache of this process, without waiting. It may admit a client and must not refuse one. `None` says
+    /// only that it is not cached; the key may be bound.
     fn cached(&self, id: &KeyId) -> Option<Arc<Binding>>;
-    /// The binding in the cache that replicas share, if there is one. Used after a miss in the cache of this process. It does
-    /// not fail: `None` says only that it is not cached; the key may be bound.
-    fn cached_by_replicas(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>>;
-    /// The binding in the authoritative store, at most a moment old. `None`: not bound. While the store cannot be reached,
-    /// a recently cached binding is returned instead.
-    fn authoritative(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
+    /// The binding in the authoritative store, at most a moment old. `None`: not bound. A cached binding that admits
+    /// `key_use` is returned instead, and while the store cannot be reached, the last known one.
+    fn authoritative(&self, id: KeyId, key_use: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// Binds the key to the network unless it is bound already. Returns the binding that is in force.
     /// Of any number of concurrent callers, in any number of processes, exactly one makes the binding.
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;

@@ -35,7 +35,7 @@ impl KeyBinding {
             _ => Vec::new(),
         };
         for id in std::iter::once(key.id).chain(earlier) {
-            if let Some(binding) = self.bindings.authoritative(id).await? {
+            if let Some(binding) = self.bindings.authoritative(id, None).await? {
                 return Ok(Some(binding));
             }
         }

@@ -105,7 +105,7 @@ use prometheus::IntCounter;
 
 use crate::contract::{
     Binding, Bindings, CancellationHandle, Filter, FirstUse, Flow, Hooks, Intercept, Invalid, Key, KeyError, KeyHasher, KeyReader,
-    KeySource, Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx,
+    KeySource, KeyUse, Problem, Quota, Reply, RequestCx, ResponseCx, Result, Roaming, Site, Source, StoreError, UnlistedQuery, UpstreamCx,
     is_event_stream, key_bytes_bound,
 };
 use crate::limiting::client_network;
@@ -253,24 +253,12 @@ impl KeyBinding {
         let (client, now) = (cx.client(), cx.now.wall);
         let verdict =
             |binding: Arc<Binding>| if binding.admits(client, now) { Verdict::Admitted(binding) } else { Verdict::Refused(binding) };
-        let cached = match self.bindings.cached(&key.id) {
-            None => self.bindings.cached_by_replicas(key.id).await,
-            cached => cached,
-        };
-        if let Some(cached) = cached.clone().filter(|cached| cached.admits(client, now)) {
-            if cached.is_due(client, now) {
-                // The request is admitted even if this write fails.
-                let _ = self.bindings.roam(key.id, self.network(client), now).await;
-            }
-            return Ok(Verdict::Admitted(cached));
+        if let Some(cached) = self.bindings.cached(&key.id).filter(|cached| cached.admits(client, now)) {
+            return Ok(self.admitted(cached, client, now).await);
         }
-        // The cache may be stale, so a refusal needs the authoritative binding. If the store is unreachable, the cached
-        // binding applies: a key that is known to be bound or banned must not be treated as unknown.
-        let current = match (self.bindings.authoritative(key.id).await, cached) {
-            (Err(_), Some(cached)) => Some(cached),
-            (current, _) => current?,
-        };
-        let current = match current {
+        // A cached binding must not refuse: it may be stale.
+        let current = match self.bindings.authoritative(key.id, Some(KeyUse { client, at: now })).await? {
+            Some(current) if current.admits(client, now) => return Ok(self.admitted(current, client, now).await),
             Some(current) => Some(current),
             None => self.adopted(cx, key).await?,
         };
@@ -300,6 +288,15 @@ impl KeyBinding {
         // Another client may have bound the key first; its binding may still have room for this client.
         let current = self.bindings.latch(first).await?;
         Ok(verdict(self.with_client(cx, current).await))
+    }
+
+    /// Admits the client, and records now and then that its network is in use.
+    async fn admitted(&self, binding: Arc<Binding>, client: IpAddr, now: SystemTime) -> Verdict {
+        if binding.is_due(client, now) {
+            // The request is admitted even if this write fails.
+            let _ = self.bindings.roam(binding.id, self.network(client), now).await;
+        }
+        Verdict::Admitted(binding)
     }
 
     /// Whether this use is the first from its address family and may add its network.

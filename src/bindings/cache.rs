@@ -1,5 +1,5 @@
 //! The process cache of bindings, of bounded size. Knows no store; the caller reads the authority
-//! and reports changes.
+//! and reports changes. What a cached row may decide is in [`freshness`](super::freshness).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,23 +8,14 @@ use std::time::{Duration, Instant};
 use keylatch_filters::contract::{Binding, KeyId};
 use quick_cache::sync::Cache as Quick;
 
-/// The age up to which an entry is used without revalidation. If an event is lost, the change takes
-/// effect within this time.
-pub const FRESH: Duration = Duration::from_secs(30);
-/// The shortest period between two reads of one key before a refusal. A client with a foreign key
-/// must not be able to load the database.
-const RECHECKED: Duration = Duration::from_secs(1);
+use super::freshness::Provenance;
 
 #[derive(Clone)]
 struct Entry {
     /// `None`: the row was changed or removed at `version`, and older rows must not be cached.
     binding: Option<Arc<Binding>>,
     version: i64,
-    read_at: Instant,
-    /// The epoch in which it was read.
-    epoch: u64,
-    /// Whether the entry comes from the shared cache: it can admit a request but not refuse one.
-    unverified: bool,
+    provenance: Provenance,
 }
 
 /// Bindings by key id. An older version never replaces a newer one.
@@ -41,15 +32,14 @@ impl Cache {
         Self { entries: Quick::new(entries_max), filling: parking_lot::Mutex::default(), epoch: AtomicU64::new(0) }
     }
 
-    /// The binding, if it was read within [`FRESH`].
+    /// The binding, if it may admit a client.
     pub fn fresh(&self, id: &KeyId, now: Instant) -> Option<Arc<Binding>> {
-        self.within(id, now, FRESH, true)
+        self.get_if(id, |provenance| provenance.may_admit(now, self.epoch()))
     }
 
-    /// The binding, if it was read from the authority within [`RECHECKED`].
+    /// The binding, if it counts as an answer of the authority.
     pub fn just_read(&self, id: &KeyId, now: Instant) -> Option<Arc<Binding>> {
-        self.entries.get(id).filter(|entry| !entry.unverified)?;
-        self.within(id, now, RECHECKED, true)
+        self.get_if(id, |provenance| provenance.is_authoritative(now, self.epoch()))
     }
 
     /// Whether the row is known to have changed and has not been read since.
@@ -59,14 +49,11 @@ impl Cache {
 
     /// The last known binding, if it was read within `grace`.
     pub fn stale(&self, id: &KeyId, now: Instant, grace: Duration) -> Option<Arc<Binding>> {
-        self.within(id, now, grace, false)
+        self.get_if(id, |provenance| provenance.is_within(now, grace))
     }
 
-    fn within(&self, id: &KeyId, now: Instant, age: Duration, this_epoch: bool) -> Option<Arc<Binding>> {
-        let entry = self.entries.get(id)?;
-        let young = now.saturating_duration_since(entry.read_at) < age;
-        let heard = !this_epoch || entry.epoch == self.epoch.load(Ordering::Relaxed);
-        (young && heard).then_some(entry.binding).flatten()
+    fn get_if(&self, id: &KeyId, suffices: impl FnOnce(Provenance) -> bool) -> Option<Arc<Binding>> {
+        self.entries.get(id).filter(|entry| suffices(entry.provenance))?.binding
     }
 
     /// The present epoch, for a later [`Self::put`] of what is read from now on.
@@ -76,10 +63,10 @@ impl Cache {
 
     /// Caches what was read at `read_at` in `epoch`. Returns the newest known binding.
     pub fn put(&self, binding: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
-        self.fill(binding, read_at, epoch, false)
+        self.fill(binding, Provenance { read_at, epoch, unverified: false })
     }
 
-    fn fill(&self, mut binding: Binding, read_at: Instant, epoch: u64, unverified: bool) -> Arc<Binding> {
+    fn fill(&self, mut binding: Binding, provenance: Provenance) -> Arc<Binding> {
         let _filling = self.filling.lock();
         let known = self.entries.get(&binding.id);
         // A confirmation may still be in the write-behind queue.
@@ -88,14 +75,14 @@ impl Cache {
             .is_some_and(|known| known.version == binding.version && known.binding.as_ref().is_some_and(|known| known.confirmed));
         // A row read after events were lost is right whatever its version: it may be a restored
         // backup.
-        match known.filter(|known| known.version > binding.version && known.epoch >= epoch) {
+        match known.filter(|known| known.version > binding.version && known.provenance.epoch >= provenance.epoch) {
             Some(Entry { binding: Some(newer), .. }) => newer,
             // Read before the change: used for this request only.
             Some(Entry { binding: None, .. }) => Arc::new(binding),
             None => {
                 let (id, version) = (binding.id, binding.version);
                 let binding = Arc::new(binding);
-                self.entries.insert(id, Entry { binding: Some(Arc::clone(&binding)), version, read_at, epoch, unverified });
+                self.entries.insert(id, Entry { binding: Some(Arc::clone(&binding)), version, provenance });
                 binding
             }
         }
@@ -108,7 +95,7 @@ impl Cache {
         if self.epoch() != epoch || self.entries.get(&binding.id).is_some_and(outdated) {
             return None;
         }
-        Some(self.fill(binding, heard_at, epoch, true))
+        Some(self.fill(binding, Provenance { read_at: heard_at, epoch, unverified: true }))
     }
 
     /// Records that the row was changed or removed as of this version. Returns whether it was
@@ -119,7 +106,8 @@ impl Cache {
         if known.as_ref().is_some_and(|known| known.version >= version) {
             return false;
         }
-        self.entries.insert(id, Entry { binding: None, version, read_at: Instant::now(), epoch: self.epoch(), unverified: false });
+        let provenance = Provenance { read_at: Instant::now(), epoch: self.epoch(), unverified: false };
+        self.entries.insert(id, Entry { binding: None, version, provenance });
         known.is_some_and(|known| known.binding.is_some())
     }
 
@@ -161,6 +149,7 @@ mod tests {
     use keylatch_filters::contract::Rule;
 
     use super::*;
+    use crate::bindings::freshness::FRESH;
 
     const ID: KeyId = KeyId([7; 32]);
 

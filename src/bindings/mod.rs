@@ -3,6 +3,7 @@
 //! SQL.
 
 mod cache;
+mod freshness;
 mod health;
 mod metrics;
 mod open;

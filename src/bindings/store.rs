@@ -1,5 +1,5 @@
 //! The bindings of one process: process cache, shared cache, authority and write-behind queue.
-//! Decides which level answers; contains no rule of a binding.
+//! Which of them may decide is in [`freshness`](super::freshness). Contains no rule of a binding.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use keylatch_filters::contract::{Binding, Bindings, BoxFuture, CancellationHandle, FirstUse, Intercept, KeyId, StoreError};
+use keylatch_filters::contract::{Binding, Bindings, BoxFuture, CancellationHandle, FirstUse, Intercept, KeyId, KeyUse, StoreError};
 use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -23,6 +23,7 @@ use crate::sql::batch::Batch;
 use crate::sql::record::RetentionPolicy;
 use crate::sql::{Authority, StoreEvent};
 use crate::util::breaker::Breaker;
+use crate::util::failure_log::FailureLog;
 use crate::util::periodic::every;
 
 /// The maximum number of upstream verdicts written at once. Further confirmations go to the
@@ -40,12 +41,13 @@ pub struct Store {
     pub(super) writability: Writability,
     /// Redis, for its health.
     pub(super) redis: OnceLock<Arc<Redis>>,
-    stale_grace: Duration,
+    pub(super) stale_grace: Duration,
     waiting: Mutex<Batch>,
     /// Keys with intercepts written since alerts took them.
     pub(super) intercepted: Mutex<HashSet<KeyId>>,
     /// Serializes flushes: the last one waits for the one before.
     flushing: tokio::sync::Mutex<()>,
+    flush_failures: FailureLog,
     /// Limits the verdicts being written.
     settling: Arc<Semaphore>,
     pub(super) streams: StreamRegistry,
@@ -81,6 +83,7 @@ impl Store {
             waiting: Mutex::default(),
             intercepted: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
+            flush_failures: FailureLog::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             streams: StreamRegistry::default(),
             revalidation: Mutex::default(),
@@ -141,17 +144,6 @@ impl Store {
         }
     }
 
-    /// Caches a row of the authority. A row that is known to be outdated is returned but not
-    /// shared.
-    pub(super) fn remember(&self, row: Binding, read_at: Instant, epoch: u64) -> Arc<Binding> {
-        let holds = self.cache.put(row, read_at, epoch);
-        let is_current = self.cache.fresh(&holds.id, read_at).is_some_and(|fresh| Arc::ptr_eq(&fresh, &holds));
-        if let Some(shared) = self.shared.as_ref().filter(|_| is_current) {
-            shared.put(&holds);
-        }
-        holds
-    }
-
     /// Flushes the write-behind queue in each `period`, as long as the store is in use.
     pub fn flush_every(self: &Arc<Self>, period: Duration) {
         every(self, period, |store| async move { store.flush().await });
@@ -177,12 +169,17 @@ impl Store {
         for piece in pieces.by_ref() {
             let written: Vec<KeyId> = piece.intercepts.values().map(|repeated| repeated.first.id).collect();
             if let Err(error) = self.authority.write(&piece).await {
-                tracing::error!(%error, "last uses, confirmations and intercepts could not be written; trying again at the next flush");
+                if let Some(failures) = self.flush_failures.failed(Instant::now()) {
+                    tracing::error!(%error, failures, "last uses, confirmations and intercepts could not be written; trying again at each flush");
+                }
                 let lost: usize = std::iter::once(piece).chain(pieces).map(|piece| self.waiting.lock().put_back(piece)).sum();
                 self.metrics.dropped.inc_by(lost as u64);
                 return;
             }
             self.intercepted.lock().extend(written);
+            if let Some(failures) = self.flush_failures.succeeded() {
+                tracing::info!(failures, "last uses, confirmations and intercepts are written again");
+            }
         }
     }
 
@@ -255,7 +252,7 @@ impl Store {
         });
     }
 
-    async fn query<T>(&self, query: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    pub(super) async fn query<T>(&self, query: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let away = || Err(StoreError::Away("the store does not answer; try again in a moment".into()));
         let answer = self.breaker.run(query, |error| matches!(error, StoreError::Away(_))).await.unwrap_or_else(away);
         self.metrics.away.set(self.breaker.is_open().into());
@@ -265,48 +262,11 @@ impl Store {
 
 impl Bindings for Store {
     fn cached(&self, id: &KeyId) -> Option<Arc<Binding>> {
-        let known = self.cache.fresh(id, Instant::now());
-        if known.is_some() {
-            self.metrics.hits.inc();
-        } else {
-            self.metrics.misses.inc();
-        }
-        known
+        self.read_cached(id)
     }
 
-    fn cached_by_replicas(&self, id: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
-        let Some(shared) = self.shared.as_ref().filter(|shared| shared.is_there()) else { return Box::pin(std::future::ready(None)) };
-        Box::pin(async move {
-            let (read_at, epoch) = (Instant::now(), self.cache.epoch());
-            let known = self.cache.put_unverified(shared.get(&id).await?, read_at, epoch)?;
-            self.metrics.shared.inc();
-            Some(known)
-        })
-    }
-
-    fn authoritative(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
-        Box::pin(async move {
-            let (read_at, epoch) = (Instant::now(), self.cache.epoch());
-            if let Some(known) = self.cache.just_read(&id, read_at) {
-                return Ok(Some(known));
-            }
-            match self.query(self.authority.get(id)).await {
-                Ok(Some(row)) => Ok(Some(self.remember(row, read_at, epoch))),
-                Ok(None) => {
-                    self.cache.forget(&id);
-                    Ok(None)
-                }
-                Err(error) => {
-                    let known = match (self.cache.stale(&id, read_at, self.stale_grace), &self.shared) {
-                        (None, Some(shared)) => shared.stale(&id).await.map(Arc::new),
-                        (known, _) => known,
-                    };
-                    self.metrics.stale.inc_by(known.is_some().into());
-                    let invalidated = known.is_none() && self.cache.is_invalidated(&id);
-                    known.map(Some).ok_or_else(|| if invalidated { StoreError::Unsettled(error.to_string()) } else { error })
-                }
-            }
-        })
+    fn authoritative(&self, id: KeyId, key_use: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+        Box::pin(self.read(id, key_use))
     }
 
     fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {

@@ -9,7 +9,7 @@ use http::HeaderValue;
 use ipnet::IpNet;
 use keylatch_filters::contract::{
     Binding, Bindings, BoxFuture, Call, CallError, CancellationHandle, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher,
-    KeyId, Lease, Meter, Outbound, Outcome, PeriodicTask, Ports, Service, ServiceResponse, StoreError, TaskHandle,
+    KeyId, KeyUse, Lease, Meter, Outbound, Outcome, PeriodicTask, Ports, Service, ServiceResponse, StoreError, TaskHandle,
 };
 
 use crate::outbound;
@@ -75,10 +75,7 @@ impl Bindings for NoopPort {
     fn cached(&self, _: &KeyId) -> Option<Arc<Binding>> {
         None
     }
-    fn cached_by_replicas(&self, _: KeyId) -> BoxFuture<'_, Option<Arc<Binding>>> {
-        Box::pin(async { None })
-    }
-    fn authoritative(&self, _: KeyId) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
+    fn authoritative(&self, _: KeyId, _: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no store is open".into())) })
     }
     fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {

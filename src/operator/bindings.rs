@@ -121,7 +121,7 @@ impl Bindings<'_> {
             return Ok((key.id, key.hint));
         }
         for id in std::iter::once(key.id).chain(previous) {
-            if self.store.authoritative(id).await?.is_some() {
+            if self.store.authoritative(id, None).await?.is_some() {
                 return Ok((id, key.hint));
             }
         }
@@ -173,7 +173,7 @@ impl Bindings<'_> {
     pub async fn ban(&self, which: Which<'_>, expects: Option<i64>) -> Result<(Record, bool), Fault> {
         let (id, hint) = self.meant(which).await?;
         let banned = Change { banned: Some(true), expects, ..Change::default() };
-        if self.store.authoritative(id).await?.is_some() {
+        if self.store.authoritative(id, None).await?.is_some() {
             return Ok((self.change(id, banned).await?, true));
         }
         // No network is known for this key. If its first use happens at the same time, the ban wins.

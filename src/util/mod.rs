@@ -2,6 +2,7 @@
 
 pub mod aead;
 pub mod breaker;
+pub mod failure_log;
 pub mod outbound_url;
 pub mod pem;
 pub mod periodic;

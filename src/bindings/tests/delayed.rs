@@ -1,5 +1,11 @@
-//! Reads that race changes: a row that was read before a change is never cached over it.
+//! Reads that race changes, and reads without the authority: a row that was read before a change is never cached over it, and
+//! a copy from other replicas refuses only while the authority is away.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use futures::FutureExt;
+use keylatch_filters::contract::KeyUse;
 use tokio::sync::{Notify, Semaphore};
 
 use super::*;
@@ -13,6 +19,7 @@ struct Slow {
     /// The number of readers that may go on.
     gate: Semaphore,
     on_event: parking_lot::Mutex<Option<OnStoreEvent>>,
+    is_away: AtomicBool,
 }
 
 impl Slow {
@@ -31,6 +38,9 @@ impl Slow {
 impl Authority for Slow {
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         Box::pin(async move {
+            if self.is_away.load(Ordering::Relaxed) {
+                return Err(StoreError::Away("away".into()));
+            }
             let row = self.inner.get(id).await;
             self.read.notify_one();
             self.gate.acquire().await.unwrap().forget();
@@ -112,7 +122,13 @@ impl Authority for Slow {
 async fn slow() -> (Arc<Slow>, Arc<Store>) {
     let inner = Arc::new(Sqlite::in_memory().await.unwrap());
     inner.latch(FirstUse { confirmed: true, ..first("a", "10.0.0.1") }).await.unwrap();
-    let slow = Arc::new(Slow { inner, read: Notify::new(), gate: Semaphore::new(0), on_event: parking_lot::Mutex::default() });
+    let slow = Arc::new(Slow {
+        inner,
+        read: Notify::new(),
+        gate: Semaphore::new(0),
+        on_event: parking_lot::Mutex::default(),
+        is_away: AtomicBool::new(false),
+    });
     let store = Store::new(Arc::clone(&slow) as _, None, 1000, Duration::from_secs(60), &Registry::new());
     store.follow();
     (slow, store)
@@ -128,7 +144,7 @@ async fn a_ban_that_races_a_fill_wins() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.authoritative(id("a")).await }
+        async move { store.authoritative(id("a"), None).await }
     });
     slow.read.notified().await;
     let version = slow.elsewhere("a", Change { banned: Some(true), ..Change::default() }).await;
@@ -137,7 +153,7 @@ async fn a_ban_that_races_a_fill_wins() {
     reader.await.unwrap().unwrap();
     assert!(!passes(&store), "the row that was read before the ban was cached");
     slow.gate.add_permits(1);
-    let now = store.authoritative(id("a")).await.unwrap().unwrap();
+    let now = store.authoritative(id("a"), None).await.unwrap().unwrap();
     assert!(now.banned && now.version == version && !passes(&store));
 }
 
@@ -146,7 +162,7 @@ async fn rows_read_before_events_were_lost_are_not_cached() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.authoritative(id("a")).await }
+        async move { store.authoritative(id("a"), None).await }
     });
     slow.read.notified().await;
     // The event of the ban is lost, and the loss is reported.
@@ -162,7 +178,7 @@ async fn an_unbind_that_races_a_fill_wins() {
     let (slow, store) = slow().await;
     let reader = tokio::spawn({
         let store = Arc::clone(&store);
-        async move { store.authoritative(id("a")).await }
+        async move { store.authoritative(id("a"), None).await }
     });
     slow.read.notified().await;
     let before = slow.inner.get(id("a")).await.unwrap().unwrap().version;
@@ -171,4 +187,30 @@ async fn an_unbind_that_races_a_fill_wins() {
     slow.gate.add_permits(1);
     reader.await.unwrap().unwrap();
     assert!(!passes(&store), "an unbound key is not cached as bound");
+}
+
+#[tokio::test]
+async fn a_copy_from_other_replicas_admits_and_never_refuses() {
+    let (slow, store) = slow().await;
+    let row = slow.inner.get(id("a")).await.unwrap().unwrap();
+    let copy = Binding { networks: vec!["10.0.0.2/32".parse().unwrap()], ..row.clone() };
+    store.cache.put_unverified(copy.clone(), Instant::now(), store.cache.epoch()).unwrap();
+    let read = |address: [u8; 4]| store.authoritative(id("a"), Some(KeyUse { client: address.into(), at: SystemTime::now() }));
+    assert_eq!(read([10, 0, 0, 2]).now_or_never().unwrap().unwrap().as_deref(), Some(&copy), "without the authority");
+    assert!(read([10, 0, 0, 1]).now_or_never().is_none(), "the authority is asked before a refusal");
+    slow.gate.add_permits(1);
+    assert_eq!(read([10, 0, 0, 1]).await.unwrap().as_deref(), Some(&row));
+}
+
+#[tokio::test]
+async fn while_the_authority_is_away_the_last_known_copy_decides() {
+    let (slow, store) = slow().await;
+    slow.is_away.store(true, Ordering::Relaxed);
+    let read = || store.authoritative(id("a"), Some(KeyUse { client: [10, 0, 0, 9].into(), at: SystemTime::now() }));
+    assert!(matches!(read().await, Err(StoreError::Away(_))), "no copy");
+    let row = slow.inner.get(id("a")).await.unwrap().unwrap();
+    store.cache.put_unverified(row.clone(), Instant::now(), store.cache.epoch()).unwrap();
+    assert_eq!(read().await.unwrap().as_deref(), Some(&row), "it refuses this client");
+    store.handle_event(StoreEvent::BindingChanged(id("a"), row.version + 1));
+    assert!(matches!(read().await, Err(StoreError::Unsettled(_))), "the row is known to have changed");
 }

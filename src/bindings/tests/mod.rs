@@ -78,8 +78,8 @@ async fn contract(authority: Arc<dyn Authority>) {
     assert!(bound.covers("10.0.0.1".parse().unwrap()) && !bound.covers("10.0.0.2".parse().unwrap()));
     assert_eq!(store.cached(&id("a")).as_deref(), Some(&*bound));
     assert_eq!(store.cached(&id("b")), None);
-    assert_eq!(store.authoritative(id("a")).await.unwrap().as_deref(), Some(&*bound));
-    assert_eq!(store.authoritative(id("b")).await.unwrap(), None);
+    assert_eq!(store.authoritative(id("a"), None).await.unwrap().as_deref(), Some(&*bound));
+    assert_eq!(store.authoritative(id("b"), None).await.unwrap(), None);
     store.used(id("a"), SystemTime::now());
     store.intercepted(intercept("a"));
     store.flush().await;
@@ -103,7 +103,7 @@ async fn contract(authority: Arc<dyn Authority>) {
 async fn released_unless_confirmed(store: &Store) {
     let refused = store.latch(first("refused", "10.0.0.1")).await.unwrap();
     store.release(&refused);
-    let gone = async || store.authoritative(id("refused")).await.unwrap().is_none();
+    let gone = async || store.authoritative(id("refused"), None).await.unwrap().is_none();
     for _ in 0..100 {
         if gone().await {
             break;
@@ -118,7 +118,7 @@ async fn released_unless_confirmed(store: &Store) {
     store.release(&again);
     // Time for a release, which must not happen.
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(store.authoritative(id("refused")).await.unwrap().unwrap().confirmed, "a confirmed binding stays");
+    assert!(store.authoritative(id("refused"), None).await.unwrap().unwrap().confirmed, "a confirmed binding stays");
 }
 
 async fn managed(store: &Store) {
@@ -140,7 +140,7 @@ async fn managed(store: &Store) {
     let banned = store.change(id("new"), ban, operator()).await.unwrap().done().unwrap();
     assert!(banned.binding.banned && banned.binding.version > made.binding.version);
     assert_eq!(banned.binding.labels, ["team-a", "paid"]);
-    assert!(store.authoritative(id("new")).await.unwrap().unwrap().banned);
+    assert!(store.authoritative(id("new"), None).await.unwrap().unwrap().banned);
 
     let list = async |query: Query| store.list(Query { limit: 10, ..query }).await.unwrap().rows;
     let ids = |records: &[Record]| records.iter().map(|record| record.binding.id).collect::<Vec<_>>();
@@ -162,7 +162,7 @@ async fn managed(store: &Store) {
     assert_eq!(store.remove(id("new"), Some(1), operator()).await.unwrap(), Changed::Newer(banned.binding.version));
     assert_eq!(store.remove(id("new"), Some(banned.binding.version), operator()).await.unwrap(), Changed::Done(()));
     assert_eq!(store.remove(id("new"), None, operator()).await.unwrap(), Changed::Missing);
-    assert_eq!(store.authoritative(id("new")).await.unwrap(), None);
+    assert_eq!(store.authoritative(id("new"), None).await.unwrap(), None);
 }
 
 /// The cache answers for a row that was read within the last second of the monotonic clock, which a test cannot move while
@@ -181,7 +181,7 @@ async fn adopts(store: &Store) {
     assert!(adopted.version > old.binding.version);
     assert_eq!(store.adopt(id("b"), vec![id("unbound")]).await.unwrap(), None);
     past_just_read().await;
-    assert_eq!(store.authoritative(id("old")).await.unwrap(), None, "the binding has moved");
+    assert_eq!(store.authoritative(id("old"), None).await.unwrap(), None, "the binding has moved");
     assert_eq!(store.remove(id("old, rehashed"), None, operator()).await.unwrap(), Changed::Done(()));
     assert_eq!(store.adopt(id("old, rehashed"), previous()).await.unwrap(), None, "and stays removed");
 }
@@ -240,11 +240,11 @@ async fn retention_applies(store: &Store) {
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
     store.latch(never).await.unwrap();
     store.apply_retention(RetentionPolicy { unconfirmed: Duration::from_secs(40), ..policy }).await;
-    assert_eq!(store.authoritative(id("old")).await.unwrap(), None);
-    assert!(store.authoritative(id("banned")).await.unwrap().unwrap().banned, "a ban is never archived");
-    assert!(store.authoritative(id("fixed")).await.unwrap().is_some(), "a binding of an operator stays");
-    assert_eq!(store.authoritative(id("never confirmed")).await.unwrap(), None);
-    assert!(store.authoritative(id("a")).await.unwrap().is_some(), "used just now");
+    assert_eq!(store.authoritative(id("old"), None).await.unwrap(), None);
+    assert!(store.authoritative(id("banned"), None).await.unwrap().unwrap().banned, "a ban is never archived");
+    assert!(store.authoritative(id("fixed"), None).await.unwrap().is_some(), "a binding of an operator stays");
+    assert_eq!(store.authoritative(id("never confirmed"), None).await.unwrap(), None);
+    assert!(store.authoritative(id("a"), None).await.unwrap().is_some(), "used just now");
 }
 
 #[tokio::test]
@@ -331,16 +331,16 @@ async fn postgres_keeps_the_contract_notifies_other_processes_and_survives_an_ou
     };
     here.change(id("shared"), Change { banned: Some(true), ..Change::default() }, operator()).await.unwrap();
     notified("a ban", &|| there.cached(&id("shared")).is_none_or(|known| known.banned)).await;
-    assert!(there.authoritative(id("shared")).await.unwrap().unwrap().banned);
+    assert!(there.authoritative(id("shared"), None).await.unwrap().unwrap().banned);
     here.remove(id("shared"), None, operator()).await.unwrap();
     notified("a removal", &|| there.cached(&id("shared")).is_none()).await;
-    assert_eq!(there.authoritative(id("shared")).await.unwrap(), None);
+    assert_eq!(there.authoritative(id("shared"), None).await.unwrap(), None);
 
     // The server dies: cached keys pass, others fail, soon without waiting. Then the server comes back.
     let known = there.latch(first("known", "10.0.0.1")).await.unwrap();
     server.kill();
     notified("the loss", &|| there.cached(&id("known")).is_none()).await;
-    assert_eq!(there.authoritative(id("known")).await.unwrap(), Some(known));
+    assert_eq!(there.authoritative(id("known"), None).await.unwrap(), Some(known));
     for _ in 0..5 {
         assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err());
     }

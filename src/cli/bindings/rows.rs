@@ -200,7 +200,7 @@ async fn change_of(opened: &Opened, row: Row) -> Result<(KeyId, Change), String>
         if note.is_none() && labels.is_none() && row.banned.is_none() {
             return Err("`rule`, `networks`, `note`, `labels` or `banned` is needed".into());
         }
-        if opened.store.authoritative(id).await.map_err(|e| e.to_string())?.is_none() {
+        if opened.store.authoritative(id, None).await.map_err(|e| e.to_string())?.is_none() {
             return Err(format!("{id} is not bound: `rule` or `networks` is needed to make a binding"));
         }
     }
