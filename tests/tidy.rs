@@ -60,7 +60,7 @@ fn apis_are_used_in_their_folders() {
     );
     only_in(&["custom::server"], &["src/http_proxy/timed_session.rs"], "only one file uses this hidden trait of Pingora");
     only_in(&["sqlx::", "SELECT ", "INSERT INTO"], &["src/sql", "src/bindings/tests"], "SQL belongs to the stores");
-    only_in(&["saphyr"], &["src/config"], "YAML belongs to the configuration");
+    only_in(&["saphyr", "serde_yaml"], &["src/config"], "YAML belongs to the configuration");
     only_in(&["axum::"], &["src/admin", "src/cli/demo_upstream.rs"], "HTTP handlers belong to the admin listener");
     only_in(&["snapshot.store("], &["src/reload.rs"], "the snapshot has one writer");
     only_in(

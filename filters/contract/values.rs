@@ -254,7 +254,7 @@ impl SecretRef {
         self.0.strip_prefix("file:")
     }
 
-    /// The text in the configuration: the secret itself if [`Self::file`] is `None`.
+    /// The text as it is in the configuration: `file:` and a path, or the secret itself.
     pub fn text(&self) -> &str {
         &self.0
     }

@@ -38,9 +38,12 @@
 //!
 //! ## The language
 //!
-//! The language is CEL (<https://cel.dev>). Expressions are type-checked when the configuration is read. The language has
-//! the operators `&& || ! == != < <= > >= + - * / %`, `? :`, `in` and `[…]`, lists, maps, text in single or double quotes
-//! (r"…" without escapes), bytes (b"…"), and these functions:
+//! The language is CEL (<https://cel.dev>). Expressions are type-checked when the configuration is read.
+//!
+//! - Operators: `&& || ! == != < <= > >= + - * / %`, `? :`, `in` and `[…]`.
+//! - Literals: lists, maps, text in single or double quotes, text without escapes (`r"…"`) and bytes (`b"…"`).
+//!
+//! The functions are:
 //!
 //! - text: `contains(t)`, `startsWith(t)`, `endsWith(t)`, `matches(regex)`, `size()`, and the strings extension:
 //!   `charAt(i)`, `indexOf(t)`, `lastIndexOf(t)`, `lowerAscii()`, `upperAscii()`, `replace(a, b)`, `split(t)`,

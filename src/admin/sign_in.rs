@@ -70,8 +70,8 @@ impl SignInToken {
 
 /// Sign in with a password
 ///
-/// After 5 failed attempts for an account, or 20 from an address, each further failure locks it for twice as long, from 1 s to
-/// 15 min. A successful sign-in sets a cookie; failed attempts from such a browser count separately.
+/// After 5 failed attempts for an account, or 20 from an address, the next failure locks it for 1 s. Each further failure doubles
+/// this time, up to 15 min. A successful sign-in sets a cookie. Failed attempts with this cookie are counted separately.
 #[utoipa::path(post, path = "/admin/api/login", tag = "sign-in", request_body = Credentials, responses((status = 200, body = SignInToken), Problems))]
 pub async fn sign_in(
     State(api): State<Arc<Api>>,

@@ -18,7 +18,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Registers the metrics. A metric with a name that is taken is counted but not exported.
+    /// Registers the metrics. If a name is already registered, the new metric counts but is not exported.
     pub fn new(metrics: &Registry) -> Self {
         let counter = |name: &str, help: &str| counter(metrics, name, help);
         let by = |name: &str, help: &str, label: &str| {

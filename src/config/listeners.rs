@@ -54,8 +54,9 @@ pub enum Underscores {
     /// The fields are removed and counted.
     #[default]
     Drop,
-    /// The fields are passed on, except those that resemble a field by which a client or a message
-    /// is judged, and those next to the same field with a dash.
+    /// The fields are passed on. A field is removed and counted if the request also has its name
+    /// with dashes, or if that name identifies a client or a request, such as `x-real-ip`, or
+    /// frames the body.
     Allow,
     /// The request is refused with 400.
     Refuse,

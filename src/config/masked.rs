@@ -1,12 +1,10 @@
 //! Prints a parsed configuration as YAML with its secrets masked; the schema marks them. Never
 //! resolves a secret.
 
-use std::fmt::Write;
-
 use keylatch_filters::contract::SecretRef;
 use serde_json::Value as Json;
 
-use super::yaml::{Node, Value};
+use super::yaml::{Key, Node, Value};
 
 /// The text in place of a secret.
 const MASK: &str = "••••••••";
@@ -15,43 +13,21 @@ const SECRET: &str = "#/$defs/Secret";
 
 /// The whole tree. Secrets are masked, except `file:` with its path.
 pub fn text(tree: &Node, schema: &Json) -> String {
-    let mut out = String::new();
-    node(tree, &[schema], schema, 0, &mut out);
-    out.trim_start_matches('\n').to_owned()
+    // Pingora brings this archived crate in any case. Only its writer is used; `yaml.rs` reads.
+    serde_yaml::to_string(&value(tree, &[schema], schema)).unwrap_or_else(|e| format!("# cannot be printed: {e}\n"))
 }
 
-/// Writes a value after its key or dash. `schemas`: the schemas that it may be parsed with.
-fn node(tree: &Node, schemas: &[&Json], root: &Json, depth: usize, out: &mut String) {
+/// A value with its secrets masked. `schemas`: the schemas that it may be parsed with.
+fn value(tree: &Node, schemas: &[&Json], root: &Json) -> Json {
     let mut known = Vec::new();
     let secret = schemas.iter().fold(false, |secret, schema| secret | unfold(schema, root, &mut known));
     match &tree.value {
-        Value::Scalar { text, plain } => {
-            let hidden = secret && !text.starts_with("file:") && !tree.is_null();
-            let shown = || url_without_secrets(text).map_or_else(|| scalar(text, *plain), |url| scalar(&url, false));
-            let _ = writeln!(out, " {}", if hidden { masked(text) } else { shown() });
-        }
-        Value::List(items) if items.is_empty() => out.push_str(" []\n"),
-        Value::Map(entries) if entries.is_empty() => out.push_str(" {}\n"),
-        Value::List(items) => {
-            out.push('\n');
-            let below = items_of(&known);
-            for item in items {
-                let _ = write!(out, "{:depth$}-", "");
-                let mut piece = String::new();
-                node(item, &below, root, depth + 2, &mut piece);
-                // A map begins on the line of its dash.
-                let first = piece.strip_prefix('\n').map(|rest| format!(" {}", rest.trim_start_matches(' ')));
-                out.push_str(first.as_deref().unwrap_or(&piece));
-            }
-        }
+        Value::Scalar { text, .. } if secret && !text.starts_with("file:") && !tree.is_null() => Json::String(masked(text)),
+        Value::Scalar { text, .. } => url_without_secrets(text).map_or_else(|| tree.to_json(), Json::String),
+        Value::List(items) => items.iter().map(|item| value(item, &items_of(&known), root)).collect(),
         Value::Map(entries) => {
-            out.push('\n');
-            for (key, value) in entries {
-                let _ = write!(out, "{:depth$}{}:", "", scalar(&key.name, true));
-                let below = behind(&known, &key.name);
-                let deeper = if matches!(value.value, Value::List(_)) { depth } else { depth + 2 };
-                node(value, &below, root, deeper, out);
-            }
+            let masked = |(key, node): &(Key, Node)| (key.name.clone(), value(node, &behind(&known, &key.name), root));
+            entries.iter().map(masked).collect()
         }
     }
 }
@@ -126,7 +102,7 @@ fn masked(text: &str) -> String {
         let user = user.split_once(':').map_or(MASK, |(user, _)| user);
         Some(format!("{scheme}://{user}:{MASK}@{host}/{}", path.split('?').next().unwrap_or_default()))
     });
-    scalar(parts.as_deref().unwrap_or(MASK), false)
+    parts.unwrap_or_else(|| MASK.to_owned())
 }
 
 /// A web address with its user, password and query masked; `None`: it has none of them.
@@ -142,16 +118,6 @@ fn url_without_secrets(text: &str) -> Option<String> {
     let user = if user.is_some() { format!("{MASK}@") } else { String::new() };
     let query = if query.is_some() { format!("?{MASK}") } else { String::new() };
     Some(format!("{scheme}://{user}{host}{path}{query}"))
-}
-
-fn scalar(text: &str, plain: bool) -> String {
-    let harmless = |c: char| c.is_ascii_alphanumeric() || "-_./@%+,~*•".contains(c);
-    let safe = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(harmless);
-    let reads_as_text = matches!(
-        Node { position: super::yaml::Position::default(), value: Value::Scalar { text: text.into(), plain: true } }.to_json(),
-        Json::String(_)
-    );
-    if (safe && reads_as_text) || (plain && !reads_as_text) { text.to_owned() } else { Json::from(text).to_string() }
 }
 
 #[cfg(test)]
@@ -185,7 +151,7 @@ alerts: {intercepts: {count: 5}, webhooks: [{name: ops, url: "https://user:pw@ho
 upstreams: [{name: u, servers: [{address: "127.0.0.1:2"}]}]
 filters: [{client_ip: {}}, {headers: {request: {set: {Authorization: "Bearer hunter2"}, remove: [x-a]}}}]
 routes:
-  - {name: "yes: no", match: {paths: ["/v1/*", '5']}, upstream: u, filters: []}
+  - {name: "yes: no", match: {paths: ["/v1/*", '5', 'null', 0x10, 1.50, 010, '# a', ' b ', 'yes', "a\nb"]}, upstream: u, filters: []}
   - name: own
     upstream: u
     filters: [{headers: {request: {set: {Authorization: "Bearer hunter2-of-the-route"}}}, shadow: true}]

@@ -1,5 +1,5 @@
-//! The JSON Schema of a configuration file, from the types of [`super::model`] and the registry of
-//! filters. Contains no text of its own except that of a filter item.
+//! Generates the JSON Schema of a configuration file from the types of [`super::model`] and the
+//! registry of filters. Descriptions come from those types; only a filter item is described here.
 
 use std::borrow::Cow;
 

@@ -42,9 +42,9 @@ pub struct Upstream {
     /// it (see `retry_unsent`; and REFUSED_STREAM and GOAWAY, RFC 9113, section 8.7). Default: 2.
     #[serde(default = "two")]
     pub retries: usize,
-    /// Whether a request of any method is repeated on a new connection if the server closed the
-    /// kept one before its kernel received a byte of the request, as TCP reports (Linux; HTTP/1.1
-    /// over TCP). Default: true.
+    /// Whether a request is repeated on a new connection, with any method, if the server closed a
+    /// reused connection before it received a byte of the request. TCP reports this on Linux, for
+    /// HTTP/1.1 over TCP. Default: true.
     #[serde(default = "yes")]
     pub retry_unsent: bool,
     /// How often names are resolved again. A name without an address is retried within a second;

@@ -15,7 +15,7 @@ export function classify(text) {
   if (/^[0-9a-f]{6,64}$/i.test(id)) return { key_id: id.toLowerCase() };
   const address = said.replace(/^client=/, "");
   if (/^[0-9a-f:.]+(\/\d{1,3})?$/i.test(address) && /[.:]/.test(address)) return { network: address };
-  // Setting names, paths and e-mail addresses can be long, too.
+  // A long text is a key unless it looks like a setting name, a path or an e-mail address.
   const isLong = said.length >= KEY_CHARS_MIN && /[0-9A-Z]/.test(said) && !/^\/|[\s[\]"'(){}@<>,;…]/.test(said);
   if (isLong || /^sk-[^\s…]{8,}$/.test(said)) return { key: said };
   return { word: said };

@@ -158,7 +158,7 @@ async fn serving(
     predecessor: Option<&Predecessor>,
 ) -> Result<(), String> {
     if let Some(predecessor) = predecessor {
-        // Not earlier: if a step before this one fails, commands must still find the predecessor.
+        // Only now do commands reach this process. If an earlier step fails, they still reach the predecessor.
         control.publish()?;
         // The predecessor may have reloaded the file since this process read it. If the file is invalid by now, the
         // configuration from the start stays in force; a slow reload takes effect later.

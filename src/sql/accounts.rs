@@ -144,10 +144,11 @@ pub trait Accounts: Send + Sync {
     async fn token(&self, sha256: &[u8], now_ms: i64) -> Result<Option<(Token, Account)>, StoreError>;
     /// Deletes a token. False: the account has no such token.
     async fn remove_token(&self, account: &str, id: &str, actor: &Actor) -> Result<bool, StoreError>;
-    /// Counts a sign-in attempt as failed before it is made, atomically under all its subjects.
-    /// `Some(time)`: the subject is locked until then, and the attempt must not be made.
+    /// Adds a failure to each counter, in one transaction, before the attempt is made.
+    /// `Some(time)`: a subject is locked until then, nothing was added, and the attempt must not be made.
     async fn count_attempt(&self, counters: &[SignInCounter], now_ms: i64) -> Result<Option<i64>, StoreError>;
-    /// Takes back one failure of an address, and all failures of other subjects.
+    /// After a successful attempt: removes one failure from the counter of an address, and all
+    /// failures from the other counters.
     async fn forgive_attempt(&self, counters: &[SignInCounter]) -> Result<(), StoreError>;
     /// Deletes all failures of an account.
     async fn unlock(&self, account: &str, actor: &Actor) -> Result<(), StoreError>;

@@ -199,11 +199,11 @@ pub struct RetentionPolicy {
     pub every: Duration,
     /// Bindings unused for this long are archived.
     pub archive_after: Duration,
-    /// Bindings that were never confirmed are deleted after this.
+    /// Unconfirmed bindings are deleted this long after their creation.
     pub unconfirmed: Duration,
     /// Intercepts are deleted after this.
     pub intercepts: Duration,
-    /// Archived bindings are deleted after this.
+    /// Bindings are deleted this long after they were archived.
     pub archive: Duration,
     /// Audit entries are deleted after this.
     pub audit: Duration,

@@ -189,8 +189,8 @@ impl Upstream {
         Picked { peer, address, host }
     }
 
-    /// Waits for a DNS look-up that is running or starts at once or, if there is no address at all,
-    /// for the next one. `false`: there is none, or it took longer than the connect timeout.
+    /// Requests a DNS look-up, and waits for it if it runs at once or if no address is known.
+    /// `false`: there was nothing to wait for, or it took longer than the connect timeout.
     pub async fn wait_for_addresses(&self) -> bool {
         if !self.names.any() {
             return false;

@@ -28,12 +28,12 @@ const FLAGS: [&str; 2] = ["banned", "is_banned"];
 
 type Fields = BTreeMap<String, String>;
 
-/// Parses `NAME=THEIRS`: one of our columns, and its name in the table.
+/// Parses `FIELD=COLUMN`: a field of a binding, and the column of the table that has it.
 pub fn column(text: &str) -> Result<(String, String), String> {
-    let (ours, gateway_rows) = text.split_once('=').ok_or("must be NAME=THEIRS, such as key_id=token_hash")?;
+    let (ours, gateway_rows) = text.split_once('=').ok_or("must be FIELD=COLUMN, such as key_id=token_hash")?;
     match NAMES.iter().any(|(name, _)| *name == ours) {
         true => Ok((ours.to_owned(), gateway_rows.to_owned())),
-        false => Err(format!("unknown column `{ours}`; the columns are {}", NAMES.map(|(name, _)| name).join(", "))),
+        false => Err(format!("unknown field `{ours}`; the fields are {}", NAMES.map(|(name, _)| name).join(", "))),
     }
 }
 
@@ -82,7 +82,7 @@ fn row(fields: &Fields, columns: &[(String, String)]) -> Result<Row, String> {
         return Err("a key with the rule `single` has a network of all addresses; use the rule `all`".into());
     }
     Ok(Row {
-        key_id: get("key_id").ok_or("no column has the hash of the key; name it with --column key_id=THEIRS")?.to_ascii_lowercase(),
+        key_id: get("key_id").ok_or("no column has the hash of the key; name it with --column key_id=COLUMN")?.to_ascii_lowercase(),
         hint: get("hint").unwrap_or_default().to_owned(),
         networks: if rule == "all" { Vec::new() } else { networks },
         rule,

@@ -135,8 +135,8 @@ enum Command {
         /// Read the table of another gateway that hashes keys by HMAC-SHA256 with the same secret
         #[arg(long)]
         gateway: bool,
-        /// Map a column of that table, such as `key_id=token_hash` or `networks=bound_ip`; may be repeated
-        #[arg(long, value_name = "NAME=THEIRS", value_parser = foreign::column, requires = "gateway")]
+        /// Read one of the fields from another column of that table, such as `key_id=token_hash` or `networks=bound_ip`; may be repeated
+        #[arg(long, value_name = "FIELD=COLUMN", value_parser = foreign::column, requires = "gateway")]
         column: Vec<(String, String)>,
         /// Read a key from standard input and require it among the rows. This proves that the secret is the same
         #[arg(long, requires = "gateway")]
