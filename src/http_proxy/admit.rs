@@ -31,7 +31,7 @@ impl ProxyPhases {
             context.answered = Some(("gate", refused.reason));
             Ok(Some(errors::from_refusal(refused)))
         };
-        let Some(policy) = context.snapshot.listener_policy(self.address).cloned() else { return Ok(Some(errors::INTERNAL)) };
+        let Some(policy) = context.routing.snapshot.listener_policy(self.address).cloned() else { return Ok(Some(errors::INTERNAL)) };
         let passed = match self.gate(&policy, session, context) {
             Ok(passed) => passed,
             Err(refused) => {
@@ -60,7 +60,7 @@ impl ProxyPhases {
             return Ok(Some(errors::maintenance()));
         }
         let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let snapshot = Arc::clone(&context.snapshot);
+        let snapshot = Arc::clone(&context.routing.snapshot);
         let Some((index, route)) = snapshot.route(&request.method, host, request.uri.path()) else {
             let refused = self.run_chain(&snapshot.unrouted, "-", session, context).await?;
             if refused.is_none() {
@@ -71,7 +71,7 @@ impl ProxyPhases {
         if passed.encoded_slash && !route.allow_encoded_slash {
             return refuse(context, gate::ENCODED_SLASH);
         }
-        context.route = Some(index);
+        context.routing.resolve(index);
         context.dialect = route.dialect.unwrap_or(context.dialect);
         match self.run_chain(&route.chain, &route.name, session, context).await? {
             Some(answer) => Ok(Some(answer)),
@@ -84,7 +84,7 @@ impl ProxyPhases {
     async fn acme(&self, session: &Session, context: &mut RequestContext) -> Option<Answer> {
         const WELL_KNOWN: &str = "/.well-known/acme-challenge/";
         let token = session.req_header().uri.path().strip_prefix(WELL_KNOWN)?;
-        context.snapshot.settings.acme.as_ref()?;
+        context.routing.snapshot.settings.acme.as_ref()?;
         let answer = self.state.acme.answer_http(token).await?;
         context.answered = Some(("acme", "acme_challenge"));
         Some(errors::plain(answer))

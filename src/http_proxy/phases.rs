@@ -94,7 +94,7 @@ impl ProxyHttp for ProxyPhases {
         if context.bytes_in > self.limits.body_bytes.0 {
             return Err(Error::explain(BODY_ERROR, "the request body is larger than the listener allows").into_down());
         }
-        let Some(route) = context.route.and_then(|index| context.snapshot.routes.get(index)) else { return Ok(()) };
+        let Some(route) = context.routing.route() else { return Ok(()) };
         if route.chain.reads_request_body() {
             let mut cx = BodyCx { body, end, facts: &mut context.facts };
             let hooks = route.chain.request_body(&mut cx, &mut context.progress);
@@ -156,7 +156,7 @@ impl ProxyHttp for ProxyPhases {
         if let Some(host) = &context.host {
             upstream.insert_header(header::HOST, host.as_str())?;
         }
-        let Some(route) = context.route.and_then(|index| context.snapshot.routes.get(index)) else { return Ok(()) };
+        let Some(route) = context.routing.route() else { return Ok(()) };
         let mut cx = UpstreamCx { upstream, request: session.req_header(), facts: &mut context.facts, peer: context.peer };
         let hooks = route.chain.upstream_request(&mut cx, &mut context.progress);
         hooks.map_err(|failure| errors::from_failure(&failure))?;
@@ -248,7 +248,7 @@ impl ProxyHttp for ProxyPhases {
         if context.first_byte.is_none() && body.as_ref().is_some_and(|bytes| !bytes.is_empty()) {
             context.first_byte = Some(context.elapsed());
         }
-        if let Some(route) = context.route.and_then(|index| context.snapshot.routes.get(index))
+        if let Some(route) = context.routing.route()
             && route.chain.reads_response_body()
         {
             let mut cx = BodyCx { body, end, facts: &mut context.facts };

@@ -66,7 +66,7 @@ pub async fn write(session: &mut Session, context: &mut RequestContext, answer: 
 
 /// Runs the chain's response hooks.
 pub fn response_hooks(session: &Session, context: &mut RequestContext, head: &mut ResponseHeader, source: Source) -> Result<()> {
-    let chain = context.route.and_then(|index| context.snapshot.routes.get(index)).map_or(&context.snapshot.unrouted, |route| &route.chain);
+    let chain = context.routing.chain();
     let mut cx = ResponseCx { response: head, request: session.req_header(), facts: &mut context.facts, source, now: context.now };
     let hooks = chain.response(&mut cx, &mut context.progress);
     hooks.map_err(|failure| errors::from_failure(&failure))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{StatusCode, Uri};
-use keylatch_filters::chain::Progress;
+use keylatch_filters::chain::{Chain, Progress};
 use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags};
 use pingora::proxy::Session;
 
@@ -19,12 +19,36 @@ use crate::telemetry::streams::{OpenStream, StreamInfo};
 use crate::upstream::reuse::Connection;
 use crate::upstream::{Address, Attempts};
 
-/// The context of one request.
-pub struct RequestContext {
+/// The route of one request, resolved once. A field of its own, so that a phase can borrow the
+/// route together with the facts.
+pub struct Routing {
     /// The configuration that applies from its start to its end.
     pub snapshot: Arc<Snapshot>,
-    /// The index of its route.
-    pub route: Option<usize>,
+    /// The index of the route.
+    index: Option<usize>,
+}
+
+impl Routing {
+    /// Sets the route that matches.
+    pub fn resolve(&mut self, index: usize) {
+        self.index = Some(index);
+    }
+
+    /// The route, once it is known.
+    pub fn route(&self) -> Option<&Route> {
+        self.snapshot.routes.get(self.index?)
+    }
+
+    /// The chain of the route, or the one for requests without a route.
+    pub fn chain(&self) -> &Chain {
+        self.route().map_or(&self.snapshot.unrouted, |route| &route.chain)
+    }
+}
+
+/// The context of one request.
+pub struct RequestContext {
+    /// Its route and configuration.
+    pub routing: Routing,
     /// The facts that filters have added.
     pub facts: Facts,
     /// Its progress in the chain.
@@ -74,8 +98,7 @@ impl RequestContext {
     /// A context that begins now.
     pub fn begin(snapshot: Arc<Snapshot>) -> Self {
         Self {
-            snapshot,
-            route: None,
+            routing: Routing { snapshot, index: None },
             facts: Facts::default(),
             progress: Progress::default(),
             now: Now::read(),
@@ -102,7 +125,7 @@ impl RequestContext {
 
     /// Its route, once it is known.
     pub fn route(&self) -> Option<&Route> {
-        self.snapshot.routes.get(self.route?)
+        self.routing.route()
     }
 
     /// Its id in logs.
@@ -138,15 +161,14 @@ impl RequestContext {
         self.upstream_connection.take().iter().for_each(|connection| connection.idle());
         let status = session.response_written().map(|response| response.status);
         let duration = self.now.instant.elapsed();
-        let snapshot = Arc::clone(&self.snapshot);
-        let route = self.route.and_then(|index| snapshot.routes.get(index));
+        let route = self.routing.route();
         let name = route.map_or("-", |route| &*route.name);
         if let Some(route) = route {
             let cx = LogCx { request: session.req_header(), status, facts: &self.facts, route: name, duration };
             route.chain.log(&cx, &mut self.progress);
         }
         self.count(name, status, duration, state);
-        if snapshot.settings.log.access {
+        if self.routing.snapshot.settings.log.access {
             self.write_access_line(session, status, duration, state);
         }
     }
