@@ -2,7 +2,7 @@
 //!
 //! The pipe to an HTTP/1 upstream holds four pieces. While it is full and the request is complete,
 //! Pingora does not poll the client's session. So the end of a body is reported once the pieces
-//! before it are written.
+//! before it are written. A body of one or two pieces cannot fill the pipe, and is not tracked.
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -19,24 +19,36 @@ impl AsRef<[u8]> for Piece {
     }
 }
 
+/// The pieces that leave a place in the pipe beside the end of the body. After a retry, the pipe
+/// holds them as one.
+const UNTRACKED_MAX: u8 = 2;
+
 /// The latest piece of a request body.
 #[derive(Default)]
-pub struct LatestPiece(Option<oneshot::Receiver<()>>);
+pub struct LatestPiece {
+    /// The number of untracked pieces so far.
+    untracked: u8,
+    dropped: Option<oneshot::Receiver<()>>,
+}
 
 impl LatestPiece {
     /// Tracks a piece, which must not be empty: Pingora drops an empty piece before the pipe.
     pub fn track(&mut self, bytes: Bytes) -> Bytes {
+        if self.untracked < UNTRACKED_MAX {
+            self.untracked += 1;
+            return bytes;
+        }
         let (dropped, receiver) = oneshot::channel();
-        self.0 = Some(receiver);
+        self.dropped = Some(receiver);
         Bytes::from_owner(Piece { bytes, _dropped: dropped })
     }
 
     /// Waits until the latest piece is written. Cancellation-safe.
     pub async fn written(&mut self) {
-        if let Some(receiver) = self.0.as_mut() {
+        if let Some(receiver) = self.dropped.as_mut() {
             // An error means that the sender was dropped, which is the expected signal.
             let _ = receiver.await;
-            self.0 = None;
+            self.dropped = None;
         }
     }
 }
