@@ -252,6 +252,12 @@ impl Store {
         });
     }
 
+    /// Waits until all verdicts of upstreams so far are written.
+    #[cfg(test)]
+    pub(super) async fn settled(&self) {
+        let _ = self.settling.acquire_many(u32::try_from(SETTLING_MAX).unwrap_or(u32::MAX)).await;
+    }
+
     pub(super) async fn query<T>(&self, query: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let away = || Err(StoreError::Away("the store does not answer; try again in a moment".into()));
         let answer = self.breaker.run(query, |error| matches!(error, StoreError::Away(_))).await.unwrap_or_else(away);

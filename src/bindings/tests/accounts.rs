@@ -56,6 +56,12 @@ pub async fn accounts(store: &Store) {
     }
     assert_eq!(admin_store.remove_account("ann", None, &who).await.unwrap(), WriteOutcome::LastAdmin);
     assert!(admin_store.session("s1", 20).await.unwrap().is_some(), "the removal was rolled back");
+    tokens(store, operator).await;
+}
+
+/// The tokens of the account `bob`, an operator with the session `s3`, until it is removed.
+async fn tokens(store: &Store, operator: Account) {
+    let (admin_store, who) = (store.admin_store(), super::operator());
     let token = |id: &str, name: &str, byte| Token {
         id: id.into(),
         account: "bob".into(),

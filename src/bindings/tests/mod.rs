@@ -23,6 +23,7 @@ use crate::sql::{AdminStore, Authority, Events, OnStoreEvent, ServerInfo, StoreE
 mod accounts;
 mod delayed;
 mod lists;
+mod outage;
 
 fn id(key: &str) -> KeyId {
     KeyHasher::new(b"test").id(key)
@@ -103,21 +104,14 @@ async fn contract(authority: Arc<dyn Authority>) {
 async fn released_unless_confirmed(store: &Store) {
     let refused = store.latch(first("refused", "10.0.0.1")).await.unwrap();
     store.release(&refused);
-    let gone = async || store.authoritative(id("refused"), None).await.unwrap().is_none();
-    for _ in 0..100 {
-        if gone().await {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(gone().await);
+    store.settled().await;
+    assert!(store.authoritative(id("refused"), None).await.unwrap().is_none());
     let again = store.latch(first("refused", "10.0.0.2")).await.unwrap();
     assert!(again.version > refused.version, "a row that replaces another is newer");
     // Of two concurrent verdicts the confirmation wins.
     store.confirm(&again);
     store.release(&again);
-    // Time for a release, which must not happen.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    store.settled().await;
     assert!(store.authoritative(id("refused"), None).await.unwrap().unwrap().confirmed, "a confirmed binding stays");
 }
 
@@ -165,10 +159,10 @@ async fn managed(store: &Store) {
     assert_eq!(store.authoritative(id("new"), None).await.unwrap(), None);
 }
 
-/// The cache answers for a row that was read within the last second of the monotonic clock, which a test cannot move while
-/// a real database answers.
-async fn past_just_read() {
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+/// Makes the next read ask the authority. The cache answers for a row that was just read, by the
+/// monotonic clock, which a test cannot move while a real database answers.
+fn past_just_read(store: &Store) {
+    store.handle_event(StoreEvent::EventsLost);
 }
 
 async fn adopts(store: &Store) {
@@ -180,7 +174,7 @@ async fn adopts(store: &Store) {
     assert!(adopted.banned && adopted.networks == old.binding.networks && adopted.id == id("old, rehashed"));
     assert!(adopted.version > old.binding.version);
     assert_eq!(store.adopt(id("b"), vec![id("unbound")]).await.unwrap(), None);
-    past_just_read().await;
+    past_just_read(store);
     assert_eq!(store.authoritative(id("old"), None).await.unwrap(), None, "the binding has moved");
     assert_eq!(store.remove(id("old, rehashed"), None, operator()).await.unwrap(), Changed::Done(()));
     assert_eq!(store.adopt(id("old, rehashed"), previous()).await.unwrap(), None, "and stays removed");
@@ -198,9 +192,9 @@ async fn roams(store: &Store) {
     };
     assert!(uses(1, 1).await && uses(2, 1800).await);
     assert!(!uses(3, 1801).await, "a third network at a time");
-    past_just_read().await;
+    past_just_read(store);
     assert!(uses(3, 3602).await, "the first was not used for an hour");
-    past_just_read().await;
+    past_just_read(store);
     assert!(!uses(1, 3603).await && uses(2, 3604).await);
     let stay = Terms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
     let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, operator()).await.unwrap().done().unwrap();
@@ -256,102 +250,6 @@ async fn memory_keeps_the_contract() {
 async fn sqlite_keeps_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     contract(Arc::new(sqlite::Sqlite::open(&folder.path().join("deep/er/t.db"), true).await.unwrap())).await;
-}
-
-/// A PostgreSQL server for one test.
-struct Server {
-    process: std::process::Child,
-    port: u16,
-    folder: tempfile::TempDir,
-}
-
-impl Server {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(folder.path(), open).unwrap();
-        Self { process: Self::run(folder.path(), port), port, folder }
-    }
-
-    fn run(folder: &std::path::Path, port: u16) -> std::process::Child {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/scratch-postgres");
-        let log = std::fs::File::create(folder.join("log")).unwrap();
-        let mut command = std::process::Command::new(script);
-        command.arg(folder.join("pg")).arg(port.to_string()).stderr(log).spawn().unwrap()
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        let _ = std::fs::remove_file(self.folder.path().join("pg/data/postmaster.pid"));
-    }
-
-    fn config(&self) -> crate::config::model::Postgres {
-        let url = format!("postgres://keylatch@127.0.0.1:{}/postgres", self.port);
-        serde_json::from_value(serde_json::json!({ "url": url })).unwrap()
-    }
-
-    async fn open(&self) -> Arc<postgres::Postgres> {
-        let files = Files::beside(std::path::Path::new("k.yaml"));
-        Arc::new(postgres::Postgres::open(&self.config(), &files, true).await.unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_keeps_the_contract_notifies_other_processes_and_survives_an_outage() {
-    let mut server = Server::start();
-    contract(server.open().await).await;
-
-    let open = async || {
-        let store = Store::new(server.open().await, None, 1000, Duration::from_secs(60), &Registry::new());
-        store.follow();
-        store
-    };
-    let (here, there) = (open().await, open().await);
-    // Time for both to listen: nothing tells when LISTEN has taken effect.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let bound = here.latch(first("shared", "10.0.0.1")).await.unwrap();
-    assert_eq!(there.latch(first("shared", "10.0.0.2")).await.unwrap(), bound);
-    assert!(there.cached(&id("shared")).is_some());
-    let notified = async |what: &str, done: &dyn Fn() -> bool| {
-        for _ in 0..200 {
-            if done() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("no event of {what} within a second");
-    };
-    here.change(id("shared"), Change { banned: Some(true), ..Change::default() }, operator()).await.unwrap();
-    notified("a ban", &|| there.cached(&id("shared")).is_none_or(|known| known.banned)).await;
-    assert!(there.authoritative(id("shared"), None).await.unwrap().unwrap().banned);
-    here.remove(id("shared"), None, operator()).await.unwrap();
-    notified("a removal", &|| there.cached(&id("shared")).is_none()).await;
-    assert_eq!(there.authoritative(id("shared"), None).await.unwrap(), None);
-
-    // The server dies: cached keys pass, others fail, soon without waiting. Then the server comes back.
-    let known = there.latch(first("known", "10.0.0.1")).await.unwrap();
-    server.kill();
-    notified("the loss", &|| there.cached(&id("known")).is_none()).await;
-    assert_eq!(there.authoritative(id("known"), None).await.unwrap(), Some(known));
-    for _ in 0..5 {
-        assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err());
-    }
-    let started = std::time::Instant::now();
-    assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err() && started.elapsed() < Duration::from_millis(100));
-    server.process = Server::run(server.folder.path(), server.port);
-    let back = std::time::Instant::now();
-    while there.latch(first("unknown", "10.0.0.1")).await.is_err() {
-        assert!(back.elapsed() < Duration::from_secs(10));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]
