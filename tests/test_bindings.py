@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
@@ -263,6 +264,27 @@ def test_enrolment_of_known_keys_only_or_until_a_date(start, database, echo_upst
         (replica.folder / "keys.jsonl").write_text('{"key": "sk-known-abcdefghijkl", "networks": ["127.0.0.1"]}')
         assert replica.command("bindings", "import", "keys.jsonl").returncode == 0
         assert send_request(replica, "sk-known-abcdefghijkl").status == 200
+
+
+def test_a_roaming_network_stays_in_use_across_a_restart(start, echo_upstream):
+    """A request whose row comes from the database, not from a cache, records the use of its network too."""
+    roaming = "      - key_binding: {confirm: immediate, rule: {roaming: {networks_max: 2, window: 1h}}}"
+    replica = start(echo_upstream, route_filters=roaming, storage="{sqlite: {path: t.db}}")
+    assert send_request(replica, "sk-roaming-restart").status == 200
+    replica.stop()
+    database = replica.folder / "t.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        long_ago = int((time.time() - 1800) * 1000)
+        assert connection.execute("UPDATE bindings SET seen_ms = ?", (str(long_ago),)).rowcount == 1
+        connection.commit()
+    replica.start()
+    assert send_request(replica, "sk-roaming-restart").status == 200
+
+    def seen_ms():
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            return int(connection.execute("SELECT seen_ms FROM bindings").fetchone()[0])
+
+    wait_for(lambda: seen_ms() > long_ago, "the use is recorded")
 
 
 def test_concurrent_first_uses_fill_a_roaming_binding(start, echo_upstream):
