@@ -4,6 +4,7 @@
 pub mod access;
 pub mod accounts;
 pub mod bindings;
+mod callers;
 
 pub mod explain;
 pub mod limits;

@@ -1,4 +1,4 @@
-//! Authentication: sign-in with a password or a provider, sessions, and the caller behind a token.
+//! Authentication: sign-in with a password or a provider, and sessions. The caller behind a token is in `callers`.
 //!
 //! A session lives in the store; the browser carries a short-lived JWT (RFC 7519, HS256) that names it. Each call looks the
 //! session up, so that a sign-out, a new password or another role takes effect at once on every replica. While the store is
@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
-use super::access::{Caller, Role, Scope, Scopes};
-use super::accounts::{ExternalIdentity, now_ms, token_hash};
+use super::access::Caller;
+use super::accounts::{ExternalIdentity, now_ms};
 use super::passwords::{BYTES_MAX, Passwords};
 use crate::bindings::Store;
 use crate::sql::accounts::{Account, Session, SignInCounter};
@@ -30,8 +30,6 @@ const FREE_OF_ACCOUNT: i64 = 5;
 const FREE_OF_ADDRESS: i64 = 20;
 /// Sessions cached for times when the store is unavailable.
 const CACHED_SESSIONS_MAX: usize = 1000;
-/// How long API tokens of a provider account stay valid after its last sign-in: 30 days.
-const PROVIDER_SIGN_IN_AGE_MAX_MS: i64 = 30 * 24 * 3600 * 1000;
 /// Audit target of failed sign-ins under a name without an account.
 const NO_ACCOUNT: &str = "unknown";
 /// Audit actor of failed sign-ins.
@@ -94,12 +92,13 @@ pub struct SignedIn {
     pub account: Account,
 }
 
+/// The claims of a session's JWT.
 #[derive(Debug, Serialize, Deserialize)]
-struct Claims {
+pub(super) struct Claims {
     iss: String,
     aud: String,
-    sub: String,
-    sid: String,
+    pub(super) sub: String,
+    pub(super) sid: String,
     iat: i64,
     exp: i64,
 }
@@ -108,11 +107,12 @@ struct Claims {
 pub struct Authenticator {
     passwords: Passwords,
     encoding: EncodingKey,
-    decoding: DecodingKey,
-    validation: Validation,
+    pub(super) decoding: DecodingKey,
+    pub(super) validation: Validation,
     session_max: Duration,
-    token_ttl: Duration,
-    remembered: Mutex<HashMap<String, (Account, Instant)>>,
+    pub(super) token_ttl: Duration,
+    /// Recently seen sessions, by id.
+    pub(super) remembered: Mutex<HashMap<String, (Account, Instant)>>,
     sealer: Sealer,
 }
 
@@ -321,42 +321,7 @@ impl Authenticator {
         self.token(&session, account)
     }
 
-    /// The caller behind a JWT or an API token.
-    pub async fn caller(&self, store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
-        match token.starts_with("kla_") {
-            true => script(store, token, from).await,
-            false => self.person(store, token, from).await,
-        }
-    }
-
-    async fn person(&self, store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
-        let read = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| Refusal::Wrong)?;
-        let session = read.claims.sid;
-        let (account, scopes) = match store.admin_store().session(&session, now_ms()).await {
-            Ok(Some((_, account))) => {
-                self.remember(&session, &account);
-                let scopes = Role::stored(&account.role).scopes();
-                (account, scopes)
-            }
-            Ok(None) => {
-                self.remembered.lock().remove(&session);
-                return Err(Refusal::Wrong);
-            }
-            Err(error) => {
-                let remembered = self.remembered.lock().get(&session).filter(|(_, at)| at.elapsed() < self.token_ttl).cloned();
-                (remembered.ok_or(error)?.0, Scopes::from_list(&[Scope::Read]))
-            }
-        };
-        if account.name != read.claims.sub {
-            return Err(Refusal::Wrong);
-        }
-        let scopes = if account.must_change { Scopes::default() } else { scopes };
-        let actor = Actor { who: account.name.clone(), origin: from.to_string() };
-        let role = Role::stored(&account.role);
-        Ok(Caller { account: account.name, role, scopes, session: Some(session), must_change: account.must_change, actor })
-    }
-
-    fn remember(&self, session: &str, account: &Account) {
+    pub(super) fn remember(&self, session: &str, account: &Account) {
         let mut remembered = self.remembered.lock();
         if remembered.len() >= CACHED_SESSIONS_MAX {
             remembered.retain(|_, (_, at)| at.elapsed() < self.token_ttl);
@@ -383,26 +348,6 @@ pub async fn record_failure(store: &Store, account: Option<&str>, from: IpAddr, 
     if let Err(error) = store.admin_store().write_audit(line, &actor).await {
         tracing::warn!(%error, "cannot write a failed sign-in to the audit");
     }
-}
-
-/// The caller behind an API token. Its scopes never exceed the role of the account.
-async fn script(store: &Store, token: &str, from: IpAddr) -> Result<Caller, Refusal> {
-    let (token, account) = store.admin_store().token(&token_hash(token), now_ms()).await?.ok_or(Refusal::Wrong)?;
-    // A provider does not report departures; a long time without a sign-in counts as one.
-    let has_left = account.elsewhere.is_some() && account.signed_in_ms.is_none_or(|at| at + PROVIDER_SIGN_IN_AGE_MAX_MS < now_ms());
-    if account.must_change || has_left {
-        return Err(Refusal::Wrong);
-    }
-    let role = Role::stored(&account.role);
-    let actor = Actor { who: format!("{}/{}", account.name, token.name), origin: from.to_string() };
-    Ok(Caller {
-        account: account.name,
-        role,
-        scopes: Scopes::stored(&token.scopes).and(role.scopes()),
-        session: None,
-        must_change: false,
-        actor,
-    })
 }
 
 /// The counters of failed attempts. An IPv6 /64 counts as one address, since a client owns all of it.
