@@ -267,7 +267,7 @@ def test_enrolment_of_known_keys_only_or_until_a_date(start, database, echo_upst
 
 
 def test_a_roaming_network_stays_in_use_across_a_restart(start, echo_upstream):
-    """A request whose row comes from the database, not from a cache, records the use of its network too."""
+    """A request that finds its row in the database and not in a cache records the use of its network too."""
     roaming = "      - key_binding: {confirm: immediate, rule: {roaming: {networks_max: 2, window: 1h}}}"
     replica = start(echo_upstream, route_filters=roaming, storage="{sqlite: {path: t.db}}")
     assert send_request(replica, "sk-roaming-restart").status == 200

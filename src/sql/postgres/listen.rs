@@ -95,8 +95,8 @@ impl Listening {
         let channel = format!("keylatch_probe_{}", uuid::Uuid::now_v7().simple());
         let mut listener = self.probed(&channel).await?;
         timeout(self.patience(), listener.listen_all([CHANNEL, SETTINGS, MAIL])).await.map_err(|_| ListenError::Silent)??;
-        on_event(StoreEvent::NotificationsWork(true));
         on_event(StoreEvent::EventsLost);
+        on_event(StoreEvent::NotificationsWork(true));
         if !logged.is_empty() {
             tracing::info!("changes made by other processes arrive at once again");
             logged.clear();
