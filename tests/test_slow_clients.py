@@ -241,4 +241,4 @@ def test_a_body_during_its_response(start):
             connection.sendall(chunk(b""))
             body, whole = read_body(file, answer)
             assert whole and body == b"data: hello\n\ndata: bye\n\n"
-    assert said.is_set() and REFUSED % "body_min_rate" not in keylatch.metrics()
+    assert said.wait(5) and REFUSED % "body_min_rate" not in keylatch.metrics()
