@@ -21,7 +21,8 @@ pub struct Upstream {
     pub balance: Balance,
     /// TLS towards the servers. Without this section they get plain HTTP.
     pub tls: Option<Tls>,
-    /// The HTTP version. Default: `auto`, HTTP/2 if TLS negotiates it, else HTTP/1.1.
+    /// The HTTP version. Default: `auto`, HTTP/2 if TLS negotiates it, else HTTP/1.1. WebSockets use
+    /// HTTP/1.1, so `http2` prevents them.
     #[serde(default)]
     pub http: HttpVersion,
     /// The `Host` that servers get. Default: the client's without TLS, the server's own name with
@@ -137,7 +138,7 @@ pub struct Tls {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HttpVersion {
-    /// HTTP/2 if TLS negotiates it, else HTTP/1.1.
+    /// HTTP/2 if TLS negotiates it, else HTTP/1.1. HTTP/1.1 for a request to upgrade.
     #[default]
     Auto,
     /// HTTP/1.1 only.

@@ -21,6 +21,7 @@ use super::errors::{self, BODY_ERROR, BODY_RATE_ERROR};
 use super::reply::{self, RemainingBody};
 use super::request_context::RequestContext;
 use super::state::ProxyState;
+use super::stream::end_upgrade_wait;
 use super::{fields, timed_session};
 use crate::config::model::Limits;
 use crate::listener::conn::lingering;
@@ -165,6 +166,9 @@ impl ProxyHttp for ProxyPhases {
             self.state.metrics.dropped_fields.with_label_values(&[fields::UNDERSCORE]).inc_by(dropped);
         }
         prepend_base_path(route, upstream)?;
+        if session.is_upgrade_req() && upstream.version == http::Version::HTTP_11 {
+            self.await_upgrade(session, context);
+        }
         if context.session_slot.is_some() {
             return Ok(());
         }
@@ -197,6 +201,9 @@ impl ProxyHttp for ProxyPhases {
             return Ok(());
         }
         context.responded = true;
+        if session.is_upgrade_req() {
+            end_upgrade_wait(session, context);
+        }
         if let (Some(route), Some(server)) = (context.route(), &context.server) {
             route.upstream.observe(server, &response.headers);
             context.upstream_connection.iter().for_each(|connection| connection.responded(response.version));

@@ -24,9 +24,15 @@ impl ProxyPhases {
         early: bool,
     ) -> Result<()> {
         let early_header = if early { Some(Box::new(early_header(session, context)?)) } else { None };
-        let terms = StreamTerms {
+        let terms = StreamTerms { early_header, ..self.stream_terms(session, context, plan) };
+        context.session_slot = Some(timed_session::install(&mut session.downstream_session, terms, context.now.instant.into()));
+        Ok(())
+    }
+
+    fn stream_terms(&self, session: &Session, context: &RequestContext, plan: StreamPlan) -> StreamTerms {
+        StreamTerms {
             plan,
-            early_header,
+            early_header: None,
             dialect: context.dialect,
             request_id: context.request_id().map(str::to_owned),
             streams: Arc::clone(&self.state.metrics.streams),
@@ -34,9 +40,15 @@ impl ProxyPhases {
             cancellation: context.facts.get::<Arc<CancellationHandle>>().cloned(),
             body_timeout: self.limits.body_timeout.0,
             body_rate: (&self.limits).into(),
-        };
-        context.session_slot = Some(timed_session::install(&mut session.downstream_session, terms, context.now.instant.into()));
-        Ok(())
+        }
+    }
+
+    /// Prepares the session of a request to upgrade, for each attempt anew. An early response or a
+    /// deadline of a stream would break the upgrade.
+    pub(super) fn await_upgrade(&self, session: &mut Session, context: &mut RequestContext) {
+        end_upgrade_wait(session, context);
+        let terms = self.stream_terms(session, context, StreamPlan::none(self.limits.write_timeout.0));
+        context.session_slot = Some(timed_session::await_upgrade(&mut session.downstream_session, terms, context.now.instant.into()));
     }
 
     /// Registers an upgraded connection like a stream: operators can list and end it, and its key's
@@ -57,6 +69,13 @@ impl ProxyPhases {
         session.downstream_session.write_response_body(event, true).await?;
         session.downstream_session.finish_body().await?;
         Ok(true)
+    }
+}
+
+/// Restores the session of a request to upgrade.
+pub(super) fn end_upgrade_wait(session: &mut Session, context: &mut RequestContext) {
+    if let Some(slot) = context.session_slot.take() {
+        timed_session::restore(&mut session.downstream_session, &slot);
     }
 }
 

@@ -54,16 +54,38 @@ pub struct TimedSession {
     body_end_pending: bool,
     /// The piece that must be written before that.
     latest_piece: LatestPiece,
+    request_end: RequestEnd,
 }
 
 /// Replaces a session by a timed one. `started` is when the request header was complete.
 pub fn install(session: &mut Box<HttpSession>, terms: StreamTerms, started: Instant) -> SessionSlot {
     let slot = SessionSlot::default();
-    wrap(session, StreamState::new(terms, started), &slot);
+    wrap(session, StreamState::new(terms, started), &slot, RequestEnd::Reported);
     slot
 }
 
-fn wrap(session: &mut Box<HttpSession>, stream: StreamState, slot: &SessionSlot) {
+/// Replaces the session of a request to upgrade, until [`restore`] is called at the final answer.
+pub fn await_upgrade(session: &mut Box<HttpSession>, terms: StreamTerms, started: Instant) -> SessionSlot {
+    let slot = SessionSlot::default();
+    wrap(session, StreamState::new(terms, started), &slot, RequestEnd::HeldBack);
+    slot
+}
+
+/// Whether Pingora is notified of the end of a request without a body.
+///
+/// Pingora 0.9 queues this end for the upstream before it reads the answer. If a `101` is read
+/// first, it takes the end for that of the upgraded connection, and closes it. So a request to
+/// upgrade has no end before its answer.
+#[derive(Clone, Copy, PartialEq)]
+enum RequestEnd {
+    Reported,
+    /// Reported until the request header is written: the body decides on its framing.
+    HeldBack,
+    /// The header is written. A body is awaited, which never comes.
+    Hidden,
+}
+
+fn wrap(session: &mut Box<HttpSession>, stream: StreamState, slot: &SessionSlot, request_end: RequestEnd) {
     let mut inner = std::mem::replace(session, placeholder());
     inner.set_write_timeout(Some(stream.terms.plan.write_timeout));
     let sleep = Box::pin(tokio::time::sleep_until(stream.next()));
@@ -74,6 +96,7 @@ fn wrap(session: &mut Box<HttpSession>, stream: StreamState, slot: &SessionSlot)
         slot: Arc::clone(slot),
         body_end_pending: false,
         latest_piece: LatestPiece::default(),
+        request_end,
     }));
 }
 
@@ -85,7 +108,7 @@ pub fn adopt(session: &mut Box<HttpSession>, slot: &SessionSlot, plan: StreamPla
         if stream.terms.plan.before_headers.is_none() {
             stream.terms.plan = plan;
         }
-        wrap(session, stream, slot);
+        wrap(session, stream, slot, RequestEnd::Reported);
     }
 }
 
@@ -325,10 +348,10 @@ impl CustomSession for TimedSession {
         self.inner.shutdown().await;
     }
     fn is_body_done(&mut self) -> bool {
-        !self.body_end_pending && self.inner.is_body_done()
+        !self.body_end_pending && self.request_end != RequestEnd::Hidden && self.inner.is_body_done()
     }
     fn is_body_empty(&mut self) -> bool {
-        self.inner.is_body_empty()
+        self.request_end != RequestEnd::Hidden && self.inner.is_body_empty()
     }
     fn body_bytes_sent(&self) -> usize {
         self.inner.body_bytes_sent()
@@ -351,7 +374,11 @@ impl CustomSession for TimedSession {
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
         self.inner.to_h1_raw()
     }
+    /// Pingora calls this between the request header and the body.
     fn enable_retry_buffering(&mut self) {
+        if self.request_end == RequestEnd::HeldBack {
+            self.request_end = RequestEnd::Hidden;
+        }
         self.inner.enable_retry_buffering();
     }
     fn retry_buffer_truncated(&self) -> bool {

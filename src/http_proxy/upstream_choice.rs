@@ -39,6 +39,10 @@ impl ProxyPhases {
         }
         if session.is_upgrade_req() {
             picked.peer.options.read_timeout = Some(self.limits.upgrade_idle_timeout.0);
+            // HTTP/2 has no upgrade, so ALPN must not choose it.
+            if upstream.may_speak_http1() {
+                picked.peer.options.set_http_version(1, 1);
+            }
         }
         context.server = Some(picked.address);
         context.host = picked.host;

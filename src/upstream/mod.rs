@@ -221,6 +221,11 @@ impl Upstream {
         self.options.alpn.get_max_http_version() == 1
     }
 
+    /// Whether a connection may be HTTP/1.1: always, or by ALPN.
+    pub fn may_speak_http1(&self) -> bool {
+        self.options.alpn.get_min_http_version() == 1
+    }
+
     /// The prefix of the path of each request.
     pub fn base_path(&self) -> Option<&str> {
         self.config.base_path.as_deref()
