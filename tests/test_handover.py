@@ -197,10 +197,14 @@ def test_a_reload_after_the_sockets_are_handed_over_is_not_lost(start, upstream)
 
 @only_linux
 def test_a_new_process_that_crashes_leaves_the_old_one_serving(start, upstream):
-    keylatch = start(upstream, storage=SQLITE)
-    asked, pid = stop_new_process(keylatch, in_place=True)
-    os.kill(pid, signal.SIGKILL)
-    assert asked.wait(20) == 1 and "this one keeps serving" in asked.stderr.read()
+    for _ in range(5):
+        keylatch = start(upstream, storage=SQLITE)
+        asked, pid = stop_new_process(keylatch, in_place=True)
+        os.kill(pid, signal.SIGKILL)
+        if asked.wait(20) == 1:
+            break
+        # It had taken over just before it was stopped.
+    assert asked.returncode == 1 and "this one keeps serving" in asked.stderr.read()
     for command in ("reload", "status"):
         said = keylatch.command(command)
         assert said.returncode == 0, said.stderr
