@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use crate::contract::{
-    BodyCx, ErasedFilter, Flow, Hooks, LetThrough, LogCx, Problem, Reply, RequestCx, ResponseCx, Result, State, Trace, UpstreamCx,
+    BodyCx, ErasedFilter, Flow, Hooks, LetThrough, LogCx, Problem, Reply, RequestCx, RequestModel, ResponseCx, Result, State, Trace,
+    UpstreamCx,
 };
 
 /// One position in a chain.
@@ -59,16 +60,31 @@ pub struct Chain {
     response_body: Vec<usize>,
     log: Vec<usize>,
     gate_response: Vec<usize>,
+    /// The first filter that reads the model of the request.
+    model_reader: Option<usize>,
 }
 
 /// The progress of one request through a chain.
 #[derive(Default)]
 pub struct Progress {
     states: Vec<State>,
+    /// The number of request hooks that have run.
+    hooks_run: usize,
     /// The filters below this position have seen the request. Only they see the response.
     passed: usize,
     /// The decisions so far.
     pub decisions: Vec<Decision>,
+}
+
+/// The outcome of the request hooks.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All filters let the request pass.
+    Passed,
+    /// A filter has replied, and the filters after it did not run.
+    Replied(Box<Reply>),
+    /// The next filter reads the fact [`RequestModel`], which is missing: the caller states it and runs the rest.
+    ModelNeeded,
 }
 
 impl Chain {
@@ -87,6 +103,7 @@ impl Chain {
             response_body: list(|h| h.response_body, false),
             log: list(|h| h.log, true),
             gate_response: list(|h| h.gate_response, false),
+            model_reader: items.iter().position(|item| item.filter.reads_model()),
             items,
         }
     }
@@ -98,7 +115,7 @@ impl Chain {
 
     /// The progress of a new request.
     pub fn begin(&self) -> Progress {
-        Progress { states: self.items.iter().map(|item| item.filter.state()).collect(), passed: 0, decisions: Vec::new() }
+        Progress { states: self.items.iter().map(|item| item.filter.state()).collect(), hooks_run: 0, passed: 0, decisions: Vec::new() }
     }
 
     /// Whether a filter has a request body hook.
@@ -111,10 +128,14 @@ impl Chain {
         !self.response_body.is_empty()
     }
 
-    /// Runs the request hooks. `Some`: a filter has replied, and the filters after it did not run.
-    pub async fn request(&self, cx: &mut RequestCx<'_>, progress: &mut Progress) -> Result<Option<Box<Reply>>> {
-        for &index in &self.request {
-            let (Some(item), Some(state)) = (self.items.get(index), progress.states.get_mut(index)) else { continue };
+    /// Runs the request hooks, or those that remain after [`Outcome::ModelNeeded`].
+    pub async fn request(&self, cx: &mut RequestCx<'_>, progress: &mut Progress) -> Result<Outcome> {
+        while let Some(&index) = self.request.get(progress.hooks_run) {
+            let (Some(item), Some(state)) = (self.items.get(index), progress.states.get_mut(index)) else { break };
+            if self.model_reader == Some(index) && cx.facts.get::<RequestModel>().is_none() {
+                return Ok(Outcome::ModelNeeded);
+            }
+            progress.hooks_run += 1;
             cx.shadow = item.shadow;
             match item.filter.request(cx, state).await? {
                 Flow::Continue => {}
@@ -129,13 +150,13 @@ impl Chain {
                     if !item.shadow {
                         // The replying filter sees its own reply in the response phase: a limit adds its fields there.
                         progress.passed = index + 1;
-                        return Ok(Some(reply));
+                        return Ok(Outcome::Replied(reply));
                     }
                 }
             }
         }
         progress.passed = self.items.len();
-        Ok(None)
+        Ok(Outcome::Passed)
     }
 
     /// The effect of each filter on a request, also after a filter that would refuse it. For `explain` only: the caller states

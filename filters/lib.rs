@@ -3,6 +3,7 @@
 //! To add a filter, write `filters/<name>.rs` and add its `mod` line and its entry in [`ALL`].
 //! CONTRIBUTING.md has a complete example.
 
+pub mod body_scan;
 pub mod chain;
 pub mod contract;
 pub mod expression;

@@ -53,6 +53,37 @@ impl Facts {
     }
 }
 
+/// The model that a request names. Stated before the first filter that reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestModel {
+    /// Its name.
+    Named(Arc<str>),
+    /// The request names none.
+    Absent,
+    /// It cannot be known.
+    Unknown(UnknownModel),
+}
+
+/// Why the model of a request is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownModel {
+    /// The body was not given: a dry run.
+    #[error("the model is unknown: no body was given")]
+    NotGiven,
+    /// The body cannot be read as JSON or a form, or parsers read it differently.
+    #[error("the model is unknown: the body is not readable JSON or form data")]
+    Unreadable,
+    /// The body is compressed.
+    #[error("the model is unknown: the body is compressed")]
+    Compressed,
+    /// It is not in the part of the body that may be read ahead.
+    #[error("the model is unknown: it is not in the first `read_ahead_bytes` of the body")]
+    TooFar,
+    /// The bodies that were read ahead fill the memory that they may use.
+    #[error("the model is unknown: the bodies read ahead fill `read_ahead_total_bytes`")]
+    Busy,
+}
+
 impl std::fmt::Debug for Facts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The count only: values may contain claims.

@@ -87,6 +87,11 @@ pub trait Filter: Sized + Send + Sync + 'static {
     /// The state of one request at one position in the chain; `()` for none.
     type State: Default + Send + Sync + 'static;
 
+    /// Whether the request hook reads the fact [`super::RequestModel`], for which the body may have to be read ahead.
+    fn reads_model(&self) -> bool {
+        false
+    }
+
     /// Compiles the filter from its configuration. All configuration errors are reported here.
     fn compile(config: Self::Config, site: &mut Site<'_>) -> Result<Self, Invalid>;
 
@@ -129,6 +134,8 @@ pub trait ErasedFilter: Send + Sync {
     fn name(&self) -> &'static str;
     /// See [`Filter::HOOKS`].
     fn hooks(&self) -> Hooks;
+    /// See [`Filter::reads_model`].
+    fn reads_model(&self) -> bool;
     /// Makes a new state. A zero-sized state does not allocate.
     fn state(&self) -> State;
     /// See [`Filter::request`].
@@ -156,6 +163,9 @@ impl<F: Filter> ErasedFilter for F {
     }
     fn hooks(&self) -> Hooks {
         F::HOOKS
+    }
+    fn reads_model(&self) -> bool {
+        Filter::reads_model(self)
     }
     fn state(&self) -> State {
         Box::<F::State>::default()

@@ -34,7 +34,7 @@ pub use arrival::{Arrival, ClientCertificate, Vouched};
 pub use cancellation::{CancelReason, CancellationHandle};
 pub use context::{BodyCx, LogCx, Now, RequestCx, ResponseCx, Source, UpstreamCx};
 pub use dialect::{Dialect, StreamRequest};
-pub use facts::{ClientAddress, DryRun, Facts, Identity, LetThrough, RequestIds, SelectedLimits, Tags, Trace};
+pub use facts::{ClientAddress, DryRun, Facts, Identity, LetThrough, RequestIds, RequestModel, SelectedLimits, Tags, Trace, UnknownModel};
 pub use fields::{field_name, host_name, is_framing, remove_spellings};
 pub use filter::{ErasedFilter, Failure, Filter, Flow, Hooks, Result, State, failure, header_value};
 pub use hex::{hex, unhex};

@@ -1,5 +1,7 @@
 //! The budget of an evaluation, and the errors of evaluations.
 
+use crate::contract::UnknownModel;
+
 /// The steps that one evaluation may use.
 const STEPS_MAX: u32 = 20_000;
 
@@ -27,6 +29,9 @@ pub enum EvalError {
     /// The path or query has too many layers of encoding.
     #[error("the path or query has too many layers of encoding")]
     Layers,
+    /// The model of the request is unknown.
+    #[error("{0}")]
+    Model(UnknownModel),
 }
 
 /// The remaining steps of an evaluation.

@@ -26,6 +26,8 @@ pub struct Lowering<'r> {
     pub(super) routes: &'r [String],
     nodes: usize,
     depth: usize,
+    /// The expression reads `request.model`.
+    pub(super) reads_model: bool,
 }
 
 /// The deepest tree. The evaluator recurses once per level, so this bounds its stack.
@@ -96,13 +98,18 @@ impl<'r> Lowering<'r> {
         Ok((Node::Map(made), Type::Map(Box::new(keys), Box::new(values))))
     }
 
+    fn variable(&mut self, var: Var) -> (Node, Type) {
+        self.reads_model |= var == Var::Model;
+        (Node::Var(var), var.type_of())
+    }
+
     fn name(&mut self, at: &IdedExpr, name: &str) -> Lowered {
         if let Some(index) = self.bound.iter().rposition(|(bound, _)| bound == name) {
             let found = self.bound.get(index).map_or(Type::Any, |(_, found)| found.clone());
             return Ok((Node::Local(index), found));
         }
         match Var::named(name) {
-            Some(var) => Ok((Node::Var(var), var.type_of())),
+            Some(var) => Ok(self.variable(var)),
             None if Var::is_family(name) => check_error(at, format!("`{name}` is not a variable; its members are {}", family(name))),
             None => match Kind::named(name) {
                 Some(kind) => Ok((Node::Constant(Value::Type(kind)), Type::Type)),
@@ -124,7 +131,7 @@ impl<'r> Lowering<'r> {
         {
             let name = format!("{root}.{}", select.field);
             return match Var::named(&name) {
-                Some(var) => Ok((Node::Var(var), var.type_of())),
+                Some(var) => Ok(self.variable(var)),
                 None => check_error(&select.operand, format!("unknown name `{name}`{}", advice(&name))),
             };
         }

@@ -100,6 +100,7 @@ fn skip_text(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, quote: char, 
 #[derive(Debug)]
 pub struct Expression {
     root: Node,
+    reads_model: bool,
 }
 
 impl Expression {
@@ -119,11 +120,17 @@ impl Expression {
             let column = before.iter().rev().take_while(|c| **c != '\n').count();
             Invalid::new(format!("{}: {message}", position(line, column, source)))
         };
-        let (root, found) = Lowering::new(routes).lower(&tree).map_err(place)?;
+        let mut lowering = Lowering::new(routes);
+        let (root, found) = lowering.lower(&tree).map_err(place)?;
         if !found.is_assignable_to(wanted) {
             return Err(Invalid::new(format!("the expression returns {found}, but {wanted} is required")));
         }
-        Ok(Self { root })
+        Ok(Self { root, reads_model: lowering.reads_model })
+    }
+
+    /// Whether it reads `request.model`, for which the body may have to be read ahead.
+    pub fn reads_model(&self) -> bool {
+        self.reads_model
     }
 
     /// The result for a request, for an expression of type bool.

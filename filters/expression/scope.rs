@@ -14,7 +14,7 @@ use super::fuel::{EvalError, Fuel};
 use super::members::field;
 use super::value::Value;
 use super::variables::Var;
-use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, Tags, host_name};
+use crate::contract::{Binding, ClientAddress, Facts, Identity, Key, RequestCx, RequestModel, Tags, UnknownModel, host_name};
 use crate::limiting::client_network;
 
 /// The number of encoding layers that are decoded. More is treated as an error.
@@ -76,6 +76,12 @@ impl<'c> Scope<'c> {
             Var::Params => Value::Params(self.request.uri.query().unwrap_or_default()),
             Var::UserAgent => field(&self.request.headers, "user-agent", fuel)?,
             Var::Size => Value::Int(self.size()),
+            Var::Model => match self.facts.get::<RequestModel>() {
+                Some(RequestModel::Named(model)) => Value::text(model),
+                Some(RequestModel::Absent) => Value::text(""),
+                Some(RequestModel::Unknown(why)) => return Err(EvalError::Model(*why)),
+                None => return Err(EvalError::Model(UnknownModel::NotGiven)),
+            },
             Var::Time => Value::Timestamp(Timestamp::try_from(self.now).map_err(|_| EvalError::Range)?),
             Var::Client => Value::text(self.client.get_or_init(|| self.address().to_string())),
             Var::ClientNetwork => Value::text(self.network.get_or_init(|| match self.address() {

@@ -83,6 +83,10 @@ impl Filter for RateLimit {
     /// The outcome of each limit that was checked, in order.
     type State = Vec<LimitOutcome>;
 
+    fn reads_model(&self) -> bool {
+        self.policies.iter().any(LimitPolicy::reads_model)
+    }
+
     fn compile(config: RateLimitConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.and.len() >= LIMITS_MAX {
             return Err(Invalid::new(format!("a `rate_limit` filter has at most {LIMITS_MAX} limits; use a second filter")).at("and"));

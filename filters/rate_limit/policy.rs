@@ -158,6 +158,11 @@ fn compiled_cost(cost: RequestCost, burst: u32, site: &Site<'_>) -> Result<Compi
 }
 
 impl LimitPolicy {
+    /// Whether the cost depends on the model of the request.
+    pub fn reads_model(&self) -> bool {
+        matches!(&self.cost, CompiledCost::Expression(expression, _) if expression.reads_model())
+    }
+
     pub fn compile(
         limit: LimitConfig,
         prefixes: ClientPrefixes,

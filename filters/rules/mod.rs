@@ -69,6 +69,7 @@
 //! | `request.params` | the query parameters by name, decoded; an absent parameter is empty |
 //! | `request.user_agent` | the User-Agent; empty if there is none |
 //! | `request.size` | the `Content-Length` in bytes; 0 without a body, -1 if the length is unknown |
+//! | `request.model` | the model that the path, the query of a WebSocket or the body names; empty if none does |
 //! | `request.time` | the arrival time of the request, as a timestamp |
 //! | `client.address` | the client address that `client_ip` determined |
 //! | `client.network` | the network of the client: the /32 of an IPv4 address, the /64 of an IPv6 address |
@@ -89,9 +90,14 @@
 //!
 //! The values of `client_ip`, `bearer` and `key_binding` are available in filters after them in the chain.
 //!
+//! **`request.model`** reads the body ahead, at most `read_ahead_bytes` of the listener. Without such an expression nothing
+//! is read ahead. The model comes from a path of Gemini, Azure or Bedrock, from `?model=` of a WebSocket, or else from the
+//! top level of a JSON object or a form. The expression fails if the model is unknown: it comes too late in the body, or the
+//! body is compressed or cannot be read. A request that names two models is refused with 400 `two_models`.
+//!
 //! **Errors.** The number of steps and the length of text that an expression creates are limited. An expression can fail on
-//! a request: a claim of another type, a division by zero, too many steps. A failed expression counts as true for `deny` and
-//! `limit` and as false for `allow` and `tag`. The metric counts it as `error`.
+//! a request: a claim of another type, a division by zero, an unknown model, too many steps. A failed expression counts as
+//! true for `deny` and `limit` and as false for `allow` and `tag`. The metric counts it as `error`.
 //!
 //! **Constants.** A comparison with a constant that can never match is a configuration error: upper case against
 //! `request.decoded` or `request.host`, lower case against `request.method` or `client.country`, a route that does not
@@ -182,6 +188,10 @@ impl Filter for Rules {
     const SOURCE: &'static str = include_str!("mod.rs");
     type Config = Vec<RuleConfig>;
     type State = ();
+
+    fn reads_model(&self) -> bool {
+        self.0.iter().any(|rule| rule.condition.as_ref().is_some_and(Expression::reads_model))
+    }
 
     fn compile(config: Vec<RuleConfig>, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.is_empty() || config.len() > RULES_MAX {

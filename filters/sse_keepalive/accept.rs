@@ -1,6 +1,5 @@
 //! The kind of response that a client accepts, by the header of its request. It does not read bodies.
 
-use http::HeaderValue;
 use http::header::{self, HeaderMap};
 use pingora_http::RequestHeader;
 
@@ -105,20 +104,6 @@ pub fn accepts_only_json(request: &RequestHeader) -> bool {
     accepted.json || JSON_ENDPOINTS.iter().any(|end| request.uri.path().ends_with(end))
 }
 
-/// The boundary of a `multipart/form-data` body.
-pub fn form_boundary(content_type: &HeaderValue) -> Option<String> {
-    let text = content_type.to_str().ok()?;
-    let (kind, parameters) = text.split_once(';')?;
-    if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
-        return None;
-    }
-    let boundary = parameters.split(';').find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("boundary").then(|| value.trim().trim_matches('"').to_owned())
-    });
-    boundary.filter(|boundary| !boundary.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,18 +154,5 @@ mod tests {
             assert_eq!(accepts_only_json(&request(target, &[("accept", accept)])), json, "{target} {accept}");
         }
         assert!(accepts_only_json(&request("/v1/embeddings", &[])));
-    }
-
-    #[test]
-    fn form_boundaries() {
-        for (field, boundary) in [
-            ("multipart/form-data; boundary=abc", Some("abc")),
-            ("Multipart/Form-Data; charset=utf-8; Boundary=\"a b\"", Some("a b")),
-            ("multipart/form-data", None),
-            ("multipart/form-data; boundary=", None),
-            ("application/json; boundary=abc", None),
-        ] {
-            assert_eq!(form_boundary(&HeaderValue::from_str(field).unwrap()).as_deref(), boundary, "{field}");
-        }
     }
 }

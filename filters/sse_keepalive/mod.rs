@@ -69,8 +69,8 @@
 //! - `write_timeout`: the maximum time that one write to a slow client may take before the connection is closed.
 
 mod accept;
-pub mod body_scan;
 mod frame;
+pub mod stream_scan;
 pub mod tracker;
 
 use std::sync::Arc;
@@ -80,14 +80,15 @@ use http::{HeaderName, HeaderValue, Method, header};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::body_scan::form_boundary;
 use crate::contract::{
     AnswerKind, BodyCx, Dialect, ExpectedAnswer, Filter, Flow, Hooks, HumanDuration, Invalid, RequestCx, ResponseCx, Result, Site, Source,
     StreamPlan, UpstreamCx, failure, is_event_stream, names_event_stream,
 };
 use crate::expression::{Expression, Scope, Type};
 use accept::{accepts_only_json, kind_by_request_header};
-use body_scan::BodyScan;
 use frame::{ClientFrame, FrameChoice, Frames};
+use stream_scan::StreamScan;
 
 /// `sse_keepalive`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -142,7 +143,7 @@ const ACCEL: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// The state of one request between hooks.
 #[derive(Debug, Default)]
 pub struct ScanState {
-    scan: BodyScan,
+    scan: StreamScan,
     /// The expected kind of response if the complete body does not request a stream.
     otherwise: Option<AnswerKind>,
 }
@@ -166,15 +167,15 @@ impl SseKeepalive {
         if cx.headers().contains_key(header::CONTENT_ENCODING) {
             return (AnswerKind::Undecided, ScanState::default());
         }
-        let form = cx.headers().get(header::CONTENT_TYPE).and_then(accept::form_boundary);
-        let scan = form.map_or_else(|| BodyScan::json(false), |boundary| BodyScan::form(&boundary));
+        let form = cx.headers().get(header::CONTENT_TYPE).and_then(form_boundary);
+        let scan = form.map_or_else(|| StreamScan::json(false), |boundary| StreamScan::form(&boundary));
         (AnswerKind::Undecided, ScanState { scan, otherwise: accepts_only_json(cx.request).then_some(AnswerKind::Json) })
     }
 }
 
 /// MCP bodies are scanned for the JSON-RPC `id`, which error responses repeat.
-fn rpc_scan(cx: &RequestCx<'_>) -> BodyScan {
-    if cx.dialect == Dialect::Mcp { BodyScan::json(true) } else { BodyScan::Off }
+fn rpc_scan(cx: &RequestCx<'_>) -> StreamScan {
+    if cx.dialect == Dialect::Mcp { StreamScan::json(true) } else { StreamScan::default() }
 }
 
 impl Filter for SseKeepalive {
@@ -183,6 +184,10 @@ impl Filter for SseKeepalive {
     const SOURCE: &'static str = include_str!("mod.rs");
     type Config = SseKeepaliveConfig;
     type State = ScanState;
+
+    fn reads_model(&self) -> bool {
+        self.wanted_when.as_ref().is_some_and(Expression::reads_model)
+    }
 
     fn compile(config: SseKeepaliveConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
         let shortest = Duration::from_millis(100);

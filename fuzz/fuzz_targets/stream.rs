@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use keylatch_filters::contract::Frame;
-use keylatch_filters::sse_keepalive::body_scan::BodyScan;
+use keylatch_filters::sse_keepalive::stream_scan::StreamScan;
 use keylatch_filters::sse_keepalive::tracker::Tracker;
 use libfuzzer_sys::fuzz_target;
 
@@ -41,7 +41,7 @@ fn events(stream: &[u8]) -> Vec<(Vec<u8>, Vec<u8>, Vec<u8>)> {
 
 fuzz_target!(|data: &[u8]| {
     let (mut tracker, mut plain, mut framed) = (Tracker::new(), Vec::new(), Vec::new());
-    let (mut json, mut form) = (BodyScan::json(true), BodyScan::form("x"));
+    let (mut json, mut form) = (StreamScan::json(true), StreamScan::form("x"));
     // The length of the input chooses the kind of frame, so that all kinds are tried.
     let frame = [Frame::Comment, Frame::CommentLine, Frame::BlankLine][data.len() % 3];
     let mut rest = data;

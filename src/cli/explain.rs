@@ -30,14 +30,18 @@ pub struct Explain {
     /// The path of the request, with an optional query
     #[arg(long, default_value = "/")]
     path: String,
+    /// The model that the body names, for expressions that use `request.model`
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
     /// Use the file alone and call no running process; bindings and counts are unknown then
     #[arg(long)]
     offline: bool,
 }
 
 pub fn explain(args: &Explain) -> Result<(), String> {
-    let Explain { file, peer, headers, method, path, offline } = args;
-    let question = ExplainRequest { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone() };
+    let Explain { file, peer, headers, method, path, model, offline } = args;
+    let question =
+        ExplainRequest { peer: *peer, method: method.clone(), path: path.clone(), headers: headers.clone(), model: model.clone() };
     let config = &file.config;
     let explanation = match (offline, control::is_running(config)) {
         (false, true) => online(config, &question)?,

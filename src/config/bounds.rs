@@ -33,6 +33,12 @@ fn listeners(settings: &Settings) -> Vec<Invalid> {
         check((1024..=512 * 1024).contains(&limits.header_bytes.0), "header_bytes", "must be between 1KiB and 512KiB");
         check((1..=256).contains(&limits.headers), "headers", "must be between 1 and 256");
         check((100..=600_000).contains(&limits.header_timeout.0.as_millis()), "header_timeout", "must be between 100ms and 10min");
+        check((1024..=64 << 20).contains(&limits.read_ahead_bytes.0), "read_ahead_bytes", "must be between 1KiB and 64MiB");
+        check(
+            limits.read_ahead_total_bytes.0 >= limits.read_ahead_bytes.0,
+            "read_ahead_total_bytes",
+            "must be at least `read_ahead_bytes`",
+        );
         check((100..=3_600_000).contains(&limits.body_timeout.0.as_millis()), "body_timeout", "must be between 100ms and 1h");
         check(limits.body_min_rate.0 <= 1024 * 1024, "body_min_rate", "must be at most 1MiB per second; 0 disables it");
         check((100..=3_600_000).contains(&limits.write_timeout.0.as_millis()), "write_timeout", "must be between 100ms and 1h");

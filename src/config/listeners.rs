@@ -172,6 +172,12 @@ pub struct Limits {
     pub header_timeout: HumanDuration,
     /// The maximum size of a request body. Default: 64MiB. Above it: 413.
     pub body_bytes: ByteSize,
+    /// How much of a request body may be read ahead of the upstream, for rules that use
+    /// `request.model`, at most 64MiB. Default: 4MiB.
+    pub read_ahead_bytes: ByteSize,
+    /// The memory that all bodies of this listener may use for that at the same time. Default:
+    /// 256MiB.
+    pub read_ahead_total_bytes: ByteSize,
     /// The longest pause of a client within a body. Default: 30s. After it: 408.
     pub body_timeout: HumanDuration,
     /// The minimum average rate of a request body, in bytes per second, while Keylatch waits for
@@ -217,6 +223,8 @@ impl Default for Limits {
             headers: 100,
             header_timeout: HumanDuration::secs(10),
             body_bytes: ByteSize::mib(64),
+            read_ahead_bytes: ByteSize::mib(4),
+            read_ahead_total_bytes: ByteSize::mib(256),
             body_timeout: HumanDuration::secs(30),
             body_min_rate: ByteSize(100),
             write_timeout: HumanDuration::secs(60),

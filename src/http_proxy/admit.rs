@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Once};
 
 use http::header;
-use keylatch_filters::chain::{Chain, Decision};
+use keylatch_filters::chain::{Chain, Decision, Outcome};
 use keylatch_filters::client_ip::UNNAMED;
 use keylatch_filters::contract::{Arrival, ClientAddress, Dialect, RequestCx, Vouched};
 use pingora::Result;
@@ -91,16 +91,26 @@ impl ProxyPhases {
     }
 
     /// Runs the request hooks of a chain. `Some`: a filter answered.
-    async fn run_chain(&self, chain: &Chain, route: &str, session: &Session, context: &mut RequestContext) -> Result<Option<Answer>> {
+    async fn run_chain(&self, chain: &Chain, route: &str, session: &mut Session, context: &mut RequestContext) -> Result<Option<Answer>> {
         context.progress = chain.begin();
-        let RequestContext { facts, progress, peer, now, dialect, .. } = &mut *context;
-        let mut cx = RequestCx { request: session.req_header(), facts, peer: *peer, route, dialect: *dialect, now: *now, shadow: false };
-        let answer = chain.request(&mut cx, progress).await;
-        if facts.get::<ClientAddress>().is_some_and(|client| client.source == UNNAMED) {
-            warn_of_unnamed(*peer);
-        }
-        let reply = answer.map_err(|failure| errors::from_failure(&failure))?;
-        let Some(reply) = reply else { return Ok(None) };
+        let reply = loop {
+            let RequestContext { facts, progress, peer, now, dialect, .. } = &mut *context;
+            let mut cx =
+                RequestCx { request: session.req_header(), facts, peer: *peer, route, dialect: *dialect, now: *now, shadow: false };
+            let outcome = chain.request(&mut cx, progress).await;
+            if facts.get::<ClientAddress>().is_some_and(|client| client.source == UNNAMED) {
+                warn_of_unnamed(*peer);
+            }
+            match outcome.map_err(|failure| errors::from_failure(&failure))? {
+                Outcome::Passed => return Ok(None),
+                Outcome::Replied(reply) => break reply,
+                Outcome::ModelNeeded => {
+                    if let Some(answer) = self.read_model(session, context).await? {
+                        return Ok(Some(answer));
+                    }
+                }
+            }
+        };
         if let Some(Decision { filter, reason, .. }) = context.progress.decisions.last() {
             context.answered = Some((filter, reason));
         }
@@ -142,7 +152,7 @@ impl ProxyPhases {
     }
 
     /// Refuses a body by its announced length, without reading it.
-    fn too_large(&self, session: &Session, context: &mut RequestContext) -> Result<Option<Answer>> {
+    pub(super) fn too_large(&self, session: &Session, context: &mut RequestContext) -> Result<Option<Answer>> {
         if announced_length(session).is_some_and(|length| length > self.limits.body_bytes.0) {
             context.answered = Some(("body_limit", "body_bytes"));
             return Ok(Some(errors::BODY_TOO_LARGE));

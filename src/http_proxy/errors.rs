@@ -109,6 +109,8 @@ pub fn plain(bytes: Vec<u8>) -> Answer {
 pub const NO_ROUTE: Answer = Answer::new(StatusCode::NOT_FOUND, "unknown_path", "Not found. No route matches this path.");
 /// The body is larger than the listener allows.
 pub const BODY_TOO_LARGE: Answer = Answer::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The request body is too large.");
+/// Servers would read different models from the request.
+pub const TWO_MODELS: Answer = Answer::new(StatusCode::BAD_REQUEST, "two_models", "The request names two different models.");
 /// A filter or Keylatch failed.
 pub const INTERNAL: Answer = Answer::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "Internal server error.");
 const NO_SERVER: Answer =
@@ -133,6 +135,8 @@ const STOPPED: Answer = Answer::new(StatusCode::SERVICE_UNAVAILABLE, "stopping",
 pub const NO_SERVER_ERROR: ErrorType = ErrorType::Custom("NoServer");
 /// The body exceeded the limit.
 pub const BODY_ERROR: ErrorType = ErrorType::Custom("BodyTooLarge");
+/// The body names another model after the first one.
+pub const TWO_MODELS_ERROR: ErrorType = ErrorType::Custom("TwoModels");
 /// The body arrives too slowly.
 pub const BODY_RATE_ERROR: ErrorType = ErrorType::Custom("BodyRate");
 /// The upstream sent no data in time.
@@ -170,6 +174,7 @@ pub fn from_error(error: &Error) -> Option<Answer> {
     Some(match (error.etype(), error.esource()) {
         (t, _) if *t == NO_SERVER_ERROR => NO_SERVER,
         (t, _) if *t == BODY_ERROR => BODY_TOO_LARGE,
+        (t, _) if *t == TWO_MODELS_ERROR => TWO_MODELS,
         (t, _) if *t == BODY_RATE_ERROR => SLOW_BODY,
         (t, _) if *t == FIRST_BYTE_ERROR => TIMEOUT,
         (t, _) if *t == MAX_AGE_ERROR => TOO_OLD,

@@ -4,11 +4,15 @@
 
 mod admit;
 mod base_path;
+mod body_ahead;
 mod body_pieces;
 mod dialects;
 pub mod errors;
 mod fields;
+mod informational;
+mod model_watch;
 mod phases;
+mod read_ahead;
 mod reply;
 mod request_context;
 mod state;
@@ -17,5 +21,6 @@ mod stream_state;
 mod timed_session;
 mod upstream_choice;
 
+pub use body_ahead::AheadBudget;
 pub use phases::ProxyPhases;
 pub use state::ProxyState;

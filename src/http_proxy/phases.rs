@@ -17,11 +17,12 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::base_path::prepend_base_path;
+use super::body_ahead::AheadBudget;
 use super::errors::{self, BODY_ERROR, BODY_RATE_ERROR};
+use super::informational::expect_further_response;
 use super::reply::{self, RemainingBody};
 use super::request_context::RequestContext;
 use super::state::ProxyState;
-use super::stream::end_upgrade_wait;
 use super::{fields, timed_session};
 use crate::config::model::Limits;
 use crate::listener::conn::lingering;
@@ -36,6 +37,8 @@ pub struct ProxyPhases {
     pub address: SocketAddr,
     /// The limits of the listener.
     pub limits: Limits,
+    /// The memory for bodies that are read ahead.
+    pub ahead_budget: Arc<AheadBudget>,
 }
 
 #[async_trait]
@@ -86,6 +89,7 @@ impl ProxyHttp for ProxyPhases {
         end: bool,
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
+        let position = context.bytes_in;
         context.bytes_in += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         // The gate allows no body with an upgrade. These bytes belong to the other protocol, which
         // has no size limit.
@@ -94,6 +98,9 @@ impl ProxyHttp for ProxyPhases {
         }
         if context.bytes_in > self.limits.body_bytes.0 {
             return Err(Error::explain(BODY_ERROR, "the request body is larger than the listener allows").into_down());
+        }
+        if let (Some(watch), Some(body)) = (&mut context.model_watch, &body) {
+            watch.feed(position, body)?;
         }
         let Some(route) = context.routing.route() else { return Ok(()) };
         if route.chain.reads_request_body() {
@@ -166,6 +173,9 @@ impl ProxyHttp for ProxyPhases {
             self.state.metrics.dropped_fields.with_label_values(&[fields::UNDERSCORE]).inc_by(dropped);
         }
         prepend_base_path(route, upstream)?;
+        if context.body_asked_for {
+            upstream.remove_header(&header::EXPECT);
+        }
         if session.is_upgrade_req() && upstream.version == http::Version::HTTP_11 {
             self.await_upgrade(session, context);
         }
@@ -177,9 +187,9 @@ impl ProxyHttp for ProxyPhases {
                 let early = plan.before_headers.is_some() || plan.json_padding.is_some();
                 self.start_timed_stream(session, context, plan, early)
             }
-            // Pingora has no deadline for the body of an HTTP/2 request: the timed session enforces
-            // it.
-            None if session.is_http2() && !session.is_body_done() => {
+            // The timed session sends what was read ahead. And Pingora has no deadline for the body
+            // of an HTTP/2 request: the timed session enforces it.
+            None if context.ahead.is_some() || session.is_http2() && !session.is_body_done() => {
                 self.start_timed_stream(session, context, StreamPlan::none(self.limits.write_timeout.0), false)
             }
             None => Ok(()),
@@ -193,6 +203,7 @@ impl ProxyHttp for ProxyPhases {
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
         let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS && session.is_upgrade_req();
+        expect_further_response(&mut session.downstream_session, response.status.is_informational() && !upgraded);
         if response.status.is_informational() && !upgraded {
             // The client did not request an upgrade, and would read the following bytes as HTTP.
             if response.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -202,7 +213,7 @@ impl ProxyHttp for ProxyPhases {
         }
         context.responded = true;
         if session.is_upgrade_req() {
-            end_upgrade_wait(session, context);
+            context.restore_session(session);
         }
         if let (Some(route), Some(server)) = (context.route(), &context.server) {
             route.upstream.observe(server, &response.headers);
@@ -268,8 +279,7 @@ impl ProxyHttp for ProxyPhases {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<RequestContext>) -> FailToProxy {
         let cancelled = context.conn.as_ref().and_then(|conn| conn.cancelled()).map(errors::from_cancellation);
         context.error = Some(describe(cancelled.as_deref().unwrap_or(error)));
-        let stream =
-            context.session_slot.take().and_then(|session_slot| timed_session::restore(&mut session.downstream_session, &session_slot));
+        let stream = context.restore_session(session);
         context.note_late_answer(stream.as_ref());
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let answer = match &context.conn {
@@ -282,10 +292,8 @@ impl ProxyHttp for ProxyPhases {
         if *error.etype() == BODY_RATE_ERROR || context.conn.as_ref().is_some_and(|conn| conn.body_slow()) {
             self.state.metrics.refused.with_label_values(&["body_min_rate"]).inc();
         }
-        if let (ErrorSource::Upstream, Some(route)) = (error.esource(), context.route())
-            && !matches!(error.etype(), ErrorType::ConnectRefused | ErrorType::ConnectTimedout)
-        {
-            self.state.metrics.upstream_errors.with_label_values(&[&*route.upstream.name, error.etype().as_str()]).inc();
+        if !matches!(error.etype(), ErrorType::ConnectRefused | ErrorType::ConnectTimedout) {
+            self.count_upstream_error(context, error);
         }
         session.set_keepalive(None);
         let written = session.response_written().map(|response| response.status);
@@ -307,9 +315,11 @@ impl ProxyHttp for ProxyPhases {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Box<RequestContext>) {
-        if let Some(session_slot) = context.session_slot.take() {
-            let stream = timed_session::restore(&mut session.downstream_session, &session_slot);
-            context.note_late_answer(stream.as_ref());
+        let stream = context.restore_session(session);
+        context.note_late_answer(stream.as_ref());
+        if let Some(failure) = stream.and_then(|stream| stream.failure) {
+            self.count_upstream_error(context, &failure);
+            context.error = Some(describe(&failure));
         }
         if context.error.is_none() {
             context.error = error.map(describe);

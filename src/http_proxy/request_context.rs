@@ -9,9 +9,11 @@ use keylatch_filters::chain::{Chain, Progress};
 use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags};
 use pingora::proxy::Session;
 
+use super::body_ahead::BodyAhead;
+use super::model_watch::ModelWatch;
 use super::state::ProxyState;
 use super::stream_state::StreamState;
-use super::timed_session::SessionSlot;
+use super::timed_session::{self, SessionSlot};
 use crate::compile::{Route, Snapshot};
 use crate::listener::conn::Conn;
 use crate::telemetry::access::AccessLine;
@@ -82,6 +84,12 @@ pub struct RequestContext {
     pub underscores_allowed: bool,
     /// Bytes of the request body so far.
     pub bytes_in: u64,
+    /// The part of the body that was read ahead, until the session sends it.
+    pub ahead: Option<BodyAhead>,
+    /// Reads the rest of it.
+    pub model_watch: Option<ModelWatch>,
+    /// The client was asked for its body, so the upstream need not ask.
+    pub body_asked_for: bool,
     /// Time to the first byte of the response body.
     pub first_byte: Option<Duration>,
     /// The real session while a timed one replaces it.
@@ -115,6 +123,9 @@ impl RequestContext {
             spelled_target: None,
             underscores_allowed: false,
             bytes_in: 0,
+            ahead: None,
+            model_watch: None,
+            body_asked_for: false,
             first_byte: None,
             session_slot: None,
             open: None,
@@ -126,6 +137,11 @@ impl RequestContext {
     /// Its route, once it is known.
     pub fn route(&self) -> Option<&Route> {
         self.routing.route()
+    }
+
+    /// Restores the real session. `None`: none replaces it.
+    pub fn restore_session(&mut self, session: &mut Session) -> Option<StreamState> {
+        timed_session::restore(&mut session.downstream_session, &self.session_slot.take()?)
     }
 
     /// Its id in logs.

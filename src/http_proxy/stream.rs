@@ -25,7 +25,8 @@ impl ProxyPhases {
     ) -> Result<()> {
         let early_header = if early { Some(Box::new(early_header(session, context)?)) } else { None };
         let terms = StreamTerms { early_header, ..self.stream_terms(session, context, plan) };
-        context.session_slot = Some(timed_session::install(&mut session.downstream_session, terms, context.now.instant.into()));
+        let ahead = context.ahead.take();
+        context.session_slot = Some(timed_session::install(&mut session.downstream_session, terms, context.now.instant.into(), ahead));
         Ok(())
     }
 
@@ -46,7 +47,7 @@ impl ProxyPhases {
     /// Prepares the session of a request to upgrade, for each attempt anew. An early response or a
     /// deadline of a stream would break the upgrade.
     pub(super) fn await_upgrade(&self, session: &mut Session, context: &mut RequestContext) {
-        end_upgrade_wait(session, context);
+        context.restore_session(session);
         let terms = self.stream_terms(session, context, StreamPlan::none(self.limits.write_timeout.0));
         context.session_slot = Some(timed_session::await_upgrade(&mut session.downstream_session, terms, context.now.instant.into()));
     }
@@ -69,13 +70,6 @@ impl ProxyPhases {
         session.downstream_session.write_response_body(event, true).await?;
         session.downstream_session.finish_body().await?;
         Ok(true)
-    }
-}
-
-/// Restores the session of a request to upgrade.
-pub(super) fn end_upgrade_wait(session: &mut Session, context: &mut RequestContext) {
-    if let Some(slot) = context.session_slot.take() {
-        timed_session::restore(&mut session.downstream_session, &slot);
     }
 }
 

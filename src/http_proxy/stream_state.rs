@@ -14,8 +14,9 @@ use pingora::protocols::http::HttpTask;
 use pingora::{Error, ErrorType};
 use tokio::time::Instant;
 
+use super::body_ahead::BodyAhead;
 use super::dialects::{Collected, ErrorContext, LateAnswer};
-use super::errors::{Answer, BODY_RATE_ERROR, FIRST_BYTE_ERROR, MAX_AGE_ERROR};
+use super::errors::{Answer, BODY_RATE_ERROR, FIRST_BYTE_ERROR, MAX_AGE_ERROR, from_error};
 use crate::listener::conn::body_rate::{BodyPace, BodyRate};
 use crate::telemetry::streams::{OpenStream, StreamInfo, Streams};
 
@@ -83,12 +84,16 @@ pub struct StreamState {
     pub body_since: Option<Instant>,
     /// The rate of that body.
     pub pace: BodyPace,
+    /// The part of the request body that was read ahead.
+    pub ahead: Option<BodyAhead>,
     /// The unsent rest of a frame (HTTP/2 only).
     pub unsent: Bytes,
     /// The status of an upstream response after an early response.
     late_status: Option<StatusCode>,
     /// That response became an error.
     late_failure: bool,
+    /// The error of the upstream with which the stream ended properly.
+    pub failure: Option<Box<Error>>,
     open: Option<OpenStream>,
 }
 
@@ -105,9 +110,11 @@ impl StreamState {
             last_sent: Instant::now(),
             upstream_spoke: false,
             body_since: None,
+            ahead: None,
             unsent: Bytes::new(),
             late_status: None,
             late_failure: false,
+            failure: None,
             open: None,
         }
     }
@@ -206,6 +213,19 @@ impl StreamState {
         };
         self.stage = Stage::Over;
         Some(event)
+    }
+
+    /// Ends the stream after an error of the upstream. The connection stays usable, other than after
+    /// an error that Pingora handles. `Err`: the error cannot be sent here.
+    pub fn end_with(&mut self, error: Box<Error>) -> Result<HttpTask, Box<Error>> {
+        let Some(answer) = from_error(&error) else { return Err(error) };
+        match self.last_event(&answer) {
+            Some(event) => {
+                self.failure = Some(error);
+                Ok(HttpTask::Body(Some(event), true))
+            }
+            None => Err(error),
+        }
     }
 
     /// Handles an upstream header after an early response.

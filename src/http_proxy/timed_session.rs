@@ -24,7 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use futures::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use keylatch_filters::contract::{CancelReason, CancellationHandle, StreamPlan};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -37,8 +37,10 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, Result};
 use tokio::time::{Instant, Sleep};
 
+use super::body_ahead::BodyAhead;
 use super::body_pieces::LatestPiece;
 use super::errors::{MAX_AGE_ERROR, from_cancellation};
+use super::informational::expect_further_response;
 use super::stream_state::{Due, StreamState, StreamTerms};
 
 /// Receives the real session when the timed one is dropped.
@@ -57,10 +59,13 @@ pub struct TimedSession {
     request_end: RequestEnd,
 }
 
-/// Replaces a session by a timed one. `started` is when the request header was complete.
-pub fn install(session: &mut Box<HttpSession>, terms: StreamTerms, started: Instant) -> SessionSlot {
+/// Replaces a session by a timed one. `started` is when the request header was complete, `ahead` is
+/// the part of the body that was read already.
+pub fn install(session: &mut Box<HttpSession>, terms: StreamTerms, started: Instant, ahead: Option<BodyAhead>) -> SessionSlot {
     let slot = SessionSlot::default();
-    wrap(session, StreamState::new(terms, started), &slot, RequestEnd::Reported);
+    let mut stream = StreamState::new(terms, started);
+    stream.ahead = ahead;
+    wrap(session, stream, &slot, RequestEnd::Reported);
     slot
 }
 
@@ -149,6 +154,16 @@ impl TimedSession {
         }
     }
 
+    /// Whether the body of a response may end at any time.
+    fn is_unbounded(&self, head: &ResponseHeader) -> bool {
+        self.inner.is_http2() || head.headers.contains_key(header::TRANSFER_ENCODING)
+    }
+
+    /// Whether nothing is left of the body that was read ahead.
+    fn is_ahead_sent(&self) -> bool {
+        self.stream.as_ref().and_then(|stream| stream.ahead.as_ref()).is_none_or(BodyAhead::is_sent)
+    }
+
     async fn act(&mut self) -> Result<()> {
         let due = self.stream.as_mut().map_or(Due::Nothing, StreamState::due);
         match due {
@@ -226,6 +241,10 @@ impl TimedSession {
 impl CustomSession for TimedSession {
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         self.complete().await?;
+        if let Some(piece) = self.stream.as_mut().and_then(|stream| stream.ahead.as_mut()?.next()) {
+            self.body_end_pending = self.is_ahead_sent() && self.inner.is_body_done();
+            return Ok(Some(self.latest_piece.track(piece)));
+        }
         let body_expected = !no_body_expected && self.inner.is_http2() && !self.inner.is_body_done();
         if let Some(stream) = self.stream.as_mut() {
             if no_body_expected {
@@ -269,10 +288,15 @@ impl CustomSession for TimedSession {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         self.complete().await?;
         let mut passed = Vec::with_capacity(tasks.len());
+        let mut unbounded = self.inner.response_written().is_some_and(|head| self.is_unbounded(head));
         for task in tasks {
-            passed.extend(match self.stream.as_mut() {
-                Some(stream) => stream.translate(task),
-                None => Some(task),
+            if let HttpTask::Header(head, false) = &task {
+                unbounded |= self.is_unbounded(head);
+            }
+            passed.extend(match (self.stream.as_mut(), task) {
+                (Some(stream), HttpTask::Failed(error)) if unbounded => Some(stream.end_with(error).unwrap_or_else(HttpTask::Failed)),
+                (Some(stream), task) => stream.translate(task),
+                (None, task) => Some(task),
             });
         }
         self.rearm_if_due_sooner();
@@ -280,6 +304,8 @@ impl CustomSession for TimedSession {
         if passed.is_empty() {
             return Ok(over);
         }
+        let informational = |task: &HttpTask| matches!(task, HttpTask::Header(header, _) if header.status.is_informational());
+        expect_further_response(&mut self.inner, passed.iter().any(informational));
         self.inner.response_duplex_vec(passed).await
     }
 
@@ -348,7 +374,7 @@ impl CustomSession for TimedSession {
         self.inner.shutdown().await;
     }
     fn is_body_done(&mut self) -> bool {
-        !self.body_end_pending && self.request_end != RequestEnd::Hidden && self.inner.is_body_done()
+        !self.body_end_pending && self.request_end != RequestEnd::Hidden && self.is_ahead_sent() && self.inner.is_body_done()
     }
     fn is_body_empty(&mut self) -> bool {
         self.request_end != RequestEnd::Hidden && self.inner.is_body_empty()
@@ -385,7 +411,11 @@ impl CustomSession for TimedSession {
         self.inner.retry_buffer_truncated()
     }
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        self.inner.get_retry_buffer()
+        let rest = self.inner.get_retry_buffer();
+        match self.stream.as_ref().and_then(|stream| stream.ahead.as_ref()) {
+            Some(ahead) => ahead.sent_with(rest),
+            None => rest,
+        }
     }
     async fn finish_custom(&mut self) -> Result<()> {
         Ok(())

@@ -8,7 +8,7 @@ use std::time::Instant;
 use pingora::protocols::Digest;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::errors::NO_SERVER_ERROR;
 use super::phases::ProxyPhases;
@@ -127,6 +127,13 @@ impl ProxyPhases {
             self.count_failure(context, &error);
         }
         error
+    }
+
+    /// Counts an error of the upstream after its connection was established.
+    pub(super) fn count_upstream_error(&self, context: &RequestContext, error: &Error) {
+        if *error.esource() == ErrorSource::Upstream {
+            self.count_failure(context, error);
+        }
     }
 
     fn count_failure(&self, context: &RequestContext, error: &Error) {

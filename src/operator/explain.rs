@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 
+use http::Method;
+use keylatch_filters::body_scan::ModelSource;
 use keylatch_filters::chain::{Chain, Explained};
 use keylatch_filters::client_ip::UNNAMED;
-use keylatch_filters::contract::{Arrival, ClientAddress, Dialect, DryRun, Facts, Key, Now, RequestCx, canonical};
+use keylatch_filters::contract::{Arrival, ClientAddress, Dialect, DryRun, Facts, Key, Now, RequestCx, RequestModel, canonical};
 use pingora::http::RequestHeader;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -38,6 +40,11 @@ pub struct ExplainRequest {
     #[serde(default)]
     #[schema(max_items = 256)]
     pub headers: Vec<String>,
+    /// The model that the body names. Without it, expressions that use `request.model` fail, unless the path names the
+    /// model.
+    #[serde(default)]
+    #[schema(max_length = 512)]
+    pub model: Option<String>,
 }
 
 fn get() -> String {
@@ -112,6 +119,12 @@ pub async fn explain(snapshot: &Snapshot, question: &ExplainRequest, lookups: Lo
         facts.put(Arrival { vouched, ..Arrival::default() });
     }
 
+    if let ModelSource::Header(model) = ModelSource::of_request(&request, question.model.is_some() || request.method == Method::POST, false)
+    {
+        facts.put(model);
+    } else if let Some(model) = &question.model {
+        facts.put(RequestModel::Named(model.as_str().into()));
+    }
     let host = request.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     let Some((_, route)) = snapshot.route(&request.method, &host, request.uri.path()) else {
         explanation.line("route", format_args!("none: 404, unless a top-level filter answers first"));

@@ -121,6 +121,7 @@ pub const ERRORS: &[ErrorCode] = &[
     error("concurrency_limit", "429", "concurrency_limit_exceeded", &["limit"], "Too many requests are open."),
     error("concurrency_limit", "503", "limits_unavailable", &["store"], "Redis is unavailable, and `on_store_failure` is `deny`."),
     error("", "400", "malformed_body", &[], "The framing of the body is malformed."),
+    error("", "400", "two_models", &[], "The body names two models, and an expression of the route uses `request.model`."),
     error("", "403", "key_not_allowed_here", &[], "The key of an open stream was banned, unbound or bound elsewhere."),
     error("", "408", "request_timeout", &[], "The body took too long, or arrived too slowly."),
     error("", "413", "body_too_large", &[], "The body grew beyond a limit."),

@@ -25,7 +25,7 @@ pub use service::Pulse;
 pub use stop::Stop;
 
 use crate::config::model::{Listener, Settings};
-use crate::http_proxy::{ProxyPhases, ProxyState};
+use crate::http_proxy::{AheadBudget, ProxyPhases, ProxyState};
 use crate::listener::conn::OnRefusal;
 use crate::listener::conn::lingering::Lingered;
 use crate::server::acceptor::Acceptor;
@@ -170,7 +170,12 @@ fn build(
 }
 
 fn service(state: &Arc<ProxyState>, listener: &Listener, drain: Drain, conf: &Arc<ServerConf>) -> Service<Acceptor> {
-    let phases = ProxyPhases { state: Arc::clone(state), address: listener.address, limits: listener.limits.clone() };
+    let phases = ProxyPhases {
+        state: Arc::clone(state),
+        address: listener.address,
+        limits: listener.limits.clone(),
+        ahead_budget: AheadBudget::new(listener.limits.read_ahead_total_bytes.0),
+    };
     let mut proxy = HttpProxy::new(phases, Arc::clone(conf));
     let mut options = HttpServerOptions::default();
     options.h2c = listener.h2c;

@@ -50,7 +50,7 @@ impl Filter for UserAgent {
 
 #[cfg(test)]
 mod tests {
-    use keylatch_filters::chain::{Chain, Item};
+    use keylatch_filters::chain::{Chain, Item, Outcome};
     use keylatch_filters::contract::{Dialect, Facts, Now};
     use pingora::http::RequestHeader;
 
@@ -75,8 +75,8 @@ mod tests {
                 now: Now::read(),
                 shadow: false,
             };
-            let reply = runtime.block_on(chain.request(&mut cx, &mut chain.begin())).unwrap();
-            assert_eq!(reply.is_some(), refused, "{agent}");
+            let outcome = runtime.block_on(chain.request(&mut cx, &mut chain.begin())).unwrap();
+            assert_eq!(matches!(outcome, Outcome::Replied(_)), refused, "{agent}");
         }
     }
 }

@@ -1,18 +1,15 @@
 //! Scans a request body while it is forwarded: `"stream": true`, `"stream_format": "sse"` or a JSON-RPC `id` at the top
 //! level of a JSON object, or a form field `stream=true`.
-//!
-//! The scan delays nothing and buffers only the current key, the current scalar and the tail of a form chunk.
 
-mod form;
-mod json;
+use std::ops::ControlFlow;
 
-use form::FormScan;
-use json::JsonScan;
+use crate::body_scan::{FormFields, JsonMembers, Member, Progress};
 
 /// The scan stops after this number of bytes. Parameters may come after long messages.
 const BYTES_MAX: usize = 16 << 20;
-/// The longest key and scalar that are kept. JSON-RPC ids may be strings.
-const TEXT_BYTES_MAX: usize = 128;
+/// The longest JSON-RPC id that is kept. Ids may be strings.
+const ID_BYTES_MAX: usize = 128;
+
 /// The findings of a scan.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ScanResult {
@@ -20,50 +17,98 @@ pub struct ScanResult {
     pub stream: Option<bool>,
     /// The JSON-RPC `id` member, as JSON.
     pub rpc_id: Option<String>,
-    /// The body was parsed to its end, so an absent member means that it is not requested.
+    /// The body was parsed to its end without a request for a stream.
     pub complete: bool,
 }
 
-/// A scanner that reads a body chunk by chunk.
+/// A scanner that reads a body piece by piece.
 #[derive(Debug, Default)]
-pub enum BodyScan {
+pub struct StreamScan {
+    body: Body,
+    seen_bytes: usize,
+    found: ScanResult,
+}
+
+#[derive(Debug, Default)]
+enum Body {
     /// No scan.
     #[default]
     Off,
-    /// A JSON object.
-    Json(Box<JsonScan>),
+    /// A JSON object. `rpc`: with a JSON-RPC `id` instead of `stream`.
+    Json { members: Box<JsonMembers>, rpc: bool },
     /// `multipart/form-data`.
-    Form(Box<FormScan>),
+    Form(Box<FormFields>),
 }
 
-impl BodyScan {
+impl StreamScan {
     /// A scan of a JSON body. `rpc`: look for the JSON-RPC `id` instead of `stream`.
     pub fn json(rpc: bool) -> Self {
-        BodyScan::Json(Box::new(JsonScan::new(rpc)))
+        Self { body: Body::Json { members: Box::default(), rpc }, ..Self::default() }
     }
 
     /// A scan of a form with the boundary of its `Content-Type`.
     pub fn form(boundary: &str) -> Self {
-        BodyScan::Form(Box::new(FormScan::new(boundary)))
+        Self { body: Body::Form(Box::new(FormFields::new(boundary, "stream"))), ..Self::default() }
     }
 
-    /// Scans the next chunk. A request for a stream, once found, does not change.
+    /// Scans the next piece. A request for a stream, once found, does not change: most parsers use the last of duplicate
+    /// members, but the scan ends at the first `true`.
     pub fn feed(&mut self, bytes: &[u8]) {
-        match self {
-            BodyScan::Off => {}
-            BodyScan::Json(scan) => scan.feed(bytes),
-            BodyScan::Form(scan) => scan.feed(bytes),
+        let found = &mut self.found;
+        self.seen_bytes += bytes.len();
+        if found.stream == Some(true) || self.seen_bytes > BYTES_MAX {
+            return;
         }
+        let progress = match &mut self.body {
+            Body::Off => return,
+            Body::Json { members, rpc } => {
+                members.feed(bytes, |member| if *rpc { rpc_member(&member, found) } else { stream_member(&member, found) });
+                members.progress()
+            }
+            Body::Form(fields) => {
+                fields.feed(bytes, |value| {
+                    let value = value.trim_ascii();
+                    let wanted = value.eq_ignore_ascii_case(b"true") || value == b"1";
+                    found.stream = Some(found.stream == Some(true) || wanted);
+                    ControlFlow::Continue(())
+                });
+                fields.progress()
+            }
+        };
+        found.complete = progress == Progress::Complete && found.stream != Some(true);
     }
 
     /// The findings so far. `None`: no scan.
     pub fn result(&self) -> Option<&ScanResult> {
-        match self {
-            BodyScan::Off => None,
-            BodyScan::Json(scan) => Some(scan.result()),
-            BodyScan::Form(scan) => Some(scan.result()),
-        }
+        (!matches!(self.body, Body::Off)).then_some(&self.found)
     }
+}
+
+fn stream_member(member: &Member<'_>, found: &mut ScanResult) -> ControlFlow<()> {
+    let wanted = match (&*member.key, member.scalar) {
+        (b"stream", b"true") => true,
+        (b"stream", b"false" | b"null") => false,
+        // The meaning of any other value depends on the upstream.
+        (b"stream", _) => return ControlFlow::Break(()),
+        // The speech endpoint of OpenAI.
+        (b"stream_format", b"\"sse\"") => true,
+        _ => return ControlFlow::Continue(()),
+    };
+    found.stream = Some(found.stream == Some(true) || wanted);
+    ControlFlow::Continue(())
+}
+
+fn rpc_member(member: &Member<'_>, found: &mut ScanResult) -> ControlFlow<()> {
+    if &*member.key == b"id" && found.rpc_id.is_none() && is_rpc_id(member.scalar) {
+        found.rpc_id = String::from_utf8(member.scalar.to_vec()).ok();
+    }
+    ControlFlow::Continue(())
+}
+
+/// Whether this is a complete string or number (JSON-RPC 2.0, section 4).
+fn is_rpc_id(json: &[u8]) -> bool {
+    json.len() <= ID_BYTES_MAX
+        && serde_json::from_slice::<serde_json::Value>(json).is_ok_and(|value| value.is_string() || value.is_number())
 }
 
 #[cfg(test)]
@@ -71,7 +116,7 @@ mod tests {
     use super::*;
 
     /// Scans a body at once and byte by byte; both results must be equal.
-    fn scan(fresh: impl Fn() -> BodyScan, body: &str) -> ScanResult {
+    fn scan(fresh: impl Fn() -> StreamScan, body: &str) -> ScanResult {
         let mut whole = fresh();
         whole.feed(body.as_bytes());
         let mut bytewise = fresh();
@@ -108,9 +153,9 @@ mod tests {
             ("}}}}", None),
             (r#"{"stream":true"#, None),
         ] {
-            assert_eq!(scan(|| BodyScan::json(false), body).stream, wanted, "{body}");
+            assert_eq!(scan(|| StreamScan::json(false), body).stream, wanted, "{body}");
         }
-        let mut off = BodyScan::Off;
+        let mut off = StreamScan::default();
         off.feed(br#"{"stream":true}"#);
         assert_eq!(off.result(), None);
     }
@@ -128,13 +173,13 @@ mod tests {
             ("\x1f\u{8b}", false),
             ("", false),
         ] {
-            assert_eq!(scan(|| BodyScan::json(false), body).complete, complete, "{body}");
+            assert_eq!(scan(|| StreamScan::json(false), body).complete, complete, "{body}");
         }
         let part = "--b0\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n";
         for (body, complete) in
             [(format!("{part}--b0--\r\n"), true), (part.to_owned(), false), (format!("{part}--b0--").replace("\r\n", "\n"), false)]
         {
-            assert_eq!(scan(|| BodyScan::form("b0"), &body).complete, complete, "{body:?}");
+            assert_eq!(scan(|| StreamScan::form("b0"), &body).complete, complete, "{body:?}");
         }
     }
 
@@ -148,10 +193,10 @@ mod tests {
             (r#"{"id":{"a":1}}"#, None),
             (r#"[{"id":1}]"#, None),
         ] {
-            assert_eq!(scan(|| BodyScan::json(true), body).rpc_id.as_deref(), id, "{body}");
+            assert_eq!(scan(|| StreamScan::json(true), body).rpc_id.as_deref(), id, "{body}");
         }
         let long = format!(r#"{{"id":"{}"}}"#, "x".repeat(200));
-        assert_eq!(scan(|| BodyScan::json(true), &long).rpc_id, None);
+        assert_eq!(scan(|| StreamScan::json(true), &long).rpc_id, None);
     }
 
     #[test]
@@ -169,8 +214,8 @@ mod tests {
             (part("name=\"streams\"", "true"), None),
         ] {
             let body = body + "--b0--\r\n";
-            assert_eq!(scan(|| BodyScan::form("b0"), &body).stream, wanted, "{body}");
+            assert_eq!(scan(|| StreamScan::form("b0"), &body).stream, wanted, "{body}");
         }
-        assert_eq!(scan(|| BodyScan::form(""), "--\r\n").stream, None);
+        assert_eq!(scan(|| StreamScan::form(""), "--\r\n").stream, None);
     }
 }

@@ -1,17 +1,16 @@
-//! Scans a JSON object for its top-level members `stream`, `stream_format` and `id`.
+//! Reads the top-level members of a JSON object, piece by piece.
 
 use std::borrow::Cow;
+use std::ops::ControlFlow;
 
-use super::{BYTES_MAX, ScanResult, TEXT_BYTES_MAX};
+use super::{Progress, TEXT_BYTES_MAX};
 
-/// Scans the top level of one JSON object.
+/// Reads the members of one JSON object. It keeps only the current key and the current scalar.
 #[derive(Debug, Default)]
-pub struct JsonScan {
-    result: ScanResult,
-    rpc: bool,
-    /// The body cannot be parsed, or is too long; the scan has stopped.
+pub struct JsonMembers {
+    /// The body is no JSON object; nothing more is read.
     off: bool,
-    seen_bytes: usize,
+    complete: bool,
     depth: u32,
     in_string: bool,
     escaped: bool,
@@ -22,21 +21,28 @@ pub struct JsonScan {
     scalar: Vec<u8>,
 }
 
-impl JsonScan {
-    pub fn new(rpc: bool) -> Self {
-        Self { rpc, ..Self::default() }
-    }
+/// One top-level member.
+pub struct Member<'a> {
+    /// The key, with its escapes decoded. A key that is too long is cut.
+    pub key: Cow<'a, [u8]>,
+    /// A scalar as JSON, with its quotes. Empty: an object or an array. Longer than [`TEXT_BYTES_MAX`]: cut.
+    pub scalar: &'a [u8],
+}
 
-    pub fn result(&self) -> &ScanResult {
-        &self.result
-    }
-
-    pub fn feed(&mut self, bytes: &[u8]) {
-        if self.done() {
-            return;
+impl JsonMembers {
+    /// How far the object was read.
+    pub fn progress(&self) -> Progress {
+        match (self.off, self.complete) {
+            (true, _) => Progress::Unreadable,
+            (false, true) => Progress::Complete,
+            (false, false) => Progress::Reading,
         }
+    }
+
+    /// Reads the next piece, and calls `each` for each member that ends in it. `Break` makes the body unreadable.
+    pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Member<'_>) -> ControlFlow<()>) {
         let mut rest = bytes;
-        while let Some((&byte, after)) = rest.split_first() {
+        while let Some((&byte, after)) = rest.split_first().filter(|_| !self.off && !self.complete) {
             rest = after;
             // Skip the content of nested strings, which may be long, up to the next quote or escape.
             if self.in_string && self.depth > 1 && !self.escaped {
@@ -46,21 +52,11 @@ impl JsonScan {
                     continue;
                 }
             }
-            self.byte(byte);
-            if self.done() {
-                return;
-            }
+            self.byte(byte, &mut each);
         }
-        self.seen_bytes += bytes.len();
-        self.off |= self.seen_bytes > BYTES_MAX;
     }
 
-    fn done(&self) -> bool {
-        // Most parsers use the last of duplicate members. The scan ends at the first `true` and ignores later duplicates.
-        self.off || self.result.complete || if self.rpc { self.result.rpc_id.is_some() } else { self.result.stream == Some(true) }
-    }
-
-    fn byte(&mut self, byte: u8) {
+    fn byte(&mut self, byte: u8, each: &mut impl FnMut(Member<'_>) -> ControlFlow<()>) {
         if self.in_string {
             let top = self.depth == 1;
             let text = if self.expects_value { &mut self.scalar } else { &mut self.key };
@@ -85,7 +81,7 @@ impl JsonScan {
                 }
             }
             b'{' | b'[' => {
-                // An array has no members, and a JSON-RPC batch has no single id.
+                // An array has no members.
                 self.off |= self.depth == 0 && byte == b'[';
                 self.depth += 1;
                 if self.depth == 2 {
@@ -93,15 +89,15 @@ impl JsonScan {
                 }
             }
             b'}' | b']' => {
-                self.end_of_member();
-                self.result.complete |= self.depth == 1 && !self.off;
+                self.end_of_member(each);
+                self.complete |= self.depth == 1 && !self.off;
                 self.depth = self.depth.saturating_sub(1);
             }
             b':' if self.depth == 1 => {
                 self.expects_value = true;
                 self.scalar.clear();
             }
-            b',' if self.depth == 1 => self.end_of_member(),
+            b',' if self.depth == 1 => self.end_of_member(each),
             b' ' | b'\t' | b'\r' | b'\n' => {}
             // Many parsers skip a byte-order mark (RFC 8259, section 8.1).
             0xEF | 0xBB | 0xBF if self.depth == 0 => {}
@@ -111,24 +107,12 @@ impl JsonScan {
         }
     }
 
-    fn end_of_member(&mut self) {
+    fn end_of_member(&mut self, each: &mut impl FnMut(Member<'_>) -> ControlFlow<()>) {
         if self.depth != 1 {
             return;
         }
         if self.expects_value {
-            let key = unescaped(&self.key);
-            match (&*key, &*self.scalar) {
-                (b"stream", b"true") => self.result.stream = Some(true),
-                (b"stream", b"false" | b"null") => self.result.stream = Some(false),
-                // The meaning of any other value depends on the upstream.
-                (b"stream", _) => self.off = true,
-                // The speech endpoint of OpenAI.
-                (b"stream_format", b"\"sse\"") => self.result.stream = Some(true),
-                (b"id", id) if self.rpc && self.result.rpc_id.is_none() && is_rpc_id(id) => {
-                    self.result.rpc_id = String::from_utf8(id.to_vec()).ok();
-                }
-                _ => {}
-            }
+            self.off |= each(Member { key: unescaped(&self.key), scalar: &self.scalar }).is_break();
         }
         self.expects_value = false;
         self.key.clear();
@@ -143,10 +127,4 @@ fn unescaped(key: &[u8]) -> Cow<'_, [u8]> {
     }
     let quoted = [b"\"", key, b"\""].concat();
     serde_json::from_slice::<String>(&quoted).map_or(Cow::Borrowed(key), |key| Cow::Owned(key.into_bytes()))
-}
-
-/// Whether this is a complete string or number (JSON-RPC 2.0, section 4).
-fn is_rpc_id(json: &[u8]) -> bool {
-    json.len() <= TEXT_BYTES_MAX
-        && serde_json::from_slice::<serde_json::Value>(json).is_ok_and(|value| value.is_string() || value.is_number())
 }
