@@ -38,6 +38,8 @@ pub use variables::VARIABLES;
 const SOURCE_BYTES_MAX: usize = 8192;
 /// The deepest nesting that the parser accepts.
 const DEPTH_MAX: u16 = 64;
+/// The stack of the parser at that depth. Its memory is used only as far as it is needed.
+const STACK_BYTES: usize = 64 << 20;
 
 /// The longest chain of operators and members that is open at one position. The parser and all users of its tree recurse
 /// once per link, so the chain bounds their stack.
@@ -155,11 +157,15 @@ fn position(line: usize, column: usize, source: &str) -> String {
 
 fn parse(source: &str) -> Result<(cel::common::ast::IdedExpr, cel::common::ast::SourceInfo), Invalid> {
     // Macros are not expanded by the parser, because the checker handles them with their original positions.
-    // `catch_unwind`: a panic in the parser must not end the process.
-    let parsed = std::panic::catch_unwind(|| {
+    let parse = || {
         let parser = Env::default().with_optional_support(false).parser().enable_ident_escape_syntax(true).max_recursion_depth(DEPTH_MAX);
         parser.parse_with_source_info(source)
-    });
+    };
+    // The parser recurses deeply, with large frames if it is not optimised. And a panic in it must not end the process.
+    let parsed = std::thread::scope(|scope| match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, parse) {
+        Ok(thread) => Ok(thread.join()),
+        Err(error) => Err(Invalid::new(format!("no thread could be started to read the expression: {error}"))),
+    })?;
     match parsed {
         Ok(Ok(parsed)) => Ok(parsed),
         Ok(Err(errors)) => Err(match errors.errors.first() {

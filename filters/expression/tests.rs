@@ -42,6 +42,15 @@ fn holds(source: &str, request: &RequestHeader, facts: &mut Facts) -> Result<boo
 }
 
 #[test]
+fn the_deepest_nesting_needs_no_large_stack() {
+    let nested = |depth: usize| format!("{}true{}", "(".repeat(depth), ")".repeat(depth));
+    let compile = |depth| Expression::compile(&nested(depth), &Type::Bool, &[]).map(drop);
+    assert!(compile(10).is_ok());
+    // A thread of a test has 2 MiB, as have those of the server.
+    assert!(compile(usize::from(DEPTH_MAX) + 5).is_err());
+}
+
+#[test]
 fn expressions_that_are_true() {
     for source in [
         r#"request.method == "POST" && request.path.startsWith("/v1/")"#,
