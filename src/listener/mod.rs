@@ -2,12 +2,10 @@
 //! bodies, and the gate that normalises or refuses a request. It knows no route and no filter.
 
 pub mod admission;
-mod chunks;
 pub mod conn;
 pub mod connection_options;
 pub mod gate;
 pub mod header_check;
-mod header_guard;
 pub mod path;
 pub mod policy;
 pub mod refusal;

@@ -9,17 +9,20 @@
 //! nothing is parsed as a request unless the gate has seen its first byte.
 
 pub mod body_rate;
+mod chunks;
 mod client_cert;
 mod delegate;
+mod header_guard;
 pub mod http2;
 pub mod lingering;
+mod phase;
 pub mod proxy_protocol;
 mod request_body;
 mod stream;
 pub mod tls;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -30,20 +33,10 @@ use body_rate::BodyRate;
 pub use client_cert::ClientCertCheck;
 use http2::Http2Streams;
 use lingering::{ClosingStream, LingeringLimits};
+use phase::{CurrentPhase, Event};
 pub use stream::ConnStream;
 
 use super::header_check::Malformed;
-
-/// Nothing of the next request has arrived.
-const IDLE: u8 = 0;
-/// A part of its header has arrived.
-const HEAD: u8 = 1;
-/// Its body, and the bytes behind it.
-const REQUEST: u8 = 2;
-/// HTTP/2, from its preface on.
-const HTTP2: u8 = 3;
-/// Another protocol, after an upgrade.
-const OPAQUE: u8 = 4;
 
 /// Stands for chunked framing in place of a length.
 const CHUNKED: u64 = u64::MAX;
@@ -69,7 +62,7 @@ pub struct Conn {
     pub tls: Option<Arrival>,
     /// Checks whether the client certificate is still valid.
     pub client_cert: ClientCertCheck,
-    phase: AtomicU8,
+    phase: CurrentPhase,
     /// The last header, if it is malformed. No request follows it.
     malformed: OnceLock<Box<Malformed>>,
     /// The length of the current body, or [`CHUNKED`].
@@ -97,7 +90,7 @@ impl Conn {
             peer,
             tls,
             client_cert,
-            phase: AtomicU8::new(IDLE),
+            phase: CurrentPhase::new(),
             malformed: OnceLock::new(),
             body: AtomicU64::new(0),
             body_bad: AtomicBool::new(false),
@@ -113,7 +106,7 @@ impl Conn {
 
     /// Switches the connection to HTTP/2.
     pub fn set_http2(&self) {
-        self.phase.store(HTTP2, Ordering::Relaxed);
+        self.phase.apply(Event::Http2Preface);
         self.http2.get_or_init(Arc::default);
     }
 
@@ -144,13 +137,13 @@ impl Conn {
 
     /// Notes that a request with this framing has passed the gate.
     pub fn header_complete(&self, framing: Framing) {
-        let (phase, body) = match framing {
-            Framing::Length(length) => (REQUEST, length.min(CHUNKED - 1)),
-            Framing::Chunked => (REQUEST, CHUNKED),
-            Framing::Upgrade => (OPAQUE, 0),
+        let (event, body) = match framing {
+            Framing::Length(length) => (Event::Admitted, length.min(CHUNKED - 1)),
+            Framing::Chunked => (Event::Admitted, CHUNKED),
+            Framing::Upgrade => (Event::UpgradeAdmitted, 0),
         };
         self.body.store(body, Ordering::Relaxed);
-        let _ = self.phase.compare_exchange(HEAD, phase, Ordering::Relaxed, Ordering::Relaxed);
+        self.phase.apply(event);
     }
 
     /// Whether the current body was cut off because its chunks are malformed.
@@ -176,7 +169,7 @@ impl Conn {
 
     /// Notes the end of the request: the next byte begins a header.
     pub fn request_finished(&self) {
-        let _ = self.phase.compare_exchange(REQUEST, IDLE, Ordering::Relaxed, Ordering::Relaxed);
+        self.phase.apply(Event::Finished);
     }
 }
 

@@ -15,12 +15,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::body_rate::BodyPace;
+use super::chunks::Chunks;
+use super::header_guard::{END_OF_HEAD, FIELDS_PARSED_MAX, HeaderGuard};
 use super::http2::{Http2, PREFACE};
 use super::lingering::ClosingStream;
-use super::{Conn, ConnLimits, HEAD, HTTP2, IDLE, OPAQUE, OnRefusal, REQUEST};
-use crate::listener::chunks::Chunks;
+use super::phase::{Event, Phase};
+use super::{Conn, ConnLimits, OnRefusal};
 use crate::listener::header_check::{self, Checked, Malformed};
-use crate::listener::header_guard::{END_OF_HEAD, FIELDS_PARSED_MAX, HeaderGuard};
 use crate::listener::refusal::bad;
 
 /// The size of a read while looking for HTTP/2; most headers are smaller.
@@ -114,9 +115,9 @@ impl ConnStream {
 
     /// Whether the client has sent bytes that were not read, or gets a refusal.
     fn unread(&self) -> bool {
-        let begun = match self.conn.phase.load(Ordering::Relaxed) {
-            HEAD => true,
-            REQUEST => !self.body_complete(),
+        let begun = match self.conn.phase.get() {
+            Phase::Header => true,
+            Phase::Request => !self.body_complete(),
             _ => false,
         };
         begun || !self.refusal.is_empty() || !self.buffered.is_empty()
@@ -124,7 +125,7 @@ impl ConnStream {
 
     /// Tracks bytes of a header. Returns how many belong to it.
     fn track_header(&mut self, fresh: &[u8]) -> usize {
-        if self.conn.phase.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        if self.conn.phase.apply(Event::HeaderByte) {
             let deadline = self.header.deadline.take().unwrap_or_else(|| Instant::now() + self.limits.header_timeout);
             self.header = HeaderGuard::until(deadline);
             self.first = None;
@@ -275,7 +276,7 @@ impl ConnStream {
     }
 
     /// Reads an upgraded connection.
-    fn read_opaque(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn read_upgraded(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(Poll::Ready(why)) = self.conn.cancellation.get().map(|cancellation| cancellation.poll_cancelled(cx)) {
             let _ = self.conn.cancelled.set(why);
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
@@ -299,11 +300,11 @@ fn take_front(bytes: &mut Vec<u8>, length: usize) {
 impl AsyncRead for ConnStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        match this.conn.phase.load(Ordering::Relaxed) {
-            REQUEST => this.read_body(cx, buf),
-            OPAQUE => this.read_opaque(cx, buf),
-            HTTP2 => this.read_http2(cx, buf),
-            phase => this.read_header(cx, buf, phase == HEAD),
+        match this.conn.phase.get() {
+            phase @ (Phase::Idle | Phase::Header) => this.read_header(cx, buf, phase == Phase::Header),
+            Phase::Request => this.read_body(cx, buf),
+            Phase::Upgraded => this.read_upgraded(cx, buf),
+            Phase::Http2 => this.read_http2(cx, buf),
         }
     }
 }
