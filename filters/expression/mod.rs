@@ -16,6 +16,7 @@ mod functions;
 mod loops;
 mod lower;
 mod members;
+mod parse;
 mod scope;
 mod strings;
 mod time;
@@ -23,12 +24,11 @@ mod types;
 mod value;
 mod variables;
 
-use cel::Env;
-
 use crate::contract::Invalid;
 use evaluate::{Node, Run};
 pub use fuel::EvalError;
 use lower::{CheckError, Lowering};
+use parse::{parse, position};
 pub use scope::Scope;
 pub use types::Type;
 use value::Value;
@@ -36,11 +36,6 @@ pub use variables::VARIABLES;
 
 /// The longest expression.
 const SOURCE_BYTES_MAX: usize = 8192;
-/// The deepest nesting that the parser accepts.
-const DEPTH_MAX: u16 = 64;
-/// The stack of the parser at that depth. Its memory is used only as far as it is needed.
-const STACK_BYTES: usize = 64 << 20;
-
 /// The longest chain of operators and members that is open at one position. The parser and all users of its tree recurse
 /// once per link, so the chain bounds their stack.
 const CHAINED_MAX: usize = 120;
@@ -148,42 +143,6 @@ impl Expression {
     fn run<'v>(&'v self, scope: &'v Scope<'v>) -> Result<Value<'v>, EvalError> {
         Run::new(scope).evaluate(&self.root)
     }
-}
-
-/// A position in the source: the column only, if the source has one line.
-fn position(line: usize, column: usize, source: &str) -> String {
-    if source.trim_end().contains('\n') { format!("line {line}, column {}", column + 1) } else { format!("column {}", column + 1) }
-}
-
-fn parse(source: &str) -> Result<(cel::common::ast::IdedExpr, cel::common::ast::SourceInfo), Invalid> {
-    // Macros are not expanded by the parser, because the checker handles them with their original positions.
-    let parse = || {
-        let parser = Env::default().with_optional_support(false).parser().enable_ident_escape_syntax(true).max_recursion_depth(DEPTH_MAX);
-        parser.parse_with_source_info(source)
-    };
-    // The parser recurses deeply, with large frames if it is not optimised. And a panic in it must not end the process.
-    let parsed = std::thread::scope(|scope| match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, parse) {
-        Ok(thread) => Ok(thread.join()),
-        Err(error) => Err(Invalid::new(format!("no thread could be started to read the expression: {error}"))),
-    })?;
-    match parsed {
-        Ok(Ok(parsed)) => Ok(parsed),
-        Ok(Err(errors)) => Err(match errors.errors.first() {
-            Some(first) => {
-                let (line, column) = (usize::try_from(first.pos.0).unwrap_or(1), usize::try_from(first.pos.1).unwrap_or(0));
-                Invalid::new(format!("{}: {}", position(line.max(1), column.saturating_sub(1), source), short_message(&first.msg)))
-            }
-            None => Invalid::new("this is not a valid expression"),
-        }),
-        Err(_) => Err(Invalid::new("this is not a valid expression")),
-    }
-}
-
-/// The parser's message without its list of expected tokens and without internal names.
-fn short_message(message: &str) -> String {
-    let message = message.trim_start_matches("Syntax error: ");
-    let message = message.split_once(" expecting {").map_or(message, |(found, _)| found);
-    if message.contains(" { ") || message.contains('(') { "syntax error".to_owned() } else { message.to_owned() }
 }
 
 #[cfg(test)]

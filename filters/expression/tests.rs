@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pingora_http::RequestHeader;
 use serde_json::json;
 
+use super::parse::DEPTH_MAX;
 use super::*;
 use crate::contract::{ClientAddress, Dialect, Facts, Identity, Now, RequestCx};
 
