@@ -19,20 +19,8 @@ mod retention;
 mod server;
 mod session;
 
-#[path = "../common/accounts.rs"]
-mod accounts;
-#[path = "../common/mailbox.rs"]
-mod mailbox;
-#[path = "../common/providers.rs"]
-mod providers;
-#[path = "../common/samples.rs"]
-mod samples;
-#[path = "../common/settings.rs"]
-mod settings;
-#[path = "../common/shared_secrets.rs"]
-mod shared_secrets;
-#[path = "../common/trim.rs"]
-mod trim;
+#[path = "../common/mod.rs"]
+mod common;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -57,7 +45,7 @@ use super::{Authority, Events, OnStoreEvent, ServerInfo};
 use crate::config::Files;
 use crate::config::model::Postgres as PostgresConfig;
 
-// The types that the shared statements of `common` are compiled with.
+// The contract of `common`.
 type Db = Pg;
 type Own = Postgres;
 type DbPool = Pool;

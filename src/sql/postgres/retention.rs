@@ -3,8 +3,8 @@
 
 use std::time::SystemTime;
 
+use super::common;
 use super::session::Pool;
-use super::trim;
 use crate::sql::outbox::AGE_MAX;
 use crate::sql::record::{RetentionPolicy, RetentionResult};
 use crate::util::time::millis;
@@ -72,7 +72,7 @@ pub async fn apply(pool: &Pool, policy: &RetentionPolicy) -> sqlx::Result<Option
     .await?;
     let now_ms = millis(SystemTime::now());
     let audit_ms = now_ms - i64::try_from(policy.audit.as_millis()).unwrap_or(i64::MAX);
-    result.trimmed += trim::trim(pool, now_ms, audit_ms).await?;
+    result.trimmed += common::trim::trim(pool, now_ms, audit_ms).await?;
     Ok(Some(result))
 }
 

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::bindings::{JUDGED, judged};
-use super::{Sqlite, audit, failed, numbers, trim};
+use super::{Sqlite, audit, common, failed, numbers};
 use crate::sql::audit::{Actor, AuditLine};
 use crate::sql::batch::networks as joined;
 use crate::sql::outbox::AGE_MAX;
@@ -129,7 +129,7 @@ impl Sqlite {
         }
         tx.commit().await?;
         let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
-        let trimmed = (2..7).map(rows).sum::<u64>() + trim::trim(&self.pool, now_ms, before(policy.audit)).await?;
+        let trimmed = (2..7).map(rows).sum::<u64>() + common::trim::trim(&self.pool, now_ms, before(policy.audit)).await?;
         Ok(Some(RetentionResult { archived: rows(0), unconfirmed: rows(1), trimmed }))
     }
 }

@@ -14,26 +14,8 @@ mod manage;
 mod text;
 
 #[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
-#[path = "../common/accounts.rs"]
-mod accounts;
-#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
-#[path = "../common/mailbox.rs"]
-mod mailbox;
-#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
-#[path = "../common/providers.rs"]
-mod providers;
-#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
-#[path = "../common/samples.rs"]
-mod samples;
-#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
-#[path = "../common/settings.rs"]
-mod settings;
-#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
-#[path = "../common/shared_secrets.rs"]
-mod shared_secrets;
-#[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
-#[path = "../common/trim.rs"]
-mod trim;
+#[path = "../common/mod.rs"]
+mod common;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -54,7 +36,7 @@ use super::record::{BindingCursor, Change, Changed, Query, Record, RetentionPoli
 use super::{Authority, Events, ServerInfo};
 use crate::util::time::millis;
 
-// The types that the shared statements of `common` are compiled with.
+// The contract of `common`.
 type Db = sqlx::Sqlite;
 type Own = Sqlite;
 type DbPool = SqlitePool;
