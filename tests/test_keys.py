@@ -327,3 +327,26 @@ routes:
     assert all(path in unjudged["what"] for path in ("/v1beta/", "/mj/", "/fast/mj/", "/suno/")) and "/v1/chat" not in unjudged["what"]
     [unverified] = [finding for finding in found if "`confirm: immediate`" in finding["what"]]
     assert (unverified["level"], unverified["place"]) == ("warn", "routes: api")
+
+
+def test_the_doctor_finds_fields_that_never_arrive_and_tokens_that_may_pass_unverified(start, echo_upstream):
+    config = """
+listeners: [{{address: "127.0.0.1:{port}", underscores_in_headers: {underscores}}}]
+admin: {{address: "127.0.0.1:{admin}"}}
+storage: memory
+upstreams: [{{name: model, servers: [{{address: "127.0.0.1:{upstream}"}}]}}]
+routes:
+  - name: api
+    match: {{paths: [/v1/*]}}
+    upstream: model
+    filters:
+      - bearer: {{accept: [{{introspection: {{endpoint: {{url: "http://127.0.0.1:9/introspect", allow_private: true}}, client_id: a, client_secret: "a-secret-of-16-bytes", on_failure: {failure}}}}}]}}
+      - key_binding: {{confirm: immediate, from: [authorization, {{header: x_key}}]}}
+"""
+    for underscores, failure in (("drop", "open"), ("allow", "closed")):
+        text = config.replace("{underscores}", underscores).replace("{failure}", failure)
+        keylatch = start(echo_upstream, config=text)
+        found = [json.loads(line)["what"] for line in keylatch.command("doctor", "--json").stdout.splitlines()]
+        assert any("`x_key`" in what for what in found) == (underscores == "drop"), found
+        assert any("`confirm: immediate`" in what for what in found) == (failure == "open"), found
+        keylatch.stop()

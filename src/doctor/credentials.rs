@@ -1,10 +1,11 @@
 //! Checks that a filter judges every credential: paths on which an API reads keys, and tokens that only the upstream verifies.
 
 use http::Method;
+use serde_json::Value;
 
 use super::Findings;
 use crate::compile::Snapshot;
-use crate::config::model::FilterItem;
+use crate::config::model::{FilterItem, Underscores};
 
 /// Filters that judge the identity of the client.
 const JUDGES: [&str; 3] = ["key_binding", "bearer", "client_certificate"];
@@ -27,6 +28,7 @@ const READ_KEYS: [(Method, &str); 12] = [
 pub fn check(snapshot: &Snapshot, found: &mut Findings) {
     unjudged_paths(snapshot, found);
     unverified_tokens(snapshot, found);
+    dropped_fields(snapshot, found);
 }
 
 /// Routes without a judging filter that forward such a request to a server that another route guards.
@@ -62,6 +64,41 @@ fn unjudged_paths(snapshot: &Snapshot, found: &mut Findings) {
     }
 }
 
+/// Filters that read a field which every listener removes.
+fn dropped_fields(snapshot: &Snapshot, found: &mut Findings) {
+    let settings = &snapshot.settings;
+    if settings.listeners.iter().any(|listener| listener.underscores_in_headers == Underscores::Allow) {
+        return;
+    }
+    let routes = settings.routes.iter().flat_map(|route| &route.filters);
+    let mut names: Vec<String> = settings.filters.iter().chain(routes).flat_map(|item| read_fields(&item.config)).collect();
+    names.retain(|name| name.contains('_'));
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        found.bad(
+            "filters",
+            format!("a filter reads the field `{name}`, which the listeners remove or refuse because of its underscore"),
+            "name the field with `-`, or set `underscores_in_headers: allow` for the listener",
+        );
+    }
+}
+
+/// The values of all options `header` in a filter's configuration.
+fn read_fields(config: &Value) -> Vec<String> {
+    match config {
+        Value::Object(options) => options
+            .iter()
+            .flat_map(|(key, value)| match value {
+                Value::String(name) if key == "header" => vec![name.clone()],
+                other => read_fields(other),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().flat_map(read_fields).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// `confirm: immediate` without a filter before it that verifies signed tokens.
 fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
     let settings = &snapshot.settings;
@@ -82,8 +119,15 @@ fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
     }
 }
 
-/// Whether the filter verifies tokens, and not only their form.
+/// Whether the filter verifies each token, and not only its form. With `on_failure: open` a token passes unverified while
+/// the issuer cannot be reached.
 fn verifies(item: &FilterItem) -> bool {
-    let modes = item.config.get("accept").and_then(|modes| modes.as_array());
-    item.name == "bearer" && !item.shadow && modes.is_some_and(|modes| !modes.iter().any(|mode| mode.as_str() == Some("well_formed")))
+    let Some(modes) = item.config.get("accept").and_then(Value::as_array) else { return false };
+    let passes = |mode: &Value| mode.as_str() == Some("well_formed") || has_open_failure(mode);
+    item.name == "bearer" && !item.shadow && !modes.iter().any(passes)
+}
+
+fn has_open_failure(mode: &Value) -> bool {
+    let options = mode.as_object().into_iter().flat_map(|mode| mode.values());
+    options.flat_map(|options| options.get("on_failure")).any(|choice| choice.as_str() == Some("open"))
 }

@@ -147,7 +147,7 @@ fn frames_change_no_event() {
 fn frames_of_a_form_change_no_event(form: Frame) {
     let (events, frames) = (Cell::new(0), Cell::new(0));
     let cuts = proptest::collection::vec((prop_oneof![1_usize..4, 1_usize..40], any::<bool>()), 1..60);
-    let mut runner = TestRunner::new(Config { cases: 2500, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 800, failure_persistence: None, ..Config::default() });
     let result = runner.run(&(stream(), cuts, any::<bool>()), |(text, cuts, due_at_end)| {
         let (framed, count) = with_frames(&chunks(&text, &cuts), due_at_end, form);
         let (without, mut with) = (parse(text.as_bytes()), parse(&framed));
