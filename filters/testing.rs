@@ -26,7 +26,7 @@ impl Bindings for NoBindings {
     fn authoritative(&self, _: KeyId, _: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
-    fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
+    fn bind_first_use(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no store".into())) })
     }
     fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {

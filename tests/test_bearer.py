@@ -121,8 +121,8 @@ def test_an_issuer_that_was_never_there(start, echo_upstream):
     assert send_request(each["open"], "not a jwt".replace(" ", "-")).status == 401, "a malformed token is refused everywhere"
     line = wait_for(lambda: [line for line in each["open"].access_log() if line["status"] == 200], "the line is written")[0]
     assert line["let_through"] == ["bearer"] and "subject" not in line
-    assert each["open"].metrics()['keylatch_bearer_unasked_total{outcome="open"}'] == 1
-    assert each["closed"].metrics()['keylatch_bearer_unasked_total{outcome="closed"}'] == 1
+    assert each["open"].metrics()['keylatch_bearer_check_failures_total{outcome="open"}'] == 1
+    assert each["closed"].metrics()['keylatch_bearer_check_failures_total{outcome="closed"}'] == 1
 
 
 def test_several_issuers_with_different_requirements(start, echo_upstream, tmp_path):
@@ -238,7 +238,7 @@ def test_no_token_opens_the_circuit_breaker_of_a_working_service(start, echo_ups
                 assert send_request(replica, "good").status == 200, "other tokens are not affected"
             assert statuses["login"] == (302 if refusal == "theirs" else 401)
             metrics = replica.metrics()
-            assert not metrics.get('keylatch_bearer_unasked_total{outcome="open"}')
+            assert not metrics.get('keylatch_bearer_check_failures_total{outcome="open"}')
         assert all("<" not in dict(request["headers"])["authorization"] for request in service.requests)
     # The service is down: `open` admits tokens, except those with a cached refusal.
     with Issuer() as issuer:

@@ -147,7 +147,7 @@ def test_a_body_that_was_read_ahead_is_sent_again(start):
 
     with Closing() as upstream:
         keylatch = start(upstream, route_filters=DENIED)
-        body = json.dumps({"messages": "x" * 200_000, "model": "gpt-cheap"}).encode()
+        body = json.dumps({"messages": "x" * 50_000, "model": "gpt-cheap"}).encode()
         assert httpx.get(keylatch.url("/v1/x")).status_code == 200
         wait_for(keylatch.access_log, "the connection is in the pool")
         assert httpx.put(keylatch.url("/v1/x"), content=body, headers=JSON).status_code == 200

@@ -60,8 +60,8 @@
 //!
 //! If a mode cannot reach its service and no other mode accepts the token, the response is 503 with
 //! `Retry-After`. With `on_failure: open` such a request passes without an identity instead. It is
-//! counted in `keylatch_bearer_unasked_total` and listed under `let_through` in the access log. A
-//! request passes only if both conditions hold:
+//! counted in `keylatch_bearer_check_failures_total`, and listed under `let_through` in the access
+//! log. A request passes only if both conditions hold:
 //!
 //! - The service is unavailable, which a client cannot cause: no connection, no response in time,
 //!   or status 502 to 504.
@@ -151,8 +151,8 @@ pub struct Bearer {
     cache: Cache<[u8; 32], CachedToken>,
     hits: IntCounter,
     misses: IntCounter,
-    unasked_closed: IntCounter,
-    unasked_open: IntCounter,
+    unchecked_closed: IntCounter,
+    unchecked_open: IntCounter,
 }
 
 impl Filter for Bearer {
@@ -184,9 +184,9 @@ impl Filter for Bearer {
         let form_only = matches!(checks.as_slice(), [Check::WellFormed]);
         let looked_up =
             |result| site.counter("bearer_cache_requests_total", "Lookups in the cache of verified tokens, by result.", ("result", result));
-        let unasked = |outcome| {
+        let unchecked = |outcome| {
             let help = "Requests with a token that could not be checked, by outcome.";
-            site.counter("bearer_unasked_total", help, ("outcome", outcome))
+            site.counter("bearer_check_failures_total", help, ("outcome", outcome))
         };
         Ok(Self {
             anonymous: form_only.then(|| Arc::new(Verified::anonymous())),
@@ -204,8 +204,8 @@ impl Filter for Bearer {
             cache: Cache::new(config.cache_max),
             hits: looked_up("hit"),
             misses: looked_up("miss"),
-            unasked_closed: unasked("closed"),
-            unasked_open: unasked("open"),
+            unchecked_closed: unchecked("closed"),
+            unchecked_open: unchecked("open"),
         })
     }
 
@@ -243,31 +243,31 @@ impl Bearer {
             return if is_token68(token) { Decision::Accepted(Arc::clone(anonymous)) } else { Decision::Rejected(Rejected::Malformed) };
         }
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let (mut rejected, mut refused, mut unasked, mut open) = (Rejected::Unknown, None, None, false);
+        let (mut rejected, mut refused, mut unchecked, mut open) = (Rejected::Unknown, None, None, false);
         for (index, check) in self.checks.iter().enumerate() {
             match self.check(index, check, token, hash, cx).await {
                 Verdict::Accepted(verified) => return Decision::Accepted(verified),
                 Verdict::Rejected(why) => rejected = rejected.max(why),
                 Verdict::Refused(reply) => refused = Some(reply),
-                Verdict::Unclear(why) => unasked = Some(why),
+                Verdict::Unclear(why) => unchecked = Some(why),
                 Verdict::Away(why) => {
-                    unasked = Some(why);
+                    unchecked = Some(why);
                     open |= check.fails_open();
                 }
             }
         }
-        match (unasked, refused) {
+        match (unchecked, refused) {
             (None, Some(reply)) => Decision::Refused(reply),
             (None, None) => Decision::Rejected(rejected),
             // `on_failure: open` does not override a refusal by another mode.
             (Some(_), Some(reply)) if open => Decision::Refused(reply),
             (Some(_), None) if open && rejected.is_definite() => Decision::Rejected(rejected),
             (Some(_), None) if open => {
-                self.unasked_open.inc();
+                self.unchecked_open.inc();
                 Decision::LetThrough
             }
             (Some(why), _) => {
-                self.unasked_closed.inc();
+                self.unchecked_closed.inc();
                 Decision::Unavailable(why)
             }
         }
@@ -356,7 +356,7 @@ fn is_token68(token: &str) -> bool {
 
 fn unavailable(why: &str) -> Reply {
     let message = "The token cannot be checked at the moment. Retry in 1 s.";
-    Reply::new(Problem::Unavailable, "authentication_unavailable", "unasked", message)
+    Reply::new(Problem::Unavailable, "authentication_unavailable", "unchecked", message)
         .header(header::RETRY_AFTER, HeaderValue::from_static("1"))
         .detail(why)
 }

@@ -28,7 +28,7 @@ pub fn form_boundary(content_type: &HeaderValue) -> Option<String> {
 #[derive(Debug)]
 pub struct FormFields {
     wanted: &'static str,
-    /// The body cannot be read.
+    /// Reading has stopped: parsers read a part differently, a part is too long, or the caller rejected a value.
     off: bool,
     complete: bool,
     delimiter: Finder<'static>,

@@ -8,7 +8,7 @@ use super::{Progress, TEXT_BYTES_MAX};
 /// Reads the members of one JSON object. It keeps only the current key and the current scalar.
 #[derive(Debug, Default)]
 pub struct JsonMembers {
-    /// The body is no JSON object; nothing more is read.
+    /// Reading has stopped: the body is no JSON object, or the caller rejected a member.
     off: bool,
     complete: bool,
     depth: u32,

@@ -1,6 +1,7 @@
 //! Reads parameters of a request from its body, piece by piece, while it is forwarded or read ahead.
 //!
-//! It delays nothing, and keeps only the current key, the current scalar or the tail of a form.
+//! The scanners never wait for data. They keep the current key and value, the tail of a multipart form, or a URL-encoded
+//! form of at most 64 KiB.
 
 mod form;
 mod json;
@@ -18,7 +19,7 @@ pub const TEXT_BYTES_MAX: usize = 512;
 pub enum Progress {
     /// More is expected.
     Reading,
-    /// To its end, so an absent parameter is not in it.
+    /// The whole body was read: a parameter that was not found is absent.
     Complete,
     /// It has another format, a value is too long, or parsers read it differently.
     Unreadable,

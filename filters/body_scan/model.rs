@@ -66,9 +66,9 @@ impl ModelSource {
 pub enum Scanned {
     /// Nothing yet.
     Nothing,
-    /// This; it cannot change except to [`Scanned::Two`].
+    /// The model so far. In later bytes, another name can make it [`Scanned::Two`], or a value that is no text unknown.
     Model(RequestModel),
-    /// Two different names.
+    /// The body has two different names.
     Two,
 }
 

@@ -1,4 +1,4 @@
-//! A configuration error with its position, and the decoder that reports it. A message does not name the filter or its
+//! A configuration error with its path of keys, and the decoder that reports it. A message does not name the filter or its
 //! place in the file: the caller that knows the place adds it once.
 
 use serde::de::DeserializeOwned;

@@ -245,7 +245,7 @@ pub trait Bindings: Send + Sync {
     fn authoritative(&self, id: KeyId, key_use: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// Binds the key to the network unless it is bound already. Returns the binding that is in force.
     /// Of any number of concurrent callers, in any number of processes, exactly one makes the binding.
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
+    fn bind_first_use(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
     /// Moves the binding of the first of the `previous` ids that has one to `id`. The previous ids come from rotated secrets.
     fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// Records a use from a network, if the rule includes it or has room for it: `roaming`, or `single` without a network of

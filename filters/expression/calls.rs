@@ -7,7 +7,7 @@ use regex::RegexBuilder;
 use super::constants;
 use super::evaluate::{Each, Loop, Node, Pattern, Search};
 use super::functions::{self, Function, Signature};
-use super::lower::{CheckError, Lowered, Lowering, check_error};
+use super::lower::{CheckError, Lowered, TypeChecker, check_error};
 use super::types::Type;
 
 /// Size limits of a compiled regular expression in bytes, and the cost weight of each class.
@@ -35,7 +35,7 @@ const SPECIAL: &[&str] = &[
     "cel.bind",
 ];
 
-impl Lowering<'_> {
+impl TypeChecker<'_> {
     pub(super) fn function(&mut self, at: &IdedExpr, call: &CallExpr) -> Lowered {
         let text = Type::Text;
         match (call.func_name.as_str(), call.target.as_deref(), call.args.as_slice()) {

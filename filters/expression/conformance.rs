@@ -60,7 +60,7 @@ mod tests {
     /// The reason for a failure. `None`: the test passes.
     fn failure(case: &Json) -> Option<String> {
         let bindings = case["bindings"].as_object().unwrap();
-        let mut lowering = Lowering::new(&[]);
+        let mut lowering = TypeChecker::new(&[]);
         let mut locals = Vec::new();
         for (name, bound) in bindings {
             let Some(bound) = value(bound) else { return Some("a binding is a message".into()) };

@@ -20,7 +20,7 @@ pub type Lowered = Result<(Node, Type), CheckError>;
 
 /// The checker with the names that macros have bound so far, outermost first.
 #[derive(Default)]
-pub struct Lowering<'r> {
+pub struct TypeChecker<'r> {
     pub(super) bound: Vec<(String, Type)>,
     /// The names of all routes; empty if unknown.
     pub(super) routes: &'r [String],
@@ -40,7 +40,7 @@ pub fn check_error<T>(at: &IdedExpr, message: impl Into<String>) -> Result<T, Ch
     Err(CheckError { id: at.id, message: message.into() })
 }
 
-impl<'r> Lowering<'r> {
+impl<'r> TypeChecker<'r> {
     pub fn new(routes: &'r [String]) -> Self {
         Self { routes, ..Self::default() }
     }

@@ -27,7 +27,7 @@ mod variables;
 use crate::contract::Invalid;
 use evaluate::{Node, Run};
 pub use fuel::EvalError;
-use lower::{CheckError, Lowering};
+use lower::{CheckError, TypeChecker};
 use parse::{parse, position};
 pub use scope::Scope;
 pub use types::Type;
@@ -117,7 +117,7 @@ impl Expression {
             let column = before.iter().rev().take_while(|c| **c != '\n').count();
             Invalid::new(format!("{}: {message}", position(line, column, source)))
         };
-        let mut lowering = Lowering::new(routes);
+        let mut lowering = TypeChecker::new(routes);
         let (root, found) = lowering.lower(&tree).map_err(place)?;
         if !found.is_assignable_to(wanted) {
             return Err(Invalid::new(format!("the expression returns {found}, but {wanted} is required")));

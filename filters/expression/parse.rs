@@ -7,7 +7,7 @@ use crate::contract::Invalid;
 
 /// The deepest nesting that the parser accepts.
 pub const DEPTH_MAX: u16 = 64;
-/// The stack of the parser at that depth. Its memory is used only as far as it is needed.
+/// The stack of the parser at that depth. It is reserved; only the used part needs memory.
 const STACK_BYTES: usize = 64 << 20;
 
 /// A position in the source: the column only, if the source has one line.
@@ -22,7 +22,8 @@ pub fn parse(source: &str) -> Result<(IdedExpr, SourceInfo), Invalid> {
         let parser = Env::default().with_optional_support(false).parser().enable_ident_escape_syntax(true).max_recursion_depth(DEPTH_MAX);
         parser.parse_with_source_info(source)
     };
-    // The parser recurses deeply, with large frames if it is not optimised. And a panic in it must not end the process.
+    // The parser runs in a thread of its own for two reasons: it needs a large stack, most of all in debug builds, and a
+    // panic in it must become an error.
     let parsed = std::thread::scope(|scope| match std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, parse) {
         Ok(thread) => Ok(thread.join()),
         Err(error) => Err(Invalid::new(format!("no thread could be started to read the expression: {error}"))),

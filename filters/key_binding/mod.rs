@@ -286,7 +286,7 @@ impl KeyBinding {
             at: cx.now.wall,
         };
         // Another client may have bound the key first; its binding may still have room for this client.
-        let current = self.bindings.latch(first).await?;
+        let current = self.bindings.bind_first_use(first).await?;
         Ok(verdict(self.with_client(cx, current).await))
     }
 

@@ -16,7 +16,7 @@ use super::logs::Group;
 use super::problem::{Answer, Problems};
 use super::time::rfc3339;
 use crate::bindings::RedisState;
-use crate::sql::intercepts::{By, Wanted};
+use crate::sql::intercepts::{InterceptGrouping, InterceptQuery};
 use crate::sql::samples::{HOUR_S, MINUTE_S, SampleKind};
 use crate::telemetry::counted::Counted;
 use crate::telemetry::sampler::{GONE_MS, State as ReplicaState};
@@ -307,15 +307,15 @@ pub async fn get(
         Ok((steps, all))
     };
     // Shadow intercepts refuse no request and are shown on the page of intercepts only.
-    let wanted = Wanted { since_ms: Some(first_ms), shadow: Some(false), limit: TOP, ..Wanted::default() };
+    let wanted = InterceptQuery { since_ms: Some(first_ms), shadow: Some(false), limit: TOP, ..InterceptQuery::default() };
     let groups = async |by| -> Answer<Vec<Group>> {
         Ok(admin_store.intercept_groups(by, &wanted).await?.groups.into_iter().map(Group::from).collect())
     };
     // Concurrently: each query waits for the database most of the time.
     let ((steps, all), top_keys, top_clients, (now, replicas), busiest) = tokio::try_join!(
         counted(),
-        groups(By::Key),
-        groups(By::Client),
+        groups(InterceptGrouping::Key),
+        groups(InterceptGrouping::Client),
         now(&api),
         busiest(&api, first_ms, if length_s == HOUR_S { MINUTE_S } else { HOUR_S }),
     )?;

@@ -18,7 +18,7 @@ use super::paging::cursor;
 use super::problem::{Answer, Problems};
 use super::{Api, logs};
 use crate::operator::accounts::now_ms;
-use crate::sql::intercepts::{InterceptCursor, Intercepted, Wanted};
+use crate::sql::intercepts::{InterceptCursor, InterceptQuery, Intercepted};
 
 /// Polling interval.
 const EVERY: Duration = Duration::from_secs(2);
@@ -78,7 +78,7 @@ type Seen = HashMap<String, i64>;
 /// The rows of the last minutes; the counts of older ones no longer grow.
 async fn latest(api: &Api) -> Answer<Vec<Intercepted>> {
     let since_ms = Some((now_ms() - BACK_MS).max(0)).map(|ms| ms - ms.rem_euclid(60_000));
-    Ok(api.store.admin_store().intercepts(&Wanted { since_ms, limit: AT_ONCE, ..Wanted::default() }).await?.rows)
+    Ok(api.store.admin_store().intercepts(&InterceptQuery { since_ms, limit: AT_ONCE, ..InterceptQuery::default() }).await?.rows)
 }
 
 /// The identity of a row, independent of its count.

@@ -17,7 +17,7 @@ use super::problem::{Answer, Problem, Problems};
 use super::time::{parse, rfc3339};
 use crate::operator::access::Caller;
 use crate::operator::bindings::{Which, network};
-use crate::sql::intercepts::{By, InterceptCursor, Intercepted, Wanted};
+use crate::sql::intercepts::{InterceptCursor, InterceptGrouping, InterceptQuery, Intercepted};
 
 /// Equal intercepts within one minute.
 #[derive(Serialize, ToSchema)]
@@ -81,7 +81,7 @@ impl From<Intercepted> for Intercept {
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The key is bound to other networks.
-    Elsewhere,
+    ProviderIdentity,
     /// The key is banned.
     Banned,
 }
@@ -136,7 +136,7 @@ pub enum GroupBy {
     Client,
 }
 
-async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
+async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<InterceptQuery> {
     let key = match filter.key_id.as_deref() {
         Some(text) => Some(match KeyId::from_hex(text) {
             Some(id) => id,
@@ -145,7 +145,7 @@ async fn wanted(api: &Api, caller: &Caller, filter: &Filter) -> Answer<Wanted> {
         None => None,
     };
     let times = (filter.since.as_deref().map(|text| parse("since", text)), filter.until.as_deref().map(|text| parse("until", text)));
-    Ok(Wanted {
+    Ok(InterceptQuery {
         key,
         client: filter.client.as_deref().map(network).transpose().map_err(|why| Problem::invalid("client", why))?,
         route: filter.route.clone(),
@@ -210,8 +210,8 @@ pub struct Groups {
 #[utoipa::path(get, path = "/admin/api/logs/groups", tag = "logs", security(("bearer" = ["read"])), params(Filter), responses((status = 200, body = Groups), Problems))]
 pub async fn groups(State(api): State<Arc<Api>>, May(caller): May<READ>, QueryParams(filter): QueryParams<Filter>) -> Answer<Json<Groups>> {
     let by = match filter.by.unwrap_or_default() {
-        GroupBy::Key => By::Key,
-        GroupBy::Client => By::Client,
+        GroupBy::Key => InterceptGrouping::Key,
+        GroupBy::Client => InterceptGrouping::Client,
     };
     let groups = api.store.admin_store().intercept_groups(by, &wanted(&api, &caller, &filter).await?).await?;
     let complete = groups.examined < crate::sql::intercepts::GROUPED_MAX;
@@ -227,14 +227,14 @@ pub async fn export(
     revalidation: Revalidation,
     QueryParams(filter): QueryParams<Filter>,
 ) -> Answer<Response> {
-    let wanted = Wanted { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
+    let wanted = InterceptQuery { limit: export::PAGE, ..wanted(&api, &caller, &filter).await? };
     export::stream(
         Arc::clone(&api),
         revalidation,
         filter.format.unwrap_or_default(),
         "intercepts",
         move |after: Option<InterceptCursor>| {
-            let (api, wanted) = (Arc::clone(&api), Wanted { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
+            let (api, wanted) = (Arc::clone(&api), InterceptQuery { after: after.or_else(|| wanted.after.clone()), ..wanted.clone() });
             async move {
                 let page = api.store.admin_store().intercepts(&wanted).await?;
                 Ok((page.rows.into_iter().map(Intercept::from).collect::<Vec<_>>(), page.next))

@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
-use crate::sql::outbox::{Hot, Threshold};
+use crate::sql::outbox::{KeyOverThreshold, Threshold};
 
 /// The event of a key that was refused too often.
-pub fn intercepted(hot: &Hot, threshold: Threshold, now: SystemTime) -> Value {
+pub fn intercepted(hot: &KeyOverThreshold, threshold: Threshold, now: SystemTime) -> Value {
     let last = &hot.last;
     json!({
         "type": "key.intercepted",

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::bindings::Store;
 use crate::config::Files;
 use crate::config::model::{Alerts as AlertsConfig, InterceptAlert};
-use crate::sql::outbox::{Attempted, Delivery, Hot, Threshold};
+use crate::sql::outbox::{Attempted, Delivery, KeyOverThreshold, Threshold};
 pub use webhook::Webhook;
 
 /// The interval between two checks.
@@ -128,7 +128,7 @@ impl AlertMonitor {
         }
         let ids = self.store.take_intercepted();
         if !ids.is_empty() {
-            match self.store.hot(ids, threshold).await {
+            match self.store.keys_over_threshold(ids, threshold).await {
                 Ok(hot) => {
                     for hot in hot {
                         self.raise(&hot, threshold, &alerts.webhooks).await;
@@ -168,16 +168,16 @@ impl AlertMonitor {
         let (monitor, webhook) = (Arc::clone(self), Arc::clone(webhook));
         tokio::spawn(async move {
             // The store reports its own failures.
-            let due = monitor.store.due(vec![webhook.name.clone()], LEASE).await.unwrap_or_default();
+            let due = monitor.store.lease_deliveries(vec![webhook.name.clone()], LEASE).await.unwrap_or_default();
             futures::future::join_all(due.into_iter().map(|delivery| monitor.deliver(delivery, &webhook))).await;
             monitor.sending.lock().remove(&webhook.name);
         });
     }
 
-    async fn raise(&self, hot: &Hot, threshold: Threshold, webhooks: &[Arc<Webhook>]) {
+    async fn raise(&self, hot: &KeyOverThreshold, threshold: Threshold, webhooks: &[Arc<Webhook>]) {
         let event = event::intercepted(hot, threshold, SystemTime::now()).to_string();
         let events = webhooks.iter().map(|webhook| (fresh_id(), webhook.name.clone(), event.clone())).collect();
-        match self.store.raise(hot.last.id, threshold.window, events).await {
+        match self.store.record_alert(hot.last.id, threshold.window, events).await {
             Ok(true) => {
                 self.raised.inc();
                 tracing::warn!(key = %hot.last.id, hint = hot.last.hint, intercepts = hot.intercepts, shadow = hot.shadow, clients = hot.clients, "key refused too often: alert raised");

@@ -58,7 +58,7 @@ impl Counters {
             away,
             notifications,
             writable,
-            retention: by("keylatch_store_tended_total", "Rows archived and deleted by retention.", "what"),
+            retention: by("keylatch_retention_rows_total", "Rows archived and deleted by retention.", "what"),
         }
     }
 }

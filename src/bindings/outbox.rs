@@ -6,7 +6,7 @@ use keylatch_filters::contract::{KeyId, StoreError};
 
 use super::Store;
 use crate::sql::Events;
-use crate::sql::outbox::{Attempted, Delivery, Hot, Threshold};
+use crate::sql::outbox::{Attempted, Delivery, KeyOverThreshold, Threshold};
 
 impl Store {
     /// Takes the keys with intercepts written since the last call.
@@ -25,8 +25,8 @@ impl Store {
 
     /// Those of these keys that are over the threshold and had no alert yet. If the store is away,
     /// the keys are queued again.
-    pub async fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
-        let hot = self.authority.hot(ids.clone(), threshold).await;
+    pub async fn keys_over_threshold(&self, ids: Vec<KeyId>, threshold: Threshold) -> Result<Vec<KeyOverThreshold>, StoreError> {
+        let hot = self.authority.keys_over_threshold(ids.clone(), threshold).await;
         if hot.is_err() {
             self.intercepted.lock().extend(ids);
         }
@@ -34,8 +34,8 @@ impl Store {
     }
 
     /// Records an alert for a key, with an event for each webhook. False: another process did so.
-    pub async fn raise(&self, id: KeyId, window: Duration, events: Events) -> Result<bool, StoreError> {
-        let raised = self.authority.raise(id, window, events).await;
+    pub async fn record_alert(&self, id: KeyId, window: Duration, events: Events) -> Result<bool, StoreError> {
+        let raised = self.authority.record_alert(id, window, events).await;
         if raised.is_err() {
             self.intercepted.lock().insert(id);
         }
@@ -43,8 +43,8 @@ impl Store {
     }
 
     /// Leases due deliveries: no other process takes them within `lease`.
-    pub async fn due(&self, webhooks: Vec<String>, lease: Duration) -> Result<Vec<Delivery>, StoreError> {
-        self.authority.due(webhooks, lease).await
+    pub async fn lease_deliveries(&self, webhooks: Vec<String>, lease: Duration) -> Result<Vec<Delivery>, StoreError> {
+        self.authority.lease_deliveries(webhooks, lease).await
     }
 
     /// Records the result of a delivery attempt.

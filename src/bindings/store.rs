@@ -275,10 +275,10 @@ impl Bindings for Store {
         Box::pin(self.read(id, key_use))
     }
 
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
+    fn bind_first_use(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async move {
             let (read_at, epoch) = (Instant::now(), self.cache.epoch());
-            let row = self.query(self.authority.latch(first)).await;
+            let row = self.query(self.authority.bind_first_use(first)).await;
             self.writability.note(&row);
             let row = row?;
             Ok(self.remember(row, read_at, epoch))

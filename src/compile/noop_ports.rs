@@ -78,7 +78,7 @@ impl Bindings for NoopPort {
     fn authoritative(&self, _: KeyId, _: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no store is open".into())) })
     }
-    fn latch(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
+    fn bind_first_use(&self, _: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>> {
         Box::pin(async { Err(StoreError::Away("no store is open".into())) })
     }
     fn adopt(&self, _: KeyId, _: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>> {

@@ -28,15 +28,16 @@ impl AheadBudget {
 pub struct BodyAhead {
     budget: Arc<AheadBudget>,
     pieces: Vec<Bytes>,
-    /// The end of it, while small pieces arrive.
+    /// Small pieces that are not yet joined into one.
     tail: BytesMut,
     bytes: u64,
-    /// The number of pieces that were sent in the current attempt, and in all earlier ones.
+    /// How many pieces were handed out so far. Another attempt does not reset it: `sent_with`
+    /// repeats these pieces.
     sent: usize,
 }
 
 impl BodyAhead {
-    /// An empty one, which takes its memory from this budget.
+    /// An empty part, which takes its memory from this budget.
     pub fn new(budget: &Arc<AheadBudget>) -> Self {
         Self { budget: Arc::clone(budget), pieces: Vec::new(), tail: BytesMut::new(), bytes: 0, sent: 0 }
     }
@@ -50,23 +51,23 @@ impl BodyAhead {
         if piece.len() < PIECE_BYTES_MIN {
             self.tail.extend_from_slice(&piece);
             if self.tail.len() >= PIECE_BYTES_MIN {
-                self.finish();
+                self.flush_tail();
             }
         } else {
-            self.finish();
+            self.flush_tail();
             self.pieces.push(piece);
         }
         used <= self.budget.bytes_max
     }
 
-    /// Ends the reading.
-    pub fn finish(&mut self) {
+    /// Makes a piece of the small pieces that were collected.
+    pub fn flush_tail(&mut self) {
         if !self.tail.is_empty() {
             self.pieces.push(self.tail.split().freeze());
         }
     }
 
-    /// Its length.
+    /// Its length in bytes.
     pub fn len(&self) -> u64 {
         self.bytes
     }
@@ -78,7 +79,7 @@ impl BodyAhead {
         Some(piece)
     }
 
-    /// Whether all of it was sent.
+    /// Whether all pieces were handed out.
     pub fn is_sent(&self) -> bool {
         self.sent == self.pieces.len()
     }
@@ -114,7 +115,7 @@ mod tests {
         let mut ahead = BodyAhead::new(&budget);
         (0..100).for_each(|_| assert!(ahead.push(bytes(1, b'a'))));
         assert!(ahead.push(bytes(20_000, b'b')) && ahead.push(bytes(5, b'c')));
-        ahead.finish();
+        ahead.flush_tail();
         assert_eq!((ahead.len(), ahead.pieces.len()), (20_105, 3));
         assert_eq!(ahead.sent_with(None), None);
         assert_eq!(ahead.sent_with(Some(bytes(1, b'd'))), Some(bytes(1, b'd')));

@@ -19,8 +19,8 @@ impl AsRef<[u8]> for Piece {
     }
 }
 
-/// The pieces that leave a place in the pipe beside the end of the body. After a retry, the pipe
-/// holds them as one.
+/// So many pieces need no tracking: together with the end of the body they do not fill the pipe. A
+/// retry sends them again as one piece.
 const UNTRACKED_MAX: u8 = 2;
 
 /// The latest piece of a request body.

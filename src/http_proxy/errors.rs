@@ -49,7 +49,7 @@ impl Answer {
     }
 
     /// Adds `x-should-retry: false` to a 429 with a `Retry-After` longer than this.
-    pub fn hint_at_retry(&mut self, longest: Duration) {
+    pub fn discourage_long_retry(&mut self, longest: Duration) {
         const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
         let wait =
             self.headers.iter().find(|(name, _)| *name == RETRY_AFTER).and_then(|(_, value)| value.to_str().ok()?.parse::<u64>().ok());

@@ -1,10 +1,11 @@
-//! Informational responses (RFC 9110, section 15.2), which leave the connection as it is.
+//! Keeps an HTTP/1 connection open after an informational response (RFC 9110, section 15.2).
 
 use pingora::protocols::http::ServerSession as HttpSession;
 
-/// Tells the session whether the next response is informational. Pingora closes a connection on
-/// which a response begins before the end of the request body, and counts `100 Continue` as one.
-pub fn expect_further_response(session: &mut HttpSession, informational: bool) {
+/// Called with `true` before an informational response, and with `false` before the final one.
+/// Without it, Pingora closes the connection if a response, even `100 Continue`, begins before the
+/// end of the request body.
+pub fn keep_open_after_informational(session: &mut HttpSession, informational: bool) {
     if let HttpSession::H1(session) = session {
         session.set_close_on_response_before_downstream_finish(!informational);
     }

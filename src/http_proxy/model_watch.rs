@@ -1,5 +1,5 @@
-//! Reads on in a body that names its model, while it is forwarded: some servers use another name that
-//! comes later.
+//! Checks the rest of a body for a second model while the body is forwarded. Servers differ in which
+//! of two names they use, so the request then fails.
 
 use std::sync::Arc;
 
@@ -13,12 +13,13 @@ use super::errors::TWO_MODELS_ERROR;
 pub struct ModelWatch {
     scan: ModelScan,
     model: Arc<str>,
-    /// The number of bytes that were read. Another attempt sends them again.
+    /// How many bytes of the body were scanned. Another attempt sends these bytes again; they are
+    /// skipped then.
     read: u64,
 }
 
 impl ModelWatch {
-    /// Continues this scan, which has read so many bytes of the body and found this model.
+    /// Continues a scan that has found `model` in the first `read` bytes of the body.
     pub fn new(scan: ModelScan, model: Arc<str>, read: u64) -> Self {
         Self { scan, model, read }
     }

@@ -1,5 +1,5 @@
-//! Pingora's phases in the order in which they run. Each delegates to another module of this
-//! folder.
+//! Pingora's phases in the order in which they run. The longer steps are in other modules of this
+//! folder; limits of the body and failures are handled here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use super::base_path::prepend_base_path;
 use super::body_ahead::AheadBudget;
 use super::errors::{self, BODY_ERROR, BODY_RATE_ERROR};
-use super::informational::expect_further_response;
+use super::informational::keep_open_after_informational;
 use super::reply::{self, RemainingBody};
 use super::request_context::RequestContext;
 use super::state::ProxyState;
@@ -75,7 +75,7 @@ impl ProxyHttp for ProxyPhases {
             }
             return Ok(false);
         };
-        answer.hint_at_retry(self.limits.client_retry_max.0);
+        answer.discourage_long_retry(self.limits.client_retry_max.0);
         // After a refusal by the gate, the rest of the connection is not read.
         let rest = if session.get_keepalive().is_some() || session.is_http2() { RemainingBody::Drained } else { RemainingBody::Ignored };
         reply::write(session, context, &answer, rest).await?;
@@ -177,7 +177,7 @@ impl ProxyHttp for ProxyPhases {
             upstream.remove_header(&header::EXPECT);
         }
         if session.is_upgrade_req() && upstream.version == http::Version::HTTP_11 {
-            self.await_upgrade(session, context);
+            self.await_protocol_switch(session, context);
         }
         if context.session_slot.is_some() {
             return Ok(());
@@ -203,7 +203,7 @@ impl ProxyHttp for ProxyPhases {
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
         let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS && session.is_upgrade_req();
-        expect_further_response(&mut session.downstream_session, response.status.is_informational() && !upgraded);
+        keep_open_after_informational(&mut session.downstream_session, response.status.is_informational() && !upgraded);
         if response.status.is_informational() && !upgraded {
             // The client did not request an upgrade, and would read the following bytes as HTTP.
             if response.status == StatusCode::SWITCHING_PROTOCOLS {

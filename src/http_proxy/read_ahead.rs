@@ -1,5 +1,5 @@
-//! Reads a request body ahead of its upstream, as far as the model that it names. It decides
-//! nothing: filters read the fact [`RequestModel`].
+//! Reads a request body before an upstream is chosen, until its model is known or a limit is
+//! reached. Filters read the result, the fact [`RequestModel`].
 
 use std::sync::Arc;
 
@@ -14,14 +14,14 @@ use tokio::time::{Instant, timeout_at};
 
 use super::body_ahead::BodyAhead;
 use super::errors::{self, Answer, BODY_RATE_ERROR};
-use super::informational::expect_further_response;
+use super::informational::keep_open_after_informational;
 use super::model_watch::ModelWatch;
 use super::phases::ProxyPhases;
 use super::request_context::RequestContext;
 use crate::listener::conn::body_rate::BodyPace;
 
 impl ProxyPhases {
-    /// States which model the request names. `Some`: it is refused.
+    /// Stores the model of the request as a fact. Returns an answer if the request is refused instead.
     pub(super) async fn read_model(&self, session: &mut Session, context: &mut RequestContext) -> Result<Option<Answer>> {
         let (has_body, upgrades) = (!session.is_body_done(), session.is_upgrade_req());
         let mut scan = match ModelSource::of_request(session.req_header(), has_body, upgrades) {
@@ -63,7 +63,7 @@ impl ProxyPhases {
                 break RequestModel::Unknown(UnknownModel::Busy);
             }
         };
-        ahead.finish();
+        ahead.flush_tail();
         if let RequestModel::Named(model) = &model
             && !ended
         {
@@ -81,9 +81,9 @@ impl ProxyPhases {
         context.body_asked_for = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         if context.body_asked_for && session.req_header().version >= http::Version::HTTP_11 {
             let head = ResponseHeader::build(StatusCode::CONTINUE, Some(0))?;
-            expect_further_response(&mut session.downstream_session, true);
+            keep_open_after_informational(&mut session.downstream_session, true);
             session.downstream_session.write_response_header(Box::new(head)).await?;
-            expect_further_response(&mut session.downstream_session, false);
+            keep_open_after_informational(&mut session.downstream_session, false);
         }
         Ok(())
     }

@@ -46,10 +46,11 @@ impl ProxyPhases {
 
     /// Prepares the session of a request to upgrade, for each attempt anew. An early response or a
     /// deadline of a stream would break the upgrade.
-    pub(super) fn await_upgrade(&self, session: &mut Session, context: &mut RequestContext) {
+    pub(super) fn await_protocol_switch(&self, session: &mut Session, context: &mut RequestContext) {
         context.restore_session(session);
         let terms = self.stream_terms(session, context, StreamPlan::none(self.limits.write_timeout.0));
-        context.session_slot = Some(timed_session::await_upgrade(&mut session.downstream_session, terms, context.now.instant.into()));
+        context.session_slot =
+            Some(timed_session::await_protocol_switch(&mut session.downstream_session, terms, context.now.instant.into()));
     }
 
     /// Registers an upgraded connection like a stream: operators can list and end it, and its key's

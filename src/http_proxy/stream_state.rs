@@ -215,8 +215,8 @@ impl StreamState {
         Some(event)
     }
 
-    /// Ends the stream after an error of the upstream. The connection stays usable, other than after
-    /// an error that Pingora handles. `Err`: the error cannot be sent here.
+    /// Ends the stream after an error of the upstream. The connection stays usable, unlike after an
+    /// error that Pingora handles. Returns the error if it cannot be sent here.
     pub fn end_with(&mut self, error: Box<Error>) -> Result<HttpTask, Box<Error>> {
         let Some(answer) = from_error(&error) else { return Err(error) };
         match self.last_event(&answer) {

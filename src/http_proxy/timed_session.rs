@@ -1,13 +1,14 @@
-//! A client session with deadlines of its own, for as long as a stream runs. The rules are in
-//! [`super::stream_state`]; this module executes them.
+//! A client session with deadlines of its own. It is used for event streams, for request bodies that
+//! were read ahead or arrive on HTTP/2, and for requests to upgrade until their answer. The rules
+//! are in [`super::stream_state`]; this module executes them.
 //!
 //! Pingora's phases run when data arrives; a silent stream needs a timer. [`TimedSession`] replaces
 //! the client's session and owns the deadlines of its stream. Pingora polls `read_body_or_idle`
 //! while it waits for the upstream; there, `TimedSession` waits for the client and for its timer.
 //! [`restore`] puts the real session back.
 //!
-//! The trait is hidden in Pingora's documentation, so the version is pinned and the trait is used
-//! in this file only. Invariants:
+//! `TimedSession` implements Pingora's trait for custom sessions, which is hidden in Pingora's
+//! documentation. So the version is pinned, and the trait is used in this file only. Invariants:
 //!
 //! - Pingora drops the future of `read_body_or_idle` whenever the upstream sends. A frame that is
 //!   being written must survive that: HTTP/1 keeps it in its task queue; on HTTP/2 frames are
@@ -40,7 +41,7 @@ use tokio::time::{Instant, Sleep};
 use super::body_ahead::BodyAhead;
 use super::body_pieces::LatestPiece;
 use super::errors::{MAX_AGE_ERROR, from_cancellation};
-use super::informational::expect_further_response;
+use super::informational::keep_open_after_informational;
 use super::stream_state::{Due, StreamState, StreamTerms};
 
 /// Receives the real session when the timed one is dropped.
@@ -54,7 +55,7 @@ pub struct TimedSession {
     slot: SessionSlot,
     /// The request body is complete, and Pingora has not been notified yet.
     body_end_pending: bool,
-    /// The piece that must be written before that.
+    /// The end of the body is reported only after this piece is written.
     latest_piece: LatestPiece,
     request_end: RequestEnd,
 }
@@ -70,9 +71,9 @@ pub fn install(session: &mut Box<HttpSession>, terms: StreamTerms, started: Inst
 }
 
 /// Replaces the session of a request to upgrade, until [`restore`] is called at the final answer.
-pub fn await_upgrade(session: &mut Box<HttpSession>, terms: StreamTerms, started: Instant) -> SessionSlot {
+pub fn await_protocol_switch(session: &mut Box<HttpSession>, terms: StreamTerms, started: Instant) -> SessionSlot {
     let slot = SessionSlot::default();
-    wrap(session, StreamState::new(terms, started), &slot, RequestEnd::HeldBack);
+    wrap(session, StreamState::new(terms, started), &slot, RequestEnd::HiddenAfterHeader);
     slot
 }
 
@@ -84,9 +85,11 @@ pub fn await_upgrade(session: &mut Box<HttpSession>, terms: StreamTerms, started
 #[derive(Clone, Copy, PartialEq)]
 enum RequestEnd {
     Reported,
-    /// Reported until the request header is written: the body decides on its framing.
-    HeldBack,
-    /// The header is written. A body is awaited, which never comes.
+    /// Reported until the header to the upstream is written, because Pingora derives the framing of
+    /// the request from it. Hidden afterwards.
+    HiddenAfterHeader,
+    /// The header is written. Pingora waits for a body that never comes, so it does not end the
+    /// request.
     Hidden,
 }
 
@@ -105,8 +108,8 @@ fn wrap(session: &mut Box<HttpSession>, stream: StreamState, slot: &SessionSlot,
     }));
 }
 
-/// Applies the chain's plan to a session that was timed for its request body only, now that a
-/// stream has begun.
+/// Gives a timed session the cancellation handle and the plan of a stream that has begun. A plan
+/// that already acts before the response stays.
 pub fn adopt(session: &mut Box<HttpSession>, slot: &SessionSlot, plan: StreamPlan, cancellation: Option<Arc<CancellationHandle>>) {
     if let Some(mut stream) = restore(session, slot) {
         stream.set_cancellation(cancellation);
@@ -305,7 +308,7 @@ impl CustomSession for TimedSession {
             return Ok(over);
         }
         let informational = |task: &HttpTask| matches!(task, HttpTask::Header(header, _) if header.status.is_informational());
-        expect_further_response(&mut self.inner, passed.iter().any(informational));
+        keep_open_after_informational(&mut self.inner, passed.iter().any(informational));
         self.inner.response_duplex_vec(passed).await
     }
 
@@ -402,7 +405,7 @@ impl CustomSession for TimedSession {
     }
     /// Pingora calls this between the request header and the body.
     fn enable_retry_buffering(&mut self) {
-        if self.request_end == RequestEnd::HeldBack {
+        if self.request_end == RequestEnd::HiddenAfterHeader {
             self.request_end = RequestEnd::Hidden;
         }
         self.inner.enable_retry_buffering();

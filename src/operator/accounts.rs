@@ -11,7 +11,7 @@ use super::Fault;
 use super::access::{Caller, Role, Scope, Scopes};
 use super::passwords::{self, Passwords};
 use crate::bindings::Store;
-use crate::sql::accounts::{Account, Elsewhere, Token, WriteOutcome};
+use crate::sql::accounts::{Account, ProviderIdentity, Token, WriteOutcome};
 use crate::sql::audit::Actor;
 use crate::util::time::millis;
 use keylatch_filters::contract::hex;
@@ -20,7 +20,7 @@ use keylatch_filters::contract::hex;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalIdentity {
     /// The provider and the subject there.
-    pub elsewhere: Elsewhere,
+    pub elsewhere: ProviderIdentity,
     /// The account name to use here.
     pub name: String,
     /// The role here, or the reason why the identity gets none.

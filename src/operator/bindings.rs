@@ -11,7 +11,7 @@ use super::Fault;
 use crate::bindings::Store;
 use crate::config::Settings;
 use crate::sql::audit::Actor;
-use crate::sql::record::{Change, Changed, Make, Query, Record, Terms};
+use crate::sql::record::{BindingTerms, Change, Changed, Creation, Query, Record};
 
 /// Minimum digits of a key id prefix. Fewer would often match several keys; logs show 12.
 pub const DIGITS_MIN: usize = 6;
@@ -52,7 +52,7 @@ pub fn allowed(text: &str, settings: &Settings) -> Result<IpNet, String> {
 }
 
 /// Checks a rule with its networks and roaming terms; `None` if none of them is given.
-pub fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>) -> Result<Option<Terms>, Fault> {
+pub fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>) -> Result<Option<BindingTerms>, Fault> {
     let rule = match (rule, networks.len(), roaming) {
         (Some(rule), _, _) => rule,
         (None, _, Some(_)) => Rule::Roaming,
@@ -82,7 +82,7 @@ pub fn terms(rule: Option<Rule>, networks: Vec<IpNet>, roaming: Option<Roaming>)
         (Rule::Multiple, _, _) => return wrong("networks", "the rule `multiple` requires at least one network"),
         (Rule::All, _, _) => return wrong("networks", "the rule `all` takes no network"),
     }
-    Ok(Some(Terms { rule, networks, roaming }))
+    Ok(Some(BindingTerms { rule, networks, roaming }))
 }
 
 /// Parses the first digits of a key id, also as `key=DIGITS`.
@@ -165,7 +165,7 @@ impl Bindings<'_> {
     /// Changes a binding; creates it if it does not exist and a rule is given.
     pub async fn set(&self, which: Which<'_>, change: Change) -> Result<Record, Fault> {
         let (id, hint) = self.meant(which).await?;
-        let make = (change.rule.is_some() && change.make.is_none()).then(|| Make::now(hint, self.actor.who.clone()));
+        let make = (change.rule.is_some() && change.make.is_none()).then(|| Creation::now(hint, self.actor.who.clone()));
         self.change(id, Change { make: make.or(change.make), ..change }).await
     }
 
@@ -177,8 +177,8 @@ impl Bindings<'_> {
             return Ok((self.change(id, banned).await?, true));
         }
         // No network is known for this key. If its first use happens at the same time, the ban wins.
-        let everywhere = Terms { rule: Rule::All, networks: Vec::new(), roaming: None };
-        let make = Make::now(hint, self.actor.who.clone());
+        let everywhere = BindingTerms { rule: Rule::All, networks: Vec::new(), roaming: None };
+        let make = Creation::now(hint, self.actor.who.clone());
         Ok((self.change(id, Change { rule: Some(everywhere), make: Some(make), ..banned }).await?, false))
     }
 

@@ -207,7 +207,7 @@ impl Explanation {
 
 /// Whether the result depends on a store or service that has not answered.
 fn is_undecided(one: &Explained) -> bool {
-    one.let_through || one.reply.as_ref().is_some_and(|reply| matches!(reply.reason, "store_failure" | "store" | "unasked"))
+    one.let_through || one.reply.as_ref().is_some_and(|reply| matches!(reply.reason, "store_failure" | "store" | "unchecked"))
 }
 
 fn describe(one: &Explained, lookups: Lookups) -> String {

@@ -97,7 +97,7 @@ pub const ERRORS: &[ErrorCode] = &[
     ),
     error("bearer", "403", "insufficient_scope", &["forbidden"], "The service that checks tokens answered 403."),
     error("bearer", "401, 403, …", "refused", &["forward_auth"], "The service refused, with its own status and body (`refusal: theirs`)."),
-    error("bearer", "503", "authentication_unavailable", &["unasked"], "The token could not be checked. Retry later."),
+    error("bearer", "503", "authentication_unavailable", &["unchecked"], "The token could not be checked. Retry later."),
     error("key_binding", "401", "missing_api_key", &["missing_key", "key_in_query"], "No key was sent, or it was in the query."),
     error(
         "key_binding",

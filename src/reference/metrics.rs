@@ -34,7 +34,7 @@ pub const METRICS: &[Metric] = &[
     counter("keylatch_alerts_total", &[], "Alerts that this replica raised."),
     counter("keylatch_bearer_cache_requests_total", &["result"], "Look-ups of verified tokens in the cache, by result."),
     counter(
-        "keylatch_bearer_unasked_total",
+        "keylatch_bearer_check_failures_total",
         &["outcome"],
         "Requests with a token that could not be checked, by outcome: refused or passed.",
     ),
@@ -100,6 +100,7 @@ pub const METRICS: &[Metric] = &[
         &["route", "status"],
         "Requests; route `-` without a route, status 0 if the client disconnected before.",
     ),
+    counter("keylatch_retention_rows_total", &["what"], "Rows that retention `archived`, removed as `unconfirmed`, or `trimmed`."),
     counter(
         "keylatch_rules_total",
         &["rule", "outcome"],
@@ -108,7 +109,6 @@ pub const METRICS: &[Metric] = &[
     gauge("keylatch_store_away", &[], "1 while the store does not answer."),
     counter("keylatch_store_dropped_total", &[], "Queued writes that were lost because the queue was full."),
     gauge("keylatch_store_notifications", &[], "1 while notifications arrive; 0 while changes take up to 30 s."),
-    counter("keylatch_store_tended_total", &["what"], "Rows that retention `archived`, removed as `unconfirmed`, or `trimmed`."),
     gauge("keylatch_store_writable", &[], "1 while a first use could be written."),
     counter("keylatch_stream_frames_total", &[], "Heartbeat frames that were sent."),
     counter("keylatch_upstream_errors_total", &["upstream", "error"], "Failures of upstreams, by kind."),

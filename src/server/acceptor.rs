@@ -129,7 +129,7 @@ impl ServerApp for Acceptor {
         }
         let stream = ConnStream::new(opened.stream, opened.read, Arc::clone(&conn), self.limits, Arc::clone(&self.on_refusal)).ok()?;
         if http2 {
-            // An HTTP/1 connection ends as without the drain.
+            // The drain is for HTTP/2. If the client speaks HTTP/1 here, Pingora's own shutdown applies.
             let (shutdown_sender, stopping) = watch::channel(*shutdown.borrow() && !opened.http2);
             tokio::select! {
                 biased;

@@ -26,12 +26,12 @@ pub struct Account {
     /// The time of the last sign-in.
     pub signed_in_ms: Option<i64>,
     /// The identity at an OpenID Connect provider, if the account has no password.
-    pub elsewhere: Option<Elsewhere>,
+    pub elsewhere: Option<ProviderIdentity>,
 }
 
 /// An identity at an OpenID Connect provider.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Elsewhere {
+pub struct ProviderIdentity {
     /// The provider's name.
     pub provider: String,
     /// The `sub` claim, the only identifier that a provider never reassigns.
@@ -115,7 +115,7 @@ pub trait Accounts: Send + Sync {
     /// Returns the account of this name.
     async fn account(&self, name: &str) -> Result<Option<Account>, StoreError>;
     /// Returns the account of this provider identity.
-    async fn account_by_identity(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError>;
+    async fn account_by_identity(&self, elsewhere: &ProviderIdentity) -> Result<Option<Account>, StoreError>;
     /// Creates an account. With `first`, only if there is no account at all.
     async fn make_account(&self, account: &Account, first: bool, actor: &Actor) -> Result<WriteOutcome, StoreError>;
     /// Replaces the account if its version is `expects`, and ends its sessions except `keeps`. A

@@ -21,7 +21,7 @@ const PIECE_MAX: usize = 1000;
 
 /// The fields by which intercepts are merged into one row.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Same {
+pub struct InterceptMergeKey {
     id: KeyId,
     client: std::net::IpAddr,
     method: String,
@@ -31,7 +31,7 @@ pub struct Same {
     shadow: bool,
 }
 
-impl Same {
+impl InterceptMergeKey {
     fn of(intercept: &Intercept) -> Self {
         Self {
             id: intercept.id,
@@ -47,7 +47,7 @@ impl Same {
 
 /// Intercepts that differ in their time only.
 #[derive(Clone, Debug)]
-pub struct Repeated {
+pub struct MergedIntercept {
     /// The first intercept.
     pub first: Intercept,
     /// The time of the last intercept.
@@ -64,7 +64,7 @@ pub struct Batch {
     /// The bindings to confirm, each with the version that the upstream accepted.
     pub confirmed: HashSet<(KeyId, i64)>,
     /// The merged intercepts.
-    pub intercepts: HashMap<Same, Repeated>,
+    pub intercepts: HashMap<InterceptMergeKey, MergedIntercept>,
     /// The number of distinct intercepts of each key.
     different: HashMap<KeyId, u32>,
 }
@@ -98,11 +98,11 @@ impl Batch {
     /// Queues an intercept. False: dropped.
     pub fn intercepted(&mut self, intercept: Intercept) -> bool {
         let at = intercept.at;
-        self.repeated(Repeated { first: intercept, last_at: at, count: 1 })
+        self.repeated(MergedIntercept { first: intercept, last_at: at, count: 1 })
     }
 
-    fn repeated(&mut self, mut new: Repeated) -> bool {
-        let mut same = Same::of(&new.first);
+    fn repeated(&mut self, mut new: MergedIntercept) -> bool {
+        let mut same = InterceptMergeKey::of(&new.first);
         let different = self.different.get(&same.id).copied().unwrap_or(0);
         for most in [DIFFERENT_MAX, 2 * DIFFERENT_MAX] {
             if different < most || self.intercepts.contains_key(&same) {
@@ -113,7 +113,7 @@ impl Batch {
             } else {
                 new.first.client = std::net::Ipv4Addr::UNSPECIFIED.into();
             }
-            same = Same::of(&new.first);
+            same = InterceptMergeKey::of(&new.first);
         }
         let full = self.intercepts.len() >= WAITING_MAX;
         match self.intercepts.entry(same) {

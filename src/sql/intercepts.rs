@@ -80,7 +80,7 @@ pub(super) mod hex_id {
 
 /// A query of intercepts. Rows are returned the latest first.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct InterceptQuery {
     /// Only this key.
     pub key: Option<KeyId>,
     /// Only clients in this network.
@@ -112,7 +112,7 @@ impl InterceptCursor {
     }
 }
 
-impl Wanted {
+impl InterceptQuery {
     /// Whether the query has a filter without an index.
     pub(super) fn is_searched(&self) -> bool {
         self.route.is_some() || self.method.is_some() || self.path.is_some() || self.banned.is_some() || self.shadow.is_some()
@@ -130,7 +130,7 @@ pub struct Page<T, M> {
 
 /// The grouping of intercepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
+pub enum InterceptGrouping {
     /// By key.
     Key,
     /// By client address.
@@ -165,7 +165,7 @@ pub struct Groups {
 #[async_trait]
 pub trait Intercepts: Send + Sync {
     /// Returns a page of rows, the latest first.
-    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, InterceptCursor>, StoreError>;
+    async fn intercepts(&self, wanted: &InterceptQuery) -> Result<Page<Intercepted, InterceptCursor>, StoreError>;
     /// Groups the latest rows and returns the `wanted.limit` largest groups.
-    async fn intercept_groups(&self, by: By, wanted: &Wanted) -> Result<Groups, StoreError>;
+    async fn intercept_groups(&self, by: InterceptGrouping, wanted: &InterceptQuery) -> Result<Groups, StoreError>;
 }

@@ -29,7 +29,7 @@ use keylatch_filters::contract::{Binding, BoxFuture, FirstUse, KeyId, StoreError
 use audit::{Actor, AuditEntry, AuditQuery};
 use batch::Batch;
 use intercepts::Page;
-use outbox::{Attempted, Delivery, Hot, Threshold};
+use outbox::{Attempted, Delivery, KeyOverThreshold, Threshold};
 use record::{BindingCursor, Change, Changed, Query, Record, RetentionPolicy, RetentionResult};
 
 /// A change in the store that another process made.
@@ -94,7 +94,7 @@ pub trait Authority: Send + Sync + 'static {
     fn get(&self, id: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
     /// Inserts the binding if the key has none, atomically. Returns the binding that is stored
     /// then.
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>>;
+    fn bind_first_use(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>>;
     /// Moves a binding to another key id, unless that id has one. Returns the binding of `id` after
     /// that, or `None`.
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>>;
@@ -148,12 +148,12 @@ pub trait Authority: Send + Sync + 'static {
     /// Keys with intercepts written since then, at most [`outbox::LOOKED_BACK_MAX`].
     fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>>;
     /// Those of these keys that are over the threshold and had no alert within its window.
-    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>>;
+    fn keys_over_threshold(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<KeyOverThreshold>, StoreError>>;
     /// Records an alert for the key, and queues its deliveries: id, webhook and event of each.
     /// False: another process did so within the window.
-    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>>;
+    fn record_alert(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>>;
     /// Leases the due deliveries for these webhooks; no other process takes them within `lease`.
-    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>>;
+    fn lease_deliveries(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>>;
     /// Records the result of a delivery attempt.
     fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>>;
     /// The part of the store that only operators use.

@@ -7,7 +7,7 @@ use keylatch_filters::contract::Intercept;
 
 /// A key over the threshold without an alert within the window.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Hot {
+pub struct KeyOverThreshold {
     /// The intercepts within the window, to the minute.
     pub intercepts: u64,
     /// The number of them in shadow mode.

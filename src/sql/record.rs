@@ -31,7 +31,7 @@ pub struct Record {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Change {
     /// The rule with its parameters.
-    pub rule: Option<Terms>,
+    pub rule: Option<BindingTerms>,
     /// Whether the key is refused from everywhere.
     pub banned: Option<bool>,
     /// The note.
@@ -42,7 +42,7 @@ pub struct Change {
     pub expects: Option<i64>,
     /// Creates the binding if it does not exist. An existing binding gets the creator of `make` in
     /// place of `first_use`. Needs a rule.
-    pub make: Option<Make>,
+    pub make: Option<Creation>,
 }
 
 /// The outcome of a change.
@@ -68,7 +68,7 @@ impl<T> Changed<T> {
 
 /// The metadata of a new binding.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Make {
+pub struct Creation {
     /// The key's hint.
     pub hint: String,
     /// The operator who creates it.
@@ -78,7 +78,7 @@ pub struct Make {
     pub created_at: SystemTime,
 }
 
-impl Make {
+impl Creation {
     /// With the current time.
     pub fn now(hint: String, made_by: String) -> Self {
         Self { hint, made_by, created_at: SystemTime::now() }
@@ -95,7 +95,7 @@ impl Change {
 
 /// A rule with its parameters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Terms {
+pub struct BindingTerms {
     /// The rule.
     pub rule: Rule,
     /// The networks.

@@ -32,7 +32,7 @@ pub struct Connector {
     time_max: Duration,
     /// Notified when a name switches to its other address family.
     changed: Arc<tokio::sync::Notify>,
-    keep_alive: Arc<reuse::KeepAlive>,
+    keep_alive: Arc<reuse::ServerIdleLimits>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -43,7 +43,7 @@ impl std::fmt::Debug for Connector {
 
 impl Connector {
     /// Each connection must be established within `time_max`.
-    pub fn new(names: Arc<Names>, time_max: Duration, changed: Arc<tokio::sync::Notify>, keep_alive: Arc<reuse::KeepAlive>) -> Self {
+    pub fn new(names: Arc<Names>, time_max: Duration, changed: Arc<tokio::sync::Notify>, keep_alive: Arc<reuse::ServerIdleLimits>) -> Self {
         Self { names, time_max, changed, keep_alive }
     }
 

@@ -69,7 +69,7 @@ pub struct Upstream {
     /// Notified when a name switches to its other address family.
     changed: Arc<Notify>,
     connector: SharedConnector,
-    keep_alive: Arc<reuse::KeepAlive>,
+    keep_alive: Arc<reuse::ServerIdleLimits>,
     started: AtomicBool,
 }
 
@@ -113,7 +113,7 @@ impl Upstream {
         let names = Arc::new(Names::new(compile::targets(config)?, config.address_family, lookup));
         let tls = config.tls.as_ref().map(|tls| Tls::compile(tls, files)).transpose().map_err(|invalid| invalid.at("tls"))?;
         let changed = Arc::new(Notify::new());
-        let keep_alive = Arc::<reuse::KeepAlive>::default();
+        let keep_alive = Arc::<reuse::ServerIdleLimits>::default();
         let connector = Connector::new(Arc::clone(&names), config.timeouts.connect.0, Arc::clone(&changed), Arc::clone(&keep_alive));
         let connector = Arc::new(connector);
         Ok(Self {

@@ -28,7 +28,8 @@ use super::Address;
 /// A connection is closed this long before the server's limit, or earlier by a fraction of it if
 /// that is less.
 const MARGIN_MAX: Duration = Duration::from_secs(1);
-/// A close within this time after a response shows no idle limit: the response was the last one.
+/// A close within this time after a response is not caused by an idle limit: the server chose to
+/// close after this response.
 const IDLE_MIN: Duration = Duration::from_millis(20);
 /// Closes within this interval have one cause, such as a restart, and count as one.
 const APART_MIN: Duration = Duration::from_millis(250);
@@ -39,7 +40,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// The idle limits of servers.
 #[derive(Default)]
-pub struct KeepAlive {
+pub struct ServerIdleLimits {
     any: AtomicBool,
     /// A server closed an idle connection or announced a limit: a request may meet a close.
     ends: AtomicBool,
@@ -63,7 +64,7 @@ impl Limit {
     }
 }
 
-impl KeepAlive {
+impl ServerIdleLimits {
     /// Notes the limit that a response announces.
     pub fn observe(&self, address: &Address, headers: &HeaderMap) {
         let Some(seconds) = timeout_s(headers) else { return };
@@ -218,12 +219,12 @@ impl Connection {
 pub struct WatchedConnection {
     fd: RawFd,
     address: Address,
-    keep_alive: Arc<KeepAlive>,
+    keep_alive: Arc<ServerIdleLimits>,
     connection: Arc<Connection>,
 }
 
 /// Registers a TCP connection until its stream is dropped.
-pub fn watch(fd: RawFd, address: Address, keep_alive: Arc<KeepAlive>) -> WatchedConnection {
+pub fn watch(fd: RawFd, address: Address, keep_alive: Arc<ServerIdleLimits>) -> WatchedConnection {
     let socket = SocketDigest::from_raw_fd(fd);
     let connection = Arc::new(Connection {
         socket,
@@ -268,7 +269,7 @@ pub fn connection(fd: RawFd) -> Option<Arc<Connection>> {
 ///
 /// Two facts together prove it. The server's FIN came, which acknowledges everything that its
 /// kernel had received before the close; and no byte of the request was acknowledged. A reset alone
-/// proves nothing: Linux does not count its acknowledgement.
+/// proves nothing: Linux does not count the bytes that it acknowledges.
 ///
 /// A client that leaves in the middle of its body is no such error, although it ends the connection
 /// to the server as well.

@@ -12,7 +12,7 @@ fn pair() -> (TcpStream, TcpStream) {
     (client, listener.accept().unwrap().0)
 }
 
-fn watched(client: &TcpStream, keep_alive: &Arc<KeepAlive>) -> WatchedConnection {
+fn watched(client: &TcpStream, keep_alive: &Arc<ServerIdleLimits>) -> WatchedConnection {
     watch(client.as_raw_fd(), Address::Inet(client.peer_addr().unwrap()), Arc::clone(keep_alive))
 }
 
@@ -66,7 +66,7 @@ fn acknowledged_requests_are_distinguished() {
 
 #[test]
 fn connections_are_closed_before_the_server_does() {
-    let (keep, address) = (KeepAlive::default(), Address::Inet(([127, 0, 0, 1], 80).into()));
+    let (keep, address) = (ServerIdleLimits::default(), Address::Inet(([127, 0, 0, 1], 80).into()));
     let minute = Duration::from_secs(60);
     assert_eq!(keep.limit(&address, minute, Instant::now()), minute);
     for (value, ms) in [("timeout=5, max=100", 4000), ("max=3, Timeout=1", 500), ("timeout=600", 60_000), ("timeout=0", 0)] {
@@ -80,7 +80,7 @@ fn connections_are_closed_before_the_server_does() {
 
 #[test]
 fn observed_idle_limits() {
-    let (keep, address, now) = (KeepAlive::default(), Address::Inet(([127, 0, 0, 1], 80).into()), Instant::now());
+    let (keep, address, now) = (ServerIdleLimits::default(), Address::Inet(([127, 0, 0, 1], 80).into()), Instant::now());
     let (s, minute) = (Duration::from_secs(1), Duration::from_secs(60));
     let limit = |at: Instant| keep.limit(&address, minute, at);
     keep.ended(&address, 5 * s, now);
@@ -99,7 +99,7 @@ fn observed_idle_limits() {
 
 #[test]
 fn closes_of_idle_connections_are_noted() {
-    let keep = Arc::new(KeepAlive::default());
+    let keep = Arc::new(ServerIdleLimits::default());
     for (busy, http1, noted) in [(false, true, 1), (true, true, 1), (false, false, 1), (false, true, 2)] {
         let (client, server) = pair();
         let watch = watched(&client, &keep);

@@ -23,7 +23,7 @@ use super::problem::{Answer, Problem, Problems};
 use super::time::format_time;
 use crate::operator::bindings::{Which, network, prefix};
 use crate::sql::audit;
-use crate::sql::intercepts::Wanted;
+use crate::sql::intercepts::InterceptQuery;
 use crate::sql::record::{BindingCursor, Query, Record, Sort, label};
 
 /// A binding: a key and the networks allowed to use it.
@@ -294,7 +294,7 @@ pub async fn timeline(State(api): State<Arc<Api>>, May(caller): May<READ>, PathP
     let (id, _) = api.bindings(&caller).meant(Which::Id(&key_id)).await?;
     let asked = audit::AuditQuery { target: Some(id.hex()), limit: EACH, ..audit::AuditQuery::default() };
     let changes = api.store.audit(asked).await?.into_iter().map(Entry::from).collect();
-    let wanted = Wanted { key: Some(id), limit: EACH, ..Wanted::default() };
+    let wanted = InterceptQuery { key: Some(id), limit: EACH, ..InterceptQuery::default() };
     let intercepts = api.store.admin_store().intercepts(&wanted).await?.rows.into_iter().map(Intercept::from).collect();
     Ok(Json(Timeline { key_id: id.hex(), changes, intercepts }))
 }

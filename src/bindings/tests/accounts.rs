@@ -1,7 +1,7 @@
 //! Accounts, sessions, tokens and counters of failed sign-ins.
 
 use super::*;
-use crate::sql::accounts::{Account, Elsewhere, Session, SignInCounter, Token, WriteOutcome};
+use crate::sql::accounts::{Account, ProviderIdentity, Session, SignInCounter, Token, WriteOutcome};
 use crate::sql::providers::{Expects, Provider};
 use crate::sql::samples::{MINUTE_S, Replica, Sample, SampleKind};
 
@@ -116,7 +116,7 @@ pub async fn providers(store: &Store) {
     assert!(second > first);
     assert_eq!(admin_store.providers().await.unwrap(), [provider(second, Some(b"\0\xff"))]);
     // An account is found by its provider identity, which is unique.
-    let elsewhere = Elsewhere { provider: "corp".into(), subject: "1".into() };
+    let elsewhere = ProviderIdentity { provider: "corp".into(), subject: "1".into() };
     let there = |name: &str| Account { elsewhere: Some(elsewhere.clone()), password: None, ..account(name, "viewer") };
     assert_eq!(admin_store.account_by_identity(&elsewhere).await.unwrap(), None);
     assert_eq!(admin_store.make_account(&there("corp:ann"), false, &who).await.unwrap(), WriteOutcome::Done);

@@ -47,8 +47,8 @@ impl Authority for Slow {
             row
         })
     }
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
-        self.inner.latch(first)
+    fn bind_first_use(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+        self.inner.bind_first_use(first)
     }
     fn adopt(&self, id: KeyId, from: KeyId) -> BoxFuture<'_, Result<Option<Binding>, StoreError>> {
         self.inner.adopt(id, from)
@@ -98,14 +98,14 @@ impl Authority for Slow {
     fn intercepted_since(&self, at: SystemTime) -> BoxFuture<'_, Result<Vec<KeyId>, StoreError>> {
         self.inner.intercepted_since(at)
     }
-    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
-        self.inner.hot(ids, threshold)
+    fn keys_over_threshold(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<KeyOverThreshold>, StoreError>> {
+        self.inner.keys_over_threshold(ids, threshold)
     }
-    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.inner.raise(id, window, events)
+    fn record_alert(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.inner.record_alert(id, window, events)
     }
-    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
-        self.inner.due(webhooks, lease)
+    fn lease_deliveries(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
+        self.inner.lease_deliveries(webhooks, lease)
     }
     fn attempted(&self, id: String, what: Attempted) -> BoxFuture<'_, Result<(), StoreError>> {
         self.inner.attempted(id, what)
@@ -121,7 +121,7 @@ impl Authority for Slow {
 /// A store on such an authority, with a bound key.
 async fn slow() -> (Arc<Slow>, Arc<Store>) {
     let inner = Arc::new(Sqlite::in_memory().await.unwrap());
-    inner.latch(FirstUse { confirmed: true, ..first("a", "10.0.0.1") }).await.unwrap();
+    inner.bind_first_use(FirstUse { confirmed: true, ..first("a", "10.0.0.1") }).await.unwrap();
     let slow = Arc::new(Slow {
         inner,
         read: Notify::new(),

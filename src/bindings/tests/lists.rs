@@ -1,7 +1,7 @@
 //! Lists: every order and every filter, page by page.
 
 use super::*;
-use crate::sql::intercepts::{By, Group, Wanted};
+use crate::sql::intercepts::{Group, InterceptGrouping, InterceptQuery};
 use crate::sql::record::Sort;
 
 fn mine(n: u32) -> String {
@@ -26,11 +26,11 @@ pub async fn listed(store: &Store) {
     for (n, text) in (0..).zip(networks) {
         let networks: Vec<IpNet> = text.split(' ').map(|net| net.parse().unwrap()).collect();
         let rule = if networks.len() == 1 { Rule::Single } else { Rule::Multiple };
-        let make = Make {
+        let make = Creation {
             created_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 - u64::from(n)),
-            ..Make::now(format!("sk-…ab{n}Z"), format!("maker{n}"))
+            ..Creation::now(format!("sk-…ab{n}Z"), format!("maker{n}"))
         };
-        let terms = Terms { rule, networks, roaming: None };
+        let terms = BindingTerms { rule, networks, roaming: None };
         let change = Change { rule: Some(terms), note: Some("listed".into()), make: Some(make), ..Change::default() };
         store.change(id(&mine(n)), change, operator()).await.unwrap().done().unwrap();
     }
@@ -90,10 +90,11 @@ pub async fn intercepts(store: &Store) {
     store.flush().await;
     let minute = |n: i64| 60_000 * (1_000_000 + n);
     let admin_store = store.admin_store();
-    let minutes = async |wanted: Wanted| {
+    let minutes = async |wanted: InterceptQuery| {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let page = admin_store.intercepts(&Wanted { after, route: Some("listed".into()), limit: 1, ..wanted.clone() }).await.unwrap();
+            let page =
+                admin_store.intercepts(&InterceptQuery { after, route: Some("listed".into()), limit: 1, ..wanted.clone() }).await.unwrap();
             found.extend(page.rows);
             after = page.next;
             if after.is_none() {
@@ -102,25 +103,28 @@ pub async fn intercepts(store: &Store) {
             }
         }
     };
-    assert_eq!(minutes(Wanted::default()).await, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]);
-    assert_eq!(minutes(Wanted { key: Some(id("listed b")), ..Wanted::default() }).await, [9, 8, 7, 6]);
-    assert_eq!(minutes(Wanted { client: Some("198.51.100.1/32".parse().unwrap()), ..Wanted::default() }).await, [7, 4, 1]);
-    assert_eq!(minutes(Wanted { client: Some("198.51.100.0/31".parse().unwrap()), ..Wanted::default() }).await, [9, 7, 6, 4, 3, 1, 0]);
-    assert_eq!(minutes(Wanted { path: Some("/v1/1".into()), banned: Some(true), ..Wanted::default() }).await, [5]);
-    assert_eq!(minutes(Wanted { since_ms: Some(minute(3)), until_ms: Some(minute(5)), ..Wanted::default() }).await, [4, 3]);
-    assert_eq!(minutes(Wanted { method: Some("PUT".into()), ..Wanted::default() }).await, Vec::<i64>::new());
-    assert_eq!(minutes(Wanted { shadow: Some(true), ..Wanted::default() }).await, Vec::<i64>::new());
-    let odd = Wanted { client: Some("198.51.100.2/31".parse().unwrap()), limit: 1, ..Wanted::default() };
-    let by_key = admin_store.intercept_groups(By::Key, &odd).await.unwrap();
+    assert_eq!(minutes(InterceptQuery::default()).await, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]);
+    assert_eq!(minutes(InterceptQuery { key: Some(id("listed b")), ..InterceptQuery::default() }).await, [9, 8, 7, 6]);
+    assert_eq!(minutes(InterceptQuery { client: Some("198.51.100.1/32".parse().unwrap()), ..InterceptQuery::default() }).await, [7, 4, 1]);
+    assert_eq!(
+        minutes(InterceptQuery { client: Some("198.51.100.0/31".parse().unwrap()), ..InterceptQuery::default() }).await,
+        [9, 7, 6, 4, 3, 1, 0]
+    );
+    assert_eq!(minutes(InterceptQuery { path: Some("/v1/1".into()), banned: Some(true), ..InterceptQuery::default() }).await, [5]);
+    assert_eq!(minutes(InterceptQuery { since_ms: Some(minute(3)), until_ms: Some(minute(5)), ..InterceptQuery::default() }).await, [4, 3]);
+    assert_eq!(minutes(InterceptQuery { method: Some("PUT".into()), ..InterceptQuery::default() }).await, Vec::<i64>::new());
+    assert_eq!(minutes(InterceptQuery { shadow: Some(true), ..InterceptQuery::default() }).await, Vec::<i64>::new());
+    let odd = InterceptQuery { client: Some("198.51.100.2/31".parse().unwrap()), limit: 1, ..InterceptQuery::default() };
+    let by_key = admin_store.intercept_groups(InterceptGrouping::Key, &odd).await.unwrap();
     assert_eq!((by_key.groups[0].count, by_key.groups[0].others), (4, 1), "of this network alone");
-    let by_client = admin_store.intercept_groups(By::Client, &odd).await.unwrap();
+    let by_client = admin_store.intercept_groups(InterceptGrouping::Client, &odd).await.unwrap();
     assert_eq!((by_client.groups.len(), by_client.groups[0].what.as_str()), (1, "198.51.100.2"));
-    let wanted = Wanted { until_ms: Some(minute(100)), route: Some("listed".into()), limit: 2, ..Wanted::default() };
-    let by_key = admin_store.intercept_groups(By::Key, &wanted).await.unwrap();
+    let wanted = InterceptQuery { until_ms: Some(minute(100)), route: Some("listed".into()), limit: 2, ..InterceptQuery::default() };
+    let by_key = admin_store.intercept_groups(InterceptGrouping::Key, &wanted).await.unwrap();
     let group =
         |what: String, hint: &str, count, others, last: i64| Group { what, hint: hint.into(), count, others, last_ms: minute(last) };
     assert_eq!(by_key.groups, [group(id("listed a").hex(), "sk-…", 12, 3, 5), group(id("listed b").hex(), "sk-…", 8, 3, 9)]);
-    let by_client = admin_store.intercept_groups(By::Client, &wanted).await.unwrap();
+    let by_client = admin_store.intercept_groups(InterceptGrouping::Client, &wanted).await.unwrap();
     assert_eq!(by_client.groups, [group("198.51.100.0".into(), "", 8, 2, 9), group("198.51.100.1".into(), "", 6, 2, 7)]);
 }
 
@@ -140,7 +144,7 @@ pub async fn latest_first(store: &Store) {
     let found = async |shadow: Option<bool>, limit: u32| {
         let (mut found, mut after) = (Vec::new(), None);
         loop {
-            let wanted = Wanted { after, key: Some(id("latest")), shadow, limit, ..Wanted::default() };
+            let wanted = InterceptQuery { after, key: Some(id("latest")), shadow, limit, ..InterceptQuery::default() };
             let page = store.admin_store().intercepts(&wanted).await.unwrap();
             found.extend(page.rows.iter().map(|row| (row.mark.path.clone(), row.mark.shadow, row.count)));
             assert!(page.rows.iter().all(|row| !row.mark.replica_name().contains("shadow")));

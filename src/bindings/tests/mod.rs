@@ -16,8 +16,8 @@ use crate::config::model::{Secrets, Settings, Storage};
 use crate::sql::audit::{Actor, AuditEntry, AuditQuery};
 use crate::sql::batch::Batch;
 use crate::sql::intercepts::Page;
-use crate::sql::outbox::{Attempted, Delivery, Hot, Threshold};
-use crate::sql::record::{BindingCursor, Change, Changed, Make, Query, Record, RetentionPolicy, RetentionResult, Terms};
+use crate::sql::outbox::{Attempted, Delivery, KeyOverThreshold, Threshold};
+use crate::sql::record::{BindingCursor, BindingTerms, Change, Changed, Creation, Query, Record, RetentionPolicy, RetentionResult};
 use crate::sql::{AdminStore, Authority, Events, OnStoreEvent, ServerInfo, StoreEvent, postgres, sqlite};
 
 mod accounts;
@@ -65,7 +65,7 @@ async fn contract(authority: Arc<dyn Authority>) {
     let mut tasks = Vec::new();
     for n in 0..100 {
         let store = Arc::clone(&store);
-        tasks.push(tokio::spawn(async move { store.latch(first("raced", &format!("10.0.0.{n}"))).await.unwrap() }));
+        tasks.push(tokio::spawn(async move { store.bind_first_use(first("raced", &format!("10.0.0.{n}"))).await.unwrap() }));
     }
     let mut networks = Vec::new();
     for task in tasks {
@@ -74,7 +74,7 @@ async fn contract(authority: Arc<dyn Authority>) {
     networks.dedup();
     assert_eq!(networks.len(), 1, "{networks:?}");
 
-    let bound = store.latch(first("a", "10.0.0.1")).await.unwrap();
+    let bound = store.bind_first_use(first("a", "10.0.0.1")).await.unwrap();
     assert_eq!((bound.rule, bound.banned, bound.confirmed), (Rule::Single, false, false));
     assert!(bound.covers("10.0.0.1".parse().unwrap()) && !bound.covers("10.0.0.2".parse().unwrap()));
     assert_eq!(store.cached(&id("a")).as_deref(), Some(&*bound));
@@ -102,11 +102,11 @@ async fn contract(authority: Arc<dyn Authority>) {
 }
 
 async fn released_unless_confirmed(store: &Store) {
-    let refused = store.latch(first("refused", "10.0.0.1")).await.unwrap();
+    let refused = store.bind_first_use(first("refused", "10.0.0.1")).await.unwrap();
     store.release(&refused);
     store.settled().await;
     assert!(store.authoritative(id("refused"), None).await.unwrap().is_none());
-    let again = store.latch(first("refused", "10.0.0.2")).await.unwrap();
+    let again = store.bind_first_use(first("refused", "10.0.0.2")).await.unwrap();
     assert!(again.version > refused.version, "a row that replaces another is newer");
     // Of two concurrent verdicts the confirmation wins.
     store.confirm(&again);
@@ -118,14 +118,14 @@ async fn released_unless_confirmed(store: &Store) {
 async fn managed(store: &Store) {
     let networks = || vec!["10.9.0.0/16".parse().unwrap(), "2001:db8::/32".parse().unwrap()];
     let change = Change {
-        rule: Some(Terms { rule: Rule::Multiple, networks: networks(), roaming: None }),
+        rule: Some(BindingTerms { rule: Rule::Multiple, networks: networks(), roaming: None }),
         note: Some("it's Ann's; \"really\"".into()),
         labels: Some(vec!["team-a".into(), "paid".into()]),
         ..Change::default()
     };
     assert_eq!(store.change(id("new"), change.clone(), operator()).await.unwrap(), Changed::Missing);
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-    let made = Change { make: Some(Make { created_at: long_ago, ..Make::now("…ew".into(), "admin".into()) }), ..change };
+    let made = Change { make: Some(Creation { created_at: long_ago, ..Creation::now("…ew".into(), "admin".into()) }), ..change };
     let made = store.change(id("new"), made, operator()).await.unwrap().done().unwrap();
     assert_eq!((made.binding.rule, made.binding.networks.clone(), made.hint.as_str()), (Rule::Multiple, networks(), "…ew"));
     assert!(made.created_at == long_ago && made.last_used_at.elapsed().unwrap() < Duration::from_secs(60));
@@ -166,7 +166,7 @@ fn past_just_read(store: &Store) {
 }
 
 async fn adopts(store: &Store) {
-    store.latch(first("old", "10.0.0.1")).await.unwrap();
+    store.bind_first_use(first("old", "10.0.0.1")).await.unwrap();
     let ban = Change { banned: Some(true), ..Change::default() };
     let old = store.change(id("old"), ban, operator()).await.unwrap().done().unwrap();
     let previous = || vec![id("unbound"), id("old")];
@@ -182,7 +182,7 @@ async fn adopts(store: &Store) {
 
 async fn roams(store: &Store) {
     let terms = Roaming { networks_max: 2, window: Duration::from_secs(3600) };
-    let made = store.latch(FirstUse { roaming: Some(terms), ..first("moves", "10.0.0.1") }).await.unwrap();
+    let made = store.bind_first_use(FirstUse { roaming: Some(terms), ..first("moves", "10.0.0.1") }).await.unwrap();
     assert_eq!((made.rule, made.roaming), (Rule::Roaming, Some(terms)));
     let net = |n: u8| IpNet::from(IpAddr::from([10, 0, 0, n]));
     let uses = async |n: u8, after_s: u64| {
@@ -196,14 +196,14 @@ async fn roams(store: &Store) {
     assert!(uses(3, 3602).await, "the first was not used for an hour");
     past_just_read(store);
     assert!(!uses(1, 3603).await && uses(2, 3604).await);
-    let stay = Terms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
+    let stay = BindingTerms { rule: Rule::Single, networks: vec![net(9)], roaming: None };
     let settled = store.change(id("moves"), Change { rule: Some(stay), ..Change::default() }, operator()).await.unwrap().done().unwrap();
     assert_eq!((settled.binding.roaming, settled.binding.networks.as_slice()), (None, [net(9)].as_slice()));
-    let again = Terms { rule: Rule::Roaming, networks: vec![net(9)], roaming: Some(terms) };
+    let again = BindingTerms { rule: Rule::Roaming, networks: vec![net(9)], roaming: Some(terms) };
     let again = store.change(id("moves"), Change { rule: Some(again), ..Change::default() }, operator()).await.unwrap().done().unwrap();
     assert!(again.binding.admits(net(9).addr(), SystemTime::now()));
     // A wider network of an operator stays unchanged when it is used.
-    let wide = Terms { rule: Rule::Roaming, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: Some(terms) };
+    let wide = BindingTerms { rule: Rule::Roaming, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: Some(terms) };
     let wide = store.change(id("moves"), Change { rule: Some(wide), ..Change::default() }, operator()).await.unwrap().done().unwrap();
     let later = SystemTime::now() + Duration::from_secs(1800);
     let used = store.roam(id("moves"), net(77), later).await.unwrap().unwrap();
@@ -222,17 +222,17 @@ async fn retention_applies(store: &Store) {
         archive: Duration::from_secs(3600),
     };
     let old = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("old", "10.0.0.1") };
-    store.latch(old).await.unwrap();
+    store.bind_first_use(old).await.unwrap();
     let banned = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("banned", "10.0.0.1") };
-    store.latch(banned).await.unwrap();
+    store.bind_first_use(banned).await.unwrap();
     store.change(id("banned"), Change { banned: Some(true), ..Change::default() }, operator()).await.unwrap();
     let fixed = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("fixed", "10.0.0.1") };
-    store.latch(fixed).await.unwrap();
-    let office = Terms { rule: Rule::Single, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: None };
-    let change = Change { rule: Some(office), make: Some(Make::now(String::new(), "admin".into())), ..Change::default() };
+    store.bind_first_use(fixed).await.unwrap();
+    let office = BindingTerms { rule: Rule::Single, networks: vec!["10.0.0.0/24".parse().unwrap()], roaming: None };
+    let change = Change { rule: Some(office), make: Some(Creation::now(String::new(), "admin".into())), ..Change::default() };
     assert_eq!(store.change(id("fixed"), change, operator()).await.unwrap().done().unwrap().made_by, "admin");
     let never = FirstUse { at: SystemTime::now() - Duration::from_secs(50), ..first("never confirmed", "10.0.0.1") };
-    store.latch(never).await.unwrap();
+    store.bind_first_use(never).await.unwrap();
     store.apply_retention(RetentionPolicy { unconfirmed: Duration::from_secs(40), ..policy }).await;
     assert_eq!(store.authoritative(id("old"), None).await.unwrap(), None);
     assert!(store.authoritative(id("banned"), None).await.unwrap().unwrap().banned, "a ban is never archived");
@@ -258,12 +258,12 @@ async fn sqlite_survives_a_restart_and_counts_repeated_intercepts() {
     let path = folder.path().join("t.db");
     {
         let store = Store::new(Arc::new(sqlite::Sqlite::open(&path, true).await.unwrap()), None, 16, Duration::ZERO, &Registry::new());
-        store.latch(first("a", "10.0.0.1")).await.unwrap();
+        store.bind_first_use(first("a", "10.0.0.1")).await.unwrap();
         (0..1000).for_each(|_| store.intercepted(intercept("a")));
         store.flush().await;
     }
     let reopened = sqlite::Sqlite::open(&path, true).await.unwrap();
-    let row = reopened.latch(first("a", "10.0.0.2")).await.unwrap();
+    let row = reopened.bind_first_use(first("a", "10.0.0.2")).await.unwrap();
     assert_eq!(row.networks, ["10.0.0.1/32".parse().unwrap()], "an earlier process made the first use");
     let url = format!("sqlite://{}", path.display());
     let mut direct = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.unwrap();

@@ -62,8 +62,8 @@ async fn postgres_keeps_the_contract_notifies_other_processes_and_survives_an_ou
     };
     let (here, there) = (open().await, open().await);
     until("both replicas listen", || here.notifications_work() && there.notifications_work()).await;
-    let bound = here.latch(first("shared", "10.0.0.1")).await.unwrap();
-    assert_eq!(there.latch(first("shared", "10.0.0.2")).await.unwrap(), bound);
+    let bound = here.bind_first_use(first("shared", "10.0.0.1")).await.unwrap();
+    assert_eq!(there.bind_first_use(first("shared", "10.0.0.2")).await.unwrap(), bound);
     assert!(there.cached(&id("shared")).is_some());
     here.change(id("shared"), Change { banned: Some(true), ..Change::default() }, operator()).await.unwrap();
     until("the ban has arrived", || there.cached(&id("shared")).is_none_or(|known| known.banned)).await;
@@ -73,17 +73,17 @@ async fn postgres_keeps_the_contract_notifies_other_processes_and_survives_an_ou
     assert_eq!(there.authoritative(id("shared"), None).await.unwrap(), None);
 
     // The server dies: cached keys pass, others fail, soon without waiting. Then the server comes back.
-    let known = there.latch(first("known", "10.0.0.1")).await.unwrap();
+    let known = there.bind_first_use(first("known", "10.0.0.1")).await.unwrap();
     server.kill();
     until("the loss is noticed", || there.cached(&id("known")).is_none()).await;
     assert_eq!(there.authoritative(id("known"), None).await.unwrap(), Some(known));
     for _ in 0..5 {
-        assert!(there.latch(first("unknown", "10.0.0.1")).await.is_err());
+        assert!(there.bind_first_use(first("unknown", "10.0.0.1")).await.is_err());
     }
     assert_eq!(there.metrics.away.get(), 1, "further calls fail at once");
     server.process = Server::run(server.folder.path(), server.port);
     let back = std::time::Instant::now();
-    while there.latch(first("unknown", "10.0.0.1")).await.is_err() {
+    while there.bind_first_use(first("unknown", "10.0.0.1")).await.is_err() {
         assert!(back.elapsed() < Duration::from_secs(10));
         tokio::task::yield_now().await;
     }

@@ -11,7 +11,7 @@ use super::{Format, PAGE, actor, foreign, use_cases};
 use crate::bindings::Opened;
 use crate::cli::terminal::{outln, output_result};
 use crate::operator::bindings::{network, newer, terms};
-use crate::sql::record::{Change, Make, Query, label};
+use crate::sql::record::{Change, Creation, Query, label};
 use crate::sql::row::Row;
 
 /// A binding in CSV. Lists are text, separated by spaces.
@@ -204,6 +204,6 @@ async fn change_of(opened: &Opened, row: Row) -> Result<(KeyId, Change), String>
             return Err(format!("{id} is not bound: `rule` or `networks` is needed to make a binding"));
         }
     }
-    let make = terms.is_some().then_some(Make { hint, made_by, created_at });
+    let make = terms.is_some().then_some(Creation { hint, made_by, created_at });
     Ok((id, Change { rule: terms, banned: row.banned, note, labels, expects: None, make }))
 }

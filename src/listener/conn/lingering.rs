@@ -1,7 +1,8 @@
 //! Lingering close (RFC 9112, section 9.6): closes the write side first, then reads and discards
 //! what the client still sends, because a TCP reset would destroy a response that the client has
-//! not read. Every wait has a limit. On HTTP/2 it applies to single streams, because some clients
-//! treat their reset as an error although RFC 9113, section 8.1, forbids it.
+//! not read. Every wait has a limit. On HTTP/2 the rest of a request body is discarded for each
+//! stream. A reset of the stream would be simpler, but some clients then drop the response, although
+//! RFC 9113, section 8.1, forbids that.
 
 use std::future::poll_fn;
 use std::io;

@@ -35,8 +35,8 @@ pub enum Event {
 const PHASES: [Phase; 5] = [Phase::Idle, Phase::Header, Phase::Request, Phase::Upgraded, Phase::Http2];
 
 impl Phase {
-    /// The phase after an event. `None`: the event changes nothing here. Requests of HTTP/2 are no
-    /// phases of their connection.
+    /// The phase after an event; `None` if the event changes nothing. On HTTP/2 the phase stays: one
+    /// connection carries many requests.
     fn after(self, event: Event) -> Option<Self> {
         match (self, event) {
             (Phase::Idle, Event::HeaderByte) => Some(Phase::Header),
@@ -54,7 +54,7 @@ impl Phase {
 pub struct CurrentPhase(AtomicU8);
 
 impl CurrentPhase {
-    /// That of a new connection.
+    /// The phase of a new connection.
     pub fn new() -> Self {
         Self(AtomicU8::new(Phase::Idle as u8))
     }

@@ -23,7 +23,7 @@ use subtle::ConstantTimeEq;
 use super::Fault;
 use super::accounts::{ExternalIdentity, now_ms, random};
 use crate::bindings::Store;
-use crate::sql::accounts::Elsewhere;
+use crate::sql::accounts::ProviderIdentity;
 use crate::util::aead::Sealer;
 pub use manage::get;
 use manage::settings;
@@ -150,7 +150,7 @@ impl Oidc {
             return Err(changed(&provider.name));
         }
         let subject = claims.get("sub").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
-        Ok(ExternalIdentity { elsewhere: Elsewhere { provider: provider.name, subject }, name, role })
+        Ok(ExternalIdentity { elsewhere: ProviderIdentity { provider: provider.name, subject }, name, role })
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use sqlx::{Database, Row};
 
 use super::{Connection, Db, Own, Tx, audit, begin, failed};
-use crate::sql::accounts::{Account, Accounts, AuditLog, Elsewhere, Session, SignInCounter, Token, WriteOutcome, locked_ms};
+use crate::sql::accounts::{Account, Accounts, AuditLog, ProviderIdentity, Session, SignInCounter, Token, WriteOutcome, locked_ms};
 use crate::sql::audit::{Actor, AuditLine};
 
 type DbRow = <Db as Database>::Row;
@@ -30,7 +30,7 @@ fn account(row: &DbRow, at: usize) -> sqlx::Result<Account> {
         elsewhere: row
             .try_get::<Option<String>, _>(at + 8)?
             .zip(row.try_get(at + 9)?)
-            .map(|(provider, subject)| Elsewhere { provider, subject }),
+            .map(|(provider, subject)| ProviderIdentity { provider, subject }),
     })
 }
 
@@ -141,7 +141,7 @@ impl Accounts for Own {
         self.with(async |pool| locked(&mut *pool.begin().await.map_err(failed)?, name).await).await
     }
 
-    async fn account_by_identity(&self, elsewhere: &Elsewhere) -> Result<Option<Account>, StoreError> {
+    async fn account_by_identity(&self, elsewhere: &ProviderIdentity) -> Result<Option<Account>, StoreError> {
         let statement = format!("SELECT {ACCOUNT} FROM accounts a WHERE a.provider = $1 AND a.subject = $2");
         let query = sqlx::query(sqlx::AssertSqlSafe(statement)).bind(elsewhere.provider.clone()).bind(elsewhere.subject.clone());
         let row = self.with(async |pool| query.fetch_optional(&pool).await.map_err(failed)).await?;

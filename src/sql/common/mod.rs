@@ -2,8 +2,8 @@
 //! `postgres` and `sqlite`: the query types of sqlx differ for each database, and generic code over
 //! them would need a page of bounds for every function.
 //!
-//! The contract: the parent module provides the names imported below. `Own` is its store, with
-//! `Own::with`, which runs work on a `DbPool` within the time limit of operators' queries. `begin`
+//! The contract: the parent module provides the names imported below. `Own` is an alias of its store
+//! type, with `Own::with`, which runs work on a `DbPool` within the time limit of operators' queries. `begin`
 //! starts a transaction that writes. `audit` writes audit entries into a transaction. `failed` turns
 //! an error of the driver into a [`StoreError`](keylatch_filters::contract::StoreError). `NOW_MS` is
 //! the SQL expression of the server's clock, in milliseconds since 1970.

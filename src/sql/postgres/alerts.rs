@@ -9,7 +9,7 @@ use sqlx::{Executor, Row};
 use super::failed;
 use super::session::Pool;
 use crate::sql::intercepts::SHADOW;
-use crate::sql::outbox::{AT_ONCE, Attempted, Delivery, Hot, LOOKED_BACK_MAX, Threshold};
+use crate::sql::outbox::{AT_ONCE, Attempted, Delivery, KeyOverThreshold, LOOKED_BACK_MAX, Threshold};
 use crate::sql::record::{key_id, parsed_networks};
 use crate::util::time::{millis, time};
 
@@ -25,7 +25,7 @@ pub async fn intercepted_since(pool: &Pool, at: SystemTime) -> Result<Vec<KeyId>
     rows.iter().map(|row| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)).collect()
 }
 
-pub async fn hot(pool: &Pool, ids: &[KeyId], threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
+pub async fn keys_over_threshold(pool: &Pool, ids: &[KeyId], threshold: Threshold) -> Result<Vec<KeyOverThreshold>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
     tx.execute(TIME_MAX).await.map_err(failed)?;
     let rows = sqlx::query(
@@ -51,7 +51,7 @@ pub async fn hot(pool: &Pool, ids: &[KeyId], threshold: Threshold) -> Result<Vec
     rows.iter().map(read).collect()
 }
 
-fn read(row: &PgRow) -> Result<Hot, StoreError> {
+fn read(row: &PgRow) -> Result<KeyOverThreshold, StoreError> {
     let id = key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)?;
     let count = |index: usize| row.try_get::<i64, _>(index).map(i64::unsigned_abs).map_err(failed);
     let text = |index: usize| row.try_get::<String, _>(index).map_err(failed);
@@ -73,7 +73,7 @@ fn read(row: &PgRow) -> Result<Hot, StoreError> {
         at: time(row.try_get(11).map_err(failed)?),
     };
     let replica = text(12)?.trim_end_matches(SHADOW).to_owned();
-    Ok(Hot { intercepts: count(1)?, shadow: count(14)?, clients: count(2)?, last, replica })
+    Ok(KeyOverThreshold { intercepts: count(1)?, shadow: count(14)?, clients: count(2)?, last, replica })
 }
 
 /// Records an alert and its deliveries. False: another process was first.

@@ -9,7 +9,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{QueryBuilder, Row};
 
 use super::{Pg, Postgres, failed};
-use crate::sql::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, InterceptCursor, Intercepted, Intercepts, Page, Wanted};
+use crate::sql::intercepts::{
+    EXAMINED_MAX, GROUPED_MAX, Group, Groups, InterceptCursor, InterceptGrouping, InterceptQuery, Intercepted, Intercepts, Page,
+};
 use crate::sql::record::{key_id, parsed_networks};
 
 const MARK: &str = "minute, last_at, key_id, client, method, path, route, replica, banned";
@@ -19,7 +21,7 @@ const ROW: &str = "(extract(epoch FROM minute) * 1e3)::bigint, key_id, host(clie
     networks::text[], user_agent, count, (extract(epoch FROM first_at) * 1e3)::bigint, (extract(epoch FROM last_at) * 1e3)::bigint, shadow";
 
 /// The rows after the cursor that an index finds.
-fn indexed(query: &mut QueryBuilder<Pg>, wanted: &Wanted) {
+fn indexed(query: &mut QueryBuilder<Pg>, wanted: &InterceptQuery) {
     query.push("SELECT * FROM intercepts WHERE true");
     for (condition, at) in [(" AND minute >= ", wanted.since_ms), (" AND minute < ", wanted.until_ms)] {
         if let Some(ms) = at {
@@ -53,7 +55,7 @@ fn indexed(query: &mut QueryBuilder<Pg>, wanted: &Wanted) {
 }
 
 /// The filters without an index. False: the query has none.
-fn others(query: &mut QueryBuilder<Pg>, wanted: &Wanted) -> bool {
+fn others(query: &mut QueryBuilder<Pg>, wanted: &InterceptQuery) -> bool {
     for (condition, text) in [(" AND route = ", &wanted.route), (" AND method = ", &wanted.method)] {
         if let Some(text) = text {
             query.push(condition).push_bind(text.clone());
@@ -121,7 +123,7 @@ fn intercepted(row: &PgRow) -> Result<Intercepted, StoreError> {
 
 #[async_trait]
 impl Intercepts for Postgres {
-    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, InterceptCursor>, StoreError> {
+    async fn intercepts(&self, wanted: &InterceptQuery) -> Result<Page<Intercepted, InterceptCursor>, StoreError> {
         let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
         indexed(&mut query, wanted);
         query.push(ORDER).push_bind(EXAMINED_MAX).push(") AS i WHERE true");
@@ -146,10 +148,10 @@ impl Intercepts for Postgres {
         .await
     }
 
-    async fn intercept_groups(&self, by: By, wanted: &Wanted) -> Result<Groups, StoreError> {
+    async fn intercept_groups(&self, by: InterceptGrouping, wanted: &InterceptQuery) -> Result<Groups, StoreError> {
         let (what, hint, others_of) = match by {
-            By::Key => ("encode(key_id, 'hex')", "max(hint)", "client"),
-            By::Client => ("host(client)", "''", "key_id"),
+            InterceptGrouping::Key => ("encode(key_id, 'hex')", "max(hint)", "client"),
+            InterceptGrouping::Client => ("host(client)", "''", "key_id"),
         };
         let mut query = QueryBuilder::new(format!(
             "SELECT {what}, {hint}, sum(count)::bigint, count(DISTINCT {others_of}), (extract(epoch FROM max(last_at)) * 1e3)::bigint FROM ("

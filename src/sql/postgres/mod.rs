@@ -40,7 +40,7 @@ use session::{Pool, Session};
 use super::audit::{Actor, AuditEntry, AuditQuery};
 use super::batch::Batch;
 use super::batcher::Batcher;
-use super::outbox::{Attempted, Delivery, Hot, Threshold};
+use super::outbox::{Attempted, Delivery, KeyOverThreshold, Threshold};
 use super::{Authority, Events, OnStoreEvent, ServerInfo};
 use crate::config::Files;
 use crate::config::model::Postgres as PostgresConfig;
@@ -120,7 +120,7 @@ impl Authority for Postgres {
         Box::pin(self.reads.submit(id))
     }
 
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+    fn bind_first_use(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
         Box::pin(self.first_uses.submit(first))
     }
 
@@ -213,15 +213,15 @@ impl Authority for Postgres {
         Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::intercepted_since(&pool, at).await))
     }
 
-    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
-        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::hot(&pool, &ids, threshold).await))
+    fn keys_over_threshold(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<KeyOverThreshold>, StoreError>> {
+        Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::keys_over_threshold(&pool, &ids, threshold).await))
     }
 
-    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn record_alert(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
         Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::raise(&pool, id, window, &events).await))
     }
 
-    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
+    fn lease_deliveries(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
         Box::pin(self.pools.run_for(WRITE_TIME_MAX, async move |pool| alerts::due(&pool, &webhooks, lease).await))
     }
 

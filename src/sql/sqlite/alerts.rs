@@ -7,7 +7,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::{Sqlite, failed, json};
-use crate::sql::outbox::{AT_ONCE, Attempted, Delivery, Hot, LOOKED_BACK_MAX, Threshold};
+use crate::sql::outbox::{AT_ONCE, Attempted, Delivery, KeyOverThreshold, LOOKED_BACK_MAX, Threshold};
 use crate::sql::record::{key_id, parsed_networks};
 use crate::util::time::{millis, time};
 
@@ -27,7 +27,7 @@ impl Sqlite {
         rows.iter().map(|row| key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)).collect()
     }
 
-    pub(super) async fn hot_keys(&self, ids: &[KeyId], threshold: Threshold) -> Result<Vec<Hot>, StoreError> {
+    pub(super) async fn hot_keys(&self, ids: &[KeyId], threshold: Threshold) -> Result<Vec<KeyOverThreshold>, StoreError> {
         let ids: Vec<_> = ids.iter().map(KeyId::hex).collect();
         // With max(), SQLite takes the other columns from the row with the maximum.
         let rows = sqlx::query(
@@ -115,7 +115,7 @@ impl Sqlite {
     }
 }
 
-fn read(row: &SqliteRow) -> Result<Hot, StoreError> {
+fn read(row: &SqliteRow) -> Result<KeyOverThreshold, StoreError> {
     let id = key_id(row.try_get::<&[u8], _>(0).map_err(failed)?)?;
     let count = |index: usize| row.try_get::<i64, _>(index).map(i64::unsigned_abs).map_err(failed);
     let text = |index: usize| row.try_get::<String, _>(index).map_err(failed);
@@ -136,5 +136,5 @@ fn read(row: &SqliteRow) -> Result<Hot, StoreError> {
         shadow: row.try_get(12).map_err(failed)?,
         at: time(row.try_get(11).map_err(failed)?),
     };
-    Ok(Hot { intercepts: count(1)?, shadow: count(13)?, clients: count(2)?, last, replica: String::new() })
+    Ok(KeyOverThreshold { intercepts: count(1)?, shadow: count(13)?, clients: count(2)?, last, replica: String::new() })
 }

@@ -78,18 +78,18 @@ pub fn restoring(database: &Path) -> PathBuf {
 /// A process that has a database in WAL mode open holds a shared lock on bytes past the first
 /// gigabyte (`SHARED_FIRST` and `SHARED_SIZE` of the [locking of
 /// SQLite](https://www.sqlite.org/lockingv3.html)).
-pub struct Alone {
+pub struct ExclusiveFileLock {
     // Closing the file releases the lock.
     _file: File,
 }
 
 /// Takes the exclusive lock, if no process has the file open.
-pub fn alone(path: &Path) -> Result<Alone, String> {
+pub fn alone(path: &Path) -> Result<ExclusiveFileLock, String> {
     let wrong = |e: &dyn std::fmt::Display| format!("the database {}: {e}", path.display());
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(|e| wrong(&e))?;
     let lock = flock { l_type: F_WRLCK as _, l_whence: SEEK_SET as _, l_start: (1 << 30) + 2, l_len: 510, l_pid: 0 };
     match fcntl(&file, FcntlArg::F_SETLK(&lock)) {
-        Ok(_) => Ok(Alone { _file: file }),
+        Ok(_) => Ok(ExclusiveFileLock { _file: file }),
         Err(Errno::EAGAIN | Errno::EACCES) => Err(wrong(&"a process has it open; stop that process first")),
         Err(e) => Err(wrong(&e)),
     }

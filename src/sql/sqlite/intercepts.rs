@@ -9,7 +9,9 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row, Sqlite as Db};
 
 use super::{Sqlite, failed, json, text};
-use crate::sql::intercepts::{By, EXAMINED_MAX, GROUPED_MAX, Group, Groups, InterceptCursor, Intercepted, Intercepts, Page, Wanted};
+use crate::sql::intercepts::{
+    EXAMINED_MAX, GROUPED_MAX, Group, Groups, InterceptCursor, InterceptGrouping, InterceptQuery, Intercepted, Intercepts, Page,
+};
 use crate::sql::record::{key_id, parsed_networks};
 
 const MARK: &str = "minute_ms, last_ms, key_id, client, method, path, route, banned, shadow";
@@ -23,7 +25,7 @@ const CLIENTS_MAX: usize = 5000;
 
 /// The clients within the queried network, if it is not a single address. Each is found by one
 /// index look-up.
-async fn clients(pool: &SqlitePool, wanted: &Wanted) -> Result<Option<Vec<String>>, StoreError> {
+async fn clients(pool: &SqlitePool, wanted: &InterceptQuery) -> Result<Option<Vec<String>>, StoreError> {
     let Some(net) = wanted.client.filter(|net| net.prefix_len() < net.max_prefix_len()) else { return Ok(None) };
     let (low, high) = text::range(net);
     let found: Vec<String> = sqlx::query_scalar(
@@ -44,7 +46,7 @@ async fn clients(pool: &SqlitePool, wanted: &Wanted) -> Result<Option<Vec<String
 
 /// The rows after the cursor that an index finds. `clients`: the clients of the queried network, if
 /// they are known.
-fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted, clients: Option<&[String]>) {
+fn indexed(query: &mut QueryBuilder<Db>, wanted: &InterceptQuery, clients: Option<&[String]>) {
     query.push("SELECT * FROM intercepts WHERE true");
     for (condition, at) in [(" AND minute_ms >= ", wanted.since_ms), (" AND minute_ms < ", wanted.until_ms)] {
         if let Some(ms) = at {
@@ -78,7 +80,7 @@ fn indexed(query: &mut QueryBuilder<Db>, wanted: &Wanted, clients: Option<&[Stri
 }
 
 /// The filters without an index. False: the query has none.
-fn others(query: &mut QueryBuilder<Db>, wanted: &Wanted) -> bool {
+fn others(query: &mut QueryBuilder<Db>, wanted: &InterceptQuery) -> bool {
     for (condition, text) in [(" AND route = ", &wanted.route), (" AND method = ", &wanted.method)] {
         if let Some(text) = text {
             query.push(condition).push_bind(text.clone());
@@ -128,7 +130,7 @@ fn intercepted(row: &SqliteRow) -> Result<Intercepted, StoreError> {
 
 #[async_trait]
 impl Intercepts for Sqlite {
-    async fn intercepts(&self, wanted: &Wanted) -> Result<Page<Intercepted, InterceptCursor>, StoreError> {
+    async fn intercepts(&self, wanted: &InterceptQuery) -> Result<Page<Intercepted, InterceptCursor>, StoreError> {
         let clients = clients(&self.pool, wanted).await?;
         let mut query = QueryBuilder::new(format!("SELECT {ROW} FROM ("));
         indexed(&mut query, wanted, clients.as_deref());
@@ -151,11 +153,11 @@ impl Intercepts for Sqlite {
         Ok(Page { rows, next })
     }
 
-    async fn intercept_groups(&self, by: By, wanted: &Wanted) -> Result<Groups, StoreError> {
+    async fn intercept_groups(&self, by: InterceptGrouping, wanted: &InterceptQuery) -> Result<Groups, StoreError> {
         let clients = clients(&self.pool, wanted).await?;
         let (what, hint, others_of) = match by {
-            By::Key => ("lower(hex(key_id))", "max(hint)", "client"),
-            By::Client => ("client", "''", "key_id"),
+            InterceptGrouping::Key => ("lower(hex(key_id))", "max(hint)", "client"),
+            InterceptGrouping::Client => ("client", "''", "key_id"),
         };
         let mut query = QueryBuilder::new(format!("SELECT {what}, {hint}, sum(count), count(DISTINCT {others_of}), max(last_ms) FROM ("));
         indexed(&mut query, wanted, clients.as_deref());
@@ -173,7 +175,7 @@ impl Intercepts for Sqlite {
             })
         };
         let mut groups = rows.iter().map(|row| group(row).map_err(failed)).collect::<Result<Vec<_>, _>>()?;
-        if let (By::Client, Some(net)) = (by, wanted.client) {
+        if let (InterceptGrouping::Client, Some(net)) = (by, wanted.client) {
             groups.retain(|group| group.what.parse::<IpAddr>().is_ok_and(|client| net.contains(&client)));
         }
         let mut count = QueryBuilder::new("SELECT count(*) FROM (");

@@ -31,7 +31,7 @@ use super::audit::{Actor, AuditEntry, AuditQuery};
 use super::batch::Batch;
 use super::batcher::Batcher;
 use super::intercepts::Page;
-use super::outbox::{Attempted, Delivery, Hot, Threshold};
+use super::outbox::{Attempted, Delivery, KeyOverThreshold, Threshold};
 use super::record::{BindingCursor, Change, Changed, Query, Record, RetentionPolicy, RetentionResult, version_now};
 use super::{Authority, Events, ServerInfo};
 use crate::util::time::millis;
@@ -97,7 +97,7 @@ impl Authority for Sqlite {
         Box::pin(self.reads.submit(id))
     }
 
-    fn latch(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
+    fn bind_first_use(&self, first: FirstUse) -> BoxFuture<'_, Result<Binding, StoreError>> {
         Box::pin(self.first_uses.submit(first))
     }
 
@@ -190,15 +190,15 @@ impl Authority for Sqlite {
         Box::pin(self.keys_intercepted_since(at))
     }
 
-    fn hot(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<Hot>, StoreError>> {
+    fn keys_over_threshold(&self, ids: Vec<KeyId>, threshold: Threshold) -> BoxFuture<'_, Result<Vec<KeyOverThreshold>, StoreError>> {
         Box::pin(async move { self.hot_keys(&ids, threshold).await })
     }
 
-    fn raise(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
+    fn record_alert(&self, id: KeyId, window: Duration, events: Events) -> BoxFuture<'_, Result<bool, StoreError>> {
         Box::pin(async move { self.raise_alert(id, window, &events).await })
     }
 
-    fn due(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
+    fn lease_deliveries(&self, webhooks: Vec<String>, lease: Duration) -> BoxFuture<'_, Result<Vec<Delivery>, StoreError>> {
         Box::pin(async move { self.take_due(&webhooks, lease).await })
     }
 
