@@ -62,6 +62,8 @@ pub struct Chain {
     gate_response: Vec<usize>,
     /// The first filter that reads the model of the request.
     model_reader: Option<usize>,
+    /// A filter outside shadow mode decides by it.
+    model_enforced: bool,
 }
 
 /// The progress of one request through a chain.
@@ -104,6 +106,7 @@ impl Chain {
             log: list(|h| h.log, true),
             gate_response: list(|h| h.gate_response, false),
             model_reader: items.iter().position(|item| item.filter.reads_model()),
+            model_enforced: items.iter().any(|item| !item.shadow && item.filter.enforces_model()),
             items,
         }
     }
@@ -126,6 +129,11 @@ impl Chain {
     /// Whether a filter has a response body hook.
     pub fn reads_response_body(&self) -> bool {
         !self.response_body.is_empty()
+    }
+
+    /// Whether a request with two models must be refused: a filter outside shadow mode decides by the model.
+    pub fn enforces_model(&self) -> bool {
+        self.model_enforced
     }
 
     /// Runs the request hooks, or those that remain after [`Outcome::ModelNeeded`].

@@ -40,6 +40,7 @@ BODIES = {
     "other_case": (JSON, '{"Model": "gpt-dear"}', 403),
     "byte_order_mark": (JSON, "\ufeff" + '{"model": "gpt-dear"}', 403),
     "utf_16": (JSON, '{"model": "gpt-dear"}'.encode("utf-16"), 403),
+    "utf_16_without_mark": (JSON, '{"model": "gpt-dear"}'.encode("utf-16-le"), 403),
     "same_twice": (JSON, '{"model": "gpt-cheap", "model": "gpt-cheap"}', 200),
     "twice": (JSON, '{"model": "gpt-cheap", "model": "gpt-dear"}', 400),
     "twice_by_case": (JSON, '{"model": "gpt-cheap", "MODEL": "gpt-dear"}', 400),
@@ -55,6 +56,9 @@ BODIES = {
     "form_other": (FORM, form(("model", "", "whisper-1"), ("file", '; filename="model"', PAD)), 200),
     "form_twice": (FORM, form(("model", "", "whisper-1"), ("model", "", "gpt-dear")), 400),
     "form_extended": (FORM, b"--b0\r\nContent-Disposition: form-data; name*=utf-8''model\r\n\r\ngpt-dear\r\n--b0--\r\n", 403),
+    "form_two_names": (FORM, b'--b0\r\nContent-Disposition: form-data; name="x"\r\nContent-Disposition: form-data; name="model"\r\n\r\ngpt-dear\r\n--b0--\r\n', 403),
+    "form_after_json": (FORM, b'{"model":"gpt-dear"}\r\n' + form(("model", "", "gpt-cheap")), 403),
+    "json_by_curl": ({"Content-Type": "application/x-www-form-urlencoded"}, '{"model":"gpt-dear","prompt":"x"}', 403),
     "url_encoded": ({"Content-Type": "application/x-www-form-urlencoded"}, "a=1&mod%65l=gpt-dear", 403),
 }
 
@@ -85,11 +89,15 @@ def test_the_model_of_a_path_and_of_requests_without_a_body(judged):
         ("POST", "/v1/models/gemini-dear:generateContent", 403),
         ("POST", "/v1/models/gemini-cheap:generateContent", 200),
         ("POST", "/v1/openai/deployments/gpt-dear/chat/completions", 403),
+        ("POST", "/v1/engines/gpt-dear/embeddings", 403),
         ("GET", "/v1/models", 200),
         ("DELETE", "/v1/files/a", 200),
     ]:
         assert httpx.request(method, judged.url(path)).status_code == status, path
-    # The path decides, and the body is not read.
+    # An engine is a default for the body's model.
+    assert httpx.post(judged.url("/v1/engines/gpt-cheap/embeddings"), json={"model": "gpt-dear"}).status_code == 400
+    assert httpx.post(judged.url("/v1/x?model=gpt-dear"), data={"a": "1"}).status_code == 403
+    # Elsewhere the path decides, and the body is not read.
     assert httpx.post(judged.url("/v1/models/gemini-cheap:generateContent"), json={"model": "gpt-dear"}).status_code == 200
 
 
@@ -114,6 +122,16 @@ def test_another_model_late_in_a_body_never_reaches_the_upstream_whole(judged, e
     assert all(b"gpt-dear" not in seen["body"] for seen in echo_upstream.requests)
     line = wait_for(judged.access_log, "a line")[0]
     assert (line["answered_by"], line["reason"]) == ("proxy", "two_models")
+
+
+def test_shadow_mode_refuses_no_body_with_two_models(start, echo_upstream):
+    whole = "      - rules: [{name: dear, if: \"request.model == 'gpt-dear'\", deny: {}}]\n        shadow: true\n"
+    one = "      - rules: [{name: dear, if: \"request.model == 'gpt-dear'\", deny: {}, shadow: true}]\n"
+    for filters in (whole, one):
+        keylatch = start(echo_upstream, route_filters=filters)
+        for body in ('{"model":"gpt-cheap","model":"gpt-dear"}', '{"model":"gpt-cheap","x":"' + "x" * 200_000 + '","model":"gpt-dear"}'):
+            assert httpx.post(keylatch.url("/v1/x"), content=body, headers=JSON).status_code == 200
+        keylatch.stop()
 
 
 def test_a_model_beyond_the_bound_is_unknown(start, echo_upstream):
@@ -225,6 +243,8 @@ def test_the_route_without_such_a_rule_reads_nothing_ahead(start):
 
 
 def test_explain_takes_a_model(judged):
+    upgrade = ["-H", "Upgrade: websocket", "-H", "Connection: upgrade", "--path", "/v1/realtime?model=gpt-dear"]
+    assert "outcome   403" in judged.command("explain", "--peer", "127.0.0.1", *upgrade).stdout
     for more, said in ((["--model", "gpt-dear"], "403"), (["--model", "gpt-cheap"], "goes upstream"), ([], "403")):
         explained = judged.command("explain", "--peer", "127.0.0.1", "--method", "POST", "--path", "/v1/x", *more)
         assert explained.returncode == 0 and f"outcome   {said}" in explained.stdout, explained.stdout

@@ -39,6 +39,8 @@ pub struct FormFields {
 
 #[derive(Debug, PartialEq, Eq)]
 enum FormState {
+    /// Before the first delimiter, with which a form begins.
+    Start,
     /// Inside content, before the next delimiter.
     Content,
     /// Inside the header section of a part.
@@ -53,12 +55,14 @@ impl FormFields {
         let off = boundary.is_empty() || boundary.len() > 70;
         let delimiter = Finder::new(&[b"\r\n--", boundary.as_bytes()].concat()).into_owned();
         // The first delimiter has no CRLF before it, so start with one.
-        Self { wanted, off, complete: false, delimiter, carried: b"\r\n".to_vec(), state: FormState::Content }
+        Self { wanted, off, complete: false, delimiter, carried: b"\r\n".to_vec(), state: FormState::Start }
     }
 
     /// How far the form was read.
     pub fn progress(&self) -> Progress {
-        match (self.off, self.complete) {
+        // The line end after the last delimiter may be missing.
+        let ended = self.state == FormState::Head && self.carried.starts_with(b"--");
+        match (self.off, self.complete || ended) {
             (true, _) => Progress::Unreadable,
             (false, true) => Progress::Complete,
             (false, false) => Progress::Reading,
@@ -77,6 +81,12 @@ impl FormFields {
     /// Advances to the next state. `false`: more bytes are needed.
     fn step(&mut self, each: &mut impl FnMut(&[u8]) -> ControlFlow<()>) -> bool {
         match self.state {
+            FormState::Start => {
+                let first = self.delimiter.needle();
+                self.off |= !self.carried.starts_with(first) && !first.starts_with(&self.carried);
+                self.state = if self.carried.len() >= first.len() { FormState::Content } else { FormState::Start };
+                self.state == FormState::Content
+            }
             FormState::Content => match self.delimiter.find(&self.carried) {
                 Some(at) => {
                     self.carried.drain(..at + self.delimiter.needle().len());
@@ -90,9 +100,15 @@ impl FormFields {
                 }
             },
             FormState::Head => match memchr::memmem::find(&self.carried, b"\r\n\r\n") {
-                // Two dashes follow the last delimiter.
+                // A line end follows a delimiter; two dashes and a line end, or the end, follow the last one.
                 _ if self.carried.starts_with(b"--") => {
-                    self.complete = true;
+                    let rest = self.carried.get(2..).unwrap_or_default();
+                    self.off |= !rest.starts_with(b"\r\n") && !b"\r\n".starts_with(rest);
+                    self.complete = rest.len() >= 2;
+                    false
+                }
+                _ if !self.carried.starts_with(b"\r\n") && self.carried.len() >= 2 => {
+                    self.off = true;
                     false
                 }
                 Some(end) => {
@@ -132,14 +148,19 @@ enum PartName {
 /// The name of a part, by its header section.
 fn part_name(head: &[u8]) -> PartName {
     let head = String::from_utf8_lossy(head);
-    if head.contains("\r\n ") || head.contains("\r\n\t") {
+    let bare = head.replace("\r\n", "").contains(['\r', '\n']);
+    if bare || head.contains("\r\n ") || head.contains("\r\n\t") || is_recoded(&head) {
         return PartName::Unclear;
     }
     let mut dispositions = head.split("\r\n").filter_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.trim().eq_ignore_ascii_case("content-disposition").then_some(value)
     });
-    let (Some(disposition), None) = (dispositions.next(), dispositions.next()) else { return PartName::None };
+    let disposition = match (dispositions.next(), dispositions.next()) {
+        (Some(disposition), None) => disposition,
+        (None, _) => return PartName::None,
+        (Some(_), Some(_)) => return PartName::Unclear,
+    };
     let mut names = disposition.split(';').skip(1).filter_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         let name = name.trim().to_ascii_lowercase();
@@ -150,6 +171,14 @@ fn part_name(head: &[u8]) -> PartName {
         (Some((name, value)), None) if name == "name" && !value.contains('\\') => PartName::Plain(value.trim_matches('"').to_owned()),
         _ => PartName::Unclear,
     }
+}
+
+/// Whether the content of a part has an encoding, which some parsers decode.
+fn is_recoded(head: &str) -> bool {
+    head.split("\r\n").filter_map(|line| line.split_once(':')).any(|(name, value)| {
+        let plain = ["binary", "7bit", "8bit"].iter().any(|plain| value.trim().eq_ignore_ascii_case(plain));
+        name.trim().eq_ignore_ascii_case("content-transfer-encoding") && !plain
+    })
 }
 
 #[cfg(test)]
@@ -212,9 +241,26 @@ mod tests {
             "Content-Disposition: form-data; name=\"mo\\del\"",
             "Content-Disposition: form-data;\r\n name=\"model\"",
             "Content-Disposition: form-data; name=\"a\"; name=\"model\"",
+            "Content-Disposition: form-data; name=\"a\"\r\nContent-Disposition: form-data; name=\"model\"",
+            "X: y\nContent-Disposition: form-data; name=\"model\"",
+            "Content-Disposition: form-data; name=\"model\"\r\nContent-Transfer-Encoding: quoted-printable",
         ] {
             assert_eq!(values(&format!("--b0\r\n{head}\r\n\r\nx\r\n--b0--\r\n")).1, Progress::Unreadable, "{head}");
         }
+    }
+
+    #[test]
+    fn delimiters_that_parsers_read_differently() {
+        let part = "Content-Disposition: form-data; name=\"model\"\r\n\r\nx";
+        for body in [
+            format!("{{\"model\":\"y\"}}\r\n--b0\r\n{part}\r\n--b0--\r\n"),
+            format!("--b0--Z\r\n--b0\r\n{part}\r\n--b0--\r\n"),
+            format!("--b0\r\nX: y\r\n\r\n\r\n--b0Z\r\n{part}\r\n--b0--\r\n"),
+            format!("--b0\n{part}\n--b0--\n\r\n\r\n\r\n--b0--"),
+        ] {
+            assert_eq!(values(&body).1, Progress::Unreadable, "{body}");
+        }
+        assert_eq!(values(&format!("--b0\r\n{part}\r\n--b0--")), (vec!["x".to_owned()], Progress::Complete));
     }
 
     #[test]

@@ -101,7 +101,8 @@ impl JsonMembers {
             b' ' | b'\t' | b'\r' | b'\n' => {}
             // Many parsers skip a byte-order mark (RFC 8259, section 8.1).
             0xEF | 0xBB | 0xBF if self.depth == 0 => {}
-            _ if self.depth == 0 => self.off = true,
+            // Not UTF-8, or no JSON: servers that read it nevertheless may read something else.
+            _ if self.depth == 0 || !(byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.' | b':' | b',')) => self.off = true,
             _ if self.depth == 1 && self.expects_value && self.scalar.len() <= TEXT_BYTES_MAX => self.scalar.push(byte),
             _ => {}
         }

@@ -14,7 +14,7 @@ use super::{FormFields, JsonMembers, Member, Progress, form_boundary};
 use crate::contract::{RequestModel, UnknownModel};
 
 /// The longest URL-encoded form.
-const URL_ENCODED_BYTES_MAX: usize = 64 << 10;
+const URL_ENCODED_BYTES_MAX: usize = 1 << 20;
 
 /// Where the model of a request is.
 #[derive(Debug)]
@@ -28,28 +28,34 @@ pub enum ModelSource {
 impl ModelSource {
     /// The source for a request. `has_body`: whether a body may follow. `upgrades`: whether it requests an upgrade.
     pub fn of_request(request: &RequestHeader, has_body: bool, upgrades: bool) -> Self {
-        if let Some(model) = in_path(request.uri.path()) {
+        let in_path = in_path(request.uri.path());
+        let engine = in_path.as_ref().and_then(|(model, certain)| if *certain { None } else { named_model(model) });
+        if let (Some((model, _)), None) = (in_path, &engine) {
             return ModelSource::Header(model);
         }
         if upgrades {
             return ModelSource::Header(in_query(request.uri.query().unwrap_or_default()));
         }
         if !has_body {
-            return ModelSource::Header(RequestModel::Absent);
+            return ModelSource::Header(engine.map_or(RequestModel::Absent, RequestModel::Named));
         }
-        let encoded =
-            request.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
-        if encoded {
+        let mut codings = request.headers.get_all(header::CONTENT_ENCODING).iter();
+        if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
             return ModelSource::Header(RequestModel::Unknown(UnknownModel::Compressed));
         }
-        let content_type = request.headers.get(header::CONTENT_TYPE);
+        let unreadable = ModelSource::Header(RequestModel::Unknown(UnknownModel::Unreadable));
+        let mut types = request.headers.get_all(header::CONTENT_TYPE).iter();
+        let content_type = types.next();
+        if types.next().is_some() || content_type.is_some_and(|value| !is_clear(value)) {
+            return unreadable;
+        }
         let is = |kind: &[u8]| {
             content_type.is_some_and(|value| value.as_bytes().get(..kind.len()).is_some_and(|start| start.eq_ignore_ascii_case(kind)))
         };
         let body = if is(b"multipart/") {
             match content_type.and_then(form_boundary) {
                 Some(boundary) => Body::Form(Box::new(FormFields::new(&boundary, "model"))),
-                None => return ModelSource::Header(RequestModel::Unknown(UnknownModel::Unreadable)),
+                None => return unreadable,
             }
         } else if is(b"application/x-www-form-urlencoded") {
             Body::UrlEncoded(Vec::new())
@@ -57,7 +63,12 @@ impl ModelSource {
             // Servers such as Ollama read JSON whatever its type.
             Body::Json(Box::default())
         };
-        ModelSource::Body(ModelScan { body, model: None, two: false, empty: true })
+        let mut scan = ModelScan { body, model: engine, two: false, empty: true };
+        // Servers look for a form field in the query, too.
+        if !matches!(scan.body, Body::Json(_)) {
+            named_in(request.uri.query().unwrap_or_default().as_bytes(), &mut scan.model, &mut scan.two);
+        }
+        ModelSource::Body(scan)
     }
 }
 
@@ -114,15 +125,23 @@ impl ModelScan {
             Body::Form(fields) => fields.progress(),
             Body::TooLong => Progress::Unreadable,
             Body::UrlEncoded(body) if ended => {
-                for (key, value) in form_urlencoded::parse(body) {
-                    if key == "model" {
-                        let _ = named(&value, &mut self.model, &mut self.two);
-                    }
+                let (model, two) = (&mut self.model, &mut self.two);
+                named_in(body, model, two);
+                // curl declares JSON as a form, and servers such as Ollama read it.
+                if body.trim_ascii_start().starts_with(b"{") {
+                    let mut members = JsonMembers::default();
+                    members.feed(body, |member| json_member(&member, model, two));
+                    if members.progress() == Progress::Complete { Progress::Complete } else { Progress::Unreadable }
+                } else {
+                    Progress::Complete
                 }
-                Progress::Complete
             }
-            Body::UrlEncoded(_) => Progress::Reading,
+            Body::UrlEncoded(_) => return Scanned::Nothing,
         };
+        // A name from the path or the query counts once the body is known.
+        if !ended && progress == Progress::Reading && self.empty {
+            return Scanned::Nothing;
+        }
         let unreadable = RequestModel::Unknown(UnknownModel::Unreadable);
         match (&self.model, progress) {
             _ if self.two => Scanned::Two,
@@ -155,23 +174,56 @@ fn json_member(member: &Member<'_>, model: &mut Option<Arc<str>>, two: &mut bool
     }
 }
 
+/// Adds the fields `model` of a URL-encoded form.
+fn named_in(form: &[u8], model: &mut Option<Arc<str>>, two: &mut bool) {
+    for (_, value) in form_urlencoded::parse(form).filter(|(key, _)| key == "model") {
+        let _ = named(&value, model, two);
+    }
+}
+
+fn named_model(model: &RequestModel) -> Option<Arc<str>> {
+    match model {
+        RequestModel::Named(model) => Some(Arc::clone(model)),
+        RequestModel::Absent | RequestModel::Unknown(_) => None,
+    }
+}
+
+/// Whether all servers read this `Content-Type` in the same way: one boundary, no quotes but around it, UTF-8.
+fn is_clear(value: &http::HeaderValue) -> bool {
+    let Ok(text) = value.to_str() else { return false };
+    let text = text.to_ascii_lowercase();
+    let charsets = text.split(';').filter_map(|parameter| parameter.trim().strip_prefix("charset"));
+    let utf8 = |rest: &str| matches!(rest.trim_start_matches([' ', '=']).trim_matches(['"', ' ']), "utf-8" | "utf8");
+    let quotes = text.matches('"').count();
+    let quoted = text.matches("boundary=\"").count() + text.matches("charset=\"").count();
+    !text.contains('\\')
+        && text.matches("boundary").count() <= 1
+        && quotes == 2 * quoted
+        && charsets.clone().all(utf8)
+        && charsets.count() <= 1
+}
+
 /// The model in a path: of Gemini (`/v1beta/models/MODEL:generateContent`), Azure OpenAI (`/openai/deployments/MODEL/…`),
-/// Amazon Bedrock (`/model/MODEL/converse`), and the former engines of OpenAI (`/v1/engines/MODEL/…`).
-fn in_path(path: &str) -> Option<RequestModel> {
-    const BEDROCK: [&str; 4] = ["invoke", "invoke-with-response-stream", "converse", "converse-stream"];
+/// Amazon Bedrock (`/model/MODEL/converse`), and the former engines of OpenAI (`/v1/engines/MODEL/…`), where
+/// a model in the body counts, too. `false`: such an engine.
+fn in_path(path: &str) -> Option<(RequestModel, bool)> {
     let mut before = "";
     let mut segments = path.split('/').peekable();
     while let Some(segment) = segments.next() {
         let next = segments.peek().copied();
         let found = match before {
-            "models" => segment.rsplit_once(':').filter(|_| next.is_none()).map(|(model, _)| model),
-            "deployments" | "engines" => next.map(|_| segment),
-            "model" => next.filter(|action| BEDROCK.contains(action)).map(|_| segment),
+            "models" | "tunedModels" => segment.split_once(':').filter(|_| next.is_none_or(str::is_empty)).map(|(model, _)| model),
+            "deployments" | "engines" | "model" => next.map(|_| segment),
             _ => None,
         };
         if let Some(model) = found.filter(|model| !model.is_empty()) {
-            let decoded = percent_decode_str(model).decode_utf8();
-            return Some(decoded.map_or(RequestModel::Unknown(UnknownModel::Unreadable), |model| RequestModel::Named(model.into())));
+            let decoded = percent_decode_str(model).decode_utf8().ok();
+            // Servers cut at the first colon or at the last one.
+            let clear = before == "model" || before == "deployments" || before == "engines" || segment.matches(':').count() == 1;
+            let model = decoded
+                .filter(|_| clear)
+                .map_or(RequestModel::Unknown(UnknownModel::Unreadable), |model| RequestModel::Named(model.into()));
+            return Some((model, before != "engines"));
         }
         before = segment;
     }
@@ -236,17 +288,22 @@ mod tests {
             ("/v1beta/models/gemini-2.5-pro:streamGenerateContent?alt=sse", Some("gemini-2.5-pro")),
             ("/v1/publishers/google/models/tuned%2Fone:predict", Some("tuned/one")),
             ("/openai/deployments/my-gpt/chat/completions?api-version=1", Some("my-gpt")),
-            ("/v1/engines/ada/embeddings", Some("ada")),
             ("/model/anthropic.claude-3-5-sonnet-20241022-v2%3A0/converse", Some("anthropic.claude-3-5-sonnet-20241022-v2:0")),
             ("/model/a:b/invoke", Some("a:b")),
             ("/v1beta/models/gemini-2.5-pro", None),
             ("/v1/models", None),
             ("/v1/models/:x", None),
-            ("/model/a/b", None),
+            ("/v1beta/models/gemini-2.5-pro:generateContent/", Some("gemini-2.5-pro")),
+            ("/v1beta/tunedModels/mine:generateContent", Some("mine")),
+            ("/model/a/count-tokens", Some("a")),
             ("/v1/chat/completions", None),
         ] {
             assert_eq!(header_model(path, &[], true, false), found.map(model), "{path}");
         }
+        for path in ["/v1beta/models/a:b:generateContent", "/v1beta/models/%ff:generateContent"] {
+            assert_eq!(header_model(path, &[], true, false), Some(RequestModel::Unknown(UnknownModel::Unreadable)), "{path}");
+        }
+        assert_eq!(header_model("/v1/engines/ada/embeddings", &[], false, false), Some(model("ada")));
         assert_eq!(header_model("/model/%ff/invoke", &[], true, false), Some(RequestModel::Unknown(UnknownModel::Unreadable)));
     }
 
@@ -294,6 +351,8 @@ mod tests {
             (r#"[{"model":"m"}]"#, unreadable.clone()),
             (r#"{"prompt":"x""#, unreadable.clone()),
             ("model=m", unreadable.clone()),
+            ("{\u{0}\"\u{0}m\u{0}o\u{0}d\u{0}e\u{0}l\u{0}\"\u{0}:\u{0}\"\u{0}m\u{0}\"\u{0}}\u{0}", unreadable.clone()),
+            (r#"{"a":1/*"model":"x"*/}"#, unreadable.clone()),
             ("{\0\"\0m\0", unreadable.clone()),
         ] {
             assert_eq!(body_model("application/json", body), found, "{body}");
@@ -318,6 +377,21 @@ mod tests {
         assert_eq!(body_model(plain, "a=1&mod%65l=x%2Fy"), Scanned::Model(model("x/y")));
         assert_eq!(body_model(plain, "model=a&model=b"), Scanned::Two);
         assert_eq!(body_model(plain, "a=1"), Scanned::Model(RequestModel::Absent));
-        assert_eq!(body_model(plain, &"x".repeat(70_000)), Scanned::Model(RequestModel::Unknown(UnknownModel::Unreadable)));
+        assert_eq!(body_model(plain, r#"{"model":"m","prompt":"a&b=c"}"#), Scanned::Model(model("m")));
+        assert_eq!(body_model(plain, r#"{"model":"m"}&model=n"#), Scanned::Two);
+        assert_eq!(body_model(plain, r#"{"prompt":"m""#), Scanned::Model(RequestModel::Unknown(UnknownModel::Unreadable)));
+        let unclear = Some(RequestModel::Unknown(UnknownModel::Unreadable));
+        for content_type in [
+            "application/json; charset=utf-7",
+            "multipart/form-data; boundary=b0; boundary=b1",
+            "multipart/form-data; x=\"; boundary=b0; y=\"; boundary=b1",
+            "multipart/form-data; boundary=b0; boundary*=utf-8''b1",
+        ] {
+            assert_eq!(header_model("/v1/x", &[("content-type", content_type)], true, false), unclear, "{content_type}");
+        }
+        let two = [("content-type", "application/json"), ("content-type", "application/json")];
+        assert_eq!(header_model("/v1/x", &two, true, false), unclear);
+        assert_eq!(header_model("/v1/x", &[("content-type", "Application/JSON; Charset=\"UTF-8\"")], true, false), None);
+        assert_eq!(body_model(plain, &"x".repeat(2_000_000)), Scanned::Model(RequestModel::Unknown(UnknownModel::Unreadable)));
     }
 }

@@ -92,6 +92,11 @@ pub trait Filter: Sized + Send + Sync + 'static {
         false
     }
 
+    /// Whether a decision that depends on that fact is enforced, and not only counted in shadow mode.
+    fn enforces_model(&self) -> bool {
+        self.reads_model()
+    }
+
     /// Compiles the filter from its configuration. All configuration errors are reported here.
     fn compile(config: Self::Config, site: &mut Site<'_>) -> Result<Self, Invalid>;
 
@@ -136,6 +141,8 @@ pub trait ErasedFilter: Send + Sync {
     fn hooks(&self) -> Hooks;
     /// See [`Filter::reads_model`].
     fn reads_model(&self) -> bool;
+    /// See [`Filter::enforces_model`].
+    fn enforces_model(&self) -> bool;
     /// Makes a new state. A zero-sized state does not allocate.
     fn state(&self) -> State;
     /// See [`Filter::request`].
@@ -166,6 +173,9 @@ impl<F: Filter> ErasedFilter for F {
     }
     fn reads_model(&self) -> bool {
         Filter::reads_model(self)
+    }
+    fn enforces_model(&self) -> bool {
+        Filter::enforces_model(self)
     }
     fn state(&self) -> State {
         Box::<F::State>::default()

@@ -193,6 +193,10 @@ impl Filter for Rules {
         self.0.iter().any(|rule| rule.condition.as_ref().is_some_and(Expression::reads_model))
     }
 
+    fn enforces_model(&self) -> bool {
+        self.0.iter().any(|rule| !rule.shadow && rule.condition.as_ref().is_some_and(Expression::reads_model))
+    }
+
     fn compile(config: Vec<RuleConfig>, site: &mut Site<'_>) -> Result<Self, Invalid> {
         if config.is_empty() || config.len() > RULES_MAX {
             return Err(Invalid::new(format!("list at least one rule and at most {RULES_MAX}")));

@@ -81,7 +81,7 @@ impl From<Intercepted> for Intercept {
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The key is bound to other networks.
-    ProviderIdentity,
+    Elsewhere,
     /// The key is banned.
     Banned,
 }

@@ -53,7 +53,7 @@ struct Filter {
 #[derive(Clone, Copy, ValueEnum)]
 enum Reason {
     /// The key is bound to other networks
-    ProviderIdentity,
+    Elsewhere,
     /// The key is banned
     Banned,
 }

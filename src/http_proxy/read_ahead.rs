@@ -41,6 +41,7 @@ impl ProxyPhases {
             match scan.scanned(ended) {
                 Scanned::Nothing => {}
                 Scanned::Model(model) => break model,
+                Scanned::Two if !context.routing.chain().enforces_model() => break RequestModel::Unknown(UnknownModel::Unreadable),
                 Scanned::Two => {
                     context.answered = Some(("proxy", errors::TWO_MODELS.code));
                     return Ok(Some(errors::TWO_MODELS));
@@ -66,6 +67,7 @@ impl ProxyPhases {
         ahead.flush_tail();
         if let RequestModel::Named(model) = &model
             && !ended
+            && context.routing.chain().enforces_model()
         {
             context.model_watch = Some(ModelWatch::new(scan, Arc::clone(model), ahead.len()));
         }

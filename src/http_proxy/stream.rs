@@ -66,6 +66,9 @@ impl ProxyPhases {
     /// caller must cut the connection, so that the client notices the missing data.
     pub(super) async fn end_stream(&self, session: &mut Session, stream: Option<StreamState>, answer: &Answer) -> Result<bool> {
         let Some(mut stream) = stream else { return Ok(false) };
+        if session.response_written().is_some_and(|head| head.headers.contains_key(header::CONTENT_LENGTH)) {
+            return Ok(false);
+        }
         timed_session::complete_frame(&mut session.downstream_session).await?;
         let Some(event) = stream.last_event(answer) else { return Ok(false) };
         session.downstream_session.write_response_body(event, true).await?;

@@ -159,7 +159,8 @@ impl TimedSession {
 
     /// Whether the body of a response may end at any time.
     fn is_unbounded(&self, head: &ResponseHeader) -> bool {
-        self.inner.is_http2() || head.headers.contains_key(header::TRANSFER_ENCODING)
+        let http2 = self.inner.is_http2() && !head.headers.contains_key(header::CONTENT_LENGTH);
+        http2 || head.headers.contains_key(header::TRANSFER_ENCODING)
     }
 
     /// Whether nothing is left of the body that was read ahead.

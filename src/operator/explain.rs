@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use http::Method;
+use http::{Method, header};
 use keylatch_filters::body_scan::ModelSource;
 use keylatch_filters::chain::{Chain, Explained};
 use keylatch_filters::client_ip::UNNAMED;
@@ -119,7 +119,8 @@ pub async fn explain(snapshot: &Snapshot, question: &ExplainRequest, lookups: Lo
         facts.put(Arrival { vouched, ..Arrival::default() });
     }
 
-    if let ModelSource::Header(model) = ModelSource::of_request(&request, question.model.is_some() || request.method == Method::POST, false)
+    if let ModelSource::Header(model) =
+        ModelSource::of_request(&request, has_body(&request, question), request.headers.contains_key(header::UPGRADE))
     {
         facts.put(model);
     } else if let Some(model) = &question.model {
@@ -140,6 +141,12 @@ pub async fn explain(snapshot: &Snapshot, question: &ExplainRequest, lookups: Lo
     explanation.line("route", format_args!("{}, to upstream {}{base}", route.name, route.upstream.name));
     let dialect = route.dialect.unwrap_or_else(|| Dialect::of_path(request.uri.path()));
     explanation.chain(&route.chain, &route.name, dialect, &request, peer, facts, lookups).await
+}
+
+/// Whether a body is assumed: a model is given, or a POST does not say that it has none.
+fn has_body(request: &RequestHeader, question: &ExplainRequest) -> bool {
+    let empty = request.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
+    question.model.is_some() || request.method == Method::POST && !empty
 }
 
 /// The policy of the first listener: the listener of the request is unknown.
