@@ -14,7 +14,7 @@ from support.authority import Authority
 from support.keylatch import DEFAULT, wait_for
 from support.listener import Listener
 from support.raw import connect, read_body, read_head
-from support.upstreams import Scripted, chunk, plain, read_request
+from support.upstreams import ClosesReused, Scripted, chunk, plain, read_request
 
 ASKED = b"GET /v1/realtime HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -93,25 +93,14 @@ def test_an_answer_without_a_switch_passes_whole(start, answer):
 
 def test_an_upgrade_is_repeated_on_a_new_connection(start):
     """The upstream closes a pooled connection while the request is on its way."""
-    connections = []
-
-    class Closing(Listener):
-        def serve(self, connection):
-            with connection, connection.makefile("rb") as file:
-                request = read_request(file)
-                if request is None:  # a probe
-                    return
-                connections.append(connection)
-                if not dict(request["headers"]).get("upgrade"):
-                    connection.sendall(plain())
-                    read_request(file)
-                    return
-                requests.append(request)
-                connection.sendall(SWITCH)
-                echo_bytes(file, connection.sendall)
-
     requests = []
-    with Closing() as upstream:
+
+    def switch(request, connection, file):
+        requests.append(request)
+        connection.sendall(SWITCH)
+        echo_bytes(file, connection.sendall)
+
+    with ClosesReused(switch) as upstream:
         keylatch = start(upstream)
         assert httpx.get(keylatch.url("/v1/x")).status_code == 200
         wait_for(lambda: keylatch.access_log(), "the connection is in the pool")
@@ -119,7 +108,7 @@ def test_an_upgrade_is_repeated_on_a_new_connection(start):
         with connection, file:
             connection.sendall(b"hello")
             assert file.read(5) == b"hello"
-        assert len(connections) == 2
+        assert upstream.connections == 2
         assert not {"content-length", "transfer-encoding"} & dict(requests[0]["headers"]).keys()
 
 

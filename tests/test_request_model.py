@@ -11,7 +11,7 @@ import pytest
 from support.keylatch import wait_for
 from support.listener import Listener
 from support.raw import connect, read_body, read_head
-from support.upstreams import STREAM_HEAD, Scripted, chunk, plain, read_request
+from support.upstreams import STREAM_HEAD, ClosesReused, Scripted, chunk, plain
 
 DENIED = "      - rules: [{name: dear, if: \"request.model in ['gpt-dear', 'gemini-dear']\", deny: {}}]\n"
 JSON = {"Content-Type": "application/json"}
@@ -147,29 +147,19 @@ def test_a_model_beyond_the_bound_is_unknown(start, echo_upstream):
 
 def test_a_body_that_was_read_ahead_is_sent_again(start):
     """The server closes a pooled connection while the body is on its way."""
-    bodies, connections = [], []
+    bodies = []
 
-    class Closing(Listener):
-        def serve(self, connection):
-            with connection, connection.makefile("rb") as file:
-                request = read_request(file)
-                if request is None:  # a probe
-                    return
-                connections.append(connection)
-                if request["method"] == "GET":
-                    connection.sendall(plain())
-                    assert file.read(20_000)
-                    return
-                bodies.append(request["body"])
-                connection.sendall(plain())
+    def answer(request, connection, file):
+        bodies.append(request["body"])
+        connection.sendall(plain())
 
-    with Closing() as upstream:
+    with ClosesReused(answer, bytes_read=20_000) as upstream:
         keylatch = start(upstream, route_filters=DENIED)
         body = json.dumps({"messages": "x" * 50_000, "model": "gpt-cheap"}).encode()
         assert httpx.get(keylatch.url("/v1/x")).status_code == 200
         wait_for(keylatch.access_log, "the connection is in the pool")
         assert httpx.put(keylatch.url("/v1/x"), content=body, headers=JSON).status_code == 200
-        assert bodies == [body] and len(connections) == 2
+        assert bodies == [body] and upstream.connections == 2
 
 
 def test_a_client_that_waits_for_100_continue_is_asked_once(judged, echo_upstream):

@@ -97,7 +97,7 @@ enum Body {
     Json(Box<JsonMembers>),
     Form(Box<FormFields>),
     UrlEncoded(Vec<u8>),
-    /// An URL-encoded form that is too long.
+    /// A URL-encoded form that is too long.
     TooLong,
 }
 
@@ -219,7 +219,7 @@ fn in_path(path: &str) -> Option<(RequestModel, bool)> {
         if let Some(model) = found.filter(|model| !model.is_empty()) {
             let decoded = percent_decode_str(model).decode_utf8().ok();
             // Servers cut at the first colon or at the last one.
-            let clear = before == "model" || before == "deployments" || before == "engines" || segment.matches(':').count() == 1;
+            let clear = !matches!(before, "models" | "tunedModels") || segment.matches(':').count() == 1;
             let model = decoded
                 .filter(|_| clear)
                 .map_or(RequestModel::Unknown(UnknownModel::Unreadable), |model| RequestModel::Named(model.into()));
@@ -233,11 +233,7 @@ fn in_path(path: &str) -> Option<(RequestModel, bool)> {
 /// The model of a WebSocket, such as `/v1/realtime?model=MODEL`.
 fn in_query(query: &str) -> RequestModel {
     let (mut model, mut two) = (None, false);
-    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-        if key == "model" {
-            let _ = named(&value, &mut model, &mut two);
-        }
-    }
+    named_in(query.as_bytes(), &mut model, &mut two);
     match model {
         _ if two => RequestModel::Unknown(UnknownModel::Unreadable),
         Some(model) => RequestModel::Named(model),

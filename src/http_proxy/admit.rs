@@ -140,13 +140,14 @@ impl ProxyPhases {
         }
         context.spelled_target = passed.spelled_target.take();
         context.underscores_allowed = policy.underscores == Underscores::Allow;
-        if upgrade && !session.is_upgrade_req() {
+        context.upgrades = session.is_upgrade_req();
+        if upgrade && !context.upgrades {
             // The client may believe that another protocol follows; none does.
             session.set_keepalive(None);
         }
         fields::lower_request(session.req_header_mut());
         if let Some(conn) = &context.conn {
-            conn.header_complete(framing(session));
+            conn.header_complete(framing(session, context.upgrades));
         }
         Ok(passed)
     }
@@ -182,9 +183,9 @@ fn put_arrival(context: &mut RequestContext, vouched: Vouched) {
 }
 
 /// The framing of the body of a request that has passed the gate.
-fn framing(session: &Session) -> Framing {
+fn framing(session: &Session, upgrades: bool) -> Framing {
     let headers = &session.req_header().headers;
-    if session.is_upgrade_req() {
+    if upgrades {
         Framing::Upgrade
     } else if headers.contains_key(header::TRANSFER_ENCODING) {
         Framing::Chunked

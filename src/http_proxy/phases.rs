@@ -70,7 +70,7 @@ impl ProxyHttp for ProxyPhases {
         session.downstream_session.set_ignore_info_resp(old);
         let Some(mut answer) = self.admit(session, context).await? else {
             // An upgraded connection has no request body, so another timeout applies.
-            if session.is_upgrade_req() {
+            if context.upgrades {
                 session.set_read_timeout(Some(self.limits.upgrade_idle_timeout.0));
             }
             return Ok(false);
@@ -84,7 +84,7 @@ impl ProxyHttp for ProxyPhases {
 
     async fn request_body_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         context: &mut Box<RequestContext>,
@@ -93,7 +93,7 @@ impl ProxyHttp for ProxyPhases {
         context.bytes_in += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
         // The gate allows no body with an upgrade. These bytes belong to the other protocol, which
         // has no size limit.
-        if session.is_upgrade_req() {
+        if context.upgrades {
             return Ok(());
         }
         if context.bytes_in > self.limits.body_bytes.0 {
@@ -115,8 +115,8 @@ impl ProxyHttp for ProxyPhases {
         Ok(())
     }
 
-    async fn upstream_peer(&self, session: &mut Session, context: &mut Box<RequestContext>) -> Result<Box<HttpPeer>> {
-        self.choose_server(session, context).await
+    async fn upstream_peer(&self, _session: &mut Session, context: &mut Box<RequestContext>) -> Result<Box<HttpPeer>> {
+        self.choose_server(context).await
     }
 
     async fn connected_to_upstream(
@@ -176,7 +176,7 @@ impl ProxyHttp for ProxyPhases {
         if context.body_asked_for {
             upstream.remove_header(&header::EXPECT);
         }
-        if session.is_upgrade_req() && upstream.version == http::Version::HTTP_11 {
+        if context.upgrades && upstream.version == http::Version::HTTP_11 {
             self.await_protocol_switch(session, context);
         }
         if context.session_slot.is_some() {
@@ -202,7 +202,7 @@ impl ProxyHttp for ProxyPhases {
         response: &mut ResponseHeader,
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS && session.is_upgrade_req();
+        let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS && context.upgrades;
         keep_open_after_informational(&mut session.downstream_session, response.status.is_informational() && !upgraded);
         if response.status.is_informational() && !upgraded {
             // The client did not request an upgrade, and would read the following bytes as HTTP.
@@ -212,7 +212,7 @@ impl ProxyHttp for ProxyPhases {
             return Ok(());
         }
         context.responded = true;
-        if session.is_upgrade_req() {
+        if context.upgrades {
             context.restore_session(session);
         }
         if let (Some(route), Some(server)) = (context.route(), &context.server) {
@@ -325,7 +325,7 @@ impl ProxyHttp for ProxyPhases {
             context.error = error.map(describe);
         }
         context.finish(session, &self.state);
-        if session.is_body_done() && !session.is_upgrade_req() {
+        if session.is_body_done() && !context.upgrades {
             context.conn.iter().for_each(|conn| conn.request_finished());
         } else {
             // Unread bytes of this body, or of another protocol, would be parsed as the next

@@ -23,8 +23,8 @@ use crate::listener::conn::body_rate::BodyPace;
 impl ProxyPhases {
     /// Stores the model of the request as a fact. Returns an answer if the request is refused instead.
     pub(super) async fn read_model(&self, session: &mut Session, context: &mut RequestContext) -> Result<Option<Answer>> {
-        let (has_body, upgrades) = (!session.is_body_done(), session.is_upgrade_req());
-        let mut scan = match ModelSource::of_request(session.req_header(), has_body, upgrades) {
+        let has_body = !session.is_body_done();
+        let mut scan = match ModelSource::of_request(session.req_header(), has_body, context.upgrades) {
             ModelSource::Header(model) => {
                 context.facts.put(model);
                 return Ok(None);
@@ -81,7 +81,7 @@ impl ProxyPhases {
     async fn ask_for_body(&self, session: &mut Session, context: &mut RequestContext) -> Result<()> {
         let expects = session.req_header().headers.get(header::EXPECT);
         context.body_asked_for = expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        if context.body_asked_for && session.req_header().version >= http::Version::HTTP_11 {
+        if context.body_asked_for {
             let head = ResponseHeader::build(StatusCode::CONTINUE, Some(0))?;
             keep_open_after_informational(&mut session.downstream_session, true);
             session.downstream_session.write_response_header(Box::new(head)).await?;

@@ -80,6 +80,8 @@ pub struct RequestContext {
     pub host: Option<String>,
     /// The target for the upstream, if the client's spelling differs from the normalised one.
     pub spelled_target: Option<Uri>,
+    /// It requests an upgrade to another protocol, and the gate has allowed that.
+    pub upgrades: bool,
     /// The listener allows field names with an underscore.
     pub underscores_allowed: bool,
     /// Bytes of the request body so far.
@@ -121,6 +123,7 @@ impl RequestContext {
             responded: false,
             host: None,
             spelled_target: None,
+            upgrades: false,
             underscores_allowed: false,
             bytes_in: 0,
             ahead: None,

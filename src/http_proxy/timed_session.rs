@@ -274,7 +274,7 @@ impl CustomSession for TimedSession {
                         stream.body_since = None;
                         stream.pace.arrived(read.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
                     }
-                    let is_body = !no_body_expected && !self.inner.is_upgrade_req();
+                    let is_body = !no_body_expected && self.request_end == RequestEnd::Reported;
                     self.body_end_pending = is_body && self.inner.is_body_done() && read.is_ok();
                     match read {
                         Ok(None) if self.body_end_pending => continue,

@@ -20,7 +20,7 @@ const STALE_ERROR: ErrorType = ErrorType::Custom("StaleConnection");
 
 impl ProxyPhases {
     /// The server for the next attempt.
-    pub(super) async fn choose_server(&self, session: &Session, context: &mut RequestContext) -> Result<Box<HttpPeer>> {
+    pub(super) async fn choose_server(&self, context: &mut RequestContext) -> Result<Box<HttpPeer>> {
         let client = context.facts.client().unwrap_or(context.peer);
         let Some(route) = context.route() else { return Err(Error::explain(NO_SERVER_ERROR, "no route")) };
         let upstream = Arc::clone(&route.upstream);
@@ -34,10 +34,11 @@ impl ProxyPhases {
                 None => Error::explain(NO_SERVER_ERROR, format!("upstream `{}` has no server left to try", upstream.name)),
             });
         };
+        // A server that has just failed gets time to recover before the next attempt.
         if let Some(time) = context.attempts.backoff(&picked.address) {
             tokio::time::sleep(time).await;
         }
-        if session.is_upgrade_req() {
+        if context.upgrades {
             picked.peer.options.read_timeout = Some(self.limits.upgrade_idle_timeout.0);
             // HTTP/2 has no upgrade, so ALPN must not choose it.
             if upstream.may_speak_http1() {

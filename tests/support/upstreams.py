@@ -113,3 +113,25 @@ def events(request, send, count=5):
         send(chunk(b"data: %d\n\n" % n))
     send(chunk(b""))
     return True
+
+
+class ClosesReused(Listener):
+    """Answers the first request of its first connection, and closes that connection while the next
+    one arrives, after `bytes_read` of it. `serve_again(request, connection, file)` serves every later
+    connection."""
+
+    def __init__(self, serve_again, bytes_read=1):
+        self.serve_again, self.bytes_read, self.connections = serve_again, bytes_read, 0
+        super().__init__()
+
+    def serve(self, connection):
+        with connection, connection.makefile("rb") as file:
+            request = read_request(file)
+            if request is None:  # a probe
+                return
+            self.connections += 1
+            if self.connections == 1:
+                connection.sendall(plain())
+                file.read(self.bytes_read)
+                return
+            self.serve_again(request, connection, file)
