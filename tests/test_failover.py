@@ -60,6 +60,20 @@ def test_a_switchover_between_two_hosts(serving, primary, standby):
     wait_for(lambda: send_request(replica, known).status == 403, "the ban takes effect", 5)
 
 
+def test_the_connection_for_notifications_follows_a_switchover(serving, primary, standby):
+    hosts = url(standby, primary, parameters="?target_session_attrs=read-write")
+    one, two = (serving(hosts, f', listen_url: "{hosts}"') for _ in range(2))
+    key = "sk-failover-heard-abcdefgh"
+    assert send_request(one, key).status == 200
+    switch_over(primary, standby)
+    wait_for(lambda: new_key(one) == 200, "the new primary binds new keys", 15)
+    wait_for(lambda: two.metrics()["keylatch_store_notifications"] == 1, "notifications arrive", 30)
+    assert send_request(two, key).status == 200
+    assert one.command("bindings", "ban", "-", stdin=key).returncode == 0
+    # Without a notification it would take up to 30 s.
+    wait_for(lambda: send_request(two, key).status == 403, "the ban takes effect", 5)
+
+
 def test_connections_that_stay_on_a_demoted_primary(serving, primary, standby):
     """The address now resolves to another server, and open connections stay on the old one."""
     with Relay(primary.port) as relay:

@@ -341,12 +341,16 @@ routes:
     upstream: model
     filters:
       - bearer: {{accept: [{{introspection: {{endpoint: {{url: "http://127.0.0.1:9/introspect", allow_private: true}}, client_id: a, client_secret: "a-secret-of-16-bytes", on_failure: {failure}}}}}]}}
-      - key_binding: {{confirm: immediate, from: [authorization, {{header: x_key}}]}}
+      - key_binding: {{confirm: immediate, from: {from}}}
+      - rules: [{{name: teams, if: '"x_one" in request.headers || request.headers["x_two"] == "a"', deny: {{}}}}]
 """
-    for underscores, failure in (("drop", "open"), ("allow", "closed")):
-        text = config.replace("{underscores}", underscores).replace("{failure}", failure)
+    both = "[authorization, {{header: x_key}}]"
+    for underscores, failure, places in (("drop", "open", both), ("allow", "closed", both), ("allow", "closed", "[x-api-key]")):
+        text = config.replace("{underscores}", underscores).replace("{failure}", failure).replace("{from}", places)
         keylatch = start(echo_upstream, config=text)
         found = [json.loads(line)["what"] for line in keylatch.command("doctor", "--json").stdout.splitlines()]
-        assert any("`x_key`" in what for what in found) == (underscores == "drop"), found
-        assert any("`confirm: immediate`" in what for what in found) == (failure == "open"), found
+        for field in ("x_key", "x_one", "x_two"):
+            assert any(f"`{field}`" in what for what in found) == (underscores == "drop"), (field, found)
+        assert any("nothing has verified" in what for what in found) == (failure == "open"), found
+        assert any("read different places" in what for what in found) == (places == "[x-api-key]"), found
         keylatch.stop()

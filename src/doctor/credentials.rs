@@ -1,6 +1,8 @@
 //! Checks that a filter judges every credential: paths on which an API reads keys, and tokens that only the upstream verifies.
 
 use http::Method;
+use keylatch_filters::contract::KeySource;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::Findings;
@@ -84,39 +86,82 @@ fn dropped_fields(snapshot: &Snapshot, found: &mut Findings) {
     }
 }
 
-/// The values of all options `header` in a filter's configuration.
+/// The request fields that a filter's configuration names: in options `header`, in the list `send` of `forward_auth`, and in
+/// expressions.
 fn read_fields(config: &Value) -> Vec<String> {
     match config {
         Value::Object(options) => options
             .iter()
             .flat_map(|(key, value)| match value {
                 Value::String(name) if key == "header" => vec![name.clone()],
+                Value::Array(names) if key == "send" => names.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
                 other => read_fields(other),
             })
             .collect(),
         Value::Array(items) => items.iter().flat_map(read_fields).collect(),
+        Value::String(text) => fields_of_expression(text),
         _ => Vec::new(),
     }
 }
 
-/// `confirm: immediate` without a filter before it that verifies signed tokens.
+/// The names in `request.headers["name"]` and `"name" in request.headers`.
+fn fields_of_expression(text: &str) -> Vec<String> {
+    const QUOTES: [char; 2] = ['"', '\''];
+    let mut names = Vec::new();
+    for (at, map) in text.match_indices("request.headers") {
+        let (before, after) = (&text[..at], &text[at + map.len()..]);
+        let index = after.strip_prefix('[').map(str::trim_start).and_then(|rest| rest.strip_prefix(QUOTES));
+        names.extend(index.and_then(|rest| rest.split(QUOTES).next()).map(str::to_owned));
+        let tested = before.trim_end().strip_suffix("in").map(str::trim_end).and_then(|rest| rest.strip_suffix(QUOTES));
+        names.extend(tested.and_then(|rest| rest.rsplit(QUOTES).next()).map(str::to_owned));
+    }
+    names
+}
+
+/// `confirm: immediate` without a filter before it that verifies the token which is bound.
 fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
     let settings = &snapshot.settings;
     for route in &settings.routes {
-        let mut verified = false;
+        let place = format!("routes: {}", route.name);
+        // The places from which a filter reads the tokens that it verifies, for each such filter.
+        let mut verified: Vec<Vec<KeySource>> = Vec::new();
         for item in settings.filters.iter().chain(&route.filters) {
-            verified |= verifies(item);
+            if verifies(item) {
+                verified.push(sources(item, &[KeySource::Authorization]));
+            }
             let immediate = item.config.get("confirm").and_then(|value| value.as_str()) == Some("immediate");
-            if item.name == "key_binding" && immediate && !verified {
+            if item.name != "key_binding" || !immediate {
+                continue;
+            }
+            let bound = sources(item, &KeySource::FIELDS);
+            if verified.is_empty() {
                 found.warn(
-                    format!("routes: {}", route.name),
+                    &place,
                     "`confirm: immediate` binds a key that nothing has verified: an attacker can forge the header and payload of a token, \
                      and so bind it before its owner does",
                     "put `bearer` with `static`, `jwt`, `introspection` or `forward_auth` before it, or set `confirm: upstream`",
                 );
+            } else if verified.iter().all(|checked| may_differ(checked, &bound)) {
+                found.warn(
+                    &place,
+                    "`bearer` and `key_binding` read different places (`from`): a request with a verified token in one and any key in \
+                     the other binds that key, because of `confirm: immediate`",
+                    "give `key_binding` the `from` of `bearer`, or set `confirm: upstream`",
+                );
             }
         }
     }
+}
+
+/// The places from which a filter reads a key.
+fn sources(item: &FilterItem, default: &[KeySource]) -> Vec<KeySource> {
+    item.config.get("from").and_then(|from| Vec::deserialize(from).ok()).unwrap_or_else(|| default.to_vec())
+}
+
+/// Whether a request can carry a token that only `bearer` reads beside a key that only `key_binding` reads. A filter that reads
+/// both places refuses two different keys.
+fn may_differ(checked: &[KeySource], bound: &[KeySource]) -> bool {
+    checked.iter().any(|source| !bound.contains(source)) && bound.iter().any(|source| !checked.contains(source))
 }
 
 /// Whether the filter verifies each token, and not only its form. With `on_failure: open` a token passes unverified while
