@@ -3,7 +3,7 @@
 #   docker build -t keylatch .                                  # builds everything
 #   docker build -t keylatch --build-arg PROGRAM=prebuilt .     # takes PREBUILT, made before on a Debian 12 or older
 #
-# What is not used is not looked at: with a program that is there, neither sources nor BUILDER are needed.
+# With a prebuilt program, neither the sources nor BUILDER are needed.
 
 ARG PROGRAM=compiled
 ARG BUILDER=docker.io/library/rust:1.95-bookworm
@@ -12,14 +12,14 @@ ARG BASE=gcr.io/distroless/cc-debian12
 FROM ${BUILDER} AS compiled
 RUN command -v cmake >/dev/null || { apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /src
-# Dependencies first, in a layer of their own: it is made anew only when they change.
+# Dependencies have a layer of their own, which is built again only when they change.
 COPY Cargo.toml Cargo.lock ./
 COPY filters/Cargo.toml filters/
-COPY benches/passthrough/Cargo.toml benches/passthrough/
+COPY vendor vendor
 COPY fuzz/Cargo.toml fuzz/
-RUN mkdir -p src benches/passthrough/src fuzz/fuzz_targets \
+RUN mkdir -p src benches fuzz/fuzz_targets \
     && for target in $(sed -n 's/^path = "\(fuzz_targets.*\)"/\1/p' fuzz/Cargo.toml); do echo 'fn main() {}' >"fuzz/$target"; done \
-    && for main in src/main.rs benches/bearer.rs benches/passthrough/src/main.rs; do echo 'fn main() {}' >"$main"; done \
+    && for main in src/main.rs benches/bearer.rs; do echo 'fn main() {}' >"$main"; done \
     && touch src/lib.rs filters/lib.rs \
     && cargo build --release --locked -p keylatch
 COPY filters filters
@@ -41,7 +41,7 @@ LABEL org.opencontainers.image.title="keylatch" \
 COPY --from=program /keylatch /usr/bin/keylatch
 COPY config/container.yaml config/container-postgres.yaml config/keylatch.yaml /etc/keylatch/
 COPY README.md LICENSE /usr/share/doc/keylatch/
-# What must be written: the database, and the sockets by which commands find the process. All the rest may be read-only.
+# Keylatch writes only here: its database, and the sockets by which commands find the process.
 COPY --chown=65532:65532 config/image/keylatch /var/lib/keylatch
 COPY --chown=65532:65532 config/image/keylatch /run/keylatch
 ENV KEYLATCH_CONFIG=/etc/keylatch/container.yaml KEYLATCH_RUNTIME_DIR=/run/keylatch

@@ -37,7 +37,8 @@ fuzz: ## run each fuzz target for SECONDS_EACH seconds (default 60)
 
 bench: ## compare with a bare Pingora, nginx, HAProxy and Caddy; measure stores and access checks; print tables
 	@scripts/need bench
-	cargo build --release --locked -p keylatch -p passthrough
+	cargo build --release --locked -p keylatch
+	cargo build --release --locked --manifest-path benches/passthrough/Cargo.toml --target-dir target
 	python3 benches/run.py
 	python3 benches/stores.py
 	python3 benches/access.py
