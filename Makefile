@@ -1,6 +1,6 @@
 # `make run` starts Keylatch with a demo upstream; `make test` runs all checks; `make bench` runs the benchmarks.
 
-.PHONY: help run test bench build fuzz deb bundle image try
+.PHONY: help run test bench build fuzz dist deb bundle image try
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,10 @@ run: build ## start Keylatch on 127.0.0.1:8080 with a demo upstream
 test: ## run all checks: format, lints, docs, licences, unit and black-box tests
 	@scripts/need test
 	@scripts/test
+
+dist: ## build the program that is shipped, target/dist/keylatch: optimised as a whole, guided by a profile (20 minutes or more)
+	@scripts/need dist
+	@scripts/dist
 
 deb: ## build the Debian package in target/debian
 	@scripts/need build

@@ -76,7 +76,7 @@ pub struct Introspection {
     service: Arc<dyn Service>,
     /// The `Authorization` value; `None`: the credentials are in `form`.
     authorization: Option<HeaderValue>,
-    /// The form parameters after the token.
+    /// The encoded form parameters that follow `token=…` in the request.
     form: String,
     verdicts: VerdictCache,
 }

@@ -124,7 +124,8 @@ impl SharedKeys {
         self.keys.current.read().is_some()
     }
 
-    /// Refreshes the set, unless a request has triggered a refresh recently. Waits for a refresh in progress.
+    /// Refreshes the set, unless a request has triggered a refresh within `unknown_kid` (before the first set: [`BACKOFF_MIN`]).
+    /// Otherwise it only waits for a refresh in progress.
     pub async fn refresh(&self, now: Instant) {
         let least = if self.keys.current.read().is_some() { self.keys.refresh.unknown_kid.0 } else { BACKOFF_MIN };
         let due = {

@@ -7,7 +7,7 @@ use http::{HeaderName, HeaderValue};
 use crate::contract::{CallError, Identity, Reply};
 
 /// The reason why a token is rejected. If several modes reject it, the greatest reason is reported: that of the mode that came
-/// closest to accepting the token.
+/// closest to accepting the token. The variants are in the order of the checks, on which `is_definite` and the comparison depend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "`reason` has their names")]
 pub enum Rejected {

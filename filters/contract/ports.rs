@@ -237,16 +237,18 @@ pub enum StoreError {
 
 /// The store of bindings, with the cache of this process in front of it.
 pub trait Bindings: Send + Sync {
-    /// The binding in the cache of this process, without waiting. It may admit a client and must not refuse one. `None` says
-    /// only that it is not cached; the key may be bound.
+    /// The binding in the cache of this process, without waiting. It may admit a client and must not refuse one
+    /// (`src/bindings/freshness.rs` has the rules). `None` says only that it is not cached; the key may be bound.
     fn cached(&self, id: &KeyId) -> Option<Arc<Binding>>;
-    /// The binding in the authoritative store, at most a moment old. `None`: not bound. A cached binding that admits
-    /// `key_use` is returned instead, and while the store cannot be reached, the last known one.
+    /// The binding in the authoritative store, read at most a moment ago. `None`: not bound. If a cached binding admits
+    /// `key_use`, it is returned without asking the store. While the store cannot be reached, the last known binding is
+    /// returned.
     fn authoritative(&self, id: KeyId, key_use: Option<KeyUse>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// Binds the key to the network unless it is bound already. Returns the binding that is in force.
     /// Of any number of concurrent callers, in any number of processes, exactly one makes the binding.
     fn bind_first_use(&self, first: FirstUse) -> BoxFuture<'_, Result<Arc<Binding>, StoreError>>;
-    /// Moves the binding of the first of the `previous` ids that has one to `id`. The previous ids come from rotated secrets.
+    /// Takes the first of the `previous` ids that has a binding, and moves this binding to `id`. The previous ids come from
+    /// rotated secrets.
     fn adopt(&self, id: KeyId, previous: Vec<KeyId>) -> BoxFuture<'_, Result<Option<Arc<Binding>>, StoreError>>;
     /// Records a use from a network, if the rule includes it or has room for it: `roaming`, or `single` without a network of
     /// this address family. Returns the binding that is in force afterwards. `None`: it was removed.

@@ -219,7 +219,7 @@ impl ProxyFields {
         Ok(Self { removed, kept: Names::new(kept.iter().map(String::as_str)) })
     }
 
-    /// Whether a field name, in lower case, is removed unless a trusted proxy sent it.
+    /// Whether a field name, in lower case, is removed unless a trusted proxy sent it. Names under `keep` are never removed.
     pub fn has(&self, name: &str) -> bool {
         self.removed.has(name) && !self.kept.has(name)
     }

@@ -10,15 +10,15 @@ use http::{HeaderName, HeaderValue, StatusCode};
 /// The kinds of refusal. They are few and general; the code and message carry the details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// The request is malformed or ambiguous.
+    /// The request is malformed or ambiguous: 400.
     BadRequest,
-    /// No credential, or an invalid one.
+    /// No credential, or an invalid one: 401.
     Unauthenticated,
-    /// A valid credential without permission for this request.
+    /// A valid credential without permission for this request: 403.
     Forbidden,
-    /// A rate or concurrency limit is exceeded.
+    /// A rate or concurrency limit is exceeded: 429.
     RateLimited,
-    /// A dependency is unavailable; a later retry may succeed.
+    /// A dependency is unavailable; a later retry may succeed: 503.
     Unavailable,
     /// Not a problem: the filter answers the request in place of the upstream.
     Answer,

@@ -131,12 +131,13 @@ pub struct Site<'a> {
 pub struct LimitNames {
     /// Limits that apply only if a rule selects them, in chain order.
     pub offered: Vec<String>,
-    /// Limits that rules select, with the number of limits offered before the rule.
+    /// Limits that rules select, each with the number of offered limits that stand before its rule: only later ones can be
+    /// selected.
     pub chosen: Vec<(String, usize)>,
 }
 
 impl LimitNames {
-    /// A limit that no earlier rule selects, so that it would never apply.
+    /// The first offered limit that no earlier rule selects: it would never apply.
     pub fn idle(&self) -> Option<&str> {
         let chosen = |(at, name): &(usize, &String)| self.chosen.iter().any(|(wanted, from)| wanted == *name && *from <= *at);
         self.offered.iter().enumerate().find(|offered| !chosen(offered)).map(|(_, name)| name.as_str())

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum AnswerKind {
-    /// Unknown, or not relevant for keep-alive.
+    /// Not known, or a kind of response that gets no frames.
     Undecided = 0,
     /// Only an event stream.
     EventStream = 1,

@@ -30,7 +30,7 @@ pub fn targets(config: &UpstreamConfig) -> Result<Vec<Target>, Invalid> {
         }
         match &target.place {
             Place::Literal(_, address) if !config.address_family.allows(address) => {
-                let says = format!("`{}` is not of the family that `address_family: {}` allows", server.address, config.address_family);
+                let says = format!("the address `{}` is not {}, which `address_family` demands", server.address, config.address_family);
                 return Err(wrong(Invalid::new(says), "address"));
             }
             Place::Unix(_) if config.tls.as_ref().is_some_and(|tls| tls.server_name.is_none()) => {

@@ -60,7 +60,7 @@ impl Health {
 /// Validates the configuration of active checks.
 pub fn check(health: &ActiveHealth) -> Result<(), Invalid> {
     if health.path.as_ref().is_some_and(|path| !path.starts_with('/') || path.parse::<http::Uri>().is_err()) {
-        return Err(Invalid::new("must begin with `/` and be a path").at("path"));
+        return Err(Invalid::new("must be a path such as `/health`, without a host").at("path"));
     }
     if health.interval.0 < Duration::from_millis(500) {
         return Err(Invalid::new("must be at least 500ms").at("interval"));

@@ -35,7 +35,7 @@ const IDLE_MIN: Duration = Duration::from_millis(20);
 const APART_MIN: Duration = Duration::from_millis(250);
 /// The number of closes after a similar idle time that show a limit.
 const SEEN: usize = 3;
-/// An observed limit expires after this time: the server may have a new one.
+/// An observed limit counts only if the latest close is younger than this: the server may have a new limit.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// The idle limits of servers.

@@ -29,7 +29,7 @@ impl AsyncWrite for ConnStream {
         flushed
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The refusal has not been written yet.
+        // Pingora shuts down before the refusal is written, and closing now would lose it.
         if !self.refusal.is_empty() {
             return Poll::Ready(Ok(()));
         }
@@ -46,7 +46,7 @@ impl AsyncWrite for ConnStream {
 }
 
 impl ConnStream {
-    /// Tracks the bytes that were written.
+    /// Shows the written bytes to the HTTP/2 tracker. A failed write marks the connection as ended.
     fn track_written<'a>(&mut self, written: &Poll<io::Result<usize>>, pieces: impl Iterator<Item = &'a [u8]>) {
         let Poll::Ready(Ok(mut left)) = *written else {
             self.ended |= written.is_ready();

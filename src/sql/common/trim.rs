@@ -1,5 +1,5 @@
 //! Retention of sessions, tokens, sign-in counters, replica states and counts in either database.
-//! Compiled once for each; bindings, intercepts and the audit log are the databases' own.
+//! Compiled once for each. Each database has a retention of its own for bindings, intercepts and the audit log.
 
 use super::DbPool;
 use crate::sql::accounts::FORGOTTEN_MS;

@@ -23,8 +23,8 @@ const ROW: &str = "minute_ms, key_id, client, method, path, route, banned, hint,
 /// network's range are filtered.
 const CLIENTS_MAX: usize = 5000;
 
-/// The clients within the queried network, if it is not a single address. Each is found by one
-/// index look-up.
+/// The clients with intercepts in the queried network; each is then found by one index look-up.
+/// `None`: one address or no network was queried, or the network has more than [`CLIENTS_MAX`].
 async fn clients(pool: &SqlitePool, wanted: &InterceptQuery) -> Result<Option<Vec<String>>, StoreError> {
     let Some(net) = wanted.client.filter(|net| net.prefix_len() < net.max_prefix_len()) else { return Ok(None) };
     let (low, high) = text::range(net);

@@ -19,7 +19,7 @@ use crate::protocols::l4::ext::{
     set_tcp_fastopen_connect, ConnectAttempt, ConnectErrorDetails,
 };
 use crate::protocols::l4::socket::SocketAddr;
-use crate::protocols::l4::stream::Stream;
+use crate::protocols::l4::stream::{L4BufferSettings, Stream};
 use crate::protocols::{GetSocketDigest, SocketDigest};
 use crate::upstreams::peer::Peer;
 use async_trait::async_trait;
@@ -217,6 +217,9 @@ where
                 }
             }?
         };
+    // A request header and the part of the body that follows it at once leave in one write. Nothing stays in this buffer:
+    // HttpSession flushes after the header and after each part of the body.
+    stream.set_buffer(L4BufferSettings::default().read(0));
 
     let tracer = peer.get_tracer();
     if let Some(t) = tracer {

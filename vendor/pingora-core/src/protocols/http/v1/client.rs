@@ -181,6 +181,11 @@ impl HttpSession {
 
         if let Ok(Some(num_bytes)) = written {
             self.bytes_sent += num_bytes;
+            // The body writer flushes only at the end of a body with a length.
+            self.underlying_stream
+                .flush()
+                .await
+                .or_err(WriteError, "flushing body")?;
         }
 
         written
