@@ -13,6 +13,7 @@ from support import raw
 from support.closing import Closing
 from support.h2_upstream import H2Upstream
 from support.keylatch import DEFAULT, free_port, wait_for
+from support.listener import Listener
 from support.upstreams import Scripted, plain
 
 SERVERS = 'servers: [{{address: "127.0.0.1:{upstream}"}}]'
@@ -317,6 +318,49 @@ def test_a_received_post_is_not_retried(start):
         assert post(keylatch.port, "/v1/first").status == 200
         assert post(keylatch.port, "/v1/second").status == 502
         assert [request["target"] for request in upstream.requests] == ["/v1/first", "/v1/second"]
+
+
+# The parts of a request
+
+
+class Parts(Listener):
+    """Records what each read of a connection returns. Answers once a part ends with `end`."""
+
+    def __init__(self, end):
+        self.end, self.parts = end, []
+        super().__init__()
+
+    def serve(self, connection):
+        with connection:
+            while part := connection.recv(65536):
+                self.parts.append(part)
+                if part.endswith(self.end):
+                    connection.sendall(plain())
+
+
+LENGTH = (b"Content-Length: 3", [b"a", b"b", b"!"])
+CHUNKED = (b"Transfer-Encoding: chunked", [b"1\r\na\r\n", b"1\r\nb\r\n", b"0\r\n\r\n"])
+
+
+@pytest.mark.parametrize(("framing", "body"), [LENGTH, CHUNKED], ids=["length", "chunked"])
+def test_a_body_that_is_there_leaves_with_the_header_and_a_slow_one_leaves_as_it_comes(start, framing, body):
+    header = b"POST /v1/x HTTP/1.1\r\nHost: h\r\n" + framing + b"\r\n\r\n"
+    with Parts(body[-1]) as upstream:
+        keylatch = start(upstream)
+        with raw.connect(keylatch.port) as client, client.makefile("rb") as file:
+            for _ in range(5):
+                upstream.parts.clear()
+                client.sendall(header + b"".join(body))
+                assert raw.read_head(file)[0] == 200 and file.read(2) == b"ok"
+                assert upstream.parts[0].partition(b"\r\n\r\n")[2], "the first read has part of the body"
+            upstream.parts.clear()
+            client.sendall(header)
+            wait_for(lambda: b"".join(upstream.parts).endswith(b"\r\n\r\n"), "the header arrives without a body")
+            for part in body[:-1]:
+                client.sendall(part)
+                wait_for(lambda part=part: b"".join(upstream.parts).endswith(part), "a part arrives without the next")
+            client.sendall(body[-1])
+            assert raw.read_head(file)[0] == 200
 
 
 # Unix sockets and base paths
