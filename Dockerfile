@@ -1,6 +1,6 @@
 # The image of Keylatch: one program, no shell needed, a user of its own.
 #
-#   docker build -t keylatch .                                  # builds everything
+#   docker build -t keylatch .                                  # builds everything, in half an hour or more
 #   docker build -t keylatch --build-arg PROGRAM=prebuilt .     # takes PREBUILT, made before on a Debian 12 or older
 #
 # With a prebuilt program, neither the sources nor BUILDER are needed.
@@ -21,14 +21,14 @@ RUN mkdir -p src benches fuzz/fuzz_targets \
     && for target in $(sed -n 's/^path = "\(fuzz_targets.*\)"/\1/p' fuzz/Cargo.toml); do echo 'fn main() {}' >"fuzz/$target"; done \
     && for main in src/main.rs benches/bearer.rs; do echo 'fn main() {}' >"$main"; done \
     && touch src/lib.rs filters/lib.rs \
-    && cargo build --release --locked -p keylatch
+    && cargo build --profile dist --locked -p keylatch
 COPY filters filters
 COPY config config
 COPY src src
-RUN touch src/main.rs src/lib.rs filters/lib.rs && cargo build --release --locked -p keylatch && strip -o /keylatch target/release/keylatch
+RUN touch src/main.rs src/lib.rs filters/lib.rs && cargo build --profile dist --locked -p keylatch && strip -o /keylatch target/dist/keylatch
 
 FROM scratch AS prebuilt
-ARG PREBUILT=target/release/keylatch
+ARG PREBUILT=target/dist/keylatch
 COPY ${PREBUILT} /keylatch
 
 FROM ${PROGRAM} AS program

@@ -22,11 +22,11 @@ dist: ## build the program that is shipped, target/dist/keylatch: optimised as a
 	@scripts/dist
 
 deb: ## build the Debian package in target/debian
-	@scripts/need build
+	@scripts/need dist
 	@scripts/deb
 
 bundle: ## build an archive for offline hosts: program, package, units, configuration, Compose, steps, checksums
-	@scripts/need build
+	@scripts/need dist
 	@scripts/bundle
 
 image: ## build the container image `keylatch` with docker, podman or buildah

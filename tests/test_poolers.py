@@ -1,13 +1,16 @@
-"""PostgreSQL behind PgBouncer: no change is lost, and limitations are reported."""
+"""PostgreSQL behind PgBouncer and Odyssey: no change is lost, and limitations are reported."""
 
 import concurrent.futures
 import json
 import subprocess
+import threading
 import time
 
 import pytest
 from support.keylatch import wait_for
+from support.odyssey import PROGRAM, Odyssey
 from support.pgbouncer import PgBouncer
+from support.postgres import Postgres
 from support.stores import FREE, SECRET, send_request
 
 HEARD = "keylatch_store_notifications"
@@ -105,3 +108,40 @@ def test_an_exhausted_pooler_fails_commands_in_time(serving, database, mode):
         finally:
             holder.kill()
             holder.wait()
+
+
+def test_a_start_waits_for_the_server_behind_the_pooler(start, echo_upstream):
+    with Postgres() as server, PgBouncer(server, "transaction", server_login_retry=1) as pooler:
+        server.kill()
+        again = threading.Timer(3, server.start)
+        again.start()
+        storage = f'{{postgres: {{url: "{pooler.url}", connect_timeout: 15s}}}}'
+        try:
+            replica = start(echo_upstream, route_filters=FREE, secrets=SECRET, storage=storage)
+        finally:
+            again.join()
+        assert "no connection yet; trying again" in replica.stderr.read_text()
+        assert send_request(replica, "sk-late-0001-abcdefgh").status == 200
+
+
+# Odyssey parses start-up parameters, and may share sessions without keeping their prepared statements.
+ODYSSEYS = {
+    "session": ("session", {}),
+    "transaction": ("transaction", {"pool_size": 3}),
+    "transaction-unprepared": ("transaction", {"pool_size": 3, "pool_reserve_prepared_statement": "no"}),
+}
+
+
+@pytest.mark.skipif(not PROGRAM, reason="this system has no package of Odyssey (`odyssey`)")
+@pytest.mark.parametrize(("mode", "settings"), ODYSSEYS.values(), ids=ODYSSEYS)
+def test_odyssey(serving, database, mode, settings):
+    with Odyssey(database, mode, **settings) as pooler:
+        direct = f', listen_url: "{database.url}"' if mode == "transaction" else ""
+        one, two = serving(pooler.url, direct), serving(pooler.url, direct)
+        keys = all_bound(one, "odyssey")
+        wait_for(lambda: two.metrics()[HEARD] == 1, "notifications arrive", 15)
+        assert send_request(two, keys[0]).status == 200
+        assert one.command("bindings", "ban", "-", stdin=keys[0]).returncode == 0
+        wait_for(lambda: send_request(two, keys[0]).status == 403, "the ban takes effect", 3)
+        assert not [one for one in findings(two) if "listen_url" in one["place"]]
+        assert database.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == "0"

@@ -48,6 +48,7 @@ pub struct Store {
     /// Serializes flushes: the last one waits for the one before.
     flushing: tokio::sync::Mutex<()>,
     flush_failures: FailureLog,
+    retention_failures: FailureLog,
     /// Limits the verdicts being written.
     settling: Arc<Semaphore>,
     pub(super) streams: StreamRegistry,
@@ -84,6 +85,7 @@ impl Store {
             intercepted: Mutex::default(),
             flushing: tokio::sync::Mutex::default(),
             flush_failures: FailureLog::default(),
+            retention_failures: FailureLog::default(),
             settling: Arc::new(Semaphore::new(SETTLING_MAX)),
             streams: StreamRegistry::default(),
             revalidation: Mutex::default(),
@@ -213,7 +215,15 @@ impl Store {
                     );
                 }
             }
-            Err(error) => tracing::warn!(%error, "retention failed; trying again later"),
+            Err(error) => {
+                if let Some(failures) = self.retention_failures.failed(Instant::now()) {
+                    tracing::warn!(%error, failures, "retention failed; trying again later");
+                }
+                return;
+            }
+        }
+        if let Some(failures) = self.retention_failures.succeeded() {
+            tracing::info!(failures, "retention works again");
         }
     }
 

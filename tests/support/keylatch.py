@@ -108,7 +108,7 @@ class Keylatch:
     """A Keylatch process, stopped at the end of a `with` block. `stdout` and `stderr` are the files
     of its logs."""
 
-    def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", secrets="{}", more="", config=None, env=None, wrapper=()):
+    def __init__(self, folder, upstream, filters="", route_filters="      []", limits="{}", trusted="{}", storage="memory", secrets="{}", more="", config=None, env=None, wrapper=(), patience=20):
         self.folder = pathlib.Path(folder)
         self.port, self.admin = free_port(), free_port()
         self.values = dict(
@@ -116,7 +116,7 @@ class Keylatch:
             limits=limits, trusted=trusted, storage=storage, secrets=secrets, more=more,
         )
         self.path = self.folder / "keylatch.yaml"
-        self.template, self.wrapper = config or DEFAULT, wrapper
+        self.template, self.wrapper, self.patience = config or DEFAULT, wrapper, patience
         self.write()
         # A socket path has at most 104 bytes on macOS, and pytest's folders have long names.
         self.short = tempfile.TemporaryDirectory(prefix="kl-", dir="/tmp", ignore_cleanup_errors=True)
@@ -141,7 +141,7 @@ class Keylatch:
         out, err = open(self.stdout, "ab"), open(self.stderr, "ab")
         self.process = subprocess.Popen([*self.wrapper, BINARY, "run", "-c", self.path], cwd=self.folder, stdout=out, stderr=err, env=self.env)
         try:
-            wait_for(lambda: self.process.poll() is not None or self._listens(), "keylatch listens", 20)
+            wait_for(lambda: self.process.poll() is not None or self._listens(), "keylatch listens", self.patience)
         finally:
             if self.process.poll() is not None:
                 raise AssertionError(f"keylatch ended: {self.stderr.read_text()}")

@@ -46,10 +46,10 @@ pub async fn pools(config: &PostgresConfig, files: &Files) -> Result<Arc<Pools>,
                             "the server's certificate is not accepted; check storage.postgres.tls, ca_file and the host name in the URL";
                         return Err(wrong(advice, &error));
                     }
-                    // No server, or one that is starting or stopping (class 57): retry. Other
-                    // errors are permanent.
+                    // No server, one that is starting or stopping, or a pooler without a server:
+                    // retry. Other errors are permanent.
                     Err(error) if is_absent(&error) => {
-                        if logged.insert(error.to_string()) {
+                        if logged.insert(kind(&error)) {
                             tracing::warn!(%error, server = index + 1, "postgres: no connection yet; trying again");
                         }
                     }
@@ -73,8 +73,19 @@ pub async fn pools(config: &PostgresConfig, files: &Files) -> Result<Arc<Pools>,
     }
 }
 
+/// No server, one that is starting or stopping (class 57), or a pooler without a server (class
+/// 08). PgBouncer reports everything as 08P01, also what is permanent.
 fn is_absent(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut) || code(error).is_some_and(|code| code.starts_with("57"))
+    matches!(error, sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)
+        || code(error).is_some_and(|code| match &*code {
+            "08P01" => error.to_string().ends_with("(server_login_retry)"),
+            code => code.starts_with("57") || code.starts_with("08"),
+        })
+}
+
+/// What makes an error the same as another. Odyssey's texts contain the ids of connections.
+pub fn kind(error: &sqlx::Error) -> String {
+    code(error).map_or_else(|| error.to_string(), |code| code.into_owned())
 }
 
 /// The driver reports it as an I/O error caused by an error of rustls.

@@ -10,6 +10,7 @@ use sqlx::Executor;
 use sqlx::postgres::{PgListener, PgNotification};
 use tokio::time::timeout;
 
+use super::connect::kind;
 use super::failed;
 use super::pools::Pools;
 use super::server::Server;
@@ -56,6 +57,16 @@ pub enum ListenError {
     Refused(StoreError),
 }
 
+impl ListenError {
+    /// What makes a failure the same as another.
+    fn kind(&self) -> String {
+        match self {
+            Self::Connection(error) => kind(error),
+            other => other.to_string(),
+        }
+    }
+}
+
 /// The listener for events.
 pub struct Listening {
     pools: Arc<Pools>,
@@ -81,9 +92,9 @@ impl Listening {
                 if matches!(failure, ListenError::Lost | ListenError::Full | ListenError::Refused(_)) {
                     pause = LOST_PAUSE;
                 }
-                let cause = failure.to_string();
+                let cause = failure.kind();
                 if logged != cause {
-                    tracing::warn!("changes made by other processes take up to 30 s: {cause}");
+                    tracing::warn!("changes made by other processes take up to 30 s: {failure}");
                     logged = cause;
                 }
             }

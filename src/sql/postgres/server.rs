@@ -11,7 +11,12 @@ use super::session::{Pool, code};
 
 /// The probe. It has no arguments: a pooler may send each message to another connection.
 const PROBE: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
-    (SELECT setting FROM pg_settings WHERE name = 'statement_timeout')";
+    (SELECT setting FROM pg_settings WHERE name = 'statement_timeout'), current_setting('keylatch.session', true)";
+
+/// A start-up parameter of our own. PostgreSQL keeps it. A pooler drops it, also one that knows the
+/// limits and sets them for each transaction (Odyssey): its sessions do not keep prepared
+/// statements.
+const MARK: (&str, &str) = ("keylatch.session", "own");
 
 /// The server's answer to the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +25,8 @@ pub struct Probe {
     pub is_standby: bool,
     /// Whether the server refuses writes.
     pub is_read_only: bool,
-    /// Whether sessions keep the limits of the start-up message.
-    keeps_limits: bool,
+    /// Whether sessions are those of the server, which keep limits and prepared statements.
+    owns_session: bool,
 }
 
 impl Probe {
@@ -64,7 +69,9 @@ impl Server {
     fn direct(&self) -> PgConnectOptions {
         let keepalives = ["tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"];
         let keepalives = keepalives.into_iter().zip(["10", "5", "3"].map(str::to_owned));
-        self.options.clone().options(self.limits().into_iter().chain(keepalives))
+        // The mark comes last: a pooler may read no further than the first unknown parameter.
+        let mark = [(MARK.0, MARK.1.to_owned())];
+        self.options.clone().options(self.limits().into_iter().chain(keepalives).chain(mark))
     }
 
     /// A pool with the single connection that listens.
@@ -86,7 +93,7 @@ impl Server {
         let (options, mut connection) = self.connect().await?;
         let probe = probe(&mut connection, self.timeout).await?;
         let _ = tokio::time::timeout(self.timeout, connection.close()).await;
-        let (options, limits) = match probe.keeps_limits {
+        let (options, limits) = match probe.owns_session {
             true => (options, None),
             false => (self.pooled(), Some(self.begin())),
         };
@@ -139,10 +146,10 @@ impl Server {
 async fn probe(connection: &mut PgConnection, timeout: Duration) -> Result<Probe, Error> {
     let query = sqlx::raw_sql(PROBE).fetch_one(&mut *connection);
     let row = tokio::time::timeout(timeout * 2, query).await.map_err(|_| Error::PoolTimedOut)??;
-    let statement_timeout_ms: String = row.try_get(2)?;
+    let (statement_timeout_ms, mark): (String, Option<String>) = (row.try_get(2)?, row.try_get(3)?);
     Ok(Probe {
         is_standby: row.try_get(0)?,
         is_read_only: row.try_get(1)?,
-        keeps_limits: statement_timeout_ms == timeout.as_millis().to_string(),
+        owns_session: statement_timeout_ms == timeout.as_millis().to_string() && mark.as_deref() == Some(MARK.1),
     })
 }
