@@ -125,18 +125,19 @@ fn the_reference_names_every_key() {
 
 /// The keys of filters that are not named between the name of their filter and that of the next one.
 fn missing_keys_of_filters(reference: &str, schema: &serde_json::Value) -> Vec<String> {
-    let filters = schema["$defs"]["FilterItem"]["properties"].as_object().unwrap();
+    let Some(filters) = schema["$defs"]["FilterItem"]["properties"].as_object() else { return vec!["FilterItem".into()] };
     let mut sections: Vec<(usize, &str)> = Vec::new();
     for name in filters.keys() {
-        let starts = reference.match_indices(&format!("- {name}:")).map(|(at, _)| (at, name.as_str()));
-        sections.extend(starts.chain(reference.match_indices(&format!("- {{{name}:")).map(|(at, _)| (at, name.as_str()))));
+        for start in [format!("- {name}:"), format!("- {{{name}:")] {
+            sections.extend(reference.match_indices(&start).map(|(at, _)| (at, name.as_str())));
+        }
     }
     sections.sort_unstable();
     let ends = sections.iter().skip(1).map(|(at, _)| *at).chain([reference.len()]);
     let sections: Vec<(&str, &str)> = sections.iter().zip(ends).map(|((at, name), end)| (*name, &reference[*at..end])).collect();
     let named = |filter: &str, key: &str| sections.iter().any(|(name, text)| *name == filter && text.contains(&format!("{key}:")));
     let resolved = |form: &serde_json::Value| match form["$ref"].as_str() {
-        Some(path) => schema["$defs"][path.rsplit('/').next().unwrap()].clone(),
+        Some(path) => schema["$defs"][path.rsplit('/').next().unwrap_or_default()].clone(),
         None => form.clone(),
     };
     let mut missing = Vec::new();
