@@ -342,14 +342,14 @@ routes:
     filters:
       - bearer: {{accept: [{{introspection: {{endpoint: {{url: "http://127.0.0.1:9/introspect", allow_private: true}}, client_id: a, client_secret: "a-secret-of-16-bytes", on_failure: {failure}}}}}]}}
       - key_binding: {{confirm: immediate, from: {from}}}
-      - rules: [{{name: teams, if: '"x_one" in request.headers || request.headers["x_two"] == "a"', deny: {{}}}}]
+      - rules: [{{name: teams, if: '"x_one" in request.headers || request.headers [ "x_two"] == "a" || has(request.headers.x_three)', deny: {{}}}}]
 """
     both = "[authorization, {{header: x_key}}]"
     for underscores, failure, places in (("drop", "open", both), ("allow", "closed", both), ("allow", "closed", "[x-api-key]")):
         text = config.replace("{underscores}", underscores).replace("{failure}", failure).replace("{from}", places)
         keylatch = start(echo_upstream, config=text)
         found = [json.loads(line)["what"] for line in keylatch.command("doctor", "--json").stdout.splitlines()]
-        for field in ("x_key", "x_one", "x_two"):
+        for field in ("x_key", "x_one", "x_two", "x_three"):
             assert any(f"`{field}`" in what for what in found) == (underscores == "drop"), (field, found)
         assert any("nothing has verified" in what for what in found) == (failure == "open"), found
         assert any("read different places" in what for what in found) == (places == "[x-api-key]"), found

@@ -64,7 +64,6 @@ pub fn check_equal(at: &IdedExpr, a: &Node, b: &Node, routes: &[String]) -> Resu
 pub fn check_in(at: &IdedExpr, one: &Node, all: &Node, routes: &[String]) -> Result<(), CheckError> {
     match (one, all) {
         (one, Node::List(items)) => items.iter().try_for_each(|item| check_equal(at, one, item, routes)),
-        (Node::Constant(Value::Text(name)), Node::Var(Var::Headers)) => check_field(at, name),
         (Node::Constant(Value::Text(text)), Node::Var(Var::BindingNetworks)) => reject(at, network(text)),
         (Node::Constant(Value::Text(text)), Node::Var(Var::BindingLabels)) => reject(at, label(text)),
         _ => Ok(()),

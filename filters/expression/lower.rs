@@ -28,6 +28,8 @@ pub struct TypeChecker<'r> {
     depth: usize,
     /// The expression reads `request.model`.
     pub(super) reads_model: bool,
+    /// The header fields that the expression names.
+    pub(super) header_fields: Vec<String>,
 }
 
 /// The deepest tree. The evaluator recurses once per level, so this bounds its stack.
@@ -137,7 +139,7 @@ impl<'r> TypeChecker<'r> {
         }
         let (operand, found) = self.lower(&select.operand)?;
         if matches!(operand, Node::Var(Var::Headers)) {
-            constants::check_field(at, &select.field)?;
+            self.header_field(at, &select.field)?;
         }
         let key = Box::new(Node::Constant(Value::owned(select.field.clone())));
         match found {
@@ -157,7 +159,7 @@ impl<'r> TypeChecker<'r> {
         }
         let lowered = self.lower(&select.operand)?;
         if matches!(lowered.0, Node::Var(Var::Headers)) {
-            constants::check_field(at, &select.field)?;
+            self.header_field(at, &select.field)?;
         }
         match lowered {
             (operand, Type::Map(..) | Type::Any) => Ok((Node::Has(Box::new(operand), select.field.clone()), Type::Bool)),
@@ -238,6 +240,9 @@ impl<'r> TypeChecker<'r> {
         if !fits {
             return check_error(one, format!("{found} is never in {of} with members of another type"));
         }
+        if let (Node::Constant(Value::Text(name)), Node::Var(Var::Headers)) = (&one_node, &all_node) {
+            self.header_field(at, name)?;
+        }
         constants::check_in(at, &one_node, &all_node, self.routes)?;
         Ok((Node::In(Box::new(one_node), Box::new(all_node)), Type::Bool))
     }
@@ -253,11 +258,17 @@ impl<'r> TypeChecker<'r> {
         Ok((Node::Member(Box::new(node), key), found))
     }
 
+    /// Records and checks the constant name of a header field.
+    fn header_field(&mut self, at: &IdedExpr, name: &str) -> Result<(), CheckError> {
+        self.header_fields.push(name.to_owned());
+        constants::check_field(at, name)
+    }
+
     /// Checks the key of an index expression.
     fn key(&mut self, key: &IdedExpr, of: &Node, keys: &Type) -> Result<Box<Node>, CheckError> {
         let (node, found) = self.lower(key)?;
         if let (Node::Var(Var::Headers), Node::Constant(Value::Text(name))) = (of, &node) {
-            constants::check_field(key, name)?;
+            self.header_field(key, name)?;
         }
         if found.can_equal(keys) { Ok(Box::new(node)) } else { check_error(key, format!("expected {keys}, found {found}")) }
     }

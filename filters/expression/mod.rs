@@ -103,6 +103,23 @@ pub struct Expression {
 impl Expression {
     /// Compiles an expression that must return `wanted`. `routes`: the names of all routes; empty if unknown.
     pub fn compile(source: &str, wanted: &Type, routes: &[String]) -> Result<Self, Invalid> {
+        let mut lowering = TypeChecker::new(routes);
+        let (root, found) = Self::check(source, &mut lowering)?;
+        if !found.is_assignable_to(wanted) {
+            return Err(Invalid::new(format!("the expression returns {found}, but {wanted} is required")));
+        }
+        Ok(Self { root, reads_model: lowering.reads_model })
+    }
+
+    /// The names of header fields in an expression, as far as they are constants. Empty if the text is not an expression.
+    pub fn header_fields(source: &str) -> Vec<String> {
+        let mut lowering = TypeChecker::default();
+        // An error ends the search; names before it count.
+        let _ = Self::check(source, &mut lowering);
+        lowering.header_fields
+    }
+
+    fn check(source: &str, lowering: &mut TypeChecker<'_>) -> Result<(Node, Type), Invalid> {
         if source.len() > SOURCE_BYTES_MAX {
             return Err(Invalid::new(format!("an expression must have at most {SOURCE_BYTES_MAX} bytes")));
         }
@@ -117,12 +134,7 @@ impl Expression {
             let column = before.iter().rev().take_while(|c| **c != '\n').count();
             Invalid::new(format!("{}: {message}", position(line, column, source)))
         };
-        let mut lowering = TypeChecker::new(routes);
-        let (root, found) = lowering.lower(&tree).map_err(place)?;
-        if !found.is_assignable_to(wanted) {
-            return Err(Invalid::new(format!("the expression returns {found}, but {wanted} is required")));
-        }
-        Ok(Self { root, reads_model: lowering.reads_model })
+        lowering.lower(&tree).map_err(place)
     }
 
     /// Whether it reads `request.model`, for which the body may have to be read ahead.

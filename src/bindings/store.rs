@@ -198,7 +198,8 @@ impl Store {
 
     pub(super) async fn apply_retention(&self, policy: RetentionPolicy) {
         match self.authority.apply_retention(policy).await {
-            Ok(None) => {}
+            // Another replica does it.
+            Ok(None) => return,
             Ok(Some(result)) => {
                 if result.archived + result.unconfirmed > 0 {
                     self.invalidate_all();

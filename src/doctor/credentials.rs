@@ -1,7 +1,8 @@
 //! Checks that a filter judges every credential: paths on which an API reads keys, and tokens that only the upstream verifies.
 
-use http::Method;
+use http::{HeaderName, Method};
 use keylatch_filters::contract::KeySource;
+use keylatch_filters::expression::Expression;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -99,23 +100,9 @@ fn read_fields(config: &Value) -> Vec<String> {
             })
             .collect(),
         Value::Array(items) => items.iter().flat_map(read_fields).collect(),
-        Value::String(text) => fields_of_expression(text),
+        Value::String(text) if text.contains("headers") => Expression::header_fields(text),
         _ => Vec::new(),
     }
-}
-
-/// The names in `request.headers["name"]` and `"name" in request.headers`.
-fn fields_of_expression(text: &str) -> Vec<String> {
-    const QUOTES: [char; 2] = ['"', '\''];
-    let mut names = Vec::new();
-    for (at, map) in text.match_indices("request.headers") {
-        let (before, after) = (&text[..at], &text[at + map.len()..]);
-        let index = after.strip_prefix('[').map(str::trim_start).and_then(|rest| rest.strip_prefix(QUOTES));
-        names.extend(index.and_then(|rest| rest.split(QUOTES).next()).map(str::to_owned));
-        let tested = before.trim_end().strip_suffix("in").map(str::trim_end).and_then(|rest| rest.strip_suffix(QUOTES));
-        names.extend(tested.and_then(|rest| rest.rsplit(QUOTES).next()).map(str::to_owned));
-    }
-    names
 }
 
 /// `confirm: immediate` without a filter before it that verifies the token which is bound.
@@ -124,16 +111,16 @@ fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
     for route in &settings.routes {
         let place = format!("routes: {}", route.name);
         // The places from which a filter reads the tokens that it verifies, for each such filter.
-        let mut verified: Vec<Vec<KeySource>> = Vec::new();
+        let mut verified: Vec<Vec<Place>> = Vec::new();
         for item in settings.filters.iter().chain(&route.filters) {
             if verifies(item) {
-                verified.push(sources(item, &[KeySource::Authorization]));
+                verified.push(places(item, &[KeySource::Authorization]));
             }
             let immediate = item.config.get("confirm").and_then(|value| value.as_str()) == Some("immediate");
             if item.name != "key_binding" || !immediate {
                 continue;
             }
-            let bound = sources(item, &KeySource::FIELDS);
+            let bound = places(item, &KeySource::FIELDS);
             if verified.is_empty() {
                 found.warn(
                     &place,
@@ -153,22 +140,26 @@ fn unverified_tokens(snapshot: &Snapshot, found: &mut Findings) {
     }
 }
 
+/// A place of a key: a header field, or the query (`None`).
+type Place = Option<HeaderName>;
+
 /// The places from which a filter reads a key.
-fn sources(item: &FilterItem, default: &[KeySource]) -> Vec<KeySource> {
-    item.config.get("from").and_then(|from| Vec::deserialize(from).ok()).unwrap_or_else(|| default.to_vec())
+fn places(item: &FilterItem, default: &[KeySource]) -> Vec<Place> {
+    let named: Option<Vec<KeySource>> = item.config.get("from").and_then(|from| Vec::deserialize(from).ok());
+    named.as_deref().unwrap_or(default).iter().filter_map(|source| source.header().ok()).collect()
 }
 
 /// Whether a request can carry a token that only `bearer` reads beside a key that only `key_binding` reads. A filter that reads
 /// both places refuses two different keys.
-fn may_differ(checked: &[KeySource], bound: &[KeySource]) -> bool {
-    checked.iter().any(|source| !bound.contains(source)) && bound.iter().any(|source| !checked.contains(source))
+fn may_differ(checked: &[Place], bound: &[Place]) -> bool {
+    checked.iter().any(|place| !bound.contains(place)) && bound.iter().any(|place| !checked.contains(place))
 }
 
 /// Whether the filter verifies each token, and not only its form. With `on_failure: open` a token passes unverified while
 /// the issuer cannot be reached.
 fn verifies(item: &FilterItem) -> bool {
     let Some(modes) = item.config.get("accept").and_then(Value::as_array) else { return false };
-    let passes = |mode: &Value| mode.as_str() == Some("well_formed") || has_open_failure(mode);
+    let passes = |mode: &Value| mode.as_str() == Some("well_formed") || mode.get("well_formed").is_some() || has_open_failure(mode);
     item.name == "bearer" && !item.shadow && !modes.iter().any(passes)
 }
 

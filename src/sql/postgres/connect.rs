@@ -26,6 +26,7 @@ pub async fn pools(config: &PostgresConfig, files: &Files) -> Result<Arc<Pools>,
     let servers = servers(config, files, &config.url, "url")?;
     // A server that takes no writes can still judge known keys.
     let mut readable = None;
+    let mut last_error = None;
     // Longer than a request waits: the server may be starting, or being promoted.
     let connected = tokio::time::timeout(config.connect_timeout.0, async {
         let mut logged = HashSet::new();
@@ -49,9 +50,10 @@ pub async fn pools(config: &PostgresConfig, files: &Files) -> Result<Arc<Pools>,
                     // No server, one that is starting or stopping, or a pooler without a server:
                     // retry. Other errors are permanent.
                     Err(error) if is_absent(&error) => {
-                        if logged.insert(kind(&error)) {
+                        if logged.insert(format!("{index} {}", kind(&error))) {
                             tracing::warn!(%error, server = index + 1, "postgres: no connection yet; trying again");
                         }
+                        last_error = Some(error);
                     }
                     Err(error) => return Err(wrong(advice(&error), &error)),
                 }
@@ -69,7 +71,10 @@ pub async fn pools(config: &PostgresConfig, files: &Files) -> Result<Arc<Pools>,
     match (connected.await, readable) {
         (Ok(server), _) => server.map(made),
         (Err(_), Some(readable)) => Ok(made(readable)),
-        (Err(_), None) => Err(format!("storage.postgres: no server answered within {:?}", config.connect_timeout.0)),
+        (Err(_), None) => {
+            let last = last_error.map(|error| format!("; the last error: {error}")).unwrap_or_default();
+            Err(format!("storage.postgres: no server answered within {:?}{last}", config.connect_timeout.0))
+        }
     }
 }
 
@@ -83,9 +88,10 @@ fn is_absent(error: &sqlx::Error) -> bool {
         })
 }
 
-/// What makes an error the same as another. Odyssey's texts contain the ids of connections.
+/// What makes an error the same as another: its code, because Odyssey's texts contain the ids of connections. PgBouncer has
+/// one code for everything.
 pub fn kind(error: &sqlx::Error) -> String {
-    code(error).map_or_else(|| error.to_string(), |code| code.into_owned())
+    code(error).filter(|code| code != "08P01").map_or_else(|| error.to_string(), |code| code.into_owned())
 }
 
 /// The driver reports it as an I/O error caused by an error of rustls.
