@@ -3,6 +3,9 @@
 //!
 //! The state of a pending sign-in is sealed in a cookie of the browser: any replica can finish it, no other browser can,
 //! and an abandoned one costs nothing. The provider's claims decide the role at each sign-in.
+//!
+//! It stands on `jsonwebtoken` and the outbound client, which bounds responses and can refuse private addresses. The crate
+//! `openidconnect` verifies tokens with crates of its own, beside those that `bearer` uses.
 
 mod client;
 mod id_token;
