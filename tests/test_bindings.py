@@ -377,6 +377,20 @@ def test_dead_database_connections(start, echo_upstream, database):
         wait_for(lambda: replica.health("ready")[0] == 200, "the replica is ready")
 
 
+def test_an_operator_waits_for_the_lock_of_a_vanished_replica(replicas, database):
+    """Its transaction ends after five times `timeout`."""
+    (one,) = replicas(1)
+    assert send_request(one, "sk-locked-0001-abcdefgh").status == 200
+    held = "BEGIN; SELECT 1 FROM bindings FOR UPDATE; SELECT pg_sleep(3); COMMIT"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        holder = pool.submit(database.psql, held)
+        wait_for(lambda: database.psql("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%' AND wait_event = 'PgSleep'") == "1", "the lock is held")
+        banned = one.command("bindings", "ban", "-", stdin="sk-locked-0001-abcdefgh")
+        assert banned.returncode == 0, banned.stderr
+        holder.result()
+    assert send_request(one, "sk-locked-0001-abcdefgh").status == 403
+
+
 def test_write_behind_is_flushed_at_a_stop(replicas, database):
     one, other = replicas(2, more=", replica: edge")
     for n in range(50):

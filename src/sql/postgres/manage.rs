@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Executor, Row};
 
 use super::bindings::{JUDGED, judged};
 use super::session::{Pool, Session};
@@ -27,6 +27,9 @@ pub fn record(row: &PgRow) -> Result<Record, StoreError> {
     })
 }
 
+/// Operators wait for a lock longer than the server keeps a vanished replica's transaction.
+pub const LOCK_WAIT: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '60s'";
+
 /// The row, locked until the end of the transaction.
 async fn locked(tx: &mut Session, id: KeyId) -> Result<Option<Record>, StoreError> {
     let statement = format!("SELECT {JUDGED}, {MORE} FROM bindings WHERE key_id = $1 FOR UPDATE");
@@ -36,6 +39,7 @@ async fn locked(tx: &mut Session, id: KeyId) -> Result<Option<Record>, StoreErro
 
 pub async fn remove(pool: &Pool, id: KeyId, expects: Option<i64>, actor: &Actor) -> Result<Changed<()>, StoreError> {
     let mut tx = pool.begin().await.map_err(failed)?;
+    tx.execute(LOCK_WAIT).await.map_err(failed)?;
     let Some(before) = locked(&mut tx, id).await? else { return Ok(Changed::Missing) };
     if expects.is_some_and(|expects| expects != before.binding.version) {
         return Ok(Changed::Newer(before.binding.version));
@@ -52,6 +56,7 @@ pub async fn change(pool: &Pool, id: KeyId, change: Change, actor: &Actor) -> Re
     let (networks_max, window_s) = roaming_columns(change.rule.as_ref().and_then(|terms| terms.roaming));
     let seen = vec![millis(SystemTime::now()); networks.as_ref().map_or(0, Vec::len)];
     let mut tx = pool.begin().await.map_err(failed)?;
+    tx.execute(LOCK_WAIT).await.map_err(failed)?;
     let before = locked(&mut tx, id).await?;
     match (change.expects, &before) {
         (Some(_), None) => return Ok(Changed::Missing),

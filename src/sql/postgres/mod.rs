@@ -194,7 +194,7 @@ impl Authority for Postgres {
     }
 
     fn remove(&self, id: KeyId, expects: Option<i64>, actor: Actor) -> BoxFuture<'_, Result<Changed<()>, StoreError>> {
-        Box::pin(self.pools.run(async move |pool| manage::remove(&pool, id, expects, &actor).await))
+        Box::pin(self.pools.run_for(OPERATOR_TIME_MAX, async move |pool| manage::remove(&pool, id, expects, &actor).await))
     }
 
     fn audit(&self, query: AuditQuery) -> BoxFuture<'_, Result<Vec<AuditEntry>, StoreError>> {
@@ -241,10 +241,11 @@ fn failed(error: sqlx::Error) -> StoreError {
     let code = said.code().unwrap_or_default();
     let text = format!("postgres: {} ({code})", said.message());
     // Temporary: connections (08), resources (53), a cancelled statement or a stopping server (57),
-    // a demoted server (25006). A retry may succeed, possibly on another server.
+    // a demoted server (25006), a deadlock (40), a lock that is held too long (55P03). A retry may
+    // succeed, possibly on another server.
     if code == "53100" {
         return StoreError::Full(text);
     }
-    let is_temporary = ["08", "25006", "53", "57"].iter().any(|class| code.starts_with(class));
+    let is_temporary = ["08", "25006", "40", "53", "55P03", "57"].iter().any(|class| code.starts_with(class));
     if is_temporary { StoreError::Away(text) } else { StoreError::Useless(text) }
 }
