@@ -225,7 +225,7 @@ impl Chain {
     }
 
     /// Runs the log hooks.
-    pub fn log(&self, cx: &LogCx<'_>, progress: &mut Progress) {
+    pub fn log(&self, cx: &mut LogCx<'_>, progress: &mut Progress) {
         for &index in &self.log {
             if let (Some(item), Some(state)) = (self.items.get(index), progress.states.get_mut(index)) {
                 item.filter.log(cx, state);

@@ -61,6 +61,9 @@ impl TaskHandle for NoBindings {
         Box::pin(async {})
     }
 }
+impl UsageSink for NoBindings {
+    fn record(&self, _: &UsageRecord) {}
+}
 impl Service for NoBindings {
     fn call(&self, _: Call) -> BoxFuture<'_, Result<ServiceResponse, CallError>> {
         Box::pin(async { Err(CallError::Away("unreachable".into())) })
@@ -86,7 +89,8 @@ pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
 /// Calls `compile` with an environment that has this outbound port.
 pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
     let (hasher, meter) = (KeyHasher::new(b"test"), Arc::default());
-    let ports = Ports { bindings: Arc::new(NoBindings), hasher, meter, counters: None, outbound, usage_tracker: Arc::default() };
+    let (bindings, usage) = (Arc::new(NoBindings), Arc::new(NoBindings));
+    let ports = Ports { bindings, hasher, meter, counters: None, outbound, usage_tracker: Arc::default(), usage };
     compile(&mut Site {
         place: "filters[0]".into(),
         trusted: Arc::default(),

@@ -26,5 +26,6 @@ pub mod settings;
 pub mod sql;
 pub mod telemetry;
 pub mod upstream;
+pub mod usage;
 pub mod util;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! The context that each hook receives. It gives filters no access to sockets or sessions.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -111,6 +112,8 @@ pub struct BodyCx<'a> {
     pub end: bool,
     /// Facts stated by earlier hooks.
     pub facts: &'a mut Facts,
+    /// The time when the request header was complete.
+    pub begun: Instant,
 }
 
 /// Context of the log hook: the request has ended.
@@ -119,10 +122,14 @@ pub struct LogCx<'a> {
     pub request: &'a RequestHeader,
     /// The status sent to the client; `None` if none was sent.
     pub status: Option<StatusCode>,
-    /// All facts stated during the request.
-    pub facts: &'a Facts,
+    /// All facts stated during the request. A log hook may add one for the hooks after it and for the access log.
+    pub facts: &'a mut Facts,
     /// The route's name.
-    pub route: &'a str,
+    pub route: &'a Arc<str>,
+    /// The name of the route's upstream.
+    pub upstream: &'a Arc<str>,
+    /// The time when the request header was complete.
+    pub now: Now,
     /// The time from the complete request header to the end of the response.
     pub duration: Duration,
 }

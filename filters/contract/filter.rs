@@ -126,7 +126,7 @@ pub trait Filter: Sized + Send + Sync + 'static {
     }
 
     /// Runs once, after the response has ended.
-    fn log(&self, _cx: &LogCx<'_>, _state: &mut Self::State) {}
+    fn log(&self, _cx: &mut LogCx<'_>, _state: &mut Self::State) {}
 }
 
 /// The type-erased state of one position in a chain.
@@ -156,7 +156,7 @@ pub trait ErasedFilter: Send + Sync {
     /// See [`Filter::response_body`].
     fn response_body(&self, cx: &mut BodyCx<'_>, state: &mut State) -> Result<()>;
     /// See [`Filter::log`].
-    fn log(&self, cx: &LogCx<'_>, state: &mut State);
+    fn log(&self, cx: &mut LogCx<'_>, state: &mut State);
 }
 
 /// Downcasts the state. The type always matches: the chain makes the state from the same filter.
@@ -195,7 +195,7 @@ impl<F: Filter> ErasedFilter for F {
     fn response_body(&self, cx: &mut BodyCx<'_>, state: &mut State) -> Result<()> {
         Filter::response_body(self, cx, typed::<F>(state)?)
     }
-    fn log(&self, cx: &LogCx<'_>, state: &mut State) {
+    fn log(&self, cx: &mut LogCx<'_>, state: &mut State) {
         if let Ok(state) = typed::<F>(state) {
             Filter::log(self, cx, state);
         }

@@ -28,6 +28,7 @@ mod site;
 mod stream_plan;
 mod strict;
 mod trust;
+mod usage;
 mod values;
 
 pub use arrival::{Arrival, ClientCertificate, Vouched};
@@ -54,4 +55,5 @@ pub use reply::{Body, Problem, Reply};
 pub use site::{Keep, LimitNames, Meter, Ports, Resolve, Site, trim_secret};
 pub use stream_plan::{AnswerKind, ExpectedAnswer, Frame, StreamPlan};
 pub use trust::{CloudflareRefresh, TrustConfig, TrustedProxies, canonical, parse_address, write_address};
+pub use usage::{Cost, CountSource, Currency, Ledger, LedgerEntry, LedgerState, OtherUnits, Reserved, TokenCounts, UsageRecord, UsageSink};
 pub use values::{ByteSize, HumanDuration, Rate, SecretRef, Timestamp};

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, SecretRef, Service, TrustedProxies, UsageTracker};
+use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, SecretRef, Service, TrustedProxies, UsageSink, UsageTracker};
 
 /// Reads the files a configuration refers to.
 pub trait Resolve {
@@ -101,6 +101,8 @@ pub struct Ports {
     pub outbound: Arc<dyn Outbound>,
     /// Tracks subjects that are near a limit.
     pub usage_tracker: Arc<UsageTracker>,
+    /// Adds usage to the accounts.
+    pub usage: Arc<dyn UsageSink>,
 }
 
 /// The environment of one filter while it is compiled.

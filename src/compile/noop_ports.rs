@@ -9,7 +9,8 @@ use http::HeaderValue;
 use ipnet::IpNet;
 use keylatch_filters::contract::{
     Binding, Bindings, BoxFuture, Call, CallError, CancellationHandle, Counters, Endpoint, FirstUse, Hit, Intercept, Invalid, KeyHasher,
-    KeyId, KeyUse, Lease, Meter, Outbound, Outcome, PeriodicTask, Ports, Service, ServiceResponse, StoreError, TaskHandle,
+    KeyId, KeyUse, Lease, Meter, Outbound, Outcome, PeriodicTask, Ports, Service, ServiceResponse, StoreError, TaskHandle, UsageRecord,
+    UsageSink,
 };
 
 use crate::outbound;
@@ -23,6 +24,7 @@ pub fn check_ports() -> Ports {
         counters: Some(Arc::new(NoopPort)),
         outbound: Arc::new(NoopPort),
         usage_tracker: Arc::default(),
+        usage: Arc::new(NoopPort),
     }
 }
 
@@ -54,6 +56,10 @@ impl Service for NoopPort {
     fn elsewhere(&self, _: &str) -> Result<Arc<dyn Service>, CallError> {
         Ok(Arc::new(NoopPort))
     }
+}
+
+impl UsageSink for NoopPort {
+    fn record(&self, _: &UsageRecord) {}
 }
 
 impl Counters for NoopPort {

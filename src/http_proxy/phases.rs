@@ -104,7 +104,7 @@ impl ProxyHttp for ProxyPhases {
         }
         let Some(route) = context.routing.route() else { return Ok(()) };
         if route.chain.reads_request_body() {
-            let mut cx = BodyCx { body, end, facts: &mut context.facts };
+            let mut cx = BodyCx { body, end, facts: &mut context.facts, begun: context.now.instant };
             let hooks = route.chain.request_body(&mut cx, &mut context.progress);
             hooks.map_err(|failure| errors::from_failure(&failure))?;
         }
@@ -269,7 +269,7 @@ impl ProxyHttp for ProxyPhases {
         if let Some(route) = context.routing.route()
             && route.chain.reads_response_body()
         {
-            let mut cx = BodyCx { body, end, facts: &mut context.facts };
+            let mut cx = BodyCx { body, end, facts: &mut context.facts, begun: context.now.instant };
             let hooks = route.chain.response_body(&mut cx, &mut context.progress);
             hooks.map_err(|failure| errors::from_failure(&failure))?;
         }

@@ -183,8 +183,10 @@ impl RequestContext {
         let route = self.routing.route();
         let name = route.map_or("-", |route| &*route.name);
         if let Some(route) = route {
-            let cx = LogCx { request: session.req_header(), status, facts: &self.facts, route: name, duration };
-            route.chain.log(&cx, &mut self.progress);
+            let (route_name, upstream) = (&route.name, &route.upstream.name);
+            let (request, facts, now) = (session.req_header(), &mut self.facts, self.now);
+            let mut cx = LogCx { request, status, facts, route: route_name, upstream, now, duration };
+            route.chain.log(&mut cx, &mut self.progress);
         }
         self.count(name, status, duration, state);
         if self.routing.snapshot.settings.log.access {

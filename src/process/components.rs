@@ -75,6 +75,7 @@ impl Components {
             counters,
             outbound: Arc::new(Services::on_current_runtime()),
             usage_tracker: Arc::clone(&near),
+            usage: Arc::new(crate::usage::Accounts::default()),
         };
         let compiler = Arc::new(Compiler::new(ports));
         let live = Arc::new(LiveSettings::new(&opened.admin_secret)?);
