@@ -94,6 +94,7 @@ pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut S
     compile(&mut Site {
         place: "filters[0]".into(),
         trusted: Arc::default(),
+        prices: Arc::default(),
         keep: &Keep::default(),
         ports: &ports,
         resolve: &NoFiles,

@@ -21,6 +21,7 @@ mod media_type;
 mod names;
 mod outbound;
 mod ports;
+mod prices;
 mod proxy_fields;
 mod ranges;
 mod reply;
@@ -49,6 +50,7 @@ pub use media_type::{EVENT_STREAM, is_event_stream, is_json_lines, is_uncoded, n
 pub use names::check_name;
 pub use outbound::{AnswerBody, Call, CallError, Endpoint, Outbound, PeriodicTask, Service, ServiceResponse, TaskHandle, TaskOutcome};
 pub use ports::{Binding, Bindings, BoxFuture, FirstUse, Intercept, KeyUse, Roaming, Rule, StoreError, is_label};
+pub use prices::{MicroUnits, ModelPrice, PriceTable, Prices, PricesConfig, micros_of};
 pub use proxy_fields::{ADDRESS_FIELDS, PROXY_FIELDS, ProxyFields, ProxyFieldsConfig};
 pub use ranges::{CLOUDFLARE, WORKER_ZONES, fetched_ranges, is_worker_zone, ranges};
 pub use reply::{Body, Problem, Reply};

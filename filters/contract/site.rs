@@ -10,7 +10,9 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
-use super::{Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, SecretRef, Service, TrustedProxies, UsageSink, UsageTracker};
+use super::{
+    Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, PriceTable, SecretRef, Service, TrustedProxies, UsageSink, UsageTracker,
+};
 
 /// Reads the files a configuration refers to.
 pub trait Resolve {
@@ -112,6 +114,8 @@ pub struct Site<'a> {
     pub place: String,
     /// The trusted proxies.
     pub trusted: Arc<TrustedProxies>,
+    /// The prices of models.
+    pub prices: Arc<PriceTable>,
     /// State that survives a reload.
     pub keep: &'a Keep,
     /// The implementations of the ports.

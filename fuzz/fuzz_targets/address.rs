@@ -27,6 +27,7 @@ fuzz_target!(|data: &[u8]| {
     let mut site = Site {
         place: String::new(),
         trusted: trusted.into(),
+        prices: Default::default(),
         keep: &Keep::default(),
         ports: &ports,
         resolve: &NoFiles,

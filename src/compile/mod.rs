@@ -16,14 +16,16 @@ use std::sync::Arc;
 
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
-use keylatch_filters::contract::{Invalid, Keep, LimitNames, Ports, SecretRef, Site, TrustedProxies};
+use keylatch_filters::contract::{
+    Invalid, Keep, LimitNames, ModelPrice, Ports, PriceTable, PricesConfig, SecretRef, Site, TrustedProxies, decode,
+};
 
 use crate::alerts::Alerts;
 use crate::config::model::{FilterItem, RouteSettings, Settings, Storage};
 use crate::config::report::nearest;
 use crate::config::sections::add_invalid;
 use crate::config::store_url::{self, PostgresUrl};
-use crate::config::{Files, Parsed, Report, bounds, parse, parse_file};
+use crate::config::{Files, Parsed, Report, bounds, parse, parse_file, read_yaml, report};
 use crate::listener::policy::ListenerPolicy;
 use crate::upstream::Upstream;
 use route::Matcher;
@@ -75,6 +77,7 @@ impl Compiler {
             files: &files,
             report: &mut report,
             trusted: Arc::default(),
+            prices: Arc::default(),
             shares: Cell::default(),
             limits: RefCell::default(),
             routes: names,
@@ -119,6 +122,7 @@ struct Work<'a> {
     files: &'a Files,
     report: &'a mut Report,
     trusted: Arc<TrustedProxies>,
+    prices: Arc<PriceTable>,
     /// Whether a filter uses shared state.
     shares: Cell<bool>,
     /// The limits that filters refer to by name: those of the top level, or of the route being
@@ -149,6 +153,10 @@ impl Work<'_> {
         match TrustedProxies::compile(&settings.trusted_proxies, self.files) {
             Ok(trusted) => self.trusted = Arc::new(trusted),
             Err(invalid) => self.wrong(&invalid.at("trusted_proxies")),
+        }
+        match prices(settings.prices.as_ref(), self.files) {
+            Ok(prices) => self.prices = Arc::new(prices),
+            Err(wrong) => wrong.into_iter().for_each(|invalid| self.wrong(&invalid.at("prices"))),
         }
         let entries = self.entries();
         let upstreams = self.upstreams();
@@ -236,6 +244,7 @@ impl Work<'_> {
                 // counters.
                 place: format!("{prefix}{}[{}]", item.name, items.iter().take(index).filter(|other| other.name == item.name).count()),
                 trusted: Arc::clone(&self.trusted),
+                prices: Arc::clone(&self.prices),
                 keep: &self.compiler.keep,
                 ports: &self.ports,
                 resolve: self.files,
@@ -284,6 +293,21 @@ impl Work<'_> {
             dialect: config.dialect,
             matcher: matcher?,
         })
+    }
+}
+
+/// The compiled prices, with those of their file.
+fn prices(config: Option<&PricesConfig>, files: &Files) -> Result<PriceTable, Vec<Invalid>> {
+    let Some(config) = config else { return Ok(PriceTable::default()) };
+    let in_file = config.file.as_ref().map(|path| read_yaml(files, path).and_then(decode::<Vec<ModelPrice>>)).transpose();
+    let unreadable = in_file.as_ref().err().map(|invalid| {
+        let place = report::dotted(&invalid.path);
+        Invalid::new(if place.is_empty() { invalid.message.clone() } else { format!("{place}: {}", invalid.message) }).at("file")
+    });
+    let table = PriceTable::compile(config, &in_file.ok().flatten().unwrap_or_default());
+    match unreadable {
+        None => table,
+        Some(invalid) => Err(std::iter::once(invalid).chain(table.err().into_iter().flatten()).collect()),
     }
 }
 

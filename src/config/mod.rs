@@ -156,6 +156,16 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
     }
 }
 
+/// The value in a YAML or JSON file that a configuration refers to.
+pub fn read_yaml(files: &Files, path: &str) -> Result<serde_json::Value, Invalid> {
+    let text = files.file(path)?;
+    let mut report = Report::new(&files.path(path));
+    match yaml::parse(&text, &mut report) {
+        Some(node) => Ok(node.to_json()),
+        None => Err(Invalid::new(report.to_string())),
+    }
+}
+
 /// The content of a file that a configuration refers to.
 pub fn read(path: &Path) -> Result<String, String> {
     read_bounded(path, REFERRED_BYTES_MAX)

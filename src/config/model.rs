@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use keylatch_filters::contract::{Dialect, HumanDuration, KeyForm, SecretRef, TrustConfig};
+use keylatch_filters::contract::{Dialect, HumanDuration, KeyForm, PricesConfig, SecretRef, TrustConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -47,6 +47,9 @@ pub struct Settings {
     /// Alerts when a key is refused too often.
     #[schemars(default)]
     pub alerts: Option<Alerts>,
+    /// The prices of models, for the cost of requests and for budgets.
+    #[schemars(default)]
+    pub prices: Option<PricesConfig>,
     /// Logs.
     #[schemars(default)]
     pub log: Log,

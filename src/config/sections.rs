@@ -11,7 +11,7 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "listeners",
     "acme",
     "admin",
@@ -21,6 +21,7 @@ const SECTIONS: [&str; 15] = [
     "secrets",
     "retention",
     "alerts",
+    "prices",
     "log",
     "shutdown",
     "workers",
@@ -53,6 +54,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let secrets = reader.section("secrets");
     let retention = reader.section("retention");
     let alerts = reader.section("alerts");
+    let prices = reader.section("prices");
     let log = reader.section("log");
     let shutdown = reader.section("shutdown");
     let workers = reader.section("workers");
@@ -69,6 +71,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         secrets: secrets.unwrap_or_default(),
         retention: retention.unwrap_or_default(),
         alerts: alerts.unwrap_or_default(),
+        prices: prices.unwrap_or_default(),
         log: log.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         workers: workers.unwrap_or_default(),
