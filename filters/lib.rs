@@ -8,6 +8,7 @@ pub mod chain;
 pub mod contract;
 pub mod expression;
 pub mod limiting;
+pub mod usage_scan;
 
 pub mod allowed_hosts;
 pub mod bearer;

@@ -1,0 +1,17 @@
+//! Reads the usage that an answer reports, and the parameters of a request that determine it, piece by piece while they are forwarded.
+//!
+//! Fields are found by their names at fixed places below the root, in every dialect at once, so a proxy that translates dialects is
+//! read, too. The scanners keep no body and no event: one of them needs less than 2 KiB, whatever it reads.
+
+mod answer;
+mod answer_paths;
+#[cfg(test)]
+mod answer_tests;
+mod event_stream;
+mod json_paths;
+mod reported;
+mod request;
+
+pub use answer::{AnswerFormat, AnswerScan, AnswerUsage};
+pub use reported::Reported;
+pub use request::{RequestParameters, RequestScan};

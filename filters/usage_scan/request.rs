@@ -1,0 +1,226 @@
+//! Reads the parameters of a JSON request that determine its usage. It finds models only to report them: routing has a stricter reader.
+
+use std::sync::Arc;
+
+use super::json_paths::{JsonPaths, Path, Sink, Text, Wants};
+use super::reported::parse_count;
+
+/// The longest string in a place of binary data that is counted as text though it has no space.
+const BINARY_BYTES_MIN: u64 = 4 << 10;
+
+/// The parameters of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestParameters {
+    /// The model, if its name has at most 128 bytes.
+    pub model: Option<Arc<str>>,
+    /// Whether a stream is requested in the body.
+    pub stream: bool,
+    /// The largest number of output tokens. Of several parameters the largest counts, of one that is repeated the last.
+    pub output_tokens_max: Option<u64>,
+    /// The number of answers or images that are requested.
+    pub choices: u64,
+    /// Whether usage in the stream is requested.
+    pub includes_usage: Option<bool>,
+    /// Characters of all strings but keys. A string of more than 4 KiB without a space counts nothing if it is a data URL or
+    /// the value of a key for binary data, such as `data`.
+    pub prompt_chars: u64,
+    /// Characters of the `input` at the root, if it is a string or a list of strings.
+    pub input_chars: u64,
+    /// Images in the prompt.
+    pub images: u64,
+    /// Whether the body is a complete JSON value.
+    pub is_complete: bool,
+}
+
+/// Reads a JSON request, piece by piece.
+#[derive(Debug)]
+pub struct RequestScan {
+    json: JsonPaths<Place>,
+    request: Request,
+}
+
+impl Default for RequestScan {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RequestScan {
+    /// Starts before the first byte of the body.
+    pub fn new() -> Self {
+        Self { json: JsonPaths::new(), request: Request::default() }
+    }
+
+    /// Reads the next piece of the body, without its content coding.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.json.feed(bytes, &mut self.request);
+    }
+
+    /// The parameters of the body so far. Call it after the last piece.
+    pub fn finish(&mut self) -> RequestParameters {
+        let is_complete = self.json.is_complete() && !self.json.is_broken();
+        self.json.reset(&mut self.request);
+        let request = &self.request;
+        RequestParameters {
+            model: request.model.clone(),
+            stream: request.stream,
+            output_tokens_max: request.limits.iter().copied().flatten().max(),
+            choices: request.choices.iter().copied().flatten().max().unwrap_or(1).max(1),
+            includes_usage: request.includes_usage,
+            prompt_chars: request.prompt_chars,
+            input_chars: request.input_chars,
+            images: request.images,
+            is_complete,
+        }
+    }
+}
+
+/// A parameter that limits the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    MaxTokens,
+    MaxCompletionTokens,
+    MaxOutputTokens,
+    Gemini,
+    Ollama,
+    Bedrock,
+}
+
+const LIMITS: usize = Limit::Bedrock as usize + 1;
+
+/// A parameter that asks for several answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choices {
+    N,
+    BestOf,
+    Gemini,
+}
+
+const CHOICES: usize = Choices::Gemini as usize + 1;
+
+/// A place in a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Any that is not below: its strings count.
+    Any,
+    Root,
+    /// `request` of Gemini Code Assist.
+    Nested,
+    Model,
+    Stream,
+    StreamOptions,
+    IncludesUsage,
+    /// `options`, `parameters`, `generationConfig`, `inferenceConfig`
+    Options,
+    Limit(Limit),
+    Choices(Choices),
+    /// `input` at the root.
+    Input,
+    /// The type of a part of a message.
+    Type,
+    MediaType,
+    /// Where binary data may be.
+    Binary,
+    /// `images` of Ollama: binary data.
+    Images,
+}
+
+impl Path for Place {
+    const ROOT: Self = Place::Root;
+    const FINDS_SPACES: bool = true;
+
+    fn member(self, key: &[u8]) -> Self {
+        match (self, key) {
+            (Place::Root, b"model") => Place::Model,
+            (Place::Root, b"stream") => Place::Stream,
+            (Place::Root, b"stream_options") => Place::StreamOptions,
+            (Place::Root, b"request") => Place::Nested,
+            (Place::Root, b"input") => Place::Input,
+            (Place::Root, b"options" | b"parameters" | b"inferenceConfig") => Place::Options,
+            (Place::Root | Place::Nested, b"generationConfig" | b"generation_config") => Place::Options,
+            (Place::StreamOptions, b"include_usage") => Place::IncludesUsage,
+            (Place::Root | Place::Options, b"max_tokens") => Place::Limit(Limit::MaxTokens),
+            (Place::Root, b"max_completion_tokens") => Place::Limit(Limit::MaxCompletionTokens),
+            (Place::Root, b"max_output_tokens") => Place::Limit(Limit::MaxOutputTokens),
+            (Place::Options, b"maxOutputTokens" | b"max_output_tokens") => Place::Limit(Limit::Gemini),
+            (Place::Options, b"num_predict") => Place::Limit(Limit::Ollama),
+            (Place::Root | Place::Options, b"maxTokens") => Place::Limit(Limit::Bedrock),
+            (Place::Root | Place::Options, b"n") => Place::Choices(Choices::N),
+            (Place::Root, b"best_of") => Place::Choices(Choices::BestOf),
+            (Place::Options, b"candidateCount" | b"candidate_count" | b"sampleCount") => Place::Choices(Choices::Gemini),
+            (_, b"type") => Place::Type,
+            (_, b"mimeType" | b"mime_type") => Place::MediaType,
+            (_, b"images") => Place::Images,
+            (_, b"data" | b"b64_json" | b"image_url" | b"url" | b"file_data" | b"bytes" | b"bytesBase64Encoded") => Place::Binary,
+            _ => Place::Any,
+        }
+    }
+
+    fn wants(self) -> Wants {
+        Wants::StartAndLength
+    }
+}
+
+/// What was read so far.
+#[derive(Debug, Default)]
+struct Request {
+    model: Option<Arc<str>>,
+    stream: bool,
+    limits: [Option<u64>; LIMITS],
+    choices: [Option<u64>; CHOICES],
+    includes_usage: Option<bool>,
+    prompt_chars: u64,
+    input_chars: u64,
+    images: u64,
+}
+
+impl Sink<Place> for Request {
+    fn scalar(&mut self, place: Place, token: &[u8]) {
+        match place {
+            Place::Stream => self.stream = token == b"true",
+            Place::IncludesUsage => self.includes_usage = parse_bool(token),
+            Place::Limit(limit) => set(&mut self.limits, limit as usize, parse_count(token)),
+            Place::Choices(choices) => set(&mut self.choices, choices as usize, parse_count(token)),
+            _ => {}
+        }
+    }
+
+    fn text(&mut self, place: Place, text: Text<'_>) {
+        let is_image = match place {
+            Place::Type => matches!(text.whole(), Some("image_url" | "input_image" | "image")),
+            Place::MediaType => text.start.starts_with(b"image/"),
+            Place::Images => true,
+            _ => false,
+        };
+        self.images = self.images.saturating_add(is_image.into());
+        let in_binary = matches!(place, Place::Binary | Place::Images) || text.start.starts_with(b"data:");
+        if in_binary && !text.has_space && text.bytes > BINARY_BYTES_MIN {
+            return;
+        }
+        self.prompt_chars = self.prompt_chars.saturating_add(text.chars);
+        match place {
+            Place::Input => self.input_chars = self.input_chars.saturating_add(text.chars),
+            // As parsers do, take the last one.
+            Place::Model => self.model = text.whole().filter(|name| !name.is_empty()).map(Arc::from),
+            _ => {}
+        }
+    }
+
+    fn object_end(&mut self, _: Place) {}
+
+    fn event_end(&mut self) {}
+}
+
+fn set(values: &mut [Option<u64>], index: usize, value: Option<u64>) {
+    if let Some(kept) = values.get_mut(index) {
+        *kept = value;
+    }
+}
+
+fn parse_bool(token: &[u8]) -> Option<bool> {
+    match token {
+        b"true" => Some(true),
+        b"false" => Some(false),
+        _ => None,
+    }
+}
