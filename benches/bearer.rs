@@ -35,10 +35,12 @@ fn filter(alg: &str, key: serde_json::Value) -> Bearer {
     let mut site = Site {
         place: "bench".into(),
         trusted: Default::default(),
+        prices: Default::default(),
         keep: &Keep::default(),
         ports: &ports,
         resolve: &NoFiles,
         uses_shared_counters: &Cell::default(),
+        reads_usage: &Default::default(),
         limits: &RefCell::default(),
         routes: &[],
         more_errors: &Default::default(),

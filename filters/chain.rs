@@ -60,10 +60,12 @@ pub struct Chain {
     response_body: Vec<usize>,
     log: Vec<usize>,
     gate_response: Vec<usize>,
-    /// The first filter that reads the model of the request.
+    /// The first filter that reads the model or the parameters of the request.
     model_reader: Option<usize>,
     /// A filter outside shadow mode decides by it.
     model_enforced: bool,
+    /// A filter reads the parameters of the request.
+    reads_parameters: bool,
 }
 
 /// The progress of one request through a chain.
@@ -105,7 +107,8 @@ impl Chain {
             response_body: list(|h| h.response_body, false),
             log: list(|h| h.log, true),
             gate_response: list(|h| h.gate_response, false),
-            model_reader: items.iter().position(|item| item.filter.reads_model()),
+            model_reader: items.iter().position(|item| item.filter.reads_model() || item.filter.reads_parameters()),
+            reads_parameters: items.iter().any(|item| item.filter.reads_parameters()),
             model_enforced: items.iter().any(|item| !item.shadow && item.filter.enforces_model()),
             items,
         }
@@ -134,6 +137,11 @@ impl Chain {
     /// Whether a request with two models must be refused: a filter outside shadow mode decides by the model.
     pub fn enforces_model(&self) -> bool {
         self.model_enforced
+    }
+
+    /// Whether a filter reads the parameters of the request, so that its whole body is read ahead.
+    pub fn reads_parameters(&self) -> bool {
+        self.reads_parameters
     }
 
     /// Runs the request hooks, or those that remain after [`Outcome::ModelNeeded`].

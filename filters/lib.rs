@@ -13,6 +13,7 @@ pub mod usage_scan;
 pub mod allowed_hosts;
 pub mod bearer;
 pub mod body_limit;
+pub mod budget;
 pub mod client_certificate;
 pub mod client_ip;
 pub mod concurrency_limit;
@@ -25,6 +26,7 @@ pub mod request_id;
 pub mod rules;
 pub mod security_headers;
 pub mod sse_keepalive;
+pub mod usage;
 
 #[cfg(test)]
 mod testing;
@@ -44,7 +46,9 @@ pub const ALL: &[FilterKind] = &[
     FilterKind::for_filter::<bearer::Bearer>(),
     FilterKind::for_filter::<key_binding::KeyBinding>(),
     FilterKind::for_filter::<rules::Rules>(),
+    FilterKind::for_filter::<usage::Usage>(),
     FilterKind::for_filter::<rate_limit::RateLimit>(),
+    FilterKind::for_filter::<budget::Budget>(),
     FilterKind::for_filter::<concurrency_limit::ConcurrencyLimit>(),
     FilterKind::for_filter::<sse_keepalive::SseKeepalive>(),
     FilterKind::for_filter::<headers::Headers>(),

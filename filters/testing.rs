@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use crate::contract::*;
+use crate::limiting::ledger::MemoryLedger;
 
 struct NoFiles;
 impl Resolve for NoFiles {
@@ -89,8 +90,9 @@ pub fn with_site<T>(compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
 /// Calls `compile` with an environment that has this outbound port.
 pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut Site<'_>) -> T) -> T {
     let (hasher, meter) = (KeyHasher::new(b"test"), Arc::default());
-    let (bindings, usage) = (Arc::new(NoBindings), Arc::new(NoBindings));
-    let ports = Ports { bindings, hasher, meter, counters: None, outbound, usage_tracker: Arc::default(), usage };
+    let (bindings, usage, ledger) = (Arc::new(NoBindings), Arc::new(NoBindings), Arc::<MemoryLedger>::default());
+    let ports =
+        Ports { bindings, hasher, meter, counters: None, outbound, usage_tracker: Arc::default(), usage, ledger, shared_ledger: None };
     compile(&mut Site {
         place: "filters[0]".into(),
         trusted: Arc::default(),
@@ -99,6 +101,7 @@ pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut S
         ports: &ports,
         resolve: &NoFiles,
         uses_shared_counters: &Cell::default(),
+        reads_usage: &Cell::new(true),
         limits: &std::cell::RefCell::default(),
         routes: &[],
         more_errors: &Default::default(),

@@ -140,13 +140,15 @@ fn compile(name: &str, example: &str) {
     let indented: String = example.lines().map(|line| format!("    {line}\n")).collect();
     // Examples with shared limits need Redis.
     let redis = if example.contains("scope: shared") { "redis: {url: \"redis://127.0.0.1:1\"}\n" } else { "" };
+    // Budgets need prices, and the usage that they count.
+    let (prices, usage) = if name == "budget" { ("prices: {models: [{model: \"*\", input: 1}]}\n", "  - usage: {}\n") } else { ("", "") };
     let text = format!(
-        "{redis}listeners: [{{address: \"127.0.0.1:1\"}}]\nupstreams: [{{name: u, servers: [{{address: \"127.0.0.1:2\"}}]}}]\nroutes: [{{name: r, upstream: u}}]\nfilters:\n  -\n{indented}"
+        "{prices}{redis}listeners: [{{address: \"127.0.0.1:1\"}}]\nupstreams: [{{name: u, servers: [{{address: \"127.0.0.1:2\"}}]}}]\nroutes: [{{name: r, upstream: u}}]\nfilters:\n{usage}  -\n{indented}"
     );
     let parsed = keylatch::config::parse(Path::new("example"), &text, &|_| None).unwrap_or_else(|report| panic!("{name}: {report}"));
     let compiled = keylatch::compile::Compiler::new(keylatch::compile::check_ports()).compile(parsed);
     let snapshot = compiled.unwrap_or_else(|report| panic!("{name}: {report}"));
-    assert_eq!(snapshot.routes[0].chain.names().next().map(|(first, _)| first), Some(name));
+    assert_eq!(snapshot.routes[0].chain.names().last().map(|(last, _)| last), Some(name));
 }
 
 #[test]
@@ -162,10 +164,12 @@ fn configurations_refuse_unknown_keys() {
         let mut site = Site {
             place: "test".into(),
             trusted: Default::default(),
+            prices: Default::default(),
             keep: &Keep::default(),
             ports: &ports,
             resolve: &NoFiles,
             uses_shared_counters: &Default::default(),
+            reads_usage: &std::cell::Cell::new(true),
             limits: &Default::default(),
             routes: &[],
             more_errors: &Default::default(),

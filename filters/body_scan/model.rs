@@ -102,6 +102,11 @@ enum Body {
 }
 
 impl ModelScan {
+    /// Whether the body is a form, and not JSON.
+    pub fn is_form(&self) -> bool {
+        !matches!(self.body, Body::Json(_))
+    }
+
     /// Reads the next piece.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.empty &= bytes.is_empty();

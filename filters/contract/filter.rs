@@ -97,6 +97,12 @@ pub trait Filter: Sized + Send + Sync + 'static {
         self.reads_model()
     }
 
+    /// Whether the request hook reads the fact [`crate::usage_scan::RequestParameters`], for which the whole body is read ahead
+    /// if it fits.
+    fn reads_parameters(&self) -> bool {
+        false
+    }
+
     /// Compiles the filter from its configuration. All configuration errors are reported here.
     fn compile(config: Self::Config, site: &mut Site<'_>) -> Result<Self, Invalid>;
 
@@ -143,6 +149,8 @@ pub trait ErasedFilter: Send + Sync {
     fn reads_model(&self) -> bool;
     /// See [`Filter::enforces_model`].
     fn enforces_model(&self) -> bool;
+    /// See [`Filter::reads_parameters`].
+    fn reads_parameters(&self) -> bool;
     /// Makes a new state. A zero-sized state does not allocate.
     fn state(&self) -> State;
     /// See [`Filter::request`].
@@ -176,6 +184,9 @@ impl<F: Filter> ErasedFilter for F {
     }
     fn enforces_model(&self) -> bool {
         Filter::enforces_model(self)
+    }
+    fn reads_parameters(&self) -> bool {
+        Filter::reads_parameters(self)
     }
     fn state(&self) -> State {
         Box::<F::State>::default()

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 use super::{
-    Bindings, Counters, Endpoint, Invalid, KeyHasher, Outbound, PriceTable, SecretRef, Service, TrustedProxies, UsageSink, UsageTracker,
+    Bindings, Counters, Endpoint, Invalid, KeyHasher, Ledger, Outbound, PriceTable, SecretRef, Service, TrustedProxies, UsageSink,
+    UsageTracker,
 };
 
 /// Reads the files a configuration refers to.
@@ -105,6 +106,10 @@ pub struct Ports {
     pub usage_tracker: Arc<UsageTracker>,
     /// Adds usage to the accounts.
     pub usage: Arc<dyn UsageSink>,
+    /// The budgets of this process.
+    pub ledger: Arc<dyn Ledger>,
+    /// The budgets that replicas share; `None` without Redis.
+    pub shared_ledger: Option<Arc<dyn Ledger>>,
 }
 
 /// The environment of one filter while it is compiled.
@@ -124,6 +129,8 @@ pub struct Site<'a> {
     pub resolve: &'a dyn Resolve,
     /// Set when a filter uses the counters that replicas share.
     pub uses_shared_counters: &'a Cell<bool>,
+    /// Set when `usage` is compiled: filters after it can read the usage of a request.
+    pub reads_usage: &'a Cell<bool>,
     /// The limits that rules select by name, to check that each exists.
     pub limits: &'a RefCell<LimitNames>,
     /// The names of all routes; empty if they are unknown.
@@ -178,6 +185,16 @@ impl Site<'_> {
     pub fn counters(&self) -> Result<Arc<dyn Counters>, Invalid> {
         self.uses_shared_counters.set(true);
         self.ports.counters.clone().ok_or_else(|| Invalid::new("shared counts require Redis; add the section `redis` and restart"))
+    }
+
+    /// The budgets of this process, or those that replicas share; an error without Redis.
+    pub fn ledger(&self, is_shared: bool) -> Result<Arc<dyn Ledger>, Invalid> {
+        if !is_shared {
+            return Ok(Arc::clone(&self.ports.ledger));
+        }
+        self.uses_shared_counters.set(true);
+        let missing = || Invalid::new("shared budgets require Redis; add the section `redis` and restart");
+        self.ports.shared_ledger.clone().ok_or_else(missing)
     }
 
     /// An external service without configured credentials.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::{BoxFuture, KeyId, StoreError};
+use super::{BoxFuture, KeyId, Now, StoreError};
 
 /// Token counts of one request, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,17 +137,21 @@ pub trait UsageSink: Send + Sync {
     fn record(&self, record: &UsageRecord);
 }
 
-/// An amount of a ledger, such as the money that a key has spent in a month.
+/// What one budget allows one subject in one period, such as the money that a key may spend in a month.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LedgerEntry {
     /// The budget and the subject; the same on every replica.
     pub name: Arc<str>,
-    /// The start of the period, in seconds since 1970.
-    pub period_start_s: i64,
+    /// The number of the period; it increases from one period to the next.
+    pub period: i64,
     /// The end of the period, in seconds since 1970.
     pub period_end_s: i64,
-    /// The amount that may be spent in the period.
+    /// The amount that may be spent in the period, in millionths of a currency unit or in tokens.
     pub amount_max: u64,
+    /// How long a reservation lasts that is not settled.
+    pub reservation_ttl: Duration,
+    /// The shares of the amount, in percent, at which operators are alerted.
+    pub alert_at: Arc<[u8]>,
 }
 
 /// The state of an entry.
@@ -159,6 +163,13 @@ pub struct LedgerState {
     pub reserved: u64,
 }
 
+impl LedgerState {
+    /// The amount that is neither spent nor reserved.
+    pub fn left(&self, amount_max: u64) -> u64 {
+        amount_max.saturating_sub(self.spent).saturating_sub(self.reserved)
+    }
+}
+
 /// The result of a reservation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserved {
@@ -168,17 +179,13 @@ pub struct Reserved {
     pub state: LedgerState,
 }
 
-/// Amounts that are reserved before a request and settled after it. Reservations that are not settled expire.
+/// Amounts that are reserved before a request and settled after it. A reservation that is not settled expires.
 pub trait Ledger: Send + Sync {
-    /// Reserves an amount on each entry, or on none: `amounts` are in the order of `entries`. `id` is unique for the request.
-    fn reserve<'a>(
-        &'a self,
-        id: &'a str,
-        entries: &'a [LedgerEntry],
-        amounts: &'a [u64],
-    ) -> BoxFuture<'a, Result<Vec<Reserved>, StoreError>>;
-    /// Replaces the reservations of a request by what it used. It does not wait, and is repeated until the store has it.
-    fn settle(&self, id: &str, entries: &[LedgerEntry], amounts: &[u64]);
+    /// Reserves an amount, if that much is left. `id` is unique for the request and the entry.
+    fn reserve<'a>(&'a self, id: &'a str, entry: &'a LedgerEntry, amount: u64, now: Now) -> BoxFuture<'a, Result<Reserved, StoreError>>;
+    /// Replaces the reservation of this id by the amount that was used. Returns at once; the change is repeated until the store
+    /// has it.
+    fn settle(&self, id: &str, entry: &LedgerEntry, amount: u64);
     /// The state of an entry.
-    fn state<'a>(&'a self, entry: &'a LedgerEntry) -> BoxFuture<'a, Result<LedgerState, StoreError>>;
+    fn state<'a>(&'a self, entry: &'a LedgerEntry, now: Now) -> BoxFuture<'a, Result<LedgerState, StoreError>>;
 }

@@ -36,6 +36,18 @@ pub enum CalendarUnit {
 }
 
 impl CalendarUnit {
+    /// The name, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CalendarUnit::Second => "second",
+            CalendarUnit::Minute => "minute",
+            CalendarUnit::Hour => "hour",
+            CalendarUnit::Day => "day",
+            CalendarUnit::Week => "week",
+            CalendarUnit::Month => "month",
+        }
+    }
+
     /// Its length in seconds. A month counts as 30 days.
     pub fn seconds(self) -> u64 {
         match self {
@@ -79,6 +91,11 @@ impl CalendarWindows {
     /// The windows of a unit. Without a zone, UTC.
     pub fn new(unit: CalendarUnit, zone: Option<TimeZone>) -> Self {
         Self { unit, zone }
+    }
+
+    /// The unit.
+    pub fn unit(&self) -> CalendarUnit {
+        self.unit
     }
 
     /// The window at a time: its number, which increases from window to window, and the time left in it.

@@ -26,6 +26,8 @@ pub enum SubjectKind {
     Client,
     /// By route: all clients together.
     Route,
+    /// By the verified identity of a token or client certificate.
+    Subject,
     /// By the value of this header field.
     Header(String),
     /// By the value of this claim of a token that `bearer` has verified.
@@ -77,6 +79,7 @@ enum PartSource {
     Key,
     Client,
     Route,
+    Subject,
     Header(HeaderName),
     Claim(String),
 }
@@ -100,6 +103,8 @@ pub enum SubjectPart {
     Route(String),
     /// The hash of a header field's value. The value may be long or secret.
     Header([u8; 16]),
+    /// The subject of a verified identity.
+    Subject(String),
     /// A claim's value, as JSON.
     Claim(String),
 }
@@ -116,6 +121,7 @@ impl SubjectReader {
                 SubjectKind::Key => (PartSource::Key, "key".to_owned()),
                 SubjectKind::Client => (PartSource::Client, "client".to_owned()),
                 SubjectKind::Route => (PartSource::Route, "route".to_owned()),
+                SubjectKind::Subject => (PartSource::Subject, "subject".to_owned()),
                 SubjectKind::Header(name) => {
                     let parsed = field_name(&name).map_err(|invalid| invalid.at("header"))?;
                     (PartSource::Header(parsed), name)
@@ -152,6 +158,10 @@ impl SubjectReader {
                     Ok(None) | Err(_) => client(),
                 },
             },
+            PartSource::Subject => match cx.facts.get::<Identity>().and_then(|identity| identity.subject.clone()) {
+                Some(subject) => SubjectPart::Subject(subject),
+                None => client(),
+            },
             PartSource::Header(name) => cx.headers().get(name).map_or_else(client, |value| SubjectPart::Header(hashed(value.as_bytes()))),
             PartSource::Claim(name) => match cx.facts.get::<Identity>().and_then(|identity| identity.claims.get(name)) {
                 Some(value) => SubjectPart::Claim(value.to_string()),
@@ -186,6 +196,7 @@ impl Subject {
                 SubjectPart::Key(id) => about.key = Some(*id),
                 SubjectPart::Client(address) => about.client = Some(*address),
                 SubjectPart::Claim(value) => about.claim = Some(value.chars().take(CLAIM_CHARS_MAX).collect()),
+                SubjectPart::Subject(value) => about.claim = Some(value.chars().take(CLAIM_CHARS_MAX).collect()),
                 SubjectPart::Route(_) | SubjectPart::Header(_) => {}
             }
         }
@@ -211,6 +222,7 @@ impl fmt::Display for Subject {
                 SubjectPart::Client(address) => write!(f, "client={address}")?,
                 SubjectPart::Route(name) => write!(f, "route={name}")?,
                 SubjectPart::Header(hash) => write!(f, "header={}", hex(hash))?,
+                SubjectPart::Subject(value) => write!(f, "subject={}", hex(&hashed(value.as_bytes())))?,
                 SubjectPart::Claim(value) => write!(f, "claim={}", hex(&hashed(value.as_bytes())))?,
             }
         }

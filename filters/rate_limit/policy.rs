@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use jiff::tz::TimeZone;
 use prometheus::IntCounter;
 
 use super::config::{LimitConfig, RequestCost, WindowType};
@@ -15,7 +14,7 @@ use crate::contract::{
 use crate::expression::{Expression, Scope, Type};
 use crate::limiting::calendar::{CalendarUnit, CalendarWindows, WindowTable};
 use crate::limiting::gcra::GcraTable;
-use crate::limiting::{ClientPrefixes, Subject, SubjectReader, ceil_s};
+use crate::limiting::{ClientPrefixes, Subject, SubjectReader, ceil_s, time_zone};
 
 /// The counting method with its table in this process.
 #[derive(Clone)]
@@ -142,11 +141,8 @@ fn calendar_windows(rate: Rate, zone: Option<&str>) -> Result<CalendarWindows, I
     let unit = units.into_iter().find(|unit| rate.period == Duration::from_secs(unit.seconds()));
     let message = "a calendar window is one second, minute, hour, day, week or month; write, for example, `1000/day`";
     let unit = unit.ok_or_else(|| Invalid::new(message).at("limit"))?;
-    let named = |name: &str| {
-        let unknown = || Invalid::new(format!("unknown time zone `{name}`; use a name such as `Europe/Berlin`")).at("time_zone");
-        TimeZone::get(name).map_err(|_| unknown())
-    };
-    Ok(CalendarWindows::new(unit, zone.map(named).transpose()?))
+    let zone = zone.map(time_zone).transpose().map_err(|invalid| invalid.at("time_zone"))?;
+    Ok(CalendarWindows::new(unit, zone))
 }
 
 fn compiled_cost(cost: RequestCost, burst: u32, site: &Site<'_>) -> Result<CompiledCost, Invalid> {

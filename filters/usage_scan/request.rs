@@ -9,7 +9,7 @@ use super::reported::parse_count;
 const BINARY_BYTES_MIN: u64 = 4 << 10;
 
 /// The parameters of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestParameters {
     /// The model, if its name has at most 128 bytes.
     pub model: Option<Arc<str>>,
@@ -24,6 +24,8 @@ pub struct RequestParameters {
     /// Characters of all strings but keys. A string of more than 4 KiB without a space counts nothing if it is a data URL or
     /// the value of a key for binary data, such as `data`.
     pub prompt_chars: u64,
+    /// Bytes of these strings, as they are written in JSON.
+    pub prompt_bytes: u64,
     /// Characters of the `input` at the root, if it is a string or a list of strings.
     pub input_chars: u64,
     /// Images in the prompt.
@@ -68,6 +70,7 @@ impl RequestScan {
             choices: request.choices.iter().copied().flatten().max().unwrap_or(1).max(1),
             includes_usage: request.includes_usage,
             prompt_chars: request.prompt_chars,
+            prompt_bytes: request.prompt_bytes,
             input_chars: request.input_chars,
             images: request.images,
             is_complete,
@@ -170,6 +173,7 @@ struct Request {
     choices: [Option<u64>; CHOICES],
     includes_usage: Option<bool>,
     prompt_chars: u64,
+    prompt_bytes: u64,
     input_chars: u64,
     images: u64,
 }
@@ -198,6 +202,7 @@ impl Sink<Place> for Request {
             return;
         }
         self.prompt_chars = self.prompt_chars.saturating_add(text.chars);
+        self.prompt_bytes = self.prompt_bytes.saturating_add(text.bytes);
         match place {
             Place::Input => self.input_chars = self.input_chars.saturating_add(text.chars),
             // As parsers do, take the last one.

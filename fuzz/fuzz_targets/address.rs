@@ -32,6 +32,7 @@ fuzz_target!(|data: &[u8]| {
         ports: &ports,
         resolve: &NoFiles,
         uses_shared_counters: &Default::default(),
+        reads_usage: &Default::default(),
         limits: &Default::default(),
         routes: &[],
         more_errors: &Default::default(),

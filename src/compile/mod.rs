@@ -65,8 +65,10 @@ impl Compiler {
         let files = Files::beside(&parsed.path);
         let partial = !report.is_empty();
         // Without a `redis` section there is no Redis, whatever the process was started with.
-        let counters = self.ports.counters.clone().filter(|_| parsed.settings.redis.is_some());
-        let ports = Ports { counters, ..self.ports.clone() };
+        let has_redis = parsed.settings.redis.is_some();
+        let counters = self.ports.counters.clone().filter(|_| has_redis);
+        let shared_ledger = self.ports.shared_ledger.clone().filter(|_| has_redis);
+        let ports = Ports { counters, shared_ledger, ..self.ports.clone() };
         // Routes that could not be parsed have names, too.
         let names = parsed.settings.routes.iter().map(|route| route.name.clone()).filter(|_| !partial).collect();
         let mut work = Work {
@@ -79,6 +81,7 @@ impl Compiler {
             trusted: Arc::default(),
             prices: Arc::default(),
             shares: Cell::default(),
+            reads_usage: Cell::default(),
             limits: RefCell::default(),
             routes: names,
         };
@@ -125,6 +128,8 @@ struct Work<'a> {
     prices: Arc<PriceTable>,
     /// Whether a filter uses shared state.
     shares: Cell<bool>,
+    /// Whether `usage` stands before the next filter.
+    reads_usage: Cell<bool>,
     /// The limits that filters refer to by name: those of the top level, or of the route being
     /// compiled.
     limits: RefCell<LimitNames>,
@@ -161,10 +166,11 @@ impl Work<'_> {
         let entries = self.entries();
         let upstreams = self.upstreams();
         let shared = self.filters(&settings.filters, &|invalid, index| invalid.index(index).at("filters"), "");
-        let above = self.limits.take();
+        let (above, usage_above) = (self.limits.take(), self.reads_usage.get());
         let mut routes = Vec::new();
         for (index, route) in settings.routes.iter().enumerate() {
             self.limits.replace(above.clone());
+            self.reads_usage.set(usage_above);
             routes.extend(self.route(index, route, &upstreams, &shared));
             let limits = self.limits.borrow();
             let missing = limits
@@ -249,6 +255,7 @@ impl Work<'_> {
                 ports: &self.ports,
                 resolve: self.files,
                 uses_shared_counters: &self.shares,
+                reads_usage: &self.reads_usage,
                 limits: &self.limits,
                 routes: &self.routes,
                 more_errors: &also,

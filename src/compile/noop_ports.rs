@@ -13,6 +13,8 @@ use keylatch_filters::contract::{
     UsageSink,
 };
 
+use keylatch_filters::limiting::ledger::MemoryLedger;
+
 use crate::outbound;
 
 /// Ports for compiling a configuration without running it.
@@ -25,6 +27,8 @@ pub fn check_ports() -> Ports {
         outbound: Arc::new(NoopPort),
         usage_tracker: Arc::default(),
         usage: Arc::new(NoopPort),
+        ledger: Arc::<MemoryLedger>::default(),
+        shared_ledger: Some(Arc::<MemoryLedger>::default()),
     }
 }
 

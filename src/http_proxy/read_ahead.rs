@@ -1,12 +1,14 @@
 //! Reads a request body before an upstream is chosen, until its model is known or a limit is
-//! reached. Filters read the result, the fact [`RequestModel`].
+//! reached; to its end if a filter reads its parameters. Filters read the result, the facts
+//! [`RequestModel`] and [`RequestParameters`].
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{StatusCode, header};
-use keylatch_filters::body_scan::{ModelSource, Scanned};
+use keylatch_filters::body_scan::{ModelScan, ModelSource, Scanned};
 use keylatch_filters::contract::{RequestModel, UnknownModel};
+use keylatch_filters::usage_scan::{RequestParameters, RequestScan};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -20,17 +22,71 @@ use super::phases::ProxyPhases;
 use super::request_context::RequestContext;
 use crate::listener::conn::body_rate::BodyPace;
 
+/// What is read from a body.
+struct BodyReader {
+    /// Looks for the model, unless the header names it.
+    model: Option<ModelScan>,
+    /// Reads the parameters, if a filter needs them.
+    parameters: Option<Box<RequestScan>>,
+    /// Two models are an error; otherwise the model is then unknown.
+    model_enforced: bool,
+}
+
+/// What is known about a body.
+enum Reading {
+    /// More must be read.
+    More,
+    /// Nothing more must be read. The model that the body names.
+    Done(Option<RequestModel>),
+    /// It names two models.
+    TwoModels,
+}
+
+impl BodyReader {
+    fn feed(&mut self, piece: &[u8]) {
+        self.model.iter_mut().for_each(|scan| scan.feed(piece));
+        self.parameters.iter_mut().for_each(|scan| scan.feed(piece));
+    }
+
+    fn reading(&mut self, ended: bool) -> Reading {
+        let Some(scan) = &mut self.model else { return if ended { Reading::Done(None) } else { Reading::More } };
+        match scan.scanned(ended) {
+            Scanned::Two if self.model_enforced => Reading::TwoModels,
+            Scanned::Two => Reading::Done(Some(RequestModel::Unknown(UnknownModel::Unreadable))),
+            Scanned::Model(model) if ended || self.parameters.is_none() => Reading::Done(Some(model)),
+            Scanned::Model(_) | Scanned::Nothing => Reading::More,
+        }
+    }
+
+    /// The model if no more of the body is read.
+    fn model_so_far(&mut self, unknown: UnknownModel) -> Option<RequestModel> {
+        match self.model.as_mut()?.scanned(false) {
+            Scanned::Model(model) => Some(model),
+            Scanned::Nothing | Scanned::Two => Some(RequestModel::Unknown(unknown)),
+        }
+    }
+}
+
 impl ProxyPhases {
-    /// Stores the model of the request as a fact. Returns an answer if the request is refused instead.
+    /// Stores the model and the parameters of the request as facts. Returns an answer if the request
+    /// is refused instead.
     pub(super) async fn read_model(&self, session: &mut Session, context: &mut RequestContext) -> Result<Option<Answer>> {
         let has_body = !session.is_body_done();
-        let mut scan = match ModelSource::of_request(session.req_header(), has_body, context.upgrades) {
-            ModelSource::Header(model) => {
-                context.facts.put(model);
-                return Ok(None);
+        let chain = context.routing.chain();
+        let (reads_parameters, model_enforced) = (chain.reads_parameters(), chain.enforces_model());
+        let source = ModelSource::of_request(session.req_header(), has_body, context.upgrades);
+        let parameters = (reads_parameters && has_body && !context.upgrades).then(Box::<RequestScan>::default);
+        let mut reader = BodyReader { model: None, parameters, model_enforced };
+        match source {
+            ModelSource::Header(model) => context.facts.put(model),
+            ModelSource::Body(scan) => reader.model = Some(scan),
+        }
+        if reader.model.is_none() && reader.parameters.is_none() {
+            if reads_parameters {
+                context.facts.put(RequestParameters::default());
             }
-            ModelSource::Body(scan) => scan,
-        };
+            return Ok(None);
+        }
         if let Some(answer) = self.too_large(session, context)? {
             return Ok(Some(answer));
         }
@@ -38,22 +94,21 @@ impl ProxyPhases {
         let mut ahead = BodyAhead::new(&self.ahead_budget);
         let (mut pace, mut ended) = (BodyPace::new((&self.limits).into()), false);
         let model = loop {
-            match scan.scanned(ended) {
-                Scanned::Nothing => {}
-                Scanned::Model(model) => break model,
-                Scanned::Two if !context.routing.chain().enforces_model() => break RequestModel::Unknown(UnknownModel::Unreadable),
-                Scanned::Two => {
+            match reader.reading(ended) {
+                Reading::More => {}
+                Reading::Done(model) => break model,
+                Reading::TwoModels => {
                     context.answered = Some(("proxy", errors::TWO_MODELS.code));
                     return Ok(Some(errors::TWO_MODELS));
                 }
             }
             if ahead.len() >= self.limits.read_ahead_bytes.0 {
-                break RequestModel::Unknown(UnknownModel::TooFar);
+                break reader.model_so_far(UnknownModel::TooFar);
             }
             let piece = self.read_piece(session, &mut pace).await?;
             ended = piece.is_none() || session.is_body_done();
             let Some(piece) = piece else { continue };
-            scan.feed(&piece);
+            reader.feed(&piece);
             let within_budget = ahead.push(piece);
             context.bytes_in = ahead.len();
             if ahead.len() > self.limits.body_bytes.0 {
@@ -61,19 +116,29 @@ impl ProxyPhases {
                 return Ok(Some(errors::BODY_TOO_LARGE));
             }
             if !within_budget {
-                break RequestModel::Unknown(UnknownModel::Busy);
+                break reader.model_so_far(UnknownModel::Busy);
             }
         };
         ahead.flush_tail();
-        if let RequestModel::Named(model) = &model
+        self.put_read(context, reader, model, ended, ahead);
+        Ok(None)
+    }
+
+    /// Stores what was read.
+    fn put_read(&self, context: &mut RequestContext, reader: BodyReader, model: Option<RequestModel>, ended: bool, ahead: BodyAhead) {
+        if let (Some(RequestModel::Named(model)), Some(scan)) = (&model, reader.model)
             && !ended
-            && context.routing.chain().enforces_model()
+            && reader.model_enforced
         {
             context.model_watch = Some(ModelWatch::new(scan, Arc::clone(model), ahead.len()));
         }
-        context.facts.put(model);
+        if let Some(model) = model {
+            context.facts.put(model);
+        }
+        if let Some(mut scan) = reader.parameters {
+            context.facts.put(scan.finish());
+        }
         context.ahead = Some(ahead);
-        Ok(None)
     }
 
     /// Sends `100 Continue` to a client that waits for it (RFC 9110, section 10.1.1). The upstream

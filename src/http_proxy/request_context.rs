@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::{StatusCode, Uri};
 use keylatch_filters::chain::{Chain, Progress};
-use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags};
+use keylatch_filters::contract::{ClientAddress, Dialect, Facts, Identity, Key, LetThrough, LogCx, Now, RequestIds, Tags, UsageRecord};
 use pingora::proxy::Session;
 
 use super::body_ahead::BodyAhead;
@@ -252,6 +252,7 @@ impl RequestContext {
             tags: self.facts.get::<Tags>().map_or(&[], |tags| &tags.0),
             upstream: self.server.as_ref(),
             late_status: self.late_status.map(|status| status.as_u16()),
+            usage: self.facts.get::<UsageRecord>(),
             bytes_in: self.bytes_in,
             bytes_out: session.body_bytes_sent() as u64,
             first_byte_ms: self.first_byte,

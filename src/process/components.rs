@@ -76,6 +76,8 @@ impl Components {
             outbound: Arc::new(Services::on_current_runtime()),
             usage_tracker: Arc::clone(&near),
             usage: Arc::new(crate::usage::Accounts::default()),
+            ledger: Arc::<keylatch_filters::limiting::ledger::MemoryLedger>::default(),
+            shared_ledger: None,
         };
         let compiler = Arc::new(Compiler::new(ports));
         let live = Arc::new(LiveSettings::new(&opened.admin_secret)?);

@@ -118,6 +118,15 @@ pub const ERRORS: &[ErrorCode] = &[
     error("rules", "403 or `deny.status`", "denied_by_rule", &["rule"], "A rule denied the request; `detail` has its name."),
     error("rate_limit", "429", "rate_limit_exceeded", &["limit"], "A limit is reached; `detail` has its name. See `Retry-After`."),
     error("rate_limit", "503", "limits_unavailable", &["store"], "Redis is unavailable, and `on_store_failure` is `deny`."),
+    error(
+        "budget",
+        "429",
+        "insufficient_quota",
+        &["spent", "reserved"],
+        "The budget is spent, or its rest does not cover the request; `detail` has the amounts. See `Retry-After`.",
+    ),
+    error("budget", "403", "model_without_price", &["no_price"], "The model has no price, and `on_missing_price` is `refuse`."),
+    error("budget", "503", "limits_unavailable", &["store"], "The counts are unavailable, and `on_store_failure` is `deny`."),
     error("concurrency_limit", "429", "concurrency_limit_exceeded", &["limit"], "Too many requests are open."),
     error("concurrency_limit", "503", "limits_unavailable", &["store"], "Redis is unavailable, and `on_store_failure` is `deny`."),
     error(

@@ -50,6 +50,11 @@ pub const METRICS: &[Metric] = &[
         "Requests with a binding that could not be looked up: refused (`closed`) or passed (`open`).",
     ),
     counter("keylatch_binding_streams_cut_total", &[], "Open streams that ended because their key was banned, unbound or bound elsewhere."),
+    counter(
+        "keylatch_budget_store_failures_total",
+        &["outcome"],
+        "Requests for which the store of budgets was unreachable, by the action taken: `deny`, `allow` or `local`.",
+    ),
     gauge("keylatch_build_info", &["version"], "Always 1; the label is the version."),
     gauge(
         "keylatch_certificate_expiry_timestamp_seconds",

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use keylatch_filters::contract::{KeyId, write_address};
+use keylatch_filters::contract::{Cost, KeyId, MicroUnits, UsageRecord, write_address};
 use prometheus::IntCounter;
 
 use super::line_queue::{Limits, LineQueue};
@@ -67,6 +67,8 @@ pub struct AccessLine<'a> {
     pub tags: &'a [Arc<str>],
     /// The server that answered.
     pub upstream: Option<&'a Address>,
+    /// The usage, if the filter `usage` ran.
+    pub usage: Option<&'a UsageRecord>,
     /// Body bytes from the client.
     pub bytes_in: u64,
     /// Body bytes to the client.
@@ -107,6 +109,23 @@ impl AccessLine<'_> {
             Some(Address::Inet(server)) => object.address("upstream", server.ip(), Some(server.port())),
             Some(server) => object.text("upstream", Some(&server_name(server))),
             None => {}
+        }
+        if let Some(usage) = self.usage {
+            object.text("model", usage.model.as_deref());
+            object.count("input_tokens", usage.tokens.input);
+            object.count("cached_input_tokens", usage.tokens.cached_input);
+            object.count("cache_write_tokens", usage.tokens.cache_write);
+            object.count("output_tokens", usage.tokens.output);
+            object.count("reasoning_tokens", usage.tokens.reasoning);
+            object.count("images", usage.units.images);
+            object.count("audio_ms", usage.units.audio_ms);
+            object.count("characters", usage.units.characters);
+            if let Some(cost) = usage.cost {
+                object.money("cost", cost);
+                object.ascii("currency", &cost.currency.0);
+            }
+            usage.first_token.iter().for_each(|after| object.milliseconds("first_token_ms", *after));
+            object.ascii("usage_source", usage.source.as_str().as_bytes());
         }
         object.number("bytes_in", self.bytes_in);
         object.number("bytes_out", self.bytes_out);
@@ -166,6 +185,19 @@ impl Object<'_> {
             self.out.extend_from_slice(itoa::Buffer::new().format(port).as_bytes());
         }
         self.out.push(b'"');
+    }
+
+    /// A count; absent if it is 0.
+    fn count(&mut self, key: &'static str, count: u64) {
+        if count > 0 {
+            self.number(key, count);
+        }
+    }
+
+    /// An amount of money in units of the currency.
+    fn money(&mut self, key: &'static str, cost: Cost) {
+        self.key(key);
+        let _ = write!(self.out, "{}", MicroUnits(cost.micros));
     }
 
     fn number(&mut self, key: &'static str, value: u64) {
@@ -240,6 +272,8 @@ impl AccessLog {
 
 #[cfg(test)]
 mod tests {
+    use keylatch_filters::contract::{CountSource, Currency, OtherUnits, TokenCounts};
+
     use super::*;
 
     fn json(change: impl FnOnce(&mut AccessLine<'_>)) -> serde_json::Value {
@@ -265,6 +299,7 @@ mod tests {
             let_through: &[],
             tags: &[],
             upstream: None,
+            usage: None,
             bytes_in: 0,
             bytes_out: u64::MAX,
             first_byte_ms: None,
@@ -303,5 +338,24 @@ mod tests {
             assert_eq!(json(|line| line.upstream = Some(address))["upstream"], written);
         }
         assert_eq!(full["first_byte_ms"], 1234.05);
+        let usage = UsageRecord {
+            at: SystemTime::UNIX_EPOCH,
+            key: None,
+            subject: None,
+            model: Some("a\"b".into()),
+            route: "r".into(),
+            upstream: "u".into(),
+            status: 200,
+            tokens: TokenCounts { input: 7, output: 1, ..TokenCounts::default() },
+            units: OtherUnits::default(),
+            source: CountSource::Reported,
+            cost: Some(Cost { micros: 1_000_125, currency: Currency(*b"USD") }),
+            streamed: false,
+            first_token: None,
+            duration: Duration::ZERO,
+        };
+        let used = json(|line| line.usage = Some(Box::leak(Box::new(usage))));
+        let shown = used.as_object().unwrap().iter().skip_while(|(key, _)| *key != "model").take(6).map(|(_, value)| value.to_string());
+        assert_eq!(shown.collect::<Vec<_>>(), ["\"a\\\"b\"", "7", "1", "1.000125", "\"USD\"", "\"reported\""]);
     }
 }

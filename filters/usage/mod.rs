@@ -1,0 +1,203 @@
+//! # usage
+//!
+//! Reads how many tokens each request used, from the request and the answer, without delaying a byte. The counts and their
+//! cost go to the accounts (admin API, console, `keylatch usage`), to the access log and to the metrics.
+//!
+//! ```yaml
+//! usage:
+//!   estimate: true
+//!   chars_per_token: 4
+//! ```
+//!
+//! **What is read.** JSON answers, event streams and JSON lines of the APIs of OpenAI (chat, completions, embeddings,
+//! responses, images, audio), Anthropic, Gemini, Cohere, Mistral, Ollama, DashScope, Bedrock (Converse) and compatible
+//! servers. Of a stream, the last counts that are neither null nor zero apply. Nothing is buffered: one stream takes about
+//! 1 KiB of memory, however long its events are.
+//!
+//! **Kinds.** Input tokens include those read from and written to a prompt cache; output tokens include reasoning. Anthropic
+//! counts cached tokens separately, and Gemini reasoning: they are added, so that all APIs mean the same.
+//!
+//! **Estimates.** If the upstream reports no counts, or the answer was cut (the client left, the upstream failed), the counts
+//! are estimated from the length of the texts: `chars_per_token` characters are one token. Records say `estimated` then. With
+//! `estimate: false` such requests have no counts.
+//!
+//! **Model.** The model that the request names, or else the one that the answer names.
+//!
+//! **Cost.** From the section `prices`. A model without a price has no known cost, which is not the same as 0.
+//!
+//! **Encodings.** For a POST the upstream is asked for an answer without content coding (`Accept-Encoding: identity`). If it
+//! compresses nevertheless, the counts are unknown.
+//!
+//! **Which requests.** Requests that were sent to the upstream. If it answers 401 or 403, the record has no key: made-up keys
+//! must not fill the accounts. In shadow mode the filter does nothing.
+
+mod record;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Method};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::body_scan::{ModelScan, ModelSource};
+use crate::contract::{
+    BodyCx, Filter, Hooks, Invalid, KeyHasher, KeyReader, LogCx, PriceTable, RequestModel, ResponseCx, Result, Site, Source, UpstreamCx,
+    UsageSink, failure, is_event_stream, is_json_lines, is_uncoded,
+};
+use crate::usage_scan::{AnswerFormat, AnswerScan, RequestParameters, RequestScan};
+
+/// `usage`
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UsageConfig {
+    /// Whether counts that the upstream does not report are estimated. Default: true.
+    pub estimate: bool,
+    /// How many characters are one token in an estimate, 1 to 16. Default: 4, as in English text; Chinese text has 1 to 2.
+    pub chars_per_token: NonZeroU32,
+}
+
+impl Default for UsageConfig {
+    fn default() -> Self {
+        Self { estimate: true, chars_per_token: NonZeroU32::MIN.saturating_add(3) }
+    }
+}
+
+/// The compiled filter.
+pub struct Usage {
+    estimate: bool,
+    chars_per_token: u64,
+    prices: Arc<PriceTable>,
+    accounts: Arc<dyn UsageSink>,
+    keys: KeyReader,
+    hasher: KeyHasher,
+}
+
+/// What is known about one request so far.
+#[derive(Default)]
+pub struct UsageState {
+    /// The request was sent to the upstream.
+    sent: bool,
+    /// Reads the body of the request, unless it was read ahead.
+    request: RequestBody,
+    /// The model that the header of the request names.
+    model: Option<Arc<str>>,
+    /// Reads the answer, if it is a success with a readable body.
+    answer: Option<Box<AnswerScan>>,
+    /// The upstream answered with a success.
+    answered: bool,
+    streamed: bool,
+    /// From the complete header to the first generated text of a stream.
+    first_token: Option<Duration>,
+}
+
+/// The reader of a request body.
+#[derive(Default)]
+enum RequestBody {
+    #[default]
+    Unread,
+    Json(Box<RequestScan>),
+    /// A form: only its model is read.
+    Form(Box<ModelScan>),
+}
+
+impl Filter for Usage {
+    const NAME: &'static str = "usage";
+    const HOOKS: Hooks =
+        Hooks { request_body: true, upstream_request: true, response: true, response_body: true, log: true, ..Hooks::NONE };
+    const SOURCE: &'static str = include_str!("mod.rs");
+    type Config = UsageConfig;
+    type State = UsageState;
+
+    fn compile(config: UsageConfig, site: &mut Site<'_>) -> Result<Self, Invalid> {
+        if config.chars_per_token.get() > 16 {
+            return Err(Invalid::new("must be between 1 and 16").at("chars_per_token"));
+        }
+        site.reads_usage.set(true);
+        Ok(Self {
+            estimate: config.estimate,
+            chars_per_token: u64::from(config.chars_per_token.get()),
+            prices: Arc::clone(&site.prices),
+            accounts: Arc::clone(&site.ports.usage),
+            keys: KeyReader::of_known_fields(site.ports.hasher.form()),
+            hasher: site.ports.hasher.clone(),
+        })
+    }
+
+    fn upstream_request(&self, cx: &mut UpstreamCx<'_>, state: &mut UsageState) -> Result<()> {
+        // Each attempt begins anew.
+        *state = UsageState { sent: true, ..UsageState::default() };
+        match ModelSource::of_request(cx.request, cx.request.method == Method::POST, false) {
+            ModelSource::Header(RequestModel::Named(model)) => {
+                state.model = Some(model);
+                state.request = RequestBody::Json(Box::default());
+            }
+            ModelSource::Header(_) => {}
+            ModelSource::Body(scan) if scan.is_form() => state.request = RequestBody::Form(Box::new(scan)),
+            ModelSource::Body(_) => state.request = RequestBody::Json(Box::default()),
+        }
+        if cx.facts.get::<RequestParameters>().is_some() {
+            state.request = RequestBody::Unread;
+        }
+        if cx.request.method == Method::POST {
+            cx.upstream.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")).map_err(failure)?;
+        }
+        Ok(())
+    }
+
+    fn request_body(&self, cx: &mut BodyCx<'_>, state: &mut UsageState) -> Result<()> {
+        let Some(body) = &cx.body else { return Ok(()) };
+        match &mut state.request {
+            RequestBody::Unread => {}
+            RequestBody::Json(scan) => scan.feed(body),
+            RequestBody::Form(scan) => scan.feed(body),
+        }
+        Ok(())
+    }
+
+    fn response(&self, cx: &mut ResponseCx<'_>, state: &mut UsageState) -> Result<()> {
+        if cx.source != Source::Upstream || !state.sent {
+            return Ok(());
+        }
+        state.answered = cx.response.status.is_success();
+        let format = answer_format(&cx.response.headers).filter(|_| state.answered && cx.request.method == Method::POST);
+        state.streamed = format.is_some_and(|format| format != AnswerFormat::Json);
+        state.answer = format.map(|format| Box::new(AnswerScan::new(format)));
+        Ok(())
+    }
+
+    fn response_body(&self, cx: &mut BodyCx<'_>, state: &mut UsageState) -> Result<()> {
+        let (Some(scan), Some(body)) = (&mut state.answer, &cx.body) else { return Ok(()) };
+        scan.feed(body);
+        if state.streamed && state.first_token.is_none() && scan.text_seen() {
+            state.first_token = Some(cx.begun.elapsed());
+        }
+        Ok(())
+    }
+
+    fn log(&self, cx: &mut LogCx<'_>, state: &mut UsageState) {
+        if state.sent {
+            let record = self.record(cx, std::mem::take(state));
+            self.accounts.record(&record);
+            cx.facts.put(record);
+        }
+    }
+}
+
+/// The format of an answer, if its usage can be read.
+fn answer_format(headers: &HeaderMap) -> Option<AnswerFormat> {
+    if is_event_stream(headers) {
+        return Some(AnswerFormat::EventStream);
+    }
+    if is_json_lines(headers) {
+        return Some(AnswerFormat::JsonLines);
+    }
+    let kind = headers.get(header::CONTENT_TYPE)?.as_bytes().split(|byte| *byte == b';').next()?.trim_ascii_end();
+    let ends_with = |suffix: &[u8]| kind.len() >= suffix.len() && kind[kind.len() - suffix.len()..].eq_ignore_ascii_case(suffix);
+    (is_uncoded(headers) && (ends_with(b"/json") || ends_with(b"+json"))).then_some(AnswerFormat::Json)
+}
+
+#[cfg(test)]
+mod tests;
