@@ -11,7 +11,7 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "listeners",
     "acme",
     "admin",
@@ -20,6 +20,7 @@ const SECTIONS: [&str; 15] = [
     "redis",
     "secrets",
     "retention",
+    "usage",
     "alerts",
     "log",
     "shutdown",
@@ -52,6 +53,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let redis = reader.section("redis");
     let secrets = reader.section("secrets");
     let retention = reader.section("retention");
+    let usage = reader.section("usage");
     let alerts = reader.section("alerts");
     let log = reader.section("log");
     let shutdown = reader.section("shutdown");
@@ -68,6 +70,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         redis: redis.unwrap_or_default(),
         secrets: secrets.unwrap_or_default(),
         retention: retention.unwrap_or_default(),
+        usage: usage.unwrap_or_default(),
         alerts: alerts.unwrap_or_default(),
         log: log.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
