@@ -30,6 +30,8 @@ pub fn check(secrets: &Secrets, files: &Files) -> Result<(), String> {
 pub struct Opened {
     /// The bindings.
     pub store: Arc<Store>,
+    /// The store below them, for parts that need no bindings.
+    pub authority: Arc<dyn Authority>,
     /// Hashes keys to key ids.
     pub hasher: KeyHasher,
     /// The secret of the admin API, which signs its tokens.
@@ -102,7 +104,8 @@ pub async fn open(
     let admin_secret = secret::admin(&base.secret, secrets, files)?;
     let hasher = secret::hasher(&base.secret, secrets, files)?;
     belongs(&*base.authority, secret::fingerprint(&hasher), &secret::previous_fingerprints(secrets, files)?, serves).await?;
-    let store = Store::new(base.authority, base.shared, base.cache_max, base.stale_grace, metrics);
+    let authority = base.authority;
+    let store = Store::new(Arc::clone(&authority), base.shared, base.cache_max, base.stale_grace, metrics);
     if let Some(redis) = reported {
         let _ = store.redis.set(redis);
     }
@@ -111,7 +114,7 @@ pub async fn open(
         super::health::watch(&store).await;
     }
     store.flush_every(base.flush_every);
-    Ok(Opened { store, hasher, admin_secret })
+    Ok(Opened { store, authority, hasher, admin_secret })
 }
 
 /// Refuses to create an empty database where an earlier version left one in the working directory.

@@ -126,6 +126,7 @@ fn rest(settings: &Settings) -> Vec<Invalid> {
     if let Some(alerts) = &settings.alerts {
         wrong.extend(alerts.mistakes());
     }
+    wrong.extend(settings.usage.mistakes());
     let retention = &settings.retention;
     for (key, age, least_s) in [
         ("archive_after", retention.archive_after, 60),

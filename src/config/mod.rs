@@ -21,6 +21,7 @@ pub mod sections;
 mod storage;
 pub mod store_url;
 mod upstreams;
+mod usage;
 mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -16,6 +16,7 @@ pub use super::listeners::{
 pub use super::redis::Redis;
 pub use super::storage::{Postgres, PostgresTls, Retention, Sqlite, Storage};
 pub use super::upstreams::{ActiveHealth, AddressFamily, Balance, Health, HttpVersion, PassiveHealth, Server, Timeouts, Tls, Upstream};
+pub use super::usage::{Usage, UsageRequests, UsageRetention};
 
 /// A configuration file.
 #[derive(Clone, Debug, Default, JsonSchema)]
@@ -44,6 +45,9 @@ pub struct Settings {
     /// The ages after which rows of the store are archived or deleted.
     #[schemars(default)]
     pub retention: Retention,
+    /// What requests used, and how long it is kept.
+    #[schemars(default)]
+    pub usage: Usage,
     /// Alerts when a key is refused too often.
     #[schemars(default)]
     pub alerts: Option<Alerts>,

@@ -20,6 +20,7 @@ const SECTIONS: [&str; 16] = [
     "redis",
     "secrets",
     "retention",
+    "usage",
     "alerts",
     "prices",
     "log",
@@ -53,6 +54,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let redis = reader.section("redis");
     let secrets = reader.section("secrets");
     let retention = reader.section("retention");
+    let usage = reader.section("usage");
     let alerts = reader.section("alerts");
     let prices = reader.section("prices");
     let log = reader.section("log");
@@ -70,6 +72,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         redis: redis.unwrap_or_default(),
         secrets: secrets.unwrap_or_default(),
         retention: retention.unwrap_or_default(),
+        usage: usage.unwrap_or_default(),
         alerts: alerts.unwrap_or_default(),
         prices: prices.unwrap_or_default(),
         log: log.unwrap_or_default(),

@@ -27,9 +27,11 @@ use crate::outbound::Services;
 use crate::redis;
 use crate::reload::{self, Reloader};
 use crate::settings::{self, LiveSettings};
+use crate::sql::record::RetentionPolicy;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sampler::{Sampler, State};
+use crate::usage::Accounts;
 use crate::util::periodic::every;
 use crate::util::time::millis;
 use crate::watch::{self, FileWatch};
@@ -51,6 +53,8 @@ pub struct Components {
     pub replica: Arc<Replica>,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
+    /// What requests used.
+    pub usage: Arc<Accounts>,
     /// The admin API.
     pub api: Arc<Api>,
     /// When the process started, in milliseconds since 1970.
@@ -68,6 +72,7 @@ impl Components {
         let counters = redis.as_ref().map(redis::counters);
         let opened = bindings::open(settings, &files, registry, Purpose::Serve, redis).await?;
         let near = Arc::<UsageTracker>::default();
+        let usage = Accounts::new(Arc::clone(&opened.authority), &settings.usage, registry);
         let ports = Ports {
             bindings: Arc::clone(&opened.store) as _,
             hasher: opened.hasher.clone(),
@@ -75,7 +80,7 @@ impl Components {
             counters,
             outbound: Arc::new(Services::on_current_runtime()),
             usage_tracker: Arc::clone(&near),
-            usage: Arc::new(crate::usage::Accounts::default()),
+            usage: Arc::clone(&usage) as _,
             ledger: Arc::<keylatch_filters::limiting::ledger::MemoryLedger>::default(),
             shared_ledger: None,
         };
@@ -97,9 +102,11 @@ impl Components {
         let replica = Arc::new(Replica::new(settings.replica()));
         let (watch, files) = start_periodic_tasks(path, &shared, &opened.store, &reloader, &replica);
         start_certificate_orders(path, &shared, &replica);
+        let current = Arc::clone(&shared);
+        usage.flush_periodically(move || current.snapshot.load().settings.usage.clone());
         let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
         let store = Arc::clone(&api.store);
-        Ok(Self { shared, store, watch, replica, reloader, api, started_ms: millis(SystemTime::now()), _files: files })
+        Ok(Self { shared, store, watch, replica, reloader, usage, api, started_ms: millis(SystemTime::now()), _files: files })
     }
 
     /// The state of this replica.
@@ -149,7 +156,10 @@ fn start_periodic_tasks(
     let serving = Arc::clone(replica);
     store.apply_retention_every(Duration::from_secs(5), move || {
         // After a handover the successor applies the retention of the configuration in force.
-        (!serving.has_handed_over()).then(|| current.live.retention((&current.snapshot.load().settings.retention).into()))
+        (!serving.has_handed_over()).then(|| {
+            let snapshot = current.snapshot.load();
+            current.live.retention(RetentionPolicy::new(&snapshot.settings.retention, &snapshot.settings.usage))
+        })
     });
     let watch = AlertMonitor::new(Arc::clone(store), &shared.metrics.registry);
     let current = Arc::clone(shared);

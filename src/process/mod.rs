@@ -32,6 +32,8 @@ use upgrade::Upgrades;
 
 /// The longest wait at shutdown for each of: the last report, the last alerts, closing the store.
 const LAST_WRITES_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The longest wait at shutdown for the last usage.
+const USAGE_WRITE_WAIT_MAX: Duration = Duration::from_secs(15);
 /// The longest wait at shutdown for background tasks.
 const BACKGROUND_TASKS_WAIT_MAX: Duration = Duration::from_secs(1);
 /// The stack of a background thread. Configurations are compiled there, and compiling nested expressions recurses.
@@ -181,6 +183,7 @@ async fn end(components: &Components) {
     components.shared.acme.shut_down().await;
     let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.report()).await;
     components.store.finish().await;
+    let _ = tokio::time::timeout(USAGE_WRITE_WAIT_MAX, components.usage.finish()).await;
     // Alerts about the writes above are only recorded here; another process delivers them.
     let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.record_last_alerts()).await;
     let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.store.close()).await;

@@ -118,6 +118,12 @@ pub const METRICS: &[Metric] = &[
     counter("keylatch_stream_frames_total", &[], "Heartbeat frames that were sent."),
     counter("keylatch_upstream_errors_total", &["upstream", "error"], "Failures of upstreams, by kind."),
     histogram("keylatch_upstream_first_byte_seconds", &["route"], "From a complete header to the first byte of data of the upstream."),
+    counter(
+        "keylatch_usage_lost_total",
+        &["what"],
+        "Requests whose usage was lost because the queue was full: their `sums`, `latency` or row of the `log`.",
+    ),
+    gauge("keylatch_usage_queued", &[], "Sums of usage that wait to be written."),
     counter("keylatch_webhooks_total", &["webhook", "outcome"], "Deliveries to webhooks, by outcome."),
 ];
 

@@ -18,6 +18,7 @@ pub mod samples;
 pub mod settings;
 pub mod shared_secrets;
 pub mod sqlite;
+pub mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -63,6 +64,7 @@ pub trait AdminStore:
     + samples::Samples
     + settings::SettingsStore
     + shared_secrets::SharedSecrets
+    + usage::Usage
 {
 }
 impl<T> AdminStore for T where
@@ -74,6 +76,7 @@ impl<T> AdminStore for T where
         + samples::Samples
         + settings::SettingsStore
         + shared_secrets::SharedSecrets
+        + usage::Usage
 {
 }
 

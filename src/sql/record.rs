@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::config::model::Retention;
+use crate::config::model::{Retention, Usage};
 use crate::util::time::{millis, time};
 use ipnet::IpNet;
 use keylatch_filters::contract::{Binding, KeyId, Roaming, Rule, StoreError, is_label};
@@ -207,10 +207,34 @@ pub struct RetentionPolicy {
     pub archive: Duration,
     /// Audit entries are deleted after this.
     pub audit: Duration,
+    /// Sums of usage and logged requests are deleted after these.
+    pub usage: UsageRetention,
 }
 
-impl From<&Retention> for RetentionPolicy {
-    fn from(retention: &Retention) -> Self {
+/// The ages after which usage is deleted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UsageRetention {
+    /// Sums by minute.
+    pub minute: Duration,
+    /// Sums by hour.
+    pub hour: Duration,
+    /// Sums by day.
+    pub day: Duration,
+    /// Logged requests.
+    pub requests: Duration,
+}
+
+impl From<&Usage> for UsageRetention {
+    fn from(usage: &Usage) -> Self {
+        // Without the log, requests that were logged before still go.
+        let requests = usage.requests.clone().unwrap_or_default().retention.0;
+        Self { minute: usage.retention.minute.0, hour: usage.retention.hour.0, day: usage.retention.day.0, requests }
+    }
+}
+
+impl RetentionPolicy {
+    /// The ages of these sections.
+    pub fn new(retention: &Retention, usage: &Usage) -> Self {
         Self {
             every: retention.every.0,
             archive_after: retention.archive_after.0,
@@ -218,6 +242,7 @@ impl From<&Retention> for RetentionPolicy {
             intercepts: retention.intercepts.0,
             archive: retention.archive.0,
             audit: retention.audit.0,
+            usage: usage.into(),
         }
     }
 }
@@ -229,7 +254,7 @@ pub struct RetentionResult {
     pub archived: u64,
     /// Unconfirmed bindings deleted.
     pub unconfirmed: u64,
-    /// Intercepts, archived bindings, alerts, deliveries and audit entries deleted.
+    /// Intercepts, archived bindings, alerts, deliveries, audit entries and usage deleted.
     pub trimmed: u64,
 }
 

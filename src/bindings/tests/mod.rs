@@ -220,6 +220,7 @@ async fn retention_applies(store: &Store) {
         unconfirmed: Duration::from_secs(3600),
         intercepts: Duration::ZERO,
         archive: Duration::from_secs(3600),
+        usage: (&crate::config::model::Usage::default()).into(),
     };
     let old = FirstUse { at: SystemTime::now() - Duration::from_secs(120), ..first("old", "10.0.0.1") };
     store.bind_first_use(old).await.unwrap();

@@ -6,7 +6,8 @@
 //! type, with `Own::with`, which runs work on a `DbPool` within the time limit of operators' queries. `begin`
 //! starts a transaction that writes. `audit` writes audit entries into a transaction. `failed` turns
 //! an error of the driver into a [`StoreError`](keylatch_filters::contract::StoreError). `NOW_MS` is
-//! the SQL expression of the server's clock, in milliseconds since 1970.
+//! the SQL expression of the server's clock, in milliseconds since 1970. The module `usage` writes
+//! usage and knows how labels are stored.
 
 mod accounts;
 mod mailbox;
@@ -15,5 +16,8 @@ mod samples;
 mod settings;
 mod shared_secrets;
 pub mod trim;
+mod usage;
+mod usage_log;
 
+use super::usage::{filter_label, join_labels, write_usage};
 use super::{Connection, Db, DbPool, NOW_MS, Own, Tx, audit, begin, failed};

@@ -18,6 +18,7 @@ mod pools;
 mod retention;
 mod server;
 mod session;
+mod usage;
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -73,6 +73,7 @@ pub async fn apply(pool: &Pool, policy: &RetentionPolicy) -> sqlx::Result<Option
     let now_ms = millis(SystemTime::now());
     let audit_ms = now_ms - i64::try_from(policy.audit.as_millis()).unwrap_or(i64::MAX);
     result.trimmed += common::trim::trim(pool, now_ms, audit_ms).await?;
+    result.trimmed += common::trim::trim_usage(pool, now_ms, &policy.usage).await?;
     Ok(Some(result))
 }
 

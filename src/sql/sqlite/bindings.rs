@@ -112,7 +112,7 @@ pub async fn try_write(pool: &SqlitePool, pages_max: i64) -> Result<(), StoreErr
 }
 
 /// Refuses writes that would grow an in-memory database past its limit.
-async fn refuse_past(tx: &mut sqlx::SqliteConnection, pages_max: i64) -> Result<(), StoreError> {
+pub async fn refuse_past(tx: &mut sqlx::SqliteConnection, pages_max: i64) -> Result<(), StoreError> {
     let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(tx).await.map_err(failed)?;
     if pages > pages_max {
         return Err(StoreError::Full("the in-memory database is full; use storage.sqlite".into()));

@@ -129,7 +129,8 @@ impl Sqlite {
         }
         tx.commit().await?;
         let rows = |index: usize| gone.get(index).copied().unwrap_or_default();
-        let trimmed = (2..7).map(rows).sum::<u64>() + common::trim::trim(&self.pool, now_ms, before(policy.audit)).await?;
+        let mut trimmed = (2..7).map(rows).sum::<u64>() + common::trim::trim(&self.pool, now_ms, before(policy.audit)).await?;
+        trimmed += common::trim::trim_usage(&self.pool, now_ms, &policy.usage).await?;
         Ok(Some(RetentionResult { archived: rows(0), unconfirmed: rows(1), trimmed }))
     }
 }

@@ -12,6 +12,7 @@ mod intercepts;
 mod lists;
 mod manage;
 mod text;
+mod usage;
 
 #[expect(clippy::duplicate_mod, reason = "compiled once for each database")]
 #[path = "../common/mod.rs"]
