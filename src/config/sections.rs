@@ -11,7 +11,7 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 16] = [
+const SECTIONS: [&str; 17] = [
     "listeners",
     "acme",
     "admin",
