@@ -96,7 +96,7 @@ enum State {
     /// Inside a key.
     KeyString,
     /// Inside a string value.
-    String,
+    Text,
     /// Below the deepest level, outside strings.
     Deep,
     /// Below the deepest level, inside a string.
@@ -140,7 +140,7 @@ impl<P: Path> JsonPaths<P> {
         }
     }
 
-    /// Whether a top-level value was read to its end.
+    /// Whether a top-level object or array was read to its end.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -157,7 +157,7 @@ impl<P: Path> JsonPaths<P> {
             rest = match self.state {
                 State::Broken => return,
                 State::Scalar => self.scalar(rest, sink),
-                State::KeyString | State::String => self.string(rest, sink),
+                State::KeyString | State::Text => self.string(rest, sink),
                 State::Deep | State::DeepString | State::DeepEscape => self.deep(rest, sink),
                 _ => self.structure(rest, sink),
             };
@@ -167,14 +167,14 @@ impl<P: Path> JsonPaths<P> {
     /// The end of a line that ends no value: a string may not contain it.
     pub(super) fn line_end(&mut self, sink: &mut impl Sink<P>) {
         match self.state {
-            State::KeyString | State::String | State::DeepString | State::DeepEscape | State::Broken => self.reset(sink),
+            State::KeyString | State::Text | State::DeepString | State::DeepEscape | State::Broken => self.reset(sink),
             _ => self.feed(b"\n", sink),
         }
     }
 
     /// Ends the current event, and reports the length of its unfinished string.
     pub(super) fn reset(&mut self, sink: &mut impl Sink<P>) {
-        if self.state == State::String && self.partial.wants.length() {
+        if self.state == State::Text && self.partial.wants.length() {
             sink.text(self.path, Text { is_cut: true, ..self.partial.text() });
         }
         if self.depth > 0 || self.state != State::Value {
@@ -231,12 +231,13 @@ impl<P: Path> JsonPaths<P> {
             sink.object_end(level.path);
         }
         self.depth = self.depth.saturating_sub(1);
+        self.complete |= self.depth == 0;
         self.value_end(sink);
     }
 
     fn value_end(&mut self, sink: &mut impl Sink<P>) {
         if self.depth == 0 {
-            (self.state, self.path, self.complete) = (State::Value, P::ROOT, true);
+            (self.state, self.path) = (State::Value, P::ROOT);
             sink.event_end();
             return;
         }
@@ -267,7 +268,7 @@ impl<P: Path> JsonPaths<P> {
         let wants = self.path.wants();
         let Some((content, rest)) = plain_string(bytes) else {
             self.partial.clear(wants);
-            self.state = State::String;
+            self.state = State::Text;
             return bytes;
         };
         if wants != Wants::Nothing {
