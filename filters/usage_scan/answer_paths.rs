@@ -1,6 +1,7 @@
 //! The places in an answer that are read, by the keys that lead to them. It is the only list of the field names of dialects.
 
-use super::json_paths::{self, Wants};
+use super::json_paths;
+use super::json_text::Wants;
 use super::reported::Field;
 
 /// How the texts of a place make up the answer.

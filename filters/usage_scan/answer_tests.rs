@@ -1,6 +1,6 @@
 //! Reads the answers in `cases/`, whole and cut at every byte, and hostile ones.
 
-use super::json_paths::TEXT_BYTES_MAX;
+use super::json_text::TEXT_BYTES_MAX;
 use super::{AnswerFormat, AnswerScan, AnswerUsage, Reported, RequestScan};
 use crate::contract::{OtherUnits, TokenCounts};
 
@@ -272,6 +272,7 @@ fn memory_is_bounded() {
         include_str!("answer_paths.rs"),
         include_str!("event_stream.rs"),
         include_str!("json_paths.rs"),
+        include_str!("json_text.rs"),
         include_str!("reported.rs"),
         include_str!("request.rs"),
     ] {

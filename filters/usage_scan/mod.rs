@@ -9,6 +9,7 @@ mod answer_paths;
 mod answer_tests;
 mod event_stream;
 mod json_paths;
+mod json_text;
 mod reported;
 mod request;
 

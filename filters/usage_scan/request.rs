@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::json_paths::{JsonPaths, Path, Sink, Text, Wants};
+use super::json_paths::{JsonPaths, Path, Sink};
+use super::json_text::{Text, Wants};
 use super::reported::parse_count;
 
 /// The longest string in a place of binary data that is counted as text though it has no space.
