@@ -183,7 +183,10 @@ impl<P: Path> JsonPaths<P> {
 
     fn after_value<'b>(&mut self, byte: u8, after: &'b [u8], sink: &mut impl Sink<P>) -> &'b [u8] {
         match (byte, self.container.is_object) {
-            (b',', true) => self.state = State::Key,
+            (b',', true) => {
+                self.state = State::Key;
+                return after.strip_prefix(b"\"").map_or(after, |key| self.key_start(key));
+            }
             (b',', false) => (self.state, self.path) = (State::Value, self.container.path),
             (b'}', true) | (b']', false) => return self.close(after, sink),
             _ => return self.broken(),
@@ -235,7 +238,10 @@ impl<P: Path> JsonPaths<P> {
     fn key_start<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         if let Some((key, rest)) = plain_string(bytes) {
             self.key_end(key);
-            return rest;
+            // Most serialisers write no space here.
+            let Some(value) = rest.strip_prefix(b":") else { return rest };
+            self.state = State::Value;
+            return value;
         }
         self.partial.clear(Wants::Start);
         self.state = State::KeyString;
