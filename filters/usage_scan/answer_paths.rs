@@ -211,6 +211,7 @@ fn below_root(place: Place, key: &[u8]) -> Place {
         (Place::Response, b"meta") => Place::Meta,
         (Place::Meta, b"billed_units") => Place::Billed,
         (Place::Meta, b"tokens") => Place::CohereTokens,
+        (Place::Meta, b"cached_tokens") => Place::Count(Field::CachedInside),
         (Place::Delta, b"message") => Place::Body(Part::Next),
         (Place::Delta, b"text" | b"partial_json") => Place::Text(Part::Next),
         (Place::Delta, b"thinking") => Place::Reasoning(Part::Next),
