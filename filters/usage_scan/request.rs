@@ -293,6 +293,7 @@ mod tests {
                 choices: 3,
                 includes_usage: Some(false),
                 prompt_chars: 14,
+                prompt_bytes: 14,
                 input_chars: 0,
                 images: 0,
                 is_complete: true,

@@ -4,6 +4,7 @@
 //! Reports are queries of the store ([`crate::sql::usage::Usage`]), with the horizon of
 //! [`Accounts::horizon`].
 
+pub mod ledger;
 mod pending;
 #[cfg(test)]
 mod tests;

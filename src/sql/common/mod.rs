@@ -7,9 +7,10 @@
 //! starts a transaction that writes. `audit` writes audit entries into a transaction. `failed` turns
 //! an error of the driver into a [`StoreError`](keylatch_filters::contract::StoreError). `NOW_MS` is
 //! the SQL expression of the server's clock, in milliseconds since 1970. The module `usage` writes
-//! usage and knows how labels are stored.
+//! usage and knows how labels are stored, and `alerts` queues events.
 
 mod accounts;
+mod ledger;
 mod mailbox;
 mod providers;
 mod samples;
@@ -19,5 +20,6 @@ pub mod trim;
 mod usage;
 mod usage_log;
 
+use super::alerts::enqueue;
 use super::usage::{filter_label, join_labels, write_usage};
 use super::{Connection, Db, DbPool, NOW_MS, Own, Tx, audit, begin, failed};
