@@ -305,14 +305,9 @@ fn recent(report: &Report<'_>) -> Result<Option<QueryBuilder<Db>>, StoreError> {
     // column yet, and the total is still the one of the end.
     let end = to.map_or("total".to_owned(), |to| format!("CASE WHEN day >= {to} THEN {} ELSE total END", recent_column(to - 1)));
     let sum = format!("{end} - {}", recent_column(from - 1));
-    let mut statement = QueryBuilder::new("SELECT v, c0 FROM (SELECT c0, v FROM (SELECT key_id AS c0, ");
-    statement.push(format!("{sum} AS v FROM {table} WHERE day >= {from}) AS h"));
-    if to.is_some() {
-        // Keys that were used after the end only.
-        let used = format!("SELECT 1 FROM {requests} AS r WHERE r.key_id = h.c0 AND {sum} > 0");
-        statement.push(format!(" WHERE v <> 0 OR EXISTS ({used})"));
-    }
-    statement.push(") AS g");
+    // Keys that were used after the end only are found, too; the second query drops them.
+    let mut statement = QueryBuilder::new("SELECT v, c0 FROM (SELECT key_id AS c0, ");
+    statement.push(format!("{sum} AS v FROM {table} WHERE day >= {from}) AS g"));
     report.ordered(&mut statement, &["v".to_owned(), "c0".to_owned()])?;
     Ok(Some(statement))
 }
