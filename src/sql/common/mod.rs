@@ -18,8 +18,9 @@ mod settings;
 mod shared_secrets;
 pub mod trim;
 mod usage;
+mod usage_filter;
 mod usage_log;
 
 use super::alerts::enqueue;
-use super::usage::{filter_label, join_labels, write_usage};
+use super::usage::{fetch_report, filter_label, join_labels, key_index, write_usage};
 use super::{Connection, Db, DbPool, NOW_MS, Own, Tx, audit, begin, failed};
