@@ -39,7 +39,7 @@ try: bundle ## test the package and the image in isolated systems (Debian, as ro
 fuzz: ## run each fuzz target for SECONDS_EACH seconds (default 60)
 	@scripts/fuzz
 
-bench: ## compare with other proxies; measure streams, stores, access checks and lists (15 minutes)
+bench: ## compare with other proxies; measure workers, growth, streams, stores, access checks and lists (15 minutes)
 	@scripts/need bench
 	cargo build --release --locked -p keylatch
 	cargo build --release --locked --manifest-path benches/passthrough/Cargo.toml --target-dir target

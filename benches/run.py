@@ -25,7 +25,7 @@ import results
 from harness import Bench
 from proxies import Upstream, programs
 
-SUBJECTS = ("cost", "streams", "stores", "access", "lists")
+SUBJECTS = ("cost", "workers", "scale", "streams", "stores", "access", "lists")
 FILES = 30_000
 
 
