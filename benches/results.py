@@ -72,7 +72,7 @@ def show(cell):
     if cell["min"] == cell["max"] == 0:
         return "0"
     sign, digits = "+" if cell.get("signed") else "", _digits(cell["median"])
-    form = lambda value: f"{value:{sign},.{digits}f}"  # noqa: E731
+    form = lambda value: f"{value:{sign},.{digits}f}".replace("-", "−")  # noqa: E731
     spread = f" ({form(cell['min'])}–{form(cell['max'])})" if cell["min"] != cell["max"] else ""
     return form(cell["median"]) + spread
 
