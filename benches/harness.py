@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import tempfile
@@ -136,14 +137,15 @@ def load(port, seconds, folder, rate="full", path=CHAT, headers=(), cores=LOAD_C
 
 
 def interleave(bench, proxies, measure):
-    """Calls `measure(proxy)`, which returns figures by name, for every proxy in turn, in rounds.
-    Returns the rounds by proxy and figure. Warms up first; stops the proxies."""
+    """Calls `measure(proxy)`, which returns figures by name, for every proxy in turn, in rounds. The
+    order differs from round to round, because the place in it changes a figure. Returns the rounds
+    by proxy and figure. Warms up first; stops the proxies."""
     found = {name: {} for name in proxies}
     try:
         for proxy in proxies.values():
             proxy.load(1, bench.folder)
         for _ in range(bench.rounds):
-            for name, proxy in proxies.items():
+            for name, proxy in random.sample(list(proxies.items()), len(proxies)):
                 for key, value in measure(proxy).items():
                     found[name].setdefault(key, []).append(value)
     finally:
