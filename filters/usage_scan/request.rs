@@ -22,6 +22,8 @@ pub struct RequestParameters {
     pub choices: u64,
     /// Whether usage in the stream is requested.
     pub includes_usage: Option<bool>,
+    /// Whether there are `stream_options` at all.
+    pub has_stream_options: bool,
     /// Characters of all strings but keys. A string of more than 4 KiB without a space counts nothing if it is a data URL or
     /// the value of a key for binary data, such as `data`.
     pub prompt_chars: u64,
@@ -70,6 +72,7 @@ impl RequestScan {
             output_tokens_max: request.limits.iter().copied().flatten().max(),
             choices: request.choices.iter().copied().flatten().max().unwrap_or(1).max(1),
             includes_usage: request.includes_usage,
+            has_stream_options: request.has_stream_options,
             prompt_chars: request.prompt_chars,
             prompt_bytes: request.prompt_bytes,
             input_chars: request.input_chars,
@@ -173,6 +176,7 @@ struct Request {
     limits: [Option<u64>; LIMITS],
     choices: [Option<u64>; CHOICES],
     includes_usage: Option<bool>,
+    has_stream_options: bool,
     prompt_chars: u64,
     prompt_bytes: u64,
     input_chars: u64,
@@ -183,6 +187,7 @@ impl Sink<Place> for Request {
     fn scalar(&mut self, place: Place, token: &[u8]) {
         match place {
             Place::Stream => self.stream = token == b"true",
+            Place::StreamOptions => self.has_stream_options = true,
             Place::IncludesUsage => self.includes_usage = parse_bool(token),
             Place::Limit(limit) => set(&mut self.limits, limit as usize, parse_count(token)),
             Place::Choices(choices) => set(&mut self.choices, choices as usize, parse_count(token)),
@@ -212,7 +217,9 @@ impl Sink<Place> for Request {
         }
     }
 
-    fn object_end(&mut self, _: Place) {}
+    fn object_end(&mut self, place: Place) {
+        self.has_stream_options |= place == Place::StreamOptions;
+    }
 
     fn event_end(&mut self) {}
 }
@@ -292,6 +299,7 @@ mod tests {
                 output_tokens_max: None,
                 choices: 3,
                 includes_usage: Some(false),
+                has_stream_options: true,
                 prompt_chars: 14,
                 prompt_bytes: 14,
                 input_chars: 0,
