@@ -72,6 +72,7 @@ impl Snapshot {
             ("log.level or log.format", (a.log.level, a.log.format) != (b.log.level, b.log.format)),
             ("shutdown", a.shutdown != b.shutdown),
             ("workers", a.workers != b.workers),
+            ("scheduling", a.scheduling != b.scheduling),
         ];
         changed.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }

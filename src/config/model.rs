@@ -63,6 +63,9 @@ pub struct Settings {
     /// Threads that serve requests. Default: 0, one per core. Needs a restart.
     #[schemars(default)]
     pub workers: usize,
+    /// How these threads share work. Default: `work_stealing`. Needs a restart.
+    #[schemars(default)]
+    pub scheduling: Scheduling,
     /// Named groups of servers; at least one.
     pub upstreams: Vec<Upstream>,
     /// The filters of all requests, before those of the route.
@@ -70,6 +73,18 @@ pub struct Settings {
     pub filters: Vec<FilterItem>,
     /// The routes; the first match is used. At least one.
     pub routes: Vec<RouteSettings>,
+}
+
+/// How the threads that serve requests share work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduling {
+    /// Idle threads take over requests of busy ones.
+    #[default]
+    WorkStealing,
+    /// Each thread has its own runtime and connections to upstreams. It takes less processor time for
+    /// each request, but a connection stays on its thread, with all its HTTP/2 streams.
+    PerThread,
 }
 
 /// An item of a chain: a filter's name with its configuration, and optionally `shadow: true`.

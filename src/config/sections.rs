@@ -11,7 +11,7 @@ use super::model::{FilterItem, Match, RouteSettings, Settings};
 use super::report::nearest;
 use super::yaml::{Node, Value};
 
-const SECTIONS: [&str; 17] = [
+const SECTIONS: [&str; 18] = [
     "listeners",
     "acme",
     "admin",
@@ -26,6 +26,7 @@ const SECTIONS: [&str; 17] = [
     "log",
     "shutdown",
     "workers",
+    "scheduling",
     "upstreams",
     "filters",
     "routes",
@@ -60,6 +61,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     let log = reader.section("log");
     let shutdown = reader.section("shutdown");
     let workers = reader.section("workers");
+    let scheduling = reader.section("scheduling");
     let upstreams = reader.list("upstreams");
     let filters = tree.get("filters").map_or_else(|| Some(Vec::new()), |node| reader.filters(node, &path(&["filters"])));
     let routes = reader.routes();
@@ -78,6 +80,7 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
         log: log.unwrap_or_default(),
         shutdown: shutdown.unwrap_or_default(),
         workers: workers.unwrap_or_default(),
+        scheduling: scheduling.unwrap_or_default(),
         upstreams: upstreams.unwrap_or_default(),
         filters: filters.unwrap_or_default(),
         routes: routes.unwrap_or_default(),

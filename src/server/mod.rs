@@ -24,7 +24,7 @@ use tokio::time::Instant;
 pub use service::Pulse;
 pub use stop::Stop;
 
-use crate::config::model::{Listener, Settings};
+use crate::config::model::{Listener, Scheduling, Settings};
 use crate::http_proxy::{AheadBudget, ProxyPhases, ProxyState};
 use crate::listener::admission::OpenConnections;
 use crate::listener::conn::OnRefusal;
@@ -38,9 +38,6 @@ const ATTEMPTS_MAX: usize = 12;
 const H2_STREAMS_MAX: u32 = 256;
 /// The idle connections to upstreams that are kept, of all workers together.
 const UPSTREAM_IDLE_MAX: usize = 1024;
-/// If this variable is set, every worker has a runtime with one thread and its own idle connections
-/// to upstreams, and no work moves between workers. An experiment, not part of the configuration.
-const RUNTIME_PER_WORKER: &str = "KEYLATCH_RUNTIME_PER_WORKER";
 /// The read and write buffers of a client connection, in bytes. No read buffer: headers and bodies
 /// are read into buffers of their own, and an idle stream would keep it for nothing.
 const READ_BUFFER_BYTES: usize = 0;
@@ -153,11 +150,14 @@ fn build(
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         some => some,
     };
-    let per_worker = std::env::var_os(RUNTIME_PER_WORKER).is_some();
-    let (threads, copies) = if per_worker { (1, workers) } else { (workers, 1) };
+    let (threads, copies) = match settings.scheduling {
+        Scheduling::WorkStealing => (workers, 1),
+        // A service for each thread, which accepts from the same socket.
+        Scheduling::PerThread => (1, workers),
+    };
     let conf = ServerConf {
         threads,
-        work_stealing: !per_worker,
+        work_stealing: settings.scheduling == Scheduling::WorkStealing,
         max_retries: ATTEMPTS_MAX,
         upstream_keepalive_pool_size: UPSTREAM_IDLE_MAX.div_ceil(copies),
         // Pingora always waits this long; `run` returns earlier.

@@ -19,6 +19,10 @@ const ORDER: &str = "
     ORDER BY minute_ms DESC, last_ms DESC, key_id DESC, client DESC, method DESC, path DESC, route DESC, banned DESC, shadow DESC LIMIT ";
 const ROW: &str = "minute_ms, key_id, client, method, path, route, banned, hint, networks, user_agent, count, first_ms, last_ms, shadow";
 
+/// Reads in the order of the primary key. The planner of newer versions of SQLite may sort the whole
+/// table instead.
+const PRIMARY_KEY: &str = "INDEXED BY sqlite_autoindex_intercepts_1";
+
 /// Up to this number of clients of a network, each is looked up. Past it, the texts in the
 /// network's range are filtered.
 const CLIENTS_MAX: usize = 5000;
@@ -47,7 +51,11 @@ async fn clients(pool: &SqlitePool, wanted: &InterceptQuery) -> Result<Option<Ve
 /// The rows after the cursor that an index finds. `clients`: the clients of the queried network, if
 /// they are known.
 fn indexed(query: &mut QueryBuilder<Db>, wanted: &InterceptQuery, clients: Option<&[String]>) {
-    query.push("SELECT * FROM intercepts WHERE true");
+    query.push("SELECT * FROM intercepts ");
+    if wanted.key.is_none() && wanted.client.is_none() {
+        query.push(PRIMARY_KEY);
+    }
+    query.push(" WHERE true");
     for (condition, at) in [(" AND minute_ms >= ", wanted.since_ms), (" AND minute_ms < ", wanted.until_ms)] {
         if let Some(ms) = at {
             query.push(condition).push_bind(ms);
@@ -182,5 +190,31 @@ impl Intercepts for Sqlite {
         indexed(&mut count, wanted, clients.as_deref());
         count.push(" LIMIT ").push_bind(GROUPED_MAX).push(")");
         Ok(Groups { groups, examined: count.build_query_scalar().fetch_one(&self.pool).await.map_err(failed)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The plan of the query for the latest intercepts.
+    async fn plan(wanted: &InterceptQuery) -> String {
+        let store = Sqlite::in_memory().await.unwrap();
+        let mut query = QueryBuilder::new(format!("EXPLAIN QUERY PLAN SELECT {ROW} FROM ("));
+        indexed(&mut query, wanted, None);
+        query.push(ORDER).push_bind(EXAMINED_MAX).push(") WHERE true");
+        others(&mut query, wanted);
+        query.push(ORDER).push_bind(20_i64);
+        let rows = query.build().fetch_all(&store.pool).await.unwrap();
+        rows.iter().map(|row| row.get::<String, _>("detail") + "\n").collect()
+    }
+
+    #[tokio::test]
+    async fn the_latest_intercepts_are_read_in_their_order() {
+        let route = InterceptQuery { route: Some("r".into()), ..InterceptQuery::default() };
+        for wanted in [InterceptQuery::default(), route] {
+            let plan = plan(&wanted).await;
+            assert!(plan.contains("SCAN intercepts\n") && plan.contains("TEMP B-TREE FOR LAST 8 TERMS"), "{plan}");
+        }
     }
 }
