@@ -104,7 +104,7 @@ impl Components {
         start_certificate_orders(path, &shared, &replica);
         let current = Arc::clone(&shared);
         usage.flush_periodically(move || current.snapshot.load().settings.usage.clone());
-        let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
+        let api = api(path, settings, opened, near, &shared, &replica, &reloader, &usage)?;
         let store = Arc::clone(&api.store);
         Ok(Self { shared, store, watch, replica, reloader, usage, api, started_ms: millis(SystemTime::now()), _files: files })
     }
@@ -214,6 +214,7 @@ async fn refresh_ranges(shared: Arc<ProxyState>, path: PathBuf, replica: Arc<Rep
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is a part of the API")]
 fn api(
     path: &Path,
     settings: &Settings,
@@ -222,6 +223,7 @@ fn api(
     shared: &Arc<ProxyState>,
     replica: &Arc<Replica>,
     reloader: &Arc<Reloader>,
+    usage: &Arc<Accounts>,
 ) -> Result<Arc<Api>, String> {
     let rpc = Arc::new(ReplicaRpc {
         store: Arc::clone(&opened.store),
@@ -242,5 +244,6 @@ fn api(
         reloader: Arc::clone(reloader),
         path: path.to_owned(),
         replica: Arc::clone(replica),
+        usage: Arc::clone(usage),
     }))
 }

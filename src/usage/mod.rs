@@ -4,6 +4,7 @@
 //! Reports are queries of the store ([`crate::sql::usage::Usage`]), with the horizon of
 //! [`Accounts::horizon`].
 
+pub mod metrics;
 mod pending;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::config::model::Usage as UsageOptions;
 use crate::sql::Authority;
 use crate::sql::usage::{UsageBatch, UsageHorizon};
 use crate::util::failure_log::FailureLog;
+use metrics::UsageMetrics;
 use pending::{Lost, Pending};
 
 /// Writes batches; the store, except in tests.
@@ -49,6 +51,7 @@ pub struct Accounts {
     failures: FailureLog,
     lost: Option<IntCounterVec>,
     queued: Option<IntGauge>,
+    metrics: Option<UsageMetrics>,
 }
 
 impl Accounts {
@@ -75,6 +78,7 @@ impl Accounts {
             failures: FailureLog::default(),
             lost,
             queued,
+            metrics: UsageMetrics::new(registry).ok(),
         })
     }
 
@@ -179,6 +183,7 @@ impl UsageSink for Accounts {
         if lost != Lost::default() {
             self.count_lost(lost);
         }
+        self.metrics.iter().for_each(|metrics| metrics.record(record));
     }
 }
 
