@@ -39,11 +39,8 @@ try: bundle ## test the package and the image in isolated systems (Debian, as ro
 fuzz: ## run each fuzz target for SECONDS_EACH seconds (default 60)
 	@scripts/fuzz
 
-bench: ## compare with a bare Pingora, nginx, HAProxy and Caddy; measure stores and access checks; print tables
+bench: ## compare with other proxies; measure workers, growth, streams, stores, access checks and lists (15 minutes)
 	@scripts/need bench
 	cargo build --release --locked -p keylatch
 	cargo build --release --locked --manifest-path benches/passthrough/Cargo.toml --target-dir target
-	python3 benches/run.py
-	python3 benches/stores.py
-	python3 benches/access.py
-	python3 benches/lists.py
+	python3 benches/run.py --quick

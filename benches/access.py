@@ -1,25 +1,21 @@
-"""Measures the cost of access checks: a cached JWT, ten rules and a limit on the whole chain,
-compared with a bare Pingora; the time that a limit shared through Redis adds; and, by `cargo
-bench`, the first verification of a JWT.
-
-Prints Markdown tables. Needs wrk, nginx, Redis; starts its own and throws them away.
-
-    python3 benches/access.py [--rounds 5]
+"""The cost of access checks: a cached JWT, ten rules, and a limit on the whole chain beside a bare
+Pingora; and the time that a limit shared through Redis adds.
 """
 
 import base64
 import hashlib
 import hmac
 import json
-import statistics
-import subprocess
 import sys
 import time
 
-import run
-from alone import Keylatch, ask_each, in_turns, measure, show_added, show_turns
+import harness
+import results
+from harness import ROOT, ask_each
+from proxies import Keylatch, Pingora
+from stores import added
 
-sys.path.insert(0, str(run.ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from support.redis import Redis  # noqa: E402
 
@@ -46,47 +42,44 @@ RULES = """      - rules:
 
 def token(**claims):
     """A token signed with HS256."""
-    part = lambda value: base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+    part = lambda value: base64.urlsafe_b64encode(value).rstrip(b"=").decode()  # noqa: E731
     usual = {"iss": "https://id.example", "aud": "api", "sub": "alice", "exp": int(time.time()) + 36_000, "scope": "chat images", "team": "core", "level": 7}
     message = f"{part(json.dumps({'alg': 'HS256', 'typ': 'JWT'}).encode())}.{part(json.dumps({**usual, **claims}).encode())}"
     return f"{message}.{part(hmac.new(SECRET.encode(), message.encode(), hashlib.sha256).digest())}"
 
 
-def bench_chain(rounds, upstream, folder):
-    run.KEY = f"Bearer {token()}"
+def chain(bench):
     chains = {
-        "well-formed bearer, no rules": FORM + BINDING + LIMIT % "" + STREAMS,
-        "cached JWT, no rules": JWT + BINDING + LIMIT % "" + STREAMS,
-        "cached JWT, ten rules": JWT + BINDING + RULES + LIMIT % "" + STREAMS,
+        "well-formed bearer, binding, limit": FORM + BINDING + LIMIT % "" + STREAMS,
+        "cached JWT, binding, limit": JWT + BINDING + LIMIT % "" + STREAMS,
+        "cached JWT, binding, ten rules, limit": JWT + BINDING + RULES + LIMIT % "" + STREAMS,
     }
-    proxies = {"bare Pingora": run.Proxy("Pingora", upstream, folder)}
-    proxies.update((name, Keylatch(folder, upstream, filters)) for name, filters in chains.items())
-    times = in_turns(proxies, rounds, folder)
-    show_turns("Processor time of a POST through the whole chain", "to bare Pingora", times, rounds, lambda pairs: f"{statistics.median(a / b for a, b in pairs):.2f}")
+    proxies = {"Pingora, bare": Pingora(bench), **{name: Keylatch(bench, filters) for name, filters in chains.items()}}
+    for proxy in proxies.values():
+        proxy.headers = {"Authorization": f"Bearer {token()}"}
+    times = harness.interleave(bench, proxies, lambda proxy: {"cpu": harness.cpu_us(bench, proxy)})
+    base = times["Pingora, bare"]["cpu"]
+    rows = [[name, results.figure(each["cpu"]), results.ratio(each["cpu"], base)] for name, each in times.items()]
+    return results.table("Processor time of a POST through access checks (µs)", ["chain", "µs", "to bare Pingora"], rows)
 
 
-def bench_shared(redis, upstream, folder):
-    shared = {name: Keylatch(folder, upstream, FORM + filters, redis=f'redis: {{url: "{redis.url}"}}' if "shared" in filters else "") for name, filters in
-              (("no limit", STREAMS), ("local", LIMIT % ""), ("shared", LIMIT % ", scope: shared"))}
-    one, many = ["sk-bench-abcdefgh"] * 3000, [f"sk-bench-{n:05}-abcdefgh" for n in range(10_000)]
-    rows = {}
-    try:
-        for replica in shared.values():
-            ask_each(replica.port, one[:200])
-        for name, keys in (("no limit", one), ("local", one), ("shared", one), ("shared", many)):
-            rows[f"{name}, {len(set(keys)):,} keys"] = ask_each(shared[name].port, keys)
-    finally:
-        for replica in shared.values():
-            replica.stop()
-    show_added("Time of a request by where it is counted, one after the other (ms)", "no limit, 1 keys", rows)
+def limits(bench):
+    one, many = ["sk-bench-abcdefgh"] * (1000 if bench.quick else 3000), [f"sk-bench-{n:05}-abcdefgh" for n in range(2000 if bench.quick else 10_000)]
+    with Redis() as redis:
+        section = f'redis: {{url: "{redis.url}"}}'
+        replicas = {"no limit": Keylatch(bench, FORM + STREAMS), "local": Keylatch(bench, FORM + LIMIT % "" + STREAMS), "shared": Keylatch(bench, FORM + LIMIT % ", scope: shared" + STREAMS, redis=section)}
+        series = {}
+        try:
+            for replica in replicas.values():
+                ask_each(replica.port, one[:200])
+            for name, keys in (("no limit", one), ("local", one), ("shared", one), ("shared", many)):
+                series[f"{name}, {len(set(keys)):,} keys" if len(set(keys)) > 1 else f"{name}, one key"] = ask_each(replicas[name].port, keys)
+        finally:
+            for replica in replicas.values():
+                replica.stop()
+    return added("Time of a request by the scope of its limit (ms)", "limit", "no limit, one key", series)
 
 
-def benches(rounds, upstream, folder, stack):
-    redis = stack.enter_context(Redis())
-    bench_chain(rounds, upstream, folder)
-    bench_shared(redis, upstream, folder)
-
-
-if __name__ == "__main__":
-    measure(__doc__, benches)
-    subprocess.run(["cargo", "bench", "--locked", "--quiet", "--bench", "bearer"], cwd=run.ROOT, check=True)
+def tables(bench):
+    yield "access", chain(bench)
+    yield "limits", limits(bench)

@@ -1,28 +1,26 @@
-"""Measures the lists of the admin API with 1,000,000 bindings and 5,000,000 intercepts, on
-PostgreSQL and SQLite: the time until a client has the answer, for every page that the console can
-show. Prints a Markdown table.
-
-    cargo build --release --locked && python3 benches/lists.py
+"""The lists of the admin API with many bindings and intercepts, on PostgreSQL and SQLite: the time
+until a client has the answer, for every page that the console can show.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
-import pathlib
 import random
 import sqlite3
 import statistics
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
-import alone
+import harness
+import results
+from harness import ROOT, at_share
+from proxies import SECRET, SQLITE, Keylatch
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(ROOT / "tests"))
+
 from support.postgres import Postgres  # noqa: E402
 
 PASSWORD = "correct-horse-battery"
@@ -60,8 +58,10 @@ def fill_postgres(postgres, bindings, intercepts):
     for table in ("samples", "tops"):
         rows = [row for into, row in counts() if into == table]
         values = lambda some: ", ".join(f"({step}, {at}, '{replica}', '{counted}')" for step, at, replica, counted in some)  # noqa: E731
-        for first in range(0, len(rows), 20):
-            postgres.psql(f"INSERT INTO {table} (step_s, at_ms, replica, counted) VALUES {values(rows[first : first + 20])}")
+        inserts = [f"INSERT INTO {table} (step_s, at_ms, replica, counted) VALUES {values(rows[first : first + 20])}" for first in range(0, len(rows), 20)]
+        # One argument and all arguments of a program have a size limit.
+        for first in range(0, len(inserts), 10):
+            postgres.psql(*inserts[first : first + 10])
     postgres.psql("ANALYZE")
 
 
@@ -157,55 +157,38 @@ class Client:
         return taken
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bindings", type=int, default=1_000_000)
-    parser.add_argument("--intercepts", type=int, default=5_000_000)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--stores", nargs="+", default=["PostgreSQL", "SQLite"])
-    asked = parser.parse_args()
-    import os
-
-    os.environ["KEYLATCH_ADMIN_PASSWORD"] = PASSWORD
-    shown = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        for store in asked.stores:
-            filters, secrets = "      - key_binding: {}\n", "{key_hmac: 0123456789abcdef0123456789abcdef}"
-            kind = alone.SQLITE
-            if store == "PostgreSQL":
-                postgres = Postgres()
-                stack.push(postgres)
-                postgres.start()
-                kind = f'{{postgres: {{url: "{postgres.url}"}}}}'
-            replica = alone.Keylatch(folder, 1, filters, kind, secrets=secrets, pinned=False)
-            client = Client(replica)
-            replica.stop()
-            began = time.monotonic()
-            if store == "PostgreSQL":
-                fill_postgres(postgres, asked.bindings, asked.intercepts)
-            else:
-                fill_sqlite(replica.folder / "bench.db", asked.bindings, asked.intercepts)
-            print(f"{store}: filled in {time.monotonic() - began:.0f} s", file=sys.stderr)
-            replica.begin()
-            client = Client(replica)
+def measure(bench, store, storage, postgres, bindings, intercepts, rounds):
+    """The times of every page on one store."""
+    replica = Keylatch(bench, "      - key_binding: {}\n", storage, secrets=SECRET, workers=0, cores=harness.BOTH_CORES, environment={"KEYLATCH_ADMIN_PASSWORD": PASSWORD})
+    try:
+        Client(replica)
+        replica.stop()
+        began = time.monotonic()
+        if postgres:
+            fill_postgres(postgres, bindings, intercepts)
+        else:
+            fill_sqlite(replica.folder / "bench.db", bindings, intercepts)
+        replica.begin()
+        client, found = Client(replica), {}
+        print(f"{store}: filled in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        for name, page in pages(bindings):
             try:
-                for name, page in pages(asked.bindings):
-                    try:
-                        client.times(page, 2)
-                        taken = sorted(client.times(page, asked.rounds))
-                    except urllib.error.HTTPError as error:
-                        taken = [float("inf")]
-                        print(f"{store}: {name}: {error}", file=sys.stderr)
-                    median, last = statistics.median(taken) * 1e3, taken[int(len(taken) * 0.99)] * 1e3
-                    shown.setdefault(name, {})[store] = (median, last)
-                    print(f"{store}: {name}: {median:.1f} {last:.1f}", file=sys.stderr, flush=True)
-            finally:
-                replica.stop()
-    print(f"\n### Lists with {asked.bindings:,} bindings and {asked.intercepts:,} intercepts (ms)\n")
-    print("| page |" + "".join(f" {store} p50 | p99 |" for store in asked.stores) + "\n| ---" + " | ---" * 2 * len(asked.stores) + " |")
-    for name, row in shown.items():
-        print(f"| {name} | " + " | ".join(f"{value:.1f}" for store in asked.stores for value in row[store]) + " |")
+                client.times(page, 2)
+                found[name] = [1000 * taken for taken in client.times(page, rounds)]
+            except urllib.error.HTTPError as error:
+                print(f"{store}: {name}: {error}", file=sys.stderr)
+        return found
+    finally:
+        replica.stop()
 
 
-if __name__ == "__main__":
-    main()
+def tables(bench):
+    bindings, intercepts, rounds = (20_000, 100_000, 10) if bench.quick else (1_000_000, 5_000_000, 50)
+    with Postgres() as postgres:
+        stores = {"PostgreSQL": (f'{{postgres: {{url: "{postgres.url}"}}}}', postgres), "SQLite": (SQLITE, None)}
+        found = {store: measure(bench, store, *kind, bindings, intercepts, rounds) for store, kind in stores.items()}
+    cells = lambda times: [results.one(statistics.median(times)), results.one(at_share(times, 0.99))] if times else [None, None]  # noqa: E731
+    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    rows = [[name, *(cell for each in found.values() for cell in cells(each.get(name)))] for name in names]
+    head = ["page", *(f"{store} {part}" for store in found for part in ("p50", "p99"))]
+    yield "lists", results.table(f"Lists with {bindings:,} bindings and {intercepts:,} intercepts (ms)", head, rows)

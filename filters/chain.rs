@@ -148,7 +148,7 @@ impl Chain {
     pub async fn request(&self, cx: &mut RequestCx<'_>, progress: &mut Progress) -> Result<Outcome> {
         while let Some(&index) = self.request.get(progress.hooks_run) {
             let (Some(item), Some(state)) = (self.items.get(index), progress.states.get_mut(index)) else { break };
-            if self.model_reader == Some(index) && cx.facts.get::<RequestModel>().is_none() {
+            if self.model_reader.is_some_and(|reader| reader <= index) && cx.facts.get::<RequestModel>().is_none() {
                 return Ok(Outcome::ModelNeeded);
             }
             progress.hooks_run += 1;
@@ -170,6 +170,10 @@ impl Chain {
                     }
                 }
             }
+        }
+        // The reader may have no request hook.
+        if self.model_reader.is_some() && cx.facts.get::<RequestModel>().is_none() {
+            return Ok(Outcome::ModelNeeded);
         }
         progress.passed = self.items.len();
         Ok(Outcome::Passed)

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
+import sys
 import urllib.request
 
 import pytest
@@ -170,6 +172,22 @@ def test_prose_wraps_and_paragraphs_are_short():
             lines = [line for line in paragraph.splitlines() if line.strip() and not line.lstrip().startswith(("|", "#", "!["))]
             assert all(len(line) <= 100 for line in lines), f"{page.name}: {[line for line in lines if len(line) > 100]}"
             assert len(lines) <= 6, f"{page.name}: {paragraph}"
+
+
+def test_the_benchmark_page_agrees_with_the_newest_results():
+    """`benches/page.py` makes the tables. The figures are not judged, only their form."""
+    checked = subprocess.run([sys.executable, ROOT / "benches" / "page.py", "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    for path in (ROOT / "benches" / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        assert found["date"] == path.stem and re.fullmatch(r"[0-9a-f]{10}\+?", found["commit"])
+        assert found["machine"].keys() == {"processor", "caches", "cores", "memory_mib", "kernel"}
+        assert {"keylatch", "pingora", "nginx", "redis", "postgres"} <= found["versions"].keys()
+        for table in found["tables"].values():
+            assert all(len(row) == len(table["head"]) for row in table["rows"])
+            for figure in (cell for row in table["rows"] for cell in row if isinstance(cell, dict)):
+                assert figure["median"] == pytest.approx(statistics.median(figure["rounds"]), rel=1e-3)
+                assert (figure["min"], figure["max"]) == (min(figure["rounds"]), max(figure["rounds"]))
 
 
 def test_metrics_match_the_page(start, echo_upstream):

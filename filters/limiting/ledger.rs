@@ -1,5 +1,5 @@
-//! The ledger of one process: what each budget has spent and reserved, in memory. It stores nothing; `src/usage` writes the
-//! settled amounts to the database and loads them at the first use of an entry.
+//! The ledger of one process: what each budget has spent and reserved, in memory. It stores nothing; `src/usage` writes settled
+//! amounts to the database and loads them at the first use of an entry.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +17,6 @@ const ENTRIES_MAX: usize = 100_000;
 struct Account {
     spent: u64,
     reserved: u64,
-    /// The part of `spent` that is not in the database yet.
-    unsaved: u64,
     period_end_s: i64,
     /// The open reservations by id, with the times when they expire.
     open: HashMap<String, (u64, Instant)>,
@@ -39,19 +37,6 @@ impl Account {
             is_open
         });
     }
-}
-
-/// An amount to add to an entry in the database.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LedgerAddition {
-    /// The budget and the subject.
-    pub name: Arc<str>,
-    /// The number of the period.
-    pub period: i64,
-    /// The end of the period, in seconds since 1970.
-    pub period_end_s: i64,
-    /// The amount.
-    pub amount: u64,
 }
 
 /// The ledger of one process.
@@ -102,7 +87,6 @@ impl MemoryLedger {
         }
         let before = account.spent;
         account.spent = before.saturating_add(amount);
-        account.unsaved = account.unsaved.saturating_add(amount);
         (before, account.spent)
     }
 
@@ -113,27 +97,14 @@ impl MemoryLedger {
         account.expire(now);
         account.state()
     }
-
-    /// Takes the amounts that are not in the database yet.
-    pub fn take_unsaved(&self) -> Vec<LedgerAddition> {
-        let mut accounts = self.accounts.lock();
-        let unsaved = accounts.iter_mut().filter(|(_, account)| account.unsaved > 0);
-        let taken = unsaved.map(|((name, period), account)| LedgerAddition {
-            name: Arc::clone(name),
-            period: *period,
-            period_end_s: account.period_end_s,
-            amount: std::mem::take(&mut account.unsaved),
-        });
-        taken.collect()
-    }
 }
 
-/// Drops entries of past periods, and those without reservations if the database has their amounts.
+/// Drops entries of past periods, then those without reservations: they can be loaded again.
 fn make_room(accounts: &mut HashMap<(Arc<str>, i64), Account>, now_s: i64) {
-    accounts.retain(|_, account| account.unsaved > 0 || account.period_end_s > now_s);
+    accounts.retain(|_, account| !account.open.is_empty() || account.period_end_s > now_s);
     let mut surplus = accounts.len().saturating_sub(ENTRIES_MAX - ENTRIES_MAX / 8);
     accounts.retain(|_, account| {
-        let keep = surplus == 0 || account.unsaved > 0 || !account.open.is_empty();
+        let keep = surplus == 0 || !account.open.is_empty();
         surplus -= usize::from(!keep);
         keep
     });
@@ -185,8 +156,6 @@ mod tests {
         assert_eq!(ledger.settle_now("2", &entry, 60), (50, 110), "the truth may exceed the reservation");
         assert!(!reserve("6", 0), "nothing is left");
         assert_eq!(ledger.state_at(&entry, now), LedgerState { spent: 110, reserved: 20 });
-        assert_eq!(ledger.take_unsaved().iter().map(|addition| addition.amount).sum::<u64>(), 70);
-        assert!(ledger.take_unsaved().is_empty());
     }
 
     #[test]
@@ -205,9 +174,8 @@ mod tests {
         let open = entry("open", 10);
         ledger.begin(&open, 0, Now::read());
         assert!(ledger.reserve_at("1", &open, 5, Now::read().instant).allowed);
-        ledger.settle_now("x", &entry("unsaved", 10), 3);
         (0..ENTRIES_MAX).for_each(|n| ledger.begin(&entry(&n.to_string(), 10), 1, Now::read()));
         assert!(ledger.accounts.lock().len() <= ENTRIES_MAX);
-        assert!(ledger.knows(&open) && ledger.knows(&entry("unsaved", 10)));
+        assert!(ledger.knows(&open));
     }
 }

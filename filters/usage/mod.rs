@@ -6,6 +6,7 @@
 //! ```yaml
 //! usage:
 //!   estimate: true
+//!   ask_upstream: true
 //!   chars_per_token: 4
 //! ```
 //!
@@ -13,6 +14,11 @@
 //! responses, images, audio), Anthropic, Gemini, Cohere, Mistral, Ollama, DashScope, Bedrock (Converse) and compatible
 //! servers. Of a stream, the last counts that are neither null nor zero apply. Nothing is buffered: one stream takes about
 //! 1 KiB of memory, however long its events are.
+//!
+//! **Asking.** OpenAI's chat and text completions report the usage of a stream only if the request asks for it. With
+//! `ask_upstream: true`, Keylatch asks if the client says nothing about it (`stream_options`), and takes the chunk of usage out
+//! of the stream again. For this, bodies are read ahead (`read_ahead_bytes`); a larger body is left alone. An event is then sent
+//! when it is complete.
 //!
 //! **Kinds.** Input tokens include those read from and written to a prompt cache; output tokens include reasoning. Anthropic
 //! counts cached tokens separately, and Gemini reasoning: they are added, so that all APIs mean the same.
@@ -31,6 +37,7 @@
 //! **Which requests.** Requests that were sent to the upstream. If it answers 401 or 403, the record has no key: made-up keys
 //! must not fill the accounts. In shadow mode the filter does nothing.
 
+mod ask;
 mod record;
 
 use std::num::NonZeroU32;
@@ -39,6 +46,7 @@ use std::time::Duration;
 
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method};
+use pingora_http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -48,6 +56,7 @@ use crate::contract::{
     UsageSink, failure, is_event_stream, is_json_lines, is_uncoded,
 };
 use crate::usage_scan::{AnswerFormat, AnswerScan, RequestParameters, RequestScan};
+use ask::UnaskedUsage;
 
 /// `usage`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -55,19 +64,22 @@ use crate::usage_scan::{AnswerFormat, AnswerScan, RequestParameters, RequestScan
 pub struct UsageConfig {
     /// Whether counts that the upstream does not report are estimated. Default: true.
     pub estimate: bool,
+    /// Whether the upstream is asked for the usage of streams. Default: false.
+    pub ask_upstream: bool,
     /// How many characters are one token in an estimate, 1 to 16. Default: 4, as in English text; Chinese text has 1 to 2.
     pub chars_per_token: NonZeroU32,
 }
 
 impl Default for UsageConfig {
     fn default() -> Self {
-        Self { estimate: true, chars_per_token: NonZeroU32::MIN.saturating_add(3) }
+        Self { estimate: true, ask_upstream: false, chars_per_token: NonZeroU32::MIN.saturating_add(3) }
     }
 }
 
 /// The compiled filter.
 pub struct Usage {
     estimate: bool,
+    ask_upstream: bool,
     chars_per_token: u64,
     prices: Arc<PriceTable>,
     accounts: Arc<dyn UsageSink>,
@@ -84,6 +96,10 @@ pub struct UsageState {
     request: RequestBody,
     /// The model that the header of the request names.
     model: Option<Arc<str>>,
+    /// The upstream is asked for usage: the member is still to be added, or was added.
+    asks: Option<Asking>,
+    /// Takes the usage out of the answer again.
+    unasked: Option<Box<UnaskedUsage>>,
     /// Reads the answer, if it is a success with a readable body.
     answer: Option<Box<AnswerScan>>,
     /// The upstream answered with a success.
@@ -91,6 +107,13 @@ pub struct UsageState {
     streamed: bool,
     /// From the complete header to the first generated text of a stream.
     first_token: Option<Duration>,
+}
+
+/// How far the upstream was asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asking {
+    Pending,
+    Done,
 }
 
 /// The reader of a request body.
@@ -118,12 +141,17 @@ impl Filter for Usage {
         site.reads_usage.set(true);
         Ok(Self {
             estimate: config.estimate,
+            ask_upstream: config.ask_upstream,
             chars_per_token: u64::from(config.chars_per_token.get()),
             prices: Arc::clone(&site.prices),
             accounts: Arc::clone(&site.ports.usage),
             keys: KeyReader::of_known_fields(site.ports.hasher.form()),
             hasher: site.ports.hasher.clone(),
         })
+    }
+
+    fn reads_parameters(&self) -> bool {
+        self.ask_upstream
     }
 
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, state: &mut UsageState) -> Result<()> {
@@ -138,8 +166,12 @@ impl Filter for Usage {
             ModelSource::Body(scan) if scan.is_form() => state.request = RequestBody::Form(Box::new(scan)),
             ModelSource::Body(_) => state.request = RequestBody::Json(Box::default()),
         }
-        if cx.facts.get::<RequestParameters>().is_some() {
+        if let Some(parameters) = cx.facts.get::<RequestParameters>() {
             state.request = RequestBody::Unread;
+            if self.ask_upstream && ask::applies(cx.request.uri.path(), parameters) {
+                state.asks = Some(Asking::Pending);
+                lengthen(cx.upstream)?;
+            }
         }
         if cx.request.method == Method::POST {
             cx.upstream.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")).map_err(failure)?;
@@ -149,6 +181,13 @@ impl Filter for Usage {
 
     fn request_body(&self, cx: &mut BodyCx<'_>, state: &mut UsageState) -> Result<()> {
         let Some(body) = &cx.body else { return Ok(()) };
+        if state.asks == Some(Asking::Pending)
+            && let Some(longer) = ask::add_member(body)
+        {
+            *cx.body = Some(longer);
+            state.asks = Some(Asking::Done);
+            return Ok(());
+        }
         match &mut state.request {
             RequestBody::Unread => {}
             RequestBody::Json(scan) => scan.feed(body),
@@ -164,15 +203,22 @@ impl Filter for Usage {
         state.answered = cx.response.status.is_success();
         let format = answer_format(&cx.response.headers).filter(|_| state.answered && cx.request.method == Method::POST);
         state.streamed = format.is_some_and(|format| format != AnswerFormat::Json);
+        let asked = state.asks.is_some() && format == Some(AnswerFormat::EventStream);
+        // A length would no longer be true.
+        state.unasked = (asked && !cx.response.headers.contains_key(header::CONTENT_LENGTH)).then(Box::default);
         state.answer = format.map(|format| Box::new(AnswerScan::new(format)));
         Ok(())
     }
 
     fn response_body(&self, cx: &mut BodyCx<'_>, state: &mut UsageState) -> Result<()> {
-        let (Some(scan), Some(body)) = (&mut state.answer, &cx.body) else { return Ok(()) };
-        scan.feed(body);
-        if state.streamed && state.first_token.is_none() && scan.text_seen() {
-            state.first_token = Some(cx.begun.elapsed());
+        if let (Some(scan), Some(body)) = (&mut state.answer, &cx.body) {
+            scan.feed(body);
+            if state.streamed && state.first_token.is_none() && scan.text_seen() {
+                state.first_token = Some(cx.begun.elapsed());
+            }
+        }
+        if let Some(unasked) = &mut state.unasked {
+            *cx.body = unasked.replace(cx.body.as_ref(), cx.end);
         }
         Ok(())
     }
@@ -183,6 +229,15 @@ impl Filter for Usage {
             self.accounts.record(&record);
             cx.facts.put(record);
         }
+    }
+}
+
+/// Adds the bytes of the question to the announced length.
+fn lengthen(upstream: &mut RequestHeader) -> Result<()> {
+    let announced = upstream.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    match announced {
+        Some(length) => upstream.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length + ask::ADDED_BYTES)).map_err(failure),
+        None => Ok(()),
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::Reported;
 use super::answer_paths::{Part, Place};
 use super::event_stream::EventStream;
-use super::json_paths::{JsonPaths, Sink, Text};
+use super::json_paths::{JsonPaths, Sink};
+use super::json_text::Text;
 use super::reported::{Counts, parse_seconds};
 use crate::contract::OtherUnits;
 

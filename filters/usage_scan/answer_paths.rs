@@ -1,6 +1,7 @@
 //! The places in an answer that are read, by the keys that lead to them. It is the only list of the field names of dialects.
 
-use super::json_paths::{self, Wants};
+use super::json_paths;
+use super::json_text::Wants;
 use super::reported::Field;
 
 /// How the texts of a place make up the answer.
@@ -210,6 +211,7 @@ fn below_root(place: Place, key: &[u8]) -> Place {
         (Place::Response, b"meta") => Place::Meta,
         (Place::Meta, b"billed_units") => Place::Billed,
         (Place::Meta, b"tokens") => Place::CohereTokens,
+        (Place::Meta, b"cached_tokens") => Place::Count(Field::CachedInside),
         (Place::Delta, b"message") => Place::Body(Part::Next),
         (Place::Delta, b"text" | b"partial_json") => Place::Text(Part::Next),
         (Place::Delta, b"thinking") => Place::Reasoning(Part::Next),

@@ -1,8 +1,7 @@
 //! A streaming JSON tokenizer that tracks the path of the current value. It builds no values and keeps no text but the first bytes of
 //! a key, a short string or a number.
 
-/// The longest key, number or short string that is kept.
-pub(super) const TEXT_BYTES_MAX: usize = 128;
+use super::json_text::{Escape, Partial, TEXT_BYTES_MAX, Text, Wants, count_chars, plain_string};
 
 /// The deepest container with a path. The values of deeper ones are skipped.
 pub(super) const DEPTH_MAX: usize = 64;
@@ -17,52 +16,6 @@ pub(super) trait Path: Copy {
     fn member(self, key: &[u8]) -> Self;
     /// What is needed of a string with this path.
     fn wants(self) -> Wants;
-}
-
-/// What is needed of a string.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wants {
-    /// Nothing: its content is skipped.
-    Nothing,
-    /// Its first bytes.
-    Start,
-    /// Its length.
-    Length,
-    /// Both.
-    StartAndLength,
-}
-
-impl Wants {
-    fn start(self) -> bool {
-        matches!(self, Wants::Start | Wants::StartAndLength)
-    }
-
-    fn length(self) -> bool {
-        matches!(self, Wants::Length | Wants::StartAndLength)
-    }
-}
-
-/// A string value.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Text<'a> {
-    /// Its first bytes, decoded, if they are wanted: at most [`TEXT_BYTES_MAX`].
-    pub(super) start: &'a [u8],
-    /// Its length in bytes, decoded.
-    pub(super) bytes: u64,
-    /// Its length in characters, if it is wanted. An escape counts one, so that a surrogate pair counts two.
-    pub(super) chars: u64,
-    /// Whether it has a space.
-    pub(super) has_space: bool,
-    /// Whether its end is missing.
-    pub(super) is_cut: bool,
-}
-
-impl<'a> Text<'a> {
-    /// The whole string, if its end was seen and it is short enough.
-    pub(super) fn whole(&self) -> Option<&'a str> {
-        let is_whole = !self.is_cut && self.start.len() as u64 == self.bytes;
-        std::str::from_utf8(self.start).ok().filter(|_| is_whole)
-    }
 }
 
 /// The receiver of values.
@@ -96,7 +49,7 @@ enum State {
     /// Inside a key.
     KeyString,
     /// Inside a string value.
-    String,
+    Text,
     /// Below the deepest level, outside strings.
     Deep,
     /// Below the deepest level, inside a string.
@@ -113,11 +66,19 @@ struct Level<P> {
     is_object: bool,
 }
 
+impl<P: Path> Level<P> {
+    /// Around the top-level values.
+    const ROOT: Self = Self { path: P::ROOT, is_object: false };
+}
+
 /// The tokenizer.
 #[derive(Debug)]
 pub(super) struct JsonPaths<P> {
     state: State,
-    levels: [Level<P>; DEPTH_MAX],
+    /// The innermost container.
+    container: Level<P>,
+    /// The containers around it, the outermost first.
+    outer: [Level<P>; DEPTH_MAX],
     depth: usize,
     /// Open containers below the deepest level.
     depth_skipped: u64,
@@ -131,7 +92,8 @@ impl<P: Path> JsonPaths<P> {
     pub(super) fn new() -> Self {
         Self {
             state: State::Value,
-            levels: [Level { path: P::ROOT, is_object: false }; DEPTH_MAX],
+            container: Level::ROOT,
+            outer: [Level::ROOT; DEPTH_MAX],
             depth: 0,
             depth_skipped: 0,
             path: P::ROOT,
@@ -140,7 +102,7 @@ impl<P: Path> JsonPaths<P> {
         }
     }
 
-    /// Whether a top-level value was read to its end.
+    /// Whether a top-level object or array was read to its end.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -157,7 +119,7 @@ impl<P: Path> JsonPaths<P> {
             rest = match self.state {
                 State::Broken => return,
                 State::Scalar => self.scalar(rest, sink),
-                State::KeyString | State::String => self.string(rest, sink),
+                State::KeyString | State::Text => self.string(rest, sink),
                 State::Deep | State::DeepString | State::DeepEscape => self.deep(rest, sink),
                 _ => self.structure(rest, sink),
             };
@@ -167,81 +129,107 @@ impl<P: Path> JsonPaths<P> {
     /// The end of a line that ends no value: a string may not contain it.
     pub(super) fn line_end(&mut self, sink: &mut impl Sink<P>) {
         match self.state {
-            State::KeyString | State::String | State::DeepString | State::DeepEscape | State::Broken => self.reset(sink),
+            State::KeyString | State::Text | State::DeepString | State::DeepEscape | State::Broken => self.reset(sink),
             _ => self.feed(b"\n", sink),
         }
     }
 
     /// Ends the current event, and reports the length of its unfinished string.
     pub(super) fn reset(&mut self, sink: &mut impl Sink<P>) {
-        if self.state == State::String && self.partial.wants.length() {
+        if self.state == State::Text && self.partial.wants.length() {
             sink.text(self.path, Text { is_cut: true, ..self.partial.text() });
         }
         if self.depth > 0 || self.state != State::Value {
             sink.event_end();
         }
-        (self.state, self.depth, self.depth_skipped, self.path) = (State::Value, 0, 0, P::ROOT);
+        (self.state, self.depth, self.depth_skipped) = (State::Value, 0, 0);
+        (self.container, self.path) = (Level::ROOT, P::ROOT);
     }
 
-    /// Reads the next byte between values.
+    /// Reads what is between values, and the keys and values that can be read at once.
     fn structure<'b>(&mut self, bytes: &'b [u8], sink: &mut impl Sink<P>) -> &'b [u8] {
-        let Some((&byte, rest)) = bytes.split_first() else { return bytes };
-        let in_object = self.level().is_some_and(|level| level.is_object);
-        match (byte, self.state) {
-            (b' ' | b'\t' | b'\r' | b'\n', _) => {}
-            (b'"', State::FirstKey | State::Key) => return self.key_start(rest),
-            (b'"', State::Value | State::FirstElement) => return self.string_start(rest, sink),
-            (b':', State::Colon) => self.state = State::Value,
-            (b',', State::AfterValue) if in_object => self.state = State::Key,
-            (b',', State::AfterValue) => {
-                self.path = self.level().map_or(P::ROOT, |level| level.path);
-                self.state = State::Value;
-            }
-            (b'{' | b'[', State::Value | State::FirstElement) => self.open(byte == b'{'),
-            (b'}', State::FirstKey | State::AfterValue) if in_object => self.close(sink),
-            (b']', State::FirstElement | State::AfterValue) if !in_object => self.close(sink),
-            (b'-' | b'+' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z', State::Value | State::FirstElement) => {
-                return self.scalar_start(bytes, sink);
-            }
-            // Many parsers skip a byte-order mark (RFC 8259, section 8.1).
-            (0xEF | 0xBB | 0xBF, State::Value) if self.depth == 0 => {}
-            _ => self.state = State::Broken,
+        let mut rest = bytes;
+        while let Some((&byte, after)) = rest.split_first() {
+            rest = match self.state {
+                State::KeyString | State::Text | State::Scalar | State::Broken => return rest,
+                State::Deep | State::DeepString | State::DeepEscape => return rest,
+                _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => after,
+                State::Value => self.value(byte, rest, after, sink),
+                State::AfterValue => self.after_value(byte, after, sink),
+                State::Colon if byte == b':' => {
+                    self.state = State::Value;
+                    after
+                }
+                State::Key | State::FirstKey if byte == b'"' => self.key_start(after),
+                State::FirstKey if byte == b'}' => self.close(after, sink),
+                State::FirstElement if byte == b']' => self.close(after, sink),
+                State::FirstElement => self.value(byte, rest, after, sink),
+                State::Colon | State::Key | State::FirstKey => self.broken(),
+            };
         }
         rest
     }
 
-    /// The innermost container.
-    fn level(&self) -> Option<&Level<P>> {
-        self.levels.get(self.depth.checked_sub(1)?)
+    fn value<'b>(&mut self, byte: u8, bytes: &'b [u8], after: &'b [u8], sink: &mut impl Sink<P>) -> &'b [u8] {
+        match byte {
+            b'"' => self.string_start(after, sink),
+            b'{' | b'[' => self.open(byte == b'{', after),
+            _ if is_scalar(byte) && byte != b'.' => self.scalar_start(bytes, sink),
+            // Many parsers skip a byte-order mark (RFC 8259, section 8.1).
+            0xEF | 0xBB | 0xBF if self.depth == 0 => after,
+            _ => self.broken(),
+        }
     }
 
-    fn open(&mut self, is_object: bool) {
-        match self.levels.get_mut(self.depth) {
-            Some(level) => {
-                *level = Level { path: self.path, is_object };
+    fn after_value<'b>(&mut self, byte: u8, after: &'b [u8], sink: &mut impl Sink<P>) -> &'b [u8] {
+        match (byte, self.container.is_object) {
+            (b',', true) => {
+                self.state = State::Key;
+                return after.strip_prefix(b"\"").map_or(after, |key| self.key_start(key));
+            }
+            (b',', false) => (self.state, self.path) = (State::Value, self.container.path),
+            (b'}', true) | (b']', false) => return self.close(after, sink),
+            _ => return self.broken(),
+        }
+        after
+    }
+
+    fn broken(&mut self) -> &'static [u8] {
+        self.state = State::Broken;
+        b""
+    }
+
+    fn open<'b>(&mut self, is_object: bool, after: &'b [u8]) -> &'b [u8] {
+        match self.outer.get_mut(self.depth) {
+            Some(outer) => {
+                *outer = std::mem::replace(&mut self.container, Level { path: self.path, is_object });
                 self.depth += 1;
                 self.state = if is_object { State::FirstKey } else { State::FirstElement };
             }
             None => (self.state, self.depth_skipped) = (State::Deep, 1),
         }
+        after
     }
 
-    fn close(&mut self, sink: &mut impl Sink<P>) {
-        if let Some(level) = self.level().filter(|level| level.is_object) {
-            sink.object_end(level.path);
+    fn close<'b>(&mut self, after: &'b [u8], sink: &mut impl Sink<P>) -> &'b [u8] {
+        if self.container.is_object {
+            sink.object_end(self.container.path);
         }
         self.depth = self.depth.saturating_sub(1);
+        self.container = self.outer.get(self.depth).copied().unwrap_or(Level::ROOT);
+        self.complete |= self.depth == 0;
         self.value_end(sink);
+        after
     }
 
     fn value_end(&mut self, sink: &mut impl Sink<P>) {
         if self.depth == 0 {
-            (self.state, self.path, self.complete) = (State::Value, P::ROOT, true);
+            (self.state, self.path) = (State::Value, P::ROOT);
             sink.event_end();
             return;
         }
         self.state = State::AfterValue;
-        if self.depth == 1 && self.level().is_some_and(|level| !level.is_object) {
+        if self.depth == 1 && !self.container.is_object {
             sink.event_end();
         }
     }
@@ -250,7 +238,10 @@ impl<P: Path> JsonPaths<P> {
     fn key_start<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
         if let Some((key, rest)) = plain_string(bytes) {
             self.key_end(key);
-            return rest;
+            // Most serialisers write no space here.
+            let Some(value) = rest.strip_prefix(b":") else { return rest };
+            self.state = State::Value;
+            return value;
         }
         self.partial.clear(Wants::Start);
         self.state = State::KeyString;
@@ -258,7 +249,7 @@ impl<P: Path> JsonPaths<P> {
     }
 
     fn key_end(&mut self, key: &[u8]) {
-        self.path = self.level().map_or(P::ROOT, |level| level.path).member(key);
+        self.path = self.container.path.member(key);
         self.state = State::Colon;
     }
 
@@ -267,7 +258,7 @@ impl<P: Path> JsonPaths<P> {
         let wants = self.path.wants();
         let Some((content, rest)) = plain_string(bytes) else {
             self.partial.clear(wants);
-            self.state = State::String;
+            self.state = State::Text;
             return bytes;
         };
         if wants != Wants::Nothing {
@@ -298,7 +289,7 @@ impl<P: Path> JsonPaths<P> {
             self.partial.escape = Escape::Start;
         } else if self.state == State::KeyString {
             // A key that is too long cannot be one that is looked for: its start is longer than those.
-            self.path = self.level().map_or(P::ROOT, |level| level.path).member(self.partial.text().start);
+            self.path = self.container.path.member(self.partial.text().start);
             self.state = State::Colon;
         } else {
             if self.partial.wants != Wants::Nothing {
@@ -311,7 +302,7 @@ impl<P: Path> JsonPaths<P> {
 
     /// Reads a number or literal at once, if its end is here.
     fn scalar_start<'b>(&mut self, bytes: &'b [u8], sink: &mut impl Sink<P>) -> &'b [u8] {
-        match bytes.iter().position(|&byte| !is_scalar(byte)).and_then(|end| bytes.split_at_checked(end)) {
+        match scalar_end(bytes).and_then(|end| bytes.split_at_checked(end)) {
             Some((token, rest)) => {
                 if token.len() <= TEXT_BYTES_MAX {
                     sink.scalar(self.path, token);
@@ -329,7 +320,7 @@ impl<P: Path> JsonPaths<P> {
     }
 
     fn scalar<'b>(&mut self, bytes: &'b [u8], sink: &mut impl Sink<P>) -> &'b [u8] {
-        let end = bytes.iter().position(|&byte| !is_scalar(byte)).unwrap_or(bytes.len());
+        let end = scalar_end(bytes).unwrap_or(bytes.len());
         let (token, rest) = bytes.split_at_checked(end).unwrap_or((bytes, b""));
         self.partial.push(token, false);
         if !rest.is_empty() {
@@ -367,104 +358,21 @@ impl<P: Path> JsonPaths<P> {
     }
 }
 
-/// The content of a string without escapes that ends in these bytes, and what follows it.
-fn plain_string(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (content, rest) = bytes.split_at_checked(memchr::memchr2(b'"', b'\\', bytes)?)?;
-    Some((content, rest.strip_prefix(b"\"")?))
-}
+/// The bytes of numbers and literals.
+static SCALAR: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'+' | b'-' | b'.');
+        byte += 1;
+    }
+    table
+};
 
 fn is_scalar(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
+    SCALAR.get(usize::from(byte)).is_some_and(|is_scalar| *is_scalar)
 }
 
-/// The number of UTF-8 sequences that begin in these bytes.
-fn count_chars(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count() as u64
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Escape {
-    None,
-    /// After the backslash.
-    Start,
-    /// After `\u` and this many digits of the value.
-    Unicode(u8, u16),
-}
-
-/// The key, string or scalar that the current piece began or an earlier one.
-#[derive(Debug)]
-struct Partial {
-    wants: Wants,
-    escape: Escape,
-    start: [u8; TEXT_BYTES_MAX],
-    start_bytes: usize,
-    bytes: u64,
-    chars: u64,
-    has_space: bool,
-}
-
-impl Partial {
-    fn new() -> Self {
-        Self {
-            wants: Wants::Nothing,
-            escape: Escape::None,
-            start: [0; TEXT_BYTES_MAX],
-            start_bytes: 0,
-            bytes: 0,
-            chars: 0,
-            has_space: false,
-        }
-    }
-
-    fn clear(&mut self, wants: Wants) {
-        (self.wants, self.escape, self.start_bytes, self.bytes, self.chars, self.has_space) = (wants, Escape::None, 0, 0, 0, false);
-    }
-
-    fn text(&self) -> Text<'_> {
-        let start = self.start.get(..self.start_bytes).unwrap_or_default();
-        Text { start, bytes: self.bytes, chars: self.chars, has_space: self.has_space, is_cut: false }
-    }
-
-    fn push(&mut self, content: &[u8], finds_spaces: bool) {
-        self.bytes = self.bytes.saturating_add(content.len() as u64);
-        if self.wants.length() {
-            self.chars = self.chars.saturating_add(count_chars(content));
-            self.has_space |= finds_spaces && !self.has_space && memchr::memchr(b' ', content).is_some();
-        }
-        if self.wants.start() {
-            let free = self.start.get_mut(self.start_bytes..).unwrap_or_default();
-            let kept = content.len().min(free.len());
-            free.iter_mut().zip(content).for_each(|(to, from)| *to = *from);
-            self.start_bytes += kept;
-        }
-    }
-
-    /// Reads the next byte of an escape. `false`: it is invalid.
-    fn escaped(&mut self, byte: u8) -> bool {
-        let decoded = match (self.escape, byte) {
-            (Escape::Start, b'u') => {
-                self.escape = Escape::Unicode(0, 0);
-                return true;
-            }
-            (Escape::Unicode(digits, value), _) => {
-                let Some(digit) = char::from(byte).to_digit(16) else { return false };
-                let value = (value << 4) | digit as u16;
-                if digits < 3 {
-                    self.escape = Escape::Unicode(digits + 1, value);
-                    return true;
-                }
-                char::from_u32(value.into()).unwrap_or(char::REPLACEMENT_CHARACTER)
-            }
-            (_, b'n') => '\n',
-            (_, b't') => '\t',
-            (_, b'r') => '\r',
-            (_, b'b') => '\u{8}',
-            (_, b'f') => '\u{c}',
-            (_, b'"' | b'\\' | b'/') => char::from(byte),
-            _ => return false,
-        };
-        self.escape = Escape::None;
-        self.push(decoded.encode_utf8(&mut [0; 4]).as_bytes(), true);
-        true
-    }
+fn scalar_end(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|&byte| !is_scalar(byte))
 }

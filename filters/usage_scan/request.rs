@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::json_paths::{JsonPaths, Path, Sink, Text, Wants};
+use super::json_paths::{JsonPaths, Path, Sink};
+use super::json_text::{Text, Wants};
 use super::reported::parse_count;
 
 /// The longest string in a place of binary data that is counted as text though it has no space.
@@ -21,6 +22,8 @@ pub struct RequestParameters {
     pub choices: u64,
     /// Whether usage in the stream is requested.
     pub includes_usage: Option<bool>,
+    /// Whether there are `stream_options` at all.
+    pub has_stream_options: bool,
     /// Characters of all strings but keys. A string of more than 4 KiB without a space counts nothing if it is a data URL or
     /// the value of a key for binary data, such as `data`.
     pub prompt_chars: u64,
@@ -69,6 +72,7 @@ impl RequestScan {
             output_tokens_max: request.limits.iter().copied().flatten().max(),
             choices: request.choices.iter().copied().flatten().max().unwrap_or(1).max(1),
             includes_usage: request.includes_usage,
+            has_stream_options: request.has_stream_options,
             prompt_chars: request.prompt_chars,
             prompt_bytes: request.prompt_bytes,
             input_chars: request.input_chars,
@@ -172,6 +176,7 @@ struct Request {
     limits: [Option<u64>; LIMITS],
     choices: [Option<u64>; CHOICES],
     includes_usage: Option<bool>,
+    has_stream_options: bool,
     prompt_chars: u64,
     prompt_bytes: u64,
     input_chars: u64,
@@ -182,6 +187,7 @@ impl Sink<Place> for Request {
     fn scalar(&mut self, place: Place, token: &[u8]) {
         match place {
             Place::Stream => self.stream = token == b"true",
+            Place::StreamOptions => self.has_stream_options = true,
             Place::IncludesUsage => self.includes_usage = parse_bool(token),
             Place::Limit(limit) => set(&mut self.limits, limit as usize, parse_count(token)),
             Place::Choices(choices) => set(&mut self.choices, choices as usize, parse_count(token)),
@@ -211,7 +217,9 @@ impl Sink<Place> for Request {
         }
     }
 
-    fn object_end(&mut self, _: Place) {}
+    fn object_end(&mut self, place: Place) {
+        self.has_stream_options |= place == Place::StreamOptions;
+    }
 
     fn event_end(&mut self) {}
 }
@@ -227,5 +235,172 @@ fn parse_bool(token: &[u8]) -> Option<bool> {
         b"true" => Some(true),
         b"false" => Some(false),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parameters of a body, whole and cut at every byte.
+    fn scan(body: &str) -> RequestParameters {
+        let of = |pieces: &[&[u8]]| {
+            let mut scan = RequestScan::new();
+            pieces.iter().for_each(|piece| scan.feed(piece));
+            scan.finish()
+        };
+        let whole = of(&[body.as_bytes()]);
+        let bytes: Vec<&[u8]> = body.as_bytes().chunks(1).collect();
+        assert_eq!(of(&bytes), whole, "byte by byte: {body}");
+        for at in 0..body.len().min(2000) {
+            assert_eq!(of(&[&body.as_bytes()[..at], &body.as_bytes()[at..]]), whole, "cut at {at}: {body}");
+        }
+        whole
+    }
+
+    #[test]
+    fn limits_of_the_output() {
+        for (body, limit) in [
+            (r#"{"max_tokens":100}"#, Some(100)),
+            (r#"{"max_completion_tokens":100}"#, Some(100)),
+            (r#"{"max_output_tokens":100}"#, Some(100)),
+            (r#"{"generationConfig":{"maxOutputTokens":100}}"#, Some(100)),
+            (r#"{"generation_config":{"max_output_tokens":100}}"#, Some(100)),
+            (r#"{"request":{"generationConfig":{"maxOutputTokens":100}}}"#, Some(100)),
+            (r#"{"options":{"num_predict":100}}"#, Some(100)),
+            (r#"{"parameters":{"max_tokens":100}}"#, Some(100)),
+            (r#"{"maxTokens":100}"#, Some(100)),
+            (r#"{"inferenceConfig":{"maxTokens":100}}"#, Some(100)),
+            (r#"{"max_tokens":100,"max_completion_tokens":300,"max_output_tokens":200}"#, Some(300)),
+            (r#"{"max_tokens":300,"max_tokens":100}"#, Some(100)),
+            (r#"{"max_tokens":300,"max_tokens":null}"#, None),
+            (r#"{"max\u005ftokens":100.0}"#, Some(100)),
+            (r#"{"options":{"num_predict":-1}}"#, None),
+            (r#"{"max_tokens":"100"}"#, None),
+            (r#"{"max_tokens":1e400}"#, None),
+            (r#"{"max_tokens":0}"#, Some(0)),
+            (r#"{"messages":[{"max_tokens":100}],"metadata":{"max_tokens":100},"num_predict":7}"#, None),
+            ("{}", None),
+        ] {
+            assert_eq!(scan(body).output_tokens_max, limit, "{body}");
+        }
+    }
+
+    #[test]
+    fn other_parameters() {
+        let parameters = scan(
+            r#"{"model":"gpt-x","messages":[{"role":"user","content":"Hello"}],"stream":true,"n":3,"stream_options":{"include_usage":false}}"#,
+        );
+        assert_eq!(
+            parameters,
+            RequestParameters {
+                model: Some("gpt-x".into()),
+                stream: true,
+                output_tokens_max: None,
+                choices: 3,
+                includes_usage: Some(false),
+                has_stream_options: true,
+                prompt_chars: 14,
+                prompt_bytes: 14,
+                input_chars: 0,
+                images: 0,
+                is_complete: true,
+            }
+        );
+        for (body, choices) in [
+            (r#"{"n":null}"#, 1),
+            (r#"{"n":0}"#, 1),
+            (r#"{"n":2,"best_of":5}"#, 5),
+            (r#"{"generationConfig":{"candidateCount":4}}"#, 4),
+            (r#"{"parameters":{"sampleCount":4}}"#, 4),
+            (r#"{"messages":[{"n":4}]}"#, 1),
+        ] {
+            assert_eq!(scan(body).choices, choices, "{body}");
+        }
+        for (body, stream, includes_usage) in [
+            (r#"{"stream":false,"stream_options":{}}"#, false, None),
+            (r#"{"stream":true,"stream_options":{"include_usage":true}}"#, true, Some(true)),
+            (r#"{"stream":true,"stream":false,"stream_options":null}"#, false, None),
+            (r#"{"stream":"true","include_usage":true}"#, false, None),
+        ] {
+            let parameters = scan(body);
+            assert_eq!((parameters.stream, parameters.includes_usage), (stream, includes_usage), "{body}");
+        }
+    }
+
+    #[test]
+    fn characters_of_the_prompt() {
+        for (body, prompt, input) in [
+            (r#"{"input":"Größe"}"#, 5, 5),
+            (r#"{"input":["ab","c"]}"#, 3, 3),
+            (r#"{"input":[{"role":"user","content":"ab"}]}"#, 6, 0),
+            (r#"{"prompt":["ab","c"],"suffix":"d"}"#, 4, 0),
+            (
+                r#"{"messages":[{"content":[{"type":"text","text":"a\n\u00e9"}]}],"tools":[{"function":{"parameters":{"input":"x"}}}]}"#,
+                8,
+                0,
+            ),
+            (r#"{"contents":[{"parts":[{"text":"ab"}]}],"systemInstruction":{"parts":{"text":"c"}}}"#, 3, 0),
+            (r#"{"input":"unfinis"#, 7, 7),
+        ] {
+            let parameters = scan(body);
+            assert_eq!((parameters.prompt_chars, parameters.input_chars), (prompt, input), "{body}");
+        }
+    }
+
+    #[test]
+    fn binary_data() {
+        let long = "A".repeat(5000);
+        for (body, chars) in [
+            (format!(r#"{{"a":"data:image/png;base64,{long}"}}"#), 0),
+            (format!(r#"{{"messages":[{{"content":[{{"image_url":{{"url":"data:image/png;base64,{long}"}}}}]}}]}}"#), 0),
+            (format!(r#"{{"source":{{"data":"{long}"}},"images":["{long}"],"file_data":"{long}"}}"#), 0),
+            (format!(r#"{{"inlineData":{{"mimeType":"a/b","data":"{long}"}}}}"#), 3),
+            (format!(r#"{{"data":"{long}"#), 0),
+            (format!(r#"{{"content":"{long}"}}"#), 5000),
+            (format!(r#"{{"content":"data: {long}"}}"#), 5006),
+            (format!(r#"{{"data":"{long} "}}"#), 5001),
+            (r#"{"data":"short"}"#.to_owned(), 5),
+            (r#"{"url":"https://img.example/1"}"#.to_owned(), 21),
+        ] {
+            assert_eq!(scan(&body).prompt_chars, chars, "{}", body.get(..40).unwrap_or(&body));
+        }
+    }
+
+    #[test]
+    fn images_in_the_prompt() {
+        for (body, images) in [
+            (r#"{"messages":[{"content":[{"type":"image_url","image_url":{"url":"a"}},{"type":"text","text":"image"}]}]}"#, 1),
+            (r#"{"input":[{"content":[{"type":"input_image","image_url":"a"},{"type":"input_image","file_id":"f"}]}]}"#, 2),
+            (r#"{"messages":[{"content":[{"type":"image","source":{"type":"base64","media_type":"image/png","data":"a"}}]}]}"#, 1),
+            (
+                r#"{"contents":[{"parts":[{"inlineData":{"mimeType":"image/png","data":"a"}},{"inline_data":{"mime_type":"audio/wav"}}]}]}"#,
+                1,
+            ),
+            (r#"{"messages":[{"content":"a","images":["AAAA","BBBB"]}]}"#, 2),
+            (r#"{"tools":[{"parameters":{"type":"object"}}]}"#, 0),
+        ] {
+            assert_eq!(scan(body).images, images, "{body}");
+        }
+    }
+
+    #[test]
+    fn complete_bodies() {
+        for (body, complete) in [
+            ("{}", true),
+            (" {\"a\":[1,{\"b\":null}]} \r\n", true),
+            ("[]", true),
+            ("", false),
+            ("{", false),
+            ("{}}", false),
+            ("{\"a\":1,}", false),
+            ("model=a", false),
+            ("--boundary\r\n", false),
+        ] {
+            assert_eq!(scan(body).is_complete, complete, "{body}");
+        }
+        assert_eq!(scan(r#"{"model":"a"#).model, None);
+        assert_eq!(scan(r#"{"model":"a","model":"b"}"#).model.as_deref(), Some("b"));
+        assert_eq!(scan(r#"{"messages":[{"model":"a"}]}"#).model, None);
     }
 }

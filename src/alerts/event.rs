@@ -1,10 +1,11 @@
 //! The content of alerts: the JSON event, and its text for chat services. It sends nothing.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
+use crate::sql::ledger::{LedgerAddition, LedgerRow};
 use crate::sql::outbox::{KeyOverThreshold, Threshold};
 
 /// The event of a key that was refused too often.
@@ -37,6 +38,25 @@ pub fn intercepted(hot: &KeyOverThreshold, threshold: Threshold, now: SystemTime
     })
 }
 
+/// The event of a budget that has reached a share of its amount. The amounts are in millionths of the
+/// currency's unit, or in tokens.
+pub fn budget(addition: &LedgerAddition, row: &LedgerRow, percent: u8, now: SystemTime) -> Value {
+    let (budget, subject) = addition.name.split_once(':').unwrap_or((&addition.name, ""));
+    let renews_at = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(addition.period_end_s).unwrap_or(0));
+    json!({
+        "type": "budget.share_reached",
+        "timestamp": format_rfc3339_seconds(now).to_string(),
+        "data": {
+            "budget": budget,
+            "subject": subject,
+            "percent": percent,
+            "spent": row.spent,
+            "amount": row.amount_max,
+            "renews_at": format_rfc3339_seconds(renews_at).to_string(),
+        },
+    })
+}
+
 /// The event of a test.
 pub fn test(now: SystemTime) -> Value {
     json!({ "type": "test", "timestamp": format_rfc3339_seconds(now).to_string(), "data": {} })
@@ -48,6 +68,9 @@ pub fn text(event: &Value) -> String {
     let data = &event["data"];
     let last = &data["last"];
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    if event["type"] == "budget.share_reached" {
+        return budget_text(data);
+    }
     if event["type"] != "key.intercepted" {
         return "Keylatch: this is a test alert. Alerts are delivered here.".into();
     }
@@ -74,4 +97,12 @@ pub fn text(event: &Value) -> String {
         word(&last["route"]),
     );
     text.trim_end().chars().filter(|each| !each.is_control()).collect()
+}
+
+fn budget_text(data: &Value) -> String {
+    let word = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
+    // A key id is shown by its first digits.
+    let subject: String = word("subject").replace("key=", "key ").chars().take(16).collect();
+    let of = if subject.is_empty() { String::new() } else { format!(" of {subject}") };
+    format!("Keylatch: the budget `{}`{of} has reached {} %. It renews at {}.", word("budget"), data["percent"], word("renews_at"))
 }

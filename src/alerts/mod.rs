@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use keylatch_filters::contract::Invalid;
+use keylatch_filters::contract::{Invalid, StoreError};
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use serde_json::Value;
@@ -21,7 +21,9 @@ use serde_json::Value;
 use crate::bindings::Store;
 use crate::config::Files;
 use crate::config::model::{Alerts as AlertsConfig, InterceptAlert};
+use crate::sql::ledger::{LedgerAddition, LedgerRow};
 use crate::sql::outbox::{Attempted, Delivery, KeyOverThreshold, Threshold};
+use crate::usage::ledger::Spending;
 pub use webhook::Webhook;
 
 /// The interval between two checks.
@@ -89,6 +91,12 @@ fn fresh_id() -> String {
     format!("evt_{}", uuid::Uuid::now_v7().simple())
 }
 
+/// The highest share of a budget that is reached and that operators were not alerted of.
+fn share_reached(addition: &LedgerAddition, row: &LedgerRow) -> Option<u8> {
+    let reached = |percent: &u8| i128::from(row.spent) * 100 >= i128::from(row.amount_max) * i128::from(*percent);
+    addition.alert_at.iter().copied().filter(reached).max().filter(|percent| i64::from(*percent) > row.alerted)
+}
+
 /// Turns intercepts into alerts, and delivers due events.
 pub struct AlertMonitor {
     store: Arc<Store>,
@@ -140,6 +148,28 @@ impl AlertMonitor {
         for webhook in alerts.webhooks.iter().chain(&alerts.before) {
             self.send_due(webhook);
         }
+    }
+
+    /// Raises alerts about budgets that were written since the last check.
+    pub async fn check_budgets(&self, spending: &Spending, alerts: &Alerts) {
+        for addition in spending.take_written() {
+            if let Err(error) = self.check_budget(&addition, &alerts.webhooks).await {
+                tracing::warn!(%error, "an alert about a budget cannot be stored; it is raised at the next change");
+            }
+        }
+    }
+
+    async fn check_budget(&self, addition: &LedgerAddition, webhooks: &[Arc<Webhook>]) -> Result<(), StoreError> {
+        let admin = self.store.admin_store();
+        let Some(row) = admin.ledger_row(&addition.name, addition.period).await? else { return Ok(()) };
+        let Some(percent) = share_reached(addition, &row) else { return Ok(()) };
+        let event = event::budget(addition, &row, percent, SystemTime::now()).to_string();
+        let events = webhooks.iter().map(|webhook| (fresh_id(), webhook.name.clone(), event.clone())).collect();
+        if admin.alert_of_share(&addition.name, addition.period, percent, events).await? {
+            self.raised.inc();
+            tracing::warn!(budget = %addition.name, percent, "a budget has reached a share: alert raised");
+        }
+        Ok(())
     }
 
     /// The last check before the end: raises alerts, and leaves their delivery to other processes.

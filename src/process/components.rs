@@ -25,6 +25,7 @@ use crate::operator::replica_rpc::ReplicaRpc;
 use crate::operator::sign_in::Authenticator;
 use crate::outbound::Services;
 use crate::redis;
+use crate::redis::ledger::RedisLedger;
 use crate::reload::{self, Reloader};
 use crate::settings::{self, LiveSettings};
 use crate::sql::record::RetentionPolicy;
@@ -32,6 +33,7 @@ use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sampler::{Sampler, State};
 use crate::usage::Accounts;
+use crate::usage::ledger::{LocalLedger, SharedLedger, Spending};
 use crate::util::periodic::every;
 use crate::util::time::millis;
 use crate::watch::{self, FileWatch};
@@ -55,6 +57,8 @@ pub struct Components {
     pub reloader: Arc<Reloader>,
     /// What requests used.
     pub usage: Arc<Accounts>,
+    /// What budgets have spent.
+    pub spending: Arc<Spending>,
     /// The admin API.
     pub api: Arc<Api>,
     /// When the process started, in milliseconds since 1970.
@@ -70,9 +74,11 @@ impl Components {
         let (files, registry) = (Files::beside(path), &metrics.registry);
         let redis = bindings::open_redis(settings, &files, registry).await?;
         let counters = redis.as_ref().map(redis::counters);
+        let redis_ledger = redis.clone().map(RedisLedger::new);
         let opened = bindings::open(settings, &files, registry, Purpose::Serve, redis).await?;
         let near = Arc::<UsageTracker>::default();
         let usage = Accounts::new(Arc::clone(&opened.authority), &settings.usage, registry);
+        let spending = Spending::new(Arc::clone(&opened.authority));
         let ports = Ports {
             bindings: Arc::clone(&opened.store) as _,
             hasher: opened.hasher.clone(),
@@ -81,8 +87,8 @@ impl Components {
             outbound: Arc::new(Services::on_current_runtime()),
             usage_tracker: Arc::clone(&near),
             usage: Arc::clone(&usage) as _,
-            ledger: Arc::<keylatch_filters::limiting::ledger::MemoryLedger>::default(),
-            shared_ledger: None,
+            ledger: LocalLedger::new(Arc::clone(&spending)),
+            shared_ledger: redis_ledger.map(|redis| SharedLedger::new(redis, Arc::clone(&spending)) as _),
         };
         let compiler = Arc::new(Compiler::new(ports));
         let live = Arc::new(LiveSettings::new(&opened.admin_secret)?);
@@ -100,13 +106,15 @@ impl Components {
         let shared = Arc::new(ProxyState { snapshot: ArcSwap::from_pointee(snapshot), metrics, access, live, acme });
         let reloader = Arc::new(Reloader::new(path, compiler, Arc::clone(&shared), parsed));
         let replica = Arc::new(Replica::new(settings.replica()));
-        let (watch, files) = start_periodic_tasks(path, &shared, &opened.store, &reloader, &replica);
+        let (watch, files) = start_periodic_tasks(path, &shared, &opened.store, &reloader, &replica, &spending);
         start_certificate_orders(path, &shared, &replica);
         let current = Arc::clone(&shared);
         usage.flush_periodically(move || current.snapshot.load().settings.usage.clone());
+        let current = Arc::clone(&shared);
+        spending.flush_periodically(move || current.snapshot.load().settings.usage.flush_every.0);
         let api = api(path, settings, opened, near, &shared, &replica, &reloader, &usage)?;
         let store = Arc::clone(&api.store);
-        Ok(Self { shared, store, watch, replica, reloader, usage, api, started_ms: millis(SystemTime::now()), _files: files })
+        Ok(Self { shared, store, watch, replica, reloader, usage, spending, api, started_ms: millis(SystemTime::now()), _files: files })
     }
 
     /// The state of this replica.
@@ -134,12 +142,14 @@ impl Components {
     /// Checks for the last time for keys that were refused too often, and records alerts without delivering them.
     pub async fn record_last_alerts(&self) {
         let (alerts, threshold) = self.shared.live.alerts(&self.shared.snapshot.load().alerts);
+        self.watch.check_budgets(&self.spending, &alerts).await;
         self.watch.check_last(&alerts, threshold).await;
     }
 }
 
-async fn check_alerts(watch: &Arc<AlertMonitor>, shared: &ProxyState) {
+async fn check_alerts(watch: &Arc<AlertMonitor>, shared: &ProxyState, spending: &Spending) {
     let (alerts, threshold) = shared.live.alerts(&shared.snapshot.load().alerts);
+    watch.check_budgets(spending, &alerts).await;
     watch.check(&alerts, threshold).await;
 }
 
@@ -150,6 +160,7 @@ fn start_periodic_tasks(
     store: &Arc<Store>,
     reloader: &Arc<Reloader>,
     replica: &Arc<Replica>,
+    spending: &Arc<Spending>,
 ) -> (Arc<AlertMonitor>, Arc<FileWatch>) {
     let current = Arc::clone(shared);
     // The smallest useful retention period; the store itself decides whether work is due.
@@ -162,10 +173,10 @@ fn start_periodic_tasks(
         })
     });
     let watch = AlertMonitor::new(Arc::clone(store), &shared.metrics.registry);
-    let current = Arc::clone(shared);
+    let (current, spending) = (Arc::clone(shared), Arc::clone(spending));
     every(&watch, alerts::CHECK_INTERVAL, move |watch| {
-        let current = Arc::clone(&current);
-        async move { check_alerts(&watch, &current).await }
+        let (current, spending) = (Arc::clone(&current), Arc::clone(&spending));
+        async move { check_alerts(&watch, &current, &spending).await }
     });
     let files = Arc::new(FileWatch::new(Arc::clone(shared), Arc::clone(reloader)));
     every(&files, watch::POLL_INTERVAL, |files| async move { files.poll().await });

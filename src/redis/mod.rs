@@ -8,6 +8,7 @@
 pub mod cache;
 mod connect;
 mod faults;
+pub mod ledger;
 pub mod limits;
 
 use std::sync::{Arc, LazyLock};

@@ -130,7 +130,7 @@ pub const METRICS: &[Metric] = &[
     counter(
         "keylatch_usage_lost_total",
         &["what"],
-        "Requests whose usage was lost because the queue was full: their `sums`, `latency` or row of the `log`.",
+        "Requests with usage that was lost because the queue was full: its `sums`, `latency` or row of the `log`.",
     ),
     gauge("keylatch_usage_queued", &[], "Sums of usage that wait to be written."),
     counter(

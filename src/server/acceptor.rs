@@ -49,10 +49,10 @@ impl Acceptor {
         proxy: Arc<HttpProxy<ProxyPhases>>,
         state: Arc<ProxyState>,
         listener: &Listener,
+        open_connections: Arc<OpenConnections>,
         drain: Drain,
         on_refusal: OnRefusal,
     ) -> Self {
-        let open = state.metrics.connections.clone();
         let limits = &listener.limits;
         Self {
             proxy,
@@ -66,7 +66,7 @@ impl Acceptor {
                 body_rate: limits.into(),
                 lingering: limits.into(),
             },
-            open_connections: OpenConnections::new(limits.connections, limits.connections_per_peer, open),
+            open_connections,
             on_refusal,
             h2c: listener.h2c,
             drain,

@@ -26,6 +26,7 @@ pub use stop::Stop;
 
 use crate::config::model::{Listener, Settings};
 use crate::http_proxy::{AheadBudget, ProxyPhases, ProxyState};
+use crate::listener::admission::OpenConnections;
 use crate::listener::conn::OnRefusal;
 use crate::listener::conn::lingering::Lingered;
 use crate::server::acceptor::Acceptor;
@@ -35,6 +36,11 @@ use service::{ListenerEvent, ListenerService};
 /// The most attempts per request in Pingora; `upstreams[].retries` is limited below it.
 const ATTEMPTS_MAX: usize = 12;
 const H2_STREAMS_MAX: u32 = 256;
+/// The idle connections to upstreams that are kept, of all workers together.
+const UPSTREAM_IDLE_MAX: usize = 1024;
+/// If this variable is set, every worker has a runtime with one thread and its own idle connections
+/// to upstreams, and no work moves between workers. An experiment, not part of the configuration.
+const RUNTIME_PER_WORKER: &str = "KEYLATCH_RUNTIME_PER_WORKER";
 /// The read and write buffers of a client connection, in bytes. No read buffer: headers and bodies
 /// are read into buffers of their own, and an idle stream would keep it for nothing.
 const READ_BUFFER_BYTES: usize = 0;
@@ -53,20 +59,20 @@ pub fn run(
     started: impl FnOnce() -> Result<(), String>,
 ) -> Result<(), String> {
     let (event_sender, mut events) = mpsc::unbounded_channel();
-    let server = build(state, settings, sockets, &stop, pulse, &event_sender);
+    let (server, services) = build(state, settings, sockets, &stop, pulse, &event_sender)?;
     drop(event_sender);
     let signals = Signals { stop: stop.clone() };
     let thread = std::thread::Builder::new().name("pingora".into());
     let serving = thread
         .spawn(move || server.run(RunArgs { shutdown_signal: Box::new(signals) }))
         .map_err(|e| format!("the server thread cannot be started: {e}"))?;
-    for _ in &settings.listeners {
+    for _ in 0..services {
         if events.blocking_recv() != Some(ListenerEvent::Begun) {
             return Err(ENDED.to_owned());
         }
     }
     started()?;
-    background.block_on(wait(state, settings, stop, &serving, events))
+    background.block_on(wait(state, settings, stop, &serving, events, services))
 }
 
 const ENDED: &str = "the server ended unexpectedly; see the log lines before this one";
@@ -78,13 +84,14 @@ async fn wait<T>(
     mut stop: watch::Receiver<Stop>,
     serving: &std::thread::JoinHandle<T>,
     mut events: mpsc::UnboundedReceiver<ListenerEvent>,
+    services: usize,
 ) -> Result<(), String> {
     const POLL_INTERVAL: Duration = Duration::from_millis(20);
     // An accepted connection is counted only once a thread has handled it.
     const ACCEPT_GRACE: Duration = Duration::from_millis(250);
     // Time for cut connections to write their last event and log line.
     const CUT_GRACE: Duration = Duration::from_secs(1);
-    let (connections, shutdown, listeners) = (&state.metrics.connections, &settings.shutdown, settings.listeners.len());
+    let (connections, shutdown) = (&state.metrics.connections, &settings.shutdown);
     let mut poll = tokio::time::interval(POLL_INTERVAL * 10);
     while *stop.borrow_and_update() == Stop::No {
         tokio::select! {
@@ -97,7 +104,7 @@ async fn wait<T>(
     }
     let mut stage = Stop::No;
     let mut over = Instant::now();
-    let (mut listening, mut quiet) = (listeners, None);
+    let (mut listening, mut quiet) = (services, None);
     // A gauge cannot be awaited, and this loop runs once, at the end.
     let mut poll = tokio::time::interval(POLL_INTERVAL);
     loop {
@@ -132,6 +139,7 @@ async fn wait<T>(
     }
 }
 
+/// The server and the number of its services.
 fn build(
     state: &Arc<ProxyState>,
     settings: &Settings,
@@ -139,16 +147,19 @@ fn build(
     stop: &watch::Receiver<Stop>,
     pulse: &Arc<Pulse>,
     event_sender: &mpsc::UnboundedSender<ListenerEvent>,
-) -> Server {
+) -> Result<(Server, usize), String> {
     let longest = settings.shutdown.drain.0.max(settings.shutdown.upgrade_drain.0);
-    let threads = match settings.workers {
+    let workers = match settings.workers {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         some => some,
     };
+    let per_worker = std::env::var_os(RUNTIME_PER_WORKER).is_some();
+    let (threads, copies) = if per_worker { (1, workers) } else { (workers, 1) };
     let conf = ServerConf {
         threads,
+        work_stealing: !per_worker,
         max_retries: ATTEMPTS_MAX,
-        upstream_keepalive_pool_size: 1024,
+        upstream_keepalive_pool_size: UPSTREAM_IDLE_MAX.div_ceil(copies),
         // Pingora always waits this long; `run` returns earlier.
         grace_period_seconds: Some(longest.as_secs() + 5),
         graceful_shutdown_timeout_seconds: Some(1),
@@ -156,25 +167,46 @@ fn build(
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
+    let mut services = 0;
     for (address, socket) in sockets {
         // The sockets were opened from the same settings.
         let listener = settings.listeners.iter().find(|listener| listener.address == address);
-        if let Some(listener) = listener {
+        let Some(listener) = listener else { continue };
+        let budgets = Budgets::new(state, listener);
+        for _ in 0..copies {
+            let socket = socket.try_clone().map_err(|e| format!("the socket of {address} cannot be shared: {e}"))?;
             let drain =
                 Drain { stop: stop.clone(), shutdown: settings.shutdown.clone(), close_timeout: listener.limits.lingering_timeout.0 };
-            let service = service(state, listener, drain, &Arc::clone(&server.configuration));
+            let service = service(state, listener, &budgets, drain, &Arc::clone(&server.configuration));
             server.add_service(ListenerService::new(service, &address.to_string(), socket, Arc::clone(pulse), event_sender.clone()));
+            services += 1;
         }
     }
-    server
+    Ok((server, services))
 }
 
-fn service(state: &Arc<ProxyState>, listener: &Listener, drain: Drain, conf: &Arc<ServerConf>) -> Service<Acceptor> {
+/// The limits of a listener that all its workers use together.
+struct Budgets {
+    connections: Arc<OpenConnections>,
+    ahead: Arc<AheadBudget>,
+}
+
+impl Budgets {
+    fn new(state: &ProxyState, listener: &Listener) -> Self {
+        let limits = &listener.limits;
+        Self {
+            connections: OpenConnections::new(limits.connections, limits.connections_per_peer, state.metrics.connections.clone()),
+            ahead: AheadBudget::new(limits.read_ahead_total_bytes.0),
+        }
+    }
+}
+
+fn service(state: &Arc<ProxyState>, listener: &Listener, budgets: &Budgets, drain: Drain, conf: &Arc<ServerConf>) -> Service<Acceptor> {
     let phases = ProxyPhases {
         state: Arc::clone(state),
         address: listener.address,
         limits: listener.limits.clone(),
-        ahead_budget: AheadBudget::new(listener.limits.read_ahead_total_bytes.0),
+        ahead_budget: Arc::clone(&budgets.ahead),
     };
     let mut proxy = HttpProxy::new(phases, Arc::clone(conf));
     let mut options = HttpServerOptions::default();
@@ -193,7 +225,7 @@ fn service(state: &Arc<ProxyState>, listener: &Listener, drain: Drain, conf: &Ar
     }
     let refused = state.metrics.refused.clone();
     let on_refusal: OnRefusal = Arc::new(move |reason| refused.with_label_values(&[reason]).inc());
-    let acceptor = Acceptor::new(Arc::new(proxy), Arc::clone(state), listener, drain, on_refusal);
+    let acceptor = Acceptor::new(Arc::new(proxy), Arc::clone(state), listener, Arc::clone(&budgets.connections), drain, on_refusal);
     let mut service = Service::new(format!("listener {}", listener.address), acceptor);
     let endpoint =
         ListenerConfig::tcp(listener.address.to_string()).l4_buffer(L4BufferSettings::new(READ_BUFFER_BYTES, WRITE_BUFFER_BYTES));

@@ -19,30 +19,33 @@ use super::acceptor::Acceptor;
 /// The interval of the heartbeats of the request threads.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// The heartbeat of the request threads.
+/// The heartbeats of the request threads.
 pub struct Pulse {
     began: Instant,
-    /// The last heartbeat, in milliseconds since `began`.
-    beat_ms: AtomicU64,
+    /// The last heartbeat of each runtime, in milliseconds since `began`.
+    beats_ms: Mutex<Vec<Arc<AtomicU64>>>,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { began: Instant::now(), beat_ms: AtomicU64::new(0) }
+        Self { began: Instant::now(), beats_ms: Mutex::default() }
     }
 }
 
 impl Pulse {
-    /// The time since the last heartbeat.
+    /// The time since the last heartbeat of the runtime that has been silent for longest.
     pub fn age(&self) -> Duration {
-        self.began.elapsed().saturating_sub(Duration::from_millis(self.beat_ms.load(Ordering::Relaxed)))
+        let oldest_ms = self.beats_ms.lock().iter().map(|beat| beat.load(Ordering::Relaxed)).min();
+        self.began.elapsed().saturating_sub(Duration::from_millis(oldest_ms.unwrap_or(0)))
     }
 
     async fn beat(self: Arc<Self>) {
+        let beat_ms = Arc::<AtomicU64>::default();
+        self.beats_ms.lock().push(Arc::clone(&beat_ms));
         let mut beats = tokio::time::interval(BEAT);
         loop {
             beats.tick().await;
-            self.beat_ms.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            beat_ms.store(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
     }
 }

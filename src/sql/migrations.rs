@@ -15,13 +15,13 @@ macro_rules! files {
 /// The migrations of PostgreSQL.
 pub static POSTGRES: LazyLock<Migrator> = files!("postgres":
     "0001_foundation", "0002_alerts", "0003_audit", "0004_settings", "0005_operating", "0006_providers", "0007_questions",
-    "0008_settings", "0009_tops", "0010_vault", "0011_notify", "0012_shadow", "0013_usage",
+    "0008_settings", "0009_tops", "0010_vault", "0011_notify", "0012_shadow", "0013_usage", "0014_budgets",
 );
 
 /// The migrations of SQLite.
 pub static SQLITE: LazyLock<Migrator> = files!("sqlite":
     "0001_foundation", "0002_bindings", "0003_alerts", "0004_audit", "0005_settings", "0006_operating", "0007_providers",
-    "0008_questions", "0009_tops", "0010_vault", "0011_shadow", "0012_usage",
+    "0008_questions", "0009_tops", "0010_vault", "0011_shadow", "0012_usage", "0013_budgets",
 );
 
 /// A file name is the version, `_` and the description.

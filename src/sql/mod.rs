@@ -7,6 +7,7 @@ pub mod audit;
 pub mod batch;
 mod batcher;
 pub mod intercepts;
+pub mod ledger;
 pub mod mailbox;
 mod migrations;
 pub mod outbox;
@@ -65,6 +66,7 @@ pub trait AdminStore:
     + settings::SettingsStore
     + shared_secrets::SharedSecrets
     + usage::Usage
+    + ledger::LedgerStore
 {
 }
 impl<T> AdminStore for T where
@@ -77,6 +79,7 @@ impl<T> AdminStore for T where
         + settings::SettingsStore
         + shared_secrets::SharedSecrets
         + usage::Usage
+        + ledger::LedgerStore
 {
 }
 

@@ -4,6 +4,7 @@
 //! Reports are queries of the store ([`crate::sql::usage::Usage`]), with the horizon of
 //! [`Accounts::horizon`].
 
+pub mod ledger;
 pub mod metrics;
 mod pending;
 #[cfg(test)]
@@ -62,7 +63,7 @@ impl Accounts {
 
     fn with(writer: Box<dyn BatchWriter>, options: &UsageOptions, registry: &Registry) -> Arc<Self> {
         let lost = IntCounterVec::new(
-            Opts::new("keylatch_usage_lost_total", "Requests whose usage was lost because the queue was full, by what was lost."),
+            Opts::new("keylatch_usage_lost_total", "Requests with usage that was lost because the queue was full, by what was lost."),
             &["what"],
         );
         let queued = IntGauge::new("keylatch_usage_queued", "Sums of usage that wait to be written.");

@@ -242,7 +242,8 @@ async fn failures_lose_and_repeat_nothing() {
     accounts.flush().await;
     assert_eq!(total(&store).await, 0);
     // The commit succeeds, and its answer is lost.
-    (writer.before.store(false, Ordering::Relaxed), writer.after.store(true, Ordering::Relaxed));
+    writer.before.store(false, Ordering::Relaxed);
+    writer.after.store(true, Ordering::Relaxed);
     accounts.flush().await;
     accounts.flush().await;
     assert_eq!(total(&store).await, 1000, "one batch, once");
@@ -313,7 +314,7 @@ async fn pages_are_complete_and_stable() {
     ] {
         for (sort, descending) in [(UsageSort::Cost, true), (UsageSort::Requests, false), (UsageSort::Time, true), (UsageSort::Time, false)]
         {
-            let all = UsageQuery { group: group.clone(), step, sort, descending, limit: 10_000, ..query(range.0, range.1) };
+            let all = UsageQuery { group: group.clone(), step, sort, descending, limit: 5000, ..query(range.0, range.1) };
             let whole = store.admin_store().usage_report(&all).await.unwrap();
             assert!(whole.next.is_none() && whole.rows.len() > 5);
             let (mut paged, mut after): (Vec<UsageRow>, Option<UsageCursor>) = (Vec::new(), None);

@@ -7,9 +7,10 @@
 //! starts a transaction that writes. `audit` writes audit entries into a transaction. `failed` turns
 //! an error of the driver into a [`StoreError`](keylatch_filters::contract::StoreError). `NOW_MS` is
 //! the SQL expression of the server's clock, in milliseconds since 1970. The module `usage` writes
-//! usage and knows how labels are stored.
+//! usage and knows how labels are stored, and `alerts` queues events.
 
 mod accounts;
+mod ledger;
 mod mailbox;
 mod providers;
 mod samples;
@@ -17,7 +18,9 @@ mod settings;
 mod shared_secrets;
 pub mod trim;
 mod usage;
+mod usage_filter;
 mod usage_log;
 
-use super::usage::{filter_label, join_labels, write_usage};
+use super::alerts::enqueue;
+use super::usage::{fetch_report, filter_label, join_labels, key_index, write_usage};
 use super::{Connection, Db, DbPool, NOW_MS, Own, Tx, audit, begin, failed};

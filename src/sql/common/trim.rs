@@ -54,6 +54,7 @@ pub async fn trim_usage(pool: &DbPool, now_ms: i64, kept: &UsageRetention) -> sq
     let oldest_ms = now_ms.saturating_sub(seconds(kept.requests).saturating_mul(1000));
     gone += pieces(pool, "usage_requests", "at_ms, id", &format!("at_ms < {oldest_ms}")).await?;
     gone += pieces(pool, "usage_batches", "id", &format!("made_s < {}", now_s - BATCHES_KEPT_S)).await?;
+    gone += pieces(pool, "budget_ledger", "name, period", &format!("period_end_s < {}", now_s - RECENT_DAYS * DAY_S)).await?;
     for (table, _) in RECENT {
         gone += pieces(pool, table, "key_id", &format!("day < {}", now_s / DAY_S - RECENT_DAYS)).await?;
     }

@@ -10,14 +10,15 @@ use async_trait::async_trait;
 use keylatch_filters::contract::{Cost, Currency, KeyId, StoreError};
 use sqlx::{Database, QueryBuilder, Row};
 
-use super::{Db, Own, failed, filter_label, join_labels, write_usage};
+use super::usage_filter::filtered;
+use super::{Db, Own, failed, fetch_report, join_labels, key_index, write_usage};
 use crate::sql::intercepts::Page;
 use crate::sql::usage::query::GROUPS_MAX;
-use crate::sql::usage::tables::{DAY_S, MINUTE_S, RECENT, key_bytes, recent_column};
+use crate::sql::usage::tables::{DAY_S, MINUTE_S, RECENT, recent_column};
 use crate::sql::usage::time::{Segment, Steps, recent_days, segments, steps};
 use crate::sql::usage::{
-    RequestCursor, RequestQuery, RequestRow, Usage, UsageBatch, UsageCursor, UsageDimension, UsageFilter, UsageLatency, UsageQuery,
-    UsageRow, UsageSort, UsageSums,
+    RequestCursor, RequestQuery, RequestRow, Usage, UsageBatch, UsageCursor, UsageDimension, UsageLatency, UsageQuery, UsageRow, UsageSort,
+    UsageSums,
 };
 
 type DbRow = <Db as Database>::Row;
@@ -37,7 +38,7 @@ impl Usage for Own {
             true => self.ranked(&report).await?,
             false => vec![UsageCursor { value: 0, bucket: 0, group: Vec::new() }],
         };
-        let full = report.has_columns() && found.len() >= query.limit.max(1) as usize;
+        let full = report.has_columns() && found.len() >= query.rows_max() as usize;
         let next = found.last().filter(|_| full).cloned();
         let rows = self.summed(&report, found).await?;
         Ok(Page { rows, next })
@@ -49,7 +50,7 @@ impl Usage for Own {
 
     async fn usage_keys(&self, first: KeyId, last: KeyId) -> Result<Vec<KeyId>, StoreError> {
         let mut statement = QueryBuilder::new("SELECT DISTINCT key_id FROM usage_keys WHERE key_id >= ");
-        statement.push_bind(key_bytes(Some(first))).push(" AND key_id <= ").push_bind(key_bytes(Some(last))).push(" LIMIT 2");
+        statement.push_bind(first.0.to_vec()).push(" AND key_id <= ").push_bind(last.0.to_vec()).push(" LIMIT 2");
         let ids: Vec<Vec<u8>> = self.with(async |pool| statement.build_query_scalar().fetch_all(&pool).await.map_err(failed)).await?;
         Ok(ids.into_iter().filter_map(|id| id.try_into().ok().map(KeyId)).collect())
     }
@@ -127,12 +128,17 @@ impl<'q> Report<'q> {
         let columns: String =
             self.query.group.iter().filter(|by| **by != UsageDimension::Label).map(|by| format!("{}, ", column(*by))).collect();
         let key = if self.needs_label() && !self.query.group.contains(&UsageDimension::Key) { "key_id, " } else { "" };
+        let by_key = self.query.filter.key.is_some() || (!found.is_empty() && self.query.group.contains(&UsageDimension::Key));
         statement.push(" FROM (");
-        for (index, segment) in self.segments.iter().enumerate() {
-            statement.push(if index == 0 { "SELECT " } else { " UNION ALL SELECT " });
+        for (number, segment) in self.segments.iter().enumerate() {
+            statement.push(if number == 0 { "SELECT " } else { " UNION ALL SELECT " });
             let shift_s = if segment.step_s == DAY_S { shift_s } else { 0 };
             let table = self.table(segment.step_s);
-            statement.push(format!("at_s + {shift_s} AS at_s, {key}{columns}{values} FROM {table} AS s WHERE step_s = {}", segment.step_s));
+            let index = if by_key { key_index(table) } else { String::new() };
+            statement.push(format!(
+                "at_s + {shift_s} AS at_s, {key}{columns}{values} FROM {table} AS s{index} WHERE step_s = {}",
+                segment.step_s
+            ));
             statement.push(" AND at_s >= ").push_bind(segment.from_s).push(" AND at_s < ").push_bind(segment.to_s);
             filtered(statement, &self.query.filter);
             self.only_found(statement, found)?;
@@ -191,7 +197,7 @@ impl<'q> Report<'q> {
         }
         let way = if query.descending { " DESC" } else { "" };
         let order: Vec<String> = names.iter().map(|name| format!("{name}{way}")).collect();
-        statement.push(format!(" ORDER BY {} LIMIT ", order.join(", "))).push_bind(i64::from(query.limit.max(1)));
+        statement.push(format!(" ORDER BY {} LIMIT ", order.join(", "))).push_bind(i64::from(query.rows_max()));
         Ok(())
     }
 
@@ -214,11 +220,11 @@ impl<'q> Report<'q> {
 impl Own {
     /// The groups of the page, in their order.
     async fn ranked(&self, report: &Report<'_>) -> Result<Vec<UsageCursor>, StoreError> {
-        let mut statement = match recent(report)? {
+        let statement = match recent(report)? {
             Some(statement) => statement,
             None => grouped(report)?,
         };
-        let rows = self.with(async |pool| statement.build().fetch_all(&pool).await.map_err(failed)).await?;
+        let rows = fetch_report(self, statement).await?;
         rows.iter().map(|row| report.cursor(row, 1, row.try_get(0).map_err(failed)?)).collect()
     }
 
@@ -237,7 +243,7 @@ impl Own {
         )?;
         statement.push(" GROUP BY ");
         statement.push(report.aliases().into_iter().chain(["u.currency".into()]).collect::<Vec<_>>().join(", "));
-        let rows = self.with(async |pool| statement.build().fetch_all(&pool).await.map_err(failed)).await?;
+        let rows = fetch_report(self, statement).await?;
         let mut of_group: HashMap<(i64, Vec<String>), (UsageSums, Vec<Cost>)> = HashMap::new();
         for row in &rows {
             let cursor = report.cursor(row, 0, 0)?;
@@ -301,13 +307,14 @@ fn recent(report: &Report<'_>) -> Result<Option<QueryBuilder<Db>>, StoreError> {
         UsageSort::Requests => requests,
         UsageSort::Time => return Ok(None),
     };
-    let Some((from, today)) = recent_days(query).filter(|_| is_plain) else { return Ok(None) };
-    let sum = (from..=today).map(recent_column).collect::<Vec<_>>().join(" + ");
-    // The column of a day after the row's last day still has an older day.
-    let some =
-        (from..=today).map(|day| format!("CASE WHEN day >= {day} THEN {} ELSE 0 END", recent_column(day))).collect::<Vec<_>>().join(" + ");
+    let Some((from, to)) = recent_days(query).filter(|_| is_plain) else { return Ok(None) };
+    // The running totals at the end and before the start. After the last use of a key there is no
+    // column yet, and the total is still the one of the end.
+    let end = to.map_or("total".to_owned(), |to| format!("CASE WHEN day >= {to} THEN {} ELSE total END", recent_column(to - 1)));
+    let sum = format!("{end} - {}", recent_column(from - 1));
+    // Keys that were used after the end only are found, too; the second query drops them.
     let mut statement = QueryBuilder::new("SELECT v, c0 FROM (SELECT key_id AS c0, ");
-    statement.push(format!("CASE WHEN day >= {today} THEN {sum} ELSE {some} END AS v FROM {table} WHERE day >= {from}) AS g"));
+    statement.push(format!("{sum} AS v FROM {table} WHERE day >= {from}) AS g"));
     report.ordered(&mut statement, &["v".to_owned(), "c0".to_owned()])?;
     Ok(Some(statement))
 }
@@ -337,21 +344,4 @@ fn push_value(statement: &mut QueryBuilder<Db>, by: UsageDimension, value: &str)
 
 fn hex(id: &[u8]) -> String {
     id.try_into().map(|id| KeyId(id).hex()).unwrap_or_default()
-}
-
-/// Adds the conditions of a filter to a query of a table with its columns.
-pub fn filtered(statement: &mut QueryBuilder<Db>, filter: &UsageFilter) {
-    if let Some(key) = filter.key {
-        statement.push(" AND key_id = ").push_bind(key_bytes(Some(key)));
-    }
-    for (name, text) in [("subject", &filter.subject), ("model", &filter.model), ("route", &filter.route), ("upstream", &filter.upstream)] {
-        if let Some(text) = text {
-            statement.push(format!(" AND {name} = ")).push_bind(text.clone());
-        }
-    }
-    if let Some(label) = &filter.label {
-        statement.push(" AND key_id IN (");
-        filter_label(statement, label);
-        statement.push(")");
-    }
 }

@@ -8,8 +8,8 @@ use keylatch_filters::contract::{Cost, CountSource, Currency, KeyId, OtherUnits,
 use sqlx::{Database, QueryBuilder, Row};
 use uuid::Uuid;
 
-use super::usage::filtered;
-use super::{Db, Own, failed};
+use super::usage_filter::filtered;
+use super::{Db, Own, failed, fetch_report};
 use crate::sql::intercepts::Page;
 use crate::sql::usage::tables::{DAY_S, HOUR_S, REQUEST_COLUMNS};
 use crate::sql::usage::time::{Steps, segments, steps};
@@ -36,7 +36,7 @@ pub async fn latency(own: &Own, query: &UsageQuery) -> Result<Vec<UsageLatency>,
         filtered(&mut statement, &filter);
     }
     statement.push(") AS u GROUP BY 1, 2 ORDER BY 1, 2");
-    let rows = own.with(async |pool| statement.build().fetch_all(&pool).await.map_err(failed)).await?;
+    let rows = fetch_report(own, statement).await?;
     let mut counts: BTreeMap<i64, [i64; LATENCY_BOUNDS_MS.len() + 1]> = BTreeMap::new();
     for row in &rows {
         let read = || -> sqlx::Result<(i64, i64, i64)> { Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)) };
@@ -81,7 +81,7 @@ pub async fn requests(own: &Own, query: &RequestQuery) -> Result<Page<RequestRow
         statement.push(" AND (at_ms, id) < (").push_bind(after.at_ms).push(", ").push_bind(id.as_bytes().to_vec()).push(")");
     }
     statement.push(" ORDER BY at_ms DESC, id DESC LIMIT ").push_bind(i64::from(query.limit));
-    let rows = own.with(async |pool| statement.build().fetch_all(&pool).await.map_err(failed)).await?;
+    let rows = fetch_report(own, statement).await?;
     let rows = rows.iter().map(|row| request(row).map_err(failed)).collect::<Result<Vec<_>, _>>()?;
     let full = rows.len() >= query.limit as usize;
     let next = rows.last().filter(|_| full).map(|last| RequestCursor { at_ms: last.at_ms, id: last.id.to_string() });

@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Executor, Row};
 
 use super::failed;
-use super::session::Pool;
+use super::session::{Pool, Session};
 use crate::sql::intercepts::SHADOW;
 use crate::sql::outbox::{AT_ONCE, Attempted, Delivery, KeyOverThreshold, LOOKED_BACK_MAX, Threshold};
 use crate::sql::record::{key_id, parsed_networks};
@@ -91,12 +91,18 @@ pub async fn raise(pool: &Pool, id: KeyId, window: Duration, events: &[(String, 
     if recorded.rows_affected() == 0 {
         return Ok(false);
     }
-    for (id, webhook, event) in events {
-        let put = sqlx::query("INSERT INTO outbox (id, webhook, event) VALUES ($1, $2, $3)");
-        put.bind(id).bind(webhook).bind(event).execute(&mut *tx).await.map_err(failed)?;
-    }
+    enqueue(&mut tx, events).await.map_err(failed)?;
     tx.commit().await.map_err(failed)?;
     Ok(true)
+}
+
+/// Queues deliveries: id, webhook and event of each.
+pub async fn enqueue(tx: &mut Session, events: &[(String, String, String)]) -> sqlx::Result<()> {
+    for (id, webhook, event) in events {
+        let put = sqlx::query("INSERT INTO outbox (id, webhook, event) VALUES ($1, $2, $3)");
+        put.bind(id).bind(webhook).bind(event).execute(&mut *tx).await?;
+    }
+    Ok(())
 }
 
 /// Leases due deliveries: no other process takes them within `lease`.

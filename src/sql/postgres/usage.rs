@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keylatch_filters::contract::StoreError;
-use sqlx::postgres::PgArguments;
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Executor, QueryBuilder};
 
@@ -65,6 +65,25 @@ fn bound<'q>(query: Query<'q, Pg, PgArguments>, upsert: &Upsert, index: usize) -
         ),
         _ => query.bind(values().map(|value| if let Value::Int(number) = value { *number } else { None }).collect::<Vec<_>>()),
     }
+}
+
+/// The rows of a report. It may take longer than a request may, and group many keys in memory.
+pub async fn fetch_report(own: &Postgres, statement: QueryBuilder<Pg>) -> Result<Vec<PgRow>, StoreError> {
+    own.with(async move |pool| read(&pool, statement).await.map_err(failed)).await
+}
+
+async fn read(pool: &Pool, mut statement: QueryBuilder<Pg>) -> sqlx::Result<Vec<PgRow>> {
+    let mut tx = pool.begin().await?;
+    tx.execute("SET LOCAL statement_timeout = '120s'").await?;
+    tx.execute("SET LOCAL work_mem = '64MB'").await?;
+    let rows = statement.build().fetch_all(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(rows)
+}
+
+/// What follows the alias of a table for rows of few keys: nothing, the planner finds the index.
+pub fn key_index(_table: &str) -> String {
+    String::new()
 }
 
 /// The query of keys with a label.

@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use keylatch_filters::contract::{Intercept, KeyId, StoreError};
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
 
 use super::{Sqlite, failed, json};
 use crate::sql::outbox::{AT_ONCE, Attempted, Delivery, KeyOverThreshold, LOOKED_BACK_MAX, Threshold};
@@ -64,10 +64,7 @@ impl Sqlite {
         if recorded.rows_affected() == 0 {
             return Ok(false);
         }
-        for (id, webhook, event) in events {
-            let put = sqlx::query("INSERT INTO outbox (id, webhook, event, raised_ms, due_ms) VALUES (?, ?, ?, ?, ?)");
-            put.bind(id).bind(webhook).bind(event).bind(now_ms).bind(now_ms).execute(&mut *tx).await.map_err(failed)?;
-        }
+        enqueue(&mut tx, events).await.map_err(failed)?;
         tx.commit().await.map_err(failed)?;
         Ok(true)
     }
@@ -113,6 +110,16 @@ impl Sqlite {
         };
         done.map(|_| ()).map_err(failed)
     }
+}
+
+/// Queues deliveries: id, webhook and event of each.
+pub async fn enqueue(tx: &mut SqliteConnection, events: &[(String, String, String)]) -> sqlx::Result<()> {
+    let now_ms = now_ms();
+    for (id, webhook, event) in events {
+        let put = sqlx::query("INSERT INTO outbox (id, webhook, event, raised_ms, due_ms) VALUES (?, ?, ?, ?, ?)");
+        put.bind(id).bind(webhook).bind(event).bind(now_ms).bind(now_ms).execute(&mut *tx).await?;
+    }
+    Ok(())
 }
 
 fn read(row: &SqliteRow) -> Result<KeyOverThreshold, StoreError> {

@@ -1,7 +1,7 @@
 //! Writes usage to SQLite. Queries are in `common`.
 
 use keylatch_filters::contract::StoreError;
-use sqlx::sqlite::SqliteArguments;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{AssertSqlSafe, QueryBuilder, SqlSafeStr, Sqlite as Db, query::Query};
 
 use super::bindings::refuse_past;
@@ -46,6 +46,17 @@ fn bound<'q>(query: Query<'q, Db, SqliteArguments>, value: &Value) -> Query<'q, 
         Value::Text(text) => query.bind(text.clone()),
         Value::Bytes(bytes) => query.bind(bytes.clone()),
     }
+}
+
+/// The rows of a report.
+pub async fn fetch_report(own: &Sqlite, mut statement: QueryBuilder<Db>) -> Result<Vec<SqliteRow>, StoreError> {
+    statement.build().fetch_all(&own.pool).await.map_err(failed)
+}
+
+/// What follows the alias of a table for rows of few keys. Without it, the planner prefers the range
+/// of the primary key, which has all keys.
+pub fn key_index(table: &str) -> String {
+    format!(" INDEXED BY {table}_by_key")
 }
 
 /// The query of keys with a label.

@@ -20,10 +20,11 @@ use super::intercepts::Page;
 /// The store of usage.
 #[async_trait]
 pub trait Usage: Send + Sync {
-    /// Writes a batch in one transaction, unless it was written before: a batch whose answer was
-    /// lost may be repeated with the same id.
+    /// Writes a batch in one transaction, unless it was written before: after a lost answer, a batch
+    /// may be repeated with the same id.
     async fn write_usage(&self, batch: &UsageBatch) -> Result<(), StoreError>;
-    /// Returns a page of the sums of each group and step.
+    /// Returns a page of the sums of each group and step. A page may have fewer rows than the limit
+    /// although there is a next one.
     async fn usage_report(&self, query: &UsageQuery) -> Result<Page<UsageRow, UsageCursor>, StoreError>;
     /// The time to first token of each step, or of the whole range without a step. Of the filters,
     /// only model and route apply.

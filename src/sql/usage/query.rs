@@ -105,7 +105,7 @@ pub struct UsageQuery {
     pub descending: bool,
     /// Only rows after this cursor.
     pub after: Option<UsageCursor>,
-    /// The maximum number of rows.
+    /// The maximum number of rows, up to [`PAGE_ROWS_MAX`].
     pub limit: u32,
     /// What the database has.
     pub horizon: UsageHorizon,
@@ -113,6 +113,8 @@ pub struct UsageQuery {
 
 /// The maximum number of fields by which rows are grouped.
 pub const GROUPS_MAX: usize = 2;
+/// The maximum number of rows of a page.
+pub const PAGE_ROWS_MAX: u32 = 5000;
 
 impl UsageQuery {
     /// The sums of a range, without step, group or filter, by cost, the largest first.
@@ -130,6 +132,11 @@ impl UsageQuery {
             limit: 100,
             horizon,
         }
+    }
+
+    /// The maximum number of rows, within bounds.
+    pub(crate) fn rows_max(&self) -> u32 {
+        self.limit.clamp(1, PAGE_ROWS_MAX)
     }
 }
 

@@ -13,10 +13,14 @@ pub const MINUTE_S: i64 = 60;
 pub const HOUR_S: i64 = 3600;
 /// Sums by day (UTC).
 pub const DAY_S: i64 = 24 * HOUR_S;
-/// The days that a row of the tables `usage_recent_…` has: one column for each, used as a ring.
+/// The days that a row of the tables `usage_recent_…` has: one column for each, used as a ring. See
+/// the migration.
 pub const RECENT_DAYS: i64 = 32;
+/// A value of sums.
+pub type Amount = fn(&UsageSums) -> i64;
+
 /// The tables `usage_recent_…`, with the value of each.
-pub const RECENT: [(&str, fn(&UsageSums) -> i64); 3] = [
+pub const RECENT: [(&str, Amount); 3] = [
     ("usage_recent_cost", |sums| sums.cost_micros),
     ("usage_recent_tokens", |sums| sums.input.saturating_add(sums.output)),
     ("usage_recent_requests", |sums| sums.requests),
@@ -138,16 +142,16 @@ pub fn recent_column(day: i64) -> String {
     format!("d{}", day.rem_euclid(RECENT_DAYS))
 }
 
-/// One upsert for each day and table: the column of a day is part of the statement.
+/// One upsert for each day and table: the day is part of the statement.
 fn recent(batch: &UsageBatch) -> Vec<Upsert> {
     let mut days: BTreeMap<i64, BTreeMap<Option<KeyId>, UsageSums>> = BTreeMap::new();
     for ((minute_s, group), sums) in &batch.sums {
         days.entry(minute_s.div_euclid(DAY_S)).or_default().entry(group.key).or_default().add(sums);
     }
     let of_day = |(day, keys): (&i64, &BTreeMap<Option<KeyId>, UsageSums>)| {
-        let upsert = |(table, value): &(&'static str, fn(&UsageSums) -> i64)| Upsert {
+        let upsert = |(table, value): &(&'static str, Amount)| Upsert {
             table,
-            columns: vec!["key_id".into(), "day".into(), recent_column(*day)],
+            columns: vec!["key_id".into(), "day".into(), "total".into()],
             conflict: recent_conflict(*day),
             rows: keys.iter().map(|(key, sums)| vec![Value::Bytes(key_bytes(*key)), int(*day), int(value(sums))]).collect(),
         };
@@ -156,22 +160,17 @@ fn recent(batch: &UsageBatch) -> Vec<Upsert> {
     days.iter().flat_map(of_day).collect()
 }
 
-/// A row has the sums of the [`RECENT_DAYS`] days up to its own `day`. A later day first clears the
-/// columns of the days between; a day that has left the row is not added.
+/// The first use of a later day records the running total for the ends of the days since the last
+/// use. A late use of an earlier day counts at the ends of that day and of those after it.
 fn recent_conflict(day: i64) -> String {
     let column = |before: i64| {
-        let (name, of) = (recent_column(day - before), day - before);
-        if before == 0 {
-            format!(
-                "{name} = CASE WHEN t.day < {day} THEN excluded.{name} WHEN t.day < {} THEN t.{name} + excluded.{name} ELSE t.{name} END",
-                day + RECENT_DAYS
-            )
-        } else {
-            format!("{name} = CASE WHEN t.day < {of} THEN 0 ELSE t.{name} END")
-        }
+        let (name, end) = (recent_column(day - before), day - before);
+        let late = end + RECENT_DAYS;
+        format!("{name} = CASE WHEN t.day <= {end} THEN t.total WHEN t.day > {late} THEN t.{name} + excluded.total ELSE t.{name} END")
     };
-    let columns: Vec<String> = (0..RECENT_DAYS).map(column).collect();
-    format!("(key_id) DO UPDATE SET {}, day = CASE WHEN t.day < {day} THEN {day} ELSE t.day END", columns.join(", "))
+    let columns: Vec<String> = (1..=RECENT_DAYS).map(column).collect();
+    let last = format!("day = CASE WHEN t.day < {day} THEN {day} ELSE t.day END");
+    format!("(key_id) DO UPDATE SET {}, {last}, total = t.total + excluded.total", columns.join(", "))
 }
 
 fn latency(batch: &UsageBatch) -> Upsert {

@@ -72,15 +72,15 @@ pub fn segments(query: &UsageQuery) -> Vec<Segment> {
     all.into_iter().filter(|segment| segment.from_s < segment.to_s).collect()
 }
 
-/// The days (since 1970) of a range that the tables `usage_recent_…` cover: it ends now, and has
-/// whole days (UTC) only.
-pub fn recent_days(query: &UsageQuery) -> Option<(i64, i64)> {
+/// The days (since 1970) of a range that the tables `usage_recent_…` cover, the end exclusive; an
+/// end of `None` is now. They cover whole days (UTC) only.
+pub fn recent_days(query: &UsageQuery) -> Option<(i64, Option<i64>)> {
     let [segment] = segments(query).try_into().ok()?;
     let Segment { step_s, from_s, to_s } = segment;
-    let (from, today) = (from_s / DAY_S, query.horizon.now_s / DAY_S);
+    let (from, to, today) = (from_s / DAY_S, to_s / DAY_S, query.horizon.now_s / DAY_S);
     // One day less than there are columns: the clock of another replica may be ahead.
-    let is_recent = from > today - (RECENT_DAYS - 1) && to_s > today * DAY_S;
-    (step_s == DAY_S && is_recent).then_some((from, today.max(from)))
+    let is_recent = step_s == DAY_S && from > today - (RECENT_DAYS - 1);
+    is_recent.then_some((from, Some(to).filter(|to| *to <= today)))
 }
 
 /// The offsets from UTC in a range, in seconds, each with the time at which it ends.
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(segments(&query(yesterday, today, now_s)), [of(DAY_S, yesterday, today)]);
         assert_eq!(segments(&query(yesterday, now_s, now_s)), [of(DAY_S, yesterday, today + DAY_S)]);
         let inner = query(yesterday - 3 * HOUR_S - 5, today - 2 * HOUR_S - 5, now_s);
-        assert_eq!(segments(&inner), [of(HOUR_S, yesterday - 4 * HOUR_S, yesterday), of(HOUR_S, yesterday, today - 2 * HOUR_S)]);
+        assert_eq!(segments(&inner), [of(HOUR_S, yesterday - 4 * HOUR_S, today - 2 * HOUR_S)]);
         let old = query(19_000 * DAY_S + 5, 19_002 * DAY_S + 5, now_s);
         assert_eq!(segments(&old), [of(DAY_S, 19_000 * DAY_S, 19_003 * DAY_S)]);
         let ends_now = query(now_s - 5 * DAY_S, now_s, now_s);
@@ -220,7 +220,7 @@ mod tests {
         let query = UsageQuery { step: Some(UsageStep::Day), zone, ..query(from_s, from_s + 9 * DAY_S, from_s + 20 * DAY_S) };
         let steps = steps(&query).unwrap();
         assert!(steps.expression("at_s").contains("CASE WHEN at_s < 1792890000 THEN 7200 ELSE 3600 END"), "{}", steps.expression("at_s"));
-        let starts: Vec<i64> = (20_750..20_753).map(|day| steps.start_s(day)).collect();
+        let starts: Vec<i64> = (20_751..20_754).map(|day| steps.start_s(day)).collect();
         assert_eq!(starts.windows(2).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>(), [25 * HOUR_S, DAY_S]);
         assert!(segments(&query).iter().all(|segment| segment.step_s == HOUR_S));
     }

@@ -92,11 +92,13 @@ CREATE TABLE usage_models (
     PRIMARY KEY (step_s, at_s, model, route, upstream, status, currency)
 ) WITH (fillfactor = 80);
 
--- One row for each key, with the sums of the 32 days up to `day` (days since 1970): the column of a day is its number modulo 32.
--- A report of the top keys of the last days reads one row for each key. Rows without use in these days are deleted.
+-- One row for each key: its running total, and in d0 to d31 the running total at the end of each of the 32 days before `day`
+-- (days since 1970, modulo 32). The sum of the last days is one subtraction, so a report of the top keys reads one row for
+-- each key. Rows without use in these days are deleted.
 CREATE TABLE usage_recent_cost (
     key_id bytea NOT NULL PRIMARY KEY,
     day bigint NOT NULL,
+    total bigint NOT NULL,
     d0 bigint NOT NULL DEFAULT 0, d1 bigint NOT NULL DEFAULT 0, d2 bigint NOT NULL DEFAULT 0, d3 bigint NOT NULL DEFAULT 0,
     d4 bigint NOT NULL DEFAULT 0, d5 bigint NOT NULL DEFAULT 0, d6 bigint NOT NULL DEFAULT 0, d7 bigint NOT NULL DEFAULT 0,
     d8 bigint NOT NULL DEFAULT 0, d9 bigint NOT NULL DEFAULT 0, d10 bigint NOT NULL DEFAULT 0, d11 bigint NOT NULL DEFAULT 0,
@@ -109,6 +111,7 @@ CREATE TABLE usage_recent_cost (
 CREATE TABLE usage_recent_tokens (
     key_id bytea NOT NULL PRIMARY KEY,
     day bigint NOT NULL,
+    total bigint NOT NULL,
     d0 bigint NOT NULL DEFAULT 0, d1 bigint NOT NULL DEFAULT 0, d2 bigint NOT NULL DEFAULT 0, d3 bigint NOT NULL DEFAULT 0,
     d4 bigint NOT NULL DEFAULT 0, d5 bigint NOT NULL DEFAULT 0, d6 bigint NOT NULL DEFAULT 0, d7 bigint NOT NULL DEFAULT 0,
     d8 bigint NOT NULL DEFAULT 0, d9 bigint NOT NULL DEFAULT 0, d10 bigint NOT NULL DEFAULT 0, d11 bigint NOT NULL DEFAULT 0,
@@ -121,6 +124,7 @@ CREATE TABLE usage_recent_tokens (
 CREATE TABLE usage_recent_requests (
     key_id bytea NOT NULL PRIMARY KEY,
     day bigint NOT NULL,
+    total bigint NOT NULL,
     d0 bigint NOT NULL DEFAULT 0, d1 bigint NOT NULL DEFAULT 0, d2 bigint NOT NULL DEFAULT 0, d3 bigint NOT NULL DEFAULT 0,
     d4 bigint NOT NULL DEFAULT 0, d5 bigint NOT NULL DEFAULT 0, d6 bigint NOT NULL DEFAULT 0, d7 bigint NOT NULL DEFAULT 0,
     d8 bigint NOT NULL DEFAULT 0, d9 bigint NOT NULL DEFAULT 0, d10 bigint NOT NULL DEFAULT 0, d11 bigint NOT NULL DEFAULT 0,

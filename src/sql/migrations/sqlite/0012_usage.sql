@@ -92,11 +92,13 @@ CREATE TABLE usage_models (
     PRIMARY KEY (step_s, at_s, model, route, upstream, status, currency)
 ) STRICT, WITHOUT ROWID;
 
--- One row for each key, with the sums of the 32 days up to `day` (days since 1970): the column of a day is its number modulo 32.
--- A report of the top keys of the last days reads one row for each key. Rows without use in these days are deleted.
+-- One row for each key: its running total, and in d0 to d31 the running total at the end of each of the 32 days before `day`
+-- (days since 1970, modulo 32). The sum of the last days is one subtraction, so a report of the top keys reads one row for
+-- each key. Rows without use in these days are deleted.
 CREATE TABLE usage_recent_cost (
     key_id BLOB NOT NULL PRIMARY KEY,
     day INTEGER NOT NULL,
+    total INTEGER NOT NULL,
     d0 INTEGER NOT NULL DEFAULT 0, d1 INTEGER NOT NULL DEFAULT 0, d2 INTEGER NOT NULL DEFAULT 0, d3 INTEGER NOT NULL DEFAULT 0,
     d4 INTEGER NOT NULL DEFAULT 0, d5 INTEGER NOT NULL DEFAULT 0, d6 INTEGER NOT NULL DEFAULT 0, d7 INTEGER NOT NULL DEFAULT 0,
     d8 INTEGER NOT NULL DEFAULT 0, d9 INTEGER NOT NULL DEFAULT 0, d10 INTEGER NOT NULL DEFAULT 0, d11 INTEGER NOT NULL DEFAULT 0,
@@ -109,6 +111,7 @@ CREATE TABLE usage_recent_cost (
 CREATE TABLE usage_recent_tokens (
     key_id BLOB NOT NULL PRIMARY KEY,
     day INTEGER NOT NULL,
+    total INTEGER NOT NULL,
     d0 INTEGER NOT NULL DEFAULT 0, d1 INTEGER NOT NULL DEFAULT 0, d2 INTEGER NOT NULL DEFAULT 0, d3 INTEGER NOT NULL DEFAULT 0,
     d4 INTEGER NOT NULL DEFAULT 0, d5 INTEGER NOT NULL DEFAULT 0, d6 INTEGER NOT NULL DEFAULT 0, d7 INTEGER NOT NULL DEFAULT 0,
     d8 INTEGER NOT NULL DEFAULT 0, d9 INTEGER NOT NULL DEFAULT 0, d10 INTEGER NOT NULL DEFAULT 0, d11 INTEGER NOT NULL DEFAULT 0,
@@ -121,6 +124,7 @@ CREATE TABLE usage_recent_tokens (
 CREATE TABLE usage_recent_requests (
     key_id BLOB NOT NULL PRIMARY KEY,
     day INTEGER NOT NULL,
+    total INTEGER NOT NULL,
     d0 INTEGER NOT NULL DEFAULT 0, d1 INTEGER NOT NULL DEFAULT 0, d2 INTEGER NOT NULL DEFAULT 0, d3 INTEGER NOT NULL DEFAULT 0,
     d4 INTEGER NOT NULL DEFAULT 0, d5 INTEGER NOT NULL DEFAULT 0, d6 INTEGER NOT NULL DEFAULT 0, d7 INTEGER NOT NULL DEFAULT 0,
     d8 INTEGER NOT NULL DEFAULT 0, d9 INTEGER NOT NULL DEFAULT 0, d10 INTEGER NOT NULL DEFAULT 0, d11 INTEGER NOT NULL DEFAULT 0,
