@@ -18,11 +18,12 @@ from support.admin import ENV, PASSWORD, signed_in
 from support.keylatch import ROOT, free_port, wait_for
 from support.provider import CLIENT, SECRET, Provider
 from support.stores import FREE, send_request
+from support.upstreams import Scripted, plain
 
 KEY = "sk-console-01-abcdwxyz"
 CONSOLE = ROOT / "src" / "console"
 STORE = "{sqlite: {path: t.db, flush_every: 50ms}}"
-PAGES = ["dashboard", "bindings", "intercepts", "streams", "limits", "settings", "configuration", "audit", "accounts", "account"]
+PAGES = ["dashboard", "usage", "bindings", "intercepts", "streams", "limits", "settings", "configuration", "audit", "accounts", "account"]
 
 
 class Browser:
@@ -352,6 +353,69 @@ def test_shadow_intercepts_are_labelled(start, echo_upstream, driver):
     browser.sees("shadow bound to")
     browser.choose("Shadow mode", "false")
     browser.sees("No matching intercepts.")
+    driver.get("about:blank")
+
+
+COUNTED = """
+prices: {models: [{model: "gpt-*", input: 2.5, output: 10}]}
+usage: {flush_every: 1s}
+"""
+
+
+def counted_answer(request, send):
+    """A chat completion with usage."""
+    body = {"model": json.loads(request["body"])["model"], "choices": [{"message": {"content": "Hello."}}], "usage": {"prompt_tokens": 1000, "completion_tokens": 200, "prompt_tokens_details": {"cached_tokens": 250}}}
+    send(plain(body=json.dumps(body).encode(), headers=["Content-Type: application/json"]))
+    return True
+
+
+@pytest.fixture
+def counting(start):
+    """A replica that has counted three requests of one key and one of another."""
+    with Scripted(counted_answer) as upstream:
+        replica = start(upstream, route_filters=FREE + "\n      - usage: {}", more=COUNTED, storage=STORE, env=ENV)
+        for key, model in ((KEY, "gpt-4o"), (KEY, "gpt-4o"), (KEY, "llama3"), ("sk-console-02-abcdmnop", "gpt-4o-mini")):
+            body = json.dumps({"model": model, "messages": []}).encode()
+            assert raw.request(replica.port, "/v1/chat/completions", "POST", [raw.key(key), ("Content-Type", "application/json")], body).status == 200
+        admin = signed_in(replica)
+        wait_for(lambda: admin.get("/usage").json()["items"][:1] and admin.get("/usage").json()["items"][0]["requests"] == 4, "the usage is written")
+        yield replica
+
+
+def test_usage_by_key_and_model(counting, driver):
+    browser = Browser(driver, counting)
+    browser.open()
+    browser.sign_in()
+    browser.press("Usage")
+    browser.sees("Top models")
+    browser.sees("1 requests without a price")
+    text = browser.text()
+    assert "25% cached" in text and "gpt-4o-mini" in text and "llama3" in text and "$0.014" in text, text
+    browser.choose("Group by", "model")
+    wait_for(lambda: "group=model" in driver.current_url, "the grouping is in the address")
+    browser.sees("3 shown")
+    browser.fill("Model", "llama3" + Keys.ENTER)
+    wait_for(lambda: "model=llama3" in driver.current_url, "the filter is in the address")
+    browser.sees("1 shown")
+    browser.press("Clear")
+    browser.sees("3 shown")
+    # A pasted key becomes its id.
+    browser.fill("Key", KEY + Keys.ENTER)
+    wait_for(lambda: "key_id=" in driver.current_url and KEY not in driver.current_url, "the key id is in the address")
+    browser.sees("2 shown")
+    browser.press("Custom")
+    wait_for(lambda: "range=custom" in driver.current_url and "from=" in driver.current_url, "the range is in the address")
+    browser.field("First day")
+    browser.open("usage?range=custom&from=2020-01-01&to=2020-01-31")
+    browser.sees("No usage in this period.")
+    # The page of a key has its own usage.
+    key_id = signed_in(counting).post("/bindings/look-up", {"key": KEY}).json()["key_id"]
+    browser.open(f"bindings/{key_id}")
+    browser.sees("Usage in the last 30 days")
+    assert "gpt-4o" in browser.text() and "gpt-4o-mini" not in browser.text()
+    browser.press("All usage of this key")
+    browser.sees("Top keys")
+    assert browser.complaints() == []
     driver.get("about:blank")
 
 

@@ -252,6 +252,8 @@ def test_prometheus_rules_and_dashboard_use_existing_metrics(start, echo_upstrea
     source = "\n".join(path.read_text() for path in (ROOT / "src" / "telemetry").glob("*.rs"))
     # Redis metrics exist only with Redis configured.
     there |= metrics_named("\n".join(path.read_text() for path in (ROOT / "src" / "redis").glob("*.rs")))
+    # Those of usage appear with the first request that the filter usage reads.
+    there |= metrics_named((ROOT / "src" / "usage" / "metrics.rs").read_text())
     # A labelled counter appears with its first use, so its name is read from the source.
     there |= {f"keylatch_{name}" for name in re.findall(r'&registry,\s*"([a-z_]+)"', source)}
     dashboard = json.loads((CONFIG / "grafana" / "keylatch.json").read_text())

@@ -31,6 +31,8 @@ mod sign_in;
 #[expect(unused_qualifications, reason = "utoipa's macro writes them")]
 mod streams;
 mod time;
+#[expect(unused_qualifications, reason = "utoipa's macro writes them")]
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,6 +57,7 @@ use crate::operator::replica_rpc::ReplicaRpc;
 use crate::operator::sign_in::Authenticator;
 use crate::reload::Reloader;
 use crate::telemetry::sampler::Sampler;
+use crate::usage::Accounts;
 
 /// Maximum size of a request body.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -83,6 +86,8 @@ pub struct Api {
     pub path: PathBuf,
     /// This replica.
     pub replica: Arc<Replica>,
+    /// What requests used.
+    pub usage: Arc<Accounts>,
 }
 
 /// The state of the router.
@@ -130,6 +135,11 @@ fn calls() -> OpenApiRouter<ApiState> {
         .routes(routes!(streams::end))
         .routes(routes!(limits::list))
         .routes(routes!(limits::reset))
+        .routes(routes!(usage::report))
+        .routes(routes!(usage::export))
+        .routes(routes!(usage::latency))
+        .routes(routes!(usage::requests::list))
+        .routes(routes!(usage::requests::export))
         .routes(routes!(bindings::list))
         .routes(routes!(bindings::export))
         .routes(routes!(bindings::look_up))

@@ -24,6 +24,7 @@ use super::problem::{Problem, Problems};
         (name = "dashboard", description = "Current state, history and events"),
         (name = "streams", description = "Open streams"),
         (name = "limits", description = "Usage of limits"),
+        (name = "usage", description = "Tokens and cost of requests"),
         (name = "bindings", description = "Keys and the networks allowed to use them"),
         (name = "logs", description = "Intercepts: requests refused because of a binding"),
         (name = "settings", description = "Live settings"),

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::{Method, header};
+use reqwest::ClientBuilder;
 use serde_json::Value;
 
 use super::{actor, on_runtime};
@@ -32,46 +33,76 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// Sends the call. A refusal becomes an error with the text of the API; a body that is not JSON is returned as a string.
     pub fn send(&self, config: &Path) -> Result<Value, String> {
-        let socket = control::trusted_socket(config)?.with_extension("api");
         on_runtime(async {
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            let client = reqwest::Client::builder().unix_socket(socket.as_path()).timeout(CALL_TIME_MAX).no_proxy().build();
-            let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
-            match self.path == "/health" || self.path.starts_with("/health/") {
-                true => url.set_path(self.path),
-                false => url.set_path(&format!("/admin/api/{}", self.path.trim_start_matches('/'))),
-            }
-            url.set_query(Some(self.query).filter(|query| !query.is_empty()));
-            let mut request =
-                client.map_err(|e| e.to_string())?.request(self.method.clone(), url).header(ACTOR, to_header_text(&actor().who));
-            if let Some(body) = self.body {
-                request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
-            }
-            if let Some(version) = self.version {
-                request = request.header(header::IF_MATCH, format!("\"{version}\""));
-            }
-            let answer = request.send().await.map_err(|error| match error.is_connect() {
-                true => format!("no process that runs {} was found (expected socket: {})", config.display(), socket.display()),
-                false => format!("the running process did not answer: {}", error.without_url()),
-            })?;
-            let status = answer.status();
-            let text = answer.text().await.map_err(|e| format!("the running process did not answer: {}", e.without_url()))?;
-            let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) };
-            match status.is_success() {
-                true => Ok(body),
-                false => Err(refusal(&body).unwrap_or_else(|| format!("the running process answered with status {status}"))),
-            }
+            let answer = self.answer(config, |client| client.timeout(CALL_TIME_MAX)).await?;
+            let text = answer.text().await.map_err(interrupted)?;
+            Ok(body(text))
         })
+    }
+
+    /// Sends the call, and passes the pieces of the response body to `write` as they arrive.
+    pub fn download(&self, config: &Path, mut write: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
+        on_runtime(async {
+            let mut answer = self.answer(config, |client| client.read_timeout(CALL_TIME_MAX)).await?;
+            while let Some(piece) = answer.chunk().await.map_err(interrupted)? {
+                write(&piece)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The successful response to the call.
+    async fn answer(&self, config: &Path, limits: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Result<reqwest::Response, String> {
+        let socket = control::trusted_socket(config)?.with_extension("api");
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = limits(reqwest::Client::builder().unix_socket(socket.as_path())).no_proxy().build();
+        let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
+        match self.path == "/health" || self.path.starts_with("/health/") {
+            true => url.set_path(self.path),
+            false => url.set_path(&format!("/admin/api/{}", self.path.trim_start_matches('/'))),
+        }
+        url.set_query(Some(self.query).filter(|query| !query.is_empty()));
+        let mut request = client.map_err(|e| e.to_string())?.request(self.method.clone(), url).header(ACTOR, to_header_text(&actor().who));
+        if let Some(body) = self.body {
+            request = request.header(header::CONTENT_TYPE, "application/json").body(body.to_string());
+        }
+        if let Some(version) = self.version {
+            request = request.header(header::IF_MATCH, format!("\"{version}\""));
+        }
+        let answer = request.send().await.map_err(|error| match error.is_connect() {
+            true => format!("no process that runs {} was found (expected socket: {})", config.display(), socket.display()),
+            false => interrupted(error),
+        })?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let text = answer.text().await.map_err(interrupted)?;
+        Err(refusal(&body(text)).unwrap_or_else(|| format!("the running process answered with status {status}")))
     }
 }
 
-/// Calls the admin API with query parameters; those without a value are left out.
-pub fn call(config: &Path, method: Method, path: &str, query: &[(&str, Option<String>)], body: Option<&Value>) -> Result<Value, String> {
+fn interrupted(error: reqwest::Error) -> String {
+    format!("the running process did not answer: {}", error.without_url())
+}
+
+fn body(text: String) -> Value {
+    if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap_or(Value::String(text)) }
+}
+
+/// The encoded query of these parameters; those without a value are left out.
+pub fn encoded(query: &[(&str, Option<String>)]) -> Result<String, String> {
     let mut url = reqwest::Url::parse("http://localhost/").map_err(|e| e.to_string())?;
     for (name, value) in query.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
         url.query_pairs_mut().append_pair(name, value);
     }
-    Call { method, path, query: url.query().unwrap_or_default(), body, version: None }.send(config)
+    Ok(url.query().unwrap_or_default().to_owned())
+}
+
+/// Calls the admin API with query parameters; those without a value are left out.
+pub fn call(config: &Path, method: Method, path: &str, query: &[(&str, Option<String>)], body: Option<&Value>) -> Result<Value, String> {
+    let query = encoded(query)?;
+    Call { method, path, query: &query, body, version: None }.send(config)
 }
 
 /// Replaces characters that a header field cannot hold.

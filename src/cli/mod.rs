@@ -33,6 +33,7 @@ mod streams;
 mod terminal;
 mod token;
 mod upgrade;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -130,6 +131,8 @@ enum Command {
     Streams(streams::Streams),
     /// List subjects near or over a limit on any replica, and reset their usage, through the running process
     Limits(limits::Limits),
+    /// Report the tokens and the cost of requests by key, model, route, …, from the running process
+    Usage(usage::Usage),
     /// Show the audit log of changes from the store of a configuration
     Audit(audit::Audit),
     /// List and change runtime settings in the store of a configuration
@@ -185,6 +188,7 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Intercepts(intercepts) => intercepts::intercepts(&intercepts),
         Command::Streams(streams) => streams::streams(&streams),
         Command::Limits(limits) => limits::limits(&limits),
+        Command::Usage(usage) => usage::usage(&usage),
         Command::Audit(audit) => audit::audit(&audit),
         Command::Settings(settings) => settings::settings(&settings),
         Command::Admin(admin) => admin::admin(&admin),

@@ -17,9 +17,11 @@ import { Limits } from "./pages/limits.js";
 import { Settings } from "./pages/settings.js";
 import { ChoosePassword, SignIn } from "./pages/sign-in.js";
 import { Streams } from "./pages/streams.js";
+import { Usage } from "./pages/usage.js";
 
 const pages = [
   ["dashboard", () => t("Dashboard"), Dashboard],
+  ["usage", () => t("Usage"), Usage],
   ["bindings", () => t("Bindings"), Bindings],
   ["intercepts", () => t("Intercepts"), Intercepts],
   ["streams", () => t("Streams"), Streams],

@@ -28,6 +28,14 @@ export function t(text, values = {}) {
 
 export const locale = () => (language === "zh" ? "zh-CN" : navigator.language || "en");
 export const number = (value) => (value === null || value === undefined ? "–" : new Intl.NumberFormat(locale(), { maximumFractionDigits: value < 10 ? 1 : 0 }).format(value));
+export const compact = (value) => (value === null || value === undefined ? "–" : new Intl.NumberFormat(locale(), { notation: "compact", maximumSignificantDigits: 3 }).format(value));
+export const percent = (part, whole) => (whole > 0 ? new Intl.NumberFormat(locale(), { style: "percent", maximumFractionDigits: 0 }).format(part / whole) : "–");
+// An amount of money. Amounts below a tenth keep two significant digits.
+export function money(value, currency) {
+  const amount = Number(value);
+  const digits = amount !== 0 && Math.abs(amount) < 0.1 ? { maximumSignificantDigits: 2 } : { minimumFractionDigits: 2, maximumFractionDigits: 2 };
+  return new Intl.NumberFormat(locale(), currency ? { style: "currency", currency, ...digits } : digits).format(amount);
+}
 export const seconds = (value) => {
   if (value === null || value === undefined) return "–";
   if (value < 1) return `${Math.round(value * 1000)} ms`;

@@ -17,6 +17,7 @@ pub mod replica_rpc;
 pub mod settings;
 pub mod sign_in;
 pub mod streams;
+pub mod usage;
 
 use std::borrow::Cow;
 use std::fmt;

@@ -112,7 +112,7 @@ impl Components {
         usage.flush_periodically(move || current.snapshot.load().settings.usage.clone());
         let current = Arc::clone(&shared);
         spending.flush_periodically(move || current.snapshot.load().settings.usage.flush_every.0);
-        let api = api(path, settings, opened, near, &shared, &replica, &reloader)?;
+        let api = api(path, settings, opened, near, &shared, &replica, &reloader, &usage)?;
         let store = Arc::clone(&api.store);
         Ok(Self { shared, store, watch, replica, reloader, usage, spending, api, started_ms: millis(SystemTime::now()), _files: files })
     }
@@ -225,6 +225,7 @@ async fn refresh_ranges(shared: Arc<ProxyState>, path: PathBuf, replica: Arc<Rep
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is a part of the API")]
 fn api(
     path: &Path,
     settings: &Settings,
@@ -233,6 +234,7 @@ fn api(
     shared: &Arc<ProxyState>,
     replica: &Arc<Replica>,
     reloader: &Arc<Reloader>,
+    usage: &Arc<Accounts>,
 ) -> Result<Arc<Api>, String> {
     let rpc = Arc::new(ReplicaRpc {
         store: Arc::clone(&opened.store),
@@ -253,5 +255,6 @@ fn api(
         reloader: Arc::clone(reloader),
         path: path.to_owned(),
         replica: Arc::clone(replica),
+        usage: Arc::clone(usage),
     }))
 }

@@ -1,6 +1,7 @@
 //! The page `metrics.md`, and the table of all metrics.
 
 use super::markdown::{begin, code, codes, table};
+use crate::usage::metrics::{FIRST_TOKEN_BUCKETS, SPEED_BUCKETS};
 
 /// One metric.
 pub struct Metric {
@@ -73,6 +74,7 @@ pub const METRICS: &[Metric] = &[
         "Requests for which the shared concurrency limit was unavailable, by outcome.",
     ),
     gauge("keylatch_connections", &[], "Open client connections."),
+    counter("keylatch_cost_total", &["route", "model", "currency"], "The cost of requests with a price, in units of the currency."),
     counter("keylatch_dropped_header_fields_total", &["reason"], "Request fields that were removed, by reason."),
     counter(
         "keylatch_filter_decisions_total",
@@ -90,6 +92,7 @@ pub const METRICS: &[Metric] = &[
     counter("keylatch_lingering_closes_total", &["outcome"], "Connections that were read after their last response, by outcome."),
     counter("keylatch_log_lost_total", &[], "Log lines that were dropped because the reader of standard error was too slow."),
     gauge("keylatch_open_streams", &[], "Open event streams and WebSockets."),
+    histogram("keylatch_output_tokens_per_second", &["route", "model"], "Output tokens per second of streams, from the first text on."),
     counter("keylatch_rate_limit_requests_total", &["policy", "outcome"], "Requests by rate limit and outcome."),
     counter(
         "keylatch_rate_limit_store_failures_total",
@@ -116,6 +119,12 @@ pub const METRICS: &[Metric] = &[
     gauge("keylatch_store_notifications", &[], "1 while notifications arrive; 0 while changes take up to 30 s."),
     gauge("keylatch_store_writable", &[], "1 while a first use could be written."),
     counter("keylatch_stream_frames_total", &[], "Heartbeat frames that were sent."),
+    histogram("keylatch_time_to_first_token_seconds", &["route", "model"], "From a complete header to the first text of a stream."),
+    counter(
+        "keylatch_tokens_total",
+        &["route", "model", "kind"],
+        "Tokens by kind. `input` includes `cached_input` and `cache_write`; `output` includes `reasoning`.",
+    ),
     counter("keylatch_upstream_errors_total", &["upstream", "error"], "Failures of upstreams, by kind."),
     histogram("keylatch_upstream_first_byte_seconds", &["route"], "From a complete header to the first byte of data of the upstream."),
     counter(
@@ -124,13 +133,21 @@ pub const METRICS: &[Metric] = &[
         "Requests with usage that was lost because the queue was full: its `sums`, `latency` or row of the `log`.",
     ),
     gauge("keylatch_usage_queued", &[], "Sums of usage that wait to be written."),
+    counter(
+        "keylatch_usage_requests_total",
+        &["route", "model", "source"],
+        "Requests that the filter `usage` read, by the source of their counts: `reported`, `estimated` or `none`.",
+    ),
     counter("keylatch_webhooks_total", &["webhook", "outcome"], "Deliveries to webhooks, by outcome."),
 ];
 
 const INTRODUCTION: &str =
     "The metrics at `/metrics` on `admin.address`, in the text format of Prometheus. Counters start from zero with the \
-process. The values of labels come from closed lists (routes, filters, reasons, statuses), never from a request. A metric with labels \
-appears with its first value; those of filters appear if a filter uses them.
+process. The values of labels come from closed lists (routes, filters, reasons, statuses), never from a request, except `model`. A \
+metric with labels appears with its first value; those of filters appear if a filter uses them.
+
+Metrics have at most 100 models: the first ones whose requests had counts. The label of further models is `other`, and of requests \
+without a model `-`.
 
 [Logs and metrics](../how-to/logs.md#prometheus-and-grafana) describes alert rules and the dashboard.";
 
@@ -140,7 +157,11 @@ pub fn page() -> String {
         .map(|metric| vec![code(metric.name), metric.kind.to_owned(), codes(metric.labels.iter().copied()), metric.meaning.to_owned()])
         .collect();
     let buckets = crate::telemetry::metrics::BUCKETS.map(|end| end.to_string()).join(", ");
+    let numbers = |bounds: &[f64]| bounds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let (first_token, speed) = (numbers(&FIRST_TOKEN_BUCKETS), numbers(&SPEED_BUCKETS));
     let rows = table(&["metric", "type", "labels", "meaning"], &rows);
-    let buckets = super::markdown::wrap(&format!("Histograms have these buckets, in seconds: {buckets}."));
-    format!("{}\n{rows}\n{buckets}\n", begin("Metrics", INTRODUCTION))
+    let wrap = super::markdown::wrap;
+    let buckets = wrap(&format!("Histograms of durations have these buckets, in seconds: {buckets}."));
+    let usage = wrap(&format!("Those of the time to first token: {first_token}. Of tokens per second: {speed}."));
+    format!("{}\n{rows}\n{buckets}\n\n{usage}\n", begin("Metrics", INTRODUCTION))
 }

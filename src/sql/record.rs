@@ -109,6 +109,8 @@ pub struct BindingTerms {
 pub struct Query {
     /// Only key ids with these first hex digits, each 0 to 15.
     pub prefix: Vec<u8>,
+    /// Only these key ids, unless empty.
+    pub ids: Vec<KeyId>,
     /// Only hints with this ending.
     pub hint: Option<String>,
     /// Only bindings with a network that contains this one or is within it. Bindings of the rule

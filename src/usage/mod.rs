@@ -5,6 +5,7 @@
 //! [`Accounts::horizon`].
 
 pub mod ledger;
+pub mod metrics;
 mod pending;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use crate::config::model::Usage as UsageOptions;
 use crate::sql::Authority;
 use crate::sql::usage::{UsageBatch, UsageHorizon};
 use crate::util::failure_log::FailureLog;
+use metrics::UsageMetrics;
 use pending::{Lost, Pending};
 
 /// Writes batches; the store, except in tests.
@@ -50,6 +52,7 @@ pub struct Accounts {
     failures: FailureLog,
     lost: Option<IntCounterVec>,
     queued: Option<IntGauge>,
+    metrics: Option<UsageMetrics>,
 }
 
 impl Accounts {
@@ -76,6 +79,7 @@ impl Accounts {
             failures: FailureLog::default(),
             lost,
             queued,
+            metrics: UsageMetrics::new(registry).ok(),
         })
     }
 
@@ -180,6 +184,7 @@ impl UsageSink for Accounts {
         if lost != Lost::default() {
             self.count_lost(lost);
         }
+        self.metrics.iter().for_each(|metrics| metrics.record(record));
     }
 }
 

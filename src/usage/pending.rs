@@ -26,7 +26,7 @@ const LOG_MAX: usize = 50_000;
 /// batch delays other writes of SQLite.
 const PIECE_MAX: usize = 1000;
 /// The maximum length of a model's name and of a subject, in bytes.
-const NAME_BYTES_MAX: usize = 128;
+pub const NAME_BYTES_MAX: usize = 128;
 /// The largest count or amount of one request. Sums of such numbers stay in range.
 const AMOUNT_MAX: u64 = 1 << 40;
 /// The model and subject of merged groups.

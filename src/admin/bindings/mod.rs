@@ -190,6 +190,7 @@ pub fn query(filter: &Filter) -> Answer<Query> {
         return Err(Problem::invalid("hint", "must have at least 4 characters"));
     }
     Ok(Query {
+        ids: Vec::new(),
         prefix: filter.key_id.as_deref().map(prefix).transpose()?.unwrap_or_default(),
         hint: filter.hint.clone(),
         network: filter.network.as_deref().map(network).transpose().map_err(|why| Problem::invalid("network", why))?,

@@ -7,6 +7,7 @@ import { go, href } from "../route.js";
 import { holds } from "../network.js";
 import { Action, Badge, Done, Field, Page, Time, Trouble, useLoad } from "../ui.js";
 import { Networks, Rule } from "./bindings.js";
+import { KeyUsage } from "./usage.js";
 
 export function Binding({ route }) {
   const id = route.thing;
@@ -31,6 +32,7 @@ export function Binding({ route }) {
     <${Trouble} error=${gone ? null : binding.error} retry=${binding.reload} />
     ${gone && html`<div class="notice"><p>${t("This key is no longer bound. Its history is below.")}</p></div>`}
     ${data && !gone && html`<div class="columns"><${Facts} row=${data} />${may("bindings") && html`<${Edit} key=${data.version} row=${data} changed=${changed} reload=${binding.reload} />`}</div>`}
+    ${/^[0-9a-f]{64}$/.test(data?.key_id || id) && html`<${KeyUsage} id=${data?.key_id || id} />`}
     <${Refused} timeline=${timeline.data} row=${gone ? null : data} changed=${changed} />
     <${Story} timeline=${timeline} />
   </${Page}>`;

@@ -48,6 +48,13 @@ impl Usage for Own {
         super::usage_log::latency(self, query).await
     }
 
+    async fn usage_keys(&self, first: KeyId, last: KeyId) -> Result<Vec<KeyId>, StoreError> {
+        let mut statement = QueryBuilder::new("SELECT DISTINCT key_id FROM usage_keys WHERE key_id >= ");
+        statement.push_bind(first.0.to_vec()).push(" AND key_id <= ").push_bind(last.0.to_vec()).push(" LIMIT 2");
+        let ids: Vec<Vec<u8>> = self.with(async |pool| statement.build_query_scalar().fetch_all(&pool).await.map_err(failed)).await?;
+        Ok(ids.into_iter().filter_map(|id| id.try_into().ok().map(KeyId)).collect())
+    }
+
     async fn usage_requests(&self, query: &RequestQuery) -> Result<Page<RequestRow, RequestCursor>, StoreError> {
         super::usage_log::requests(self, query).await
     }

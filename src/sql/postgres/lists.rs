@@ -48,6 +48,9 @@ fn indexed(statement: &mut QueryBuilder<Pg>, query: &Query, ids: Option<&[Vec<u8
         let (low, high) = range(&query.prefix);
         statement.push(" AND key_id >= ").push_bind(low).push(" AND key_id <= ").push_bind(high);
     }
+    if !query.ids.is_empty() {
+        statement.push(" AND key_id = ANY(").push_bind(query.ids.iter().map(|id| id.0.to_vec()).collect::<Vec<_>>()).push(")");
+    }
     if let Some(ids) = ids {
         statement.push(" AND key_id = ANY(").push_bind(ids.to_vec()).push(")");
     }

@@ -2,7 +2,7 @@
 //! by the texts of networks are filtered here.
 
 use ipnet::IpNet;
-use keylatch_filters::contract::StoreError;
+use keylatch_filters::contract::{KeyId, StoreError};
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{QueryBuilder, Row};
 
@@ -47,6 +47,10 @@ fn indexed(statement: &mut QueryBuilder<Db>, query: &Query, ids: Option<&[String
     if !query.prefix.is_empty() {
         let (low, high) = range(&query.prefix);
         statement.push(" AND key_id >= ").push_bind(low.to_vec()).push(" AND key_id <= ").push_bind(high.to_vec());
+    }
+    if !query.ids.is_empty() {
+        let ids: Vec<String> = query.ids.iter().map(KeyId::hex).collect();
+        statement.push(" AND key_id IN (SELECT unhex(value) FROM json_each(").push_bind(json(&ids)).push("))");
     }
     if let Some(ids) = ids {
         statement.push(" AND key_id IN (SELECT unhex(value) FROM json_each(").push_bind(json(ids)).push("))");

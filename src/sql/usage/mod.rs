@@ -7,7 +7,7 @@ pub mod tables;
 pub mod time;
 
 use async_trait::async_trait;
-use keylatch_filters::contract::StoreError;
+use keylatch_filters::contract::{KeyId, StoreError};
 
 pub use batch::{LATENCY_BOUNDS_MS, LatencyGroup, RequestRow, UsageBatch, UsageGroup, UsageSums};
 pub use query::{
@@ -29,6 +29,8 @@ pub trait Usage: Send + Sync {
     /// The time to first token of each step, or of the whole range without a step. Of the filters,
     /// only model and route apply.
     async fn usage_latency(&self, query: &UsageQuery) -> Result<Vec<UsageLatency>, StoreError>;
+    /// The keys with usage and an id from `first` to `last`, at most two.
+    async fn usage_keys(&self, first: KeyId, last: KeyId) -> Result<Vec<KeyId>, StoreError>;
     /// Returns a page of the request log, the latest first.
     async fn usage_requests(&self, query: &RequestQuery) -> Result<Page<RequestRow, RequestCursor>, StoreError>;
 }
