@@ -1,7 +1,5 @@
 //! Tests of ledgers over SQLite: what is spent survives a restart and counts once.
 
-use std::path::Path;
-
 use super::*;
 use crate::sql::Authority;
 use crate::sql::ledger::{LedgerAddition, LedgerBatch};
@@ -78,15 +76,12 @@ async fn each_share_is_alerted_of_once() {
 
 #[tokio::test]
 async fn a_store_that_fails_loses_nothing() {
-    let folder = std::env::temp_dir().join(format!("keylatch-ledger-{}", uuid::Uuid::now_v7().simple()));
-    std::fs::create_dir(&folder).unwrap();
-    let path = folder.join("k.db");
-    let authority: Arc<dyn Authority> = Arc::new(Sqlite::open(Path::new(&path), true).await.unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let authority: Arc<dyn Authority> = Arc::new(Sqlite::open(&folder.path().join("k.db"), true).await.unwrap());
     let spending = Spending::new(Arc::clone(&authority));
     spending.add(&entry("a"), 5);
     authority.close().await;
     spending.flush().await;
     assert!(spending.spent(&entry("a")).await.is_err(), "an unknown amount is no amount");
     assert!(LocalLedger::new(Arc::clone(&spending)).reserve("1", &entry("a"), 1, Now::read()).await.is_err());
-    std::fs::remove_dir_all(&folder).unwrap();
 }
