@@ -146,8 +146,8 @@ const INTRODUCTION: &str =
 process. The values of labels come from closed lists (routes, filters, reasons, statuses), never from a request, except `model`. A \
 metric with labels appears with its first value; those of filters appear if a filter uses them.
 
-Metrics have at most 100 models: the first ones whose requests had counts. The label of further models is `other`, and of requests \
-without a model `-`.
+Metrics have at most 100 models: the first ones that had requests with counts. The label of further models is `other`, and of \
+requests without a model `-`.
 
 [Logs and metrics](../how-to/logs.md#prometheus-and-grafana) describes alert rules and the dashboard.";
 
