@@ -17,7 +17,9 @@
 //! images in its input, can pass it by that difference. For this, the body of a POST is read ahead (`read_ahead_bytes`); of a
 //! larger body, the length counts.
 //!
-//! **Order.** `usage` must stand before it in the chain: it reads what a request has used. Only POST requests count.
+//! **Order.** `usage` must stand before it in the chain: it reads what a request has used. Only POST requests count. WebSockets do
+//! not: if the upstream serves a realtime API, refuse its path with `rules`. Of a compressed body, its length counts as text, and
+//! `output_tokens_default` as its maximum.
 //!
 //! **Amounts.** `10 USD`, in the currency of `prices`; `2000000 tokens`; `500000 input tokens`; `100000 output tokens`. A model
 //! without a price cannot be counted in money: `on_missing_price` refuses such requests or lets them pass.
