@@ -83,7 +83,7 @@ def test_a_client_that_leaves_has_spent_what_it_got(start):
         return False
 
     with Scripted(stream) as upstream:
-        keylatch = start(upstream, route_filters=chain("per: key, amount: 1000 output tokens, period: month"))
+        keylatch = start(upstream, route_filters=chain("per: key, amount: 1000 output tokens, period: month, unreported: estimate"))
         with httpx.stream("POST", f"http://127.0.0.1:{keylatch.port}/v1/chat/completions", json={"model": "gpt-x", "stream": True, "max_tokens": 900},
                           headers={"Authorization": "Bearer sk-budget-0001"}) as response:
             received, pieces = b"", response.iter_raw()
@@ -212,3 +212,32 @@ def test_budgets_of_a_label(start, model):
     assert ask(keylatch, key=keys[0]).status_code == 200
     assert ask(keylatch, key=keys[1]).status_code == 429, "both keys share the amount"
     assert ask(keylatch, key=keys[2]).status_code == 200
+
+
+PROBES = {
+    "decoy": {"options": {"num_predict": 1}, "generationConfig": {"maxOutputTokens": 1}, "max_tokens": None},
+    "zero": {"max_tokens": 0},
+    "text": {"max_tokens": "4000"},
+    "huge": {"max_tokens": 10**30},
+    "choices": {"max_tokens": 500, "n": 5},
+    "keys": {"max_tokens": 1, "tools": {"x" * 9000: 1}},
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_what_a_request_announces_in_odd_ways_is_reserved(start, model, name):
+    keylatch = start(model, route_filters=chain("per: key, amount: 2000 tokens, period: month"))
+    assert ask(keylatch, **PROBES[name]).status_code == 429
+
+
+def test_other_methods_and_lists_of_prompts_count(start, model):
+    keylatch = start(model, route_filters=chain("per: key, amount: 2000 tokens, period: month"))
+
+    def send(method, body, path="/v1/completions"):
+        return httpx.request(method, keylatch.url(path), json=body, headers={"Authorization": "Bearer sk-budget-0001"}, timeout=20).status_code
+
+    assert send("POST", {"model": "gpt-x", "prompt": ["x"] * 50, "max_tokens": 100}) == 429
+    assert send("POST", {"model": "gpt-x", "input": [1] * 3000}, "/v1/embeddings") == 429
+    for method in ["PUT", "post", "GET"]:
+        assert send(method, {"model": "gpt-x", "prompt": "x", "max_tokens": 3000}) == 429, method
+    assert httpx.get(keylatch.url("/v1/models"), headers={"Authorization": "Bearer sk-budget-0001"}).status_code != 429

@@ -53,6 +53,17 @@ pub enum MissingPrice {
     Allow,
 }
 
+/// What counts as spent if the upstream does not report what a request has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Unreported {
+    /// What was reserved for it.
+    #[default]
+    Reservation,
+    /// The estimate of `usage`.
+    Estimate,
+}
+
 /// `budget`
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -87,6 +98,9 @@ pub struct BudgetConfig {
     /// What happens to requests for models without a price, with an amount of money. Default: `refuse`.
     #[serde(default)]
     pub on_missing_price: MissingPrice,
+    /// What counts as spent if the upstream does not report what a request has used. Default: `reservation`.
+    #[serde(default)]
+    pub unreported: Unreported,
     /// Where it is counted. Default: `local`.
     #[serde(default)]
     pub scope: CountScope,

@@ -3,8 +3,8 @@
 use http::header;
 
 use super::{Budget, BudgetUnit};
-use crate::contract::{RequestCx, RequestModel};
-use crate::usage_scan::RequestParameters;
+use crate::contract::{Dialect, RequestCx, RequestModel};
+use crate::usage_scan::{OutputLimits, RequestParameters};
 
 /// No tokenizer of a known model makes more than one token of three bytes of ordinary text, in the mean.
 const BYTES_PER_TOKEN_MIN: u64 = 3;
@@ -28,14 +28,16 @@ impl Budget {
         let parameters = cx.facts.get::<RequestParameters>().cloned().unwrap_or_default();
         let announced = cx.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let text_bytes = match parameters.is_complete {
-            true => parameters.prompt_bytes,
+            true => parameters.text_bytes,
             false if is_form(cx) => 0,
-            false => announced.unwrap_or(0).max(parameters.prompt_bytes),
+            false => announced.unwrap_or(0).max(parameters.text_bytes),
         };
-        let input = text_bytes.div_ceil(BYTES_PER_TOKEN_MIN).saturating_add(TEMPLATE_TOKENS);
+        let input = text_bytes.div_ceil(BYTES_PER_TOKEN_MIN).max(parameters.token_ids).saturating_add(TEMPLATE_TOKENS);
         let has_output = !WITHOUT_OUTPUT.contains(&last) && !method.to_ascii_lowercase().contains("embed");
-        let each = parameters.output_tokens_max.unwrap_or(self.output_tokens_default);
-        let output = if has_output { each.saturating_mul(parameters.choices.max(1)) } else { 0 };
+        // Many servers read 0 as no maximum.
+        let each = announced_maximum(cx, &parameters.limits).filter(|most| *most > 0).unwrap_or(self.output_tokens_default);
+        let answers = parameters.choices.max(1).saturating_mul(parameters.prompts.max(1));
+        let output = if has_output { each.saturating_mul(answers) } else { 0 };
         let images = if path.contains("/images/") { parameters.choices.max(1) } else { 0 };
         Some(match self.amount.unit {
             BudgetUnit::Tokens => input.saturating_add(output),
@@ -46,6 +48,18 @@ impl Budget {
                 self.prices.prices(model, cx.now.wall)?.cost_micros_max(input, output, images)
             }
         })
+    }
+}
+
+/// The maximum of output tokens by the parameter of the request's own API: its server ignores those of others.
+fn announced_maximum(cx: &RequestCx<'_>, limits: &OutputLimits) -> Option<u64> {
+    match cx.dialect {
+        _ if cx.request.uri.path().ends_with("/converse") => limits.bedrock,
+        Dialect::OpenAiResponses => limits.responses,
+        Dialect::Gemini => limits.gemini,
+        Dialect::Ollama => limits.ollama,
+        Dialect::DashScope => limits.dashscope,
+        Dialect::OpenAi | Dialect::Anthropic | Dialect::Cohere | Dialect::Mistral | Dialect::Mcp => limits.chat,
     }
 }
 

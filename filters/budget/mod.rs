@@ -17,9 +17,13 @@
 //! images in its input, can pass it by that difference. For this, the body of a POST is read ahead (`read_ahead_bytes`); of a
 //! larger body, the length counts.
 //!
-//! **Order.** `usage` must stand before it in the chain: it reads what a request has used. Only POST requests count. WebSockets do
+//! **Order.** `usage` must stand before it in the chain: it reads what a request has used. Requests with a body count. WebSockets do
 //! not: if the upstream serves a realtime API, refuse its path with `rules`. Of a compressed body, its length counts as text, and
 //! `output_tokens_default` as its maximum.
+//!
+//! **Unreported usage.** If the upstream does not report what a request has used, or the client leaves before it does, the whole
+//! reservation counts as spent: an estimate knows no hidden reasoning, and a client could leave on purpose. `unreported: estimate`
+//! counts the estimate of `usage` instead. With OpenAI's streams, set `ask_upstream: true` in `usage`.
 //!
 //! **Amounts.** `10 USD`, in the currency of `prices`; `2000000 tokens`; `500000 input tokens`; `100000 output tokens`. A model
 //! without a price cannot be counted in money: `on_missing_price` refuses such requests or lets them pass.
@@ -32,8 +36,6 @@
 //!
 //! **Replicas.** With `scope: shared`, replicas count together in Redis. If Redis is unavailable, `on_store_failure` decides:
 //! requests get 503 (`deny`), pass uncounted (`allow`), or each replica goes on with the amounts of the store (`local`).
-//!
-//! **Unknown usage.** If a success reports no usage and cannot be estimated, the whole reservation counts as spent.
 
 mod amount;
 mod config;
@@ -41,7 +43,6 @@ mod estimate;
 
 use std::sync::Arc;
 
-use http::Method;
 use http::header::{self, HeaderValue};
 use jiff::tz::TimeZone;
 use prometheus::IntCounter;
@@ -53,8 +54,9 @@ use crate::contract::{
 use crate::limiting::calendar::CalendarWindows;
 use crate::limiting::ledger::MemoryLedger;
 use crate::limiting::{ClientPrefixes, CountScope, CountsFailurePolicy, SubjectReader, ceil_s, time_zone};
+use crate::usage_scan::has_body;
 pub use amount::{BudgetAmount, BudgetUnit};
-pub use config::{BudgetConfig, BudgetPeriod, MissingPrice};
+pub use config::{BudgetConfig, BudgetPeriod, MissingPrice, Unreported};
 
 /// The compiled filter.
 pub struct Budget {
@@ -68,6 +70,7 @@ pub struct Budget {
     alert_at: Arc<[u8]>,
     output_tokens_default: u64,
     on_missing_price: MissingPrice,
+    unreported: Unreported,
     prices: Arc<PriceTable>,
     ledger: Arc<dyn Ledger>,
     /// Counts with `on_store_failure: local`.
@@ -134,6 +137,7 @@ impl Filter for Budget {
             alert_at: config.alert_at.into(),
             output_tokens_default: config.output_tokens_default,
             on_missing_price: config.on_missing_price,
+            unreported: config.unreported,
             prices: Arc::clone(&site.prices),
             ledger: site.ledger(is_shared).map_err(|invalid| invalid.at("scope"))?,
             fallback: match is_shared {
@@ -151,7 +155,7 @@ impl Filter for Budget {
     }
 
     async fn request(&self, cx: &mut RequestCx<'_>, state: &mut BudgetState) -> Result<Flow> {
-        if cx.request.method != Method::POST || !self.counts(cx) {
+        if !has_body(cx.request) || !self.counts(cx) {
             return Ok(Flow::Continue);
         }
         let Some(amount) = self.most(cx) else { return Ok(self.missing_price(cx)) };
@@ -222,9 +226,13 @@ impl Budget {
 
     /// What a request has used. `None`: it is unknown.
     fn spent(&self, record: &UsageRecord) -> Option<u64> {
-        let is_success = (200..300).contains(&record.status);
-        if record.source == CountSource::None {
-            return if is_success { None } else { Some(0) };
+        // Status 0: the client left before the answer, which the upstream may have made all the same.
+        let may_have_used = (200..300).contains(&record.status) || record.status == 0;
+        match record.source {
+            CountSource::Reported => {}
+            CountSource::Estimated if self.unreported == Unreported::Estimate => {}
+            CountSource::Estimated => return None,
+            CountSource::None => return if may_have_used { None } else { Some(0) },
         }
         Some(match self.amount.unit {
             BudgetUnit::Tokens => record.tokens.total(),

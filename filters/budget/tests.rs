@@ -11,7 +11,7 @@ use crate::contract::{
     Cost, Currency, Dialect, DryRun, Facts, ModelPrice, Now, OtherUnits, PricesConfig, RequestModel, TokenCounts, decode,
 };
 use crate::testing::{at_once, with_site};
-use crate::usage_scan::RequestParameters;
+use crate::usage_scan::{OutputLimits, RequestParameters};
 
 const USD: Currency = Currency(*b"USD");
 
@@ -112,7 +112,7 @@ fn used(output: u64, source: CountSource) -> UsageRecord {
 }
 
 fn with_maximum(output: u64) -> RequestParameters {
-    RequestParameters { output_tokens_max: Some(output), ..RequestParameters::default() }
+    RequestParameters { limits: OutputLimits { chat: Some(output), ..OutputLimits::default() }, ..RequestParameters::default() }
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_budget_is_reserved_and_settled() {
     let third = client.ask("gpt-x", with_maximum(90));
     assert!(third.reply.is_none());
     client.settle(third, Some(used(95, CountSource::Reported)));
-    let refused = client.ask("gpt-x", with_maximum(0)).reply.unwrap();
+    let refused = client.ask("gpt-x", with_maximum(1)).reply.unwrap();
     assert_eq!(refused.reason, "spent");
     assert_eq!(refused.message, "The budget of this month is spent. It renews at 2026-12-01T00:00:00Z.");
     assert_eq!(refused.headers[0].1, "43200", "seconds to the next month");
@@ -140,7 +140,7 @@ fn a_budget_is_reserved_and_settled() {
 fn money_is_counted_by_the_prices() {
     let budget = budget(json!({ "per": "key", "amount": "1 USD", "period": "day", "output_tokens_default": 900 }));
     let client = Client::new(&budget);
-    let first = client.ask("gpt-x", RequestParameters { prompt_bytes: 3000, ..RequestParameters::default() });
+    let first = client.ask("gpt-x", RequestParameters { text_bytes: 3000, ..RequestParameters::default() });
     assert!(first.reply.is_none(), "900 output tokens at 1000 USD a million, and 1064 input tokens at 1");
     assert_eq!(first.state.0.as_ref().unwrap().amount, 900_000 + 1064);
     client.settle(first, Some(used(500, CountSource::Reported)));
@@ -157,17 +157,27 @@ fn money_is_counted_by_the_prices() {
 
 #[test]
 fn what_counts_when_nothing_is_reported() {
-    let budget = budget(json!({ "per": "key", "amount": "100 tokens", "period": "day" }));
+    let budget = budget(json!({ "per": "key", "amount": "1000 tokens", "period": "day" }));
     let client = Client::new(&budget);
-    let first = client.ask("gpt-x", with_maximum(0));
+    let first = client.ask("gpt-x", with_maximum(1));
     let entry = first.state.0.as_ref().unwrap().entry.clone();
     let spent = || at_once(budget.ledger.state(&entry, client.now)).unwrap().spent;
     client.settle(first, None);
     assert_eq!(spent(), 0, "it was not sent");
     let failed = UsageRecord { status: 500, ..used(0, CountSource::None) };
-    let second = client.ask("gpt-x", with_maximum(0));
+    let second = client.ask("gpt-x", with_maximum(1));
     client.settle(second, Some(failed));
     assert_eq!(spent(), 0, "an error costs nothing");
+    for (unknown, why) in [
+        (UsageRecord { status: 0, ..used(0, CountSource::None) }, "the client left before the answer"),
+        (used(0, CountSource::None), "nothing is known"),
+        (used(3, CountSource::Estimated), "an estimate"),
+    ] {
+        let before = spent();
+        let asked = client.ask("gpt-x", with_maximum(36));
+        client.settle(asked, Some(unknown));
+        assert_eq!(spent() - before, 100, "{why}: the reservation counts");
+    }
     let free = Client { path: "/v1/messages/count_tokens", ..Client::new(&budget) };
     let third = free.ask("gpt-x", with_maximum(500));
     assert!(third.reply.is_none());

@@ -31,7 +31,7 @@
 //!
 //! **Cost.** From the section `prices`. A model without a price has no known cost, which is not the same as 0.
 //!
-//! **Encodings.** For a POST the upstream is asked for an answer without content coding (`Accept-Encoding: identity`). If it
+//! **Encodings.** For a request with a body, the upstream is asked for an answer without content coding (`Accept-Encoding: identity`). If it
 //! compresses nevertheless, the counts are unknown.
 //!
 //! **Which requests.** Requests that were sent to the upstream. If it answers 401 or 403, the record has no key: made-up keys
@@ -44,8 +44,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::header::{self, HeaderValue};
-use http::{HeaderMap, Method};
 use pingora_http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -55,7 +55,7 @@ use crate::contract::{
     BodyCx, Filter, Hooks, Invalid, KeyHasher, KeyReader, LogCx, PriceTable, RequestModel, ResponseCx, Result, Site, Source, UpstreamCx,
     UsageSink, failure, is_event_stream, is_json_lines, is_uncoded,
 };
-use crate::usage_scan::{AnswerFormat, AnswerScan, RequestParameters, RequestScan};
+use crate::usage_scan::{AnswerFormat, AnswerScan, RequestParameters, RequestScan, has_body};
 use ask::UnaskedUsage;
 
 /// `usage`
@@ -157,7 +157,7 @@ impl Filter for Usage {
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, state: &mut UsageState) -> Result<()> {
         // Each attempt begins anew.
         *state = UsageState { sent: true, ..UsageState::default() };
-        match ModelSource::of_request(cx.request, cx.request.method == Method::POST, false) {
+        match ModelSource::of_request(cx.request, has_body(cx.request), false) {
             ModelSource::Header(RequestModel::Named(model)) => {
                 state.model = Some(model);
                 state.request = RequestBody::Json(Box::default());
@@ -173,7 +173,7 @@ impl Filter for Usage {
                 lengthen(cx.upstream)?;
             }
         }
-        if cx.request.method == Method::POST {
+        if has_body(cx.request) {
             cx.upstream.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")).map_err(failure)?;
         }
         Ok(())
@@ -201,7 +201,7 @@ impl Filter for Usage {
             return Ok(());
         }
         state.answered = cx.response.status.is_success();
-        let format = answer_format(&cx.response.headers).filter(|_| state.answered && cx.request.method == Method::POST);
+        let format = answer_format(&cx.response.headers).filter(|_| state.answered && has_body(cx.request));
         state.streamed = format.is_some_and(|format| format != AnswerFormat::Json);
         let asked = state.asks.is_some() && format == Some(AnswerFormat::EventStream);
         // A length would no longer be true.

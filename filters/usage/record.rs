@@ -40,7 +40,7 @@ impl Usage {
             at: cx.now.wall,
             key: if matches!(status, 401 | 403) { None } else { self.key(cx) },
             subject: cx.facts.get::<Identity>().and_then(|identity| identity.subject.as_deref().map(Arc::from)),
-            model: asked.or(told),
+            model: asked.or(told).map(printable),
             route: Arc::clone(cx.route),
             upstream: Arc::clone(cx.upstream),
             status,
@@ -98,6 +98,11 @@ fn spoken(parameters: Option<&RequestParameters>) -> Counts {
     let characters = parameters.map_or(0, |parameters| parameters.input_chars);
     let source = if characters == 0 { CountSource::None } else { CountSource::Reported };
     (TokenCounts::default(), OtherUnits { characters, ..OtherUnits::default() }, source)
+}
+
+/// A name without control characters, which could write to the terminal of an operator.
+fn printable(name: Arc<str>) -> Arc<str> {
+    if name.contains(char::is_control) { name.replace(char::is_control, "\u{fffd}").into() } else { name }
 }
 
 fn named(scanned: Scanned) -> Option<Arc<str>> {

@@ -16,4 +16,4 @@ mod request;
 
 pub use answer::{AnswerFormat, AnswerScan, AnswerUsage};
 pub use reported::Reported;
-pub use request::{RequestParameters, RequestScan};
+pub use request::{OutputLimits, RequestParameters, RequestScan, has_body};

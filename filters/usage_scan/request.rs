@@ -2,9 +2,19 @@
 
 use std::sync::Arc;
 
+use http::header;
+use pingora_http::RequestHeader;
+
 use super::json_paths::{JsonPaths, Path, Sink};
 use super::json_text::{Text, Wants};
 use super::reported::parse_count;
+
+/// Whether a request has a body. Methods are compared without case, as some servers do.
+pub fn has_body(request: &RequestHeader) -> bool {
+    let is_bare = ["GET", "HEAD", "OPTIONS"].iter().any(|bare| request.method.as_str().eq_ignore_ascii_case(bare));
+    let has_length = request.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    !is_bare || has_length || request.headers.contains_key(header::TRANSFER_ENCODING)
+}
 
 /// The longest string in a place of binary data that is counted as text though it has no space.
 const BINARY_BYTES_MIN: u64 = 4 << 10;
@@ -16,8 +26,10 @@ pub struct RequestParameters {
     pub model: Option<Arc<str>>,
     /// Whether a stream is requested in the body.
     pub stream: bool,
-    /// The largest number of output tokens. Of several parameters the largest counts, of one that is repeated the last.
+    /// The largest number of output tokens that any parameter names, of whatever API.
     pub output_tokens_max: Option<u64>,
+    /// The largest number of output tokens by the parameters of each API. Servers ignore those of another API.
+    pub limits: OutputLimits,
     /// The number of answers or images that are requested.
     pub choices: u64,
     /// Whether usage in the stream is requested.
@@ -27,14 +39,35 @@ pub struct RequestParameters {
     /// Characters of all strings but keys. A string of more than 4 KiB without a space counts nothing if it is a data URL or
     /// the value of a key for binary data, such as `data`.
     pub prompt_chars: u64,
-    /// Bytes of these strings, as they are written in JSON.
-    pub prompt_bytes: u64,
+    /// Bytes of the body without binary data.
+    pub text_bytes: u64,
+    /// Numbers in `prompt` and `input`: ids of tokens.
+    pub token_ids: u64,
+    /// Texts in `prompt`: each of them is completed.
+    pub prompts: u64,
     /// Characters of the `input` at the root, if it is a string or a list of strings.
     pub input_chars: u64,
     /// Images in the prompt.
     pub images: u64,
     /// Whether the body is a complete JSON value.
     pub is_complete: bool,
+}
+
+/// The maximum of output tokens by API. Of a parameter that is repeated, the largest value counts: parsers differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutputLimits {
+    /// `max_tokens` and `max_completion_tokens` at the root.
+    pub chat: Option<u64>,
+    /// `max_output_tokens` at the root.
+    pub responses: Option<u64>,
+    /// `maxOutputTokens` of the generation configuration.
+    pub gemini: Option<u64>,
+    /// `options.num_predict`
+    pub ollama: Option<u64>,
+    /// `inferenceConfig.maxTokens`
+    pub bedrock: Option<u64>,
+    /// `parameters.max_tokens`
+    pub dashscope: Option<u64>,
 }
 
 /// Reads a JSON request, piece by piece.
@@ -58,6 +91,7 @@ impl RequestScan {
 
     /// Reads the next piece of the body, without its content coding.
     pub fn feed(&mut self, bytes: &[u8]) {
+        self.request.bytes = self.request.bytes.saturating_add(bytes.len() as u64);
         self.json.feed(bytes, &mut self.request);
     }
 
@@ -70,11 +104,21 @@ impl RequestScan {
             model: request.model.clone(),
             stream: request.stream,
             output_tokens_max: request.limits.iter().copied().flatten().max(),
+            limits: OutputLimits {
+                chat: request.limit(Limit::MaxTokens).max(request.limit(Limit::MaxCompletionTokens)),
+                responses: request.limit(Limit::MaxOutputTokens),
+                gemini: request.limit(Limit::Gemini),
+                ollama: request.limit(Limit::Ollama),
+                bedrock: request.limit(Limit::Bedrock),
+                dashscope: request.limit(Limit::DashScope),
+            },
             choices: request.choices.iter().copied().flatten().max().unwrap_or(1).max(1),
             includes_usage: request.includes_usage,
             has_stream_options: request.has_stream_options,
             prompt_chars: request.prompt_chars,
-            prompt_bytes: request.prompt_bytes,
+            text_bytes: request.bytes.saturating_sub(request.binary_bytes),
+            token_ids: request.token_ids,
+            prompts: request.prompts,
             input_chars: request.input_chars,
             images: request.images,
             is_complete,
@@ -91,9 +135,10 @@ enum Limit {
     Gemini,
     Ollama,
     Bedrock,
+    DashScope,
 }
 
-const LIMITS: usize = Limit::Bedrock as usize + 1;
+const LIMITS: usize = Limit::DashScope as usize + 1;
 
 /// A parameter that asks for several answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +168,8 @@ enum Place {
     Choices(Choices),
     /// `input` at the root.
     Input,
+    /// `prompt` at the root.
+    Prompt,
     /// The type of a part of a message.
     Type,
     MediaType,
@@ -146,7 +193,9 @@ impl Path for Place {
             (Place::Root, b"options" | b"parameters" | b"inferenceConfig") => Place::Options,
             (Place::Root | Place::Nested, b"generationConfig" | b"generation_config") => Place::Options,
             (Place::StreamOptions, b"include_usage") => Place::IncludesUsage,
-            (Place::Root | Place::Options, b"max_tokens") => Place::Limit(Limit::MaxTokens),
+            (Place::Root, b"max_tokens") => Place::Limit(Limit::MaxTokens),
+            (Place::Options, b"max_tokens") => Place::Limit(Limit::DashScope),
+            (Place::Root, b"prompt") => Place::Prompt,
             (Place::Root, b"max_completion_tokens") => Place::Limit(Limit::MaxCompletionTokens),
             (Place::Root, b"max_output_tokens") => Place::Limit(Limit::MaxOutputTokens),
             (Place::Options, b"maxOutputTokens" | b"max_output_tokens") => Place::Limit(Limit::Gemini),
@@ -178,9 +227,18 @@ struct Request {
     includes_usage: Option<bool>,
     has_stream_options: bool,
     prompt_chars: u64,
-    prompt_bytes: u64,
+    bytes: u64,
+    binary_bytes: u64,
+    token_ids: u64,
+    prompts: u64,
     input_chars: u64,
     images: u64,
+}
+
+impl Request {
+    fn limit(&self, limit: Limit) -> Option<u64> {
+        self.limits.get(limit as usize).copied().flatten()
+    }
 }
 
 impl Sink<Place> for Request {
@@ -189,8 +247,9 @@ impl Sink<Place> for Request {
             Place::Stream => self.stream = token == b"true",
             Place::StreamOptions => self.has_stream_options = true,
             Place::IncludesUsage => self.includes_usage = parse_bool(token),
-            Place::Limit(limit) => set(&mut self.limits, limit as usize, parse_count(token)),
-            Place::Choices(choices) => set(&mut self.choices, choices as usize, parse_count(token)),
+            Place::Limit(limit) => raise(&mut self.limits, limit as usize, number(token)),
+            Place::Choices(choices) => raise(&mut self.choices, choices as usize, number(token)),
+            Place::Prompt | Place::Input if token.first().is_some_and(u8::is_ascii_digit) => self.token_ids += 1,
             _ => {}
         }
     }
@@ -205,11 +264,17 @@ impl Sink<Place> for Request {
         self.images = self.images.saturating_add(is_image.into());
         let in_binary = matches!(place, Place::Binary | Place::Images) || text.start.starts_with(b"data:");
         if in_binary && !text.has_space && text.bytes > BINARY_BYTES_MIN {
+            self.binary_bytes = self.binary_bytes.saturating_add(text.bytes);
             return;
         }
         self.prompt_chars = self.prompt_chars.saturating_add(text.chars);
-        self.prompt_bytes = self.prompt_bytes.saturating_add(text.bytes);
         match place {
+            Place::Prompt => self.prompts = self.prompts.saturating_add(1),
+            // Lenient servers read numbers in strings.
+            Place::Limit(limit) => raise(&mut self.limits, limit as usize, text.whole().and_then(|text| number(text.as_bytes()))),
+            Place::Choices(choices) => {
+                raise(&mut self.choices, choices as usize, text.whole().and_then(|text| number(text.as_bytes())));
+            }
             Place::Input => self.input_chars = self.input_chars.saturating_add(text.chars),
             // As parsers do, take the last one.
             Place::Model => self.model = text.whole().filter(|name| !name.is_empty()).map(Arc::from),
@@ -224,10 +289,17 @@ impl Sink<Place> for Request {
     fn event_end(&mut self) {}
 }
 
-fn set(values: &mut [Option<u64>], index: usize, value: Option<u64>) {
+/// Keeps the larger value.
+fn raise(values: &mut [Option<u64>], index: usize, value: Option<u64>) {
     if let Some(kept) = values.get_mut(index) {
-        *kept = value;
+        *kept = value.max(*kept);
     }
+}
+
+/// A number; one that is too large is the largest.
+fn number(token: &[u8]) -> Option<u64> {
+    let is_huge = token.len() > 15 && token.iter().all(u8::is_ascii_digit);
+    if is_huge { Some(u64::MAX) } else { parse_count(token) }
 }
 
 fn parse_bool(token: &[u8]) -> Option<bool> {
@@ -272,11 +344,13 @@ mod tests {
             (r#"{"maxTokens":100}"#, Some(100)),
             (r#"{"inferenceConfig":{"maxTokens":100}}"#, Some(100)),
             (r#"{"max_tokens":100,"max_completion_tokens":300,"max_output_tokens":200}"#, Some(300)),
-            (r#"{"max_tokens":300,"max_tokens":100}"#, Some(100)),
-            (r#"{"max_tokens":300,"max_tokens":null}"#, None),
+            (r#"{"max_tokens":300,"max_tokens":100}"#, Some(300)),
+            (r#"{"max_tokens":300,"max_tokens":null}"#, Some(300)),
+            (r#"{"max_tokens":99999999999999999999999999}"#, Some(u64::MAX)),
             (r#"{"max\u005ftokens":100.0}"#, Some(100)),
             (r#"{"options":{"num_predict":-1}}"#, None),
-            (r#"{"max_tokens":"100"}"#, None),
+            (r#"{"max_tokens":"100"}"#, Some(100)),
+            (r#"{"max_tokens":"many"}"#, None),
             (r#"{"max_tokens":1e400}"#, None),
             (r#"{"max_tokens":0}"#, Some(0)),
             (r#"{"messages":[{"max_tokens":100}],"metadata":{"max_tokens":100},"num_predict":7}"#, None),
@@ -301,7 +375,10 @@ mod tests {
                 includes_usage: Some(false),
                 has_stream_options: true,
                 prompt_chars: 14,
-                prompt_bytes: 14,
+                text_bytes: 125,
+                token_ids: 0,
+                prompts: 0,
+                limits: OutputLimits::default(),
                 input_chars: 0,
                 images: 0,
                 is_complete: true,

@@ -135,6 +135,7 @@ pub const ALL: &[Setting] = &[
     shadow("shadow.allowed_hosts"),
     shadow("shadow.bearer"),
     shadow("shadow.body_limit"),
+    shadow("shadow.budget"),
     shadow("shadow.client_certificate"),
     shadow("shadow.client_ip"),
     shadow("shadow.concurrency_limit"),
@@ -147,6 +148,7 @@ pub const ALL: &[Setting] = &[
     shadow("shadow.rules"),
     shadow("shadow.security_headers"),
     shadow("shadow.sse_keepalive"),
+    shadow("shadow.usage"),
 ];
 
 /// Shadow mode for all filters of a kind.
