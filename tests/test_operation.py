@@ -1,5 +1,6 @@
 """Commands for operation: doctor, health, and migration from another gateway."""
 
+import concurrent.futures
 import csv
 import hashlib
 import hmac
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 
+import httpx
 import pytest
 import yaml
 
@@ -329,3 +331,14 @@ def test_commands_refuse_a_runtime_folder_of_another_user(start, echo_upstream):
             (folder / "run").chmod(mode)
             done = run_command()
             assert done.returncode == 1 and ("belongs to another user or is writable by others" in done.stderr) == strange, (owner, mode, done.stderr)
+
+
+def test_a_runtime_for_each_thread(start, echo_upstream):
+    """With `scheduling: per_thread`, all threads accept, a limit is common to them, and a stop drains."""
+    keylatch = start(echo_upstream, more="workers: 3\nscheduling: per_thread", route_filters="      - rate_limit: {per: route, limit: 50/h}")
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        statuses = list(pool.map(lambda _: httpx.get(keylatch.url("/v1/models")).status_code, range(80)))
+    assert (statuses.count(200), statuses.count(429)) == (50, 30)
+    assert keylatch.health("ready")[0] == 200
+    keylatch.stop()
+    assert keylatch.process.returncode == 0
