@@ -41,6 +41,7 @@ fn filter(alg: &str, key: serde_json::Value) -> Bearer {
         resolve: &NoFiles,
         uses_shared_counters: &Cell::default(),
         reads_usage: &Default::default(),
+        budgets: &Default::default(),
         limits: &RefCell::default(),
         routes: &[],
         more_errors: &Default::default(),

@@ -102,6 +102,7 @@ pub fn with_outbound<T>(outbound: Arc<dyn Outbound>, compile: impl FnOnce(&mut S
         resolve: &NoFiles,
         uses_shared_counters: &Cell::default(),
         reads_usage: &Cell::new(true),
+        budgets: &Default::default(),
         limits: &std::cell::RefCell::default(),
         routes: &[],
         more_errors: &Default::default(),

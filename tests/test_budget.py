@@ -145,6 +145,21 @@ def test_redis_is_killed_in_the_middle(start, model, redis, policy, status):
     assert keylatch.metrics()['keylatch_budget_store_failures_total{outcome="%s"}' % policy] >= 1
 
 
+def test_what_was_spent_while_redis_was_away_counts_when_it_is_back(start, model, redis):
+    budget = "per: key, amount: 0.2 USD, period: month, scope: shared, on_store_failure: local"
+    keylatch = start(model, route_filters=chain(budget), more=f'{PRICES}\nredis: {{url: "{redis.url}", timeout: 500ms}}')
+    assert ask(keylatch).status_code == 200
+    wait_for(lambda: spent(redis) == 40_000, "the first request is settled")
+    redis.pause()
+    try:
+        assert [ask(keylatch).status_code for _ in range(2)] == [200, 200]
+    finally:
+        redis.resume()
+    wait_for(lambda: spent(redis) == 120_000, "the settlements arrive", 20)
+    names = redis.cli("KEYS", "keylatch:budget:*").splitlines()
+    wait_for(lambda: redis.cli("HGET", names[0], "r") in ("", "0"), "no reservation stays")
+
+
 def test_a_killed_replica_blocks_its_reservation_only(start, redis):
     """The rest of the budget is there for others at once, the reservation when it expires."""
     hold = threading.Event()

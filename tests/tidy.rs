@@ -170,6 +170,7 @@ fn configurations_refuse_unknown_keys() {
             resolve: &NoFiles,
             uses_shared_counters: &Default::default(),
             reads_usage: &std::cell::Cell::new(true),
+            budgets: &Default::default(),
             limits: &Default::default(),
             routes: &[],
             more_errors: &Default::default(),

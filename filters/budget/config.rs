@@ -117,6 +117,12 @@ fn reservation_ttl() -> HumanDuration {
 }
 
 impl BudgetConfig {
+    /// What budgets of one name must have in common, for comparison.
+    pub(super) fn terms(&self) -> String {
+        let zone = self.time_zone.as_deref().unwrap_or("UTC");
+        format!("{:?} {:?} {:?} {:?} {zone} {:?}", self.per, self.label, self.amount, self.period, self.scope)
+    }
+
     /// Checks that need nothing else.
     pub(super) fn check(&self) -> Result<(), Invalid> {
         if self.per.is_none() && self.label.is_none() {

@@ -48,11 +48,10 @@ use jiff::tz::TimeZone;
 use prometheus::IntCounter;
 
 use crate::contract::{
-    Binding, CountSource, Filter, Flow, Hooks, Invalid, Ledger, LedgerEntry, LedgerState, LogCx, PriceTable, Problem, Reply, RequestCx,
-    Reserved, Result, Site, StoreError, Trace, UsageRecord, check_name,
+    Binding, CountSource, Currency, Filter, Flow, Hooks, Invalid, Ledger, LedgerEntry, LedgerState, LogCx, PriceTable, Problem, Reply,
+    RequestCx, RequestModel, Reserved, Result, Site, StoreError, Trace, UsageRecord, check_name,
 };
 use crate::limiting::calendar::CalendarWindows;
-use crate::limiting::ledger::MemoryLedger;
 use crate::limiting::{ClientPrefixes, CountScope, CountsFailurePolicy, SubjectReader, ceil_s, time_zone};
 use crate::usage_scan::has_body;
 pub use amount::{BudgetAmount, BudgetUnit};
@@ -73,8 +72,6 @@ pub struct Budget {
     unreported: Unreported,
     prices: Arc<PriceTable>,
     ledger: Arc<dyn Ledger>,
-    /// Counts with `on_store_failure: local`.
-    fallback: Arc<dyn Ledger>,
     on_store_failure: CountsFailurePolicy,
     store_failures: IntCounter,
 }
@@ -84,7 +81,6 @@ pub struct Budget {
 pub struct BudgetState(Option<Reservation>);
 
 struct Reservation {
-    ledger: Arc<dyn Ledger>,
     id: String,
     entry: LedgerEntry,
     amount: u64,
@@ -110,15 +106,10 @@ impl Filter for Budget {
         if !site.reads_usage.get() {
             return Err(Invalid::new("the filter `usage` must stand before it in the chain: it reads what requests have used"));
         }
-        if let BudgetUnit::Money(currency) = config.amount.unit
-            && site.prices.currency() != Some(currency)
-        {
-            let says = match site.prices.currency() {
-                Some(other) => format!("is in {currency}, but `prices` are in {other}"),
-                None => "needs the section `prices` with at least one model".into(),
-            };
-            return Err(Invalid::new(says).at("amount"));
+        if let BudgetUnit::Money(currency) = config.amount.unit {
+            check_currency(currency, &site.prices).map_err(|invalid| invalid.at("amount"))?;
         }
+        let terms = config.terms();
         let prefixes = ClientPrefixes::for_subjects(config.ipv4_prefix, config.ipv6_prefix, config.per.iter())?;
         let subject = config.per.map(|per| SubjectReader::compile(per, prefixes, &site.ports.hasher)).transpose();
         let (subject, words) = subject.map_err(|invalid| invalid.at("per"))?.unzip();
@@ -126,7 +117,7 @@ impl Filter for Budget {
         let name = config.name.unwrap_or_else(|| format!("{}{words}-{}", route_of(&site.place), config.period.as_str()));
         check_name(&name, "name").map_err(|invalid| invalid.at("name"))?;
         let zone = config.time_zone.as_deref().map(time_zone).transpose().map_err(|invalid| invalid.at("time_zone"))?;
-        let is_shared = config.scope == CountScope::Shared;
+        site.declare_budget(&name, &terms).map_err(|invalid| invalid.at("name"))?;
         let on_store_failure = config.on_store_failure.unwrap_or(CountsFailurePolicy::Deny);
         Ok(Self {
             subject,
@@ -139,11 +130,7 @@ impl Filter for Budget {
             on_missing_price: config.on_missing_price,
             unreported: config.unreported,
             prices: Arc::clone(&site.prices),
-            ledger: site.ledger(is_shared).map_err(|invalid| invalid.at("scope"))?,
-            fallback: match is_shared {
-                true => Arc::clone(&site.ports.ledger),
-                false => site.keep(&format!("{name} fallback"), MemoryLedger::default),
-            },
+            ledger: site.ledger(config.scope == CountScope::Shared).map_err(|invalid| invalid.at("scope"))?,
             on_store_failure,
             store_failures: site.counter(
                 "budget_store_failures_total",
@@ -163,11 +150,12 @@ impl Filter for Budget {
         if cx.is_dry_run() {
             return Ok(self.dry_run(&entry, amount, cx).await);
         }
-        let id = uuid::Uuid::now_v7().simple().to_string();
-        let reserved = self.ledger.reserve(&id, &entry, amount, cx.now).await;
-        let (ledger, reserved) = match reserved {
-            Ok(reserved) => (&self.ledger, reserved),
+        let mut id = new_id();
+        let reserved = match self.ledger.reserve(&id, &entry, amount, cx.now).await {
+            Ok(reserved) => reserved,
             Err(_) => {
+                // The store may have the reservation although its answer was lost.
+                self.ledger.settle(&id, &entry, 0);
                 self.store_failures.inc();
                 match self.on_store_failure {
                     CountsFailurePolicy::Deny => return Ok(unavailable().into()),
@@ -175,27 +163,31 @@ impl Filter for Budget {
                         cx.facts.let_through(Self::NAME);
                         return Ok(Flow::Continue);
                     }
-                    CountsFailurePolicy::Local => match self.fallback.reserve(&id, &entry, amount, cx.now).await {
-                        Ok(reserved) => (&self.fallback, reserved),
-                        Err(_) => return Ok(unavailable().into()),
-                    },
+                    CountsFailurePolicy::Local => {
+                        // Another id: the settlement above belongs to the first one.
+                        id = new_id();
+                        match self.ledger.reserve_locally(&id, &entry, amount, cx.now).await {
+                            Ok(reserved) => reserved,
+                            Err(_) => return Ok(unavailable().into()),
+                        }
+                    }
                 }
             }
         };
         if reserved.allowed || cx.shadow {
-            state.0 = Some(Reservation { ledger: Arc::clone(ledger), id, entry: entry.clone(), amount });
+            state.0 = Some(Reservation { id, entry: entry.clone(), amount });
         }
         Ok(if reserved.allowed { Flow::Continue } else { self.refusal(&entry, &reserved, amount, cx).into() })
     }
 
     fn log(&self, cx: &mut LogCx<'_>, state: &mut BudgetState) {
-        let Some(Reservation { ledger, id, entry, amount }) = state.0.take() else { return };
+        let Some(Reservation { id, entry, amount }) = state.0.take() else { return };
         let spent = match cx.facts.get::<UsageRecord>() {
             // It was not sent to the upstream.
             None => 0,
             Some(record) => self.spent(record).unwrap_or(amount),
         };
-        ledger.settle(&id, &entry, spent);
+        self.ledger.settle(&id, &entry, spent);
     }
 }
 
@@ -280,10 +272,14 @@ impl Budget {
         match self.on_missing_price {
             MissingPrice::Allow => Flow::Continue,
             MissingPrice::Refuse => {
+                let is_named = matches!(cx.facts.get::<RequestModel>(), Some(RequestModel::Named(_)));
                 if let Some(trace) = cx.facts.get_mut::<Trace>() {
-                    trace.0.push("the model has no price".into());
+                    trace.0.push(if is_named { "the model has no price" } else { "the model is unknown; give it with `--model`" }.into());
                 }
-                let message = "The model has no price, so it cannot be used with a budget.";
+                let message = match is_named {
+                    true => "The model has no price, so it cannot be used with a budget.",
+                    false => "The request names no model, so its cost is unknown and it cannot be used with a budget.",
+                };
                 Reply::new(Problem::Forbidden, "model_without_price", "no_price", message).into()
             }
         }
@@ -318,6 +314,16 @@ impl Budget {
     }
 }
 
+/// Prices with errors are reported on their own.
+fn check_currency(currency: Currency, prices: &PriceTable) -> Result<(), Invalid> {
+    match prices.currency() {
+        Some(known) if known == currency => Ok(()),
+        Some(other) => Err(Invalid::new(format!("is in {currency}, but `prices` are in {other}"))),
+        None if prices.is_invalid() => Ok(()),
+        None => Err(Invalid::new("needs the section `prices` with at least one model")),
+    }
+}
+
 /// The place of a route with a final dot; empty for a top-level filter.
 fn route_of(place: &str) -> &str {
     place.rsplit_once("budget[").map_or("", |(route, _)| route)
@@ -326,6 +332,10 @@ fn route_of(place: &str) -> &str {
 /// A label as a part of a name.
 fn word(label: &str) -> String {
     label.replace(['/', ':', '@'], "-")
+}
+
+fn new_id() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
 }
 
 fn unavailable() -> Reply {

@@ -131,6 +131,8 @@ pub struct Site<'a> {
     pub uses_shared_counters: &'a Cell<bool>,
     /// Set when `usage` is compiled: filters after it can read the usage of a request.
     pub reads_usage: &'a Cell<bool>,
+    /// The terms of the budgets of the whole configuration by name.
+    pub budgets: &'a RefCell<HashMap<String, String>>,
     /// The limits that rules select by name, to check that each exists.
     pub limits: &'a RefCell<LimitNames>,
     /// The names of all routes; empty if they are unknown.
@@ -213,6 +215,18 @@ impl Site<'_> {
         let ca = endpoint.ca_file.as_ref().map(|path| self.resolve.file(path)).transpose().map_err(|e| e.at("ca_file"))?;
         let authorization = endpoint.authorization.as_ref().map(|secret| authorization(&self.secret(secret)?)).transpose();
         self.ports.outbound.service(endpoint, ca, authorization.map_err(|e| e.at("authorization"))?)
+    }
+
+    /// Declares a budget: those of one name are one budget, and must have the same terms.
+    pub fn declare_budget(&self, name: &str, terms: &str) -> Result<(), Invalid> {
+        let mut budgets = self.budgets.borrow_mut();
+        let known = budgets.entry(name.to_owned()).or_insert_with(|| terms.to_owned());
+        let says = || {
+            format!(
+                "another budget is named `{name}` and has other terms (per, label, amount, period, time_zone or scope); use another name"
+            )
+        };
+        if known == terms { Ok(()) } else { Err(Invalid::new(says())) }
     }
 
     /// Declares that a rule of this chain selects the limit of this name.

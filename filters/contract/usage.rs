@@ -183,7 +183,15 @@ pub struct Reserved {
 pub trait Ledger: Send + Sync {
     /// Reserves an amount, if that much is left. `id` is unique for the request and the entry.
     fn reserve<'a>(&'a self, id: &'a str, entry: &'a LedgerEntry, amount: u64, now: Now) -> BoxFuture<'a, Result<Reserved, StoreError>>;
-    /// Replaces the reservation of this id by the amount that was used. Returns at once; the change is repeated until the store
+    /// Like [`Self::reserve`], in this process alone, while the store is away: with what it knows of the amounts that were spent.
+    fn reserve_locally<'a>(
+        &'a self,
+        id: &'a str,
+        entry: &'a LedgerEntry,
+        amount: u64,
+        now: Now,
+    ) -> BoxFuture<'a, Result<Reserved, StoreError>>;
+    /// Replaces the reservation of this id, if there is one, by the amount that was used. Returns at once; the change is repeated until the store
     /// has it.
     fn settle(&self, id: &str, entry: &LedgerEntry, amount: u64);
     /// The state of an entry.

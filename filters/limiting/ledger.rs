@@ -16,6 +16,10 @@ const ENTRIES_MAX: usize = 100_000;
 #[derive(Debug, Default)]
 struct Account {
     spent: u64,
+    /// The part of `spent` that was settled here.
+    settled: u64,
+    /// `spent` includes what was spent before.
+    is_loaded: bool,
     reserved: u64,
     period_end_s: i64,
     /// The open reservations by id, with the times when they expire.
@@ -46,19 +50,27 @@ pub struct MemoryLedger {
 }
 
 impl MemoryLedger {
-    /// Whether the entry is known. Otherwise [`Self::begin`] must be called before a reservation.
-    pub fn knows(&self, entry: &LedgerEntry) -> bool {
-        self.accounts.lock().contains_key(&(Arc::clone(&entry.name), entry.period))
+    /// Whether what was spent before is known. Otherwise [`Self::load`] must be called before a reservation.
+    pub fn is_loaded(&self, entry: &LedgerEntry) -> bool {
+        self.accounts.lock().get(&(Arc::clone(&entry.name), entry.period)).is_some_and(|account| account.is_loaded)
     }
 
-    /// Adds an entry with the amount that was spent before. Keeps an entry that is known.
-    pub fn begin(&self, entry: &LedgerEntry, spent: u64, now: Now) {
+    /// What was settled here so far.
+    pub fn settled(&self, entry: &LedgerEntry) -> u64 {
+        self.accounts.lock().get(&(Arc::clone(&entry.name), entry.period)).map_or(0, |account| account.settled)
+    }
+
+    /// Sets what was spent, as it was read after [`Self::settled`] had this value. What was settled meanwhile counts once or
+    /// twice, never not at all.
+    pub fn load(&self, entry: &LedgerEntry, spent: u64, settled: u64, now: Now) {
         let mut accounts = self.accounts.lock();
         if accounts.len() >= ENTRIES_MAX {
             make_room(&mut accounts, i64::try_from(now.unix_s()).unwrap_or(i64::MAX));
         }
-        let new = || Account { spent, period_end_s: entry.period_end_s, ..Account::default() };
-        accounts.entry((Arc::clone(&entry.name), entry.period)).or_insert_with(new);
+        let account = accounts.entry((Arc::clone(&entry.name), entry.period)).or_default();
+        account.period_end_s = entry.period_end_s;
+        account.spent = spent.saturating_add(account.settled.saturating_sub(settled));
+        account.is_loaded = true;
     }
 
     /// Reserves an amount, if that much is left.
@@ -77,17 +89,16 @@ impl MemoryLedger {
         Reserved { allowed, state: account.state() }
     }
 
-    /// Replaces a reservation by the amount that was used. Returns the spent amounts before and after.
-    pub fn settle_now(&self, id: &str, entry: &LedgerEntry, amount: u64) -> (u64, u64) {
+    /// Replaces a reservation by the amount that was used. An entry that is not in memory is not made: what was spent is loaded
+    /// with it.
+    pub fn settle_now(&self, id: &str, entry: &LedgerEntry, amount: u64) {
         let mut accounts = self.accounts.lock();
-        let account = accounts.entry((Arc::clone(&entry.name), entry.period)).or_default();
-        account.period_end_s = entry.period_end_s;
+        let Some(account) = accounts.get_mut(&(Arc::clone(&entry.name), entry.period)) else { return };
         if let Some((reserved, _)) = account.open.remove(id) {
             account.reserved = account.reserved.saturating_sub(reserved);
         }
-        let before = account.spent;
-        account.spent = before.saturating_add(amount);
-        (before, account.spent)
+        account.spent = account.spent.saturating_add(amount);
+        account.settled = account.settled.saturating_add(amount);
     }
 
     /// The state of an entry.
@@ -113,9 +124,18 @@ fn make_room(accounts: &mut HashMap<(Arc<str>, i64), Account>, now_s: i64) {
 /// Without a database: an entry begins at zero.
 impl Ledger for MemoryLedger {
     fn reserve<'a>(&'a self, id: &'a str, entry: &'a LedgerEntry, amount: u64, now: Now) -> BoxFuture<'a, Result<Reserved, StoreError>> {
-        self.begin(entry, 0, now);
         let reserved = self.reserve_at(id, entry, amount, now.instant);
         Box::pin(std::future::ready(Ok(reserved)))
+    }
+
+    fn reserve_locally<'a>(
+        &'a self,
+        id: &'a str,
+        entry: &'a LedgerEntry,
+        amount: u64,
+        now: Now,
+    ) -> BoxFuture<'a, Result<Reserved, StoreError>> {
+        self.reserve(id, entry, amount, now)
     }
 
     fn settle(&self, id: &str, entry: &LedgerEntry, amount: u64) {
@@ -147,15 +167,14 @@ mod tests {
     #[test]
     fn reservations_never_pass_the_amount() {
         let (ledger, entry, now) = (MemoryLedger::default(), entry("a", 100), Now::read().instant);
-        ledger.begin(&entry, 40, Now::read());
-        ledger.begin(&entry, 0, Now::read());
+        ledger.load(&entry, 40, 0, Now::read());
         let reserve = |id: &str, amount| ledger.reserve_at(id, &entry, amount, now).allowed;
         assert!(reserve("1", 30) && reserve("2", 30) && !reserve("3", 1));
-        assert_eq!(ledger.settle_now("1", &entry, 10), (40, 50));
+        ledger.settle_now("1", &entry, 10);
         assert!(reserve("4", 20) && !reserve("5", 1));
-        assert_eq!(ledger.settle_now("2", &entry, 60), (50, 110), "the truth may exceed the reservation");
+        ledger.settle_now("2", &entry, 60);
         assert!(!reserve("6", 0), "nothing is left");
-        assert_eq!(ledger.state_at(&entry, now), LedgerState { spent: 110, reserved: 20 });
+        assert_eq!(ledger.state_at(&entry, now), LedgerState { spent: 110, reserved: 20 }, "the truth may exceed the reservation");
     }
 
     #[test]
@@ -164,18 +183,28 @@ mod tests {
         assert!(ledger.reserve_at("1", &entry, 100, now).allowed);
         assert!(!ledger.reserve_at("2", &entry, 100, now + Duration::from_secs(59)).allowed);
         assert!(ledger.reserve_at("2", &entry, 100, now + Duration::from_secs(60)).allowed);
-        assert_eq!(ledger.settle_now("1", &entry, 5), (0, 5), "a late settlement counts");
-        assert_eq!(ledger.state_at(&entry, now).reserved, 100);
+        ledger.settle_now("1", &entry, 5);
+        assert_eq!(ledger.state_at(&entry, now), LedgerState { spent: 5, reserved: 100 }, "a late settlement counts");
+    }
+
+    #[test]
+    fn what_is_settled_while_the_amount_is_read_counts() {
+        let (ledger, entry, now) = (MemoryLedger::default(), entry("a", 100), Now::read());
+        assert!(ledger.reserve_at("1", &entry, 10, now.instant).allowed && !ledger.is_loaded(&entry));
+        let settled = ledger.settled(&entry);
+        ledger.settle_now("1", &entry, 7);
+        ledger.load(&entry, 40, settled, now);
+        assert!(ledger.is_loaded(&entry));
+        assert_eq!(ledger.state_at(&entry, now.instant), LedgerState { spent: 47, reserved: 0 });
     }
 
     #[test]
     fn memory_is_bounded_without_loss() {
         let ledger = MemoryLedger::default();
         let open = entry("open", 10);
-        ledger.begin(&open, 0, Now::read());
         assert!(ledger.reserve_at("1", &open, 5, Now::read().instant).allowed);
-        (0..ENTRIES_MAX).for_each(|n| ledger.begin(&entry(&n.to_string(), 10), 1, Now::read()));
+        (0..ENTRIES_MAX).for_each(|n| ledger.load(&entry(&n.to_string(), 10), 1, 0, Now::read()));
         assert!(ledger.accounts.lock().len() <= ENTRIES_MAX);
-        assert!(ledger.knows(&open));
+        assert_eq!(ledger.state_at(&open, Now::read().instant).reserved, 5);
     }
 }

@@ -33,6 +33,7 @@ fuzz_target!(|data: &[u8]| {
         resolve: &NoFiles,
         uses_shared_counters: &Default::default(),
         reads_usage: &Default::default(),
+        budgets: &Default::default(),
         limits: &Default::default(),
         routes: &[],
         more_errors: &Default::default(),

@@ -16,16 +16,14 @@ use std::sync::Arc;
 
 use keylatch_filters::ALL;
 use keylatch_filters::chain::{Chain, Item};
-use keylatch_filters::contract::{
-    Invalid, Keep, LimitNames, ModelPrice, Ports, PriceTable, PricesConfig, SecretRef, Site, TrustedProxies, decode,
-};
+use keylatch_filters::contract::{Invalid, Keep, LimitNames, ModelPrice, Ports, PriceTable, PricesConfig, SecretRef, Site, TrustedProxies};
 
 use crate::alerts::Alerts;
 use crate::config::model::{FilterItem, RouteSettings, Settings, Storage};
 use crate::config::report::nearest;
 use crate::config::sections::add_invalid;
 use crate::config::store_url::{self, PostgresUrl};
-use crate::config::{Files, Parsed, Report, bounds, parse, parse_file, read_yaml, report};
+use crate::config::{Files, Parsed, Report, bounds, parse, parse_file, read_list};
 use crate::listener::policy::ListenerPolicy;
 use crate::upstream::Upstream;
 use route::Matcher;
@@ -82,6 +80,7 @@ impl Compiler {
             prices: Arc::default(),
             shares: Cell::default(),
             reads_usage: Cell::default(),
+            budgets: RefCell::default(),
             limits: RefCell::default(),
             routes: names,
         };
@@ -130,6 +129,8 @@ struct Work<'a> {
     shares: Cell<bool>,
     /// Whether `usage` stands before the next filter.
     reads_usage: Cell<bool>,
+    /// The terms of budgets by name.
+    budgets: RefCell<HashMap<String, String>>,
     /// The limits that filters refer to by name: those of the top level, or of the route being
     /// compiled.
     limits: RefCell<LimitNames>,
@@ -159,9 +160,17 @@ impl Work<'_> {
             Ok(trusted) => self.trusted = Arc::new(trusted),
             Err(invalid) => self.wrong(&invalid.at("trusted_proxies")),
         }
+        if settings.prices.is_none() && self.partial {
+            // They may be what could not be parsed.
+            self.prices = Arc::new(PriceTable::invalid());
+        }
         match prices(settings.prices.as_ref(), self.files) {
+            Ok(prices) if prices.is_empty() && self.prices.is_invalid() => {}
             Ok(prices) => self.prices = Arc::new(prices),
-            Err(wrong) => wrong.into_iter().for_each(|invalid| self.wrong(&invalid.at("prices"))),
+            Err(wrong) => {
+                self.prices = Arc::new(PriceTable::invalid());
+                wrong.into_iter().for_each(|invalid| self.wrong(&invalid.at("prices")));
+            }
         }
         let entries = self.entries();
         let upstreams = self.upstreams();
@@ -256,6 +265,7 @@ impl Work<'_> {
                 resolve: self.files,
                 uses_shared_counters: &self.shares,
                 reads_usage: &self.reads_usage,
+                budgets: &self.budgets,
                 limits: &self.limits,
                 routes: &self.routes,
                 more_errors: &also,
@@ -306,11 +316,8 @@ impl Work<'_> {
 /// The compiled prices, with those of their file.
 fn prices(config: Option<&PricesConfig>, files: &Files) -> Result<PriceTable, Vec<Invalid>> {
     let Some(config) = config else { return Ok(PriceTable::default()) };
-    let in_file = config.file.as_ref().map(|path| read_yaml(files, path).and_then(decode::<Vec<ModelPrice>>)).transpose();
-    let unreadable = in_file.as_ref().err().map(|invalid| {
-        let place = report::dotted(&invalid.path);
-        Invalid::new(if place.is_empty() { invalid.message.clone() } else { format!("{place}: {}", invalid.message) }).at("file")
-    });
+    let in_file = config.file.as_ref().map(|path| read_list::<ModelPrice>(files, path)).transpose();
+    let unreadable = in_file.as_ref().err().map(|invalid| invalid.clone().at("file"));
     let table = PriceTable::compile(config, &in_file.ok().flatten().unwrap_or_default());
     match unreadable {
         None => table,

@@ -34,6 +34,7 @@ use ipnet::IpNet;
 use keylatch_filters::contract::{Filter as _, Invalid, Resolve, SecretRef, decode};
 use keylatch_filters::key_binding::{KeyBinding, KeyBindingConfig};
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 pub use acme::name as acme_name;
@@ -157,14 +158,12 @@ pub fn parse(path: &Path, text: &str, env: &dyn Fn(&str) -> Option<String>) -> R
     }
 }
 
-/// The value in a YAML or JSON file that a configuration refers to.
-pub fn read_yaml(files: &Files, path: &str) -> Result<serde_json::Value, Invalid> {
+/// The list in a YAML or JSON file that a configuration refers to. The error has the place in that file.
+pub fn read_list<T: DeserializeOwned>(files: &Files, path: &str) -> Result<Vec<T>, Invalid> {
     let text = files.file(path)?;
     let mut report = Report::new(&files.path(path));
-    match yaml::parse(&text, &mut report) {
-        Some(node) => Ok(node.to_json()),
-        None => Err(Invalid::new(report.to_string())),
-    }
+    let list = yaml::parse(&text, &mut report).and_then(|tree| sections::decode_list(&tree, &mut report));
+    list.ok_or_else(|| Invalid::new(report.to_string()))
 }
 
 /// The content of a file that a configuration refers to.

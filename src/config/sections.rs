@@ -87,6 +87,19 @@ pub fn decode(tree: &Node, report: &mut Report) -> Option<Settings> {
     })
 }
 
+/// Decodes a file that is a list.
+pub fn decode_list<T: DeserializeOwned>(tree: &Node, report: &mut Report) -> Option<Vec<T>> {
+    let Value::List(items) = &tree.value else {
+        report.add(tree.position, Vec::new(), "must be a list, with items that begin with `- `");
+        return None;
+    };
+    let mut reader = Reader { tree, report };
+    let each = |(index, node): (usize, &Node)| reader.piece(node, node.to_json(), &path(&[&format!("[{index}]")]));
+    // All items, so that one error does not hide the next.
+    let decoded: Vec<Option<T>> = items.iter().enumerate().map(each).collect();
+    decoded.into_iter().collect()
+}
+
 struct Reader<'a> {
     tree: &'a Node,
     report: &'a mut Report,

@@ -34,7 +34,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::sampler::{Sampler, State};
 use crate::usage::Accounts;
 use crate::usage::ledger::{LocalLedger, SharedLedger, Spending};
-use crate::util::periodic::every;
+use crate::util::periodic::{every, every_current};
 use crate::util::time::millis;
 use crate::watch::{self, FileWatch};
 
@@ -58,7 +58,9 @@ pub struct Components {
     /// What requests used.
     pub usage: Arc<Accounts>,
     /// What budgets have spent.
-    pub spending: Arc<Spending>,
+    spending: Arc<Spending>,
+    /// The budgets that replicas share.
+    shared_ledger: Option<Arc<SharedLedger>>,
     /// The admin API.
     pub api: Arc<Api>,
     /// When the process started, in milliseconds since 1970.
@@ -79,6 +81,8 @@ impl Components {
         let near = Arc::<UsageTracker>::default();
         let usage = Accounts::new(Arc::clone(&opened.authority), &settings.usage, registry);
         let spending = Spending::new(Arc::clone(&opened.authority));
+        let ledger = LocalLedger::new(Arc::clone(&spending));
+        let shared_ledger = redis_ledger.map(|redis| SharedLedger::new(redis, Arc::clone(&ledger)));
         let ports = Ports {
             bindings: Arc::clone(&opened.store) as _,
             hasher: opened.hasher.clone(),
@@ -87,8 +91,8 @@ impl Components {
             outbound: Arc::new(Services::on_current_runtime()),
             usage_tracker: Arc::clone(&near),
             usage: Arc::clone(&usage) as _,
-            ledger: LocalLedger::new(Arc::clone(&spending)),
-            shared_ledger: redis_ledger.map(|redis| SharedLedger::new(redis, Arc::clone(&spending)) as _),
+            ledger: Arc::clone(&ledger) as _,
+            shared_ledger: shared_ledger.clone().map(|ledger| ledger as _),
         };
         let compiler = Arc::new(Compiler::new(ports));
         let live = Arc::new(LiveSettings::new(&opened.admin_secret)?);
@@ -108,13 +112,22 @@ impl Components {
         let replica = Arc::new(Replica::new(settings.replica()));
         let (watch, files) = start_periodic_tasks(path, &shared, &opened.store, &reloader, &replica, &spending);
         start_certificate_orders(path, &shared, &replica);
-        let current = Arc::clone(&shared);
-        usage.flush_periodically(move || current.snapshot.load().settings.usage.clone());
-        let current = Arc::clone(&shared);
-        spending.flush_periodically(move || current.snapshot.load().settings.usage.flush_every.0);
+        flush_usage_periodically(&shared, &usage, &spending);
         let api = api(path, settings, opened, near, &shared, &replica, &reloader, &usage)?;
         let store = Arc::clone(&api.store);
-        Ok(Self { shared, store, watch, replica, reloader, usage, spending, api, started_ms: millis(SystemTime::now()), _files: files })
+        Ok(Self {
+            shared,
+            store,
+            watch,
+            replica,
+            reloader,
+            usage,
+            spending,
+            shared_ledger,
+            api,
+            started_ms: millis(SystemTime::now()),
+            _files: files,
+        })
     }
 
     /// The state of this replica.
@@ -137,6 +150,18 @@ impl Components {
     /// Writes the state of this replica and its counts to the store.
     pub async fn report(&self) {
         self.api.sampler.report(&self.store, &self.state()).await;
+    }
+
+    /// Writes the last usage, and what budgets have spent.
+    pub async fn flush_usage(&self) {
+        let settle = async {
+            if let Some(ledger) = &self.shared_ledger
+                && !ledger.settle_waiting().await
+            {
+                tracing::warn!("Redis has not got what budgets have spent at last; the database has");
+            }
+        };
+        tokio::join!(self.usage.finish(), self.spending.flush(), settle);
     }
 
     /// Checks for the last time for keys that were refused too often, and records alerts without delivering them.
@@ -190,6 +215,20 @@ fn start_periodic_tasks(
         async move { reloads.apply(&overrides).await }
     });
     (watch, files)
+}
+
+/// Writes usage and what budgets have spent, in each `usage.flush_every` of the configuration in force.
+fn flush_usage_periodically(shared: &Arc<ProxyState>, usage: &Arc<Accounts>, spending: &Arc<Spending>) {
+    let period = |shared: &Arc<ProxyState>| {
+        let shared = Arc::clone(shared);
+        move || shared.snapshot.load().settings.usage.flush_every.0
+    };
+    let current = Arc::clone(shared);
+    every_current(usage, period(shared), move |usage| {
+        usage.set_options(&current.snapshot.load().settings.usage);
+        async move { usage.flush().await }
+    });
+    every_current(spending, period(shared), |spending| async move { spending.flush().await });
 }
 
 /// Orders certificates that are missing or close to their end, and loads those that other replicas ordered. After a handover

@@ -183,8 +183,7 @@ async fn end(components: &Components) {
     components.shared.acme.shut_down().await;
     let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.report()).await;
     components.store.finish().await;
-    let last = async { tokio::join!(components.usage.finish(), components.spending.flush()) };
-    let _ = tokio::time::timeout(USAGE_WRITE_WAIT_MAX, last).await;
+    let _ = tokio::time::timeout(USAGE_WRITE_WAIT_MAX, components.flush_usage()).await;
     // Alerts about the writes above are only recorded here; another process delivers them.
     let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.record_last_alerts()).await;
     let _ = tokio::time::timeout(LAST_WRITES_WAIT_MAX, components.store.close()).await;

@@ -99,20 +99,6 @@ impl Accounts {
         UsageHorizon { now_s, minutes_since_s: since(retention.minute.0), hours_since_s: since(retention.hour.0) }
     }
 
-    /// Flushes in each [`UsageOptions::flush_every`], as long as the accounts are in use. `options`
-    /// returns the options in force.
-    pub fn flush_periodically(self: &Arc<Self>, options: impl Fn() -> UsageOptions + Send + 'static) {
-        let weak = Arc::downgrade(self);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(options().flush_every.0).await;
-                let Some(accounts) = weak.upgrade() else { return };
-                accounts.set_options(&options());
-                accounts.flush().await;
-            }
-        });
-    }
-
     /// Writes all usage so far. Batches that cannot be written are kept, and repeated by the next
     /// flush.
     pub async fn flush(&self) {

@@ -151,6 +151,7 @@ pub struct PriceTable {
     exact: HashMap<String, Vec<usize>>,
     /// The entries with `*`, in their order.
     patterns: Vec<usize>,
+    is_invalid: bool,
 }
 
 impl std::fmt::Debug for PriceTable {
@@ -194,6 +195,16 @@ impl PriceTable {
         }
         self.entries.push(Entry { pattern, prices: Prices::new(entry), valid_from: from, valid_until: until });
         Ok(())
+    }
+
+    /// In place of a section with errors, so that they are reported once.
+    pub fn invalid() -> Self {
+        Self { is_invalid: true, ..Self::default() }
+    }
+
+    /// Whether the section has errors.
+    pub fn is_invalid(&self) -> bool {
+        self.is_invalid
     }
 
     /// Whether no price is configured.

@@ -28,40 +28,50 @@ impl LocalLedger {
         Arc::new(Self { memory: MemoryLedger::default(), spending })
     }
 
-    /// Loads an entry at its first use.
+    /// Reads what an entry has spent.
     async fn load(&self, entry: &LedgerEntry, now: Now) -> Result<(), StoreError> {
-        if !self.memory.knows(entry) {
-            let spent = within(self.spending.spent(entry)).await?;
-            self.memory.begin(entry, spent, now);
-        }
+        let settled = self.memory.settled(entry);
+        let spent = self.spending.spent(entry);
+        let late = |_| StoreError::Away(format!("the store did not answer within {LOAD_TIME_MAX:?}"));
+        let spent = tokio::time::timeout(LOAD_TIME_MAX, spent).await.map_err(late)??;
+        self.memory.load(entry, spent, settled, now);
         Ok(())
     }
-}
 
-/// Ends a wait for the database after [`LOAD_TIME_MAX`].
-async fn within<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let late = |_| StoreError::Away(format!("the store did not answer within {LOAD_TIME_MAX:?}"));
-    tokio::time::timeout(LOAD_TIME_MAX, work).await.map_err(late)?
+    /// Reads what an entry has spent at its first use.
+    async fn load_once(&self, entry: &LedgerEntry, now: Now) -> Result<(), StoreError> {
+        if self.memory.is_loaded(entry) { Ok(()) } else { self.load(entry, now).await }
+    }
 }
 
 impl Ledger for LocalLedger {
     fn reserve<'a>(&'a self, id: &'a str, entry: &'a LedgerEntry, amount: u64, now: Now) -> BoxFuture<'a, Result<Reserved, StoreError>> {
         Box::pin(async move {
-            self.load(entry, now).await?;
+            self.load_once(entry, now).await?;
             Ok(self.memory.reserve_at(id, entry, amount, now.instant))
         })
     }
 
+    fn reserve_locally<'a>(
+        &'a self,
+        id: &'a str,
+        entry: &'a LedgerEntry,
+        amount: u64,
+        now: Now,
+    ) -> BoxFuture<'a, Result<Reserved, StoreError>> {
+        // What was spent before is loaded once the database is back.
+        Box::pin(std::future::ready(Ok(self.memory.reserve_at(id, entry, amount, now.instant))))
+    }
+
     fn settle(&self, id: &str, entry: &LedgerEntry, amount: u64) {
-        // In this order: an entry that is loaded in between counts the amount twice rather than not
-        // at all.
+        // In this order: an amount that is read in between counts twice rather than not at all.
         self.spending.add(entry, amount);
         self.memory.settle_now(id, entry, amount);
     }
 
     fn state<'a>(&'a self, entry: &'a LedgerEntry, now: Now) -> BoxFuture<'a, Result<LedgerState, StoreError>> {
         Box::pin(async move {
-            self.load(entry, now).await?;
+            self.load_once(entry, now).await?;
             Ok(self.memory.state_at(entry, now.instant))
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use keylatch_filters::contract::{LedgerEntry, StoreError};
 use parking_lot::Mutex;
@@ -72,18 +72,6 @@ impl Spending {
         let pending = self.pending.lock().get(&key).map_or(0, |addition| addition.amount);
         let all = row.map_or(0, |row| row.spent).saturating_add(waiting).saturating_add(pending);
         Ok(u64::try_from(all).unwrap_or(0))
-    }
-
-    /// Flushes in each `period()`, as long as it is in use.
-    pub fn flush_periodically(self: &Arc<Self>, period: impl Fn() -> Duration + Send + 'static) {
-        let weak = Arc::downgrade(self);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(period()).await;
-                let Some(spending) = weak.upgrade() else { return };
-                spending.flush().await;
-            }
-        });
     }
 
     /// Writes all amounts. What cannot be written is kept for the next flush.
