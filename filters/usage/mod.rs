@@ -92,6 +92,7 @@ pub struct Usage {
 pub struct UsageState {
     /// The request was sent to the upstream.
     sent: bool,
+    has_body: bool,
     /// Reads the body of the request, unless it was read ahead.
     request: RequestBody,
     /// The model that the header of the request names.
@@ -156,8 +157,8 @@ impl Filter for Usage {
 
     fn upstream_request(&self, cx: &mut UpstreamCx<'_>, state: &mut UsageState) -> Result<()> {
         // Each attempt begins anew.
-        *state = UsageState { sent: true, ..UsageState::default() };
-        match ModelSource::of_request(cx.request, has_body(cx.request), false) {
+        *state = UsageState { sent: true, has_body: has_body(cx.request), ..UsageState::default() };
+        match ModelSource::of_request(cx.request, state.has_body, false) {
             ModelSource::Header(RequestModel::Named(model)) => {
                 state.model = Some(model);
                 state.request = RequestBody::Json(Box::default());
@@ -173,7 +174,7 @@ impl Filter for Usage {
                 lengthen(cx.upstream)?;
             }
         }
-        if has_body(cx.request) {
+        if state.has_body {
             cx.upstream.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")).map_err(failure)?;
         }
         Ok(())
@@ -201,7 +202,7 @@ impl Filter for Usage {
             return Ok(());
         }
         state.answered = cx.response.status.is_success();
-        let format = answer_format(&cx.response.headers).filter(|_| state.answered && has_body(cx.request));
+        let format = answer_format(&cx.response.headers).filter(|_| state.answered && state.has_body);
         state.streamed = format.is_some_and(|format| format != AnswerFormat::Json);
         let asked = state.asks.is_some() && format == Some(AnswerFormat::EventStream);
         // A length would no longer be true.

@@ -105,6 +105,8 @@ impl Pending {
     pub fn add(&mut self, record: &UsageRecord, models_max: usize, logs: bool, unwritten: usize) -> Lost {
         let at_ms = millis(record.at);
         let minute_s = at_ms / 1000 - (at_ms / 1000).rem_euclid(MINUTE_S);
+        // Clients can make up names: models without counts take at most half of the places.
+        let models_max = if record.source == CountSource::None { models_max / 2 } else { models_max };
         let group = UsageGroup {
             key: record.key,
             subject: record.subject.as_ref().and_then(name),
@@ -116,7 +118,7 @@ impl Pending {
         };
         let sums = sums(record);
         let latency = !self.add_latency(record, &group, minute_s);
-        let log = logs && !self.add_log(record, &group, &sums, at_ms);
+        let log = logs && !self.add_log(record, &group);
         Lost { sums: !self.add_sums(minute_s, group, &sums, unwritten), latency, log }
     }
 
@@ -167,27 +169,12 @@ impl Pending {
     }
 
     /// False: lost.
-    fn add_log(&mut self, record: &UsageRecord, group: &UsageGroup, sums: &UsageSums, at_ms: i64) -> bool {
+    fn add_log(&mut self, record: &UsageRecord, group: &UsageGroup) -> bool {
         if self.log.len() >= LOG_MAX {
             return false;
         }
-        self.log.push(RequestRow {
-            id: Uuid::now_v7(),
-            at_ms,
-            key: group.key,
-            subject: group.subject.clone(),
-            model: group.model.clone(),
-            route: Arc::clone(&group.route),
-            upstream: Arc::clone(&group.upstream),
-            status: record.status,
-            tokens: record.tokens,
-            units: record.units,
-            cost: record.cost,
-            source: record.source,
-            first_token_ms: record.first_token.map(|_| sums.first_token_ms),
-            duration_ms: duration_ms(record.duration),
-            streamed: record.streamed,
-        });
+        let usage = UsageRecord { subject: group.subject.clone(), model: group.model.clone(), ..record.clone() };
+        self.log.push(RequestRow { id: Uuid::now_v7(), usage });
         true
     }
 

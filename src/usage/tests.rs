@@ -402,9 +402,9 @@ async fn the_request_log_has_each_request_once() {
         after = Some(next);
     }
     assert_eq!(found.len(), 1500);
-    assert!(found.is_sorted_by_key(|row| std::cmp::Reverse(row.at_ms)));
+    assert!(found.is_sorted_by_key(|row| std::cmp::Reverse(row.usage.at)));
     let tokens = |sum: u64, tokens: TokenCounts| sum + tokens.total();
-    assert_eq!(found.iter().map(|row| row.tokens).fold(0, tokens), records.iter().map(|record| record.tokens).fold(0, tokens));
+    assert_eq!(found.iter().map(|row| row.usage.tokens).fold(0, tokens), records.iter().map(|record| record.tokens).fold(0, tokens));
     let filter = UsageFilter { key: Some(key(2)), ..UsageFilter::default() };
     let query = RequestQuery { from_ms: 0, to_ms: i64::MAX, filter, limit: 5000, ..RequestQuery::default() };
     let of_key = store.admin_store().usage_requests(&query).await.unwrap().rows;
@@ -412,11 +412,11 @@ async fn the_request_log_has_each_request_once() {
     assert_eq!(of_key.len(), expected.len());
     let same = |row: &crate::sql::usage::RequestRow| {
         expected.iter().any(|r| {
-            seconds(r.at) * 1000 == row.at_ms
-                && r.cost == row.cost
-                && r.source == row.source
-                && r.streamed == row.streamed
-                && r.status == row.status
+            seconds(r.at) == seconds(row.usage.at)
+                && r.cost == row.usage.cost
+                && r.source == row.usage.source
+                && r.streamed == row.usage.streamed
+                && r.status == row.usage.status
         })
     };
     assert!(of_key.iter().all(same));

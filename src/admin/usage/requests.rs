@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -21,6 +22,7 @@ use super::{Money, usage};
 use crate::operator::Fault;
 use crate::sql::record::Record;
 use crate::sql::usage::{RequestCursor, RequestQuery, RequestRow};
+use crate::util::time::millis;
 
 /// Query parameters of the request log.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
@@ -132,40 +134,41 @@ pub struct LoggedRequest {
 }
 
 impl LoggedRequest {
-    fn new(row: RequestRow, bindings: &HashMap<KeyId, Record>) -> Self {
-        let money = row.cost.map(Money::from);
+    fn new(RequestRow { id, usage }: RequestRow, bindings: &HashMap<KeyId, Record>) -> Self {
+        let money = usage.cost.map(Money::from);
         let (cost, currency) = money.map_or((None, None), |money| (Some(money.cost), Some(money.currency)));
+        let ms = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
         Self {
-            id: row.id.to_string(),
-            at: rfc3339(row.at_ms),
-            key_id: row.key.map(|key| key.hex()),
-            hint: row.key.and_then(|key| bindings.get(&key)).map(|record| record.hint.clone()).unwrap_or_default(),
-            subject: row.subject.map(|text| text.to_string()),
-            model: row.model.map(|text| text.to_string()),
-            route: row.route.to_string(),
-            upstream: row.upstream.to_string(),
-            status: row.status,
-            streamed: row.streamed,
-            input_tokens: row.tokens.input,
-            cached_input_tokens: row.tokens.cached_input,
-            cache_write_tokens: row.tokens.cache_write,
-            output_tokens: row.tokens.output,
-            reasoning_tokens: row.tokens.reasoning,
-            images: row.units.images,
-            audio_ms: row.units.audio_ms,
-            characters: row.units.characters,
+            id: id.to_string(),
+            at: rfc3339(millis(usage.at)),
+            key_id: usage.key.map(|key| key.hex()),
+            hint: usage.key.and_then(|key| bindings.get(&key)).map(|record| record.hint.clone()).unwrap_or_default(),
+            subject: usage.subject.map(|text| text.to_string()),
+            model: usage.model.map(|text| text.to_string()),
+            route: usage.route.to_string(),
+            upstream: usage.upstream.to_string(),
+            status: usage.status,
+            streamed: usage.streamed,
+            input_tokens: usage.tokens.input,
+            cached_input_tokens: usage.tokens.cached_input,
+            cache_write_tokens: usage.tokens.cache_write,
+            output_tokens: usage.tokens.output,
+            reasoning_tokens: usage.tokens.reasoning,
+            images: usage.units.images,
+            audio_ms: usage.units.audio_ms,
+            characters: usage.units.characters,
             cost,
             currency,
-            source: row.source.as_str(),
-            first_token_ms: row.first_token_ms,
-            duration_ms: row.duration_ms,
+            source: usage.source.as_str(),
+            first_token_ms: usage.first_token.map(ms),
+            duration_ms: ms(usage.duration),
         }
     }
 }
 
 async fn requests(api: &Api, query: &RequestQuery) -> Answer<(Vec<LoggedRequest>, Option<RequestCursor>)> {
     let page = api.store.admin_store().usage_requests(query).await?;
-    let bindings = usage::bindings(&api.store, page.rows.iter().filter_map(|row| row.key)).await?;
+    let bindings = usage::bindings(&api.store, page.rows.iter().filter_map(|row| row.usage.key)).await?;
     Ok((page.rows.into_iter().map(|row| LoggedRequest::new(row, &bindings)).collect(), page.next))
 }
 

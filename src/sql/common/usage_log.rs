@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use keylatch_filters::contract::{Cost, CountSource, Currency, KeyId, OtherUnits, StoreError, TokenCounts};
+use keylatch_filters::contract::{Cost, CountSource, Currency, KeyId, OtherUnits, StoreError, TokenCounts, UsageRecord};
 use sqlx::{Database, QueryBuilder, Row};
 use uuid::Uuid;
 
@@ -14,6 +15,7 @@ use crate::sql::intercepts::Page;
 use crate::sql::usage::tables::{DAY_S, HOUR_S, REQUEST_COLUMNS};
 use crate::sql::usage::time::{Steps, segments, steps};
 use crate::sql::usage::{LATENCY_BOUNDS_MS, RequestCursor, RequestQuery, RequestRow, UsageFilter, UsageLatency, UsageQuery};
+use crate::util::time::{millis, time};
 
 type DbRow = <Db as Database>::Row;
 
@@ -84,7 +86,7 @@ pub async fn requests(own: &Own, query: &RequestQuery) -> Result<Page<RequestRow
     let rows = fetch_report(own, statement).await?;
     let rows = rows.iter().map(|row| request(row).map_err(failed)).collect::<Result<Vec<_>, _>>()?;
     let full = rows.len() >= query.limit as usize;
-    let next = rows.last().filter(|_| full).map(|last| RequestCursor { at_ms: last.at_ms, id: last.id.to_string() });
+    let next = rows.last().filter(|_| full).map(|last| RequestCursor { at_ms: millis(last.usage.at), id: last.id.to_string() });
     Ok(Page { rows, next })
 }
 
@@ -94,9 +96,9 @@ fn request(row: &DbRow) -> sqlx::Result<RequestRow> {
     let optional = |index: usize| text(index).map(|text: Arc<str>| Some(text).filter(|text| !text.is_empty()));
     let micros = row.try_get::<Option<i64>, _>(16)?.and_then(|micros| u64::try_from(micros).ok());
     let currency = Currency::parse(&row.try_get::<String, _>(17)?);
-    Ok(RequestRow {
-        at_ms: row.try_get(0)?,
-        id: Uuid::from_slice(&row.try_get::<Vec<u8>, _>(1)?).unwrap_or_default(),
+    let duration = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or_default());
+    let usage = UsageRecord {
+        at: time(row.try_get(0)?),
         key: row.try_get::<Vec<u8>, _>(2)?.try_into().ok().map(KeyId),
         subject: optional(3)?,
         model: optional(4)?,
@@ -117,8 +119,9 @@ fn request(row: &DbRow) -> sqlx::Result<RequestRow> {
             "estimated" => CountSource::Estimated,
             _ => CountSource::None,
         },
-        first_token_ms: row.try_get(19)?,
-        duration_ms: row.try_get(20)?,
+        first_token: row.try_get::<Option<i64>, _>(19)?.map(duration),
+        duration: duration(row.try_get(20)?),
         streamed: row.try_get::<i64, _>(21)? != 0,
-    })
+    };
+    Ok(RequestRow { id: Uuid::from_slice(&row.try_get::<Vec<u8>, _>(1)?).unwrap_or_default(), usage })
 }

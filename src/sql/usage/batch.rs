@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use keylatch_filters::contract::{Cost, CountSource, Currency, KeyId, OtherUnits, TokenCounts};
+use keylatch_filters::contract::{Currency, KeyId, UsageRecord};
 use uuid::Uuid;
 
 /// The fields by which requests are summed.
@@ -105,39 +105,13 @@ pub struct LatencyGroup {
     pub route: Arc<str>,
 }
 
-/// A row of the request log. It has no content of the request.
+/// A row of the request log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RequestRow {
     /// The id.
     pub id: Uuid,
-    /// When the request header was complete, in milliseconds since 1970.
-    pub at_ms: i64,
-    /// The API key.
-    pub key: Option<KeyId>,
-    /// The verified identity.
-    pub subject: Option<Arc<str>>,
-    /// The model.
-    pub model: Option<Arc<str>>,
-    /// The route.
-    pub route: Arc<str>,
-    /// The upstream.
-    pub upstream: Arc<str>,
-    /// The status; 0 if none was sent.
-    pub status: u16,
-    /// The token counts.
-    pub tokens: TokenCounts,
-    /// The other units.
-    pub units: OtherUnits,
-    /// The cost.
-    pub cost: Option<Cost>,
-    /// The source of the counts.
-    pub source: CountSource,
-    /// The time to first token, in milliseconds.
-    pub first_token_ms: Option<i64>,
-    /// The duration, in milliseconds.
-    pub duration_ms: i64,
-    /// Whether the answer was a stream.
-    pub streamed: bool,
+    /// The usage of the request, without its content. Its names are bounded, its times are in milliseconds.
+    pub usage: UsageRecord,
 }
 
 /// A part of the usage of one process, written in one transaction.

@@ -2,10 +2,12 @@
 //! lock rows in the same order. Knows the columns that both databases share, but executes nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use keylatch_filters::contract::{Currency, KeyId};
 
 use super::batch::{RequestRow, UsageBatch, UsageGroup, UsageSums};
+use crate::util::time::millis;
 
 /// Sums by minute.
 pub const MINUTE_S: i64 = 60;
@@ -227,18 +229,19 @@ pub const REQUEST_COLUMNS: [&str; 22] = [
 
 fn requests(batch: &UsageBatch) -> Upsert {
     let count = |number: u64| int(i64::try_from(number).unwrap_or(i64::MAX));
-    let row = |request: &RequestRow| {
-        let (tokens, units) = (&request.tokens, &request.units);
-        let cost_micros = request.cost.map(|cost| i64::try_from(cost.micros).unwrap_or(i64::MAX));
+    let duration_ms = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    let row = |RequestRow { id, usage }: &RequestRow| {
+        let (tokens, units) = (&usage.tokens, &usage.units);
+        let cost_micros = usage.cost.map(|cost| i64::try_from(cost.micros).unwrap_or(i64::MAX));
         vec![
-            int(request.at_ms),
-            Value::Bytes(request.id.as_bytes().to_vec()),
-            Value::Bytes(key_bytes(request.key)),
-            text(request.subject.as_deref()),
-            text(request.model.as_deref()),
-            text(Some(&request.route)),
-            text(Some(&request.upstream)),
-            int(request.status.into()),
+            int(millis(usage.at)),
+            Value::Bytes(id.as_bytes().to_vec()),
+            Value::Bytes(key_bytes(usage.key)),
+            text(usage.subject.as_deref()),
+            text(usage.model.as_deref()),
+            text(Some(&usage.route)),
+            text(Some(&usage.upstream)),
+            int(usage.status.into()),
             count(tokens.input),
             count(tokens.cached_input),
             count(tokens.cache_write),
@@ -248,11 +251,11 @@ fn requests(batch: &UsageBatch) -> Upsert {
             count(units.audio_ms),
             count(units.characters),
             Value::Int(cost_micros),
-            currency(request.cost.map(|cost| cost.currency)),
-            text(Some(request.source.as_str())),
-            Value::Int(request.first_token_ms),
-            int(request.duration_ms),
-            int(request.streamed.into()),
+            currency(usage.cost.map(|cost| cost.currency)),
+            text(Some(usage.source.as_str())),
+            Value::Int(usage.first_token.map(duration_ms)),
+            int(duration_ms(usage.duration)),
+            int(usage.streamed.into()),
         ]
     };
     Upsert {
